@@ -1,0 +1,26 @@
+"""A judge of images that thinks before it answers, learns what people prefer, and runs on one's own machine."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlxpref.blas import preload
+from mlxpref.errors import ConfigError, DataError, MlxprefError, ModelError
+
+if TYPE_CHECKING:
+    from mlxpref.judge import Judge
+
+__all__ = ["ConfigError", "DataError", "MlxprefError", "ModelError", "load"]
+
+# Before anything imports MLX: the symbols that are found first are the ones MLX will call.
+preload()
+
+
+def load(model: str | Path | None = None, adapter: str | Path | None = None, **settings: Any) -> "Judge":
+    """Load a judge: a checkpoint folder, a Hugging Face id, or "demo"; None means $MLXPREF_MODEL.
+
+    `settings` are the fields of `mlxpref.config.JudgeSettings`, such as `think=False`. Raises ModelError where the
+    model or the adapter cannot be loaded, ConfigError for a setting that does not exist.
+    """
+    from mlxpref.loading import load_judge
+
+    return load_judge(str(model) if model is not None else None, Path(adapter) if adapter else None, settings)

@@ -1,0 +1,8 @@
+"""The embedded demo: a small judge of coloured shapes, its pictures and its preferences."""
+
+from pathlib import Path
+
+__all__ = ["JUDGE"]
+
+JUDGE = Path(__file__).parent / "judge"
+"""The demo judge's checkpoint, in the Hugging Face layout."""

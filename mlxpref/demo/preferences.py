@@ -1,0 +1,109 @@
+"""The demo's preferences: whether a picture shows what the prompt asks for decides before its quality.
+
+The pictures of the training and the test split are rendered from different random streams, so no picture is in
+both. Five per cent of the training labels are wrong, no test label is. The prompts of HELD_OUT are in no training
+comparison, neither of the demo's training nor of the judge's warm-up.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from mlxpref.demo.pictures import COLOURS, QUALITIES, SHAPES, Look, render
+from mlxpref.preferences import Preference
+
+__all__ = [
+    "HELD_OUT",
+    "SPLITS",
+    "TRAIN_PROMPTS",
+    "Aspect",
+    "Scene",
+    "demo_preferences",
+    "draw_scene",
+    "prompt_text",
+]
+
+Aspect = Literal["colour", "shape", "quality"]
+ASPECTS: tuple[Aspect, ...] = ("colour", "shape", "quality")
+HELD_OUT = (("red", "triangle"), ("green", "square"), ("blue", "cross"), ("yellow", "circle"))
+TRAIN_PROMPTS = tuple((c, s) for c in COLOURS for s in SHAPES if (c, s) not in HELD_OUT)
+SPLITS = ("train", "test", "heldout")
+LABEL_NOISE = 0.05
+_STREAMS = {"train": 1, "test": 2, "heldout": 3}
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Two looks for one wanted colour and shape, with the aspect that decides and the better of the two."""
+
+    colour: str
+    shape: str
+    a: Look
+    b: Look
+    aspect: Aspect
+    better: Literal["a", "b"]
+
+    @property
+    def prompt(self) -> str:
+        """The text prompt that both pictures are judged for."""
+        return prompt_text(self.colour, self.shape)
+
+
+def prompt_text(colour: str, shape: str) -> str:
+    """The prompt that asks for a shape of a colour."""
+    return f"{'an' if colour[0] in 'aeiou' else 'a'} {colour} {shape}"
+
+
+def draw_scene(
+    rng: np.random.Generator,
+    prompts: tuple[tuple[str, str], ...] = TRAIN_PROMPTS,
+    aspect: Aspect | None = None,
+) -> Scene:
+    """A random scene: a prompt, the aspect that decides, and two looks that differ in it.
+
+    Where colour or shape decides, quality misleads more often than it helps. Where quality decides, a quarter of
+    the pairs show the same wrong thing twice.
+    """
+    colour, shape = prompts[int(rng.integers(len(prompts)))]
+    aspect = aspect or ASPECTS[int(rng.integers(3))]
+    wrong_colour = _other(rng, tuple(COLOURS), colour)
+    wrong_shape = _other(rng, SHAPES, shape)
+    spoiled = QUALITIES[int(rng.integers(1, len(QUALITIES)))]
+    good, bad = (colour, shape), (colour, shape)
+    good_quality, bad_quality = "clean", spoiled
+    chance = rng.random()
+    if aspect == "quality":
+        if chance < 0.25:
+            good = bad = (wrong_colour, shape) if rng.random() < 0.5 else (colour, wrong_shape)
+    else:
+        bad = (wrong_colour, shape) if aspect == "colour" else (colour, wrong_shape)
+        if chance < 0.5:
+            good_quality, bad_quality = spoiled, "clean"
+        elif chance >= 0.75:
+            bad_quality = "clean"
+    better, worse = Look(*good, good_quality), Look(*bad, bad_quality)
+    if rng.random() < 0.5:
+        return Scene(colour, shape, better, worse, aspect, "a")
+    return Scene(colour, shape, worse, better, aspect, "b")
+
+
+def demo_preferences(split: str, count: int, seed: int = 0) -> list[Preference]:
+    """The first `count` preferences of a split (`train`, `test` or `heldout`), rendered.
+
+    The i-th preference depends on split, seed and i alone, so a longer list begins with the shorter one.
+    """
+    prompts = HELD_OUT if split == "heldout" else TRAIN_PROMPTS
+    return [_preference(np.random.default_rng([_STREAMS[split], seed, i]), prompts, split) for i in range(count)]
+
+
+def _preference(rng: np.random.Generator, prompts: tuple[tuple[str, str], ...], split: str) -> Preference:
+    scene = draw_scene(rng, prompts)
+    p_a = 1.0 if scene.better == "a" else 0.0
+    if split == "train" and rng.random() < LABEL_NOISE:
+        p_a = 1.0 - p_a
+    return Preference(scene.prompt, render(scene.a, rng), render(scene.b, rng), p_a, group=scene.prompt)
+
+
+def _other(rng: np.random.Generator, names: tuple[str, ...], name: str) -> str:
+    return names[(names.index(name) + int(rng.integers(1, len(names)))) % len(names)]

@@ -1,0 +1,19 @@
+"""The errors of mlxpref: each message says what is wrong, where, and what to do; the command line prints it."""
+
+__all__ = ["ConfigError", "DataError", "MlxprefError", "ModelError"]
+
+
+class MlxprefError(Exception):
+    """The base of every error that mlxpref raises on purpose."""
+
+
+class ConfigError(MlxprefError):
+    """A setting, an option or an output place that cannot be used as asked."""
+
+
+class DataError(MlxprefError):
+    """Images or preferences that are missing, damaged or inconsistent."""
+
+
+class ModelError(MlxprefError):
+    """A checkpoint or an adapter that cannot be found, loaded or combined."""

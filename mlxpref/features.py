@@ -1,0 +1,140 @@
+"""Image features: every image goes through the frozen vision tower once, then comes from memory."""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from PIL import Image
+
+from mlxpref.images import load_image
+from mlxpref.preferences import ImageLike
+
+__all__ = ["FeatureStore", "Features"]
+
+_BATCH_TOKENS = 4096
+"""Merged patches that one run of the vision tower holds at most, unless a single image has more."""
+_MEMORY = 2 << 30
+"""Bytes of features kept by default: some 900 images of 512 by 512 at the size of a 7B model."""
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """One image as the language model sees it: (tokens, D), its grid (height, width), and deepstack levels."""
+
+    merged: mx.array
+    grid: tuple[int, int]
+    deepstack: tuple[mx.array, ...] = ()
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the image takes in a prompt."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def nbytes(self) -> int:
+        """The memory it takes."""
+        return int(self.merged.nbytes + sum(level.nbytes for level in self.deepstack))
+
+
+class FeatureStore:
+    """Features of images, least recently used out first, keyed by content and pixel budget.
+
+    A file is keyed by its path, size and time of change too, so that it is decoded once. `runs` counts the images
+    that went through the vision tower.
+    """
+
+    def __init__(self, tower: Any, processor: Any, max_pixels: int, memory: int = _MEMORY) -> None:
+        self._tower, self._processor, self._memory = tower, processor, memory
+        self.max_pixels = min(max_pixels, processor.max_pixels)
+        self._min_pixels = min(processor.min_pixels, self.max_pixels)
+        self._kept: OrderedDict[str, Features] = OrderedDict()
+        self._content: dict[tuple[Path, int, int], str] = {}
+        self._bytes = 0
+        self.runs = 0
+
+    def get(self, image: ImageLike) -> Features:
+        """The features of one image, from memory or from the vision tower."""
+        return self.get_all([image])[0]
+
+    def get_all(self, images: Iterable[ImageLike]) -> list[Features]:
+        """The features of images, those of one size encoded together."""
+        found: dict[str, Features] = {}
+        waiting: dict[tuple[int, int], list[tuple[str, np.ndarray]]] = {}
+        keys = []
+        for image in images:
+            key, loaded = self._key(image)
+            keys.append(key)
+            if key in found or any(key == other for queue in waiting.values() for other, _ in queue):
+                continue
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                found[key] = self._kept[key]
+                continue
+            patches, grid = self._patches(loaded if loaded is not None else load_image(image, self.max_pixels))
+            queue = waiting.setdefault(grid, [])
+            queue.append((key, patches))
+            if len(queue) * grid[0] * grid[1] >= _BATCH_TOKENS:
+                found.update(self._encode(grid, waiting.pop(grid)))
+        for grid, queue in waiting.items():
+            found.update(self._encode(grid, queue))
+        return [found[key] for key in keys]
+
+    def _key(self, image: ImageLike) -> tuple[str, Image.Image | None]:
+        """The content of an image as a key, with the decoded image where it had to be decoded for that."""
+        if isinstance(image, Image.Image):
+            return _digest(load_image(image, self.max_pixels)), None
+        status = image.stat() if image.exists() else None
+        name = (image.resolve(), status.st_size, status.st_mtime_ns) if status else None
+        if name is not None and name in self._content:
+            return self._content[name], None
+        loaded = load_image(image, self.max_pixels)
+        key = _digest(loaded)
+        if name is not None:
+            self._content[name] = key
+        return key, loaded
+
+    def _patches(self, image: Image.Image) -> tuple[np.ndarray, tuple[int, int]]:
+        """Patches (P, F) of an image under the pixel budget, and its grid in merged patches."""
+        size = {"min_pixels": self._min_pixels, "max_pixels": self.max_pixels}
+        inputs = self._processor([image], **size)
+        merge = int(self._processor.merge_size)
+        _, height, width = (int(v) for v in np.asarray(inputs["image_grid_thw"]).reshape(-1))
+        return np.asarray(inputs["pixel_values"], np.float32), (height // merge, width // merge)
+
+    def _encode(self, grid: tuple[int, int], queue: list[tuple[str, np.ndarray]]) -> dict[str, Features]:
+        """Run images of one size through the tower together, and keep what comes out."""
+        merge = int(self._processor.merge_size)
+        pixels = mx.array(np.concatenate([patches for _, patches in queue]))
+        sizes = mx.array([[1, grid[0] * merge, grid[1] * merge]] * len(queue))
+        out = self._tower(pixels.astype(self._tower.patch_embed.proj.weight.dtype), sizes)
+        merged, levels = out if isinstance(out, tuple) else (out, [])
+        mx.eval(merged, levels)
+        self.runs += len(queue)
+        tokens = grid[0] * grid[1]
+        encoded = {}
+        for place, (key, _) in enumerate(queue):
+            part = slice(place * tokens, (place + 1) * tokens)
+            # Copies: a slice would keep the whole batch in memory after its neighbours are forgotten.
+            features = Features(
+                mx.contiguous(merged[part]), grid, tuple(mx.contiguous(level[part]) for level in levels)
+            )
+            encoded[key] = features
+            self._keep(key, features)
+        mx.eval([x for f in encoded.values() for x in (f.merged, *f.deepstack)])
+        return encoded
+
+    def _keep(self, key: str, features: Features) -> None:
+        self._kept[key] = features
+        self._bytes += features.nbytes
+        while self._bytes > self._memory and len(self._kept) > 1:
+            _, oldest = self._kept.popitem(last=False)
+            self._bytes -= oldest.nbytes
+
+
+def _digest(image: Image.Image) -> str:
+    return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()

@@ -1,0 +1,169 @@
+"""The ranking of image files for one prompt: which pairs are judged, what was said, and its JSON."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from mlxpref.images import Skipped
+from mlxpref.judge import Judge, Pair, PairVerdict
+from mlxpref.preferences import ImageLike
+from mlxpref.ranking import RankedImage, Ranking, all_pairs, rank_images
+from mlxpref.verdict import Verdict
+
+__all__ = ["ImageRanking", "JudgedPair", "Think", "Track", "rank_by_judge"]
+
+Think = Literal["top", "all", "none"]
+TOP = 10
+"""How many of the best images are thought about where the judge thinks about the top only."""
+Track = Callable[[Iterable[PairVerdict], int, str], Iterable[PairVerdict]]
+"""Something that passes on what it is given and shows how far it is, of how much, at what."""
+
+
+@dataclass(frozen=True)
+class JudgedPair:
+    """Two images by number, and what the judge said of them."""
+
+    a: int
+    b: int
+    verdict: PairVerdict
+
+
+@dataclass(frozen=True)
+class ImageRanking:
+    """Images in order for one prompt, with every pair that was judged.
+
+    The i-th image of `images` is number i in `pairs` and in `ranking`. An interval says how well this judge's own
+    full ranking is known from the pairs asked, not what people think.
+    """
+
+    prompt: str
+    images: tuple[ImageLike, ...]
+    ranking: Ranking
+    pairs: tuple[JudgedPair, ...]
+    model: str
+    adapter: Path | None
+    seconds: float
+    vision_runs: int
+    tokens: int
+    skipped: tuple[Skipped, ...] = field(default=())
+
+    def name(self, index: int) -> str:
+        """What an image is called: its path, or its number where it came from memory."""
+        image = self.images[index]
+        return str(image) if isinstance(image, Path) else f"image {index}"
+
+    def reason(self, image: RankedImage) -> str | None:
+        """The reasoning that speaks most clearly for an image's place, with the opponent it was shown with.
+
+        For the upper half a comparison it won, for the others one it lost; None where nothing was thought.
+        """
+        upper = image.rank <= (len(self.images) + 1) // 2
+        clearest, reason = 0.0, None
+        for pair in self.pairs:
+            if image.index not in (pair.a, pair.b):
+                continue
+            p_win = pair.verdict.p_a if pair.a == image.index else 1 - pair.verdict.p_a
+            clearness = p_win if upper else 1 - p_win
+            for first, second, verdicts in _orders(pair):
+                thought = _clearest(verdicts, first_wins=(first == image.index) == upper)
+                if thought and clearness > clearest:
+                    place, other = (1, second) if first == image.index else (2, first)
+                    clearest, reason = clearness, f"as image {place} beside {self.name(other)}: {thought}"
+        return reason
+
+    def to_json(self) -> dict[str, Any]:
+        """The ranking as design.md's JSON of `rank`."""
+        return {
+            "prompt": self.prompt,
+            "model": self.model,
+            "adapter": str(self.adapter) if self.adapter else None,
+            "images": [
+                {
+                    "path": self.name(image.index),
+                    **{key: value for key, value in asdict(image).items() if key not in ("index", "tied_with")},
+                    "tied_with": [self.name(other) for other in image.tied_with],
+                    "reason": self.reason(image),
+                }
+                for image in self.ranking.images
+            ],
+            "pairs": [
+                {
+                    "a": self.name(pair.a),
+                    "b": self.name(pair.b),
+                    "p_a": pair.verdict.p_a,
+                    "p_a_shown_first": pair.verdict.p_a_shown_first,
+                    "p_a_shown_second": pair.verdict.p_a_shown_second,
+                    "reasons": [verdict.reasoning for verdict in pair.verdict.verdicts],
+                }
+                for pair in self.pairs
+            ],
+            "position_bias": self.ranking.position_bias,
+            "skipped": [{"path": str(s.path), "error": s.error} for s in self.skipped],
+            "seconds": round(self.seconds, 3),
+            "vision_runs": self.vision_runs,
+            "tokens": self.tokens,
+        }
+
+
+def rank_by_judge(
+    judge: Judge,
+    images: Sequence[ImageLike],
+    prompt: str,
+    think: Think = "top",
+    skipped: Sequence[Skipped] = (),
+    track: Track = lambda work, count, what: work,
+) -> ImageRanking:
+    """Judge every pair of at least two images and rank them.
+
+    With `think` "top", more than TOP images are first ordered by reading without thinking, and then all pairs
+    among the best TOP are thought about.
+    """
+    started, vision_runs, tokens = time.perf_counter(), judge.vlm.features.runs, judge.tokens
+
+    def judged(chosen: Sequence[tuple[int, int]], thinking: bool, what: str) -> Iterator[JudgedPair]:
+        work = judge.pairs((Pair(images[a], images[b], prompt) for a, b in chosen), think=thinking)
+        for (a, b), verdict in zip(chosen, track(work, len(chosen), what), strict=True):
+            yield JudgedPair(a, b, verdict)
+
+    every = list(all_pairs(len(images)))
+    thinks_about_all = think == "all" or (think == "top" and len(images) <= TOP)
+    found = {(p.a, p.b): p for p in judged(every, thinks_about_all, "thinking" if thinks_about_all else "reading")}
+    ranking = _ranked(len(images), found.values())
+    if think == "top" and not thinks_about_all:
+        best = sorted(image.index for image in ranking.images[:TOP])
+        among = [(best[a], best[b]) for a, b in all_pairs(len(best))]
+        found |= {(p.a, p.b): p for p in judged(among, True, f"thinking about the best {TOP}")}
+        ranking = _ranked(len(images), found.values())
+    return ImageRanking(
+        prompt,
+        tuple(images),
+        ranking,
+        tuple(found.values()),
+        judge.name,
+        judge.adapter,
+        time.perf_counter() - started,
+        judge.vlm.features.runs - vision_runs,
+        judge.tokens - tokens,
+        tuple(skipped),
+    )
+
+
+def _ranked(count: int, pairs: Iterable[JudgedPair]) -> Ranking:
+    return rank_images(count, [pair.verdict.outcome(pair.a, pair.b) for pair in pairs])
+
+
+def _orders(pair: JudgedPair) -> tuple[tuple[int, int, tuple[Verdict, ...]], ...]:
+    """The first image's number, the second's, and what was said, for each order of a pair."""
+    return (
+        (pair.a, pair.b, pair.verdict.a_shown_first),
+        (pair.b, pair.a, pair.verdict.a_shown_second),
+    )
+
+
+def _clearest(verdicts: Sequence[Verdict], first_wins: bool) -> str | None:
+    """The reasoning of the verdict that most clearly says that the first image wins, or loses; None if none does."""
+    read = [(p if first_wins else 1 - p, v) for v in verdicts if (p := v.p_first("soft")) is not None and v.reasoning]
+    clearness, verdict = max(read, key=lambda item: item[0], default=(0.0, None))
+    return verdict.reasoning if verdict is not None and clearness > 0.5 else None

@@ -1,0 +1,29 @@
+"""From a name to a judge: find or download the checkpoint, load it, put the adapter on."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mlxpref.adapters import load_adapter
+from mlxpref.config import JudgeSettings, settings_from
+from mlxpref.judge import Judge
+from mlxpref.models import resolve_model
+from mlxpref.vlm import load_vlm
+
+__all__ = ["load_judge"]
+
+
+def load_judge(
+    model: str | None,
+    adapter: Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    agree: Callable[[str], bool] = lambda question: False,
+    say: Callable[[str], None] = lambda line: None,
+) -> Judge:
+    """Load a judge by name; see `resolve_model` for names, `agree` and `say`."""
+    chosen = settings_from(JudgeSettings, settings or {})
+    name, path = resolve_model(model, agree, say)
+    vlm = load_vlm(path, chosen.max_pixels)
+    if adapter is not None:
+        load_adapter(vlm.model, adapter)
+    return Judge(vlm, chosen, name, adapter)

@@ -1,0 +1,130 @@
+"""Results as a person reads them: a pair, a ranking, an evaluation."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mlxpref.console import print_table, print_text
+from mlxpref.evaluation import Evaluation
+from mlxpref.image_ranking import ImageRanking
+from mlxpref.judge import PairVerdict
+from mlxpref.verdict import Verdict
+
+__all__ = ["pair_to_json", "print_evaluations", "print_pair", "print_ranking"]
+
+_REASONS = 3
+"""How many images of a ranking get their reason printed."""
+_REASON_LENGTH = 400
+"""Characters of a reason that are printed; JSON has all of it."""
+
+
+def pair_to_json(a: Path, b: Path, verdict: PairVerdict) -> dict[str, Any]:
+    """One pair of the JSON of `rank`, with the text of every sample."""
+    return {
+        "a": str(a),
+        "b": str(b),
+        "p_a": verdict.p_a,
+        "p_a_shown_first": verdict.p_a_shown_first,
+        "p_a_shown_second": verdict.p_a_shown_second,
+        "reasons": [v.reasoning for v in verdict.verdicts],
+        "samples": [
+            *(_sample_to_json("a", v) for v in verdict.a_shown_first),
+            *(_sample_to_json("b", v) for v in verdict.a_shown_second),
+        ],
+    }
+
+
+def _sample_to_json(first: str, verdict: Verdict) -> dict[str, Any]:
+    return {
+        "first": first,
+        "p_first": verdict.p_first("soft"),
+        "label_mass": verdict.label_mass,
+        "closed": verdict.closed,
+        "tokens": verdict.tokens,
+        "text": verdict.text,
+    }
+
+
+def print_pair(a: Path, b: Path, verdict: PairVerdict) -> None:
+    """Which image is preferred, how clearly, and what was said in both orders."""
+    if all(v.p_first("soft") is None for v in verdict.verdicts):
+        print_text("undecided: no completion could be read")
+    elif verdict.p_a == 0.5:
+        print_text("undecided: 50 % for either")
+    else:
+        winner, p = (a, verdict.p_a) if verdict.p_a > 0.5 else (b, 1 - verdict.p_a)
+        print_text(f"{winner} is preferred, {_percent(p)}")
+    for shown, p_a, verdicts in (
+        ("A first", verdict.p_a_shown_first, verdict.a_shown_first),
+        ("B first", verdict.p_a_shown_second, verdict.a_shown_second),
+    ):
+        print_text(f"  {shown}: A {_percent(p_a)}")
+        for each in verdicts:
+            if each.reasoning:
+                print_text(f"    {_cut(each.reasoning)}")
+
+
+def print_ranking(ranking: ImageRanking) -> None:
+    """The order with intervals and ties, reasons for the best images, and what was left out."""
+    names = [Path(ranking.name(i)).name for i in range(len(ranking.images))]
+    if len(set(names)) < len(names):
+        names = [ranking.name(i) for i in range(len(ranking.images))]
+    print_table(
+        (">rank", "image", ">strength", ">95 % interval", ">best", ">won", "tied with"),
+        (
+            (
+                image.rank,
+                names[image.index],
+                f"{image.strength:+.2f}",
+                f"{image.low:+.2f} to {image.high:+.2f}",
+                _percent(image.p_best),
+                f"{image.wins} of {image.pairs}",
+                _few([names[other] for other in image.tied_with]),
+            )
+            for image in ranking.ranking.images
+        ),
+        title=f"“{ranking.prompt}”: {len(names)} images, {len(ranking.pairs)} pairs, each in both orders",
+    )
+    for image in ranking.ranking.images[:_REASONS]:
+        if reason := ranking.reason(image):
+            print_text(f"{names[image.index]}, {_cut(reason)}")
+    if ranking.skipped:
+        print_text(f"{len(ranking.skipped)} skipped: " + _few([s.path.name for s in ranking.skipped]))
+    print_text(
+        "An interval says how well this judge's own ranking is known from the pairs asked, not what people think."
+    )
+
+
+def print_evaluations(evaluations: Sequence[Evaluation]) -> None:
+    """A line for each evaluation, and what it is measured against."""
+    print_table(
+        ("data", "split", "strategy", ">pairs", ">accuracy", ">95 % interval", ">both orders", ">consistent",
+         ">first chosen", ">brier", ">ece", ">unreadable"),
+        (
+            (
+                e.data, e.split, e.strategy, e.metrics.pairs, _percent(e.metrics.accuracy),
+                f"{_percent(e.metrics.accuracy_low)} to {_percent(e.metrics.accuracy_high)}",
+                _percent(e.metrics.both_orders_accuracy), _percent(e.metrics.position_consistency),
+                _percent(e.metrics.first_choice_rate), f"{e.metrics.brier:.3f}", f"{e.metrics.ece:.3f}",
+                _percent(e.unreadable),
+            )
+            for e in evaluations
+        ),
+    )  # fmt: skip
+    for e in evaluations:
+        print_text(
+            f"{e.data} {e.split} {e.strategy}: {e.tokens} tokens in {e.seconds:.1f} s; always the first image of the "
+            f"file: {_percent(e.metrics.first_image_baseline)}; {e.metrics.ties_dropped} ties dropped"
+        )
+
+
+def _percent(share: float | None) -> str:
+    return "unreadable" if share is None else f"{100 * share:.1f} %"
+
+
+def _cut(reason: str) -> str:
+    return reason if len(reason) <= _REASON_LENGTH else reason[: _REASON_LENGTH - 1] + "…"
+
+
+def _few(names: Sequence[str], most: int = 2) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

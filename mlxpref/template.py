@@ -1,0 +1,67 @@
+"""The words of a comparison: what the judge is told and asked, and the version of those words.
+
+The order is chosen for prefix sharing: everything up to the first image is the same for all comparisons of a
+prompt, everything up to the second image is the same for all opponents of one first image.
+"""
+
+import hashlib
+import json
+from typing import Any, Literal
+
+__all__ = [
+    "ANSWER_OPEN",
+    "CLOSING",
+    "NO_THINKING",
+    "USER_TEXT",
+    "Form",
+    "comparison_messages",
+    "template_version",
+]
+
+Form = Literal["choice", "scores"]
+
+SYSTEM = "You compare two images the way people do."
+CRITERION = (
+    "People prefer the image that shows what the prompt asks for. If both do, they prefer the better looking one."
+)
+QUESTIONS: dict[Form, str] = {
+    "choice": (
+        "Which image do people prefer? "
+        "Write your reasons between <think> and </think>, then 1 or 2 between <answer> and </answer>."
+    ),
+    "scores": (
+        "How good is each image? "
+        "Write your reasons between <think> and </think>, "
+        "then two scores from 0 to 10, image 1 first, between <answer> and </answer>."
+    ),
+}
+ANSWER_OPEN = "<answer>"
+CLOSING = "</think><answer>"
+"""Appended to a completion that ran out of tokens, so that it can still be read."""
+NO_THINKING = "<think></think><answer>"
+"""Begins the completion of a judge that answers without thinking."""
+USER_TEXT = "\ue000"
+"""Stands where the user's text goes; replaced after the chat template, so that it can only ever be plain text."""
+
+
+def comparison_messages(form: Form) -> list[dict[str, Any]]:
+    """The chat of one comparison, with two images and USER_TEXT in the place of the prompt."""
+    return [
+        {"role": "system", "content": SYSTEM},
+        {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": f"Criterion: {CRITERION}\nPrompt:{USER_TEXT}\nImage 1: "},
+                {"type": "image"},
+                {"type": "text", "text": "\nImage 2: "},
+                {"type": "image"},
+                {"type": "text", "text": f"\n{QUESTIONS[form]}"},
+            ],
+        },
+    ]
+
+
+def template_version() -> str:
+    """A short hash of every word above; kept with adapters, calibrations and stored results."""
+    words = [comparison_messages("choice"), comparison_messages("scores"), CLOSING, NO_THINKING]
+    return hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,0 +1,211 @@
+"""The seam to mlx-vlm: a checkpoint as a stateless function from comparisons to logits.
+
+Everything that mlx-vlm's models remember between calls (positions, rope deltas) is bypassed: images are encoded
+once and cached, embeddings are put together here, positions are explicit, and the language model's layers run on
+caches of our own.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_map
+
+from mlxpref.errors import ModelError
+from mlxpref.features import Features, FeatureStore
+from mlxpref.preferences import ImageLike
+from mlxpref.prefix import RowCache, image_positions
+from mlxpref.template import Form
+from mlxpref.tokens import Words
+
+__all__ = ["FAMILIES", "VLM", "Prompt", "check_folder", "load_vlm"]
+
+FAMILIES = {"qwen2_vl": "Qwen2-VL", "qwen2_5_vl": "Qwen2.5-VL", "qwen3_vl": "Qwen3-VL"}
+"""The architectures that mlxpref judges with, by their model_type."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One comparison as token ids (L,), positions (3, L) and the two images' features."""
+
+    ids: np.ndarray
+    positions: np.ndarray
+    following: int
+    images: tuple[Features, Features]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class VLM:
+    """A loaded vision-language model: words and images in, logits out; no state but cached image features."""
+
+    def __init__(self, model: nn.Module, processor: Any, path: Path, max_pixels: int) -> None:
+        self.model: Any = model
+        self.path = path
+        config = self.model.config
+        self.image_token_id = int(
+            config.image_token_index if config.model_type == "qwen3_vl" else config.image_token_id
+        )
+        self.words = Words(processor.tokenizer, self.image_token_id)
+        self.features = FeatureStore(self.model.vision_tower, processor.image_processor, max_pixels)
+        self.ends = _end_ids(config, processor.tokenizer)
+        self.silent = _vision_ids(config)
+
+    @property
+    def language(self) -> Any:
+        """The language model: its trunk in `.model`, its head beside it or tied."""
+        return self.model.language_model
+
+    @property
+    def layer_count(self) -> int:
+        """How many layers the language model has."""
+        return len(self.language.model.layers)
+
+    def prompt(self, first: ImageLike, second: ImageLike, prompt: str, form: Form, think: bool) -> Prompt:
+        """A comparison of two images as they are shown, ready to run."""
+        tokens = self.words.comparison(prompt, form, think)
+        images = self.features.get(first), self.features.get(second)
+        pads = [[self.image_token_id] * image.tokens for image in images]
+        ids = [*tokens.before_first, *pads[0], *tokens.before_second, *pads[1], *tokens.after]
+        texts = len(tokens.before_first), len(tokens.before_second), len(tokens.after)
+        positions = image_positions([texts[0], images[0].grid, texts[1], images[1].grid, texts[2]])
+        return Prompt(np.array(ids, np.int32), positions.ids, positions.following, images)
+
+    def prefill(self, prompts: Sequence[Prompt]) -> tuple[RowCache, mx.array]:
+        """Run B prompts; returns their keys and values, and the logits (B, V) after each row's last token."""
+        rows, hidden = self.hidden(prompts)
+        last = mx.array([len(prompt) - 1 for prompt in prompts])
+        return rows, self.head(hidden[mx.arange(len(prompts)), last])
+
+    def hidden(self, prompts: Sequence[Prompt]) -> tuple[RowCache, mx.array]:
+        """Run B prompts of any lengths as right-padded rows; returns keys and values, and hidden states (B, L, D)."""
+        lengths = [len(prompt) for prompt in prompts]
+        columns = max(lengths)
+        ids = np.zeros((len(prompts), columns), np.int32)
+        positions = np.zeros((3, len(prompts), columns), np.int32)
+        for row, prompt in enumerate(prompts):
+            ids[row, : len(prompt)] = prompt.ids
+            positions[:, row, : len(prompt)] = prompt.positions
+        embeddings, deepstack = self._embed(ids, [image for prompt in prompts for image in prompt.images])
+        rows = RowCache(self.layer_count)
+        rows.announce(lengths, columns)
+        hidden = self.language.model(
+            mx.array(ids),
+            inputs_embeds=embeddings,
+            cache=rows.layers,
+            position_ids=mx.array(positions),
+            **deepstack,
+        )
+        return rows, hidden
+
+    def extend(self, rows: RowCache, ids: np.ndarray, start: np.ndarray) -> mx.array:
+        """Run a block of text tokens (B, N) behind rows, from each row's next position (B,); logits (B, N, V)."""
+        count, columns = ids.shape
+        rows.announce([columns] * count, columns)
+        positions = np.broadcast_to(start[:, None] + np.arange(columns), (3, count, columns))
+        tokens = mx.array(ids)
+        hidden = self.language.model(
+            tokens,
+            inputs_embeds=self.language.model.embed_tokens(tokens),
+            cache=rows.layers,
+            position_ids=mx.array(positions.astype(np.int32)),
+        )
+        return self.head(hidden)
+
+    def head(self, hidden: mx.array) -> mx.array:
+        """Logits (..., V) in float32 of hidden states (..., D); image and video tokens can never be chosen."""
+        language = self.language
+        tied = language.args.tie_word_embeddings
+        output = language.model.embed_tokens.as_linear if tied else language.lm_head
+        logits: mx.array = output(hidden).astype(mx.float32)
+        logits[..., mx.array(self.silent)] = -mx.inf
+        return logits
+
+    def _embed(self, ids: np.ndarray, images: Sequence[Features]) -> tuple[mx.array, dict[str, Any]]:
+        """Embeddings (B, L, D) with the images' features in their places, in the order of the rows."""
+        embeddings = self.language.model.embed_tokens(mx.array(ids))
+        distinct = list({id(image): image for image in images}.values())
+        starts = dict(zip(map(id, distinct), np.cumsum([0] + [x.tokens for x in distinct]).tolist(), strict=False))
+        source = np.concatenate([starts[id(image)] + np.arange(image.tokens) for image in images])
+        is_image = ids == self.image_token_id
+        index = np.zeros(ids.shape, np.int32)
+        index[is_image] = source
+        merged = mx.concatenate([image.merged for image in distinct]).astype(embeddings.dtype)
+        embeddings = mx.where(mx.array(is_image)[..., None], merged[mx.array(index)], embeddings)
+        if not distinct[0].deepstack:
+            return embeddings, {}
+        levels = [
+            mx.concatenate([image.deepstack[level] for image in distinct]).astype(embeddings.dtype)[mx.array(source)]
+            for level in range(len(distinct[0].deepstack))
+        ]
+        return embeddings, {"visual_pos_masks": mx.array(is_image), "deepstack_visual_embeds": levels}
+
+
+def load_vlm(path: Path, max_pixels: int, dtype: mx.Dtype | None = None) -> VLM:
+    """Load a checkpoint folder in the Hugging Face or the MLX layout.
+
+    `dtype` is the type of every unquantized weight; None keeps the checkpoint's own on a GPU and takes float32 on
+    a CPU, where half precision is some forty times slower.
+    """
+    check_folder(path)
+    from mlx_vlm.utils import load
+
+    try:
+        model, processor = load(str(path), trust_remote_code=False)
+    except Exception as error:  # mlx-vlm raises anything from KeyError to RuntimeError for a damaged folder
+        raise ModelError(f"{path}: cannot be loaded: {type(error).__name__}: {_one_line(error)}") from error
+    if dtype is None and mx.default_device().type == mx.DeviceType.cpu:
+        dtype = mx.float32
+    if dtype is not None:
+        model.update(tree_map(lambda x: x.astype(dtype) if _is_float(x) else x, model.parameters()))
+    model.eval()
+    mx.eval(model.parameters())
+    return VLM(model, processor, path, max_pixels)
+
+
+def check_folder(path: Path) -> None:
+    """Refuse a folder that would load wrongly or not at all, in words that say what is missing."""
+    if not path.is_dir():
+        raise ModelError(f"{path}: no such model folder; give a folder, a Hugging Face id or `demo`")
+    config_file = path / "config.json"
+    if not config_file.is_file():
+        raise ModelError(f"{path}: no config.json there; a model folder holds config, tokenizer and weights")
+    try:
+        family = json.loads(config_file.read_text(encoding="utf-8")).get("model_type")
+    except (ValueError, AttributeError) as error:
+        raise ModelError(f"{config_file}: not valid JSON: {_one_line(error)}; download the checkpoint again") from error
+    if family not in FAMILIES:
+        names = ", ".join(FAMILIES.values())
+        raise ModelError(f"{path}: architecture {family!r} is not supported; mlxpref judges with {names}")
+    # Without these mlx-vlm takes defaults in silence, and the judge sees badly scaled images.
+    if not any((path / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
+        raise ModelError(f"{path}: no preprocessor_config.json there; copy it from the original checkpoint")
+    if not any(path.glob("*.safetensors")):
+        raise ModelError(f"{path}: no .safetensors weights there; download the checkpoint again")
+
+
+def _end_ids(config: Any, tokenizer: Any) -> frozenset[int]:
+    """The tokens that end a completion, as config, generation config and tokenizer name them."""
+    named = getattr(config, "eos_token_id", None)
+    ids = named if isinstance(named, list | tuple) else [named]
+    return frozenset(int(i) for i in [*ids, tokenizer.eos_token_id] if i is not None)
+
+
+def _vision_ids(config: Any) -> list[int]:
+    """The placeholder tokens of images and videos, which no completion may hold."""
+    names = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
+    return sorted({int(i) for name in names if (i := getattr(config, name, None)) is not None})
+
+
+def _is_float(x: mx.array) -> bool:
+    return bool(mx.issubdtype(x.dtype, mx.floating))
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]

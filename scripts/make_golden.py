@@ -1,0 +1,299 @@
+"""Make tests/golden/<family>/: tiny random checkpoints, and what transformers computes with them.
+
+Not run by the tests. Needs an environment of its own, with torch, which mlxpref itself never needs:
+
+    python3.11 -m venv venv-torch
+    venv-torch/bin/pip install torch==2.13.0 'transformers==5.23.*' numpy pillow safetensors tokenizers click
+    venv-torch/bin/python scripts/make_golden.py
+
+A folder is a checkpoint in the hub's own layout (bfloat16) with golden.npz beside it, computed in float32 for
+one comparison of two images of different sizes: image0, image1 [H, W, 3] uint8; text (the rendered chat, one
+placeholder an image); input_ids [L]; image_grid_thw [2, 3]; pixel_values [patches, values]; vision [image
+tokens, hidden] and, for Qwen3-VL, deepstack [levels, image tokens, hidden]; position_ids [3, L]; rope_delta
+[]; logits [L, vocabulary]; greedy_ids [24], the continuation without sampling and without penalties.
+
+The weights' seed is the first whose greedy continuation has no near tie and no added token, so that other
+software, which rounds otherwise, must write the same one. Sizes are small, for the folders stay in the
+repository. Kept from the real models: grouped queries, sections of the rotary embedding, windows that do not
+divide the image, two deepstack levels, interpolated positions, tied and untied and sharded weights.
+"""
+
+import itertools
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+import transformers
+from huggingface_hub import save_torch_state_dict
+from PIL import Image
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+Array = np.ndarray[Any, Any]
+Json = dict[str, Any]
+
+GREEDY_TOKENS = 24
+MARGIN = 0.1
+"""The least distance in logits of the best token from the second best, at every greedy step."""
+
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+PREFIXES = dict(zip(FAMILIES, ("Qwen2VL", "Qwen2_5_VL", "Qwen3VL"), strict=True))
+TIED = {"qwen2_vl": False, "qwen2_5_vl": True, "qwen3_vl": True}
+SHARD_BYTES = {"qwen2_vl": 150_000, "qwen2_5_vl": 500_000, "qwen3_vl": 500_000}
+VOCABULARY = 352
+"""Rows of the embedding: more than the tokenizer has tokens, as in the real models."""
+
+IMAGE = {"type": "image"}
+WORDS = ("Prompt: a red kite\nImage 1:", "\nImage 2:", "\nFirst <think>, then answer 1 or 2.")
+FIRST, SECOND, QUESTION = ({"type": "text", "text": words} for words in WORDS)
+MESSAGES = [
+    {"role": "system", "content": "You compare images."},
+    {"role": "user", "content": [FIRST, IMAGE, SECOND, IMAGE, QUESTION]},
+]
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+    "<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for content in message['content'] %}{% if content['type'] == 'image' %}"
+    "<|vision_start|><|image_pad|><|vision_end|>{% elif 'text' in content %}{{ content['text'] }}"
+    "{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+ANSWER = "assistant\n<think>The image is sharper.</think><answer>1</answer>"
+CORPUS = ["system\nYou compare images.", "user\n" + " ".join(WORDS), ANSWER]
+MERGED_TOKENS = 328
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+NAMES = "endoftext im_start im_end object_ref_start object_ref_end box_start box_end quad_start quad_end"
+NAMES += " vision_start vision_end vision_pad image_pad video_pad"
+SPECIAL = [f"<|{name}|>" for name in NAMES.split()]
+NOT_SPECIAL = {"qwen2_vl": [], "qwen2_5_vl": ["<tool_call>", "</tool_call>"]}
+NOT_SPECIAL["qwen3_vl"] = [*NOT_SPECIAL["qwen2_5_vl"], "<think>", "</think>"]
+
+
+def make_tokenizer(family: str) -> Tokenizer:
+    """A byte-level tokenizer trained on the few sentences above, with the family's added tokens after it."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=MERGED_TOKENS, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL])
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in NOT_SPECIAL[family]])
+    return tokenizer
+
+
+def tokenizer_config(tokenizer: Tokenizer) -> Json:
+    flags = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
+    added = {
+        str(number): {flag: getattr(token, flag) for flag in flags}
+        for number, token in sorted(tokenizer.get_added_tokens_decoder().items())
+    }
+    config: Json = {"tokenizer_class": "Qwen2Tokenizer", "model_max_length": 131072, "errors": "replace"}
+    config |= {"bos_token": None, "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "unk_token": None}
+    config |= {"clean_up_tokenization_spaces": False, "split_special_tokens": False}
+    config |= {"additional_special_tokens": SPECIAL[1:], "added_tokens_decoder": added}
+    return config | {"chat_template": CHAT_TEMPLATE}
+
+
+def text_config(family: str, tokenizer: Tokenizer) -> Json:
+    number = tokenizer.token_to_id
+    text: Json = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "use_cache": True}
+    text |= {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_act": "silu", "rms_norm_eps": 1e-06}
+    text |= {
+        "bos_token_id": number("<|endoftext|>"),
+        "eos_token_id": number("<|im_end|>"),
+        "vocab_size": VOCABULARY,
+    }
+    text |= {"attention_dropout": 0.0, "initializer_range": 0.02, "tie_word_embeddings": TIED[family]}
+    if family == "qwen3_vl":
+        text |= {"attention_bias": False, "dtype": "bfloat16", "head_dim": 16, "model_type": "qwen3_vl_text"}
+        scaling = {"mrope_interleaved": True, "mrope_section": [4, 2, 2], "rope_type": "default"}
+        return text | {"max_position_embeddings": 262144, "rope_theta": 5000000, "rope_scaling": scaling}
+    text |= {"max_position_embeddings": 32768, "rope_theta": 1000000.0, "torch_dtype": "bfloat16"}
+    text |= {"max_window_layers": 2, "sliding_window": 32768, "use_sliding_window": False}
+    return text | {"rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}}
+
+
+def vision_config(family: str) -> Json:
+    vision: Json = {"num_heads": 2, "spatial_merge_size": 2, "temporal_patch_size": 2}
+    if family == "qwen2_vl":
+        vision |= {"depth": 2, "embed_dim": 16, "hidden_size": 64, "mlp_ratio": 4}
+        return vision | {"in_chans": 3, "patch_size": 14, "spatial_patch_size": 14}
+    vision |= {"hidden_size": 16, "intermediate_size": 40, "out_hidden_size": 64, "model_type": family}
+    if family == "qwen2_5_vl":
+        vision |= {"depth": 4, "window_size": 56, "fullatt_block_indexes": [1, 3], "tokens_per_second": 2}
+        return vision | {"in_chans": 3, "patch_size": 14, "spatial_patch_size": 14, "hidden_act": "silu"}
+    vision |= {"depth": 3, "deepstack_visual_indexes": [0, 1], "num_position_embeddings": 64}
+    return vision | {"in_channels": 3, "patch_size": 16, "hidden_act": "gelu_pytorch_tanh"}
+
+
+def model_config(family: str, tokenizer: Tokenizer) -> Json:
+    """config.json as the hub has it: flat for Qwen2-VL and Qwen2.5-VL, nested for Qwen3-VL."""
+    config: Json = {"architectures": [f"{PREFIXES[family]}ForConditionalGeneration"], "model_type": family}
+    names = {"image": "image_pad", "video": "video_pad", "vision": "vision_pad"}
+    names |= {"vision_start": "vision_start", "vision_end": "vision_end"}
+    config |= {f"{key}_token_id": tokenizer.token_to_id(f"<|{name}|>") for key, name in names.items()}
+    text, vision = text_config(family, tokenizer), vision_config(family)
+    if family == "qwen3_vl":
+        del config["vision_token_id"]
+        config |= {"tie_word_embeddings": TIED[family], "transformers_version": "4.57.0.dev0"}
+        return config | {"text_config": text, "vision_config": vision}
+    return config | text | {"transformers_version": "4.41.2", "vision_config": vision}
+
+
+def preprocessor_config(family: str) -> Json:
+    config: Json = {"processor_class": f"{PREFIXES[family]}Processor", "merge_size": 2}
+    config["temporal_patch_size"] = 2
+    if family == "qwen3_vl":
+        config |= {"patch_size": 16, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+        size = {"longest_edge": 16777216, "shortest_edge": 4096}  # the hub's least size is 256 x 256
+        return config | {"image_processor_type": "Qwen2VLImageProcessorFast", "size": size}
+    config |= {"patch_size": 14, "min_pixels": 3136, "max_pixels": 12845056}
+    config |= {"image_mean": [0.48145466, 0.4578275, 0.40821073]}
+    config |= {"image_std": [0.26862954, 0.26130258, 0.27577711]}
+    return config | {"image_processor_type": "Qwen2VLImageProcessor"}
+
+
+def generation_config(family: str, tokenizer: Tokenizer) -> Json:
+    """As on the hub: settings that change what is written if a caller leaves them open."""
+    end, pad = (tokenizer.token_to_id(token) for token in ("<|im_end|>", "<|endoftext|>"))
+    ids = {"bos_token_id": pad, "pad_token_id": pad, "do_sample": True, "eos_token_id": [end, pad]}
+    if family == "qwen3_vl":
+        return ids | {"top_k": 20, "top_p": 0.8, "temperature": 0.7}
+    return ids | {"repetition_penalty": 1.05, "temperature": 1e-06}
+
+
+def write_settings(folder: Path, family: str, tokenizer: Tokenizer) -> None:
+    """Everything of the checkpoint but its weights."""
+    tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
+    files = {
+        "config.json": model_config(family, tokenizer),
+        "tokenizer_config.json": tokenizer_config(tokenizer),
+        "chat_template.json": {"chat_template": CHAT_TEMPLATE},
+        "preprocessor_config.json": preprocessor_config(family),
+        "generation_config.json": generation_config(family, tokenizer),
+    }
+    if family == "qwen3_vl":
+        video = {"processor_class": "Qwen3VLProcessor", "video_processor_type": "Qwen3VLVideoProcessor"}
+        settings = {k: v for k, v in preprocessor_config(family).items() if k != "image_processor_type"}
+        files["video_preprocessor_config.json"] = settings | video
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content, indent=1 if name == "config.json" else None) + "\n")
+
+
+def random_weights(folder: Path, family: str, seed: int) -> dict[str, torch.Tensor]:
+    """bfloat16 weights under the hub's names, scaled so that logits have spread and depend on every part."""
+    with torch.device("meta"):
+        config = transformers.AutoConfig.from_pretrained(folder)
+        model = transformers.AutoModelForImageTextToText.from_config(config)
+    generator = torch.Generator().manual_seed(seed)
+    weights = {}
+    for name, meta in sorted(model.state_dict().items()):
+        if name == "lm_head.weight" and TIED[family]:
+            continue
+        tensor = torch.randn(meta.shape, generator=generator)
+        if name.endswith("bias"):
+            tensor = 0.1 * tensor
+        elif tensor.ndim == 1:
+            tensor = (1 + 0.2 * tensor) * (1.6 if name.endswith(("q_norm.weight", "k_norm.weight")) else 1)
+        elif name.endswith(("embed_tokens.weight", "lm_head.weight")):
+            tensor = 0.25 * tensor
+        elif name.endswith("pos_embed.weight"):
+            tensor = 0.5 * tensor
+        else:
+            gain = 1.6 if any(part in name for part in ("q_proj", "k_proj", "o_proj", "qkv")) else 1.2
+            tensor = gain / math.sqrt(tensor[0].numel()) * tensor
+        if family != "qwen3_vl":
+            name = name.replace("model.visual.", "visual.").replace("model.language_model.", "model.")
+        weights[name] = tensor.bfloat16()
+    return weights
+
+
+def picture(width: int, height: int, colour: tuple[int, int, int]) -> Array:
+    """A disc on a stepped gradient: few colours, so that it compresses, and no two patches alike in place."""
+    y, x = np.mgrid[:height, :width]
+    image = np.stack([x // 12 * 20, y // 12 * 20, (x + y) // 24 * 20], axis=-1).astype(np.uint8)
+    image[(x - width * 0.4) ** 2 + (y - height * 0.5) ** 2 < (min(width, height) * 0.35) ** 2] = colour
+    return image
+
+
+def compute(folder: Path, family: str) -> tuple[dict[str, Array], float]:
+    """What transformers makes of checkpoint and comparison, and the margin of the closest greedy step."""
+    unit = 32 if family == "qwen3_vl" else 28
+    images = [picture(5 * unit, 3 * unit, (220, 40, 40)), picture(3 * unit, 4 * unit, (30, 60, 200))]
+    processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
+    features = dict(processor(images=[Image.fromarray(image) for image in images], return_tensors="pt"))
+    pixels, grid = features["pixel_values"], features["image_grid_thw"]
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    text = tokenizer.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True)
+    pads = ["<|image_pad|>" * (int(size.prod()) // 4) for size in grid]
+    expanded = text.replace("<|image_pad|>", "{}").format(*pads)
+    ids = tokenizer(expanded, return_tensors="pt")["input_ids"]
+    length = ids.shape[1]
+
+    auto = transformers.AutoModelForImageTextToText
+    model = auto.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    settings = {"do_sample": False, "repetition_penalty": 1.0, "eos_token_id": None, "pad_token_id": 0}
+    model.generation_config = transformers.GenerationConfig(max_new_tokens=GREEDY_TOKENS, **settings)
+    # An image placeholder would break what follows; a seed where this changes anything is refused below.
+    model.generation_config.suppress_tokens = list(range(MERGED_TOKENS, VOCABULARY))
+    kind = (ids == model.config.image_token_id).int()
+    kinds = torch.nn.functional.pad(kind, (0, GREEDY_TOKENS))
+    with torch.inference_mode():
+        vision = model.get_image_features(pixels, grid)
+        positions, delta = model.model.get_rope_index(ids, mm_token_type_ids=kind, image_grid_thw=grid)
+        logits = model(input_ids=ids, mm_token_type_ids=kind, **features).logits[0]
+        written = model.generate(ids, mm_token_type_ids=kind, attention_mask=torch.ones_like(ids), **features)
+        again = model(input_ids=written, mm_token_type_ids=kinds, **features).logits[0, length - 1 : -1]
+    written, best = written[0, length:], again.topk(2)
+    margin = float((best.values[:, 0] - best.values[:, 1]).min())
+    result = {"image0": images[0], "image1": images[1], "text": np.array(text), "input_ids": ids[0].numpy()}
+    result |= {name: tensor.numpy() for name, tensor in features.items()}
+    result["vision"] = torch.cat(vision.pooler_output).numpy()
+    if family == "qwen3_vl":
+        levels = [torch.cat(level) for level in vision.deepstack_features]
+        result["deepstack"] = torch.stack(levels).numpy()
+    result |= {"position_ids": positions[:, 0].numpy(), "rope_delta": delta[0, 0].numpy()}
+    result |= {"logits": logits.numpy(), "greedy_ids": written.numpy()}
+    return result, margin if torch.equal(written, best.indices[:, 0]) else 0.0
+
+
+@click.command(help="Make the golden checkpoints and numbers; needs torch and transformers (see this file).")
+@click.option("--output", type=click.Path(path_type=Path), default=Path("tests/golden"), show_default=True)
+def main(output: Path) -> None:
+    torch.set_num_threads(1)
+    for family in FAMILIES:
+        folder = output / family
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        write_settings(folder, family, make_tokenizer(family))
+        for seed in itertools.count():
+            weights = random_weights(folder, family, seed)
+            save_torch_state_dict(weights, folder, max_shard_size=SHARD_BYTES[family])
+            golden, margin = compute(folder, family)
+            if margin > MARGIN and len(set(golden["greedy_ids"].tolist())) >= GREEDY_TOKENS // 3:
+                break
+        np.savez_compressed(folder / "golden.npz", allow_pickle=False, **golden)
+        size = sum(file.stat().st_size for file in folder.iterdir())
+        length = len(golden["input_ids"])
+        click.echo(f"{family}: seed {seed}, greedy margin {margin:.3f}, {length} positions, {size} bytes")
+
+
+if __name__ == "__main__":
+    main()
