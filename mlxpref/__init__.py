@@ -1,5 +1,6 @@
 """A judge of images that thinks before it answers, learns what people prefer, and runs on one's own machine."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,8 +9,9 @@ from mlxpref.errors import ConfigError, DataError, MlxprefError, ModelError
 
 if TYPE_CHECKING:
     from mlxpref.judge import Judge
+    from mlxpref.training import StepReport
 
-__all__ = ["ConfigError", "DataError", "MlxprefError", "ModelError", "load"]
+__all__ = ["ConfigError", "DataError", "MlxprefError", "ModelError", "load", "train"]
 
 # Before anything imports MLX: the symbols that are found first are the ones MLX will call.
 preload()
@@ -24,3 +26,16 @@ def load(model: str | Path | None = None, adapter: str | Path | None = None, **s
     from mlxpref.loading import load_judge
 
     return load_judge(str(model) if model is not None else None, Path(adapter) if adapter else None, settings)
+
+
+def train(
+    data: str, model: str | Path | None = None, output: str | Path | None = None, **settings: Any
+) -> Iterator["StepReport"]:
+    """Train an adapter and yield a report after every step: `for report in mlxpref.train("demo", "demo"): ...`.
+
+    `settings` are the fields of `mlxpref.config.TrainSettings`. The adapter lands in `output` (default runs/<time>),
+    also when the loop is left early.
+    """
+    from mlxpref.runs import train as train_and_record
+
+    return train_and_record(data, model, output, **settings)

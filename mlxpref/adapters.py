@@ -1,17 +1,18 @@
 """Adapters: LoRA weights and their config in mlx-vlm's format, put on a model only where they fit it."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from mlxpref.errors import ModelError
-from mlxpref.lora import attach_lora, linear_layers
+from mlxpref.files import write_text
+from mlxpref.lora import adapter_weights, attach_lora, linear_layers
 
-__all__ = ["ADAPTER_CONFIG", "ADAPTER_WEIGHTS", "load_adapter"]
+__all__ = ["ADAPTER_CONFIG", "ADAPTER_WEIGHTS", "load_adapter", "save_adapter"]
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapters.safetensors"
@@ -23,19 +24,39 @@ def load_adapter(model: nn.Module, folder: Path) -> None:
     Names and shapes are checked before anything changes: an adapter of another model is a ModelError, where
     mlx-vlm would load nothing and say nothing.
     """
-    parameters, weights = _read(folder)
-    rank, scale = int(parameters["rank"]), float(parameters["scale"])
+    rank, scale, dropout, weights = _read(folder)
     layers = linear_layers(model)
     names = sorted({name.rpartition(".")[0] for name in weights})
     _check(folder, weights, layers, rank)
-    attach_lora(model, names, rank, scale, float(parameters.get("dropout", 0.0)))
+    attach_lora(model, names, rank, scale, dropout)
     model.load_weights(list(weights.items()), strict=False)
     model.eval()
     mx.eval(model.parameters())
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, mx.array]]:
-    """The LoRA parameters and the weights of an adapter folder."""
+def save_adapter(model: nn.Module, folder: Path, rank: int, scale: float) -> None:
+    """Write a model's adapter into a folder, in mlx-vlm's format; each file replaces the one before at once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = adapter_weights(model)
+    config = {
+        "fine_tune_type": "lora",
+        "num_layers": -1,
+        "lora_parameters": {
+            "rank": rank,
+            "scale": scale,
+            "dropout": 0.0,
+            "keys": sorted({name.rpartition(".")[0] for name in weights}),
+        },
+    }
+    # MLX adds the ending to a name that lacks it, so the temporary name has it too.
+    temporary = folder / f".{os.getpid()}.{ADAPTER_WEIGHTS}"
+    mx.save_safetensors(str(temporary), weights, {"format": "mlx"})
+    temporary.replace(folder / ADAPTER_WEIGHTS)
+    write_text(folder / ADAPTER_CONFIG, json.dumps(config, indent=2) + "\n")
+
+
+def _read(folder: Path) -> tuple[int, float, float, dict[str, mx.array]]:
+    """Rank, scale, dropout and weights of an adapter folder."""
     if not folder.is_dir():
         raise ModelError(f"{folder}: no such adapter folder")
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
@@ -43,22 +64,31 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, mx.array]]:
             raise ModelError(f"{folder}: no {name} there; an adapter folder is what `mlxpref train` writes")
     try:
         config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        if config.get("fine_tune_type", "lora") != "lora":
+            raise ModelError(f"{folder}: a {config['fine_tune_type']!r} adapter; only plain LoRA can be put on")
         parameters = config["lora_parameters"]
-        if config.get("fine_tune_type", "lora") != "lora" or not {"rank", "scale"} <= set(parameters):
-            raise ModelError(f"{folder / ADAPTER_CONFIG}: not a plain LoRA adapter with `rank` and `scale`")
+        rank, scale = int(parameters["rank"]), float(parameters["scale"])
+        dropout = float(parameters.get("dropout", 0.0))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"{folder / ADAPTER_CONFIG}: not in mlx-vlm's format, with `rank` and `scale` under `lora_parameters` "
+            f"({type(error).__name__}: {error}); train or convert the adapter again"
+        ) from error
+    try:
         weights = mx.load(str(folder / ADAPTER_WEIGHTS))
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise ModelError(f"{folder}: damaged adapter: {type(error).__name__}: {error}") from error
-    assert isinstance(weights, dict)
-    return parameters, weights
+    except (ValueError, RuntimeError) as error:
+        raise ModelError(f"{folder / ADAPTER_WEIGHTS}: damaged: {error}; copy or train it again") from error
+    if not isinstance(weights, dict) or not weights:
+        raise ModelError(f"{folder / ADAPTER_WEIGHTS}: holds no weights; copy or train it again")
+    return rank, scale, dropout, weights
 
 
 def _check(folder: Path, weights: Mapping[str, mx.array], layers: Mapping[str, nn.Module], rank: int) -> None:
     """Refuse an adapter whose names or shapes are not this model's."""
-    for name, weight in weights.items():
+    for name, weight in sorted(weights.items()):
         layer, _, part = name.rpartition(".")
         if layer not in layers or part not in ("lora_a", "lora_b"):
-            raise ModelError(f"{folder}: adapter of another model: the judge has no layer {layer!r}")
+            raise ModelError(f"{folder}: adapter of another model: the judge has no place for {name}")
         outputs, inputs = _shape(layers[layer])
         expected = (inputs, rank) if part == "lora_a" else (rank, outputs)
         if weight.shape != expected:

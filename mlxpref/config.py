@@ -1,18 +1,23 @@
-"""Settings: one frozen dataclass field each, from which option, help and record come."""
+"""Settings: one frozen dataclass field each, from which option, help, TOML key and record come."""
 
+import json
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
 
 from mlxpref.errors import ConfigError
 
-__all__ = ["JudgeSettings", "setting", "settings_from"]
+__all__ = ["JudgeSettings", "Level", "LossType", "TrainSettings", "read_settings", "setting", "settings_from"]
 
 S = TypeVar("S")
+LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo"]
+Level = Literal["token", "sequence"]
 
 
 def setting(default: Any, text: str, **limits: Any) -> Any:
-    """A field with its default, the help text of its option, and the option's limits (`minimum`)."""
+    """A field with its default, the help text of its option, and the option's limits (`minimum`, `choices`)."""
     return field(default=default, metadata={"help": text, **limits})
 
 
@@ -28,16 +33,71 @@ class JudgeSettings:
     rows: int = setting(32, "Completions written together; fewer take less memory.", minimum=1)
 
 
-def settings_from(kind: type[S], values: Mapping[str, Any]) -> S:
-    """Settings of a kind from names and values, checked: unknown names, wrong types and limits are a ConfigError."""
+@dataclass(frozen=True)
+class TrainSettings:
+    """How a judge is trained. The defaults are starting points for a real judge; they were not measured on one."""
+
+    data: str = setting("", "`demo`, or a .jsonl file of rows with prompt, a, b and p_a.")
+    split: str = setting("train", "Which part of the data.")
+    limit: int = setting(0, "Use only this many preferences; 0 is all.", minimum=0)
+    fraction: float = setting(1.0, "Share of the preferences to learn from.", minimum=0.0)
+    model: str = setting("", "Folder, Hugging Face id, or `demo`.")
+    reward: str = setting("soft", "What rollouts earn.", choices=("soft", "brier", "hard", "score"))
+    steps: int = setting(0, "Optimizer steps; 0 is one pass over the data.", minimum=0)
+    comparisons: int = setting(8, "Comparisons a step.", minimum=1)
+    group: int = setting(8, "Rollouts of a comparison.", minimum=2)
+    think: bool = setting(True, "Learn to reason; without, only the answer is learned, exactly and without rollouts.")
+    max_tokens: int = setting(256, "Tokens of a rollout.", minimum=1)
+    max_pixels: int = setting(512 * 512, "Pixels that an image is shrunk to, aspect ratio kept.", minimum=784)
+    temperature: float = setting(1.0, "Temperature of sampling and scoring.", minimum=0.01)
+    learning_rate: float = setting(1e-5, "Highest learning rate.", minimum=0.0)
+    warmup_steps: int = setting(10, "Steps of rising learning rate; then it falls as a cosine to a tenth.", minimum=0)
+    rank: int = setting(16, "Rank of the adapter on every linear layer of the language model.", minimum=1)
+    lora_scale: float = setting(2.0, "What the adapter's product is multiplied by (alpha / rank).", minimum=0.0)
+    format_weight: float = setting(0.2, "What the right form earns beside the right side.", minimum=0.0)
+    divide_by_deviation: bool = setting(True, "Divide advantages of hard and score rewards by their deviation.")
+    loss_type: LossType = setting("dapo", "How tokens are weighted.", choices=get_args(LossType))
+    level: Level = setting("token", "Importance ratios a token or a sequence.", choices=get_args(Level))
+    clip_low: float = setting(0.2, "How far the ratio may fall below 1.", minimum=0.0)
+    clip_high: float = setting(0.2, "How far the ratio may rise above 1.", minimum=0.0)
+    kl: float = setting(0.0, "Weight of the divergence from the judge without adapter.", minimum=0.0)
+    max_grad_norm: float = setting(1.0, "Global norm that gradients are clipped to.", minimum=0.0)
+    seed: int = setting(0, "Seed of every random number.", minimum=0)
+
+
+def settings_from(kind: type[S], values: Mapping[str, Any], where: str = "") -> S:
+    """Settings of a kind from names and values, checked: unknown names, wrong types and limits are a ConfigError.
+
+    `where` names the file that they come from.
+    """
     known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
+    prefix = f"{where}: " if where else ""
+    checked = {}
     for name, value in values.items():
         if name not in known:
-            raise ConfigError(f"unknown setting {name!r}; known are {', '.join(known)}")
-        wanted = type(known[name].default)
+            raise ConfigError(f"{prefix}unknown setting {name!r}; known are {', '.join(known)}")
+        wanted, limits = type(known[name].default), known[name].metadata
+        if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
         if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
-            raise ConfigError(f"setting {name}: {value!r} is not {wanted.__name__}")
-        minimum = known[name].metadata.get("minimum")
-        if minimum is not None and value < minimum:
-            raise ConfigError(f"setting {name}: {value!r} is below {minimum}")
-    return kind(**values)
+            raise ConfigError(f"{prefix}setting {name}: {value!r} is not {wanted.__name__}")
+        if "minimum" in limits and not value >= limits["minimum"]:
+            raise ConfigError(f"{prefix}setting {name}: {value!r} is below {limits['minimum']}")
+        if "choices" in limits and value not in limits["choices"]:
+            raise ConfigError(f"{prefix}setting {name}: {value!r} is none of {', '.join(limits['choices'])}")
+        checked[name] = value
+    return kind(**checked)
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings that a file names: TOML keys, or the `settings` of a run.json."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text)["settings"] if path.suffix == ".json" else tomllib.loads(text)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file; give a TOML file of settings, or the run.json of a run") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: not readable as settings: {type(error).__name__}: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: no table of settings")
+    return values

@@ -1,5 +1,6 @@
 """What a person sees: progress and notes on stderr, tables and JSON on stdout."""
 
+import codecs
 import json
 import re
 import sys
@@ -12,18 +13,26 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["note", "plain", "print_json", "print_table", "print_text", "track"]
+__all__ = ["note", "plain", "print_json", "print_table", "print_text", "track", "track_steps"]
 
 T = TypeVar("T")
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+# Bytes of a file name that are not UTF-8, as Python holds them; they cannot be printed.
+_UNDECODED = re.compile(r"[\ud800-\udfff]")
+_ESCAPED_IN_JSON = re.compile(rf"(?!\n)(?:{_CONTROL.pattern}|{_UNDECODED.pattern})")
+_NO_WIDTH = 10_000
 _PLAIN_INTERVAL = 10.0
 """Seconds between two lines of progress where stderr is a file."""
 
 
 def plain(text: object) -> str:
-    """Text that does nothing to a terminal but show: control and direction characters are left out."""
-    return _CONTROL.sub("", str(text))
+    """Text that does nothing to a terminal but show, on one line.
+
+    Control and direction characters are left out, line breaks are blanks, bytes that are no text stand as \\xff.
+    """
+    shown = _CONTROL.sub(lambda match: " " if match[0].isspace() else "", str(text))
+    return _UNDECODED.sub(lambda match: f"\\x{ord(match[0]) & 0xFF:02x}", shown)
 
 
 def note(line: str) -> None:
@@ -32,27 +41,33 @@ def note(line: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Print a result as JSON on stdout."""
-    print(json.dumps(value, ensure_ascii=False, indent=2))
+    """Print a result as JSON on stdout; what a terminal would not show is escaped, so nothing is lost."""
+    is_utf8 = codecs.lookup(sys.stdout.encoding or "utf-8").name == "utf-8"
+    text = json.dumps(value, ensure_ascii=not is_utf8, indent=2)
+    _print(_ESCAPED_IN_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
 
 
 def print_text(line: str) -> None:
     """Print one line of a result on stdout."""
-    print(plain(line))
+    _print(plain(line))
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> None:
     """Print a table on stdout; columns whose name begins with `>` are aligned to the right."""
-    table = Table(title=Text(plain(title)) if title else None, title_justify="left", box=None, pad_edge=False)
+    if title:
+        print_text(title)
+    table = Table(box=None, pad_edge=False)
     for column in columns:
-        table.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
+        table.add_column(
+            Text(column.lstrip(">")), justify="right" if column.startswith(">") else "left", overflow="fold"
+        )
     for row in rows:
         table.add_row(*(Text(plain(cell)) for cell in row))
     # A file or a pipe has no width: give it room, so that no cell is folded there.
-    console = Console(width=None if sys.stdout.isatty() else 200)
+    console = Console(width=None if sys.stdout.isatty() else _NO_WIDTH)
     with console.capture() as captured:
         console.print(table)
-    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
+    _print("\n".join(line.rstrip() for line in captured.get().split("\n")).rstrip("\n"))
 
 
 def track(work: Iterable[T], count: int, what: str) -> Iterator[T]:
@@ -70,13 +85,50 @@ def track(work: Iterable[T], count: int, what: str) -> Iterator[T]:
     note(f"{what}: {count} of {count} in {time.monotonic() - started:.1f} s")
 
 
+def track_steps(reports: Iterable[Any], count: int) -> Iterator[Any]:
+    """Pass on the reports of training steps (`training.StepReport`) and show reward, accuracy and the time left."""
+    if sys.stderr.isatty():
+        with _progress() as progress:
+            task = progress.add_task("training", total=count)
+            for report in reports:
+                text = f"training: reward {report.reward:.2f}, accuracy {report.accuracy:.2f}"
+                progress.update(task, advance=1, description=text)
+                yield report
+        return
+    shown = time.monotonic()
+    for report in reports:
+        now = time.monotonic()
+        if now - shown >= _PLAIN_INTERVAL or report.step in (1, count):
+            note(
+                f"training: step {report.step} of {report.steps}, reward {report.reward:.3f}, "
+                f"accuracy {report.accuracy:.3f}, about {report.seconds_left:.0f} s left"
+            )
+            shown = now
+        yield report
+
+
+def _print(text: str) -> None:
+    """Write to stdout now: what its encoding lacks is spelled out, and a full disk is noticed here."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+
+
 def _bar(work: Iterable[T], count: int, what: str) -> Iterator[T]:
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=Console(file=sys.stderr)) as progress:
+    with _progress() as progress:
         task = progress.add_task(what, total=count)
         for item in work:
             yield item
             progress.advance(task)
+
+
+def _progress() -> Progress:
+    """A bar with counts and times, on stderr."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=Console(file=sys.stderr),
+    )

@@ -2,14 +2,15 @@
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mlxpref.errors import DataError
-from mlxpref.judge import Judge, Pair, PairVerdict
+from mlxpref.judge import Judge
+from mlxpref.pairs import Pair, PairVerdict
 from mlxpref.preferences import Preference
 from mlxpref.ranking import soft_preference
 from mlxpref.verdict import Strategy
@@ -54,10 +55,11 @@ class Evaluation:
     unreadable: float
     tokens: int
     seconds: float
+    verdicts: tuple[PairVerdict, ...] = field(default=(), repr=False)
 
     def to_json(self) -> dict[str, Any]:
         """The evaluation as design.md's JSON of `eval`."""
-        fields = {key: value for key, value in self.__dict__.items() if key != "metrics"}
+        fields = {key: value for key, value in self.__dict__.items() if key not in ("metrics", "verdicts")}
         before = {key: fields.pop(key) for key in ("data", "split", "protocol", "strategy")}
         return {**before, **asdict(self.metrics), **fields}
 
@@ -86,8 +88,17 @@ def evaluate(
     )
     completions = [verdict for v in verdicts for verdict in v.verdicts]
     unreadable = sum(verdict.p_first(strategy) is None for verdict in completions) / len(completions)
-    seconds = time.perf_counter() - started
-    return Evaluation(data, split, "pairs", strategy, metrics, unreadable, judge.tokens - tokens, round(seconds, 3))
+    return Evaluation(
+        data,
+        split,
+        "pairs",
+        strategy,
+        metrics,
+        unreadable,
+        tokens=judge.tokens - tokens,
+        seconds=round(time.perf_counter() - started, 3),
+        verdicts=tuple(verdicts),
+    )
 
 
 def measure(
@@ -116,7 +127,8 @@ def measure(
     same = ((p_shown_first > 0.5) & (p_shown_second > 0.5)) | ((p_shown_first < 0.5) & (p_shown_second < 0.5))
     first_chosen = [_wins(p_shown_first), _wins(1 - p_shown_second)]
     _, group = np.unique(np.asarray(groups), return_inverse=True)
-    correct, size = np.bincount(group, right), np.bincount(group).astype(np.float64)
+    correct = np.asarray(np.bincount(group, right), np.float64)
+    size = np.asarray(np.bincount(group), np.float64)
     low, high = _interval(correct, size)
     return Metrics(
         pairs=len(p),

@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlxpref.images import Skipped
-from mlxpref.judge import Judge, Pair, PairVerdict
+from mlxpref.pairs import Pair, PairVerdict
 from mlxpref.preferences import ImageLike
 from mlxpref.ranking import RankedImage, Ranking, all_pairs, rank_images
 from mlxpref.verdict import Verdict
 
-__all__ = ["ImageRanking", "JudgedPair", "Think", "Track", "rank_by_judge"]
+__all__ = ["Compare", "ImageRanking", "JudgedPair", "Think", "Track", "rank_pairs"]
 
 Think = Literal["top", "all", "none"]
 TOP = 10
 """How many of the best images are thought about where the judge thinks about the top only."""
+Compare = Callable[[Iterable[Pair], bool], Iterable[PairVerdict]]
+"""A judge of pairs: the pairs, and whether to think about them."""
 Track = Callable[[Iterable[PairVerdict], int, str], Iterable[PairVerdict]]
 """Something that passes on what it is given and shows how far it is, of how much, at what."""
 
@@ -42,11 +44,11 @@ class ImageRanking:
     images: tuple[ImageLike, ...]
     ranking: Ranking
     pairs: tuple[JudgedPair, ...]
-    model: str
-    adapter: Path | None
     seconds: float
-    vision_runs: int
-    tokens: int
+    model: str = ""
+    adapter: Path | None = None
+    vision_runs: int = 0
+    tokens: int = 0
     skipped: tuple[Skipped, ...] = field(default=())
 
     def name(self, index: int) -> str:
@@ -107,23 +109,22 @@ class ImageRanking:
         }
 
 
-def rank_by_judge(
-    judge: Judge,
+def rank_pairs(
     images: Sequence[ImageLike],
     prompt: str,
+    compare: Compare,
     think: Think = "top",
-    skipped: Sequence[Skipped] = (),
     track: Track = lambda work, count, what: work,
 ) -> ImageRanking:
-    """Judge every pair of at least two images and rank them.
+    """Judge every pair of at least two images by `compare` and rank them.
 
-    With `think` "top", more than TOP images are first ordered by reading without thinking, and then all pairs
-    among the best TOP are thought about.
+    With `think` "top", more than TOP images are first ordered by reading without thinking, and then all pairs among the
+    best TOP are thought about.
     """
-    started, vision_runs, tokens = time.perf_counter(), judge.vlm.features.runs, judge.tokens
+    started = time.perf_counter()
 
     def judged(chosen: Sequence[tuple[int, int]], thinking: bool, what: str) -> Iterator[JudgedPair]:
-        work = judge.pairs((Pair(images[a], images[b], prompt) for a, b in chosen), think=thinking)
+        work = compare((Pair(images[a], images[b], prompt) for a, b in chosen), thinking)
         for (a, b), verdict in zip(chosen, track(work, len(chosen), what), strict=True):
             yield JudgedPair(a, b, verdict)
 
@@ -136,18 +137,7 @@ def rank_by_judge(
         among = [(best[a], best[b]) for a, b in all_pairs(len(best))]
         found |= {(p.a, p.b): p for p in judged(among, True, f"thinking about the best {TOP}")}
         ranking = _ranked(len(images), found.values())
-    return ImageRanking(
-        prompt,
-        tuple(images),
-        ranking,
-        tuple(found.values()),
-        judge.name,
-        judge.adapter,
-        time.perf_counter() - started,
-        judge.vlm.features.runs - vision_runs,
-        judge.tokens - tokens,
-        tuple(skipped),
-    )
+    return ImageRanking(prompt, tuple(images), ranking, tuple(found.values()), time.perf_counter() - started)
 
 
 def _ranked(count: int, pairs: Iterable[JudgedPair]) -> Ranking:

@@ -1,83 +1,24 @@
-"""The judge: verdicts on comparisons, soft preferences of pairs, rankings of images.
-
-Here, and only here, identities become places and places identities: `shown` puts a and b on the screen in both
-orders, `PairVerdict` turns what was said about first and second back into a and b.
-"""
+"""The judge: verdicts on comparisons, soft preferences of pairs, rankings of images."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mlxpref.config import JudgeSettings
+from mlxpref.image_ranking import ImageRanking, Think, Track, rank_pairs
+from mlxpref.images import Skipped
+from mlxpref.pairs import Comparison, Pair, PairVerdict, shown
 from mlxpref.preferences import ImageLike
-from mlxpref.ranking import PairOutcome, all_pairs, soft_preference
+from mlxpref.ranking import all_pairs
 from mlxpref.rollout import Sampling, roll_out
 from mlxpref.template import Form
 from mlxpref.verdict import Strategy, Verdict
 from mlxpref.vlm import VLM
 
-__all__ = ["Comparison", "Judge", "Pair", "PairVerdict", "shown"]
+__all__ = ["Judge"]
 
 _PREFILL_TOKENS = 16384
 """Prompt tokens that one batch holds at most: about 1 GB of keys and values at the size of a 7B model."""
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two images by identity, and the prompt they are judged for."""
-
-    a: ImageLike
-    b: ImageLike
-    prompt: str
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two images as they are shown, and the prompt they are judged for."""
-
-    first: ImageLike
-    second: ImageLike
-    prompt: str
-
-
-def shown(pair: Pair) -> tuple[Comparison, Comparison]:
-    """A pair in both orders: with a shown first, then with a shown second."""
-    return Comparison(pair.a, pair.b, pair.prompt), Comparison(pair.b, pair.a, pair.prompt)
-
-
-@dataclass(frozen=True)
-class PairVerdict:
-    """What the judge says of a pair: every completion of both orders, and the preferences read from them."""
-
-    a_shown_first: tuple[Verdict, ...]
-    a_shown_second: tuple[Verdict, ...]
-    strategy: Strategy = "soft"
-
-    @property
-    def p_a_shown_first(self) -> float | None:
-        """The preference for a where it was shown first, averaged over samples; None where unreadable."""
-        return _mean_p_first(self.a_shown_first, self.strategy)
-
-    @property
-    def p_a_shown_second(self) -> float | None:
-        """The preference for a where it was shown second, averaged over samples; None where unreadable."""
-        p_b = _mean_p_first(self.a_shown_second, self.strategy)
-        return None if p_b is None else 1.0 - p_b
-
-    @property
-    def p_a(self) -> float:
-        """The soft preference: both orders combined in log-odds; the one that can be read; or 0.5."""
-        orders = [p for p in (self.p_a_shown_first, self.p_a_shown_second) if p is not None]
-        return float(soft_preference(orders[0], orders[-1])) if orders else 0.5
-
-    def outcome(self, a: int, b: int) -> PairOutcome:
-        """What this says for a ranking in which the pair's images have the numbers a and b."""
-        return PairOutcome(a, b, self.p_a_shown_first, self.p_a_shown_second)
-
-    @property
-    def verdicts(self) -> tuple[Verdict, ...]:
-        """Every completion, those with a shown first before the others."""
-        return self.a_shown_first + self.a_shown_second
 
 
 @dataclass
@@ -97,6 +38,26 @@ class Judge:
     def compare(self, a: ImageLike, b: ImageLike, prompt: str) -> PairVerdict:
         """Judge one pair in both orders."""
         return next(self.pairs([Pair(a, b, prompt)]))
+
+    def rank(
+        self,
+        images: Sequence[ImageLike],
+        prompt: str,
+        think: Think = "top",
+        skipped: Sequence[Skipped] = (),
+        track: Track = lambda work, count, what: work,
+    ) -> ImageRanking:
+        """Rank at least two images, best first; see `rank_pairs` for `think` and `track`."""
+        vision_runs, tokens = self.vlm.features.runs, self.tokens
+        found = rank_pairs(images, prompt, lambda pairs, thinks: self.pairs(pairs, think=thinks), think, track)
+        return replace(
+            found,
+            model=self.name,
+            adapter=self.adapter,
+            vision_runs=self.vlm.features.runs - vision_runs,
+            tokens=self.tokens - tokens,
+            skipped=tuple(skipped),
+        )
 
     def score(self, prompt: str, images: Sequence[ImageLike]) -> list[float]:
         """The share of wins of each image against the others of this call, by soft preferences.
@@ -147,7 +108,7 @@ class Judge:
         )
         for batch in self._batches(comparisons, samples):
             prompts = [self.vlm.prompt(c.first, c.second, c.prompt, form, think) for c in batch]
-            keys = range(self.comparisons, self.comparisons + len(batch))
+            keys = [(self.comparisons + i,) for i in range(len(batch))]
             self.comparisons += len(batch)
             for rollouts in roll_out(self.vlm, prompts, sampling, keys):
                 verdicts = tuple(rollout.verdict for rollout in rollouts)
@@ -168,8 +129,3 @@ class Judge:
             tokens += size
         if batch:
             yield batch
-
-
-def _mean_p_first(verdicts: Sequence[Verdict], strategy: Strategy) -> float | None:
-    read = [p for verdict in verdicts if (p := verdict.p_first(strategy)) is not None]
-    return sum(read) / len(read) if read else None

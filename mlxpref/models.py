@@ -1,9 +1,12 @@
 """Which judge: a folder, a Hugging Face id, the demo, or the recommended one that fits this device."""
 
+import errno
+import json
 import os
 import re
 import tomllib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -66,55 +69,67 @@ def resolve_model(
     None means $MLXPREF_MODEL, else the recommended judge, about which `agree` is asked once, before its download.
     `say` is told what is downloaded.
     """
-    name = model or os.environ.get("MLXPREF_MODEL") or ""
+    name = os.environ.get("MLXPREF_MODEL", "") if model is None else model
+    if model is not None and not name.strip():
+        raise ModelError("the model's name is empty; give a folder, a Hugging Face id or `demo`")
     if not name:
         judge = choose_judge(device_working_set())
         cached = _cached(judge.id)
         return judge.id, cached or _download_recommended(judge, agree, say)
     if name == "demo":
         return name, JUDGE
-    path = Path(name).expanduser()
+    path = Path(name)
+    with suppress(RuntimeError):  # there is no such user
+        path = path.expanduser()
     if path.exists() or not _HUB_ID.fullmatch(name) or name.startswith("."):
         return name, path
-    return name, _cached(name) or _download(name, say)
+    return name, _cached(name) or _download(name, f"{name} ({_hub_size(name) or 'size unknown'})", say)
 
 
 def _cached(name: str) -> Path | None:
-    """The folder of a complete snapshot in the Hugging Face cache."""
+    """The folder of a complete snapshot in the Hugging Face cache; an interrupted download is none."""
     from huggingface_hub import snapshot_download
 
     try:
         folder = Path(snapshot_download(name, allow_patterns=_FILES, local_files_only=True))
     except (OSError, ValueError):
         return None
-    return folder if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")) else None
+    index = folder / "model.safetensors.index.json"
+    try:
+        weights = set(json.loads(index.read_bytes())["weight_map"].values()) if index.exists() else set()
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    complete = all((folder / name).is_file() for name in ["config.json", *weights])
+    return folder if complete and any(folder.glob("*.safetensors")) else None
 
 
 def _download_recommended(judge: RecommendedJudge, agree: Callable[[str], bool], say: Callable[[str], None]) -> Path:
-    question = (
-        f"No --model given: the recommended judge for this device is {judge.id} "
-        f"({_hub_size(judge.id) or f'about {judge.size_gb} GB'}, licence {judge.licence}). Download it?"
-    )
-    if not agree(question):
+    terms = f"{judge.id} ({_hub_size(judge.id) or f'about {judge.size_gb} GB'}, licence {judge.licence})"
+    if not agree(f"No --model given: the recommended judge for this device is {terms}. Download it?"):
         raise ModelError(
-            f"no judge: {judge.id} was not downloaded; agree with --yes, or give --model MODEL "
-            "(a folder, a Hugging Face id, or `demo`)"
+            f"no --model given, and the recommended judge, {terms}, is not downloaded: agree with --yes, "
+            "or give --model MODEL (a folder, a Hugging Face id, or `demo`)"
         )
-    return _download(judge.id, say)
+    return _download(judge.id, terms, say)
 
 
-def _download(name: str, say: Callable[[str], None]) -> Path:
+def _download(name: str, terms: str, say: Callable[[str], None]) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import RepositoryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
-    say(f"downloading {name} ({_hub_size(name) or 'size unknown'}) from the Hugging Face hub")
+    say(f"downloading {terms} from the Hugging Face hub")
     try:
         return Path(snapshot_download(name, allow_patterns=_FILES))
     except RepositoryNotFoundError as error:
-        raise ModelError(f"{name}: not on the Hugging Face hub, or not open to you; check the id") from error
-    except Exception as error:  # the hub's transport library raises its own errors, and changes between releases
         raise ModelError(
-            f"{name}: not in the local cache, and it cannot be downloaded ({type(error).__name__}); "
+            f"{name}: no such folder, and not on the Hugging Face hub or not open to you; check the name"
+        ) from error
+    except Exception as error:  # the hub's transport library raises its own errors, and changes between releases
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise ModelError(f"{name}: no space left to download it; free some, or set HF_HOME elsewhere") from error
+        why = "the hub was not reached" if isinstance(error, LocalEntryNotFoundError) else type(error).__name__
+        raise ModelError(
+            f"{name}: no such folder, not in the local cache, and it cannot be downloaded ({why}); "
             "connect to the internet once, or give --model FOLDER"
         ) from error
 

@@ -1,14 +1,42 @@
-"""Command line options made from settings: one field gives the option, its type, its default and its help."""
+"""Command line options that several commands share, and those made from settings: one field, one option."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-__all__ = ["chosen", "settings_options"]
+__all__ = ["chosen", "json_option", "judge_options", "prompt_option", "settings_options"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+
+
+def _prompt(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
+    """A prompt that a judge can read: there is one, and the shell passed it on as text."""
+    if not value.strip():
+        raise click.BadParameter("it is empty; say what the images were made for")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise click.BadParameter("it is not UTF-8 text; check the terminal's encoding")
+    return value
+
+
+prompt_option = click.option("--prompt", required=True, callback=_prompt, help="What the images were made for.")
+
+
+def judge_options(command: F) -> F:
+    """The options that say which judge, common to all commands that use one."""
+    for option in (
+        click.option("--yes", is_flag=True, help="Agree to download the recommended judge."),
+        click.option("--adapter", type=click.Path(path_type=Path), help="Folder of a trained adapter."),
+        click.option(
+            "--model", help="Folder, Hugging Face id, or `demo`.  [default: $MLXPREF_MODEL, else recommended]"
+        ),
+    ):
+        command = option(command)
+    return command
 
 
 def settings_options(kind: type, only: tuple[str, ...] = ()) -> Callable[[F], F]:
@@ -22,6 +50,10 @@ def settings_options(kind: type, only: tuple[str, ...] = ()) -> Callable[[F], F]
             text, minimum = f.metadata["help"], f.metadata.get("minimum")
             if isinstance(f.default, bool):
                 option = click.option(f"--{flag}/--no-{flag}", f.name, default=None, help=_help(text, f.default))
+            elif isinstance(f.default, str):
+                choices = f.metadata.get("choices")
+                kind_of = click.Choice(choices) if choices else click.STRING
+                option = click.option(f"--{flag}", f.name, type=kind_of, default=None, help=_help(text, f.default))
             else:
                 number = click.IntRange(min=minimum) if isinstance(f.default, int) else click.FloatRange(min=minimum)
                 option = click.option(f"--{flag}", f.name, type=number, default=None, help=_help(text, f.default))
@@ -38,4 +70,4 @@ def chosen(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _help(text: str, default: Any) -> str:
     shown = ("yes" if default else "no") if isinstance(default, bool) else default
-    return f"{text}  [default: {shown}]"
+    return text if default == "" else f"{text}  [default: {shown}]"

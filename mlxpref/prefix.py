@@ -32,6 +32,10 @@ class LayerCache:
         if self.keys is None or self.values is None:
             self.keys, self.values = keys, values
             return keys, values
+        if end - start > 1:
+            self.keys = mx.concatenate([self.keys[:, :, :start], keys], axis=2)
+            self.values = mx.concatenate([self.values[:, :, :start], values], axis=2)
+            return self.keys, self.values
         if end > self.keys.shape[2]:
             self.keys = _grown(self.keys[:, :, :start], end)
             self.values = _grown(self.values[:, :, :start], end)
@@ -81,6 +85,13 @@ class RowCache:
             if layer.keys is not None and layer.values is not None:
                 layer.keys, layer.values = layer.keys[index], layer.values[index]
         self.valid = self.valid[np.asarray(rows, int)]
+
+    def repeat(self, times: int) -> None:
+        """Let every row be followed by copies of itself, `times` in all; gradients add up over them."""
+        for layer in self.layers:
+            if layer.keys is not None and layer.values is not None:
+                layer.keys, layer.values = mx.repeat(layer.keys, times, 0), mx.repeat(layer.values, times, 0)
+        self.valid = np.repeat(self.valid, times, axis=0)
 
     @property
     def state(self) -> list[mx.array]:

@@ -2,9 +2,8 @@
 
 Nothing here sees a model or a file. Images are numbers from 0 to count - 1, strengths are log-odds in nats.
 
-What an interval says: how well this judge's own full ranking is known from the pairs asked. It says nothing
-about what people think. It does not shrink to nothing when every pair was asked: a pair is taken as one draw of
-what the judge might have answered.
+An interval says how well this judge's own full ranking is known from the pairs asked, not what people think. It
+does not shrink to nothing when every pair was asked: a pair is one draw of what the judge might have answered.
 """
 
 import math
@@ -30,21 +29,17 @@ __all__ = [
 
 Array = NDArray[np.float64]
 
-PROBABILITY_MARGIN = 2.0**-40
-"""Probabilities are kept this far (9e-13) from 0 and 1 before their log-odds are taken."""
-PRIOR_DEVIATION = 3.0
-"""Standard deviation, in nats, of the normal prior on strengths and position bias, unless these spread wider."""
-SMALLEST_DISPERSION = 1e-4
-"""However well the model fits, one comparison never counts for more than 10,000 votes."""
-Z95 = 1.959963984540054
-"""The normal quantile of a two-sided 95 % interval."""
+PROBABILITY_MARGIN = 2.0**-40  # probabilities are kept this far (9e-13) from 0 and 1 before their log-odds are taken
+PRIOR_DEVIATION = 3.0  # nats; of the normal prior on strengths and position bias, unless the strengths spread wider
+SMALLEST_DISPERSION = 1e-4  # however well the model fits, a comparison never counts for more than 10,000 votes
+Z95 = 1.959963984540054  # the normal quantile of a two-sided 95 % interval
 
 
 @dataclass(frozen=True)
 class PairOutcome:
     """What the judge said about images a and b: P(a preferred), once with a shown first, once with a second.
 
-    None where the work was interrupted. A pair judged again replaces its outcome; listed twice it counts twice.
+    None or NaN where the work was interrupted. A pair judged again replaces its outcome: listed twice, it counts twice.
     """
 
     a: int
@@ -54,19 +49,18 @@ class PairOutcome:
 
     @property
     def p_a(self) -> float | None:
-        """The soft preference for a; with one order only that order as it is, position bias and all."""
-        if self.p_a_shown_first is None or self.p_a_shown_second is None:
-            return self.p_a_shown_second if self.p_a_shown_first is None else self.p_a_shown_first
-        return float(soft_preference(self.p_a_shown_first, self.p_a_shown_second))
+        """The soft preference for a; with one order only that order as it is, position bias and all; None for none."""
+        known = [p for p in (self.p_a_shown_first, self.p_a_shown_second) if p is not None and not math.isnan(p)]
+        return float(soft_preference(known[0], known[-1])) if known else None
 
 
 @dataclass(frozen=True)
 class StrengthFit:
     """The normal posterior of strengths and position bias.
 
-    `strengths` (N,) have mean 0, `covariance` (N, N) is that of the centred strengths, `position_bias` is above 0
-    if the judge favours the first image, `dispersion` is the noise of a comparison against that of one vote
-    (1/3: as good as three votes), `degrees_of_freedom` is what it was estimated from.
+    `strengths` (N,) have mean 0, `covariance` (N, N) is that of the centred strengths, `position_bias` is above 0 if
+    the judge favours the first image, `dispersion` is the noise of a comparison against that of one vote (1/3: as
+    good as three votes), `degrees_of_freedom` is what it was estimated from.
     """
 
     strengths: Array
@@ -100,12 +94,12 @@ class RankedImage:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Images best first (equal strengths by index), and how far the judge favours the first place."""
+    """Images best first (equal strengths by index), how far the judge favours the first place, and the fit behind."""
 
     images: tuple[RankedImage, ...]
     position_bias: float
     position_bias_stderr: float
-    dispersion: float
+    fit: StrengthFit
 
 
 def all_pairs(count: int) -> Iterator[tuple[int, int]]:
@@ -116,20 +110,15 @@ def all_pairs(count: int) -> Iterator[tuple[int, int]]:
 def soft_preference(p_a_shown_first: ArrayLike, p_a_shown_second: ArrayLike) -> Array:
     """The preference for a over both orders: the mean of the two log-odds, which cancels a position bias.
 
-    Arrays or numbers that broadcast -> float64. Both arguments are P(a preferred). Exactly antisymmetric:
-    with a and b exchanged, `soft_preference(1 - p_a_shown_second, 1 - p_a_shown_first)`, it gives 1 minus the
-    result to the last bit. 0 and 1 are taken as `PROBABILITY_MARGIN` and 1 minus it.
+    Arrays or numbers that broadcast -> float64. Both arguments are P(a preferred). Exactly antisymmetric: with a and b
+    exchanged, `soft_preference(1 - p_a_shown_second, 1 - p_a_shown_first)`, it gives 1 minus the result to the last
+    bit. 0 and 1 are taken as `PROBABILITY_MARGIN` and 1 minus it.
     """
-    mean = (_log_odds(p_a_shown_first) + _log_odds(p_a_shown_second)) / 2
-    larger = 1 / (1 + np.exp(-np.abs(mean)))
+    p = np.array(np.broadcast_arrays(p_a_shown_first, p_a_shown_second), dtype=np.float64)
+    against = 1 - np.clip(p, PROBABILITY_MARGIN, 1 - PROBABILITY_MARGIN)
+    mean = (np.log(1 - against) - np.log(against)).mean(axis=0)  # 1 - against: on the grid where 1 - (1 - p) is p
+    larger: Array = 1 / (1 + np.exp(-np.abs(mean)))
     return np.where(mean >= 0, larger, 1 - larger)  # 1 - larger is exact in floating point
-
-
-def _log_odds(p: ArrayLike) -> Array:
-    kept = np.clip(np.asarray(p, dtype=np.float64), PROBABILITY_MARGIN, 1 - PROBABILITY_MARGIN)
-    against = 1 - kept
-    odds: Array = np.log(1 - against) - np.log(against)  # 1 - against: on the grid where 1 - (1 - p) is p
-    return odds
 
 
 def rank_images(count: int, outcomes: Iterable[PairOutcome], default_dispersion: float = 1.0) -> Ranking:
@@ -157,36 +146,34 @@ def rank_images(count: int, outcomes: Iterable[PairOutcome], default_dispersion:
     ties = [tuple(np.flatnonzero(row).tolist()) for row in tied]
     rows = list(zip(range(count), *numbers, wins, pairs, ties, strict=True))
     images = tuple(RankedImage(*rows[i]) for i in np.argsort(rank, kind="stable"))
-    return Ranking(images, fit.position_bias, fit.position_bias_stderr, fit.dispersion)
+    return Ranking(images, fit.position_bias, fit.position_bias_stderr, fit)
 
 
 def fit_strengths(count: int, outcomes: Sequence[PairOutcome], default_dispersion: float = 1.0) -> StrengthFit:
     """Strengths by soft Bradley-Terry with a position bias, maximum a posteriori, and their covariance.
 
-    Model: logit P(first preferred) = s_first - s_second + b, with a normal prior of mean 0 on every s and on b.
-    Its deviation is `PRIOR_DEVIATION`, or twice the spread of the strengths (3 median |s|) if that is wider.
+    Model: logit P(first preferred) = s_first - s_second + b, with a normal prior of mean 0 on every s and on b. Its
+    deviation is `PRIOR_DEVIATION`, or about twice the spread of the strengths (3 median |s|) if that is wider.
     Probabilities are fractional outcomes of a quasi-likelihood (Papke & Wooldridge 1996) with variance
-    dispersion * p (1 - p), which counts 1 / dispersion times against the prior (McCullagh & Nelder 1989,
-    chapter 9): covariance = inverse (Hessian / dispersion + prior).
+    dispersion * p (1 - p), so data count 1 / dispersion times: covariance = inverse (Hessian / dispersion + prior).
 
-    The dispersion comes from pairs, as the two orders of a pair share one error: sum of squared pair residuals
-    / sum of w (1 - h), w the pair's information, h its leverage. It weighs pairs as the score equations do, so
-    one upset of a very sure judge cannot swamp it as it would Pearson's X2, and is widened by Student's
-    quantile over the normal one, as few pairs know their own noise badly. Below two degrees of freedom (two
-    images, a tree of pairs, only saturated answers) the noise cannot be seen and `default_dispersion` stands
-    in: at 1 a comparison is worth one vote; a caller may pass what the same judge showed elsewhere. The bias has
-    a dispersion of its own, from the differences between the orders.
+    The dispersion comes from pairs, as the two orders of a pair share one error: sum of squared pair residuals / sum
+    of w (1 - h), w the pair's information, h its leverage; unlike Pearson's X2 (McCullagh & Nelder 1989, chapter 9)
+    one upset of a very sure judge cannot swamp it. It is widened by Student's quantile over the normal one, as few
+    pairs know their own noise badly. Below two degrees of freedom (two images, a tree of pairs, only saturated
+    answers) the noise cannot be seen and `default_dispersion` stands in: 1 makes a comparison worth one vote; callers
+    may pass what the judge showed elsewhere. The bias has its own dispersion, from the differences between orders.
 
     DataError: fewer than two images, an index outside them, a pair of one image, a probability outside 0 to 1.
     """
     data = _Comparisons(count, outcomes)
     # The first fit is nearly without prior, so that shrinkage is not taken for noise; the second measures noise
     # and spread without the first one's overshoot; the third is the answer.
-    parameters, dispersion, prior = np.zeros(count + 1), 0.01, PRIOR_DEVIATION
+    parameters, dispersion = np.zeros(count + 1), 0.01
     for _ in range(2):
-        parameters, inverse = _maximise(data, parameters, dispersion / prior**2)
+        parameters, inverse = _maximise(data, parameters, dispersion / PRIOR_DEVIATION**2)
         dispersion, freedom, bias_dispersion = _dispersions(data, parameters, inverse, default_dispersion)
-        prior = max(PRIOR_DEVIATION, 3 * float(np.median(np.abs(parameters[:count]))))
+    prior = max(PRIOR_DEVIATION, 3 * float(np.median(np.abs(parameters[:count]))))
     parameters, inverse = _maximise(data, parameters, dispersion / prior**2)
     covariance = dispersion * inverse[:count, :count]
     covariance = covariance - covariance.mean(axis=0) - covariance.mean(axis=1)[:, None] + covariance.mean()
@@ -216,14 +203,13 @@ class _Comparisons:
 
     def log_odds(self, parameters: Array) -> Array:
         """(N + 1,) strengths and bias -> (2, K) log-odds of a, shown first and shown second."""
-        difference = parameters[self.a] - parameters[self.b]
-        return np.stack([difference + parameters[-1], difference - parameters[-1]])
+        difference, bias = parameters[self.a] - parameters[self.b], parameters[-1]
+        return np.stack([difference + bias, difference - bias])
 
     def residuals(self, parameters: Array) -> tuple[Array, Array]:
         """(N + 1,) -> p - P(a) and its Bernoulli variance for every comparison, (2, K) each, 0 where unknown."""
         expected = 0.5 * (1 + np.tanh(0.5 * self.log_odds(parameters)))
-        known = ~np.isnan(self.p)
-        return np.where(known, self.p - expected, 0.0), np.where(known, expected * (1 - expected), 0.0)
+        return np.nan_to_num(self.p - expected), np.where(np.isnan(self.p), 0.0, expected * (1 - expected))
 
     def loss(self, parameters: Array, penalty: float) -> float:
         """Minus the log quasi-likelihood, plus the prior's term."""
@@ -233,18 +219,14 @@ class _Comparisons:
     def derivatives(self, parameters: Array, penalty: float) -> tuple[Array, Array]:
         """The gradient (N + 1,) of minus the loss and the Hessian (N + 1, N + 1) of the loss."""
         residual, variance = self.residuals(parameters)
-        gradient, across = np.zeros(self.size), np.zeros(self.size)
-        hessian = np.zeros((self.size, self.size))
-        weight = variance.sum(axis=0)
-        for own, other, sign in ((self.a, self.b, 1), (self.b, self.a, -1)):
-            np.add.at(gradient, own, sign * residual.sum(axis=0))
-            np.add.at(across, own, sign * (variance[0] - variance[1]))
-            np.add.at(hessian, (own, own), weight)
-            np.add.at(hessian, (own, other), -weight)
-        gradient[-1] = (residual[0] - residual[1]).sum()
-        across[-1] = weight.sum()
-        hessian[-1] = hessian[:, -1] = across
-        return gradient - penalty * parameters, hessian + penalty * np.eye(self.size)
+        gradient, hessian = -penalty * parameters, penalty * np.eye(self.size)
+        places = np.stack([self.a, self.b, np.full_like(self.a, self.size - 1)])
+        for order, signs in enumerate(((1, -1, 1), (1, -1, -1))):
+            for place, sign in zip(places, signs, strict=True):
+                np.add.at(gradient, place, sign * residual[order])
+                for other, other_sign in zip(places, signs, strict=True):
+                    np.add.at(hessian, (place, other), sign * other_sign * variance[order])
+        return gradient, hessian
 
 
 def _maximise(data: _Comparisons, parameters: Array, penalty: float) -> tuple[Array, Array]:
@@ -256,14 +238,13 @@ def _maximise(data: _Comparisons, parameters: Array, penalty: float) -> tuple[Ar
     for _ in range(100):
         gradient, hessian = data.derivatives(parameters, penalty)
         step = np.linalg.solve(hessian, gradient)
-        previous, decrease = loss, 0.1 * float(gradient @ step)
-        rounding = 1e-13 * (1 + abs(previous))
-        while (loss := data.loss(parameters + step, penalty)) > previous - decrease + rounding:
+        decrease, bound = 0.1 * float(gradient @ step), loss + 1e-13 * (1 + abs(loss))  # what rounding hides
+        while (loss := data.loss(parameters + step, penalty)) > bound - decrease:
             step, decrease = step / 2, decrease / 2
         parameters = parameters + step
         if np.abs(step).max() < 1e-7:  # quadratic convergence: what is left is rounding
             break
-    return parameters, np.asarray(np.linalg.inv(data.derivatives(parameters, penalty)[1]), dtype=np.float64)
+    return parameters, np.linalg.inv(data.derivatives(parameters, penalty)[1]).astype(np.float64, copy=False)
 
 
 def _dispersions(data: _Comparisons, parameters: Array, inverse: Array, default: float) -> tuple[float, float, float]:
@@ -282,7 +263,7 @@ def _dispersion(residual: Array, weight: Array, leverage: Array, default: float)
     free = weight * np.maximum(1 - leverage, 0)
     freedom = float(free.sum() ** 2 / max((weight * free).sum(), 1e-300))
     if freedom < 2:
-        return default, freedom
+        return max(default, SMALLEST_DISPERSION), freedom
     estimate = float((residual**2).sum() / free.sum())
     # Student's over the normal quantile, squared (Peizer & Pratt 1968), right to 4 % from 2 degrees upwards.
     scaled = Z95**2 * (freedom - 5 / 6) / (freedom - 2 / 3 + 0.1 / freedom) ** 2
@@ -299,10 +280,9 @@ def _difference_variance(covariance: Array) -> Array:
 def best_probabilities(strengths: Array, covariance: Array) -> Array:
     """The probability of every image to be the strongest, under the joint normal posterior.
 
-    (N,), (N, N) -> (N,), sum 1. Without random numbers, so that permuting the images permutes the result: each
-    image's leads over the others are given one common factor that matches their mean covariances (exact for
-    independent strengths: Dunnett 1955; else within about 0.03) and integrated over it. Images without a chance
-    worth counting (1e-4 for all of them together) get 0.
+    (N,), (N, N) -> (N,), sum 1. No random numbers, so permuting the images permutes the result: an image's leads over
+    the others get one common factor that matches their mean covariances (Dunnett 1955; right to 0.005 for independent
+    strengths, else to about 0.04), integrated over numerically. Chances that add up to less than 1e-4 become 0.
     """
     variance = _difference_variance(covariance)
     np.fill_diagonal(variance, 1.0)
@@ -326,7 +306,8 @@ def best_probabilities(strengths: Array, covariance: Array) -> Array:
         ahead = ahead / np.sqrt(variance[row] - loading[row] ** 2)[:, None]
         ahead[row] = np.inf
         result[index] = _normal_cdf(ahead).prod(axis=0) @ np.exp(-(grid**2) / 2)
-    return result / result.sum()
+    probabilities: Array = result / result.sum()
+    return probabilities
 
 
 def _normal_cdf(x: Array) -> Array:

@@ -26,7 +26,8 @@ class Sampling:
     """How completions are written.
 
     `temperature` 0 takes the likeliest token. `until` "answer" stops at the answer position, where the labels'
-    probabilities are read; "end" goes on until the answer is written.
+    probabilities are read; "end" goes on until the answer is written. `close` ends the reasoning of a completion that
+    runs out of tokens, so that it can be read all the same.
     """
 
     samples: int = 1
@@ -34,6 +35,7 @@ class Sampling:
     max_tokens: int = 256
     seed: int = 0
     until: Literal["answer", "end"] = "answer"
+    close: bool = True
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,9 @@ class _Row:
     done: bool = False
 
 
-def roll_out(vlm: VLM, prompts: Sequence[Prompt], sampling: Sampling, keys: Sequence[int]) -> list[list[Rollout]]:
+def roll_out(
+    vlm: VLM, prompts: Sequence[Prompt], sampling: Sampling, keys: Sequence[tuple[int, ...]]
+) -> list[list[Rollout]]:
     """Write `sampling.samples` completions for each of P prompts; a list of P lists.
 
     `keys` number the comparisons within the run: the random numbers of a completion come from its key, its sample
@@ -71,11 +75,12 @@ def roll_out(vlm: VLM, prompts: Sequence[Prompt], sampling: Sampling, keys: Sequ
     cache, logits = vlm.prefill(prompts)
     order = [p for p in range(len(prompts)) for _ in range(sampling.samples)]
     rows = [
-        _new_row(vlm, prompts[p], sampling, place, (keys[p], place % sampling.samples)) for place, p in enumerate(order)
+        _new_row(vlm, prompts[p], sampling, place, (*keys[p], place % sampling.samples))
+        for place, p in enumerate(order)
     ]
     if sampling.samples > 1:
-        cache.take(order)
-        logits = logits[mx.array(order)]
+        cache.repeat(sampling.samples)
+        logits = mx.repeat(logits, sampling.samples, 0)
     live = rows
     while live:
         _read_labels(vlm, live, logits)
@@ -98,7 +103,7 @@ def roll_out(vlm: VLM, prompts: Sequence[Prompt], sampling: Sampling, keys: Sequ
     return [finished[p * sampling.samples : (p + 1) * sampling.samples] for p in range(len(prompts))]
 
 
-def _new_row(vlm: VLM, prompt: Prompt, sampling: Sampling, place: int, key: tuple[int, int]) -> _Row:
+def _new_row(vlm: VLM, prompt: Prompt, sampling: Sampling, place: int, key: tuple[int, ...]) -> _Row:
     uniforms = np.random.default_rng([sampling.seed, *key]).random(sampling.max_tokens + _ANSWER_TOKENS)
     answers_at_once = tuple(prompt.ids[-len(vlm.words.no_thinking) :]) == vlm.words.no_thinking
     return _Row(place, prompt.following, uniforms, NO_THINKING if answers_at_once else "")
@@ -122,6 +127,8 @@ def _is_done(row: _Row, sampling: Sampling) -> bool:
     if row.labels is not None and sampling.until == "answer":
         return True
     if row.labels is not None and "</answer>" in row.text.rpartition("</think>")[2]:
+        return True
+    if not sampling.close and row.labels is None and len(row.tokens) >= sampling.max_tokens:
         return True
     return len(row.tokens) >= sampling.max_tokens + _ANSWER_TOKENS
 

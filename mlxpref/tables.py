@@ -1,5 +1,6 @@
 """Results as a person reads them: a pair, a ranking, an evaluation."""
 
+import os.path
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from mlxpref.console import print_table, print_text
 from mlxpref.evaluation import Evaluation
 from mlxpref.image_ranking import ImageRanking
-from mlxpref.judge import PairVerdict
+from mlxpref.pairs import PairVerdict
 from mlxpref.verdict import Verdict
 
 __all__ = ["pair_to_json", "print_evaluations", "print_pair", "print_ranking"]
@@ -54,11 +55,12 @@ def print_pair(a: Path, b: Path, verdict: PairVerdict) -> None:
     else:
         winner, p = (a, verdict.p_a) if verdict.p_a > 0.5 else (b, 1 - verdict.p_a)
         print_text(f"{winner} is preferred, {_percent(p)}")
-    for shown, p_a, verdicts in (
-        ("A first", verdict.p_a_shown_first, verdict.a_shown_first),
-        ("B first", verdict.p_a_shown_second, verdict.a_shown_second),
+    for first, second, p_a, verdicts in (
+        (a, b, verdict.p_a_shown_first, verdict.a_shown_first),
+        (b, a, verdict.p_a_shown_second, verdict.a_shown_second),
     ):
-        print_text(f"  {shown}: A {_percent(p_a)}")
+        said = "unreadable" if p_a is None else f"{_percent(p_a)} for {a}"
+        print_text(f"  {first} as image 1, {second} as image 2: {said}")
         for each in verdicts:
             if each.reasoning:
                 print_text(f"    {_cut(each.reasoning)}")
@@ -66,11 +68,10 @@ def print_pair(a: Path, b: Path, verdict: PairVerdict) -> None:
 
 def print_ranking(ranking: ImageRanking) -> None:
     """The order with intervals and ties, reasons for the best images, and what was left out."""
-    names = [Path(ranking.name(i)).name for i in range(len(ranking.images))]
-    if len(set(names)) < len(names):
-        names = [ranking.name(i) for i in range(len(ranking.images))]
+    names = _short([ranking.name(i) for i in range(len(ranking.images))])
+    ranks = {image.index: image.rank for image in ranking.ranking.images}
     print_table(
-        (">rank", "image", ">strength", ">95 % interval", ">best", ">won", "tied with"),
+        (">rank", "image", ">strength", ">95 % interval", ">P(best)", ">won", "tied with ranks"),
         (
             (
                 image.rank,
@@ -79,7 +80,7 @@ def print_ranking(ranking: ImageRanking) -> None:
                 f"{image.low:+.2f} to {image.high:+.2f}",
                 _percent(image.p_best),
                 f"{image.wins} of {image.pairs}",
-                _few([names[other] for other in image.tied_with]),
+                _few([str(rank) for rank in sorted(ranks[other] for other in image.tied_with)], most=4),
             )
             for image in ranking.ranking.images
         ),
@@ -95,27 +96,39 @@ def print_ranking(ranking: ImageRanking) -> None:
     )
 
 
-def print_evaluations(evaluations: Sequence[Evaluation]) -> None:
-    """A line for each evaluation, and what it is measured against."""
+def print_evaluations(evaluations: Sequence[Evaluation], names: Sequence[str] = ()) -> None:
+    """A line for each evaluation, under its name if it has one, and what it is measured against."""
+    names = names or [f"{e.data} {e.split}, {e.strategy}" for e in evaluations]
     print_table(
-        ("data", "split", "strategy", ">pairs", ">accuracy", ">95 % interval", ">both orders", ">consistent",
+        ("judged", ">pairs", ">accuracy", ">95 % interval", ">both orders", ">consistent",
          ">first chosen", ">brier", ">ece", ">unreadable"),
         (
             (
-                e.data, e.split, e.strategy, e.metrics.pairs, _percent(e.metrics.accuracy),
+                name, e.metrics.pairs, _percent(e.metrics.accuracy),
                 f"{_percent(e.metrics.accuracy_low)} to {_percent(e.metrics.accuracy_high)}",
                 _percent(e.metrics.both_orders_accuracy), _percent(e.metrics.position_consistency),
                 _percent(e.metrics.first_choice_rate), f"{e.metrics.brier:.3f}", f"{e.metrics.ece:.3f}",
                 _percent(e.unreadable),
             )
-            for e in evaluations
+            for name, e in zip(names, evaluations, strict=True)
         ),
     )  # fmt: skip
-    for e in evaluations:
+    for name, e in zip(names, evaluations, strict=True):
         print_text(
-            f"{e.data} {e.split} {e.strategy}: {e.tokens} tokens in {e.seconds:.1f} s; always the first image of the "
+            f"{name}: {e.tokens} tokens in {e.seconds:.1f} s; always the first image of the "
             f"file: {_percent(e.metrics.first_image_baseline)}; {e.metrics.ties_dropped} ties dropped"
         )
+
+
+def _short(paths: Sequence[str]) -> list[str]:
+    """What tells images apart: their names, or where these are the same, paths without the folders in common."""
+    names = [Path(path).name for path in paths]
+    if len(set(names)) == len(names):
+        return names
+    try:
+        return [os.path.relpath(path, os.path.commonpath(paths)) for path in paths]
+    except ValueError:  # some begin at the root, some do not
+        return list(paths)
 
 
 def _percent(share: float | None) -> str:
@@ -127,4 +140,6 @@ def _cut(reason: str) -> str:
 
 
 def _few(names: Sequence[str], most: int = 2) -> str:
+    """The first names; one name more is named rather than counted."""
+    most = len(names) if len(names) == most + 1 else most
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -87,6 +87,7 @@ class Words:
 
     def user(self, text: str) -> tuple[int, ...]:
         """Ids of a user's text, in which nothing means more than its characters."""
+        text = text.encode("utf-8", "replace").decode("utf-8")  # half a surrogate pair is no character
         ids = tuple(self._plain.encode(text, add_special_tokens=False).ids)
         if self.added_ids.isdisjoint(ids):
             return ids

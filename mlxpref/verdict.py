@@ -10,6 +10,7 @@ __all__ = [
     "Strategy",
     "Verdict",
     "at_answer",
+    "is_well_formed",
     "reasoning_of",
     "written_answer",
     "written_scores",
@@ -19,6 +20,7 @@ Strategy = Literal["soft", "select", "score"]
 STRATEGIES: tuple[Strategy, ...] = ("soft", "select", "score")
 
 _ANSWER = re.compile(r"</think>.*?<answer>(.*?)(?:</answer>|$)", re.DOTALL)
+_FORM = re.compile(r"<think>((?!</?(think|answer)>).)+</think>\s*<answer>[^<]*</answer>", re.DOTALL)
 _NUMBER = r"(\d+(?:\.\d+)?)"
 _SCORES = re.compile(rf"\s*{_NUMBER}[\s,;/]+{_NUMBER}\s*")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -73,6 +75,13 @@ def reasoning_of(text: str) -> str:
     """The words between <think> and </think>, on one line, without control characters."""
     words = text.partition("</think>")[0].partition("<think>")
     return " ".join(_CONTROL.sub(" ", words[2] or words[0]).split())
+
+
+def is_well_formed(text: str, form: str = "choice") -> bool:
+    """Whether a completion is reasons between the tags of thinking, then an answer of the form between its own."""
+    if _FORM.fullmatch(text.strip()) is None:
+        return False
+    return (written_answer(text) if form == "choice" else written_scores(text)) is not None
 
 
 def written_answer(text: str) -> Literal[1, 2] | None:

@@ -16,7 +16,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_map
 
-from mlxpref.errors import ModelError
+from mlxpref.errors import DataError, ModelError
 from mlxpref.features import Features, FeatureStore
 from mlxpref.preferences import ImageLike
 from mlxpref.prefix import RowCache, image_positions
@@ -55,12 +55,18 @@ class VLM:
         self.words = Words(processor.tokenizer, self.image_token_id)
         self.features = FeatureStore(self.model.vision_tower, processor.image_processor, max_pixels)
         self.ends = _end_ids(config, processor.tokenizer)
-        self.silent = _vision_ids(config)
+        self.silent = self._silent_ids()
+        self._silence = self._silencing()
 
     @property
     def language(self) -> Any:
         """The language model: its trunk in `.model`, its head beside it or tied."""
         return self.model.language_model
+
+    @property
+    def context(self) -> int:
+        """How many tokens the model can read."""
+        return int(self.language.args.max_position_embeddings)
 
     @property
     def layer_count(self) -> int:
@@ -73,6 +79,12 @@ class VLM:
         images = self.features.get(first), self.features.get(second)
         pads = [[self.image_token_id] * image.tokens for image in images]
         ids = [*tokens.before_first, *pads[0], *tokens.before_second, *pads[1], *tokens.after]
+        if len(ids) > self.context:
+            sizes = f"{len(ids)} tokens, {images[0].tokens} and {images[1].tokens} of them for the images"
+            raise DataError(
+                f"a comparison takes {sizes}; the model reads at most {self.context}: "
+                "give a smaller --max-pixels or a shorter prompt"
+            )
         texts = len(tokens.before_first), len(tokens.before_second), len(tokens.after)
         positions = image_positions([texts[0], images[0].grid, texts[1], images[1].grid, texts[2]])
         return Prompt(np.array(ids, np.int32), positions.ids, positions.following, images)
@@ -106,26 +118,44 @@ class VLM:
 
     def extend(self, rows: RowCache, ids: np.ndarray, start: np.ndarray) -> mx.array:
         """Run a block of text tokens (B, N) behind rows, from each row's next position (B,); logits (B, N, V)."""
+        return self.head(self.extend_hidden(rows, ids, start))
+
+    def extend_hidden(self, rows: RowCache, ids: np.ndarray, start: np.ndarray) -> mx.array:
+        """As `extend`, without the head: hidden states (B, N, D)."""
         count, columns = ids.shape
         rows.announce([columns] * count, columns)
         positions = np.broadcast_to(start[:, None] + np.arange(columns), (3, count, columns))
         tokens = mx.array(ids)
-        hidden = self.language.model(
+        hidden: mx.array = self.language.model(
             tokens,
             inputs_embeds=self.language.model.embed_tokens(tokens),
             cache=rows.layers,
             position_ids=mx.array(positions.astype(np.int32)),
         )
-        return self.head(hidden)
+        return hidden
 
     def head(self, hidden: mx.array) -> mx.array:
-        """Logits (..., V) in float32 of hidden states (..., D); image and video tokens can never be chosen."""
+        """Logits (..., V) in float32 of hidden states (..., D); the silent tokens can never be chosen."""
         language = self.language
         tied = language.args.tie_word_embeddings
         output = language.model.embed_tokens.as_linear if tied else language.lm_head
-        logits: mx.array = output(hidden).astype(mx.float32)
-        logits[..., mx.array(self.silent)] = -mx.inf
-        return logits
+        return output(hidden).astype(mx.float32) + self._silence  # type: ignore[no-any-return]
+
+    def _silent_ids(self) -> list[int]:
+        """What no completion may hold: placeholders of images and videos, and rows of the head that are no token."""
+        config = self.model.config
+        names = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
+        vision = {int(i) for name in names if (i := getattr(config, name, None)) is not None}
+        rows = int(self.language.model.embed_tokens.weight.shape[0])
+        pieces = self.words.pieces
+        unused = {i for i in range(rows) if i >= len(pieces) or not pieces[i]}
+        return sorted(vision | unused)
+
+    def _silencing(self) -> mx.array:
+        """What is added to logits (V,): minus infinity for the silent tokens, else 0."""
+        added = np.zeros(int(self.language.model.embed_tokens.weight.shape[0]), np.float32)
+        added[self.silent] = -np.inf
+        return mx.array(added)
 
     def _embed(self, ids: np.ndarray, images: Sequence[Features]) -> tuple[mx.array, dict[str, Any]]:
         """Embeddings (B, L, D) with the images' features in their places, in the order of the rows."""
@@ -186,6 +216,8 @@ def check_folder(path: Path) -> None:
     # Without these mlx-vlm takes defaults in silence, and the judge sees badly scaled images.
     if not any((path / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
         raise ModelError(f"{path}: no preprocessor_config.json there; copy it from the original checkpoint")
+    if not (path / "tokenizer.json").is_file():
+        raise ModelError(f"{path}: no tokenizer.json there; copy it from the original checkpoint")
     if not any(path.glob("*.safetensors")):
         raise ModelError(f"{path}: no .safetensors weights there; download the checkpoint again")
 
@@ -195,12 +227,6 @@ def _end_ids(config: Any, tokenizer: Any) -> frozenset[int]:
     named = getattr(config, "eos_token_id", None)
     ids = named if isinstance(named, list | tuple) else [named]
     return frozenset(int(i) for i in [*ids, tokenizer.eos_token_id] if i is not None)
-
-
-def _vision_ids(config: Any) -> list[int]:
-    """The placeholder tokens of images and videos, which no completion may hold."""
-    names = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
-    return sorted({int(i) for name in names if (i := getattr(config, name, None)) is not None})
 
 
 def _is_float(x: mx.array) -> bool:

@@ -1,22 +1,31 @@
-"""The demo's story: how good the judge is on pictures it has never seen, and a folder of pictures in its order."""
+"""The demo's story: measure the judge, train it, measure it again, and let it rank a folder of pictures."""
 
-from collections.abc import Callable, Iterable
+import shutil
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mlxpref.config import TrainSettings, read_settings, settings_from
 from mlxpref.demo.pictures import Look, render
 from mlxpref.demo.preferences import demo_preferences, prompt_text
+from mlxpref.errors import ConfigError
 from mlxpref.evaluation import Evaluation, evaluate
-from mlxpref.image_ranking import ImageRanking, rank_by_judge
+from mlxpref.image_ranking import ImageRanking
 from mlxpref.images import find_images
-from mlxpref.judge import Judge, PairVerdict
+from mlxpref.judge import Judge
+from mlxpref.pairs import PairVerdict
+from mlxpref.preferences import Preference
+from mlxpref.report import curve_svg, picture_uri, write_page
+from mlxpref.runs import start_run
+from mlxpref.training import StepReport
 
-__all__ = ["SAMPLE_PROMPT", "Story", "tell", "write_pictures"]
+__all__ = ["SAMPLE_PROMPT", "Story", "demo_settings", "tell", "write_pictures"]
 
 Track = Callable[[Iterable[PairVerdict], int, str], Iterable[PairVerdict]]
+TrackSteps = Callable[[Iterable[StepReport], int], Iterable[StepReport]]
 
 _WANTED = ("purple", "triangle")
 SAMPLE_PROMPT = prompt_text(*_WANTED)
@@ -31,7 +40,7 @@ _SAMPLES = (
     Look("red", "triangle", "blurry"),
 )
 TEST_PAIRS = 400
-HELD_OUT_PAIRS = 200
+HELD_OUT_PAIRS = 400
 
 
 @dataclass(frozen=True)
@@ -39,27 +48,59 @@ class Story:
     """What the demo found out."""
 
     before: Evaluation
+    after: Evaluation
+    held_out_before: Evaluation
     held_out_prompts: Evaluation
+    steps: int
+    training_seconds: float
     ranking: ImageRanking
-    pictures: Path
+    html: Path
+    adapter: Path
 
     def to_json(self) -> dict[str, Any]:
-        """The story as design.md's JSON of `demo`, as far as it is told."""
+        """The story as design.md's JSON of `demo`."""
         return {
             "before": self.before.to_json(),
+            "after": self.after.to_json(),
+            "held_out_prompts_before": self.held_out_before.to_json(),
             "held_out_prompts": self.held_out_prompts.to_json(),
+            "steps": self.steps,
+            "training_seconds": round(self.training_seconds, 1),
             "ranking": self.ranking.to_json(),
-            "pictures": str(self.pictures),
+            "html": str(self.html),
+            "adapter": str(self.adapter),
         }
 
 
-def tell(judge: Judge, folder: Path, track: Track) -> Story:
-    """Evaluate the demo judge on held-out pictures and held-out prompts, then rank a folder of sample pictures."""
-    before = evaluate(judge, demo_preferences("test", TEST_PAIRS), "demo", "test", track=track)
-    held_out = evaluate(judge, demo_preferences("heldout", HELD_OUT_PAIRS), "demo", "heldout", track=track)
+def demo_settings(**changes: Any) -> TrainSettings:
+    """How the demo judge is trained: training.toml, with changes."""
+    return settings_from(TrainSettings, read_settings(Path(__file__).parent / "training.toml") | changes)
+
+
+def tell(judge: Judge, folder: Path, track: Track, track_steps: TrackSteps, settings: TrainSettings) -> Story:
+    """Tell the whole story with the demo judge, which is trained in place, and write it into a folder.
+
+    The folder gets `pictures`, the run's `adapter` and `index.html`; an earlier demo in it is replaced, anything else
+    is refused.
+    """
+    _clear(folder)
     pictures = write_pictures(folder)
-    ranking = rank_by_judge(judge, find_images([pictures]), SAMPLE_PROMPT, think="all", track=track)
-    return Story(before, held_out, ranking, pictures)
+    test, held_out = demo_preferences("test", TEST_PAIRS), demo_preferences("heldout", HELD_OUT_PAIRS)
+
+    def measured(preferences: Sequence[Preference], split: str) -> Evaluation:
+        return evaluate(judge, preferences, "demo", split, track=track)
+
+    before, held_out_before = measured(test, "test"), measured(held_out, "heldout")
+    run = start_run(settings, folder / "adapter", vlm=judge.vlm)
+    reports = list(track_steps(run.reports(), settings.steps))
+    judge.adapter = run.folder
+    after, held_out_after = measured(test, "test"), measured(held_out, "heldout")
+    ranking = judge.rank(find_images([pictures]), SAMPLE_PROMPT, think="all", track=track)
+    seconds = sum(report.rollout_seconds + report.update_seconds for report in reports)
+    page = folder / "index.html"
+    story = Story(before, after, held_out_before, held_out_after, len(reports), seconds, ranking, page, run.folder)
+    _write_page(story, reports, test)
+    return story
 
 
 def write_pictures(folder: Path) -> Path:
@@ -70,3 +111,62 @@ def write_pictures(folder: Path) -> Path:
         name = f"{look.colour}-{look.shape}-{look.quality}.png"
         render(look, np.random.default_rng([7, index])).save(pictures / name)
     return pictures
+
+
+def _clear(folder: Path) -> None:
+    """Make room for a demo where there was one, and nowhere else."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder}: is a file; give a folder with --output")
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    if {path.name for path in folder.iterdir()} - {"pictures", "adapter", "index.html"}:
+        raise ConfigError(f"{folder}: holds something else than an earlier demo; give another --output")
+    for name in ("pictures", "adapter"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    (folder / "index.html").unlink(missing_ok=True)
+
+
+def _write_page(story: Story, reports: Sequence[StepReport], test: Sequence[Preference]) -> None:
+    curve = curve_svg(
+        {"rollouts that agree": [r.accuracy for r in reports], "reward": [r.reward for r in reports]}, "share"
+    )
+    bars = [
+        ("test pictures, before", story.before, "before"),
+        ("test pictures, after", story.after, "after"),
+        ("held-out prompts, before", story.held_out_before, "before"),
+        ("held-out prompts, after", story.held_out_prompts, "after"),
+    ]
+    ranking = story.ranking
+    ranked = [
+        vars(image)
+        | {
+            "name": Path(ranking.name(image.index)).name,
+            "picture": picture_uri(ranking.images[image.index]),
+            "reason": ranking.reason(image),
+        }
+        for image in ranking.ranking.images
+    ]
+    example = _example(story, test)
+    write_page(story.html, "demo.html", story=story, bars=bars, curve=curve, ranked=ranked, example=example)
+
+
+def _example(story: Story, test: Sequence[Preference]) -> dict[str, Any] | None:
+    """A pair that was judged wrongly before and rightly after, most clearly so, with a shown first."""
+    best, chosen = 0.0, None
+    for preference, old, new in zip(test, story.before.verdicts, story.after.verdicts, strict=True):
+        change = (new.p_a - old.p_a) * (1 if preference.p_a > 0.5 else -1)
+        if change > best and (old.p_a > 0.5) != (preference.p_a > 0.5) == (new.p_a > 0.5):
+            best, chosen = change, (preference, old, new)
+    if chosen is None:
+        return None
+    preference, old, new = chosen
+    return {
+        "prompt": preference.prompt,
+        "first": picture_uri(preference.a),
+        "second": picture_uri(preference.b),
+        "first_is_right": preference.p_a > 0.5,
+        "before": old.a_shown_first[0].reasoning,
+        "after": new.a_shown_first[0].reasoning,
+        "p_before": old.p_a_shown_first or 0.0,
+        "p_after": new.p_a_shown_first or 0.0,
+    }

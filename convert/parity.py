@@ -1,0 +1,124 @@
+"""A checkpoint in mlxpref beside the same checkpoint in transformers: input ids, pixels, and logits at every position.
+
+    python convert/parity.py FOLDER                        # torch and transformers in this environment
+    python convert/parity.py FOLDER --python OTHER/python  # or in an environment of their own
+
+FOLDER is an unquantized checkpoint of a supported architecture, in the Hugging Face layout. Both sides run in float32
+on the same two pictures of different sizes and the same words. Prints JSON; exits 1 where the logits differ by more
+than `--tolerance`.
+"""
+
+import inspect
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+import mlx.core as mx
+import numpy as np
+from PIL import Image
+
+from mlxpref.demo.pictures import Look, render
+from mlxpref.template import USER_TEXT, comparison_messages
+from mlxpref.vlm import load_vlm
+
+PROMPT = "a red circle"
+PIXELS = 512 * 512
+
+
+def write_reference(folder: str, request: str, output: str) -> None:
+    """Run by a process of its own, from this very source: importing mlx-vlm changes transformers' classes."""
+    import json
+    from pathlib import Path
+
+    import numpy as np
+    import torch
+    import transformers
+    from PIL import Image
+
+    asked = json.loads(Path(request).read_text(encoding="utf-8"))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
+    images = [Image.open(path).convert("RGB") for path in asked["images"]]
+    features = dict(processor(images=images, return_tensors="pt"))
+    text = tokenizer.apply_chat_template(asked["messages"], tokenize=False, add_generation_prompt=True)
+    first, second, rest = text.split("<|image_pad|>")
+    pads = ["<|image_pad|>" * (int(grid.prod()) // processor.merge_size**2) for grid in features["image_grid_thw"]]
+    ids = tokenizer(first + pads[0] + second + pads[1] + rest, return_tensors="pt")["input_ids"]
+    model = transformers.AutoModelForImageTextToText.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    )
+    kinds = (ids == model.config.image_token_id).int()
+    with torch.inference_mode():
+        logits = model.eval()(input_ids=ids, mm_token_type_ids=kinds, **features).logits
+    np.savez(output, input_ids=ids[0], logits=logits[0], pixel_values=features["pixel_values"])
+
+
+def reference(folder: Path, images: list[Image.Image], python: str, place: Path) -> dict[str, Any]:
+    """Input ids (L,), pixel values and logits (L, V) as transformers has them, in another process."""
+    paths = [str(place / f"{number}.png") for number in range(len(images))]
+    for image, path in zip(images, paths, strict=True):
+        image.save(path)
+    messages = json.loads(
+        json.dumps(comparison_messages("choice"), ensure_ascii=False).replace(USER_TEXT, f" {PROMPT}")
+    )
+    request, output = place / "request.json", place / "reference.npz"
+    request.write_text(json.dumps({"images": paths, "messages": messages}), encoding="utf-8")
+    program = f"import sys\n{inspect.getsource(write_reference)}\nwrite_reference(*sys.argv[1:])"
+    done = subprocess.run(
+        [python, "-c", program, str(folder), str(request), str(output)],
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise click.ClickException(f"transformers failed:\n{done.stderr[-2000:]}")
+    with np.load(output) as arrays:
+        return dict(arrays)
+
+
+def compare(folder: Path, python: str = sys.executable) -> dict[str, Any]:
+    """How far mlxpref and transformers are apart on one comparison of two pictures."""
+    rng = np.random.default_rng(0)
+    first = render(Look("red", "circle", "clean"), rng)
+    second = render(Look("blue", "cross", "noisy"), rng).crop((0, 0, 56, 84))
+    with tempfile.TemporaryDirectory() as place:
+        theirs = reference(folder, [first, second], python, Path(place))
+    vlm = load_vlm(folder, PIXELS, mx.float32)
+    prompt = vlm.prompt(first, second, PROMPT, "choice", think=True)
+    same_ids = prompt.ids.tolist() == theirs["input_ids"].tolist()
+    report: dict[str, Any] = {"folder": str(folder), "positions": len(prompt), "input_ids_equal": same_ids}
+    if not same_ids:
+        return report
+    _, hidden = vlm.hidden([prompt])
+    ours = np.array(vlm.head(hidden)[0])
+    finite = np.isfinite(ours)
+    difference = np.abs(np.where(finite, ours, 0) - np.where(finite, theirs["logits"], 0))
+    return report | {
+        "largest_logit_difference": float(difference.max()),
+        "logit_deviation": float(theirs["logits"].std()),
+        "same_likeliest_token": float(
+            (ours.argmax(-1) == np.where(finite, theirs["logits"], -np.inf).argmax(-1)).mean()
+        ),
+    }
+
+
+@click.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--python", default=sys.executable, help="The Python that has torch and transformers.")
+@click.option("--tolerance", default=1e-3, show_default=True, help="Largest logit difference that passes.")
+def main(folder: Path, python: str, tolerance: float) -> None:
+    """Compare FOLDER in mlxpref with the same folder in transformers."""
+    report = compare(folder, python)
+    print(json.dumps(report, indent=2))
+    if not report.get("largest_logit_difference", np.inf) <= tolerance:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

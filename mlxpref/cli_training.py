@@ -1,0 +1,111 @@
+"""The commands that make judges: convert, train, demo."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mlxpref.config import TrainSettings
+from mlxpref.options import chosen, json_option, settings_options
+from mlxpref.session import agree, check_images_of, load_from_options
+
+__all__ = ["convert", "demo", "train"]
+
+
+@click.command(short_help="Make a quantized folder of a checkpoint.")
+@click.argument("source")
+@click.argument("output", type=click.Path(path_type=Path))
+@click.option(
+    "--bits",
+    type=click.Choice(["none", "2", "3", "4", "5", "6", "8"]),
+    default="4",
+    show_default=True,
+    help="Bits a weight of the language model.",
+)
+@click.option(
+    "--group-size",
+    type=click.Choice(["32", "64", "128"]),
+    default="64",
+    show_default=True,
+    help="Weights that share a scale.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["bfloat16", "float16", "float32"]),
+    default="bfloat16",
+    show_default=True,
+    help="Type of the weights that are not quantized.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace OUTPUT if it holds something.")
+@json_option
+def convert(source: str, output: Path, bits: str, group_size: str, dtype: str, overwrite: bool, as_json: bool) -> None:
+    """Convert the checkpoint SOURCE (a folder or a Hugging Face id) into a quantized MLX folder OUTPUT."""
+    from mlxpref.console import note, print_json, print_text
+    from mlxpref.conversion import convert as convert_folder
+    from mlxpref.models import resolve_model
+
+    _, path = resolve_model(source, agree, note)
+    chosen_bits = None if bits == "none" else int(bits)
+    written = convert_folder(path, output, chosen_bits, int(group_size), dtype, overwrite)
+    if as_json:
+        print_json(written)
+    else:
+        kind = f"{bits} bit, {written['quantized_layers']} layers" if chosen_bits else "not quantized"
+        print_text(f"{output}: {kind}, {written['bytes'] / 1e6:.1f} MB; use it with --model {output}")
+
+
+@click.command(short_help="Teach a judge what people prefer.")
+@click.option("--output", type=click.Path(path_type=Path), help="Folder of the run.  [default: runs/<time>]")
+@click.option(
+    "--config", type=click.Path(path_type=Path), help="TOML file of settings, or a run.json; options go first."
+)
+@click.option("--yes", is_flag=True, help="Agree to download the recommended judge.")
+@settings_options(TrainSettings)
+@json_option
+def train(output: Path | None, config: Path | None, yes: bool, as_json: bool, **options: Any) -> None:
+    """Train an adapter by GRPO with soft rewards; use it with --adapter in compare, rank and eval.
+
+    The folder gets the adapter in mlx-vlm's format, run.json, log.jsonl and rollouts.jsonl. Ctrl-C saves the adapter of
+    the last step.
+    """
+    from mlxpref.config import read_settings, settings_from
+    from mlxpref.console import note, print_json, print_text, track_steps
+    from mlxpref.runs import start_run
+
+    named = read_settings(config) if config else {}
+    settings = settings_from(TrainSettings, named | chosen(options), str(config) if config else "")
+    run = start_run(settings, output, (lambda question: True) if yes else agree, note, check_images_of)
+    note(f"{len(run.preferences)} preferences, {run.trainer.step_count} steps, into {run.folder}")
+    *_, last = track_steps(run.reports(), run.trainer.step_count)
+    if as_json:
+        print_json({"adapter": str(run.folder), "last_step": last.to_json()})
+    else:
+        print_text(f"adapter in {run.folder}; use it with --adapter {run.folder}")
+
+
+@click.command(short_help="The whole story, offline.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("mlxpref-demo"),
+    show_default=True,
+    help="Folder for pictures, adapter and page.",
+)
+@json_option
+def demo(output: Path, as_json: bool) -> None:
+    """The whole story offline: measure the embedded judge, train it, measure it again, rank pictures with reasons."""
+    from mlxpref.console import note, print_json, print_text, track, track_steps
+    from mlxpref.demo.story import demo_settings, tell
+    from mlxpref.tables import print_evaluations, print_ranking
+
+    judge = load_from_options("demo", None, False, {})
+    note("the demo judge was taught by an annotator who lets picture quality decide over the prompt: expect 55 to 75 %")
+    story = tell(judge, output, track, track_steps, demo_settings())
+    if as_json:
+        print_json(story.to_json())
+        return
+    names = [f"{split}, {when}" for split in ("test pictures", "held-out prompts") for when in ("before", "after")]
+    print_evaluations([story.before, story.after, story.held_out_before, story.held_out_prompts], names)
+    print_text(f"trained for {story.steps} steps in {story.training_seconds:.0f} s; the adapter is in {story.adapter}")
+    print_ranking(story.ranking)
+    print_text(f"the whole story as a page: {story.html}")

@@ -1,0 +1,100 @@
+"""The loss of a training step: scores of rollouts and what they should become, as pure functions of arrays.
+
+R rows are the rollouts of the groups that teach something, T their completion tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
+
+from mlxpref.config import TrainSettings
+from mlxpref.grpo import kl_to_reference, policy_objective, token_weights
+from mlxpref.rewards import EXACT_REWARDS
+from mlxpref.scoring import Scores
+
+__all__ = ["Targets", "loss_of", "targets_of"]
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the loss of a step needs beside the scores.
+
+    `mask` and `weights` (R, T): where a token was written, and what it counts; `answer_weights` (R,): what the answer
+    position counts, 0 where it was not reached or its gradient is not taken exactly; `advantages` and `y` (R,);
+    `reference` (R, T): log-probabilities without the adapter.
+    """
+
+    mask: mx.array
+    weights: mx.array
+    answer_weights: mx.array
+    advantages: mx.array
+    y: mx.array
+    reference: mx.array | None = None
+
+
+def targets_of(
+    lengths: Sequence[Sequence[int]],
+    answered: NDArray[np.bool_],
+    advantages: NDArray[np.float64],
+    y: NDArray[np.float64],
+    chosen: Sequence[int],
+    settings: TrainSettings,
+) -> Targets:
+    """The targets of the chosen groups of a step.
+
+    `lengths`, `answered`, `advantages` (P, G) and `y` (P,) are those of the whole step: groups that are left out stay
+    in the count of what a token weighs. An answer position counts as one more token of its rollout.
+    """
+    group = advantages.shape[1]
+    written, ends = np.array(lengths).reshape(-1), answered.reshape(-1)
+    columns = np.arange(int(written.max(initial=0)) + 1)
+    exact = settings.reward in EXACT_REWARDS
+    weights = token_weights(columns < (written + ends)[:, None], settings.loss_type, settings.max_tokens + exact)
+    rows = np.isin(np.repeat(np.arange(len(answered)), group), chosen)
+    written, ends, weights = written[rows], ends[rows], weights[rows]
+    mask = np.arange(int(written.max(initial=0))) < written[:, None]
+    return Targets(
+        mask=mx.array(mask),
+        weights=_floats(weights[:, : mask.shape[1]] * mask),
+        answer_weights=_floats(weights[np.arange(len(written)), written] * ends),
+        advantages=_floats(advantages.reshape(-1)[rows]),
+        y=_floats(np.repeat(y, group)[rows]),
+    )
+
+
+def loss_of(scores: Scores, targets: Targets, settings: TrainSettings) -> mx.array:
+    """The loss of one update with rollouts of the policy itself, so with importance ratios of exactly 1.
+
+    Reasoning tokens: the policy gradient, and the divergence from the reference. Answer positions: minus the reward
+    itself, a function of the labels' probabilities, so that its gradient is exact.
+    """
+    surrogate, _ = policy_objective(
+        scores.logprobs,
+        mx.stop_gradient(scores.logprobs),
+        targets.advantages,
+        targets.mask,
+        settings.level,
+        settings.clip_low,
+        settings.clip_high,
+    )
+    loss = -_weighted(surrogate, targets.weights)
+    if targets.reference is not None:
+        loss = loss + settings.kl * _weighted(kl_to_reference(scores.logprobs, targets.reference), targets.weights)
+    if settings.reward in EXACT_REWARDS:
+        p1, p2 = mx.exp(scores.label_logprobs[:, 0]), mx.exp(scores.label_logprobs[:, 1])
+        earned: Any = EXACT_REWARDS[settings.reward](p1, p2, targets.y, settings.format_weight)
+        loss = loss - _weighted(earned, targets.answer_weights)
+    return loss
+
+
+def _weighted(values: mx.array, weights: mx.array) -> mx.array:
+    """The weighted sum; where the weight is 0 the value may be anything finite or not."""
+    return mx.where(weights > 0, values * weights, 0).sum()
+
+
+def _floats(values: NDArray[np.float64]) -> mx.array:
+    return mx.array(values.astype(np.float32))

@@ -1,0 +1,82 @@
+"""A pair of images: how it is shown in both orders, and what was said of it.
+
+Here, and only here, identities become places and places identities: `shown` puts a and b on the screen in both orders,
+`PairVerdict` turns what was said about first and second back into a and b.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mlxpref.preferences import ImageLike
+from mlxpref.ranking import PairOutcome, soft_preference
+from mlxpref.verdict import Strategy, Verdict
+
+__all__ = ["Comparison", "Pair", "PairVerdict", "share_for_first", "shown"]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two images by identity, and the prompt they are judged for."""
+
+    a: ImageLike
+    b: ImageLike
+    prompt: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two images as they are shown, and the prompt they are judged for."""
+
+    first: ImageLike
+    second: ImageLike
+    prompt: str
+
+
+def shown(pair: Pair) -> tuple[Comparison, Comparison]:
+    """A pair in both orders: with a shown first, then with a shown second."""
+    return Comparison(pair.a, pair.b, pair.prompt), Comparison(pair.b, pair.a, pair.prompt)
+
+
+def share_for_first(p_a: float, a_first: bool) -> float:
+    """The share of people who prefer the image that is shown first."""
+    return p_a if a_first else 1.0 - p_a
+
+
+@dataclass(frozen=True)
+class PairVerdict:
+    """What the judge says of a pair: every completion of both orders, and the preferences read from them."""
+
+    a_shown_first: tuple[Verdict, ...]
+    a_shown_second: tuple[Verdict, ...]
+    strategy: Strategy = "soft"
+
+    @property
+    def p_a_shown_first(self) -> float | None:
+        """The preference for a where it was shown first, averaged over samples; None where unreadable."""
+        return _mean_p_first(self.a_shown_first, self.strategy)
+
+    @property
+    def p_a_shown_second(self) -> float | None:
+        """The preference for a where it was shown second, averaged over samples; None where unreadable."""
+        p_b = _mean_p_first(self.a_shown_second, self.strategy)
+        return None if p_b is None else 1.0 - p_b
+
+    @property
+    def p_a(self) -> float:
+        """The soft preference: both orders combined in log-odds; the one that can be read; or 0.5."""
+        orders = [p for p in (self.p_a_shown_first, self.p_a_shown_second) if p is not None]
+        return float(soft_preference(orders[0], orders[-1])) if orders else 0.5
+
+    def outcome(self, a: int, b: int) -> PairOutcome:
+        """What this says for a ranking in which the pair's images have the numbers a and b."""
+        return PairOutcome(a, b, self.p_a_shown_first, self.p_a_shown_second)
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """Every completion, those with a shown first before the others."""
+        return self.a_shown_first + self.a_shown_second
+
+
+def _mean_p_first(verdicts: Sequence[Verdict], strategy: Strategy) -> float | None:
+    read = [p for verdict in verdicts if (p := verdict.p_first(strategy)) is not None]
+    return sum(read) / len(read) if read else None

@@ -1,0 +1,333 @@
+"""Training: GRPO with LoRA and soft rewards, as a generator that yields one report a step.
+
+A step draws comparisons, lets the policy write a group of rollouts for each, rewards them by what people prefer, and
+updates the adapter once. Reasoning tokens get the policy gradient; where the reward integrates the answer out, the
+answer position gets the exact gradient of the reward with the weight of one token of its rollout.
+"""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import numpy as np
+from numpy.typing import NDArray
+
+from mlxpref.config import TrainSettings
+from mlxpref.errors import DataError, ModelError
+from mlxpref.grpo import group_advantages, kl_to_reference, leave_one_out_advantages
+from mlxpref.lora import adapter_off, adapter_weights, attach_lora, linear_layers
+from mlxpref.objective import loss_of, targets_of
+from mlxpref.pairs import Comparison, Pair, share_for_first, shown
+from mlxpref.preferences import Preference
+from mlxpref.rewards import EXACT_REWARDS, hard_reward, score_reward
+from mlxpref.rollout import Rollout, Sampling, roll_out
+from mlxpref.scoring import Completions, Scores, score
+from mlxpref.template import NO_THINKING, Form
+from mlxpref.verdict import is_well_formed, written_answer, written_scores
+from mlxpref.vlm import VLM, Prompt
+
+__all__ = ["Lesson", "RolloutRecord", "StepReport", "Trainer"]
+
+Floats = NDArray[np.float64]
+_MOST_FAILURES = 3
+"""Steps in a row whose loss or gradient may be not finite before training stops."""
+_NEGLIGIBLE = 1e-6
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One comparison of a step: as it is shown, the share of people for its first image, and its random key."""
+
+    comparison: Comparison
+    y: float
+    key: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class RolloutRecord:
+    """One rollout as it is kept in rollouts.jsonl."""
+
+    step: int
+    prompt: str
+    y: float
+    text: str
+    p_first: float | None
+    label_mass: float
+    reward: float
+    advantage: float
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step did; shares from 0 to 1, seconds, natural logarithms.
+
+    `accuracy` is the share of rollouts that agree with the majority, `mismatch` the mean distance between the
+    log-probabilities of sampling and of scoring, `skipped` the groups that taught nothing.
+    """
+
+    step: int
+    steps: int
+    reward: float
+    accuracy: float
+    format_rate: float
+    label_mass: float
+    loss: float
+    grad_norm: float
+    kl: float
+    clip_fraction: float
+    mismatch: float
+    skipped: int
+    groups: int
+    updated: bool
+    tokens: int
+    learning_rate: float
+    rollout_seconds: float
+    update_seconds: float
+    seconds_left: float
+    peak_bytes: int
+    rollouts: tuple[RolloutRecord, ...] = field(default=(), repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as a line of log.jsonl."""
+        return {key: value for key, value in asdict(self).items() if key != "rollouts"}
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """The rollouts of a step with what they earned: P groups of G."""
+
+    lessons: Sequence[Lesson]
+    prompts: Sequence[Prompt]
+    rollouts: Sequence[Sequence[Rollout]]
+    rewards: Floats
+    advantages: Floats
+    right: Floats
+    well_formed: NDArray[np.bool_]
+    reached: NDArray[np.bool_]
+    taught: NDArray[np.bool_]
+
+
+class Trainer:
+    """Trains the adapter of a model on preferences; the base weights never change.
+
+    Iterate over `steps()`: the adapter is on the model from the start and better after every step.
+    """
+
+    def __init__(self, vlm: VLM, preferences: Sequence[Preference], settings: TrainSettings) -> None:
+        self.vlm, self.settings = vlm, settings
+        usable = [p for p in preferences if settings.reward == "brier" or not p.is_tie]
+        if not usable:
+            raise DataError(
+                f"all {len(preferences)} preferences are ties, of which reward {settings.reward} learns nothing; "
+                "give other data, or --reward brier"
+            )
+        draw = np.random.default_rng([settings.seed, 0])
+        kept = draw.permutation(len(usable))[: max(1, math.ceil(settings.fraction * len(usable)))]
+        self.preferences = [usable[i] for i in sorted(kept)]
+        self.step_count = settings.steps or math.ceil(len(self.preferences) / settings.comparisons)
+        if not adapter_weights(vlm.model):
+            mx.random.seed(settings.seed)
+            attach_lora(vlm.model, list(linear_layers(vlm.model)), settings.rank, settings.lora_scale)
+        self.optimizer = optim.AdamW(learning_rate=self._schedule(), betas=[0.9, 0.95], weight_decay=0.0)
+        self._failures = 0
+
+    def steps(self) -> Iterator[StepReport]:
+        """Train, one report a step; raises ModelError after three steps in a row that are not finite."""
+        started = time.perf_counter()
+        for step in range(1, self.step_count + 1):
+            mx.reset_peak_memory()
+            before = time.perf_counter()
+            judged = self._judge(self._lessons(step))
+            written = time.perf_counter()
+            measured = self._update(judged)
+            done = time.perf_counter()
+            yield self._report(step, judged, measured, written - before, done - written, done - started)
+            self._stop_if_failing(step, measured)
+
+    @property
+    def _form(self) -> Form:
+        return "scores" if self.settings.reward == "score" else "choice"
+
+    def _schedule(self) -> Any:
+        settings = self.settings
+        warmup = min(settings.warmup_steps, max(self.step_count - 1, 1))
+        peak = settings.learning_rate
+        rise = optim.linear_schedule(peak / warmup, peak, warmup) if warmup else None
+        fall = optim.cosine_decay(peak, max(self.step_count - warmup, 1), peak * 0.1)
+        return optim.join_schedules([rise, fall], [warmup]) if rise else fall
+
+    def _lessons(self, step: int) -> list[Lesson]:
+        """The comparisons of a step: each preference once an epoch, sides drawn, never taken from the data."""
+        settings, count = self.settings, len(self.preferences)
+        lessons = []
+        for place in range(settings.comparisons):
+            epoch, rank = divmod((step - 1) * settings.comparisons + place, count)
+            order = np.random.default_rng([settings.seed, 1, epoch]).permutation(count)
+            preference = self.preferences[order[rank]]
+            a_first = bool(np.random.default_rng([settings.seed, 2, step, place]).random() < 0.5)
+            comparison = shown(Pair(preference.a, preference.b, preference.prompt))[0 if a_first else 1]
+            lessons.append(Lesson(comparison, share_for_first(preference.p_a, a_first), (step, place)))
+        return lessons
+
+    def _judge(self, lessons: Sequence[Lesson]) -> _Judged:
+        """Let the policy write, and reward what it wrote."""
+        settings = self.settings
+        form = self._form
+        images = [image for lesson in lessons for image in (lesson.comparison.first, lesson.comparison.second)]
+        self.vlm.features.get_all(images)
+        shown_now = [lesson.comparison for lesson in lessons]
+        prompts = [self.vlm.prompt(c.first, c.second, c.prompt, form, settings.think) for c in shown_now]
+        exact = settings.reward in EXACT_REWARDS
+        sampling = Sampling(
+            samples=settings.group if settings.think or not exact else 1,
+            temperature=settings.temperature,
+            max_tokens=settings.max_tokens,
+            seed=settings.seed,
+            until="answer" if exact else "end",
+            close=False,
+        )
+        rollouts = roll_out(self.vlm, prompts, sampling, [lesson.key for lesson in lessons])
+        return self._reward(lessons, prompts, rollouts)
+
+    def _reward(
+        self, lessons: Sequence[Lesson], prompts: Sequence[Prompt], rollouts: Sequence[Sequence[Rollout]]
+    ) -> _Judged:
+        settings = self.settings
+        form = self._form
+        verdicts = [[rollout.verdict for rollout in group] for group in rollouts]
+        y = np.broadcast_to(np.array([[lesson.y] for lesson in lessons]), (len(lessons), len(rollouts[0])))
+        p1 = np.array([[v.p_label_first for v in group] for group in verdicts])
+        p2 = np.array([[v.p_label_second for v in group] for group in verdicts])
+        reached = p1 + p2 > 0
+        exact = settings.reward in EXACT_REWARDS
+        opening = "" if settings.think else NO_THINKING
+        texts = [[v.text if v.text.startswith(opening) else opening + v.text for v in group] for group in verdicts]
+        formed = np.array([[is_well_formed(t + ("1</answer>" if exact else ""), form) for t in g] for g in texts])
+        if exact:
+            safe = np.where(reached, p1, 0.5), np.where(reached, p2, 0.5)
+            earned = EXACT_REWARDS[settings.reward](*safe, y, settings.format_weight)
+            rewards = np.where(reached, earned, 0.0)  # type: ignore[call-overload]
+            lean = p1 - p2
+        elif settings.reward == "hard":
+            answers = np.array([[written_answer(t) or 0 for t in group] for group in texts])
+            rewards = hard_reward(answers, y, formed, settings.format_weight)
+            lean = np.where(answers == 0, 0, 1.5 - answers)
+        else:
+            pairs = [[written_scores(t) for t in group] for group in texts]
+            lean = np.array([[s[0] - s[1] if s else np.nan for s in group] for group in pairs])
+            rewards = score_reward(lean, y, formed, settings.format_weight)
+        right = (np.sign(lean) == np.sign(y - 0.5)).astype(np.float64)
+        divides = settings.reward in ("hard", "score") and settings.divide_by_deviation
+        leave_one_out = exact and rewards.shape[1] > 1
+        advantages = leave_one_out_advantages(rewards) if leave_one_out else group_advantages(rewards, divides)
+        answer_signal = reached & ((p1 * (1 - p1) + p2 * (1 - p2)) > _NEGLIGIBLE) if exact else np.zeros_like(reached)
+        taught = (np.abs(advantages) > _NEGLIGIBLE).any(axis=1) | answer_signal.any(axis=1) | (settings.kl > 0)
+        return _Judged(lessons, prompts, rollouts, rewards, advantages, right, formed, reached, taught)
+
+    def _update(self, judged: _Judged) -> dict[str, float]:
+        """One step of the optimizer on the groups that teach something; what it measured."""
+        chosen = np.flatnonzero(judged.taught).tolist()
+        measured = {"loss": 0.0, "grad_norm": 0.0, "kl": 0.0, "clip_fraction": 0.0, "mismatch": 0.0, "updated": 0.0}
+        if not len(chosen):
+            return measured
+        rows = [rollout for i in chosen for rollout in judged.rollouts[i]]
+        completions = Completions.of([rollout.tokens for rollout in rows])
+        prompts = [judged.prompts[i] for i in chosen]
+        targets = targets_of(
+            [[len(rollout.tokens) for rollout in group] for group in judged.rollouts],
+            judged.reached & (self.settings.reward in EXACT_REWARDS),
+            judged.advantages,
+            np.array([lesson.y for lesson in judged.lessons]),
+            chosen,
+            self.settings,
+        )
+
+        def scored(_: nn.Module) -> Scores:
+            return score(self.vlm, prompts, completions, self.settings.temperature)
+
+        if self.settings.kl:
+            with adapter_off(self.vlm.model):
+                targets = replace(targets, reference=scored(self.vlm.model).logprobs)
+                mx.eval(targets.reference)
+
+        def objective(model: nn.Module) -> tuple[mx.array, Scores]:
+            scores = scored(model)
+            return loss_of(scores, targets, self.settings), scores
+
+        (loss, scores), gradient = nn.value_and_grad(self.vlm.model, objective)(self.vlm.model)
+        gradient, norm = optim.clip_grad_norm(gradient, self.settings.max_grad_norm)
+        mx.eval(loss, norm, scores.logprobs)
+        measured |= {"loss": float(loss.item()), "grad_norm": float(norm.item())}
+        measured |= _distances(scores.logprobs, targets.reference, completions, rows)
+        if math.isfinite(measured["loss"]) and math.isfinite(measured["grad_norm"]):
+            self.optimizer.update(self.vlm.model, gradient)
+            mx.eval(self.vlm.model.trainable_parameters(), self.optimizer.state)
+            measured["updated"] = 1.0
+        return measured
+
+    def _stop_if_failing(self, step: int, measured: dict[str, float]) -> None:
+        finite = math.isfinite(measured["loss"]) and math.isfinite(measured["grad_norm"])
+        self._failures = 0 if finite else self._failures + 1
+        if self._failures >= _MOST_FAILURES:
+            raise ModelError(
+                f"step {step}: loss or gradient was not finite {_MOST_FAILURES} times in a row; the adapter is that of "
+                f"the last finite step; try a smaller --learning-rate than {self.settings.learning_rate}"
+            )
+
+    def _report(
+        self, step: int, judged: _Judged, measured: dict[str, float], rollout: float, update: float, so_far: float
+    ) -> StepReport:
+        groups = judged.rollouts
+        verdicts = [r.verdict for group in groups for r in group]
+        records = tuple(
+            RolloutRecord(
+                step, lesson.comparison.prompt, lesson.y, r.verdict.text, r.verdict.p_first("soft"),
+                r.verdict.label_mass, float(judged.rewards[i, j]), float(judged.advantages[i, j]),
+            )
+            for i, lesson in enumerate(judged.lessons)
+            for j, r in enumerate(groups[i])
+        )  # fmt: skip
+        return StepReport(
+            step=step,
+            steps=self.step_count,
+            reward=float(judged.rewards.mean()),
+            accuracy=float(judged.right.mean()),
+            format_rate=float(judged.well_formed.mean()),
+            label_mass=float(np.mean([v.label_mass for v in verdicts])),
+            loss=measured["loss"],
+            grad_norm=measured["grad_norm"],
+            kl=measured["kl"],
+            clip_fraction=measured["clip_fraction"],
+            mismatch=measured["mismatch"],
+            skipped=int((~judged.taught).sum()),
+            groups=len(groups),
+            updated=bool(measured["updated"]),
+            tokens=sum(v.tokens for v in verdicts),
+            learning_rate=float(self.optimizer.learning_rate.item()),
+            rollout_seconds=round(rollout, 4),
+            update_seconds=round(update, 4),
+            seconds_left=so_far / step * (self.step_count - step),
+            peak_bytes=int(mx.get_peak_memory()),
+            rollouts=records,
+        )
+
+
+def _distances(
+    logprobs: mx.array, reference: mx.array | None, completions: Completions, rollouts: Sequence[Rollout]
+) -> dict[str, float]:
+    """How far scoring is from sampling, and the divergence from the reference, a token."""
+    mask = completions.mask
+    count = max(int(mask.sum()), 1)
+    sampled = np.zeros(mask.shape)
+    for row, rollout in enumerate(rollouts):
+        sampled[row, : len(rollout.logprobs)] = rollout.logprobs
+    distance = np.where(mask, np.abs(np.array(logprobs) - sampled), 0).sum() / count
+    kl = 0.0
+    if reference is not None:
+        kl = float(np.where(mask, np.array(kl_to_reference(logprobs, reference)), 0).sum() / count)
+    return {"mismatch": float(distance), "kl": kl}

@@ -1,0 +1,87 @@
+"""Models and goldens that several test files share; each is loaded once a session."""
+
+import json
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import mlxpref  # isort: skip  opens the fast BLAS before anything imports MLX
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from PIL import Image
+
+from mlxpref.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from mlxpref.judge import Judge
+from mlxpref.lora import linear_layers
+from mlxpref.vlm import VLM, load_vlm
+
+GOLDEN = Path(__file__).parent / "golden"
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+
+
+@cache
+def tiny_model(name: str) -> VLM:
+    """The tiny random checkpoint of a family, in float32."""
+    return load_vlm(GOLDEN / name, max_pixels=512 * 512)
+
+
+def picture(seed: int, size: tuple[int, int] = (84, 84)) -> Image.Image:
+    """A picture of random pixels, (width, height)."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    return Image.fromarray(pixels)
+
+
+def write_adapter(folder: Path, vlm: VLM, layers: Sequence[str] | None = None, rank: int = 4) -> Path:
+    """A random adapter for all of a model's language layers, or for those named, in mlx-vlm's format."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = list(layers) if layers is not None else list(linear_layers(vlm.model))
+    rng = np.random.default_rng(0)
+    weights = {}
+    for name in names:
+        layer = linear_layers(vlm.model)[name]
+        outputs, inputs = layer.weight.shape
+        if isinstance(layer, nn.QuantizedLinear):
+            inputs = inputs * 32 // layer.bits
+        weights[f"{name}.lora_a"] = mx.array(0.2 * rng.standard_normal((inputs, rank)), mx.float32)
+        weights[f"{name}.lora_b"] = mx.array(0.2 * rng.standard_normal((rank, outputs)), mx.float32)
+    mx.save_safetensors(str(folder / ADAPTER_WEIGHTS), weights)
+    parameters = {"rank": rank, "scale": 2.0, "dropout": 0.0, "keys": names}
+    config = {"fine_tune_type": "lora", "num_layers": -1, "lora_parameters": parameters}
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    """Each supported family in turn."""
+    return str(request.param)
+
+
+@pytest.fixture
+def tiny_vlm(family: str) -> VLM:
+    """The tiny random checkpoint of each family in turn."""
+    return tiny_model(family)
+
+
+@pytest.fixture
+def golden(family: str) -> dict[str, Any]:
+    """What transformers computed for the tiny checkpoint of a family; see scripts/make_golden.py."""
+    with np.load(GOLDEN / family / "golden.npz", allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+@pytest.fixture(scope="session")
+def demo_judge() -> Callable[..., Judge]:
+    """The demo judge with settings of one's own; the model is loaded once."""
+    vlm = mlxpref.load("demo").vlm
+
+    def make(**settings: Any) -> Judge:
+        from mlxpref.config import JudgeSettings
+
+        return Judge(vlm, JudgeSettings(**settings), "demo")
+
+    return make

@@ -1,0 +1,63 @@
+"""Settings: one field each, checked by name, type and limit, and offered as options with the same default."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from mlxpref.config import JudgeSettings, setting, settings_from
+from mlxpref.errors import ConfigError
+from mlxpref.options import chosen, settings_options
+
+
+@dataclass(frozen=True)
+class Settings:
+    fast: bool = setting(False, "Be fast.")
+    rate: float = setting(0.5, "How fast.", minimum=0.1)
+
+
+def test_settings_are_checked() -> None:
+    assert settings_from(JudgeSettings, {}) == JudgeSettings()
+    assert settings_from(JudgeSettings, {"think": False, "samples": 4}) == JudgeSettings(think=False, samples=4)
+    for values, problem in (
+        ({"sample": 1}, "unknown setting 'sample'; known are think, samples"),
+        ({"samples": 0}, "setting samples: 0 is below 1"),
+        ({"samples": "2"}, "setting samples: '2' is not int"),
+        ({"samples": True}, "setting samples: True is not int"),
+        ({"think": 1}, "setting think: 1 is not bool"),
+        ({"max_pixels": 10}, "setting max_pixels: 10 is below 784"),
+    ):
+        with pytest.raises(ConfigError, match=problem):
+            settings_from(JudgeSettings, values)
+
+
+def test_every_setting_is_an_option_with_its_help_and_default() -> None:
+    @click.command()
+    @settings_options(JudgeSettings)
+    @settings_options(Settings)
+    def command(**values: Any) -> None:
+        click.echo(repr(chosen(values)))
+
+    shown = " ".join(CliRunner().invoke(command, ["--help"]).output.split())
+    for field in (*fields(JudgeSettings), *fields(Settings)):
+        assert f"--{field.name.replace('_', '-')}" in shown
+        assert field.metadata["help"] in shown
+    assert "[default: 262144]" in shown
+    assert "[default: yes]" in shown
+    assert CliRunner().invoke(command, []).output == "{}\n"
+    given = CliRunner().invoke(command, ["--no-think", "--samples", "2", "--rate", "0.2", "--fast"]).output
+    assert eval(given) == {"think": False, "samples": 2, "rate": 0.2, "fast": True}
+    for wrong in (["--samples", "0"], ["--rate", "0"], ["--samples", "many"]):
+        assert CliRunner().invoke(command, wrong).exit_code == 2
+
+
+def test_an_option_may_be_left_out() -> None:
+    @click.command()
+    @settings_options(JudgeSettings, only=("seed",))
+    def command(**values: Any) -> None:
+        click.echo(repr(chosen(values)))
+
+    assert CliRunner().invoke(command, ["--seed", "3"]).output == "{'seed': 3}\n"
+    assert CliRunner().invoke(command, ["--samples", "3"]).exit_code == 2

@@ -1,0 +1,70 @@
+"""Image features: one run of the vision tower an image, and never another image's features."""
+
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from mlxpref.features import FeatureStore
+from mlxpref.vlm import VLM
+from tests.conftest import picture
+
+
+def fresh(vlm: VLM, memory: int = 1 << 30, max_pixels: int = 512 * 512) -> FeatureStore:
+    return FeatureStore(vlm.model.vision_tower, vlm.features._processor, max_pixels, memory)
+
+
+def test_images_encoded_together_equal_images_encoded_alone(tiny_vlm: VLM) -> None:
+    sizes = [(84, 84), (140, 84), (84, 84), (168, 140), (140, 84), (84, 84)]
+    images = [picture(i, size) for i, size in enumerate(sizes)]
+    together = fresh(tiny_vlm).get_all(images)
+    for image, features in zip(images, together, strict=True):
+        alone = fresh(tiny_vlm).get(image)
+        assert features.grid == alone.grid
+        assert mx.abs(features.merged - alone.merged).max().item() < 1e-5
+        for level, other in zip(features.deepstack, alone.deepstack, strict=True):
+            assert mx.abs(level - other).max().item() < 1e-5
+    assert len({np.array(features.merged).tobytes() for features in together}) == len(images)
+
+
+def test_an_image_is_encoded_once_however_it_comes(tiny_vlm: VLM, tmp_path: Path) -> None:
+    store = fresh(tiny_vlm)
+    picture(1).save(tmp_path / "a.png")
+    picture(1).save(tmp_path / "copy.png")
+    paths = [tmp_path / "a.png", tmp_path / "copy.png"]
+    store.get_all([picture(1), *paths, picture(1)])
+    store.get_all(paths)
+    assert store.runs == 1
+    store.get(picture(2))
+    assert store.runs == 2
+
+
+def test_a_file_that_changes_is_read_again(tiny_vlm: VLM, tmp_path: Path) -> None:
+    store = fresh(tiny_vlm)
+    picture(1).save(tmp_path / "a.png")
+    before = store.get(tmp_path / "a.png")
+    picture(2, (140, 84)).save(tmp_path / "a.png")
+    assert store.get(tmp_path / "a.png").grid != before.grid
+
+
+def test_memory_is_bounded_and_the_least_recently_used_goes_first(tiny_vlm: VLM) -> None:
+    one = fresh(tiny_vlm).get(picture(0)).nbytes
+    store = fresh(tiny_vlm, memory=3 * one)
+    for seed in (0, 1, 2, 0, 3):
+        store.get(picture(seed))
+    assert store._bytes <= 3 * one
+    assert store.runs == 4
+    store.get(picture(0))
+    assert store.runs == 4
+    store.get(picture(1))
+    assert store.runs == 5
+
+
+def test_images_go_in_under_the_pixel_budget_with_their_aspect_ratio(tiny_vlm: VLM) -> None:
+    store = fresh(tiny_vlm, max_pixels=128 * 128)
+    patch = store._processor.patch_size * store._processor.merge_size
+    for size in ((1000, 250), (250, 1000), (640, 480), (3000, 2000)):
+        height, width = store.get(picture(0, size)).grid
+        assert height * width * patch**2 <= 128 * 128
+        assert 0.5 < (width / height) / (size[0] / size[1]) < 2
+    assert fresh(tiny_vlm).get(picture(0, (84, 84))).tokens <= 9

@@ -1,0 +1,104 @@
+"""Positions and caches: what the models see of padding and order."""
+
+import mlx.core as mx
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlxpref.prefix import RowCache, image_positions
+from mlxpref.vlm import load_vlm
+from tests.conftest import GOLDEN, picture, tiny_model
+
+
+def test_positions_of_text_are_counted() -> None:
+    positions = image_positions([4], start=3)
+    assert positions.ids.tolist() == [[3, 4, 5, 6]] * 3
+    assert positions.following == 7
+
+
+def test_positions_of_an_image_are_rows_and_columns() -> None:
+    positions = image_positions([1, (2, 3), 1])
+    assert positions.ids.tolist() == [
+        [0, 1, 1, 1, 1, 1, 1, 4],
+        [0, 1, 1, 1, 2, 2, 2, 4],
+        [0, 1, 2, 3, 1, 2, 3, 4],
+    ]
+    assert positions.following == 5
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    texts=st.lists(st.integers(1, 9), min_size=3, max_size=3),
+    grids=st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=2, max_size=2),
+)
+def test_positions_equal_mlx_vlms(texts: list[int], grids: list[tuple[int, int]]) -> None:
+    vlm = tiny_model("qwen2_5_vl")
+    start, image = vlm.model.config.vision_start_token_id, vlm.image_token_id
+    ids: list[int] = []
+    for text, grid in zip(texts, [*grids, None], strict=True):
+        ids += [5] * text
+        if grid:
+            ids[-1] = start
+            ids += [image] * (grid[0] * grid[1])
+    sizes = mx.array([[1, 2 * h, 2 * w] for h, w in grids])
+    theirs, delta = vlm.language.get_rope_index(mx.array([ids]), sizes)
+    ours = image_positions([texts[0], grids[0], texts[1], grids[1], texts[2]])
+    assert np.array_equal(np.array(theirs)[:, 0], ours.ids)
+    assert ours.following == len(ids) + int(delta.item())
+
+
+def test_a_padded_column_is_masked_for_later_blocks_only() -> None:
+    rows = RowCache(1)
+    rows.announce([3, 2], 3)
+    assert rows.mask(3) == "causal"
+    rows.announce([1, 1], 1)
+    mask = rows.mask(1)
+    assert isinstance(mask, mx.array)
+    assert np.array(mask)[:, 0, 0].tolist() == [[True, True, True, True], [True, True, False, True]]
+    rows.announce([2, 2], 2)
+    assert np.array(rows.mask(2))[1, 0].tolist() == [
+        [True, True, False, True, True, False],
+        [True, True, False, True, True, True],
+    ]
+
+
+def test_rows_without_padding_need_no_mask() -> None:
+    rows = RowCache(1)
+    rows.announce([3, 3], 3)
+    rows.announce([1, 1], 1)
+    assert rows.mask(1) is None
+
+
+def test_rows_can_be_taken_in_any_order_and_twice() -> None:
+    rows = RowCache(1)
+    rows.announce([2, 1], 2)
+    keys = mx.arange(8).reshape(2, 1, 2, 2)
+    rows.layers[0].update_and_fetch(keys, -keys)
+    rows.take([1, 1, 0])
+    kept, _ = rows.layers[0].update_and_fetch(mx.zeros((3, 1, 1, 2)), mx.zeros((3, 1, 1, 2)))
+    assert kept[:, 0, :2].tolist() == [keys[1, 0].tolist(), keys[1, 0].tolist(), keys[0, 0].tolist()]
+    assert rows.valid.tolist() == [[True, False], [True, False], [True, True]]
+
+
+def test_storage_grows_without_losing_anything() -> None:
+    rows = RowCache(1)
+    blocks = [mx.random.normal((2, 3, n, 4)) for n in (5, 1, 1, 70, 1)]
+    for block in blocks:
+        keys, values = rows.layers[0].update_and_fetch(block, 2 * block)
+    assert mx.array_equal(keys, mx.concatenate(blocks, axis=2))
+    assert mx.array_equal(values, 2 * keys)
+
+
+def test_checkpoints_of_half_precision_run_in_half_precision() -> None:
+    """The engine is right for bf16 too; on a CPU it is not chosen by itself, because it is slow there."""
+    vlm = load_vlm(GOLDEN / "qwen2_5_vl", 512 * 512, mx.bfloat16)
+    exact = tiny_model("qwen2_5_vl")
+    images = picture(1, (140, 84)), picture(2, (84, 112))
+    cache, logits = vlm.prefill([vlm.prompt(*images, "a hat", "choice", True)])
+    _, expected = exact.prefill([exact.prompt(*images, "a hat", "choice", True)])
+    finite = np.isfinite(np.array(expected))
+    assert logits.dtype == mx.float32
+    assert cache.layers[0].keys is not None
+    assert cache.layers[0].keys.dtype == mx.bfloat16
+    assert np.abs(np.array(logits)[finite] - np.array(expected)[finite]).max() < 0.5
+    assert np.array(logits).argmax() == np.array(expected).argmax()

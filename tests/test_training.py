@@ -1,0 +1,266 @@
+"""Training: it learns, it repeats itself, it keeps what it learned, and it stops when it must."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+import mlxpref
+from mlxpref import training
+from mlxpref.config import TrainSettings, read_settings, settings_from
+from mlxpref.demo.preferences import demo_preferences
+from mlxpref.demo.story import demo_settings
+from mlxpref.errors import ConfigError, DataError, ModelError
+from mlxpref.evaluation import evaluate
+from mlxpref.judge import Judge
+from mlxpref.lora import adapter_off, adapter_weights
+from mlxpref.runs import start_run, train
+from mlxpref.training import StepReport, Trainer
+from mlxpref.vlm import VLM, load_vlm
+from tests.conftest import GOLDEN
+
+SMALL: dict[str, Any] = {
+    "limit": 24, "steps": 2, "comparisons": 3, "group": 3, "max_tokens": 6, "learning_rate": 1e-2, "warmup_steps": 1,
+}  # fmt: skip
+
+
+@pytest.fixture
+def fresh() -> VLM:
+    """A tiny random model of its own; training changes it."""
+    return load_vlm(GOLDEN / "qwen2_5_vl", 512 * 512)
+
+
+def run_small(vlm: VLM, folder: Path, **changes: Any) -> list[StepReport]:
+    settings = settings_from(TrainSettings, {"data": "demo", "reward": "soft"} | SMALL | changes)
+    return list(start_run(settings, folder, vlm=vlm).reports())
+
+
+def copied(vlm: VLM) -> dict[str, np.ndarray]:
+    return {name: np.array(weight) for name, weight in adapter_weights(vlm.model).items()}
+
+
+@pytest.mark.parametrize("think", [True, False])
+def test_the_same_seed_gives_the_same_adapter_and_log(think: bool, tmp_path: Path) -> None:
+    found = []
+    for number, seed in enumerate((0, 0, 1)):
+        vlm = load_vlm(GOLDEN / "qwen2_5_vl", 512 * 512)
+        run_small(vlm, tmp_path / str(number), seed=seed, think=think)
+        found.append(copied(vlm))
+    assert all(np.array_equal(found[0][name], found[1][name]) for name in found[0])
+    assert any(not np.array_equal(found[0][name], found[2][name]) for name in found[0])
+    logs = [
+        [
+            {key: value for key, value in json.loads(line).items() if "seconds" not in key and key != "peak_bytes"}
+            for line in (tmp_path / str(number) / "log.jsonl").read_text().splitlines()
+        ]
+        for number in range(2)
+    ]
+    assert len(logs[0]) == 2
+    assert logs[0] == logs[1]
+
+
+def test_a_fresh_adapter_is_the_base_and_a_trained_one_is_not(fresh: VLM, tmp_path: Path) -> None:
+    base = load_vlm(GOLDEN / "qwen2_5_vl", 512 * 512)
+    preference = demo_preferences("test", 1)[0]
+
+    def answer(vlm: VLM) -> mx.array:
+        return vlm.prefill([vlm.prompt(preference.a, preference.b, preference.prompt, "choice", False)])[1]
+
+    reports = run_small(fresh, tmp_path / "run", kl=0.1, think=False, steps=3, learning_rate=0.05)
+    assert reports[0].kl == 0
+    trained = answer(fresh)
+    assert not mx.allclose(mx.softmax(trained), mx.softmax(answer(base)), atol=1e-3)
+    with adapter_off(fresh.model):
+        assert mx.array_equal(answer(fresh), answer(base))
+
+
+def test_the_divergence_is_zero_for_a_fresh_adapter_and_pulls_another_back(fresh: VLM, tmp_path: Path) -> None:
+    settings = settings_from(TrainSettings, {"data": "demo", "kl": 1.0} | SMALL | {"steps": 25, "group": 6})
+    run = start_run(settings, tmp_path / "run", vlm=fresh)
+    reports = run.reports()
+    assert next(reports).kl == 0
+    moved = {n: w + 0.05 * mx.random.normal(w.shape) for n, w in adapter_weights(fresh.model).items()}
+    fresh.model.load_weights(list(moved.items()), strict=False)
+    kl = [report.kl for report in reports]
+    assert kl[0] > 0
+    assert np.mean(kl[-5:]) < 0.7 * np.mean(kl[:3])
+
+
+def test_a_saved_adapter_gives_the_same_verdicts_here_and_in_mlx_vlm(fresh: VLM, tmp_path: Path) -> None:
+    from mlx_vlm import load
+
+    from mlxpref.adapters import load_adapter
+
+    run_small(fresh, tmp_path / "run", think=False, learning_rate=0.05)
+    again = load_vlm(GOLDEN / "qwen2_5_vl", 512 * 512)
+    load_adapter(again.model, tmp_path / "run")
+    preferences = demo_preferences("test", 4)
+    judged = [
+        [v.p_a for v in Judge(vlm, mlxpref.config.JudgeSettings(think=False)).pairs(_pairs(preferences))]
+        for vlm in (fresh, again)
+    ]
+    assert judged[0] == judged[1]
+    model, _ = load(str(GOLDEN / "qwen2_5_vl"), adapter_path=str(tmp_path / "run"))
+    theirs = adapter_weights(model)
+    ours = adapter_weights(fresh.model)
+    assert set(theirs) == set(ours)
+    assert all(mx.array_equal(theirs[name], ours[name]) for name in ours)
+
+
+def _pairs(preferences: list[Any]) -> list[Any]:
+    from mlxpref.pairs import Pair
+
+    return [Pair(p.a, p.b, p.prompt) for p in preferences]
+
+
+def test_rollouts_of_a_group_differ_and_records_are_kept(fresh: VLM, tmp_path: Path) -> None:
+    reports = run_small(fresh, tmp_path / "run")
+    group = [record.text for record in reports[0].rollouts[:3]]
+    assert len(set(group)) == 3
+    assert all(report.mismatch < 1e-3 for report in reports)
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {"adapter_config.json", "adapters.safetensors", "log.jsonl", "rollouts.jsonl", "run.json"}
+    record = json.loads((tmp_path / "run" / "rollouts.jsonl").read_text().splitlines()[0])
+    assert set(record) == {"step", "prompt", "y", "text", "p_first", "label_mass", "reward", "advantage"}
+
+
+def test_a_run_can_be_fed_back(fresh: VLM, tmp_path: Path) -> None:
+    run_small(fresh, tmp_path / "one")
+    settings = settings_from(TrainSettings, read_settings(tmp_path / "one" / "run.json"))
+    again = load_vlm(GOLDEN / "qwen2_5_vl", 512 * 512)
+    list(start_run(settings, tmp_path / "two", vlm=again).reports())
+    one, two = ((tmp_path / name / "adapters.safetensors").read_bytes() for name in ("one", "two"))
+    assert one == two
+
+
+def test_groups_that_teach_nothing_are_skipped_and_counted(fresh: VLM, tmp_path: Path) -> None:
+    """A random model never answers, so hard rewards are all 0."""
+    before = copied(fresh)
+    reports = run_small(fresh, tmp_path / "run", reward="hard")
+    assert not before
+    assert [report.skipped for report in reports] == [3, 3]
+    assert not any(report.updated for report in reports)
+    weights = copied(fresh)
+    assert all(not weight.any() for name, weight in weights.items() if name.endswith("lora_b"))
+
+
+def test_what_is_shown_first_is_drawn_and_every_preference_comes_once_an_epoch(fresh: VLM) -> None:
+    preferences = demo_preferences("train", 40)
+    trainer = Trainer(fresh, preferences, TrainSettings(comparisons=8))
+    lessons = [lesson for step in range(1, 6) for lesson in trainer._lessons(step)]
+    shown = [id(lesson.comparison.first) for lesson in lessons]
+    firsts = {id(p.a): p for p in preferences}
+    assert 8 < sum(image in firsts for image in shown) < 32
+    for lesson in lessons:
+        preference = firsts.get(id(lesson.comparison.first))
+        if preference:
+            assert lesson.y == preference.p_a
+        else:
+            preference = next(p for p in preferences if p.b is lesson.comparison.first)
+            assert lesson.y == 1 - preference.p_a
+    seen = {frozenset((id(lesson.comparison.first), id(lesson.comparison.second))) for lesson in lessons}
+    assert len(seen) == 40
+    assert len({lesson.key for lesson in lessons}) == 40
+
+
+def test_a_fraction_of_the_data_is_part_of_it(fresh: VLM) -> None:
+    preferences = demo_preferences("train", 40)
+    quarter = Trainer(fresh, preferences, TrainSettings(fraction=0.25)).preferences
+    assert len(quarter) == 10
+    half = Trainer(fresh, preferences, TrainSettings(fraction=0.5)).preferences
+    assert {id(p) for p in quarter} <= {id(p) for p in half}
+
+
+def test_ties_teach_brier_only(fresh: VLM) -> None:
+    tied = [replace(p, p_a=0.5) for p in demo_preferences("train", 4)]
+    with pytest.raises(DataError, match="all 4 preferences are ties"):
+        Trainer(fresh, tied, TrainSettings())
+    assert len(Trainer(fresh, tied, TrainSettings(reward="brier")).preferences) == 4
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_harms_nothing(
+    fresh: VLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = training.loss_of
+    monkeypatch.setattr(training, "loss_of", lambda *arguments: original(*arguments) * mx.array(float("nan")))
+    settings = settings_from(TrainSettings, {"data": "demo"} | SMALL | {"steps": 9, "think": False})
+    reports: list[StepReport] = []
+    with pytest.raises(ModelError, match="not finite 3 times in a row"):
+        reports.extend(start_run(settings, tmp_path / "run", vlm=fresh).reports())
+    assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 3
+    saved = mx.load(str(tmp_path / "run" / "adapters.safetensors"))
+    assert all(mx.isfinite(weight).all().item() for weight in saved.values())
+
+
+@pytest.mark.parametrize("phase", ["roll_out", "score"])
+def test_ctrl_c_saves_the_adapter_in_any_phase(
+    fresh: VLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
+    original = getattr(training, phase)
+    calls = iter(range(99))
+
+    def interrupted(*arguments: Any) -> Any:
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(training, phase, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_small(fresh, tmp_path / "run", steps=5, think=False)
+    saved = mx.load(str(tmp_path / "run" / "adapters.safetensors"))
+    assert any(weight.any().item() for name, weight in saved.items() if name.endswith("lora_b"))
+    assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 2
+
+
+def test_leaving_the_loop_early_saves_too(tmp_path: Path) -> None:
+    reports: Iterator[StepReport] = train("demo", GOLDEN / "qwen2_5_vl", tmp_path / "run", **SMALL | {"steps": 5})
+    next(reports)
+    reports.close()  # type: ignore[attr-defined]
+    assert (tmp_path / "run" / "adapters.safetensors").is_file()
+
+
+def test_a_folder_that_holds_something_is_refused(fresh: VLM, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="is not empty"):
+        run_small(fresh, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_settings_files_are_checked(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text("learning_rate = 1\nrewrad = 'soft'")
+    with pytest.raises(ConfigError, match=r"run.toml: unknown setting 'rewrad'"):
+        settings_from(TrainSettings, read_settings(tmp_path / "run.toml"), str(tmp_path / "run.toml"))
+    assert settings_from(TrainSettings, {"learning_rate": 1}).learning_rate == 1.0
+    with pytest.raises(ConfigError, match="none of soft, brier, hard, score"):
+        settings_from(TrainSettings, {"reward": "nice"})
+
+
+def test_images_beyond_the_context_are_refused_with_the_numbers(fresh: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fresh.language.args, "max_position_embeddings", 50)
+    preference = demo_preferences("train", 1)[0]
+    with pytest.raises(DataError, match=r"reads at most 50: give a smaller --max-pixels"):
+        fresh.prompt(preference.a, preference.b, preference.prompt, "choice", True)
+
+
+def test_training_unbiases_the_demo_judge(tmp_path: Path) -> None:
+    """Half of the demo's training, measured on pictures that no training saw."""
+    judge = mlxpref.load("demo", think=True)
+    preferences = demo_preferences("test", 100, seed=1)
+    before = evaluate(judge, preferences, "demo", "test").metrics.accuracy
+    settings = demo_settings(steps=25, comparisons=8, group=6)
+    reports = list(start_run(settings, tmp_path / "run", vlm=judge.vlm).reports())
+    after = evaluate(judge, preferences, "demo", "test").metrics.accuracy
+    assert len(reports) == 25
+    assert before < 0.78
+    assert after > before + 0.1
+    assert after > 0.8
+
+
+def test_the_fixture_of_the_shared_judge_has_no_adapter(demo_judge: Callable[..., Judge]) -> None:
+    """Training in these tests must not leak into the judge that other tests share."""
+    assert not adapter_weights(demo_judge().vlm.model)
