@@ -96,7 +96,7 @@ def demo(output: Path, as_json: bool) -> None:
     """The whole story offline: measure the embedded judge, train it, measure it again, rank pictures with reasons."""
     from mlxpref.console import note, print_json, print_text, track, track_steps
     from mlxpref.demo.story import demo_settings, tell
-    from mlxpref.tables import print_evaluations, print_ranking
+    from mlxpref.tables import print_evaluations, print_example, print_ranking
 
     judge = load_from_options("demo", None, False, {})
     note("the demo judge was taught by an annotator who lets picture quality decide over the prompt: expect 55 to 75 %")
@@ -106,6 +106,8 @@ def demo(output: Path, as_json: bool) -> None:
         return
     names = [f"{split}, {when}" for split in ("test pictures", "held-out prompts") for when in ("before", "after")]
     print_evaluations([story.before, story.after, story.held_out_before, story.held_out_prompts], names)
+    if story.example:
+        print_example(story.example.to_json())
     print_text(f"trained for {story.steps} steps in {story.training_seconds:.0f} s; the adapter is in {story.adapter}")
     print_ranking(story.ranking)
     print_text(f"the whole story as a page: {story.html}")

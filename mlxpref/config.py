@@ -9,11 +9,21 @@ from typing import Any, Literal, TypeVar, get_args
 
 from mlxpref.errors import ConfigError
 
-__all__ = ["JudgeSettings", "Level", "LossType", "TrainSettings", "read_settings", "setting", "settings_from"]
+__all__ = [
+    "BUILT_IN_REWARDS",
+    "JudgeSettings",
+    "Level",
+    "LossType",
+    "TrainSettings",
+    "read_settings",
+    "setting",
+    "settings_from",
+]
 
 S = TypeVar("S")
 LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo"]
 Level = Literal["token", "sequence"]
+BUILT_IN_REWARDS = ("soft", "brier", "hard", "score")
 
 
 def setting(default: Any, text: str, **limits: Any) -> Any:
@@ -42,7 +52,7 @@ class TrainSettings:
     limit: int = setting(0, "Use only this many preferences; 0 is all.", minimum=0)
     fraction: float = setting(1.0, "Share of the preferences to learn from.", minimum=0.0)
     model: str = setting("", "Folder, Hugging Face id, or `demo`.")
-    reward: str = setting("soft", "What rollouts earn.", choices=("soft", "brier", "hard", "score"))
+    reward: str = setting("soft", "What rollouts earn: soft, brier, hard, score, or file.py:function.")
     steps: int = setting(0, "Optimizer steps; 0 is one pass over the data.", minimum=0)
     comparisons: int = setting(8, "Comparisons a step.", minimum=1)
     group: int = setting(8, "Rollouts of a comparison.", minimum=2)

@@ -72,7 +72,7 @@ class ImageRanking:
                 thought = _clearest(verdicts, first_wins=(first == image.index) == upper)
                 if thought and clearness > clearest:
                     place, other = (1, second) if first == image.index else (2, first)
-                    clearest, reason = clearness, f"as image {place} beside {self.name(other)}: {thought}"
+                    clearest, reason = clearness, f"as image {place} beside {Path(self.name(other)).name}: {thought}"
         return reason
 
     def to_json(self) -> dict[str, Any]:

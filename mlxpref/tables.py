@@ -11,7 +11,7 @@ from mlxpref.image_ranking import ImageRanking
 from mlxpref.pairs import PairVerdict
 from mlxpref.verdict import Verdict
 
-__all__ = ["pair_to_json", "print_evaluations", "print_pair", "print_ranking"]
+__all__ = ["pair_to_json", "print_evaluations", "print_example", "print_pair", "print_ranking"]
 
 _REASONS = 3
 """How many images of a ranking get their reason printed."""
@@ -94,6 +94,14 @@ def print_ranking(ranking: ImageRanking) -> None:
     print_text(
         "An interval says how well this judge's own ranking is known from the pairs asked, not what people think."
     )
+
+
+def print_example(example: dict[str, Any]) -> None:
+    """What a judge said of one pair before and after it was trained."""
+    right = 1 if example["first_is_right"] else 2
+    print_text(f"“{example['prompt']}”, of which people prefer image {right}:")
+    for when in ("before", "after"):
+        print_text(f"  {when}, {_percent(example[f'p_{when}'])} for image 1: {_cut(example[when])}")
 
 
 def print_evaluations(evaluations: Sequence[Evaluation], names: Sequence[str] = ()) -> None:

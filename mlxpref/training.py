@@ -15,37 +15,25 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
-from numpy.typing import NDArray
 
-from mlxpref.config import TrainSettings
+from mlxpref.config import BUILT_IN_REWARDS, TrainSettings
+from mlxpref.earnings import Earnings, Lesson, earn, form_of
 from mlxpref.errors import DataError, ModelError
-from mlxpref.grpo import group_advantages, kl_to_reference, leave_one_out_advantages
+from mlxpref.grpo import kl_to_reference
 from mlxpref.lora import adapter_off, adapter_weights, attach_lora, linear_layers
 from mlxpref.objective import loss_of, targets_of
-from mlxpref.pairs import Comparison, Pair, share_for_first, shown
+from mlxpref.own_reward import load_reward
+from mlxpref.pairs import Pair, share_for_first, shown
 from mlxpref.preferences import Preference
-from mlxpref.rewards import EXACT_REWARDS, hard_reward, score_reward
+from mlxpref.rewards import EXACT_REWARDS
 from mlxpref.rollout import Rollout, Sampling, roll_out
 from mlxpref.scoring import Completions, Scores, score
-from mlxpref.template import NO_THINKING, Form
-from mlxpref.verdict import is_well_formed, written_answer, written_scores
 from mlxpref.vlm import VLM, Prompt
 
-__all__ = ["Lesson", "RolloutRecord", "StepReport", "Trainer"]
+__all__ = ["RolloutRecord", "StepReport", "Trainer"]
 
-Floats = NDArray[np.float64]
 _MOST_FAILURES = 3
 """Steps in a row whose loss or gradient may be not finite before training stops."""
-_NEGLIGIBLE = 1e-6
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """One comparison of a step: as it is shown, the share of people for its first image, and its random key."""
-
-    comparison: Comparison
-    y: float
-    key: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -104,12 +92,7 @@ class _Judged:
     lessons: Sequence[Lesson]
     prompts: Sequence[Prompt]
     rollouts: Sequence[Sequence[Rollout]]
-    rewards: Floats
-    advantages: Floats
-    right: Floats
-    well_formed: NDArray[np.bool_]
-    reached: NDArray[np.bool_]
-    taught: NDArray[np.bool_]
+    earned: Earnings
 
 
 class Trainer:
@@ -134,6 +117,7 @@ class Trainer:
             mx.random.seed(settings.seed)
             attach_lora(vlm.model, list(linear_layers(vlm.model)), settings.rank, settings.lora_scale)
         self.optimizer = optim.AdamW(learning_rate=self._schedule(), betas=[0.9, 0.95], weight_decay=0.0)
+        self._own_reward = None if settings.reward in BUILT_IN_REWARDS else load_reward(settings.reward)
         self._failures = 0
 
     def steps(self) -> Iterator[StepReport]:
@@ -148,10 +132,6 @@ class Trainer:
             done = time.perf_counter()
             yield self._report(step, judged, measured, written - before, done - written, done - started)
             self._stop_if_failing(step, measured)
-
-    @property
-    def _form(self) -> Form:
-        return "scores" if self.settings.reward == "score" else "choice"
 
     def _schedule(self) -> Any:
         settings = self.settings
@@ -177,7 +157,7 @@ class Trainer:
     def _judge(self, lessons: Sequence[Lesson]) -> _Judged:
         """Let the policy write, and reward what it wrote."""
         settings = self.settings
-        form = self._form
+        form = form_of(settings)
         images = [image for lesson in lessons for image in (lesson.comparison.first, lesson.comparison.second)]
         self.vlm.features.get_all(images)
         shown_now = [lesson.comparison for lesson in lessons]
@@ -192,46 +172,12 @@ class Trainer:
             close=False,
         )
         rollouts = roll_out(self.vlm, prompts, sampling, [lesson.key for lesson in lessons])
-        return self._reward(lessons, prompts, rollouts)
-
-    def _reward(
-        self, lessons: Sequence[Lesson], prompts: Sequence[Prompt], rollouts: Sequence[Sequence[Rollout]]
-    ) -> _Judged:
-        settings = self.settings
-        form = self._form
         verdicts = [[rollout.verdict for rollout in group] for group in rollouts]
-        y = np.broadcast_to(np.array([[lesson.y] for lesson in lessons]), (len(lessons), len(rollouts[0])))
-        p1 = np.array([[v.p_label_first for v in group] for group in verdicts])
-        p2 = np.array([[v.p_label_second for v in group] for group in verdicts])
-        reached = p1 + p2 > 0
-        exact = settings.reward in EXACT_REWARDS
-        opening = "" if settings.think else NO_THINKING
-        texts = [[v.text if v.text.startswith(opening) else opening + v.text for v in group] for group in verdicts]
-        formed = np.array([[is_well_formed(t + ("1</answer>" if exact else ""), form) for t in g] for g in texts])
-        if exact:
-            safe = np.where(reached, p1, 0.5), np.where(reached, p2, 0.5)
-            earned = EXACT_REWARDS[settings.reward](*safe, y, settings.format_weight)
-            rewards = np.where(reached, earned, 0.0)  # type: ignore[call-overload]
-            lean = p1 - p2
-        elif settings.reward == "hard":
-            answers = np.array([[written_answer(t) or 0 for t in group] for group in texts])
-            rewards = hard_reward(answers, y, formed, settings.format_weight)
-            lean = np.where(answers == 0, 0, 1.5 - answers)
-        else:
-            pairs = [[written_scores(t) for t in group] for group in texts]
-            lean = np.array([[s[0] - s[1] if s else np.nan for s in group] for group in pairs])
-            rewards = score_reward(lean, y, formed, settings.format_weight)
-        right = (np.sign(lean) == np.sign(y - 0.5)).astype(np.float64)
-        divides = settings.reward in ("hard", "score") and settings.divide_by_deviation
-        leave_one_out = exact and rewards.shape[1] > 1
-        advantages = leave_one_out_advantages(rewards) if leave_one_out else group_advantages(rewards, divides)
-        answer_signal = reached & ((p1 * (1 - p1) + p2 * (1 - p2)) > _NEGLIGIBLE) if exact else np.zeros_like(reached)
-        taught = (np.abs(advantages) > _NEGLIGIBLE).any(axis=1) | answer_signal.any(axis=1) | (settings.kl > 0)
-        return _Judged(lessons, prompts, rollouts, rewards, advantages, right, formed, reached, taught)
+        return _Judged(lessons, prompts, rollouts, earn(settings, lessons, verdicts, self._own_reward))
 
     def _update(self, judged: _Judged) -> dict[str, float]:
         """One step of the optimizer on the groups that teach something; what it measured."""
-        chosen = np.flatnonzero(judged.taught).tolist()
+        chosen = np.flatnonzero(judged.earned.taught).tolist()
         measured = {"loss": 0.0, "grad_norm": 0.0, "kl": 0.0, "clip_fraction": 0.0, "mismatch": 0.0, "updated": 0.0}
         if not len(chosen):
             return measured
@@ -240,8 +186,8 @@ class Trainer:
         prompts = [judged.prompts[i] for i in chosen]
         targets = targets_of(
             [[len(rollout.tokens) for rollout in group] for group in judged.rollouts],
-            judged.reached & (self.settings.reward in EXACT_REWARDS),
-            judged.advantages,
+            judged.earned.answered,
+            judged.earned.advantages,
             np.array([lesson.y for lesson in judged.lessons]),
             chosen,
             self.settings,
@@ -287,7 +233,7 @@ class Trainer:
         records = tuple(
             RolloutRecord(
                 step, lesson.comparison.prompt, lesson.y, r.verdict.text, r.verdict.p_first("soft"),
-                r.verdict.label_mass, float(judged.rewards[i, j]), float(judged.advantages[i, j]),
+                r.verdict.label_mass, float(judged.earned.rewards[i, j]), float(judged.earned.advantages[i, j]),
             )
             for i, lesson in enumerate(judged.lessons)
             for j, r in enumerate(groups[i])
@@ -295,16 +241,16 @@ class Trainer:
         return StepReport(
             step=step,
             steps=self.step_count,
-            reward=float(judged.rewards.mean()),
-            accuracy=float(judged.right.mean()),
-            format_rate=float(judged.well_formed.mean()),
+            reward=float(judged.earned.rewards.mean()),
+            accuracy=float(judged.earned.right.mean()),
+            format_rate=float(judged.earned.well_formed.mean()),
             label_mass=float(np.mean([v.label_mass for v in verdicts])),
             loss=measured["loss"],
             grad_norm=measured["grad_norm"],
             kl=measured["kl"],
             clip_fraction=measured["clip_fraction"],
             mismatch=measured["mismatch"],
-            skipped=int((~judged.taught).sum()),
+            skipped=int((~judged.earned.taught).sum()),
             groups=len(groups),
             updated=bool(measured["updated"]),
             tokens=sum(v.tokens for v in verdicts),

@@ -20,7 +20,7 @@ Strategy = Literal["soft", "select", "score"]
 STRATEGIES: tuple[Strategy, ...] = ("soft", "select", "score")
 
 _ANSWER = re.compile(r"</think>.*?<answer>(.*?)(?:</answer>|$)", re.DOTALL)
-_FORM = re.compile(r"<think>((?!</?(think|answer)>).)+</think>\s*<answer>[^<]*</answer>", re.DOTALL)
+_FORM = re.compile(r"<think>((?:(?!</?(?:think|answer)>).)*)</think>\s*<answer>[^<]*</answer>", re.DOTALL)
 _NUMBER = r"(\d+(?:\.\d+)?)"
 _SCORES = re.compile(rf"\s*{_NUMBER}[\s,;/]+{_NUMBER}\s*")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -77,9 +77,13 @@ def reasoning_of(text: str) -> str:
     return " ".join(_CONTROL.sub(" ", words[2] or words[0]).split())
 
 
-def is_well_formed(text: str, form: str = "choice") -> bool:
-    """Whether a completion is reasons between the tags of thinking, then an answer of the form between its own."""
-    if _FORM.fullmatch(text.strip()) is None:
+def is_well_formed(text: str, form: str = "choice", think: bool = True) -> bool:
+    """Whether a completion is reasons between the tags of thinking, then an answer of the form between its own.
+
+    The reasons may be empty only where the judge was not asked to `think`.
+    """
+    match = _FORM.fullmatch(text.strip())
+    if match is None or (think and not match.group(1).strip()):
         return False
     return (written_answer(text) if form == "choice" else written_scores(text)) is not None
 

@@ -15,7 +15,7 @@ from mlxpref import training
 from mlxpref.config import TrainSettings, read_settings, settings_from
 from mlxpref.demo.preferences import demo_preferences
 from mlxpref.demo.story import demo_settings
-from mlxpref.errors import ConfigError, DataError, ModelError
+from mlxpref.errors import ConfigError, DataError, MlxprefError, ModelError
 from mlxpref.evaluation import evaluate
 from mlxpref.judge import Judge
 from mlxpref.lora import adapter_off, adapter_weights
@@ -79,16 +79,14 @@ def test_a_fresh_adapter_is_the_base_and_a_trained_one_is_not(fresh: VLM, tmp_pa
         assert mx.array_equal(answer(fresh), answer(base))
 
 
-def test_the_divergence_is_zero_for_a_fresh_adapter_and_pulls_another_back(fresh: VLM, tmp_path: Path) -> None:
-    settings = settings_from(TrainSettings, {"data": "demo", "kl": 1.0} | SMALL | {"steps": 25, "group": 6})
+def test_the_divergence_is_zero_for_a_fresh_adapter_and_positive_for_another(fresh: VLM, tmp_path: Path) -> None:
+    settings = settings_from(TrainSettings, {"data": "demo", "kl": 1.0} | SMALL)
     run = start_run(settings, tmp_path / "run", vlm=fresh)
     reports = run.reports()
     assert next(reports).kl == 0
     moved = {n: w + 0.05 * mx.random.normal(w.shape) for n, w in adapter_weights(fresh.model).items()}
     fresh.model.load_weights(list(moved.items()), strict=False)
-    kl = [report.kl for report in reports]
-    assert kl[0] > 0
-    assert np.mean(kl[-5:]) < 0.7 * np.mean(kl[:3])
+    assert next(reports).kl > 0.01
 
 
 def test_a_saved_adapter_gives_the_same_verdicts_here_and_in_mlx_vlm(fresh: VLM, tmp_path: Path) -> None:
@@ -236,8 +234,8 @@ def test_settings_files_are_checked(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"run.toml: unknown setting 'rewrad'"):
         settings_from(TrainSettings, read_settings(tmp_path / "run.toml"), str(tmp_path / "run.toml"))
     assert settings_from(TrainSettings, {"learning_rate": 1}).learning_rate == 1.0
-    with pytest.raises(ConfigError, match="none of soft, brier, hard, score"):
-        settings_from(TrainSettings, {"reward": "nice"})
+    with pytest.raises(ConfigError, match="none of token, sequence"):
+        settings_from(TrainSettings, {"level": "word"})
 
 
 def test_images_beyond_the_context_are_refused_with_the_numbers(fresh: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,3 +262,49 @@ def test_training_unbiases_the_demo_judge(tmp_path: Path) -> None:
 def test_the_fixture_of_the_shared_judge_has_no_adapter(demo_judge: Callable[..., Judge]) -> None:
     """Training in these tests must not leak into the judge that other tests share."""
     assert not adapter_weights(demo_judge().vlm.model)
+
+
+def test_a_reward_of_ones_own_is_learned_from(fresh: VLM, tmp_path: Path) -> None:
+    """It sees what it should, and what it rewards is written more often."""
+    (tmp_path / "own.py").write_text(
+        "def short(texts, p_first, prompt, images, y):\n"
+        "    assert prompt.startswith(('a ', 'an '))\n"
+        "    assert [image.size for image in images] == [(84, 84)] * 2\n"
+        "    assert len(p_first) == len(texts) and y in (0.0, 1.0)\n"
+        "    return [-len(text) for text in texts]\n"
+    )
+    reports = run_small(
+        fresh, tmp_path / "run", reward=f"{tmp_path}/own.py:short", steps=12, comparisons=6, group=6, limit=72
+    )
+    assert np.mean([r.reward for r in reports[-3:]]) > np.mean([r.reward for r in reports[:3]]) + 1
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        ("def own(**_):\n    x = 1\n    return [1 / 0]\n", "own.py:3: the reward raised ZeroDivisionError"),
+        ("def own(**_):\n    return [1]\n", "must return 3 finite numbers"),
+        ("def own(texts, **_):\n    return [float('nan') for _ in texts]\n", "must return 3 finite numbers"),
+        ("def own(**_):\n    return None\n", "must return 3 numbers"),
+        ("def other(**_):\n    return None\n", "has no function own"),
+        ("def own(:\n", "own.py:1: cannot be run: SyntaxError"),
+        (None, "no such file"),
+    ],
+)
+def test_a_reward_that_fails_is_shown_with_its_line(
+    fresh: VLM, tmp_path: Path, program: str | None, words: str
+) -> None:
+    if program:
+        (tmp_path / "own.py").write_text(program)
+    with pytest.raises(MlxprefError) as caught:
+        run_small(fresh, tmp_path / "run", reward=f"{tmp_path}/own.py:own")
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    if "raised" in words:
+        assert (tmp_path / "run" / "adapters.safetensors").is_file()
+
+
+def test_an_unknown_reward_is_refused(fresh: VLM, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="'nice': neither soft, brier, hard or score nor a file"):
+        run_small(fresh, tmp_path / "run", reward="nice")
+    assert not (tmp_path / "run").exists()

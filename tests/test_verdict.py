@@ -2,7 +2,7 @@
 
 import pytest
 
-from mlxpref.verdict import Verdict, at_answer, reasoning_of, written_answer, written_scores
+from mlxpref.verdict import Verdict, at_answer, is_well_formed, reasoning_of, written_answer, written_scores
 
 
 @pytest.mark.parametrize(
@@ -84,3 +84,23 @@ def test_reasoning_is_one_clean_line() -> None:
     assert reasoning_of("<think>so\n much \x1b[31mred\u202e</think><answer>1</answer>") == "so much [31mred"
     assert reasoning_of("no tags at all") == "no tags at all"
     assert reasoning_of("<think></think><answer>") == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "form", "think", "expected"),
+    [
+        ("<think>a</think><answer>1</answer>", "choice", True, True),
+        ("<think>a\nb</think>\n<answer>2</answer>\n", "choice", True, True),
+        ("<think>a</think><answer>7 4</answer>", "scores", True, True),
+        ("<think>a</think><answer>7 4</answer>", "choice", True, False),
+        ("<think>a</think><answer>3</answer>", "choice", True, False),
+        ("<think> </think><answer>1</answer>", "choice", True, False),
+        ("<think></think><answer>1</answer>", "choice", False, True),
+        ("so <think>a</think><answer>1</answer>", "choice", True, False),
+        ("<think>a</think><answer>1</answer> yes", "choice", True, False),
+        ("<think>a<think>b</think><answer>1</answer>", "choice", True, False),
+        ("<think>a <answer>1</answer></think><answer>1</answer>", "choice", True, False),
+    ],
+)
+def test_the_form_is_reasons_then_one_answer(text: str, form: str, think: bool, expected: bool) -> None:
+    assert is_well_formed(text, form, think) is expected

@@ -44,6 +44,26 @@ HELD_OUT_PAIRS = 400
 
 
 @dataclass(frozen=True)
+class Example:
+    """One pair as it is shown with a first, and what the judge said of it before and after it was trained."""
+
+    preference: Preference
+    before: PairVerdict
+    after: PairVerdict
+
+    def to_json(self) -> dict[str, Any]:
+        """What was said, with the preference for the first image, and which one people prefer."""
+        return {
+            "prompt": self.preference.prompt,
+            "first_is_right": self.preference.p_a > 0.5,
+            "before": self.before.a_shown_first[0].reasoning,
+            "after": self.after.a_shown_first[0].reasoning,
+            "p_before": self.before.p_a_shown_first or 0.0,
+            "p_after": self.after.p_a_shown_first or 0.0,
+        }
+
+
+@dataclass(frozen=True)
 class Story:
     """What the demo found out."""
 
@@ -53,6 +73,7 @@ class Story:
     held_out_prompts: Evaluation
     steps: int
     training_seconds: float
+    example: Example | None
     ranking: ImageRanking
     html: Path
     adapter: Path
@@ -66,6 +87,7 @@ class Story:
             "held_out_prompts": self.held_out_prompts.to_json(),
             "steps": self.steps,
             "training_seconds": round(self.training_seconds, 1),
+            "example": self.example.to_json() if self.example else None,
             "ranking": self.ranking.to_json(),
             "html": str(self.html),
             "adapter": str(self.adapter),
@@ -97,9 +119,19 @@ def tell(judge: Judge, folder: Path, track: Track, track_steps: TrackSteps, sett
     after, held_out_after = measured(test, "test"), measured(held_out, "heldout")
     ranking = judge.rank(find_images([pictures]), SAMPLE_PROMPT, think="all", track=track)
     seconds = sum(report.rollout_seconds + report.update_seconds for report in reports)
-    page = folder / "index.html"
-    story = Story(before, after, held_out_before, held_out_after, len(reports), seconds, ranking, page, run.folder)
-    _write_page(story, reports, test)
+    story = Story(
+        before,
+        after,
+        held_out_before,
+        held_out_after,
+        len(reports),
+        seconds,
+        _example(test, before, after),
+        ranking,
+        folder / "index.html",
+        run.folder,
+    )
+    _write_page(story, reports)
     return story
 
 
@@ -126,9 +158,10 @@ def _clear(folder: Path) -> None:
     (folder / "index.html").unlink(missing_ok=True)
 
 
-def _write_page(story: Story, reports: Sequence[StepReport], test: Sequence[Preference]) -> None:
+def _write_page(story: Story, reports: Sequence[StepReport]) -> None:
     curve = curve_svg(
-        {"rollouts that agree": [r.accuracy for r in reports], "reward": [r.reward for r in reports]}, "share"
+        {"rollouts that agree": [r.accuracy for r in reports], "reward": [r.reward for r in reports]},
+        "mean over rollouts",
     )
     bars = [
         ("test pictures, before", story.before, "before"),
@@ -146,27 +179,18 @@ def _write_page(story: Story, reports: Sequence[StepReport], test: Sequence[Pref
         }
         for image in ranking.ranking.images
     ]
-    example = _example(story, test)
+    example = None
+    if story.example:
+        shown = story.example.preference
+        example = story.example.to_json() | {"first": picture_uri(shown.a), "second": picture_uri(shown.b)}
     write_page(story.html, "demo.html", story=story, bars=bars, curve=curve, ranked=ranked, example=example)
 
 
-def _example(story: Story, test: Sequence[Preference]) -> dict[str, Any] | None:
-    """A pair that was judged wrongly before and rightly after, most clearly so, with a shown first."""
-    best, chosen = 0.0, None
-    for preference, old, new in zip(test, story.before.verdicts, story.after.verdicts, strict=True):
-        change = (new.p_a - old.p_a) * (1 if preference.p_a > 0.5 else -1)
-        if change > best and (old.p_a > 0.5) != (preference.p_a > 0.5) == (new.p_a > 0.5):
-            best, chosen = change, (preference, old, new)
-    if chosen is None:
-        return None
-    preference, old, new = chosen
-    return {
-        "prompt": preference.prompt,
-        "first": picture_uri(preference.a),
-        "second": picture_uri(preference.b),
-        "first_is_right": preference.p_a > 0.5,
-        "before": old.a_shown_first[0].reasoning,
-        "after": new.a_shown_first[0].reasoning,
-        "p_before": old.p_a_shown_first or 0.0,
-        "p_after": new.p_a_shown_first or 0.0,
-    }
+def _example(test: Sequence[Preference], before: Evaluation, after: Evaluation) -> Example | None:
+    """The pair whose verdict most clearly went from wrong to right."""
+    found = [
+        (abs(new.p_a - old.p_a), Example(preference, old, new))
+        for preference, old, new in zip(test, before.verdicts, after.verdicts, strict=True)
+        if (old.p_a > 0.5) != (preference.p_a > 0.5) == (new.p_a > 0.5)
+    ]
+    return max(found, key=lambda item: item[0])[1] if found else None

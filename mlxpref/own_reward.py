@@ -1,0 +1,83 @@
+"""Rewards of one's own: a function in a Python file, `--reward rewards.py:helpful`.
+
+The function is called once a group and returns one finite number a rollout:
+
+    def helpful(texts, p_first, prompt, images, y):
+        return [float("because" in text) for text in texts]
+
+`texts` are the completions, `p_first` the probabilities that each gives to the first image (None where it cannot be
+read), `prompt` what the images were made for, `images` the two as they were shown (PIL, RGB), and `y` the share of
+people who prefer the first. The answers are sampled: the policy gradient goes through all tokens.
+"""
+
+import importlib.util
+import math
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from mlxpref.errors import ConfigError, MlxprefError
+from mlxpref.images import load_image
+from mlxpref.pairs import Comparison
+from mlxpref.verdict import Verdict
+
+__all__ = ["OwnReward", "load_reward"]
+
+OwnReward = Callable[[Comparison, float, Sequence[Verdict]], list[float]]
+"""A group's comparison, the share of people for its first image, and its verdicts; one reward each."""
+
+
+def load_reward(name: str) -> OwnReward:
+    """The reward `file.py:function`; ConfigError where there is none or the file cannot be run."""
+    place, _, function_name = name.rpartition(":")
+    path = Path(place)
+    if path.suffix != ".py" or not function_name.isidentifier():
+        raise ConfigError(f"reward {name!r}: neither soft, brier, hard or score nor a file.py:function")
+    if not path.is_file():
+        raise ConfigError(f"reward {name}: no such file {path}")
+    function = getattr(_run_file(path), function_name, None)
+    if not callable(function):
+        raise ConfigError(f"reward {name}: {path} has no function {function_name}")
+
+    def reward(comparison: Comparison, y: float, verdicts: Sequence[Verdict]) -> list[float]:
+        texts, p_first = [v.text for v in verdicts], [v.p_first("soft") for v in verdicts]
+        images = load_image(comparison.first), load_image(comparison.second)
+        try:
+            found = function(texts=texts, p_first=p_first, prompt=comparison.prompt, images=images, y=y)
+        except Exception as error:
+            raise MlxprefError(f"{_line_of(error, path)}: the reward raised {type(error).__name__}: {error}") from error
+        return _checked(found, len(texts), name)
+
+    return reward
+
+
+def _run_file(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ConfigError(f"{_line_of(error, path)}: cannot be run: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _line_of(error: Exception, path: Path) -> str:
+    """The file with the last of its lines that the error passed through."""
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == path.absolute()]
+    lines = lines or [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == path]
+    line = lines[-1] if lines else getattr(error, "lineno", None)
+    return f"{path}:{line}" if line else str(path)
+
+
+def _checked(found: Any, count: int, name: str) -> list[float]:
+    try:
+        rewards = [float(reward) for reward in found]
+    except (TypeError, ValueError) as error:
+        raise MlxprefError(f"reward {name}: it must return {count} numbers, not {found!r:.100}") from error
+    if len(rewards) != count or not all(map(math.isfinite, rewards)):
+        raise MlxprefError(f"reward {name}: it must return {count} finite numbers, not {rewards!r:.100}")
+    return rewards

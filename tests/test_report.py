@@ -1,0 +1,69 @@
+"""Pages: everything inside, nothing executed, whatever the texts hold."""
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from mlxpref.report import curve_svg, picture_uri, write_page
+from tests.conftest import picture
+
+HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'&"
+
+
+def story() -> SimpleNamespace:
+    metrics = SimpleNamespace(accuracy=0.9, accuracy_low=0.8, accuracy_high=0.95, pairs=400)
+    evaluation = SimpleNamespace(metrics=metrics)
+    return SimpleNamespace(
+        before=evaluation, after=evaluation, held_out_before=evaluation, held_out_prompts=evaluation,
+        training_seconds=90.0, steps=60, ranking=SimpleNamespace(prompt=HOSTILE),
+    )  # fmt: skip
+
+
+def test_texts_are_escaped_and_nothing_is_loaded_from_elsewhere(tmp_path: Path) -> None:
+    ranked = [
+        {"picture": picture_uri(picture(1)), "name": HOSTILE, "rank": 1, "strength": 1.0, "low": 0.5, "high": 1.5,
+         "wins": 3, "pairs": 4, "reason": HOSTILE}
+    ]  # fmt: skip
+    example = {
+        "prompt": HOSTILE, "first": picture_uri(picture(1)), "second": picture_uri(picture(2)), "first_is_right": True,
+        "before": HOSTILE, "after": HOSTILE, "p_before": 0.3, "p_after": 0.9,
+    }  # fmt: skip
+    told = story()
+    write_page(
+        tmp_path / "index.html",
+        "demo.html",
+        story=told,
+        bars=[("test pictures, before", told.before, "before")],
+        curve=curve_svg({"reward": [0.1, 0.5, 0.9]}, "mean"),
+        ranked=ranked,
+        example=example,
+    )
+    page = (tmp_path / "index.html").read_text()
+    assert "<script" not in page
+    assert "onerror=alert" not in re.sub(r"&lt;.*?&gt;", "", page)
+    assert page.count("&lt;script&gt;") == 7
+    loaded = re.findall(r"(?:src|href)=\"([^\"]*)\"", page)
+    assert loaded
+    assert all(address.startswith(("data:image/png;base64,", "#")) for address in loaded)
+    assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
+
+
+def test_a_missing_value_is_an_error_not_a_blank(tmp_path: Path) -> None:
+    import jinja2
+
+    with pytest.raises(jinja2.UndefinedError):
+        write_page(tmp_path / "index.html", "demo.html", story=story())
+    assert not (tmp_path / "index.html").exists()
+
+
+def test_curves_are_drawn_the_same_again() -> None:
+    drawn = [str(curve_svg({"reward": [0.1, 0.5, 0.9], "accuracy": [0.2, 0.3, 0.4]}, "mean")) for _ in range(2)]
+    assert drawn[0] == drawn[1]
+    assert drawn[0].startswith("<svg")
+    assert "accuracy" in drawn[0]
+
+
+def test_pictures_are_shrunk_to_what_a_page_needs() -> None:
+    assert len(picture_uri(picture(0, (1000, 500)), side=64)) < 20_000
