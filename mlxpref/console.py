@@ -1,7 +1,9 @@
 """What a person sees: progress and notes on stderr, tables and JSON on stdout."""
 
 import codecs
+import contextlib
 import json
+import os
 import re
 import sys
 import time
@@ -110,7 +112,13 @@ def track_steps(reports: Iterable[Any], count: int) -> Iterator[Any]:
 def _print(text: str) -> None:
     """Write to stdout now: what its encoding lacks is spelled out, and a full disk is noticed here."""
     encoding = sys.stdout.encoding or "utf-8"
-    print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+    try:
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+    except OSError:
+        # Python flushes once more at its end, and would fail there with words and an exit code of its own.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
 
 
 def _bar(work: Iterable[T], count: int, what: str) -> Iterator[T]:

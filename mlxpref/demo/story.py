@@ -40,6 +40,8 @@ _SAMPLES = (
     Look("red", "triangle", "blurry"),
 )
 TEST_PAIRS = 400
+TEST_SEED = 20261123
+"""Of pictures that are looked at here only; settings were chosen with those of other seeds."""
 HELD_OUT_PAIRS = 400
 
 
@@ -107,7 +109,10 @@ def tell(judge: Judge, folder: Path, track: Track, track_steps: TrackSteps, sett
     """
     _clear(folder)
     pictures = write_pictures(folder)
-    test, held_out = demo_preferences("test", TEST_PAIRS), demo_preferences("heldout", HELD_OUT_PAIRS)
+    test, held_out = (
+        demo_preferences("test", TEST_PAIRS, TEST_SEED),
+        demo_preferences("heldout", HELD_OUT_PAIRS, TEST_SEED),
+    )
 
     def measured(preferences: Sequence[Preference], split: str) -> Evaluation:
         return evaluate(judge, preferences, "demo", split, track=track)
