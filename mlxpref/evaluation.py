@@ -1,7 +1,7 @@
 """How often a judge agrees with people: the metrics of `eval`, from probabilities and votes alone or from a judge."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -10,16 +10,14 @@ from numpy.typing import NDArray
 
 from mlxpref.errors import DataError
 from mlxpref.judge import Judge
-from mlxpref.pairs import Pair, PairVerdict
+from mlxpref.pairs import Pair, PairVerdict, Track
 from mlxpref.preferences import Preference
 from mlxpref.ranking import soft_preference
 from mlxpref.verdict import Strategy
 
-__all__ = ["Evaluation", "Metrics", "Track", "evaluate", "measure"]
+__all__ = ["Evaluation", "Metrics", "evaluate", "measure"]
 
 Floats = NDArray[np.float64]
-Track = Callable[[Iterable[PairVerdict], int, str], Iterable[PairVerdict]]
-"""Something that passes on what it is given and shows how far it is, of how much, at what."""
 
 _BOOTSTRAPS = 2000
 _BINS = 10

@@ -7,20 +7,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlxpref.images import Skipped
-from mlxpref.pairs import Pair, PairVerdict
+from mlxpref.pairs import Pair, PairVerdict, Track
 from mlxpref.preferences import ImageLike
 from mlxpref.ranking import RankedImage, Ranking, all_pairs, rank_images
 from mlxpref.verdict import Verdict
 
-__all__ = ["Compare", "ImageRanking", "JudgedPair", "Think", "Track", "rank_pairs"]
+__all__ = ["Compare", "ImageRanking", "JudgedPair", "Think", "rank_pairs"]
 
 Think = Literal["top", "all", "none"]
 TOP = 10
 """How many of the best images are thought about where the judge thinks about the top only."""
 Compare = Callable[[Iterable[Pair], bool], Iterable[PairVerdict]]
 """A judge of pairs: the pairs, and whether to think about them."""
-Track = Callable[[Iterable[PairVerdict], int, str], Iterable[PairVerdict]]
-"""Something that passes on what it is given and shows how far it is, of how much, at what."""
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mlxpref.config import JudgeSettings
-from mlxpref.image_ranking import ImageRanking, Think, Track, rank_pairs
+from mlxpref.image_ranking import ImageRanking, Think, rank_pairs
 from mlxpref.images import Skipped
-from mlxpref.pairs import Comparison, Pair, PairVerdict, shown
+from mlxpref.pairs import Comparison, Pair, PairVerdict, Track, shown
 from mlxpref.preferences import ImageLike
 from mlxpref.ranking import all_pairs
 from mlxpref.rollout import Sampling, roll_out

@@ -4,14 +4,14 @@ Here, and only here, identities become places and places identities: `shown` put
 `PairVerdict` turns what was said about first and second back into a and b.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from mlxpref.preferences import ImageLike
 from mlxpref.ranking import PairOutcome, soft_preference
 from mlxpref.verdict import Strategy, Verdict
 
-__all__ = ["Comparison", "Pair", "PairVerdict", "share_for_first", "shown"]
+__all__ = ["Comparison", "Pair", "PairVerdict", "Track", "share_for_first", "shown"]
 
 
 @dataclass(frozen=True)
@@ -80,3 +80,7 @@ class PairVerdict:
 def _mean_p_first(verdicts: Sequence[Verdict], strategy: Strategy) -> float | None:
     read = [p for verdict in verdicts if (p := verdict.p_first(strategy)) is not None]
     return sum(read) / len(read) if read else None
+
+
+Track = Callable[[Iterable[PairVerdict], int, str], Iterable[PairVerdict]]
+"""Something that passes on verdicts as they come and shows how far the work is: of how many, at what."""

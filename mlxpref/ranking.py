@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mlxpref.errors import DataError
+from mlxpref.posterior import best_probabilities, difference_variance
 
 __all__ = [
     "PairOutcome",
@@ -21,7 +22,6 @@ __all__ = [
     "Ranking",
     "StrengthFit",
     "all_pairs",
-    "best_probabilities",
     "fit_strengths",
     "rank_images",
     "soft_preference",
@@ -140,7 +140,7 @@ def rank_images(count: int, outcomes: Iterable[PairOutcome], default_dispersion:
     bounds = fit.strengths - Z95 * error, fit.strengths + Z95 * error
     p_best = best_probabilities(fit.strengths, fit.covariance)
     difference = np.abs(fit.strengths[:, None] - fit.strengths)
-    tied = difference <= Z95 * np.sqrt(_difference_variance(fit.covariance))
+    tied = difference <= Z95 * np.sqrt(difference_variance(fit.covariance))
     np.fill_diagonal(tied, False)
     numbers = [column.tolist() for column in (rank, fit.strengths, error, *bounds, p_best)]
     ties = [tuple(np.flatnonzero(row).tolist()) for row in tied]
@@ -269,50 +269,3 @@ def _dispersion(residual: Array, weight: Array, leverage: Array, default: float)
     scaled = Z95**2 * (freedom - 5 / 6) / (freedom - 2 / 3 + 0.1 / freedom) ** 2
     widened = estimate * freedom * math.expm1(scaled) / Z95**2
     return max(min(widened, max(default, estimate)), SMALLEST_DISPERSION), freedom
-
-
-def _difference_variance(covariance: Array) -> Array:
-    """(N, N) covariance -> (N, N) variance of every difference."""
-    variance = np.diag(covariance)
-    return np.maximum(variance[:, None] + variance - 2 * covariance, 0.0)
-
-
-def best_probabilities(strengths: Array, covariance: Array) -> Array:
-    """The probability of every image to be the strongest, under the joint normal posterior.
-
-    (N,), (N, N) -> (N,), sum 1. No random numbers, so permuting the images permutes the result: an image's leads over
-    the others get one common factor that matches their mean covariances (Dunnett 1955; right to 0.005 for independent
-    strengths, else to about 0.04), integrated over numerically. Chances that add up to less than 1e-4 become 0.
-    """
-    variance = _difference_variance(covariance)
-    np.fill_diagonal(variance, 1.0)
-    lead = (strengths[:, None] - strengths) / np.sqrt(np.maximum(variance, 1e-18))
-    np.fill_diagonal(lead, np.inf)
-    kept = np.flatnonzero(_normal_cdf(lead.min(axis=1)) > 1e-4 / len(strengths))
-    lead, variance, covariance = (square[np.ix_(kept, kept)] for square in (lead, variance, covariance))
-    behind = _normal_cdf(-lead) + 1e-3  # (M, M): which opponents matter to each image
-    np.fill_diagonal(behind, 0.0)
-    total = behind.sum(axis=1, keepdims=True)
-    # (M, M): mean covariance of i's lead over j with its leads over others k, C_ii - C_ij - C_ik + C_jk.
-    own = np.diag(covariance)[:, None] - covariance
-    shared = total * own - (behind * covariance).sum(axis=1, keepdims=True) + behind @ covariance
-    shared = (shared - behind * variance) / np.maximum(total - behind, 1e-9)
-    common = np.maximum((behind * shared).sum(axis=1, keepdims=True) / np.maximum(total, 1e-9), 1e-12)
-    loading = np.clip(shared / np.sqrt(common), 0, 0.98 * np.sqrt(variance))  # no steeper than the grid can follow
-    grid = np.arange(-6, 6.01, 0.25)
-    result = np.zeros(len(strengths))
-    for row, index in enumerate(kept):
-        ahead = (lead[row] * np.sqrt(variance[row]))[:, None] + loading[row][:, None] * grid
-        ahead = ahead / np.sqrt(variance[row] - loading[row] ** 2)[:, None]
-        ahead[row] = np.inf
-        result[index] = _normal_cdf(ahead).prod(axis=0) @ np.exp(-(grid**2) / 2)
-    probabilities: Array = result / result.sum()
-    return probabilities
-
-
-def _normal_cdf(x: Array) -> Array:
-    """The standard normal distribution function to 1e-7 (Abramowitz & Stegun 26.2.17)."""
-    t = 1 / (1 + 0.2316419 * np.abs(x))
-    series = t * (0.31938153 + t * (-0.356563782 + t * (1.781477937 + t * (-1.821255978 + t * 1.330274429))))
-    tail = np.exp(-0.5 * np.minimum(x * x, 1400.0)) * series / math.sqrt(2 * math.pi)
-    return np.where(x >= 0, 1 - tail, tail)

@@ -18,6 +18,7 @@ LAYERS = [
         "template",
         "preferences",
         "verdict",
+        "posterior",
         "ranking",
         "rewards",
         "images",

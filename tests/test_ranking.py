@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlxpref import ranking
+from mlxpref import posterior, ranking
 from mlxpref.errors import DataError
+from mlxpref.posterior import best_probabilities
 from mlxpref.ranking import (
     PairOutcome,
     all_pairs,
-    best_probabilities,
     fit_strengths,
     rank_images,
     soft_preference,
@@ -323,7 +323,7 @@ def test_two_images():
     best, worst = ranked.images
     assert (best.index, best.rank, best.wins, best.pairs, worst.rank, worst.wins) == (1, 1, 1, 1, 2, 0)
     assert best.strength == -worst.strength > 0
-    exact = ranking._normal_cdf(np.array(2 * best.strength / (2 * best.stderr)))
+    exact = posterior._normal_cdf(np.array(2 * best.strength / (2 * best.stderr)))
     assert best.p_best == pytest.approx(float(exact), abs=1e-6)
 
 
@@ -395,7 +395,7 @@ def test_the_best_of_independent_strengths():
     """Against the integral over the best one's value, for independent strengths of unlike deviations."""
     means, deviations = np.array([0.3, 0.0, -0.5, 0.1]), np.array([0.5, 1.0, 2.0, 0.2])
     values = np.linspace(-12, 12, 200_001)
-    cdfs = ranking._normal_cdf((values - means[:, None]) / deviations[:, None])
+    cdfs = posterior._normal_cdf((values - means[:, None]) / deviations[:, None])
     densities = np.exp(-(((values - means[:, None]) / deviations[:, None]) ** 2) / 2) / deviations[:, None]
     exact = [(densities[i] * np.delete(cdfs, i, axis=0).prod(axis=0)).sum() for i in range(4)]
     exact = np.array(exact) / np.sum(exact)
@@ -428,7 +428,7 @@ def coverage(truth_of, outcomes_of, count, repetitions):
         fit = fit_strengths(count, outcomes_of(strengths))
         error = fit.strengths - (strengths - strengths.mean())
         apart = (error[:, None] - error)[upper]
-        width = np.sqrt(ranking._difference_variance(fit.covariance)[upper])
+        width = np.sqrt(posterior.difference_variance(fit.covariance)[upper])
         held[0] += (np.abs(error) <= ranking.Z95 * np.sqrt(np.diag(fit.covariance))).mean()
         held[1] += (np.abs(apart) <= ranking.Z95 * width).mean()
         held[2] += abs(fit.position_bias - bias) <= ranking.Z95 * fit.position_bias_stderr

@@ -16,7 +16,7 @@ from mlxpref.evaluation import Evaluation, evaluate
 from mlxpref.image_ranking import ImageRanking
 from mlxpref.images import find_images
 from mlxpref.judge import Judge
-from mlxpref.pairs import PairVerdict
+from mlxpref.pairs import PairVerdict, Track
 from mlxpref.preferences import Preference
 from mlxpref.report import curve_svg, picture_uri, write_page
 from mlxpref.runs import start_run
@@ -24,7 +24,6 @@ from mlxpref.training import StepReport
 
 __all__ = ["SAMPLE_PROMPT", "Story", "demo_settings", "tell", "write_pictures"]
 
-Track = Callable[[Iterable[PairVerdict], int, str], Iterable[PairVerdict]]
 TrackSteps = Callable[[Iterable[StepReport], int], Iterable[StepReport]]
 
 _WANTED = ("purple", "triangle")
