@@ -1,6 +1,8 @@
 """Scoring: what the policy gives the tokens of completions, with gradients that reach the prompt.
 
-Each prompt runs once and its keys and values serve all rollouts of its group; gradients flow back into them.
+Each prompt runs once and its keys and values serve all rollouts of its group; gradients flow back into them. Layers are
+recomputed in the backward pass, and so is the head, in chunks of positions: the logits of all positions never exist at
+once.
 """
 
 from collections.abc import Sequence
@@ -10,9 +12,14 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+from mlxpref.prefix import RowCache
+from mlxpref.trunk import Block, run_layers
 from mlxpref.vlm import VLM, Prompt
 
 __all__ = ["Completions", "Scores", "score"]
+
+_HEAD_VALUES = 1 << 26
+"""Logits that exist at once: 256 MiB in float32, 441 positions of a vocabulary of 152,064."""
 
 
 @dataclass(frozen=True)
@@ -39,35 +46,86 @@ class Completions:
 
 @dataclass(frozen=True)
 class Scores:
-    """Log-probabilities (R, T) of the tokens, and (R, 2) of the labels at the position after the last one.
-
-    Undefined outside the completions' mask.
-    """
+    """Log-probabilities (R, T) of the tokens, 0 where none was written, and (R, 2) of the labels after the last one."""
 
     logprobs: mx.array
     label_logprobs: mx.array
 
 
-def score(vlm: VLM, prompts: Sequence[Prompt], completions: Completions, temperature: float = 1.0) -> Scores:
-    """Score R completions of P prompts, R / P in a row for each.
+def score(
+    vlm: VLM, prompts: Sequence[Prompt], completions: Completions, temperature: float = 1.0, recompute: bool = True
+) -> Scores:
+    """Score R completions of P prompts, R / P in a row for each; see `run_layers` for `recompute`.
 
     The temperature is that of the sampling, so that the policy scored is the policy that sampled; the labels'
     probabilities are read without it, as a judge reads them.
     """
-    group = len(completions.tokens) // len(prompts)
-    cache, hidden = vlm.hidden(prompts)
-    states = hidden[mx.arange(len(prompts)), mx.array([len(prompt) - 1 for prompt in prompts])]
+    states = _states(vlm, prompts, completions, recompute)
+    ends = states[mx.arange(len(completions.lengths)), mx.array(completions.lengths)]
+    label_logprobs = mx.concatenate([_label_logprobs(vlm, part) for part in _parts(vlm, ends)])
+    mask = completions.mask
+    written = np.flatnonzero(mask.reshape(-1))
+    if not len(written):
+        return Scores(mx.zeros(mask.shape), label_logprobs)
+    width = states.shape[-1]
+    saying = states[:, :-1].reshape(-1, width)[mx.array(written)]
+    targets = mx.array(completions.tokens.reshape(-1)[written])
+    found = mx.concatenate(
+        [
+            _token_logprobs(vlm, part, target, temperature)
+            for part, target in zip(_parts(vlm, saying), _parts(vlm, targets), strict=True)
+        ]
+    )
+    place = np.zeros(mask.size, np.int32)
+    place[written] = np.arange(len(written))
+    logprobs = mx.where(mx.array(mask), found[mx.array(place.reshape(mask.shape))], 0)
+    return Scores(logprobs, label_logprobs)
+
+
+def _states(vlm: VLM, prompts: Sequence[Prompt], completions: Completions, recompute: bool) -> mx.array:
+    """The hidden states (R, T + 1, D) that say the first token, the second, ..., and what follows the last."""
+    trunk, group = vlm.language.model, len(completions.tokens) // len(prompts)
+    hidden, prefix = run_layers(trunk, vlm.block(prompts), recompute=recompute)
+    lengths = [len(prompt) for prompt in prompts]
+    states = hidden[mx.arange(len(prompts)), mx.array(lengths) - 1]
     states = mx.repeat(states, group, 0)[:, None]
-    if completions.tokens.shape[1]:
-        cache.repeat(group)
-        start = np.repeat([prompt.following for prompt in prompts], group)
-        states = mx.concatenate([states, vlm.extend_hidden(cache, completions.tokens, start)], axis=1)
-    logits = vlm.head(states)
-    answers = logits[mx.arange(len(completions.lengths)), mx.array(completions.lengths)]
-    variants = [mx.logsumexp(answers[:, mx.array(ids)], axis=-1) for ids in vlm.words.label_ids]
-    label_logprobs = mx.stack(variants, axis=-1) - mx.logsumexp(answers, axis=-1, keepdims=True)
-    if not completions.tokens.shape[1]:
-        return Scores(mx.zeros(completions.tokens.shape), label_logprobs)
-    written = logits[:, :-1] / temperature
-    chosen = mx.take_along_axis(written, mx.array(completions.tokens)[..., None], axis=-1)[..., 0]
-    return Scores(chosen - mx.logsumexp(written, axis=-1), label_logprobs)
+    columns = completions.tokens.shape[1]
+    if not columns:
+        return states
+    # The row cache knows what may be seen behind padded prompts; keys and values are not kept in it here.
+    rows = RowCache(0)
+    rows.announce(np.repeat(lengths, group).tolist(), max(lengths))
+    rows.announce([columns] * len(completions.tokens), columns)
+    start = np.repeat([prompt.following for prompt in prompts], group)
+    positions = np.broadcast_to(start[:, None] + np.arange(columns), (3, len(start), columns))
+    embeddings = trunk.embed_tokens(mx.array(completions.tokens))
+    block = Block(embeddings, mx.array(positions.astype(np.int32)), rows.mask(columns))
+    written, _ = run_layers(trunk, block, prefix, group, recompute)
+    return mx.concatenate([states, written], axis=1)
+
+
+def _parts(vlm: VLM, values: mx.array) -> list[mx.array]:
+    """Values of positions in chunks whose logits fit the bound."""
+    size = max(1, _HEAD_VALUES // int(vlm.language.model.embed_tokens.weight.shape[0]))
+    return [values[i : i + size] for i in range(0, len(values), size)]
+
+
+def _token_logprobs(vlm: VLM, states: mx.array, targets: mx.array, temperature: float) -> mx.array:
+    """Log-probabilities (N,) of targets (N,) from hidden states (N, D); the logits are made again in the backward."""
+
+    def run(states: mx.array) -> mx.array:
+        logits = vlm.head(states) / temperature
+        return mx.take_along_axis(logits, targets[:, None], axis=-1)[:, 0] - mx.logsumexp(logits, axis=-1)
+
+    return mx.checkpoint(run)(states)
+
+
+def _label_logprobs(vlm: VLM, states: mx.array) -> mx.array:
+    """Log-probabilities (N, 2) of the labels, all variants of each, from hidden states (N, D)."""
+
+    def run(states: mx.array) -> mx.array:
+        logits = vlm.head(states)
+        variants = [mx.logsumexp(logits[:, mx.array(ids)], axis=-1) for ids in vlm.words.label_ids]
+        return mx.stack(variants, axis=-1) - mx.logsumexp(logits, axis=-1, keepdims=True)
+
+    return mx.checkpoint(run)(states)

@@ -194,7 +194,7 @@ class Trainer:
         )
 
         def scored(_: nn.Module) -> Scores:
-            return score(self.vlm, prompts, completions, self.settings.temperature)
+            return score(self.vlm, prompts, completions, self.settings.temperature, self.settings.recompute)
 
         if self.settings.kl:
             with adapter_off(self.vlm.model):

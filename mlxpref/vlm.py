@@ -22,6 +22,7 @@ from mlxpref.preferences import ImageLike
 from mlxpref.prefix import RowCache, image_positions
 from mlxpref.template import Form
 from mlxpref.tokens import Words
+from mlxpref.trunk import Block
 
 __all__ = ["FAMILIES", "VLM", "Prompt", "check_folder", "load_vlm"]
 
@@ -97,16 +98,10 @@ class VLM:
 
     def hidden(self, prompts: Sequence[Prompt]) -> tuple[RowCache, mx.array]:
         """Run B prompts of any lengths as right-padded rows; returns keys and values, and hidden states (B, L, D)."""
-        lengths = [len(prompt) for prompt in prompts]
-        columns = max(lengths)
-        ids = np.zeros((len(prompts), columns), np.int32)
-        positions = np.zeros((3, len(prompts), columns), np.int32)
-        for row, prompt in enumerate(prompts):
-            ids[row, : len(prompt)] = prompt.ids
-            positions[:, row, : len(prompt)] = prompt.positions
+        ids, positions = _padded(prompts)
         embeddings, deepstack = self._embed(ids, [image for prompt in prompts for image in prompt.images])
         rows = RowCache(self.layer_count)
-        rows.announce(lengths, columns)
+        rows.announce([len(prompt) for prompt in prompts], ids.shape[1])
         hidden = self.language.model(
             mx.array(ids),
             inputs_embeds=embeddings,
@@ -115,6 +110,18 @@ class VLM:
             **deepstack,
         )
         return rows, hidden
+
+    def block(self, prompts: Sequence[Prompt]) -> Block:
+        """B prompts as right-padded rows, for a run layer by layer."""
+        ids, positions = _padded(prompts)
+        embeddings, deepstack = self._embed(ids, [image for prompt in prompts for image in prompt.images])
+        levels: list[mx.array] = []
+        if deepstack:
+            is_image = deepstack["visual_pos_masks"]
+            place = mx.maximum(mx.cumsum(is_image.reshape(-1).astype(mx.int32)) - 1, 0).reshape(is_image.shape)
+            added = deepstack["deepstack_visual_embeds"]
+            levels = [mx.where(is_image[..., None], level[place], 0).astype(embeddings.dtype) for level in added]
+        return Block(embeddings, mx.array(positions), "causal", levels)
 
     def extend(self, rows: RowCache, ids: np.ndarray, start: np.ndarray) -> mx.array:
         """Run a block of text tokens (B, N) behind rows, from each row's next position (B,); logits (B, N, V)."""
@@ -175,6 +182,17 @@ class VLM:
             for level in range(len(distinct[0].deepstack))
         ]
         return embeddings, {"visual_pos_masks": mx.array(is_image), "deepstack_visual_embeds": levels}
+
+
+def _padded(prompts: Sequence[Prompt]) -> tuple[np.ndarray, np.ndarray]:
+    """The ids (B, L) and positions (3, B, L) of prompts, padded on the right to the longest."""
+    columns = max(len(prompt) for prompt in prompts)
+    ids = np.zeros((len(prompts), columns), np.int32)
+    positions = np.zeros((3, len(prompts), columns), np.int32)
+    for row, prompt in enumerate(prompts):
+        ids[row, : len(prompt)] = prompt.ids
+        positions[:, row, : len(prompt)] = prompt.positions
+    return ids, positions
 
 
 def load_vlm(path: Path, max_pixels: int, dtype: mx.Dtype | None = None) -> VLM:

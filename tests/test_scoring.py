@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
+from mlxpref import scoring
 from mlxpref.lora import adapter_off, adapter_weights, attach_lora, linear_layers
 from mlxpref.scoring import Completions, score
 from mlxpref.vlm import VLM, Prompt, load_vlm
@@ -81,18 +82,58 @@ def test_the_shared_prompt_changes_neither_values_nor_gradients(trained: VLM) ->
         assert mx.abs(ours[name] - weight).max().item() < 1e-5 * largest, name
 
 
+def test_recomputing_changes_nothing_and_takes_less_memory(trained: VLM) -> None:
+    prompts, _ = material(trained)
+    rows = np.random.default_rng(0).integers(5, 200, (3 * 16, 40)).tolist()
+    completions = Completions.of(rows)
+    found, peaks = [], []
+    for recompute in (True, False):
+
+        def loss(_: Any, recompute: bool = recompute) -> mx.array:
+            scores = score(trained, prompts, completions, recompute=recompute)
+            return scores.logprobs.mean() + scores.label_logprobs.mean()
+
+        mx.clear_cache()
+        mx.reset_peak_memory()
+        before = mx.get_active_memory()
+        value, gradient = nn.value_and_grad(trained.model, loss)(trained.model)
+        mx.eval(value, gradient)
+        peaks.append(mx.get_peak_memory() - before)
+        found.append(dict(tree_flatten(gradient)))
+    largest = max(mx.abs(w).max().item() for w in found[1].values())
+    for name, weight in found[1].items():
+        assert mx.abs(found[0][name] - weight).max().item() < 1e-5 * largest, name
+    assert peaks[0] < 0.8 * peaks[1]
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_gradients_through_a_quantized_base_are_those_of_full_sequences(bits: int, family: str) -> None:
+    vlm = load_vlm(GOLDEN / family, 512 * 512)
+    nn.quantize(
+        vlm.language.model.layers[0].mlp,
+        group_size=32,
+        bits=bits,
+        class_predicate=lambda _, m: isinstance(m, nn.Linear),
+    )
+    attach_lora(vlm.model, list(linear_layers(vlm.model)), rank=4, scale=2.0)
+    mx.random.seed(1)
+    weights = {n: 0.05 * mx.random.normal(w.shape) for n, w in adapter_weights(vlm.model).items()}
+    vlm.model.load_weights(list(weights.items()), strict=False)
+    test_the_shared_prompt_changes_neither_values_nor_gradients(vlm)
+
+
 def test_gradients_reach_the_prompt(trained: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
     shared, _ = losses(trained)
     whole = dict(tree_flatten(nn.value_and_grad(trained.model, shared)(trained.model)[1]))
-    hidden = trained.hidden
+    whole_run = scoring.run_layers
 
-    def stopped(prompts: list[Prompt]) -> Any:
-        rows, states = hidden(prompts)
-        for layer in rows.layers:
-            layer.keys, layer.values = mx.stop_gradient(layer.keys), mx.stop_gradient(layer.values)
-        return rows, mx.stop_gradient(states)
+    def stopped(trunk: Any, block: Any, prefix: Any = None, group: int = 1, recompute: bool = True) -> Any:
+        states, kept = whole_run(trunk, block, prefix, group, recompute)
+        if prefix is None:
+            return mx.stop_gradient(states), [(mx.stop_gradient(k), mx.stop_gradient(v)) for k, v in kept]
+        return states, kept
 
-    monkeypatch.setattr(trained, "hidden", stopped)
+    monkeypatch.setattr(scoring, "run_layers", stopped)
     cut = dict(tree_flatten(nn.value_and_grad(trained.model, shared)(trained.model)[1]))
     difference = sum(mx.abs(whole[n] - cut[n]).sum().item() for n in whole)
     assert difference > 0.1 * sum(mx.abs(w).sum().item() for w in whole.values())
