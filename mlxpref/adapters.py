@@ -1,5 +1,6 @@
 """Adapters: LoRA weights and their config in mlx-vlm's format, put on a model only where they fit it."""
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -11,8 +12,9 @@ import mlx.nn as nn
 from mlxpref.errors import ModelError
 from mlxpref.files import write_text
 from mlxpref.lora import adapter_weights, attach_lora, linear_layers
+from mlxpref.template import template_version
 
-__all__ = ["ADAPTER_CONFIG", "ADAPTER_WEIGHTS", "load_adapter", "save_adapter"]
+__all__ = ["ADAPTER_CONFIG", "ADAPTER_WEIGHTS", "base_of", "load_adapter", "mismatches", "save_adapter"]
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapters.safetensors"
@@ -34,8 +36,21 @@ def load_adapter(model: nn.Module, folder: Path) -> None:
     mx.eval(model.parameters())
 
 
-def save_adapter(model: nn.Module, folder: Path, rank: int, scale: float) -> None:
-    """Write a model's adapter into a folder, in mlx-vlm's format; each file replaces the one before at once."""
+def base_of(path: Path) -> dict[str, str]:
+    """What an adapter is trained on: the checkpoint's name and fingerprint, and the version of the template."""
+    weights = sorted(f"{file.name} {file.stat().st_size}" for file in path.glob("*.safetensors"))
+    content = (path / "config.json").read_bytes() + "\n".join(weights).encode()
+    fingerprint = hashlib.sha256(content).hexdigest()[:16]
+    return {"base_model": str(path), "base_fingerprint": fingerprint, "template": template_version()}
+
+
+def save_adapter(
+    model: nn.Module, folder: Path, rank: int, scale: float, base: Mapping[str, str] | None = None
+) -> None:
+    """Write a model's adapter into a folder, in mlx-vlm's format; each file replaces the one before at once.
+
+    `base` says what it was trained on (see `base_of`); mlx-vlm passes over it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     weights = adapter_weights(model)
     config = {
@@ -47,12 +62,31 @@ def save_adapter(model: nn.Module, folder: Path, rank: int, scale: float) -> Non
             "dropout": 0.0,
             "keys": sorted({name.rpartition(".")[0] for name in weights}),
         },
+        **(base or {}),
     }
     # MLX adds the ending to a name that lacks it, so the temporary name has it too.
     temporary = folder / f".{os.getpid()}.{ADAPTER_WEIGHTS}"
-    mx.save_safetensors(str(temporary), weights, {"format": "mlx"})
-    temporary.replace(folder / ADAPTER_WEIGHTS)
+    try:
+        mx.save_safetensors(str(temporary), weights, {"format": "mlx"})
+        temporary.replace(folder / ADAPTER_WEIGHTS)
+    except (OSError, RuntimeError) as error:  # MLX raises the latter for a full disk
+        raise ModelError(
+            f"{folder / ADAPTER_WEIGHTS}: cannot be written ({error}); an adapter saved before is still there"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
     write_text(folder / ADAPTER_CONFIG, json.dumps(config, indent=2) + "\n")
+
+
+def mismatches(folder: Path, path: Path) -> list[str]:
+    """What the adapter in a folder was trained on that the checkpoint at a path is not; a line each."""
+    config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    ours, lines = base_of(path), []
+    if config.get("base_fingerprint") not in (None, ours["base_fingerprint"]):
+        lines.append(f"{folder}: the adapter was trained on {config.get('base_model')}, which this judge is not")
+    if config.get("template") not in (None, ours["template"]):
+        lines.append(f"{folder}: the adapter was trained with other words than this version asks with")
+    return lines
 
 
 def _read(folder: Path) -> tuple[int, float, float, dict[str, mx.array]]:

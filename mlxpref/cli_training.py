@@ -1,5 +1,7 @@
 """The commands that make judges: convert, train, demo."""
 
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +78,18 @@ def train(output: Path | None, config: Path | None, yes: bool, as_json: bool, **
     settings = settings_from(TrainSettings, named | chosen(options), str(config) if config else "")
     run = start_run(settings, output, (lambda question: True) if yes else agree, note, check_images_of)
     note(f"{len(run.preferences)} preferences, {run.trainer.step_count} steps, into {run.folder}")
-    *_, last = track_steps(run.reports(), run.trainer.step_count)
+    # Whoever ends the process politely gets the adapter, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    reports = []
+    try:
+        reports = list(track_steps(run.reports(), run.trainer.step_count))
+    except BaseException:
+        if run.done:
+            note(f"the adapter of step {run.done} of {run.trainer.step_count} is in {run.folder}")
+        raise
+    if not any(report.updated for report in reports):
+        note(f"no step updated the adapter: it says what the judge says without it; see {run.folder / 'log.jsonl'}")
+    last = reports[-1]
     if as_json:
         print_json({"adapter": str(run.folder), "last_step": last.to_json()})
     else:

@@ -1,6 +1,7 @@
 """Settings: one frozen dataclass field each, from which option, help, TOML key and record come."""
 
 import json
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -27,7 +28,7 @@ BUILT_IN_REWARDS = ("soft", "brier", "hard", "score")
 
 
 def setting(default: Any, text: str, **limits: Any) -> Any:
-    """A field with its default, the help text of its option, and the option's limits (`minimum`, `choices`)."""
+    """A field with its default, the help text of its option, and its limits (`minimum`, `maximum`, `choices`)."""
     return field(default=default, metadata={"help": text, **limits})
 
 
@@ -50,7 +51,7 @@ class TrainSettings:
     data: str = setting("", "`demo`, or a .jsonl file of rows with prompt, a, b and p_a.")
     split: str = setting("train", "Which part of the data.")
     limit: int = setting(0, "Use only this many preferences; 0 is all.", minimum=0)
-    fraction: float = setting(1.0, "Share of the preferences to learn from.", minimum=0.0)
+    fraction: float = setting(1.0, "Share of the preferences to learn from.", minimum=1e-6, maximum=1.0)
     model: str = setting("", "Folder, Hugging Face id, or `demo`.")
     reward: str = setting("soft", "What rollouts earn: soft, brier, hard, score, or file.py:function.")
     steps: int = setting(0, "Optimizer steps; 0 is one pass over the data.", minimum=0)
@@ -65,14 +66,16 @@ class TrainSettings:
     rank: int = setting(16, "Rank of the adapter on every linear layer of the language model.", minimum=1)
     lora_scale: float = setting(2.0, "What the adapter's product is multiplied by (alpha / rank).", minimum=0.0)
     format_weight: float = setting(0.2, "What the right form earns beside the right side.", minimum=0.0)
-    divide_by_deviation: bool = setting(True, "Divide advantages of hard and score rewards by their deviation.")
+    divide_by_deviation: bool = setting(True, "Divide advantages by their deviation (not for soft and brier).")
+    updates: int = setting(1, "Updates with the rollouts of a step; from the second on, ratios are clipped.", minimum=1)
+    save_every: int = setting(20, "Steps between two savings of the adapter.", minimum=1)
     loss_type: LossType = setting("dapo", "How tokens are weighted.", choices=get_args(LossType))
     level: Level = setting("token", "Importance ratios a token or a sequence.", choices=get_args(Level))
     clip_low: float = setting(0.2, "How far the ratio may fall below 1.", minimum=0.0)
     clip_high: float = setting(0.2, "How far the ratio may rise above 1.", minimum=0.0)
     kl: float = setting(0.0, "Weight of the divergence from the judge without adapter.", minimum=0.0)
     recompute: bool = setting(True, "Make activations again in the backward pass: more work, much less memory.")
-    max_grad_norm: float = setting(1.0, "Global norm that gradients are clipped to.", minimum=0.0)
+    max_grad_norm: float = setting(1.0, "Global norm that gradients are clipped to.", minimum=1e-6)
     seed: int = setting(0, "Seed of every random number.", minimum=0)
 
 
@@ -92,6 +95,10 @@ def settings_from(kind: type[S], values: Mapping[str, Any], where: str = "") -> 
             value = float(value)
         if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
             raise ConfigError(f"{prefix}setting {name}: {value!r} is not {wanted.__name__}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{prefix}setting {name}: {value!r} is not a finite number")
+        if "maximum" in limits and value > limits["maximum"]:
+            raise ConfigError(f"{prefix}setting {name}: {value!r} is above {limits['maximum']}")
         if "minimum" in limits and not value >= limits["minimum"]:
             raise ConfigError(f"{prefix}setting {name}: {value!r} is below {limits['minimum']}")
         if "choices" in limits and value not in limits["choices"]:

@@ -84,6 +84,10 @@ class FeatureStore:
             found.update(self._encode(grid, queue))
         return [found[key] for key in keys]
 
+    def content(self, image: ImageLike) -> str:
+        """A name of what an image shows, the same for equal pixels wherever they come from."""
+        return self._key(image)[0]
+
     def _key(self, image: ImageLike) -> tuple[str, Image.Image | None]:
         """The content of an image as a key, with the decoded image where it had to be decoded for that."""
         if isinstance(image, Image.Image):

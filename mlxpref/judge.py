@@ -1,5 +1,6 @@
 """The judge: verdicts on comparisons, soft preferences of pairs, rankings of images."""
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -108,12 +109,18 @@ class Judge:
         )
         for batch in self._batches(comparisons, samples):
             prompts = [self.vlm.prompt(c.first, c.second, c.prompt, form, think) for c in batch]
-            keys = [(self.comparisons + i,) for i in range(len(batch))]
+            keys = [self._random_key(comparison) for comparison in batch]
             self.comparisons += len(batch)
             for rollouts in roll_out(self.vlm, prompts, sampling, keys):
                 verdicts = tuple(rollout.verdict for rollout in rollouts)
                 self.tokens += sum(verdict.tokens for verdict in verdicts)
                 yield verdicts
+
+    def _random_key(self, comparison: Comparison) -> tuple[int, ...]:
+        """What the random numbers of a comparison depend on: what is shown, not when or beside what."""
+        shown_now = [self.vlm.features.content(image) for image in (comparison.first, comparison.second)]
+        digest = hashlib.sha256("\n".join([*shown_now, comparison.prompt]).encode("utf-8", "replace")).digest()
+        return tuple(int.from_bytes(digest[i : i + 4], "big") for i in (0, 4, 8))
 
     def _batches(self, comparisons: Iterable[Comparison], samples: int) -> Iterator[list[Comparison]]:
         """Comparisons in batches that keep to the bounds on rows and on prompt tokens."""

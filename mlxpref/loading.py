@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mlxpref.adapters import load_adapter
+from mlxpref.adapters import load_adapter, mismatches
 from mlxpref.config import JudgeSettings, settings_from
 from mlxpref.judge import Judge
 from mlxpref.models import resolve_model
@@ -26,4 +26,6 @@ def load_judge(
     vlm = load_vlm(path, chosen.max_pixels)
     if adapter is not None:
         load_adapter(vlm.model, adapter)
+        for line in mismatches(adapter, path):
+            say(line)
     return Judge(vlm, chosen, name, adapter)

@@ -50,8 +50,8 @@ def adapter_off(model: nn.Module) -> Iterator[None]:
     layer's scale, a number fixed when the function was traced, would do nothing.
     """
     weights = {name: w for name, w in adapter_weights(model).items() if name.endswith("lora_b")}
-    model.update(tree_unflatten([(name, mx.zeros_like(w)) for name, w in weights.items()]))
     try:
+        model.update(tree_unflatten([(name, mx.zeros_like(w)) for name, w in weights.items()]))
         yield
     finally:
         model.update(tree_unflatten(list(weights.items())))

@@ -25,7 +25,8 @@ class Targets:
 
     `mask` and `weights` (R, T): where a token was written, and what it counts; `answer_weights` (R,): what the answer
     position counts, 0 where it was not reached or its gradient is not taken exactly; `advantages` and `y` (R,);
-    `reference` (R, T): log-probabilities without the adapter.
+    `reference` (R, T): log-probabilities without the adapter; `old` (R, T): those before the step's first update, None
+    at that update.
     """
 
     mask: mx.array
@@ -34,6 +35,7 @@ class Targets:
     advantages: mx.array
     y: mx.array
     reference: mx.array | None = None
+    old: mx.array | None = None
 
 
 def targets_of(
@@ -66,15 +68,16 @@ def targets_of(
     )
 
 
-def loss_of(scores: Scores, targets: Targets, settings: TrainSettings) -> mx.array:
-    """The loss of one update with rollouts of the policy itself, so with importance ratios of exactly 1.
+def loss_of(scores: Scores, targets: Targets, settings: TrainSettings) -> tuple[mx.array, mx.array]:
+    """The loss of one update, and the share of tokens whose gradient clipping took away.
 
-    Reasoning tokens: the policy gradient, and the divergence from the reference. Answer positions: minus the reward
-    itself, a function of the labels' probabilities, so that its gradient is exact.
+    At a step's first update the rollouts are the policy's own and importance ratios are exactly 1. Reasoning tokens:
+    the policy gradient, and the divergence from the reference. Answer positions: minus the reward itself, a function of
+    the labels' probabilities, so that its gradient is exact.
     """
-    surrogate, _ = policy_objective(
+    surrogate, clipped = policy_objective(
         scores.logprobs,
-        mx.stop_gradient(scores.logprobs),
+        mx.stop_gradient(scores.logprobs) if targets.old is None else targets.old,
         targets.advantages,
         targets.mask,
         settings.level,
@@ -85,14 +88,17 @@ def loss_of(scores: Scores, targets: Targets, settings: TrainSettings) -> mx.arr
     if targets.reference is not None:
         loss = loss + settings.kl * _weighted(kl_to_reference(scores.logprobs, targets.reference), targets.weights)
     if settings.reward in EXACT_REWARDS:
-        p1, p2 = mx.exp(scores.label_logprobs[:, 0]), mx.exp(scores.label_logprobs[:, 1])
+        # Where no answer counts, safe values: what is multiplied by 0 must be finite in the backward pass, too.
+        labels = mx.where(targets.answer_weights[:, None] > 0, scores.label_logprobs, -1.0)
+        p1, p2 = mx.exp(labels[:, 0]), mx.exp(labels[:, 1])
         earned: Any = EXACT_REWARDS[settings.reward](p1, p2, targets.y, settings.format_weight)
         loss = loss - _weighted(earned, targets.answer_weights)
-    return loss
+    share = (clipped & targets.mask).sum() / mx.maximum(targets.mask.sum(), 1)
+    return loss, share
 
 
 def _weighted(values: mx.array, weights: mx.array) -> mx.array:
-    """The weighted sum; where the weight is 0 the value may be anything finite or not."""
+    """The weighted sum of finite values."""
     return mx.where(weights > 0, values * weights, 0).sum()
 
 

@@ -55,7 +55,8 @@ def settings_options(kind: type, only: tuple[str, ...] = ()) -> Callable[[F], F]
                 kind_of = click.Choice(choices) if choices else click.STRING
                 option = click.option(f"--{flag}", f.name, type=kind_of, default=None, help=_help(text, f.default))
             else:
-                number = click.IntRange(min=minimum) if isinstance(f.default, int) else click.FloatRange(min=minimum)
+                maximum = f.metadata.get("maximum")
+                number = (click.IntRange if isinstance(f.default, int) else click.FloatRange)(minimum, maximum)
                 option = click.option(f"--{flag}", f.name, type=number, default=None, help=_help(text, f.default))
             command = option(command)
         return command

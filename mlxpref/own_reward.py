@@ -10,8 +10,10 @@ read), `prompt` what the images were made for, `images` the two as they were sho
 people who prefer the first. The answers are sampled: the policy gradient goes through all tokens.
 """
 
+import contextlib
 import importlib.util
 import math
+import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -45,7 +47,9 @@ def load_reward(name: str) -> OwnReward:
         texts, p_first = [v.text for v in verdicts], [v.p_first("soft") for v in verdicts]
         images = load_image(comparison.first), load_image(comparison.second)
         try:
-            found = function(texts=texts, p_first=p_first, prompt=comparison.prompt, images=images, y=y)
+            # What the function prints belongs to the notes: stdout is for results.
+            with contextlib.redirect_stdout(sys.stderr):
+                found = function(texts=texts, p_first=p_first, prompt=comparison.prompt, images=images, y=y)
         except Exception as error:
             raise MlxprefError(f"{_line_of(error, path)}: the reward raised {type(error).__name__}: {error}") from error
         return _checked(found, len(texts), name)
@@ -54,10 +58,11 @@ def load_reward(name: str) -> OwnReward:
 
 
 def _run_file(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(f"mlxpref_reward_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up there
     try:
         spec.loader.exec_module(module)
     except Exception as error:

@@ -11,6 +11,7 @@ from typing import Literal
 import mlx.core as mx
 import numpy as np
 
+from mlxpref.errors import DataError
 from mlxpref.template import ANSWER_OPEN, CLOSING, NO_THINKING
 from mlxpref.verdict import Verdict, at_answer
 from mlxpref.vlm import VLM, Prompt
@@ -72,6 +73,12 @@ def roll_out(
     `keys` number the comparisons within the run: the random numbers of a completion come from its key, its sample
     and the seed. A prompt that already ends at its answer position is read at once, without a decoding step.
     """
+    longest = max(len(prompt) for prompt in prompts)
+    if longest + sampling.max_tokens > vlm.context:
+        raise DataError(
+            f"a comparison takes {longest} tokens and its completion up to {sampling.max_tokens}; "
+            f"the model reads at most {vlm.context}: give a smaller --max-pixels or --max-tokens"
+        )
     cache, logits = vlm.prefill(prompts)
     order = [p for p in range(len(prompts)) for _ in range(sampling.samples)]
     rows = [
@@ -166,7 +173,10 @@ def _choose(logits: mx.array, live: list[_Row], sampling: Sampling) -> tuple[lis
         numbers = [row.uniforms[min(len(row.tokens), len(row.uniforms) - 1)] for row in live]
         # Above 0, so that the first token is not taken where its probability is 0.
         threshold = mx.maximum(mx.array(numbers, mx.float32)[:, None] * cumulative[:, -1:], 1e-9)
-        tokens = (cumulative < threshold).sum(axis=-1)
+        tokens = mx.minimum((cumulative < threshold).sum(axis=-1), logits.shape[-1] - 1)
+        # Sums in parallel need not rise without exception: a token that cannot be is never taken.
+        possible = mx.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0] > -mx.inf
+        tokens = mx.where(possible, tokens, mx.argmax(logits, axis=-1).astype(tokens.dtype))
     picked = mx.take_along_axis(scaled, tokens[:, None], axis=-1)[:, 0] - mx.logsumexp(scaled, axis=-1)
     return np.array(tokens).tolist(), np.array(picked).tolist()
 

@@ -10,18 +10,20 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TextIO
 
-from mlxpref.adapters import save_adapter
+from mlxpref.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, base_of, save_adapter
 from mlxpref.config import TrainSettings, settings_from
 from mlxpref.datasets import load_preferences
-from mlxpref.errors import ConfigError
+from mlxpref.errors import ConfigError, DataError
 from mlxpref.files import write_text
 from mlxpref.models import resolve_model
-from mlxpref.preferences import Preference
-from mlxpref.template import template_version
+from mlxpref.preferences import ImageLike, Preference
 from mlxpref.training import StepReport, Trainer
 from mlxpref.vlm import VLM, load_vlm
 
-__all__ = ["Run", "start_run", "train"]
+__all__ = ["RUN_FILES", "Run", "start_run", "train"]
+
+RUN_FILES = (ADAPTER_WEIGHTS, ADAPTER_CONFIG, "run.json", "log.jsonl", "rollouts.jsonl")
+"""What a run leaves in its folder."""
 
 _ROLLOUTS_A_STEP = 4
 """How many rollouts of a step are kept in rollouts.jsonl."""
@@ -36,9 +38,15 @@ class Run:
     vlm: VLM
     preferences: Sequence[Preference]
     trainer: Trainer
+    base: dict[str, str]
+    done: int = 0
 
     def reports(self) -> Iterator[StepReport]:
-        """Train and record; whatever ends the run, the adapter of the last step is saved."""
+        """Train and record; the adapter is saved every few steps, and where the run ends or is ended.
+
+        Where the data ends it before its first step, nothing is left behind, so that the folder can be used again.
+        """
+        self.done = 0
         try:
             with (
                 (self.folder / "log.jsonl").open("w", encoding="utf-8") as log,
@@ -48,9 +56,28 @@ class Run:
                     _append(log, report.to_json())
                     for record in report.rollouts[:: max(1, len(report.rollouts) // _ROLLOUTS_A_STEP)]:
                         _append(rollouts, asdict(record))
+                    self.done = report.step
+                    if self.done % self.settings.save_every == 0:
+                        self._save()
                     yield report
-        finally:
-            save_adapter(self.vlm.model, self.folder, self.settings.rank, self.settings.lora_scale)
+        except DataError:
+            if self.done:
+                self._save()
+            else:
+                self._clear()
+            raise
+        except BaseException:
+            self._save()
+            raise
+        self._save()
+
+    def _clear(self) -> None:
+        for name in RUN_FILES:
+            (self.folder / name).unlink(missing_ok=True)
+        self.folder.rmdir()
+
+    def _save(self) -> None:
+        save_adapter(self.vlm.model, self.folder, self.settings.rank, self.settings.lora_scale, self.base)
 
 
 def start_run(
@@ -79,8 +106,9 @@ def start_run(
         vlm = load_vlm(path, settings.max_pixels)
     trainer = Trainer(vlm, preferences, settings)
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "run.json", json.dumps(_record(settings, vlm, preferences), indent=2) + "\n")
-    return Run(settings, folder, vlm, preferences, trainer)
+    base = base_of(vlm.path)
+    write_text(folder / "run.json", json.dumps(_record(settings, base, trainer.preferences), indent=2) + "\n")
+    return Run(settings, folder, vlm, trainer.preferences, trainer, base)
 
 
 def train(
@@ -95,18 +123,22 @@ def train(
     yield from start_run(chosen, Path(output) if output else None).reports()
 
 
+def _name(image: ImageLike) -> str:
+    """What an image of the data is called there: its path, or its pixels where it has none."""
+    return str(image) if isinstance(image, Path) else hashlib.sha256(image.tobytes()).hexdigest()
+
+
 def _append(file: TextIO, record: dict[str, Any]) -> None:
     file.write(json.dumps(record, ensure_ascii=False) + "\n")
     file.flush()
 
 
-def _record(settings: TrainSettings, vlm: VLM, preferences: Sequence[Preference]) -> dict[str, Any]:
+def _record(settings: TrainSettings, base: dict[str, str], preferences: Sequence[Preference]) -> dict[str, Any]:
     """What is needed to know, and to run again, what a run did."""
-    rows = [(p.prompt, str(p.a) if isinstance(p.a, Path) else "", p.p_a, p.group) for p in preferences]
+    rows = [[p.prompt, *(_name(image) for image in (p.a, p.b)), p.p_a, p.votes, p.group] for p in preferences]
     return {
         "settings": asdict(settings),
-        "model_path": str(vlm.path),
-        "template": template_version(),
+        "base": base,
         "preferences": len(preferences),
         "data_fingerprint": hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16],
         "versions": {

@@ -7,8 +7,8 @@ answer position gets the exact gradient of the reward with the weight of one tok
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import mlx.core as mx
@@ -21,13 +21,14 @@ from mlxpref.earnings import Earnings, Lesson, earn, form_of
 from mlxpref.errors import DataError, ModelError
 from mlxpref.grpo import kl_to_reference
 from mlxpref.lora import adapter_off, adapter_weights, attach_lora, linear_layers
-from mlxpref.objective import loss_of, targets_of
+from mlxpref.objective import Targets, loss_of, targets_of
 from mlxpref.own_reward import load_reward
 from mlxpref.pairs import Pair, share_for_first, shown
 from mlxpref.preferences import Preference
 from mlxpref.rewards import EXACT_REWARDS
 from mlxpref.rollout import Rollout, Sampling, roll_out
 from mlxpref.scoring import Completions, Scores, score
+from mlxpref.verdict import Strategy
 from mlxpref.vlm import VLM, Prompt
 
 __all__ = ["RolloutRecord", "StepReport", "Trainer"]
@@ -45,7 +46,7 @@ class RolloutRecord:
     y: float
     text: str
     p_first: float | None
-    label_mass: float
+    label_mass: float | None
     reward: float
     advantage: float
 
@@ -81,8 +82,9 @@ class StepReport:
     rollouts: tuple[RolloutRecord, ...] = field(default=(), repr=False)
 
     def to_json(self) -> dict[str, Any]:
-        """The report as a line of log.jsonl."""
-        return {key: value for key, value in asdict(self).items() if key != "rollouts"}
+        """The report as a line of log.jsonl; a number that is not finite, which JSON lacks, is null."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "rollouts"}
+        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
 
 
 @dataclass(frozen=True)
@@ -113,9 +115,10 @@ class Trainer:
         kept = draw.permutation(len(usable))[: max(1, math.ceil(settings.fraction * len(usable)))]
         self.preferences = [usable[i] for i in sorted(kept)]
         self.step_count = settings.steps or math.ceil(len(self.preferences) / settings.comparisons)
-        if not adapter_weights(vlm.model):
-            mx.random.seed(settings.seed)
-            attach_lora(vlm.model, list(linear_layers(vlm.model)), settings.rank, settings.lora_scale)
+        if adapter_weights(vlm.model):
+            raise ModelError(f"{vlm.path}: the model carries an adapter already; train one that is freshly loaded")
+        mx.random.seed(settings.seed)
+        attach_lora(vlm.model, list(linear_layers(vlm.model)), settings.rank, settings.lora_scale)
         self.optimizer = optim.AdamW(learning_rate=self._schedule(), betas=[0.9, 0.95], weight_decay=0.0)
         self._own_reward = None if settings.reward in BUILT_IN_REWARDS else load_reward(settings.reward)
         self._failures = 0
@@ -135,10 +138,11 @@ class Trainer:
 
     def _schedule(self) -> Any:
         settings = self.settings
-        warmup = min(settings.warmup_steps, max(self.step_count - 1, 1))
+        total = self.step_count * settings.updates
+        warmup = min(settings.warmup_steps * settings.updates, max(total - 1, 1))
         peak = settings.learning_rate
         rise = optim.linear_schedule(peak / warmup, peak, warmup) if warmup else None
-        fall = optim.cosine_decay(peak, max(self.step_count - warmup, 1), peak * 0.1)
+        fall = optim.cosine_decay(peak, max(total - warmup, 1), peak * 0.1)
         return optim.join_schedules([rise, fall], [warmup]) if rise else fall
 
     def _lessons(self, step: int) -> list[Lesson]:
@@ -193,28 +197,38 @@ class Trainer:
             self.settings,
         )
 
-        def scored(_: nn.Module) -> Scores:
+        def scored() -> Scores:
             return score(self.vlm, prompts, completions, self.settings.temperature, self.settings.recompute)
 
         if self.settings.kl:
             with adapter_off(self.vlm.model):
-                targets = replace(targets, reference=scored(self.vlm.model).logprobs)
+                targets = replace(targets, reference=scored().logprobs)
                 mx.eval(targets.reference)
+        for update in range(self.settings.updates):
+            scores, found = self._apply(scored, targets)
+            if update == 0:
+                # The old policy's log-probabilities are those of the scoring pass, not of sampling.
+                targets = replace(targets, old=mx.stop_gradient(scores.logprobs))
+                measured |= found | _distances(scores.logprobs, targets.reference, completions, rows)
+            measured |= {"clip_fraction": found["clip_fraction"], "updated": found["updated"]}
+        return measured
 
-        def objective(model: nn.Module) -> tuple[mx.array, Scores]:
-            scores = scored(model)
-            return loss_of(scores, targets, self.settings), scores
+    def _apply(self, scored: Callable[[], Scores], targets: Targets) -> tuple[Scores, dict[str, float]]:
+        """One update of the adapter, unless loss or gradient is not finite."""
 
-        (loss, scores), gradient = nn.value_and_grad(self.vlm.model, objective)(self.vlm.model)
+        def objective(_: nn.Module) -> tuple[mx.array, mx.array, Scores]:
+            scores = scored()
+            return *loss_of(scores, targets, self.settings), scores
+
+        (loss, clipped, scores), gradient = nn.value_and_grad(self.vlm.model, objective)(self.vlm.model)
         gradient, norm = optim.clip_grad_norm(gradient, self.settings.max_grad_norm)
-        mx.eval(loss, norm, scores.logprobs)
-        measured |= {"loss": float(loss.item()), "grad_norm": float(norm.item())}
-        measured |= _distances(scores.logprobs, targets.reference, completions, rows)
-        if math.isfinite(measured["loss"]) and math.isfinite(measured["grad_norm"]):
+        mx.eval(loss, clipped, norm, scores.logprobs)
+        found = {"loss": float(loss.item()), "grad_norm": float(norm.item()), "clip_fraction": float(clipped.item())}
+        finite = math.isfinite(found["loss"]) and math.isfinite(found["grad_norm"])
+        if finite:
             self.optimizer.update(self.vlm.model, gradient)
             mx.eval(self.vlm.model.trainable_parameters(), self.optimizer.state)
-            measured["updated"] = 1.0
-        return measured
+        return scores, found | {"updated": float(finite)}
 
     def _stop_if_failing(self, step: int, measured: dict[str, float]) -> None:
         finite = math.isfinite(measured["loss"]) and math.isfinite(measured["grad_norm"])
@@ -230,21 +244,29 @@ class Trainer:
     ) -> StepReport:
         groups = judged.rollouts
         verdicts = [r.verdict for group in groups for r in group]
+        read: Strategy = "soft" if form_of(self.settings) == "choice" else "score"
+        choice = read == "soft"
         records = tuple(
             RolloutRecord(
-                step, lesson.comparison.prompt, lesson.y, r.verdict.text, r.verdict.p_first("soft"),
-                r.verdict.label_mass, float(judged.earned.rewards[i, j]), float(judged.earned.advantages[i, j]),
+                step=step,
+                prompt=lesson.comparison.prompt,
+                y=lesson.y,
+                text=r.verdict.text,
+                p_first=r.verdict.p_first(read),
+                label_mass=r.verdict.label_mass if choice else None,
+                reward=float(judged.earned.rewards[i, j]),
+                advantage=float(judged.earned.advantages[i, j]),
             )
             for i, lesson in enumerate(judged.lessons)
             for j, r in enumerate(groups[i])
-        )  # fmt: skip
+        )
         return StepReport(
             step=step,
             steps=self.step_count,
             reward=float(judged.earned.rewards.mean()),
             accuracy=float(judged.earned.right.mean()),
             format_rate=float(judged.earned.well_formed.mean()),
-            label_mass=float(np.mean([v.label_mass for v in verdicts])),
+            label_mass=float(np.mean([v.label_mass for v in verdicts])) if choice else math.nan,
             loss=measured["loss"],
             grad_norm=measured["grad_norm"],
             kl=measured["kl"],

@@ -8,6 +8,7 @@ caches of our own.
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,25 @@ class VLM:
         language = self.language
         tied = language.args.tie_word_embeddings
         output = language.model.embed_tokens.as_linear if tied else language.lm_head
-        return output(hidden).astype(mx.float32) + self._silence  # type: ignore[no-any-return]
+        logits: mx.array = output(hidden).astype(mx.float32) + self._silence
+        if hidden.dtype == mx.float32:
+            return logits
+        # Half precision puts a logit of 10 on a grid of 1/16: what judges answer with is computed again, in float32.
+        ids, rows = self._answers
+        return mx.put_along_axis(
+            logits, mx.broadcast_to(ids, (*logits.shape[:-1], ids.size)), hidden.astype(mx.float32) @ rows.T, axis=-1
+        )
+
+    @cached_property
+    def _answers(self) -> tuple[mx.array, mx.array]:
+        """The ids of all variants of the labels, and their rows of the head in float32."""
+        ids = mx.array([i for variants in self.words.label_ids for i in variants])
+        language = self.language
+        tied = language.args.tie_word_embeddings
+        rows = language.model.embed_tokens(ids) if tied else _rows(language.lm_head, ids)
+        rows = rows.astype(mx.float32)
+        mx.eval(rows)
+        return ids, rows
 
     def _silent_ids(self) -> list[int]:
         """What no completion may hold: placeholders of images and videos, and rows of the head that are no token."""
@@ -182,6 +201,17 @@ class VLM:
             for level in range(len(distinct[0].deepstack))
         ]
         return embeddings, {"visual_pos_masks": mx.array(is_image), "deepstack_visual_embeds": levels}
+
+
+def _rows(layer: nn.Module, ids: mx.array) -> mx.array:
+    """Rows of a linear layer's weight, quantized or not."""
+    if not isinstance(layer, nn.QuantizedLinear):
+        return layer.weight[ids]  # type: ignore[no-any-return]
+    held: Any = layer
+    biases = held.biases[ids] if held.get("biases") is not None else None
+    return mx.dequantize(
+        held.weight[ids], held.scales[ids], biases, group_size=layer.group_size, bits=layer.bits, mode=layer.mode
+    )
 
 
 def _padded(prompts: Sequence[Prompt]) -> tuple[np.ndarray, np.ndarray]:

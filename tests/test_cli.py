@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -210,7 +212,8 @@ def test_compare_without_thinking_and_with_samples(two: tuple[Path, Path]) -> No
     assert [sample["first"] for sample in said["samples"]] == ["a", "a", "b", "b"]
     texts = [sample["text"] for sample in said["samples"]]
     assert len(set(texts)) > 1
-    assert said["p_a_shown_first"] == pytest.approx(np.mean([sample["p_first"] for sample in said["samples"][:2]]))
+    read = [sample["p_first"] for sample in said["samples"][:2] if sample["p_first"] is not None]
+    assert said["p_a_shown_first"] == pytest.approx(np.mean(read))
     assert [sample["text"] for sample in report(*arguments)["samples"]] == texts
     assert [sample["text"] for sample in report(*arguments, "--seed", "1")["samples"]] != texts
 
@@ -536,3 +539,64 @@ def test_adapters_of_another_model_are_refused(
     assert f"{renamed}: adapter of another model: the judge has no place for " in refused(*arguments, renamed)
     assert "nowhere: no such adapter folder" in refused(*arguments, tmp_path / "nowhere")
     assert "no adapter_config.json there" in refused(*arguments, two[0].parent)
+
+
+SMALL_RUN = ("--data", "demo", "--limit", "6", "--comparisons", "2", "--group", "2", "--max-tokens", "4")
+
+
+def test_train_writes_a_run_that_can_be_used_and_fed_back(two: tuple[Path, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    said = report("train", *SMALL_RUN, "--model", TINY, "--steps", "2", "--no-think", "--output", folder)
+    assert said["adapter"] == str(folder)
+    assert said["last_step"]["step"] == 2
+    assert report("compare", *two, "--prompt", "x", *QUICK, "--adapter", folder)["adapter"] == str(folder)
+    assert len((folder / "log.jsonl").read_text().splitlines()) == 2
+    again = run("train", "--config", folder / "run.json", "--output", tmp_path / "again")
+    assert again.exit_code == 0
+    adapters = [(tmp_path / name / "adapters.safetensors").read_bytes() for name in ("run", "again")]
+    assert adapters[0] == adapters[1]
+
+
+@pytest.mark.parametrize("reward", ["soft", "brier", "hard", "score"])
+def test_train_knows_every_reward(reward: str, tmp_path: Path) -> None:
+    arguments = (*SMALL_RUN, "--model", TINY, "--steps", "1", "--reward", reward, "--output", tmp_path / "run")
+    done = run("train", *arguments)
+    assert done.exit_code == 0
+    if reward in ("hard", "score"):  # a random model never answers, so nothing can be learned from
+        assert "no step updated the adapter" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "no --data"),
+        (("--data", "nowhere"), "unknown --data nowhere"),
+        (("--data", "imagereward"), "cannot be read yet"),
+        (("--data", "demo", "--reward", "nice"), "neither soft, brier, hard or score"),
+        (("--data", "demo", "--kl", "inf"), "not a finite number"),
+        (("--data", "demo", "--max-tokens", "9999999"), "the model reads at most"),
+    ],
+)
+def test_train_refuses_in_one_line(arguments: tuple[str, ...], words: str, tmp_path: Path) -> None:
+    done = run("train", *arguments, "--model", TINY, "--limit", "4", "--output", tmp_path / "run")
+    assert done.exit_code == 1
+    assert words in done.stderr.splitlines()[-1]
+    assert done.stderr.splitlines()[-1].startswith("Error: ")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_training_with_the_adapter_saved(number: int, code: int, tmp_path: Path) -> None:
+    arguments = [*SMALL_RUN, "--model", TINY, "--steps", "5000", "--no-think", "--output", str(tmp_path / "run")]
+    process = subprocess.Popen([*SCRIPT, "train", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    log = tmp_path / "run" / "log.jsonl"
+    until = time.monotonic() + 60
+    while not (log.exists() and log.read_text().count("\n") > 3) and time.monotonic() < until:
+        time.sleep(0.1)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert b"the adapter of step" in errors
+    assert b"Traceback" not in errors
+    assert (tmp_path / "run" / "adapters.safetensors").is_file()
+    assert not list((tmp_path / "run").glob(".*"))

@@ -5,12 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from mlxpref.demo import JUDGE
 from mlxpref.demo.pictures import SIZE, Look, render
 from mlxpref.demo.preferences import HELD_OUT, LABEL_NOISE, TRAIN_PROMPTS, demo_preferences, draw_scene, prompt_text
-from mlxpref.demo.story import write_pictures
+from mlxpref.demo.story import _clear, write_pictures
+from mlxpref.errors import ConfigError
 from mlxpref.evaluation import evaluate
 from mlxpref.judge import Judge
 
@@ -89,6 +91,18 @@ def test_the_judge_is_biased_but_sees(demo_judge: Callable[..., Judge]) -> None:
     report = evaluate(judge, preferences, "demo", "test").metrics
     assert 0.52 < report.accuracy < 0.78  # 55 to 75 on 400; wider for 150
     assert abs(report.first_choice_rate - 0.5) < 0.1
+
+
+def test_a_demo_replaces_a_demo_and_nothing_else(tmp_path: Path) -> None:
+    write_pictures(tmp_path)
+    (tmp_path / "index.html").write_text("old")
+    _clear(tmp_path)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == []
+    write_pictures(tmp_path)
+    (tmp_path / "pictures" / "holiday.jpg").write_text("mine")
+    with pytest.raises(ConfigError, match=r"holds what no demo wrote, such as .*holiday.jpg"):
+        _clear(tmp_path)
+    assert len(list((tmp_path / "pictures").iterdir())) == 9
 
 
 def test_sample_pictures_are_written_once_more_the_same(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def one_gradient(reasons: tuple[int, ...], reward: str, y: float) -> np.ndarray:
         rows = mx.array(reasons)
         logprobs = (reason - mx.logsumexp(reason))[rows][:, None]
         labels = (answers - mx.logsumexp(answers, axis=-1, keepdims=True))[rows][:, :2]
-        return loss_of(Scores(logprobs, labels), targets, settings)
+        return loss_of(Scores(logprobs, labels), targets, settings)[0]
 
     gradients = mx.grad(loss, argnums=(0, 1))(mx.array(REASON_LOGITS), mx.array(ANSWER_LOGITS))
     # Two tokens a rollout share its weight: reasoning and answer position.

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from itertools import pairwise
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
@@ -79,6 +80,28 @@ def test_samples_are_drawn_and_written_once_an_order(tiny_vlm: VLM) -> None:
     verdict = tiny_judge(tiny_vlm, samples=3).compare(picture(1), picture(2), "a hat")
     assert len(verdict.a_shown_first) == len(verdict.a_shown_second) == 3
     assert len({v.text for v in verdict.a_shown_first}) > 1
+
+
+def test_sampling_depends_on_what_is_shown_not_on_when(tiny_vlm: VLM) -> None:
+    judge = tiny_judge(tiny_vlm, samples=3)
+    a, b = picture(1), picture(2)
+    first = judge.compare(a, b, "a hat")
+    judge.compare(b, picture(3), "a cat")
+    again, swapped = judge.compare(a, b, "a hat"), judge.compare(b, a, "a hat")
+    assert [v.text for v in again.verdicts] == [v.text for v in first.verdicts]
+    assert swapped.p_a == pytest.approx(1 - first.p_a, abs=1e-5)
+
+
+def test_half_precision_does_not_put_preferences_on_a_grid() -> None:
+    from mlxpref.vlm import load_vlm
+    from tests.conftest import GOLDEN
+
+    for name in ("qwen2_vl", "qwen2_5_vl"):
+        judge = Judge(load_vlm(GOLDEN / name, 512 * 512, mx.bfloat16), JudgeSettings(think=False))
+        pairs = [Pair(picture(i), picture(i + 50), "a hat") for i in range(12)]
+        odds = [np.log(v.p_label_first / v.p_label_second) for pair in judge.pairs(pairs) for v in pair.verdicts]
+        grid = np.abs(np.array(odds) * 64 - np.round(np.array(odds) * 64))
+        assert (grid > 0.05).mean() > 0.5
 
 
 def test_each_image_is_encoded_once_a_ranking(tiny_vlm: VLM) -> None:

@@ -1,7 +1,7 @@
 """The demo's story: measure the judge, train it, measure it again, and let it rank a folder of pictures."""
 
-import shutil
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from mlxpref.judge import Judge
 from mlxpref.pairs import PairVerdict, Track
 from mlxpref.preferences import Preference
 from mlxpref.report import curve_svg, picture_uri, write_page
-from mlxpref.runs import start_run
+from mlxpref.runs import RUN_FILES, start_run
 from mlxpref.training import StepReport
 
 __all__ = ["SAMPLE_PROMPT", "Story", "demo_settings", "tell", "write_pictures"]
@@ -97,7 +97,8 @@ class Story:
 
 def demo_settings(**changes: Any) -> TrainSettings:
     """How the demo judge is trained: training.toml, with changes."""
-    return settings_from(TrainSettings, read_settings(Path(__file__).parent / "training.toml") | changes)
+    path = Path(__file__).parent / "training.toml"
+    return settings_from(TrainSettings, read_settings(path) | changes, str(path))
 
 
 def tell(judge: Judge, folder: Path, track: Track, track_steps: TrackSteps, settings: TrainSettings) -> Story:
@@ -144,22 +145,27 @@ def write_pictures(folder: Path) -> Path:
     pictures = folder / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
     for index, look in enumerate(_SAMPLES):
-        name = f"{look.colour}-{look.shape}-{look.quality}.png"
-        render(look, np.random.default_rng([7, index])).save(pictures / name)
+        render(look, np.random.default_rng([7, index])).save(pictures / _file_name(look))
     return pictures
 
 
 def _clear(folder: Path) -> None:
-    """Make room for a demo where there was one, and nowhere else."""
+    """Make room for a demo where there was one, and nowhere else: only what a demo writes is ever removed."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder}: is a file; give a folder with --output")
-    if not folder.exists() or not any(folder.iterdir()):
-        return
-    if {path.name for path in folder.iterdir()} - {"pictures", "adapter", "index.html"}:
-        raise ConfigError(f"{folder}: holds something else than an earlier demo; give another --output")
-    for name in ("pictures", "adapter"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    (folder / "index.html").unlink(missing_ok=True)
+    written = {f"pictures/{_file_name(look)}" for look in _SAMPLES} | {f"adapter/{name}" for name in RUN_FILES}
+    found = [path for path in folder.rglob("*") if not path.is_dir()]
+    others = [path for path in found if path.relative_to(folder).as_posix() not in written | {"index.html"}]
+    if others:
+        raise ConfigError(f"{folder}: holds what no demo wrote, such as {others[0]}; give another --output")
+    for path in found:
+        path.unlink()
+    with suppress(OSError):  # it is empty, or not there
+        (folder / "adapter").rmdir()
+
+
+def _file_name(look: Look) -> str:
+    return f"{look.colour}-{look.shape}-{look.quality}.png"
 
 
 def _write_page(story: Story, reports: Sequence[StepReport]) -> None:
