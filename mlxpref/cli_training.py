@@ -80,18 +80,18 @@ def train(output: Path | None, config: Path | None, yes: bool, as_json: bool, **
     note(f"{len(run.preferences)} preferences, {run.trainer.step_count} steps, into {run.folder}")
     # Whoever ends the process politely gets the adapter, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    reports = []
+    updated, last_step = 0, {}
     try:
-        reports = list(track_steps(run.reports(), run.trainer.step_count))
+        for report in track_steps(run.reports(), run.trainer.step_count):
+            updated, last_step = updated + report.updated, report.to_json()
     except BaseException:
         if run.done:
             note(f"the adapter of step {run.done} of {run.trainer.step_count} is in {run.folder}")
         raise
-    if not any(report.updated for report in reports):
+    if not updated:
         note(f"no step updated the adapter: it says what the judge says without it; see {run.folder / 'log.jsonl'}")
-    last = reports[-1]
     if as_json:
-        print_json({"adapter": str(run.folder), "last_step": last.to_json()})
+        print_json({"adapter": str(run.folder), "last_step": last_step})
     else:
         print_text(f"adapter in {run.folder}; use it with --adapter {run.folder}")
 
