@@ -255,12 +255,17 @@ def check_folder(path: Path) -> None:
     if not config_file.is_file():
         raise ModelError(f"{path}: no config.json there; a model folder holds config, tokenizer and weights")
     try:
-        family = json.loads(config_file.read_text(encoding="utf-8")).get("model_type")
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+        family, text = config.get("model_type"), config.get("text_config") or {}
     except (ValueError, AttributeError) as error:
         raise ModelError(f"{config_file}: not valid JSON: {_one_line(error)}; download the checkpoint again") from error
     if family not in FAMILIES:
         names = ", ".join(FAMILIES.values())
         raise ModelError(f"{path}: architecture {family!r} is not supported; mlxpref judges with {names}")
+    if "rope_parameters" in text and "rope_theta" not in text:
+        raise ModelError(
+            f"{path}: written by transformers 5, whose config mlx-vlm cannot read yet; use the original checkpoint"
+        )
     # Without these mlx-vlm takes defaults in silence, and the judge sees badly scaled images.
     if not any((path / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
         raise ModelError(f"{path}: no preprocessor_config.json there; copy it from the original checkpoint")

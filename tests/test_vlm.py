@@ -194,6 +194,8 @@ def test_the_chat_template_is_the_checkpoints_own(tiny_vlm: VLM) -> None:
         (lambda f: [w.unlink() for w in f.glob("*.safetensors")], "no .safetensors"),
         (lambda f: [w.write_bytes(w.read_bytes()[:-999]) for w in f.glob("*.safetensors")], "cannot be loaded"),
         (lambda f: _set(f, "config.json", hidden_size=32), "cannot be loaded"),
+        (lambda f: _set(f, "config.json", text_config={"rope_parameters": {}}), "written by transformers 5"),
+        (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer.json"),
     ],
 )
 def test_a_damaged_checkpoint_is_refused_in_one_line(change: Any, words: str, tmp_path: Path) -> None:
