@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
-__all__ = ["LayerCache", "RowCache", "image_positions"]
+__all__ = ["LayerCache", "RowCache", "following_positions", "image_positions"]
 
 _GROWTH = 64
 """Columns by which the storage grows, so that a decoding step does not copy all keys and values."""
@@ -93,11 +93,6 @@ class RowCache:
                 layer.keys, layer.values = mx.repeat(layer.keys, times, 0), mx.repeat(layer.values, times, 0)
         self.valid = np.repeat(self.valid, times, axis=0)
 
-    @property
-    def state(self) -> list[mx.array]:
-        """Every stored array, for one evaluation of all."""
-        return [x for layer in self.layers for x in (layer.keys, layer.values) if x is not None]
-
 
 def _grown(stored: mx.array, columns: int) -> mx.array:
     rows, heads, start, width = stored.shape
@@ -131,3 +126,9 @@ def image_positions(blocks: Sequence[int | tuple[int, int]], start: int = 0) -> 
             axes.append(np.broadcast_to(following + np.arange(block), (3, block)))
             following += block
     return Positions(np.concatenate(axes, axis=1).astype(np.int32), following)
+
+
+def following_positions(start: np.ndarray, columns: int) -> np.ndarray:
+    """The positions (3, B, `columns`) of text that goes on from each row's next position (B,)."""
+    positions = np.broadcast_to(start[:, None] + np.arange(columns), (3, len(start), columns))
+    return positions.astype(np.int32)

@@ -52,7 +52,6 @@ class Rollout:
 class _Row:
     """One completion while it is being written."""
 
-    place: int
     position: int
     uniforms: np.ndarray
     text: str
@@ -70,8 +69,8 @@ def roll_out(
 ) -> list[list[Rollout]]:
     """Write `sampling.samples` completions for each of P prompts; a list of P lists.
 
-    `keys` number the comparisons within the run: the random numbers of a completion come from its key, its sample
-    and the seed. A prompt that already ends at its answer position is read at once, without a decoding step.
+    `keys` tell the comparisons apart: the random numbers of a completion come from its key, its sample and the seed. A
+    prompt that already ends at its answer position is read at once, without a decoding step.
     """
     longest = max(len(prompt) for prompt in prompts)
     if longest + sampling.max_tokens > vlm.context:
@@ -80,10 +79,10 @@ def roll_out(
             f"the model reads at most {vlm.context}: give a smaller --max-pixels or --max-tokens"
         )
     cache, logits = vlm.prefill(prompts)
-    order = [p for p in range(len(prompts)) for _ in range(sampling.samples)]
     rows = [
-        _new_row(vlm, prompts[p], sampling, place, (*keys[p], place % sampling.samples))
-        for place, p in enumerate(order)
+        _new_row(vlm, prompt, sampling, (*key, sample))
+        for prompt, key in zip(prompts, keys, strict=True)
+        for sample in range(sampling.samples)
     ]
     if sampling.samples > 1:
         cache.repeat(sampling.samples)
@@ -110,10 +109,10 @@ def roll_out(
     return [finished[p * sampling.samples : (p + 1) * sampling.samples] for p in range(len(prompts))]
 
 
-def _new_row(vlm: VLM, prompt: Prompt, sampling: Sampling, place: int, key: tuple[int, ...]) -> _Row:
+def _new_row(vlm: VLM, prompt: Prompt, sampling: Sampling, key: tuple[int, ...]) -> _Row:
     uniforms = np.random.default_rng([sampling.seed, *key]).random(sampling.max_tokens + _ANSWER_TOKENS)
     answers_at_once = tuple(prompt.ids[-len(vlm.words.no_thinking) :]) == vlm.words.no_thinking
-    return _Row(place, prompt.following, uniforms, NO_THINKING if answers_at_once else "")
+    return _Row(prompt.following, uniforms, NO_THINKING if answers_at_once else "")
 
 
 def _read_labels(vlm: VLM, live: list[_Row], logits: mx.array) -> None:

@@ -12,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxpref.prefix import RowCache
+from mlxpref.prefix import RowCache, following_positions
 from mlxpref.trunk import Block, run_layers
 from mlxpref.vlm import VLM, Prompt
 
@@ -97,9 +97,8 @@ def _states(vlm: VLM, prompts: Sequence[Prompt], completions: Completions, recom
     rows.announce(np.repeat(lengths, group).tolist(), max(lengths))
     rows.announce([columns] * len(completions.tokens), columns)
     start = np.repeat([prompt.following for prompt in prompts], group)
-    positions = np.broadcast_to(start[:, None] + np.arange(columns), (3, len(start), columns))
     embeddings = trunk.embed_tokens(mx.array(completions.tokens))
-    block = Block(embeddings, mx.array(positions.astype(np.int32)), rows.mask(columns))
+    block = Block(embeddings, mx.array(following_positions(start, columns)), rows.mask(columns))
     written, _ = run_layers(trunk, block, prefix, group, recompute)
     return mx.concatenate([states, written], axis=1)
 

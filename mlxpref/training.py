@@ -9,12 +9,14 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
+from numpy.typing import NDArray
 
 from mlxpref.config import BUILT_IN_REWARDS, TrainSettings
 from mlxpref.earnings import Earnings, Lesson, earn, form_of
@@ -117,10 +119,12 @@ class Trainer:
         self.step_count = settings.steps or math.ceil(len(self.preferences) / settings.comparisons)
         if adapter_weights(vlm.model):
             raise ModelError(f"{vlm.path}: the model carries an adapter already; train one that is freshly loaded")
+        self._own_reward = None if settings.reward in BUILT_IN_REWARDS else load_reward(settings.reward)
         mx.random.seed(settings.seed)
         attach_lora(vlm.model, list(linear_layers(vlm.model)), settings.rank, settings.lora_scale)
         self.optimizer = optim.AdamW(learning_rate=self._schedule(), betas=[0.9, 0.95], weight_decay=0.0)
-        self._own_reward = None if settings.reward in BUILT_IN_REWARDS else load_reward(settings.reward)
+        # A step lies in one epoch or reaches into the next: two orders are enough.
+        self._order = lru_cache(maxsize=2)(self._draw_order)
         self._failures = 0
 
     def steps(self) -> Iterator[StepReport]:
@@ -145,14 +149,17 @@ class Trainer:
         fall = optim.cosine_decay(peak, max(total - warmup, 1), peak * 0.1)
         return optim.join_schedules([rise, fall], [warmup]) if rise else fall
 
+    def _draw_order(self, epoch: int) -> NDArray[np.int64]:
+        """The order of the preferences in an epoch."""
+        return np.random.default_rng([self.settings.seed, 1, epoch]).permutation(len(self.preferences))
+
     def _lessons(self, step: int) -> list[Lesson]:
         """The comparisons of a step: each preference once an epoch, sides drawn, never taken from the data."""
         settings, count = self.settings, len(self.preferences)
         lessons = []
         for place in range(settings.comparisons):
             epoch, rank = divmod((step - 1) * settings.comparisons + place, count)
-            order = np.random.default_rng([settings.seed, 1, epoch]).permutation(count)
-            preference = self.preferences[order[rank]]
+            preference = self.preferences[self._order(epoch)[rank]]
             a_first = bool(np.random.default_rng([settings.seed, 2, step, place]).random() < 0.5)
             comparison = shown(Pair(preference.a, preference.b, preference.prompt))[0 if a_first else 1]
             lessons.append(Lesson(comparison, share_for_first(preference.p_a, a_first), (step, place)))

@@ -20,7 +20,7 @@ from mlx.utils import tree_map
 from mlxpref.errors import DataError, ModelError
 from mlxpref.features import Features, FeatureStore
 from mlxpref.preferences import ImageLike
-from mlxpref.prefix import RowCache, image_positions
+from mlxpref.prefix import RowCache, following_positions, image_positions
 from mlxpref.template import Form
 from mlxpref.tokens import Words
 from mlxpref.trunk import Block
@@ -132,13 +132,12 @@ class VLM:
         """As `extend`, without the head: hidden states (B, N, D)."""
         count, columns = ids.shape
         rows.announce([columns] * count, columns)
-        positions = np.broadcast_to(start[:, None] + np.arange(columns), (3, count, columns))
         tokens = mx.array(ids)
         hidden: mx.array = self.language.model(
             tokens,
             inputs_embeds=self.language.model.embed_tokens(tokens),
             cache=rows.layers,
-            position_ids=mx.array(positions.astype(np.int32)),
+            position_ids=mx.array(following_positions(start, columns)),
         )
         return hidden
 
