@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 from mlxpref.config import JudgeSettings
@@ -13,6 +14,7 @@ from mlxpref.preferences import ImageLike
 from mlxpref.ranking import all_pairs
 from mlxpref.rollout import Sampling, roll_out
 from mlxpref.template import Form
+from mlxpref.tree import PrefixTree
 from mlxpref.verdict import Strategy, Verdict
 from mlxpref.vlm import VLM
 
@@ -50,7 +52,11 @@ class Judge:
     ) -> ImageRanking:
         """Rank at least two images, best first; see `rank_pairs` for `think` and `track`."""
         vision_runs, tokens = self.vlm.features.runs, self.tokens
-        found = rank_pairs(images, prompt, lambda pairs, thinks: self.pairs(pairs, think=thinks), think, track)
+        self.vlm.features.get_all(images)
+        tree = PrefixTree(self.vlm)
+        found = rank_pairs(
+            images, prompt, lambda pairs, thinks: self.pairs(pairs, think=thinks, tree=tree), think, track
+        )
         return replace(
             found,
             model=self.name,
@@ -65,6 +71,7 @@ class Judge:
 
         Comparable within one call only: the scores of N images average 0.5.
         """
+        self.vlm.features.get_all(images)
         wins = [0.0] * len(images)
         chosen = list(all_pairs(len(images)))
         verdicts = self.pairs(Pair(images[a], images[b], prompt) for a, b in chosen)
@@ -74,15 +81,20 @@ class Judge:
         return [win / max(len(images) - 1, 1) for win in wins]
 
     def pairs(
-        self, pairs: Iterable[Pair], strategy: Strategy = "soft", think: bool | None = None
+        self,
+        pairs: Iterable[Pair],
+        strategy: Strategy = "soft",
+        think: bool | None = None,
+        tree: PrefixTree | None = None,
     ) -> Iterator[PairVerdict]:
         """Judge pairs, each in both orders, in their order; lazily, a batch at a time.
 
-        `think` overrides the setting of the same name.
+        `think` overrides the setting of the same name. `tree` holds what was begun before, for calls that belong
+        together.
         """
         comparisons = (comparison for pair in pairs for comparison in shown(pair))
         form: Form = "scores" if strategy == "score" else "choice"
-        verdicts = self.verdicts(comparisons, form, strategy != "soft", think)
+        verdicts = self.verdicts(comparisons, form, strategy != "soft", think, tree)
         for a_shown_first in verdicts:
             yield PairVerdict(a_shown_first, next(verdicts), strategy)
 
@@ -92,6 +104,7 @@ class Judge:
         form: Form = "choice",
         write_answer: bool = False,
         think: bool | None = None,
+        tree: PrefixTree | None = None,
     ) -> Iterator[tuple[Verdict, ...]]:
         """The verdicts on comparisons, `samples` for each, in their order; lazily, a batch at a time.
 
@@ -107,11 +120,12 @@ class Judge:
             seed=self.settings.seed,
             until="end" if write_answer else "answer",
         )
+        tree = tree or PrefixTree(self.vlm)
         for batch in self._batches(comparisons, samples):
             prompts = [self.vlm.prompt(c.first, c.second, c.prompt, form, think) for c in batch]
             keys = [self._random_key(comparison) for comparison in batch]
             self.comparisons += len(batch)
-            for rollouts in roll_out(self.vlm, prompts, sampling, keys):
+            for rollouts in roll_out(self.vlm, prompts, sampling, keys, prefill=tree.prefill):
                 verdicts = tuple(rollout.verdict for rollout in rollouts)
                 self.tokens += sum(verdict.tokens for verdict in verdicts)
                 yield verdicts
@@ -124,15 +138,17 @@ class Judge:
 
     def _batches(self, comparisons: Iterable[Comparison], samples: int) -> Iterator[list[Comparison]]:
         """Comparisons in batches that keep to the bounds on rows and on prompt tokens."""
-        batch: list[Comparison] = []
-        tokens = 0
-        for comparison in comparisons:
-            images = self.vlm.features.get_all([comparison.first, comparison.second])
-            size = sum(image.tokens for image in images) * samples
-            if batch and ((len(batch) + 1) * samples > self.settings.rows or tokens + size > _PREFILL_TOKENS):
-                yield batch
-                batch, tokens = [], 0
-            batch.append(comparison)
-            tokens += size
-        if batch:
+        waiting = iter(comparisons)
+        while together := list(islice(waiting, max(1, self.settings.rows // samples))):
+            images = [image for comparison in together for image in (comparison.first, comparison.second)]
+            features = self.vlm.features.get_all(images)
+            batch: list[Comparison] = []
+            tokens = 0
+            for comparison, first, second in zip(together, features[::2], features[1::2], strict=True):
+                size = first.tokens + second.tokens
+                if batch and tokens + size > _PREFILL_TOKENS:
+                    yield batch
+                    batch, tokens = [], 0
+                batch.append(comparison)
+                tokens += size
             yield batch

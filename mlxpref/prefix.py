@@ -1,19 +1,34 @@
-"""Keys and values of rows that share a forward pass: right-padded, masked, with explicit positions.
+"""Keys and values of rows that share a forward pass: prompts, their branches, and whose each column is.
 
 The models call `update_and_fetch` on one cache a layer and `make_mask` on the first of them; everything else about
-padding and order is kept here, so the models' own state and their assumptions about positions never matter.
+padding, branches and order is kept here, so the models' own state and their assumptions about positions never matter.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
+from numpy.typing import NDArray
 
-__all__ = ["LayerCache", "RowCache", "following_positions", "image_positions"]
+__all__ = [
+    "PADDING",
+    "SHARED",
+    "LayerCache",
+    "RowCache",
+    "following_positions",
+    "image_positions",
+    "mask_behind",
+    "owners_of",
+]
 
-_GROWTH = 64
-"""Columns by which the storage grows, so that a decoding step does not copy all keys and values."""
+SHARED, PADDING = -1, -2
+"""Whose a column is: all branches' of its row, or nobody's; a branch's own columns have its number, from 0."""
+Choose = Callable[[mx.array], mx.array]
+_AHEAD = 3
+"""How many more runs of steps, as long as the one announced, storage has room for when it has to grow."""
+_CROWDED = 0.75
+"""The share of columns that somebody still sees, above which dead ones stay where they are."""
 
 
 class LayerCache:
@@ -32,13 +47,9 @@ class LayerCache:
         if self.keys is None or self.values is None:
             self.keys, self.values = keys, values
             return keys, values
-        if end - start > 1:
-            self.keys = mx.concatenate([self.keys[:, :, :start], keys], axis=2)
-            self.values = mx.concatenate([self.values[:, :, :start], values], axis=2)
-            return self.keys, self.values
         if end > self.keys.shape[2]:
-            self.keys = _grown(self.keys[:, :, :start], end)
-            self.values = _grown(self.values[:, :, :start], end)
+            room = max(end, self._rows.room) - start
+            self.keys, self.values = _grown(self.keys[:, :, :start], room), _grown(self.values[:, :, :start], room)
         self.keys[:, :, start:end] = keys
         self.values[:, :, start:end] = values
         return self.keys[:, :, :end], self.values[:, :, :end]
@@ -47,57 +58,104 @@ class LayerCache:
         self, columns: int, return_array: bool = False, window_size: int | None = None
     ) -> mx.array | str | None:
         """The mask of the block that is about to run; the models ask the first layer's cache for it."""
-        return self._rows.mask(columns)
+        return self._rows.mask(columns, self.offset)
+
+    def keep(self, choose: "Choose") -> None:
+        """Replace keys and values by what `choose` makes of the filled columns."""
+        if self.keys is not None and self.values is not None:
+            self.keys, self.values = choose(self.keys[:, :, : self.offset]), choose(self.values[:, :, : self.offset])
+            self.offset = self.keys.shape[2]
 
 
 class RowCache:
-    """The keys and values of B rows through all layers, and which of their columns hold a token.
+    """The keys and values of B rows through all layers, and whose each of their columns is.
 
-    Rows of different lengths are right-padded: a padded column is never attended to by a later block, and causal
-    order hides it from its own.
+    A row is a prompt and the branches that continue it, for instance the completions of a group. A branch sees the
+    shared columns before it and its own: the prompt is kept once, however many branches it has. Rows of different
+    lengths are right-padded.
     """
 
     def __init__(self, layer_count: int) -> None:
         self.layers = [LayerCache(self) for _ in range(layer_count)]
-        self.valid = np.zeros((0, 0), bool)
-        """(B, columns): whether a column holds a token of the row."""
+        self.owners: NDArray[np.int32] = np.zeros((0, 0), np.int32)
+        """(B, columns): the branch, SHARED or PADDING."""
+        self.room = 0
+        self._mask: mx.array | str | None = None
 
-    def announce(self, lengths: Sequence[int], columns: int) -> None:
-        """Say how many of the next block's columns each row fills, before the block runs through the model."""
-        block = np.arange(columns)[None] < np.asarray(lengths)[:, None]
-        past = self.valid if self.valid.size else np.zeros((len(block), 0), bool)
-        self.valid = np.concatenate([past, block], axis=1)
+    @classmethod
+    def of(cls, owners: NDArray[np.int32], layers: Sequence[tuple[mx.array, mx.array]]) -> "RowCache":
+        """The cache of a block that ran: whose its columns are, and each layer's keys and values."""
+        rows = cls(len(layers))
+        rows.owners = owners
+        for layer, (keys, values) in zip(rows.layers, layers, strict=True):
+            layer.update_and_fetch(keys, values)
+        return rows
 
-    def mask(self, columns: int) -> mx.array | str | None:
-        """What a block of `columns` may attend to: (B, 1, columns, all columns), or a shorthand for it."""
-        past = self.valid.shape[1] - columns
-        if self.valid[:, :past].all():
-            # Padding at the block's own end is hidden by causal order; later blocks find it in `valid`.
-            return "causal" if columns > 1 else None
-        before = np.broadcast_to(self.valid[:, None, :past], (len(self.valid), columns, past))
-        within = np.broadcast_to(np.tri(columns, dtype=bool), (len(self.valid), columns, columns))
-        return mx.array(np.concatenate([before, within], axis=2)[:, None])
+    def announce(self, owners: NDArray[np.int32], steps: int = 1) -> None:
+        """Say whose the columns (B, N) of the next block are, before it runs; `steps` such blocks follow each other.
+
+        More than one step is for blocks in which no branch has two columns.
+        """
+        past = self.owners if self.owners.size else np.zeros((len(owners), 0), np.int32)
+        self._mask = mask_behind(past, owners, steps)
+        self.owners = np.concatenate([past, *[owners] * steps], axis=1)
+        self.room = self.owners.shape[1] + _AHEAD * steps * owners.shape[1]
+
+    def mask(self, columns: int, filled: int) -> mx.array | str | None:
+        """What a block may attend to behind `filled` columns: (B, 1, columns, all columns), or a shorthand for it."""
+        if isinstance(self._mask, mx.array):
+            return self._mask[..., : filled + columns]
+        return self._mask
 
     def take(self, rows: Sequence[int]) -> None:
         """Keep these rows only, in this order; a row named twice is copied."""
         index = mx.array(np.asarray(rows, np.int32))
         for layer in self.layers:
-            if layer.keys is not None and layer.values is not None:
-                layer.keys, layer.values = layer.keys[index], layer.values[index]
-        self.valid = self.valid[np.asarray(rows, int)]
+            layer.keep(lambda stored: stored[index])
+        self.owners = self.owners[np.asarray(rows, int)]
 
-    def repeat(self, times: int) -> None:
-        """Let every row be followed by copies of itself, `times` in all; gradients add up over them."""
+    def forget(self, live: Sequence[set[int]]) -> None:
+        """Drop the columns that none of the live branches (one set a row) can see, if that gains enough."""
+        seen = np.stack(
+            [np.isin(owners, [SHARED, *branches]) for owners, branches in zip(self.owners, live, strict=True)]
+        )
+        count = int(seen.sum(axis=1).max(initial=0))
+        if count > _CROWDED * seen.shape[1]:
+            return
+        order = np.argsort(~seen, axis=1, kind="stable")[:, :count]
+        kept = np.take_along_axis(seen, order, axis=1)
+        self.owners = np.where(kept, np.take_along_axis(self.owners, order, axis=1), PADDING).astype(np.int32)
+        index = mx.array(order)[:, None, :, None]
         for layer in self.layers:
-            if layer.keys is not None and layer.values is not None:
-                layer.keys, layer.values = mx.repeat(layer.keys, times, 0), mx.repeat(layer.values, times, 0)
-        self.valid = np.repeat(self.valid, times, axis=0)
+            layer.keep(lambda stored: mx.take_along_axis(stored, index, axis=2))
+
+
+def owners_of(lengths: Sequence[int], columns: int) -> NDArray[np.int32]:
+    """Whose the columns of right-padded prompts are, (B, `columns`): shared as far as a row's length reaches."""
+    filled = np.arange(columns)[None] < np.asarray(lengths)[:, None]
+    return np.where(filled, SHARED, PADDING).astype(np.int32)
+
+
+def mask_behind(past: NDArray[np.int32], block: NDArray[np.int32], steps: int = 1) -> mx.array | str | None:
+    """What the block (B, N) sees of the columns before it and of itself: (B, 1, N, all columns), or a shorthand for it.
+
+    `past` and `block` say whose the columns are. Where `steps` such blocks follow each other, the mask is that of the
+    last; those of the earlier ones are its beginnings.
+    """
+    first = block[:, :1]
+    alone = ((past == SHARED) | (past == first)).all() and ((block == first) | (block == PADDING)).all()
+    if alone and not (first == PADDING).any():
+        # Padding at the block's own end is hidden by causal order; later blocks find it among the owners.
+        return "causal" if block.shape[1] > 1 else None
+    whole = np.concatenate([past, *[block] * steps], axis=1)
+    seen = (whole[:, None] == SHARED) | (whole[:, None] == block[:, :, None])
+    before = np.tri(block.shape[1], whole.shape[1], whole.shape[1] - block.shape[1], dtype=bool)
+    return mx.array((seen & before)[:, None])
 
 
 def _grown(stored: mx.array, columns: int) -> mx.array:
-    rows, heads, start, width = stored.shape
-    room = mx.zeros((rows, heads, columns - start + _GROWTH, width), stored.dtype)
-    return mx.concatenate([stored, room], axis=2)
+    rows, heads, _, width = stored.shape
+    return mx.concatenate([stored, mx.zeros((rows, heads, columns, width), stored.dtype)], axis=2)
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxpref.prefix import RowCache, following_positions
-from mlxpref.trunk import Block, run_layers
+from mlxpref.prefix import following_positions
+from mlxpref.trunk import Block, Stem, run_block
 from mlxpref.vlm import VLM, Prompt
 
 __all__ = ["Completions", "Scores", "score"]
@@ -55,7 +55,7 @@ class Scores:
 def score(
     vlm: VLM, prompts: Sequence[Prompt], completions: Completions, temperature: float = 1.0, recompute: bool = True
 ) -> Scores:
-    """Score R completions of P prompts, R / P in a row for each; see `run_layers` for `recompute`.
+    """Score R completions of P prompts, R / P in a row for each; see `run_block` for `recompute`.
 
     The temperature is that of the sampling, so that the policy scored is the policy that sampled; the labels'
     probabilities are read without it, as a judge reads them.
@@ -85,22 +85,20 @@ def score(
 def _states(vlm: VLM, prompts: Sequence[Prompt], completions: Completions, recompute: bool) -> mx.array:
     """The hidden states (R, T + 1, D) that say the first token, the second, ..., and what follows the last."""
     trunk, group = vlm.language.model, len(completions.tokens) // len(prompts)
-    hidden, prefix = run_layers(trunk, vlm.block(prompts), recompute=recompute)
-    lengths = [len(prompt) for prompt in prompts]
-    states = hidden[mx.arange(len(prompts)), mx.array(lengths) - 1]
-    states = mx.repeat(states, group, 0)[:, None]
+    opening = vlm.block(prompts)
+    hidden, prefix = run_block(trunk, opening, recompute=recompute)
+    rows = np.repeat(np.arange(len(prompts)), group)
+    last = mx.array([len(prompt) - 1 for prompt in prompts])
+    states = mx.repeat(hidden[mx.arange(len(prompts)), last], group, 0)[:, None]
     columns = completions.tokens.shape[1]
     if not columns:
         return states
-    # The row cache knows what may be seen behind padded prompts; keys and values are not kept in it here.
-    rows = RowCache(0)
-    rows.announce(np.repeat(lengths, group).tolist(), max(lengths))
-    rows.announce([columns] * len(completions.tokens), columns)
-    start = np.repeat([prompt.following for prompt in prompts], group)
+    start = np.array([prompt.following for prompt in prompts])[rows]
     embeddings = trunk.embed_tokens(mx.array(completions.tokens))
-    block = Block(embeddings, mx.array(following_positions(start, columns)), rows.mask(columns))
-    written, _ = run_layers(trunk, block, prefix, group, recompute)
-    return mx.concatenate([states, written], axis=1)
+    written = np.zeros(completions.tokens.shape, np.int32)
+    block = Block(embeddings, mx.array(following_positions(start, columns)), written)
+    said, _ = run_block(trunk, block, [Stem(prefix, opening.owners, rows)], recompute)
+    return mx.concatenate([states, said], axis=1)
 
 
 def _parts(vlm: VLM, values: mx.array) -> list[mx.array]:

@@ -20,28 +20,49 @@ from mlx.utils import tree_map
 from mlxpref.errors import DataError, ModelError
 from mlxpref.features import Features, FeatureStore
 from mlxpref.preferences import ImageLike
-from mlxpref.prefix import RowCache, following_positions, image_positions
+from mlxpref.prefix import RowCache, image_positions, owners_of
 from mlxpref.template import Form
 from mlxpref.tokens import Words
-from mlxpref.trunk import Block
+from mlxpref.trunk import Block, run_block
 
-__all__ = ["FAMILIES", "VLM", "Prompt", "check_folder", "load_vlm"]
+__all__ = ["FAMILIES", "VLM", "Prompt", "Segment", "check_folder", "load_vlm"]
 
 FAMILIES = {"qwen2_vl": "Qwen2-VL", "qwen2_5_vl": "Qwen2.5-VL", "qwen3_vl": "Qwen3-VL"}
 """The architectures that mlxpref judges with, by their model_type."""
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """One comparison as token ids (L,), positions (3, L) and the two images' features."""
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """Token ids (L,) in a row, their positions (3, L), and the features of the images among them."""
 
     ids: np.ndarray
     positions: np.ndarray
-    following: int
-    images: tuple[Features, Features]
+    images: tuple[Features, ...]
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt(Segment):
+    """One comparison, ready to run: `following` is the position after it.
+
+    `cuts` are where its first image begins and where its second one does: what stands before the first is the same for
+    all comparisons of a prompt, what stands before the second is the same for all opponents of a first image.
+    """
+
+    following: int
+    cuts: tuple[int, int] = (0, 0)
+
+    @property
+    def parts(self) -> tuple[Segment, Segment, Segment]:
+        """The instruction and the prompt, the first image, and the second image with the question."""
+        start, second = self.cuts
+        return (
+            Segment(self.ids[:start], self.positions[:, :start], ()),
+            Segment(self.ids[start:second], self.positions[:, start:second], self.images[:1]),
+            Segment(self.ids[second:], self.positions[:, second:], self.images[1:]),
+        )
 
 
 class VLM:
@@ -89,7 +110,8 @@ class VLM:
             )
         texts = len(tokens.before_first), len(tokens.before_second), len(tokens.after)
         positions = image_positions([texts[0], images[0].grid, texts[1], images[1].grid, texts[2]])
-        return Prompt(np.array(ids, np.int32), positions.ids, positions.following, images)
+        cuts = texts[0], texts[0] + images[0].tokens + texts[1]
+        return Prompt(np.array(ids, np.int32), positions.ids, images, positions.following, cuts)
 
     def prefill(self, prompts: Sequence[Prompt]) -> tuple[RowCache, mx.array]:
         """Run B prompts; returns their keys and values, and the logits (B, V) after each row's last token."""
@@ -99,45 +121,42 @@ class VLM:
 
     def hidden(self, prompts: Sequence[Prompt]) -> tuple[RowCache, mx.array]:
         """Run B prompts of any lengths as right-padded rows; returns keys and values, and hidden states (B, L, D)."""
-        ids, positions = _padded(prompts)
-        embeddings, deepstack = self._embed(ids, [image for prompt in prompts for image in prompt.images])
-        rows = RowCache(self.layer_count)
-        rows.announce([len(prompt) for prompt in prompts], ids.shape[1])
-        hidden = self.language.model(
-            mx.array(ids),
-            inputs_embeds=embeddings,
-            cache=rows.layers,
-            position_ids=mx.array(positions),
-            **deepstack,
+        block = self.block(prompts)
+        hidden, kept = run_block(self.language.model, block, recompute=False)
+        return RowCache.of(block.owners, kept), hidden
+
+    def block(self, segments: Sequence[Segment]) -> Block:
+        """B segments as right-padded rows, with the images' features in their places."""
+        ids, positions = _padded(segments)
+        embeddings = self.language.model.embed_tokens(mx.array(ids))
+        owners = owners_of([len(segment) for segment in segments], ids.shape[1])
+        images = [image for segment in segments for image in segment.images]
+        if not images:
+            return Block(embeddings, mx.array(positions), owners)
+        distinct = list({id(image): image for image in images}.values())
+        starts = dict(zip(map(id, distinct), np.cumsum([0] + [x.tokens for x in distinct]).tolist(), strict=False))
+        is_image = ids == self.image_token_id
+        index = np.zeros(ids.shape, np.int32)
+        index[is_image] = np.concatenate([starts[id(image)] + np.arange(image.tokens) for image in images])
+        place, here = mx.array(index), mx.array(is_image)[..., None]
+
+        def placed(features: Sequence[mx.array], elsewhere: mx.array | int) -> mx.array:
+            return mx.where(here, mx.concatenate(list(features)).astype(embeddings.dtype)[place], elsewhere)
+
+        return Block(
+            placed([image.merged for image in distinct], embeddings),
+            mx.array(positions),
+            owners,
+            [placed(level, 0) for level in zip(*(image.deepstack for image in distinct), strict=True)],
         )
-        return rows, hidden
 
-    def block(self, prompts: Sequence[Prompt]) -> Block:
-        """B prompts as right-padded rows, for a run layer by layer."""
-        ids, positions = _padded(prompts)
-        embeddings, deepstack = self._embed(ids, [image for prompt in prompts for image in prompt.images])
-        levels: list[mx.array] = []
-        if deepstack:
-            is_image = deepstack["visual_pos_masks"]
-            place = mx.maximum(mx.cumsum(is_image.reshape(-1).astype(mx.int32)) - 1, 0).reshape(is_image.shape)
-            added = deepstack["deepstack_visual_embeds"]
-            levels = [mx.where(is_image[..., None], level[place], 0).astype(embeddings.dtype) for level in added]
-        return Block(embeddings, mx.array(positions), "causal", levels)
-
-    def extend(self, rows: RowCache, ids: np.ndarray, start: np.ndarray) -> mx.array:
-        """Run a block of text tokens (B, N) behind rows, from each row's next position (B,); logits (B, N, V)."""
-        return self.head(self.extend_hidden(rows, ids, start))
-
-    def extend_hidden(self, rows: RowCache, ids: np.ndarray, start: np.ndarray) -> mx.array:
-        """As `extend`, without the head: hidden states (B, N, D)."""
-        count, columns = ids.shape
-        rows.announce([columns] * count, columns)
-        tokens = mx.array(ids)
+    def extend(self, rows: RowCache, ids: mx.array, positions: mx.array) -> mx.array:
+        """Run a block of text tokens (B, N) that was announced to the rows, at positions (B, N): states (B, N, D)."""
         hidden: mx.array = self.language.model(
-            tokens,
-            inputs_embeds=self.language.model.embed_tokens(tokens),
+            ids,
+            inputs_embeds=self.language.model.embed_tokens(ids),
             cache=rows.layers,
-            position_ids=mx.array(following_positions(start, columns)),
+            position_ids=mx.broadcast_to(positions, (3, *ids.shape)),
         )
         return hidden
 
@@ -182,25 +201,6 @@ class VLM:
         added[self.silent] = -np.inf
         return mx.array(added)
 
-    def _embed(self, ids: np.ndarray, images: Sequence[Features]) -> tuple[mx.array, dict[str, Any]]:
-        """Embeddings (B, L, D) with the images' features in their places, in the order of the rows."""
-        embeddings = self.language.model.embed_tokens(mx.array(ids))
-        distinct = list({id(image): image for image in images}.values())
-        starts = dict(zip(map(id, distinct), np.cumsum([0] + [x.tokens for x in distinct]).tolist(), strict=False))
-        source = np.concatenate([starts[id(image)] + np.arange(image.tokens) for image in images])
-        is_image = ids == self.image_token_id
-        index = np.zeros(ids.shape, np.int32)
-        index[is_image] = source
-        merged = mx.concatenate([image.merged for image in distinct]).astype(embeddings.dtype)
-        embeddings = mx.where(mx.array(is_image)[..., None], merged[mx.array(index)], embeddings)
-        if not distinct[0].deepstack:
-            return embeddings, {}
-        levels = [
-            mx.concatenate([image.deepstack[level] for image in distinct]).astype(embeddings.dtype)[mx.array(source)]
-            for level in range(len(distinct[0].deepstack))
-        ]
-        return embeddings, {"visual_pos_masks": mx.array(is_image), "deepstack_visual_embeds": levels}
-
 
 def _rows(layer: nn.Module, ids: mx.array) -> mx.array:
     """Rows of a linear layer's weight, quantized or not."""
@@ -213,14 +213,14 @@ def _rows(layer: nn.Module, ids: mx.array) -> mx.array:
     )
 
 
-def _padded(prompts: Sequence[Prompt]) -> tuple[np.ndarray, np.ndarray]:
-    """The ids (B, L) and positions (3, B, L) of prompts, padded on the right to the longest."""
-    columns = max(len(prompt) for prompt in prompts)
-    ids = np.zeros((len(prompts), columns), np.int32)
-    positions = np.zeros((3, len(prompts), columns), np.int32)
-    for row, prompt in enumerate(prompts):
-        ids[row, : len(prompt)] = prompt.ids
-        positions[:, row, : len(prompt)] = prompt.positions
+def _padded(segments: Sequence[Segment]) -> tuple[np.ndarray, np.ndarray]:
+    """The ids (B, L) and positions (3, B, L) of segments, padded on the right to the longest."""
+    columns = max(len(segment) for segment in segments)
+    ids = np.zeros((len(segments), columns), np.int32)
+    positions = np.zeros((3, len(segments), columns), np.int32)
+    for row, segment in enumerate(segments):
+        ids[row, : len(segment)] = segment.ids
+        positions[:, row, : len(segment)] = segment.positions
     return ids, positions
 
 

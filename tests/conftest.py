@@ -17,6 +17,7 @@ from PIL import Image
 from mlxpref.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from mlxpref.judge import Judge
 from mlxpref.lora import linear_layers
+from mlxpref.prefix import RowCache, following_positions
 from mlxpref.vlm import VLM, load_vlm
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -33,6 +34,12 @@ def picture(seed: int, size: tuple[int, int] = (84, 84)) -> Image.Image:
     """A picture of random pixels, (width, height)."""
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
     return Image.fromarray(pixels)
+
+
+def continued(vlm: VLM, cache: RowCache, ids: np.ndarray, start: np.ndarray) -> mx.array:
+    """Logits (B, N, V) of a block of tokens (B, N) that every row goes on with, from its next position (B,)."""
+    cache.announce(np.zeros(ids.shape, np.int32))
+    return vlm.head(vlm.extend(cache, mx.array(ids), mx.array(following_positions(start, ids.shape[1])[0])))
 
 
 def write_adapter(folder: Path, vlm: VLM, layers: Sequence[str] | None = None, rank: int = 4) -> Path:

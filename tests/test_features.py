@@ -1,10 +1,13 @@
 """Image features: one run of the vision tower an image, and never another image's features."""
 
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
+import pytest
 
+from mlxpref import features as module
 from mlxpref.features import FeatureStore
 from mlxpref.vlm import VLM
 from tests.conftest import picture
@@ -25,6 +28,26 @@ def test_images_encoded_together_equal_images_encoded_alone(tiny_vlm: VLM) -> No
         for ours, expected in pairs:
             assert mx.abs(ours - expected).max().item() < 1e-5 * mx.abs(expected).max().item()
     assert len({np.array(features.merged).tobytes() for features in together}) == len(images)
+
+
+def test_images_of_one_size_are_one_run_of_the_tower(tiny_vlm: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[tuple[int, int]] = []
+    encode = module.encode
+
+    def counting(tower: Any, patches: mx.array, grid: tuple[int, int]) -> tuple[mx.array, list[mx.array]]:
+        merged, levels = encode(tower, patches, grid)
+        sizes.append(merged.shape[:2])
+        return merged, levels
+
+    monkeypatch.setattr(module, "encode", counting)
+    store = fresh(tiny_vlm)
+    images = [picture(i, (224, 224)) for i in range(5)]
+    one = store.get(images[0]).tokens
+    fresh(tiny_vlm).get_all([*images, picture(5, (448, 224))])
+    assert sizes == [(1, one), (5, one), (1, 2 * one)]
+    monkeypatch.setattr(module, "_BATCH_TOKENS", 2 * one)
+    fresh(tiny_vlm).get_all(images)
+    assert sizes[3:] == [(2, one), (2, one), (1, one)]
 
 
 def test_an_image_is_encoded_once_however_it_comes(tiny_vlm: VLM, tmp_path: Path) -> None:

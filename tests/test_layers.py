@@ -30,7 +30,7 @@ LAYERS = [
     ],
     ["demo", "demo.pictures", "demo.preferences", "datasets.jsonl", "datasets", "models", "options"],
     ["lora", "grpo"],
-    ["tokens", "prefix", "trunk", "features", "vlm"],
+    ["tokens", "prefix", "trunk", "tower", "features", "vlm", "tree"],
     ["rollout", "scoring", "objective", "earnings", "judge", "conversion", "adapters"],
     ["loading"],
     ["evaluation", "training", "runs"],

@@ -5,7 +5,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlxpref.prefix import RowCache, image_positions
+from mlxpref.prefix import PADDING, SHARED, RowCache, image_positions, owners_of
 from mlxpref.vlm import load_vlm
 from tests.conftest import GOLDEN, picture, tiny_model
 
@@ -47,16 +47,21 @@ def test_positions_equal_mlx_vlms(texts: list[int], grids: list[tuple[int, int]]
     assert ours.following == len(ids) + int(delta.item())
 
 
+def seen(rows: RowCache, columns: int, filled: int) -> list[list[list[bool]]]:
+    """A block's mask as lists, one a row."""
+    mask = rows.mask(columns, filled)
+    assert isinstance(mask, mx.array)
+    return np.array(mask)[:, 0].tolist()  # type: ignore[no-any-return]
+
+
 def test_a_padded_column_is_masked_for_later_blocks_only() -> None:
     rows = RowCache(1)
-    rows.announce([3, 2], 3)
-    assert rows.mask(3) == "causal"
-    rows.announce([1, 1], 1)
-    mask = rows.mask(1)
-    assert isinstance(mask, mx.array)
-    assert np.array(mask)[:, 0, 0].tolist() == [[True, True, True, True], [True, True, False, True]]
-    rows.announce([2, 2], 2)
-    assert np.array(rows.mask(2))[1, 0].tolist() == [
+    rows.announce(owners_of([3, 2], 3))
+    assert rows.mask(3, 0) == "causal"
+    rows.announce(np.array([[0], [0]]))
+    assert seen(rows, 1, 3) == [[[True, True, True, True]], [[True, True, False, True]]]
+    rows.announce(np.array([[0, 0], [0, 0]]))
+    assert seen(rows, 2, 4)[1] == [
         [True, True, False, True, True, False],
         [True, True, False, True, True, True],
     ]
@@ -64,20 +69,44 @@ def test_a_padded_column_is_masked_for_later_blocks_only() -> None:
 
 def test_rows_without_padding_need_no_mask() -> None:
     rows = RowCache(1)
-    rows.announce([3, 3], 3)
-    rows.announce([1, 1], 1)
-    assert rows.mask(1) is None
+    rows.announce(owners_of([3, 3], 3))
+    rows.announce(np.array([[0], [0]]), steps=2)
+    assert rows.mask(1, 3) is None
+    assert rows.mask(1, 4) is None
+
+
+def test_a_branch_sees_the_prompt_and_itself() -> None:
+    rows = RowCache(1)
+    rows.announce(owners_of([2], 2))
+    rows.announce(np.array([[0, 1]]), steps=2)
+    assert seen(rows, 2, 2)[0] == [[True, True, True, False], [True, True, False, True]]
+    assert seen(rows, 2, 4)[0] == [[True, True, True, False, True, False], [True, True, False, True, False, True]]
+
+
+def test_columns_that_nobody_sees_are_dropped() -> None:
+    rows = RowCache(1)
+    keys = mx.arange(14).reshape(2, 1, 7, 1)
+    rows.announce(np.array([[SHARED, SHARED, 0, 1, 0, 1, 1], [SHARED, PADDING, 0, 1, 0, 1, 1]]))
+    rows.layers[0].update_and_fetch(keys, -keys)
+    rows.forget([{0, 1}, {0, 1}])
+    assert rows.owners.shape == (2, 7)  # everything is seen
+    rows.forget([{0}, {1}])
+    assert rows.owners.tolist() == [[SHARED, SHARED, 0, 0], [SHARED, 1, 1, 1]]
+    rows.announce(np.array([[0], [1]]))
+    kept, values = rows.layers[0].update_and_fetch(mx.zeros((2, 1, 1, 1)), mx.zeros((2, 1, 1, 1)))
+    assert kept[:, 0, :, 0].tolist() == [[0, 1, 2, 4, 0], [7, 10, 12, 13, 0]]
+    assert mx.array_equal(values, -kept)
 
 
 def test_rows_can_be_taken_in_any_order_and_twice() -> None:
     rows = RowCache(1)
-    rows.announce([2, 1], 2)
+    rows.announce(owners_of([2, 1], 2))
     keys = mx.arange(8).reshape(2, 1, 2, 2)
     rows.layers[0].update_and_fetch(keys, -keys)
     rows.take([1, 1, 0])
     kept, _ = rows.layers[0].update_and_fetch(mx.zeros((3, 1, 1, 2)), mx.zeros((3, 1, 1, 2)))
     assert kept[:, 0, :2].tolist() == [keys[1, 0].tolist(), keys[1, 0].tolist(), keys[0, 0].tolist()]
-    assert rows.valid.tolist() == [[True, False], [True, False], [True, True]]
+    assert rows.owners.tolist() == [[SHARED, PADDING], [SHARED, PADDING], [SHARED, SHARED]]
 
 
 def test_storage_grows_without_losing_anything() -> None:

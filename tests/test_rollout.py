@@ -9,7 +9,7 @@ import pytest
 from mlxpref.rollout import Rollout, Sampling, roll_out
 from mlxpref.template import Form
 from mlxpref.vlm import VLM, Prompt
-from tests.conftest import picture
+from tests.conftest import continued, picture
 
 KEYS = [(i,) for i in range(5)]
 
@@ -28,7 +28,7 @@ def recomputed(vlm: VLM, prompt: Prompt, tokens: tuple[int, ...], temperature: f
         [prompt.positions, np.broadcast_to(prompt.following + np.arange(len(tokens)), (3, len(tokens)))], axis=1
     )
     ids = np.concatenate([prompt.ids, np.array(tokens, np.int32)])
-    _, hidden = vlm.hidden([Prompt(ids, positions.astype(np.int32), 0, prompt.images)])
+    _, hidden = vlm.hidden([Prompt(ids, positions.astype(np.int32), prompt.images, 0)])
     logits = vlm.head(hidden)[0, len(prompt) - 1 : -1] / (temperature or 1)
     chosen = logits[mx.arange(len(tokens)), mx.array(tokens)] - mx.logsumexp(logits, axis=-1)
     return np.array(chosen)
@@ -110,7 +110,7 @@ def test_closing_reads_what_a_forward_over_the_closed_text_says(tiny_vlm: VLM) -
     (rollout,) = roll_out(tiny_vlm, [prompt], Sampling(max_tokens=2), KEYS[:1])[0]
     ids = (*rollout.tokens, *tiny_vlm.words.closing)
     cache, _ = tiny_vlm.prefill([prompt])
-    logits = tiny_vlm.extend(cache, np.array([ids], np.int32), np.array([prompt.following]))[0, -1]
+    logits = continued(tiny_vlm, cache, np.array([ids], np.int32), np.array([prompt.following]))[0, -1]
     p = np.array(mx.softmax(logits))
     first, second = (p[list(ids)].sum() for ids in tiny_vlm.words.label_ids)
     assert rollout.verdict.p_label_first == pytest.approx(first, abs=1e-5)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from mlxpref import scoring
+from mlxpref import scoring, trunk
 from mlxpref.lora import adapter_off, adapter_weights, attach_lora, linear_layers
 from mlxpref.scoring import Completions, score
 from mlxpref.vlm import VLM, Prompt, load_vlm
@@ -44,7 +44,7 @@ def full_sequence(vlm: VLM, prompt: Prompt, tokens: list[int]) -> tuple[mx.array
     following = np.broadcast_to(prompt.following + np.arange(len(tokens)), (3, len(tokens)))
     positions = np.concatenate([prompt.positions, following], axis=1).astype(np.int32)
     ids = np.concatenate([prompt.ids, np.array(tokens, np.int32)])
-    _, hidden = vlm.hidden([Prompt(ids, positions, 0, prompt.images)])
+    _, hidden = vlm.hidden([Prompt(ids, positions, prompt.images, 0)])
     logits = vlm.head(hidden)[0, len(prompt) - 1 :]
     logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
     labels = mx.stack([mx.logsumexp(logprobs[-1, mx.array(ids)]) for ids in vlm.words.label_ids])
@@ -80,6 +80,13 @@ def test_the_shared_prompt_changes_neither_values_nor_gradients(trained: VLM) ->
     largest = max(mx.abs(w).max().item() for w in theirs.values())
     for name, weight in theirs.items():
         assert mx.abs(ours[name] - weight).max().item() < 1e-5 * largest, name
+
+
+def test_a_long_block_may_run_in_pieces(trained: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trunk, "_PIECE", 7)
+    prompts, _ = material(trained)
+    assert min(map(len, prompts)) > 3 * 7
+    test_the_shared_prompt_changes_neither_values_nor_gradients(trained)
 
 
 def test_recomputing_changes_nothing_and_takes_less_memory(trained: VLM) -> None:
@@ -125,15 +132,15 @@ def test_gradients_through_a_quantized_base_are_those_of_full_sequences(bits: in
 def test_gradients_reach_the_prompt(trained: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
     shared, _ = losses(trained)
     whole = dict(tree_flatten(nn.value_and_grad(trained.model, shared)(trained.model)[1]))
-    whole_run = scoring.run_layers
+    whole_run = scoring.run_block
 
-    def stopped(trunk: Any, block: Any, prefix: Any = None, group: int = 1, recompute: bool = True) -> Any:
-        states, kept = whole_run(trunk, block, prefix, group, recompute)
-        if prefix is None:
+    def stopped(trunk: Any, block: Any, stems: Any = (), recompute: bool = True) -> Any:
+        states, kept = whole_run(trunk, block, stems, recompute)
+        if not stems:
             return mx.stop_gradient(states), [(mx.stop_gradient(k), mx.stop_gradient(v)) for k, v in kept]
         return states, kept
 
-    monkeypatch.setattr(scoring, "run_layers", stopped)
+    monkeypatch.setattr(scoring, "run_block", stopped)
     cut = dict(tree_flatten(nn.value_and_grad(trained.model, shared)(trained.model)[1]))
     difference = sum(mx.abs(whole[n] - cut[n]).sum().item() for n in whole)
     assert difference > 0.1 * sum(mx.abs(w).sum().item() for w in whole.values())

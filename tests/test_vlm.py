@@ -14,7 +14,7 @@ from mlxpref.errors import ModelError
 from mlxpref.features import Features
 from mlxpref.prefix import image_positions
 from mlxpref.vlm import VLM, Prompt, load_vlm
-from tests.conftest import GOLDEN, picture
+from tests.conftest import GOLDEN, continued, picture
 
 
 def prompt_of(vlm: VLM, ids: np.ndarray, images: tuple[Features, Features]) -> Prompt:
@@ -32,7 +32,7 @@ def prompt_of(vlm: VLM, ids: np.ndarray, images: tuple[Features, Features]) -> P
             blocks.append(text)
             place += text
     positions = image_positions(blocks)
-    return Prompt(ids.astype(np.int32), positions.ids, positions.following, images)
+    return Prompt(ids.astype(np.int32), positions.ids, images, positions.following)
 
 
 def golden_prompt(vlm: VLM, golden: dict[str, Any]) -> Prompt:
@@ -72,7 +72,7 @@ def test_decoding_on_our_caches_equals_transformers_and_mlx_vlm(
     ours = []
     for step in range(len(golden["greedy_ids"])):
         ours.append(int(mx.argmax(logits[0]).item()))
-        logits = tiny_vlm.extend(cache, np.array([[ours[-1]]], np.int32), np.array([prompt.following + step]))[:, 0]
+        logits = continued(tiny_vlm, cache, np.array([[ours[-1]]], np.int32), np.array([prompt.following + step]))[:, 0]
     assert ours == golden["greedy_ids"].tolist()
     model, processor = load(str(tiny_vlm.path))
     model.update(_in_float32(model))
@@ -116,12 +116,12 @@ def test_decoding_after_padding_changes_nothing(tiny_vlm: VLM) -> None:
     tokens = np.random.default_rng(0).integers(5, 200, (len(prompts), 4)).astype(np.int32)
     cache, _ = tiny_vlm.prefill(prompts)
     starts = np.array([prompt.following for prompt in prompts])
-    steps = [tiny_vlm.extend(cache, tokens[:, t : t + 1], starts + t)[:, 0] for t in range(2)]
-    block = tiny_vlm.extend(cache, tokens[:, 2:], starts + 2)
+    steps = [continued(tiny_vlm, cache, tokens[:, t : t + 1], starts + t)[:, 0] for t in range(2)]
+    block = continued(tiny_vlm, cache, tokens[:, 2:], starts + 2)
     together = mx.stack([*steps, block[:, 0], block[:, 1]], axis=1)
     for i, prompt in enumerate(prompts):
         single, _ = tiny_vlm.prefill([prompt])
-        alone = tiny_vlm.extend(single, tokens[i : i + 1], starts[i : i + 1])
+        alone = continued(tiny_vlm, single, tokens[i : i + 1], starts[i : i + 1])
         difference = mx.softmax(together[i], axis=-1) - mx.softmax(alone[0], axis=-1)
         assert np.abs(np.array(difference)).max() < 1e-5
 
@@ -129,7 +129,7 @@ def test_decoding_after_padding_changes_nothing(tiny_vlm: VLM) -> None:
 def logprob(vlm: VLM, prompt: Prompt, completion: tuple[int, ...] = (65, 66, 67)) -> float:
     """The log-probability of a completion."""
     cache, logits = vlm.prefill([prompt])
-    following = vlm.extend(cache, np.array([completion], np.int32), np.array([prompt.following]))
+    following = continued(vlm, cache, np.array([completion], np.int32), np.array([prompt.following]))
     rows = mx.concatenate([logits[:, None], following[:, :-1]], axis=1)[0]
     chosen = rows[mx.arange(len(completion)), mx.array(completion)] - mx.logsumexp(rows, axis=-1)
     return float(chosen.sum().item())
