@@ -74,6 +74,8 @@ class TrainSettings:
     clip_low: float = setting(0.2, "How far the ratio may fall below 1.", minimum=0.0)
     clip_high: float = setting(0.2, "How far the ratio may rise above 1.", minimum=0.0)
     kl: float = setting(0.0, "Weight of the divergence from the judge without adapter.", minimum=0.0)
+    rows: int = setting(64, "Completions written together; fewer take less memory.", minimum=1)
+    micro_batch: int = setting(16, "Rollouts learned from together; fewer take less memory, nothing else.", minimum=1)
     recompute: bool = setting(True, "Make activations again in the backward pass: more work, much less memory.")
     max_grad_norm: float = setting(1.0, "Global norm that gradients are clipped to.", minimum=1e-6)
     seed: int = setting(0, "Seed of every random number.", minimum=0)

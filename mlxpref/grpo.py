@@ -99,4 +99,4 @@ def kl_to_reference(logprobs: mx.array, reference: mx.array) -> mx.array:
     Schulman, "Approximating KL divergence", 2020. Exactly 0 where both are equal.
     """
     difference = reference - logprobs
-    return mx.exp(difference) - difference - 1
+    return mx.expm1(difference) - difference

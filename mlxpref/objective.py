@@ -4,7 +4,7 @@ R rows are the rollouts of the groups that teach something, T their completion t
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
@@ -36,6 +36,16 @@ class Targets:
     y: mx.array
     reference: mx.array | None = None
     old: mx.array | None = None
+
+    def part(self, rows: slice, columns: int) -> "Targets":
+        """Those of some rows, as far as their completions reach."""
+        across = {
+            name: value[rows, :columns]
+            for name in ("mask", "weights", "reference", "old")
+            if (value := getattr(self, name)) is not None
+        }
+        along = {name: getattr(self, name)[rows] for name in ("answer_weights", "advantages", "y")}
+        return replace(self, **across, **along)
 
 
 def targets_of(
@@ -69,7 +79,7 @@ def targets_of(
 
 
 def loss_of(scores: Scores, targets: Targets, settings: TrainSettings) -> tuple[mx.array, mx.array]:
-    """The loss of one update, and the share of tokens whose gradient clipping took away.
+    """The loss of one update, and how many tokens had their gradient taken away by clipping; both add up over rows.
 
     At a step's first update the rollouts are the policy's own and importance ratios are exactly 1. Reasoning tokens:
     the policy gradient, and the divergence from the reference. Answer positions: minus the reward itself, a function of
@@ -93,8 +103,7 @@ def loss_of(scores: Scores, targets: Targets, settings: TrainSettings) -> tuple[
         p1, p2 = mx.exp(labels[:, 0]), mx.exp(labels[:, 1])
         earned: Any = EXACT_REWARDS[settings.reward](p1, p2, targets.y, settings.format_weight)
         loss = loss - _weighted(earned, targets.answer_weights)
-    share = (clipped & targets.mask).sum() / mx.maximum(targets.mask.sum(), 1)
-    return loss, share
+    return loss, (clipped & targets.mask).sum()
 
 
 def _weighted(values: mx.array, weights: mx.array) -> mx.array:

@@ -6,17 +6,17 @@ once.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
 from mlxpref.prefix import following_positions
-from mlxpref.trunk import Block, Stem, run_block
+from mlxpref.trunk import Block, KeysValues, Stem, run_block
 from mlxpref.vlm import VLM, Prompt
 
-__all__ = ["Completions", "Scores", "score"]
+__all__ = ["Completions", "Read", "Scores", "read", "score"]
 
 _HEAD_VALUES = 1 << 26
 """Logits that exist at once: 256 MiB in float32, 441 positions of a vocabulary of 152,064."""
@@ -43,6 +43,33 @@ class Completions:
         """(R, T): where a token was written."""
         return np.arange(self.tokens.shape[1]) < self.lengths[:, None]
 
+    def part(self, rows: slice) -> "Completions":
+        """Some of the rows, padded to their own longest."""
+        lengths = self.lengths[rows]
+        return Completions(self.tokens[rows, : int(lengths.max(initial=0))], lengths)
+
+
+@dataclass(frozen=True)
+class Read:
+    """P prompts after they ran: keys and values by layer, whose their columns are, and what says the first token.
+
+    `following` (P,) are the positions that come next, `states` (P, D).
+    """
+
+    layers: Sequence[KeysValues]
+    owners: NDArray[np.int32]
+    following: NDArray[np.int64]
+    states: mx.array
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        """What completions depend on: all keys and values, and the states."""
+        return [*(part for pair in self.layers for part in pair), self.states]
+
+    def of(self, arrays: Sequence[mx.array]) -> "Read":
+        """The same prompts, read with other arrays."""
+        return replace(self, layers=list(zip(arrays[:-1:2], arrays[1:-1:2], strict=True)), states=arrays[-1])
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -52,8 +79,17 @@ class Scores:
     label_logprobs: mx.array
 
 
+def read(vlm: VLM, prompts: Sequence[Prompt], recompute: bool = True) -> Read:
+    """Run prompts once; see `run_block` for `recompute`."""
+    block = vlm.block(prompts)
+    hidden, layers = run_block(vlm.language.model, block, recompute=recompute)
+    last = mx.array([len(prompt) - 1 for prompt in prompts])
+    following = np.array([prompt.following for prompt in prompts])
+    return Read(layers, block.owners, following, hidden[mx.arange(len(prompts)), last])
+
+
 def score(
-    vlm: VLM, prompts: Sequence[Prompt], completions: Completions, temperature: float = 1.0, recompute: bool = True
+    vlm: VLM, prompts: Read, completions: Completions, temperature: float = 1.0, recompute: bool = True
 ) -> Scores:
     """Score R completions of P prompts, R / P in a row for each; see `run_block` for `recompute`.
 
@@ -82,22 +118,18 @@ def score(
     return Scores(logprobs, label_logprobs)
 
 
-def _states(vlm: VLM, prompts: Sequence[Prompt], completions: Completions, recompute: bool) -> mx.array:
+def _states(vlm: VLM, prompts: Read, completions: Completions, recompute: bool) -> mx.array:
     """The hidden states (R, T + 1, D) that say the first token, the second, ..., and what follows the last."""
-    trunk, group = vlm.language.model, len(completions.tokens) // len(prompts)
-    opening = vlm.block(prompts)
-    hidden, prefix = run_block(trunk, opening, recompute=recompute)
-    rows = np.repeat(np.arange(len(prompts)), group)
-    last = mx.array([len(prompt) - 1 for prompt in prompts])
-    states = mx.repeat(hidden[mx.arange(len(prompts)), last], group, 0)[:, None]
+    trunk, group = vlm.language.model, len(completions.tokens) // len(prompts.following)
+    rows = np.repeat(np.arange(len(prompts.following)), group)
+    states = mx.repeat(prompts.states, group, 0)[:, None]
     columns = completions.tokens.shape[1]
     if not columns:
         return states
-    start = np.array([prompt.following for prompt in prompts])[rows]
+    positions = mx.array(following_positions(prompts.following[rows], columns))
     embeddings = trunk.embed_tokens(mx.array(completions.tokens))
-    written = np.zeros(completions.tokens.shape, np.int32)
-    block = Block(embeddings, mx.array(following_positions(start, columns)), written)
-    said, _ = run_block(trunk, block, [Stem(prefix, opening.owners, rows)], recompute)
+    block = Block(embeddings, positions, np.zeros(completions.tokens.shape, np.int32))
+    said, _ = run_block(trunk, block, [Stem(prompts.layers, prompts.owners, rows)], recompute)
     return mx.concatenate([states, said], axis=1)
 
 

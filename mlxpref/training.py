@@ -7,13 +7,12 @@ answer position gets the exact gradient of the reward with the weight of one tok
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 from numpy.typing import NDArray
@@ -23,13 +22,14 @@ from mlxpref.earnings import Earnings, Lesson, earn, form_of
 from mlxpref.errors import DataError, ModelError
 from mlxpref.grpo import kl_to_reference
 from mlxpref.lora import adapter_off, adapter_weights, attach_lora, linear_layers
-from mlxpref.objective import Targets, loss_of, targets_of
+from mlxpref.objective import targets_of
 from mlxpref.own_reward import load_reward
 from mlxpref.pairs import Pair, share_for_first, shown
 from mlxpref.preferences import Preference
 from mlxpref.rewards import EXACT_REWARDS
 from mlxpref.rollout import Rollout, Sampling, roll_out
-from mlxpref.scoring import Completions, Scores, score
+from mlxpref.scoring import Completions
+from mlxpref.update import Descent, descend, logprobs_of
 from mlxpref.verdict import Strategy
 from mlxpref.vlm import VLM, Prompt
 
@@ -182,7 +182,8 @@ class Trainer:
             until="answer" if exact else "end",
             close=False,
         )
-        rollouts = roll_out(self.vlm, prompts, sampling, [lesson.key for lesson in lessons])
+        keys = [lesson.key for lesson in lessons]
+        rollouts = roll_out(self.vlm, prompts, sampling, keys, settings.rows)
         verdicts = [[rollout.verdict for rollout in group] for group in rollouts]
         return _Judged(lessons, prompts, rollouts, earn(settings, lessons, verdicts, self._own_reward))
 
@@ -204,38 +205,29 @@ class Trainer:
             self.settings,
         )
 
-        def scored() -> Scores:
-            return score(self.vlm, prompts, completions, self.settings.temperature, self.settings.recompute)
-
         if self.settings.kl:
             with adapter_off(self.vlm.model):
-                targets = replace(targets, reference=scored().logprobs)
-                mx.eval(targets.reference)
+                targets = replace(targets, reference=logprobs_of(self.vlm, prompts, completions, self.settings))
         for update in range(self.settings.updates):
-            scores, found = self._apply(scored, targets)
+            descent = descend(self.vlm, prompts, completions, targets, self.settings)
+            found = self._apply(descent, int(completions.lengths.sum()))
             if update == 0:
                 # The old policy's log-probabilities are those of the scoring pass, not of sampling.
-                targets = replace(targets, old=mx.stop_gradient(scores.logprobs))
-                measured |= found | _distances(scores.logprobs, targets.reference, completions, rows)
+                targets = replace(targets, old=descent.logprobs)
+                measured |= found | _distances(descent.logprobs, targets.reference, completions, rows)
             measured |= {"clip_fraction": found["clip_fraction"], "updated": found["updated"]}
         return measured
 
-    def _apply(self, scored: Callable[[], Scores], targets: Targets) -> tuple[Scores, dict[str, float]]:
+    def _apply(self, descent: Descent, tokens: int) -> dict[str, float]:
         """One update of the adapter, unless loss or gradient is not finite."""
-
-        def objective(_: nn.Module) -> tuple[mx.array, mx.array, Scores]:
-            scores = scored()
-            return *loss_of(scores, targets, self.settings), scores
-
-        (loss, clipped, scores), gradient = nn.value_and_grad(self.vlm.model, objective)(self.vlm.model)
-        gradient, norm = optim.clip_grad_norm(gradient, self.settings.max_grad_norm)
-        mx.eval(loss, clipped, norm, scores.logprobs)
-        found = {"loss": float(loss.item()), "grad_norm": float(norm.item()), "clip_fraction": float(clipped.item())}
-        finite = math.isfinite(found["loss"]) and math.isfinite(found["grad_norm"])
+        gradient, norm = optim.clip_grad_norm(descent.gradient, self.settings.max_grad_norm)
+        loss, length, clipped = (float(np.array(value)) for value in (descent.loss, norm, descent.clipped))
+        found = {"loss": loss, "grad_norm": length, "clip_fraction": clipped / max(tokens, 1)}
+        finite = math.isfinite(loss) and math.isfinite(length)
         if finite:
             self.optimizer.update(self.vlm.model, gradient)
             mx.eval(self.vlm.model.trainable_parameters(), self.optimizer.state)
-        return scores, found | {"updated": float(finite)}
+        return found | {"updated": float(finite)}
 
     def _stop_if_failing(self, step: int, measured: dict[str, float]) -> None:
         finite = math.isfinite(measured["loss"]) and math.isfinite(measured["grad_norm"])

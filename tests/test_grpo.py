@@ -59,9 +59,13 @@ def test_leaving_one_out_compares_with_the_others() -> None:
 
 
 def test_kl_is_never_negative_and_zero_only_for_equals() -> None:
-    logprobs, reference = mx.random.normal((50,)), mx.random.normal((50,))
+    draw = np.random.default_rng(0)
+    logprobs = mx.array(draw.normal(size=5000).astype(np.float32))
+    for scale in (1e-8, 1e-6, 1e-4, 1e-2, 1.0):  # rounding must not make it negative
+        reference = logprobs + mx.array((scale * draw.normal(size=5000)).astype(np.float32))
+        assert (kl_to_reference(logprobs, reference) >= 0).all().item()
     assert (kl_to_reference(logprobs, reference) > 0).all().item()
-    assert kl_to_reference(logprobs, logprobs).tolist() == [0.0] * 50
+    assert kl_to_reference(logprobs, logprobs).tolist() == [0.0] * 5000
 
 
 # A toy policy: one reasoning token out of three, then "1", "2" or something else.

@@ -31,7 +31,7 @@ LAYERS = [
     ["demo", "demo.pictures", "demo.preferences", "datasets.jsonl", "datasets", "models", "options"],
     ["lora", "grpo"],
     ["tokens", "prefix", "trunk", "tower", "features", "vlm", "tree"],
-    ["rollout", "scoring", "objective", "earnings", "judge", "conversion", "adapters"],
+    ["rollout", "scoring", "objective", "update", "earnings", "judge", "conversion", "adapters"],
     ["loading"],
     ["evaluation", "training", "runs"],
     ["tables", "session", "demo.story"],

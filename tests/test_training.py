@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import mlxpref
-from mlxpref import training
+from mlxpref import training, update
 from mlxpref.config import TrainSettings, read_settings, settings_from
 from mlxpref.demo.preferences import demo_preferences
 from mlxpref.demo.story import demo_settings
@@ -185,9 +185,9 @@ def test_ties_teach_brier_only(fresh: VLM) -> None:
 def test_a_loss_that_is_not_finite_stops_the_run_and_harms_nothing(
     fresh: VLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = training.loss_of
+    original = update.loss_of
     monkeypatch.setattr(
-        training, "loss_of", lambda *arguments: (original(*arguments)[0] * mx.array(float("nan")), mx.array(0.0))
+        update, "loss_of", lambda *arguments: (original(*arguments)[0] * mx.array(float("nan")), mx.array(0.0))
     )
     settings = settings_from(TrainSettings, {"data": "demo"} | SMALL | {"steps": 9, "think": False})
     reports: list[StepReport] = []
@@ -198,7 +198,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_harms_nothing(
     assert all(mx.isfinite(weight).all().item() for weight in saved.values())
 
 
-@pytest.mark.parametrize("phase", ["roll_out", "score"])
+@pytest.mark.parametrize("phase", ["roll_out", "descend"])
 def test_ctrl_c_saves_the_adapter_in_any_phase(
     fresh: VLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str
 ) -> None:

@@ -1,0 +1,133 @@
+"""The gradient of a step: a bounded number of completions at a time, and each prompt once.
+
+The loss is a sum over completions whose weights are those of the whole step, so what is computed together changes the
+result by the order of float additions only. Completions of one prompt that do not fit together are scored in turn
+behind its keys and values; what flows back into these is summed, and goes through the prompt once.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
+
+from mlxpref.config import TrainSettings
+from mlxpref.objective import Targets, loss_of
+from mlxpref.scoring import Completions, Scores, read, score
+from mlxpref.vlm import VLM, Prompt
+
+__all__ = ["Descent", "descend", "logprobs_of"]
+
+
+@dataclass(frozen=True)
+class Descent:
+    """The loss of R completions, its gradient, their log-probabilities (R, T), and how many tokens were clipped."""
+
+    loss: mx.array
+    gradient: dict[str, Any]
+    logprobs: mx.array
+    clipped: mx.array
+
+
+def descend(
+    vlm: VLM, prompts: Sequence[Prompt], completions: Completions, targets: Targets, settings: TrainSettings
+) -> Descent:
+    """The gradient by the model's trainable weights, `settings.micro_batch` completions at a time."""
+    found: list[tuple[mx.array, mx.array, mx.array]] = []
+    gradient: Any = None
+    group = len(completions.lengths) // len(prompts)
+    for some, rows in _batches(len(prompts), group, settings.micro_batch):
+        part = completions.part(rows)
+        each = _alone if group > settings.micro_batch else _together
+        parts, added = each(vlm, prompts[some], part, targets.part(rows, part.tokens.shape[1]), settings)
+        gradient = added if gradient is None else tree_map(mx.add, gradient, added)
+        found += [(loss, clipped, _widened(logprobs, completions)) for loss, clipped, logprobs in parts]
+        mx.eval(gradient, found)
+    loss, clipped, logprobs = ([each[number] for each in found] for number in range(3))
+    return Descent(mx.stack(loss).sum(), gradient, mx.concatenate(logprobs), mx.stack(clipped).sum())
+
+
+def logprobs_of(vlm: VLM, prompts: Sequence[Prompt], completions: Completions, settings: TrainSettings) -> mx.array:
+    """The log-probabilities (R, T) of completions, without a gradient."""
+    found = []
+    group = len(completions.lengths) // len(prompts)
+    for some, rows in _batches(len(prompts), group, settings.micro_batch):
+        reads = read(vlm, prompts[some], recompute=False)
+        for chunk in _chunks(rows, settings.micro_batch):
+            scores = score(vlm, reads, completions.part(chunk), settings.temperature, recompute=False)
+            found.append(_widened(scores.logprobs, completions))
+            mx.eval(found[-1])
+    return mx.concatenate(found)
+
+
+Found = list[tuple[mx.array, mx.array, mx.array]]
+"""The loss, the clipped tokens and the log-probabilities of some completions at a time."""
+
+
+def _together(
+    vlm: VLM, prompts: Sequence[Prompt], completions: Completions, targets: Targets, settings: TrainSettings
+) -> tuple[Found, Any]:
+    """Whole groups, forward and backward at once."""
+
+    def objective(_: nn.Module) -> tuple[mx.array, mx.array, mx.array]:
+        reads = read(vlm, prompts, settings.recompute)
+        scores = score(vlm, reads, completions, settings.temperature, settings.recompute)
+        return *loss_of(scores, targets, settings), scores.logprobs
+
+    found, gradient = nn.value_and_grad(vlm.model, objective)(vlm.model)
+    return [found], gradient
+
+
+def _alone(
+    vlm: VLM, prompts: Sequence[Prompt], completions: Completions, targets: Targets, settings: TrainSettings
+) -> tuple[Found, Any]:
+    """One group, some of its completions at a time."""
+    reads = read(vlm, prompts, recompute=False)
+    mx.eval(reads.arrays)
+    weights = vlm.model.trainable_parameters()
+    found: Found = []
+    gradient: Any = None
+    for rows in _chunks(slice(0, len(completions.lengths)), settings.micro_batch):
+        part = completions.part(rows)
+        wanted = targets.part(rows, part.tokens.shape[1])
+
+        def objective(weights: Any, arrays: list[mx.array], part: Completions = part, wanted: Targets = wanted) -> Any:
+            vlm.model.update(weights)
+            scores: Scores = score(vlm, reads.of(arrays), part, settings.temperature, settings.recompute)
+            return *loss_of(scores, wanted, settings), scores.logprobs
+
+        one, added = mx.value_and_grad(objective, argnums=(0, 1))(weights, reads.arrays)
+        gradient = added if gradient is None else tree_map(mx.add, gradient, added)
+        found.append(one)
+        mx.eval(gradient, found)
+    vlm.model.update(weights)
+    by_weights, by_arrays = gradient
+    names, values = zip(*tree_flatten(weights), strict=True)
+
+    def again(*values: mx.array) -> list[mx.array]:
+        vlm.model.update(tree_unflatten(list(zip(names, values, strict=True))))
+        return read(vlm, prompts, settings.recompute).arrays
+
+    _, through = mx.vjp(again, list(values), by_arrays)
+    vlm.model.update(weights)
+    direct = dict(tree_flatten(by_weights))
+    return found, tree_unflatten([(name, direct[name] + more) for name, more in zip(names, through, strict=True)])
+
+
+def _batches(count: int, group: int, rows: int) -> Iterator[tuple[slice, slice]]:
+    """Prompts that run together, and their completions: whole groups within a bound on rows, at least one."""
+    size = max(1, rows // group)
+    for start in range(0, count, size):
+        end = min(start + size, count)
+        yield slice(start, end), slice(start * group, end * group)
+
+
+def _chunks(rows: slice, size: int) -> Iterator[slice]:
+    for start in range(rows.start, rows.stop, size):
+        yield slice(start, min(start + size, rows.stop))
+
+
+def _widened(logprobs: mx.array, completions: Completions) -> mx.array:
+    return mx.pad(logprobs, [(0, 0), (0, completions.tokens.shape[1] - logprobs.shape[1])])
