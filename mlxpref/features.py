@@ -15,7 +15,10 @@ from mlxpref.images import load_image
 from mlxpref.preferences import ImageLike
 from mlxpref.tower import encode
 
-__all__ = ["FeatureStore", "Features"]
+__all__ = ["FeatureStore", "Features", "Seen"]
+
+Seen = dict[int, tuple[Image.Image, str]]
+"""Images in memory that were looked at, by `id`, with their content: for as long as nobody can change them."""
 
 _BATCH_TOKENS = 1024
 """Images of one size are run together as soon as they have so many merged patches.
@@ -29,11 +32,15 @@ _MEMORY = 2 << 30
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """One image as the language model sees it: (tokens, D), its grid (height, width), and deepstack levels."""
+    """One image as the language model sees it: (tokens, D), its grid (height, width), and deepstack levels.
+
+    `content` is a name of what it shows, the same for equal pixels wherever they come from.
+    """
 
     merged: mx.array
     grid: tuple[int, int]
     deepstack: tuple[mx.array, ...] = ()
+    content: str = ""
 
     @property
     def tokens(self) -> int:
@@ -66,13 +73,16 @@ class FeatureStore:
         """The features of one image, from memory or from the vision tower."""
         return self.get_all([image])[0]
 
-    def get_all(self, images: Iterable[ImageLike]) -> list[Features]:
-        """The features of images, those of one size encoded together."""
+    def get_all(self, images: Iterable[ImageLike], seen: Seen | None = None) -> list[Features]:
+        """The features of images, those of one size encoded together.
+
+        With `seen`, an image in memory is looked at only once.
+        """
         found: dict[str, Features] = {}
         waiting: dict[tuple[int, int], list[tuple[str, np.ndarray]]] = {}
         keys = []
         for image in images:
-            key, loaded = self._key(image)
+            key, loaded = self._key(image, {} if seen is None else seen)
             keys.append(key)
             if key in found or any(key == other for queue in waiting.values() for other, _ in queue):
                 continue
@@ -89,14 +99,14 @@ class FeatureStore:
             found.update(self._encode(grid, queue))
         return [found[key] for key in keys]
 
-    def content(self, image: ImageLike) -> str:
-        """A name of what an image shows, the same for equal pixels wherever they come from."""
-        return self._key(image)[0]
-
-    def _key(self, image: ImageLike) -> tuple[str, Image.Image | None]:
+    def _key(self, image: ImageLike, seen: Seen) -> tuple[str, Image.Image | None]:
         """The content of an image as a key, with the decoded image where it had to be decoded for that."""
         if isinstance(image, Image.Image):
-            return _digest(load_image(image, self.max_pixels)), None
+            if id(image) in seen:
+                return seen[id(image)][1], None
+            loaded = load_image(image, self.max_pixels)
+            seen[id(image)] = image, _digest(loaded)
+            return seen[id(image)][1], loaded
         status = image.stat() if image.exists() else None
         name = (image.resolve(), status.st_size, status.st_mtime_ns) if status else None
         if name is not None and name in self._content:
@@ -125,7 +135,7 @@ class FeatureStore:
         for place, (key, _) in enumerate(queue):
             # Copies: a slice would keep the whole batch in memory after its neighbours are forgotten.
             features = Features(
-                mx.contiguous(merged[place]), grid, tuple(mx.contiguous(level[place]) for level in levels)
+                mx.contiguous(merged[place]), grid, tuple(mx.contiguous(level[place]) for level in levels), key
             )
             encoded[key] = features
             self._keep(key, features)

@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 from mlxpref.config import JudgeSettings
+from mlxpref.features import Features, Seen
 from mlxpref.image_ranking import ImageRanking, Think, rank_pairs
 from mlxpref.images import Skipped
 from mlxpref.pairs import Comparison, Pair, PairVerdict, Track, shown
@@ -18,10 +19,18 @@ from mlxpref.tree import PrefixTree
 from mlxpref.verdict import Strategy, Verdict
 from mlxpref.vlm import VLM
 
-__all__ = ["Judge"]
+__all__ = ["Judge", "Sitting"]
 
 _PREFILL_TOKENS = 16384
 """Prompt tokens that one batch holds at most: about 1 GB of keys and values at the size of a 7B model."""
+
+
+class Sitting:
+    """What a judge remembers while calls belong together and neither model nor images change."""
+
+    def __init__(self, vlm: VLM) -> None:
+        self.tree = PrefixTree(vlm)
+        self.seen: Seen = {}
 
 
 @dataclass
@@ -52,10 +61,10 @@ class Judge:
     ) -> ImageRanking:
         """Rank at least two images, best first; see `rank_pairs` for `think` and `track`."""
         vision_runs, tokens = self.vlm.features.runs, self.tokens
-        self.vlm.features.get_all(images)
-        tree = PrefixTree(self.vlm)
+        sitting = Sitting(self.vlm)
+        self.vlm.features.get_all(images, sitting.seen)
         found = rank_pairs(
-            images, prompt, lambda pairs, thinks: self.pairs(pairs, think=thinks, tree=tree), think, track
+            images, prompt, lambda pairs, thinks: self.pairs(pairs, think=thinks, sitting=sitting), think, track
         )
         return replace(
             found,
@@ -71,10 +80,11 @@ class Judge:
 
         Comparable within one call only: the scores of N images average 0.5.
         """
-        self.vlm.features.get_all(images)
+        sitting = Sitting(self.vlm)
+        self.vlm.features.get_all(images, sitting.seen)
         wins = [0.0] * len(images)
         chosen = list(all_pairs(len(images)))
-        verdicts = self.pairs(Pair(images[a], images[b], prompt) for a, b in chosen)
+        verdicts = self.pairs((Pair(images[a], images[b], prompt) for a, b in chosen), sitting=sitting)
         for (a, b), verdict in zip(chosen, verdicts, strict=True):
             wins[a] += verdict.p_a
             wins[b] += 1.0 - verdict.p_a
@@ -85,16 +95,16 @@ class Judge:
         pairs: Iterable[Pair],
         strategy: Strategy = "soft",
         think: bool | None = None,
-        tree: PrefixTree | None = None,
+        sitting: Sitting | None = None,
     ) -> Iterator[PairVerdict]:
         """Judge pairs, each in both orders, in their order; lazily, a batch at a time.
 
-        `think` overrides the setting of the same name. `tree` holds what was begun before, for calls that belong
-        together.
+        `think` overrides the setting of the same name. `sitting` holds what calls that belong together
+        need once.
         """
         comparisons = (comparison for pair in pairs for comparison in shown(pair))
         form: Form = "scores" if strategy == "score" else "choice"
-        verdicts = self.verdicts(comparisons, form, strategy != "soft", think, tree)
+        verdicts = self.verdicts(comparisons, form, strategy != "soft", think, sitting)
         for a_shown_first in verdicts:
             yield PairVerdict(a_shown_first, next(verdicts), strategy)
 
@@ -104,7 +114,7 @@ class Judge:
         form: Form = "choice",
         write_answer: bool = False,
         think: bool | None = None,
-        tree: PrefixTree | None = None,
+        sitting: Sitting | None = None,
     ) -> Iterator[tuple[Verdict, ...]]:
         """The verdicts on comparisons, `samples` for each, in their order; lazily, a batch at a time.
 
@@ -120,35 +130,38 @@ class Judge:
             seed=self.settings.seed,
             until="end" if write_answer else "answer",
         )
-        tree = tree or PrefixTree(self.vlm)
-        for batch in self._batches(comparisons, samples):
-            prompts = [self.vlm.prompt(c.first, c.second, c.prompt, form, think) for c in batch]
-            keys = [self._random_key(comparison) for comparison in batch]
+        sitting = sitting or Sitting(self.vlm)
+        for batch, images in self._batches(comparisons, samples, sitting.seen):
+            prompts = [
+                self.vlm.prompt_of(shown_now, comparison.prompt, form, think)
+                for comparison, shown_now in zip(batch, images, strict=True)
+            ]
+            keys = [_random_key(prompt.images, c.prompt) for prompt, c in zip(prompts, batch, strict=True)]
             self.comparisons += len(batch)
-            for rollouts in roll_out(self.vlm, prompts, sampling, keys, prefill=tree.prefill):
+            for rollouts in roll_out(self.vlm, prompts, sampling, keys, prefill=sitting.tree.prefill):
                 verdicts = tuple(rollout.verdict for rollout in rollouts)
                 self.tokens += sum(verdict.tokens for verdict in verdicts)
                 yield verdicts
 
-    def _random_key(self, comparison: Comparison) -> tuple[int, ...]:
-        """What the random numbers of a comparison depend on: what is shown, not when or beside what."""
-        shown_now = [self.vlm.features.content(image) for image in (comparison.first, comparison.second)]
-        digest = hashlib.sha256("\n".join([*shown_now, comparison.prompt]).encode("utf-8", "replace")).digest()
-        return tuple(int.from_bytes(digest[i : i + 4], "big") for i in (0, 4, 8))
-
-    def _batches(self, comparisons: Iterable[Comparison], samples: int) -> Iterator[list[Comparison]]:
-        """Comparisons in batches that keep to the bounds on rows and on prompt tokens."""
+    def _batches(
+        self, comparisons: Iterable[Comparison], samples: int, seen: Seen
+    ) -> Iterator[tuple[list[Comparison], list[tuple[Features, Features]]]]:
+        """Comparisons in batches that keep to the bounds on rows and on prompt tokens, with their images."""
         waiting = iter(comparisons)
         while together := list(islice(waiting, max(1, self.settings.rows // samples))):
             images = [image for comparison in together for image in (comparison.first, comparison.second)]
-            features = self.vlm.features.get_all(images)
-            batch: list[Comparison] = []
-            tokens = 0
-            for comparison, first, second in zip(together, features[::2], features[1::2], strict=True):
-                size = first.tokens + second.tokens
-                if batch and tokens + size > _PREFILL_TOKENS:
-                    yield batch
-                    batch, tokens = [], 0
-                batch.append(comparison)
-                tokens += size
-            yield batch
+            features = self.vlm.features.get_all(images, seen)
+            shown_now = list(zip(features[::2], features[1::2], strict=True))
+            sizes = [first.tokens + second.tokens for first, second in shown_now]
+            start = 0
+            for end in range(1, len(together) + 1):
+                if end == len(together) or sum(sizes[start : end + 1]) > _PREFILL_TOKENS:
+                    yield together[start:end], shown_now[start:end]
+                    start = end
+
+
+def _random_key(images: Iterable[Features], prompt: str) -> tuple[int, ...]:
+    """What the random numbers of a comparison depend on: what is shown, not when or beside what."""
+    names = [image.content for image in images]
+    digest = hashlib.sha256("\n".join([*names, prompt]).encode("utf-8", "replace")).digest()
+    return tuple(int.from_bytes(digest[i : i + 4], "big") for i in (0, 4, 8))

@@ -98,8 +98,11 @@ class VLM:
 
     def prompt(self, first: ImageLike, second: ImageLike, prompt: str, form: Form, think: bool) -> Prompt:
         """A comparison of two images as they are shown, ready to run."""
+        return self.prompt_of((self.features.get(first), self.features.get(second)), prompt, form, think)
+
+    def prompt_of(self, images: tuple[Features, Features], prompt: str, form: Form, think: bool) -> Prompt:
+        """As `prompt`, of images that were encoded before."""
         tokens = self.words.comparison(prompt, form, think)
-        images = self.features.get(first), self.features.get(second)
         pads = [[self.image_token_id] * image.tokens for image in images]
         ids = [*tokens.before_first, *pads[0], *tokens.before_second, *pads[1], *tokens.after]
         if len(ids) > self.context:
