@@ -3,8 +3,10 @@
 Not run by the tests. Needs an environment of its own, with torch, which mlxpref itself never needs:
 
     python3.11 -m venv venv-torch
-    venv-torch/bin/pip install torch==2.13.0 'transformers==5.23.*' numpy pillow safetensors tokenizers click
+    venv-torch/bin/pip install torch==2.13.0 'transformers==5.23.*' peft==0.21.2
+    venv-torch/bin/pip install numpy pillow safetensors tokenizers click
     venv-torch/bin/python scripts/make_golden.py
+    venv-torch/bin/python scripts/make_golden.py --only-gradient  # leaves checkpoints and golden.npz as they are
 
 A folder is a checkpoint in the hub's own layout (bfloat16) with golden.npz beside it, computed in float32 for
 one comparison of two images of different sizes: image0, image1 [H, W, 3] uint8; text (the rendered chat, one
@@ -16,11 +18,19 @@ The weights' seed is the first whose greedy continuation has no near tie and no 
 software, which rounds otherwise, must write the same one. Sizes are small, for the folders stay in the
 repository. Kept from the real models: grouped queries, sections of the rotary embedding, windows that do not
 divide the image, two deepstack levels, interpolated positions, tied and untied and sharded weights.
+
+gradient.npz, beside it, is one update in float32 by PEFT's LoRA and torch's autograd through R full sequences, the
+comparison of golden.npz and a completion of T tokens at most. Given: tokens [R, T] padded with 0, lengths [R];
+old and reference log-probabilities, weights [R, T]; advantages, y, answer_weights [R]; label_ids [2, variants];
+silent [ids], which get no probability; temperature, clip_low, clip_high, kl, format_weight, rank, scale []; and
+`weight:` + the name of a matrix in MLX, a [inputs, rank] or b [rank, outputs]. Found: loss []; clipped [], how many
+tokens lost their gradient; logprobs [R, T]; and `gradient:` + the name, the derivative of the loss.
 """
 
 import itertools
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -30,6 +40,7 @@ import numpy as np
 import torch
 import transformers
 from huggingface_hub import save_torch_state_dict
+from peft import LoraConfig, get_peft_model  # type: ignore[import-not-found]
 from PIL import Image
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -76,6 +87,15 @@ NAMES += " vision_start vision_end vision_pad image_pad video_pad"
 SPECIAL = [f"<|{name}|>" for name in NAMES.split()]
 NOT_SPECIAL = {"qwen2_vl": [], "qwen2_5_vl": ["<tool_call>", "</tool_call>"]}
 NOT_SPECIAL["qwen3_vl"] = [*NOT_SPECIAL["qwen2_5_vl"], "<think>", "</think>"]
+
+RANK, ALPHA = 2, 3.0
+LENGTHS = (5, 2, 7)
+ANSWERED = (True, False, True)
+ADVANTAGES = (0.9, -0.7, -0.4)
+RATIOS = (0.6, 0.76, 1.1, 1.24, 1.6)
+"""The policy's probability of a token over the old one: on both sides of each bound, and not near any."""
+STEP = {"temperature": 0.8, "clip_low": 0.2, "clip_high": 0.28, "kl": 0.1, "format_weight": 0.2}
+HUMAN_SHARE = 0.8
 
 
 def make_tokenizer(family: str) -> Tokenizer:
@@ -274,25 +294,127 @@ def compute(folder: Path, family: str) -> tuple[dict[str, Array], float]:
     return result, margin if torch.equal(written, best.indices[:, 0]) else 0.0
 
 
+def adapted(folder: Path, rng: np.random.Generator) -> tuple[Any, dict[str, torch.nn.Parameter]]:
+    """A checkpoint with a random adapter on every linear layer of its language model, and the matrices' MLX names."""
+    auto = transformers.AutoModelForImageTextToText
+    model = auto.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    kinds = [(name, module) for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    targets = [name for name, _ in kinds if name.startswith("model.language_model.layers.")]
+    model = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=targets))
+    named = re.compile(r"base_model\.model\.model\.language_model\.(.+)\.lora_([AB])\.default\.weight")
+    matrices = {}
+    for name, matrix in model.named_parameters():
+        if matrix.requires_grad:
+            layer, kind = named.fullmatch(name).groups()  # type: ignore[union-attr]
+            matrices[f"language_model.model.{layer}.lora_{kind.lower()}"] = matrix
+            values = torch.from_numpy(rng.standard_normal(matrix.shape).astype(np.float32))
+            matrix.data = values / math.sqrt(matrix.shape[1]) * (1.0 if kind == "A" else 0.5)
+    assert len(matrices) == 2 * len(targets)
+    return model, matrices
+
+
+def said(model: Any, golden: dict[str, Array], completion: list[int], silent: list[int]) -> torch.Tensor:
+    """Logits (T + 1, V) that say each token of a completion and what follows it, from the whole sequence at once."""
+    ids = torch.tensor([[*golden["input_ids"].tolist(), *completion]])
+    kinds = (ids == model.config.image_token_id).int()
+    features = {name: torch.from_numpy(golden[name]) for name in ("pixel_values", "image_grid_thw")}
+    logits = model(input_ids=ids, mm_token_type_ids=kinds, use_cache=False, **features).logits[0]
+    possible = torch.zeros(logits.shape[-1])
+    possible[silent] = -torch.inf
+    return logits[-len(completion) - 1 :] + possible
+
+
+def update_loss(given: dict[str, Any], logprobs: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The loss of the update: the clipped surrogate and k3 of tokens (R, T), the `soft` reward of labels (R, 2)."""
+    tensors = {name: torch.as_tensor(value) for name, value in given.items()}
+    ratio, advantage = torch.exp(logprobs - tensors["old"]), tensors["advantages"][:, None]
+    bounded = ratio.clamp(1 - STEP["clip_low"], 1 + STEP["clip_high"])
+    surrogate = torch.minimum(ratio * advantage, bounded * advantage)
+    behind = tensors["reference"] - logprobs
+    divergence = behind.exp() - behind - 1
+    (first, second), y = labels.unbind(-1), tensors["y"]
+    reward = STEP["format_weight"] * (first + second) + first * y + second * (1 - y)
+    loss = (tensors["weights"] * (STEP["kl"] * divergence - surrogate)).sum()
+    loss = loss - (tensors["answer_weights"] * reward).sum()
+    clipped = ((surrogate != ratio * advantage) & (tensors["weights"] > 0)).sum()
+    return {"loss": loss, "clipped": clipped, "logprobs": logprobs}
+
+
+def compute_gradient(folder: Path) -> dict[str, Array]:
+    """What torch makes of one update of the checkpoint with an adapter."""
+    rng = np.random.default_rng(0)
+    with np.load(folder / "golden.npz", allow_pickle=False) as arrays:
+        golden = dict(arrays)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model, matrices = adapted(folder, rng)
+    silent = {model.config.image_token_id, model.config.video_token_id, *range(len(tokenizer), VOCABULARY)}
+    ordinary = sorted(set(range(len(tokenizer))) - set(tokenizer.added_tokens_decoder))
+    mask = np.arange(max(LENGTHS)) < np.array(LENGTHS)[:, None]
+    tokens, chosen, ends = np.zeros(mask.shape, np.int32), [], []
+    for row, length in enumerate(LENGTHS):
+        completion = rng.choice(ordinary, length).tolist()
+        tokens[row, :length] = completion
+        logits = said(model, golden, completion, sorted(silent))
+        saying = (logits[:-1] / STEP["temperature"]).log_softmax(-1)[torch.arange(length), completion]
+        chosen.append(torch.nn.functional.pad(saying, (0, max(LENGTHS) - length)))
+        ends.append(logits[-1].softmax(-1))
+    logprobs, answers = torch.stack(chosen), torch.stack(ends)
+    # The tiny tokenizer has but one way to write a digit; a likely token stands in for another one.
+    likely = answers.detach().mean(0)[ordinary].topk(2).indices
+    labels = [
+        [tokenizer.convert_tokens_to_ids(digit), ordinary[place]] for digit, place in zip("12", likely, strict=True)
+    ]
+
+    policy, positions = logprobs.detach().numpy(), sum(LENGTHS) + sum(ANSWERED)
+    given = {
+        "old": mask * (policy - np.log(np.resize(RATIOS, mask.shape))),
+        "reference": mask * (policy + 0.5 * rng.standard_normal(mask.shape)),
+        "weights": mask / positions,
+        "answer_weights": np.array(ANSWERED) / positions,
+        "advantages": np.array(ADVANTAGES),
+        "y": np.full(len(LENGTHS), HUMAN_SHARE),
+    }
+    given = {name: value.astype(np.float32) for name, value in given.items()}
+    found = update_loss(given, logprobs, torch.stack([answers[:, ids].sum(-1) for ids in labels], -1))
+    found["loss"].backward()
+    result = given | {name: tensor.detach().numpy() for name, tensor in found.items()}
+    result |= {"tokens": tokens, "lengths": np.array(LENGTHS), "label_ids": np.array(labels)}
+    result |= {"silent": np.array(sorted(silent)), "rank": np.array(RANK), "scale": np.array(ALPHA / RANK)}
+    result |= {name: np.array(value) for name, value in STEP.items()}
+    result |= {f"weight:{name}": matrix.detach().numpy().T for name, matrix in matrices.items()}
+    return result | {f"gradient:{name}": matrix.grad.numpy().T for name, matrix in matrices.items()}
+
+
 @click.command(help="Make the golden checkpoints and numbers; needs torch and transformers (see this file).")
 @click.option("--output", type=click.Path(path_type=Path), default=Path("tests/golden"), show_default=True)
-def main(output: Path) -> None:
+@click.option("--only-gradient", is_flag=True, help="Make gradient.npz from the checkpoints that are there.")
+def main(output: Path, only_gradient: bool) -> None:
     torch.set_num_threads(1)
     for family in FAMILIES:
         folder = output / family
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        write_settings(folder, family, make_tokenizer(family))
-        for seed in itertools.count():
-            weights = random_weights(folder, family, seed)
-            save_torch_state_dict(weights, folder, max_shard_size=SHARD_BYTES[family])
-            golden, margin = compute(folder, family)
-            if margin > MARGIN and len(set(golden["greedy_ids"].tolist())) >= GREEDY_TOKENS // 3:
-                break
-        np.savez_compressed(folder / "golden.npz", allow_pickle=False, **golden)
-        size = sum(file.stat().st_size for file in folder.iterdir())
-        length = len(golden["input_ids"])
-        click.echo(f"{family}: seed {seed}, greedy margin {margin:.3f}, {length} positions, {size} bytes")
+        if not only_gradient:
+            make_checkpoint(folder, family)
+        gradient = compute_gradient(folder)
+        np.savez_compressed(folder / "gradient.npz", allow_pickle=False, **gradient)
+        size, clipped = (folder / "gradient.npz").stat().st_size, gradient["clipped"]
+        click.echo(f"{family}: loss {gradient['loss']:.4f}, {clipped} of {sum(LENGTHS)} tokens clipped, {size} bytes")
+
+
+def make_checkpoint(folder: Path, family: str) -> None:
+    """The checkpoint of a family, and golden.npz beside it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    write_settings(folder, family, make_tokenizer(family))
+    for seed in itertools.count():
+        weights = random_weights(folder, family, seed)
+        save_torch_state_dict(weights, folder, max_shard_size=SHARD_BYTES[family])
+        golden, margin = compute(folder, family)
+        if margin > MARGIN and len(set(golden["greedy_ids"].tolist())) >= GREEDY_TOKENS // 3:
+            break
+    np.savez_compressed(folder / "golden.npz", allow_pickle=False, **golden)
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    length = len(golden["input_ids"])
+    click.echo(f"{family}: seed {seed}, greedy margin {margin:.3f}, {length} positions, {size} bytes")
 
 
 if __name__ == "__main__":
