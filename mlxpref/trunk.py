@@ -71,25 +71,6 @@ def spread(part: mx.array, rows: NDArray[np.int64]) -> mx.array:
     return part[mx.array(rows)]
 
 
-class _Recorder:
-    """The cache of one layer in one run: hands out the stems before what is new, and keeps what is new."""
-
-    offset = 0
-
-    def __init__(self, before: Sequence[KeysValues]) -> None:
-        self._before = before
-        self.new: KeysValues | None = None
-
-    def update_and_fetch(self, keys: mx.array, values: mx.array) -> KeysValues:
-        self.new = keys, values
-        if not self._before:
-            return keys, values
-        return (
-            mx.concatenate([*(part[0] for part in self._before), keys], axis=2),
-            mx.concatenate([*(part[1] for part in self._before), values], axis=2),
-        )
-
-
 def run_block(
     trunk: Any, block: Block, stems: Sequence[Stem] = (), recompute: bool = True
 ) -> tuple[mx.array, list[KeysValues]]:
@@ -122,15 +103,21 @@ def run_layers(trunk: Any, block: Block, stems: Sequence[Stem], recompute: bool)
     turning = None if rotary.fused_apply else rotary(block.embeddings, block.positions)
     past = [np.zeros((len(block.owners), 0), np.int32), *(stem.owners[stem.rows] for stem in stems)]
     mask = mask_behind(np.concatenate(past, axis=1), block.owners)
+    # Where activations are kept for the backward pass, so is softmax: the fused attention makes it again. Not in half
+    # precision, in which scores outside of the fused attention would be rounded.
+    attend: Any = (
+        _attend if block.embeddings.dtype == mx.float32 and not recompute else mx.fast.scaled_dot_product_attention
+    )
     hidden, kept = block.embeddings, []
     for number, layer in enumerate(trunk.layers):
 
-        def run(states: mx.array, *parts: mx.array, layer: nn.Module = layer) -> tuple[mx.array, ...]:
-            pairs = zip(parts[::2], parts[1::2], stems, strict=True)
-            cache = _Recorder([(spread(keys, stem.rows), spread(values, stem.rows)) for keys, values, stem in pairs])
-            out = layer(states, mask, cache, block.positions, turning)
-            assert cache.new is not None
-            return out, *cache.new
+        def run(states: mx.array, *parts: mx.array, layer: Any = layer) -> tuple[mx.array, ...]:
+            queries, keys, values = _projected(layer, states, block.positions, turning)
+            seen = [[spread(part, stem.rows) for part, stem in zip(parts[i::2], stems, strict=True)] for i in (0, 1)]
+            whole = [mx.concatenate([*before, new], axis=2) for before, new in zip(seen, (keys, values), strict=True)]
+            mixed = attend(queries, *whole, scale=layer.self_attn.scale, mask=mask)
+            states = states + layer.self_attn.o_proj(mixed.swapaxes(1, 2).flatten(2))
+            return states + layer.mlp(layer.post_attention_layernorm(states)), keys, values
 
         through = nn.utils.checkpoint(layer, run) if recompute else run
         hidden, keys, values = through(hidden, *(part for stem in stems for part in stem.layers[number]))
@@ -138,3 +125,46 @@ def run_layers(trunk: Any, block: Block, stems: Sequence[Stem], recompute: bool)
         if number < len(block.levels):
             hidden = hidden + block.levels[number]
     return trunk.norm(hidden), kept
+
+
+def _projected(
+    layer: Any, states: mx.array, positions: mx.array, turning: tuple[mx.array, mx.array] | None
+) -> tuple[mx.array, mx.array, mx.array]:
+    """A layer's queries, keys and values (B, heads, L, width), turned to their positions."""
+    attention, states = layer.self_attn, layer.input_layernorm(states)
+    queries, keys, values = (
+        projection(states).reshape(*states.shape[:2], heads, -1)
+        for projection, heads in (
+            (attention.q_proj, attention.n_heads),
+            (attention.k_proj, attention.n_kv_heads),
+            (attention.v_proj, attention.n_kv_heads),
+        )
+    )
+    if "q_norm" in attention:
+        queries, keys = attention.q_norm(queries), attention.k_norm(keys)
+    queries, keys, values = (part.swapaxes(1, 2) for part in (queries, keys, values))
+    if turning is None:
+        queries, keys = attention.rotary_emb.apply_rotary(queries, keys, positions)
+    else:
+        queries, keys = _turned(queries, *turning), _turned(keys, *turning)
+    return queries, keys, values
+
+
+def _turned(part: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
+    """The rotary embedding (B, heads, L, width) of halves that belong together, by angles (B, L, width)."""
+    half = part.shape[-1] // 2
+    swapped = mx.concatenate([-part[..., half:], part[..., :half]], axis=-1)
+    return part * cos[:, None] + swapped * sin[:, None]
+
+
+def _attend(queries: mx.array, keys: mx.array, values: mx.array, scale: float, mask: mx.array | str | None) -> mx.array:
+    """`mx.fast.scaled_dot_product_attention`, whose backward pass finds the softmax that the forward pass made."""
+    rows, heads, columns, _ = queries.shape
+    grouped = (rows, keys.shape[1], heads // keys.shape[1] * columns, -1)
+    scores = (queries * scale).reshape(grouped) @ keys.swapaxes(-1, -2)
+    scores = scores.reshape(rows, heads, columns, -1)
+    if isinstance(mask, str):
+        mask = mx.array(np.tri(columns, keys.shape[2], keys.shape[2] - columns, dtype=bool))
+    if mask is not None:
+        scores = mx.where(mask, scores, -mx.inf)
+    return (mx.softmax(scores, axis=-1).reshape(grouped) @ values).reshape(queries.shape)

@@ -91,6 +91,7 @@ def test_a_long_block_may_run_in_pieces(trained: VLM, monkeypatch: pytest.Monkey
 
 def test_recomputing_changes_nothing_and_takes_less_memory(trained: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scoring, "_HEAD_VALUES", 1 << 16)
+    trained.language.model.layers *= 4  # the checkpoint has too few for one layer to be little of the whole
     prompts, _ = material(trained)
     rows = np.random.default_rng(0).integers(5, 200, (3 * 16, 40)).tolist()
     completions = Completions.of(rows)
@@ -111,7 +112,7 @@ def test_recomputing_changes_nothing_and_takes_less_memory(trained: VLM, monkeyp
     largest = max(mx.abs(w).max().item() for w in found[1].values())
     for name, weight in found[1].items():
         assert mx.abs(found[0][name] - weight).max().item() < 1e-5 * largest, name
-    assert peaks[0] < 0.8 * peaks[1]
+    assert peaks[0] < 0.6 * peaks[1]
 
 
 @pytest.mark.parametrize("bits", [4, 8])
