@@ -50,13 +50,13 @@ def descend(
 
 
 def logprobs_of(vlm: VLM, prompts: Sequence[Prompt], completions: Completions, settings: TrainSettings) -> mx.array:
-    """The log-probabilities (R, T) of completions, without a gradient."""
+    """The log-probabilities (R, T) of completions without a gradient, by the same arithmetic as `descend`."""
     found = []
     group = len(completions.lengths) // len(prompts)
     for some, rows in _batches(len(prompts), group, settings.micro_batch):
-        reads = read(vlm, prompts[some], recompute=False)
+        reads = read(vlm, prompts[some], settings.recompute)
         for chunk in _chunks(rows, settings.micro_batch):
-            scores = score(vlm, reads, completions.part(chunk), settings.temperature, recompute=False)
+            scores = score(vlm, reads, completions.part(chunk), settings.temperature, settings.recompute)
             found.append(_widened(scores.logprobs, completions))
             mx.eval(found[-1])
     return mx.concatenate(found)
