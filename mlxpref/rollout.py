@@ -19,7 +19,7 @@ from mlxpref.template import ANSWER_OPEN, CLOSING, NO_THINKING
 from mlxpref.verdict import Verdict, at_answer
 from mlxpref.vlm import VLM, Prompt
 
-__all__ = ["Rollout", "Sampling", "roll_out"]
+__all__ = ["Prefill", "Rollout", "Sampling", "copies_of", "roll_out"]
 
 _ANSWER_TOKENS = 8
 """Tokens that a completion may still write after its reasoning was closed for it."""
@@ -104,9 +104,23 @@ def roll_out(
             [_new_branch(vlm, prompt, sampling, key, number) for number in range(sampling.samples)]
             for prompt, key in zip(prompts[part], keys[part], strict=True)
         ]
-        _Batch(vlm, sampling, cache, groups, logits).write()
+        copies = copies_of(longest, sampling.max_tokens, sampling.samples)
+        if copies > 1:
+            rows_of = np.repeat(np.arange(len(groups)), copies)
+            cache.take(rows_of.tolist())
+            logits = logits[mx.array(rows_of)]
+        _Batch(vlm, sampling, cache, [group[i::copies] for group in groups for i in range(copies)], logits).write()
         finished += [[_finish(vlm, branch) for branch in group] for group in groups]
     return finished
+
+
+def copies_of(prompt: int, completion: int, samples: int) -> int:
+    """How often the keys and values of a prompt exist while `samples` completions are written behind it, in tokens.
+
+    Branches of one row look at each other's columns only to find them masked. As many share a row as write no more
+    columns than the prompt has: then a row is at most twice as long as it would be for one.
+    """
+    return -(-samples // max(1, min(samples, prompt // completion)))
 
 
 def _new_branch(vlm: VLM, prompt: Prompt, sampling: Sampling, key: tuple[int, ...], number: int) -> _Branch:
@@ -127,7 +141,7 @@ class _Batch:
     ) -> None:
         self.vlm, self.sampling, self.cache = vlm, sampling, cache
         self.live = [list(group) for group in groups]
-        self.logits = mx.repeat(logits[:, None], sampling.samples, axis=1)
+        self.logits = mx.repeat(logits[:, None], max(map(len, groups)), axis=1)
         self.probabilities = mx.softmax(self.logits, axis=-1)
 
     def write(self) -> None:

@@ -6,7 +6,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxpref.rollout import Rollout, Sampling, roll_out
+from mlxpref.prefix import RowCache
+from mlxpref.rollout import Rollout, Sampling, copies_of, roll_out
 from mlxpref.template import Form
 from mlxpref.vlm import VLM, Prompt
 from tests.conftest import continued, picture
@@ -56,6 +57,39 @@ def test_what_is_sampled_does_not_depend_on_the_batch(tiny_vlm: VLM) -> None:
     for key, prompt in enumerate(prompts):
         alone = roll_out(tiny_vlm, [prompt], sampling, [KEYS[key]])[0]
         assert all(same(a, b) for a, b in zip(alone, together[key], strict=True))
+
+
+def test_completions_that_end_at_different_times_leave_the_others_as_they_are(
+    tiny_vlm: VLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Finished branches and rows are dropped, and what nobody sees any more is forgotten."""
+    monkeypatch.setattr(tiny_vlm, "ends", frozenset(range(0, 350, 12)))
+    monkeypatch.setattr("mlxpref.rollout.copies_of", lambda *_: 1)
+    dropped = {"take": 0, "forget": 0}
+    for name in dropped:
+        original = getattr(RowCache, name)
+
+        def counted(cache: RowCache, kept: Any, name: str = name, original: Any = original) -> None:
+            before = cache.owners.shape
+            original(cache, kept)
+            dropped[name] += cache.owners.shape != before
+
+        monkeypatch.setattr(RowCache, name, counted)
+    prompts = prompts_of(tiny_vlm)
+    sampling = Sampling(samples=16, temperature=1.0, max_tokens=60, seed=1, close=False)
+    together = roll_out(tiny_vlm, prompts, sampling, KEYS[:5])
+    lengths = [len(one.tokens) for group in together for one in group]
+    assert len(set(lengths)) > 10
+    assert min(dropped.values()) > 0, dropped
+    monkeypatch.undo()
+    monkeypatch.setattr(tiny_vlm, "ends", frozenset(range(0, 350, 12)))
+    assert copies_of(min(map(len, prompts)), 60, 16) > 1
+    for key, (prompt, group) in enumerate(zip(prompts, together, strict=True)):
+        alone = roll_out(tiny_vlm, [prompt], sampling, [KEYS[key]], rows=1)[0]
+        assert all(same(a, b) for a, b in zip(alone, group, strict=True))
+        for one in group:
+            expected = recomputed(tiny_vlm, prompt, one.tokens, 1.0)
+            assert np.abs(np.array(one.logprobs) - expected).max() < 1e-4
 
 
 def test_samples_differ_by_seed_key_and_number(tiny_vlm: VLM) -> None:
