@@ -1,0 +1,323 @@
+"""What the benchmarks share: models of equal weights, fair turns, counting of work, and how results are shown.
+
+A benchmark prints a table and, as its last line on stdout, one JSON object; what it is doing goes to stderr. Every
+round has pictures of its own, so that nothing a side keeps in memory makes a later round cheaper than the first.
+"""
+
+import json
+import os
+import platform
+import shutil
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, TypeVar
+
+from mlxpref.blas import preload
+
+preload()  # before MLX is first imported
+
+import mlx.core as mx  # noqa: E402
+import mlx.nn as nn  # noqa: E402
+import mlx.optimizers as optim  # noqa: E402
+import numpy as np  # noqa: E402
+from mlx.utils import tree_flatten, tree_map, tree_unflatten  # noqa: E402
+from PIL import Image  # noqa: E402
+
+from mlxpref.console import note, print_table, print_text  # noqa: E402
+from mlxpref.demo import JUDGE  # noqa: E402
+from mlxpref.demo.pictures import COLOURS, QUALITIES, SHAPES, Look, render  # noqa: E402
+from mlxpref.lora import adapter_weights, attach_lora, linear_layers  # noqa: E402
+from mlxpref.vlm import VLM, load_vlm  # noqa: E402
+
+__all__ = [
+    "LARGEST",
+    "TEXT",
+    "PeerTrainer",
+    "Tokens",
+    "attach_equal_adapters",
+    "decoder_operations",
+    "give_random_weights",
+    "idle_optimizer",
+    "load_both",
+    "median",
+    "naive_inputs",
+    "named",
+    "pictures",
+    "report",
+    "take_turns",
+    "vision_operations",
+    "watched",
+]
+
+M = TypeVar("M")
+
+TEXT = "a red circle"
+"""The prompt that pictures are compared for."""
+_CONTEXT = 8192
+LARGEST = 1 << 20
+"""Pixels that a picture may have; the demo judge's own checkpoint shrinks pictures to 84 by 84."""
+
+
+def load_both(folder: Path) -> tuple[VLM, Any, Any]:
+    """The demo judge for pictures of any size, in float32: ours, mlx-vlm's own model beside it, and the processor.
+
+    `folder` is where a copy of the checkpoint is written whose processor shrinks no picture.
+    """
+    from mlx_vlm.utils import load
+
+    copy = folder / "judge"
+    shutil.copytree(JUDGE, copy)
+    file = copy / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"max_pixels": LARGEST}))
+    vlm = load_vlm(copy, LARGEST, mx.float32)
+    model, processor = load(str(copy), trust_remote_code=False)
+    model.update(tree_map(lambda x: x.astype(mx.float32), model.parameters()))
+    model.eval()
+    mx.eval(model.parameters())
+    return vlm, model, processor
+
+
+def named(tree: Any) -> list[tuple[str, mx.array]]:
+    """The arrays of a tree by their full names, in the order of the names."""
+    found: dict[str, mx.array] = dict(tree_flatten(tree))
+    return sorted(found.items())
+
+
+def give_random_weights(vlm: VLM, model: Any) -> None:
+    """Replace the language model's weights by random ones, equal on both sides, at whose scale every token is likely.
+
+    Completions of a trained judge end when it has answered; these only end where they are cut.
+    """
+    for each in (vlm.model, model):
+        draw = np.random.default_rng(0)
+        language, weights = each.language_model, list[tuple[str, mx.array]]()
+        for name, old in named(language.parameters()):
+            scale = 0.2 if "embed_tokens" in name else old.shape[-1] ** -0.5
+            drawn = mx.array(scale * draw.standard_normal(old.shape), mx.float32)
+            weights.append((name, mx.ones_like(old) if "norm" in name else drawn))
+        language.update(tree_unflatten(weights))
+        mx.eval(language.parameters())
+    vlm.ends = frozenset()
+    # By chance a completion may close its reasons and answer: it is not to be seen.
+    for token in vlm.words.control("</think>"):
+        vlm.words.pieces[token] = ""
+
+
+def attach_equal_adapters(vlm: VLM, model: Any, rank: int) -> None:
+    """An adapter whose B is not zero on all linear layers of the language model, equal on both sides."""
+    for each in (vlm.model, model):
+        attach_lora(each, list(linear_layers(each)), rank, scale=2.0)
+        draw = np.random.default_rng(0)
+        drawn = [
+            (name, mx.array(0.02 * draw.standard_normal(old.shape), mx.float32))
+            for name, old in named(adapter_weights(each))
+        ]
+        each.update(tree_unflatten(drawn))
+        mx.eval(each.parameters())
+
+
+def pictures(count: int, pixels: int, *seed: int) -> list[Image.Image]:
+    """Pictures of the demo's shapes, `pixels` along each side; others for every seed."""
+    draw = np.random.default_rng(seed)
+    looks = [
+        Look(str(draw.choice(list(COLOURS))), str(draw.choice(SHAPES)), str(draw.choice(QUALITIES)))
+        for _ in range(count)
+    ]
+    return [render(look, draw).resize((pixels, pixels), Image.Resampling.BICUBIC) for look in looks]
+
+
+def naive_inputs(vlm: VLM, processor: Any, shown: Sequence[Image.Image], think: bool) -> dict[str, mx.array]:
+    """A comparison as mlx-vlm's own model takes it: the ids of our prompt (1, L), all patches, and the grids."""
+    encoded = [processor.image_processor([image]) for image in shown]
+    grids = np.concatenate([np.asarray(one["image_grid_thw"]) for one in encoded])
+    merge = int(processor.image_processor.merge_size) ** 2
+    tokens = vlm.words.comparison(TEXT, "choice", think)
+    first, second = ([vlm.image_token_id] * int(count) for count in grids.prod(axis=1) // merge)
+    ids = [*tokens.before_first, *first, *tokens.before_second, *second, *tokens.after]
+    patches = mx.array(np.concatenate([np.asarray(one["pixel_values"], np.float32) for one in encoded]))
+    inputs = {"input_ids": mx.array([ids]), "pixel_values": patches, "image_grid_thw": mx.array(grids)}
+    mx.eval(inputs)
+    return inputs
+
+
+def take_turns(
+    sides: Mapping[str, Callable[[int], M]], rounds: Mapping[str, int], what: str
+) -> tuple[dict[str, M], dict[str, list[M]]]:
+    """Let the sides run in turn: what they measured in round 0, the warm-up, and in their `rounds` rounds after it."""
+    warm_up: dict[str, M] = {}
+    kept: dict[str, list[M]] = {name: [] for name in sides}
+    for number in range(max(rounds.values()) + 1):
+        note(f"{what}: " + (f"round {number} of {max(rounds.values())}" if number else "warm-up"))
+        for name, run in sides.items():
+            if number > rounds[name]:
+                continue
+            measured = run(number)
+            if number:
+                kept[name].append(measured)
+            else:
+                warm_up[name] = measured
+    return warm_up, kept
+
+
+def median(values: Sequence[Any], name: str) -> float:
+    """The median of one attribute over repetitions."""
+    return float(statistics.median(getattr(value, name) for value in values))
+
+
+@contextmanager
+def watched(module: nn.Module, see: Callable[..., None]) -> Iterator[None]:
+    """Let `see` know the arguments of every call of a module."""
+    kind: Any = type(module)
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        see(*args, **kwargs)
+        return kind.__call__(self, *args, **kwargs)
+
+    object.__setattr__(module, "__class__", type(kind.__name__, (kind,), {"__call__": call}))
+    try:
+        yield
+    finally:
+        object.__setattr__(module, "__class__", kind)
+
+
+class Tokens:
+    """Counts the tokens that run through a layer: all of them, and those in blocks longer than a decoding step."""
+
+    def __init__(self, step: int = 1) -> None:
+        self._step = step
+        self.all = self.in_blocks = 0
+
+    def see(self, states: mx.array) -> None:
+        """One call of a norm of the layer."""
+        rows, columns, _ = states.shape
+        self.all += rows * columns
+        self.in_blocks += rows * columns if columns > self._step else 0
+
+
+def idle_optimizer(model: nn.Module) -> optim.Optimizer:
+    """AdamW that does all of its work and changes nothing, so that every round has the same weights."""
+    optimizer = optim.AdamW(learning_rate=0.0, weight_decay=0.0)
+    optimizer.init(model.trainable_parameters())
+    return optimizer
+
+
+class PeerTrainer:
+    """mlx-vlm's own GRPO trainer: what its training loop does with a batch of one row, with its own defaults.
+
+    `inputs_of` makes the comparison of a round. The trainer encodes the pictures for every completion that it writes
+    and for every one that it trains; `encoded` counts them.
+    """
+
+    def __init__(self, model: Any, inputs_of: Callable[[int], dict[str, mx.array]], group: int, tokens: int) -> None:
+        from mlx_vlm.trainer.common.utils import apply_gradient_step
+        from mlx_vlm.trainer.vlm.grpo.config import GRPOTrainingArgs
+        from mlx_vlm.trainer.vlm.grpo.trainer import make_task
+
+        self.model, self.inputs_of, self.encoded = model, inputs_of, 0
+        arguments = GRPOTrainingArgs(
+            group_size=group,
+            max_completion_length=tokens,
+            max_seq_length=_CONTEXT,
+            temperature=1.0,
+            top_p=1.0,
+            top_k=0,
+        )
+        endless = SimpleNamespace(eos_token_ids=[], decode=lambda tokens: "", encode=lambda text, **_: [])
+        self._task = make_task(model, arguments, endless, reward_funcs=[_reward_by_place])
+        self._value_and_grad = self._task.value_and_grad_factory(model, arguments.compile)
+        self._apply, self._optimizer = apply_gradient_step, idle_optimizer(model)
+
+    def prepare(self, number: int) -> dict[str, mx.array]:
+        """Ids and patches of a round, as its dataset keeps them."""
+        mx.random.seed(number)
+        inputs = self.inputs_of(number)
+        ids = inputs["input_ids"][0]
+        return {**inputs, "input_ids": ids, "attention_mask": mx.ones_like(ids)}
+
+    def write(self, prepared: dict[str, mx.array]) -> tuple[dict[str, Any], list[int]]:
+        """The completions of a comparison, as the batch that its update takes, and their lengths."""
+        row = {"inputs": prepared, "prompt": TEXT, "answer": None}
+        with watched(self.model.vision_tower, self._count):
+            batch: dict[str, Any] = next(iter(self._task.batches([row], train=True, seed=0)))
+        return batch, [sample["batch"]["input_ids"].shape[1] - sample["start"] - 1 for sample in batch["samples"]]
+
+    def update(self, batch: dict[str, Any]) -> None:
+        """One step of the optimizer, evaluated as the training loop does."""
+        with watched(self.model.vision_tower, self._count):
+            loss, _, _ = self._apply(
+                self.model, self._optimizer, self._value_and_grad, batch, update=True, accumulation_steps=1
+            )
+            mx.eval(self.model.state, self._optimizer.state, mx.random.state, loss)
+
+    def gradient(self, prepared: dict[str, mx.array], completions: mx.array, advantages: mx.array) -> Any:
+        """The gradient of its objective for completions (G, T) that someone else wrote."""
+        ids, samples = prepared["input_ids"], []
+        for tokens, advantage in zip(completions, advantages, strict=True):
+            whole = mx.concatenate([ids, tokens.astype(ids.dtype)])[None]
+            batch = {**prepared, "input_ids": whole, "attention_mask": mx.ones_like(whole)}
+            samples.append({"batch": batch, "start": ids.size - 1, "advantage": advantage[None]})
+        return self._value_and_grad(self.model, {"samples": samples, "reward_metrics": {}})[1]
+
+    def _count(self, patches: mx.array, grid: mx.array, **_: Any) -> None:
+        self.encoded += len(grid)
+
+
+def _reward_by_place(completions: Sequence[str], **_: Any) -> list[float]:
+    return [float(place) for place in range(len(completions))]
+
+
+def decoder_operations(model: Any, count: int, before: int = 0, heads: int = 0) -> int:
+    """Multiply-adds of `count` tokens in the language model, behind `before` others, with the head at `heads` of them.
+
+    A token meets every weight of the linear layers once; its queries meet the keys of itself and of all before it,
+    and what comes out meets as many values. Norms, rotations and softmax are left out.
+    """
+    arguments = model.language_model.args
+    weights = sum(layer.weight.size for layer in linear_layers(model).values())
+    keys = count * before + count * (count + 1) // 2
+    attention = 2 * keys * arguments.hidden_size * arguments.num_hidden_layers
+    return int(count * weights + attention + heads * arguments.vocab_size * arguments.hidden_size)
+
+
+def vision_operations(model: Any, pixels: int) -> int:
+    """Multiply-adds of one square picture in a Qwen2.5-VL vision tower: weights, and attention in windows or in full.
+
+    The merger runs once for every four patches.
+    """
+    tower, config = model.vision_tower, model.config.vision_config
+    side = pixels // config.patch_size
+    matrices = [(name, weight.size) for name, weight in named(tower.parameters()) if weight.ndim > 1]
+    per_patch = sum(size for name, size in matrices if "merger" not in name)
+    per_token = sum(size for name, size in matrices if "merger" in name)
+    window = config.window_size // config.patch_size
+    sides = [min(window, side - start) for start in range(0, side, window)]
+    windowed = sum((height * width) ** 2 for height in sides for width in sides)
+    full = len(set(config.fullatt_block_indexes) & set(range(config.depth)))
+    keys = full * side**4 + (config.depth - full) * windowed
+    merge = config.spatial_merge_size**2
+    return int(side**2 * per_patch + side**2 // merge * per_token + 2 * keys * config.hidden_size)
+
+
+def report(
+    name: str,
+    settings: Mapping[str, Any],
+    cases: Sequence[Mapping[str, Any]],
+    table: tuple[Sequence[str], Sequence[Sequence[object]]],
+    remarks: Sequence[str] = (),
+) -> None:
+    """Print the table and its remarks, then everything as one JSON object on the last line."""
+    print_table(*table)
+    for remark in remarks:
+        print_text(remark)
+    versions = {package: version(package) for package in ("mlx", "mlx-vlm", "mlxpref")} | {
+        "python": platform.python_version()
+    }
+    device: Any = mx.device_info()
+    machine = {"device": device.get("device_name"), "kind": str(mx.default_device()), "cores": os.cpu_count()}
+    machine["system"] = platform.platform()
+    whole = {"benchmark": name, "machine": machine, "versions": versions, "settings": dict(settings), "cases": cases}
+    print_text(json.dumps(whole))

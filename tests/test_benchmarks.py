@@ -1,0 +1,122 @@
+"""The benchmarks run and say what they promise; how fast they are is nothing a test could hold."""
+
+import importlib
+import json
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from click.testing import CliRunner
+
+STEP = {"rollout_s", "update_s", "vision_runs", "prefill_tokens", "trained_tokens", "peak_bytes"}
+
+
+def result_of(name: str) -> dict[str, Any]:
+    """The last line of a quick run."""
+    run = CliRunner().invoke(importlib.import_module(f"scripts.bench_{name}").main, ["--quick"], catch_exceptions=False)
+    assert run.exit_code == 0, run.stderr
+    assert "round 1 of 1" in run.stderr
+    table, last = run.stdout.rstrip("\n").rsplit("\n", 1)
+    assert table
+    result: dict[str, Any] = json.loads(last)
+    assert result["benchmark"] == name
+    assert {"device", "cores"} <= set(result["machine"])
+    assert {"mlx", "mlx-vlm", "mlxpref"} <= set(result["versions"])
+    assert result["settings"]
+    return result
+
+
+def test_grpo() -> None:
+    (case,) = result_of("grpo")["cases"]
+    assert set(case) == {
+        "prompt_tokens", "completion_tokens", "step_ratio", "rollout_ratio", "update_ratio", "peak_ratio",
+        "gradient_error", "ours", "peer",
+    }  # fmt: skip
+    ours, peer, group = case["ours"], case["peer"], 2
+    assert set(ours) == set(peer) == STEP
+    assert case["gradient_error"] < 1e-5
+    # Each picture once; the peer encodes both for every completion that it writes or trains.
+    assert (ours["vision_runs"], peer["vision_runs"]) == (2, 2 * 2 * group)
+    prompt, written = case["prompt_tokens"], case["completion_tokens"]
+    assert ours["prefill_tokens"] == prompt
+    # The peer's last token of the prompt runs alone.
+    assert peer["prefill_tokens"] == group * (prompt - 1)
+    assert prompt + group * (written - 1) <= ours["trained_tokens"] <= prompt + group * written
+    assert peer["trained_tokens"] == group * (prompt + written - 1)
+
+
+def test_rank() -> None:
+    cases = result_of("rank")["cases"]
+    assert [case["think"] for case in cases] == [False, True]
+    for case in cases:
+        assert set(case) == {
+            "pixels", "think", "ratio", "bound", "max_difference", "vision_runs", "ours_s", "naive_s",
+        }  # fmt: skip
+        assert case["max_difference"] < 1e-5
+        assert case["vision_runs"] == 4
+        assert 1 < case["bound"] < 12
+
+
+def test_decode() -> None:
+    cases = result_of("decode")["cases"]
+    assert [(case["rows"], case["comparisons"]) for case in cases] == [(1, 1), (2, 1), (2, 2)]
+    for case in cases:
+        assert {"tokens_per_s", "share", "peer_tokens_per_s"} <= set(case)
+
+
+def test_counting_agrees_with_a_prompt_in_pieces(tmp_path: Path) -> None:
+    """What a model does for a prompt does not depend on where the prompt is cut."""
+    from scripts.bench_common import decoder_operations, load_both
+
+    _, model, _ = load_both(tmp_path)
+    parts = decoder_operations(model, 5) + decoder_operations(model, 7, before=5, heads=1)
+    assert parts == decoder_operations(model, 12, heads=1)
+
+
+def test_counting_agrees_with_the_shapes(tmp_path: Path) -> None:
+    from scripts.bench_common import decoder_operations, load_both, vision_operations
+
+    _, model, _ = load_both(tmp_path)
+    layer = 2 * 128 * 128 + 2 * 128 * 64 + 3 * 128 * 256
+    assert decoder_operations(model, 1, heads=1) == 3 * (layer + 2 * 128) + 512 * 128
+    block, attention = 4 * 64 * 64 + 3 * 64 * 128, 2 * 36 * 36 * 64
+    merged = 9 * (256 * 256 + 256 * 128)
+    assert vision_operations(model, 84) == 36 * 1176 * 64 + 2 * (36 * block + attention) + merged
+
+
+def test_bound_is_that_of_an_enumeration(tmp_path: Path) -> None:
+    """The closed form against a count of every run of a prefix tree."""
+    from scripts.bench_common import TEXT, decoder_operations, load_both, vision_operations
+    from scripts.bench_rank import Case, bound_of
+
+    vlm, model, _ = load_both(tmp_path)
+    case = Case(pixels=84, think=False, images=3, sample=1, max_tokens=1)
+    words = vlm.words.comparison(TEXT, "choice", False)
+    cuts = [len(words.before_first), 9 + len(words.before_second), 9 + len(words.after)]
+    naive = least = 0
+    encoded, run = set(), set()
+    for pair in permutations(range(3), 2):
+        naive += 2 * vision_operations(model, 84) + decoder_operations(model, sum(cuts), heads=1)
+        least += vision_operations(model, 84) * len(set(pair) - encoded)
+        encoded |= set(pair)
+        for depth, node in enumerate([(), pair[:1], pair]):
+            if node not in run:
+                least += decoder_operations(model, cuts[depth], before=sum(cuts[:depth]), heads=int(depth == 2))
+            run.add(node)
+    assert bound_of(vlm, model, case, 0) == pytest.approx(naive / least)
+
+
+def test_a_watched_module_is_as_it_was() -> None:
+    import mlx.nn as nn
+
+    from scripts.bench_common import Tokens, watched
+
+    norm, tokens = nn.RMSNorm(4), Tokens()
+    with watched(norm, tokens.see):
+        norm(mx.ones((2, 3, 4)))
+        norm(mx.ones((5, 1, 4)))
+    norm(mx.ones((1, 1, 4)))
+    assert (tokens.all, tokens.in_blocks) == (11, 6)
+    assert type(norm) is nn.RMSNorm
