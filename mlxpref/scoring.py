@@ -82,10 +82,9 @@ class Scores:
 def read(vlm: VLM, prompts: Sequence[Prompt], recompute: bool = True) -> Read:
     """Run prompts once; see `run_block` for `recompute`."""
     block = vlm.block(prompts)
-    hidden, layers = run_block(vlm.language.model, block, recompute=recompute)
-    last = mx.array([len(prompt) - 1 for prompt in prompts])
-    following = np.array([prompt.following for prompt in prompts])
-    return Read(layers, block.owners, following, hidden[mx.arange(len(prompts)), last])
+    ends = np.array([len(prompt) - 1 for prompt in prompts])
+    states, layers = run_block(vlm.language.model, block, recompute=recompute, ends=ends)
+    return Read(layers, block.owners, np.array([prompt.following for prompt in prompts]), states)
 
 
 def score(

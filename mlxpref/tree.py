@@ -94,16 +94,15 @@ class PrefixTree:
             self._bytes -= oldest.nbytes
 
     def _layers(self, segments: Sequence[Segment], stems: Sequence[Stem]) -> tuple[mx.array, Stem]:
-        """Run segments behind their stems through the layers, without a gradient."""
+        """Run segments behind their stems through the layers: the states (B, D) at their ends, keys and values."""
         self.tokens += sum(map(len, segments))
         block = self._vlm.block(segments)
-        hidden, kept = run_block(self._vlm.language.model, block, stems, recompute=False)
-        return hidden, Stem(kept, block.owners, np.arange(len(segments)))
+        ends = np.array([len(segment) - 1 for segment in segments])
+        states, kept = run_block(self._vlm.language.model, block, stems, recompute=False, ends=ends)
+        return states, Stem(kept, block.owners, np.arange(len(segments)))
 
     def _run(self, segments: Sequence[Segment], stems: Sequence[Stem]) -> tuple[RowCache, mx.array]:
-        hidden, new = self._layers(segments, stems)
-        last = mx.array([len(segment) - 1 for segment in segments])
-        logits = self._vlm.head(hidden[mx.arange(len(segments)), last])
+        states, new = self._layers(segments, stems)
         parts = [*stems, new]
         owners = np.concatenate([part.owners[part.rows] for part in parts], axis=1)
         layers = [
@@ -113,7 +112,7 @@ class PrefixTree:
             )
             for number in range(len(new.layers))
         ]
-        return RowCache.of(owners, layers), logits
+        return RowCache.of(owners, layers), self._vlm.head(states)
 
 
 def _stem(keys: Sequence[Hashable], found: dict[Hashable, _Beginning]) -> Stem:

@@ -6,7 +6,7 @@ stems, keeps its own rows; only inside a layer are they repeated for the rows th
 layer's copies exist at a time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +15,15 @@ import mlx.nn as nn
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxpref.prefix import mask_behind
+from mlxpref.prefix import PADDING, mask_behind
 
 __all__ = ["Block", "KeysValues", "Stem", "run_block", "run_layers", "spread"]
 
-_PIECE = 512
-"""Columns that run through the layers together: as many keep a GPU busy, and what one of them may not see of the later
-pieces is never computed, nor do all its scores exist at once."""
+_TOGETHER, _LEAST = 512, 128
+"""Tokens that keep a GPU busy, over all rows, and the fewest columns of a piece of a block.
+
+What a column may not see of later pieces is never computed, nor do all scores exist at once.
+"""
 
 KeysValues = tuple[mx.array, mx.array]
 
@@ -72,59 +74,141 @@ def spread(part: mx.array, rows: NDArray[np.int64]) -> mx.array:
 
 
 def run_block(
-    trunk: Any, block: Block, stems: Sequence[Stem] = (), recompute: bool = True
+    trunk: Any,
+    block: Block,
+    stems: Sequence[Stem] = (),
+    recompute: bool = True,
+    ends: NDArray[np.int64] | None = None,
 ) -> tuple[mx.array, list[KeysValues]]:
     """Run a block through all layers: the hidden states (B, L, D) and each layer's new keys and values.
 
     `stems` stand before it, outermost first. `recompute` keeps only what enters each layer and makes the rest again in
-    the backward pass. A long block runs in pieces, each behind those before it.
+    the backward pass. A long block runs in pieces, each behind those before it. With `ends` (B,), only the states
+    (B, D) at these columns: the last layer leaves out the others.
     """
     rows, columns = block.owners.shape
+    size = max(_LEAST, _TOGETHER // rows)
+    depth = len(trunk.layers) - (ends is not None)
     states: list[mx.array] = []
     pieces: list[Stem] = []
-    for start in range(0, columns, _PIECE):
-        piece = block.columns(start, start + _PIECE) if columns > _PIECE else block
-        hidden, kept = run_layers(trunk, piece, [*stems, *pieces], recompute)
+    for start in range(0, columns, size):
+        piece = block.columns(start, start + size) if columns > size else block
+        hidden, kept = run_layers(trunk, piece, [*stems, *pieces], recompute, depth)
         states.append(hidden)
         pieces.append(Stem(kept, piece.owners, np.arange(rows)))
-    if len(pieces) == 1:
-        return states[0], list(pieces[0].layers)
-    joined = [
-        (mx.concatenate([keys for keys, _ in layer], axis=2), mx.concatenate([values for _, values in layer], axis=2))
-        for layer in zip(*(piece.layers for piece in pieces), strict=True)
-    ]
-    return mx.concatenate(states, axis=1), joined
+    layers = [tuple(_joined(parts, axis=2) for parts in zip(*pairs, strict=True)) for pairs in _by_layer(pieces)]
+    hidden = _joined(states, axis=1)
+    if ends is not None:
+        hidden, last = _run_ends(trunk, block, stems, recompute, hidden, ends)
+        layers.append(last)
+    return trunk.norm(hidden), layers  # type: ignore[return-value]
 
 
-def run_layers(trunk: Any, block: Block, stems: Sequence[Stem], recompute: bool) -> tuple[mx.array, list[KeysValues]]:
-    """As `run_block`, all columns at once."""
-    rotary = trunk.layers[0].self_attn.rotary_emb
-    # As mlx-vlm does it: on Metal each layer turns its own queries and keys in one kernel.
-    turning = None if rotary.fused_apply else rotary(block.embeddings, block.positions)
-    past = [np.zeros((len(block.owners), 0), np.int32), *(stem.owners[stem.rows] for stem in stems)]
-    mask = mask_behind(np.concatenate(past, axis=1), block.owners)
-    # Where activations are kept for the backward pass, so is softmax: the fused attention makes it again. Not in half
-    # precision, in which scores outside of the fused attention would be rounded.
-    attend: Any = (
-        _attend if block.embeddings.dtype == mx.float32 and not recompute else mx.fast.scaled_dot_product_attention
-    )
+def run_layers(
+    trunk: Any, block: Block, stems: Sequence[Stem], recompute: bool, depth: int
+) -> tuple[mx.array, list[KeysValues]]:
+    """The first `depth` layers of `run_block`, all columns at once, without the norm at the end."""
+    turning = _turning(trunk, block.embeddings, block.positions)
+    mask = mask_behind(_owners_before(block, stems), block.owners)
+    attend = _attention(block, recompute)
     hidden, kept = block.embeddings, []
-    for number, layer in enumerate(trunk.layers):
+    for number, layer in enumerate(trunk.layers[:depth]):
 
         def run(states: mx.array, *parts: mx.array, layer: Any = layer) -> tuple[mx.array, ...]:
             queries, keys, values = _projected(layer, states, block.positions, turning)
-            seen = [[spread(part, stem.rows) for part, stem in zip(parts[i::2], stems, strict=True)] for i in (0, 1)]
-            whole = [mx.concatenate([*before, new], axis=2) for before, new in zip(seen, (keys, values), strict=True)]
-            mixed = attend(queries, *whole, scale=layer.self_attn.scale, mask=mask)
-            states = states + layer.self_attn.o_proj(mixed.swapaxes(1, 2).flatten(2))
-            return states + layer.mlp(layer.post_attention_layernorm(states)), keys, values
+            mixed = attend(queries, *_behind(stems, parts, keys, values), scale=layer.self_attn.scale, mask=mask)
+            return _mixed_in(layer, states, mixed), keys, values
 
         through = nn.utils.checkpoint(layer, run) if recompute else run
-        hidden, keys, values = through(hidden, *(part for stem in stems for part in stem.layers[number]))
+        hidden, keys, values = through(hidden, *_parts_of(stems, number))
         kept.append((keys, values))
         if number < len(block.levels):
             hidden = hidden + block.levels[number]
-    return trunk.norm(hidden), kept
+    return hidden, kept
+
+
+def _run_ends(
+    trunk: Any, block: Block, stems: Sequence[Stem], recompute: bool, hidden: mx.array, ends: NDArray[np.int64]
+) -> tuple[mx.array, KeysValues]:
+    """The last layer: keys and values of all columns, and the states (B, D) of one column a row."""
+    number, rows = len(trunk.layers) - 1, np.arange(len(ends))
+    layer, at = trunk.layers[number], (mx.array(rows), mx.array(ends))
+    positions = block.positions[:, at[0], at[1]][..., None]
+    turning = _turning(trunk, block.embeddings, block.positions)
+    turning_at = _turning(trunk, block.embeddings, positions)
+    reached = np.where(np.arange(block.owners.shape[1]) <= ends[:, None], block.owners, PADDING)
+    mask = mask_behind(
+        np.concatenate([_owners_before(block, stems), reached], axis=1), block.owners[rows, ends][:, None]
+    )
+    if isinstance(mask, mx.array):
+        mask = mask[..., :-1]  # the query's own column is among those reached
+
+    def run(states: mx.array, *parts: mx.array) -> tuple[mx.array, ...]:
+        _, keys, values = _projected(layer, states, block.positions, turning)
+        state = states[at][:, None]
+        queries, _, _ = _projected(layer, state, positions, turning_at)
+        whole = _behind(stems, parts, keys, values)
+        mixed = mx.fast.scaled_dot_product_attention(queries, *whole, scale=layer.self_attn.scale, mask=mask)
+        return _mixed_in(layer, state, mixed)[:, 0], keys, values
+
+    through = nn.utils.checkpoint(layer, run) if recompute else run
+    state, keys, values = through(hidden, *_parts_of(stems, number))
+    if number < len(block.levels):
+        state = state + block.levels[number][at]
+    return state, (keys, values)
+
+
+def _by_layer(pieces: Sequence[Stem]) -> Iterable[tuple[KeysValues, ...]]:
+    return zip(*(piece.layers for piece in pieces), strict=True)
+
+
+def _joined(parts: Sequence[mx.array], axis: int) -> mx.array:
+    return parts[0] if len(parts) == 1 else mx.concatenate(list(parts), axis=axis)
+
+
+def _owners_before(block: Block, stems: Sequence[Stem]) -> NDArray[np.int32]:
+    """Whose the columns of the stems are, (B, columns)."""
+    nothing = np.zeros((len(block.owners), 0), np.int32)
+    return np.concatenate([nothing, *(stem.owners[stem.rows] for stem in stems)], axis=1)
+
+
+def _parts_of(stems: Sequence[Stem], number: int) -> list[mx.array]:
+    """The keys and values of the stems in one layer, one behind the other."""
+    return [part for stem in stems for part in stem.layers[number]]
+
+
+def _behind(
+    stems: Sequence[Stem], parts: Sequence[mx.array], keys: mx.array, values: mx.array
+) -> tuple[mx.array, mx.array]:
+    """Keys and values with those of the stems before them, whose rows are repeated for the rows that share them."""
+    before = [spread(part, stem.rows) for part, stem in zip(parts, [s for s in stems for _ in (0, 1)], strict=True)]
+    return _joined([*before[::2], keys], axis=2), _joined([*before[1::2], values], axis=2)
+
+
+def _mixed_in(layer: Any, states: mx.array, mixed: mx.array) -> mx.array:
+    """What follows attention in a layer: states (B, L, D), and what was attended to (B, heads, L, width)."""
+    states = states + layer.self_attn.o_proj(mixed.swapaxes(1, 2).flatten(2))
+    out: mx.array = states + layer.mlp(layer.post_attention_layernorm(states))
+    return out
+
+
+def _turning(trunk: Any, like: mx.array, positions: mx.array) -> tuple[mx.array, mx.array] | None:
+    """Cosines and sines of the rotary embedding, once for all layers.
+
+    None on Metal, where each layer turns its own queries and keys in one kernel, as in mlx-vlm.
+    """
+    rotary = trunk.layers[0].self_attn.rotary_emb
+    return None if rotary.fused_apply else rotary(like, positions)
+
+
+def _attention(block: Block, recompute: bool) -> Any:
+    """The attention of a run.
+
+    Where activations are kept for the backward pass, so is softmax: the fused attention makes it again. Not in half
+    precision, in which scores outside of the fused attention would be rounded.
+    """
+    kept = block.embeddings.dtype == mx.float32 and not recompute
+    return _attend if kept else mx.fast.scaled_dot_product_attention
 
 
 def _projected(

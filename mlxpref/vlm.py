@@ -118,9 +118,10 @@ class VLM:
 
     def prefill(self, prompts: Sequence[Prompt]) -> tuple[RowCache, mx.array]:
         """Run B prompts; returns their keys and values, and the logits (B, V) after each row's last token."""
-        rows, hidden = self.hidden(prompts)
-        last = mx.array([len(prompt) - 1 for prompt in prompts])
-        return rows, self.head(hidden[mx.arange(len(prompts)), last])
+        block = self.block(prompts)
+        ends = np.array([len(prompt) - 1 for prompt in prompts])
+        states, kept = run_block(self.language.model, block, recompute=False, ends=ends)
+        return RowCache.of(block.owners, kept), self.head(states)
 
     def hidden(self, prompts: Sequence[Prompt]) -> tuple[RowCache, mx.array]:
         """Run B prompts of any lengths as right-padded rows; returns keys and values, and hidden states (B, L, D)."""

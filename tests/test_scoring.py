@@ -83,7 +83,8 @@ def test_the_shared_prompt_changes_neither_values_nor_gradients(trained: VLM) ->
 
 
 def test_a_long_block_may_run_in_pieces(trained: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trunk, "_PIECE", 7)
+    monkeypatch.setattr(trunk, "_TOGETHER", 7)
+    monkeypatch.setattr(trunk, "_LEAST", 7)
     prompts, _ = material(trained)
     assert min(map(len, prompts)) > 3 * 7
     test_the_shared_prompt_changes_neither_values_nor_gradients(trained)
@@ -136,8 +137,8 @@ def test_gradients_reach_the_prompt(trained: VLM, monkeypatch: pytest.MonkeyPatc
     whole = dict(tree_flatten(nn.value_and_grad(trained.model, shared)(trained.model)[1]))
     whole_run = scoring.run_block
 
-    def stopped(trunk: Any, block: Any, stems: Any = (), recompute: bool = True) -> Any:
-        states, kept = whole_run(trunk, block, stems, recompute)
+    def stopped(trunk: Any, block: Any, stems: Any = (), recompute: bool = True, ends: Any = None) -> Any:
+        states, kept = whole_run(trunk, block, stems, recompute, ends)
         if not stems:
             return mx.stop_gradient(states), [(mx.stop_gradient(k), mx.stop_gradient(v)) for k, v in kept]
         return states, kept
