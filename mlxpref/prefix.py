@@ -1,7 +1,7 @@
 """Keys and values of rows that share a forward pass: prompts, their branches, and whose each column is.
 
-The models call `update_and_fetch` on one cache a layer and `make_mask` on the first of them; everything else about
-padding, branches and order is kept here, so the models' own state and their assumptions about positions never matter.
+Everything about padding, branches and order is kept here: the models' own state and assumptions about positions
+never matter.
 """
 
 from collections.abc import Callable, Sequence
@@ -54,12 +54,6 @@ class LayerCache:
         self.values[:, :, start:end] = values
         return self.keys[:, :, :end], self.values[:, :, :end]
 
-    def make_mask(
-        self, columns: int, return_array: bool = False, window_size: int | None = None
-    ) -> mx.array | str | None:
-        """The mask of the block that is about to run; the models ask the first layer's cache for it."""
-        return self._rows.mask(columns, self.offset)
-
     def keep(self, choose: "Choose") -> None:
         """Replace keys and values by what `choose` makes of the filled columns."""
         if self.keys is not None and self.values is not None:
@@ -101,10 +95,10 @@ class RowCache:
         self.owners = np.concatenate([past, *[owners] * steps], axis=1)
         self.room = self.owners.shape[1] + _AHEAD * steps * owners.shape[1]
 
-    def mask(self, columns: int, filled: int) -> mx.array | str | None:
-        """What a block may attend to behind `filled` columns: (B, 1, columns, all columns), or a shorthand for it."""
+    def next_mask(self, columns: int) -> mx.array | str | None:
+        """What the next block may attend to: (B, 1, columns, all columns), or a shorthand for it."""
         if isinstance(self._mask, mx.array):
-            return self._mask[..., : filled + columns]
+            return self._mask[..., : self.layers[0].offset + columns]
         return self._mask
 
     def take(self, rows: Sequence[int]) -> None:

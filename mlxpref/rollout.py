@@ -201,10 +201,14 @@ class _Batch:
         blank = np.full(steps, 0.5, np.float32)
         uniforms = mx.array(self._placed(lambda branch: branch.uniforms[written : written + steps], blank, np.float32))
         self.cache.announce(owners, steps)
+        every = positions[..., None] + mx.arange(steps)
+        turning = self.vlm.turning(every.flatten(1))
+        angles = [part.reshape(*every.shape, -1) for part in turning] if turning else []
         kept: tuple[list[mx.array], ...] = ([], [], [])
         for step in range(steps):
             tokens, logprobs = self._choose(uniforms[..., step])
-            self.logits = self.vlm.head(self.vlm.extend(self.cache, tokens, positions + step))
+            now = (angles[0][:, :, step], angles[1][:, :, step]) if angles else None
+            self.logits = self.vlm.head(self.vlm.extend(self.cache, tokens, every[..., step], now))
             self.probabilities = mx.softmax(self.logits, axis=-1)
             found = tokens, logprobs, self._label_mass()
             mx.async_eval(self.logits, *found)

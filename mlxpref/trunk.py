@@ -15,9 +15,9 @@ import mlx.nn as nn
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxpref.prefix import PADDING, mask_behind
+from mlxpref.prefix import PADDING, LayerCache, mask_behind
 
-__all__ = ["Block", "KeysValues", "Stem", "run_block", "run_layers", "spread"]
+__all__ = ["Block", "KeysValues", "Stem", "Turning", "run_block", "run_layers", "run_step", "spread", "turning_of"]
 
 _TOGETHER, _LEAST = 512, 128
 """Tokens that keep a GPU busy, over all rows, and the fewest columns of a piece of a block.
@@ -26,6 +26,7 @@ What a column may not see of later pieces is never computed, nor do all scores e
 """
 
 KeysValues = tuple[mx.array, mx.array]
+Turning = tuple[mx.array, mx.array] | None
 
 
 @dataclass(frozen=True)
@@ -108,14 +109,14 @@ def run_layers(
     trunk: Any, block: Block, stems: Sequence[Stem], recompute: bool, depth: int
 ) -> tuple[mx.array, list[KeysValues]]:
     """The first `depth` layers of `run_block`, all columns at once, without the norm at the end."""
-    turning = _turning(trunk, block.embeddings, block.positions)
+    turning = turning_of(trunk, block.embeddings, block.positions)
     mask = mask_behind(_owners_before(block, stems), block.owners)
-    attend = _attention(block, recompute)
+    attend = _attention(block.embeddings.dtype, recompute)
     hidden, kept = block.embeddings, []
     for number, layer in enumerate(trunk.layers[:depth]):
 
         def run(states: mx.array, *parts: mx.array, layer: Any = layer) -> tuple[mx.array, ...]:
-            queries, keys, values = _projected(layer, states, block.positions, turning)
+            queries, keys, values = _projected(layer, states, block.owners.shape, block.positions, turning)
             mixed = attend(queries, *_behind(stems, parts, keys, values), scale=layer.self_attn.scale, mask=mask)
             return _mixed_in(layer, states, mixed), keys, values
 
@@ -127,6 +128,24 @@ def run_layers(
     return hidden, kept
 
 
+def run_step(
+    trunk: Any,
+    embeddings: mx.array,
+    positions: mx.array,
+    turning: Turning,
+    layers: Sequence[LayerCache],
+    mask: mx.array | str | None,
+) -> mx.array:
+    """Run embeddings (B, N, D) behind caches, which keep what is new, at positions (3, B, N): the states (B, N, D)."""
+    shape, states = embeddings.shape, embeddings.flatten(0, 1)  # in two axes, a product is one operation
+    attend = _attention(embeddings.dtype, recompute=False)
+    for layer, cache in zip(trunk.layers, layers, strict=True):
+        queries, keys, values = _projected(layer, states, shape[:2], positions, turning)
+        mixed = attend(queries, *cache.update_and_fetch(keys, values), scale=layer.self_attn.scale, mask=mask)
+        states = _mixed_in(layer, states, mixed)
+    return trunk.norm(states).reshape(shape)  # type: ignore[no-any-return]
+
+
 def _run_ends(
     trunk: Any, block: Block, stems: Sequence[Stem], recompute: bool, hidden: mx.array, ends: NDArray[np.int64]
 ) -> tuple[mx.array, KeysValues]:
@@ -134,8 +153,8 @@ def _run_ends(
     number, rows = len(trunk.layers) - 1, np.arange(len(ends))
     layer, at = trunk.layers[number], (mx.array(rows), mx.array(ends))
     positions = block.positions[:, at[0], at[1]][..., None]
-    turning = _turning(trunk, block.embeddings, block.positions)
-    turning_at = _turning(trunk, block.embeddings, positions)
+    turning = turning_of(trunk, block.embeddings, block.positions)
+    turning_at = turning_of(trunk, block.embeddings, positions)
     reached = np.where(np.arange(block.owners.shape[1]) <= ends[:, None], block.owners, PADDING)
     mask = mask_behind(
         np.concatenate([_owners_before(block, stems), reached], axis=1), block.owners[rows, ends][:, None]
@@ -144,9 +163,9 @@ def _run_ends(
         mask = mask[..., :-1]  # the query's own column is among those reached
 
     def run(states: mx.array, *parts: mx.array) -> tuple[mx.array, ...]:
-        _, keys, values = _projected(layer, states, block.positions, turning)
+        _, keys, values = _projected(layer, states, block.owners.shape, block.positions, turning)
         state = states[at][:, None]
-        queries, _, _ = _projected(layer, state, positions, turning_at)
+        queries, _, _ = _projected(layer, state, state.shape[:2], positions, turning_at)
         whole = _behind(stems, parts, keys, values)
         mixed = mx.fast.scaled_dot_product_attention(queries, *whole, scale=layer.self_attn.scale, mask=mask)
         return _mixed_in(layer, state, mixed)[:, 0], keys, values
@@ -186,14 +205,14 @@ def _behind(
 
 
 def _mixed_in(layer: Any, states: mx.array, mixed: mx.array) -> mx.array:
-    """What follows attention in a layer: states (B, L, D), and what was attended to (B, heads, L, width)."""
-    states = states + layer.self_attn.o_proj(mixed.swapaxes(1, 2).flatten(2))
+    """What follows attention in a layer: states (..., D), and what was attended to (B, heads, L, width)."""
+    states = states + layer.self_attn.o_proj(mixed.swapaxes(1, 2).reshape(*states.shape[:-1], -1))
     out: mx.array = states + layer.mlp(layer.post_attention_layernorm(states))
     return out
 
 
-def _turning(trunk: Any, like: mx.array, positions: mx.array) -> tuple[mx.array, mx.array] | None:
-    """Cosines and sines of the rotary embedding, once for all layers.
+def turning_of(trunk: Any, like: mx.array, positions: mx.array) -> Turning:
+    """Cosines and sines (B, L, width) of the rotary embedding, once for all layers.
 
     None on Metal, where each layer turns its own queries and keys in one kernel, as in mlx-vlm.
     """
@@ -201,23 +220,23 @@ def _turning(trunk: Any, like: mx.array, positions: mx.array) -> tuple[mx.array,
     return None if rotary.fused_apply else rotary(like, positions)
 
 
-def _attention(block: Block, recompute: bool) -> Any:
+def _attention(dtype: mx.Dtype, recompute: bool) -> Any:
     """The attention of a run.
 
     Where activations are kept for the backward pass, so is softmax: the fused attention makes it again. Not in half
     precision, in which scores outside of the fused attention would be rounded.
     """
-    kept = block.embeddings.dtype == mx.float32 and not recompute
+    kept = dtype == mx.float32 and not recompute
     return _attend if kept else mx.fast.scaled_dot_product_attention
 
 
 def _projected(
-    layer: Any, states: mx.array, positions: mx.array, turning: tuple[mx.array, mx.array] | None
+    layer: Any, states: mx.array, shape: Sequence[int], positions: mx.array, turning: Turning
 ) -> tuple[mx.array, mx.array, mx.array]:
-    """A layer's queries, keys and values (B, heads, L, width), turned to their positions."""
+    """Queries, keys and values (B, heads, L, width) of a layer from states of a shape (B, L), turned to positions."""
     attention, states = layer.self_attn, layer.input_layernorm(states)
     queries, keys, values = (
-        projection(states).reshape(*states.shape[:2], heads, -1)
+        projection(states).reshape(*shape, heads, -1)
         for projection, heads in (
             (attention.q_proj, attention.n_heads),
             (attention.k_proj, attention.n_kv_heads),
@@ -230,7 +249,8 @@ def _projected(
     if turning is None:
         queries, keys = attention.rotary_emb.apply_rotary(queries, keys, positions)
     else:
-        queries, keys = _turned(queries, *turning), _turned(keys, *turning)
+        both = _turned(mx.concatenate([queries, keys], axis=1), *turning)
+        queries, keys = both[:, : attention.n_heads], both[:, attention.n_heads :]
     return queries, keys, values
 
 

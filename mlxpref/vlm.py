@@ -23,7 +23,7 @@ from mlxpref.preferences import ImageLike
 from mlxpref.prefix import RowCache, image_positions, owners_of
 from mlxpref.template import Form
 from mlxpref.tokens import Words
-from mlxpref.trunk import Block, run_block
+from mlxpref.trunk import Block, Turning, run_block, run_step, turning_of
 
 __all__ = ["FAMILIES", "VLM", "Prompt", "Segment", "check_folder", "load_vlm"]
 
@@ -154,15 +154,20 @@ class VLM:
             [placed(level, 0) for level in zip(*(image.deepstack for image in distinct), strict=True)],
         )
 
-    def extend(self, rows: RowCache, ids: mx.array, positions: mx.array) -> mx.array:
-        """Run a block of text tokens (B, N) that was announced to the rows, at positions (B, N): states (B, N, D)."""
-        hidden: mx.array = self.language.model(
-            ids,
-            inputs_embeds=self.language.model.embed_tokens(ids),
-            cache=rows.layers,
-            position_ids=mx.broadcast_to(positions, (3, *ids.shape)),
-        )
-        return hidden
+    def extend(self, rows: RowCache, ids: mx.array, positions: mx.array, turning: Turning = None) -> mx.array:
+        """Run a block of text tokens (B, N) that was announced to the rows, at positions (B, N): states (B, N, D).
+
+        `turning` is what `turning` gives for these positions, for who made it before.
+        """
+        trunk = self.language.model
+        turning = turning or self.turning(positions)
+        places = mx.broadcast_to(positions, (3, *ids.shape))
+        return run_step(trunk, trunk.embed_tokens(ids), places, turning, rows.layers, rows.next_mask(ids.shape[1]))
+
+    def turning(self, positions: mx.array) -> Turning:
+        """Cosines and sines (B, N, width) of text at positions (B, N), in the type of the model's states."""
+        like = self.language.model.embed_tokens(mx.array([[0]]))
+        return turning_of(self.language.model, like, mx.broadcast_to(positions, (3, *positions.shape)))
 
     def head(self, hidden: mx.array) -> mx.array:
         """Logits (..., V) in float32 of hidden states (..., D); the silent tokens can never be chosen."""

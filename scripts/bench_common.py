@@ -185,17 +185,19 @@ def watched(module: nn.Module, see: Callable[..., None]) -> Iterator[None]:
 
 
 class Tokens:
-    """Counts the tokens that run through a layer: all of them, and those in blocks longer than a decoding step."""
+    """Counts the tokens that run through a layer: all of them, and those in blocks.
 
-    def __init__(self, step: int = 1) -> None:
-        self._step = step
+    A decoding step is no block: mlx-vlm's has one column, ours comes as (rows, D).
+    """
+
+    def __init__(self) -> None:
         self.all = self.in_blocks = 0
 
     def see(self, states: mx.array) -> None:
         """One call of a norm of the layer."""
-        rows, columns, _ = states.shape
-        self.all += rows * columns
-        self.in_blocks += rows * columns if columns > self._step else 0
+        count = states.size // states.shape[-1]
+        self.all += count
+        self.in_blocks += count if states.ndim == 3 and states.shape[1] > 1 else 0
 
 
 def idle_optimizer(model: nn.Module) -> optim.Optimizer:

@@ -139,7 +139,7 @@ def timed_step(side: Any, case: Case, number: int) -> Step:
     """One step of a side in a round, whose completions must all have the full length."""
     prepared, encoded = side.prepare(number), side.encoded
     norm = side.model.language_model.model.layers[0].input_layernorm
-    written, trained = Tokens(step=case.group), Tokens()
+    written, trained = Tokens(), Tokens()
     started = time.perf_counter()
     with watched(norm, written.see):
         completions, lengths = side.write(prepared)

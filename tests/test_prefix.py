@@ -48,8 +48,9 @@ def test_positions_equal_mlx_vlms(texts: list[int], grids: list[tuple[int, int]]
 
 
 def seen(rows: RowCache, columns: int, filled: int) -> list[list[list[bool]]]:
-    """A block's mask as lists, one a row."""
-    mask = rows.mask(columns, filled)
+    """The mask of a block behind `filled` columns as lists, one a row."""
+    rows.layers[0].offset = filled
+    mask = rows.next_mask(columns)
     assert isinstance(mask, mx.array)
     return np.array(mask)[:, 0].tolist()  # type: ignore[no-any-return]
 
@@ -57,7 +58,7 @@ def seen(rows: RowCache, columns: int, filled: int) -> list[list[list[bool]]]:
 def test_a_padded_column_is_masked_for_later_blocks_only() -> None:
     rows = RowCache(1)
     rows.announce(owners_of([3, 2], 3))
-    assert rows.mask(3, 0) == "causal"
+    assert rows.next_mask(3) == "causal"
     rows.announce(np.array([[0], [0]]))
     assert seen(rows, 1, 3) == [[[True, True, True, True]], [[True, True, False, True]]]
     rows.announce(np.array([[0, 0], [0, 0]]))
@@ -71,8 +72,7 @@ def test_rows_without_padding_need_no_mask() -> None:
     rows = RowCache(1)
     rows.announce(owners_of([3, 3], 3))
     rows.announce(np.array([[0], [0]]), steps=2)
-    assert rows.mask(1, 3) is None
-    assert rows.mask(1, 4) is None
+    assert rows.next_mask(1) is None
 
 
 def test_a_branch_sees_the_prompt_and_itself() -> None:
