@@ -271,7 +271,7 @@ def table_of(cases: Sequence[Mapping[str, Any]]) -> tuple[Sequence[str], list[li
 
 
 @click.command()
-@click.option("--pixels", multiple=True, default=(336, 672), show_default=True, help="Sides of the pictures.")
+@click.option("--pixels", multiple=True, default=(308, 644), show_default=True, help="Sides of the pictures.")
 @click.option("--tokens", multiple=True, default=(64, 128), show_default=True, help="Lengths of the completions.")
 @click.option("--group", default=8, show_default=True, help="Completions of the pair.")
 @click.option("--rank", default=16, show_default=True, help="Rank of the adapter.")
