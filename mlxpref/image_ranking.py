@@ -12,7 +12,7 @@ from mlxpref.preferences import ImageLike
 from mlxpref.ranking import RankedImage, Ranking, all_pairs, rank_images
 from mlxpref.verdict import Verdict
 
-__all__ = ["Compare", "ImageRanking", "JudgedPair", "Think", "rank_pairs"]
+__all__ = ["Compare", "ImageRanking", "JudgedPair", "Reason", "Think", "rank_pairs"]
 
 Think = Literal["top", "all", "none"]
 TOP = 10
@@ -28,6 +28,15 @@ class JudgedPair:
     a: int
     b: int
     verdict: PairVerdict
+
+
+@dataclass(frozen=True)
+class Reason:
+    """What was written about two images as they were shown, `first` and `second` by number."""
+
+    first: int
+    second: int
+    text: str
 
 
 @dataclass(frozen=True)
@@ -54,8 +63,8 @@ class ImageRanking:
         image = self.images[index]
         return str(image) if isinstance(image, Path) else f"image {index}"
 
-    def reason(self, image: RankedImage) -> str | None:
-        """The reasoning that speaks most clearly for an image's place, with the opponent it was shown with.
+    def reason(self, image: RankedImage) -> Reason | None:
+        """The reasoning that speaks most clearly for an image's place, and the two images that it speaks of.
 
         For the upper half a comparison it won, for the others one it lost; None where nothing was thought.
         """
@@ -69,9 +78,16 @@ class ImageRanking:
             for first, second, verdicts in _orders(pair):
                 thought = _clearest(verdicts, first_wins=(first == image.index) == upper)
                 if thought and clearness > clearest:
-                    place, other = (1, second) if first == image.index else (2, first)
-                    clearest, reason = clearness, f"as image {place} beside {Path(self.name(other)).name}: {thought}"
+                    clearest, reason = clearness, Reason(first, second, thought)
         return reason
+
+    def reason_text(self, image: RankedImage) -> str | None:
+        """The reason of an image, with its place in it and its opponent."""
+        reason = self.reason(image)
+        if reason is None:
+            return None
+        place, other = (1, reason.second) if reason.first == image.index else (2, reason.first)
+        return f"as image {place} beside {Path(self.name(other)).name}: {reason.text}"
 
     def to_json(self) -> dict[str, Any]:
         """The ranking as design.md's JSON of `rank`."""
@@ -84,7 +100,7 @@ class ImageRanking:
                     "path": self.name(image.index),
                     **{key: value for key, value in asdict(image).items() if key not in ("index", "tied_with")},
                     "tied_with": [self.name(other) for other in image.tied_with],
-                    "reason": self.reason(image),
+                    "reason": self.reason_text(image),
                 }
                 for image in self.ranking.images
             ],

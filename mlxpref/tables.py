@@ -87,7 +87,7 @@ def print_ranking(ranking: ImageRanking) -> None:
         title=f"“{ranking.prompt}”: {len(names)} images, {len(ranking.pairs)} pairs, each in both orders",
     )
     for image in ranking.ranking.images[:_REASONS]:
-        if reason := ranking.reason(image):
+        if reason := ranking.reason_text(image):
             print_text(f"{names[image.index]}, {_cut(reason)}")
     if ranking.skipped:
         print_text(f"{len(ranking.skipped)} skipped: " + _few([s.path.name for s in ranking.skipped]))

@@ -144,7 +144,7 @@ def test_reasons_speak_of_the_image_they_stand_beside(demo_judge: MakeJudge) -> 
     images = [image for p in preferences for image in (p.a, p.b)]
     ranking = demo_judge().rank(images, preferences[0].prompt, "all")
     for image in ranking.ranking.images:
-        reason = ranking.reason(image)
+        reason = ranking.reason_text(image)
         if reason:
             assert reason.startswith(("as image 1 beside image ", "as image 2 beside image "))
             assert f"beside image {image.index}:" not in reason

@@ -185,7 +185,7 @@ def _write_page(story: Story, reports: Sequence[StepReport]) -> None:
         | {
             "name": Path(ranking.name(image.index)).name,
             "picture": picture_uri(ranking.images[image.index]),
-            "reason": ranking.reason(image),
+            "reason": ranking.reason_text(image),
         }
         for image in ranking.ranking.images
     ]
