@@ -12,6 +12,18 @@ from mlx_lm.tuner.lora import LoRALinear
 __all__ = ["adapter_off", "adapter_weights", "attach_lora", "linear_layers"]
 
 
+class _AddedAtOnce(LoRALinear):  # type: ignore[misc]
+    """mlx-lm's layer, whose product is scaled and added within the matrix product: a fifth of a decoding step's work.
+
+    Where the layer computes in half precision, so that the float32 product has to be rounded first, it is mlx-lm's own.
+    """
+
+    def __call__(self, x: mx.array) -> mx.array:
+        if x.dtype != self.lora_b.dtype:
+            return super().__call__(x)  # type: ignore[no-any-return]
+        return mx.addmm(self.linear(x), self.dropout(x) @ self.lora_a, self.lora_b, alpha=self.scale)
+
+
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The linear layers of a vision-language model's language layers, by their full names."""
     kinds = (nn.Linear, nn.QuantizedLinear)
@@ -32,6 +44,7 @@ def attach_lora(model: nn.Module, names: Sequence[str], rank: int, scale: float,
         (name, LoRALinear.from_base(layers[name], r=rank, dropout=dropout, scale=scale)) for name in names
     ]
     for _, layer in wrapped:
+        layer.__class__ = _AddedAtOnce
         layer.linear.freeze()
     model.update_modules(tree_unflatten(wrapped))
 

@@ -141,6 +141,7 @@ class _Batch:
     ) -> None:
         self.vlm, self.sampling, self.cache = vlm, sampling, cache
         self.live = [list(group) for group in groups]
+        self._variants = mx.array([i for ids in vlm.words.label_ids for i in ids])
         self.logits = mx.repeat(logits[:, None], max(map(len, groups)), axis=1)
         self.probabilities = mx.softmax(self.logits, axis=-1)
 
@@ -168,13 +169,15 @@ class _Batch:
     def _read_labels(self) -> None:
         """Read the labels' probabilities of the branches that stand at their answer position now."""
         if any(at_answer(branch.text) for _, _, branch in self._branches()):
-            labels = np.array(self._label_mass())
+            labels = self._label_mass(self.probabilities[..., self._variants])
             for row, place, branch in self._branches():
                 _settle(branch, labels[row, place], self.sampling)
 
-    def _label_mass(self) -> mx.array:
-        """The probabilities (B, M, 2) of the labels, all variants of each."""
-        return mx.stack([self.probabilities[..., mx.array(ids)].sum(-1) for ids in self.vlm.words.label_ids], -1)
+    def _label_mass(self, variants: mx.array) -> NDArray[np.float32]:
+        """The probabilities (..., 2) of the labels, summed over the variants (..., K) of both."""
+        count = len(self.vlm.words.label_ids[0])
+        found = np.array(variants)
+        return np.stack([found[..., :count].sum(-1), found[..., count:].sum(-1)], axis=-1)
 
     def _drop_finished(self) -> bool:
         """Let go of what is done; whether anything is left."""
@@ -210,11 +213,12 @@ class _Batch:
             now = (angles[0][:, :, step], angles[1][:, :, step]) if angles else None
             self.logits = self.vlm.head(self.vlm.extend(self.cache, tokens, every[..., step], now))
             self.probabilities = mx.softmax(self.logits, axis=-1)
-            found = tokens, logprobs, self._label_mass()
+            found = tokens, logprobs, self.probabilities[..., self._variants]
             mx.async_eval(self.logits, *found)
             for values, value in zip(kept, found, strict=True):
                 values.append(value)
-        tokens_now, logprobs_now, labels_now = (np.array(mx.stack(values, axis=2)) for values in kept)
+        tokens_now, logprobs_now = (np.array(mx.stack(values, axis=2)) for values in kept[:2])
+        labels_now = self._label_mass(mx.stack(kept[2], axis=2))
         for row, place, branch in self._branches():
             for step in range(steps):
                 if not branch.done:
