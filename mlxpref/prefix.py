@@ -32,10 +32,10 @@ _CROWDED = 0.75
 
 
 class LayerCache:
-    """One layer's keys and values, (rows, heads, columns, width) each."""
+    """One layer's keys and values, (rows, heads, columns, width) each; `room` is how many columns it grows to."""
 
-    def __init__(self, rows: "RowCache") -> None:
-        self._rows = rows
+    def __init__(self) -> None:
+        self.room = 0
         self.keys: mx.array | None = None
         self.values: mx.array | None = None
         self.offset = 0
@@ -48,7 +48,7 @@ class LayerCache:
             self.keys, self.values = keys, values
             return keys, values
         if end > self.keys.shape[2]:
-            room = max(end, self._rows.room) - start
+            room = max(end, self.room) - start
             self.keys, self.values = _grown(self.keys[:, :, :start], room), _grown(self.values[:, :, :start], room)
         self.keys[:, :, start:end] = keys
         self.values[:, :, start:end] = values
@@ -70,10 +70,9 @@ class RowCache:
     """
 
     def __init__(self, layer_count: int) -> None:
-        self.layers = [LayerCache(self) for _ in range(layer_count)]
+        self.layers = [LayerCache() for _ in range(layer_count)]
         self.owners: NDArray[np.int32] = np.zeros((0, 0), np.int32)
         """(B, columns): the branch, SHARED or PADDING."""
-        self.room = 0
         self._mask: mx.array | str | None = None
 
     @classmethod
@@ -93,7 +92,8 @@ class RowCache:
         past = self.owners if self.owners.size else np.zeros((len(owners), 0), np.int32)
         self._mask = mask_behind(past, owners, steps)
         self.owners = np.concatenate([past, *[owners] * steps], axis=1)
-        self.room = self.owners.shape[1] + _AHEAD * steps * owners.shape[1]
+        for layer in self.layers:
+            layer.room = self.owners.shape[1] + _AHEAD * steps * owners.shape[1]
 
     def next_mask(self, columns: int) -> mx.array | str | None:
         """What the next block may attend to: (B, 1, columns, all columns), or a shorthand for it."""

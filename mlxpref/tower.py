@@ -82,6 +82,7 @@ def encode(tower: Any, patches: mx.array, grid: tuple[int, int]) -> tuple[mx.arr
         groups = plan.whole if number in whole else plan.windowed
         hidden = hidden + _attention(block.attn, block.norm1(hidden), groups)
         hidden = hidden + block.mlp(block.norm2(hidden))
+        mx.eval(hidden)  # one block at a time: bounded work, and the scores of no more than one block in memory
         if number in stacked:
             levels.append(merged(tower.deepstack_merger_list[stacked.index(number)]))
     return merged(tower.merger), levels

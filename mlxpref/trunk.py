@@ -117,6 +117,7 @@ def run_layers(
 
         def run(states: mx.array, *parts: mx.array, layer: Any = layer) -> tuple[mx.array, ...]:
             queries, keys, values = _projected(layer, states, block.owners.shape, block.positions, turning)
+            keys = mx.contiguous(keys)  # as a part of what was turned together, they would keep the queries in memory
             mixed = attend(queries, *_behind(stems, parts, keys, values), scale=layer.self_attn.scale, mask=mask)
             return _mixed_in(layer, states, mixed), keys, values
 
@@ -164,6 +165,7 @@ def _run_ends(
 
     def run(states: mx.array, *parts: mx.array) -> tuple[mx.array, ...]:
         _, keys, values = _projected(layer, states, block.owners.shape, block.positions, turning)
+        keys = mx.contiguous(keys)
         state = states[at][:, None]
         queries, _, _ = _projected(layer, state, state.shape[:2], positions, turning_at)
         whole = _behind(stems, parts, keys, values)

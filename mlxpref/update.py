@@ -101,7 +101,7 @@ def _alone(
         one, added = mx.value_and_grad(objective, argnums=(0, 1))(weights, reads.arrays)
         gradient = added if gradient is None else tree_map(mx.add, gradient, added)
         found.append(one)
-        mx.eval(gradient, found)
+        mx.eval(_in_layers(*gradient), found)
     vlm.model.update(weights)
     by_weights, by_arrays = gradient
     names, values = zip(*tree_flatten(weights), strict=True)
@@ -114,6 +114,18 @@ def _alone(
     vlm.model.update(weights)
     direct = dict(tree_flatten(by_weights))
     return found, tree_unflatten([(name, direct[name] + more) for name, more in zip(names, through, strict=True)])
+
+
+def _in_layers(by_weights: Any, by_arrays: Sequence[mx.array]) -> list[mx.array]:
+    """Gradients by weights, and by `Read.arrays`, in the order of layers: the order in which they are evaluated.
+
+    One kind after the other, what only the second kind needs of every layer would exist until the first is done: two
+    to three times the memory.
+    """
+    layers: dict[int, list[mx.array]] = {number: list(by_arrays[2 * number :][:2]) for number in range(len(by_arrays) // 2)}
+    for name, value in tree_flatten(by_weights):
+        layers[int(name.partition(".layers.")[2].partition(".")[0])].append(value)
+    return [*(value for layer in layers.values() for value in layer), by_arrays[-1]]
 
 
 def _batches(count: int, group: int, rows: int) -> Iterator[tuple[slice, slice]]:
