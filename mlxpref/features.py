@@ -3,6 +3,7 @@
 import hashlib
 from collections import OrderedDict
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ class FeatureStore:
         self.max_pixels = min(max_pixels, processor.max_pixels)
         self._min_pixels = min(processor.min_pixels, self.max_pixels)
         self._kept: OrderedDict[str, Features] = OrderedDict()
-        self._content: dict[tuple[Path, int, int], str] = {}
+        self._content: dict[tuple[Path, int, int, int], str] = {}
         self._bytes = 0
         self.runs = 0
 
@@ -99,6 +100,10 @@ class FeatureStore:
             found.update(self._encode(grid, queue))
         return [found[key] for key in keys]
 
+    def contents(self, images: Iterable[ImageLike], seen: Seen | None = None) -> list[str]:
+        """The names of what images show (`Features.content`): they are decoded for that, but not encoded."""
+        return [self._key(image, {} if seen is None else seen)[0] for image in images]
+
     def _key(self, image: ImageLike, seen: Seen) -> tuple[str, Image.Image | None]:
         """The content of an image as a key, with the decoded image where it had to be decoded for that."""
         if isinstance(image, Image.Image):
@@ -107,8 +112,10 @@ class FeatureStore:
             loaded = load_image(image, self.max_pixels)
             seen[id(image)] = image, _digest(loaded)
             return seen[id(image)][1], loaded
-        status = image.stat() if image.exists() else None
-        name = (image.resolve(), status.st_size, status.st_mtime_ns) if status else None
+        name = None
+        with suppress(OSError, ValueError):  # what cannot be looked at, reading names
+            status = image.stat()
+            name = image, status.st_ino, status.st_size, status.st_mtime_ns
         if name is not None and name in self._content:
             return self._content[name], None
         loaded = load_image(image, self.max_pixels)

@@ -1,20 +1,24 @@
 """The judge: verdicts on comparisons, soft preferences of pairs, rankings of images."""
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
 from mlxpref.config import JudgeSettings
 from mlxpref.features import Features, Seen
+from mlxpref.fingerprint import Fingerprint
 from mlxpref.image_ranking import ImageRanking, Think, rank_pairs
 from mlxpref.images import Skipped
 from mlxpref.pairs import Comparison, Pair, PairVerdict, Track, shown
 from mlxpref.preferences import ImageLike
 from mlxpref.ranking import all_pairs
 from mlxpref.rollout import Sampling, roll_out
-from mlxpref.template import Form
+from mlxpref.store import Store
+from mlxpref.template import Form, template_version
 from mlxpref.tree import PrefixTree
 from mlxpref.verdict import Strategy, Verdict
 from mlxpref.vlm import VLM
@@ -23,6 +27,10 @@ __all__ = ["Judge", "Sitting"]
 
 _PREFILL_TOKENS = 16384
 """Prompt tokens that one batch holds at most: about 1 GB of keys and values at the size of a 7B model."""
+_LOOKAHEAD = 1024
+"""Comparisons that are looked up in the store at most before one that is not there is judged."""
+_METHOD = 1
+"""Raised where judging itself changes, so that what was said before is no longer recalled."""
 
 
 class Sitting:
@@ -31,13 +39,34 @@ class Sitting:
     def __init__(self, vlm: VLM) -> None:
         self.tree = PrefixTree(vlm)
         self.seen: Seen = {}
+        self.fingerprint = ""
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How comparisons are judged, and `digest`, what their keys in the store begin with (empty without one)."""
+
+    sampling: Sampling
+    form: Form
+    think: bool
+    digest: bytes
+
+    def key(self, first: str, second: str, prompt: str) -> bytes:
+        """What a comparison of two images, by content, is called in the store."""
+        return hashlib.sha256(self.digest + f"{first} {second} {prompt}".encode("utf-8", "surrogatepass")).digest()
+
+
+_Asked = tuple[Comparison, tuple[Verdict, ...] | None]
+"""A comparison, and what the store knows to have been said of it."""
 
 
 @dataclass
 class Judge:
     """A model that compares images: with or without thinking, in batches, each image encoded once.
 
-    `tokens` counts the completion tokens written so far, `comparisons` the comparisons judged.
+    With a `store`, what was said of a comparison before is recalled, and what is said now is kept, a batch at a time.
+    `tokens` counts the completion tokens written so far, `comparisons` the comparisons judged, and `recalled` those
+    that the store knew.
     """
 
     vlm: VLM
@@ -46,6 +75,8 @@ class Judge:
     adapter: Path | None = None
     tokens: int = 0
     comparisons: int = 0
+    store: Store | None = None
+    recalled: int = 0
 
     def compare(self, a: ImageLike, b: ImageLike, prompt: str) -> PairVerdict:
         """Judge one pair in both orders."""
@@ -61,8 +92,7 @@ class Judge:
     ) -> ImageRanking:
         """Rank at least two images, best first; see `rank_pairs` for `think` and `track`."""
         vision_runs, tokens = self.vlm.features.runs, self.tokens
-        sitting = Sitting(self.vlm)
-        self.vlm.features.get_all(images, sitting.seen)
+        sitting = self._sitting(images)
         found = rank_pairs(
             images, prompt, lambda pairs, thinks: self.pairs(pairs, think=thinks, sitting=sitting), think, track
         )
@@ -80,8 +110,7 @@ class Judge:
 
         Comparable within one call only: the scores of N images average 0.5.
         """
-        sitting = Sitting(self.vlm)
-        self.vlm.features.get_all(images, sitting.seen)
+        sitting = self._sitting(images)
         wins = [0.0] * len(images)
         chosen = list(all_pairs(len(images)))
         verdicts = self.pairs((Pair(images[a], images[b], prompt) for a, b in chosen), sitting=sitting)
@@ -120,7 +149,18 @@ class Judge:
 
         `write_answer` lets completions go on until the answer is written; otherwise they end where it is read.
         """
-        think = self.settings.think if think is None else think
+        sitting = sitting or Sitting(self.vlm)
+        way = self._way(form, write_answer, self.settings.think if think is None else think, sitting)
+        size = max(1, self.settings.rows // way.sampling.samples)
+        waiting = iter(comparisons)
+        while asked := self._asked(waiting, way, size, sitting.seen):
+            said = self._say([comparison for comparison, known in asked if known is None], way, sitting)
+            for _, known in asked:
+                self.recalled += known is not None
+                yield next(said) if known is None else known
+
+    def _way(self, form: Form, write_answer: bool, think: bool, sitting: Sitting) -> _Way:
+        """How comparisons are judged by the settings, asked in a form, with or without thinking."""
         # Without thinking nothing is drawn before the answer, so more samples would say the same.
         samples = self.settings.samples if think else 1
         sampling = Sampling(
@@ -130,34 +170,78 @@ class Judge:
             seed=self.settings.seed,
             until="end" if write_answer else "answer",
         )
-        sitting = sitting or Sitting(self.vlm)
-        for batch, images in self._batches(comparisons, samples, sitting.seen):
-            prompts = [
-                self.vlm.prompt_of(shown_now, comparison.prompt, form, think)
-                for comparison, shown_now in zip(batch, images, strict=True)
-            ]
-            keys = [_random_key(prompt.images, c.prompt) for prompt, c in zip(prompts, batch, strict=True)]
+        if self.store is None:
+            return _Way(sampling, form, think, b"")
+        sitting.fingerprint = sitting.fingerprint or self._fingerprint.now()
+        settings = asdict(sampling)
+        # What makes no difference is left out: greedy completions draw nothing, and an answer read at once writes none.
+        if sampling.temperature == 0:
+            del settings["seed"]
+        if not think and sampling.until == "answer":
+            del settings["max_tokens"]
+        settings |= {"form": form, "think": think, "max_pixels": self.vlm.features.max_pixels, "method": _METHOD}
+        settings |= {"template": template_version(), "judge": sitting.fingerprint}
+        return _Way(sampling, form, think, hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).digest())
+
+    @cached_property
+    def _fingerprint(self) -> Fingerprint:
+        return Fingerprint(self.vlm)
+
+    def _asked(self, waiting: Iterator[Comparison], way: _Way, size: int, seen: Seen) -> list[_Asked]:
+        """The next comparisons, of which `size` at most have to be judged."""
+        if self.store is None:
+            return [(comparison, None) for comparison in islice(waiting, size)]
+        asked: list[_Asked] = []
+        missing = 0
+        # What is known can be said at once; it is held back only while what is missing is gathered to a full batch.
+        while not asked or (0 < missing < size and len(asked) < _LOOKAHEAD):
+            more = list(islice(waiting, size - missing))
+            if not more:
+                break
+            images = [image for comparison in more for image in (comparison.first, comparison.second)]
+            contents = self.vlm.features.contents(images, seen)
+            prompts = (comparison.prompt for comparison in more)
+            keys = [way.key(*each) for each in zip(contents[::2], contents[1::2], prompts, strict=True)]
+            known = self.store.get_many(keys)
+            asked += [(comparison, known.get(key)) for comparison, key in zip(more, keys, strict=True)]
+            missing += sum(key not in known for key in keys)
+        return asked
+
+    def _say(self, comparisons: Sequence[Comparison], way: _Way, sitting: Sitting) -> Iterator[tuple[Verdict, ...]]:
+        """Judge comparisons, a batch at a time; a batch is kept before anything of it is said."""
+        for batch, images in self._batches(comparisons, sitting.seen):
+            together = [(both, comparison.prompt) for both, comparison in zip(images, batch, strict=True)]
+            prompts = [self.vlm.prompt_of(both, text, way.form, way.think) for both, text in together]
+            random_keys = [_random_key(both, text) for both, text in together]
+            rollouts = roll_out(self.vlm, prompts, way.sampling, random_keys, prefill=sitting.tree.prefill)
+            said = [tuple(rollout.verdict for rollout in group) for group in rollouts]
             self.comparisons += len(batch)
-            for rollouts in roll_out(self.vlm, prompts, sampling, keys, prefill=sitting.tree.prefill):
-                verdicts = tuple(rollout.verdict for rollout in rollouts)
-                self.tokens += sum(verdict.tokens for verdict in verdicts)
-                yield verdicts
+            self.tokens += sum(verdict.tokens for verdicts in said for verdict in verdicts)
+            if self.store is not None:
+                keys = [way.key(both[0].content, both[1].content, text) for both, text in together]
+                self.store.put_many(dict(zip(keys, said, strict=True)))
+            yield from said
 
     def _batches(
-        self, comparisons: Iterable[Comparison], samples: int, seen: Seen
-    ) -> Iterator[tuple[list[Comparison], list[tuple[Features, Features]]]]:
-        """Comparisons in batches that keep to the bounds on rows and on prompt tokens, with their images."""
-        waiting = iter(comparisons)
-        while together := list(islice(waiting, max(1, self.settings.rows // samples))):
-            images = [image for comparison in together for image in (comparison.first, comparison.second)]
-            features = self.vlm.features.get_all(images, seen)
-            shown_now = list(zip(features[::2], features[1::2], strict=True))
-            sizes = [first.tokens + second.tokens for first, second in shown_now]
-            start = 0
-            for end in range(1, len(together) + 1):
-                if end == len(together) or sum(sizes[start : end + 1]) > _PREFILL_TOKENS:
-                    yield together[start:end], shown_now[start:end]
-                    start = end
+        self, comparisons: Sequence[Comparison], seen: Seen
+    ) -> Iterator[tuple[Sequence[Comparison], Sequence[tuple[Features, Features]]]]:
+        """Comparisons in batches that keep to the bound on prompt tokens, with their images."""
+        images = [image for comparison in comparisons for image in (comparison.first, comparison.second)]
+        features = self.vlm.features.get_all(images, seen)
+        shown_now = list(zip(features[::2], features[1::2], strict=True))
+        sizes = [first.tokens + second.tokens for first, second in shown_now]
+        start = 0
+        for end in range(1, len(comparisons) + 1):
+            if end == len(comparisons) or sum(sizes[start : end + 1]) > _PREFILL_TOKENS:
+                yield comparisons[start:end], shown_now[start:end]
+                start = end
+
+    def _sitting(self, images: Sequence[ImageLike]) -> Sitting:
+        """A sitting about images, encoded together unless the store may know what would be asked of them."""
+        sitting = Sitting(self.vlm)
+        if self.store is None:
+            self.vlm.features.get_all(images, sitting.seen)
+        return sitting
 
 
 def _random_key(images: Iterable[Features], prompt: str) -> tuple[int, ...]:

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from mlxpref.adapters import load_adapter, mismatches
+from mlxpref.advice import plan_judging
 from mlxpref.config import JudgeSettings, settings_from
 from mlxpref.judge import Judge
 from mlxpref.models import resolve_model
-from mlxpref.vlm import load_vlm
+from mlxpref.vlm import check_folder, load_vlm
 
 __all__ = ["load_judge"]
 
@@ -20,9 +21,14 @@ def load_judge(
     agree: Callable[[str], bool] = lambda question: False,
     say: Callable[[str], None] = lambda line: None,
 ) -> Judge:
-    """Load a judge by name; see `resolve_model` for names, `agree` and `say`."""
+    """Load a judge by name; see `resolve_model` for names, `agree` and `say`.
+
+    A ConfigError says what to change where it would not fit the device with a full batch of comparisons.
+    """
     chosen = settings_from(JudgeSettings, settings or {})
     name, path = resolve_model(model, agree, say)
+    check_folder(path)
+    plan_judging(path, chosen, images=chosen.rows)
     vlm = load_vlm(path, chosen.max_pixels)
     if adapter is not None:
         load_adapter(vlm.model, adapter)

@@ -2,7 +2,9 @@
 
 import base64
 import io
+import os.path
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,26 @@ from mlxpref.files import write_text
 from mlxpref.images import load_image
 from mlxpref.preferences import ImageLike
 
-__all__ = ["curve_svg", "picture_uri", "write_page"]
+__all__ = ["Thumbnail", "curve_svg", "picture_uri", "short_names", "thumbnail", "write_page"]
+
+_THUMBNAIL_BYTES = 48_000
+"""What a thumbnail may take: 200 of them are 12.8 MB as data addresses."""
+_EXACT_SIDE = 128
+"""Pictures this small stay exact: they are shown enlarged, and their pixels are what is judged."""
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """A small picture as a data address, and its size in pixels."""
+
+    uri: str
+    width: int
+    height: int
+
+    @property
+    def exact(self) -> bool:
+        """Whether it has the picture's own pixels, none of them blurred."""
+        return max(self.width, self.height) <= _EXACT_SIDE
 
 
 def write_page(path: Path, template: str, **values: Any) -> None:
@@ -21,6 +42,7 @@ def write_page(path: Path, template: str, **values: Any) -> None:
         loader=jinja2.PackageLoader("mlxpref", "pages"), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     environment.filters["percent"] = lambda share: f"{100 * share:.1f} %"
     write_text(path, environment.get_template(template).render(**values))
 
@@ -32,6 +54,33 @@ def picture_uri(image: ImageLike, side: int = 256) -> str:
     file = io.BytesIO()
     picture.save(file, "PNG")
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def thumbnail(image: ImageLike, side: int = 320) -> Thumbnail:
+    """An image at most `side` pixels wide and high, as small as it can be with details still seen.
+
+    WebP without EXIF or profile. Its quality goes down where the picture would take more than `_THUMBNAIL_BYTES`.
+    """
+    picture = load_image(image)
+    picture.thumbnail((side, side))
+    lossless = max(picture.size) <= _EXACT_SIDE
+    for quality in (80, 60, 40, 20):
+        file = io.BytesIO()
+        picture.save(file, "WEBP", quality=quality, lossless=lossless)
+        if lossless or file.tell() <= _THUMBNAIL_BYTES:
+            break
+    return Thumbnail("data:image/webp;base64," + base64.b64encode(file.getvalue()).decode(), *picture.size)
+
+
+def short_names(paths: Sequence[str]) -> list[str]:
+    """What tells images apart: their names, or where these are the same, paths without the folders in common."""
+    names = [Path(path).name for path in paths]
+    if len(set(names)) == len(names):
+        return names
+    try:
+        return [os.path.relpath(path, os.path.commonpath(paths)) for path in paths]
+    except ValueError:  # some begin at the root, some do not
+        return list(paths)
 
 
 def curve_svg(curves: dict[str, Sequence[float]], label: str, smoothing: int = 5) -> Any:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from mlxpref.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, base_of, save_adapter
+from mlxpref.advice import gigabytes, plan_training
 from mlxpref.config import TrainSettings, settings_from
 from mlxpref.datasets import load_preferences
 from mlxpref.errors import ConfigError, DataError
@@ -18,7 +19,7 @@ from mlxpref.files import write_text
 from mlxpref.models import resolve_model
 from mlxpref.preferences import ImageLike, Preference
 from mlxpref.training import StepReport, Trainer
-from mlxpref.vlm import VLM, load_vlm
+from mlxpref.vlm import VLM, check_folder, load_vlm
 
 __all__ = ["RUN_FILES", "Run", "start_run", "train"]
 
@@ -103,6 +104,9 @@ def start_run(
     if vlm is None:
         name, path = resolve_model(settings.model or None, agree, say)
         settings = replace(settings, model=name)
+        check_folder(path)
+        plan = plan_training(path, settings, len(preferences))
+        say(f"about {gigabytes(plan.peak)} of memory at the peak, {gigabytes(plan.weights)} of it weights")
         vlm = load_vlm(path, settings.max_pixels)
     trainer = Trainer(vlm, preferences, settings)
     folder.mkdir(parents=True, exist_ok=True)

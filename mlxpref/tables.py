@@ -1,6 +1,5 @@
 """Results as a person reads them: a pair, a ranking, an evaluation."""
 
-import os.path
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from mlxpref.console import print_table, print_text
 from mlxpref.evaluation import Evaluation
 from mlxpref.image_ranking import ImageRanking
 from mlxpref.pairs import PairVerdict
+from mlxpref.report import short_names
 from mlxpref.verdict import Verdict
 
 __all__ = ["pair_to_json", "print_evaluations", "print_example", "print_pair", "print_ranking"]
@@ -68,7 +68,7 @@ def print_pair(a: Path, b: Path, verdict: PairVerdict) -> None:
 
 def print_ranking(ranking: ImageRanking) -> None:
     """The order with intervals and ties, reasons for the best images, and what was left out."""
-    names = _short([ranking.name(i) for i in range(len(ranking.images))])
+    names = short_names([ranking.name(i) for i in range(len(ranking.images))])
     ranks = {image.index: image.rank for image in ranking.ranking.images}
     print_table(
         (">rank", "image", ">strength", ">95 % interval", ">P(best)", ">won", "tied with ranks"),
@@ -126,17 +126,6 @@ def print_evaluations(evaluations: Sequence[Evaluation], names: Sequence[str] = 
             f"{name}: {e.tokens} tokens in {e.seconds:.1f} s; always the first image of the "
             f"file: {_percent(e.metrics.first_image_baseline)}; {e.metrics.ties_dropped} ties dropped"
         )
-
-
-def _short(paths: Sequence[str]) -> list[str]:
-    """What tells images apart: their names, or where these are the same, paths without the folders in common."""
-    names = [Path(path).name for path in paths]
-    if len(set(names)) == len(names):
-        return names
-    try:
-        return [os.path.relpath(path, os.path.commonpath(paths)) for path in paths]
-    except ValueError:  # some begin at the root, some do not
-        return list(paths)
 
 
 def _percent(share: float | None) -> str:

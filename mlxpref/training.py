@@ -134,8 +134,10 @@ class Trainer:
             mx.reset_peak_memory()
             before = time.perf_counter()
             judged = self._judge(self._lessons(step))
+            mx.clear_cache()  # what one phase let go of is of other sizes than what the next one needs
             written = time.perf_counter()
             measured = self._update(judged)
+            mx.clear_cache()
             done = time.perf_counter()
             yield self._report(step, judged, measured, written - before, done - written, done - started)
             self._stop_if_failing(step, measured)

@@ -122,10 +122,11 @@ def _in_layers(by_weights: Any, by_arrays: Sequence[mx.array]) -> list[mx.array]
     One kind after the other, what only the second kind needs of every layer would exist until the first is done: two
     to three times the memory.
     """
-    layers: dict[int, list[mx.array]] = {number: list(by_arrays[2 * number :][:2]) for number in range(len(by_arrays) // 2)}
-    for name, value in tree_flatten(by_weights):
+    layers = [list(by_arrays[start : start + 2]) for start in range(0, len(by_arrays) - 1, 2)]
+    weights: dict[str, mx.array] = dict(tree_flatten(by_weights))
+    for name, value in weights.items():
         layers[int(name.partition(".layers.")[2].partition(".")[0])].append(value)
-    return [*(value for layer in layers.values() for value in layer), by_arrays[-1]]
+    return [*(value for layer in layers for value in layer), by_arrays[-1]]
 
 
 def _batches(count: int, group: int, rows: int) -> Iterator[tuple[slice, slice]]:

@@ -62,6 +62,16 @@ def test_an_image_is_encoded_once_however_it_comes(tiny_vlm: VLM, tmp_path: Path
     assert store.runs == 2
 
 
+def test_contents_are_those_of_the_features_and_encode_nothing(tiny_vlm: VLM, tmp_path: Path) -> None:
+    store = fresh(tiny_vlm)
+    picture(1).save(tmp_path / "a.png")
+    images = [picture(2), tmp_path / "a.png", picture(1)]
+    contents = store.contents(images)
+    assert store.runs == 0
+    assert contents[1] == contents[2] != contents[0]
+    assert contents == [features.content for features in store.get_all(images)]
+
+
 def test_a_file_that_changes_is_read_again(tiny_vlm: VLM, tmp_path: Path) -> None:
     store = fresh(tiny_vlm)
     picture(1).save(tmp_path / "a.png")

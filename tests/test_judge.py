@@ -1,22 +1,30 @@
 """The judge: both orders, soft preferences, rankings that do not depend on names or places."""
 
-from collections.abc import Callable
-from itertools import pairwise
+from collections.abc import Callable, Iterator
+from itertools import combinations, pairwise
+from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from PIL import Image
 
 import mlxpref
+from mlxpref import judge as module
+from mlxpref.adapters import load_adapter
 from mlxpref.config import JudgeSettings
 from mlxpref.demo.preferences import demo_preferences
 from mlxpref.errors import ConfigError, ModelError
+from mlxpref.evaluation import evaluate
+from mlxpref.features import FeatureStore
 from mlxpref.image_ranking import TOP
 from mlxpref.judge import Judge
 from mlxpref.pairs import Comparison, Pair, PairVerdict, shown
+from mlxpref.store import Store
 from mlxpref.verdict import Verdict
 from mlxpref.vlm import VLM
-from tests.conftest import picture
+from tests.conftest import picture, write_adapter
 
 MakeJudge = Callable[..., Judge]
 
@@ -160,3 +168,222 @@ def test_load_knows_the_demo_and_refuses_what_does_not_exist() -> None:
         mlxpref.load("demo", samples=0)
     with pytest.raises(ModelError, match="no such model folder"):
         mlxpref.load("/no/such/folder")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store(tmp_path / "comparisons.sqlite") as store:
+        yield store
+
+
+def later(store: Store | None, **settings: Any) -> Judge:
+    """The demo judge of another process: nothing is in memory, `store` is all there is."""
+    judge = mlxpref.load("demo", **({"think": False} | settings))
+    judge.store = store
+    return judge
+
+
+def all_of(images: list[Image.Image]) -> list[Pair]:
+    return [Pair(a, b, "a red circle") for a, b in combinations(images, 2)]
+
+
+def test_what_was_judged_before_is_recalled_exactly(store: Store) -> None:
+    images = [picture(i) for i in range(TOP + 1)]
+    settings = {"think": True, "samples": 2, "max_tokens": 4}
+    before, again = later(store, **settings), later(store, **settings)
+    first, second = before.rank(images, "a red circle"), again.rank(images, "a red circle")
+    every = before.comparisons
+    assert (before.recalled, first.vision_runs) == (0, len(images))
+    assert (again.comparisons, again.recalled, second.vision_runs) == (0, every, 0)
+    assert before.tokens > 0
+    assert second.tokens == again.tokens == 0
+    assert second.pairs == first.pairs
+    assert second.ranking.images == first.ranking.images
+    assert store.count() == every
+
+
+def test_scores_and_evaluations_are_recalled_too(store: Store) -> None:
+    images = [picture(i) for i in range(3)]
+    preferences = demo_preferences("test", 4)
+    before, again = later(store), later(store)
+    assert before.score("a red circle", images) == again.score("a red circle", images)
+    assert evaluate(before, preferences, "demo", "test").metrics == evaluate(again, preferences, "demo", "test").metrics
+    assert again.comparisons == again.vlm.features.runs == 0
+
+
+def test_more_images_are_judged_against_those_before(store: Store) -> None:
+    images = [picture(i) for i in range(7)]
+    list(later(store).pairs(all_of(images[:5])))
+    judge = later(store)
+    found = [pair.p_a for pair in judge.pairs(all_of(images))]
+    assert (judge.comparisons, judge.recalled, judge.vlm.features.runs) == (2 * (21 - 10), 2 * 10, 7)
+    assert found == pytest.approx([pair.p_a for pair in later(None).pairs(all_of(images))], abs=1e-5)
+
+
+def test_only_images_of_comparisons_that_are_not_known_are_encoded(store: Store) -> None:
+    images = [picture(i) for i in range(6)]
+    pairs = all_of(images)
+    list(later(store).pairs(pairs[:-1]))
+    judge = later(store)
+    assert len(list(judge.pairs(pairs))) == len(pairs)
+    assert judge.vlm.features.runs == 2
+
+
+def test_what_is_missing_is_judged_in_full_batches(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = [picture(i) for i in range(8)]
+    pairs = all_of(images)
+    known = [pair for number, pair in enumerate(pairs) if number % 3]
+    before = list(later(store).pairs(known))
+    sizes = []
+    roll_out = module.roll_out
+
+    def counting(vlm: VLM, prompts: Any, *args: Any, **others: Any) -> Any:
+        sizes.append(len(prompts))
+        return roll_out(vlm, prompts, *args, **others)
+
+    monkeypatch.setattr(module, "roll_out", counting)
+    verdicts = list(later(store, rows=8).pairs(pairs))
+    assert sizes == [8, 8, 4]
+    assert [v for number, v in enumerate(verdicts) if number % 3] == before
+    expected = [verdict.p_a for verdict in later(None).pairs(pairs)]
+    assert [verdict.p_a for verdict in verdicts] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_batch_is_kept_before_anything_of_it_is_said(store: Store) -> None:
+    asked = []
+
+    def pairs() -> Iterator[Pair]:
+        for pair in all_of([picture(i) for i in range(6)]):
+            asked.append(pair)
+            yield pair
+
+    work = later(store, rows=6).pairs(pairs())
+    assert store.count() == 0
+    next(work)
+    assert store.count() == 6
+    assert len(asked) == 3
+    with Store(store.path) as other:
+        assert other.count() == 6
+    list(work)
+    asked.clear()
+    next(later(store, rows=6).pairs(pairs()))
+    assert len(asked) == 3  # no more is asked for where everything is known
+
+
+A, B = picture(1), picture(2)
+ASKED: dict[str, Any] = {"first": A, "second": B, "prompt": "a red circle", "form": "choice", "write_answer": False}
+THINKING = {"think": True, "samples": 2, "max_tokens": 4, "seed": 0}
+
+
+def one_more(image: Image.Image) -> Image.Image:
+    """The image with one value of one pixel changed by one."""
+    pixels = np.array(image)
+    pixels[-1, -1, -1] ^= 1
+    return Image.fromarray(pixels)
+
+
+def ask(judge: Judge, **asked: Any) -> tuple[int, int]:
+    """Ask about one comparison: how many were judged, and how many recalled."""
+    asked = ASKED | asked
+    comparison = Comparison(asked.pop("first"), asked.pop("second"), asked.pop("prompt"))
+    before = judge.comparisons, judge.recalled
+    assert len(list(judge.verdicts([comparison], **asked))) == 1
+    return judge.comparisons - before[0], judge.recalled - before[1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "asked"),
+    [
+        ({"samples": 3}, {}),
+        ({"samples": 1}, {}),
+        ({"max_tokens": 5}, {}),
+        ({"seed": 1}, {}),
+        ({"think": False}, {}),
+        ({}, {"prompt": "a red circle "}),
+        ({}, {"first": one_more(A)}),
+        ({}, {"second": one_more(B)}),
+        ({}, {"first": B, "second": A}),
+        ({}, {"form": "scores"}),
+        ({}, {"write_answer": True}),
+        ({}, {"think": False}),
+    ],
+)
+def test_what_is_asked_otherwise_is_judged(
+    demo_judge: MakeJudge, store: Store, settings: dict[str, Any], asked: dict[str, Any]
+) -> None:
+    def judge(**changed: Any) -> Judge:
+        made = demo_judge(**(THINKING | changed))
+        made.store = store
+        return made
+
+    assert ask(judge()) == (1, 0)
+    assert ask(judge(**settings), **asked) == (1, 0)
+    assert ask(judge(**settings), **asked) == (0, 1)
+    assert ask(judge()) == (0, 1)
+
+
+def test_greedy_answers_with_and_without_thinking_are_two(demo_judge: MakeJudge, store: Store) -> None:
+    judge = demo_judge(max_tokens=4)
+    judge.store = store
+    assert ask(judge, write_answer=True, think=True) == (1, 0)
+    assert ask(judge, write_answer=True, think=False) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "changed"),
+    [
+        (THINKING, {"rows": 1}),
+        (THINKING | {"samples": 1}, {"seed": 1}),
+        (THINKING | {"think": False}, {"samples": 3, "seed": 1, "max_tokens": 9}),
+    ],
+)
+def test_what_makes_no_difference_is_not_judged_again(
+    demo_judge: MakeJudge, store: Store, settings: dict[str, Any], changed: dict[str, Any]
+) -> None:
+    for each in (settings, settings | changed):
+        judge = demo_judge(**each)
+        judge.store = store
+        first_time = each is settings
+        assert ask(judge) == (int(first_time), int(not first_time))
+
+
+def test_other_words_another_method_and_another_budget_are_judged(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = later(store)
+    assert ask(judge) == (1, 0)
+    for place, name, value in (
+        (module, "template_version", lambda: "other words"),
+        (module, "_METHOD", module._METHOD + 1),
+        (judge.vlm, "features", small_budget(judge.vlm)),
+    ):
+        with monkeypatch.context() as changed:
+            changed.setattr(place, name, value)
+            assert ask(judge) == (1, 0)
+        assert ask(judge) == (0, 1)
+
+
+def small_budget(vlm: VLM) -> FeatureStore:
+    return FeatureStore(vlm.model.vision_tower, vlm.features._processor, 28 * 28 * 6)
+
+
+def test_another_adapter_is_another_judge(store: Store, tmp_path: Path) -> None:
+    judge = later(store)
+    assert ask(judge) == (1, 0)
+    load_adapter(judge.vlm.model, write_adapter(tmp_path / "adapter", judge.vlm))
+    assert ask(judge) == (1, 0)
+    assert ask(judge) == (0, 1)
+    layer = next(layer for name, layer in judge.vlm.model.named_modules() if name.endswith("0.self_attn.q_proj"))
+    layer.lora_b = layer.lora_b * 1.001  # as training does, in memory
+    assert ask(judge) == (1, 0)
+    assert ask(later(store)) == (0, 1)
+
+
+def test_without_a_store_nothing_is_kept_or_looked_at(
+    demo_judge: MakeJudge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLXPREF_CACHE", str(tmp_path))
+    monkeypatch.setattr(module, "Fingerprint", None)
+    judge = demo_judge(think=False)
+    assert ask(judge) == ask(judge) == (1, 0)
+    assert list(tmp_path.iterdir()) == []

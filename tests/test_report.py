@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mlxpref.report import curve_svg, picture_uri, write_page
+from mlxpref.report import curve_svg, picture_uri, short_names, write_page
 from tests.conftest import picture
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'&"
@@ -67,3 +67,9 @@ def test_curves_are_drawn_the_same_again() -> None:
 
 def test_pictures_are_shrunk_to_what_a_page_needs() -> None:
     assert len(picture_uri(picture(0, (1000, 500)), side=64)) < 20_000
+
+
+def test_names_are_as_short_as_tells_them_apart() -> None:
+    assert short_names(["x/a/1.png", "x/b/2.png"]) == ["1.png", "2.png"]
+    assert short_names(["x/a/1.png", "x/b/1.png"]) == [str(Path("a/1.png")), str(Path("b/1.png"))]
+    assert short_names(["/x/1.png", "y/1.png"]) == ["/x/1.png", "y/1.png"]

@@ -1,0 +1,201 @@
+"""The memory plan beside what MLX measures: the models, runs and peaks behind `scripts.memory_table --check`."""
+
+import gc
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mlxpref.blas import preload
+
+preload()  # before MLX is first imported
+
+import mlx.core as mx  # noqa: E402
+import mlx.nn as nn  # noqa: E402
+import numpy as np  # noqa: E402
+from mlx.utils import tree_flatten  # noqa: E402
+from mlx_vlm.utils import load  # noqa: E402
+from PIL import Image  # noqa: E402
+
+from mlxpref.config import JudgeSettings, TrainSettings  # noqa: E402
+from mlxpref.demo import JUDGE  # noqa: E402
+from mlxpref.judge import Judge  # noqa: E402
+from mlxpref.memory import Checkpoint, Plan, judging_plan, training_plan  # noqa: E402
+from mlxpref.preferences import Preference  # noqa: E402
+from mlxpref.shapes import shapes_from  # noqa: E402
+from mlxpref.training import Trainer  # noqa: E402
+from mlxpref.vlm import VLM  # noqa: E402
+from scripts.demo_checkpoint import build_model  # noqa: E402
+
+__all__ = ["MODELS", "RUNS", "Measured", "Model", "Run", "measure"]
+
+_TEXT = "a red circle"
+_CONTEXT = 1 << 20
+_REWARD = """
+import zlib
+def reward(texts, **_):
+    return [zlib.crc32(text.encode()) / 2**32 for text in texts]
+"""
+
+
+@dataclass(frozen=True)
+class Model:
+    """Changes to the demo judge's config, and how the language model is quantized (0 bits: not)."""
+
+    name: str
+    text: dict[str, int]
+    vision: dict[str, int]
+    bits: int = 0
+
+    def config(self) -> dict[str, Any]:
+        """The config of the whole model."""
+        config: dict[str, Any] = json.loads((JUDGE / "config.json").read_text(encoding="utf-8"))
+        config |= self.text | {"max_position_embeddings": _CONTEXT}
+        half = config["hidden_size"] // config["num_attention_heads"] // 2
+        time, height = half // 4, (half - half // 4) // 2
+        config["rope_scaling"] = {"type": "mrope", "mrope_section": [time, height, half - time - height]}
+        config["vision_config"] |= self.vision | {"out_hidden_size": config["hidden_size"]}
+        return config
+
+
+_MIDDLE_TEXT = {
+    "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 16,
+    "num_attention_heads": 16, "num_key_value_heads": 4, "vocab_size": 32768,
+}  # fmt: skip
+_MIDDLE_VISION = {"depth": 12, "hidden_size": 768, "intermediate_size": 2048, "num_heads": 12}
+MODELS = (
+    Model("demo's size", {}, {}),
+    Model("300 M", _MIDDLE_TEXT, _MIDDLE_VISION),
+    Model("300 M, 4 bit", _MIDDLE_TEXT, _MIDDLE_VISION, bits=4),
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Settings of a training step, or of judging `images` images."""
+
+    pixels: int
+    settings: TrainSettings | JudgeSettings
+    images: int = 0
+
+    @property
+    def name(self) -> str:
+        """What it does, in short."""
+        s = self.settings
+        if isinstance(s, JudgeSettings):
+            return f"rank {self.images}, {'think' if s.think else 'read'}"
+        return (
+            f"train {s.comparisons} x {s.group}"
+            + (", recompute" if s.recompute else "")
+            + (f", micro-batch {s.micro_batch}" if s.micro_batch < s.comparisons * s.group else "")
+            + (", KL" if s.kl else "")
+        )
+
+
+def _train(pixels: int, **changes: Any) -> Run:
+    return Run(pixels, replace(TrainSettings(comparisons=2, max_tokens=64, max_pixels=pixels**2), **changes))
+
+
+def _judge(pixels: int, images: int, think: bool) -> Run:
+    return Run(pixels, JudgeSettings(think=think, max_tokens=64, max_pixels=pixels**2), images)
+
+
+RUNS = (
+    _train(308),
+    _train(308, recompute=False, micro_batch=8),
+    _train(308, micro_batch=4),
+    _train(644, comparisons=1),
+    _train(84, comparisons=8, micro_batch=64, kl=0.1),
+    _judge(308, 6, think=True),
+    _judge(308, 8, think=False),
+    _judge(84, 12, think=True),
+)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One run: what was planned, and the peak in bytes that MLX measured."""
+
+    plan: Plan
+    peak: int
+
+    @property
+    def error(self) -> float:
+        """By what share the plan's peak is above the measured one."""
+        return self.plan.peak / self.peak - 1
+
+    @property
+    def error_without_weights(self) -> float:
+        """The same for what a run takes beside the weights."""
+        return (self.plan.peak - self.plan.weights) / (self.peak - self.plan.weights) - 1
+
+
+def measure(model: Model, runs: Iterator[Run] | tuple[Run, ...]) -> Iterator[tuple[Run, Measured]]:
+    """Run a model of random weights and measure; a new model each time, as training puts an adapter on it."""
+    for run in runs:
+        gc.collect()
+        mx.clear_cache()
+        before = mx.get_active_memory()
+        vlm = _random(model)
+        arrays: dict[str, mx.array] = dict(tree_flatten(vlm.model.parameters()))
+        weights = sum(int(array.nbytes) for array in arrays.values())
+        checkpoint = Checkpoint(shapes_from(model.config()), weights, 4, run.settings.max_pixels)
+        if isinstance(run.settings, TrainSettings):
+            plan, peak = _measure_training(vlm, checkpoint, run.pixels, run.settings)
+        else:
+            plan, peak = _measure_judging(vlm, checkpoint, run.pixels, run.settings, run.images)
+        del vlm
+        yield run, Measured(plan, peak - before)
+
+
+def _random(model: Model) -> VLM:
+    """A model of random weights that never ends its completions, and writes no tag that would end them."""
+    mx.random.seed(0)
+    built = build_model(model.config())
+    if model.bits:
+        nn.quantize(built.language_model, bits=model.bits)
+    built.eval()
+    mx.eval(built.parameters())
+    processor = load(str(JUDGE), trust_remote_code=False)[1]
+    processor.image_processor.max_pixels = 1 << 30
+    vlm = VLM(built, processor, JUDGE, 1 << 30)
+    vlm.ends = frozenset()
+    for tag in ("</think>", "</answer>"):
+        for token in vlm.words.control(tag):
+            vlm.words.pieces[token] = ""
+    return vlm
+
+
+def _pictures(count: int, pixels: int) -> list[Image.Image]:
+    draw = np.random.default_rng(0)
+    return [Image.fromarray(draw.integers(0, 256, (pixels, pixels, 3), np.uint8)) for _ in range(count)]
+
+
+def _text_tokens(vlm: VLM, pixels: int) -> int:
+    first, second = _pictures(2, 28)
+    prompt = vlm.prompt(first, second, _TEXT, "choice", think=True)
+    return len(prompt) - sum(image.tokens for image in prompt.images)
+
+
+def _measure_training(vlm: VLM, checkpoint: Checkpoint, pixels: int, settings: TrainSettings) -> tuple[Plan, int]:
+    text = _text_tokens(vlm, pixels)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "reward.py"
+        file.write_text(_REWARD, encoding="utf-8")
+        settings = replace(settings, reward=f"{file}:reward", steps=1)
+        images = _pictures(2 * settings.comparisons, pixels)
+        preferences = [Preference(_TEXT, a, b, 1.0) for a, b in zip(images[::2], images[1::2], strict=True)]
+        trainer = Trainer(vlm, preferences, settings)
+        peak = max(report.peak_bytes for report in trainer.steps())
+    return training_plan(checkpoint, settings, len(images), text), peak
+
+
+def _measure_judging(
+    vlm: VLM, checkpoint: Checkpoint, pixels: int, settings: JudgeSettings, images: int
+) -> tuple[Plan, int]:
+    text = _text_tokens(vlm, pixels)
+    mx.reset_peak_memory()
+    Judge(vlm, settings).rank(_pictures(images, pixels), _TEXT, think="all" if settings.think else "none")
+    return judging_plan(checkpoint, settings, images, text), int(mx.get_peak_memory())

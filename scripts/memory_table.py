@@ -1,0 +1,137 @@
+"""What fits which Mac, from shapes alone: `python -m scripts.memory_table`; or, with --check, the plan beside MLX.
+
+The table says, for training with the defaults of a real judge, the planned peak, and how far one setting at a time can
+be raised within the working set that macOS recommends. Nothing in it was measured on a Mac. --check runs random models
+of two sizes here and sets what MLX measures beside what was planned.
+"""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+from mlxpref.blas import preload
+
+preload()  # before MLX is first imported
+
+import click  # noqa: E402
+
+from mlxpref.config import TrainSettings  # noqa: E402
+from mlxpref.console import note, print_table, print_text  # noqa: E402
+from mlxpref.memory import Checkpoint, training_plan  # noqa: E402
+from mlxpref.shapes import Quantization, Shapes, VisionShapes  # noqa: E402
+from scripts.memory_check import MODELS, RUNS, measure  # noqa: E402
+
+_TOLERANCE = 0.15
+_IMAGES = 2000
+_GIB = 1 << 30
+MACS = {16: 2 / 3, 32: 2 / 3, 64: 3 / 4, 128: 3 / 4, 192: 3 / 4}
+"""Unified memory in GiB, and the share of it that macOS recommends as a GPU's working set."""
+_VISION: dict[str, Any] = {
+    "depth": 32, "hidden": 1280, "heads": 16, "gated": True, "window": 112, "full": (7, 15, 23, 31),
+}  # fmt: skip
+# As the configs of Qwen2.5-VL state them.
+JUDGES = {
+    "3B": Shapes(2048, 36, 16, 2, 128, 11008, 151936, True, VisionShapes(**_VISION, inner=3420, out=2048)),
+    "7B": Shapes(3584, 28, 28, 4, 128, 18944, 152064, False, VisionShapes(**_VISION, inner=3420, out=3584)),
+    "32B": Shapes(5120, 64, 40, 8, 128, 27648, 152064, False, VisionShapes(**_VISION, inner=3456, out=5120)),
+}
+MICRO_BATCHES = (16, 8, 4, 2, 1)
+LADDERS: dict[str, list[int]] = {
+    "group": [2, 4, 8, 16, 32, 64],
+    "max_pixels": [side**2 for side in (224, 336, 448, 512, 672, 896, 1120, 1344)],
+    "max_tokens": [64, 128, 256, 512, 1024, 2048],
+}
+
+
+def peak(checkpoint: Checkpoint, working_set: float, **changes: Any) -> tuple[int, int]:
+    """The planned peak, and the largest micro-batch with which it fits; where none fits, the peak of the smallest."""
+    planned = 0, 0
+    for size in MICRO_BATCHES:
+        settings = replace(TrainSettings(), micro_batch=size, **changes)
+        planned = training_plan(checkpoint, settings, _IMAGES).peak, size
+        if planned[0] <= working_set:
+            break
+    return planned
+
+
+def what_fits() -> list[dict[str, Any]]:
+    """A row for each Mac, judge and number of bits."""
+    rows = []
+    for memory, share in MACS.items():
+        for name, shapes in JUDGES.items():
+            for bits in (4, 8):
+                packed = replace(shapes, quantization=Quantization(bits, 64))
+                checkpoint, working_set = Checkpoint(packed, packed.weight_bytes(2), 2), int(memory * share * _GIB)
+                needed, size = peak(checkpoint, working_set)
+                row: dict[str, Any] = {"mac_gib": memory, "working_set_bytes": working_set, "judge": name, "bits": bits}
+                row |= {"weights_bytes": checkpoint.weights, "peak_bytes": needed, "micro_batch": size}
+                for setting, ladder in LADDERS.items():
+                    fitting = [v for v in ladder if peak(checkpoint, working_set, **{setting: v})[0] <= working_set]
+                    row[setting] = max(fitting, default=None)
+                rows.append(row)
+    return rows
+
+
+def _print_what_fits() -> None:
+    rows = what_fits()
+    print_table(
+        ("Mac", ">working set", "judge", ">weights", ">peak", ">micro-batch", ">group", ">pixels", ">tokens"),
+        [
+            (
+                f"{row['mac_gib']} GB", _gigabytes(row["working_set_bytes"]), f"{row['judge']}, {row['bits']} bit",
+                _gigabytes(row["weights_bytes"]), _gigabytes(row["peak_bytes"]),
+                row["micro_batch"] if row["peak_bytes"] <= row["working_set_bytes"] else "does not fit",
+                row["group"] or "", _side(row["max_pixels"]), row["max_tokens"] or "",
+            )
+            for row in rows
+        ],
+    )  # fmt: skip
+    print_text(
+        "training with the defaults (512 x 512 pixels, groups of 8, 256 tokens) and the largest micro-batch that fits; "
+        "the last three columns are the most that one setting can be while the others stay; "
+        "planned from shapes, not measured on a Mac"
+    )
+    print_text(json.dumps({"table": rows}))
+
+
+def _side(pixels: int | None) -> str:
+    return f"{round(pixels**0.5)} x {round(pixels**0.5)}" if pixels else ""
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.1f} GB"
+
+
+def _check() -> bool:
+    cases = []
+    for model in MODELS:
+        for run, found in measure(model, RUNS):
+            note(f"{model.name}, {run.pixels} px, {run.name}: {found.error:+.1%}")
+            cases.append((model, run, found))
+    print_table(
+        ("model", ">pixels", "run", ">planned MB", ">measured MB", ">error", ">without weights"),
+        [
+            (
+                model.name, run.pixels, run.name, f"{found.plan.peak / 1e6:.0f}", f"{found.peak / 1e6:.0f}",
+                f"{found.error:+.1%}", f"{found.error_without_weights:+.1%}",
+            )
+            for model, run, found in cases
+        ],
+    )  # fmt: skip
+    worst = max((abs(found.error) for _, _, found in cases))
+    print_text(json.dumps({"worst_error": round(worst, 4), "tolerance": _TOLERANCE}))
+    return worst <= _TOLERANCE
+
+
+@click.command()
+@click.option("--check", is_flag=True, help="Run random models here, and fail where the plan is off by more than 15 %.")
+def main(check: bool) -> None:
+    """Print what fits which Mac."""
+    if not check:
+        _print_what_fits()
+    elif not _check():
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

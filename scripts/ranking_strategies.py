@@ -1,0 +1,398 @@
+"""Strategies of asking pairs, beside each other: `python -m scripts.ranking_strategies DATA_FOLDER`.
+
+DATA_FOLDER has HPDv2's test.json in the official layout: for every prompt the ranks that some ten raters gave its
+images (`raw_annotations`), and the order that all of them together give (`rank`). A strategy asks pairs of a judge:
+- `raters`: 1 or 3 of the real raters, drawn for every pair anew, each at most once a pair, without looking at the
+  others. There are no places, so both orders get the same answer.
+- `biased`, simulated: 3 Bernoulli votes for each order of a pair, log-odds = strength of the first - strength of the
+  second + 1 (the position bias), the strengths fitted on all pairs and all raters of the prompt.
+Soft: the answer is the share of the votes. Hard: the majority. One vote is both.
+
+The strengths come from `ranking.fit_strengths`; only the merge sort's own order stands, so soft and hard are one to it.
+`tau` is Kendall's tau-a, (concordant - discordant pairs) / all pairs, against `rank` (which has no ties); equal
+strengths count as neither. `top1` is the share of runs whose strongest image has the best `rank`. `top1_tied` also
+counts an image with the same mean rank over the raters as the best one's, where `rank` breaks a tie. Of the biased
+judge the truth are its strengths. All are means over prompts and repetitions; `comparisons` are pairs, each asked once.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+from mlxpref.console import note, print_table, print_text, track
+from mlxpref.pairing import default_budget, default_round, is_settled, next_round
+from mlxpref.posterior import difference_variance
+from mlxpref.ranking import PairOutcome, StrengthFit, all_pairs, fit_strengths
+
+Array = NDArray[np.float64]
+Answers = Mapping[tuple[int, int], PairOutcome]
+"""What the judge says of every pair (a, b), a < b, should it be asked."""
+Results = dict[int, Array]
+"""Strengths (N,) by the number of pairs that they come from."""
+
+BIAS = 1.0
+"""The simulated judge's preference for the first place, in nats."""
+BUDGETS = (1.0, 4 / 3, 2.0)
+"""Pairs an image after which a ranking is looked at."""
+CASES = (("raters", 1, False), ("raters", 3, False), ("raters", 3, True), ("biased", 3, False), ("biased", 3, True))
+"""Judge, votes, soft."""
+Z95 = 1.959963984540054
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The images of a prompt: `ranks` (raters, N) and their common order `rank` (N,), 1 the best; strengths (N,)."""
+
+    ranks: Array
+    rank: Array
+    strengths: Array
+
+
+def read_prompts(folder: Path) -> list[Prompt]:
+    """The prompts of a folder with HPDv2's test.json."""
+    try:
+        rows = json.loads((folder / "test.json").read_text(encoding="utf-8"))
+        tables = [(np.array([r["rank"] for r in row["raw_annotations"]]), np.array(row["rank"])) for row in rows]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise click.ClickException(f"{folder}: no test.json in HPDv2's layout ({error!r})") from None
+    prompts = []
+    for ranks, rank in tables:
+        shares = {(a, b): float((ranks[:, a] < ranks[:, b]).mean()) for a, b in all_pairs(len(rank))}
+        fit = fit_strengths(len(rank), [PairOutcome(*pair, share, share) for pair, share in shares.items()])
+        prompts.append(Prompt(ranks.astype(float), rank.astype(float), fit.strengths))
+    return prompts
+
+
+# Judges
+
+
+def rater_answers(ranks: Array, votes: int, soft: bool, rng: np.random.Generator) -> Answers:
+    """What `votes` raters say of every pair, drawn for each anew: the share of them, or the majority."""
+    answers = {}
+    for a, b in all_pairs(ranks.shape[1]):
+        drawn = ranks[rng.choice(len(ranks), votes, replace=False)]
+        share = float((drawn[:, a] < drawn[:, b]).mean())
+        p_a = share if soft else _majority(share)
+        answers[a, b] = PairOutcome(a, b, p_a, p_a)
+    return answers
+
+
+def voted_answers(strengths: Array, votes: int, soft: bool, rng: np.random.Generator, bias: float = BIAS) -> Answers:
+    """What a judge with a position bias says of every pair in both orders, by `votes` Bernoulli votes each."""
+    answers = {}
+    for a, b in all_pairs(len(strengths)):
+        lead = strengths[a] - strengths[b]
+        shares = [rng.binomial(votes, _logistic(lead + place)) / votes for place in (bias, -bias)]
+        answers[a, b] = PairOutcome(a, b, *(shares if soft else map(_majority, shares)))
+    return answers
+
+
+def noisy_answers(strengths: Array, rng: np.random.Generator) -> Answers:
+    """What a soft judge with a position bias says of every pair in both orders.
+
+    Log-odds = difference +- 0.5 for the first place + noise of the pair (0.3) + noise of the comparison (0.1).
+    """
+    answers = {}
+    for a, b in all_pairs(len(strengths)):
+        lead = strengths[a] - strengths[b] + rng.normal(0, 0.3)
+        answers[a, b] = PairOutcome(a, b, *(_logistic(lead + place + rng.normal(0, 0.1)) for place in (0.5, -0.5)))
+    return answers
+
+
+def _logistic(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def _majority(share: float) -> float:
+    return 0.5 if share == 0.5 else float(share > 0.5)
+
+
+# Strategies
+
+
+def fit_of(count: int, answers: Answers, pairs: Iterable[tuple[int, int]]) -> StrengthFit:
+    """What the answers to pairs say."""
+    return fit_strengths(count, [answers[pair] for pair in pairs])
+
+
+def by_random(count: int, answers: Answers, budgets: Sequence[int], seed: int) -> Results:
+    """Pairs at random."""
+    every = np.random.default_rng(seed).permutation(list(all_pairs(count)))
+    pairs = [(int(a), int(b)) for a, b in every]
+    return {budget: fit_of(count, answers, pairs[:budget]).strengths for budget in budgets}
+
+
+def by_swiss(count: int, answers: Answers, budgets: Sequence[int], seed: int) -> Results:
+    """Rounds of N / 2 pairs: neighbours in the current order that have not met; at random in the first round."""
+    strengths, results = np.random.default_rng(seed).random(count), {}
+    asked: list[tuple[int, int]] = []
+    for size in _sizes(budgets, count // 2):
+        asked += _swiss_round(np.argsort(-strengths).tolist(), set(asked), size)
+        strengths = fit_of(count, answers, asked).strengths
+        results[len(asked)] = strengths
+    return {budget: results[budget] for budget in budgets}
+
+
+def _swiss_round(order: Sequence[int], asked: set[tuple[int, int]], size: int) -> list[tuple[int, int]]:
+    """From the nearest in the order to the farthest, every image once; then without that limit, if that is too few."""
+    chosen: list[tuple[int, int]] = []
+    count = len(order)
+    for limited in (True, False):
+        for gap in range(1, count):
+            for one, other in zip(order, order[gap:], strict=False):
+                pair = (min(one, other), max(one, other))
+                met = limited and any(image in known for known in chosen for image in pair)
+                if len(chosen) < size and pair not in asked and pair not in chosen and not met:
+                    chosen.append(pair)
+    return chosen
+
+
+def by_merge_sort(count: int, answers: Answers, budgets: Sequence[int], seed: int) -> Results:
+    """A merge sort from a random order, to its end: the budget is what it takes."""
+    asked: list[tuple[int, int]] = []
+
+    def beats(one: int, other: int) -> bool:
+        pair = (min(one, other), max(one, other))
+        asked.append(pair)
+        return ((answers[pair].p_a or 0.0) >= 0.5) == (one < other)
+
+    def merged(items: list[int]) -> list[int]:
+        if len(items) < 2:
+            return items
+        left, right = merged(items[: len(items) // 2]), merged(items[len(items) // 2 :])
+        result = []
+        while left and right:
+            result.append((left if beats(left[0], right[0]) else right).pop(0))
+        return result + left + right
+
+    order = merged(np.random.default_rng(seed).permutation(count).tolist())
+    return {len(asked): -np.argsort(order).astype(float)}
+
+
+def by_all_pairs(count: int, answers: Answers, budgets: Sequence[int], seed: int) -> Results:
+    """Every pair."""
+    pairs = list(all_pairs(count))
+    return {len(pairs): fit_of(count, answers, pairs).strengths}
+
+
+def by_ours(count: int, answers: Answers, budgets: Sequence[int], seed: int) -> Results:
+    """`pairing.next_round` with a fit after every round."""
+    results: Results = {}
+    asked: list[tuple[int, int]] = []
+    fit = None
+    for size in _sizes(budgets, default_round(count)):
+        asked += next_round(count, asked, fit, size, seed)
+        fit = fit_of(count, answers, asked)
+        results[len(asked)] = fit.strengths
+    return {budget: results[budget] for budget in budgets}
+
+
+def _sizes(budgets: Sequence[int], size: int) -> list[int]:
+    """Sizes of rounds, cut where a budget is used up."""
+    ends = sorted({*range(size, max(budgets), size), *budgets})
+    return [end - start for start, end in zip([0, *ends], ends, strict=False)]
+
+
+Strategy = Callable[[int, Answers, Sequence[int], int], Results]
+STRATEGIES: Mapping[str, Strategy] = {
+    "random": by_random,
+    "swiss": by_swiss,
+    "merge sort": by_merge_sort,
+    "all pairs": by_all_pairs,
+    "ours": by_ours,
+}
+
+
+# Strategies beside each other
+
+
+def tau_a(strengths: Array, rank: Array) -> float:
+    """Kendall's tau-a of strengths (N,), larger is better, against ranks (N,), smaller is better."""
+    agree = np.sign(strengths[:, None] - strengths) * np.sign(rank - rank[:, None])
+    return float(agree[np.triu_indices(len(rank), 1)].mean())
+
+
+def best_found(strengths: Array, rank: Array) -> bool:
+    """Whether the strongest image is one of the best rank."""
+    return bool(rank[int(np.argmax(strengths))] == rank.min())
+
+
+def run_case(prompts: Sequence[Prompt], judge: str, votes: int, soft: bool, repeats: int) -> list[dict[str, Any]]:
+    """Every strategy with one judge: a row for each number of pairs."""
+    found: dict[tuple[str, int], list[tuple[float, ...]]] = {}
+    runs = [(number, repeat) for repeat in range(repeats) for number in range(len(prompts))]
+    what = f"{judge}, {votes} votes, {'soft' if soft else 'hard'}"
+    for number, repeat in track(runs, len(runs), what):
+        prompt, rng = prompts[number], np.random.default_rng([votes, number, repeat])
+        if judge == "raters":
+            answers, rank, mean = rater_answers(prompt.ranks, votes, soft, rng), prompt.rank, prompt.ranks.mean(axis=0)
+        else:
+            answers, rank, mean = (
+                voted_answers(prompt.strengths, votes, soft, rng),
+                -prompt.strengths,
+                -prompt.strengths,
+            )
+        count = len(rank)
+        budgets = [round(share * count) for share in BUDGETS if share * count < count * (count - 1) // 2]
+        for name, strategy in STRATEGIES.items():
+            results = strategy(count, answers, budgets, repeat * len(prompts) + number)
+            for place, (pairs, strengths) in enumerate(results.items()):
+                row = (pairs, tau_a(strengths, rank), best_found(strengths, rank), best_found(strengths, mean))
+                found.setdefault((name, place), []).append(row)
+    rows = []
+    for (name, _), values in found.items():
+        means = dict(zip(("comparisons", "tau", "top1", "top1_tied"), np.mean(values, axis=0).round(4), strict=True))
+        rows.append({"name": name, "votes": votes, "soft": soft} | {key: float(x) for key, x in means.items()})
+    return rows
+
+
+def strategy_table(rows: Sequence[Mapping[str, Any]], judge: str) -> None:
+    """Print what `run_case` found."""
+    columns = ("strategy", ">votes", "answers", ">pairs", ">tau", ">top 1", ">top 1 or tied")
+    cells = [
+        [row["name"], row["votes"], "soft" if row["soft"] else "hard", f"{row['comparisons']:.1f}"]
+        + [f"{row[key]:.3f}" for key in ("tau", "top1", "top1_tied")]
+        for row in rows
+    ]
+    print_table(columns, cells, f"Judge: {judge}")
+
+
+# Early stop, coverage, time
+
+
+def ask_until(
+    count: int, answers: Answers, budget: int, seed: int, top: int | None = None
+) -> tuple[list[tuple[int, int]], StrengthFit]:
+    """Ask our pairs until the budget is used up or, with `top`, that top is settled; the pairs and the last fit."""
+    asked = next_round(count, [], None, default_round(count), seed, top)
+    fit = fit_of(count, answers, asked)
+    while len(asked) < budget and not (top and is_settled(fit, top)):
+        size = min(default_round(count), budget - len(asked))
+        asked += next_round(count, asked, fit, size, seed, top)
+        fit = fit_of(count, answers, asked)
+    return asked, fit
+
+
+def top_of(fit: StrengthFit, top: int) -> set[int]:
+    """The strongest images."""
+    return set(np.argsort(-fit.strengths, kind="stable")[:top].tolist())
+
+
+def early_stop(repeats: int, top: int = 5, count: int = 32) -> list[list[object]]:
+    """How many of all pairs are asked until the top is settled, and how often it is that of all pairs, or the truth."""
+    table: list[list[object]] = []
+    every = list(all_pairs(count))
+    for what, deviation in (("soft, noise 0.3 and 0.1", 1.0), ("3 votes", 1.0), ("3 votes", 3.0)):
+        found = []
+        for repeat in track(range(repeats), repeats, f"early stop, {what}, deviation {deviation}"):
+            rng = np.random.default_rng([32, repeat])
+            strengths = rng.normal(0, deviation, count)
+            soft = what.startswith("soft")
+            answers = noisy_answers(strengths, rng) if soft else voted_answers(strengths, 3, True, rng, 0.5)
+            full = fit_of(count, answers, every)
+            truth = set(np.argsort(-strengths)[:top].tolist())
+            row: list[float] = []
+            for limit, stop in ((len(every), top), (len(every) * 35 // 100, top), (default_budget(count), None)):
+                asked, fit = ask_until(count, answers, limit, repeat, stop)
+                ours = top_of(fit, top)
+                row += [len(asked) / len(every), ours == top_of(full, top), ours == truth, is_settled(fit, top)]
+            found.append([*row, top_of(full, top) == truth])
+        mean = np.mean(found, axis=0)
+        for number, asks in enumerate(("until settled", "until settled, at most 35 %", "two an image")):
+            shares = [f"{x:.1%}" for x in [*mean[4 * number : 4 * number + 4], mean[-1]]]
+            table.append([what, deviation, asks, *shares])
+    return table
+
+
+def coverage(repeats: int, count: int = 20) -> list[list[object]]:
+    """How often 95 % intervals hold the true strengths and differences: fixed random pairs, ours, ours with a stop."""
+    rng = np.random.default_rng(2024)
+    upper, budget = np.triu_indices(count, 1), default_budget(count)
+    every = list(all_pairs(count))
+    fixed = [every[place] for place in rng.permutation(len(every))[:budget]]
+    held: dict[str, list[tuple[float, ...]]] = {
+        "fixed random pairs": [],
+        "ours": [],
+        "ours, stops when top 1 settled": [],
+    }
+    for repeat in track(range(repeats), repeats, "coverage"):
+        strengths = rng.normal(0, 1, count)
+        answers = voted_answers(strengths, 3, True, rng, 0.5)
+        fits = [(fixed, fit_of(count, answers, fixed))]
+        fits += [ask_until(count, answers, budget, repeat, stop) for stop in (None, 1)]
+        for name, (asked, fit) in zip(held, fits, strict=True):
+            error = fit.strengths - (strengths - strengths.mean())
+            inside = np.abs(error) <= Z95 * np.sqrt(np.diag(fit.covariance))
+            apart = np.abs(error[:, None] - error) <= Z95 * np.sqrt(difference_variance(fit.covariance))
+            held[name].append((float(inside.mean()), float(apart[upper].mean()), len(asked)))
+    means = {name: np.mean(values, axis=0) for name, values in held.items()}
+    return [[name, f"{mean[0]:.1%}", f"{mean[1]:.1%}", f"{mean[2]:.1f}"] for name, mean in means.items()]
+
+
+def scheduling(counts: Sequence[int] = (100, 300, 1000)) -> list[list[object]]:
+    """Processor time of choosing the pairs of the default budget, and of the fits between, for numbers of images."""
+    table: list[list[object]] = []
+    for count in counts:
+        note(f"time of {count} images")
+        rng = np.random.default_rng(count)
+        strengths, fit, times = rng.normal(0, 1, count), None, np.zeros(2)
+        asked: list[tuple[int, int]] = []
+        outcomes: list[PairOutcome] = []
+        rounds = _sizes([default_budget(count)], default_round(count))
+        for size in rounds:
+            started = time.process_time()
+            asked += next_round(count, asked, fit, size)
+            times[0] += time.process_time() - started
+            for a, b in asked[len(outcomes) :]:
+                shares = [rng.binomial(3, _logistic(strengths[a] - strengths[b] + place)) / 3 for place in (0.5, -0.5)]
+                outcomes.append(PairOutcome(a, b, *shares))
+            started = time.process_time()
+            fit = fit_strengths(count, outcomes)
+            times[1] += time.process_time() - started
+        table.append([count, len(asked), len(rounds), *(f"{1e3 * spent / count:.2f}" for spent in times)])
+    return table
+
+
+def print_more(repeats: int) -> None:
+    """Print early stop, coverage and time."""
+    stop = ("judge", ">deviation", "asked", ">of all pairs", ">top 5 of all pairs", ">true top 5", ">settled",
+            ">all pairs' true top 5")  # fmt: skip
+    print_table(stop, early_stop(max(repeats // 10, 1)), "Top 5 of 32 images, normal strengths")
+    held = ("pairs of 20 images, deviation 1, 3 votes", ">strengths held", ">differences held", ">pairs")
+    print_table(held, coverage(repeats), "Coverage of 95 % intervals")
+    spent = (">images", ">pairs", ">rounds", ">choosing, ms an image", ">fitting, ms an image")
+    print_table(spent, scheduling(), "Processor time at the default budget")
+
+
+@click.command()
+@click.argument("folder", metavar="DATA_FOLDER", type=click.Path(path_type=Path))
+@click.option("--repeats", default=50, show_default=True, help="Repetitions a prompt.")
+@click.option("--biased-repeats", default=20, show_default=True, help="The same for the simulated judge.")
+@click.option("--more", is_flag=True, help="Also early stop, coverage of intervals, and time (minutes).")
+@click.option("--more-repeats", default=1000, show_default=True, help="Repetitions of coverage; a tenth of early stop.")
+def main(folder: Path, repeats: int, biased_repeats: int, more: bool, more_repeats: int) -> None:
+    """Measure how good a ranking is after how many pairs, by strategy of asking them."""
+    prompts = read_prompts(folder)
+    rows: dict[str, list[dict[str, Any]]] = {"raters": [], "biased": []}
+    for judge, votes, soft in CASES:
+        found = run_case(prompts, judge, votes, soft, repeats if judge == "raters" else biased_repeats)
+        rows[judge] += found
+        if votes == 1:  # hard and soft are the same
+            rows[judge] += [row | {"soft": True} for row in found]
+    for judge, of_judge in rows.items():
+        strategy_table(of_judge, judge)
+    if more:
+        print_more(more_repeats)
+    print_text(json.dumps({"strategies": rows["raters"], "biased_judge": rows["biased"]}))
+
+
+if __name__ == "__main__":
+    main()
