@@ -117,4 +117,4 @@ def _options(changes: Mapping[str, Any]) -> str:
 
 def gigabytes(size: int) -> str:
     """Bytes as a person reads them."""
-    return f"{size / 1e9:.1f} GB"
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"

@@ -5,7 +5,8 @@ from typing import Any
 
 import click
 
-from mlxpref.cli_judging import compare, evaluate_command, rank
+from mlxpref.cli_judging import compare, evaluate_command
+from mlxpref.cli_ranking import rank
 from mlxpref.cli_training import convert, demo, train
 from mlxpref.errors import MlxprefError
 

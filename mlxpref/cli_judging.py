@@ -1,4 +1,4 @@
-"""The commands that judge: compare, rank, eval."""
+"""The commands that judge: compare, eval."""
 
 from pathlib import Path
 from typing import Any
@@ -6,10 +6,10 @@ from typing import Any
 import click
 
 from mlxpref.config import JudgeSettings
-from mlxpref.options import json_option, judge_options, prompt_option, settings_options
-from mlxpref.session import check_images_of, load_from_options, say_what_the_demo_knows
+from mlxpref.options import json_option, judge_options, prompt_option, settings_options, store_options
+from mlxpref.session import check_images_of, load_from_options, say_what_the_demo_knows, storing
 
-__all__ = ["compare", "evaluate_command", "rank"]
+__all__ = ["compare", "evaluate_command"]
 
 
 @click.command(short_help="Which of two images people would prefer.")
@@ -38,55 +38,13 @@ def compare(
         print_pair(a, b, verdict)
 
 
-@click.command(short_help="Rank images or folders, with reasons.")
-@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-@prompt_option
-@click.option(
-    "--think",
-    type=click.Choice(["top", "all", "none"]),
-    default="top",
-    show_default=True,
-    help="Think about pairs of the ten best, about all, or about none.",
-)
-@click.option("--recursive", is_flag=True, help="Look into the folders' folders too.")
-@judge_options
-@settings_options(JudgeSettings, only=("samples", "max_tokens", "max_pixels", "seed", "rows"))
-@json_option
-def rank(
-    images: tuple[Path, ...],
-    prompt: str,
-    think: Any,
-    recursive: bool,
-    model: str | None,
-    adapter: Path | None,
-    yes: bool,
-    as_json: bool,
-    **settings: Any,
-) -> None:
-    """Rank images, or folders of images, best first and with reasons; every pair is judged in both orders."""
-    from mlxpref.console import note, print_json, track
-    from mlxpref.images import check_images, find_images
-    from mlxpref.tables import print_ranking
-
-    found = find_images(images, recursive)
-    readable, skipped = check_images(found)
-    for each in skipped:
-        note(f"skipped: {each.path}: {each.error}")
-    judge = load_from_options(model, adapter, yes, settings)
-    say_what_the_demo_knows(judge, readable)
-    ranking = judge.rank(readable, prompt, think, skipped, track)
-    if as_json:
-        print_json(ranking.to_json())
-    else:
-        print_ranking(ranking)
-
-
 @click.command("eval", short_help="How often the judge agrees with people.")
 @click.option("--data", required=True, help="`demo`, or a .jsonl file of rows with prompt, a, b and p_a.")
 @click.option("--split", default="test", show_default=True, help="Which part of the data.")
 @click.option("--limit", type=click.IntRange(min=1), help="Judge only this many preferences.")
 @click.option("--strategy", default="soft", show_default=True, help="soft, select or score; several with commas.")
 @judge_options
+@store_options
 @settings_options(JudgeSettings)
 @json_option
 def evaluate_command(
@@ -94,6 +52,8 @@ def evaluate_command(
     split: str,
     limit: int | None,
     strategy: str,
+    store: Path | None,
+    no_store: bool,
     model: str | None,
     adapter: Path | None,
     yes: bool,
@@ -117,7 +77,8 @@ def evaluate_command(
     check_images_of(data, preferences)
     judge = load_from_options(model, adapter, yes, settings)
     say_what_the_demo_knows(judge, [image for p in preferences for image in (p.a, p.b)])
-    evaluations = [evaluate(judge, preferences, data, split, each, track) for each in strategies]
+    with storing(judge, store, no_store):
+        evaluations = [evaluate(judge, preferences, data, split, each, track) for each in strategies]
     if not as_json:
         print_evaluations(evaluations)
     elif len(evaluations) == 1:

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -72,19 +72,24 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title:
     _print("\n".join(line.rstrip() for line in captured.get().split("\n")).rstrip("\n"))
 
 
-def track(work: Iterable[T], count: int, what: str) -> Iterator[T]:
-    """Pass on `count` things and show the time left: a bar on a terminal, a line now and then in a file."""
+def track(work: Iterable[T], count: int, what: str | Callable[[], str]) -> Iterator[T]:
+    """Pass on at most `count` things and show the time left: a bar on a terminal, a line now and then in a file.
+
+    `what` is being done; a function is asked again whenever it is shown.
+    """
+    say = what if callable(what) else lambda: what
     if sys.stderr.isatty():
-        yield from _bar(work, count, what)
+        yield from _bar(work, count, say)
         return
     started = shown = time.monotonic()
+    done = 0
     for done, item in enumerate(work, start=1):
         yield item
         now = time.monotonic()
         if now - shown >= _PLAIN_INTERVAL and done < count:
-            note(f"{what}: {done} of {count}, about {(now - started) / done * (count - done):.0f} s left")
+            note(f"{say()}: {done} of {count}, about {(now - started) / done * (count - done):.0f} s left")
             shown = now
-    note(f"{what}: {count} of {count} in {time.monotonic() - started:.1f} s")
+    note(f"{say()}: {done} of {count} in {time.monotonic() - started:.1f} s")
 
 
 def track_steps(reports: Iterable[Any], count: int) -> Iterator[Any]:
@@ -121,18 +126,18 @@ def _print(text: str) -> None:
         raise
 
 
-def _bar(work: Iterable[T], count: int, what: str) -> Iterator[T]:
+def _bar(work: Iterable[T], count: int, say: Callable[[], str]) -> Iterator[T]:
     with _progress() as progress:
-        task = progress.add_task(what, total=count)
+        task = progress.add_task(plain(say()), total=count)
         for item in work:
             yield item
-            progress.advance(task)
+            progress.update(task, advance=1, description=plain(say()))
 
 
 def _progress() -> Progress:
     """A bar with counts and times, on stderr."""
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

@@ -1,24 +1,20 @@
-"""The ranking of image files for one prompt: which pairs are judged, what was said, and its JSON."""
+"""The ranking of images for one prompt: every pair that was judged, what was said of it, and its JSON."""
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from mlxpref.images import Skipped
-from mlxpref.pairs import Pair, PairVerdict, Track
+from mlxpref.pairs import PairVerdict
 from mlxpref.preferences import ImageLike
-from mlxpref.ranking import RankedImage, Ranking, all_pairs, rank_images
+from mlxpref.ranking import RankedImage, Ranking
 from mlxpref.verdict import Verdict
 
-__all__ = ["Compare", "ImageRanking", "JudgedPair", "Reason", "Think", "rank_pairs"]
+__all__ = ["Ending", "ImageRanking", "JudgedPair", "Reason", "name_of"]
 
-Think = Literal["top", "all", "none"]
-TOP = 10
-"""How many of the best images are thought about where the judge thinks about the top only."""
-Compare = Callable[[Iterable[Pair], bool], Iterable[PairVerdict]]
-"""A judge of pairs: the pairs, and whether to think about them."""
+Ending = Literal["done", "settled", "interrupted"]
+"""Why no more pairs were asked: the budget was spent, the top was settled before that, or somebody ended it."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +53,14 @@ class ImageRanking:
     vision_runs: int = 0
     tokens: int = 0
     skipped: tuple[Skipped, ...] = field(default=())
+    planned: int = 0
+    ending: Ending = "done"
+    recalled: int = 0
+    remarks: tuple[str, ...] = field(default=())
 
     def name(self, index: int) -> str:
         """What an image is called: its path, or its number where it came from memory."""
-        image = self.images[index]
-        return str(image) if isinstance(image, Path) else f"image {index}"
+        return name_of(self.images, index)
 
     def reason(self, image: RankedImage) -> Reason | None:
         """The reasoning that speaks most clearly for an image's place, and the two images that it speaks of.
@@ -116,6 +115,11 @@ class ImageRanking:
                 for pair in self.pairs
             ],
             "position_bias": self.ranking.position_bias,
+            "position_bias_stderr": self.ranking.position_bias_stderr,
+            "remarks": list(self.remarks),
+            "planned_pairs": self.planned,
+            "ending": self.ending,
+            "recalled": self.recalled,
             "skipped": [{"path": str(s.path), "error": s.error} for s in self.skipped],
             "seconds": round(self.seconds, 3),
             "vision_runs": self.vision_runs,
@@ -123,39 +127,10 @@ class ImageRanking:
         }
 
 
-def rank_pairs(
-    images: Sequence[ImageLike],
-    prompt: str,
-    compare: Compare,
-    think: Think = "top",
-    track: Track = lambda work, count, what: work,
-) -> ImageRanking:
-    """Judge every pair of at least two images by `compare` and rank them.
-
-    With `think` "top", more than TOP images are first ordered by reading without thinking, and then all pairs among the
-    best TOP are thought about.
-    """
-    started = time.perf_counter()
-
-    def judged(chosen: Sequence[tuple[int, int]], thinking: bool, what: str) -> Iterator[JudgedPair]:
-        work = compare((Pair(images[a], images[b], prompt) for a, b in chosen), thinking)
-        for (a, b), verdict in zip(chosen, track(work, len(chosen), what), strict=True):
-            yield JudgedPair(a, b, verdict)
-
-    every = list(all_pairs(len(images)))
-    thinks_about_all = think == "all" or (think == "top" and len(images) <= TOP)
-    found = {(p.a, p.b): p for p in judged(every, thinks_about_all, "thinking" if thinks_about_all else "reading")}
-    ranking = _ranked(len(images), found.values())
-    if think == "top" and not thinks_about_all:
-        best = sorted(image.index for image in ranking.images[:TOP])
-        among = [(best[a], best[b]) for a, b in all_pairs(len(best))]
-        found |= {(p.a, p.b): p for p in judged(among, True, f"thinking about the best {TOP}")}
-        ranking = _ranked(len(images), found.values())
-    return ImageRanking(prompt, tuple(images), ranking, tuple(found.values()), time.perf_counter() - started)
-
-
-def _ranked(count: int, pairs: Iterable[JudgedPair]) -> Ranking:
-    return rank_images(count, [pair.verdict.outcome(pair.a, pair.b) for pair in pairs])
+def name_of(images: Sequence[ImageLike], index: int) -> str:
+    """What one of several images is called: its path, or its number where it came from memory."""
+    image = images[index]
+    return str(image) if isinstance(image, Path) else f"image {index}"
 
 
 def _orders(pair: JudgedPair) -> tuple[tuple[int, int, tuple[Verdict, ...]], ...]:

@@ -7,11 +7,13 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 from mlxpref.config import JudgeSettings
+from mlxpref.contest import Think, rank_pairs
 from mlxpref.features import Features, Seen
 from mlxpref.fingerprint import Fingerprint
-from mlxpref.image_ranking import ImageRanking, Think, rank_pairs
+from mlxpref.image_ranking import ImageRanking
 from mlxpref.images import Skipped
 from mlxpref.pairs import Comparison, Pair, PairVerdict, Track, shown
 from mlxpref.preferences import ImageLike
@@ -89,19 +91,24 @@ class Judge:
         think: Think = "top",
         skipped: Sequence[Skipped] = (),
         track: Track = lambda work, count, what: work,
+        pairs: int | Literal["all"] | None = None,
+        top: int | None = None,
     ) -> ImageRanking:
-        """Rank at least two images, best first; see `rank_pairs` for `think` and `track`."""
-        vision_runs, tokens = self.vlm.features.runs, self.tokens
+        """Rank at least two images, best first; see `rank_pairs` for `think`, `pairs`, `top` and `track`."""
+        vision_runs, tokens, recalled = self.vlm.features.runs, self.tokens, self.recalled
         sitting = self._sitting(images)
-        found = rank_pairs(
-            images, prompt, lambda pairs, thinks: self.pairs(pairs, think=thinks, sitting=sitting), think, track
-        )
+
+        def compare(asked: Iterable[Pair], thinks: bool) -> Iterator[PairVerdict]:
+            return self.pairs(asked, think=thinks, sitting=sitting)
+
+        found = rank_pairs(images, prompt, compare, think, pairs, top, self.settings.seed, track)
         return replace(
             found,
             model=self.name,
             adapter=self.adapter,
             vision_runs=self.vlm.features.runs - vision_runs,
             tokens=self.tokens - tokens,
+            recalled=self.recalled - recalled,
             skipped=tuple(skipped),
         )
 

@@ -165,9 +165,10 @@ class _Work:
         return 4 * positions * self.model.shapes.vocabulary
 
     def vision(self, tokens: int, images: int) -> int:
-        """The vision tower on images of `tokens` each."""
+        """The vision tower on images of up to `tokens` each: smaller ones may fill a batch further."""
         tower, size = self.model.shapes.vision, tokens * self.model.shapes.vision.merge**2
-        patches = size * min(images, math.ceil(_BATCH_TOKENS / tokens))
+        fullest = max(tokens, _BATCH_TOKENS - 1 + min(tokens, _BATCH_TOKENS - 1))
+        patches = tower.merge**2 * min(images * tokens, fullest)
         wide = (h.hidden * tower.hidden + h.inner * tower.inner + h.scores * tower.heads * size for h in _SEEING)
         return patches * int(max(wide) * self.model.float_bytes + 4 * tower.patch_values)
 
@@ -197,7 +198,8 @@ def training_plan(model: Checkpoint, settings: TrainSettings, images: int, text:
     tokens = model.tokens(settings.max_pixels)
     prompt = 2 * tokens + text
     thinks = settings.think or settings.reward not in EXACT_REWARDS
-    samples, completion = (settings.group, settings.max_tokens) if thinks else (1, 0)
+    longest = max(1, min(settings.max_tokens, shapes.context - prompt))  # beyond its context a model is refused anyway
+    samples, completion = (settings.group, longest) if thinks else (1, 0)
     together = min(settings.comparisons, max(1, settings.rows // samples))
     kept, logits = work.writing(together, prompt, samples, max(completion, 1))
     saved, layer, head = _update(work, settings, prompt, samples, completion)

@@ -7,15 +7,25 @@ from typing import Any, TypeVar
 
 import click
 
-__all__ = ["chosen", "json_option", "judge_options", "prompt_option", "settings_options"]
+__all__ = [
+    "checked_prompt",
+    "chosen",
+    "json_option",
+    "judge_options",
+    "prompt_option",
+    "settings_options",
+    "store_options",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
 
-def _prompt(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
+def checked_prompt(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
     """A prompt that a judge can read: there is one, and the shell passed it on as text."""
+    if value is None:
+        return None
     if not value.strip():
         raise click.BadParameter("it is empty; say what the images were made for")
     if any("\ud800" <= character <= "\udfff" for character in value):
@@ -23,7 +33,7 @@ def _prompt(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
     return value
 
 
-prompt_option = click.option("--prompt", required=True, callback=_prompt, help="What the images were made for.")
+prompt_option = click.option("--prompt", required=True, callback=checked_prompt, help="What the images were made for.")
 
 
 def judge_options(command: F) -> F:
@@ -33,6 +43,20 @@ def judge_options(command: F) -> F:
         click.option("--adapter", type=click.Path(path_type=Path), help="Folder of a trained adapter."),
         click.option(
             "--model", help="Folder, Hugging Face id, or `demo`.  [default: $MLXPREF_MODEL, else recommended]"
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def store_options(command: F) -> F:
+    """The options that say where finished comparisons are kept."""
+    for option in (
+        click.option("--no-store", is_flag=True, help="Keep no comparisons, and recall none."),
+        click.option(
+            "--store",
+            type=click.Path(path_type=Path),
+            help="File of finished comparisons, which are not judged again.  [default: in the user's cache]",
         ),
     ):
         command = option(command)

@@ -11,7 +11,7 @@ from mlxpref.preferences import ImageLike
 from mlxpref.ranking import PairOutcome, soft_preference
 from mlxpref.verdict import Strategy, Verdict
 
-__all__ = ["Comparison", "Pair", "PairVerdict", "Track", "share_for_first", "shown"]
+__all__ = ["Comparison", "Pair", "PairVerdict", "Track", "What", "share_for_first", "shown"]
 
 
 @dataclass(frozen=True)
@@ -82,5 +82,7 @@ def _mean_p_first(verdicts: Sequence[Verdict], strategy: Strategy) -> float | No
     return sum(read) / len(read) if read else None
 
 
-Track = Callable[[Iterable[PairVerdict], int, str], Iterable[PairVerdict]]
+What = str | Callable[[], str]
+"""What is being done, or something that says it whenever it is asked."""
+Track = Callable[[Iterable[PairVerdict], int, What], Iterable[PairVerdict]]
 """Something that passes on verdicts as they come and shows how far the work is: of how many, at what."""

@@ -1,7 +1,7 @@
 """What several commands do before their work: load the judge, look at the images, say what must be said."""
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mlxpref.judge import Judge
     from mlxpref.preferences import ImageLike, Preference
 
-__all__ = ["agree", "check_images_of", "load_from_options", "say_what_the_demo_knows"]
+__all__ = ["agree", "check_images_of", "load_from_options", "say_what_the_demo_knows", "storing"]
 
 _SHOWN = 10
 """How many of the unreadable images are named."""
@@ -26,6 +26,23 @@ def load_from_options(model: str | None, adapter: Path | None, yes: bool, settin
     from mlxpref.loading import load_judge
 
     return load_judge(model, adapter, chosen(settings), (lambda question: True) if yes else agree, note)
+
+
+@contextmanager
+def storing(judge: "Judge", store: Path | None, no_store: bool) -> Iterator[None]:
+    """Let a judge keep and recall comparisons for a while, unless it must not."""
+    from mlxpref.store import Store, default_store_path
+
+    if store is not None and no_store:
+        raise click.UsageError("--store and --no-store exclude each other")
+    if no_store:
+        yield
+        return
+    with Store(store or default_store_path()) as judge.store:
+        try:
+            yield
+        finally:
+            judge.store = None
 
 
 def check_images_of(data: str, preferences: Sequence["Preference"]) -> None:

@@ -179,12 +179,17 @@ def _all(depth: int) -> tuple[int, ...]:
 
 
 def read_pixels(folder: Path) -> int | None:
-    """The pixels that the image processor in a folder shrinks images to, or None where it does not say."""
-    for name in ("preprocessor_config.json", "processor_config.json"):
-        with suppress(OSError, ValueError, AttributeError, TypeError, KeyError):
+    """The pixels that the image processor in a folder shrinks images to, or None where it does not say.
+
+    As mlx-vlm reads them: what is said of the image processor in the processor's own file goes first.
+    """
+    found: dict[str, Any] = {}
+    for name, part in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):
+        with suppress(OSError, ValueError, TypeError, KeyError):
             config = json.loads((folder / name).read_text(encoding="utf-8"))
-            config = config.get("image_processor") or config
-            return int(config.get("max_pixels") or config["size"]["longest_edge"])
+            found.update(config[part] if part else config)
+    with suppress(ValueError, TypeError, KeyError):
+        return int(found.get("max_pixels") or found["size"]["longest_edge"])
     return None
 
 
@@ -193,7 +198,7 @@ def read_shapes(folder: Path) -> Shapes:
     file = folder / "config.json"
     try:
         return shapes_from(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
         raise ModelError(f"{file}: its shapes cannot be read: {type(error).__name__}: {error}") from error
 
 
@@ -207,11 +212,15 @@ def stored_bytes(folder: Path, float_bytes: int | None = None) -> int:
         try:
             with file.open("rb") as stream:
                 head = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        except (OSError, ValueError, OverflowError, MemoryError) as error:
-            raise ModelError(f"{file}: not readable as weights: {error}; download the checkpoint again") from error
-        for name, entry in head.items():
-            if name != "__metadata__":
-                start, end = entry["data_offsets"]
-                width = _FLOATS.get(entry["dtype"])
-                total += (end - start) * float_bytes // width if float_bytes and width else end - start
+            total += sum(_entry_bytes(entry, float_bytes) for name, entry in head.items() if name != "__metadata__")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise ModelError(f"{file}: not readable as weights: {reason}; download the checkpoint again") from error
     return total
+
+
+def _entry_bytes(entry: Mapping[str, Any], float_bytes: int | None) -> int:
+    """What an array takes when it is loaded, by its entry in the head of a safetensors file."""
+    start, end = entry["data_offsets"]
+    width = _FLOATS.get(entry["dtype"])
+    return int((end - start) * float_bytes // width if float_bytes and width else end - start)

@@ -89,6 +89,8 @@ def print_ranking(ranking: ImageRanking) -> None:
     for image in ranking.ranking.images[:_REASONS]:
         if reason := ranking.reason_text(image):
             print_text(f"{names[image.index]}, {_cut(reason)}")
+    for remark in ranking.remarks:
+        print_text(f"note: {remark}")
     if ranking.skipped:
         print_text(f"{len(ranking.skipped)} skipped: " + _few([s.path.name for s in ranking.skipped]))
     print_text(

@@ -139,15 +139,18 @@ def measure(model: Model, runs: Iterator[Run] | tuple[Run, ...]) -> Iterator[tup
         mx.clear_cache()
         before = mx.get_active_memory()
         vlm = _random(model)
-        arrays: dict[str, mx.array] = dict(tree_flatten(vlm.model.parameters()))
-        weights = sum(int(array.nbytes) for array in arrays.values())
-        checkpoint = Checkpoint(shapes_from(model.config()), weights, 4, run.settings.max_pixels)
+        checkpoint = Checkpoint(shapes_from(model.config()), _weight_bytes(vlm), 4, run.settings.max_pixels)
         if isinstance(run.settings, TrainSettings):
             plan, peak = _measure_training(vlm, checkpoint, run.pixels, run.settings)
         else:
             plan, peak = _measure_judging(vlm, checkpoint, run.pixels, run.settings, run.images)
         del vlm
         yield run, Measured(plan, peak - before)
+
+
+def _weight_bytes(vlm: VLM) -> int:
+    arrays: dict[str, mx.array] = dict(tree_flatten(vlm.model.parameters()))
+    return sum(int(array.nbytes) for array in arrays.values())
 
 
 def _random(model: Model) -> VLM:
@@ -197,5 +200,5 @@ def _measure_judging(
 ) -> tuple[Plan, int]:
     text = _text_tokens(vlm, pixels)
     mx.reset_peak_memory()
-    Judge(vlm, settings).rank(_pictures(images, pixels), _TEXT, think="all" if settings.think else "none")
+    Judge(vlm, settings).score(_TEXT, _pictures(images, pixels))  # all pairs in full batches; a ranking's are smaller
     return judging_plan(checkpoint, settings, images, text), int(mx.get_peak_memory())

@@ -290,7 +290,7 @@ def early_stop(repeats: int, top: int = 5, count: int = 32) -> list[list[object]
     """How many of all pairs are asked until the top is settled, and how often it is that of all pairs, or the truth."""
     table: list[list[object]] = []
     every = list(all_pairs(count))
-    for what, deviation in (("soft, noise 0.3 and 0.1", 1.0), ("3 votes", 1.0), ("3 votes", 3.0)):
+    for what, deviation in (("soft, noise 0.3 and 0.1", 1.0), ("soft, noise 0.3 and 0.1", 3.0), ("3 votes", 1.0)):
         found = []
         for repeat in track(range(repeats), repeats, f"early stop, {what}, deviation {deviation}"):
             rng = np.random.default_rng([32, repeat])

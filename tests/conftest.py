@@ -24,6 +24,12 @@ GOLDEN = Path(__file__).parent / "golden"
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test keeps comparisons where the user does."""
+    monkeypatch.setenv("MLXPREF_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
 @cache
 def tiny_model(name: str) -> VLM:
     """The tiny random checkpoint of a family, in float32."""

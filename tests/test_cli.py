@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -36,7 +37,8 @@ COMPARE_KEYS = {
     "prompt", "model", "adapter", "a", "b", "p_a", "p_a_shown_first", "p_a_shown_second", "reasons", "samples",
 }  # fmt: skip
 RANK_KEYS = {
-    "prompt", "model", "adapter", "images", "pairs", "position_bias", "skipped", "seconds", "vision_runs", "tokens",
+    "prompt", "model", "adapter", "images", "pairs", "position_bias", "position_bias_stderr", "remarks",
+    "planned_pairs", "ending", "recalled", "skipped", "seconds", "vision_runs", "tokens",
 }  # fmt: skip
 IMAGE_KEYS = {
     "path", "rank", "strength", "stderr", "low", "high", "p_best", "wins", "pairs", "tied_with", "reason",
@@ -364,7 +366,7 @@ def test_stdout_is_json_and_stderr_the_rest(pictures: Path) -> None:
     assert b"\x1b" not in done.stdout + done.stderr
     lines = done.stderr.decode().splitlines()
     assert lines[0].startswith(f"skipped: {pictures / 'text.png'}: ")
-    assert lines[-1].startswith("thinking: 10 of 10 in ")
+    assert re.match(r"thinking; leading: .*: 10 of 10 in ", lines[-1])
     assert len(lines) == 2
 
 

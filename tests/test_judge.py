@@ -14,11 +14,11 @@ import mlxpref
 from mlxpref import judge as module
 from mlxpref.adapters import load_adapter
 from mlxpref.config import JudgeSettings
+from mlxpref.contest import TOP
 from mlxpref.demo.preferences import demo_preferences
 from mlxpref.errors import ConfigError, ModelError
 from mlxpref.evaluation import evaluate
 from mlxpref.features import FeatureStore
-from mlxpref.image_ranking import TOP
 from mlxpref.judge import Judge
 from mlxpref.pairs import Comparison, Pair, PairVerdict, shown
 from mlxpref.store import Store
@@ -133,7 +133,7 @@ def test_permuting_the_images_permutes_the_ranking(tiny_vlm: VLM) -> None:
 
 def test_the_best_are_thought_about_and_the_others_read(tiny_vlm: VLM) -> None:
     images = [picture(i) for i in range(TOP + 2)]
-    ranking = tiny_judge(tiny_vlm, max_tokens=2).rank(images, "a hat", "top")
+    ranking = tiny_judge(tiny_vlm, max_tokens=2).rank(images, "a hat", "top", pairs="all")
     thought = [pair for pair in ranking.pairs if pair.verdict.verdicts[0].tokens]
     assert len(ranking.pairs) == (TOP + 2) * (TOP + 1) // 2
     assert len(thought) == TOP * (TOP - 1) // 2

@@ -33,6 +33,8 @@ LAYERS = [
         "console",
         "pairs",
         "image_ranking",
+        "remarks",
+        "contest",
         "ranking_files",
         "report",
         "ranking_page",
@@ -42,10 +44,10 @@ LAYERS = [
     ["lora", "grpo"],
     ["tokens", "prefix", "trunk", "tower", "features", "vlm", "fingerprint", "tree"],
     ["rollout", "scoring", "objective", "update", "earnings", "judge", "conversion", "adapters"],
-    ["loading"],
+    ["expectation", "loading"],
     ["evaluation", "training", "runs"],
     ["tables", "session", "demo.story"],
-    ["cli_judging", "cli_training", "cli"],
+    ["cli_judging", "cli_ranking", "cli_training", "cli"],
     [""],
 ]
 """The package itself ("") is the Python interface: it stands above what it loads."""

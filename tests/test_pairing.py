@@ -140,13 +140,12 @@ def test_the_default_budget_is_two_an_image_or_all():
     assert [default_budget(count) for count in (2, 3, 4, 5, 6, 9, 100)] == [1, 3, 6, 10, 12, 18, 200]
 
 
-def test_ours_orders_better_than_random_pairs_and_finds_the_best_more_often():
+def test_ours_orders_better_than_random_pairs():
     """40 sets of 16 images, strengths of deviation 2, 3 votes a comparison, at the default budget of 32 pairs.
 
-    Over 300 other sets: tau 0.832 against 0.780 (the difference's standard error: 0.005), best found in 76 % against
-    60 % (3 %).
+    Over 300 other sets tau was 0.832 against 0.780, the difference's standard error 0.005: of 40 sets it is 0.014.
     """
-    agreement, found = np.zeros(2), np.zeros(2)
+    agreement = np.zeros(2)
     for repeat in range(40):
         rng = np.random.default_rng([77, repeat])
         strengths = rng.normal(0, 2, 16)
@@ -156,9 +155,7 @@ def test_ours_orders_better_than_random_pairs_and_finds_the_best_more_often():
         for way, fit in enumerate(fits):
             signs = np.sign(fit.strengths[:, None] - fit.strengths) * np.sign(strengths[:, None] - strengths)
             agreement[way] += signs[np.triu_indices(16, 1)].mean() / 40
-            found[way] += (fit.strengths.argmax() == strengths.argmax()) / 40
     assert agreement[0] > agreement[1] + 0.025
-    assert found[0] > found[1] + 0.03
 
 
 # Settled

@@ -69,7 +69,7 @@ def test_a_judge_without_noise_gets_its_order(name):
     rng = np.random.default_rng(3)
     for seed in range(5):
         order = rng.permutation(8).tolist()
-        results = bench.STRATEGIES[name](8, sure_answers(order), [28], seed, False)
+        results = bench.STRATEGIES[name](8, sure_answers(order), [28], seed)
         (pairs, strengths), *_ = results.items()
         assert np.argsort(-strengths).tolist() == order
         assert pairs <= 17 if name == "merge sort" else pairs == 28

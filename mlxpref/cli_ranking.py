@@ -1,0 +1,224 @@
+"""The command that ranks: images in, an order out, as a table, JSON, a page, a spreadsheet or copies."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from mlxpref.config import JudgeSettings
+from mlxpref.errors import ConfigError
+from mlxpref.options import checked_prompt, json_option, judge_options, settings_options, store_options
+from mlxpref.session import load_from_options, say_what_the_demo_knows, storing
+
+if TYPE_CHECKING:
+    from mlxpref.contest import Think
+    from mlxpref.image_ranking import ImageRanking
+    from mlxpref.images import Skipped
+    from mlxpref.judge import Judge
+    from mlxpref.prompts import PromptGroup
+
+__all__ = ["rank"]
+
+_INTERRUPTED = 130
+
+
+class _Pairs(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.4
+    """A number of pairs, or `all`."""
+
+    name = "N|all"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | Literal["all"]:
+        """The number, at least 1, or "all"."""
+        if value == "all":
+            return "all"
+        try:
+            return max(1, int(value)) if int(value) >= 1 else self.fail("at least 1 pair has to be judged", param, ctx)
+        except ValueError:
+            self.fail(f"{value!r} is neither a number nor `all`", param, ctx)
+
+
+@dataclass(frozen=True)
+class _Outputs:
+    """Where a ranking goes beside stdout."""
+
+    html: Path | None
+    csv: Path | None
+    copies: tuple[int, Path] | None
+
+    def check(self) -> None:
+        """Refuse now what could not be written when the work is done."""
+        for option, path in (("--html", self.html), ("--csv", self.csv)):
+            if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+                raise ConfigError(
+                    f"{option} {path}: is a folder, or in a folder that does not exist; give another file"
+                )
+        if self.copies is not None and self.copies[1].exists() and not self.copies[1].is_dir():
+            raise ConfigError(f"--copy-top {self.copies[1]}: is no folder; give another one")
+
+    def write(self, rankings: Sequence["ImageRanking"], notes: Sequence[str]) -> None:
+        """Write what was asked for and say where it is."""
+        from mlxpref.console import note
+
+        if self.html is not None:
+            from mlxpref.ranking_page import write_ranking_page
+
+            write_ranking_page(self.html, rankings, notes)
+            note(f"page: {self.html}")
+        if self.csv is not None:
+            from mlxpref.ranking_files import write_ranking_csv
+
+            write_ranking_csv(self.csv, rankings)
+            note(f"table: {self.csv}")
+        if self.copies is not None:
+            from mlxpref.ranking_files import copy_top
+
+            note(f"{len(copy_top(rankings, *self.copies))} images copied to {self.copies[1]}")
+
+
+@click.command(short_help="Rank images or folders, with reasons.")
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--prompt", callback=checked_prompt, help="What all images were made for.")
+@click.option(
+    "--prompt-from",
+    metavar="sidecar|png|FILE",
+    help="Each image's own prompt: a text file beside it, its metadata, or a CSV, JSON or JSONL file of all; "
+    "images are ranked among those of the same prompt.",
+)
+@click.option("--pairs", type=_Pairs(), help="Pairs to judge of a prompt's images.  [default: two an image]")
+@click.option("--top", type=click.IntRange(min=1), help="End as soon as it is settled which images are the K best.")
+@click.option(
+    "--think",
+    type=click.Choice(["top", "all", "none"]),
+    default="top",
+    show_default=True,
+    help="Think about pairs of the ten best, about all, or about none.",
+)
+@click.option("--recursive", is_flag=True, help="Look into the folders' folders too.")
+@click.option("--html", type=click.Path(path_type=Path), help="Write a page with pictures and reasons.")
+@click.option("--csv", type=click.Path(path_type=Path), help="Write a table for a spreadsheet.")
+@click.option(
+    "--copy-top",
+    nargs=2,
+    type=(click.IntRange(min=1), click.Path(path_type=Path)),
+    metavar="K FOLDER",
+    help="Copy the K best into a folder.",
+)
+@store_options
+@judge_options
+@settings_options(JudgeSettings, only=("samples", "max_tokens", "max_pixels", "seed", "rows"))
+@json_option
+def rank(
+    images: tuple[Path, ...],
+    prompt: str | None,
+    prompt_from: str | None,
+    pairs: int | Literal["all"] | None,
+    top: int | None,
+    think: Any,
+    recursive: bool,
+    html: Path | None,
+    csv: Path | None,
+    copy_top: tuple[int, Path] | None,
+    store: Path | None,
+    no_store: bool,
+    model: str | None,
+    adapter: Path | None,
+    yes: bool,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Rank images, or folders of images, best first and with reasons; every pair is judged in both orders.
+
+    Ctrl-C ranks what was judged until then. Finished comparisons are kept: the same command, with more images or more
+    pairs, judges only what is new.
+    """
+    from mlxpref.console import note, print_json
+    from mlxpref.tables import print_ranking
+
+    if (prompt is None) == (prompt_from is None):
+        raise click.UsageError("give either --prompt TEXT or --prompt-from sidecar|png|FILE")
+    outputs = _Outputs(html, csv, copy_top)
+    outputs.check()
+    groups, skipped, notes = _find(images, recursive, prompt, prompt_from)
+    for line in [*(f"skipped: {each.path}: {each.error}" for each in skipped), *notes]:
+        note(line)
+    judge = load_from_options(model, adapter, yes, settings)
+    say_what_the_demo_knows(judge, [image for group in groups for image in group.images])
+    with storing(judge, store, no_store):
+        rankings = _rank_all(judge, groups, think, pairs, top, skipped)
+    outputs.write(rankings, notes)
+    if as_json:
+        shown = [ranking.to_json() for ranking in rankings]
+        print_json(shown if prompt_from else shown[0])
+    else:
+        for ranking in rankings:
+            print_ranking(ranking)
+    if rankings[-1].ending == "interrupted":
+        raise SystemExit(_INTERRUPTED)
+
+
+def _find(
+    places: Sequence[Path], recursive: bool, prompt: str | None, source: str | None
+) -> tuple[list["PromptGroup"], list["Skipped"], list[str]]:
+    """The images of each prompt, those that are left out, and what there is to say of them."""
+    from mlxpref.duplicates import find_duplicates
+    from mlxpref.images import check_images, find_images
+    from mlxpref.prompts import PromptGroup, group_by_prompt, prompts_of
+
+    readable, skipped = check_images(find_images(places, recursive))
+    groups = [PromptGroup(prompt or "", tuple(readable))]
+    if source is not None:
+        prompts, without = prompts_of(readable, source)
+        groups, alone = group_by_prompt(prompts)
+        skipped = [*skipped, *without, *alone]
+    same = (", ".join(str(path) for path in group) for group in find_duplicates(readable))
+    return groups, list(skipped), [f"the same file: {names}; each is ranked" for names in same]
+
+
+def _rank_all(
+    judge: "Judge",
+    groups: Sequence["PromptGroup"],
+    think: "Think",
+    pairs: int | Literal["all"] | None,
+    top: int | None,
+    skipped: Sequence["Skipped"],
+) -> list["ImageRanking"]:
+    """Rank the images of each prompt; what was left out stands with the first one."""
+    from mlxpref.console import note, track
+
+    before = judge.vlm.features.runs
+    note(_expected(judge, groups, think, pairs))
+    trial_runs = judge.vlm.features.runs - before
+    rankings: list[ImageRanking] = []
+    for group in groups:
+        if len(groups) > 1:
+            note(f"“{group.prompt}”: {len(group.images)} images")
+        rankings.append(judge.rank(group.images, group.prompt, think, () if rankings else skipped, track, pairs, top))
+        if rankings[-1].ending == "interrupted":
+            break
+    rankings[0] = replace(rankings[0], vision_runs=rankings[0].vision_runs + trial_runs)
+    return rankings
+
+
+def _expected(
+    judge: "Judge", groups: Sequence["PromptGroup"], think: "Think", pairs: int | Literal["all"] | None
+) -> str:
+    """What is to be done, and how long it takes at most."""
+    from mlxpref.contest import Budget
+    from mlxpref.expectation import expected_seconds
+
+    budgets = [Budget.of(len(group.images), think, pairs) for group in groups]
+    whole = Budget(sum(budget.read for budget in budgets), sum(budget.think for budget in budgets))
+    images = [image for group in groups for image in group.images]
+    seconds = expected_seconds(judge, images, groups[0].prompt, whole)
+    work = [f"{whole.read} pairs to read"] if whole.read else []
+    work += [f"{whole.think} pairs to think about"] if whole.think else []
+    expected = "some are known" if seconds is None else f"about {_duration(seconds)} at most"
+    return f"{' and '.join(work)}, in both orders: {expected}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
