@@ -19,8 +19,8 @@ _TRIAL_TOKENS = 8
 def expected_seconds(judge: Judge, images: Sequence[ImageLike], prompt: str, budget: Budget) -> float | None:
     """Seconds for a budget of pairs of images, all completions at full length; None if the store knows some of it.
 
-    The first pair is read and a few tokens are written about it; the others are taken to be like it. What runs in larger
-    batches than one pair may be faster.
+    The first pair is read and a few tokens are written about it; the others are taken to be like it. What runs in
+    larger batches than one pair may be faster.
     """
     steps = min(_TRIAL_TOKENS, judge.settings.max_tokens)
     trial = Judge(judge.vlm, replace(judge.settings, max_tokens=steps, samples=1), store=judge.store)

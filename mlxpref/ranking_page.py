@@ -67,6 +67,7 @@ class _Section:
     bias: str
     ticks: tuple[float, ...]
     cards: tuple[_Card, ...]
+    remarks: tuple[str, ...]
     skipped: tuple[str, ...]
 
 
@@ -132,6 +133,7 @@ def _section(ranking: ImageRanking, names: Sequence[str]) -> _Section:
         _bias(ranking),
         tuple(ticks),
         tuple(cards),
+        tuple(plain(remark) for remark in ranking.remarks),
         skipped,
     )
 

@@ -40,7 +40,13 @@ LADDERS: dict[str, list[Any]] = {
     "group": halves(8, 2),
 }
 """What the defaults of training can be lowered to, mildest first."""
-assert (LADDERS["group"], LADDERS["max_tokens"]) == ([4, 2], [128, 64, 32])
+
+
+def test_what_the_defaults_can_be_lowered_to() -> None:
+    found = {name: advice._smaller(TrainSettings(recompute=False), name) for name in advice._CHANGES}
+    assert found == LADDERS
+    assert (LADDERS["group"], LADDERS["max_tokens"]) == ([4, 2], [128, 64, 32])
+    assert list(LADDERS) == list(found)  # what changes no result is advised first
 
 
 def training(settings: TrainSettings) -> Plan:
@@ -83,9 +89,10 @@ def test_what_fits_is_planned() -> None:
         require(training, TrainSettings(), plan.peak - 1, "training")
 
 
-@pytest.mark.parametrize("recompute", [True, False])
-@pytest.mark.parametrize("share", [0.999, 0.95, 0.9, 0.8, 0.7, 0.5, 0.2])
-def test_single_changes_are_the_mildest_that_fit(share: float, recompute: bool) -> None:
+@pytest.mark.parametrize(
+    ("recompute", "share"), [(True, 0.999), (True, 0.95), (True, 0.8), (False, 0.999), (False, 0.5), (False, 0.2)]
+)
+def test_single_changes_are_the_mildest_that_fit(recompute: bool, share: float) -> None:
     """Every setting that helps alone is advised, with the largest value of its ladder that does."""
     settings = TrainSettings(recompute=recompute)
     whole = training(settings).peak
@@ -95,18 +102,11 @@ def test_single_changes_are_the_mildest_that_fit(share: float, recompute: bool) 
         if name != "recompute" or not recompute:
             fitting = [v for v in steps if training(replace(settings, **{name: v})).peak <= working_set]
             expected |= {name: fitting[0]} if fitting else {}
-    if not expected:
-        pytest.skip("no single change is enough")
+    assert expected
+    assert ("recompute" in expected) != recompute
     found = advised(training, settings, working_set)
     assert all(len(changes) == 1 for changes in found)
     assert {name: value for changes in found for name, value in changes.items()} == expected
-
-
-def test_the_shares_above_meet_both_kinds() -> None:
-    """Cheap insurance that the test above does not skip everything: nearly all that is needed is nearly enough."""
-    assert advised(training, TrainSettings(), int(training(TrainSettings()).peak * 0.999))
-    working_set = int(training(TrainSettings(recompute=False)).peak * 0.95)
-    assert {"recompute": True} in advised(training, TrainSettings(recompute=False), working_set)
 
 
 def smallest(settings: Any) -> Any:

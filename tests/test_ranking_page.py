@@ -84,7 +84,7 @@ def hostile(tmp_path: Path) -> ImageRanking:
     for i, file in enumerate(files):
         picture(i).save(file, "PNG")
     skipped = (Skipped(Path(HOSTILE), HOSTILE),)
-    return ranking(files, HOSTILE, HOSTILE, skipped=skipped)
+    return ranking(files, HOSTILE, HOSTILE, skipped=skipped, remarks=(HOSTILE,))
 
 
 def test_texts_cannot_become_markup(hostile: ImageRanking, tmp_path: Path) -> None:
@@ -99,9 +99,8 @@ def test_texts_cannot_become_markup(hostile: ImageRanking, tmp_path: Path) -> No
     assert data[0]["names"][1] == f"1{FILE}"
     reasoning = " ".join(HOSTILE.split())
     assert data[0]["pairs"][0][5][0][1] == reasoning
-    assert " ".join(tags.text.split()).count(reasoning) == 1 + 2 * (
-        1 + 1 + 2 + 3
-    )  # note; twice nav, heading, skipped, reasons
+    # The note; twice a remark, nav, heading, what was skipped, and reasons.
+    assert " ".join(tags.text.split()).count(reasoning) == 1 + 2 * (1 + 1 + 1 + 2 + 3)
     policy = tags.all("meta")[1]["content"] or ""
     digest = base64.b64encode(hashlib.sha256(tags.scripts[1].encode()).digest()).decode()
     assert f"script-src 'sha256-{digest}'" in policy
@@ -175,6 +174,13 @@ def test_what_is_uncertain_is_said(tmp_path: Path) -> None:
     assert equal.count("not judged: no pair with this image was asked") == 4
     assert "No position bias can be told from these pairs" in equal
     assert equal.count(' class="tied"') == 3
+
+
+def test_remarks_stand_with_their_prompt(tmp_path: Path) -> None:
+    images = [picture(i) for i in range(4)]
+    first, second = (ranking(images, prompt, remarks=(f"about {prompt}",)) for prompt in ("a hat", "a shoe"))
+    text = Tags(page_of(tmp_path, first, second)).text
+    assert 0 < text.index("about a hat") < text.index("about a shoe")
 
 
 def test_the_script_gets_what_an_estimate_needs(tmp_path: Path) -> None:
