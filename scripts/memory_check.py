@@ -29,7 +29,7 @@ from mlxpref.training import Trainer  # noqa: E402
 from mlxpref.vlm import VLM  # noqa: E402
 from scripts.demo_checkpoint import build_model  # noqa: E402
 
-__all__ = ["MODELS", "RUNS", "Measured", "Model", "Run", "measure"]
+__all__ = ["LARGE_RUNS", "MODELS", "RUNS", "Measured", "Model", "Run", "measure"]
 
 _TEXT = "a red circle"
 _CONTEXT = 1 << 20
@@ -112,6 +112,10 @@ RUNS = (
     _judge(308, 8, think=False),
     _judge(84, 12, think=True),
 )
+
+
+LARGE_RUNS = RUNS[:3] + (_judge(308, 6, think=False),)
+"""What larger models are measured with: each run takes them a minute or two here."""
 
 
 @dataclass(frozen=True)

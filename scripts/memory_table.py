@@ -19,7 +19,7 @@ from mlxpref.config import TrainSettings  # noqa: E402
 from mlxpref.console import note, print_table, print_text  # noqa: E402
 from mlxpref.memory import Checkpoint, training_plan  # noqa: E402
 from mlxpref.shapes import Quantization, Shapes, VisionShapes  # noqa: E402
-from scripts.memory_check import MODELS, RUNS, measure  # noqa: E402
+from scripts.memory_check import LARGE_RUNS, MODELS, RUNS, measure  # noqa: E402
 
 _TOLERANCE = 0.15
 _IMAGES = 2000
@@ -105,7 +105,7 @@ def _gigabytes(size: int) -> str:
 def _check() -> bool:
     cases = []
     for model in MODELS:
-        for run, found in measure(model, RUNS):
+        for run, found in measure(model, RUNS if model is MODELS[0] else LARGE_RUNS):
             note(f"{model.name}, {run.pixels} px, {run.name}: {found.error:+.1%}")
             cases.append((model, run, found))
     print_table(
