@@ -28,7 +28,7 @@ def compare(
     from mlxpref.tables import pair_to_json, print_pair
 
     images = [load_image(path) for path in (a, b)]
-    judge = load_from_options(model, adapter, yes, settings)
+    judge = load_from_options(model, adapter, yes, settings, 2)
     say_what_the_demo_knows(judge, images)
     verdict = judge.compare(a, b, prompt)
     if as_json:
@@ -75,7 +75,7 @@ def evaluate_command(
         )
     preferences = load_preferences(data, split, limit)
     check_images_of(data, preferences)
-    judge = load_from_options(model, adapter, yes, settings)
+    judge = load_from_options(model, adapter, yes, settings, 2 * len(preferences))
     say_what_the_demo_knows(judge, [image for p in preferences for image in (p.a, p.b)])
     with storing(judge, store, no_store):
         evaluations = [evaluate(judge, preferences, data, split, each, track) for each in strategies]

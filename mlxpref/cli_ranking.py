@@ -143,7 +143,7 @@ def rank(
     groups, skipped, notes = _find(images, recursive, prompt, prompt_from)
     for line in [*(f"skipped: {each.path}: {each.error}" for each in skipped), *notes]:
         note(line)
-    judge = load_from_options(model, adapter, yes, settings)
+    judge = load_from_options(model, adapter, yes, settings, max(len(group.images) for group in groups))
     say_what_the_demo_knows(judge, [image for group in groups for image in group.images])
     with storing(judge, store, no_store):
         rankings = _rank_all(judge, groups, think, pairs, top, skipped)

@@ -20,15 +20,17 @@ def load_judge(
     settings: Mapping[str, Any] | None = None,
     agree: Callable[[str], bool] = lambda question: False,
     say: Callable[[str], None] = lambda line: None,
+    images: int | None = None,
 ) -> Judge:
     """Load a judge by name; see `resolve_model` for names, `agree` and `say`.
 
-    A ConfigError says what to change where it would not fit the device with a full batch of comparisons.
+    A ConfigError says what to change where it would not fit the device while it judges pairs of `images` images, by
+    default as many as make a full batch.
     """
     chosen = settings_from(JudgeSettings, settings or {})
     name, path = resolve_model(model, agree, say)
     check_folder(path)
-    plan_judging(path, chosen, images=chosen.rows)
+    plan_judging(path, chosen, images or chosen.rows)
     vlm = load_vlm(path, chosen.max_pixels)
     if adapter is not None:
         load_adapter(vlm.model, adapter)

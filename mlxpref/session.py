@@ -20,12 +20,14 @@ _SHOWN = 10
 """How many of the unreadable images are named."""
 
 
-def load_from_options(model: str | None, adapter: Path | None, yes: bool, settings: dict[str, Any]) -> "Judge":
-    """The judge that the common options name."""
+def load_from_options(
+    model: str | None, adapter: Path | None, yes: bool, settings: dict[str, Any], images: int | None = None
+) -> "Judge":
+    """The judge that the common options name, to judge pairs of `images` images."""
     from mlxpref.console import note
     from mlxpref.loading import load_judge
 
-    return load_judge(model, adapter, chosen(settings), (lambda question: True) if yes else agree, note)
+    return load_judge(model, adapter, chosen(settings), (lambda question: True) if yes else agree, note, images)
 
 
 @contextmanager

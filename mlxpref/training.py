@@ -7,7 +7,7 @@ answer position gets the exact gradient of the reward with the weight of one tok
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
+from mlx.utils import tree_flatten, tree_map_with_path, tree_unflatten
 from numpy.typing import NDArray
 
 from mlxpref.config import BUILT_IN_REWARDS, TrainSettings
@@ -127,19 +128,39 @@ class Trainer:
         self._order = lru_cache(maxsize=2)(self._draw_order)
         self._failures = 0
 
-    def steps(self) -> Iterator[StepReport]:
-        """Train, one report a step; raises ModelError after three steps in a row that are not finite."""
+    @property
+    def state(self) -> tuple[dict[str, mx.array], dict[str, Any]]:
+        """What the next step depends on beside the settings: the adapter and the optimizer as arrays, and numbers.
+
+        Random numbers are keyed by step, so no generator has a state.
+        """
+        kept: dict[str, mx.array] = dict(tree_flatten(self.optimizer.state))
+        arrays = {f"optimizer.{name}": value for name, value in kept.items()}
+        arrays |= {f"adapter.{name}": weight for name, weight in adapter_weights(self.vlm.model).items()}
+        return arrays, {"failures": self._failures}
+
+    def restore(self, arrays: Mapping[str, mx.array], numbers: Mapping[str, Any]) -> None:
+        """Go on from a state that a trainer with the same settings and data had."""
+        adapter = [(n.removeprefix("adapter."), w) for n, w in arrays.items() if n.startswith("adapter.")]
+        self.vlm.model.update(tree_unflatten(adapter))
+        self.optimizer.init(self.vlm.model.trainable_parameters())
+        self.optimizer.state = tree_map_with_path(lambda path, _: arrays[f"optimizer.{path}"], self.optimizer.state)
+        self._failures = int(numbers["failures"])
+
+    def steps(self, done: int = 0) -> Iterator[StepReport]:
+        """Train after `done` steps, one report a step; ModelError after three steps in a row that are not finite."""
         started = time.perf_counter()
-        for step in range(1, self.step_count + 1):
+        for step in range(done + 1, self.step_count + 1):
             mx.reset_peak_memory()
             before = time.perf_counter()
             judged = self._judge(self._lessons(step))
-            mx.clear_cache()  # what one phase let go of is of other sizes than what the next one needs
             written = time.perf_counter()
+            mx.clear_cache()  # what one phase let go of is of other sizes than what the next one needs
             measured = self._update(judged)
             mx.clear_cache()
-            done = time.perf_counter()
-            yield self._report(step, judged, measured, written - before, done - written, done - started)
+            now = time.perf_counter()
+            left = (now - started) / (step - done) * (self.step_count - step)
+            yield self._report(step, judged, measured, written - before, now - written, left)
             self._stop_if_failing(step, measured)
 
     def _schedule(self) -> Any:
@@ -241,7 +262,7 @@ class Trainer:
             )
 
     def _report(
-        self, step: int, judged: _Judged, measured: dict[str, float], rollout: float, update: float, so_far: float
+        self, step: int, judged: _Judged, measured: dict[str, float], rollout: float, update: float, left: float
     ) -> StepReport:
         groups = judged.rollouts
         verdicts = [r.verdict for group in groups for r in group]
@@ -280,7 +301,7 @@ class Trainer:
             learning_rate=float(self.optimizer.learning_rate.item()),
             rollout_seconds=round(rollout, 4),
             update_seconds=round(update, 4),
-            seconds_left=so_far / step * (self.step_count - step),
+            seconds_left=left,
             peak_bytes=int(mx.get_peak_memory()),
             rollouts=records,
         )

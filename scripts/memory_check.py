@@ -114,7 +114,7 @@ RUNS = (
 )
 
 
-LARGE_RUNS = RUNS[:3] + (_judge(308, 6, think=False),)
+LARGE_RUNS = (*RUNS[:3], _judge(308, 6, think=False))
 """What larger models are measured with: each run takes them a minute or two here."""
 
 
