@@ -25,7 +25,7 @@ _QUESTION = 40
 """How many of them stand behind the second image."""
 # What the engine itself goes by; a test holds them equal.
 _TOGETHER, _LEAST = 512, 128
-_HEAD_VALUES = 1 << 26
+_HEAD_VALUES = 1 << 25
 _BATCH_TOKENS, _FEATURES = 1024, 2 << 30
 _TREE, _PREFILL_TOKENS = 2 << 30, 16384
 _GROWTH, _ANSWER_TOKENS = 32, 8
@@ -48,8 +48,8 @@ _KEPT = _Held(6.7, 5.1, 1.0, 1.3)
 _SEEING = _Held(14.9, 4.2, 1.0), _Held(18.8, 4.6, 0.0)
 _OVERLAP = 0.45
 """The share of the smaller of two stretches that is under way beside the larger: of completions and of prompts."""
-_HEAD, _HEAD_FORWARD = 2.1, 1.1
-"""Logits of all positions that exist at once in an update, and where there is no gradient."""
+_HEAD, _HEAD_FORWARD = (2.1, 6.0), (1.1, 4.0)
+"""Logits that exist at once in an update, and where there is no gradient: of all positions, or so many chunks."""
 
 
 class Checkpoint(NamedTuple):
@@ -164,6 +164,10 @@ class _Work:
         """Logits of positions, once, in float32."""
         return 4 * positions * self.model.shapes.vocabulary
 
+    def head(self, positions: int, share: float, chunks: float) -> int:
+        """A share of the logits of positions, or some chunks of them."""
+        return int(min(share * self.logits(positions), 4 * chunks * _HEAD_VALUES))
+
     def vision(self, tokens: int, images: int) -> int:
         """The vision tower on images of up to `tokens` each: smaller ones may fill a batch further."""
         tower, size = self.model.shapes.vision, tokens * self.model.shapes.vision.merge**2
@@ -227,7 +231,7 @@ def _reference(work: _Work, settings: TrainSettings, prompt: int, samples: int, 
     """The log-probabilities of completions without a gradient."""
     rows, groups = _batch(settings, samples)
     prompts, written = _Block(groups, prompt), _Block(rows, completion, prompt)
-    head = int(_HEAD_FORWARD * work.logits(written.tokens + rows))
+    head = work.head(written.tokens + rows, *_HEAD_FORWARD)
     return work.keys_values(prompts.tokens) + max(work.most(_FORWARD, prompts), work.most(_FORWARD, written), head)
 
 
@@ -243,7 +247,7 @@ def _update(work: _Work, settings: TrainSettings, prompt: int, samples: int, com
     """What an update keeps for the backward pass, its layer at work, and its head."""
     rows, groups = _batch(settings, samples)
     prompts, written = _Block(groups, prompt), _Block(rows, completion, prompt)
-    head = int(_HEAD * work.logits(written.tokens + rows))
+    head = work.head(written.tokens + rows, *_HEAD)
     layers = work.model.shapes.layers
     blocks = [prompts, written] if completion else [prompts]
     if not settings.recompute:

@@ -1,8 +1,8 @@
 """Scoring: what the policy gives the tokens of completions, with gradients that reach the prompt.
 
 Each prompt runs once and its keys and values serve all rollouts of its group; gradients flow back into them. Layers are
-recomputed in the backward pass, and so is the head, in chunks of positions: the logits of all positions never exist at
-once.
+recomputed in the backward pass, and so is the head, in chunks of positions, one after the other: the logits of all
+positions never exist at once.
 """
 
 from collections.abc import Sequence
@@ -18,8 +18,10 @@ from mlxpref.vlm import VLM, Prompt
 
 __all__ = ["Completions", "Read", "Scores", "read", "score"]
 
-_HEAD_VALUES = 1 << 26
-"""Logits that exist at once: 256 MiB in float32, 441 positions of a vocabulary of 152,064."""
+_HEAD_VALUES = 1 << 25
+"""Logits of one chunk: 128 MiB in float32, 220 positions of a vocabulary of 152,064."""
+_FINITE = -1e4
+"""What a log-probability is raised to before it is multiplied by 0: minus infinity times 0 would be no number."""
 
 
 @dataclass(frozen=True)
@@ -105,12 +107,7 @@ def score(
     width = states.shape[-1]
     saying = states[:, :-1].reshape(-1, width)[mx.array(written)]
     targets = mx.array(completions.tokens.reshape(-1)[written])
-    found = mx.concatenate(
-        [
-            _token_logprobs(vlm, part, target, temperature)
-            for part, target in zip(_parts(vlm, saying), _parts(vlm, targets), strict=True)
-        ]
-    )
+    found = _chunked_logprobs(vlm, saying, targets, temperature)
     place = np.zeros(mask.size, np.int32)
     place[written] = np.arange(len(written))
     logprobs = mx.where(mx.array(mask), found[mx.array(place.reshape(mask.shape))], 0)
@@ -136,6 +133,17 @@ def _parts(vlm: VLM, values: mx.array) -> list[mx.array]:
     """Values of positions in chunks whose logits fit the bound."""
     size = max(1, _HEAD_VALUES // int(vlm.language.model.embed_tokens.weight.shape[0]))
     return [values[i : i + size] for i in range(0, len(values), size)]
+
+
+def _chunked_logprobs(vlm: VLM, states: mx.array, targets: mx.array, temperature: float) -> mx.array:
+    """Log-probabilities (N,) of targets (N,) from hidden states (N, D), one chunk after the other."""
+    found: list[mx.array] = []
+    for part, target in zip(_parts(vlm, states), _parts(vlm, targets), strict=True):
+        if found:
+            # A chunk waits for the one before it, and backwards for the one after: else all logits exist at once.
+            part = part + 0 * mx.maximum(found[-1][:1, None], _FINITE).astype(part.dtype)
+        found.append(_token_logprobs(vlm, part, target, temperature))
+    return mx.concatenate(found)
 
 
 def _token_logprobs(vlm: VLM, states: mx.array, targets: mx.array, temperature: float) -> mx.array:

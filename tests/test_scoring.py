@@ -1,5 +1,6 @@
 """Scoring: the shared prompt gives what full sequences give, values and gradients, and gradients reach it."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
@@ -80,6 +81,42 @@ def test_the_shared_prompt_changes_neither_values_nor_gradients(trained: VLM) ->
     largest = max(mx.abs(w).max().item() for w in theirs.values())
     for name, weight in theirs.items():
         assert mx.abs(ours[name] - weight).max().item() < 1e-5 * largest, name
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+def test_the_logits_of_all_positions_never_exist_at_once(gradient: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    vocabulary, chunk = 4096, 128
+    monkeypatch.setattr(scoring, "_HEAD_VALUES", vocabulary * chunk)
+    weight = mx.random.normal((vocabulary, 32))
+    model = SimpleNamespace(embed_tokens=SimpleNamespace(weight=weight))
+    vlm: Any = SimpleNamespace(head=lambda states: states @ weight.T, language=SimpleNamespace(model=model))
+
+    def total(states: mx.array, targets: mx.array) -> mx.array:
+        return scoring._chunked_logprobs(vlm, states, targets, 1.0).sum()
+
+    peaks = []
+    for count in (8 * chunk, 32 * chunk):
+        states, targets = mx.random.normal((count, 32)), mx.zeros(count, mx.int32)
+        mx.eval(weight, states, targets)
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        mx.eval(mx.grad(total)(states, targets) if gradient else total(states, targets))
+        peaks.append((mx.get_peak_memory() - before) / (4 * vocabulary * chunk))
+    assert max(peaks) < 7.5, "chunks of logits"
+    assert peaks[1] < 1.2 * peaks[0]
+
+
+def test_a_chunk_after_an_impossible_token_is_not_spoilt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "_HEAD_VALUES", 8 * 4)
+    weight = mx.concatenate([mx.array([-mx.inf]), mx.zeros(7)])
+    model = SimpleNamespace(embed_tokens=SimpleNamespace(weight=mx.zeros((8, 2))))
+    vlm: Any = SimpleNamespace(
+        head=lambda states: states.sum(1, keepdims=True) * 0 + weight, language=SimpleNamespace(model=model)
+    )
+    targets = mx.array([0] + 7 * [1])
+    found = np.array(scoring._chunked_logprobs(vlm, mx.ones((8, 2)), targets, 1.0))
+    assert found[0] == -np.inf
+    np.testing.assert_allclose(found[1:], -np.log(7), rtol=1e-6)
 
 
 def test_a_long_block_may_run_in_pieces(trained: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
