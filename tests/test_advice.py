@@ -90,7 +90,7 @@ def test_what_fits_is_planned() -> None:
 
 
 @pytest.mark.parametrize(
-    ("recompute", "share"), [(True, 0.999), (True, 0.95), (True, 0.8), (False, 0.999), (False, 0.5), (False, 0.2)]
+    ("recompute", "share"), [(True, 0.999), (True, 0.95), (True, 0.9), (False, 0.999), (False, 0.5), (False, 0.2)]
 )
 def test_single_changes_are_the_mildest_that_fit(recompute: bool, share: float) -> None:
     """Every setting that helps alone is advised, with the largest value of its ladder that does."""
@@ -274,8 +274,8 @@ def test_judging_that_does_not_fit_is_refused(
     command: str, working_set: Callable[[int], None], pictures: list[Path]
 ) -> None:
     working_set(ENOUGH)
-    plan = plan_judging(JUDGE, JudgeSettings(), 32)
-    working_set((plan.weights + plan.peak) // 2)
+    plan = plan_judging(JUDGE, JudgeSettings(), 2)
+    working_set(plan.weights + 9 * (plan.peak - plan.weights) // 10)
     line = refusal(command, *pictures, "--prompt", "a hat", "--model", "demo")
     assert f"judging needs about {gigabytes(plan.peak)}, this device" in line
     assert " try --" in line
@@ -284,8 +284,8 @@ def test_judging_that_does_not_fit_is_refused(
 @pytest.mark.parametrize("command", ["compare", "rank"])
 def test_judging_as_advised_is_done(command: str, working_set: Callable[[int], None], pictures: list[Path]) -> None:
     working_set(ENOUGH)
-    plan = plan_judging(JUDGE, JudgeSettings(), 32)
-    working_set((plan.weights + plan.peak) // 2)
+    plan = plan_judging(JUDGE, JudgeSettings(), 2)
+    working_set(plan.weights + 9 * (plan.peak - plan.weights) // 10)
     judge = (command, *pictures, "--prompt", "a hat", "--model", "demo")
     for changes in options(refusal(*judge)):
         assert run(*judge, *changes, "--json").exit_code == 0

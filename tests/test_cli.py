@@ -366,8 +366,10 @@ def test_stdout_is_json_and_stderr_the_rest(pictures: Path) -> None:
     assert b"\x1b" not in done.stdout + done.stderr
     lines = done.stderr.decode().splitlines()
     assert lines[0].startswith(f"skipped: {pictures / 'text.png'}: ")
-    assert re.match(r"thinking; leading: .*: 10 of 10 in ", lines[-1])
-    assert len(lines) == 2
+    assert all(line.startswith("the same file: ") for line in lines[1:3])
+    assert lines[3].startswith("10 pairs to think about, in both orders: about ")
+    assert re.match(r"thinking; leading: .*: 10 of 10 in ", lines[4])
+    assert len(lines) == 5
 
 
 def test_results_reach_a_terminal_of_any_encoding(two: tuple[Path, Path]) -> None:
