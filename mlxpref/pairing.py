@@ -5,12 +5,13 @@ Nothing here sees a model or a file. Images are numbers from 0 to count - 1, str
 A pair is worth asking where it is open who of the two is stronger, where an answer would take much of that doubt away,
 and more so if one of them could enter or leave the top: `next_round` picks by the product, and each pick lowers what
 others with the same images are worth. Measured at two pairs an image, 3 votes:
-HPDv2's nine images get tau 0.845 and 74 % right best ones, by Swiss rounds (neighbours in the order) 0.835 and 73 %,
-at random 0.78 and 61 % (4,500 runs or more); 32 images of strengths with deviation 1 get 0.68 and 63 %, by Swiss
-rounds 0.69 and 56 %, without the weight of the top 0.68 and 49 % (200 runs or more).
+HPDv2's nine images get tau 0.837 and 75 % right best ones (1,500 runs), by Swiss rounds (neighbours in the order) 0.829
+and 74 %, at random 0.78 and 61 % (750 runs).
 
-Choosing by earlier answers has a price: it widens the spread of the fitted strengths, and their 95 % intervals hold
-80 % of the true ones where those of a fixed random design hold 96 % (Swiss rounds: 86 %).
+Choosing by earlier answers has a price: the best so far owe some of their lead to luck. `ranking.fit_strengths` finds
+the deviation of the strengths from the answers, which takes most of that back: 95 % intervals of chosen pairs hold 92
+to 95 % of the true strengths, of Swiss rounds 93 to 94 %, of a fixed random design 94 to 96 % (with a fixed prior of
+deviation 3 it was 80, 86 and 96 %; scripts/ranking_coverage.py).
 """
 
 import math
@@ -109,7 +110,7 @@ def is_settled(fit: StrengthFit, top: int) -> bool:
     True where the probabilities of the posterior that a member is weaker than a non-member add up to at most 5 %, so
     that all members beat all others with 95 % at least: a statement about this judge's strengths, as far as model and
     prior hold. Not promised: that 95 % of the runs that stop at the first True are right (looking often finds lucky
-    answers, and intervals of chosen pairs are too narrow, see above; scripts/ranking_strategies.py measures it), nor
+    answers, and intervals of chosen pairs are a little narrow, see above; scripts/ranking_coverage.py measures it), nor
     that it ever comes true: an unsure judge's top may stay open after all pairs.
     All images, or more, are settled. ConfigError: a top below 1.
     """

@@ -17,7 +17,6 @@ judge the truth are its strengths. All are means over prompts and repetitions; `
 
 import json
 import math
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +26,8 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxpref.console import note, print_table, print_text, track
-from mlxpref.pairing import default_budget, default_round, is_settled, next_round
-from mlxpref.posterior import difference_variance
+from mlxpref.console import print_table, print_text, track
+from mlxpref.pairing import default_round, next_round
 from mlxpref.ranking import PairOutcome, StrengthFit, all_pairs, fit_strengths
 
 Array = NDArray[np.float64]
@@ -44,7 +42,6 @@ BUDGETS = (1.0, 4 / 3, 2.0)
 """Pairs an image after which a ranking is looked at."""
 CASES = (("raters", 1, False), ("raters", 3, False), ("raters", 3, True), ("biased", 3, False), ("biased", 3, True))
 """Judge, votes, soft."""
-Z95 = 1.959963984540054
 
 
 @dataclass(frozen=True)
@@ -90,24 +87,12 @@ def voted_answers(strengths: Array, votes: int, soft: bool, rng: np.random.Gener
     answers = {}
     for a, b in all_pairs(len(strengths)):
         lead = strengths[a] - strengths[b]
-        shares = [rng.binomial(votes, _logistic(lead + place)) / votes for place in (bias, -bias)]
+        shares = [rng.binomial(votes, logistic(lead + place)) / votes for place in (bias, -bias)]
         answers[a, b] = PairOutcome(a, b, *(shares if soft else map(_majority, shares)))
     return answers
 
 
-def noisy_answers(strengths: Array, rng: np.random.Generator) -> Answers:
-    """What a soft judge with a position bias says of every pair in both orders.
-
-    Log-odds = difference +- 0.5 for the first place + noise of the pair (0.3) + noise of the comparison (0.1).
-    """
-    answers = {}
-    for a, b in all_pairs(len(strengths)):
-        lead = strengths[a] - strengths[b] + rng.normal(0, 0.3)
-        answers[a, b] = PairOutcome(a, b, *(_logistic(lead + place + rng.normal(0, 0.1)) for place in (0.5, -0.5)))
-    return answers
-
-
-def _logistic(x: float) -> float:
+def logistic(x: float) -> float:
     return 1 / (1 + math.exp(-x))
 
 
@@ -134,14 +119,14 @@ def by_swiss(count: int, answers: Answers, budgets: Sequence[int], seed: int) ->
     """Rounds of N / 2 pairs: neighbours in the current order that have not met; at random in the first round."""
     strengths, results = np.random.default_rng(seed).random(count), {}
     asked: list[tuple[int, int]] = []
-    for size in _sizes(budgets, count // 2):
-        asked += _swiss_round(np.argsort(-strengths).tolist(), set(asked), size)
+    for size in sizes(budgets, count // 2):
+        asked += swiss_round(np.argsort(-strengths).tolist(), set(asked), size)
         strengths = fit_of(count, answers, asked).strengths
         results[len(asked)] = strengths
     return {budget: results[budget] for budget in budgets}
 
 
-def _swiss_round(order: Sequence[int], asked: set[tuple[int, int]], size: int) -> list[tuple[int, int]]:
+def swiss_round(order: Sequence[int], asked: set[tuple[int, int]], size: int) -> list[tuple[int, int]]:
     """From the nearest in the order to the farthest, every image once; then without that limit, if that is too few."""
     chosen: list[tuple[int, int]] = []
     count = len(order)
@@ -188,14 +173,14 @@ def by_ours(count: int, answers: Answers, budgets: Sequence[int], seed: int) -> 
     results: Results = {}
     asked: list[tuple[int, int]] = []
     fit = None
-    for size in _sizes(budgets, default_round(count)):
+    for size in sizes(budgets, default_round(count)):
         asked += next_round(count, asked, fit, size, seed)
         fit = fit_of(count, answers, asked)
         results[len(asked)] = fit.strengths
     return {budget: results[budget] for budget in budgets}
 
 
-def _sizes(budgets: Sequence[int], size: int) -> list[int]:
+def sizes(budgets: Sequence[int], size: int) -> list[int]:
     """Sizes of rounds, cut where a budget is used up."""
     ends = sorted({*range(size, max(budgets), size), *budgets})
     return [end - start for start, end in zip([0, *ends], ends, strict=False)]
@@ -265,120 +250,11 @@ def strategy_table(rows: Sequence[Mapping[str, Any]], judge: str) -> None:
     print_table(columns, cells, f"Judge: {judge}")
 
 
-# Early stop, coverage, time
-
-
-def ask_until(
-    count: int, answers: Answers, budget: int, seed: int, top: int | None = None
-) -> tuple[list[tuple[int, int]], StrengthFit]:
-    """Ask our pairs until the budget is used up or, with `top`, that top is settled; the pairs and the last fit."""
-    asked = next_round(count, [], None, default_round(count), seed, top)
-    fit = fit_of(count, answers, asked)
-    while len(asked) < budget and not (top and is_settled(fit, top)):
-        size = min(default_round(count), budget - len(asked))
-        asked += next_round(count, asked, fit, size, seed, top)
-        fit = fit_of(count, answers, asked)
-    return asked, fit
-
-
-def top_of(fit: StrengthFit, top: int) -> set[int]:
-    """The strongest images."""
-    return set(np.argsort(-fit.strengths, kind="stable")[:top].tolist())
-
-
-def early_stop(repeats: int, top: int = 5, count: int = 32) -> list[list[object]]:
-    """How many of all pairs are asked until the top is settled, and how often it is that of all pairs, or the truth."""
-    table: list[list[object]] = []
-    every = list(all_pairs(count))
-    for what, deviation in (("soft, noise 0.3 and 0.1", 1.0), ("soft, noise 0.3 and 0.1", 3.0), ("3 votes", 1.0)):
-        found = []
-        for repeat in track(range(repeats), repeats, f"early stop, {what}, deviation {deviation}"):
-            rng = np.random.default_rng([32, repeat])
-            strengths = rng.normal(0, deviation, count)
-            soft = what.startswith("soft")
-            answers = noisy_answers(strengths, rng) if soft else voted_answers(strengths, 3, True, rng, 0.5)
-            full = fit_of(count, answers, every)
-            truth = set(np.argsort(-strengths)[:top].tolist())
-            row: list[float] = []
-            for limit, stop in ((len(every), top), (len(every) * 35 // 100, top), (default_budget(count), None)):
-                asked, fit = ask_until(count, answers, limit, repeat, stop)
-                ours = top_of(fit, top)
-                row += [len(asked) / len(every), ours == top_of(full, top), ours == truth, is_settled(fit, top)]
-            found.append([*row, top_of(full, top) == truth])
-        mean = np.mean(found, axis=0)
-        for number, asks in enumerate(("until settled", "until settled, at most 35 %", "two an image")):
-            shares = [f"{x:.1%}" for x in [*mean[4 * number : 4 * number + 4], mean[-1]]]
-            table.append([what, deviation, asks, *shares])
-    return table
-
-
-def coverage(repeats: int, count: int = 20) -> list[list[object]]:
-    """How often 95 % intervals hold the true strengths and differences: fixed random pairs, ours, ours with a stop."""
-    rng = np.random.default_rng(2024)
-    upper, budget = np.triu_indices(count, 1), default_budget(count)
-    every = list(all_pairs(count))
-    fixed = [every[place] for place in rng.permutation(len(every))[:budget]]
-    held: dict[str, list[tuple[float, ...]]] = {
-        "fixed random pairs": [],
-        "ours": [],
-        "ours, stops when top 1 settled": [],
-    }
-    for repeat in track(range(repeats), repeats, "coverage"):
-        strengths = rng.normal(0, 1, count)
-        answers = voted_answers(strengths, 3, True, rng, 0.5)
-        fits = [(fixed, fit_of(count, answers, fixed))]
-        fits += [ask_until(count, answers, budget, repeat, stop) for stop in (None, 1)]
-        for name, (asked, fit) in zip(held, fits, strict=True):
-            error = fit.strengths - (strengths - strengths.mean())
-            inside = np.abs(error) <= Z95 * np.sqrt(np.diag(fit.covariance))
-            apart = np.abs(error[:, None] - error) <= Z95 * np.sqrt(difference_variance(fit.covariance))
-            held[name].append((float(inside.mean()), float(apart[upper].mean()), len(asked)))
-    means = {name: np.mean(values, axis=0) for name, values in held.items()}
-    return [[name, f"{mean[0]:.1%}", f"{mean[1]:.1%}", f"{mean[2]:.1f}"] for name, mean in means.items()]
-
-
-def scheduling(counts: Sequence[int] = (100, 300, 1000)) -> list[list[object]]:
-    """Processor time of choosing the pairs of the default budget, and of the fits between, for numbers of images."""
-    table: list[list[object]] = []
-    for count in counts:
-        note(f"time of {count} images")
-        rng = np.random.default_rng(count)
-        strengths, fit, times = rng.normal(0, 1, count), None, np.zeros(2)
-        asked: list[tuple[int, int]] = []
-        outcomes: list[PairOutcome] = []
-        rounds = _sizes([default_budget(count)], default_round(count))
-        for size in rounds:
-            started = time.process_time()
-            asked += next_round(count, asked, fit, size)
-            times[0] += time.process_time() - started
-            for a, b in asked[len(outcomes) :]:
-                shares = [rng.binomial(3, _logistic(strengths[a] - strengths[b] + place)) / 3 for place in (0.5, -0.5)]
-                outcomes.append(PairOutcome(a, b, *shares))
-            started = time.process_time()
-            fit = fit_strengths(count, outcomes)
-            times[1] += time.process_time() - started
-        table.append([count, len(asked), len(rounds), *(f"{1e3 * spent / count:.2f}" for spent in times)])
-    return table
-
-
-def print_more(repeats: int) -> None:
-    """Print early stop, coverage and time."""
-    stop = ("judge", ">deviation", "asked", ">of all pairs", ">top 5 of all pairs", ">true top 5", ">settled",
-            ">all pairs' true top 5")  # fmt: skip
-    print_table(stop, early_stop(max(repeats // 10, 1)), "Top 5 of 32 images, normal strengths")
-    held = ("pairs of 20 images, deviation 1, 3 votes", ">strengths held", ">differences held", ">pairs")
-    print_table(held, coverage(repeats), "Coverage of 95 % intervals")
-    spent = (">images", ">pairs", ">rounds", ">choosing, ms an image", ">fitting, ms an image")
-    print_table(spent, scheduling(), "Processor time at the default budget")
-
-
 @click.command()
 @click.argument("folder", metavar="DATA_FOLDER", type=click.Path(path_type=Path))
 @click.option("--repeats", default=50, show_default=True, help="Repetitions a prompt.")
-@click.option("--biased-repeats", default=20, show_default=True, help="The same for the simulated judge.")
-@click.option("--more", is_flag=True, help="Also early stop, coverage of intervals, and time (minutes).")
-@click.option("--more-repeats", default=1000, show_default=True, help="Repetitions of coverage; a tenth of early stop.")
-def main(folder: Path, repeats: int, biased_repeats: int, more: bool, more_repeats: int) -> None:
+@click.option("--biased-repeats", default=10, show_default=True, help="The same for the simulated judge.")
+def main(folder: Path, repeats: int, biased_repeats: int) -> None:
     """Measure how good a ranking is after how many pairs, by strategy of asking them."""
     prompts = read_prompts(folder)
     rows: dict[str, list[dict[str, Any]]] = {"raters": [], "biased": []}
@@ -389,8 +265,6 @@ def main(folder: Path, repeats: int, biased_repeats: int, more: bool, more_repea
             rows[judge] += [row | {"soft": True} for row in found]
     for judge, of_judge in rows.items():
         strategy_table(of_judge, judge)
-    if more:
-        print_more(more_repeats)
     print_text(json.dumps({"strategies": rows["raters"], "biased_judge": rows["biased"]}))
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from mlxpref import posterior, ranking
 from mlxpref.errors import DataError
+from mlxpref.pairing import next_round
 from mlxpref.posterior import best_probabilities
 from mlxpref.ranking import (
     PairOutcome,
@@ -96,6 +97,7 @@ def test_one_order_is_taken_as_it_is():
 def without_bias_or_prior(monkeypatch):
     """Leave only plain maximum likelihood; the mirrored outcomes below make the bias 0."""
     monkeypatch.setattr(ranking, "PRIOR_DEVIATION", 1e5)
+    monkeypatch.setattr(ranking, "PRIOR_DOUBT", 1e-6)
 
 
 def test_hard_outcomes_agree_with_choix_and_evalica(monkeypatch):
@@ -186,25 +188,49 @@ def test_shrinkage_of_a_sure_judge_is_not_taken_for_noise():
         np.testing.assert_allclose(fit.strengths, strengths - strengths.mean(), atol=0.2)
 
 
-def test_the_covariance_is_that_of_independent_votes():
-    """With three votes a comparison the posterior must be the binomial one: inverse (3 x information + prior)."""
+def test_the_covariance_is_that_of_independent_votes(monkeypatch):
+    """With three votes a comparison it must be the binomial one: inverse (3 x information + prior)."""
+    monkeypatch.setattr(ranking, "SPREAD_CAUTION", 0.0)
     outcomes = example(40, votes=3)
     fit = fit_strengths(40, outcomes)
     data = ranking._Comparisons(40, outcomes)
     parameters = np.append(fit.strengths, fit.position_bias)
-    binomial = np.linalg.inv(data.derivatives(parameters, 1 / 9 * fit.dispersion)[1] / fit.dispersion)[:40, :40]
+    information = data.derivatives(parameters, 0.0)[1] / fit.dispersion
+    widened = fit.dispersion / ranking._widened(1.0, fit.degrees_of_freedom, 2.0)  # widening is of the prior's part too
+    prior = np.append(np.full(40, fit.deviation**-2), 1 / 9) * widened / fit.dispersion
+    binomial = np.linalg.inv(information + np.diag(prior))[:40, :40]
     centre = np.eye(40) - 1 / 40
-    np.testing.assert_allclose(fit.covariance, centre @ binomial @ centre, atol=1e-9)
+    np.testing.assert_allclose(fit.covariance, centre @ binomial @ centre, atol=1e-3)
     assert fit.dispersion == pytest.approx(1 / 3, rel=0.3)
+
+
+def test_not_knowing_the_deviation_widens_the_covariance_along_what_it_changes(monkeypatch):
+    """Strengths fitted with the prior's deviation held 1 % higher or lower, in place of the derivative."""
+    outcomes = example(12, seed=1)
+    fit = fit_strengths(12, outcomes)
+    monkeypatch.setattr(ranking, "SPREAD_CAUTION", 0.0)
+    added = fit.covariance - fit_strengths(12, outcomes).covariance
+    monkeypatch.setattr(ranking, "PRIOR_DOUBT", 1e-6)
+    moved = []
+    for factor in (0.99, 1.01):
+        monkeypatch.setattr(ranking, "PRIOR_DEVIATION", fit.deviation * factor)
+        moved.append(fit_strengths(12, outcomes).strengths)
+    direction = moved[1] - moved[0]
+    direction /= np.linalg.norm(direction)
+    largest = direction @ added @ direction
+    assert largest > 0.01
+    np.testing.assert_allclose(added, largest * np.outer(direction, direction), atol=0.1 * largest)
 
 
 def test_few_degrees_of_freedom_widen_as_students_quantile_does():
     quantiles = {2: 4.303, 3: 3.182, 5: 2.571, 10: 2.228, 30: 2.042}
-    assert ranking._dispersion(np.full(2, 0.9), np.ones(2), np.zeros(2), 1.0)[0] == 1.0  # not beyond the default
+    assert ranking._widened(0.81, 2.0, 1.0) == 1.0  # not beyond the default
+    assert ranking._widened(0.81, 1.9, 1.0) == 0.81
     for freedom, quantile in quantiles.items():
         residual, ones = np.full(freedom, 0.1), np.ones(freedom)
-        widened, found = ranking._dispersion(residual, ones, 0 * ones, 1.0)
-        assert found == pytest.approx(freedom)
+        noise, found = ranking._dispersion(residual, ones, 0 * ones, 1.0)
+        assert (noise, found) == (pytest.approx(0.01), pytest.approx(freedom))
+        widened = ranking._widened(noise, found, 1.0)
         assert widened == pytest.approx(0.01 * (quantile / 1.96) ** 2, rel=0.04)
 
 
@@ -214,7 +240,7 @@ def test_noise_that_cannot_be_seen_is_taken_from_the_caller():
     assert rank_images(2, pair).images[0].tied_with == (1,)
     known = rank_images(2, pair, default_dispersion=0.05)
     assert known.images[0].tied_with == ()
-    assert known.fit.strengths[0] == pytest.approx(np.log(9) / 2, abs=0.02)
+    assert known.fit.strengths[0] == pytest.approx(np.log(9) / 2, abs=0.05)
 
 
 # Invariants
@@ -292,7 +318,7 @@ def test_the_bias_is_recovered_and_does_not_touch_the_strengths():
         fit = fit_strengths(6, outcomes)
         assert fit.position_bias == pytest.approx(bias, abs=1e-3)
         np.testing.assert_allclose(fit.strengths, strengths, atol=1e-3)
-        assert fit.dispersion == ranking.SMALLEST_DISPERSION  # no noise at all: the floor
+        assert fit.dispersion < 2 * ranking.SMALLEST_DISPERSION  # no noise at all: the floor, and Student's widening
         assert not any(image.tied_with for image in rank_images(6, outcomes).images)
 
 
@@ -307,15 +333,21 @@ def test_one_sided_losses_are_finite_and_ordered():
 
 
 def test_disconnected_sets_are_ordered_within_and_wide_between():
-    """Two islands of three images each: within an island differences resolve, between islands none does."""
+    """Two islands of three images each: within an island differences resolve, between islands few do.
+
+    Only that all strengths have one prior ties the islands: the best of one may be told from the worst of the other.
+    """
     strengths = np.array([2.0, 0.0, -2.0])
     p = {(a, b): float(sigmoid(strengths[a] - strengths[b])) for a, b in all_pairs(3)}
     outcomes = [PairOutcome(a + o, b + o, p[a, b], p[a, b]) for o in (0, 3) for a, b in p for _ in range(3)]
     images = sorted(rank_images(6, outcomes).images, key=lambda image: image.index)
     assert [image.rank for image in images] == [1, 3, 5, 1, 3, 5]
-    assert [image.tied_with for image in images] == [(3, 4, 5), (3, 4, 5), (3, 4, 5), (0, 1, 2), (0, 1, 2), (0, 1, 2)]
+    for place, image in enumerate(images):
+        own, other = (0, 3) if place < 3 else (3, 0)
+        assert not set(image.tied_with) & {own, own + 1, own + 2}
+        assert set(image.tied_with) >= {other + at for at in range(3) if abs(at - place % 3) < 2}
     assert images[0].p_best == pytest.approx(0.5, abs=1e-9)
-    assert images[0].stderr > ranking.PRIOR_DEVIATION / 3
+    assert images[0].stderr > 0.8  # within an island it is below 0.1
 
 
 def test_two_images():
@@ -465,3 +497,70 @@ def test_intervals_hold_the_truth_of_a_judge_with_noisy_log_odds(deviation):
     strengths, differences, _ = coverage(lambda: (rng.normal(0, deviation, 20), 0.5), answers, 20, 300)
     assert 0.92 <= strengths <= 0.98
     assert 0.92 <= differences <= 0.98
+
+
+def adaptive_coverage(deviation, repetitions, count=20):
+    """The shares of 95 % intervals and of differences that hold the truth where pairs follow from earlier answers."""
+
+    def asked(strengths):
+        judge, pairs, fit = (
+            dict(zip(all_pairs(count), voted(list(all_pairs(count)), strengths, rng), strict=True)),
+            [],
+            None,
+        )
+        while len(pairs) < 2 * count:
+            pairs += next_round(count, pairs, fit, min(6, 2 * count - len(pairs)), seed)
+            fit = fit_strengths(count, [judge[pair] for pair in pairs])
+        return [judge[pair] for pair in pairs]
+
+    rng, seed = np.random.default_rng(11), 5
+    return coverage(lambda: (rng.normal(0, deviation, count), 0.5), asked, count, repetitions)[:2]
+
+
+def test_intervals_hold_the_truth_where_pairs_follow_from_earlier_answers():
+    """120 repetitions of our pairs; their standard error is 0.7 %. With a prior of deviation 3 whatever the answers say
+    79 % of intervals held the truth, with the deviation found but taken as known 91 %; now it is 94 %."""
+    assert min(adaptive_coverage(1.0, 120)) > 0.905
+
+
+# The deviation of the strengths, found from the answers
+
+
+@pytest.mark.parametrize("deviation", [0.5, 1.0, 2.0, 4.0])
+def test_the_deviation_of_the_strengths_is_found(deviation):
+    """100 images know it to 7 % and more; without noise their own spread is the answer."""
+    rng = np.random.default_rng(4)
+    strengths = rng.normal(0, deviation, 100)
+    fit = fit_strengths(100, voted(random_pairs(100, 20, rng), strengths, rng))
+    assert fit.deviation == pytest.approx(strengths.std(), rel=0.15)
+
+
+def test_the_found_deviation_is_the_best_of_its_marginal_likelihood(monkeypatch):
+    """Laplace's approximation on a grid of deviations, noise held: its maximum must be where `fit_strengths` is."""
+    outcomes = example(20, seed=2)
+    fit = fit_strengths(20, outcomes)
+    noise = fit.dispersion / ranking._widened(1.0, fit.degrees_of_freedom, 1e9)
+    data = ranking._Comparisons(20, outcomes)
+    levels, evidence = np.log(fit.deviation) + np.linspace(-0.5, 0.5, 101), []
+    for level in levels:
+        penalty = ranking._penalty(20, noise, level)
+        optimum, _ = ranking._maximise(data, np.zeros(21), penalty)
+        _, size = np.linalg.slogdet(data.derivatives(optimum, penalty)[1] / noise)
+        doubt = (level - np.log(ranking.PRIOR_DEVIATION)) ** 2 / ranking.PRIOR_DOUBT**2
+        evidence.append(-data.loss(optimum, penalty) / noise - size / 2 - 20 * level - doubt / 2)
+    # The Hessian's change with the optimum is left out of the step, hence not nearer.
+    assert levels[np.argmax(evidence)] == pytest.approx(np.log(fit.deviation), abs=0.15)
+
+
+def test_few_or_uniform_answers_leave_a_sensible_deviation():
+    unknown = fit_strengths(5, [])
+    assert unknown.deviation == pytest.approx(ranking.PRIOR_DEVIATION, rel=1e-2)
+    even = fit_strengths(20, [PairOutcome(a, b, 0.5, 0.5) for a, b in all_pairs(20)])
+    assert 1e-3 < even.deviation < 1
+    assert 1e-4 < np.sqrt(even.covariance[0, 0]) < 0.2
+    for count in (2, 3, 30):
+        sure = fit_strengths(count, [PairOutcome(a, b, 1.0, 1.0) for a, b in all_pairs(count)])
+        assert 1 < sure.deviation < 20
+        assert np.all(np.diff(sure.strengths) < 0)
+    for p in (0.5, 0.9, 1.0):
+        assert 1 < fit_strengths(2, [PairOutcome(0, 1, p, p)]).deviation < 5

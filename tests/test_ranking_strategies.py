@@ -1,12 +1,14 @@
-"""The bench of strategies runs on a small folder in HPDv2's layout, and its parts do what they say."""
+"""The benches of strategies and of coverage run on little, and their parts do what they say."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from mlxpref.ranking import PairOutcome, all_pairs
+from mlxpref.ranking import PairOutcome, all_pairs, fit_strengths
+from scripts import ranking_coverage as figures
 from scripts import ranking_strategies as bench
 
 COUNT = 6
@@ -103,16 +105,51 @@ def test_measures():
 
 
 def test_swiss_asks_neighbours_that_have_not_met():
-    assert bench._swiss_round([3, 1, 0, 2], set(), 2) == [(1, 3), (0, 2)]
-    assert bench._swiss_round([3, 1, 0, 2], {(1, 3), (0, 2)}, 2) == [(0, 1), (2, 3)]
+    assert bench.swiss_round([3, 1, 0, 2], set(), 2) == [(1, 3), (0, 2)]
+    assert bench.swiss_round([3, 1, 0, 2], {(1, 3), (0, 2)}, 2) == [(0, 1), (2, 3)]
 
 
-def test_the_rest_of_the_figures():
-    asked, fit = bench.ask_until(6, sure_answers([4, 2, 0, 1, 3, 5]), 15, 0)
-    assert len(asked) == 15
-    assert bench.top_of(fit, 2) == {4, 2}
-    assert len(bench.early_stop(1, top=2, count=6)) == 9
-    held = bench.coverage(2, count=8)
-    assert [row[0] for row in held] == ["fixed random pairs", "ours", "ours, stops when top 1 settled"]
-    assert all(float(str(row[1]).rstrip("%")) > 50 for row in held)
-    assert [row[:2] for row in bench.scheduling((10, 20))] == [[10, 20], [20, 40]]
+# Coverage, settled tops, time
+
+
+def test_the_last_line_of_the_second_bench_has_coverage_tops_and_time():
+    result = CliRunner().invoke(
+        figures.main, ["--repeats", "2", "--top-repeats", "1", "--largest", "100"], catch_exceptions=False
+    )
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout.rstrip("\n").rsplit("\n", 1)[1])
+    held = found["coverage"]
+    names = ["fixed", "ours", "ours, top 1", "swiss"]
+    assert [(row["deviation"], row["name"]) for row in held] == [(d, name) for d in (0.5, 1.0, 2.0) for name in names]
+    assert all(0.6 < row["strengths"] <= 1 and 0.6 < row["differences"] <= 1 for row in held)
+    assert all(row["pairs"] == 40 for row in held if row["name"] != "ours, top 1")
+    assert [(row["answers"], row["deviation"]) for row in found["top5"]] == list(figures.JUDGES)
+    assert all(0 < row["stable_share"] <= (297 + 6) / 496 for row in found["top5"])
+    assert [(row["images"], row["pairs"]) for row in found["time"]] == [(100, 200)]
+
+
+def test_asking_until_a_budget_or_a_settled_top():
+    answers = sure_answers([4, 2, 0, 1, 3, 5])
+    for ask in (figures.ask_until, figures.ask_swiss):
+        asked, fit = ask(6, answers, 14, 0)
+        assert len(asked) == len(set(asked)) == 14
+        assert figures.top_of(fit.strengths, 2) == {4, 2}
+    strengths = np.linspace(4, -4, 20)
+    sure = {(a, b): PairOutcome(a, b, *[1 / (1 + np.exp(strengths[b] - strengths[a]))] * 2) for a, b in all_pairs(20)}
+    assert len(figures.ask_until(20, sure, 190, 0, top=3)[0]) < 190
+
+
+def test_a_top_is_found_when_it_is_right_for_good(monkeypatch):
+    """Ten images; the fits after 6, 12 and 18 pairs are given: right, wrong, right."""
+    wrong, right = np.arange(10.0)[::-1], np.arange(10.0)
+    given = iter([right, right, wrong, right])  # of all pairs, then of each round
+    unsure = fit_strengths(10, [])
+    monkeypatch.setattr(figures, "fit_of", lambda *_: replace(unsure, strengths=next(given)))
+    found = figures.top_found(10, sure_answers(range(10)), right, 18, 0, 2)
+    assert found["stable_share"] == 18 / 45
+    assert (found["settled_share"], found["settled"]) == (18 / 45, 0)
+    assert (found["stable"], found["right"], found["true"], found["all_true"]) == (1, 1, 1, 1)
+    given = iter([right, right, right, wrong])
+    found = figures.top_found(10, sure_answers(range(10)), wrong, 18, 0, 2)
+    assert (found["stable_share"], found["stable"]) == (24 / 45, 0)
+    assert (found["right"], found["true"], found["all_true"]) == (0, 1, 0)
