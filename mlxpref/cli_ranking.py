@@ -86,7 +86,9 @@ class _Outputs:
     help="Each image's own prompt: a text file beside it, its metadata, or a CSV, JSON or JSONL file of all; "
     "images are ranked among those of the same prompt.",
 )
-@click.option("--pairs", type=_Pairs(), help="Pairs to judge of a prompt's images.  [default: two an image]")
+@click.option(
+    "--pairs", type=_Pairs(), metavar="N|all", help="Pairs to judge of a prompt's images.  [default: two an image]"
+)
 @click.option("--top", type=click.IntRange(min=1), help="End as soon as it is settled which images are the K best.")
 @click.option(
     "--think",
@@ -204,7 +206,7 @@ def _rank_all(
 def _expected(
     judge: "Judge", groups: Sequence["PromptGroup"], think: "Think", pairs: int | Literal["all"] | None
 ) -> str:
-    """What is to be done, and how long it takes at most."""
+    """What is to be done, and how long it may take."""
     from mlxpref.contest import Budget
     from mlxpref.expectation import expected_seconds
 
@@ -214,7 +216,7 @@ def _expected(
     seconds = expected_seconds(judge, images, groups[0].prompt, whole)
     work = [f"{whole.read} pairs to read"] if whole.read else []
     work += [f"{whole.think} pairs to think about"] if whole.think else []
-    expected = "some are known" if seconds is None else f"about {_duration(seconds)} at most"
+    expected = "some are known" if seconds is None else f"about {_duration(seconds)}"
     return f"{' and '.join(work)}, in both orders: {expected}"
 
 
