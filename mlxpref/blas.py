@@ -8,9 +8,10 @@ times faster. The copies in numpy and scipy have prefixed symbols and cannot ser
 import ctypes
 import importlib.util
 import sys
+from functools import cache
 from pathlib import Path
 
-__all__ = ["preload"]
+__all__ = ["blas_in_use", "preload"]
 
 
 def preload() -> str | None:
@@ -18,18 +19,34 @@ def preload() -> str | None:
 
     Does nothing off Linux, once MLX is loaded, or where MLX's CUDA build is installed.
     """
+    library = _opened()
+    return library._name if library else None
+
+
+def blas_in_use() -> dict[str, int | str | None]:
+    """Threads and kernels of the BLAS that was opened: the last bits of products depend on both; else None."""
+    library = _opened()
+    if library is None:
+        return {"blas_threads": None, "blas_kernels": None}
+    library.openblas_get_corename.restype = ctypes.c_char_p
+    kernels: bytes = library.openblas_get_corename()
+    return {"blas_threads": int(library.openblas_get_num_threads()), "blas_kernels": kernels.decode()}
+
+
+@cache
+def _opened() -> ctypes.CDLL | None:
+    """The library, opened the first time that this is asked."""
     if sys.platform != "linux" or "mlx.core" in sys.modules or _is_installed("mlx_cuda"):
         return None
     spec = importlib.util.find_spec("cv2")
     if spec is None or spec.origin is None:
         return None
     site_packages = Path(spec.origin).parent.parent
-    for library in sorted(site_packages.glob("opencv_python*.libs/libopenblas*")):
+    for path in sorted(site_packages.glob("opencv_python*.libs/libopenblas*")):
         try:
-            ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
+            return ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
         except OSError:
             continue
-        return str(library)
     return None
 
 

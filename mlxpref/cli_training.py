@@ -1,15 +1,19 @@
 """The commands that make judges: convert, train, demo."""
 
+import shlex
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mlxpref.config import TrainSettings
 from mlxpref.options import chosen, json_option, settings_options
 from mlxpref.session import agree, check_images_of, load_from_options
+
+if TYPE_CHECKING:
+    from mlxpref.runs import Run
 
 __all__ = ["convert", "demo", "train"]
 
@@ -61,39 +65,60 @@ def convert(source: str, output: Path, bits: str, group_size: str, dtype: str, o
 @click.option(
     "--config", type=click.Path(path_type=Path), help="TOML file of settings, or a run.json; options go first."
 )
+@click.option("--resume", is_flag=True, help="Go on with the run in --output, by its own settings.")
 @click.option("--yes", is_flag=True, help="Agree to download the recommended judge.")
 @settings_options(TrainSettings)
 @json_option
-def train(output: Path | None, config: Path | None, yes: bool, as_json: bool, **options: Any) -> None:
+def train(output: Path | None, config: Path | None, resume: bool, yes: bool, as_json: bool, **options: Any) -> None:
     """Train an adapter by GRPO with soft rewards; use it with --adapter in compare, rank and eval.
 
-    The folder gets the adapter in mlx-vlm's format, run.json, log.jsonl and rollouts.jsonl. Ctrl-C saves the adapter of
-    the last step.
+    The folder gets the adapter in mlx-vlm's format, run.json, log.jsonl, rollouts.jsonl and checkpoints. A run that was
+    ended, by Ctrl-C or in any other way, goes on with `mlxpref train --resume --output FOLDER`. Settings need not be
+    given again, and only --save-every, --rows, --micro-batch and --recompute may differ.
     """
     from mlxpref.config import read_settings, settings_from
-    from mlxpref.console import note, print_json, print_text, track_steps
-    from mlxpref.runs import start_run
+    from mlxpref.console import note, print_json, print_text
+    from mlxpref.runs import read_log, resume_run, start_run
 
-    named = read_settings(config) if config else {}
-    settings = settings_from(TrainSettings, named | chosen(options), str(config) if config else "")
-    run = start_run(settings, output, (lambda question: True) if yes else agree, note, check_images_of)
-    note(f"{len(run.preferences)} preferences, {run.trainer.step_count} steps, into {run.folder}")
+    given = (read_settings(config) if config else {}) | chosen(options)
+    consent = (lambda question: True) if yes else agree
+    if resume:
+        run = resume_run(output, given, consent, note, check_images_of)
+    else:
+        settings = settings_from(TrainSettings, given, str(config) if config else "")
+        run = start_run(settings, output, consent, note, check_images_of)
+    if run:
+        _run_to_its_end(run)
+    folder = run.folder if run else output
+    assert folder is not None
+    steps = read_log(folder)
+    if not any(step["updated"] for step in steps):
+        note(f"no step updated the adapter: it says what the judge says without it; see {folder / 'log.jsonl'}")
+    if as_json:
+        print_json({"adapter": str(folder), "last_step": steps[-1] if steps else {}})
+    else:
+        print_text(f"adapter in {folder}; use it with --adapter {folder}")
+
+
+def _run_to_its_end(run: "Run") -> None:
+    """Train, and say where the run can be gone on with if it is ended before."""
+    from mlxpref.console import note, track_steps
+
+    count = run.trainer.step_count
+    done = f", {run.done} of them done" if run.done else ""
+    note(f"{len(run.preferences)} preferences, {count} steps{done}, into {run.folder}")
     # Whoever ends the process politely gets the adapter, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    updated, last_step = 0, {}
     try:
-        for report in track_steps(run.reports(), run.trainer.step_count):
-            updated, last_step = updated + report.updated, report.to_json()
+        for _ in track_steps(run.reports(), count):
+            pass
     except BaseException:
         if run.done:
-            note(f"the adapter of step {run.done} of {run.trainer.step_count} is in {run.folder}")
+            note(
+                f"the adapter of step {run.done} of {count} is in {run.folder}; go on with: "
+                f"mlxpref train --resume --output {shlex.quote(str(run.folder))}"
+            )
         raise
-    if not updated:
-        note(f"no step updated the adapter: it says what the judge says without it; see {run.folder / 'log.jsonl'}")
-    if as_json:
-        print_json({"adapter": str(run.folder), "last_step": last_step})
-    else:
-        print_text(f"adapter in {run.folder}; use it with --adapter {run.folder}")
 
 
 @click.command(short_help="The whole story, offline.")

@@ -11,10 +11,10 @@ from typing import Any, Literal, TypeVar, get_args
 from mlxpref.errors import ConfigError
 
 __all__ = [
-    "BUILT_IN_REWARDS",
     "JudgeSettings",
     "Level",
     "LossType",
+    "Schedule",
     "TrainSettings",
     "read_settings",
     "setting",
@@ -24,7 +24,7 @@ __all__ = [
 S = TypeVar("S")
 LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo"]
 Level = Literal["token", "sequence"]
-BUILT_IN_REWARDS = ("soft", "brier", "hard", "score")
+Schedule = Literal["cosine", "linear", "constant"]
 
 
 def setting(default: Any, text: str, **limits: Any) -> Any:
@@ -53,7 +53,10 @@ class TrainSettings:
     limit: int = setting(0, "Use only this many preferences; 0 is all.", minimum=0)
     fraction: float = setting(1.0, "Share of the preferences to learn from.", minimum=1e-6, maximum=1.0)
     model: str = setting("", "Folder, Hugging Face id, or `demo`.")
-    reward: str = setting("soft", "What rollouts earn: soft, brier, hard, score, or file.py:function.")
+    reward: str = setting(
+        "soft",
+        "What rollouts earn: soft, brier, hard, score or file.py:function; several as in soft=1,own.py:kind=0.5.",
+    )
     steps: int = setting(0, "Optimizer steps; 0 is one pass over the data.", minimum=0)
     comparisons: int = setting(8, "Comparisons a step.", minimum=1)
     group: int = setting(8, "Rollouts of a comparison.", minimum=2)
@@ -62,13 +65,34 @@ class TrainSettings:
     max_pixels: int = setting(512 * 512, "Pixels that an image is shrunk to, aspect ratio kept.", minimum=784)
     temperature: float = setting(1.0, "Temperature of sampling and scoring.", minimum=0.01)
     learning_rate: float = setting(1e-5, "Highest learning rate.", minimum=0.0)
-    warmup_steps: int = setting(10, "Steps of rising learning rate; then it falls as a cosine to a tenth.", minimum=0)
+    warmup_steps: int = setting(10, "Steps of rising learning rate.", minimum=0)
+    schedule: Schedule = setting(
+        "cosine", "How the learning rate falls to a tenth after it rose; constant stays.", choices=get_args(Schedule)
+    )
     rank: int = setting(16, "Rank of the adapter on every linear layer of the language model.", minimum=1)
     lora_scale: float = setting(2.0, "What the adapter's product is multiplied by (alpha / rank).", minimum=0.0)
     format_weight: float = setting(0.2, "What the right form earns beside the right side.", minimum=0.0)
+    length_budget: int = setting(
+        0, "Tokens that cost nothing; what is longer loses up to 1 at --max-tokens. 0 is no budget.", minimum=0
+    )
+    mask_truncated: bool = setting(False, "Learn nothing from what completions wrote that ran out of tokens.")
+    resample: int = setting(0, "Times a step replaces comparisons that teach nothing by others.", minimum=0)
+    curriculum: bool = setting(False, "Show preferences that people agree on first, in the first pass over the data.")
     divide_by_deviation: bool = setting(True, "Divide advantages by their deviation (not for soft and brier).")
-    updates: int = setting(1, "Updates with the rollouts of a step; from the second on, ratios are clipped.", minimum=1)
+    updates_per_rollout: int = setting(
+        1, "Updates with the rollouts of a step; from the second on, ratios are clipped.", minimum=1
+    )
     save_every: int = setting(20, "Steps between two savings of the adapter.", minimum=1)
+    held_out: float = setting(
+        0.0, "Share of the preferences kept out of training to measure it, whole prompts.", minimum=0.0, maximum=0.9
+    )
+    held_out_limit: int = setting(200, "Held-out preferences that are judged at most.", minimum=1)
+    evaluate_every: int = setting(20, "Steps between two measurements with the held-out preferences.", minimum=1)
+    patience: int = setting(
+        0,
+        "Measurements without a better accuracy that end training, with the best adapter; 0 never ends.",
+        minimum=0,
+    )
     loss_type: LossType = setting("dapo", "How tokens are weighted.", choices=get_args(LossType))
     level: Level = setting("token", "Importance ratios a token or a sequence.", choices=get_args(Level))
     clip_low: float = setting(0.2, "How far the ratio may fall below 1.", minimum=0.0)
@@ -106,7 +130,20 @@ def settings_from(kind: type[S], values: Mapping[str, Any], where: str = "") -> 
         if "choices" in limits and value not in limits["choices"]:
             raise ConfigError(f"{prefix}setting {name}: {value!r} is none of {', '.join(limits['choices'])}")
         checked[name] = value
-    return kind(**checked)
+    settings = kind(**checked)
+    if isinstance(settings, TrainSettings):
+        _check_together(settings, prefix)
+    return settings
+
+
+def _check_together(settings: TrainSettings, prefix: str) -> None:
+    """Refuse settings of which one makes no sense beside another."""
+    if settings.length_budget >= settings.max_tokens:
+        raise ConfigError(
+            f"{prefix}setting length_budget: {settings.length_budget} is not below max_tokens, {settings.max_tokens}"
+        )
+    if settings.patience and not settings.held_out:
+        raise ConfigError(f"{prefix}setting patience: nothing is measured without held_out; give --held-out 0.1")
 
 
 def read_settings(path: Path) -> dict[str, Any]:

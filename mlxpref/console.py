@@ -99,7 +99,7 @@ def track_steps(reports: Iterable[Any], count: int) -> Iterator[Any]:
             task = progress.add_task("training", total=count)
             for report in reports:
                 text = f"training: reward {report.reward:.2f}, accuracy {report.accuracy:.2f}"
-                progress.update(task, advance=1, description=text)
+                progress.update(task, completed=report.step, description=text)
                 yield report
         return
     shown = time.monotonic()

@@ -1,93 +1,168 @@
 """What the rollouts of a step earn, and what they teach: P groups of G rollouts, as arrays (P, G)."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mlxpref.config import TrainSettings
 from mlxpref.grpo import group_advantages, leave_one_out_advantages
+from mlxpref.lessons import Lesson
 from mlxpref.own_reward import OwnReward
-from mlxpref.pairs import Comparison
-from mlxpref.rewards import EXACT_REWARDS, hard_reward, score_reward
+from mlxpref.rewards import EXACT_REWARDS, hard_reward, length_reward, reward_mix, score_reward
 from mlxpref.template import Form
 from mlxpref.verdict import Verdict, is_well_formed, written_answer, written_scores
 
-__all__ = ["Earnings", "Lesson", "earn", "form_of"]
+__all__ = ["Earnings", "earn", "form_of", "part_names"]
 
 Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
 _NEGLIGIBLE = 1e-6
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """One comparison of a step: as it is shown, the share of people for its first image, and its random key."""
-
-    comparison: Comparison
-    y: float
-    key: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Earnings:
     """Rewards and advantages (P, G), and what is said of them.
 
-    `right`: whether a rollout leans to the majority's side; `well_formed`: whether its form is right; `answered`:
-    whether its answer position has a gradient of its own; `taught` (P,): whether a group teaches anything.
+    `parts` (P, G, K): what each reward of the mix gives before its weight, in the order of `part_names`; `right`:
+    whether a rollout leans to the majority's side; `well_formed`: whether its form is right; `truncated`: whether it
+    ran out of tokens; `answered`: whether its answer position has a gradient of its own; `counted`: whether its tokens
+    are learned from; `signal` (P,): whether a group's rewards teach anything; `taught` (P,): whether anything of it
+    does, the divergence from the reference included.
     """
 
     rewards: Floats
+    parts: Floats
     advantages: Floats
-    right: NDArray[np.bool_]
-    well_formed: NDArray[np.bool_]
-    answered: NDArray[np.bool_]
-    taught: NDArray[np.bool_]
+    right: Bools
+    well_formed: Bools
+    truncated: Bools
+    answered: Bools
+    counted: Bools
+    signal: Bools
+    taught: Bools
+
+    def only(self, groups: Sequence[int]) -> "Earnings":
+        """Those of some groups, by number."""
+        return Earnings(**{f.name: getattr(self, f.name)[list(groups)] for f in fields(self)})
+
+    def __add__(self, others: "Earnings") -> "Earnings":
+        """These groups, and then others."""
+        pairs = {f.name: (getattr(self, f.name), getattr(others, f.name)) for f in fields(self)}
+        return Earnings(**{name: np.concatenate(pair) for name, pair in pairs.items()})
 
 
 def form_of(settings: TrainSettings) -> Form:
     """The form of answer that a reward needs."""
-    return "scores" if settings.reward == "score" else "choice"
+    return "scores" if "score" in reward_mix(settings.reward).names else "choice"
+
+
+def part_names(settings: TrainSettings) -> tuple[str, ...]:
+    """What the rewards that are added up are called: those of the mix, and `length` where there is a budget."""
+    return reward_mix(settings.reward).names + (("length",) if settings.length_budget else ())
 
 
 def earn(
     settings: TrainSettings,
     lessons: Sequence[Lesson],
     verdicts: Sequence[Sequence[Verdict]],
-    own_reward: OwnReward | None = None,
+    truncated: Bools,
+    own: Mapping[str, OwnReward] | None = None,
 ) -> Earnings:
-    """What groups of verdicts earn; `own_reward` is asked where the setting names none of ours."""
-    exact = settings.reward in EXACT_REWARDS
-    p1 = np.array([[v.p_label_first for v in group] for group in verdicts])
-    p2 = np.array([[v.p_label_second for v in group] for group in verdicts])
-    y = np.broadcast_to(np.array([[lesson.y] for lesson in lessons]), p1.shape)
-    form, ending = form_of(settings), "1</answer>" if exact else ""
-    formed = np.array([[is_well_formed(v.text + ending, form, settings.think) for v in group] for group in verdicts])
-    reached = p1 + p2 > 0
-    if exact:
-        safe = np.where(reached, p1, 0.5), np.where(reached, p2, 0.5)
-        earned: Floats = EXACT_REWARDS[settings.reward](*safe, y, settings.format_weight)  # type: ignore[assignment]
-        rewards, lean = np.where(reached, earned, 0.0), p1 - p2
-    elif settings.reward == "score":
-        scores = [[written_scores(v.text) or (np.nan, np.nan) for v in group] for group in verdicts]
-        lean = np.array([[first - second for first, second in group] for group in scores])
-        rewards = score_reward(lean, y, formed, settings.format_weight)
-    else:
-        answers = np.array([[written_answer(v.text) or 0 for v in group] for group in verdicts])
-        lean = np.where(answers == 0, 0, 1.5 - answers)
-        if own_reward is None:
-            rewards = hard_reward(answers, y, formed, settings.format_weight)
+    """What groups of verdicts earn, of which some were `truncated` (P, G); `own` are the rewards that are not ours.
+
+    A truncated completion keeps its reward and its place in its group, as in TRL; masking leaves out what it teaches.
+    """
+    mix = reward_mix(settings.reward)
+    said = _Said(settings, lessons, verdicts)
+    of_ours = {"score": said.score, "hard": said.hard}
+    parts = []
+    for name in mix.names:
+        if name in mix.own:
+            reward = (own or {})[name]
+            parts.append(np.array([reward(le, group) for le, group in zip(lessons, verdicts, strict=True)]))
         else:
-            rewards = np.array(
-                [own_reward(le.comparison, le.y, group) for le, group in zip(lessons, verdicts, strict=True)]
-            )
-    if exact and rewards.shape[1] > 1:
+            parts.append(said.integrated(EXACT_REWARDS[name]) if name in EXACT_REWARDS else of_ours[name]())
+    weights = [part.weight for part in mix.parts]
+    if settings.length_budget:
+        tokens = np.array([[v.tokens for v in group] for group in verdicts])
+        parts.append(length_reward(tokens, settings.length_budget, settings.max_tokens))
+        weights.append(1.0)
+    rewards: Floats = sum((w * part for w, part in zip(weights[1:], parts[1:], strict=True)), weights[0] * parts[0])
+    if mix.exact and rewards.shape[1] > 1:
         advantages = leave_one_out_advantages(rewards)
     else:
-        advantages = group_advantages(rewards, divide=settings.divide_by_deviation and not exact)
-    right = np.sign(lean) == np.sign(y - 0.5)
-    answered = reached & exact
+        advantages = group_advantages(rewards, divide=settings.divide_by_deviation and not mix.exact)
+    counted = ~truncated if settings.mask_truncated else np.ones_like(truncated)
+    answered = said.reached & mix.exact
     # A label that is certain has no gradient left.
-    signal = answered & (p1 * (1 - p1) + p2 * (1 - p2) > _NEGLIGIBLE)
-    taught = (np.abs(advantages) > _NEGLIGIBLE).any(axis=1) | signal.any(axis=1) | (settings.kl > 0)
-    return Earnings(rewards, advantages, right, formed, answered, taught)
+    uncertain = said.p1 * (1 - said.p1) + said.p2 * (1 - said.p2) > _NEGLIGIBLE
+    teaching = (np.abs(advantages) > _NEGLIGIBLE) & counted | answered & uncertain
+    signal = np.asarray(teaching.any(axis=1))
+    return Earnings(
+        rewards=rewards,
+        parts=np.stack(parts, axis=-1),
+        advantages=advantages,
+        right=np.sign(said.lean) == np.sign(said.y - 0.5),
+        well_formed=said.well_formed,
+        truncated=truncated,
+        answered=answered,
+        counted=counted,
+        signal=signal,
+        taught=signal | np.bool_(settings.kl > 0),
+    )
+
+
+class _Said:
+    """What verdicts say, as arrays (P, G), and what our own rewards give for it."""
+
+    def __init__(
+        self, settings: TrainSettings, lessons: Sequence[Lesson], verdicts: Sequence[Sequence[Verdict]]
+    ) -> None:
+        self._verdicts, self._weight = verdicts, settings.format_weight
+        self.exact = reward_mix(settings.reward).exact
+        self.form = form_of(settings)
+        self.p1: Floats = np.array([[v.p_label_first for v in group] for group in verdicts])
+        self.p2: Floats = np.array([[v.p_label_second for v in group] for group in verdicts])
+        self.y = np.broadcast_to(np.array([[lesson.y] for lesson in lessons]), self.p1.shape)
+        ending = "1</answer>" if self.exact else ""
+        self.well_formed = np.array(
+            [[is_well_formed(v.text + ending, self.form, settings.think) for v in group] for group in verdicts]
+        )
+        self.reached = self.p1 + self.p2 > 0
+
+    @cached_property
+    def lean(self) -> Floats:
+        """Above 0 where the first image is preferred, below where the second is; 0 or not a number for neither."""
+        if self.exact:
+            return self.p1 - self.p2
+        if self.form == "scores":
+            return self._margins
+        lean: Floats = np.where(self._answers == 0, 0.0, 1.5 - self._answers)
+        return lean
+
+    @cached_property
+    def _answers(self) -> NDArray[np.int64]:
+        return np.array([[written_answer(v.text) or 0 for v in group] for group in self._verdicts])
+
+    @cached_property
+    def _margins(self) -> Floats:
+        scores = [[written_scores(v.text) or (np.nan, np.nan) for v in group] for group in self._verdicts]
+        return np.array([[first - second for first, second in group] for group in scores])
+
+    def integrated(self, reward: Callable[..., object]) -> Floats:
+        """A reward that is a function of the labels' probabilities; 0 where no answer position was reached."""
+        safe = np.where(self.reached, self.p1, 0.5), np.where(self.reached, self.p2, 0.5)
+        earned: Floats = reward(*safe, self.y, self._weight)  # type: ignore[assignment]
+        found: Floats = np.where(self.reached, earned, 0.0)
+        return found
+
+    def hard(self) -> Floats:
+        """The reward of written answers."""
+        return hard_reward(self._answers, self.y, self.well_formed, self._weight)
+
+    def score(self) -> Floats:
+        """The reward of written scores."""
+        return score_reward(self._margins, self.y, self.well_formed, self._weight)

@@ -1,9 +1,12 @@
 """Group relative policy optimisation: advantages and losses as pure functions of arrays.
 
 Sources: GRPO, arXiv 2402.03300; Dr. GRPO, arXiv 2503.20783; DAPO, arXiv 2503.14476; sequence-level ratios (GSPO),
-arXiv 2507.18071. Departures from TRL, on purpose: losses are normalised over the whole step, so the result does not
-depend on micro-batches; and the answer position of `soft` and `brier` gets the exact gradient of its reward instead of
-a sampled token's.
+arXiv 2507.18071. Departures from TRL, on purpose:
+- Losses are normalised over the whole step, so the result does not depend on micro-batches. Of what depends on lengths,
+  TRL does so for `dapo` only: its `bnpo` divides by the tokens of each micro-batch and takes the mean of these, so a
+  token among short completions weighs more. With one micro-batch a step, or one length of all completions, both are
+  equal.
+- The answer position of `soft` and `brier` gets the exact gradient of its reward instead of a sampled token's.
 
 Letters: R rows (rollouts of all groups), T completion tokens.
 """

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from mlxpref.config import JudgeSettings, TrainSettings
-from mlxpref.rewards import EXACT_REWARDS
+from mlxpref.rewards import reward_mix
 from mlxpref.shapes import Shapes
 
 __all__ = ["TEXT_TOKENS", "Checkpoint", "Plan", "judging_plan", "training_plan"]
@@ -201,7 +201,7 @@ def training_plan(model: Checkpoint, settings: TrainSettings, images: int, text:
     work, shapes = _Work(model), model.shapes
     tokens = model.tokens(settings.max_pixels)
     prompt = 2 * tokens + text
-    thinks = settings.think or settings.reward not in EXACT_REWARDS
+    thinks = settings.think or not reward_mix(settings.reward).exact
     longest = max(1, min(settings.max_tokens, shapes.context - prompt))  # beyond its context a model is refused anyway
     samples, completion = (settings.group, longest) if thinks else (1, 0)
     together = min(settings.comparisons, max(1, settings.rows // samples))

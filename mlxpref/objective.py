@@ -5,7 +5,6 @@ R rows are the rollouts of the groups that teach something, T their completion t
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from mlxpref.config import TrainSettings
 from mlxpref.grpo import kl_to_reference, policy_objective, token_weights
-from mlxpref.rewards import EXACT_REWARDS
+from mlxpref.rewards import reward_mix
 from mlxpref.scoring import Scores
 
 __all__ = ["Targets", "loss_of", "targets_of"]
@@ -55,20 +54,25 @@ def targets_of(
     y: NDArray[np.float64],
     chosen: Sequence[int],
     settings: TrainSettings,
+    counted: NDArray[np.bool_] | None = None,
 ) -> Targets:
     """The targets of the chosen groups of a step.
 
     `lengths`, `answered`, `advantages` (P, G) and `y` (P,) are those of the whole step: groups that are left out stay
-    in the count of what a token weighs. An answer position counts as one more token of its rollout.
+    in the count of what a token weighs. An answer position counts as one more token of its rollout. Rollouts that are
+    not `counted` (P, G) count as empty ones: their tokens weigh nothing, and the others of the step weigh more where
+    tokens share a weight.
     """
     group = advantages.shape[1]
     written, ends = np.array(lengths).reshape(-1), answered.reshape(-1)
     columns = np.arange(int(written.max(initial=0)) + 1)
-    exact = settings.reward in EXACT_REWARDS
-    weights = token_weights(columns < (written + ends)[:, None], settings.loss_type, settings.max_tokens + exact)
+    exact = reward_mix(settings.reward).exact
+    kept = np.ones_like(ends) if counted is None else counted.reshape(-1)
+    weighing = (columns < (written + ends)[:, None]) & kept[:, None]
+    weights = token_weights(weighing, settings.loss_type, settings.max_tokens + exact)
     rows = np.isin(np.repeat(np.arange(len(answered)), group), chosen)
     written, ends, weights = written[rows], ends[rows], weights[rows]
-    mask = np.arange(int(written.max(initial=0))) < written[:, None]
+    mask = (np.arange(int(written.max(initial=0))) < written[:, None]) & kept[rows][:, None]
     return Targets(
         mask=mx.array(mask),
         weights=_floats(weights[:, : mask.shape[1]] * mask),
@@ -82,8 +86,8 @@ def loss_of(scores: Scores, targets: Targets, settings: TrainSettings) -> tuple[
     """The loss of one update, and how many tokens had their gradient taken away by clipping; both add up over rows.
 
     At a step's first update the rollouts are the policy's own and importance ratios are exactly 1. Reasoning tokens:
-    the policy gradient, and the divergence from the reference. Answer positions: minus the reward itself, a function of
-    the labels' probabilities, so that its gradient is exact.
+    the policy gradient, and the divergence from the reference. Answer positions: minus the rewards that are functions
+    of the labels' probabilities, so that their gradient is exact.
     """
     surrogate, clipped = policy_objective(
         scores.logprobs,
@@ -97,11 +101,11 @@ def loss_of(scores: Scores, targets: Targets, settings: TrainSettings) -> tuple[
     loss = -_weighted(surrogate, targets.weights)
     if targets.reference is not None:
         loss = loss + settings.kl * _weighted(kl_to_reference(scores.logprobs, targets.reference), targets.weights)
-    if settings.reward in EXACT_REWARDS:
+    if (mix := reward_mix(settings.reward)).exact:
         # Where no answer counts, safe values: what is multiplied by 0 must be finite in the backward pass, too.
         labels = mx.where(targets.answer_weights[:, None] > 0, scores.label_logprobs, -1.0)
         p1, p2 = mx.exp(labels[:, 0]), mx.exp(labels[:, 1])
-        earned: Any = EXACT_REWARDS[settings.reward](p1, p2, targets.y, settings.format_weight)
+        earned = mix.integrated(p1, p2, targets.y, settings.format_weight)
         loss = loss - _weighted(earned, targets.answer_weights)
     return loss, (clipped & targets.mask).sum()
 

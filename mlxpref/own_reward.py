@@ -1,4 +1,4 @@
-"""Rewards of one's own: a function in a Python file, `--reward rewards.py:helpful`.
+"""Rewards of one's own: a function in a Python file, `--reward rewards.py:helpful`, alone or beside others.
 
 The function is called once a group and returns one finite number a rollout:
 
@@ -7,11 +7,17 @@ The function is called once a group and returns one finite number a rollout:
 
 `texts` are the completions, `p_first` the probabilities that each gives to the first image (None where it cannot be
 read), `prompt` what the images were made for, `images` the two as they were shown (PIL, RGB), and `y` the share of
-people who prefer the first. The answers are sampled: the policy gradient goes through all tokens.
+people who prefer the first. A function that names them, or takes any keyword, also gets `tokens`, how many tokens each
+completion took, and `preference`, the pair as it stands in the data (`mlxpref.preferences.Preference`).
+
+The policy gradient goes through all tokens, and none through `p_first`. Alone or beside `hard` the answers are sampled
+and stand in the texts; beside `soft` or `brier` (`--reward soft=1,rewards.py:helpful=0.5`) the texts end with
+`<answer>`, as the answer is integrated out.
 """
 
 import contextlib
 import importlib.util
+import inspect
 import math
 import sys
 import traceback
@@ -22,13 +28,13 @@ from typing import Any
 
 from mlxpref.errors import ConfigError, MlxprefError
 from mlxpref.images import load_image
-from mlxpref.pairs import Comparison
+from mlxpref.lessons import Lesson
 from mlxpref.verdict import Verdict
 
 __all__ = ["OwnReward", "load_reward"]
 
-OwnReward = Callable[[Comparison, float, Sequence[Verdict]], list[float]]
-"""A group's comparison, the share of people for its first image, and its verdicts; one reward each."""
+OwnReward = Callable[[Lesson, Sequence[Verdict]], list[float]]
+"""What a group was shown, and its verdicts; one reward each."""
 
 
 def load_reward(name: str) -> OwnReward:
@@ -43,18 +49,38 @@ def load_reward(name: str) -> OwnReward:
     if not callable(function):
         raise ConfigError(f"reward {name}: {path} has no function {function_name}")
 
-    def reward(comparison: Comparison, y: float, verdicts: Sequence[Verdict]) -> list[float]:
-        texts, p_first = [v.text for v in verdicts], [v.p_first("soft") for v in verdicts]
-        images = load_image(comparison.first), load_image(comparison.second)
+    more = _more_that_it_takes(function)
+
+    def reward(lesson: Lesson, verdicts: Sequence[Verdict]) -> list[float]:
+        comparison = lesson.comparison
+        given = {
+            "texts": [v.text for v in verdicts],
+            "p_first": [v.p_first("soft") for v in verdicts],
+            "prompt": comparison.prompt,
+            "images": (load_image(comparison.first), load_image(comparison.second)),
+            "y": lesson.y,
+        }
+        offered = {"tokens": [v.tokens for v in verdicts], "preference": lesson.preference}
+        given |= {name: offered[name] for name in more}
         try:
             # What the function prints belongs to the notes: stdout is for results.
             with contextlib.redirect_stdout(sys.stderr):
-                found = function(texts=texts, p_first=p_first, prompt=comparison.prompt, images=images, y=y)
+                found = function(**given)
         except Exception as error:
             raise MlxprefError(f"{_line_of(error, path)}: the reward raised {type(error).__name__}: {error}") from error
-        return _checked(found, len(texts), name)
+        return _checked(found, len(verdicts), name)
 
     return reward
+
+
+def _more_that_it_takes(function: Callable[..., Any]) -> list[str]:
+    """What a function is given beside what every function is given: those that came later, where it has a place."""
+    try:
+        taken = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # it does not say
+        return []
+    anything = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in taken.values())
+    return [name for name in ("tokens", "preference") if anything or name in taken]
 
 
 def _run_file(path: Path) -> ModuleType:

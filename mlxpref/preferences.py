@@ -1,11 +1,12 @@
 """A preference: two images of one prompt and the share of people who prefer the first of them."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
-__all__ = ["ImageLike", "Preference"]
+__all__ = ["ImageLike", "Preference", "image_name"]
 
 ImageLike = Path | Image.Image
 """A file, read when it is needed, or an image in memory."""
@@ -31,3 +32,8 @@ class Preference:
     def is_tie(self) -> bool:
         """Whether as many people prefer a as prefer b."""
         return self.p_a == 0.5
+
+
+def image_name(image: ImageLike) -> str:
+    """What an image of the data is called in records: its path, or its pixels where it has none."""
+    return str(image) if isinstance(image, Path) else hashlib.sha256(image.tobytes()).hexdigest()

@@ -1,29 +1,44 @@
-"""A training run: from settings to a folder with the adapter and the records of how it came about."""
+"""A training run: from settings to a folder with the adapter and the records of how it came about, and on from there.
 
-import hashlib
+A run that was ended, in whatever way, is resumed from its last checkpoint. On the same machine with the same versions
+it then makes the very adapter, and writes the very lines but for times and memory, that it would have unbroken.
+"""
+
+import fcntl
 import json
-import platform
+import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 from mlxpref.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, base_of, save_adapter
 from mlxpref.advice import gigabytes, plan_training
+from mlxpref.checkpoints import CHECKPOINT_FILES, Checkpoint, read_checkpoint, write_checkpoint
 from mlxpref.config import TrainSettings, settings_from
 from mlxpref.datasets import load_preferences
-from mlxpref.errors import ConfigError, DataError
-from mlxpref.files import write_text
+from mlxpref.errors import ConfigError, DataError, MlxprefError, ModelError
 from mlxpref.models import resolve_model
-from mlxpref.preferences import ImageLike, Preference
+from mlxpref.preferences import ImageLike, Preference, image_name
+from mlxpref.run_page import RUN_PAGE, recorded_images, write_run_page
+from mlxpref.run_record import (
+    RUN_RECORD,
+    check_same,
+    differences,
+    read_record,
+    record_of,
+    settings_again,
+    write_record,
+)
 from mlxpref.training import StepReport, Trainer
 from mlxpref.vlm import VLM, check_folder, load_vlm
 
-__all__ = ["RUN_FILES", "Run", "start_run", "train"]
+__all__ = ["RUN_FILES", "Run", "read_log", "resume_run", "start_run", "train"]
 
-RUN_FILES = (ADAPTER_WEIGHTS, ADAPTER_CONFIG, "run.json", "log.jsonl", "rollouts.jsonl")
+_LOG, _ROLLOUTS = "log.jsonl", "rollouts.jsonl"
+RUN_FILES = (ADAPTER_WEIGHTS, ADAPTER_CONFIG, RUN_RECORD, _LOG, _ROLLOUTS, RUN_PAGE, *CHECKPOINT_FILES)
 """What a run leaves in its folder."""
 
 _ROLLOUTS_A_STEP = 4
@@ -32,53 +47,96 @@ _ROLLOUTS_A_STEP = 4
 
 @dataclass
 class Run:
-    """One run: its settings, the model that is trained, and its folder."""
+    """One run: its settings, the model that is trained, its folder, and where it stands."""
 
     settings: TrainSettings
     folder: Path
     vlm: VLM
-    preferences: Sequence[Preference]
     trainer: Trainer
-    base: dict[str, str]
-    done: int = 0
+    record: dict[str, Any]
+    last: Checkpoint
+
+    @property
+    def preferences(self) -> Sequence[Preference]:
+        """What is learned from."""
+        return self.trainer.preferences
+
+    @property
+    def done(self) -> int:
+        """Steps that are finished and recorded."""
+        return self.last.step
 
     def reports(self) -> Iterator[StepReport]:
-        """Train and record; the adapter is saved every few steps, and where the run ends or is ended.
+        """Train and record; adapter and checkpoint are saved every few steps, and where the run ends or is ended.
 
         Where the data ends it before its first step, nothing is left behind, so that the folder can be used again.
         """
-        self.done = 0
-        try:
-            with (
-                (self.folder / "log.jsonl").open("w", encoding="utf-8") as log,
-                (self.folder / "rollouts.jsonl").open("w", encoding="utf-8") as rollouts,
-            ):
-                for report in self.trainer.steps():
-                    _append(log, report.to_json())
-                    for record in report.rollouts[:: max(1, len(report.rollouts) // _ROLLOUTS_A_STEP)]:
-                        _append(rollouts, asdict(record))
-                    self.done = report.step
-                    if self.done % self.settings.save_every == 0:
-                        self._save()
+        with ExitStack() as stack:
+            files = {name: stack.enter_context(_opened(self.folder / name)) for name in (_LOG, _ROLLOUTS)}
+            _claim(files[_LOG], self.folder)
+            for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG, RUN_RECORD):  # what a killed process had begun to write
+                for begun in self.folder.glob(f".*{name}*"):
+                    begun.unlink()
+            for name, file in files.items():
+                _cut(file, self.last.sizes[name])
+            write_record(self.folder, self.record)
+            try:
+                for report in self.trainer.steps(self.done):
+                    self._write(report, files)
+                    if report.step % self.settings.save_every == 0:
+                        self._save(files)
                     yield report
-        except DataError:
-            if self.done:
-                self._save()
-            else:
-                self._clear()
-            raise
-        except BaseException:
-            self._save()
-            raise
-        self._save()
+            except BaseException as error:
+                if isinstance(error, DataError) and not self.done and "resumed" not in self.record:
+                    self._clear()
+                else:
+                    # The step that was under way may have changed the adapter in part.
+                    self.trainer.restore(self.last.arrays, self.last.numbers)
+                    self._save(files)
+                    self._write_page()
+                raise
+            self.last = replace(self._standing(self.done, files), complete=True)
+            self._save(files)
+            self._write_page()
+
+    def _write(self, report: StepReport, files: Mapping[str, BinaryIO]) -> None:
+        _append(files[_LOG], report.to_json())
+        for rollout in report.rollouts[:: max(1, len(report.rollouts) // _ROLLOUTS_A_STEP)]:
+            _append(files[_ROLLOUTS], asdict(rollout))
+        self.last = self._standing(report.step, files)
+
+    def _standing(self, step: int, files: Mapping[str, BinaryIO]) -> Checkpoint:
+        """Where the run stands between two steps.
+
+        Arrays never change once they are made, so holding those of a step costs nothing until the next update.
+        """
+        sizes = {name: os.fstat(file.fileno()).st_size for name, file in files.items()}
+        return Checkpoint(step, *self.trainer.state, sizes)
+
+    def _write_page(self) -> None:
+        """Show the run as a page; what keeps the page from being written must not cost the run."""
+        named = {
+            image_name(image): image for p in self.preferences for image in (p.a, p.b) if not isinstance(image, Path)
+        }
+
+        def images(record: dict[str, Any]) -> tuple[ImageLike, ImageLike] | None:
+            first, second = str(record.get("first")), str(record.get("second"))
+            in_memory = first in named and second in named
+            return (named[first], named[second]) if in_memory else recorded_images(record)
+
+        with suppress(MlxprefError, OSError):
+            write_run_page(self.folder, images)
 
     def _clear(self) -> None:
         for name in RUN_FILES:
             (self.folder / name).unlink(missing_ok=True)
         self.folder.rmdir()
 
-    def _save(self) -> None:
-        save_adapter(self.vlm.model, self.folder, self.settings.rank, self.settings.lora_scale, self.base)
+    def _save(self, files: Mapping[str, BinaryIO]) -> None:
+        for file in files.values():  # a checkpoint must not be on the disk before the lines that it counts
+            os.fsync(file.fileno())
+        write_checkpoint(self.folder, self.last)
+        save_adapter(self.vlm.model, self.folder, self.settings.rank, self.settings.lora_scale, self.record["base"])
 
 
 def start_run(
@@ -91,14 +149,97 @@ def start_run(
 ) -> Run:
     """Check everything, load what is needed, and write run.json; nothing is trained yet.
 
-    `output` None is runs/<time>; a folder that holds something is refused. `check` may refuse the preferences
-    before the model is loaded. A `vlm` that is given is trained itself.
+    `output` None is runs/<time>; a folder that holds a file is refused. `check` may refuse the preferences before the
+    model is loaded. A `vlm` that is given is trained itself.
     """
     folder = output or Path("runs") / time.strftime("%Y%m%d-%H%M%S")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder}: is not empty; give another --output")
+    if folder.exists() and (not folder.is_dir() or any(not path.is_dir() for path in folder.rglob("*"))):
+        resume = ", or go on with the run in it by --resume" if (folder / RUN_RECORD).is_file() else ""
+        raise ConfigError(f"{folder}: is not empty; give another --output{resume}")
     if not settings.data:
         raise ConfigError("no --data: give `demo`, or a .jsonl file of preferences")
+    run = _load(settings, folder, agree, say, check, vlm)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_record(folder, run.record)
+    return run
+
+
+def resume_run(
+    folder: Path | None,
+    given: Mapping[str, Any],
+    agree: Callable[[str], bool] = lambda question: False,
+    say: Callable[[str], None] = lambda line: None,
+    check: Callable[[str, Sequence[Preference]], None] = lambda data, preferences: None,
+    vlm: VLM | None = None,
+) -> Run | None:
+    """Load the run in a folder as it stood at its last checkpoint; None where it is complete.
+
+    All settings come from its run.json. Those that are `given` must be the same, but for `save_every`, for `data` and
+    `model` where what they name is the same elsewhere, and for what trades memory for time (`rows`, `micro_batch`,
+    `recompute`), which rounds differently. ConfigError, DataError or ModelError for anything else that is not as it
+    was. `say` is told what is known to make a difference in the last bits.
+    """
+    if folder is None:
+        raise ConfigError("--resume: of which run? give its folder with --output")
+    before = read_record(folder)
+    settings = settings_again(folder, before, given)
+    checkpoint = read_checkpoint(folder, say)
+    if checkpoint and checkpoint.complete:
+        say(f"{folder}: this run is complete after {checkpoint.step} steps; nothing is left to do")
+        return None
+    run = _load(settings, folder, agree, say, check, vlm)
+    check_same(folder, before, run.record)
+    changed = differences(before, run.record)
+    if changed:
+        listed = ", ".join(f"{name} is {now}, was {then}" for name, (then, now) in changed.items())
+        say(f"{folder}: {listed}: the run goes on, but not to the last bit as it would have")
+    resumption = {"after_step": checkpoint.step if checkpoint else 0, "changed": changed}
+    run.record["resumed"] = [*before.get("resumed", []), resumption]
+    if checkpoint:
+        try:
+            run.trainer.restore(checkpoint.arrays, checkpoint.numbers)
+        except KeyError as error:
+            raise ModelError(
+                f"{folder}: its checkpoint is of another version of mlxpref ({error} is missing); go on with that one"
+            ) from error
+        for name, size in checkpoint.sizes.items():
+            if not (folder / name).is_file() or (folder / name).stat().st_size < size:
+                say(f"{folder / name}: lines of steps up to {checkpoint.step} are missing; it goes on without them")
+        run.last = checkpoint
+    return run
+
+
+def train(
+    data: str, model: str | Path | None = None, output: str | Path | None = None, resume: bool = False, **settings: Any
+) -> Iterator[StepReport]:
+    """Train an adapter and yield a report after every step.
+
+    `settings` are the fields of `mlxpref.config.TrainSettings`. The adapter lands in `output` (default runs/<time>),
+    also when the loop is left early. With `resume` the run in `output` goes on (see `resume_run`); a complete one
+    yields nothing.
+    """
+    named = {"data": data} | ({"model": str(model)} if model else {}) | settings
+    folder = Path(output) if output else None
+    run = resume_run(folder, named) if resume else start_run(settings_from(TrainSettings, named), folder)
+    if run:
+        yield from run.reports()
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log that are of steps."""
+    lines = (folder / _LOG).read_text(encoding="utf-8").splitlines()
+    return [line for line in map(json.loads, lines) if "updated" in line]
+
+
+def _load(
+    settings: TrainSettings,
+    folder: Path,
+    agree: Callable[[str], bool],
+    say: Callable[[str], None],
+    check: Callable[[str, Sequence[Preference]], None],
+    vlm: VLM | None,
+) -> Run:
+    """A run that stands before its first step; its folder is not touched."""
     preferences = load_preferences(settings.data, settings.split, settings.limit or None, settings.seed)
     check(settings.data, preferences)
     if vlm is None:
@@ -109,44 +250,46 @@ def start_run(
         say(f"about {gigabytes(plan.peak)} of memory at the peak, {gigabytes(plan.weights)} of it weights")
         vlm = load_vlm(path, settings.max_pixels)
     trainer = Trainer(vlm, preferences, settings)
-    folder.mkdir(parents=True, exist_ok=True)
-    base = base_of(vlm.path)
-    write_text(folder / "run.json", json.dumps(_record(settings, base, trainer.preferences), indent=2) + "\n")
-    return Run(settings, folder, vlm, trainer.preferences, trainer, base)
+    start = Checkpoint(0, *trainer.state, {_LOG: 0, _ROLLOUTS: 0})
+    record = record_of(settings, base_of(vlm.path), preferences, len(trainer.preferences))
+    return Run(settings, folder, vlm, trainer, record, start)
 
 
-def train(
-    data: str, model: str | Path | None = None, output: str | Path | None = None, **settings: Any
-) -> Iterator[StepReport]:
-    """Train an adapter and yield a report after every step.
-
-    `settings` are the fields of `mlxpref.config.TrainSettings`. The adapter lands in `output` (default runs/<time>),
-    also when the loop is left early.
-    """
-    chosen = settings_from(TrainSettings, {"data": data, "model": str(model or "")} | settings)
-    yield from start_run(chosen, Path(output) if output else None).reports()
-
-
-def _name(image: ImageLike) -> str:
-    """What an image of the data is called there: its path, or its pixels where it has none."""
-    return str(image) if isinstance(image, Path) else hashlib.sha256(image.tobytes()).hexdigest()
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """A file to append to, of which nothing is left to write when it is closed."""
+    file = path.open("ab")
+    try:
+        yield file
+    finally:
+        with suppress(OSError):  # a line that could not be written has been said; it is tried once more here
+            file.close()
 
 
-def _append(file: TextIO, record: dict[str, Any]) -> None:
-    file.write(json.dumps(record, ensure_ascii=False) + "\n")
-    file.flush()
+def _claim(file: BinaryIO, folder: Path) -> None:
+    """Keep other processes from training into a folder for as long as a file in it is open."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ConfigError(f"{folder}: another process is training there; wait for its end, or end it") from error
+    except OSError:  # a file system without locks
+        pass
 
 
-def _record(settings: TrainSettings, base: dict[str, str], preferences: Sequence[Preference]) -> dict[str, Any]:
-    """What is needed to know, and to run again, what a run did."""
-    rows = [[p.prompt, *(_name(image) for image in (p.a, p.b)), p.p_a, p.votes, p.group] for p in preferences]
-    return {
-        "settings": asdict(settings),
-        "base": base,
-        "preferences": len(preferences),
-        "data_fingerprint": hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16],
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("mlxpref", "mlx", "mlx-lm", "mlx-vlm", "transformers")},
-        },
-    }
+def _cut(file: BinaryIO, size: int) -> None:
+    """Leave the first `size` bytes of a file of lines; of one that is shorter, its whole lines."""
+    if os.fstat(file.fileno()).st_size < size:
+        size = Path(file.name).read_bytes().rfind(b"\n") + 1
+    file.truncate(size)
+
+
+def _append(file: BinaryIO, record: Mapping[str, Any]) -> None:
+    """Write a record as one line of JSON."""
+    try:
+        file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+        file.flush()
+    except OSError as error:
+        raise ConfigError(
+            f"{file.name}: cannot be written ({error.strerror}); correct that, and go on with --resume "
+            f"--output {Path(file.name).parent}"
+        ) from error

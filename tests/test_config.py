@@ -7,7 +7,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from mlxpref.config import JudgeSettings, setting, settings_from
+from mlxpref.config import JudgeSettings, TrainSettings, setting, settings_from
 from mlxpref.errors import ConfigError
 from mlxpref.options import chosen, settings_options
 
@@ -31,6 +31,32 @@ def test_settings_are_checked() -> None:
     ):
         with pytest.raises(ConfigError, match=problem):
             settings_from(JudgeSettings, values)
+
+
+def test_settings_that_exclude_each_other_are_refused() -> None:
+    assert settings_from(TrainSettings, {"length_budget": 255}).length_budget == 255
+    with pytest.raises(ConfigError, match=r"run.toml: setting length_budget: 256 is not below max_tokens, 256"):
+        settings_from(TrainSettings, {"length_budget": 256}, "run.toml")
+    assert settings_from(TrainSettings, {"patience": 2, "held_out": 0.1}).patience == 2
+    with pytest.raises(ConfigError, match="setting patience: nothing is measured without held_out"):
+        settings_from(TrainSettings, {"patience": 2})
+
+
+def test_every_setting_of_training_is_an_option() -> None:
+    @click.command()
+    @settings_options(TrainSettings)
+    def command(**values: Any) -> None:
+        click.echo(repr(chosen(values)))
+
+    given = {
+        "--updates-per-rollout": 3, "--length-budget": 64, "--resample": 2, "--held-out": 0.1, "--held-out-limit": 50,
+        "--evaluate-every": 5, "--patience": 2, "--schedule": "linear",
+    }  # fmt: skip
+    arguments = [str(word) for pair in given.items() for word in pair] + ["--mask-truncated", "--curriculum"]
+    found = eval(CliRunner().invoke(command, arguments).output)
+    expected = {name[2:].replace("-", "_"): value for name, value in given.items()}
+    assert found == expected | {"mask_truncated": True, "curriculum": True}
+    assert CliRunner().invoke(command, ["--schedule", "steep"]).exit_code == 2
 
 
 def test_every_setting_is_an_option_with_its_help_and_default() -> None:

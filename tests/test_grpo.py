@@ -2,6 +2,7 @@
 
 import json
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from mlxpref.config import TrainSettings
+from mlxpref.earnings import earn
 from mlxpref.grpo import (
     group_advantages,
     kl_to_reference,
@@ -16,9 +18,13 @@ from mlxpref.grpo import (
     policy_objective,
     token_weights,
 )
+from mlxpref.lessons import Lesson
 from mlxpref.objective import Targets, loss_of, targets_of
-from mlxpref.rewards import EXACT_REWARDS
+from mlxpref.pairs import Comparison
+from mlxpref.preferences import Preference
+from mlxpref.rewards import reward_mix
 from mlxpref.scoring import Scores
+from mlxpref.verdict import Verdict
 from tests.conftest import GOLDEN
 
 with np.load(GOLDEN / "grpo.npz", allow_pickle=False) as _file:
@@ -43,6 +49,90 @@ def test_losses_and_gradients_equal_trls(number: int) -> None:
         value, gradient = mx.value_and_grad(loss)(mx.array(TRL["logps"], dtype=mx.float64))
         assert value.item() == pytest.approx(case["loss"], abs=1e-6)
         assert np.abs(np.array(gradient) - TRL["grads"][number]).max() < 1e-6
+
+
+def test_the_golden_cases_cover_what_training_can_be_asked_for() -> None:
+    kinds = {(c["loss_type"], c["level"], c["on_policy"], c["beta"] > 0, c["eps_high"] is not None) for c in CASES}
+    assert len(kinds) == len(CASES) == 4 * 2 * 2 * 2 * 2
+    assert not TRL["mask"].all(axis=1).all()
+    assert (TRL["mask"].sum(axis=1) == 0).any()  # an empty completion
+    ratio, positive = np.exp(TRL["logps"] - TRL["old"]), TRL["adv"][:, None] > 0
+    low, between, high = ratio < 0.8, (ratio > 1.2) & (ratio <= 1.28), ratio > 1.28
+    for clipped in (low & ~positive, between & positive, high & positive):
+        assert (clipped & TRL["mask"]).any()  # both bounds are reached, and so is what the asymmetric one allows
+
+
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_what_is_called_clipped_has_no_gradient_and_nothing_else_has_none(level: Any) -> None:
+    """The golden cases check neither the clip fraction nor, at the level of sequences, a ratio that is clipped."""
+    mask, advantages = mx.array(TRL["mask"]), mx.array(TRL["adv"].astype(np.float32))
+    old = mx.array(TRL["old"].astype(np.float32))
+
+    def objective(logprobs: mx.array) -> tuple[mx.array, mx.array]:
+        surrogate, clipped = policy_objective(logprobs, old, advantages, mask, level, 0.02, 0.03)
+        return (surrogate * mask).sum(), clipped
+
+    (value, clipped), gradient = mx.value_and_grad(objective)(mx.array(TRL["logps"].astype(np.float32)))
+    found, expected = (np.array(gradient) == 0)[TRL["mask"]], np.array(clipped)[TRL["mask"]]
+    assert found.tolist() == expected.tolist()
+    assert 0 < expected.sum() < expected.size
+    difference, lengths = (TRL["logps"] - TRL["old"]) * TRL["mask"], TRL["mask"].sum(axis=1, keepdims=True)
+    if level == "sequence":
+        difference = difference.sum(axis=1, keepdims=True) / np.maximum(lengths, 1)
+    ratio, advantage = np.exp(difference), TRL["adv"][:, None]
+    objectives = np.minimum(ratio * advantage, np.clip(ratio, 0.98, 1.03) * advantage)
+    assert value.item() == pytest.approx((objectives * TRL["mask"]).sum(), rel=1e-5)
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo"])
+def test_an_empty_completion_stays_in_the_count_of_completions(loss_type: Any) -> None:
+    mask = TRL["mask"]
+    written = mask.any(axis=1)
+    assert (written.sum(), len(written)) == (7, 8)
+    with_it, without = token_weights(mask, loss_type, 12), token_weights(mask[written], loss_type, 12)
+    share = 7 / 8 if loss_type in ("grpo", "dr_grpo") else 1.0
+    assert with_it[written] == pytest.approx(share * without)
+    assert not with_it[~written].any()
+    nothing = token_weights(np.zeros_like(mask), loss_type, 12)
+    assert np.isfinite(nothing).all()
+    assert not nothing.any()
+
+
+def test_dr_grpo_weighs_tokens_alike_in_every_step() -> None:
+    """The longest that a completion may be, not the longest that there is: golden cases have one for both."""
+    mask = TRL["mask"]
+    assert token_weights(mask, "dr_grpo", 48)[mask] == pytest.approx(1 / (8 * 48))
+    assert token_weights(mask[:, :3], "dr_grpo", 48)[mask[:, :3]] == pytest.approx(1 / (8 * 48))
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo"])
+@pytest.mark.parametrize("batches", [1, 2, 4])
+def test_losses_are_those_of_the_whole_step_where_trls_may_be_of_micro_batches(loss_type: Any, batches: int) -> None:
+    """Ours adds up over micro-batches to what one batch gives. TRL's bnpo does not: it is a mean of means."""
+    mask = TRL["mask"]
+    terms = np.repeat(np.arange(1.0, 9.0)[:, None], mask.shape[1], axis=1)
+    weights = token_weights(mask, loss_type, 12)
+    whole = (terms * weights).sum()
+    parts = [slice(start, start + 8 // batches) for start in range(0, 8, 8 // batches)]
+    ours = sum((terms[part] * weights[part]).sum() for part in parts)
+    assert ours == pytest.approx(whole)
+
+    def in_trl(part: slice) -> float:
+        """A micro-batch's contribution with gradients accumulated; dapo counts the tokens of all of them."""
+        terms_of, mask_of = terms[part] * mask[part], mask[part]
+        if loss_type == "grpo":
+            return float((terms_of.sum(axis=1) / np.maximum(mask_of.sum(axis=1), 1)).mean()) / batches
+        if loss_type == "bnpo":
+            return float(terms_of.sum() / max(mask_of.sum(), 1)) / batches
+        if loss_type == "dr_grpo":
+            return float(terms_of.sum() / (len(mask_of) * 12)) / batches
+        return float(terms_of.sum() / mask.sum())
+
+    theirs = sum(map(in_trl, parts))
+    if loss_type == "bnpo" and batches > 1:
+        assert abs(theirs - whole) > 0.01 * abs(whole)
+    else:
+        assert theirs == pytest.approx(whole)
 
 
 def test_group_advantages_are_standard_scores() -> None:
@@ -71,23 +161,28 @@ def test_kl_is_never_negative_and_zero_only_for_equals() -> None:
 # A toy policy: one reasoning token out of three, then "1", "2" or something else.
 REASONS, GROUP = 3, 3
 REASON_LOGITS = np.array([0.3, -0.2, 0.1])
+OWN_REWARDS = np.array([0.3, -0.5, 0.9])
+"""What a reward of one's own gives to each reasoning token."""
 ANSWER_LOGITS = np.array([[0.5, -0.5, 0.0], [-1.0, 0.4, 0.2], [0.1, 0.0, -0.7]])
 
 
 def expected_reward(reason: mx.array, answers: mx.array, reward: str, y: float) -> mx.array:
     """By enumeration of all reasoning strings; the answers are integrated out by the reward itself."""
     p, q = mx.softmax(reason), mx.softmax(answers, axis=-1)
-    return (p * EXACT_REWARDS[reward](q[:, 0], q[:, 1], y, 0.2)).sum()  # type: ignore[operator, no-any-return]
+    mix = reward_mix(reward)
+    own = sum(part.weight for part in mix.parts if part.name in mix.own) * mx.array(OWN_REWARDS)
+    return (p * (mix.integrated(q[:, 0], q[:, 1], y, 0.2) + own)).sum()
 
 
 def one_gradient(reasons: tuple[int, ...], reward: str, y: float) -> np.ndarray:
     """The gradient that one group of rollouts gives, through the code that trains."""
     settings = TrainSettings(reward=reward, group=GROUP, format_weight=0.2, loss_type="bnpo")
     q = np.exp(ANSWER_LOGITS) / np.exp(ANSWER_LOGITS).sum(axis=1, keepdims=True)
-    earned = np.array([[EXACT_REWARDS[reward](q[r, 0], q[r, 1], y, 0.2) for r in reasons]], dtype=np.float64)
-    targets = targets_of(
-        [[1] * GROUP], np.ones((1, GROUP), bool), leave_one_out_advantages(earned), np.array([y]), [0], settings
-    )
+    lesson = Lesson(Preference("", Path(), Path(), y), Comparison(Path(), Path(), ""), y, ())
+    verdicts = [[Verdict(str(r), *q[r, :2]) for r in reasons]]
+    own = dict.fromkeys(reward_mix(reward).own, lambda _, group: [OWN_REWARDS[int(v.text)] for v in group])
+    earned = earn(settings, [lesson], verdicts, np.zeros((1, GROUP), bool), own)
+    targets = targets_of([[1] * GROUP], earned.answered, earned.advantages, np.array([y]), [0], settings)
 
     def loss(reason: mx.array, answers: mx.array) -> mx.array:
         rows = mx.array(reasons)
@@ -114,7 +209,7 @@ def hard_gradient(reasons: tuple[int, ...], answers: tuple[int, ...], y: float) 
     return total / GROUP
 
 
-@pytest.mark.parametrize("reward", ["soft", "brier"])
+@pytest.mark.parametrize("reward", ["soft", "brier", "soft=0.5,brier=2", "soft=0.7,own.py:f=0.4"])
 @pytest.mark.parametrize("y", [1.0, 0.3])
 def test_the_gradient_is_that_of_the_expected_reward(reward: str, y: float) -> None:
     exact = mx.grad(lambda r, a: expected_reward(r, a, reward, y), argnums=(0, 1))(
@@ -163,3 +258,15 @@ def test_groups_that_are_left_out_stay_in_the_count() -> None:
     assert np.array(one.answer_weights).tolist() == np.array(both.answer_weights)[2:].tolist()
     assert np.array(one.weights).tolist() == np.array(both.weights)[2:].tolist()
     assert np.array(both.answer_weights).tolist() == pytest.approx([1 / 13, 0, 1 / 13, 1 / 13])
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo"])
+def test_rollouts_that_are_not_counted_are_as_empty_ones(loss_type: Any) -> None:
+    settings = TrainSettings(reward="soft", loss_type=loss_type, max_tokens=4)
+    answered = np.array([[True, False], [True, True]])
+    rest = np.ones((2, 2)), np.array([1.0, 0.0]), [0, 1], settings
+    masked = targets_of([[2, 3], [4, 1]], answered, *rest, np.array([[True, False], [True, True]]))
+    empty = targets_of([[2, 0], [4, 1]], answered, *rest)
+    for name in ("mask", "weights", "answer_weights"):
+        assert np.array(getattr(masked, name)).tolist() == np.array(getattr(empty, name)).tolist(), name
+    assert not np.array(masked.mask)[1].any()

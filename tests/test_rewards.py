@@ -4,7 +4,16 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxpref.rewards import brier_reward, hard_reward, score_reward, soft_reward
+from mlxpref.errors import ConfigError
+from mlxpref.rewards import (
+    RewardPart,
+    brier_reward,
+    hard_reward,
+    length_reward,
+    reward_mix,
+    score_reward,
+    soft_reward,
+)
 
 
 def test_soft_is_the_expected_agreement_and_is_not_normalised() -> None:
@@ -41,3 +50,53 @@ def test_mass_outside_the_labels_is_pushed_down(reward: object, y: float) -> Non
     gradient = mx.grad(earned)(mx.array([0.2, -0.1, 0.5, 0.0]))
     assert (gradient[2:] < 0).all().item()
     assert gradient[:2].max().item() > 0
+
+
+def test_a_reward_is_a_mix_of_named_and_weighted_parts() -> None:
+    assert reward_mix("soft").parts == (RewardPart("soft", 1.0),)
+    mix = reward_mix("soft=0.5, brier=2 ,my files/own.py:kind=1e-1,a=b/own.py:f=3")
+    assert [(part.name, part.weight) for part in mix.parts] == [
+        ("soft", 0.5),
+        ("brier", 2.0),
+        ("my files/own.py:kind", 0.1),
+        ("a=b/own.py:f", 3.0),
+    ]
+    assert mix.own == ("my files/own.py:kind", "a=b/own.py:f")
+    assert mix.exact
+    assert not reward_mix("hard,own.py:f").exact
+    assert not reward_mix("own.py:f").exact
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "'' is not a name or name=weight"),
+        ("soft,", "'' is not a name or name=weight"),
+        ("soft=", "'soft=' is not a name or name=weight"),
+        ("soft=much", "'soft=much' is not a name"),
+        ("soft=0", "with a weight above 0"),
+        ("soft=-1", "with a weight above 0"),
+        ("soft=nan", "with a weight above 0"),
+        ("soft=inf", "with a weight above 0"),
+        ("soft,soft=2", "named twice"),
+        ("soft,hard", "take one of the three kinds"),
+        ("hard,score", "take one of the three kinds"),
+        ("brier=1,own.py:f,score", "take one of the three kinds"),
+    ],
+)
+def test_a_mix_that_cannot_be_is_refused(text: str, problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        reward_mix(text)
+
+
+def test_the_integrated_part_of_a_mix_is_the_weighted_sum() -> None:
+    mix = reward_mix("soft=0.5,own.py:f=7,brier=2")
+    p1, p2, y = np.array([0.6, 0.1]), np.array([0.3, 0.8]), np.array([1.0, 0.3])
+    expected = 0.5 * soft_reward(p1, p2, y, 0.2) + 2 * brier_reward(p1, p2, y, 0.2)
+    assert mix.integrated(p1, p2, y, 0.2) == pytest.approx(expected)
+    assert (reward_mix("brier").integrated(p1, p2, y, 0.2) == brier_reward(p1, p2, y, 0.2)).all()
+
+
+def test_length_costs_nothing_up_to_the_budget_and_one_at_the_end() -> None:
+    tokens = np.array([0, 63, 64, 112, 256, 264])
+    assert length_reward(tokens, 64, 256).tolist() == [0, 0, 0, -0.25, -1, -1]

@@ -1,6 +1,7 @@
 """Training: it learns, it repeats itself, it keeps what it learned, and it stops when it must."""
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 import mlxpref
-from mlxpref import training, update
+from mlxpref import groups, learning, update
 from mlxpref.config import TrainSettings, read_settings, settings_from
 from mlxpref.demo.preferences import demo_preferences
 from mlxpref.demo.story import demo_settings
@@ -55,7 +56,7 @@ def test_the_same_seed_gives_the_same_adapter_and_log(think: bool, tmp_path: Pat
     assert any(not np.array_equal(found[0][name], found[2][name]) for name in found[0])
     logs = [
         [
-            {key: value for key, value in json.loads(line).items() if "seconds" not in key and key != "peak_bytes"}
+            {key: value for key, value in json.loads(line).items() if "second" not in key and key != "peak_bytes"}
             for line in (tmp_path / str(number) / "log.jsonl").read_text().splitlines()
         ]
         for number in range(2)
@@ -122,9 +123,11 @@ def test_rollouts_of_a_group_differ_and_records_are_kept(fresh: VLM, tmp_path: P
     assert len(set(group)) == 3
     assert all(report.mismatch < 1e-3 for report in reports)
     names = {path.name for path in (tmp_path / "run").iterdir()}
-    assert names == {"adapter_config.json", "adapters.safetensors", "log.jsonl", "rollouts.jsonl", "run.json"}
+    assert names >= {"adapter_config.json", "adapters.safetensors", "log.jsonl", "rollouts.jsonl", "run.json"}
     record = json.loads((tmp_path / "run" / "rollouts.jsonl").read_text().splitlines()[0])
-    assert set(record) == {"step", "prompt", "y", "text", "p_first", "label_mass", "reward", "advantage"}
+    assert set(record) == {
+        "step", "prompt", "first", "second", "y", "text", "p_first", "label_mass", "reward", "advantage",
+    }  # fmt: skip
 
 
 def test_a_run_can_be_fed_back(fresh: VLM, tmp_path: Path) -> None:
@@ -145,25 +148,6 @@ def test_groups_that_teach_nothing_are_skipped_and_counted(fresh: VLM, tmp_path:
     assert not any(report.updated for report in reports)
     weights = copied(fresh)
     assert all(not weight.any() for name, weight in weights.items() if name.endswith("lora_b"))
-
-
-def test_what_is_shown_first_is_drawn_and_every_preference_comes_once_an_epoch(fresh: VLM) -> None:
-    preferences = demo_preferences("train", 40)
-    trainer = Trainer(fresh, preferences, TrainSettings(comparisons=8))
-    lessons = [lesson for step in range(1, 6) for lesson in trainer._lessons(step)]
-    shown = [id(lesson.comparison.first) for lesson in lessons]
-    firsts = {id(p.a): p for p in preferences}
-    assert 8 < sum(image in firsts for image in shown) < 32
-    for lesson in lessons:
-        preference = firsts.get(id(lesson.comparison.first))
-        if preference:
-            assert lesson.y == preference.p_a
-        else:
-            preference = next(p for p in preferences if p.b is lesson.comparison.first)
-            assert lesson.y == 1 - preference.p_a
-    seen = {frozenset((id(lesson.comparison.first), id(lesson.comparison.second))) for lesson in lessons}
-    assert len(seen) == 40
-    assert len({lesson.key for lesson in lessons}) == 40
 
 
 def test_a_fraction_of_the_data_is_part_of_it(fresh: VLM) -> None:
@@ -198,11 +182,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_harms_nothing(
     assert all(mx.isfinite(weight).all().item() for weight in saved.values())
 
 
-@pytest.mark.parametrize("phase", ["roll_out", "descend"])
+@pytest.mark.parametrize(("module", "phase"), [(groups, "roll_out"), (learning, "descend")])
 def test_ctrl_c_saves_the_adapter_in_any_phase(
-    fresh: VLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str
+    fresh: VLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any, phase: str
 ) -> None:
-    original = getattr(training, phase)
+    original = getattr(module, phase)
     calls = iter(range(99))
 
     def interrupted(*arguments: Any) -> Any:
@@ -210,7 +194,7 @@ def test_ctrl_c_saves_the_adapter_in_any_phase(
             raise KeyboardInterrupt
         return original(*arguments)
 
-    monkeypatch.setattr(training, phase, interrupted)
+    monkeypatch.setattr(module, phase, interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_small(fresh, tmp_path / "run", steps=5, think=False)
     saved = mx.load(str(tmp_path / "run" / "adapters.safetensors"))
@@ -349,7 +333,9 @@ def test_several_updates_clip_what_has_moved_too_far(tmp_path: Path) -> None:
     found = {}
     for updates in (1, 3):
         judge = mlxpref.load("demo")
-        settings = demo_settings(steps=2, comparisons=4, group=4, updates=updates, clip_low=0.01, clip_high=0.01)
+        settings = demo_settings(
+            steps=2, comparisons=4, group=4, updates_per_rollout=updates, clip_low=0.01, clip_high=0.01
+        )
         found[updates] = list(start_run(settings, tmp_path / str(updates), vlm=judge.vlm).reports())
     assert all(report.clip_fraction == 0 for report in found[1])
     assert any(report.clip_fraction > 0 for report in found[3])
@@ -393,3 +379,168 @@ def test_sampling_ignores_the_checkpoints_generation_config(fresh: VLM) -> None:
     sampling = Sampling(samples=200, temperature=1.0, max_tokens=1)
     drawn = [rollout.tokens[0] for rollout in roll_out(fresh, [prompt], sampling, [(0,)])[0]]
     assert max(ranks[token] for token in drawn) > 20
+
+
+def own_file(folder: Path, body: str) -> str:
+    (folder / "own.py").write_text(f"def own(texts, y, **rest):\n    {body}\n")
+    return f"{folder}/own.py:own"
+
+
+def test_a_report_says_what_each_reward_gave_and_where_the_time_went(tmp_path: Path) -> None:
+    judge = mlxpref.load("demo")
+    own = own_file(tmp_path, "return [len(text) / 100 for text in texts]")
+    settings = demo_settings(
+        steps=2, comparisons=3, group=3, reward=f"soft=2,{own}=0.5", length_budget=8, kl=0.1, limit=60,
+        held_out=0.2, held_out_limit=4, evaluate_every=2,
+    )  # fmt: skip
+    run = start_run(settings, tmp_path / "run", vlm=judge.vlm)
+    started = time.perf_counter()
+    reports, elapsed = [], 0.0
+    for report in run.reports():
+        reports.append(report)
+        elapsed = time.perf_counter() - started
+    for report in reports:
+        parts = report.reward_parts
+        assert set(parts) == {"soft", own, "length"}
+        assert report.reward == pytest.approx(2 * parts["soft"] + 0.5 * parts[own] + parts["length"])
+        texts = [record.text for record in report.rollouts]
+        assert parts[own] == pytest.approx(np.mean([len(text) / 100 for text in texts]))
+        read = [record.text for record in report.rollouts if record.label_mass]
+        assert read
+        assert all(text.endswith("<answer>") for text in read)
+        assert -1 < parts["length"] < 0
+        assert report.entropy > 0
+        assert report.label_mass > 0.5
+        assert report.format_rate == pytest.approx(len(read) / 9)
+        assert report.tokens_per_second == pytest.approx(report.tokens / report.rollout_seconds)
+        phases = [report.rollout_seconds, report.score_seconds, report.update_seconds]
+        assert all(seconds > 0.001 for seconds in phases)
+        assert report.seconds == pytest.approx(sum(phases) + report.evaluation_seconds, abs=1e-3)
+    assert sum(report.seconds for report in reports) == pytest.approx(elapsed, rel=0.1, abs=0.5)
+    assert [report.held_out is None for report in reports] == [True, False]
+    assert [report.evaluation_seconds > 0 for report in reports] == [False, True]
+    line = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[1])
+    assert line["held_out"]["pairs"] == 4
+    assert line["reward_parts"]["soft"] == reports[1].reward_parts["soft"]
+
+
+def test_what_is_not_measured_is_null_in_the_log(fresh: VLM, tmp_path: Path) -> None:
+    (report,) = run_small(fresh, tmp_path / "run", think=False, steps=1)
+    line = report.to_json()
+    assert [line[name] for name in ("kl", "entropy", "held_out")] == [None, None, None]
+    assert report.score_seconds == 0
+
+
+def test_the_entropy_is_that_of_the_policy(fresh: VLM) -> None:
+    preference = demo_preferences("train", 1)[0]
+    prompt = fresh.prompt(preference.a, preference.b, preference.prompt, "choice", True)
+    p = np.array(mx.softmax(fresh.prefill([prompt])[1][0]), np.float64)
+    chosen = TrainSettings(reward="hard", steps=1, comparisons=1, group=300, max_tokens=1, rows=300)
+    (report,) = Trainer(fresh, [preference], chosen).steps()
+    assert report.entropy == pytest.approx(-(p[p > 0] * np.log(p[p > 0])).sum(), rel=0.1)
+
+
+def test_groups_without_signal_give_their_places_to_others(tmp_path: Path) -> None:
+    """Only where the first image is the better one do rollouts earn anything, and only there is a signal."""
+    own = own_file(tmp_path, "return [y * len(text) for text in texts]")
+    found = {}
+    changed: dict[str, dict[str, Any]] = {
+        "none": {},
+        "some": {"resample": 3},
+        "rows": {"resample": 3, "rows": 1},
+        "divergence": {"resample": 3, "kl": 0.1},
+    }
+    for name, changes in changed.items():
+        vlm = load_vlm(GOLDEN / "qwen2_5_vl", 512 * 512)
+        found[name] = run_small(vlm, tmp_path / name, reward=own, comparisons=6, **changes)
+    assert any(report.skipped for report in found["none"])
+    for before, after in zip(found["none"], found["some"], strict=True):
+        assert before.resampled == 0
+        assert after.resampled >= before.skipped
+        assert after.groups == 6
+        assert after.skipped < before.skipped or not before.skipped
+        assert (after.tokens > before.tokens) == (after.resampled > 0)
+    # A divergence teaches by every group, and is no signal: the first step writes the same.
+    assert found["divergence"][0].resampled == found["some"][0].resampled
+    # What is drawn depends neither on what runs together nor on the machine.
+    without_time = [
+        [[(r.y, r.text, r.reward, r.advantage) for r in report.rollouts] for report in found[name]]
+        for name in ("some", "rows")
+    ]
+    assert without_time[0] == without_time[1]
+
+
+def test_resampling_ends_where_the_data_do(fresh: VLM, tmp_path: Path) -> None:
+    reports = run_small(fresh, tmp_path / "run", reward="hard", limit=5, resample=9)
+    assert [report.resampled for report in reports] == [2, 2]
+    assert [report.skipped for report in reports] == [3, 3]
+
+
+def test_nothing_is_learned_from_truncated_completions_on_request(fresh: VLM, tmp_path: Path) -> None:
+    """A random model never comes to an end."""
+    own = own_file(tmp_path, "return [len(text) for text in texts]")
+    masked = run_small(fresh, tmp_path / "masked", reward=own, mask_truncated=True)
+    assert [report.truncated for report in masked] == [1, 1]
+    assert [report.skipped for report in masked] == [3, 3]
+    assert not any(report.updated for report in masked)
+    found = {}
+    for mask in (True, False):  # with a divergence no group is skipped, and still nothing flows from its tokens
+        vlm = load_vlm(GOLDEN / "qwen2_5_vl", 512 * 512)
+        found[mask] = run_small(vlm, tmp_path / str(mask), reward=own, mask_truncated=mask, kl=0.1)
+    assert [report.grad_norm for report in found[True]] == [0, 0]
+    assert all(report.updated and report.grad_norm > 0 for report in found[False])
+
+
+def test_completions_that_came_to_their_end_are_not_truncated(tmp_path: Path) -> None:
+    judge = mlxpref.load("demo")
+    settings = demo_settings(steps=1, comparisons=3, group=2, max_tokens=60)
+    for number, (changes, share) in enumerate(
+        [({"reward": "soft"}, 0.0), ({"reward": "hard"}, 0.0), ({"reward": "hard", "max_tokens": 2}, 1.0)]
+    ):
+        vlm = judge.vlm if not number else mlxpref.load("demo").vlm
+        (report,) = start_run(replace(settings, **changes), tmp_path / str(number), vlm=vlm).reports()
+        assert report.truncated == share
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [1, 1, 1, 1, 1]),
+        ("linear", [1, 0.775, 0.55, 0.325, 0.1]),
+        ("cosine", [1, 0.868198, 0.55, 0.231802, 0.1]),
+    ],
+)
+@pytest.mark.parametrize("updates", [1, 2])
+def test_the_learning_rate_follows_its_schedule(fresh: VLM, schedule: Any, expected: list[float], updates: int) -> None:
+    chosen = TrainSettings(steps=6, warmup_steps=2, learning_rate=1e-2, schedule=schedule, updates_per_rollout=updates)
+    rate = Trainer(fresh, demo_preferences("train", 4), chosen)._schedule()
+    assert [float(rate(mx.array(number))) for number in (0, updates)] == pytest.approx(
+        [5e-3 / updates, 7.5e-3], rel=0.2
+    )
+    found = [float(rate(mx.array(updates * step))) for step in (2, 3, 4, 5, 6)]
+    assert found == pytest.approx([1e-2 * each for each in expected], rel=1e-4)
+
+
+def test_an_update_that_is_not_finite_ends_those_of_its_rollouts(
+    fresh: VLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, calls = learning.descend, iter(range(99))
+
+    def descend(*arguments: Any) -> Any:
+        found = original(*arguments)
+        return replace(found, loss=found.loss * float("nan")) if next(calls) == 1 else found
+
+    monkeypatch.setattr(learning, "descend", descend)
+    first, second = run_small(fresh, tmp_path / "run", think=False, updates_per_rollout=3)
+    assert first.updated
+    assert not np.isfinite(first.loss)
+    assert next(calls) == 5
+    assert np.isfinite(second.loss)
+    assert all(np.isfinite(weight).all() for weight in copied(fresh).values())
+
+
+def test_a_mix_that_would_judge_nothing_is_refused(fresh: VLM, tmp_path: Path) -> None:
+    own = own_file(tmp_path, "return [0 for _ in texts]")
+    with pytest.raises(ConfigError, match=r"without thinking nothing is written that .*own.py:own could judge"):
+        run_small(fresh, tmp_path / "run", reward=f"soft,{own}", think=False)
+    run_small(fresh, tmp_path / "run", reward=own, think=False)

@@ -123,7 +123,7 @@ def tell(judge: Judge, folder: Path, track: Track, track_steps: TrackSteps, sett
     judge.adapter = run.folder
     after, held_out_after = measured(test, "test"), measured(held_out, "heldout")
     ranking = judge.rank(find_images([pictures]), SAMPLE_PROMPT, think="all", track=track, pairs="all")
-    seconds = sum(report.rollout_seconds + report.update_seconds for report in reports)
+    seconds = sum(report.seconds - report.evaluation_seconds for report in reports)
     story = Story(
         before,
         after,

@@ -1,0 +1,99 @@
+"""The groups of a step: what the policy writes about the comparisons it is shown, and what that earns."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mlxpref.config import TrainSettings
+from mlxpref.earnings import Earnings, earn, form_of
+from mlxpref.lessons import Lesson, Timetable
+from mlxpref.own_reward import OwnReward
+from mlxpref.rewards import reward_mix
+from mlxpref.rollout import Rollout, Sampling, roll_out
+from mlxpref.vlm import VLM, Prompt
+
+__all__ = ["Groups", "write_groups", "write_step"]
+
+
+@dataclass(frozen=True)
+class Groups:
+    """P groups of G rollouts: what was shown, what was written, and what it earned."""
+
+    lessons: Sequence[Lesson]
+    prompts: Sequence[Prompt]
+    rollouts: Sequence[Sequence[Rollout]]
+    earned: Earnings
+
+    def __len__(self) -> int:
+        return len(self.lessons)
+
+    def only(self, numbers: Sequence[int]) -> "Groups":
+        """Some of the groups, by number."""
+        return Groups(
+            [self.lessons[i] for i in numbers],
+            [self.prompts[i] for i in numbers],
+            [self.rollouts[i] for i in numbers],
+            self.earned.only(numbers),
+        )
+
+    def __add__(self, others: "Groups") -> "Groups":
+        """These groups, and then others."""
+        return Groups(
+            [*self.lessons, *others.lessons],
+            [*self.prompts, *others.prompts],
+            [*self.rollouts, *others.rollouts],
+            self.earned + others.earned,
+        )
+
+
+def write_step(
+    vlm: VLM, timetable: Timetable, step: int, settings: TrainSettings, own: Mapping[str, OwnReward]
+) -> tuple[Groups, Groups]:
+    """The groups that a step learns from, and all that were written for it.
+
+    Up to `settings.resample` times, groups without signal give their places to other comparisons; as long as one has
+    none, its place stays its own. Which ones come next depends on the step alone, and their random numbers on the step,
+    the place and the time, so not on what runs together.
+    """
+    written = write_groups(vlm, timetable.of_step(step), settings, own)
+    places, spare = list(range(len(written))), timetable.spare(step)
+    for again in range(1, settings.resample + 1):
+        idle = [place for place, number in enumerate(places) if not written.earned.signal[number]]
+        # The spare ones come second: where they end, none of them may be taken for nothing.
+        others = list(zip(idle, spare, strict=False))
+        if not others:
+            break
+        lessons = [timetable.instead(step, place, number, again) for place, number in others]
+        for number, (place, _) in enumerate(others, start=len(written)):
+            places[place] = number
+        written += write_groups(vlm, lessons, settings, own)
+    return written.only(places), written
+
+
+def write_groups(vlm: VLM, lessons: Sequence[Lesson], settings: TrainSettings, own: Mapping[str, OwnReward]) -> Groups:
+    """Let the policy write a group for each lesson, and reward what it wrote."""
+    form, exact = form_of(settings), reward_mix(settings.reward).exact
+    shown_now = [lesson.comparison for lesson in lessons]
+    # Each image is encoded alone: in a batch its features would depend on what else was new, and a resumed run differ.
+    prompts = [vlm.prompt(c.first, c.second, c.prompt, form, settings.think) for c in shown_now]
+    sampling = Sampling(
+        samples=settings.group if settings.think or not exact else 1,
+        temperature=settings.temperature,
+        max_tokens=settings.max_tokens,
+        seed=settings.seed,
+        until="answer" if exact else "end",
+        close=False,
+    )
+    rollouts = roll_out(vlm, prompts, sampling, [lesson.key for lesson in lessons], settings.rows)
+    verdicts = [[rollout.verdict for rollout in group] for group in rollouts]
+    truncated = np.array([[_ran_out(vlm, rollout, sampling) for rollout in group] for group in rollouts])
+    return Groups(lessons, prompts, rollouts, earn(settings, lessons, verdicts, truncated, own))
+
+
+def _ran_out(vlm: VLM, rollout: Rollout, sampling: Sampling) -> bool:
+    """Whether a completion had not said what was asked for when it ran out of tokens."""
+    if len(rollout.tokens) < sampling.max_tokens or rollout.tokens[-1] in vlm.ends:
+        return False
+    said = sampling.until == "answer" or "</answer>" in rollout.verdict.text.rpartition("</think>")[2]
+    return rollout.verdict.label_mass == 0 or not said

@@ -1,0 +1,81 @@
+"""Held-out preferences: how well a judge in training does on what no step shows it, and when that was best."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import mlx.core as mx
+
+from mlxpref.config import JudgeSettings, TrainSettings
+from mlxpref.earnings import form_of
+from mlxpref.errors import DataError
+from mlxpref.evaluation import Evaluation, evaluate
+from mlxpref.judge import Judge
+from mlxpref.lessons import some_of
+from mlxpref.lora import adapter_weights
+from mlxpref.preferences import Preference
+from mlxpref.verdict import Strategy
+from mlxpref.vlm import VLM
+
+__all__ = ["HeldOut"]
+
+
+class HeldOut:
+    """Measures by the code of `eval`: in both orders, greedily, thinking where training does, ties dropped.
+
+    With `settings.patience`, the adapter with the best accuracy is remembered, the earliest of equal ones, and `over`
+    says when as many measurements in a row were no better.
+    """
+
+    def __init__(self, vlm: VLM, preferences: Sequence[Preference], settings: TrainSettings) -> None:
+        decided = [p for p in preferences if not p.is_tie]
+        if settings.held_out and not decided:
+            raise DataError(
+                f"all {len(preferences)} held-out preferences are ties, which measure nothing; give a larger --held-out"
+            )
+        self.preferences = some_of(decided, settings.held_out_limit, settings.seed)
+        self.best: dict[str, mx.array] = {}
+        """The weights of the best adapter so far; none before the first measurement, or without patience."""
+        self._vlm, self._settings = vlm, settings
+        self._accuracy, self._stale = -1.0, 0
+
+    def is_due(self, step: int, steps: int) -> bool:
+        """Whether a step of so many ends with a measurement."""
+        return bool(self.preferences) and (step % self._settings.evaluate_every == 0 or step == steps)
+
+    @property
+    def over(self) -> bool:
+        """Whether training should end."""
+        return 0 < self._settings.patience <= self._stale
+
+    def measure(self) -> Evaluation:
+        """Judge the held-out preferences with the adapter as it is now."""
+        chosen = self._settings
+        judge = Judge(
+            self._vlm,
+            JudgeSettings(
+                think=chosen.think,
+                max_tokens=chosen.max_tokens,
+                max_pixels=chosen.max_pixels,
+                seed=chosen.seed,
+                # As many prompts at a time as the rollouts have, so that no more memory is taken.
+                rows=max(1, min(chosen.comparisons, chosen.rows // chosen.group)),
+            ),
+        )
+        strategy: Strategy = "soft" if form_of(chosen) == "choice" else "score"
+        found = evaluate(judge, self.preferences, chosen.data, "held-out", strategy)
+        better = found.metrics.accuracy > self._accuracy
+        self._stale = 0 if better else self._stale + 1
+        if better:
+            self._accuracy = found.metrics.accuracy
+            self.best = adapter_weights(self._vlm.model) if chosen.patience else {}
+        return found
+
+    @property
+    def state(self) -> tuple[dict[str, mx.array], dict[str, Any]]:
+        """What later measurements are compared with: the best adapter, and numbers."""
+        return dict(self.best), {"accuracy": self._accuracy, "stale": self._stale}
+
+    def restore(self, best: Mapping[str, mx.array], numbers: Mapping[str, Any]) -> None:
+        """Go on from a state."""
+        self.best = dict(best)
+        self._accuracy, self._stale = float(numbers["accuracy"]), int(numbers["stale"])
