@@ -75,7 +75,7 @@ def write_groups(vlm: VLM, lessons: Sequence[Lesson], settings: TrainSettings, o
     """Let the policy write a group for each lesson, and reward what it wrote."""
     form, exact = form_of(settings), reward_mix(settings.reward).exact
     shown_now = [lesson.comparison for lesson in lessons]
-    # Each image is encoded alone: in a batch its features would depend on what else was new, and a resumed run differ.
+    vlm.features.get_all([image for c in shown_now for image in (c.first, c.second)])
     prompts = [vlm.prompt(c.first, c.second, c.prompt, form, settings.think) for c in shown_now]
     sampling = Sampling(
         samples=settings.group if settings.think or not exact else 1,
