@@ -40,6 +40,7 @@ __all__ = [
     "Tokens",
     "attach_equal_adapters",
     "decoder_operations",
+    "environment",
     "give_random_weights",
     "idle_optimizer",
     "load_both",
@@ -315,11 +316,19 @@ def report(
     print_table(*table)
     for remark in remarks:
         print_text(remark)
-    versions = {package: version(package) for package in ("mlx", "mlx-vlm", "mlxpref")} | {
-        "python": platform.python_version()
-    }
+    print_text(json.dumps({"benchmark": name, **environment(), "settings": dict(settings), "cases": cases}))
+
+
+def environment() -> dict[str, Any]:
+    """What a measurement was made on, and with: `machine` and `versions`."""
     device: Any = mx.device_info()
-    machine = {"device": device.get("device_name"), "kind": str(mx.default_device()), "cores": os.cpu_count()}
-    machine["system"] = platform.platform()
-    whole = {"benchmark": name, "machine": machine, "versions": versions, "settings": dict(settings), "cases": cases}
-    print_text(json.dumps(whole))
+    return {
+        "machine": {
+            "device": device.get("device_name"),
+            "kind": str(mx.default_device()),
+            "cores": os.cpu_count(),
+            "system": platform.platform(),
+        },
+        "versions": {package: version(package) for package in ("mlx", "mlx-vlm", "mlxpref")}
+        | {"python": platform.python_version()},
+    }

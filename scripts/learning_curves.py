@@ -1,0 +1,166 @@
+"""How the demo judge learns, by reward: `python -m scripts.learning_curves`.
+
+Every reward trains with and without thinking, with three seeds, for 30 and for 80 steps, each with its own schedule of
+the learning rate, 16 comparisons x 8 rollouts a step, otherwise as `mlxpref demo` does. `hard`, `naive soft` and `soft`
+learn from the demo's labels, `brier` and `soft, votes` from shares of ten votes (`scripts/learning_runs.py`).
+
+It writes `learning_curves.json` and `learning_curves.svg` beside this file, or where `--output` says, after every run,
+and prints the table; `--table` prints it from the file. Runs that the file has are not made again. Two run at a time,
+each with one thread, so seconds are of one core of two that are busy.
+"""
+
+import json
+import os
+import statistics
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
+from itertools import product
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mlxpref.console import note, print_text
+from mlxpref.files import write_text
+
+__all__ = ["REWARDS", "SEEDS", "STEPS", "main", "rows_of", "table_of"]
+
+REWARDS = {"hard": "labels", "naive soft": "labels", "soft": "labels", "soft, votes": "votes", "brier": "votes"}
+"""What is compared: a name for every reward, and what it learns from."""
+STEPS = (30, 80)
+SEEDS = (0, 1, 2)
+_COLOURS = ("#2a78d6", "#b3541e", "#1a936f", "#8b5fd6", "#c9417f")
+_COLUMNS = (
+    "reward", "thinking", "steps", "accuracy", "held-out prompts", "both orders agree", "calibration error", "seconds",
+)  # fmt: skip
+_AS_SHARE = ("accuracy", "held_out_prompts", "position_consistency")
+
+
+def plans() -> list[dict[str, Any]]:
+    """Every run, the longest first, so that the processes end together."""
+    every = product(STEPS[::-1], (True, False), REWARDS.items(), SEEDS)
+    return [
+        {"reward": reward, "labels": labels, "think": think, "seed": seed, "steps": steps}
+        for steps, think, (reward, labels), seed in every
+    ]
+
+
+def make_run(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Make one run, in a process of its own."""
+    from scripts.learning_runs import Plan, run
+
+    return asdict(run(Plan(**plan)))
+
+
+def rows_of(runs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Mean, least and largest over the seeds, a row for each reward, with thinking or without, and number of steps."""
+    found: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for run in runs:
+        found.setdefault((run["reward"], run["think"], run["steps"]), []).append(run)
+    order = {name: place for place, name in enumerate(REWARDS)}
+    rows = []
+    for (reward, think, steps), group in sorted(found.items(), key=lambda x: (not x[0][1], order[x[0][0]], x[0][2])):
+        row: dict[str, Any] = {"reward": reward, "think": think, "steps": steps, "seeds": len(group)}
+        for key in (*_AS_SHARE, "ece", "seconds"):
+            values = [run[key] for run in group]
+            row[key] = (statistics.fmean(values), min(values), max(values))
+        rows.append(row)
+    return rows
+
+
+def table_of(rows: Iterable[Mapping[str, Any]]) -> str:
+    """The rows as a table in Markdown; in brackets the least and the largest of the seeds."""
+    lines = ["| " + " | ".join(_COLUMNS) + " |", "|" + "---|" * len(_COLUMNS)]
+    for row in rows:
+        cells = [row["reward"], "yes" if row["think"] else "no", str(row["steps"])]
+        cells += ["{:.3f} ({:.3f} to {:.3f})".format(*row[key]) for key in _AS_SHARE[:2]]
+        cells += [f"{row[_AS_SHARE[2]][0]:.3f}", "{:.3f} ({:.3f} to {:.3f})".format(*row["ece"])]
+        lines.append("| " + " | ".join([*cells, f"{row['seconds'][0]:.0f}"]) + " |")
+    return "\n".join(lines)
+
+
+def draw(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Accuracy against steps and seconds, with thinking and without: the longest runs, mean and span of the seeds."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    from matplotlib import pyplot
+
+    longest = max(run["steps"] for run in runs)
+    with pyplot.rc_context({"svg.hashsalt": "mlxpref", "font.size": 9}):
+        figure, panels = pyplot.subplots(2, 2, figsize=(9, 6), sharey=True)
+        for (down, think), (across, over) in product(enumerate((True, False)), enumerate(("step", "seconds"))):
+            axes = panels[down][across]
+            for name, colour in zip(REWARDS, _COLOURS, strict=True):
+                kept = [r for r in runs if (r["reward"], r["think"], r["steps"]) == (name, think, longest)]
+                if kept:
+                    _draw_runs(axes, kept, over, name, colour)
+            axes.set_title(f"{'thinking' if think else 'without thinking'}, {longest} steps", fontsize=9)
+            axes.set_xlabel("steps" if over == "step" else "seconds of training")
+            axes.set_ylabel("accuracy" if across == 0 else "")
+            axes.grid(alpha=0.3)
+        panels[0][0].legend(fontsize=8, loc="lower right")
+        figure.tight_layout()
+        begun = path.with_name(f".{path.name}")
+        figure.savefig(begun, format="svg", metadata={"Date": None})
+        begun.replace(path)
+        pyplot.close(figure)
+
+
+def _draw_runs(axes: Any, runs: Sequence[Mapping[str, Any]], over: str, name: str, colour: str) -> None:
+    points = list(zip(*(run["curve"] for run in runs), strict=True))
+    at = [statistics.fmean(point[over] for point in same) for same in points]
+    values = [[point["accuracy"] for point in same] for same in points]
+    axes.fill_between(at, list(map(min, values)), list(map(max, values)), color=colour, alpha=0.15, linewidth=0)
+    axes.plot(at, list(map(statistics.fmean, values)), color=colour, label=name, linewidth=1.8)
+
+
+def _write(runs: list[dict[str, Any]], folder: Path) -> None:
+    from scripts.bench_common import environment
+
+    order = {json.dumps(plan): place for place, plan in enumerate(plans())}
+    runs.sort(key=lambda run: order[json.dumps({key: run[key] for key in plans()[0]})])
+    head = json.dumps(environment())[:-1]
+    lines = ",\n".join(map(json.dumps, runs))  # a run a line, so that a difference can be read
+    write_text(folder / "learning_curves.json", f'{head}, "runs": [\n{lines}\n]}}\n')
+    draw(runs, folder / "learning_curves.svg")
+
+
+@click.command()
+@click.option(
+    "--output", type=click.Path(path_type=Path, file_okay=False), help="Folder of the files; beside this one."
+)
+@click.option("--processes", default=2, show_default=True, help="Runs at a time, each with its share of the cores.")
+@click.option("--table", is_flag=True, help="Train nothing: print the table from the file.")
+def main(output: Path | None, processes: int, table: bool) -> None:
+    """Train the demo judge with every reward, and write how it learned."""
+    folder = output or Path(__file__).parent
+    file = folder / "learning_curves.json"
+    runs: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))["runs"] if file.exists() else []
+    if not table:
+        _run_all(runs, folder, processes)
+    print_text(table_of(rows_of(runs)))
+
+
+def _run_all(runs: list[dict[str, Any]], folder: Path, processes: int) -> None:
+    missing = [plan for plan in plans() if not any(plan.items() <= run.items() for run in runs)]
+    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // processes))
+    started = time.perf_counter()
+    # A process for each run: what one leaves in memory must not help or hinder the next.
+    with ProcessPoolExecutor(processes, get_context("spawn"), max_tasks_per_child=1) as pool:
+        for number, future in enumerate(as_completed(pool.submit(make_run, plan) for plan in missing), 1):
+            result = future.result()
+            runs.append(result)
+            _write(runs, folder)
+            kind = f"{result['reward']}, {'thinking' if result['think'] else 'not thinking'}, seed {result['seed']}"
+            note(
+                f"{number} of {len(missing)} after {time.perf_counter() - started:.0f} s: {kind}, {result['steps']} "
+                f"steps: {result['accuracy']:.3f}, {result['seconds']:.0f} s of training"
+            )
+
+
+if __name__ == "__main__":
+    main()
