@@ -17,15 +17,23 @@ __all__ = ["ConfigError", "DataError", "MlxprefError", "ModelError", "load", "tr
 preload()
 
 
-def load(model: str | Path | None = None, adapter: str | Path | None = None, **settings: Any) -> "Judge":
+def load(
+    model: str | Path | None = None,
+    adapter: str | Path | None = None,
+    calibration: str | Path | bool = True,
+    **settings: Any,
+) -> "Judge":
     """Load a judge: a checkpoint folder, a Hugging Face id, or "demo"; None means $MLXPREF_MODEL.
 
-    `settings` are the fields of `mlxpref.config.JudgeSettings`, such as `think=False`. Raises ModelError where the
-    model or the adapter cannot be loaded, ConfigError for a setting that does not exist.
+    `calibration` is a file of `mlxpref calibrate`; True, that of this judge if it was calibrated; or False. One that is
+    applied is named on stderr. `settings` are the fields of `mlxpref.config.JudgeSettings`, such as `think=False`.
+    Raises ModelError where the model or the adapter cannot be loaded, ConfigError for a setting that does not exist.
     """
-    from mlxpref.loading import load_judge
+    from mlxpref.loading import load_judge, use_calibration
 
-    return load_judge(str(model) if model is not None else None, Path(adapter) if adapter else None, settings)
+    judge = load_judge(str(model) if model is not None else None, Path(adapter) if adapter else None, settings)
+    use_calibration(judge, calibration if isinstance(calibration, bool) else Path(calibration))
+    return judge
 
 
 def train(

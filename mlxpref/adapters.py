@@ -11,7 +11,7 @@ import mlx.nn as nn
 
 from mlxpref.errors import ModelError
 from mlxpref.files import write_text
-from mlxpref.lora import adapter_weights, attach_lora, linear_layers
+from mlxpref.lora import attach_lora, linear_layers
 from mlxpref.template import template_version
 
 __all__ = ["ADAPTER_CONFIG", "ADAPTER_WEIGHTS", "base_of", "load_adapter", "mismatches", "save_adapter"]
@@ -45,14 +45,13 @@ def base_of(path: Path) -> dict[str, str]:
 
 
 def save_adapter(
-    model: nn.Module, folder: Path, rank: int, scale: float, base: Mapping[str, str] | None = None
+    weights: Mapping[str, mx.array], folder: Path, rank: int, scale: float, base: Mapping[str, str] | None = None
 ) -> None:
-    """Write a model's adapter into a folder, in mlx-vlm's format; each file replaces the one before at once.
+    """Write an adapter into a folder, in mlx-vlm's format; each file replaces the one before at once.
 
     `base` says what it was trained on (see `base_of`); mlx-vlm passes over it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    weights = adapter_weights(model)
     config = {
         "fine_tune_type": "lora",
         "num_layers": -1,
@@ -67,7 +66,7 @@ def save_adapter(
     # MLX adds the ending to a name that lacks it, so the temporary name has it too.
     temporary = folder / f".{os.getpid()}.{ADAPTER_WEIGHTS}"
     try:
-        mx.save_safetensors(str(temporary), weights, {"format": "mlx"})
+        mx.save_safetensors(str(temporary), dict(sorted(weights.items())), {"format": "mlx"})
         temporary.replace(folder / ADAPTER_WEIGHTS)
     except (OSError, RuntimeError) as error:  # MLX raises the latter for a full disk
         raise ModelError(

@@ -5,6 +5,8 @@ from typing import Any
 
 import click
 
+from mlxpref.cli_calibrate import calibrate
+from mlxpref.cli_data import data
 from mlxpref.cli_judging import compare, evaluate_command
 from mlxpref.cli_ranking import rank
 from mlxpref.cli_training import convert, demo, train
@@ -45,5 +47,5 @@ def main() -> None:
     """A judge of images that thinks before it answers, learns what people prefer, and runs on your own machine."""
 
 
-for command in (demo, compare, rank, evaluate_command, train, convert):
+for command in (demo, compare, rank, evaluate_command, train, calibrate, data, convert):
     main.add_command(command)

@@ -1,6 +1,6 @@
 """The command that ranks: images in, an order out, as a table, JSON, a page, a spreadsheet or copies."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -9,8 +9,15 @@ import click
 
 from mlxpref.config import JudgeSettings
 from mlxpref.errors import ConfigError
-from mlxpref.options import checked_prompt, json_option, judge_options, settings_options, store_options
-from mlxpref.session import load_from_options, say_what_the_demo_knows, storing
+from mlxpref.options import (
+    calibration_options,
+    checked_prompt,
+    json_option,
+    judge_options,
+    settings_options,
+    store_options,
+)
+from mlxpref.session import calibrated, load_from_options, say_what_the_demo_knows, storing
 
 if TYPE_CHECKING:
     from mlxpref.contest import Think
@@ -34,9 +41,12 @@ class _Pairs(click.ParamType):  # type: ignore[type-arg]  # not generic before c
         if value == "all":
             return "all"
         try:
-            return max(1, int(value)) if int(value) >= 1 else self.fail("at least 1 pair has to be judged", param, ctx)
+            count = int(value)
         except ValueError:
             self.fail(f"{value!r} is neither a number nor `all`", param, ctx)
+        if count < 1:
+            self.fail("at least 1 pair has to be judged", param, ctx)
+        return count
 
 
 @dataclass(frozen=True)
@@ -56,6 +66,13 @@ class _Outputs:
                 )
         if self.copies is not None and self.copies[1].exists() and not self.copies[1].is_dir():
             raise ConfigError(f"--copy-top {self.copies[1]}: is no folder; give another one")
+
+    def check_images(self, images: Iterable[Path]) -> None:
+        """Refuse copies among the images themselves."""
+        from mlxpref.ranking_files import check_place
+
+        if self.copies is not None:
+            check_place(self.copies[1], images)
 
     def write(self, rankings: Sequence["ImageRanking"], notes: Sequence[str]) -> None:
         """Write what was asked for and say where it is."""
@@ -108,6 +125,7 @@ class _Outputs:
     help="Copy the K best into a folder.",
 )
 @store_options
+@calibration_options
 @judge_options
 @settings_options(JudgeSettings, only=("samples", "max_tokens", "max_pixels", "seed", "rows"))
 @json_option
@@ -124,6 +142,8 @@ def rank(
     copy_top: tuple[int, Path] | None,
     store: Path | None,
     no_store: bool,
+    calibration: Path | None,
+    no_calibration: bool,
     model: str | None,
     adapter: Path | None,
     yes: bool,
@@ -145,13 +165,16 @@ def rank(
     groups, skipped, notes = _find(images, recursive, prompt, prompt_from)
     for line in [*(f"skipped: {each.path}: {each.error}" for each in skipped), *notes]:
         note(line)
+    outputs.check_images(image for group in groups for image in group.images)
     judge = load_from_options(model, adapter, yes, settings, max(len(group.images) for group in groups))
+    calibrated(judge, calibration, no_calibration)
     say_what_the_demo_knows(judge, [image for group in groups for image in group.images])
     with storing(judge, store, no_store):
         rankings = _rank_all(judge, groups, think, pairs, top, skipped)
-    outputs.write(rankings, notes)
+    by = judge.calibration
+    outputs.write(rankings, [*notes, f"calibrated by {by}"] if by else notes)
     if as_json:
-        shown = [ranking.to_json() for ranking in rankings]
+        shown = [ranking.to_json() | {"calibration": by.summary() if by else None} for ranking in rankings]
         print_json(shown if prompt_from else shown[0])
     else:
         for ranking in rankings:

@@ -72,9 +72,9 @@ def convert(source: str, output: Path, bits: str, group_size: str, dtype: str, o
 def train(output: Path | None, config: Path | None, resume: bool, yes: bool, as_json: bool, **options: Any) -> None:
     """Train an adapter by GRPO with soft rewards; use it with --adapter in compare, rank and eval.
 
-    The folder gets the adapter in mlx-vlm's format, run.json, log.jsonl, rollouts.jsonl and checkpoints. A run that was
-    ended, by Ctrl-C or in any other way, goes on with `mlxpref train --resume --output FOLDER`. Settings need not be
-    given again, and only --save-every, --rows, --micro-batch and --recompute may differ.
+    The folder gets the adapter in mlx-vlm's format, run.json, log.jsonl, rollouts.jsonl, report.html and checkpoints. A
+    run that was ended, by Ctrl-C or in any other way, goes on with `mlxpref train --resume --output FOLDER`. Settings
+    need not be given again, and only --save-every, --rows, --micro-batch and --recompute may differ.
     """
     from mlxpref.config import read_settings, settings_from
     from mlxpref.console import note, print_json, print_text

@@ -48,7 +48,12 @@ class JudgeSettings:
 class TrainSettings:
     """How a judge is trained. The defaults are starting points for a real judge; they were not measured on one."""
 
-    data: str = setting("", "`demo`, or a .jsonl file of rows with prompt, a, b and p_a.")
+    data: str = setting(
+        "",
+        "`demo`, imagereward, hpdv2, pickapic, pickapic_v1, hpdv3, a .jsonl, .csv or .tsv file of rows with prompt, a, "
+        "b and p_a, or a folder with preferred/ and rejected/.",
+    )
+    data_dir: str = setting("", "Folder with the files of a public data set.  [default: the Hugging Face cache]")
     split: str = setting("train", "Which part of the data.")
     limit: int = setting(0, "Use only this many preferences; 0 is all.", minimum=0)
     fraction: float = setting(1.0, "Share of the preferences to learn from.", minimum=1e-6, maximum=1.0)
@@ -103,6 +108,17 @@ class TrainSettings:
     recompute: bool = setting(True, "Make activations again in the backward pass: more work, much less memory.")
     max_grad_norm: float = setting(1.0, "Global norm that gradients are clipped to.", minimum=1e-6)
     seed: int = setting(0, "Seed of every random number.", minimum=0)
+
+    @property
+    def judging(self) -> JudgeSettings:
+        """How held-out preferences are judged: greedily, as many prompts at a time as the rollouts have."""
+        return JudgeSettings(
+            think=self.think,
+            max_tokens=self.max_tokens,
+            max_pixels=self.max_pixels,
+            seed=self.seed,
+            rows=max(1, min(self.comparisons, self.rows // self.group)),
+        )
 
 
 def settings_from(kind: type[S], values: Mapping[str, Any], where: str = "") -> S:

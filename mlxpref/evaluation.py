@@ -1,167 +1,224 @@
-"""How often a judge agrees with people: the metrics of `eval`, from probabilities and votes alone or from a judge."""
+"""Evaluations: how well a judge, or any tool's image scores, agree with people by a test set's own protocol."""
 
+import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from mlxpref.errors import DataError
-from mlxpref.judge import Judge
+from mlxpref.errors import ConfigError, DataError
+from mlxpref.metrics import Floats, Metrics, both_orders, human_agreement, measure
 from mlxpref.pairs import Pair, PairVerdict, Track
 from mlxpref.preferences import Preference
-from mlxpref.ranking import soft_preference
+from mlxpref.protocols import PROTOCOLS, VALIDATION_SPLIT, Official, best_threshold, labels, official, scored
 from mlxpref.verdict import Strategy
 
-__all__ = ["Evaluation", "Metrics", "evaluate", "measure"]
+if TYPE_CHECKING:
+    from mlxpref.judge import Judge
 
-Floats = NDArray[np.float64]
-
-_BOOTSTRAPS = 2000
-_BINS = 10
-
-
-@dataclass(frozen=True)
-class Metrics:
-    """What `measure` computes; shares from 0 to 1."""
-
-    pairs: int
-    ties_dropped: int
-    accuracy: float
-    accuracy_low: float
-    accuracy_high: float
-    accuracy_macro: float
-    both_orders_accuracy: float
-    position_consistency: float
-    first_choice_rate: float
-    first_image_baseline: float
-    brier: float
-    ece: float
+__all__ = [
+    "Evaluation",
+    "Metrics",
+    "evaluate",
+    "evaluation_of",
+    "evaluation_of_scores",
+    "measure",
+    "tie_threshold_of",
+]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The JSON of `eval`: what was judged, how, and how well."""
+    """The JSON of `eval`: what was judged, how, and how well; NaN where there was nothing to measure.
+
+    `strategy` is None for image scores. `human_ceiling` is how often two people agree who saw the same pair.
+    `tokens` were written and `seconds` taken by this run; `tokens_per_pair` counts what was recalled from a store too,
+    `seconds_per_pair` is of the pairs that were judged now. `verdicts` are those of `protocols.scored`.
+    """
 
     data: str
     split: str
     protocol: str
-    strategy: Strategy
+    strategy: Strategy | None
     metrics: Metrics
     unreadable: float
     tokens: int
     seconds: float
+    official: Official
+    human_ceiling: float
+    tokens_per_pair: float
+    seconds_per_pair: float
+    tie_threshold: float | None = None
     verdicts: tuple[PairVerdict, ...] = field(default=(), repr=False)
 
     def to_json(self) -> dict[str, Any]:
-        """The evaluation as design.md's JSON of `eval`."""
+        """The evaluation as design.md's JSON of `eval`; null where nothing was measured."""
         fields = {key: value for key, value in self.__dict__.items() if key not in ("metrics", "verdicts")}
+        if self.tie_threshold is None:
+            del fields["tie_threshold"]
         before = {key: fields.pop(key) for key in ("data", "split", "protocol", "strategy")}
-        return {**before, **asdict(self.metrics), **fields}
+        return _in_json({**before, **asdict(self.metrics), **fields, "official": asdict(self.official)})
 
 
 def evaluate(
-    judge: Judge,
+    judge: "Judge",
     preferences: Sequence[Preference],
     data: str,
     split: str,
     strategy: Strategy = "soft",
     track: Track = lambda work, count, what: work,
+    protocol: str = "pairs",
+    tie_threshold: float | None = None,
+    validation: Sequence[Preference] = (),
 ) -> Evaluation:
-    """Judge preferences, each in both orders, and measure the agreement with people; ties in the data are dropped."""
-    started, tokens = time.perf_counter(), judge.tokens
-    scored = [preference for preference in preferences if not preference.is_tie]
-    if not scored:
-        raise DataError(f"{data}, split {split}: no preference to judge ({len(preferences)} ties)")
-    pairs = (Pair(p.a, p.b, p.prompt) for p in scored)
-    verdicts = list(track(judge.pairs(pairs, strategy), len(scored), f"judging ({strategy})"))
-    metrics = measure(
-        _filled([v.p_a_shown_first for v in verdicts]),
-        _filled([v.p_a_shown_second for v in verdicts]),
-        np.array([p.p_a for p in scored]),
-        [p.group for p in scored],
-        ties_dropped=len(preferences) - len(scored),
-    )
-    completions = [verdict for v in verdicts for verdict in v.verdicts]
-    unreadable = sum(verdict.p_first(strategy) is None for verdict in completions) / len(completions)
-    return Evaluation(
+    """Judge preferences, each in both orders, and measure the agreement with people by a protocol.
+
+    Ties in the data are dropped, unless the protocol counts them. It then needs `tie_threshold`, or `validation`:
+    preferences that are judged first, to choose it.
+    """
+    if validation and tie_threshold is None and PROTOCOLS[protocol].ties:
+        said = _judged(judge, validation, strategy, track, f"judging {VALIDATION_SPLIT} ({strategy})")
+        tie_threshold = tie_threshold_of(validation, said)
+    started, tokens, recalled = time.perf_counter(), judge.tokens, judge.recalled
+    asked = _to_judge(preferences, data, split, protocol)
+    verdicts = _judged(judge, asked, strategy, track, f"judging ({strategy})")
+    return evaluation_of(
+        preferences,
+        verdicts,
         data,
         split,
-        "pairs",
         strategy,
-        metrics,
-        unreadable,
+        protocol=protocol,
         tokens=judge.tokens - tokens,
-        seconds=round(time.perf_counter() - started, 3),
+        seconds=time.perf_counter() - started,
+        recalled=judge.recalled - recalled,
+        tie_threshold=tie_threshold,
+    )
+
+
+def evaluation_of(
+    preferences: Sequence[Preference],
+    verdicts: Sequence[PairVerdict],
+    data: str,
+    split: str,
+    strategy: Strategy,
+    *,
+    protocol: str = "pairs",
+    tokens: int,
+    seconds: float,
+    recalled: int = 0,
+    tie_threshold: float | None = None,
+) -> Evaluation:
+    """Measure verdicts that exist already: those of `protocols.scored(preferences, protocol)`, in that order.
+
+    `tokens` were written and `seconds` taken for them in this run, `recalled` of their comparisons come from a store.
+    """
+    completions = [verdict for pair in verdicts for verdict in pair.verdicts]
+    judged_now = len(verdicts) - recalled / 2
+    found = _measured(preferences, *_shares(verdicts), data, split, protocol, tie_threshold)
+    return replace(
+        found,
+        strategy=strategy,
+        unreadable=sum(verdict.p_first(strategy) is None for verdict in completions) / len(completions),
+        tokens=tokens,
+        seconds=round(seconds, 3),
+        tokens_per_pair=sum(verdict.tokens for verdict in completions) / len(verdicts),
+        seconds_per_pair=seconds / judged_now if judged_now else math.nan,
         verdicts=tuple(verdicts),
     )
 
 
-def measure(
-    p_shown_first: Floats, p_shown_second: Floats, p_people: Floats, groups: Sequence[str], ties_dropped: int = 0
-) -> Metrics:
-    """The agreement of a judge with people over N pairs, none of them a tie.
+def evaluation_of_scores(
+    preferences: Sequence[Preference], p_a: Floats, data: str, split: str, protocol: str = "pairs"
+) -> Evaluation:
+    """Measure a tool that scores images: `p_a` is 1, 0 or 0.5 for each of `protocols.scored(preferences, protocol)`.
 
-    `p_shown_first` and `p_shown_second` (N,) are the judge's preferences for a where it was shown first and second,
-    `p_people` (N,) the share of people who prefer a. A pair counts as right where both orders, combined in
-    log-odds, lean to the side of the majority; an even preference is wrong.
-
-    - `accuracy_low`, `accuracy_high`: 95 % interval, by bootstrap over groups, as pairs of a prompt are not
-      independent; the same for the same input.
-    - `accuracy_macro`: the mean over groups of each group's accuracy.
-    - `both_orders_accuracy`: right in either order by itself.
-    - `position_consistency`: the same image preferred in both orders.
-    - `first_choice_rate`: how often the image on the first place is preferred; 0.5 for a judge without position bias.
-    - `first_image_baseline`: how often people prefer a, what "always the first in the file" would score.
-    - `brier`: mean squared distance to the share of people. `ece`: expected calibration error against it, in ten
-      bins, both sides of each pair counted, so that it does not depend on which image is called a.
+    Scores have no probabilities and see no places, so all that is about these is NaN, and equal scores only are
+    a predicted tie.
     """
-    p = np.asarray(soft_preference(p_shown_first, p_shown_second))
-    people_prefer_a = p_people > 0.5
-    right = np.where(people_prefer_a, p > 0.5, p < 0.5).astype(np.float64)
-    right_in_order = [np.where(people_prefer_a, q > 0.5, q < 0.5) for q in (p_shown_first, p_shown_second)]
-    same = ((p_shown_first > 0.5) & (p_shown_second > 0.5)) | ((p_shown_first < 0.5) & (p_shown_second < 0.5))
-    first_chosen = [_wins(p_shown_first), _wins(1 - p_shown_second)]
-    _, group = np.unique(np.asarray(groups), return_inverse=True)
-    correct = np.asarray(np.bincount(group, right), np.float64)
-    size = np.asarray(np.bincount(group), np.float64)
-    low, high = _interval(correct, size)
-    return Metrics(
-        pairs=len(p),
-        ties_dropped=ties_dropped,
-        accuracy=float(right.mean()),
-        accuracy_low=low,
-        accuracy_high=high,
-        accuracy_macro=float((correct / size).mean()),
-        both_orders_accuracy=float((right_in_order[0] & right_in_order[1]).mean()),
-        position_consistency=float(same.mean()),
-        first_choice_rate=float(np.mean(first_chosen)),
-        first_image_baseline=float(people_prefer_a.mean()),
-        brier=float(((p - p_people) ** 2).mean()),
-        ece=_calibration_error(np.concatenate([p, 1 - p]), np.concatenate([p_people, 1 - p_people])),
+    found = _measured(preferences, p_a, p_a, data, split, protocol, 0.0 if PROTOCOLS[protocol].ties else None)
+    known = replace(
+        found.metrics,
+        both_orders_accuracy=math.nan,
+        position_consistency=math.nan,
+        first_choice_rate=math.nan,
+        brier=math.nan,
+        ece=math.nan,
+    )
+    return replace(found, metrics=known)
+
+
+def tie_threshold_of(preferences: Sequence[Preference], verdicts: Sequence[PairVerdict]) -> float:
+    """The tie threshold that fits best what was said of a validation split, ties included."""
+    return best_threshold(both_orders(*_shares(verdicts)), labels(preferences))
+
+
+def _to_judge(preferences: Sequence[Preference], data: str, split: str, protocol: str) -> list[Preference]:
+    asked = scored(preferences, protocol)
+    if not asked:
+        raise DataError(f"{data}, split {split}: no preference to judge ({len(preferences)} ties)")
+    return asked
+
+
+def _judged(
+    judge: "Judge", asked: Sequence[Preference], strategy: Strategy, track: Track, what: str
+) -> list[PairVerdict]:
+    return list(track(judge.pairs((Pair(p.a, p.b, p.prompt) for p in asked), strategy), len(asked), what))
+
+
+def _measured(
+    preferences: Sequence[Preference],
+    p_shown_first: Floats,
+    p_shown_second: Floats,
+    data: str,
+    split: str,
+    protocol: str,
+    tie_threshold: float | None,
+) -> Evaluation:
+    """Everything that follows from probabilities and people; what it took is not known here."""
+    asked = _to_judge(preferences, data, split, protocol)
+    if not len(asked) == len(p_shown_first) == len(p_shown_second):
+        raise ValueError(f"{len(asked)} preferences to judge, {len(p_shown_first)} that were judged")
+    if PROTOCOLS[protocol].ties and tie_threshold is None:
+        raise ConfigError(f"protocol {protocol} needs a tie threshold; give --tie-threshold, from 0 to 1")
+    label, people = labels(asked), np.array([p.p_a for p in asked], np.float64)
+    votes, groups = np.array([p.votes for p in asked]), np.array([p.group for p in asked])
+    decided = label != 0.5
+    if not decided.any():
+        raise DataError(f"{data}, split {split}: all {len(asked)} preferences are ties, which have no better image")
+    p = both_orders(p_shown_first, p_shown_second)
+    return Evaluation(
+        data=data,
+        split=split,
+        protocol=protocol,
+        strategy=None,
+        metrics=measure(
+            p_shown_first[decided],
+            p_shown_second[decided],
+            people[decided],
+            list(groups[decided]),
+            ties_dropped=len(preferences) - int(decided.sum()),
+            a_is_better=label[decided] > 0.5,
+        ),
+        unreadable=math.nan,
+        tokens=0,
+        seconds=math.nan,
+        official=official(protocol, p, label, list(groups), tie_threshold or 0.0),
+        human_ceiling=human_agreement(people[decided], votes[decided]),
+        tokens_per_pair=math.nan,
+        seconds_per_pair=math.nan,
+        tie_threshold=tie_threshold,
     )
 
 
-def _filled(preferences: Sequence[float | None]) -> Floats:
-    """An order that could not be read counts as undecided."""
-    return np.array([0.5 if p is None else p for p in preferences])
+def _shares(verdicts: Sequence[PairVerdict]) -> tuple[Floats, Floats]:
+    """What was said in both orders (N,); NaN where it cannot be read."""
+    shown_first = [p if (p := verdict.p_a_shown_first) is not None else math.nan for verdict in verdicts]
+    shown_second = [p if (p := verdict.p_a_shown_second) is not None else math.nan for verdict in verdicts]
+    return np.array(shown_first, np.float64), np.array(shown_second, np.float64)
 
 
-def _wins(p: Floats) -> Floats:
-    return 0.5 * (1 + np.sign(p - 0.5))
-
-
-def _interval(correct: Floats, size: Floats) -> tuple[float, float]:
-    """The 95 % bootstrap interval of the share correct, groups drawn with replacement."""
-    drawn = np.random.default_rng(0).integers(len(size), size=(_BOOTSTRAPS, len(size)))
-    low, high = np.quantile(correct[drawn].sum(axis=1) / size[drawn].sum(axis=1), [0.025, 0.975])
-    return float(low), float(high)
-
-
-def _calibration_error(p: Floats, p_people: Floats) -> float:
-    """The mean distance between probability and share of people, over equally wide bins weighted by their size."""
-    place = np.minimum((p * _BINS).astype(int), _BINS - 1)
-    distance = np.bincount(place, p, _BINS) - np.bincount(place, p_people, _BINS)
-    return float(np.abs(distance).sum() / len(p))
+def _in_json(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in fields.items()}

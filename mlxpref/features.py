@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from mlxpref.images import load_image
-from mlxpref.preferences import ImageLike
+from mlxpref.preferences import ImageLike, PackedImage
 from mlxpref.tower import encode
 
 __all__ = ["FeatureStore", "Features", "Seen"]
@@ -57,8 +57,8 @@ class Features:
 class FeatureStore:
     """Features of images, least recently used out first, keyed by content and pixel budget.
 
-    A file is keyed by its path, size and time of change too, so that it is decoded once. `runs` counts the images
-    that went through the vision tower.
+    A file is keyed by its path, size and time of change too, so that it is decoded once, and so is one in an archive.
+    `runs` counts the images that went through the vision tower.
     """
 
     def __init__(self, tower: Any, processor: Any, max_pixels: int, memory: int = _MEMORY) -> None:
@@ -66,7 +66,7 @@ class FeatureStore:
         self.max_pixels = min(max_pixels, processor.max_pixels)
         self._min_pixels = min(processor.min_pixels, self.max_pixels)
         self._kept: OrderedDict[str, Features] = OrderedDict()
-        self._content: dict[tuple[Path, int, int, int], str] = {}
+        self._content: dict[tuple[Path | PackedImage, int, int, int], str] = {}
         self._bytes = 0
         self.runs = 0
 
@@ -114,7 +114,7 @@ class FeatureStore:
             return seen[id(image)][1], loaded
         name = None
         with suppress(OSError, ValueError):  # what cannot be looked at, reading names
-            status = image.stat()
+            status = (image.archive if isinstance(image, PackedImage) else image).stat()
             name = image, status.st_ino, status.st_size, status.st_mtime_ns
         if name is not None and name in self._content:
             return self._content[name], None

@@ -75,7 +75,8 @@ def write_groups(vlm: VLM, lessons: Sequence[Lesson], settings: TrainSettings, o
     """Let the policy write a group for each lesson, and reward what it wrote."""
     form, exact = form_of(settings), reward_mix(settings.reward).exact
     shown_now = [lesson.comparison for lesson in lessons]
-    vlm.features.get_all([image for c in shown_now for image in (c.first, c.second)])
+    # Each image is encoded by itself: in a batch its features would differ in the last bits with what is beside it, and
+    # a run that was ended and goes on encodes it beside others.
     prompts = [vlm.prompt(c.first, c.second, c.prompt, form, settings.think) for c in shown_now]
     sampling = Sampling(
         samples=settings.group if settings.think or not exact else 1,

@@ -5,7 +5,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxpref.config import JudgeSettings, TrainSettings
+from mlxpref.config import TrainSettings
 from mlxpref.earnings import form_of
 from mlxpref.errors import DataError
 from mlxpref.evaluation import Evaluation, evaluate
@@ -50,17 +50,7 @@ class HeldOut:
     def measure(self) -> Evaluation:
         """Judge the held-out preferences with the adapter as it is now."""
         chosen = self._settings
-        judge = Judge(
-            self._vlm,
-            JudgeSettings(
-                think=chosen.think,
-                max_tokens=chosen.max_tokens,
-                max_pixels=chosen.max_pixels,
-                seed=chosen.seed,
-                # As many prompts at a time as the rollouts have, so that no more memory is taken.
-                rows=max(1, min(chosen.comparisons, chosen.rows // chosen.group)),
-            ),
-        )
+        judge = Judge(self._vlm, chosen.judging)
         strategy: Strategy = "soft" if form_of(chosen) == "choice" else "score"
         found = evaluate(judge, self.preferences, chosen.data, "held-out", strategy)
         better = found.metrics.accuracy > self._accuracy

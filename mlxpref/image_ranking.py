@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from PIL import Image
+
 from mlxpref.images import Skipped
 from mlxpref.pairs import PairVerdict
 from mlxpref.preferences import ImageLike
@@ -128,9 +130,9 @@ class ImageRanking:
 
 
 def name_of(images: Sequence[ImageLike], index: int) -> str:
-    """What one of several images is called: its path, or its number where it came from memory."""
+    """What one of several images is called: where it is, or its number where it came from memory."""
     image = images[index]
-    return str(image) if isinstance(image, Path) else f"image {index}"
+    return f"image {index}" if isinstance(image, Image.Image) else str(image)
 
 
 def _orders(pair: JudgedPair) -> tuple[tuple[int, int, tuple[Verdict, ...]], ...]:

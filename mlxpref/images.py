@@ -1,6 +1,7 @@
 """Image files read right: every common format, upright, on white, as 8 bit RGB; no model is needed."""
 
 import importlib
+import io
 import logging
 import math
 import os
@@ -11,12 +12,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from mlxpref.archives import read_member
 from mlxpref.errors import DataError
-from mlxpref.preferences import ImageLike
+from mlxpref.preferences import ImageLike, PackedImage
 
 __all__ = ["Skipped", "check_images", "find_images", "load_image", "locate", "read_images"]
 
@@ -53,7 +56,7 @@ class Skipped:
 def load_image(source: ImageLike | str, max_pixels: int | None = None) -> Image.Image:
     """Read an image as it is meant to be seen: RGB, upright, on white, the first frame of an animation.
 
-    `source` is a file or an image in memory, which stays as it is. Values beyond 8 bit are scaled, not
+    `source` is a file, a part of one, or an image in memory, which stays as it is. Values beyond 8 bit are scaled, not
     clipped. Colour profiles are not applied: the models' own processors do not either. With `max_pixels`,
     the model's pixel budget, an image of at least 16 times as many pixels is reduced (see `_reduce`); none is
     ever cropped or enlarged. Raises DataError, one line, for what cannot be read.
@@ -62,7 +65,7 @@ def load_image(source: ImageLike | str, max_pixels: int | None = None) -> Image.
     try:
         return _load(source, max_pixels)
     except DataError as error:
-        where = source if isinstance(source, Path) else "an image in memory"
+        where = "an image in memory" if isinstance(source, Image.Image) else source
         raise DataError(f"{where}: {error}") from error.__cause__
 
 
@@ -120,6 +123,25 @@ def locate(name: str, folder: Path = Path()) -> Path | None:
 
 
 def _load(source: ImageLike, max_pixels: int | None) -> Image.Image:
+    if isinstance(source, Image.Image):
+        return _decode(source, max_pixels)
+    with _opened(source) as file:
+        return _decode(file, max_pixels)
+
+
+def _opened(source: Path | PackedImage) -> BinaryIO:
+    """A file, or a part of one in memory, to read from."""
+    if isinstance(source, PackedImage):
+        return io.BytesIO(read_member(source))
+    try:
+        if source.exists() and not source.is_file():  # opening a named pipe would wait for ever
+            raise DataError("is a folder or a device, not an image file")
+        return source.open("rb")
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot be opened ({getattr(error, 'strerror', error)}); check the name") from error
+
+
+def _decode(source: BinaryIO | Image.Image, max_pixels: int | None) -> Image.Image:
     kind = "" if isinstance(source, Image.Image) else _kind(source)
     formats = _formats(kind)
     with warnings.catch_warnings():
@@ -129,8 +151,8 @@ def _load(source: ImageLike, max_pixels: int | None) -> Image.Image:
         try:
             if isinstance(source, Image.Image):
                 return _finish(source, max_pixels)
-            # Not Image.open(source): Pillow maps a path into memory, and then garbles rotated plain TIFF files.
-            with source.open("rb") as file, Image.open(file, formats=formats) as image:
+            # Never a path: Pillow maps one into memory, and then garbles rotated plain TIFF files.
+            with Image.open(source, formats=formats) as image:
                 return _finish(image, max_pixels)
         except (DataError, MemoryError):
             raise
@@ -144,15 +166,13 @@ def _load(source: ImageLike, max_pixels: int | None) -> Image.Image:
             raise DataError(f"is damaged ({reason}); make or download it again") from error
 
 
-def _kind(path: Path) -> str:
+def _kind(file: BinaryIO) -> str:
     """What a file begins like, if its decoder may be missing; DataError if there is nothing to decode."""
     try:
-        if path.exists() and not path.is_file():  # opening a named pipe would wait for ever
-            raise DataError("is a folder or a device, not an image file")
-        with path.open("rb") as file:
-            head = file.read(64)
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot be opened ({getattr(error, 'strerror', error)}); check the name") from error
+        head = file.read(64)
+        file.seek(0)
+    except OSError as error:
+        raise DataError(f"cannot be read ({error.strerror}); check the disk") from error
     if not head:
         raise DataError("is empty (0 bytes); make or download it again")
     if head.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")):

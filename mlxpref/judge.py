@@ -9,8 +9,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
+from mlxpref.calibration_file import CalibrationFile, Conditions
 from mlxpref.config import JudgeSettings
-from mlxpref.contest import Think, rank_pairs
+from mlxpref.contest import Budget, Think, rank_pairs
 from mlxpref.features import Features, Seen
 from mlxpref.fingerprint import Fingerprint
 from mlxpref.image_ranking import ImageRanking
@@ -18,6 +19,7 @@ from mlxpref.images import Skipped
 from mlxpref.pairs import Comparison, Pair, PairVerdict, Track, shown
 from mlxpref.preferences import ImageLike
 from mlxpref.ranking import all_pairs
+from mlxpref.rescaling import Rescaling
 from mlxpref.rollout import Sampling, roll_out
 from mlxpref.store import Store
 from mlxpref.template import Form, template_version
@@ -68,7 +70,8 @@ class Judge:
 
     With a `store`, what was said of a comparison before is recalled, and what is said now is kept, a batch at a time.
     `tokens` counts the completion tokens written so far, `comparisons` the comparisons judged, and `recalled` those
-    that the store knew.
+    that the store knew. With a `calibration`, soft preferences are rescaled; verdicts, and what the store keeps, are
+    as they were said. It is a ConfigError to ask for what the calibration was not made for.
     """
 
     vlm: VLM
@@ -79,6 +82,7 @@ class Judge:
     comparisons: int = 0
     store: Store | None = None
     recalled: int = 0
+    calibration: CalibrationFile | None = None
 
     def compare(self, a: ImageLike, b: ImageLike, prompt: str) -> PairVerdict:
         """Judge one pair in both orders."""
@@ -96,6 +100,10 @@ class Judge:
     ) -> ImageRanking:
         """Rank at least two images, best first; see `rank_pairs` for `think`, `pairs`, `top` and `track`."""
         vision_runs, tokens, recalled = self.vlm.features.runs, self.tokens, self.recalled
+        budget = Budget.of(len(images), think, pairs)
+        for thinks, count in ((False, budget.read), (True, budget.think)):
+            if count:  # what is not calibrated is refused before any work is done
+                self._rescaling(thinks, Sitting(self.vlm))
         sitting = self._sitting(images)
 
         def compare(asked: Iterable[Pair], thinks: bool) -> Iterator[PairVerdict]:
@@ -140,9 +148,11 @@ class Judge:
         """
         comparisons = (comparison for pair in pairs for comparison in shown(pair))
         form: Form = "scores" if strategy == "score" else "choice"
+        sitting = sitting or Sitting(self.vlm)
+        rescaling = self._rescaling(think, sitting) if strategy == "soft" else None
         verdicts = self.verdicts(comparisons, form, strategy != "soft", think, sitting)
         for a_shown_first in verdicts:
-            yield PairVerdict(a_shown_first, next(verdicts), strategy)
+            yield PairVerdict(a_shown_first, next(verdicts), strategy, rescaling)
 
     def verdicts(
         self,
@@ -166,6 +176,22 @@ class Judge:
                 self.recalled += known is not None
                 yield next(said) if known is None else known
 
+    def conditions(self, think: bool | None = None, sitting: Sitting | None = None) -> Conditions:
+        """What soft preferences depend on beside the pair, by the settings, with or without thinking."""
+        thinks = self.settings.think if think is None else think
+        return Conditions(
+            judge=self._fingerprint_in(sitting or Sitting(self.vlm)),
+            template=template_version(),
+            method=_METHOD,
+            max_pixels=self.vlm.features.max_pixels,
+            think=thinks,
+            samples=self.settings.samples if thinks else 1,
+            max_tokens=self.settings.max_tokens if thinks else 0,
+        )
+
+    def _rescaling(self, think: bool | None, sitting: Sitting) -> Rescaling | None:
+        return self.calibration.rescaling(self.conditions(think, sitting)) if self.calibration else None
+
     def _way(self, form: Form, write_answer: bool, think: bool, sitting: Sitting) -> _Way:
         """How comparisons are judged by the settings, asked in a form, with or without thinking."""
         # Without thinking nothing is drawn before the answer, so more samples would say the same.
@@ -179,7 +205,6 @@ class Judge:
         )
         if self.store is None:
             return _Way(sampling, form, think, b"")
-        sitting.fingerprint = sitting.fingerprint or self._fingerprint.now()
         settings = asdict(sampling)
         # What makes no difference is left out: greedy completions draw nothing, and an answer read at once writes none.
         if sampling.temperature == 0:
@@ -187,8 +212,13 @@ class Judge:
         if not think and sampling.until == "answer":
             del settings["max_tokens"]
         settings |= {"form": form, "think": think, "max_pixels": self.vlm.features.max_pixels, "method": _METHOD}
-        settings |= {"template": template_version(), "judge": sitting.fingerprint}
+        settings |= {"template": template_version(), "judge": self._fingerprint_in(sitting)}
         return _Way(sampling, form, think, hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).digest())
+
+    def _fingerprint_in(self, sitting: Sitting) -> str:
+        """Who judges, looked up once a sitting."""
+        sitting.fingerprint = sitting.fingerprint or self._fingerprint.now()
+        return sitting.fingerprint
 
     @cached_property
     def _fingerprint(self) -> Fingerprint:

@@ -1,17 +1,21 @@
-"""From a name to a judge: find or download the checkpoint, load it, put the adapter on."""
+"""From a name to a judge: find or download the checkpoint, load it, put the adapter and the calibration on."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from mlxpref.adapters import load_adapter, mismatches
 from mlxpref.advice import plan_judging
+from mlxpref.calibration_file import CALIBRATION_FILE, cached_calibrations, read_calibrations
 from mlxpref.config import JudgeSettings, settings_from
+from mlxpref.console import note
+from mlxpref.errors import DataError
 from mlxpref.judge import Judge
 from mlxpref.models import resolve_model
 from mlxpref.vlm import check_folder, load_vlm
 
-__all__ = ["load_judge"]
+__all__ = ["calibration_path", "load_judge", "use_calibration"]
 
 
 def load_judge(
@@ -37,3 +41,27 @@ def load_judge(
         for line in mismatches(adapter, path):
             say(line)
     return Judge(vlm, chosen, name, adapter)
+
+
+def calibration_path(judge: Judge) -> Path:
+    """Where a judge's own calibration belongs: in its adapter's folder, else in the user's cache by its fingerprint."""
+    if judge.adapter is not None:
+        return judge.adapter / CALIBRATION_FILE
+    return cached_calibrations() / f"{judge.conditions().judge[:32]}.json"
+
+
+def use_calibration(judge: Judge, calibration: Path | bool = True, say: Callable[[str], None] = note) -> None:
+    """Let a judge apply the calibration in a file, and say so; True is its own, if there is one, False is none.
+
+    DataError for a file that is no calibration. Whether it fits the judge is seen when the judge is asked.
+    """
+    path = None if isinstance(calibration, bool) else calibration
+    if calibration is True:
+        with suppress(DataError):  # no cache, so nothing in it
+            # Without an adapter all weights have to be read to know the place: only where it may be of use.
+            if judge.adapter is not None or cached_calibrations().is_dir():
+                own = calibration_path(judge)
+                path = own if own.exists() else None
+    judge.calibration = read_calibrations(path) if path else None
+    if judge.calibration:
+        say(f"calibrated by {judge.calibration}")

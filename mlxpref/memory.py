@@ -46,7 +46,7 @@ _BACKWARD = _Held(19.4, 9.8, 2.4, 5.7), _Held(12.1, 19.0, 0.7)
 _KEPT = _Held(6.7, 5.1, 1.0, 1.3)
 """Of each layer that is not recomputed, until the backward pass has been through it."""
 _SEEING = _Held(14.9, 4.2, 1.0), _Held(18.8, 4.6, 0.0)
-_OVERLAP = 0.45
+_OVERLAP = 0.4
 """The share of the smaller of two stretches that is under way beside the larger: of completions and of prompts."""
 _HEAD, _HEAD_FORWARD = (2.1, 6.0), (1.1, 4.0)
 """Logits that exist at once in an update, and where there is no gradient: of all positions, or so many chunks."""
@@ -75,7 +75,8 @@ class Plan:
     All the time: `weights`, `adapter` with the optimizer's state, image `features`, and the prefix `tree` of a judge.
     In turn: the `vision` tower at work; the `prefill` of prompts; `keys_values` of prompts and completions with the
     `logits` and scores of a step; `reference`; and an update: what is `saved` for the backward pass (layer inputs,
-    keys, values and their gradients) with either the `layer` at work or the `head`.
+    keys, values and their gradients) with either the `layer` at work or the `head`; `evaluation` with held-out
+    preferences.
     """
 
     weights: int
@@ -90,6 +91,7 @@ class Plan:
     saved: int = 0
     layer: int = 0
     head: int = 0
+    evaluation: int = 0
 
     @property
     def resident(self) -> int:
@@ -105,6 +107,7 @@ class Plan:
             "rollout": self.keys_values + self.logits,
             "reference": self.reference,
             "update": self.saved + max(self.layer, self.head),
+            "evaluation": self.evaluation,
         }
 
     @property
@@ -208,11 +211,13 @@ def training_plan(model: Checkpoint, settings: TrainSettings, images: int, text:
     kept, logits = work.writing(together, prompt, samples, max(completion, 1))
     saved, layer, head = _update(work, settings, prompt, samples, completion)
     adapter = shapes.adapter_bytes(settings.rank)
+    held_out = min(images, 2 * settings.held_out_limit) if settings.held_out else 0
+    judged = judging_plan(model, settings.judging, held_out, text) if held_out else None
     return Plan(
         weights=model.weights,
         adapter=3 * adapter,
         features=work.features(tokens, images),
-        vision=work.vision(tokens, min(images, 2 * settings.comparisons)),
+        vision=work.vision(tokens, 1),  # what an image is encoded beside would move its last bits (`write_groups`)
         prefill=_prefill(work, _Block(together, prompt)),
         keys_values=kept,
         logits=logits,
@@ -220,6 +225,7 @@ def training_plan(model: Checkpoint, settings: TrainSettings, images: int, text:
         saved=saved + 2 * adapter,
         layer=max(layer, 3 * adapter),
         head=head,
+        evaluation=judged.tree + max(judged.phases.values()) if judged else 0,
     )
 
 

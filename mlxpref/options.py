@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import click
 
 __all__ = [
+    "calibration_options",
     "checked_prompt",
     "chosen",
     "json_option",
@@ -43,6 +44,20 @@ def judge_options(command: F) -> F:
         click.option("--adapter", type=click.Path(path_type=Path), help="Folder of a trained adapter."),
         click.option(
             "--model", help="Folder, Hugging Face id, or `demo`.  [default: $MLXPREF_MODEL, else recommended]"
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def calibration_options(command: F) -> F:
+    """The options that say what a judge is calibrated by."""
+    for option in (
+        click.option("--no-calibration", is_flag=True, help="Take the judge's answers as they are."),
+        click.option(
+            "--calibration",
+            type=click.Path(path_type=Path),
+            help="File of `mlxpref calibrate`.  [default: the judge's own, if it was calibrated]",
         ),
     ):
         command = option(command)

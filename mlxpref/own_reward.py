@@ -29,12 +29,18 @@ from typing import Any
 from mlxpref.errors import ConfigError, MlxprefError
 from mlxpref.images import load_image
 from mlxpref.lessons import Lesson
+from mlxpref.rewards import reward_mix
 from mlxpref.verdict import Verdict
 
-__all__ = ["OwnReward", "load_reward"]
+__all__ = ["OwnReward", "load_reward", "load_rewards"]
 
 OwnReward = Callable[[Lesson, Sequence[Verdict]], list[float]]
 """What a group was shown, and its verdicts; one reward each."""
+
+
+def load_rewards(text: str) -> dict[str, OwnReward]:
+    """The rewards of a mix that are not ours, by name; ConfigError where the mix or one of them is none."""
+    return {name: load_reward(name) for name in reward_mix(text).own}
 
 
 def load_reward(name: str) -> OwnReward:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from mlxpref.preferences import ImageLike
 from mlxpref.ranking import PairOutcome, soft_preference
+from mlxpref.rescaling import Rescaling
 from mlxpref.verdict import Strategy, Verdict
 
 __all__ = ["Comparison", "Pair", "PairVerdict", "Track", "What", "share_for_first", "shown"]
@@ -44,21 +45,25 @@ def share_for_first(p_a: float, a_first: bool) -> float:
 
 @dataclass(frozen=True)
 class PairVerdict:
-    """What the judge says of a pair: every completion of both orders, and the preferences read from them."""
+    """What the judge says of a pair: every completion of both orders, and the preferences read from them.
+
+    Completions are as they were said; `rescaling` is applied to what is read from those of an order together.
+    """
 
     a_shown_first: tuple[Verdict, ...]
     a_shown_second: tuple[Verdict, ...]
     strategy: Strategy = "soft"
+    rescaling: Rescaling | None = None
 
     @property
     def p_a_shown_first(self) -> float | None:
         """The preference for a where it was shown first, averaged over samples; None where unreadable."""
-        return _mean_p_first(self.a_shown_first, self.strategy)
+        return self._p_first(self.a_shown_first)
 
     @property
     def p_a_shown_second(self) -> float | None:
         """The preference for a where it was shown second, averaged over samples; None where unreadable."""
-        p_b = _mean_p_first(self.a_shown_second, self.strategy)
+        p_b = self._p_first(self.a_shown_second)
         return None if p_b is None else 1.0 - p_b
 
     @property
@@ -76,10 +81,12 @@ class PairVerdict:
         """Every completion, those with a shown first before the others."""
         return self.a_shown_first + self.a_shown_second
 
-
-def _mean_p_first(verdicts: Sequence[Verdict], strategy: Strategy) -> float | None:
-    read = [p for verdict in verdicts if (p := verdict.p_first(strategy)) is not None]
-    return sum(read) / len(read) if read else None
+    def _p_first(self, verdicts: Sequence[Verdict]) -> float | None:
+        read = [p for verdict in verdicts if (p := verdict.p_first(self.strategy)) is not None]
+        if not read:
+            return None
+        mean = sum(read) / len(read)
+        return mean if self.rescaling is None else float(self.rescaling.p_first(mean))
 
 
 What = str | Callable[[], str]

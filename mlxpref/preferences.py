@@ -3,22 +3,41 @@
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from PIL import Image
 
-__all__ = ["ImageLike", "Preference", "image_name"]
+__all__ = ["ImageLike", "PackedImage", "Preference", "Side", "image_name"]
 
-ImageLike = Path | Image.Image
-"""A file, read when it is needed, or an image in memory."""
+Side = Literal["a", "b", "tie"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
+class PackedImage:
+    """An image inside an archive or a table, read from there when it is needed.
+
+    `member` is its path in a zip or tar file, or "row/column" in a parquet file.
+    """
+
+    archive: Path
+    member: str
+
+    def __str__(self) -> str:
+        return f"{self.archive}/{self.member}"
+
+
+ImageLike = Path | PackedImage | Image.Image
+"""A file or a part of one, read when it is needed, or an image in memory."""
+
+
+@dataclass(frozen=True, slots=True)
 class Preference:
     """A labelled pair as it stands in the data.
 
     `a` and `b` are identities, not places on the screen: which one is shown first is decided later, never by
     the file. `p_a` is the share of people who prefer a (1 or 0 for a hard label, 0.5 for a tie), `votes` how many
-    people were asked, `group` the prompt or ranking that the pair was taken from.
+    people were asked, `group` the prompt or ranking that the pair was taken from. `label` is what the data set's own
+    test counts as better, where that does not follow from the votes.
     """
 
     prompt: str
@@ -27,13 +46,19 @@ class Preference:
     p_a: float
     votes: int = 1
     group: str = ""
+    label: Side | None = None
 
     @property
     def is_tie(self) -> bool:
         """Whether as many people prefer a as prefer b."""
         return self.p_a == 0.5
 
+    @property
+    def better(self) -> Side:
+        """The side that counts as right in a test: the data set's own label, else the majority's."""
+        return self.label or ("tie" if self.is_tie else "a" if self.p_a > 0.5 else "b")
+
 
 def image_name(image: ImageLike) -> str:
-    """What an image of the data is called in records: its path, or its pixels where it has none."""
-    return str(image) if isinstance(image, Path) else hashlib.sha256(image.tobytes()).hexdigest()
+    """What an image of the data is called in records: where it is, or its pixels where it is in memory."""
+    return hashlib.sha256(image.tobytes()).hexdigest() if isinstance(image, Image.Image) else str(image)

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from io import StringIO
 from pathlib import Path
@@ -16,7 +16,7 @@ from mlxpref.errors import ConfigError, DataError
 from mlxpref.files import write_text
 from mlxpref.image_ranking import ImageRanking
 
-__all__ = ["copy_top", "write_ranking_csv"]
+__all__ = ["check_place", "copy_top", "write_ranking_csv"]
 
 _COLUMNS = (
     "prompt", "rank", "image", "strength", "stderr", "low", "high", "p_best", "wins", "pairs", "tied_with", "reason",
@@ -79,8 +79,8 @@ def copy_top(rankings: Sequence[ImageRanking], count: int, folder: Path) -> list
         for number, image in enumerate(best, 1):
             if not isinstance(image, Path):
                 raise DataError(f"image {number} came from memory; only files can be copied")
-            if os.path.realpath(image.parent) in (os.path.realpath(folder), os.path.realpath(place)):
-                raise ConfigError(f"{folder}: holds images that were ranked; choose another folder for the copies")
+            check_place(folder, [image])
+            check_place(place, [image])
             copies[place / _file_name(f"{number:0{digits}}_", image.name)] = image
     if clashes := _clashes(copies):
         more = f" and {len(clashes) - _SHOWN} more" if len(clashes) > _SHOWN else ""
@@ -92,6 +92,12 @@ def copy_top(rankings: Sequence[ImageRanking], count: int, folder: Path) -> list
     for copy, image in copies.items():
         _copy(image, copy)
     return list(copies)
+
+
+def check_place(folder: Path, images: Iterable[Path]) -> None:
+    """Refuse a folder for copies that holds an image itself: the copies would be ranked the next time."""
+    if os.path.realpath(folder) in {os.path.realpath(image.parent) for image in images}:
+        raise ConfigError(f"{folder}: holds images that are ranked; choose another folder for the copies")
 
 
 def _clashes(copies: dict[Path, Path]) -> list[str]:

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from mlxpref.archives import named_image
 from mlxpref.console import plain
 from mlxpref.errors import DataError
-from mlxpref.preferences import ImageLike
+from mlxpref.preferences import ImageLike, PackedImage
 from mlxpref.report import Thumbnail, thumbnail, write_page
 from mlxpref.run_curves import figures
 from mlxpref.run_log import RunLog, number, told
@@ -67,9 +68,12 @@ class _Comparison:
 
 
 def recorded_images(record: Record) -> tuple[ImageLike, ImageLike] | None:
-    """The images of a line of rollouts.jsonl whose `first` and `second` are paths, in the places they were shown in."""
+    """The images of a line of rollouts.jsonl whose `first` and `second` are paths, in the places they were shown in.
+
+    A path that goes on inside an archive is the image there.
+    """
     first, second = record.get("first"), record.get("second")
-    return (Path(first), Path(second)) if isinstance(first, str) and isinstance(second, str) else None
+    return (named_image(first), named_image(second)) if isinstance(first, str) and isinstance(second, str) else None
 
 
 def write_run_page(
@@ -166,10 +170,11 @@ def _notes(log: RunLog, run: Record) -> list[str]:
     notes = [] if run else ["run.json is missing or damaged, so the settings are not known."]
     planned, last = number(log.records[-1].get("steps")), log.steps[-1]
     if planned > last:
-        patience = " (perhaps by its patience)" if number(_settings(run).get("patience")) > 0 else ""
+        ended = run.get("ended")
+        early = isinstance(ended, dict) and ended.get("early")
+        why = "its patience ended the run" if early else "the run was ended, or goes on"
         notes.append(
-            f"{last:g} of {planned:g} steps are recorded: the run was ended{patience}, or goes on. The learning rate "
-            "was planned for all of them."
+            f"{last:g} of {planned:g} steps are recorded: {why}. The learning rate was planned for all of them."
         )
     resumed = run.get("resumed")
     if isinstance(resumed, list) and resumed:
@@ -259,7 +264,7 @@ def _chosen(records: Sequence[Record]) -> list[tuple[Record, str]]:
 
 
 def _side(image: ImageLike | None, share: float, pictures: dict[str, tuple[int, Thumbnail]]) -> _Side:
-    path = plain(image) if isinstance(image, Path) else ""
+    path = plain(image) if isinstance(image, Path | PackedImage) else ""
     small = _picture(image)
     place = pictures.setdefault(small.uri, (len(pictures), small))[0] if small else None
     return _Side(place, Path(path).name, path, told(share, "share"))

@@ -30,7 +30,7 @@ __all__ = [
 
 RUN_RECORD = "run.json"
 
-_PLACES = ("data", "model")
+_PLACES = ("data", "data_dir", "model")
 """Settings that only say where something is: whether it is the same is seen by its fingerprint."""
 _ROUNDING = ("rows", "micro_batch", "recompute")
 """Settings that trade memory for time; what they change is float addition."""

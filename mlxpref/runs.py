@@ -16,11 +16,13 @@ from typing import Any, BinaryIO
 
 from mlxpref.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, base_of, save_adapter
 from mlxpref.advice import gigabytes, plan_training
+from mlxpref.calibration_file import CALIBRATION_FILE
 from mlxpref.checkpoints import CHECKPOINT_FILES, Checkpoint, read_checkpoint, write_checkpoint
 from mlxpref.config import TrainSettings, settings_from
 from mlxpref.datasets import load_preferences
 from mlxpref.errors import ConfigError, DataError, MlxprefError, ModelError
 from mlxpref.models import resolve_model
+from mlxpref.own_reward import load_rewards
 from mlxpref.preferences import ImageLike, Preference, image_name
 from mlxpref.run_page import RUN_PAGE, recorded_images, write_run_page
 from mlxpref.run_record import (
@@ -38,8 +40,10 @@ from mlxpref.vlm import VLM, check_folder, load_vlm
 __all__ = ["RUN_FILES", "Run", "read_log", "resume_run", "start_run", "train"]
 
 _LOG, _ROLLOUTS = "log.jsonl", "rollouts.jsonl"
-RUN_FILES = (ADAPTER_WEIGHTS, ADAPTER_CONFIG, RUN_RECORD, _LOG, _ROLLOUTS, RUN_PAGE, *CHECKPOINT_FILES)
-"""What a run leaves in its folder."""
+RUN_FILES = (
+    ADAPTER_WEIGHTS, ADAPTER_CONFIG, RUN_RECORD, _LOG, _ROLLOUTS, RUN_PAGE, CALIBRATION_FILE, *CHECKPOINT_FILES
+)  # fmt: skip
+"""What a run, and who calibrates its adapter, leave in its folder."""
 
 _ROLLOUTS_A_STEP = 4
 """How many rollouts of a step are kept in rollouts.jsonl."""
@@ -97,6 +101,8 @@ class Run:
                 raise
             self.last = replace(self._standing(self.done, files), complete=True)
             self._save(files)
+            self.record["ended"] = {"step": self.done, "early": self.trainer.stopped_early}
+            write_record(self.folder, self.record)
             self._write_page()
 
     def _write(self, report: StepReport, files: Mapping[str, BinaryIO]) -> None:
@@ -136,7 +142,9 @@ class Run:
         for file in files.values():  # a checkpoint must not be on the disk before the lines that it counts
             os.fsync(file.fileno())
         write_checkpoint(self.folder, self.last)
-        save_adapter(self.vlm.model, self.folder, self.settings.rank, self.settings.lora_scale, self.record["base"])
+        save_adapter(
+            self.trainer.adapter, self.folder, self.settings.rank, self.settings.lora_scale, self.record["base"]
+        )
 
 
 def start_run(
@@ -157,7 +165,7 @@ def start_run(
         resume = ", or go on with the run in it by --resume" if (folder / RUN_RECORD).is_file() else ""
         raise ConfigError(f"{folder}: is not empty; give another --output{resume}")
     if not settings.data:
-        raise ConfigError("no --data: give `demo`, or a .jsonl file of preferences")
+        raise ConfigError("no --data: give `demo`, a public data set, or a file or folder of preferences")
     run = _load(settings, folder, agree, say, check, vlm)
     folder.mkdir(parents=True, exist_ok=True)
     write_record(folder, run.record)
@@ -239,8 +247,13 @@ def _load(
     check: Callable[[str, Sequence[Preference]], None],
     vlm: VLM | None,
 ) -> Run:
-    """A run that stands before its first step; its folder is not touched."""
-    preferences = load_preferences(settings.data, settings.split, settings.limit or None, settings.seed)
+    """A run that stands before its first step; its folder is not touched.
+
+    What can be refused at once is: the reward, then the data, then the model.
+    """
+    own = load_rewards(settings.reward)
+    data_dir = Path(settings.data_dir).expanduser() if settings.data_dir else None
+    preferences = load_preferences(settings.data, settings.split, settings.limit or None, settings.seed, data_dir)
     check(settings.data, preferences)
     if vlm is None:
         name, path = resolve_model(settings.model or None, agree, say)
@@ -249,7 +262,7 @@ def _load(
         plan = plan_training(path, settings, len(preferences))
         say(f"about {gigabytes(plan.peak)} of memory at the peak, {gigabytes(plan.weights)} of it weights")
         vlm = load_vlm(path, settings.max_pixels)
-    trainer = Trainer(vlm, preferences, settings)
+    trainer = Trainer(vlm, preferences, settings, own)
     start = Checkpoint(0, *trainer.state, {_LOG: 0, _ROLLOUTS: 0})
     record = record_of(settings, base_of(vlm.path), preferences, len(trainer.preferences))
     return Run(settings, folder, vlm, trainer, record, start)

@@ -1,6 +1,6 @@
 """What several commands do before their work: load the judge, look at the images, say what must be said."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     from mlxpref.judge import Judge
     from mlxpref.preferences import ImageLike, Preference
 
-__all__ = ["agree", "check_images_of", "load_from_options", "say_what_the_demo_knows", "storing"]
+__all__ = ["agree", "calibrated", "check_images_of", "load_from_options", "say_what_the_demo_knows", "storing"]
 
 _SHOWN = 10
 """How many of the unreadable images are named."""
+_DECODED, _RUN = 2000, 20
+"""How many images are decoded before the work, and how many of them one after the other."""
 
 
 def load_from_options(
@@ -28,6 +30,15 @@ def load_from_options(
     from mlxpref.loading import load_judge
 
     return load_judge(model, adapter, chosen(settings), (lambda question: True) if yes else agree, note, images)
+
+
+def calibrated(judge: "Judge", calibration: Path | None, no_calibration: bool) -> None:
+    """Calibrate a judge as the options say, and say so."""
+    from mlxpref.loading import use_calibration
+
+    if calibration is not None and no_calibration:
+        raise click.UsageError("--calibration and --no-calibration exclude each other")
+    use_calibration(judge, calibration or not no_calibration)
 
 
 @contextmanager
@@ -48,18 +59,46 @@ def storing(judge: "Judge", store: Path | None, no_store: bool) -> Iterator[None
 
 
 def check_images_of(data: str, preferences: Sequence["Preference"]) -> None:
-    """Refuse data with images that cannot be read now, not in the middle of the work."""
-    from mlxpref.images import check_images
+    """Refuse data with images that cannot be read now, not in the middle of the work.
 
-    paths = dict.fromkeys(image for p in preferences for image in (p.a, p.b) if isinstance(image, Path))
-    skipped = check_images(paths)[1] if paths else []
-    if skipped:
-        lines = [f"\n  {each.path}: {each.error}" for each in skipped[:_SHOWN]]
-        lines += [f"\n  and {len(skipped) - _SHOWN} more"] if len(skipped) > _SHOWN else []
+    Every image is looked for, in its folder or in its archive's list. Up to _DECODED are decoded, all of them or as
+    many in runs drawn at random: a damaged one among more than that may be found only when it is its turn.
+    """
+    from PIL import Image
+
+    from mlxpref.archives import has_member
+    from mlxpref.images import load_image
+    from mlxpref.preferences import PackedImage
+
+    seen = dict.fromkeys(image for p in preferences for image in (p.a, p.b) if not isinstance(image, Image.Image))
+    drawn = _drawn(len(seen))
+    problems = []
+    for number, image in enumerate(seen):
+        try:
+            there = has_member(image) if isinstance(image, PackedImage) else image.is_file()
+        except OSError:  # a name that no file can have
+            there = False
+        if not there or number in drawn:
+            try:
+                load_image(image)
+            except DataError as error:
+                problems.append(f"\n  {error}")
+    if problems:
+        more = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise DataError(
-            f"{data}: {len(skipped)} of {len(paths)} images cannot be read; correct them or remove their rows:"
-            + "".join(lines)
+            f"{data}: {len(problems)} of {len(seen)} images cannot be read; correct them or remove their rows:"
+            f"{''.join(problems[:_SHOWN])}{more}"
         )
+
+
+def _drawn(count: int) -> Container[int]:
+    """Numbers of the images to decode: in runs, since an archive's neighbours are read together."""
+    import numpy as np
+
+    if count <= _DECODED:
+        return range(count)
+    starts = np.random.default_rng(0).choice(count // _RUN, _DECODED // _RUN, replace=False) * _RUN
+    return {int(start) + i for start in starts for i in range(_RUN)}
 
 
 def agree(question: str) -> bool:

@@ -1,5 +1,6 @@
 """Results as a person reads them: a pair, a ranking, an evaluation."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -108,30 +109,54 @@ def print_example(example: dict[str, Any]) -> None:
 
 def print_evaluations(evaluations: Sequence[Evaluation], names: Sequence[str] = ()) -> None:
     """A line for each evaluation, under its name if it has one, and what it is measured against."""
-    names = names or [f"{e.data} {e.split}, {e.strategy}" for e in evaluations]
+    names = names or [f"{e.data} {e.split}, {e.strategy or 'scores'}" for e in evaluations]
+    # The official number of plain pairs is their accuracy.
+    with_official = any(e.protocol != "pairs" for e in evaluations)
     print_table(
-        ("judged", ">pairs", ">accuracy", ">95 % interval", ">both orders", ">consistent",
-         ">first chosen", ">brier", ">ece", ">unreadable"),
+        ("judged", ">pairs", *((">official", ">95 % interval") if with_official else ()), ">accuracy",
+         ">95 % interval", ">both orders", ">consistent", ">first chosen", ">brier", ">ece", ">unreadable"),
         (
             (
-                name, e.metrics.pairs, _percent(e.metrics.accuracy),
-                f"{_percent(e.metrics.accuracy_low)} to {_percent(e.metrics.accuracy_high)}",
+                name, e.metrics.pairs,
+                *(_with_interval(e.official.value, e.official.low, e.official.high) if with_official else ()),
+                *_with_interval(e.metrics.accuracy, e.metrics.accuracy_low, e.metrics.accuracy_high),
                 _percent(e.metrics.both_orders_accuracy), _percent(e.metrics.position_consistency),
-                _percent(e.metrics.first_choice_rate), f"{e.metrics.brier:.3f}", f"{e.metrics.ece:.3f}",
+                _percent(e.metrics.first_choice_rate), _number(e.metrics.brier, 3), _number(e.metrics.ece, 3),
                 _percent(e.unreadable),
             )
             for name, e in zip(names, evaluations, strict=True)
         ),
     )  # fmt: skip
     for name, e in zip(names, evaluations, strict=True):
-        print_text(
-            f"{name}: {e.tokens} tokens in {e.seconds:.1f} s; always the first image of the "
-            f"file: {_percent(e.metrics.first_image_baseline)}; {e.metrics.ties_dropped} ties dropped"
-        )
+        print_text(f"{name}: {'; '.join(_beside(e))}")
+
+
+def _beside(e: Evaluation) -> list[str]:
+    """What an evaluation took, and what it is measured against."""
+    said = []
+    if e.protocol != "pairs":
+        threshold = "" if e.tie_threshold is None else f", tie threshold {e.tie_threshold:g}"
+        said.append(f"official: {e.official.definition}{threshold}")
+        said.append(f"accuracy within prompts first: {_percent(e.metrics.accuracy_macro)}")
+    if e.strategy is not None:
+        a_pair = f"{_number(e.tokens_per_pair, 1)} tokens and {_number(e.seconds_per_pair, 2)} s a pair"
+        said.append(f"{e.tokens} tokens in {e.seconds:.1f} s, {a_pair}")
+    said.append(f"always the first image of the file: {_percent(e.metrics.first_image_baseline)}")
+    if not math.isnan(e.human_ceiling):
+        said.append(f"two people agree on {_percent(e.human_ceiling)}")
+    return [*said, f"{e.metrics.ties_dropped} ties dropped"]
+
+
+def _with_interval(value: float, low: float, high: float) -> tuple[str, str]:
+    return _percent(value), f"{_percent(low)} to {_percent(high)}"
+
+
+def _number(value: float, digits: int) -> str:
+    return "n/a" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def _percent(share: float | None) -> str:
-    return "unreadable" if share is None else f"{100 * share:.1f} %"
+    return "unreadable" if share is None else "n/a" if math.isnan(share) else f"{100 * share:.1f} %"
 
 
 def _cut(reason: str) -> str:

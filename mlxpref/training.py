@@ -22,7 +22,7 @@ from mlxpref.held_out import HeldOut
 from mlxpref.learning import learn
 from mlxpref.lessons import Timetable, held_out_split, part_of
 from mlxpref.lora import adapter_weights, attach_lora, linear_layers
-from mlxpref.own_reward import load_reward
+from mlxpref.own_reward import OwnReward, load_rewards
 from mlxpref.preferences import Preference
 from mlxpref.rewards import reward_mix
 from mlxpref.step_report import RolloutRecord, StepReport, held_out_metrics, measured_shares, rollout_records
@@ -40,10 +40,17 @@ class Trainer:
 
     Iterate over `steps()`: the adapter is on the model from the start and better after every step. `preferences` are
     those that are learned from, `held_out` measures with others. With `settings.patience`, the model has the adapter of
-    the best measurement once the iteration has come to its end; until then, `best_adapter` has its weights.
+    the best measurement once the iteration has come to its end; until then, `adapter` has its weights. `own` are the
+    rewards that are not ours, where they are loaded already.
     """
 
-    def __init__(self, vlm: VLM, preferences: Sequence[Preference], settings: TrainSettings) -> None:
+    def __init__(
+        self,
+        vlm: VLM,
+        preferences: Sequence[Preference],
+        settings: TrainSettings,
+        own: Mapping[str, OwnReward] | None = None,
+    ) -> None:
         self.vlm, self.settings = vlm, settings
         mix = reward_mix(settings.reward)
         if mix.exact and mix.own and not settings.think:
@@ -63,13 +70,18 @@ class Trainer:
         self.step_count = settings.steps or math.ceil(len(self.preferences) / settings.comparisons)
         if adapter_weights(vlm.model):
             raise ModelError(f"{vlm.path}: the model carries an adapter already; train one that is freshly loaded")
-        self._own = {name: load_reward(name) for name in mix.own}
+        self._own = load_rewards(settings.reward) if own is None else own
         self._timetable = Timetable(self.preferences, settings)
         mx.random.seed(settings.seed)
         attach_lora(vlm.model, list(linear_layers(vlm.model)), settings.rank, settings.lora_scale)
         self.optimizer = optim.AdamW(learning_rate=self._schedule(), betas=[0.9, 0.95], weight_decay=0.0)
         self.optimizer.init(vlm.model.trainable_parameters())
         self._failures = 0
+
+    @property
+    def adapter(self) -> dict[str, mx.array]:
+        """The weights that a user wants now, by their full names: with patience the best measured ones so far."""
+        return self.best_adapter or adapter_weights(self.vlm.model)
 
     @property
     def best_adapter(self) -> dict[str, mx.array]:

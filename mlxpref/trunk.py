@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 from numpy.typing import NDArray
 
 from mlxpref.prefix import PADDING, LayerCache, mask_behind
+from mlxpref.recompute import recomputed
 
 __all__ = ["Block", "KeysValues", "Stem", "Turning", "run_block", "run_layers", "run_step", "spread", "turning_of"]
 
@@ -121,7 +121,7 @@ def run_layers(
             mixed = attend(queries, *_behind(stems, parts, keys, values), scale=layer.self_attn.scale, mask=mask)
             return _mixed_in(layer, states, mixed), keys, values
 
-        through = nn.utils.checkpoint(layer, run) if recompute else run
+        through = recomputed(layer, run) if recompute else run
         hidden, keys, values = through(hidden, *_parts_of(stems, number))
         kept.append((keys, values))
         if number < len(block.levels):
@@ -172,7 +172,7 @@ def _run_ends(
         mixed = mx.fast.scaled_dot_product_attention(queries, *whole, scale=layer.self_attn.scale, mask=mask)
         return _mixed_in(layer, state, mixed)[:, 0], keys, values
 
-    through = nn.utils.checkpoint(layer, run) if recompute else run
+    through = recomputed(layer, run) if recompute else run
     state, keys, values = through(hidden, *_parts_of(stems, number))
     if number < len(block.levels):
         state = state + block.levels[number][at]

@@ -142,7 +142,8 @@ def main(output: Path | None, processes: int, table: bool) -> None:
     runs: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))["runs"] if file.exists() else []
     if not table:
         _run_all(runs, folder, processes)
-    print_text(table_of(rows_of(runs)))
+    for line in table_of(rows_of(runs)).splitlines():
+        print_text(line)
 
 
 def _run_all(runs: list[dict[str, Any]], folder: Path, processes: int) -> None:
@@ -152,7 +153,11 @@ def _run_all(runs: list[dict[str, Any]], folder: Path, processes: int) -> None:
     # A process for each run: what one leaves in memory must not help or hinder the next.
     with ProcessPoolExecutor(processes, get_context("spawn"), max_tasks_per_child=1) as pool:
         for number, future in enumerate(as_completed(pool.submit(make_run, plan) for plan in missing), 1):
-            result = future.result()
+            try:
+                result = future.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)  # what is done is in the file; the rest is not waited for
+                raise
             runs.append(result)
             _write(runs, folder)
             kind = f"{result['reward']}, {'thinking' if result['think'] else 'not thinking'}, seed {result['seed']}"

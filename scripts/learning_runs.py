@@ -41,7 +41,8 @@ _TEST_SEED = 6
 """Of test pictures that are looked at here only."""
 _EVERY = 10
 """Steps between two points of a curve."""
-_OWN_REWARD = {"naive soft": f"{Path(__file__).parent / 'naive_soft.py'}:naive_soft"}
+_REWARDS = {"naive soft": f"{Path(__file__).parent / 'naive_soft.py'}:naive_soft", "soft, votes": "soft"}
+"""What `--reward` takes for the names of the table that are none."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ STANDARD = Sizes()
 def settings_of(plan: Plan) -> TrainSettings:
     """The demo's settings, with what a plan says; the learning rate falls over the plan's own steps."""
     return demo_settings(
-        reward=_OWN_REWARD.get(plan.reward, plan.reward), think=plan.think, seed=plan.seed, steps=plan.steps
+        reward=_REWARDS.get(plan.reward, plan.reward), think=plan.think, seed=plan.seed, steps=plan.steps
     )
 
 

@@ -1,7 +1,7 @@
 """Models and goldens that several test files share; each is loaded once a session."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from mlxpref.judge import Judge
 from mlxpref.lora import linear_layers
 from mlxpref.prefix import RowCache, following_positions
 from mlxpref.vlm import VLM, load_vlm
+from tests.browser import Browser, find_browser
 
 GOLDEN = Path(__file__).parent / "golden"
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
@@ -28,6 +29,17 @@ FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test keeps comparisons where the user does."""
     monkeypatch.setenv("MLXPREF_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """One headless browser for all tests of pages."""
+    executable = find_browser()
+    if executable is None:
+        pytest.skip("no Chromium or Chrome is installed, so no page is looked at")
+    found = Browser(executable, tmp_path_factory.mktemp("profile"))
+    yield found
+    found.close()
 
 
 @cache

@@ -25,7 +25,7 @@ from mlxpref.judge import Judge
 from mlxpref.models import choose_judge
 from tests.conftest import GOLDEN, tiny_model, write_adapter
 
-COMMANDS = ("compare", "convert", "demo", "eval", "rank", "train")
+COMMANDS = ("calibrate", "compare", "convert", "data", "demo", "eval", "rank", "train")
 TINY = str(GOLDEN / "qwen2_5_vl")
 SCRIPT = [sys.executable, "-c", "from mlxpref.cli import main; main()"]
 QUICK = ("--model", TINY, "--max-tokens", "6")
@@ -35,10 +35,12 @@ UNDECODED = os.fsdecode(b"undecoded\xff.png")
 
 COMPARE_KEYS = {
     "prompt", "model", "adapter", "a", "b", "p_a", "p_a_shown_first", "p_a_shown_second", "reasons", "samples",
+    "calibration",
 }  # fmt: skip
 RANK_KEYS = {
     "prompt", "model", "adapter", "images", "pairs", "position_bias", "position_bias_stderr", "remarks",
     "planned_pairs", "ending", "recalled", "skipped", "seconds", "vision_runs", "tokens",
+    "calibration",
 }  # fmt: skip
 IMAGE_KEYS = {
     "path", "rank", "strength", "stderr", "low", "high", "p_best", "wins", "pairs", "tied_with", "reason",
@@ -47,7 +49,8 @@ PAIR_KEYS = {"a", "b", "p_a", "p_a_shown_first", "p_a_shown_second", "reasons"}
 EVAL_KEYS = {
     "data", "split", "protocol", "strategy", "pairs", "ties_dropped", "accuracy", "accuracy_low", "accuracy_high",
     "accuracy_macro", "both_orders_accuracy", "position_consistency", "first_choice_rate", "first_image_baseline",
-    "brier", "ece", "unreadable", "tokens", "seconds",
+    "brier", "ece", "unreadable", "tokens", "seconds", "official", "human_ceiling", "tokens_per_pair",
+    "seconds_per_pair", "calibration",
 }  # fmt: skip
 
 
@@ -302,11 +305,11 @@ def test_eval_of_several_strategies(rows: Callable[..., Path]) -> None:
     path = rows(row("a", "b"))
     several = report("eval", "--data", path, *QUICK, "--strategy", "score, select,soft")
     assert [each["strategy"] for each in several] == ["soft", "select", "score"]
-    assert all(set(each) == EVAL_KEYS for each in several)
+    assert all(set(each) - {"think", "samples", "minus_select", "minus_score"} == EVAL_KEYS for each in several)
     assert report("eval", "--data", path, *QUICK, "--strategy", "select")["strategy"] == "select"
     lines = run("eval", "--data", path, *QUICK, "--strategy", "soft,select").stdout.splitlines()
-    assert lines[0].split()[:4] == ["judged", "pairs", "accuracy", "95"]
-    assert len(lines) == 5
+    assert lines[1].split()[:4] == ["strategy", "thinking", "samples", "accuracy"]
+    assert len(lines) == 7  # what select wrote before is recalled
 
 
 def test_eval_of_the_demo() -> None:
@@ -487,9 +490,10 @@ def test_unreadable_images_of_preferences_are_named_before_the_work(
 
 
 def test_data_that_is_not_there(tmp_path: Path, rows: Callable[..., Path]) -> None:
-    assert "unknown --data nothing: known are demo, or a .jsonl file" in refused("eval", "--data", "nothing", *QUICK)
+    assert "unknown --data nothing: known are demo, imagereward" in refused("eval", "--data", "nothing", *QUICK)
     assert "no such file" in refused("eval", "--data", tmp_path / "nothing.jsonl", *QUICK)
-    assert "cannot be read yet" in refused("eval", "--data", "imagereward", *QUICK)
+    line = refused("eval", "--data", "imagereward", *QUICK)
+    assert "its files are not here; download them with `mlxpref data imagereward --split test`" in line
     assert "the demo has train, test, heldout" in refused("eval", "--data", "demo", "--split", "dev", *QUICK)
     assert "no rows of split" in refused("eval", "--data", rows(row(split="train")), *QUICK)
     assert "no preference to judge (1 ties)" in refused("eval", "--data", rows(row(p_a=0.5)), *QUICK)
@@ -575,7 +579,7 @@ def test_train_knows_every_reward(reward: str, tmp_path: Path) -> None:
     [
         ((), "no --data"),
         (("--data", "nowhere"), "unknown --data nowhere"),
-        (("--data", "imagereward"), "cannot be read yet"),
+        (("--data", "imagereward"), "its files are not here; download them with"),
         (("--data", "demo", "--reward", "nice"), "neither soft, brier, hard or score"),
         (("--data", "demo", "--kl", "inf"), "not a finite number"),
         (("--data", "demo", "--max-tokens", "9999999"), "the model reads at most"),

@@ -84,9 +84,7 @@ def test_files_are_written(folder: Path, tmp_path: Path) -> None:
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [Path(row["image"]).name for row in rows] == order
-    assert sorted(path.name for path in best.iterdir()) == [f"{i}_{name}" for i, name in enumerate(order[:3], 1)] or (
-        sorted(path.name for path in best.iterdir()) == [f"{i:02}_{name}" for i, name in enumerate(order[:3], 1)]
-    )
+    assert sorted(path.name for path in best.iterdir()) == [f"{i:02}_{name}" for i, name in enumerate(order[:3], 1)]
     assert len(list(folder.iterdir())) == 12
     text = page.read_text(encoding="utf-8")
     assert all(name in text for name in order)
@@ -102,6 +100,13 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_work(
     done = run("rank", folder, *PROMPT, option, tmp_path / place, *QUICK)
     assert done.exit_code == 1
     assert "folder" in done.stderr
+    assert "pairs to read" not in done.stderr
+
+
+def test_copies_among_the_images_are_refused_before_the_work(folder: Path) -> None:
+    done = run("rank", folder, *PROMPT, "--copy-top", "2", folder, *QUICK)
+    assert done.exit_code == 1
+    assert "holds images that are ranked" in done.stderr
     assert "pairs to read" not in done.stderr
 
 

@@ -1,3 +1,4 @@
+import gc
 import json
 import unicodedata
 from pathlib import Path
@@ -6,10 +7,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlxpref.datasets import DEMO_COUNTS, load_preferences
+from mlxpref import session
+from mlxpref.datasets import DEMO_COUNTS, load_preferences, rows
 from mlxpref.datasets.jsonl import EXAMPLE, read_jsonl
+from mlxpref.datasets.rows import Row, read_json_rows, with_images
 from mlxpref.demo.preferences import HELD_OUT, SPLITS, demo_preferences, prompt_text
 from mlxpref.errors import ConfigError, DataError
+from mlxpref.preferences import Preference
+from mlxpref.session import check_images_of
+from scripts.make_data_layouts import make_layout
 
 GOOD = {"prompt": "a red cube", "a": "1.png", "b": "2.png", "p_a": 0.7}
 
@@ -169,22 +175,107 @@ def test_the_demo_has_a_default_count(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("demo", "validation", None, "split 'validation': the demo has train, test, heldout"),
         ("demo", "test", 0, "limit 0"),
-        ("hpdv2", "test", None, "--data hpdv2: this data set cannot be read yet; a .jsonl file can"),
-        ("imagereward", "test", None, "cannot be read yet"),
-        ("dmeo", "test", None, "unknown --data dmeo: known are demo, or a .jsonl file"),
+        ("hpdv2", "test", None, "its files are not here; download them with `mlxpref data hpdv2 --split test`"),
+        ("imagereward", "dev", None, "split 'dev': imagereward has train, validation, test"),
+        ("dmeo", "test", None, "unknown --data dmeo: known are demo, imagereward, hpdv2, pickapic, pickapic_v1, hpdv3"),
         ("gone.jsonl", "test", None, "--data gone.jsonl: no such file"),
-        ("some/folder", "test", None, "--data some/folder: no such file"),
+        ("some/folder", "test", None, "--data some/folder: no such file or folder"),
         ("long" * 100, "test", None, "unknown --data long"),
     ],
 )
-def test_unknown_names_are_errors(data: str, split: str, limit: int | None, said: str) -> None:
+def test_unknown_names_are_errors(
+    data: str, split: str, limit: int | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))  # not what the user has there
     with pytest.raises(ConfigError) as caught:
         load_preferences(data, split, limit, 0)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_only_jsonl_files_are_read(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").touch()
-    with pytest.raises(ConfigError, match=r"a\.csv: not a \.jsonl file"):
-        load_preferences(str(tmp_path / "a.csv"), "test")
+def test_other_files_are_not_read(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").touch()
+    with pytest.raises(ConfigError, match=r"a\.txt: not a \.jsonl, \.csv or \.tsv file"):
+        load_preferences(str(tmp_path / "a.txt"), "test")
+
+
+def test_a_long_list_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = [{"n": i, "text": "é\u2028" * (i % 50)} for i in range(500)]
+    path = tmp_path / "list.json"
+    for text in (
+        json.dumps(values),
+        json.dumps(values, ensure_ascii=False, indent=1),
+        "\n".join(map(json.dumps, values)),
+    ):
+        path.write_text(text, "utf-8")
+        for chunk in (1, 7, 1000):
+            monkeypatch.setattr(rows, "_CHUNK", chunk)
+            assert list(read_json_rows(path)) == list(enumerate(values, 1))
+    path.write_text('["a", null, true, [1, [2.5]], {}]')
+    for chunk in (1, 3, 1000):
+        monkeypatch.setattr(rows, "_CHUNK", chunk)
+        assert [value for _, value in read_json_rows(path)] == ["a", None, True, [1, [2.5]], {}]
+
+
+def test_a_row_without_end_does_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "_CHUNK", 1000)
+    monkeypatch.setattr(rows, "_ROW_LIMIT", 5000)
+    path = tmp_path / "list.json"
+    path.write_text('[{"a": 1}, {"a": "' + "x" * 100_000 + '"}]')
+    with pytest.raises(DataError, match=r"list\.json: not valid JSON at row 2 \(Unterminated string"):
+        list(read_json_rows(path))
+
+
+def test_a_few_images_that_are_not_there_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [f"{i}.png" for i in range(201)]
+    for name in names[:-1]:
+        (tmp_path / name).touch()
+    listed = [Row("p", name, names[0], 1.0) for name in names[1:]]
+    preferences = with_images("hpdv2", "test", listed, tmp_path, tmp_path / "a.tar.gz")
+    assert [p.a for p in preferences] == [tmp_path / name for name in names[1:-1]]
+    assert "1 of 201 images cannot be used and are left out:\n  200.png: is not in" in capsys.readouterr().err
+    with pytest.raises(DataError, match="3 of 4 images cannot be used"):
+        with_images(
+            "hpdv2", "test", [Row("p", "1.png", "x", 1.0), Row("p", "y", "z", 1.0)], tmp_path, tmp_path / "a.tar.gz"
+        )
+
+
+def test_reading_leaves_the_collector_as_it_was(tmp_path: Path) -> None:
+    folder = make_layout("hpdv2", tmp_path)
+    for enabled in (False, True):
+        (gc.enable if enabled else gc.disable)()
+        load_preferences("hpdv2", "test", data_dir=folder)
+        assert gc.isenabled() is enabled
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> list[Preference]:
+    """60 pairs of 120 images."""
+    for i in range(120):
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / f"{i}.png")
+    return [Preference("p", tmp_path / f"{i}.png", tmp_path / f"{i + 1}.png", 1.0) for i in range(0, 120, 2)]
+
+
+def test_of_many_images_some_are_decoded_and_all_looked_for(
+    many: list[Preference], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[object] = []
+    monkeypatch.setattr("mlxpref.images.load_image", decoded.append)
+    check_images_of("x", many)
+    assert len(decoded) == 120
+    decoded.clear()
+    monkeypatch.setattr(session, "_DECODED", 40)
+    check_images_of("x", many)
+    assert len(decoded) == len(set(decoded)) == 40
+    monkeypatch.undo()
+    monkeypatch.setattr(session, "_DECODED", 40)
+    for i in range(0, 24, 2):
+        image = many[i].a
+        assert isinstance(image, Path)
+        image.unlink()
+    with pytest.raises(DataError) as caught:
+        check_images_of("x", many)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "x: 12 of 120 images cannot be read; correct them or remove their rows:"
+    assert len(lines) == 12
+    assert lines[-1] == "  and 2 more"

@@ -9,7 +9,9 @@ import pytest
 
 from mlxpref import features as module
 from mlxpref.features import FeatureStore
+from mlxpref.preferences import PackedImage
 from mlxpref.vlm import VLM
+from scripts.make_data_layouts import write_zip
 from tests.conftest import picture
 
 
@@ -78,6 +80,21 @@ def test_a_file_that_changes_is_read_again(tiny_vlm: VLM, tmp_path: Path) -> Non
     before = store.get(tmp_path / "a.png")
     picture(2, (140, 84)).save(tmp_path / "a.png")
     assert store.get(tmp_path / "a.png").grid != before.grid
+
+
+def test_an_image_in_an_archive_is_that_of_its_file_and_decoded_once(
+    tiny_vlm: VLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = fresh(tiny_vlm)
+    picture(1).save(tmp_path / "a.png")
+    packed = PackedImage(write_zip(tmp_path / "a.zip", {"1": (tmp_path / "a.png").read_bytes(), "2": b""}), "1")
+    assert store.get(packed).content == store.get(tmp_path / "a.png").content
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "load_image", None)
+        store.get(packed)
+    picture(2).save(tmp_path / "b.png")
+    write_zip(tmp_path / "a.zip", {"1": (tmp_path / "b.png").read_bytes()})
+    assert store.get(packed).content == store.get(picture(2)).content
 
 
 def test_memory_is_bounded_and_the_least_recently_used_goes_first(tiny_vlm: VLM) -> None:

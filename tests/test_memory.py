@@ -166,6 +166,7 @@ def training(draw: st.DrawFn) -> TrainSettings:
         recompute=draw(st.booleans()),
         think=draw(st.booleans()),
         kl=draw(st.sampled_from([0.0, 0.1])),
+        held_out=draw(st.sampled_from([0.0, 0.1])),
     )
 
 
@@ -252,6 +253,11 @@ def test_what_is_not_used_takes_nothing() -> None:
     assert (read.keys_values, read.logits) == (0, 0)
     assert thought.keys_values > 0
     assert read.phases["update"] == thought.phases["update"] == 0
+    # Held-out preferences are judged as `eval` judges.
+    assert training_plan(model, chosen, IMAGES).evaluation == 0
+    measured = training_plan(model, replace(chosen, held_out=0.1, held_out_limit=20), IMAGES)
+    judged = judging_plan(model, replace(chosen, held_out=0.1).judging, 40)
+    assert measured.phases["evaluation"] == judged.peak - judged.weights - judged.features
     kept = replace(chosen, recompute=False)
     assert training_plan(model, kept, IMAGES).peak > 3 * training_plan(model, chosen, IMAGES).peak
     # Without thinking nothing is written: a longer limit changes nothing.

@@ -241,7 +241,7 @@ def test_the_folder_of_the_images_is_refused(tmp_path: Path, images: list[Path])
     (tmp_path / "link").symlink_to(tmp_path / "in")
     for folder in (tmp_path / "in", tmp_path / "link", tmp_path / "out" / ".." / "in"):
         for rankings in ([ranked(images)], [ranked(images[:2], "a"), ranked(images[2:], "b")]):
-            with pytest.raises(ConfigError, match="holds images that were ranked; choose another folder"):
+            with pytest.raises(ConfigError, match="holds images that are ranked; choose another folder"):
                 copy_top(rankings, 1, folder)
     assert len(list((tmp_path / "in").iterdir())) == 5
     assert len(copy_top([ranked(images)], 1, tmp_path / "in" / "best")) == 1

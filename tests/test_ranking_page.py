@@ -4,8 +4,6 @@ import base64
 import hashlib
 import io
 import json
-from collections.abc import Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +19,10 @@ from mlxpref.ranking import rank_images
 from mlxpref.ranking_page import _runs, _ticks, write_ranking_page
 from mlxpref.report import thumbnail
 from mlxpref.verdict import Verdict
-from tests.browser import Browser, find_browser
+from tests.browser import Browser
 from tests.conftest import picture
+from tests.pages import HOSTILE, Tags, assert_no_script_gets_in, complaints
 
-HOSTILE = "</script><script>window.hacked=1</script><!--<img src=x onerror='window.hacked=1'>\"> \u2028 ]]> {{ 7*7 }}"
 FILE = "a\"'><img src=x onerror=window.hacked=1>&amp;.png"
 JUDGED = {(0, 1): 1.5, (0, 2): 2.5, (1, 2): 1.0}
 """Log-odds for the first of two images; image 3 is in no pair with 0."""
@@ -52,29 +50,6 @@ def ranking(images: Any = None, text: str = "first: clear", prompt: str = "a hat
 def page_of(folder: Path, *rankings: ImageRanking, notes: tuple[str, ...] = ()) -> str:
     write_ranking_page(folder / "page.html", rankings, notes)
     return (folder / "page.html").read_text(encoding="utf-8")
-
-
-class Tags(HTMLParser):
-    """Every tag with its attributes, and the texts between scripts' tags, as a browser would split them."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.found: list[tuple[str, dict[str, str | None]]] = []
-        self.scripts: list[str] = []
-        self.text = ""
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        if self.cdata_elem == "script":
-            self.scripts.append(data)
-        else:
-            self.text += data
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.found if name == tag]
 
 
 @pytest.fixture
@@ -213,28 +188,9 @@ def test_axes_and_runs_are_round() -> None:
     assert _runs([1, 2, 4, 5, 6, 9]) == "1, 2, 4 to 6, 9"
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    """One headless browser for all tests of this file."""
-    executable = find_browser()
-    if executable is None:
-        pytest.skip("no Chromium or Chrome is installed, so no page is looked at")
-    browser = Browser(executable, tmp_path_factory.mktemp("profile"))
-    yield browser
-    browser.close()
-
-
 def shown(browser: Browser, selector: str) -> str:
     """What a person reads in a part of the page, with blanks made plain."""
     return " ".join(str(browser.run(f"document.querySelector({json.dumps(selector)}).innerText")).split())
-
-
-def complaints(browser: Browser) -> list[Any]:
-    """Errors, console lines, refused loads, and addresses asked for beyond the page itself."""
-    bad = ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded")
-    asked = [p["request"]["url"] for method, p in browser.events if method == "Network.requestWillBeSent"]
-    asked = [address for address in asked if not address.startswith("data:")]
-    return [event for event in browser.events if event[0] in bad] + asked[1:]
 
 
 def test_any_two_pictures_are_compared_by_keyboard(browser: Browser, tmp_path: Path) -> None:
@@ -291,13 +247,7 @@ def test_hostile_texts_stay_texts_in_a_browser(browser: Browser, hostile: ImageR
     assert browser.run("typeof window.hacked") == "undefined"
     assert complaints(browser) == []
     # The page's policy holds even where markup got in.
-    browser.run("""document.body.insertAdjacentHTML('beforeend', "<img src='data:,' onerror='window.hacked=1'>")""")
-    browser.run("document.body.append(Object.assign(document.createElement('script'), {text: 'window.hacked=1'}))")
-    browser.run("document.body.append(Object.assign(new Image(), {src: 'https://example.invalid/'}))")
-    browser.run("new Promise(done => setTimeout(done, 200))")
-    assert browser.run("typeof window.hacked") == "undefined"
-    refused = [p["entry"]["text"] for method, p in browser.events if method == "Log.entryAdded"]
-    assert sum("Content Security Policy" in text for text in refused) == 3
+    assert_no_script_gets_in(browser)
 
 
 @pytest.mark.parametrize("dark", [False, True])

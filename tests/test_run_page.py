@@ -5,7 +5,6 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,9 @@ from mlxpref.errors import DataError
 from mlxpref.preferences import ImageLike
 from mlxpref.run_log import RunLog
 from mlxpref.run_page import read_lines, write_run_page
-from tests.browser import Browser, find_browser
+from tests.browser import Browser
 from tests.conftest import picture
-from tests.test_ranking_page import HOSTILE, Tags, complaints
+from tests.pages import HOSTILE, Tags, assert_no_script_gets_in, complaints
 
 RUN = {"settings": {"model": "demo", "data": "demo", "reward": "soft", "group": 4}, "versions": {"mlx": "0.32.4"}}
 
@@ -235,17 +234,6 @@ def test_a_long_run_of_detailed_pictures_stays_small(tmp_path: Path) -> None:
     assert "more characters in rollouts.jsonl" in text_of(page)
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    """One headless browser for all tests of this file."""
-    executable = find_browser()
-    if executable is None:
-        pytest.skip("no Chromium or Chrome is installed, so no page is looked at")
-    browser = Browser(executable, tmp_path_factory.mktemp("profile"))
-    yield browser
-    browser.close()
-
-
 def test_hostile_texts_stay_texts_in_a_browser(browser: Browser, tmp_path: Path) -> None:
     page = write_run_page(hostile_run(tmp_path / "run"))
     browser.open(page)
@@ -253,13 +241,7 @@ def test_hostile_texts_stay_texts_in_a_browser(browser: Browser, tmp_path: Path)
     assert browser.run("typeof window.hacked") == "undefined"
     assert browser.run("document.querySelector('h1').innerText.includes('window.hacked=1</script>')")
     assert complaints(browser) == []
-    browser.run("""document.body.insertAdjacentHTML('beforeend', "<img src='data:,' onerror='window.hacked=1'>")""")
-    browser.run("document.body.append(Object.assign(document.createElement('script'), {text: 'window.hacked=1'}))")
-    browser.run("document.body.append(Object.assign(new Image(), {src: 'https://example.invalid/'}))")
-    browser.run("new Promise(done => setTimeout(done, 200))")
-    assert browser.run("typeof window.hacked") == "undefined"
-    refused = [p["entry"]["text"] for method, p in browser.events if method == "Log.entryAdded"]
-    assert sum("Content Security Policy" in text for text in refused) == 3
+    assert_no_script_gets_in(browser)
 
 
 @pytest.mark.parametrize("dark", [False, True])

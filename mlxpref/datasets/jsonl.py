@@ -1,8 +1,9 @@
 """One's own preferences: a JSONL file, one preference a line, its images beside it."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from mlxpref.errors import DataError
 from mlxpref.images import locate
 from mlxpref.preferences import Preference
 
-__all__ = ["EXAMPLE", "read_jsonl"]
+__all__ = ["EXAMPLE", "check_keys", "content_of", "gather", "read_jsonl"]
 
 EXAMPLE = '{"prompt": "a red cube", "a": "1.png", "b": "2.png", "p_a": 0.7}'
 _REQUIRED = ("prompt", "a", "b", "p_a")
@@ -28,11 +29,18 @@ def read_jsonl(path: Path, split: str | None = None) -> list[Preference]:
     of `split` are taken. Images are not opened, only looked for. Raises one DataError for all bad rows: their
     count and the first ten.
     """
+    return gather(path, _rows(path), split, f"one a line, like {EXAMPLE}")
+
+
+def gather(
+    path: Path, rows: Iterable[tuple[int, Callable[[], dict[str, Any]]]], split: str | None, form: str
+) -> list[Preference]:
+    """The preferences of numbered rows of a file, each read by a call; one DataError for all that cannot be used."""
     preferences: list[tuple[str | None, Preference]] = []
     bad: list[str] = []
-    for number, line in _lines(path):
+    for number, read in rows:
         try:
-            preferences.append(_preference(_row(line), path.parent))
+            preferences.append(_preference(read(), path.parent))
         except DataError as error:
             bad.append(f"\n  line {number}: {error}")
     if bad:
@@ -40,19 +48,33 @@ def read_jsonl(path: Path, split: str | None = None) -> list[Preference]:
         more = f"\n  and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
         raise DataError(f"{path}: {count}; correct or remove them:{''.join(bad[:_SHOWN])}{more}")
     if not preferences:
-        raise DataError(f"{path}: no preferences in this file; write one a line, like {EXAMPLE}")
+        raise DataError(f"{path}: no preferences in this file; write {form}")
     return _of_split(preferences, split, path)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The lines that are not blank, counted from 1; only a line feed ends one: JSON text may hold U+2028."""
+def content_of(path: Path) -> bytes:
+    """The bytes of a file without the mark that some editors begin it with."""
     try:
-        content = path.read_bytes()
+        return path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the name") from error
-    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+
+
+def check_keys(keys: Collection[str]) -> None:
+    """Refuse a row without all required keys, or with one that looks like one of these misspelt."""
+    absent = [key for key in _KNOWN if key not in keys]
+    for key in keys:
+        if key not in _KNOWN and (meant := get_close_matches(key.casefold(), absent, 1, 0.8)):
+            raise DataError(f'unknown key "{key}"; "{meant[0]}" may be meant: rename it')
+    if missing := [f'"{key}"' for key in absent if key in _REQUIRED]:
+        raise DataError(f"{' and '.join(missing)} missing")
+
+
+def _rows(path: Path) -> Iterator[tuple[int, Callable[[], dict[str, Any]]]]:
+    """The lines that are not blank, counted from 1; only a line feed ends one: JSON text may hold U+2028."""
+    for number, line in enumerate(content_of(path).split(b"\n"), 1):
         if line.strip():
-            yield number, line
+            yield number, partial(_row, line)
 
 
 def _row(line: bytes) -> dict[str, Any]:
@@ -67,12 +89,7 @@ def _row(line: bytes) -> dict[str, Any]:
         raise DataError(f"not valid JSON ({error})") from error
     if not isinstance(row, dict):
         raise DataError(f"not a JSON object like {EXAMPLE}")
-    absent = [key for key in _KNOWN if key not in row]
-    for key in row:
-        if key not in _KNOWN and (meant := get_close_matches(key.casefold(), absent, 1, 0.8)):
-            raise DataError(f'unknown key "{key}"; "{meant[0]}" may be meant: rename it')
-    if missing := [f'"{key}"' for key in absent if key in _REQUIRED]:
-        raise DataError(f"{' and '.join(missing)} missing")
+    check_keys(row)
     return {key: value for key, value in row.items() if value is not None or key in _REQUIRED}
 
 

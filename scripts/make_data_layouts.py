@@ -1,0 +1,289 @@
+"""Tiny data sets of rendered pictures in the very layouts of the public ones, for tests and for trying commands out.
+
+    python scripts/make_data_layouts.py hpdv2 FOLDER
+
+Names of files and members, columns and keys are those of the hub (ImageRewardDB, HPDv2, Pick-a-Pic v1 and v2, HPDv3)
+and of ImageReward's list on GitHub; what is judged are the demo's coloured shapes.
+"""
+
+import gzip
+import io
+import json
+import tarfile
+import uuid
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from mlxpref.demo.pictures import COLOURS, SHAPES, Look, render
+from mlxpref.demo.preferences import TRAIN_PROMPTS, prompt_text
+
+__all__ = ["LAYOUTS", "make_layout", "write_split", "write_tar", "write_zip"]
+
+Random = np.random.Generator
+_SPLIT_STREAMS = {"train": 1, "validation": 2, "test": 3, "validation_unique": 4, "test_unique": 5}
+
+
+def make_layout(name: str, folder: Path, prompts: int = 4, seed: int = 0) -> Path:
+    """Write a data set of a layout into a folder, every split of it with so many prompts, and return the folder.
+
+    `name` is one of LAYOUTS; `imagereward-list` is ImageReward's list on GitHub with its images beside it. The same
+    arguments make the same bytes.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    LAYOUTS[name](folder, prompts, seed)
+    return folder
+
+
+def write_zip(path: Path, members: Mapping[str, bytes]) -> Path:
+    """A zip of these members, with one date for all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(zipfile.ZipInfo(name), content)
+    return path
+
+
+def write_tar(path: Path, members: Mapping[str, bytes]) -> Path:
+    """A tar of these members, compressed if the name ends with .gz."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as archive:
+        for name, member in members.items():
+            information = tarfile.TarInfo(name)
+            information.size = len(member)
+            archive.addfile(information, io.BytesIO(member))
+    packed = gzip.compress(content.getvalue(), mtime=0) if path.suffix == ".gz" else content.getvalue()
+    path.write_bytes(packed)
+    return path
+
+
+def write_split(path: Path, parts: int) -> list[Path]:
+    """Cut a file into parts named like it with .00, .01 and so on, as `split -d` does, and remove it."""
+    content = path.read_bytes()
+    size = -(-len(content) // parts)
+    cut = [path.with_name(f"{path.name}.{i:02d}") for i in range(parts)]
+    for i, part in enumerate(cut):
+        part.write_bytes(content[i * size : (i + 1) * size])
+    path.unlink()
+    return cut
+
+
+def _rng(seed: int, split: str) -> Random:
+    return np.random.default_rng([seed, _SPLIT_STREAMS[split]])
+
+
+def _prompts(rng: Random, count: int) -> list[tuple[str, str]]:
+    """Prompts, all of them before any comes again."""
+    drawn = rng.permutation(len(TRAIN_PROMPTS))
+    return [TRAIN_PROMPTS[drawn[i % len(drawn)]] for i in range(count)]
+
+
+def _looks(prompt: tuple[str, str]) -> list[Look]:
+    """Looks for a prompt, best first: as asked and clean, as asked and spoiled, of another colour, and all wrong."""
+    colour, shape = prompt
+    other_colour = next(c for c in COLOURS if c != colour)
+    other_shape = next(s for s in SHAPES if s != shape)
+    return [
+        Look(colour, shape, "clean"),
+        Look(colour, shape, "noisy"),
+        Look(other_colour, shape, "clean"),
+        Look(other_colour, other_shape, "blurry"),
+    ]
+
+
+def _picture(look: Look, rng: Random, kind: str) -> bytes:
+    content = io.BytesIO()
+    render(look, rng).save(content, kind)
+    return content.getvalue()
+
+
+def _name(rng: Random) -> str:
+    return str(uuid.UUID(bytes=rng.bytes(16), version=4))
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value).encode()
+
+
+def _imagereward(folder: Path, prompts: int, seed: int) -> None:
+    """metadata-<split>.parquet, and images/<split>/<split>_<n>.zip with a list of their own."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for split in ("train", "validation", "test"):
+        rng, rows = _rng(seed, split), []
+        archives: dict[str, dict[str, bytes]] = {}
+        for number, prompt in enumerate(_prompts(rng, prompts)):
+            part = f"{split}_{1 + number * 2 // prompts}"
+            ranks = [int(rank) for rank in rng.permutation([1, 2, 2, 3])]
+            for rank in ranks:
+                member = f"{part}/{_name(rng)}.webp"
+                archives.setdefault(part, {})[member] = _picture(_looks(prompt)[rank - 1], rng, "WEBP")
+                rating = {1: 7, 2: 4, 3: 2}[rank]
+                rows.append(
+                    {
+                        "image_path": f"images/{split}/{member}",
+                        "prompt_id": f"{number:06d}-{seed:04d}",
+                        "prompt": prompt_text(*prompt),
+                        "classification": "Abstract & Conceptual Items",
+                        "image_amount_in_total": len(ranks),
+                        "rank": rank,
+                        "overall_rating": rating,
+                        "image_text_alignment_rating": rating,
+                        "fidelity_rating": rating,
+                    }
+                )
+        for part, members in archives.items():
+            own = [row for row in rows if f"/{part}/" in str(row["image_path"])]
+            write_zip(folder / "images" / split / f"{part}.zip", {**members, f"{part}/{part}.json": _json(own)})
+        pq.write_table(pa.Table.from_pylist(rows), folder / f"metadata-{split}.parquet")
+
+
+def _imagereward_list(folder: Path, prompts: int, seed: int) -> None:
+    """The list as on GitHub: test.json, and the images that it names."""
+    rng, rows = _rng(seed, "test"), []
+    for number, prompt in enumerate(_prompts(rng, prompts)):
+        ranking = [int(rank) for rank in rng.permutation([1, 2, 2, 3])]
+        paths = [f"part-{number:06d}/images/0001/{_name(rng)}.webp" for _ in ranking]
+        for path, rank in zip(paths, ranking, strict=True):
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_bytes(_picture(_looks(prompt)[rank - 1], rng, "WEBP"))
+        rows.append(
+            {"id": f"{number:06d}-0001", "prompt": prompt_text(*prompt), "generations": paths, "ranking": ranking}
+        )
+    (folder / "test.json").write_bytes(_json(rows))
+
+
+def _hpdv2(folder: Path, prompts: int, seed: int) -> None:
+    """train.json of pairs, test.json of rankings by ten people, and the images of each in a tar.gz."""
+    rng, number = _rng(seed, "train"), 0
+    rows: list[dict[str, Any]] = []
+    members: dict[str, bytes] = {}
+    for prompt in _prompts(rng, prompts):
+        names = [f"{number + i:08d}.jpg" for i in range(4)]
+        number += 4
+        members |= {f"train/{n}": _picture(look, rng, "JPEG") for n, look in zip(names, _looks(prompt), strict=True)}
+        for i, j in ((0, 1), (1, 2), (2, 3), (0, 3)):
+            pair, preference = ([names[i], names[j]], [1, 0]) if rng.random() < 0.5 else ([names[j], names[i]], [0, 1])
+            rows.append({"prompt": prompt_text(*prompt), "file_path": pair, "human_preference": preference})
+    (folder / "train.json").write_bytes(_json(rows))
+    write_tar(folder / "train.tar.gz", members)
+    rng, rows, members = _rng(seed, "test"), [], {}
+    for number, prompt in enumerate(_prompts(rng, prompts)):
+        order = rng.permutation(4)
+        names = [f"{4 * number + i:05d}.jpg" for i in range(4)]
+        members |= {f"test/{n}": _picture(_looks(prompt)[i], rng, "JPEG") for n, i in zip(names, order, strict=True)}
+        raters = [_unsure(order, rng) for _ in range(10)]
+        rows.append(
+            {
+                "prompt": prompt_text(*prompt),
+                "image_path": names,
+                "rank": [int(i) + 1 for i in order],
+                "raw_annotations": [{"rank": r, "user_hash": f"rater{i:02d}"} for i, r in enumerate(raters)],
+            }
+        )
+    (folder / "test.json").write_bytes(_json(rows))
+    write_tar(folder / "test.tar.gz", members)
+
+
+def _unsure(order: Iterable[int], rng: Random) -> list[int]:
+    """The ranks one person gives, near the true ones."""
+    felt = np.asarray(list(order)) + rng.normal(0, 0.6, 4)
+    return [int(rank) + 1 for rank in felt.argsort().argsort()]
+
+
+def _pickapic(folder: Path, prompts: int, seed: int) -> None:
+    """Shards of each split, the JPEGs inside; every fifth row is a tie, outside train every fourth has no label."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (folder / "data").mkdir(exist_ok=True)
+    for split in _SPLIT_STREAMS:
+        rng, rows = _rng(seed, split), []
+        for number, prompt in enumerate(_prompts(rng, 2 * prompts)):
+            looks = _looks(prompt)
+            i, j = (int(k) for k in rng.permutation(4)[:2])
+            label = 0.5 if number % 5 == 4 else float(i < j)
+            has_label = split == "train" or number % 4 != 3
+            uids = [_name(rng), _name(rng)]
+            rows.append(
+                {
+                    "are_different": True,
+                    "best_image_uid": "tie" if label == 0.5 else uids[int(label < 0.5)],
+                    "caption": prompt_text(*prompt),
+                    "created_at": "2023-01-01T00:00:00",
+                    "has_label": has_label,
+                    "image_0_uid": uids[0],
+                    "image_1_uid": uids[1],
+                    "image_0_url": "https://example.invalid/0.jpg",
+                    "image_1_url": "https://example.invalid/1.jpg",
+                    "jpg_0": _picture(looks[i], rng, "JPEG"),
+                    "jpg_1": _picture(looks[j], rng, "JPEG"),
+                    "label_0": label,
+                    "label_1": 1 - label,
+                    "model_0": "a/model",
+                    "model_1": "a/model",
+                    "ranking_id": number // 2,
+                    "user_id": int(rng.integers(100)),
+                    "num_example_per_prompt": 2,
+                }
+            )
+        shards = 2 if split == "train" else 1
+        size = -(-len(rows) // shards)
+        for shard in range(shards):
+            table = pa.Table.from_pylist(rows[shard * size : (shard + 1) * size])
+            name = f"{split}-{shard:05d}-of-{shards:05d}-{rng.bytes(8).hex()}.parquet"
+            pq.write_table(table, folder / "data" / name, row_group_size=3)
+
+
+def _hpdv3(folder: Path, prompts: int, seed: int) -> None:
+    """train.json, test.json, and one tar.gz of all images, cut into parts; path1 is always the preferred one."""
+    members: dict[str, bytes] = {}
+    for split in ("train", "test"):
+        rng, rows = _rng(seed, split), []
+        for prompt in _prompts(rng, prompts):
+            names = [f"images/{_name(rng)}.jpg" for _ in range(4)]
+            members |= {n: _picture(look, rng, "JPEG") for n, look in zip(names, _looks(prompt), strict=True)}
+            for i, j in ((0, 1), (1, 2), (2, 3)):
+                row: dict[str, Any] = {"prompt": prompt_text(*prompt), "path1": names[i], "path2": names[j]}
+                votes = int(rng.integers(5, 10))
+                if split == "train":  # the test has no votes, and what was taken over from elsewhere has null
+                    known = i > 0
+                    row["confidence"] = round(votes / 9, 3) if known else None
+                    row["choice_dist"] = [votes, 9 - votes] if known else None
+                rows.append({**row, "model1": "flux", "model2": "kolors"})
+        (folder / f"{split}.json").write_bytes(_json(rows))
+    write_split(write_tar(folder / "images.tar.gz", members), 3)
+
+
+LAYOUTS: dict[str, Callable[[Path, int, int], None]] = {
+    "imagereward": _imagereward,
+    "imagereward-list": _imagereward_list,
+    "hpdv2": _hpdv2,
+    "pickapic": _pickapic,
+    "pickapic_v1": _pickapic,
+    "hpdv3": _hpdv3,
+}
+"""What writes each layout."""
+
+
+@click.command()
+@click.argument("name", type=click.Choice(list(LAYOUTS)))
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--prompts", default=4, show_default=True, help="Prompts of each split.")
+@click.option("--seed", default=0, show_default=True)
+def main(name: str, folder: Path, prompts: int, seed: int) -> None:
+    """Write a tiny data set of the layout NAME into FOLDER."""
+    make_layout(name, folder, prompts, seed)
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            click.echo(f"{path.stat().st_size:>9,}  {path}")
+
+
+if __name__ == "__main__":
+    main()
