@@ -32,7 +32,7 @@ __all__ = ["READ_BY", "SEEDS", "STEPS", "gains_of", "main", "make_run", "plans",
 READ_BY = {"soft": "soft", "hard": "select", "score": "score"}
 """Rewards, and the strategy that each trains for."""
 UNTRAINED = "none"
-STEPS = (20, 80)
+STEPS = (6, 20)
 SEEDS = (0, 1, 2)
 SIZES = (1000, 400)
 """Pairs of test pictures, and of prompts that no judge was trained with."""
