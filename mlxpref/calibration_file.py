@@ -103,7 +103,7 @@ class CalibrationFile:
 
     def rescaling(self, asked: Conditions) -> Rescaling:
         """The rescaling that holds for a judge as it is asked; ConfigError where there is none."""
-        remedy = "; calibrate it with `mlxpref calibrate`, or go on with --no-calibration"
+        remedy = "; make one with `mlxpref calibrate`, or go on without (no --calibration, or --no-calibration)"
         for each in self.calibrations:
             if each.conditions.think == asked.think:
                 if differences := asked.differences(each.conditions):
