@@ -5,8 +5,9 @@ the learning rate, 16 comparisons x 8 rollouts a step, otherwise as `mlxpref dem
 learn from the demo's labels, `brier` and `soft, votes` from shares of ten votes (`scripts/learning_runs.py`).
 
 It writes `learning_curves.json` and `learning_curves.svg` beside this file, or where `--output` says, after every run,
-and prints the table; `--table` prints it from the file. Runs that the file has are not made again. Two run at a time,
-each with one thread, so seconds are of one core of two that are busy.
+and prints the table; `--table` prints it from the file. Runs that the file has are not made again:
+to measure anew, give an empty folder. Two run at a time, each with one thread, so seconds are of one core of two that
+are busy.
 """
 
 import json
@@ -141,6 +142,7 @@ def main(output: Path | None, processes: int, table: bool) -> None:
     file = folder / "learning_curves.json"
     runs: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))["runs"] if file.exists() else []
     if not table:
+        folder.mkdir(parents=True, exist_ok=True)
         _run_all(runs, folder, processes)
     for line in table_of(rows_of(runs)).splitlines():
         print_text(line)

@@ -7,8 +7,9 @@ does. Then every judge is read by all three strategies, greedily, in both orders
 
 It writes `strategies_by_training.json` beside this file, or where `--output` says, after every run, and prints the
 table of judges that are read as they were trained, and how far `soft` is from the others with the same seed and steps;
-`--all` prints every reading, `--table` trains nothing. Runs that the file has are not made again. Two run at a time,
-each with one thread, so seconds are of one core of two that are busy.
+`--all` prints every reading, `--table` trains nothing. Runs that the file has are not made again:
+to measure anew, give an empty folder. Two run at a time, each with one thread, so seconds are of one core of two that
+are busy.
 """
 
 import json
@@ -182,6 +183,7 @@ def main(output: Path | None, steps: tuple[int, ...], processes: int, every: boo
     file = (output or Path(__file__).parent) / "strategies_by_training.json"
     runs: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))["runs"] if file.exists() else []
     if not table:
+        file.parent.mkdir(parents=True, exist_ok=True)
         missing = [plan for plan in plans(steps or STEPS) if not any(plan.items() <= run.items() for run in runs)]
         _run_all(missing, runs, file, processes)
     for line in [*table_of(rows_of(runs, every)).splitlines(), *gains_of(runs)]:
