@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlxpref.config import JudgeSettings
-from mlxpref.errors import ConfigError
 from mlxpref.options import json_option, judge_options, settings_options, store_options
-from mlxpref.session import check_images_of, load_from_options, say_what_the_demo_knows, storing
+from mlxpref.session import check_images_of, check_output, load_from_options, say_what_the_demo_knows, storing
 
 if TYPE_CHECKING:
     from mlxpref.calibration_file import CalibrationFile
@@ -62,8 +61,8 @@ def calibrate(
     from mlxpref.datasets import load_preferences
     from mlxpref.loading import calibration_path
 
-    if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
-        raise ConfigError(f"--output {output}: is a folder, or in a folder that does not exist; give another file")
+    if output is not None:
+        check_output("--output", output)
     preferences = load_preferences(data, split, limit, data_dir=data_dir)
     check_images_of(data, preferences)
     judge = load_from_options(model, adapter, yes, settings, 2 * len(preferences))

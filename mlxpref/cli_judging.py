@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlxpref.cli_strategies import ALIKE, choice_of, draw_strategies, report_strategies, strategy_options
+from mlxpref.cli_strategies import ALIKE, choice_of, strategy_options
 from mlxpref.config import JudgeSettings
 from mlxpref.errors import ConfigError
 from mlxpref.options import (
@@ -127,6 +127,7 @@ def evaluate_command(
         evaluations = [_evaluate_scores(preferences, scores, data, split, counting)]
     else:
         from mlxpref.strategies import compare_strategies
+        from mlxpref.strategy_table import draw_strategies, report_strategies
 
         validation = _validation(preferences, data, limit, data_dir, counting, tie_threshold)
         judged = [*preferences, *validation]

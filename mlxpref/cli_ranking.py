@@ -17,7 +17,7 @@ from mlxpref.options import (
     settings_options,
     store_options,
 )
-from mlxpref.session import calibrated, load_from_options, say_what_the_demo_knows, storing
+from mlxpref.session import calibrated, check_output, load_from_options, say_what_the_demo_knows, storing
 
 if TYPE_CHECKING:
     from mlxpref.contest import Think
@@ -60,10 +60,8 @@ class _Outputs:
     def check(self) -> None:
         """Refuse now what could not be written when the work is done."""
         for option, path in (("--html", self.html), ("--csv", self.csv)):
-            if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
-                raise ConfigError(
-                    f"{option} {path}: is a folder, or in a folder that does not exist; give another file"
-                )
+            if path is not None:
+                check_output(option, path)
         if self.copies is not None and self.copies[1].exists() and not self.copies[1].is_dir():
             raise ConfigError(f"--copy-top {self.copies[1]}: is no folder; give another one")
 

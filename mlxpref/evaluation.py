@@ -26,6 +26,7 @@ __all__ = [
     "evaluation_of_scores",
     "measure",
     "tie_threshold_of",
+    "to_judge",
 ]
 
 
@@ -82,7 +83,7 @@ def evaluate(
         said = _judged(judge, validation, strategy, track, f"judging {VALIDATION_SPLIT} ({strategy})")
         tie_threshold = tie_threshold_of(validation, said)
     started, tokens, recalled = time.perf_counter(), judge.tokens, judge.recalled
-    asked = _to_judge(preferences, data, split, protocol)
+    asked = to_judge(preferences, data, split, protocol)
     verdicts = _judged(judge, asked, strategy, track, f"judging ({strategy})")
     return evaluation_of(
         preferences,
@@ -155,7 +156,8 @@ def tie_threshold_of(preferences: Sequence[Preference], verdicts: Sequence[PairV
     return best_threshold(both_orders(*_shares(verdicts)), labels(preferences))
 
 
-def _to_judge(preferences: Sequence[Preference], data: str, split: str, protocol: str) -> list[Preference]:
+def to_judge(preferences: Sequence[Preference], data: str, split: str, protocol: str) -> list[Preference]:
+    """The preferences that a protocol needs judged; DataError where there is none."""
     asked = scored(preferences, protocol)
     if not asked:
         raise DataError(f"{data}, split {split}: no preference to judge ({len(preferences)} ties)")
@@ -178,7 +180,7 @@ def _measured(
     tie_threshold: float | None,
 ) -> Evaluation:
     """Everything that follows from probabilities and people; what it took is not known here."""
-    asked = _to_judge(preferences, data, split, protocol)
+    asked = to_judge(preferences, data, split, protocol)
     if not len(asked) == len(p_shown_first) == len(p_shown_second):
         raise ValueError(f"{len(asked)} preferences to judge, {len(p_shown_first)} that were judged")
     if PROTOCOLS[protocol].ties and tie_threshold is None:

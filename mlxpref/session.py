@@ -7,14 +7,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlxpref.errors import DataError
+from mlxpref.errors import ConfigError, DataError
 from mlxpref.options import chosen
 
 if TYPE_CHECKING:
     from mlxpref.judge import Judge
     from mlxpref.preferences import ImageLike, Preference
 
-__all__ = ["agree", "calibrated", "check_images_of", "load_from_options", "say_what_the_demo_knows", "storing"]
+__all__ = [
+    "agree",
+    "calibrated",
+    "check_images_of",
+    "check_output",
+    "load_from_options",
+    "say_what_the_demo_knows",
+    "storing",
+]
 
 _SHOWN = 10
 """How many of the unreadable images are named."""
@@ -39,6 +47,12 @@ def calibrated(judge: "Judge", calibration: Path | None, no_calibration: bool) -
     if calibration is not None and no_calibration:
         raise click.UsageError("--calibration and --no-calibration exclude each other")
     use_calibration(judge, calibration or not no_calibration)
+
+
+def check_output(option: str, path: Path) -> None:
+    """Refuse now a file that could not be written when the work is done."""
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise ConfigError(f"{option} {path}: is a folder, or in a folder that does not exist; give another file")
 
 
 @contextmanager

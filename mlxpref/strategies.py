@@ -15,14 +15,13 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlxpref.errors import DataError
-from mlxpref.evaluation import Evaluation, evaluation_of, tie_threshold_of
+from mlxpref.evaluation import Evaluation, evaluation_of, tie_threshold_of, to_judge
 from mlxpref.judge import Judge, Sitting
 from mlxpref.metrics import agreement, group_numbers, interval
 from mlxpref.pairs import Pair, PairVerdict, Track
 from mlxpref.preferences import Preference
 from mlxpref.prefix import RowCache
-from mlxpref.protocols import PROTOCOLS, VALIDATION_SPLIT, labels, scored
+from mlxpref.protocols import PROTOCOLS, VALIDATION_SPLIT, labels
 from mlxpref.rescaling import Rescaling
 from mlxpref.tokens import Words
 from mlxpref.tree import PrefixTree
@@ -111,15 +110,13 @@ def compare_strategies(
     The judge's settings of thinking and samples are not used. With a store, an interrupted comparison goes on where it
     was. A tie threshold that has to be chosen is chosen for every row.
     """
-    to_judge = scored(preferences, protocol)
-    if not to_judge:
-        raise DataError(f"{data}, split {split}: no preference to judge ({len(preferences)} ties)")
+    shown = to_judge(preferences, data, split, protocol)
     started = time.perf_counter()
     sitting = Sitting(judge.vlm)
     readers = {way: _reader(way, judge, sitting) for way in asked}
     choose = PROTOCOLS[protocol].ties and tie_threshold is None and bool(validation)
     before = _judge(judge, validation, asked, sitting, track, f"judging {VALIDATION_SPLIT}") if choose else {}
-    runs = _judge(judge, to_judge, asked, sitting, track, "judging")
+    runs = _judge(judge, shown, asked, sitting, track, "judging")
     # What a comparison takes until it can be written, where no other run has done a part of it.
     reading = max((run.reading / run.judged for run in runs.values() if run.judged), default=0.0)
     evaluations = {}
@@ -143,8 +140,8 @@ def compare_strategies(
         )
     distinct = {id(run): run for run in [*runs.values(), *before.values()]}.values()
     return StrategyComparison(
-        rows=tuple(StrategyRow(way, evaluations[way], _differences(way, evaluations, to_judge)) for way in asked),
-        preferences=tuple(to_judge),
+        rows=tuple(StrategyRow(way, evaluations[way], _differences(way, evaluations, shown)) for way in asked),
+        preferences=tuple(shown),
         tokens=sum(run.judge.tokens for run in distinct),
         seconds=round(time.perf_counter() - started, 3),
         reading_seconds=round(sum(run.reading for run in distinct), 3),

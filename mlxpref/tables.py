@@ -12,7 +12,7 @@ from mlxpref.pairs import PairVerdict
 from mlxpref.report import short_names
 from mlxpref.verdict import Verdict
 
-__all__ = ["pair_to_json", "print_evaluations", "print_example", "print_pair", "print_ranking"]
+__all__ = ["pair_to_json", "percent", "print_evaluations", "print_example", "print_pair", "print_ranking"]
 
 _REASONS = 3
 """How many images of a ranking get their reason printed."""
@@ -55,12 +55,12 @@ def print_pair(a: Path, b: Path, verdict: PairVerdict) -> None:
         print_text("undecided: 50 % for either")
     else:
         winner, p = (a, verdict.p_a) if verdict.p_a > 0.5 else (b, 1 - verdict.p_a)
-        print_text(f"{winner} is preferred, {_percent(p)}")
+        print_text(f"{winner} is preferred, {percent(p)}")
     for first, second, p_a, verdicts in (
         (a, b, verdict.p_a_shown_first, verdict.a_shown_first),
         (b, a, verdict.p_a_shown_second, verdict.a_shown_second),
     ):
-        said = "unreadable" if p_a is None else f"{_percent(p_a)} for {a}"
+        said = "unreadable" if p_a is None else f"{percent(p_a)} for {a}"
         print_text(f"  {first} as image 1, {second} as image 2: {said}")
         for each in verdicts:
             if each.reasoning:
@@ -79,7 +79,7 @@ def print_ranking(ranking: ImageRanking) -> None:
                 names[image.index],
                 f"{image.strength:+.2f}",
                 f"{image.low:+.2f} to {image.high:+.2f}",
-                _percent(image.p_best),
+                percent(image.p_best),
                 f"{image.wins} of {image.pairs}",
                 _few([str(rank) for rank in sorted(ranks[other] for other in image.tied_with)], most=4),
             )
@@ -104,7 +104,7 @@ def print_example(example: dict[str, Any]) -> None:
     right = 1 if example["first_is_right"] else 2
     print_text(f"“{example['prompt']}”, of which people prefer image {right}:")
     for when in ("before", "after"):
-        print_text(f"  {when}, {_percent(example[f'p_{when}'])} for image 1: {_cut(example[when])}")
+        print_text(f"  {when}, {percent(example[f'p_{when}'])} for image 1: {_cut(example[when])}")
 
 
 def print_evaluations(evaluations: Sequence[Evaluation], names: Sequence[str] = ()) -> None:
@@ -120,9 +120,9 @@ def print_evaluations(evaluations: Sequence[Evaluation], names: Sequence[str] = 
                 name, e.metrics.pairs,
                 *(_with_interval(e.official.value, e.official.low, e.official.high) if with_official else ()),
                 *_with_interval(e.metrics.accuracy, e.metrics.accuracy_low, e.metrics.accuracy_high),
-                _percent(e.metrics.both_orders_accuracy), _percent(e.metrics.position_consistency),
-                _percent(e.metrics.first_choice_rate), _number(e.metrics.brier, 3), _number(e.metrics.ece, 3),
-                _percent(e.unreadable),
+                percent(e.metrics.both_orders_accuracy), percent(e.metrics.position_consistency),
+                percent(e.metrics.first_choice_rate), _number(e.metrics.brier, 3), _number(e.metrics.ece, 3),
+                percent(e.unreadable),
             )
             for name, e in zip(names, evaluations, strict=True)
         ),
@@ -137,25 +137,26 @@ def _beside(e: Evaluation) -> list[str]:
     if e.protocol != "pairs":
         threshold = "" if e.tie_threshold is None else f", tie threshold {e.tie_threshold:g}"
         said.append(f"official: {e.official.definition}{threshold}")
-        said.append(f"accuracy within prompts first: {_percent(e.metrics.accuracy_macro)}")
+        said.append(f"accuracy within prompts first: {percent(e.metrics.accuracy_macro)}")
     if e.strategy is not None:
         a_pair = f"{_number(e.tokens_per_pair, 1)} tokens and {_number(e.seconds_per_pair, 2)} s a pair"
         said.append(f"{e.tokens} tokens in {e.seconds:.1f} s, {a_pair}")
-    said.append(f"always the first image of the file: {_percent(e.metrics.first_image_baseline)}")
+    said.append(f"always the first image of the file: {percent(e.metrics.first_image_baseline)}")
     if not math.isnan(e.human_ceiling):
-        said.append(f"two people agree on {_percent(e.human_ceiling)}")
+        said.append(f"two people agree on {percent(e.human_ceiling)}")
     return [*said, f"{e.metrics.ties_dropped} ties dropped"]
 
 
 def _with_interval(value: float, low: float, high: float) -> tuple[str, str]:
-    return _percent(value), f"{_percent(low)} to {_percent(high)}"
+    return percent(value), f"{percent(low)} to {percent(high)}"
 
 
 def _number(value: float, digits: int) -> str:
     return "n/a" if math.isnan(value) else f"{value:.{digits}f}"
 
 
-def _percent(share: float | None) -> str:
+def percent(share: float | None) -> str:
+    """A share as a person reads it; None could not be read, NaN was not measured."""
     return "unreadable" if share is None else "n/a" if math.isnan(share) else f"{100 * share:.1f} %"
 
 

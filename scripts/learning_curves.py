@@ -11,21 +11,18 @@ are busy.
 """
 
 import json
-import os
 import statistics
-import time
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from itertools import product
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import click
 
 from mlxpref.console import note, print_text
-from mlxpref.files import write_text
+from mlxpref.report import COLOURS
+from scripts.kept_runs import make_runs, markdown, read_runs, spread
 
 __all__ = ["REWARDS", "SEEDS", "STEPS", "main", "rows_of", "table_of"]
 
@@ -33,7 +30,6 @@ REWARDS = {"hard": "labels", "naive soft": "labels", "soft": "labels", "soft, vo
 """What is compared: a name for every reward, and what it learns from."""
 STEPS = (30, 80)
 SEEDS = (0, 1, 2)
-_COLOURS = ("#2a78d6", "#b3541e", "#1a936f", "#8b5fd6", "#c9417f")
 _COLUMNS = (
     "reward", "thinking", "steps", "accuracy", "held-out prompts", "both orders agree", "calibration error", "seconds",
 )  # fmt: skip
@@ -66,21 +62,20 @@ def rows_of(runs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for (reward, think, steps), group in sorted(found.items(), key=lambda x: (not x[0][1], order[x[0][0]], x[0][2])):
         row: dict[str, Any] = {"reward": reward, "think": think, "steps": steps, "seeds": len(group)}
         for key in (*_AS_SHARE, "ece", "seconds"):
-            values = [run[key] for run in group]
-            row[key] = (statistics.fmean(values), min(values), max(values))
+            row[key] = spread([run[key] for run in group])
         rows.append(row)
     return rows
 
 
 def table_of(rows: Iterable[Mapping[str, Any]]) -> str:
     """The rows as a table in Markdown; in brackets the least and the largest of the seeds."""
-    lines = ["| " + " | ".join(_COLUMNS) + " |", "|" + "---|" * len(_COLUMNS)]
+    lines = []
     for row in rows:
         cells = [row["reward"], "yes" if row["think"] else "no", str(row["steps"])]
         cells += ["{:.3f} ({:.3f} to {:.3f})".format(*row[key]) for key in _AS_SHARE[:2]]
         cells += [f"{row[_AS_SHARE[2]][0]:.3f}", "{:.3f} ({:.3f} to {:.3f})".format(*row["ece"])]
-        lines.append("| " + " | ".join([*cells, f"{row['seconds'][0]:.0f}"]) + " |")
-    return "\n".join(lines)
+        lines.append([*cells, f"{row['seconds'][0]:.0f}"])
+    return markdown(_COLUMNS, lines)
 
 
 def draw(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -95,7 +90,7 @@ def draw(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
         figure, panels = pyplot.subplots(2, 2, figsize=(9, 6), sharey=True)
         for (down, think), (across, over) in product(enumerate((True, False)), enumerate(("step", "seconds"))):
             axes = panels[down][across]
-            for name, colour in zip(REWARDS, _COLOURS, strict=True):
+            for name, colour in zip(REWARDS, COLOURS, strict=False):
                 kept = [r for r in runs if (r["reward"], r["think"], r["steps"]) == (name, think, longest)]
                 if kept:
                     _draw_runs(axes, kept, over, name, colour)
@@ -119,17 +114,6 @@ def _draw_runs(axes: Any, runs: Sequence[Mapping[str, Any]], over: str, name: st
     axes.plot(at, list(map(statistics.fmean, values)), color=colour, label=name, linewidth=1.8)
 
 
-def _write(runs: list[dict[str, Any]], folder: Path) -> None:
-    from scripts.bench_common import environment
-
-    order = {json.dumps(plan): place for place, plan in enumerate(plans())}
-    runs.sort(key=lambda run: order[json.dumps({key: run[key] for key in plans()[0]})])
-    head = json.dumps(environment())[:-1]
-    lines = ",\n".join(map(json.dumps, runs))  # a run a line, so that a difference can be read
-    write_text(folder / "learning_curves.json", f'{head}, "runs": [\n{lines}\n]}}\n')
-    draw(runs, folder / "learning_curves.svg")
-
-
 @click.command()
 @click.option(
     "--output", type=click.Path(path_type=Path, file_okay=False), help="Folder of the files; beside this one."
@@ -140,33 +124,20 @@ def main(output: Path | None, processes: int, table: bool) -> None:
     """Train the demo judge with every reward, and write how it learned."""
     folder = output or Path(__file__).parent
     file = folder / "learning_curves.json"
-    runs: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))["runs"] if file.exists() else []
+    runs = read_runs(file)
     if not table:
-        folder.mkdir(parents=True, exist_ok=True)
-        _run_all(runs, folder, processes)
+        order = [json.dumps(plan) for plan in plans()]
+
+        def place(run: Mapping[str, Any]) -> int:
+            return order.index(json.dumps({key: run[key] for key in plans()[0]}))
+
+        for done, run in make_runs(plans(), make_run, runs, file, processes, place):
+            draw(runs, folder / "learning_curves.svg")
+            kind = f"{run['reward']}, {'thinking' if run['think'] else 'not thinking'}, seed {run['seed']}"
+            measured = f"{run['accuracy']:.3f}, {run['seconds']:.0f} s of training"
+            note(f"{done}: {kind}, {run['steps']} steps: {measured}")
     for line in table_of(rows_of(runs)).splitlines():
         print_text(line)
-
-
-def _run_all(runs: list[dict[str, Any]], folder: Path, processes: int) -> None:
-    missing = [plan for plan in plans() if not any(plan.items() <= run.items() for run in runs)]
-    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // processes))
-    started = time.perf_counter()
-    # A process for each run: what one leaves in memory must not help or hinder the next.
-    with ProcessPoolExecutor(processes, get_context("spawn"), max_tasks_per_child=1) as pool:
-        for number, future in enumerate(as_completed(pool.submit(make_run, plan) for plan in missing), 1):
-            try:
-                result = future.result()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)  # what is done is in the file; the rest is not waited for
-                raise
-            runs.append(result)
-            _write(runs, folder)
-            kind = f"{result['reward']}, {'thinking' if result['think'] else 'not thinking'}, seed {result['seed']}"
-            note(
-                f"{number} of {len(missing)} after {time.perf_counter() - started:.0f} s: {kind}, {result['steps']} "
-                f"steps: {result['accuracy']:.3f}, {result['seconds']:.0f} s of training"
-            )
 
 
 if __name__ == "__main__":

@@ -12,21 +12,15 @@ to measure anew, give an empty folder. Two run at a time, each with one thread, 
 are busy.
 """
 
-import json
-import os
-import statistics
-import time
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from itertools import product
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import click
 
 from mlxpref.console import note, print_text
-from mlxpref.files import write_text
+from scripts.kept_runs import make_runs, markdown, read_runs, spread
 
 __all__ = ["READ_BY", "SEEDS", "STEPS", "gains_of", "main", "make_run", "plans", "rows_of", "table_of"]
 
@@ -124,21 +118,21 @@ def rows_of(runs: Iterable[Mapping[str, Any]], every: bool = False) -> list[dict
     ):
         row: dict[str, Any] = {"reward": reward, "steps": steps, "strategy": strategy, "seeds": len(group)}
         for key in (*_SHARES, "unreadable", "tokens_per_pair", "seconds"):
-            row[key] = _spread([each[key] for each in group])
+            row[key] = spread([each[key] for each in group])
         rows.append(row)
     return rows
 
 
 def table_of(rows: Iterable[Mapping[str, Any]]) -> str:
     """The rows as a table in Markdown; in brackets the least and the largest of the seeds."""
-    lines = ["| " + " | ".join(_COLUMNS) + " |", "|" + "---|" * len(_COLUMNS)]
+    lines = []
     for row in rows:
         cells = [row["reward"], str(row["steps"]), row["strategy"]]
-        spread = "{:.3f}" if row["seeds"] == 1 else "{:.3f} ({:.3f} to {:.3f})"
-        cells += [spread.format(*row[key]) for key in _SHARES]
+        span = "{:.3f}" if row["seeds"] == 1 else "{:.3f} ({:.3f} to {:.3f})"
+        cells += [span.format(*row[key]) for key in _SHARES]
         cells += [f"{row['unreadable'][0]:.3f}", f"{row['tokens_per_pair'][0]:.1f}", f"{row['seconds'][0]:.0f}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return markdown(_COLUMNS, lines)
 
 
 def gains_of(runs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -160,16 +154,12 @@ def gains_of(runs: Sequence[Mapping[str, Any]]) -> list[str]:
             continue
         told = []
         for name, key in (("accuracy", "accuracy"), ("on held-out prompts", "held_out_prompts")):
-            mean, least, largest = _spread([100 * (soft[key] - rest[key]) for soft, rest in both])
+            mean, least, largest = spread([100 * (soft[key] - rest[key]) for soft, rest in both])
             told.append(f"{name} {mean:+.1f} points ({least:+.1f} to {largest:+.1f})")
-        mean, least, largest = _spread([soft["ece"] - rest["ece"] for soft, rest in both])
+        mean, least, largest = spread([soft["ece"] - rest["ece"] for soft, rest in both])
         told.append(f"calibration error {mean:+.3f} ({least:+.3f} to {largest:+.3f})")
         lines.append(f"soft - {READ_BY[other]}, steps {steps}, seeds {len(both)}: {', '.join(told)}")
     return lines
-
-
-def _spread(values: Sequence[float]) -> tuple[float, float, float]:
-    return statistics.fmean(values), min(values), max(values)
 
 
 @click.command()
@@ -181,32 +171,19 @@ def _spread(values: Sequence[float]) -> tuple[float, float, float]:
 def main(output: Path | None, steps: tuple[int, ...], processes: int, every: bool, table: bool) -> None:
     """Train the demo judge for every strategy, and say which is best."""
     file = (output or Path(__file__).parent) / "strategies_by_training.json"
-    runs: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))["runs"] if file.exists() else []
+    runs = read_runs(file)
     if not table:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        missing = [plan for plan in plans(steps or STEPS) if not any(plan.items() <= run.items() for run in runs)]
-        _run_all(missing, runs, file, processes)
+        for done, _ in make_runs(
+            plans(steps or STEPS),
+            make_run,
+            runs,
+            file,
+            processes,
+            lambda run: (run["steps"], run["reward"], run["seed"]),
+        ):
+            note(done)
     for line in [*table_of(rows_of(runs, every)).splitlines(), *gains_of(runs)]:
         print_text(line)
-
-
-def _run_all(missing: Sequence[Mapping[str, Any]], runs: list[dict[str, Any]], file: Path, processes: int) -> None:
-    from scripts.bench_common import environment
-
-    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // processes))
-    started = time.perf_counter()
-    # A process for each run: what one leaves in memory must not help or hinder the next.
-    with ProcessPoolExecutor(processes, get_context("spawn"), max_tasks_per_child=1) as pool:
-        for number, future in enumerate(as_completed(pool.submit(make_run, plan) for plan in missing), 1):
-            try:
-                runs.append(future.result())
-            except BaseException:
-                pool.shutdown(cancel_futures=True)  # what is done is in the file; the rest is not waited for
-                raise
-            runs.sort(key=lambda run: (run["steps"], run["reward"], run["seed"]))
-            lines = ",\n".join(map(json.dumps, runs))  # a run a line, so that a difference can be read
-            write_text(file, f'{json.dumps(environment())[:-1]}, "runs": [\n{lines}\n]}}\n')
-            note(f"{number} of {len(missing)} after {time.perf_counter() - started:.0f} s")
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ LAYERS = [
     ["rollout", "scoring", "objective", "update", "earnings", "groups", "learning", "judge", "conversion", "adapters"],
     ["calibration", "expectation", "loading"],
     ["evaluation", "strategies", "held_out", "step_report", "training", "checkpoints", "run_record", "runs"],
-    ["tables", "session", "demo.story"],
+    ["tables", "strategy_table", "session", "demo.story"],
     ["cli_calibrate", "cli_strategies", "cli_judging", "cli_ranking", "cli_training", "cli_data", "cli"],
     [""],
 ]

@@ -2,7 +2,9 @@
 
 import json
 import statistics
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -10,6 +12,7 @@ from click.testing import CliRunner
 from mlxpref.own_reward import load_reward
 from mlxpref.rewards import reward_mix
 from scripts import learning_curves
+from scripts.kept_runs import make_runs, read_runs
 from scripts.learning_curves import REWARDS, SEEDS, STEPS, main, rows_of, table_of
 from scripts.learning_runs import AGREEMENT, VOTES, Plan, Sizes, preferences_of, run, settings_of
 from scripts.naive_soft import naive_soft
@@ -72,3 +75,22 @@ def test_the_file_has_every_run_and_the_readme_its_table() -> None:
     }
     printed = CliRunner().invoke(main, ["--table"], catch_exceptions=False).stdout
     assert printed.strip() in README
+
+
+def made(plan: Mapping[str, Any]) -> dict[str, Any]:
+    if plan["n"] == 3:
+        raise ValueError("this one fails")
+    return {**plan, "double": 2 * plan["n"]}
+
+
+def test_only_missing_runs_are_made_and_what_is_done_is_kept(tmp_path: Path) -> None:
+    file, known = tmp_path / "folder" / "runs.json", {"n": 1, "double": "known"}
+    runs: list[dict[str, Any]] = [known]
+    (_, new), *more = make_runs([{"n": 1}, {"n": 0}], made, runs, file, 1, lambda run: run["n"])
+    assert not more
+    assert new == {"n": 0, "double": 0}
+    assert runs == read_runs(file) == [new, known]
+    with pytest.raises(ValueError, match="this one fails"):
+        list(make_runs([{"n": 2}, {"n": 3}], made, runs, file, 1, lambda run: run["n"]))
+    assert [run["n"] for run in read_runs(file)] == [0, 1, 2]
+    assert read_runs(tmp_path / "none.json") == []
