@@ -8,7 +8,7 @@ import click
 
 from mlxpref.cli_strategies import ALIKE, choice_of, strategy_options
 from mlxpref.config import JudgeSettings
-from mlxpref.errors import ConfigError
+from mlxpref.errors import ConfigError, MlxprefError
 from mlxpref.options import (
     calibration_options,
     chosen,
@@ -196,7 +196,12 @@ def _validation(
 
     if tie_threshold is not None or not PROTOCOLS[protocol].ties:
         return []
-    validation = load_preferences(data, VALIDATION_SPLIT, limit, data_dir=data_dir)
+    try:
+        validation = load_preferences(data, VALIDATION_SPLIT, limit, data_dir=data_dir)
+    except MlxprefError as error:
+        raise type(error)(
+            f"{error}; --protocol {protocol} chooses its tie threshold there: or give --tie-threshold"
+        ) from error
     if validation == list(preferences):
         raise ConfigError(
             f"--protocol {protocol} chooses its tie threshold on other preferences, the split {VALIDATION_SPLIT}, and "

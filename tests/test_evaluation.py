@@ -253,6 +253,13 @@ def ones_own(tmp_path: Path) -> Path:
     return path
 
 
+def test_data_without_the_split_of_the_tie_threshold_says_what_to_give() -> None:
+    result = run("--data", "demo", "--protocol", "pickapic", "--limit", "4")
+    assert result.exit_code == 1
+    assert "split 'validation_unique': the demo has train, test, heldout" in result.stderr
+    assert "chooses its tie threshold there: or give --tie-threshold" in result.stderr
+
+
 def test_the_command_chooses_a_tie_threshold_and_says_so(ones_own: Path) -> None:
     result = run("--data", ones_own, "--protocol", "pickapic", "--json", "--limit", "4")
     assert result.exit_code == 0, result.output

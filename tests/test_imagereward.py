@@ -187,3 +187,12 @@ def test_tables_that_cannot_be_read(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(rows), path)
     with pytest.raises(DataError, match="1: no prompt, or two"):
         read_imagereward(tmp_path, "test")
+
+
+def test_archives_that_hold_none_of_the_images_are_said_to_be_there(tmp_path: Path) -> None:
+    ranking = {"id": "1", "prompt": "a hat", "generations": ["elsewhere/a.webp", "elsewhere/b.webp"], "ranking": [1, 2]}
+    (tmp_path / "test.json").write_text(json.dumps([ranking]))
+    (tmp_path / "images" / "test").mkdir(parents=True)
+    (tmp_path / "images" / "test" / "test_1.zip").touch()
+    with pytest.raises(ConfigError, match=r"in the archives of .*, 1 in number, which may be damaged; download it"):
+        read_imagereward(tmp_path, "test")

@@ -38,7 +38,10 @@ def read_imagereward(folder: Path, split: str, draw: Draw = everything) -> list[
     images = _images(folder, split, dict.fromkeys(name for row in rows for name in (row.a, row.b)))
     there = [row for row in rows if row.a in images and row.b in images]
     if not there:
-        raise missing("imagereward", split, f"no archive of its images is in {folder / 'images' / split}")
+        place = folder / "images" / split
+        count = len(list(place.glob("*.zip")))
+        damaged = f"none of its images is in the archives of {place}, {count} in number, which may be damaged"
+        raise missing("imagereward", split, damaged if count else f"no archive of its images is in {place}")
     if len(there) < len(rows):
         note(
             f"imagereward, split {split}: the images of {len(there)} of {len(rows)} pairs are in {folder}; "
