@@ -3,9 +3,9 @@
     python convert/parity.py FOLDER                        # torch and transformers in this environment
     python convert/parity.py FOLDER --python OTHER/python  # or in an environment of their own
 
-FOLDER is an unquantized checkpoint of a supported architecture, in the Hugging Face layout. Both sides run in float32
-on the same two pictures of different sizes and the same words. Prints JSON; exits 1 where the logits differ by more
-than `--tolerance`.
+FOLDER is an unquantized checkpoint of a supported architecture, in any layout that mlxpref reads. Both sides run in
+float32 on the same two pictures of different sizes and the same words. Prints JSON; exits 1 where the logits differ by
+more than `--tolerance`.
 """
 
 import inspect
@@ -22,7 +22,9 @@ import mlx.core as mx
 import numpy as np
 from PIL import Image
 
+from mlxpref.adapters import load_adapter
 from mlxpref.demo.pictures import Look, render
+from mlxpref.layouts import read_config
 from mlxpref.template import USER_TEXT, comparison_messages
 from mlxpref.vlm import load_vlm
 
@@ -53,12 +55,18 @@ def write_reference(folder: str, request: str, output: str) -> None:
         folder, dtype=torch.float32, attn_implementation="eager"
     )
     kinds = (ids == model.config.image_token_id).int()
+    if asked["adapter"]:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, asked["adapter"])
     with torch.inference_mode():
         logits = model.eval()(input_ids=ids, mm_token_type_ids=kinds, **features).logits
     np.savez(output, input_ids=ids[0], logits=logits[0], pixel_values=features["pixel_values"])
 
 
-def reference(folder: Path, images: list[Image.Image], python: str, place: Path) -> dict[str, Any]:
+def reference(
+    folder: Path, images: list[Image.Image], python: str, place: Path, adapter: Path | None = None
+) -> dict[str, Any]:
     """Input ids (L,), pixel values and logits (L, V) as transformers has them, in another process."""
     paths = [str(place / f"{number}.png") for number in range(len(images))]
     for image, path in zip(images, paths, strict=True):
@@ -67,7 +75,8 @@ def reference(folder: Path, images: list[Image.Image], python: str, place: Path)
         json.dumps(comparison_messages("choice"), ensure_ascii=False).replace(USER_TEXT, f" {PROMPT}")
     )
     request, output = place / "request.json", place / "reference.npz"
-    request.write_text(json.dumps({"images": paths, "messages": messages}), encoding="utf-8")
+    asked = {"images": paths, "messages": messages, "adapter": str(adapter) if adapter else None}
+    request.write_text(json.dumps(asked), encoding="utf-8")
     program = f"import sys\n{inspect.getsource(write_reference)}\nwrite_reference(*sys.argv[1:])"
     done = subprocess.run(
         [python, "-c", program, str(folder), str(request), str(output)],
@@ -82,28 +91,37 @@ def reference(folder: Path, images: list[Image.Image], python: str, place: Path)
         return dict(arrays)
 
 
-def compare(folder: Path, python: str = sys.executable) -> dict[str, Any]:
-    """How far mlxpref and transformers are apart on one comparison of two pictures."""
+def compare(
+    folder: Path, python: str = sys.executable, adapter: Path | None = None, theirs: Path | None = None
+) -> dict[str, Any]:
+    """How far mlxpref and transformers are apart on one comparison of two pictures.
+
+    With an `adapter` in PEFT's format both put it on; with `theirs`, transformers has that folder without it instead.
+    """
+    if "quantization" in read_config(folder):
+        raise click.ClickException(f"{folder}: is quantized, which transformers cannot read; give what it was made of")
     rng = np.random.default_rng(0)
     first = render(Look("red", "circle", "clean"), rng)
     second = render(Look("blue", "cross", "noisy"), rng).crop((0, 0, 56, 84))
     with tempfile.TemporaryDirectory() as place:
-        theirs = reference(folder, [first, second], python, Path(place))
+        found = reference(theirs or folder, [first, second], python, Path(place), None if theirs else adapter)
     vlm = load_vlm(folder, PIXELS, mx.float32)
+    if adapter is not None:
+        load_adapter(vlm.model, adapter)
     prompt = vlm.prompt(first, second, PROMPT, "choice", think=True)
-    same_ids = prompt.ids.tolist() == theirs["input_ids"].tolist()
+    same_ids = prompt.ids.tolist() == found["input_ids"].tolist()
     report: dict[str, Any] = {"folder": str(folder), "positions": len(prompt), "input_ids_equal": same_ids}
     if not same_ids:
         return report
     _, hidden = vlm.hidden([prompt])
     ours = np.array(vlm.head(hidden)[0])
     finite = np.isfinite(ours)
-    difference = np.abs(np.where(finite, ours, 0) - np.where(finite, theirs["logits"], 0))
+    difference = np.abs(np.where(finite, ours, 0) - np.where(finite, found["logits"], 0))
     return report | {
         "largest_logit_difference": float(difference.max()),
-        "logit_deviation": float(theirs["logits"].std()),
+        "logit_deviation": float(found["logits"].std()),
         "same_likeliest_token": float(
-            (ours.argmax(-1) == np.where(finite, theirs["logits"], -np.inf).argmax(-1)).mean()
+            (ours.argmax(-1) == np.where(finite, found["logits"], -np.inf).argmax(-1)).mean()
         ),
     }
 
@@ -112,9 +130,12 @@ def compare(folder: Path, python: str = sys.executable) -> dict[str, Any]:
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--python", default=sys.executable, help="The Python that has torch and transformers.")
 @click.option("--tolerance", default=1e-3, show_default=True, help="Largest logit difference that passes.")
-def main(folder: Path, python: str, tolerance: float) -> None:
+@click.option(
+    "--adapter", type=click.Path(exists=True, file_okay=False, path_type=Path), help="A PEFT adapter that both put on."
+)
+def main(folder: Path, python: str, tolerance: float, adapter: Path | None) -> None:
     """Compare FOLDER in mlxpref with the same folder in transformers."""
-    report = compare(folder, python)
+    report = compare(folder, python, adapter)
     print(json.dumps(report, indent=2))
     if not report.get("largest_logit_difference", np.inf) <= tolerance:
         raise SystemExit(1)

@@ -21,17 +21,21 @@ def load(
     model: str | Path | None = None,
     adapter: str | Path | None = None,
     calibration: str | Path | bool = True,
+    any_base: bool = False,
     **settings: Any,
 ) -> "Judge":
     """Load a judge: a checkpoint folder, a Hugging Face id, or "demo"; None means $MLXPREF_MODEL.
 
     `calibration` is a file of `mlxpref calibrate`; True, that of this judge if it was calibrated; or False. One that is
-    applied is named on stderr. `settings` are the fields of `mlxpref.config.JudgeSettings`, such as `think=False`.
-    Raises ModelError where the model or the adapter cannot be loaded, ConfigError for a setting that does not exist.
+    applied is named on stderr. An `adapter` is a folder in mlx-vlm's format or in PEFT's; one that was trained on
+    another model is refused unless `any_base`. `settings` are the fields of `mlxpref.config.JudgeSettings`, such as
+    `think=False`. Raises ModelError where the model or the adapter cannot be loaded, ConfigError for a setting that
+    does not exist.
     """
     from mlxpref.loading import load_judge, use_calibration
 
-    judge = load_judge(str(model) if model is not None else None, Path(adapter) if adapter else None, settings)
+    name, folder = str(model) if model is not None else None, Path(adapter) if adapter else None
+    judge = load_judge(name, folder, settings, any_base=any_base)
     use_calibration(judge, calibration if isinstance(calibration, bool) else Path(calibration))
     return judge
 

@@ -8,8 +8,9 @@ import click
 from mlxpref.cli_calibrate import calibrate
 from mlxpref.cli_data import data
 from mlxpref.cli_judging import compare, evaluate_command
+from mlxpref.cli_models import convert, export
 from mlxpref.cli_ranking import rank
-from mlxpref.cli_training import convert, demo, train
+from mlxpref.cli_training import demo, train
 from mlxpref.errors import MlxprefError
 
 __all__ = ["main"]
@@ -47,5 +48,5 @@ def main() -> None:
     """A judge of images that thinks before it answers, learns what people prefer, and runs on your own machine."""
 
 
-for command in (demo, compare, rank, evaluate_command, train, calibrate, data, convert):
+for command in (demo, compare, rank, evaluate_command, train, calibrate, data, convert, export):
     main.add_command(command)

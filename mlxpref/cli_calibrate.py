@@ -47,6 +47,7 @@ def calibrate(
     model: str | None,
     adapter: Path | None,
     yes: bool,
+    any_base: bool,
     as_json: bool,
     **settings: Any,
 ) -> None:
@@ -65,7 +66,7 @@ def calibrate(
         check_output("--output", output)
     preferences = load_preferences(data, split, limit, data_dir=data_dir)
     check_images_of(data, preferences)
-    judge = load_from_options(model, adapter, yes, settings, 2 * len(preferences))
+    judge = load_from_options(model, adapter, yes, settings, 2 * len(preferences), any_base)
     say_what_the_demo_knows(judge, [image for p in preferences for image in (p.a, p.b)])
     path = output or calibration_path(judge)
     modes = [False, True] if think is None else [think]

@@ -1,10 +1,6 @@
 """The command that downloads public data sets: size and licence first, then only what is asked for."""
 
 import shlex
-import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +12,9 @@ from mlxpref.session import agree
 
 if TYPE_CHECKING:
     from mlxpref.datasets.catalog import DataSet, Split
-    from mlxpref.downloads import HubFile, Place, Progress
+    from mlxpref.downloads import HubFile, Place
 
 __all__ = ["data"]
-
-_PLAIN_INTERVAL = 10.0
-"""Seconds between two lines of progress where stderr is a file."""
 
 
 def _known(ctx: click.Context, parameter: click.Parameter, value: str) -> "DataSet":
@@ -128,6 +121,7 @@ def _download(data_set: "DataSet", split: "Split", place: "Place", limit: int | 
     from mlxpref.console import note
     from mlxpref.datasets.portions import portions
     from mlxpref.downloads import check_space, fetch, shown_bytes
+    from mlxpref.transfers import shown_progress
 
     lists, images = (place.repository.matching(patterns) for patterns in (split.lists, split.images))
     by_path = {file.path: file for file in lists + images}
@@ -139,7 +133,7 @@ def _download(data_set: "DataSet", split: "Split", place: "Place", limit: int | 
         check_space(place, files)
         names = f"{', '.join(paths[:3])}{' ...' if len(paths) > 3 else ''}"
         note(f"{names}: {shown_bytes(left)} to download" if left else f"{names}: here already, to be checked")
-        with _progress(files) as progress:
+        with shown_progress(files) as progress:
             for file in files:
                 fetch(place, file, progress)
         done += files
@@ -151,34 +145,6 @@ def _download(data_set: "DataSet", split: "Split", place: "Place", limit: int | 
         "downloaded": downloaded,
         "checked": True,
     }
-
-
-@contextmanager
-def _progress(files: Sequence["HubFile"]) -> Iterator["Progress"]:
-    """Show how much of some files is here: a bar on a terminal, a line now and then in a file."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    from mlxpref.console import note, plain
-    from mlxpref.downloads import shown_bytes
-
-    whole, here = sum(file.size for file in files), dict[str, int]()
-    shown = time.monotonic()
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    bar = Progress(*columns, TimeRemainingColumn(), console=Console(file=sys.stderr), disable=not sys.stderr.isatty())
-
-    def tell(file: "HubFile", done: int) -> None:
-        nonlocal shown
-        here[file.path] = done
-        doing = "checking " if done == file.size else ""
-        bar.update(task, completed=sum(here.values()), description=doing + plain(Path(file.path).name))
-        if bar.disable and time.monotonic() - shown >= _PLAIN_INTERVAL:
-            note(f"{file.path}: {shown_bytes(done)} of {shown_bytes(file.size)}, all {shown_bytes(sum(here.values()))}")
-            shown = time.monotonic()
-
-    with bar:
-        task = bar.add_task("", total=whole)
-        yield tell
 
 
 def _next_command(name: str, split: str, limit: int | None, output: Path | None) -> str:

@@ -44,6 +44,7 @@ def compare(
     model: str | None,
     adapter: Path | None,
     yes: bool,
+    any_base: bool,
     as_json: bool,
     **settings: Any,
 ) -> None:
@@ -53,7 +54,7 @@ def compare(
     from mlxpref.tables import pair_to_json, print_pair
 
     images = [load_image(path) for path in (a, b)]
-    judge = load_from_options(model, adapter, yes, settings, 2)
+    judge = load_from_options(model, adapter, yes, settings, 2, any_base)
     calibrated(judge, calibration, no_calibration)
     say_what_the_demo_knows(judge, images)
     verdict = judge.compare(a, b, prompt)
@@ -104,6 +105,7 @@ def evaluate_command(
     model: str | None,
     adapter: Path | None,
     yes: bool,
+    any_base: bool,
     as_json: bool,
     **settings: Any,
 ) -> None:
@@ -132,7 +134,7 @@ def evaluate_command(
         validation = _validation(preferences, data, limit, data_dir, counting, tie_threshold)
         judged = [*preferences, *validation]
         check_images_of(data, judged)
-        judge = load_from_options(model, adapter, yes, settings, 2 * len(judged))
+        judge = load_from_options(model, adapter, yes, settings, 2 * len(judged), any_base)
         calibrated(judge, calibration, calibration is None)  # else a judge is measured as it is
         say_what_the_demo_knows(judge, [image for p in judged for image in (p.a, p.b)])
         with storing(judge, store, no_store):

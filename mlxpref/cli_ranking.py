@@ -145,6 +145,7 @@ def rank(
     model: str | None,
     adapter: Path | None,
     yes: bool,
+    any_base: bool,
     as_json: bool,
     **settings: Any,
 ) -> None:
@@ -164,7 +165,7 @@ def rank(
     for line in [*(f"skipped: {each.path}: {each.error}" for each in skipped), *notes]:
         note(line)
     outputs.check_images(image for group in groups for image in group.images)
-    judge = load_from_options(model, adapter, yes, settings, max(len(group.images) for group in groups))
+    judge = load_from_options(model, adapter, yes, settings, max(len(group.images) for group in groups), any_base)
     calibrated(judge, calibration, no_calibration)
     say_what_the_demo_knows(judge, [image for group in groups for image in group.images])
     with storing(judge, store, no_store):

@@ -1,4 +1,4 @@
-"""The commands that make judges: convert, train, demo."""
+"""The commands that train judges: train, demo."""
 
 import shlex
 import signal
@@ -15,49 +15,7 @@ from mlxpref.session import agree, check_images_of, load_from_options
 if TYPE_CHECKING:
     from mlxpref.runs import Run
 
-__all__ = ["convert", "demo", "train"]
-
-
-@click.command(short_help="Make a quantized folder of a checkpoint.")
-@click.argument("source")
-@click.argument("output", type=click.Path(path_type=Path))
-@click.option(
-    "--bits",
-    type=click.Choice(["none", "2", "3", "4", "5", "6", "8"]),
-    default="4",
-    show_default=True,
-    help="Bits a weight of the language model.",
-)
-@click.option(
-    "--group-size",
-    type=click.Choice(["32", "64", "128"]),
-    default="64",
-    show_default=True,
-    help="Weights that share a scale.",
-)
-@click.option(
-    "--dtype",
-    type=click.Choice(["bfloat16", "float16", "float32"]),
-    default="bfloat16",
-    show_default=True,
-    help="Type of the weights that are not quantized.",
-)
-@click.option("--overwrite", is_flag=True, help="Replace OUTPUT if it holds something.")
-@json_option
-def convert(source: str, output: Path, bits: str, group_size: str, dtype: str, overwrite: bool, as_json: bool) -> None:
-    """Convert the checkpoint SOURCE (a folder or a Hugging Face id) into a quantized MLX folder OUTPUT."""
-    from mlxpref.console import note, print_json, print_text
-    from mlxpref.conversion import convert as convert_folder
-    from mlxpref.models import resolve_model
-
-    _, path = resolve_model(source, agree, note)
-    chosen_bits = None if bits == "none" else int(bits)
-    written = convert_folder(path, output, chosen_bits, int(group_size), dtype, overwrite)
-    if as_json:
-        print_json(written)
-    else:
-        kind = f"{bits} bit, {written['quantized_layers']} layers" if chosen_bits else "not quantized"
-        print_text(f"{output}: {kind}, {written['bytes'] / 1e6:.1f} MB; use it with --model {output}")
+__all__ = ["demo", "train"]
 
 
 @click.command(short_help="Teach a judge what people prefer.")

@@ -28,6 +28,7 @@ SPARE = 10**9
 """Bytes that must stay free where files are put."""
 _DIGEST = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 _ASK_SECONDS = 30.0
+_ELSEWHERE = {"dataset": "--output (or HF_HOME)", "model": "HF_HOME"}
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,14 @@ class HubFile:
 
 @dataclass(frozen=True)
 class HubRepository:
-    """A repository of the hub as it is now; `licence` is None where its card names none."""
+    """A repository of the hub as it is now, or at a `revision`; `licence` is None where its card names none."""
 
     hub_id: str
     kind: RepositoryKind
     commit: str
     licence: str | None
     files: tuple[HubFile, ...]
+    revision: str | None = None
 
     def matching(self, patterns: Iterable[str]) -> list[HubFile]:
         """The files whose paths match one of the patterns, in the patterns' order; each pattern has to match one."""
@@ -105,21 +107,26 @@ class Place:
         from huggingface_hub import hf_hub_download
 
         repository = self.repository
-        path = Path(hf_hub_download(repository.hub_id, file.path, repo_type=repository.kind))
+        # By the name of the revision, so that the cache knows it by this name when the hub cannot be asked.
+        revision = repository.revision
+        path = Path(hf_hub_download(repository.hub_id, file.path, repo_type=repository.kind, revision=revision))
         if repository.commit not in path.parts:
             raise DataError(f"{repository.hub_id} was changed on the hub meanwhile; run the same command again")
         return path
 
 
-def ask_hub(hub_id: str, kind: RepositoryKind = "dataset") -> HubRepository:
-    """What the hub says of a repository; DataError, one line, where it cannot be asked or does not tell."""
+def ask_hub(hub_id: str, kind: RepositoryKind = "dataset", revision: str | None = None) -> HubRepository:
+    """What the hub says of a repository; DataError, one line, where it cannot be asked or does not tell.
+
+    `revision` is a branch, a tag or a commit; None is the main one.
+    """
     from huggingface_hub import HfApi
 
     try:
         ask = HfApi().dataset_info if kind == "dataset" else HfApi().model_info
-        found = ask(hub_id, files_metadata=True, timeout=_ASK_SECONDS)
+        found = ask(hub_id, revision=revision, files_metadata=True, timeout=_ASK_SECONDS)
     except Exception as error:  # the hub's transport library raises its own errors, and changes between releases
-        raise _explained(hub_id, kind, error) from error
+        raise _explained(f"{hub_id}@{revision}" if revision else hub_id, kind, error) from error
     files = []
     for sibling in found.siblings or []:
         digest = (sibling.lfs.sha256 if sibling.lfs else sibling.blob_id) or ""
@@ -128,7 +135,7 @@ def ask_hub(hub_id: str, kind: RepositoryKind = "dataset") -> HubRepository:
             raise DataError(f"{hub_id}: what the hub states of {sibling.rfilename!r} cannot be used; check HF_ENDPOINT")
         files.append(HubFile(sibling.rfilename, sibling.size, digest))
     licence = found.card_data.get("license") if found.card_data else None
-    return HubRepository(hub_id, kind, found.sha or "", str(licence) if licence else None, tuple(files))
+    return HubRepository(hub_id, kind, found.sha or "", str(licence) if licence else None, tuple(files), revision)
 
 
 def check_space(place: Place, files: Sequence[HubFile]) -> None:
@@ -139,7 +146,7 @@ def check_space(place: Place, files: Sequence[HubFile]) -> None:
     if left and left + SPARE > free:
         raise DataError(
             f"{existing}: {shown_bytes(left)} are to be downloaded and {shown_bytes(SPARE)} must stay free, but only "
-            f"{shown_bytes(free)} are free; make room, or give another disk with --output (or HF_HOME)"
+            f"{shown_bytes(free)} are free; make room, or give another disk with {_ELSEWHERE[place.repository.kind]}"
         )
 
 
@@ -248,12 +255,18 @@ def _size(path: Path) -> int:
 def _explained(hub_id: str, kind: RepositoryKind, error: Exception, file: HubFile | None = None) -> DataError:
     """What went wrong between the hub and here, and what to do about it."""
     from huggingface_hub import constants
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     what = f"{hub_id}: {file.path}" if file else hub_id
     kept = "; what was downloaded is kept, and the same command goes on from there" if file else ""
     hub = f"the hub at {constants.ENDPOINT}"
-    page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{hub_id}"
+    page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{hub_id.partition('@')[0]}"
     if isinstance(error, OfflineModeIsEnabled):
         return DataError(f"{what}: HF_HUB_OFFLINE is set, so nothing is downloaded; unset it and run it again{kept}")
     if isinstance(error, GatedRepoError):
@@ -266,6 +279,8 @@ def _explained(hub_id: str, kind: RepositoryKind, error: Exception, file: HubFil
             f"{what}: {hub} has no such {kind}, or it is not open to you; check HF_ENDPOINT, or log in with "
             "`hf auth login`"
         )
+    if isinstance(error, RevisionNotFoundError):
+        return DataError(f"{what}: {hub} has no such branch, tag or commit of it; choose one that {page} shows")
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
         remedy = "log in anew with `hf auth login`" if status in (401, 403) else "try again later"
@@ -273,7 +288,10 @@ def _explained(hub_id: str, kind: RepositoryKind, error: Exception, file: HubFil
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return DataError(f"{what}: no space left on the disk; make room{kept}")
     if isinstance(error, OSError) and error.errno is not None and error.filename:
-        return DataError(f"{error.filename}: {error.strerror}; correct that, or give another place with --output{kept}")
+        elsewhere = _ELSEWHERE[kind]
+        return DataError(
+            f"{error.filename}: {error.strerror}; correct that, or give another place with {elsewhere}{kept}"
+        )
     return DataError(
         f"{what}: {hub} was not reached, or stopped answering ({type(error).__name__}); check the connection{kept}"
     )

@@ -12,6 +12,7 @@ import mlx.core as mx
 import numpy as np
 from PIL import Image
 
+from mlxpref.errors import ModelError
 from mlxpref.images import load_image
 from mlxpref.preferences import ImageLike, PackedImage
 from mlxpref.tower import encode
@@ -127,7 +128,13 @@ class FeatureStore:
     def _patches(self, image: Image.Image) -> tuple[np.ndarray, tuple[int, int]]:
         """Patches (P, F) of an image under the pixel budget, and its grid in merged patches."""
         size = {"min_pixels": self._min_pixels, "max_pixels": self.max_pixels}
-        inputs = self._processor([image], **size)
+        try:
+            inputs = self._processor([image], **size)
+        except Exception as error:  # of settings that are no numbers, or not as many as there are colours
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            raise ModelError(
+                f"the checkpoint's image processor cannot be used: {reason}; copy its original preprocessor_config.json"
+            ) from error
         merge = int(self._processor.merge_size)
         _, height, width = (int(v) for v in np.asarray(inputs["image_grid_thw"]).reshape(-1))
         return np.asarray(inputs["pixel_values"], np.float32), (height // merge, width // merge)

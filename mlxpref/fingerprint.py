@@ -8,6 +8,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from mlxpref.lora import adapter_weights
+from mlxpref.model_folder import RECORD
 from mlxpref.vlm import VLM
 
 __all__ = ["Fingerprint"]
@@ -46,7 +47,9 @@ class Fingerprint:
     @cached_property
     def _files(self) -> bytes:
         """The content of the checkpoint's small files, as one digest."""
-        files = sorted(file for pattern in _FILES for file in self._vlm.path.glob(pattern))
+        found = (file for pattern in _FILES for file in self._vlm.path.glob(pattern))
+        # Where a conversion came from, and when it was measured, changes nothing that the model says.
+        files = sorted(file for file in found if file.name != RECORD)
         contents = [f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}" for file in files]
         return "\n".join(contents).encode()
 

@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from mlxpref.adapters import load_adapter, mismatches
+from mlxpref.adapters import check_base, load_adapter
 from mlxpref.advice import plan_judging
 from mlxpref.calibration_file import CALIBRATION_FILE, cached_calibrations, read_calibrations
 from mlxpref.config import JudgeSettings, settings_from
@@ -25,8 +25,11 @@ def load_judge(
     agree: Callable[[str], bool] = lambda question: False,
     say: Callable[[str], None] = lambda line: None,
     images: int | None = None,
+    any_base: bool = False,
 ) -> Judge:
     """Load a judge by name; see `resolve_model` for names, `agree` and `say`.
+
+    An adapter that was trained on another model is refused, unless `any_base`.
 
     A ConfigError says what to change where it would not fit the device while it judges pairs of `images` images, by
     default as many as make a full batch.
@@ -35,11 +38,11 @@ def load_judge(
     name, path = resolve_model(model, agree, say)
     check_folder(path)
     plan_judging(path, chosen, images or chosen.rows)
+    for line in check_base(adapter, path, any_base) if adapter is not None else ():
+        say(line)
     vlm = load_vlm(path, chosen.max_pixels)
     if adapter is not None:
         load_adapter(vlm.model, adapter)
-        for line in mismatches(adapter, path):
-            say(line)
     return Judge(vlm, chosen, name, adapter)
 
 

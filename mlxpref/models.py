@@ -1,7 +1,5 @@
 """Which judge: a folder, a Hugging Face id, the demo, or the recommended one that fits this device."""
 
-import errno
-import json
 import os
 import re
 import tomllib
@@ -12,12 +10,14 @@ from importlib.resources import files
 from pathlib import Path
 
 from mlxpref.demo import JUDGE
+from mlxpref.downloads import shown_bytes
 from mlxpref.errors import ModelError
+from mlxpref.hub_models import ask_model, cached_model, download_model, needed_bytes
 
 __all__ = ["RecommendedJudge", "choose_judge", "device_working_set", "recommended_judges", "resolve_model"]
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_FILES = ["*.json", "*.jinja", "*.txt", "*.safetensors"]
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@.*)?")
+_REVISION = re.compile(r"[\w.-]+(/[\w.-]+)*")
 _GB = 1e9
 
 
@@ -62,11 +62,15 @@ def choose_judge(working_set: int) -> RecommendedJudge:
 
 
 def resolve_model(
-    model: str | None, agree: Callable[[str], bool], say: Callable[[str], None] = lambda _: None
+    model: str | None,
+    agree: Callable[[str], bool],
+    say: Callable[[str], None] = lambda _: None,
+    revision: str | None = None,
 ) -> tuple[str, Path]:
     """The name and the folder of a judge, downloaded if it has to be.
 
     None means $MLXPREF_MODEL, else the recommended judge, about which `agree` is asked once, before its download.
+    `revision` is a branch, tag or commit of a Hugging Face id, which may also be written owner/name@revision.
     `say` is told what is downloaded.
     """
     name = os.environ.get("MLXPREF_MODEL", "") if model is None else model
@@ -74,72 +78,52 @@ def resolve_model(
         raise ModelError("the model's name is empty; give a folder, a Hugging Face id or `demo`")
     if not name:
         judge = choose_judge(device_working_set())
-        cached = _cached(judge.id)
-        return judge.id, cached or _download_recommended(judge, agree, say)
-    if name == "demo":
-        return name, JUDGE
+        hub_id, revision = _identified(judge.id, revision)
+        return _named(hub_id, revision), cached_model(hub_id, revision) or _recommended(judge, revision, agree, say)
     path = Path(name)
     with suppress(RuntimeError):  # there is no such user
         path = path.expanduser()
-    if path.exists() or not _HUB_ID.fullmatch(name) or name.startswith("."):
-        return name, path
-    return name, _cached(name) or _download(name, f"{name} ({_hub_size(name) or 'size unknown'})", say)
+    if name == "demo" or path.exists() or not _HUB_ID.fullmatch(name) or name.startswith("."):
+        if revision:
+            raise ModelError(f"{name}: is no Hugging Face id, so it has no revision {revision!r}; leave that out")
+        return name, JUDGE if name == "demo" else path
+    hub_id, revision = _identified(name, revision)
+    return _named(hub_id, revision), cached_model(hub_id, revision) or _download(hub_id, revision, say)
 
 
-def _cached(name: str) -> Path | None:
-    """The folder of a complete snapshot in the Hugging Face cache; an interrupted download is none."""
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = Path(snapshot_download(name, allow_patterns=_FILES, local_files_only=True))
-    except (OSError, ValueError):
-        return None
-    index = folder / "model.safetensors.index.json"
-    try:
-        weights = set(json.loads(index.read_bytes())["weight_map"].values()) if index.exists() else set()
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None
-    complete = all((folder / name).is_file() for name in ["config.json", *weights])
-    return folder if complete and any(folder.glob("*.safetensors")) else None
+def _identified(name: str, revision: str | None) -> tuple[str, str | None]:
+    """The id and the revision that a name and an option say."""
+    hub_id, _, stated = name.partition("@")
+    if stated and revision and stated != revision:
+        raise ModelError(f"{name}: another revision than {revision!r}, which was asked for; give one of them")
+    chosen = stated or revision
+    if chosen is not None and (not _REVISION.fullmatch(chosen) or ".." in chosen):
+        raise ModelError(f"{hub_id}: {chosen!r} is no revision; give a branch, a tag or a commit")
+    return hub_id, chosen
 
 
-def _download_recommended(judge: RecommendedJudge, agree: Callable[[str], bool], say: Callable[[str], None]) -> Path:
-    terms = f"{judge.id} ({_hub_size(judge.id) or f'about {judge.size_gb} GB'}, licence {judge.licence})"
+def _named(hub_id: str, revision: str | None) -> str:
+    return f"{hub_id}@{revision}" if revision else hub_id
+
+
+def _recommended(
+    judge: RecommendedJudge, revision: str | None, agree: Callable[[str], bool], say: Callable[[str], None]
+) -> Path:
+    """Download the recommended judge if its terms are agreed to."""
+    size = f"about {judge.size_gb} GB"
+    with suppress(ModelError):  # its size is a courtesy; what is wrong with the hub is said when it is downloaded
+        size = shown_bytes(needed_bytes(ask_model(judge.id, revision)))
+    terms = f"{_named(judge.id, revision)} ({size}, licence {judge.licence})"
     if not agree(f"No --model given: the recommended judge for this device is {terms}. Download it?"):
         raise ModelError(
             f"no --model given, and the recommended judge, {terms}, is not downloaded: agree with --yes, "
             "or give --model MODEL (a folder, a Hugging Face id, or `demo`)"
         )
-    return _download(judge.id, terms, say)
+    return _download(judge.id, revision, say)
 
 
-def _download(name: str, terms: str, say: Callable[[str], None]) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
-
-    say(f"downloading {terms} from the Hugging Face hub")
-    try:
-        return Path(snapshot_download(name, allow_patterns=_FILES))
-    except RepositoryNotFoundError as error:
-        raise ModelError(
-            f"{name}: no such folder, and not on the Hugging Face hub or not open to you; check the name"
-        ) from error
-    except Exception as error:  # the hub's transport library raises its own errors, and changes between releases
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise ModelError(f"{name}: no space left to download it; free some, or set HF_HOME elsewhere") from error
-        why = "the hub was not reached" if isinstance(error, LocalEntryNotFoundError) else type(error).__name__
-        raise ModelError(
-            f"{name}: no such folder, not in the local cache, and it cannot be downloaded ({why}); "
-            "connect to the internet once, or give --model FOLDER"
-        ) from error
-
-
-def _hub_size(name: str) -> str | None:
-    """The size of a checkpoint as the hub states it, or None where the hub cannot be asked."""
-    from huggingface_hub import HfApi
-
-    try:
-        siblings = HfApi().model_info(name, files_metadata=True, timeout=10).siblings or []
-    except Exception:  # as above; the size is a courtesy
-        return None
-    return f"{sum(s.size or 0 for s in siblings if s.rfilename.endswith('.safetensors')) / _GB:.1f} GB"
+def _download(hub_id: str, revision: str | None, say: Callable[[str], None]) -> Path:
+    repository = ask_model(hub_id, revision)
+    size, licence = shown_bytes(needed_bytes(repository)), repository.licence or "not stated"
+    say(f"downloading {_named(hub_id, revision)} ({size}, licence {licence}) from the Hugging Face hub")
+    return download_model(repository, say)

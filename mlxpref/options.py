@@ -41,7 +41,12 @@ def judge_options(command: F) -> F:
     """The options that say which judge, common to all commands that use one."""
     for option in (
         click.option("--yes", is_flag=True, help="Agree to download the recommended judge."),
-        click.option("--adapter", type=click.Path(path_type=Path), help="Folder of a trained adapter."),
+        click.option("--any-base", is_flag=True, help="Take an adapter that was trained on another model, too."),
+        click.option(
+            "--adapter",
+            type=click.Path(path_type=Path),
+            help="Folder of a trained adapter, mlx-vlm's format or PEFT's.",
+        ),
         click.option(
             "--model", help="Folder, Hugging Face id, or `demo`.  [default: $MLXPREF_MODEL, else recommended]"
         ),

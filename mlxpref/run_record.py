@@ -38,7 +38,7 @@ _FREE = (*_PLACES, *_ROUNDING, "save_every")
 
 
 def record_of(
-    settings: TrainSettings, base: Mapping[str, str], preferences: Sequence[Preference], used: int
+    settings: TrainSettings, base: Mapping[str, Any], preferences: Sequence[Preference], used: int
 ) -> dict[str, Any]:
     """What is needed to know, and to run again, what a run did with the data, of which it learns from `used`."""
     rows = [[p.prompt, *(image_name(image) for image in (p.a, p.b)), p.p_a, p.votes, p.group] for p in preferences]
@@ -94,7 +94,7 @@ def settings_again(folder: Path, record: Mapping[str, Any], given: Mapping[str, 
 
 def check_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Refuse to go on with another model, other data, or other words than those of a run."""
-    if before["base"].get("base_fingerprint") != now["base"]["base_fingerprint"]:
+    if before["base"].get("base", {}).get("fingerprint") != now["base"]["base"]["fingerprint"]:
         raise ModelError(
             f"{folder}: the run trains {before['base'].get('base_model')}, and {now['base']['base_model']} is not that "
             "model now; give the right one with --model"

@@ -31,13 +31,19 @@ _DECODED, _RUN = 2000, 20
 
 
 def load_from_options(
-    model: str | None, adapter: Path | None, yes: bool, settings: dict[str, Any], images: int | None = None
+    model: str | None,
+    adapter: Path | None,
+    yes: bool,
+    settings: dict[str, Any],
+    images: int | None = None,
+    any_base: bool = False,
 ) -> "Judge":
     """The judge that the common options name, to judge pairs of `images` images."""
     from mlxpref.console import note
     from mlxpref.loading import load_judge
 
-    return load_judge(model, adapter, chosen(settings), (lambda question: True) if yes else agree, note, images)
+    consent = (lambda question: True) if yes else agree
+    return load_judge(model, adapter, chosen(settings), consent, note, images, any_base)
 
 
 def calibrated(judge: "Judge", calibration: Path | None, no_calibration: bool) -> None:

@@ -1,6 +1,5 @@
 """The shapes of a checkpoint, and what its weights take: from its config and the heads of its files, without MLX."""
 
-import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -8,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from mlxpref.errors import ModelError
+from mlxpref.layouts import read_config
+from mlxpref.safetensors_files import Stored, read_heads, read_json_object
 
 __all__ = ["Quantization", "Shapes", "VisionShapes", "read_pixels", "read_shapes", "shapes_from", "stored_bytes"]
 
-_FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+_FLOATS = {"F32": 4, "F16": 2, "BF16": 2}
 """Bytes of the floating point types of a safetensors file."""
 _CHANNELS = 3
 
@@ -185,21 +186,17 @@ def read_pixels(folder: Path) -> int | None:
     """
     found: dict[str, Any] = {}
     for name, part in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):
-        with suppress(OSError, ValueError, TypeError, KeyError):
-            config = json.loads((folder / name).read_text(encoding="utf-8"))
+        with suppress(ModelError, ValueError, TypeError, KeyError):
+            config = read_json_object(folder / name)
             found.update(config[part] if part else config)
-    with suppress(ValueError, TypeError, KeyError):
+    with suppress(ValueError, TypeError, KeyError, OverflowError):
         return int(found.get("max_pixels") or found["size"]["longest_edge"])
     return None
 
 
 def read_shapes(folder: Path) -> Shapes:
     """The shapes of the checkpoint in a folder."""
-    file = folder / "config.json"
-    try:
-        return shapes_from(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
-        raise ModelError(f"{file}: its shapes cannot be read: {type(error).__name__}: {error}") from error
+    return shapes_from(read_config(folder))
 
 
 def stored_bytes(folder: Path, float_bytes: int | None = None) -> int:
@@ -207,20 +204,10 @@ def stored_bytes(folder: Path, float_bytes: int | None = None) -> int:
 
     None keeps each number as it is stored. Raises ModelError for a file that is damaged.
     """
-    total = 0
-    for file in sorted(folder.glob("*.safetensors")):
-        try:
-            with file.open("rb") as stream:
-                head = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-            total += sum(_entry_bytes(entry, float_bytes) for name, entry in head.items() if name != "__metadata__")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError) as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise ModelError(f"{file}: not readable as weights: {reason}; download the checkpoint again") from error
-    return total
+    return sum(_loaded_bytes(stored, float_bytes) for stored in read_heads(folder).values())
 
 
-def _entry_bytes(entry: Mapping[str, Any], float_bytes: int | None) -> int:
-    """What an array takes when it is loaded, by its entry in the head of a safetensors file."""
-    start, end = entry["data_offsets"]
-    width = _FLOATS.get(entry["dtype"])
-    return int((end - start) * float_bytes // width if float_bytes and width else end - start)
+def _loaded_bytes(stored: Stored, float_bytes: int | None) -> int:
+    """What one array takes when it is loaded."""
+    size, width = stored.end - stored.start, _FLOATS.get(stored.dtype)
+    return size // width * float_bytes if float_bytes and width else size

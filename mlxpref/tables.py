@@ -12,12 +12,23 @@ from mlxpref.pairs import PairVerdict
 from mlxpref.report import short_names
 from mlxpref.verdict import Verdict
 
-__all__ = ["pair_to_json", "percent", "print_evaluations", "print_example", "print_pair", "print_ranking"]
+__all__ = [
+    "pair_to_json",
+    "percent",
+    "print_evaluations",
+    "print_example",
+    "print_pair",
+    "print_ranking",
+    "print_recipes",
+]
 
 _REASONS = 3
 """How many images of a ranking get their reason printed."""
 _REASON_LENGTH = 400
 """Characters of a reason that are printed; JSON has all of it."""
+
+_FIDELITY = ("agreement", "kl_answer", "kl_answer_max", "p_first_difference", "token_logprob_difference")
+"""What is printed of a recipe's fidelity."""
 
 
 def pair_to_json(a: Path, b: Path, verdict: PairVerdict) -> dict[str, Any]:
@@ -129,6 +140,26 @@ def print_evaluations(evaluations: Sequence[Evaluation], names: Sequence[str] = 
     )  # fmt: skip
     for name, e in zip(names, evaluations, strict=True):
         print_text(f"{name}: {'; '.join(_beside(e))}")
+
+
+def print_recipes(rows: Sequence[dict[str, Any]]) -> None:
+    """Recipes side by side (see `compare_recipes`): what each takes, and how far it is from the source."""
+    print_table(
+        ("recipe", ">size", ">bits a weight", ">layers quantized", ">same verdict", ">KL of the answer",
+         ">largest KL", ">P(first) off by", ">log P(token) off by"),
+        (
+            (
+                row["recipe"], f"{row['bytes'] / 1e6:.1f} MB", _number(row["bits_per_weight"], 2),
+                row["quantized_layers"], *(
+                    "n/a" if row[key] is None else percent(row[key]) if key == "agreement" else f"{row[key]:.2g}"
+                    for key in _FIDELITY
+                ),
+            )
+            for row in rows
+        ),
+    )  # fmt: skip
+    for reason in dict.fromkeys(row["fidelity_skipped"] for row in rows if row["fidelity_skipped"]):
+        print_text(f"not compared with the source: {reason}")
 
 
 def _beside(e: Evaluation) -> list[str]:

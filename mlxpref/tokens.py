@@ -110,7 +110,14 @@ class Words:
 
     def _render(self, form: Form) -> tuple[tuple[int, ...], ...]:
         """The chat template's own words of a form, split at the user's text and at the two images."""
-        text = self.tokenizer.apply_chat_template(comparison_messages(form), tokenize=False, add_generation_prompt=True)
+        messages = comparison_messages(form)
+        try:
+            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # a template is a program, which may raise anything
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            raise ModelError(
+                f"the checkpoint's chat template cannot be used: {reason}; copy the original checkpoint's"
+            ) from error
         parts = text.split(self.image_token)
         if len(parts) != 3 or parts[0].count(USER_TEXT) != 1:
             raise ModelError(

@@ -5,7 +5,6 @@ once and cached, embeddings are put together here, positions are explicit, and t
 caches of our own.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,18 +16,17 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_map
 
-from mlxpref.errors import DataError, ModelError
+from mlxpref.errors import DataError, MlxprefError, ModelError
 from mlxpref.features import Features, FeatureStore
+from mlxpref.layouts import FAMILIES, readable
+from mlxpref.model_checks import check_folder, check_model, check_processor
 from mlxpref.preferences import ImageLike
 from mlxpref.prefix import RowCache, image_positions, owners_of
 from mlxpref.template import Form
 from mlxpref.tokens import Words
 from mlxpref.trunk import Block, Turning, run_block, run_step, turning_of
 
-__all__ = ["FAMILIES", "VLM", "Prompt", "Segment", "check_folder", "load_vlm"]
-
-FAMILIES = {"qwen2_vl": "Qwen2-VL", "qwen2_5_vl": "Qwen2.5-VL", "qwen3_vl": "Qwen3-VL"}
-"""The architectures that mlxpref judges with, by their model_type."""
+__all__ = ["FAMILIES", "VLM", "Prompt", "Segment", "check_folder", "check_model", "load_vlm"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,44 +241,22 @@ def load_vlm(path: Path, max_pixels: int, dtype: mx.Dtype | None = None) -> VLM:
     from mlx_vlm.utils import load
 
     try:
-        model, processor = load(str(path), trust_remote_code=False)
+        with readable(path) as folder:
+            # Lazily, so that weights are converted one by one while they are read.
+            model, processor = load(str(folder), lazy=True, trust_remote_code=False)
+        check_model(path, model)
+        check_processor(path, model, processor)
+        if dtype is None and mx.default_device().type == mx.DeviceType.cpu:
+            dtype = mx.float32
+        if dtype is not None:
+            model.update(tree_map(lambda x: x.astype(dtype) if _is_float(x) else x, model.parameters()))
+        model.eval()
+        mx.eval(model.parameters())
+        return VLM(model, processor, path, max_pixels)
+    except MlxprefError:
+        raise
     except Exception as error:  # mlx-vlm raises anything from KeyError to RuntimeError for a damaged folder
         raise ModelError(f"{path}: cannot be loaded: {type(error).__name__}: {_one_line(error)}") from error
-    if dtype is None and mx.default_device().type == mx.DeviceType.cpu:
-        dtype = mx.float32
-    if dtype is not None:
-        model.update(tree_map(lambda x: x.astype(dtype) if _is_float(x) else x, model.parameters()))
-    model.eval()
-    mx.eval(model.parameters())
-    return VLM(model, processor, path, max_pixels)
-
-
-def check_folder(path: Path) -> None:
-    """Refuse a folder that would load wrongly or not at all, in words that say what is missing."""
-    if not path.is_dir():
-        raise ModelError(f"{path}: no such model folder; give a folder, a Hugging Face id or `demo`")
-    config_file = path / "config.json"
-    if not config_file.is_file():
-        raise ModelError(f"{path}: no config.json there; a model folder holds config, tokenizer and weights")
-    try:
-        config = json.loads(config_file.read_text(encoding="utf-8"))
-        family, text = config.get("model_type"), config.get("text_config") or {}
-    except (ValueError, AttributeError) as error:
-        raise ModelError(f"{config_file}: not valid JSON: {_one_line(error)}; download the checkpoint again") from error
-    if family not in FAMILIES:
-        names = ", ".join(FAMILIES.values())
-        raise ModelError(f"{path}: architecture {family!r} is not supported; mlxpref judges with {names}")
-    if "rope_parameters" in text and "rope_theta" not in text:
-        raise ModelError(
-            f"{path}: written by transformers 5, whose config mlx-vlm cannot read yet; use the original checkpoint"
-        )
-    # Without these mlx-vlm takes defaults in silence, and the judge sees badly scaled images.
-    if not any((path / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
-        raise ModelError(f"{path}: no preprocessor_config.json there; copy it from the original checkpoint")
-    if not (path / "tokenizer.json").is_file():
-        raise ModelError(f"{path}: no tokenizer.json there; copy it from the original checkpoint")
-    if not any(path.glob("*.safetensors")):
-        raise ModelError(f"{path}: no .safetensors weights there; download the checkpoint again")
 
 
 def _end_ids(config: Any, tokenizer: Any) -> frozenset[int]:

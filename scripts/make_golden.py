@@ -40,7 +40,7 @@ import numpy as np
 import torch
 import transformers
 from huggingface_hub import save_torch_state_dict
-from peft import LoraConfig, get_peft_model  # type: ignore[import-not-found]
+from peft import LoraConfig, get_peft_model
 from PIL import Image
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 

@@ -37,7 +37,8 @@ class Cut:
 class Repository:
     """A folder as a repository. `faults` maps a file's path to what is sent instead of it, or to where it is cut off.
 
-    `gated` refuses files, and `private` everything, to whoever does not show TOKEN.
+    `branches` are its other revisions, by their names. `gated` refuses files, and `private` everything, to whoever does
+    not show TOKEN.
     """
 
     folder: Path
@@ -46,6 +47,7 @@ class Repository:
     gated: bool = False
     private: bool = False
     faults: dict[str, bytes | Cut] = field(default_factory=dict)
+    branches: dict[str, "Repository"] = field(default_factory=dict)
 
     @cached_property
     def files(self) -> dict[str, bytes]:
@@ -91,6 +93,7 @@ class HubServer(ThreadingHTTPServer):
         self.far = far
         self.requests: list[Request] = []
         self.cuts: set[str] = set()
+        self.renamed: dict[str, str] = {}
 
     @property
     def endpoint(self) -> str:
@@ -125,6 +128,9 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         if path == "/api/agent-harnesses":  # huggingface_hub asks who calls it, once a day
             return self._error(404, "RepoNotFound")
+        for old, new in self.server.renamed.items():
+            if f"/{old}" in path:
+                return self._answer(b"", 307, {"Location": self.path.replace(f"/{old}", f"/{new}", 1)})
         asked = (self.headers.get("Range"), self.headers.get("Authorization"))
         self.server.requests.append(Request(self.command, path, *asked))
         for hub_id, repository in self.server.repositories.items():
@@ -133,7 +139,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._information(repository, hub_id, path.removeprefix(f"/api/{repository.kind}s/{hub_id}"))
             for start, is_far in ((f"{prefix}{hub_id}/resolve/", False), (f"/far{prefix}{hub_id}/resolve/", True)):
                 if path.startswith(start):
-                    return self._file(repository, path.removeprefix(start), is_far)
+                    return self._file(repository, is_far)
         self._error(404, "RepoNotFound")
 
     def _information(self, repository: Repository, hub_id: str, rest: str) -> None:
@@ -141,8 +147,10 @@ class _Handler(BaseHTTPRequestHandler):
             return self._error(401, "RepoNotFound")
         if rest.startswith("/tree/"):
             return self._answer(json.dumps([self._tree_entry(repository, path) for path in repository.files]).encode())
-        if not self._knows(repository, rest.removeprefix("/revision/") or "main"):
+        found = self._at(repository, rest.removeprefix("/revision/") or "main")
+        if found is None:
             return self._error(404, "RevisionNotFound")
+        repository = found
         information = {
             "_id": "0",
             "id": hub_id,
@@ -170,12 +178,15 @@ class _Handler(BaseHTTPRequestHandler):
             entry |= {"oid": "0" * 40, "lfs": {"oid": etag, "size": size, "pointerSize": 134}}
         return entry
 
-    def _file(self, repository: Repository, rest: str, is_far: bool) -> None:
-        revision, _, path = rest.partition("/")
+    def _file(self, repository: Repository, is_far: bool) -> None:
+        # Split before it is unquoted: a branch may have a slash in its name.
+        revision, path = map(unquote, urlsplit(self.path).path.split("/resolve/", 1)[1].split("/", 1))
         if (repository.gated or repository.private) and not is_far and not self._has_token():
             return self._error(401, "GatedRepo" if repository.gated else "RepoNotFound")
-        if not self._knows(repository, revision):
+        found = self._at(repository, revision)
+        if found is None:
             return self._error(404, "RevisionNotFound")
+        repository = found
         if path not in repository.files:
             return self._error(404, "EntryNotFound")
         whole, fault = repository.files[path], repository.faults.get(path)
@@ -205,8 +216,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _has_token(self) -> bool:
         return self.headers.get("Authorization") == f"Bearer {TOKEN}"
 
-    def _knows(self, repository: Repository, revision: str) -> bool:
-        return revision in ("main", repository.commit)
+    def _at(self, repository: Repository, revision: str) -> Repository | None:
+        """A repository as it is at a revision: main, another branch, or the commit of one."""
+        known = {"main": repository, **repository.branches}
+        return (known | {branch.commit: branch for branch in known.values()}).get(revision)
 
     def _error(self, status: int, code: str) -> None:
         self._answer(b"", status, {"X-Error-Code": code, "X-Error-Message": code})

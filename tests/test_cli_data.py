@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 from huggingface_hub import constants
 
-from mlxpref import cli_data
+from mlxpref import transfers
 from mlxpref.cli import main
 from mlxpref.cli_data import data
 from mlxpref.datasets import load_preferences
@@ -251,7 +251,7 @@ def test_wrong_usage(serve: Serve, tmp_path: Path) -> None:
 def test_progress_in_a_file(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """A line now and then; here at every piece."""
     hub = serve("imagereward")
-    monkeypatch.setattr(cli_data, "_PLAIN_INTERVAL", 0)
+    monkeypatch.setattr(transfers, "_PLAIN_INTERVAL", 0)
     lines = run("imagereward", "--yes").stderr.splitlines()
     size = len(hub.repositories["THUDM/ImageRewardDB"].files["metadata-test.parquet"])
     assert f"metadata-test.parquet: 1.0 kB of {size / 1000:.1f} kB, all 1.0 kB" in lines

@@ -1,24 +1,23 @@
 """Which judge a name means, which one is proposed, and what is said where none can be had; nothing is downloaded."""
 
-import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
 import pytest
 from huggingface_hub import constants
-from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
 from mlxpref import models
 from mlxpref.demo import JUDGE
+from mlxpref.downloads import HubFile, HubRepository
 from mlxpref.errors import ModelError
 from mlxpref.models import choose_judge, device_working_set, recommended_judges, resolve_model
 
 GB = 10**9
 COMMIT = "0" * 40
+SIDE = {"config.json": "{}", "tokenizer.json": "{}", "preprocessor_config.json": "{}"}
 
 
 def never(question: str) -> bool:
@@ -54,21 +53,20 @@ def put_into_cache(cache: Path, name: str, files: dict[str, str]) -> Path:
     return snapshot
 
 
-def fake_download(monkeypatch: pytest.MonkeyPatch, download: Callable[[], str]) -> list[str]:
-    """A hub with one model of 4.2 GB: `download` stands for it; the ids that were fetched."""
+def fake_hub(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[str]:
+    """A hub where every id is a model of 4.2 GB, which is downloaded to a folder at once; the ids that were."""
     fetched = []
 
-    def snapshot_download(name: str, local_files_only: bool = False, **_: Any) -> str:
-        if local_files_only:
-            raise LocalEntryNotFoundError("not there")
-        fetched.append(name)
-        return download()
+    def download(repository: HubRepository, say: Callable[[str], None]) -> Path:
+        fetched.append(repository.hub_id)
+        return folder
 
-    siblings = [SimpleNamespace(rfilename="model.safetensors", size=42 * GB // 10)]
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    monkeypatch.setattr(
-        huggingface_hub.HfApi, "model_info", lambda *_, **__: SimpleNamespace(siblings=siblings), raising=True
-    )
+    def ask(hub_id: str, revision: str | None = None) -> HubRepository:
+        weights = HubFile("model.safetensors", 42 * GB // 10, "0" * 64)
+        return HubRepository(hub_id, "model", COMMIT, "apache-2.0", (weights,), revision)
+
+    monkeypatch.setattr(models, "ask_model", ask)
+    monkeypatch.setattr(models, "download_model", download)
     return fetched
 
 
@@ -136,13 +134,13 @@ def test_an_empty_name_is_not_taken_for_none(name: str, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("name", ["some-one/a_model.v2", None])
 def test_a_cached_judge_needs_no_hub_and_no_question(name: str | None, cache: Path) -> None:
     expected = name or choose_judge(12 * GB).id
-    snapshot = put_into_cache(cache, expected, {"config.json": "{}", "model.safetensors": "x"})
+    snapshot = put_into_cache(cache, expected, SIDE | {"model.safetensors": "x"})
     assert resolve_model(name, never) == (expected, snapshot)
 
 
 def test_an_interrupted_download_is_not_taken_for_a_judge(cache: Path) -> None:
     index = json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}})
-    files = {"config.json": "{}", "model.safetensors.index.json": index, "model-1.safetensors": "x"}
+    files = SIDE | {"model.safetensors.index.json": index, "model-1.safetensors": "x"}
     snapshot = put_into_cache(cache, "some/model", files)
     with pytest.raises(ModelError, match=r"some/model: .*cannot be downloaded"):
         resolve_model("some/model", never)
@@ -176,12 +174,13 @@ def test_an_unreachable_hub_is_one_line(name: str | None) -> None:
     with pytest.raises(ModelError) as caught:
         resolve_model(name, lambda question: True)
     assert str(caught.value).startswith(name or choose_judge(12 * GB).id)
-    assert "connect to the internet once, or give --model FOLDER" in str(caught.value)
+    assert "no such folder, not in the local cache, and it cannot be downloaded: the hub" in str(caught.value)
+    assert "check the connection" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_a_download_is_announced_with_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fetched, said, asked = fake_download(monkeypatch, lambda: str(tmp_path)), [], []
+    fetched, said, asked = fake_hub(monkeypatch, tmp_path), [], []
 
     def agree(question: str) -> bool:
         asked.append(question)
@@ -193,20 +192,13 @@ def test_a_download_is_announced_with_its_size(tmp_path: Path, monkeypatch: pyte
     assert "4.2 GB, licence apache-2.0" in said[0]
     resolve_model("some/model", never, said.append)
     assert fetched[1:] == ["some/model"]
-    assert said[1:] == ["downloading some/model (4.2 GB) from the Hugging Face hub"]
+    assert said[1:] == ["downloading some/model (4.2 GB, licence apache-2.0) from the Hugging Face hub"]
 
 
-def test_what_the_hub_refuses_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    missing = RepositoryNotFoundError.__new__(RepositoryNotFoundError)
-    for error, words in {
-        missing: "no such folder, and not on the Hugging Face hub",
-        OSError(errno.ENOSPC, "No space left on device"): "no space left to download it",
-        TimeoutError("slow"): r".*cannot be downloaded \(TimeoutError\)",
-    }.items():
-
-        def refuse(error: Exception = error) -> str:
-            raise error
-
-        fake_download(monkeypatch, refuse)
-        with pytest.raises(ModelError, match=f"^some/model: {words}"):
-            resolve_model("some/model", never)
+@pytest.mark.parametrize("missing", sorted(SIDE))
+def test_a_cached_judge_without_a_file_that_it_needs_is_none(missing: str, cache: Path) -> None:
+    snapshot = put_into_cache(cache, "some/model", SIDE | {"model.safetensors": "x"})
+    assert resolve_model("some/model", never)[1] == snapshot
+    (snapshot / missing).unlink()
+    with pytest.raises(ModelError, match="cannot be downloaded"):
+        resolve_model("some/model", never)

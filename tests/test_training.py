@@ -357,12 +357,16 @@ def test_an_unanswered_rollout_cannot_spoil_the_gradient() -> None:
 
 
 def test_what_an_adapter_was_trained_on_is_compared(fresh: VLM, tmp_path: Path) -> None:
-    from mlxpref.adapters import mismatches
+    from mlxpref.adapters import base_name, check_base
+    from mlxpref.errors import ModelError
 
     run_small(fresh, tmp_path / "run", think=False)
-    assert mismatches(tmp_path / "run", GOLDEN / "qwen2_5_vl") == []
-    (line,) = mismatches(tmp_path / "run", GOLDEN / "qwen3_vl")
-    assert "which this judge is not" in line
+    assert base_name(tmp_path / "run") == str(fresh.path)
+    assert check_base(tmp_path / "run", GOLDEN / "qwen2_5_vl") == []
+    with pytest.raises(ModelError, match=r"trained on .*qwen2_5_vl, which this model is not: .*--any-base"):
+        check_base(tmp_path / "run", GOLDEN / "qwen3_vl")
+    (line,) = check_base(tmp_path / "run", GOLDEN / "qwen3_vl", any_base=True)
+    assert "which this model is not" in line
 
 
 def test_sampling_ignores_the_checkpoints_generation_config(fresh: VLM) -> None:

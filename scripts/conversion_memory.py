@@ -1,0 +1,168 @@
+"""The memory that a conversion takes while it writes, beside mlx_vlm.convert, on a checkpoint made for it.
+
+    python -m scripts.conversion_memory                 # 2 GB in bfloat16, files of 200 MB, unquantized and 4 bit
+    python -m scripts.conversion_memory --size 0.2      # a quick look
+
+Every conversion runs in a process of its own: peak resident memory from after the imports until the last weight is on
+the disk, by the kernel's own count (Linux). Verification comes after that and is measured by itself: it loads what was
+written, as whoever uses it will. Prints JSON; exits 1 where writing takes more than a file, the largest tensor, and
+0.3 GB over what the imports take.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+GOLDEN = Path(__file__).parent.parent / "tests" / "golden" / "qwen2_5_vl"
+ALLOWED = 300_000_000
+"""Bytes beside a file and a tensor."""
+_LAYER = 3 * 2048 * 5632 + 2 * 2048 * 2048 + 2 * 2048 * 512
+"""Weights of one layer of the checkpoint below."""
+
+
+def make_checkpoint(folder: Path, gigabytes: float, shard: int) -> None:
+    """A Qwen2.5-VL of random weights in bfloat16 and the hub's layout, with the tiny vision tower of the tests."""
+    import mlx.core as mx
+    from mlx.utils import tree_flatten
+    from mlx_vlm.models.qwen2_5_vl import Model, ModelConfig, TextConfig, VisionConfig
+
+    from mlxpref.export import hub_name
+    from mlxpref.model_folder import copy_side_files, stream_weights, write_config
+
+    config = json.loads((GOLDEN / "config.json").read_text(encoding="utf-8"))
+    layers = max(1, round(gigabytes * 1e9 / 2 / _LAYER))
+    config |= {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": layers, "num_attention_heads": 16}
+    config |= {"num_key_value_heads": 4, "max_window_layers": layers}
+    config["rope_scaling"] = {"type": "mrope", "mrope_section": [16, 24, 24]}
+    config["vision_config"] |= {"out_hidden_size": 2048}
+    wanted = ModelConfig.from_dict(config)
+    wanted.text_config, wanted.vision_config = (
+        TextConfig.from_dict(config),
+        VisionConfig.from_dict(config["vision_config"]),
+    )
+    weights: dict[str, mx.array] = dict(tree_flatten(Model(wanted).parameters()))
+    key = mx.random.key(0)
+    lazy = {}
+    for name, weight in weights.items():
+        shape = weight.shape if weight.ndim < 5 else tuple(weight.shape[i] for i in (0, 4, 1, 2, 3))
+        key, own = mx.random.split(key)
+        lazy[hub_name(name, "qwen2_5_vl")] = (0.02 * mx.random.normal(shape, key=own)).astype(mx.bfloat16)
+    del weights
+    folder.mkdir(parents=True)
+    write_config(folder, config)
+    copy_side_files(GOLDEN, folder)
+    stream_weights(folder, lazy, shard, kind="pt")
+
+
+def memory(kind: str) -> int:
+    """Bytes of resident memory of this process: VmRSS now, VmHWM at most."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(f"{kind}:"):
+            return int(line.split()[1]) * 1024
+    raise SystemExit("this needs Linux, whose kernel counts resident memory")
+
+
+def forget_peak() -> None:
+    """Let VmHWM begin anew."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def run_ours(source: Path, output: Path, name: str, shard: int) -> dict[str, Any]:
+    """`mlxpref convert`, in this process."""
+    import mlx_vlm.utils  # noqa: F401  part of the baseline
+
+    from mlxpref import conversion, verification
+    from mlxpref.quantization import Recipe
+
+    found: dict[str, Any] = {}
+
+    def verifying(*arguments: Any) -> Any:
+        found["writing"] = memory("VmHWM") - baseline
+        found["writing_seconds"] = round(time.perf_counter() - started, 1)
+        forget_peak()
+        return verification.verify(*arguments)
+
+    setattr(conversion, "verify", verifying)  # noqa: B010  where writing ends
+    baseline = memory("VmRSS")
+    forget_peak()
+    started = time.perf_counter()
+    conversion.convert(source, output, Recipe.named(name), shard_size=shard)
+    return found | {"verifying": memory("VmHWM") - baseline, "seconds": round(time.perf_counter() - started, 1)}
+
+
+def run_theirs(source: Path, output: Path, name: str, shard: int) -> dict[str, Any]:
+    """mlx_vlm.convert with its own file size, in this process."""
+    import contextlib
+
+    from mlx_vlm.convert import convert
+
+    quantization = {} if name == "none" else {"quantize": True, "q_bits": int(name), "q_group_size": 64}
+    baseline = memory("VmRSS")
+    forget_peak()
+    started = time.perf_counter()
+    with contextlib.redirect_stdout(sys.stderr):
+        convert(str(source), str(output), dtype="bfloat16", trust_remote_code=False, **quantization)
+    return {"writing": memory("VmHWM") - baseline, "seconds": round(time.perf_counter() - started, 1)}
+
+
+def measured(who: str, source: Path, output: Path, name: str, shard: int) -> dict[str, Any]:
+    """A conversion in a process of its own; what it wrote is removed."""
+    command = [
+        sys.executable,
+        "-m",
+        "scripts.conversion_memory",
+        "--child",
+        who,
+        str(source),
+        str(output),
+        name,
+        str(shard),
+    ]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    files = [file.stat().st_size for file in output.glob("*.safetensors")]
+    shutil.rmtree(output)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found | {"files": len(files), "largest_file": max(files)}
+
+
+@click.command()
+@click.option("--size", default=2.0, show_default=True, help="GB of the checkpoint.")
+@click.option("--shard", default=200, show_default=True, help="MB of a file that is written.")
+@click.option("--recipes", default="none,4", show_default=True)
+@click.option("--child", nargs=5, hidden=True, type=(str, Path, Path, str, int))
+def main(size: float, shard: int, recipes: str, child: tuple[str, Path, Path, str, int] | None) -> None:
+    """Measure conversions side by side and print JSON."""
+    if child:
+        run = {"ours": run_ours, "theirs": run_theirs}[child[0]]
+        print(json.dumps(run(*child[1:])))
+        return
+    from mlxpref.safetensors_files import read_heads
+
+    rows = []
+    with tempfile.TemporaryDirectory() as place:
+        source = Path(place) / "source"
+        make_checkpoint(source, size, 500_000_000)
+        heads = read_heads(source).values()
+        largest = max(tensor.end - tensor.start for tensor in heads)
+        whole = sum(tensor.end - tensor.start for tensor in heads)
+        for name in recipes.split(","):
+            ours = measured("ours", source, Path(place) / "ours", name, shard * 10**6)
+            theirs = measured("theirs", source, Path(place) / "theirs", name, shard * 10**6)
+            limit = shard * 10**6 + largest + ALLOWED
+            rows.append(
+                {"recipe": name, "limit": limit, "holds": ours["writing"] <= limit, "ours": ours, "mlx_vlm": theirs}
+            )
+    print(json.dumps({"checkpoint": whole, "largest_tensor": largest, "shard": shard * 10**6, "runs": rows}, indent=2))
+    if not all(row["holds"] for row in rows):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""One checkpoint in the layouts that are found: as transformers 5 writes it, in one file, tied or not, other types."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+__all__ = ["change_config", "read_weights", "write_transformers_5", "write_weights"]
+
+_OUTER = {"architectures", "model_type", "image_token_id", "video_token_id", "vision_start_token_id"}
+_OUTER |= {"vision_end_token_id", "vision_token_id", "tie_word_embeddings", "transformers_version", "vision_config"}
+
+
+def read_weights(folder: Path) -> dict[str, mx.array]:
+    """All tensors of a folder by name."""
+    return {name: array for file in sorted(folder.glob("*.safetensors")) for name, array in mx.load(str(file)).items()}
+
+
+def write_weights(folder: Path, weights: dict[str, mx.array]) -> None:
+    """Put these into one file in place of what is there."""
+    mx.eval(weights)
+    for file in [*folder.glob("*.safetensors"), *folder.glob("*.index.json")]:
+        file.unlink()
+    mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "pt"})
+
+
+def change_config(folder: Path, **changes: Any) -> dict[str, Any]:
+    """Set keys of config.json, or remove those that are given as ...; what it is then."""
+    file = folder / "config.json"
+    config = json.loads(file.read_text()) | changes
+    config = {key: value for key, value in config.items() if value is not ...}
+    file.write_text(json.dumps(config))
+    return config
+
+
+def write_transformers_5(source: Path, target: Path) -> Path:
+    """A copy as save_pretrained of transformers 5.23 writes it; see /work/shared/checkpoints/*_v5 of the project."""
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.npz", "chat_template.json", "*processor_config*"))
+    config = json.loads((source / "config.json").read_text())
+    family = config["model_type"]
+    text = config.pop("text_config", None) or {key: config.pop(key) for key in [*config] if key not in _OUTER}
+    rope = text.pop("rope_scaling")
+    text["rope_parameters"] = {"rope_type": "default", **rope, "rope_theta": text.pop("rope_theta")}
+    text["dtype"] = text.pop("torch_dtype", text.get("dtype", "bfloat16"))
+    text |= {"model_type": f"{family}_text", "pad_token_id": None}
+    text["layer_types"] = ["full_attention"] * text["num_hidden_layers"]
+    text["sliding_window"] = None
+    vision = config["vision_config"] | {"model_type": f"{family}_vision", "dtype": text["dtype"]}
+    vision["rope_parameters"] = {"rope_theta": 10000.0, "rope_type": "axial"}
+    config |= {"text_config": text, "vision_config": vision, "dtype": text["dtype"], "transformers_version": "5.23.0"}
+    (target / "config.json").write_text(json.dumps(config, indent=2))
+    images = json.loads((source / "preprocessor_config.json").read_text())
+    kind = images.pop("processor_class", None)
+    if "max_pixels" in images:
+        images["size"] = {"longest_edge": images.pop("max_pixels"), "shortest_edge": images.pop("min_pixels")}
+    processor = {"image_processor": images, "processor_class": kind}
+    (target / "processor_config.json").write_text(json.dumps(processor, indent=2))
+    template = json.loads((source / "chat_template.json").read_text())["chat_template"]
+    (target / "chat_template.jinja").write_text(template)
+    write_weights(target, read_weights(source))
+    return target
