@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 from huggingface_hub import constants
 
-from mlxpref import transfers
+from mlxpref import cli_data, transfers
 from mlxpref.cli import main
 from mlxpref.cli_data import data
 from mlxpref.datasets import load_preferences
