@@ -52,9 +52,13 @@ def read_adapter(folder: Path, model: nn.Module) -> tuple[int, float, dict[str, 
     return rank, scale, weights
 
 
-def base_of(path: Path) -> dict[str, Any]:
-    """What an adapter is trained on: the checkpoint's name and identity, and the version of the template."""
-    return {"base_model": str(path), "base": identity_of(path).to_json(), "template": template_version()}
+def base_of(path: Path, name: str = "") -> dict[str, Any]:
+    """What an adapter is trained on: the checkpoint's name and identity, and the version of the template.
+
+    `name` is what the user calls it; a folder is named by its whole path, as later commands may run elsewhere.
+    """
+    called = str(path.resolve()) if not name or Path(name).expanduser().exists() else name
+    return {"base_model": called, "base": identity_of(path).to_json(), "template": template_version()}
 
 
 def base_name(folder: Path) -> str:

@@ -167,20 +167,28 @@ def _print_written(written: dict[str, Any], use: str) -> None:
     from mlxpref.console import note, print_text
 
     layers = written["quantized_layers"]
-    kind = f"{written['recipe']}, {layers} layers quantized" if layers else "not quantized"
+    recipe = f"{written['recipe']} bit" if str(written["recipe"]).isdigit() else written["recipe"]
+    kind = f"{recipe}, {layers} layers quantized" if layers else "not quantized"
     size = f"{written['bytes'] / 1e6:.1f} MB, {written['bits_per_weight']:.2f} bits a weight"
     print_text(f"{written['path']}: {kind}, {size}; {use}")
     if written["left"]:
         note(f"{len(written['left'])} layers were left as they were: the group size does not divide their width")
-    if found := written["fidelity"]:
-        print_text(
-            f"beside its source, on {found['comparisons']} comparisons: the same verdict in {found['agreement']:.1%}, "
-            f"KL of the answer {found['kl_answer']:.2g} nats, probability of the first image off by "
-            f"{found['p_first_difference']:.2g}, "
-            f"log-probability of a written token by {found['token_logprob_difference']:.2g}"
-        )
+    if written["fidelity"]:
+        _print_fidelity(written["fidelity"], "its source")
     elif written["fidelity_skipped"]:
         note(f"not compared with its source: {written['fidelity_skipped']}")
+
+
+def _print_fidelity(found: dict[str, Any], source: str) -> None:
+    """How far a model is from what it was made of, in a line."""
+    from mlxpref.console import print_text
+
+    print_text(
+        f"beside {source}, on {found['comparisons']} comparisons: the same verdict in {found['agreement']:.1%}, "
+        f"KL of the answer {found['kl_answer']:.2g} nats, probability of the first image off by "
+        f"{found['p_first_difference']:.2g}, log-probability of a written token by "
+        f"{found['token_logprob_difference']:.2g}"
+    )
 
 
 @click.command(short_help="Take an adapter elsewhere: PEFT, one fused model, transformers.")
@@ -253,3 +261,5 @@ def export(
         print_json(written)
     else:
         print_text(f"{written['path']}: {written['bytes'] / 1e6:.1f} MB; {output / 'README.md'} says how to load it")
+        if written.get("fidelity"):
+            _print_fidelity(written["fidelity"], "its base with the adapter on")

@@ -61,8 +61,8 @@ def write_card(folder: Path, to: str, adapter: Path, base_name: str) -> None:
     parts = [
         f"---\n{head}\n---",
         f"# {plain(Path(base_name).name)}, a judge of images",
-        f"{_WHAT[to]}, trained by [mlxpref](https://arxiv.org/abs/2503.19948) to say which of two images people prefer "
-        f"for a prompt. The base model is {_code(base_name)}; its licence holds for this, too.",
+        f"{_WHAT[to]}, trained by mlxpref ([paper](https://arxiv.org/abs/2503.19948)) to say which of two images "
+        f"people prefer for a prompt. The base model is {_code(base_name)}; its licence holds for this, too.",
         f"## How to load it\n\nPATH is this folder, or where it is on the hub.\n\n{loading}",
         f"## How it was made\n\n{_training(run)}",
         f"## How well it does\n\n{_accuracy(run, adapter)}",

@@ -264,7 +264,7 @@ def _load(
         vlm = load_vlm(path, settings.max_pixels)
     trainer = Trainer(vlm, preferences, settings, own)
     start = Checkpoint(0, *trainer.state, {_LOG: 0, _ROLLOUTS: 0})
-    record = record_of(settings, base_of(vlm.path), preferences, len(trainer.preferences))
+    record = record_of(settings, base_of(vlm.path, settings.model), preferences, len(trainer.preferences))
     return Run(settings, folder, vlm, trainer, record, start)
 
 
