@@ -38,6 +38,8 @@ ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden"
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 RECIPES = ("none", "4", "8", "mixed_4_8", "mxfp4")
+SERVED = 500
+"""Cases of one process: each load of a model by mlx-vlm keeps a quarter of a megabyte (measured without ours, too)."""
 MEMORY = 600 << 20
 """How far the peak of resident memory may rise over that of three sound conversions, in bytes."""
 _KIND = re.compile(r": ([A-Z]\w*(?:Error|Exception))\b")
@@ -107,7 +109,7 @@ def run_part(cases: int, seed: int, first: int, step: int) -> None:
         for family in FAMILIES:
             convert_case(Path(place) / family, Random(0), family, [])
         allowed = peak() + MEMORY
-        for case in range(first, cases, step):
+        for case in range(first, cases, step)[:SERVED]:
             folder = Path(place) / str(case)
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
                 outcome, violation = run_case(folder, Random(f"{seed} {case}"))
