@@ -11,9 +11,11 @@ from mlxpref.config import JudgeSettings
 from mlxpref.errors import ConfigError
 from mlxpref.options import (
     calibration_options,
-    checked_prompt,
+    check_prompt_source,
     json_option,
     judge_options,
+    pairs_option,
+    prompt_source_options,
     settings_options,
     store_options,
 )
@@ -29,24 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["rank"]
 
 _INTERRUPTED = 130
-
-
-class _Pairs(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.4
-    """A number of pairs, or `all`."""
-
-    name = "N|all"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | Literal["all"]:
-        """The number, at least 1, or "all"."""
-        if value == "all":
-            return "all"
-        try:
-            count = int(value)
-        except ValueError:
-            self.fail(f"{value!r} is neither a number nor `all`", param, ctx)
-        if count < 1:
-            self.fail("at least 1 pair has to be judged", param, ctx)
-        return count
 
 
 @dataclass(frozen=True)
@@ -94,16 +78,8 @@ class _Outputs:
 
 @click.command(short_help="Rank images or folders, with reasons.")
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--prompt", callback=checked_prompt, help="What all images were made for.")
-@click.option(
-    "--prompt-from",
-    metavar="sidecar|png|FILE",
-    help="Each image's own prompt: a text file beside it, its metadata, or a CSV, JSON or JSONL file of all; "
-    "images are ranked among those of the same prompt.",
-)
-@click.option(
-    "--pairs", type=_Pairs(), metavar="N|all", help="Pairs to judge of a prompt's images.  [default: two an image]"
-)
+@prompt_source_options
+@pairs_option
 @click.option("--top", type=click.IntRange(min=1), help="End as soon as it is settled which images are the K best.")
 @click.option(
     "--think",
@@ -155,13 +131,13 @@ def rank(
     pairs, judges only what is new.
     """
     from mlxpref.console import note, print_json
+    from mlxpref.prompts import find_groups
     from mlxpref.tables import print_ranking
 
-    if (prompt is None) == (prompt_from is None):
-        raise click.UsageError("give either --prompt TEXT or --prompt-from sidecar|png|FILE")
+    check_prompt_source(prompt, prompt_from)
     outputs = _Outputs(html, csv, copy_top)
     outputs.check()
-    groups, skipped, notes = _find(images, recursive, prompt, prompt_from)
+    groups, skipped, notes = find_groups(images, recursive, prompt, prompt_from)
     for line in [*(f"skipped: {each.path}: {each.error}" for each in skipped), *notes]:
         note(line)
     outputs.check_images(image for group in groups for image in group.images)
@@ -180,24 +156,6 @@ def rank(
             print_ranking(ranking)
     if rankings[-1].ending == "interrupted":
         raise SystemExit(_INTERRUPTED)
-
-
-def _find(
-    places: Sequence[Path], recursive: bool, prompt: str | None, source: str | None
-) -> tuple[list["PromptGroup"], list["Skipped"], list[str]]:
-    """The images of each prompt, those that are left out, and what there is to say of them."""
-    from mlxpref.duplicates import find_duplicates
-    from mlxpref.images import check_images, find_images
-    from mlxpref.prompts import PromptGroup, group_by_prompt, prompts_of
-
-    readable, skipped = check_images(find_images(places, recursive))
-    groups = [PromptGroup(prompt or "", tuple(readable))]
-    if source is not None:
-        prompts, without = prompts_of(readable, source)
-        groups, alone = group_by_prompt(prompts)
-        skipped = [*skipped, *without, *alone]
-    same = (", ".join(str(path) for path in group) for group in find_duplicates(readable))
-    return groups, list(skipped), [f"the same file: {names}; each is ranked" for names in same]
 
 
 def _rank_all(

@@ -12,6 +12,7 @@ from mlxpref.errors import ConfigError
 
 __all__ = [
     "JudgeSettings",
+    "LabelSettings",
     "Level",
     "LossType",
     "Schedule",
@@ -42,6 +43,20 @@ class JudgeSettings:
     max_pixels: int = setting(512 * 512, "Pixels that an image is shrunk to, aspect ratio kept.", minimum=784)
     seed: int = setting(0, "Seed of every random number.", minimum=0)
     rows: int = setting(32, "Completions written together; fewer take less memory.", minimum=1)
+
+
+@dataclass(frozen=True)
+class LabelSettings:
+    """How a person is asked for preferences."""
+
+    repeats: float = setting(
+        0.1, "Share of questions that repeat an earlier pair in swapped order.", minimum=0.0, maximum=0.5
+    )
+    held_out: float = setting(
+        0.2, "Share of the pairs that measure, as split test; the others are train.", minimum=0.0, maximum=0.5
+    )
+    seed: int = setting(0, "Seed of every random number.", minimum=0)
+    port: int = setting(0, "Port of the page on this machine; 0 takes a free one.", minimum=0, maximum=65535)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 
 from mlxpref.errors import ConfigError
 from mlxpref.image_ranking import Ending, ImageRanking, JudgedPair, name_of
-from mlxpref.pairing import default_budget, default_round, is_settled, next_round
+from mlxpref.pairing import default_round, is_settled, next_round, pair_budget
 from mlxpref.pairs import Pair, PairVerdict, Track
 from mlxpref.preferences import ImageLike
 from mlxpref.ranking import PairOutcome, StrengthFit, fit_strengths, rank_images
@@ -44,16 +44,11 @@ class Budget:
         """
         if isinstance(pairs, int) and pairs < 1:
             raise ConfigError(f"{pairs} pairs cannot be judged: 1 is the least")
-
-        def of_images(images: int) -> int:
-            every = images * (images - 1) // 2
-            return default_budget(images) if pairs is None else every if pairs == "all" else min(pairs, every)
-
         if think == "none":
-            return cls(of_images(count), 0)
+            return cls(pair_budget(count, pairs), 0)
         if think == "all" or count <= TOP:
-            return cls(0, of_images(count))
-        return cls(of_images(count), of_images(TOP))
+            return cls(0, pair_budget(count, pairs))
+        return cls(pair_budget(count, pairs), pair_budget(TOP, pairs))
 
 
 def rank_pairs(

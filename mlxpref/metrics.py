@@ -68,7 +68,7 @@ def measure(
     preference is wrong.
 
     - `accuracy_low`, `accuracy_high`: 95 % interval, by bootstrap over groups, as pairs of a prompt are not
-      independent; the same for the same input.
+      independent; over pairs where all are of one group; the same for the same input.
     - `accuracy_macro`: the mean over groups of each group's accuracy.
     - `both_orders_accuracy`: right in either order by itself.
     - `position_consistency`: the same image preferred in both orders.
@@ -84,7 +84,7 @@ def measure(
     same = np.sign(p_shown_first - 0.5) * np.sign(p_shown_second - 0.5) > 0
     group = group_numbers(groups)
     correct, size = np.bincount(group, right), np.bincount(group)
-    low, high = interval(correct, size)
+    low, high = interval(correct, size) if len(size) > 1 else interval(right, np.ones(len(right)))
     return Metrics(
         pairs=len(p),
         ties_dropped=ties_dropped,

@@ -3,17 +3,19 @@
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import click
 
 __all__ = [
     "calibration_options",
-    "checked_prompt",
+    "check_prompt_source",
     "chosen",
     "json_option",
     "judge_options",
+    "pairs_option",
     "prompt_option",
+    "prompt_source_options",
     "settings_options",
     "store_options",
 ]
@@ -23,7 +25,30 @@ F = TypeVar("F", bound=Callable[..., Any])
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
 
-def checked_prompt(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+class _Pairs(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.4
+    """A number of pairs, or `all`."""
+
+    name = "N|all"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | Literal["all"]:
+        """The number, at least 1, or "all"."""
+        if value == "all":
+            return "all"
+        try:
+            count = int(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a number nor `all`", param, ctx)
+        if count < 1:
+            self.fail("at least 1 pair has to be judged", param, ctx)
+        return count
+
+
+pairs_option = click.option(
+    "--pairs", type=_Pairs(), metavar="N|all", help="Pairs to judge of a prompt's images.  [default: two an image]"
+)
+
+
+def _checked_prompt(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
     """A prompt that a judge can read: there is one, and the shell passed it on as text."""
     if value is None:
         return None
@@ -34,7 +59,28 @@ def checked_prompt(ctx: click.Context, parameter: click.Parameter, value: str | 
     return value
 
 
-prompt_option = click.option("--prompt", required=True, callback=checked_prompt, help="What the images were made for.")
+prompt_option = click.option("--prompt", required=True, callback=_checked_prompt, help="What the images were made for.")
+
+
+def prompt_source_options(command: F) -> F:
+    """The options that say what images were made for: all for one prompt, or each for its own."""
+    for option in (
+        click.option(
+            "--prompt-from",
+            metavar="sidecar|png|FILE",
+            help="Each image's own prompt: a text file beside it, its metadata, or a CSV, JSON or JSONL file of all; "
+            "images are ranked among those of the same prompt.",
+        ),
+        click.option("--prompt", callback=_checked_prompt, help="What all images were made for."),
+    ):
+        command = option(command)
+    return command
+
+
+def check_prompt_source(prompt: str | None, prompt_from: str | None) -> None:
+    """Refuse both of the options above, and none of them."""
+    if (prompt is None) == (prompt_from is None):
+        raise click.UsageError("give either --prompt TEXT or --prompt-from sidecar|png|FILE")
 
 
 def judge_options(command: F) -> F:

@@ -16,6 +16,7 @@ deviation 3 it was 80, 86 and 96 %; scripts/ranking_coverage.py).
 
 import math
 from collections.abc import Collection
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,7 @@ from mlxpref.errors import ConfigError
 from mlxpref.posterior import difference_variance
 from mlxpref.ranking import PRIOR_DEVIATION, StrengthFit, all_pairs
 
-__all__ = ["default_budget", "default_round", "is_settled", "next_round"]
+__all__ = ["default_round", "is_settled", "next_round", "pair_budget"]
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -34,9 +35,10 @@ MOST_PAIRS = 2  # of one image in a round: more would be asked before an answer 
 SETTLED = 0.95  # the probability at which a top is settled
 
 
-def default_budget(count: int) -> int:
-    """The pairs asked if nothing else was said: two an image, or all there are."""
-    return min(2 * count, count * (count - 1) // 2)
+def pair_budget(count: int, pairs: int | Literal["all"] | None = None) -> int:
+    """How many pairs of `count` images are asked: so many, all, or by default two an image; at most all there are."""
+    every = count * (count - 1) // 2
+    return every if pairs == "all" else min(2 * count if pairs is None else pairs, every)
 
 
 def default_round(count: int) -> int:

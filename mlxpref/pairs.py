@@ -6,13 +6,17 @@ Here, and only here, identities become places and places identities: `shown` put
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from mlxpref.preferences import ImageLike
 from mlxpref.ranking import PairOutcome, soft_preference
 from mlxpref.rescaling import Rescaling
 from mlxpref.verdict import Strategy, Verdict
 
-__all__ = ["Comparison", "Pair", "PairVerdict", "Track", "What", "share_for_first", "shown"]
+__all__ = ["Comparison", "Pair", "PairVerdict", "Track", "What", "placed", "share_for_first", "shown"]
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -33,13 +37,18 @@ class Comparison:
     prompt: str
 
 
+def placed(a: T, b: T, a_first: bool) -> tuple[T, T]:
+    """What stands first on the screen, and what stands second."""
+    return (a, b) if a_first else (b, a)
+
+
 def shown(pair: Pair) -> tuple[Comparison, Comparison]:
     """A pair in both orders: with a shown first, then with a shown second."""
     return Comparison(pair.a, pair.b, pair.prompt), Comparison(pair.b, pair.a, pair.prompt)
 
 
 def share_for_first(p_a: float, a_first: bool) -> float:
-    """The share of people who prefer the image that is shown first."""
+    """The share of people who prefer the image that is shown first; given that share, the one who prefer a."""
     return p_a if a_first else 1.0 - p_a
 
 

@@ -12,11 +12,12 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from mlxpref.duplicates import find_duplicates
 from mlxpref.errors import ConfigError, DataError
 from mlxpref.image_metadata import prompt_in_image, prompt_in_infotext
-from mlxpref.images import Skipped, locate
+from mlxpref.images import Skipped, check_images, find_images, locate
 
-__all__ = ["PromptGroup", "group_by_prompt", "prompts_of"]
+__all__ = ["PromptGroup", "find_groups", "group_by_prompt", "prompts_of"]
 
 PROMPT_LIMIT = 10_000
 """The most characters of a prompt; longer text is something else, a document or a graph."""
@@ -39,6 +40,23 @@ class PromptGroup:
 
     prompt: str
     images: tuple[Path, ...]
+
+
+def find_groups(
+    places: Sequence[Path], recursive: bool, prompt: str | None, source: str | None
+) -> tuple[list[PromptGroup], list[Skipped], list[str]]:
+    """The images of each prompt in files and folders, those that are left out, and what there is to say of them.
+
+    All are of `prompt`, unless `source` (see `prompts_of`) gives each its own.
+    """
+    readable, skipped = check_images(find_images(places, recursive))
+    groups = [PromptGroup(prompt or "", tuple(readable))]
+    if source is not None:
+        prompts, without = prompts_of(readable, source)
+        groups, alone = group_by_prompt(prompts)
+        skipped = [*skipped, *without, *alone]
+    same = (", ".join(str(path) for path in group) for group in find_duplicates(readable))
+    return groups, list(skipped), [f"the same file: {names}; each is ranked" for names in same]
 
 
 def prompts_of(images: Sequence[Path], source: str) -> tuple[dict[Path, str], list[Skipped]]:

@@ -1,7 +1,5 @@
 """The page of a ranking: pictures in order with their intervals, reasons beside both pictures, any two to compare."""
 
-import base64
-import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,14 +14,10 @@ from mlxpref.image_ranking import ImageRanking, JudgedPair
 from mlxpref.posterior import difference_variance
 from mlxpref.preferences import ImageLike
 from mlxpref.ranking import Z95, RankedImage
-from mlxpref.report import Thumbnail, short_names, thumbnail, write_page
+from mlxpref.report import Thumbnail, even_ticks, page_script, short_names, thumbnail, write_page
 from mlxpref.verdict import Strategy, Verdict
 
 __all__ = ["write_ranking_page"]
-
-_SCRIPT = Path(__file__).parent / "pages" / "ranking.js"
-_MOST_STEPS = 6
-"""How many steps the axis of the strengths has, about."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +73,6 @@ def write_ranking_page(path: Path, rankings: Sequence[ImageRanking], notes: Sequ
     again where it is compared. Texts reach the script as JSON and the page as text, and the page's own policy lets no
     other script run and nothing be loaded.
     """
-    from markupsafe import Markup
-
-    script = _SCRIPT.read_text(encoding="utf-8")
     names = [_names(ranking) for ranking in rankings]
     write_page(
         path,
@@ -89,15 +80,14 @@ def write_ranking_page(path: Path, rankings: Sequence[ImageRanking], notes: Sequ
         sections=[_section(*each) for each in zip(rankings, names, strict=True)],
         data=[_data(*each) for each in zip(rankings, names, strict=True)],
         notes=[plain(note) for note in notes],
-        script=Markup(script),
-        script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        **page_script("ranking.js"),
     )
 
 
 def _section(ranking: ImageRanking, names: Sequence[str]) -> _Section:
     """What is shown of one prompt; the pictures are read here."""
     images = ranking.ranking.images
-    ticks = _ticks(min(image.low for image in images), max(image.high for image in images))
+    ticks = even_ticks(min(image.low for image in images), max(image.high for image in images))
     ranks = {image.index: image.rank for image in images}
     thought = {i for pair in ranking.pairs if any(v.reasoning for v in pair.verdict.verdicts) for i in (pair.a, pair.b)}
     cards, above = [], None
@@ -148,15 +138,6 @@ def _picture(image: ImageLike) -> Thumbnail | None:
         return thumbnail(image)
     except DataError:
         return None
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    """Round numbers in even steps, the first at or below `low`, the last at or above `high`."""
-    least = max(high - low, 1e-6) / _MOST_STEPS
-    power = 10.0 ** math.floor(math.log10(least))
-    step = next(power * factor for factor in (1, 2, 5, 10, 20) if power * factor >= least)
-    first = math.floor(low / step)
-    return [step * i for i in range(first, max(math.ceil(high / step), first + 1) + 1)]
 
 
 def _ties(image: RankedImage, ranks: dict[int, int]) -> str:

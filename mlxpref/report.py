@@ -1,6 +1,7 @@
 """Pages that show what happened: HTML with everything inside, from templates that escape whatever they are given."""
 
 import base64
+import hashlib
 import io
 import itertools
 import math
@@ -22,7 +23,10 @@ __all__ = [
     "Scale",
     "Thumbnail",
     "curve_svg",
+    "even_ticks",
+    "page_script",
     "picture_uri",
+    "render_page",
     "short_names",
     "thumbnail",
     "write_page",
@@ -36,6 +40,8 @@ _THUMBNAIL_BYTES = 48_000
 """What a thumbnail may take: 200 of them are 12.8 MB as data addresses."""
 _EXACT_SIDE = 128
 """Pictures this small stay exact: they are shown enlarged, and their pixels are what is judged."""
+_MOST_STEPS = 6
+"""How many steps the axis of strengths has, about."""
 _MOST_POINTS = 400
 """How many points of a curve are drawn: a screen shows no more."""
 _MOST_MARKED = 30
@@ -70,6 +76,11 @@ class Dots:
 
 def write_page(path: Path, template: str, **values: Any) -> None:
     """Write a page from one of the templates in `mlxpref/pages`."""
+    write_text(path, render_page(template, **values))
+
+
+def render_page(template: str, **values: Any) -> str:
+    """A page from one of the templates in `mlxpref/pages`."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -78,7 +89,16 @@ def write_page(path: Path, template: str, **values: Any) -> None:
     )  # fmt: skip
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     environment.filters["percent"] = lambda share: f"{100 * share:.1f} %"
-    write_text(path, environment.get_template(template).render(**values))
+    return environment.get_template(template).render(**values)
+
+
+def page_script(name: str) -> dict[str, Any]:
+    """A script of `mlxpref/pages` for a template: its `script`, and the `script_hash` by which a policy knows it."""
+    from markupsafe import Markup
+
+    script = (Path(__file__).parent / "pages" / name).read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return {"script": Markup(script), "script_hash": f"sha256-{digest}"}
 
 
 def picture_uri(image: ImageLike, side: int = 256) -> str:
@@ -115,6 +135,15 @@ def short_names(paths: Sequence[str]) -> list[str]:
         return [os.path.relpath(path, os.path.commonpath(paths)) for path in paths]
     except ValueError:  # some begin at the root, some do not
         return list(paths)
+
+
+def even_ticks(low: float, high: float) -> list[float]:
+    """Round numbers in even steps, the first at or below `low`, the last at or above `high`."""
+    least = max(high - low, 1e-6) / _MOST_STEPS
+    power = 10.0 ** math.floor(math.log10(least))
+    step = next(power * factor for factor in (1, 2, 5, 10, 20) if power * factor >= least)
+    first = math.floor(low / step)
+    return [step * i for i in range(first, max(math.ceil(high / step), first + 1) + 1)]
 
 
 def curve_svg(

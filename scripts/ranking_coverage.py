@@ -25,7 +25,7 @@ import click
 import numpy as np
 
 from mlxpref.console import note, print_table, print_text, track
-from mlxpref.pairing import default_budget, default_round, is_settled, next_round
+from mlxpref.pairing import pair_budget, default_round, is_settled, next_round
 from mlxpref.posterior import difference_variance
 from mlxpref.ranking import Z95, PairOutcome, StrengthFit, all_pairs, fit_strengths
 from scripts.ranking_strategies import Answers, Array, fit_of, logistic, sizes, swiss_round, voted_answers
@@ -123,7 +123,7 @@ def tops(repeats: int, top: int = 5, count: int = 32, limit: float = 0.6) -> lis
 def coverage(repeats: int, deviation: float, count: int = 20) -> list[Row]:
     """How often 95 % intervals hold the true strengths and differences, for ways of choosing the pairs."""
     rng = np.random.default_rng(2024)
-    upper, budget = np.triu_indices(count, 1), default_budget(count)
+    upper, budget = np.triu_indices(count, 1), pair_budget(count)
     every = list(all_pairs(count))
     fixed = [every[place] for place in rng.permutation(len(every))[:budget]]
     held: dict[str, list[tuple[float, ...]]] = {}
@@ -159,7 +159,7 @@ def scheduling(counts: Sequence[int] = (100, 300, 1000)) -> list[Row]:
         strengths, fit, times = rng.normal(0, 1, count), None, np.zeros(2)
         asked: Pairs = []
         outcomes: list[PairOutcome] = []
-        rounds = sizes([default_budget(count)], round_of(count))
+        rounds = sizes([pair_budget(count)], round_of(count))
         for size in rounds:
             started = time.process_time()
             asked += next_round(count, asked, fit, size)

@@ -32,12 +32,12 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 
 @pytest.fixture(scope="session")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+def browser() -> Iterator[Browser]:
     """One headless browser for all tests of pages."""
     executable = find_browser()
     if executable is None:
         pytest.skip("no Chromium or Chrome is installed, so no page is looked at")
-    found = Browser(executable, tmp_path_factory.mktemp("profile"))
+    found = Browser(executable)
     yield found
     found.close()
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxpref.errors import ConfigError
-from mlxpref.pairing import default_budget, default_round, is_settled, next_round
+from mlxpref.pairing import pair_budget, default_round, is_settled, next_round
 from mlxpref.ranking import PairOutcome, StrengthFit, all_pairs, fit_strengths
 
 relaxed = settings(deadline=None, max_examples=25)  # a busy machine is not a failure
@@ -68,7 +68,7 @@ def test_rounds_never_repeat_a_pair_connect_all_images_and_end_with_all_pairs(co
 def test_a_round_spreads_over_the_images_and_the_first_one_meets_everyone_at_most_once():
     rng = np.random.default_rng(0)
     for count in (9, 32, 75):
-        rounds, _ = in_rounds(judge_of(rng.normal(0, 1, count), rng), count, default_budget(count), count // 2)
+        rounds, _ = in_rounds(judge_of(rng.normal(0, 1, count), rng), count, pair_budget(count), count // 2)
         assert np.bincount(np.ravel(rounds[0]), minlength=count).max() == 1
         for one in rounds:
             assert np.bincount(np.ravel(one), minlength=count).max() <= 2
@@ -136,8 +136,8 @@ def test_impossible_rounds_are_named(count, size, top):
         next_round(count, [], None, size, 0, top)
 
 
-def test_the_default_budget_is_two_an_image_or_all():
-    assert [default_budget(count) for count in (2, 3, 4, 5, 6, 9, 100)] == [1, 3, 6, 10, 12, 18, 200]
+def test_the_pair_budget_is_two_an_image_or_all():
+    assert [pair_budget(count) for count in (2, 3, 4, 5, 6, 9, 100)] == [1, 3, 6, 10, 12, 18, 200]
 
 
 def test_ours_orders_better_than_random_pairs():

@@ -16,8 +16,8 @@ from mlxpref.images import Skipped
 from mlxpref.pairs import PairVerdict
 from mlxpref.posterior import difference_variance
 from mlxpref.ranking import rank_images
-from mlxpref.ranking_page import _runs, _ticks, write_ranking_page
-from mlxpref.report import thumbnail
+from mlxpref.ranking_page import _runs, write_ranking_page
+from mlxpref.report import even_ticks, thumbnail
 from mlxpref.verdict import Verdict
 from tests.browser import Browser
 from tests.conftest import picture
@@ -179,10 +179,10 @@ def test_a_picture_that_is_gone_costs_no_page(tmp_path: Path) -> None:
 
 
 def test_axes_and_runs_are_round() -> None:
-    assert _ticks(-1.7, 2.2) == [-2, -1, 0, 1, 2, 3]
-    assert _ticks(0.0, 0.0)[-1] > _ticks(0.0, 0.0)[0]
+    assert even_ticks(-1.7, 2.2) == [-2, -1, 0, 1, 2, 3]
+    assert even_ticks(0.0, 0.0)[-1] > even_ticks(0.0, 0.0)[0]
     for low, high in ((-0.031, 0.044), (-40.0, 3.0), (1e-3, 2e-3)):
-        ticks = _ticks(low, high)
+        ticks = even_ticks(low, high)
         assert ticks[0] <= low < high <= ticks[-1]
         assert 3 <= len(ticks) <= 9
     assert _runs([1, 2, 4, 5, 6, 9]) == "1, 2, 4 to 6, 9"

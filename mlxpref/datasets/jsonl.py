@@ -9,6 +9,7 @@ from typing import Any
 
 from mlxpref.errors import DataError
 from mlxpref.images import locate
+from mlxpref.label.records import Record, pair_of, record_of, standing
 from mlxpref.preferences import Preference
 
 __all__ = ["EXAMPLE", "check_keys", "content_of", "gather", "read_jsonl"]
@@ -18,6 +19,8 @@ _REQUIRED = ("prompt", "a", "b", "p_a")
 _OPTIONAL = ("votes", "group", "split")
 _KNOWN = (*_REQUIRED, *_OPTIONAL)
 _SHOWN = 10
+NumberedRow = tuple[int, Callable[[], dict[str, Any]]]
+"""The number of a line, and what reads it: a call that returns keys and values or raises a DataError."""
 
 
 def read_jsonl(path: Path, split: str | None = None) -> list[Preference]:
@@ -26,14 +29,15 @@ def read_jsonl(path: Path, split: str | None = None) -> list[Preference]:
     A row has `prompt`, `a` and `b` (image files, relative to this file) and `p_a` (the share of people who
     prefer a, from 0 to 1); it may have `votes` (how many people, default 1), `group` (default the prompt) and
     `split`. Other keys are ignored, unless one looks like one of these misspelt. If rows name a split, those
-    of `split` are taken. Images are not opened, only looked for. Raises one DataError for all bad rows: their
-    count and the first ten.
+    of `split` are taken. Of a file that `mlxpref label` wrote, answers about the same pair are one preference, their
+    mean with as many votes; what was undone or skipped is none. Images are not opened, only looked for. Raises one
+    DataError for all bad rows: their count and the first ten.
     """
-    return gather(path, _rows(path), split, f"one a line, like {EXAMPLE}")
+    return gather(path, _answers_together(_rows(path)), split, f"one a line, like {EXAMPLE}")
 
 
 def gather(
-    path: Path, rows: Iterable[tuple[int, Callable[[], dict[str, Any]]]], split: str | None, form: str
+    path: Path, rows: Iterable[NumberedRow], split: str | None, form: str
 ) -> list[Preference]:
     """The preferences of numbered rows of a file, each read by a call; one DataError for all that cannot be used."""
     preferences: list[tuple[str | None, Preference]] = []
@@ -70,7 +74,37 @@ def check_keys(keys: Collection[str]) -> None:
         raise DataError(f"{' and '.join(missing)} missing")
 
 
-def _rows(path: Path) -> Iterator[tuple[int, Callable[[], dict[str, Any]]]]:
+def _answers_together(rows: Iterable[NumberedRow]) -> list[NumberedRow]:
+    """The rows as they are, but of those of a labelling one for each pair that has an answer, with their mean."""
+    found: list[NumberedRow] = []
+    records: list[Record] = []
+    lines: dict[int, int] = {}
+    for number, read in rows:
+        try:
+            row = read()
+            if "answer" in row:
+                records.append(record_of(row))
+                lines[id(records[-1])] = number
+            else:
+                found.append((number, partial(dict, row)))
+        except DataError as error:
+            found.append((number, partial(_raise, error)))
+    answers: dict[tuple[str, ...], list[Record]] = {}
+    for record in standing(records):
+        if record.p_a is not None:
+            answers.setdefault((*pair_of(record), record.split), []).append(record)
+    for (prompt, a, b, split), said in answers.items():
+        p_a = sum(record.p_a or 0.0 for record in said) / len(said)
+        merged = {"prompt": prompt, "a": a, "b": b, "p_a": p_a, "votes": len(said), "split": split}
+        found.append((lines[id(said[0])], partial(dict, merged)))
+    return sorted(found, key=lambda row: row[0])
+
+
+def _raise(error: DataError) -> dict[str, Any]:
+    raise error
+
+
+def _rows(path: Path) -> Iterator[NumberedRow]:
     """The lines that are not blank, counted from 1; only a line feed ends one: JSON text may hold U+2028."""
     for number, line in enumerate(content_of(path).split(b"\n"), 1):
         if line.strip():

@@ -1,0 +1,217 @@
+"use strict";
+// One question after the other. What is answered is kept by the program behind the page before the next one is shown;
+// texts are set as text, never as markup.
+
+const { prompts, names, output } = JSON.parse(document.getElementById("data").textContent);
+const byId = (id) => document.getElementById(id);
+const sides = [byId("first"), byId("second")];
+const KEYS = { ArrowLeft: "first", ArrowRight: "second", ArrowDown: "tie", t: "tie", s: "skip" };
+const EXACT = 128; // pictures this small are shown with their own pixels
+const OFTEN = 100; // up to so many pictures the ranking follows every answer
+const SELDOM = 25;
+let state = null;
+let shownAt = 0; // when both pictures of the question could be seen; 0 before
+let busy = true; // a question is answered once, however often a key is pressed; see `work`
+let ranking = { sheet: -1, number: -1, asked: false };
+
+function say(text, bad = false) {
+  byId("message").textContent = text;
+  byId("message").classList.toggle("bad", bad);
+}
+
+// While something is under way nothing else is begun, and who cannot see the page is told.
+function work(isBusy) {
+  busy = isBusy;
+  byId("asking").setAttribute("aria-busy", isBusy);
+  if (!isBusy) for (const button of document.querySelectorAll(".chosen")) button.classList.remove("chosen");
+}
+
+async function ask(path, body) {
+  const request = body ? { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) } : {};
+  let answer;
+  try {
+    answer = await fetch(path, request);
+  } catch {
+    throw new Error("The program behind this page has ended, and this was not kept. Start `mlxpref label` again: it goes on after the last answer.");
+  }
+  const found = await answer.json();
+  if (found.error) throw new Error(found.error);
+  return { found, late: answer.status === 409 };
+}
+
+function share({ count, of, low, high }) {
+  if (!of) return "none yet";
+  return `${count} of ${of} (${Math.round(100 * low)} to ${Math.round(100 * high)}\u00a0%)`;
+}
+
+function show(side, image) {
+  const picture = sides[side];
+  picture.classList.remove("exact");
+  return new Promise((done) => {
+    picture.onload = () => {
+      picture.classList.toggle("exact", Math.max(picture.naturalWidth, picture.naturalHeight) <= EXACT);
+      done(true);
+    };
+    picture.onerror = () => done(false);
+    picture.src = `pictures/${image}`;
+  });
+}
+
+async function showQuestion() {
+  const { number, question, sheet, upcoming } = state;
+  shownAt = 0;
+  byId("asking").hidden = !question;
+  byId("prompt").textContent = question ? `“${prompts[sheet]}”` : "Every pair was asked.";
+  if (!question) return;
+  const seen = await Promise.all(question.map((image, side) => show(side, image)));
+  if (number !== state.number) return;
+  if (seen.every(Boolean)) {
+    shownAt = performance.now();
+    for (const image of upcoming) new Image().src = `pictures/${image}`;
+  } else say("A picture can no longer be read: skip this pair.", true);
+}
+
+function showProgress() {
+  const { asked, planned, answers, ties, skips, repeats, first, enough, undo } = state;
+  byId("count").textContent = asked < planned ? `${asked} of ${planned} pairs` : `${asked} pairs, all that were planned`;
+  byId("progress").max = planned;
+  byId("progress").value = Math.min(asked, planned);
+  byId("said").textContent = `${answers}, ${ties} of them ties; ${skips} skipped`;
+  byId("repeats").textContent = repeats.of ? `the same ${share(repeats)}` : "none yet";
+  byId("left").textContent = share(first);
+  byId("undo").disabled = !undo;
+  const wanted = enough.needed === null ? "" : ` of ${enough.needed}`;
+  byId("verdict").textContent = `${enough.reached ? "Enough" : "Not yet enough"} to train: ${enough.decided}${wanted} pairs decided.`;
+  byId("why").textContent = enough.why;
+  byId("commands").hidden = !enough.reached;
+  const file = /^[\w./-]+$/.test(output) ? output : `'${output.replaceAll("'", "'\\''")}'`;
+  document.querySelector("#commands pre").textContent =
+    `mlxpref train --data ${file} --output runs/taste\nmlxpref eval --data ${file} --adapter runs/taste`;
+}
+
+async function showState(found) {
+  state = found;
+  showProgress();
+  await showQuestion();
+  byId("asking").dataset.number = state.number;
+  work(false);
+  showRanking();
+}
+
+async function change(path, body, words) {
+  if (busy) return;
+  work(true);
+  try {
+    const { found, late } = await ask(path, { number: state.number, ...body });
+    say(late ? "Something was answered in another tab: here is what is asked now." : words);
+    await showState(found);
+  } catch (error) {
+    say(error.message, true);
+    work(false);
+  }
+}
+
+function choose(choice) {
+  if (busy || !state.question) return;
+  const seconds = shownAt ? (performance.now() - shownAt) / 1000 : null;
+  for (const button of document.querySelectorAll(`.pictures [data-choice=${choice}]`)) button.classList.add("chosen");
+  const words = { first: "Left.", second: "Right.", tie: "A tie.", skip: "Skipped." };
+  change("answer", { choice, seconds }, words[choice]);
+}
+
+function undo() {
+  if (state && state.undo) change("undo", {}, "Taken back: answer this pair again.");
+}
+
+// Intervals of a prompt's pictures, best first; of many pictures the fit takes seconds, so it follows now and then.
+async function showRanking(now = false) {
+  if (!byId("so-far").open || ranking.asked) return;
+  const sheet = prompts.length > 1 ? Number(byId("sheet").value) : 0;
+  const old = sheet !== ranking.sheet || now;
+  if (!old && state.number - ranking.number < (names.length <= OFTEN ? 1 : SELDOM)) return;
+  ranking = { sheet, number: state.number, asked: true };
+  try {
+    drawRanking((await ask(`ranking/${sheet}`)).found);
+  } catch (error) {
+    say(error.message, true);
+  }
+  ranking.asked = false;
+  if (sheet !== (prompts.length > 1 ? Number(byId("sheet").value) : 0)) showRanking();
+}
+
+function element(tag, name, text = "", ...children) {
+  const made = document.createElement(tag);
+  made.className = name;
+  made.textContent = text;
+  made.append(...children);
+  return made;
+}
+
+function drawRanking({ ticks, images }) {
+  const [start, end] = [ticks[0], ticks[ticks.length - 1]];
+  const at = (strength) => `${(100 * (strength - start)) / (end - start)}%`;
+  document.querySelector(".ticks").replaceChildren(...ticks.map((tick) => element("span", "", String(Number(tick.toPrecision(6))).replace("-", "\u2212"))));
+  const list = document.querySelector(".ranked");
+  const pictures = new Map([...list.querySelectorAll("img")].map((picture) => [picture.dataset.image, picture]));
+  list.style.setProperty("--steps", ticks.length - 1);
+  list.replaceChildren(
+    ...images.map(({ image, rank, strength, low, high, wins, pairs, tied_with: ties }) => {
+      const picture = pictures.get(String(image)) || smallPicture(image);
+      const bar = element("div", "bar", "", element("span", ""), element("i", ""));
+      Object.assign(bar.firstChild.style, { left: at(low), width: `${(100 * (high - low)) / (end - start)}%` });
+      bar.lastChild.style.left = at(strength);
+      const range = `strength ${strength.toFixed(1)}, 95 % interval ${low.toFixed(1)} to ${high.toFixed(1)}`;
+      bar.title = `${range}; ${ties.length ? `not told apart from ${ties.length} others` : "told apart from all others"}`;
+      bar.setAttribute("role", "img");
+      bar.setAttribute("aria-label", bar.title);
+      const won = element("span", "won", pairs ? `${wins} of ${pairs} won` : "not asked yet");
+      return element("li", "", "", element("span", "rank", String(rank)), picture, element("span", "name", names[image]), bar, won);
+    })
+  );
+}
+
+function smallPicture(image) {
+  const picture = element("img", "");
+  Object.assign(picture, { loading: "lazy", alt: names[image], title: names[image], src: `small/${image}` });
+  picture.dataset.image = image;
+  picture.onload = () => picture.classList.toggle("exact", Math.max(picture.naturalWidth, picture.naturalHeight) <= EXACT);
+  return picture;
+}
+
+async function finish() {
+  if (busy) return;
+  work(true);
+  try {
+    await ask("finish", {});
+    byId("asking").hidden = byId("undo").hidden = byId("finish").hidden = true;
+    byId("commands").hidden = false;
+    byId("prompt").textContent = "Finished.";
+    scrollTo(0, 0);
+    say(`All answers are in ${output}. This page can be closed; the same command goes on with it.`);
+  } catch (error) {
+    say(error.message, true);
+    work(false);
+  }
+}
+
+document.addEventListener("keydown", (event) => {
+  const typed = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+  const withCommand = event.ctrlKey || event.metaKey;
+  if (event.altKey || event.repeat || !state || event.target.closest("select, summary") || byId("finish").hidden) return;
+  if ((withCommand && typed === "z" && !event.shiftKey) || (!withCommand && (typed === "u" || typed === "Backspace"))) {
+    event.preventDefault();
+    undo();
+  } else if (!withCommand && !event.shiftKey && KEYS[typed]) {
+    event.preventDefault();
+    choose(KEYS[typed]);
+  }
+});
+for (const button of document.querySelectorAll("[data-choice]")) button.addEventListener("click", () => choose(button.dataset.choice));
+byId("undo").addEventListener("click", undo);
+byId("finish").addEventListener("click", finish);
+byId("so-far").addEventListener("toggle", () => showRanking(true));
+byId("sheet").append(...prompts.map((prompt, number) => new Option(prompt, number)));
+byId("sheet").hidden = prompts.length < 2;
+byId("sheet").addEventListener("change", () => showRanking(true));
+
+ask("state").then(({ found }) => showState(found)).catch((error) => say(error.message, true));
