@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mlxpref.ranking import soft_preference
+from mlxpref.ranking import Z95, soft_preference
 
 __all__ = [
     "Floats",
@@ -23,6 +23,7 @@ __all__ = [
     "human_agreement",
     "interval",
     "measure",
+    "share_interval",
 ]
 
 Floats = NDArray[np.float64]
@@ -68,7 +69,8 @@ def measure(
     preference is wrong.
 
     - `accuracy_low`, `accuracy_high`: 95 % interval, by bootstrap over groups, as pairs of a prompt are not
-      independent; over pairs where all are of one group; the same for the same input.
+      independent, and never narrower than if they were: of few groups, or where nearly all is right, drawing tells
+      too little. The same for the same input.
     - `accuracy_macro`: the mean over groups of each group's accuracy.
     - `both_orders_accuracy`: right in either order by itself.
     - `position_consistency`: the same image preferred in both orders.
@@ -84,13 +86,13 @@ def measure(
     same = np.sign(p_shown_first - 0.5) * np.sign(p_shown_second - 0.5) > 0
     group = group_numbers(groups)
     correct, size = np.bincount(group, right), np.bincount(group)
-    low, high = interval(correct, size) if len(size) > 1 else interval(right, np.ones(len(right)))
+    bounds = interval(correct, size), share_interval(int(right.sum()), len(right))
     return Metrics(
         pairs=len(p),
         ties_dropped=ties_dropped,
         accuracy=float(right.mean()),
-        accuracy_low=low,
-        accuracy_high=high,
+        accuracy_low=min(low for low, _ in bounds),
+        accuracy_high=max(high for _, high in bounds),
         accuracy_macro=float((correct / size).mean()),
         both_orders_accuracy=float((in_order[0] & in_order[1]).mean()),
         position_consistency=float(same.mean()),
@@ -164,3 +166,15 @@ def interval(total: ArrayLike, size: ArrayLike) -> tuple[float, float]:
         shares.append(totals[drawn].sum(axis=1) / sizes[drawn].sum(axis=1))
     low, high = np.quantile(np.concatenate(shares), [0.025, 0.975])
     return float(low), float(high)
+
+
+def share_interval(count: int, of: int) -> tuple[float, float]:
+    """The 95 % interval of a share (Wilson 1927); from 0 to 1 where nothing was counted."""
+    if not of:
+        return 0.0, 1.0
+    z = Z95**2 / of
+    middle, half = (
+        (count / of + z / 2) / (1 + z),
+        Z95 * math.sqrt(count * (of - count) / of**3 + z / (4 * of)) / (1 + z),
+    )
+    return max(0.0, middle - half), min(1.0, middle + half)

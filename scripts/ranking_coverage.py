@@ -25,7 +25,7 @@ import click
 import numpy as np
 
 from mlxpref.console import note, print_table, print_text, track
-from mlxpref.pairing import pair_budget, default_round, is_settled, next_round
+from mlxpref.pairing import default_round, is_settled, next_round, pair_budget
 from mlxpref.posterior import difference_variance
 from mlxpref.ranking import Z95, PairOutcome, StrengthFit, all_pairs, fit_strengths
 from scripts.ranking_strategies import Answers, Array, fit_of, logistic, sizes, swiss_round, voted_answers

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from mlxpref.metrics import (
     agreement,
@@ -17,6 +18,7 @@ from mlxpref.metrics import (
     human_agreement,
     interval,
     measure,
+    share_interval,
 )
 
 NAN = math.nan
@@ -131,3 +133,18 @@ def test_the_largest_test_sets_take_seconds() -> None:
     metrics = measure(first, second, people, [str(i) for i in range(15300)])
     assert time.perf_counter() - started < 10
     assert metrics.accuracy_high - metrics.accuracy_low == pytest.approx(2 * 1.96 * 0.5 / math.sqrt(15300), rel=0.1)
+
+
+def test_a_share_has_wilsons_interval() -> None:
+    for count, of in ((0, 1), (1, 1), (0, 10), (8, 10), (10, 10), (37, 400)):
+        expected = binomtest(count, of).proportion_ci(method="wilson")
+        assert share_interval(count, of) == pytest.approx((expected.low, expected.high), abs=1e-9)
+    assert share_interval(0, 0) == (0.0, 1.0)
+
+
+def test_an_interval_is_never_narrower_than_that_of_single_pairs() -> None:
+    for groups in (["one"] * 8, ["one"] * 4 + ["two"] * 4, [str(i) for i in range(8)]):
+        right = np.array([0.9] * 8)
+        metrics = measure(right, right, np.ones(8), groups)
+        assert metrics.accuracy == 1
+        assert (metrics.accuracy_low, metrics.accuracy_high) == pytest.approx(share_interval(8, 8))

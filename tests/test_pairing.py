@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxpref.errors import ConfigError
-from mlxpref.pairing import pair_budget, default_round, is_settled, next_round
+from mlxpref.pairing import default_round, is_settled, next_round, pair_budget
 from mlxpref.ranking import PairOutcome, StrengthFit, all_pairs, fit_strengths
 
 relaxed = settings(deadline=None, max_examples=25)  # a busy machine is not a failure

@@ -36,9 +36,7 @@ def read_jsonl(path: Path, split: str | None = None) -> list[Preference]:
     return gather(path, _answers_together(_rows(path)), split, f"one a line, like {EXAMPLE}")
 
 
-def gather(
-    path: Path, rows: Iterable[NumberedRow], split: str | None, form: str
-) -> list[Preference]:
+def gather(path: Path, rows: Iterable[NumberedRow], split: str | None, form: str) -> list[Preference]:
     """The preferences of numbered rows of a file, each read by a call; one DataError for all that cannot be used."""
     preferences: list[tuple[str | None, Preference]] = []
     bad: list[str] = []

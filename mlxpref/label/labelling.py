@@ -10,9 +10,10 @@ from typing import Any
 from mlxpref.config import LabelSettings
 from mlxpref.label.pictures import Pictures
 from mlxpref.label.questions import Question, Questions
-from mlxpref.label.rater import consistency, enough, explained, share_interval
+from mlxpref.label.rater import consistency, enough, explained
 from mlxpref.label.records import LabelFile, Record
 from mlxpref.label.sheets import Choice, Sheet
+from mlxpref.metrics import share_interval
 from mlxpref.report import even_ticks, short_names
 
 __all__ = ["Labelling"]

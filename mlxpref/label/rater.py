@@ -2,7 +2,8 @@
 
 A judge is measured on held-out answers, and cannot agree with them more often than the rater does. From the share of
 repeats that agree follows how often a single answer is what the rater holds, and from that how many held-out answers
-can tell a judge that learned as much from one that guesses.
+show what a judge learned. What a judge needs to learn depends on the judge and the taste: the demo judge learned a rule
+from a dozen answers (scripts/label_loop.py), of a real one nothing was measured.
 """
 
 import math
@@ -10,12 +11,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mlxpref.label.records import TEST, Record, pair_of
+from mlxpref.metrics import share_interval
 from mlxpref.ranking import Z95
 
-__all__ = ["LEAST", "Consistency", "Enough", "consistency", "enough", "explained", "share_interval"]
+__all__ = ["Consistency", "Enough", "consistency", "enough", "explained"]
 
-LEAST = 100
-"""Pairs below which nothing was seen to be learned reliably, whoever answered (scripts/label_loop.py)."""
+_ERROR = 0.1
+"""How well the accuracy of a judge is to be known at least: the half width of its 95 % interval."""
 _POWER = 0.8416212335729143  # the normal quantile of 80 %: how surely the difference is found if it is there
 _PRIOR_AGREED, _PRIOR_REPEATS = 4, 5  # what is believed of a rater who has repeated nothing yet
 _MOST_RELIABLE, _LEAST_RELIABLE = 0.98, 0.55
@@ -79,8 +81,8 @@ def consistency(records: Iterable[Record]) -> Consistency:
 def enough(records: Iterable[Record], held_out: float) -> Enough:
     """Whether standing records are enough to train with and to measure; `held_out` is the share that measures.
 
-    Wanted are so many held-out pairs that a judge as reliable as the rater is told from one that guesses, by a 95 %
-    interval and in 80 % of cases, and `LEAST` pairs in all.
+    Wanted are so many held-out pairs that the accuracy of a judge as reliable as the rater is known to ten points, and
+    that it is told from one that guesses, by a 95 % interval and in 80 % of cases.
     """
     records = list(records)
     shares: dict[tuple[str, str, str], list[float]] = {}
@@ -95,21 +97,9 @@ def enough(records: Iterable[Record], held_out: float) -> Enough:
     needed = None
     if q >= _LEAST_RELIABLE:
         root = (Z95 * 0.5 + _POWER * math.sqrt(q * (1 - q))) / (q - 0.5)
-        needed = max(LEAST, math.ceil(root**2 / (held_out or _SHARE)))
+        needed = math.ceil(max(root**2, (Z95 / _ERROR) ** 2 * q * (1 - q)) / (held_out or _SHARE))
     error = Z95 * math.sqrt(q * (1 - q) / tested) if tested else math.nan
     return Enough(len(decided), needed, tested, q, error)
-
-
-def share_interval(count: int, of: int) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson 1927); from 0 to 1 where nothing was counted."""
-    if not of:
-        return 0.0, 1.0
-    z = Z95**2 / of
-    middle, half = (
-        (count / of + z / 2) / (1 + z),
-        Z95 * math.sqrt(count * (of - count) / of**3 + z / (4 * of)) / (1 + z),
-    )
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def explained(found: Enough, repeated: Consistency, every: int) -> str:
@@ -124,12 +114,10 @@ def explained(found: Enough, repeated: Consistency, every: int) -> str:
     best = f"{100 * found.reliability:.0f}\u00a0%"
     assumed = "" if repeated.repeats else " by what is usual"
     text = f"{said}: a judge can agree with about {best} of your answers at most{assumed}."
-    if found.needed > LEAST:
-        text += f" To tell that from guessing, {found.needed} pairs are wanted."
+    text += (
+        f" {found.needed} pairs are wanted so that those held out tell it from guessing, and show it to \u00b110 points"
+    )
+    text += f"; the {found.held_out} so far show it to \u00b1{100 * found.error:.0f}." if found.held_out else "."
     if found.needed > every:
         text += f" These pictures have only {every} pairs: add more of them."
-    if found.held_out:
-        held_out = f"the {found.held_out} pairs" if found.held_out > 1 else "the one pair"
-        error = f"\u00b1{100 * found.error:.0f} points"
-        text += f" On {held_out} held out so far, its accuracy would be known to {error}."
     return text

@@ -83,7 +83,7 @@ def record_of(row: Mapping[str, Any]) -> Record:
         or not all(isinstance(number, int) and number > 0 for number in numbers)
         or record.answer not in get_args(Answer)
         or record.shown_first not in ("a", "b")
-        or record.a == record.b
+        or not record.a < record.b
         or not isinstance(record.seconds, int | float | None)
         or row.get("p_a") != record.p_a
     ):
@@ -171,7 +171,7 @@ class LabelFile:
         records, bad = [], []
         for number, line in enumerate(whole.split(b"\n") if whole else [], 1):
             try:
-                records.append(_parsed(line))
+                records += [_parsed(line)] if line.strip() else []
             except DataError as error:
                 bad.append(f"\n  line {number}: {error}")
         if tail and not _is_cut_off(tail):

@@ -55,6 +55,7 @@ class LabelServer:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             self._socket.bind((_HERE, port))
+            self._socket.listen()  # who opens the page before `run` waits for it
         except OSError as error:
             self._socket.close()
             raise ConfigError(f"--port {port}: cannot be taken ({error.strerror}); leave it out") from error
@@ -80,6 +81,10 @@ class LabelServer:
         finally:
             self._socket.close()
         return True
+
+    def end(self) -> None:
+        """Let `run` return, from any thread; what is being answered is answered."""
+        self._server.should_exit = True
 
     def _app(self) -> Starlette:
         at = "/" + self.token
@@ -174,7 +179,7 @@ class LabelServer:
         return JSONResponse(await run_in_threadpool(self.labelling.state), status_code=200 if done else 409)
 
     async def _finish(self, request: Request) -> Response:
-        self._server.should_exit = True
+        self.end()
         return JSONResponse(await run_in_threadpool(self.labelling.progress))
 
 

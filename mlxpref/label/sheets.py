@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from mlxpref.label.rater import LEAST
+from mlxpref.label.rater import enough
 from mlxpref.label.records import TEST, TRAIN, Answer, Record
 from mlxpref.pairing import pair_budget
 from mlxpref.pairs import share_for_first
@@ -69,14 +69,15 @@ def sheets_of(
 ) -> list[Sheet]:
     """A sheet for each prompt, with nothing asked yet; names are relative to `folder`, where the records are kept.
 
-    `pairs` are planned of each, by default two an image and as many of all as are wanted to train. A share of
-    `held_out` measures: whole prompts where there are five or more (what earlier records say of a prompt holds), else
-    single pairs.
+    `pairs` are planned of each, by default two an image, and of all together what is wanted of a usual rater. A share
+    of `held_out` measures: whole prompts where there are five or more (what earlier records say of a prompt holds),
+    else single pairs.
     """
     shares = _held_out_prompts([group.prompt for group in groups], held_out, records)
     more = 1.0
     if pairs is None:
-        more = max(1.0, LEAST / sum(pair_budget(len(group.images)) for group in groups))
+        wanted = enough((), held_out).needed or 0
+        more = max(1.0, wanted / sum(pair_budget(len(group.images)) for group in groups))
     sheets = []
     for group in groups:
         named = sorted((os.path.relpath(image, folder), image) for image in group.images)

@@ -197,7 +197,7 @@ async function finish() {
 document.addEventListener("keydown", (event) => {
   const typed = event.key.length === 1 ? event.key.toLowerCase() : event.key;
   const withCommand = event.ctrlKey || event.metaKey;
-  if (event.altKey || event.repeat || !state || event.target.closest("select, summary") || byId("finish").hidden) return;
+  if (event.altKey || event.repeat || !state || event.target.closest("select") || byId("finish").hidden) return;
   if ((withCommand && typed === "z" && !event.shiftKey) || (!withCommand && (typed === "u" || typed === "Backspace"))) {
     event.preventDefault();
     undo();

@@ -1,0 +1,214 @@
+"""From clicks to a trained judge: a scripted rater answers on the page of `mlxpref label`, the demo judge learns it.
+
+The rater looks at the demo's pictures and prefers what shows the prompt, then what is clean; some clicks go wrong. The
+page is a real one in a headless Chromium, labelling, training and evaluation are the commands that a user types. The
+first answers of the same labelling are learned by themselves, too, to see how many are wanted.
+"""
+
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import numpy as np
+from playwright.sync_api import Page
+
+from mlxpref.console import note, print_json, print_table, print_text
+from mlxpref.demo.pictures import Look, render
+from mlxpref.demo.preferences import HELD_OUT, TRAIN_PROMPTS, draw_scene, prompt_text
+from mlxpref.label.records import TEST, record_of, standing
+
+__all__ = ["Rater", "labelling", "rate", "rule_of", "write_folder"]
+
+MLXPREF = [sys.executable, "-c", "from mlxpref.cli import main; main()"]
+CONFIG = Path(__file__).parent.parent / "mlxpref" / "demo" / "training.toml"
+KEYS = {"first": "ArrowLeft", "second": "ArrowRight", "tie": "ArrowDown"}
+Rule = Callable[[str, str, str], str]
+"""From a prompt and the names of both pictures, as they stand, to `first`, `second` or `tie`."""
+
+
+class Rater(NamedTuple):
+    """Somebody who clicks by a rule, and wrongly with some probability."""
+
+    rule: Rule
+    errors: float
+    random: random.Random
+
+    def choice(self, prompt: str, first: str, second: str) -> str:
+        """What this rater presses."""
+        right = self.rule(prompt, first, second)
+        wrong = {"first": "second", "second": "first"}.get(right, right)
+        return wrong if self.random.random() < self.errors else right
+
+
+def write_folder(folder: Path, prompts: int, images: int, seed: int) -> None:
+    """Write the demo's pictures, so many of each of so many prompts, with the prompt in a text file beside each.
+
+    A picture is named after what it shows, so that the rater sees it; the judge is shown pixels only.
+    """
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    wanted = (*TRAIN_PROMPTS, *HELD_OUT)
+    for number in rng.permutation(len(wanted))[:prompts].tolist():
+        looks: list[Look] = []
+        while len(looks) < images:
+            scene = draw_scene(rng, (wanted[number],))
+            looks += [scene.a, scene.b]
+        for place, look in enumerate(looks[:images]):
+            name = f"{number:02}-{place:02}-{look.colour}-{look.shape}-{look.quality}"
+            render(look, rng).save(folder / f"{name}.png")
+            (folder / f"{name}.txt").write_text(prompt_text(*wanted[number]), encoding="utf-8")
+
+
+def rule_of(prompt: str, first: str, second: str) -> str:
+    """What shows more of the prompt; of equals, what is clean."""
+    scores = [_score(prompt, name) for name in (first, second)]
+    return "tie" if scores[0] == scores[1] else "first" if scores[0] > scores[1] else "second"
+
+
+def _score(prompt: str, name: str) -> tuple[int, bool]:
+    colour, shape, quality = Path(name).stem.split("-")[-3:]
+    return (colour in prompt) + (shape in prompt), quality == "clean"
+
+
+@contextmanager
+def labelling(folder: Path, output: Path, *options: str) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
+    """The address of the page while `mlxpref label` runs, and its process; it is ended at last."""
+    command = [*MLXPREF, "label", str(folder), "--output", str(output), "--no-browser", *options]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        try:
+            lines = []
+            for line in process.stderr:
+                lines.append(line)
+                if "http://" in line:
+                    yield line[line.index("http://") :].strip(), process
+                    break
+            else:
+                raise RuntimeError("".join(lines))
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def rate(page: Page, rater: Rater, answers: int) -> int:
+    """Answer so many questions of an open page by keyboard, or as many as there are; how many it were."""
+    asking = page.locator("#asking")
+    names, prompts = page.evaluate("[names, prompts]")
+    for done in range(answers):
+        page.wait_for_selector('#asking[aria-busy="false"]', state="attached")
+        number, question, sheet = page.evaluate("[state.number, state.question, state.sheet]")
+        if question is None:
+            return done
+        page.keyboard.press(KEYS[rater.choice(prompts[sheet], *(names[image] for image in question))])
+        asking.and_(page.locator(f'[data-number="{number + 1}"][aria-busy="false"]')).wait_for(state="attached")
+    return answers
+
+
+def _run(*arguments: str) -> Any:
+    done = subprocess.run([*MLXPREF, *arguments, "--json"], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"mlxpref {' '.join(arguments)}: {done.stderr}")
+    return json.loads(done.stdout)
+
+
+def measure(data: str, think: str, adapter: Path | None = None) -> Any:
+    """What `mlxpref eval` prints of the demo judge, with an adapter or without; None where nothing is held out."""
+    judged = ("--model", "demo", "--max-tokens", "48", "--no-store", think)
+    if data != "demo":
+        lines = map(json.loads, Path(data).read_text(encoding="utf-8").splitlines())
+        if not any(record.split == TEST for record in standing(map(record_of, lines))):
+            return None
+    return _run("eval", "--data", data, *judged, *(("--adapter", str(adapter)) if adapter else ()))
+
+
+def learn(file: Path, folder: Path, think: str, *options: str) -> dict[str, Any]:
+    """Train the demo judge with a file of answers, and measure it before and after: with what the file holds out, and
+    on pictures of others."""
+    started = time.perf_counter()
+    _run(
+        "train", "--config", str(CONFIG), "--data", str(file), "--limit", "0", "--output", str(folder), think, *options
+    )
+    seconds = time.perf_counter() - started
+    return {
+        "before": measure(str(file), think),
+        "after": measure(str(file), think, folder),
+        "others": measure("demo", think, folder),
+        "seconds": seconds,
+    }
+
+
+def _first_lines(file: Path, count: int) -> Path:
+    part = file.with_name(f"{count}.jsonl")
+    part.write_text("".join(file.read_text(encoding="utf-8").splitlines(keepends=True)[:count]), encoding="utf-8")
+    return part
+
+
+def _shown(found: dict[str, Any], name: str) -> str:
+    one = found[name]
+    if one is None:
+        return ""
+    return f"{one['accuracy']:.3f} ({one['accuracy_low']:.3f} to {one['accuracy_high']:.3f}) of {one['pairs']}"
+
+
+@click.command()
+@click.option("--answers", multiple=True, type=int, default=(12, 25, 50, 100, 200), show_default=True)
+@click.option("--seeds", type=int, default=3, show_default=True)
+@click.option("--errors", type=float, default=0.05, show_default=True, help="Share of the clicks that go wrong.")
+@click.option("--think/--no-think", default=False, show_default=True, help="Train and measure with reasoning.")
+@click.option("--json", "as_json", is_flag=True)
+def main(answers: Sequence[int], seeds: int, errors: float, think: bool, as_json: bool) -> None:
+    """Label, train and measure, once for each seed."""
+    from tests.browser import Browser, find_browser
+
+    executable = find_browser()
+    if executable is None:
+        raise click.ClickException("no Chromium or Chrome is installed; install one")
+    flag = "--think" if think else "--no-think"
+    rows: list[dict[str, Any]] = []
+    before = measure("demo", flag)
+    browser = Browser(executable)
+    for seed in range(seeds):
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            write_folder(folder / "pictures", 12, 10, seed)
+            file = folder / "preferences.jsonl"
+            with labelling(folder / "pictures", file, "--prompt-from", "sidecar", "--seed", str(seed)) as (address, _):
+                page = browser.new_page()
+                page.goto(address)
+                rater = Rater(rule_of, errors, random.Random(seed))
+                started = time.perf_counter()
+                done = rate(page, rater, max(answers))
+                note(f"seed {seed}: {done} answers clicked in {time.perf_counter() - started:.0f} s")
+                note(page.inner_text("#why"))
+                page.context.close()
+            for count in answers:
+                options = (flag, "--steps", "20", "--seed", str(seed))
+                rows.append(
+                    {"answers": count, "seed": seed, **learn(_first_lines(file, count), folder / str(count), *options)}
+                )
+                note(f"seed {seed}, {count} answers: {_shown(rows[-1], 'others')} on pictures of others")
+    browser.close()
+    if as_json:
+        print_json({"others before": before, "runs": rows})
+        return
+    print_text(f"pictures of others, before: {_shown({'before': before}, 'before')}")
+    names = ("before", "after", "others")
+    print_table(
+        ("answers", "seed", "held-out answers, before", "after", "pictures of others, after", ">seconds"),
+        [
+            (row["answers"], row["seed"], *(_shown(row, name) for name in names), f"{row['seconds']:.0f}")
+            for row in sorted(rows, key=lambda row: (row["answers"], row["seed"]))
+        ],
+    )
+
+
+if __name__ == "__main__":
+    main()

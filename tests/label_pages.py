@@ -1,0 +1,42 @@
+"""What the tests of labelling share: pictures to label, and a page of them that is served."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread
+
+from mlxpref.config import LabelSettings
+from mlxpref.label.labelling import Labelling
+from mlxpref.label.records import LabelFile
+from mlxpref.label.server import LabelServer
+from mlxpref.label.sheets import sheets_of
+from mlxpref.prompts import PromptGroup
+from tests.conftest import picture
+
+__all__ = ["pictures", "served"]
+
+
+def pictures(folder: Path, count: int, size: tuple[int, int] = (60, 40)) -> list[Path]:
+    """So many pictures in a folder."""
+    folder.mkdir(exist_ok=True)
+    for i in range(count):
+        picture(i, size).save(folder / f"{i:04}.png")
+    return sorted(folder.iterdir())
+
+
+@contextmanager
+def served(output: Path, groups: dict[str, list[Path]], settings: LabelSettings | None = None) -> Iterator[LabelServer]:
+    """A server of a labelling in a thread of this process."""
+    chosen = settings or LabelSettings()
+    with LabelFile(output) as file:
+        prompts = [PromptGroup(prompt, tuple(images)) for prompt, images in groups.items()]
+        sheets = sheets_of(prompts, output.parent, None, chosen.held_out, file.records)
+        server = LabelServer(Labelling(file, sheets, chosen))
+        thread = Thread(target=server.run)
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.end()
+            thread.join(30)
+            assert not thread.is_alive()
