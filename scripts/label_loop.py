@@ -25,7 +25,7 @@ from mlxpref.demo.pictures import Look, render
 from mlxpref.demo.preferences import HELD_OUT, TRAIN_PROMPTS, draw_scene, prompt_text
 from mlxpref.label.records import TEST, record_of, standing
 
-__all__ = ["Rater", "labelling", "rate", "rule_of", "write_folder"]
+__all__ = ["Labelled", "Rater", "labelling", "rate", "rule_of", "write_folder"]
 
 MLXPREF = [sys.executable, "-c", "from mlxpref.cli import main; main()"]
 CONFIG = Path(__file__).parent.parent / "mlxpref" / "demo" / "training.toml"
@@ -78,9 +78,17 @@ def _score(prompt: str, name: str) -> tuple[int, bool]:
     return (colour in prompt) + (shape in prompt), quality == "clean"
 
 
+class Labelled(NamedTuple):
+    """A running `mlxpref label`: where its page is, its process, and what it said until then."""
+
+    address: str
+    process: "subprocess.Popen[str]"
+    said: str
+
+
 @contextmanager
-def labelling(folder: Path, output: Path, *options: str) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
-    """The address of the page while `mlxpref label` runs, and its process; it is ended at last."""
+def labelling(folder: Path, output: Path, *options: str) -> Iterator[Labelled]:
+    """`mlxpref label` while it runs; it is ended at last."""
     command = [*MLXPREF, "label", str(folder), "--output", str(output), "--no-browser", *options]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
@@ -89,7 +97,7 @@ def labelling(folder: Path, output: Path, *options: str) -> Iterator[tuple[str, 
             for line in process.stderr:
                 lines.append(line)
                 if "http://" in line:
-                    yield line[line.index("http://") :].strip(), process
+                    yield Labelled(line[line.index("http://") :].strip(), process, "".join(lines))
                     break
             else:
                 raise RuntimeError("".join(lines))
@@ -180,7 +188,11 @@ def main(answers: Sequence[int], seeds: int, errors: float, think: bool, as_json
             folder = Path(temporary)
             write_folder(folder / "pictures", 12, 10, seed)
             file = folder / "preferences.jsonl"
-            with labelling(folder / "pictures", file, "--prompt-from", "sidecar", "--seed", str(seed)) as (address, _):
+            with labelling(folder / "pictures", file, "--prompt-from", "sidecar", "--seed", str(seed)) as (
+                address,
+                _,
+                _,
+            ):
                 page = browser.new_page()
                 page.goto(address)
                 rater = Rater(rule_of, errors, random.Random(seed))

@@ -12,7 +12,7 @@ def test_what_was_clicked_is_learned(tmp_path: Path, browser: Browser) -> None:
     write_folder(tmp_path / "pictures", prompts=10, images=8, seed=0)
     output = tmp_path / "preferences.jsonl"
     options = ("--prompt-from", "sidecar", "--held-out", "0.4", "--json")
-    with labelling(tmp_path / "pictures", output, *options) as (address, process):
+    with labelling(tmp_path / "pictures", output, *options) as (address, process, _):
         page = browser.new_page()
         page.goto(address)
         assert rate(page, Rater(rule_of, 0.05, random.Random(0)), 120) == 120
@@ -24,7 +24,7 @@ def test_what_was_clicked_is_learned(tmp_path: Path, browser: Browser) -> None:
     assert said["repeats"]["of"] >= 5
     learned = learn(output, tmp_path / "adapter", "--no-think", "--steps", "12")
     before, after = learned["before"], learned["after"]
-    assert 30 <= after["pairs"] == before["pairs"] <= 55, "what measures is the part that was held out"
+    assert 20 <= after["pairs"] == before["pairs"] <= 48, "what measures is the part that was held out"
     assert before["accuracy"] < 0.85
     assert after["accuracy"] > before["accuracy"] + 0.1
     assert before["accuracy_low"] < before["accuracy"] < before["accuracy_high"]

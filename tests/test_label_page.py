@@ -194,7 +194,7 @@ def test_a_killed_server_loses_nothing_and_is_gone_on_with(tmp_path: Path, new_p
     pictures(tmp_path / "pictures", 6)
     output = tmp_path / "p.jsonl"
     options = ("--prompt", "a hat")
-    with labelling(tmp_path / "pictures", output, *options) as (address, process):
+    with labelling(tmp_path / "pictures", output, *options) as (address, process, _):
         page = new_page(address)
         for step in range(1, 4):
             page.keyboard.press("ArrowLeft")
@@ -207,7 +207,7 @@ def test_a_killed_server_loses_nothing_and_is_gone_on_with(tmp_path: Path, new_p
         assert "The program behind this page has ended, and this was not kept" in page.inner_text("#message")
     assert len(lines(output)) == 3
     output.write_bytes(output.read_bytes() + lines_of_half_an_answer(output))
-    with labelling(tmp_path / "pictures", output, *options) as (address, process):
+    with labelling(tmp_path / "pictures", output, *options) as (address, process, _):
         page = new_page(address)
         assert number(page) == 4
         assert "3, 0 of them ties" in page.inner_text("#said")
@@ -223,7 +223,7 @@ def lines_of_half_an_answer(path: Path) -> bytes:
 
 def test_the_end_is_said_in_the_page_and_on_the_terminal(tmp_path: Path, new_page: NewPage) -> None:
     pictures(tmp_path / "pictures", 4)
-    with labelling(tmp_path / "pictures", tmp_path / "p.jsonl", "--prompt", "a hat") as (address, process):
+    with labelling(tmp_path / "pictures", tmp_path / "p.jsonl", "--prompt", "a hat") as (address, process, _):
         page = new_page(address)
         for step in range(1, 7):
             page.keyboard.press("ArrowLeft")
@@ -242,7 +242,7 @@ def test_the_end_is_said_in_the_page_and_on_the_terminal(tmp_path: Path, new_pag
 
 def test_ctrl_c_keeps_everything_and_prints_the_end(tmp_path: Path, new_page: NewPage) -> None:
     pictures(tmp_path / "pictures", 4)
-    with labelling(tmp_path / "pictures", tmp_path / "p.jsonl", "--prompt", "a hat", "--json") as (address, process):
+    with labelling(tmp_path / "pictures", tmp_path / "p.jsonl", "--prompt", "a hat", "--json") as (address, process, _):
         page = new_page(address)
         page.keyboard.press("ArrowDown")
         ready(page, 2)

@@ -156,6 +156,16 @@ def test_whole_prompts_are_held_out_and_stay_so() -> None:
     assert {sheet.held_out for sheet in sheets(5, 5, 5, 5, 5, held_out=0.0)} == {0}
 
 
+def test_a_pair_that_was_asked_keeps_its_split() -> None:
+    records = answer(Questions(sheets(8, held_out=0.5), (), LabelSettings(repeats=0.0)), by_number)
+    questions = Questions(sheets(8, held_out=0.0, records=tuple(records)), records, LabelSettings(repeats=0.5))
+    again = answer(questions, by_number)
+    assert len(again) > 20
+    splits = {pair_of(record): record.split for record in records}
+    assert set(splits.values()) == {"train", TEST}
+    assert all(record.split == splits[pair_of(record)] for record in again)
+
+
 def test_of_one_prompt_single_pairs_are_held_out() -> None:
     (sheet,) = sheets(60)
     splits = [sheet.split(a, b) for a, b in itertools.combinations(range(60), 2)]

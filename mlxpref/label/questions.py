@@ -112,7 +112,9 @@ class Questions:
             if record.undoes is not None:
                 if before and (before.a, before.b) not in self.sheets[before.sheet].asked:
                     self._ahead.insert(0, before)
-                (number, a), (_, b) = self._places(record) or ((0, 0), (0, 0))
+                places = self._places(record)
+                assert places is not None, "only what is here can be taken back here"
+                (number, a), (_, b) = places
                 self._current = Question(number, a, b, record.shown_first == "a")
 
     def is_low(self) -> bool:

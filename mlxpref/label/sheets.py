@@ -45,6 +45,8 @@ class Sheet:
 
     def split(self, a: int, b: int) -> str:
         """What a pair is for, always the same: to learn from, or to measure with."""
+        if said := self.asked.get((a, b)):
+            return said[0].split  # whatever share is held out now
         return TEST if _drawn(self.prompt, self.names[a], self.names[b]) < self.held_out else TRAIN
 
     def outcomes(self) -> list[PairOutcome]:
@@ -97,11 +99,11 @@ def answered(choice: Choice, a_first: bool) -> Answer:
 
 def _held_out_prompts(prompts: Sequence[str], share: float, records: Iterable[Record]) -> dict[str, float]:
     """Of each prompt 1 if it measures, 0 if it is learned from; nothing where single pairs are held out."""
-    if len(prompts) < _PROMPTS_TO_HOLD_OUT:
-        return {}
     splits: dict[str, set[str]] = {}
     for record in records:
         splits.setdefault(record.prompt, set()).add(record.split)
+    if len({*prompts, *splits}) < _PROMPTS_TO_HOLD_OUT:
+        return {}
     known = {prompt: share if len(found) > 1 else float(TEST in found) for prompt, found in splits.items()}
     wanted = max(1, round(share * len(prompts))) if share else 0
     wanted -= sum(known.get(prompt) == 1 for prompt in prompts)
