@@ -48,6 +48,7 @@ LAYERS = [
         "ranking_files",
         "report",
         "reliability",
+        "long_runs",
         "run_log",
         "run_curves",
         "run_page",
