@@ -98,21 +98,25 @@ def run_block(
 
     `stems` stand before it, outermost first. `recompute` keeps only what enters each layer and makes the rest again in
     the backward pass. A long block runs in pieces, each behind those before it. With `ends` (B,), only the states
-    (B, D) at these columns: the last layer leaves out the others. `in_turn`, where there is no gradient, evaluates each
-    piece before the next one: bounded work at a time, and between two of them Ctrl-C is heard.
+    (B, D) at these columns: the last layer leaves out the others. `in_turn`, where there is no gradient, lets no more
+    than two pieces be under way: bounded work at a time, and Ctrl-C is heard in between.
     """
     rows, columns = block.owners.shape
     size = columns_of_piece(rows)
     depth = len(trunk.layers) - (ends is not None)
     states: list[mx.array] = []
     pieces: list[Stem] = []
+    under_way: list[mx.array] = []
     for start in range(0, columns, size):
         piece = block.columns(start, start + size) if columns > size else block
         hidden, kept = run_layers(trunk, piece, [*stems, *pieces], recompute, depth)
         states.append(hidden)
         pieces.append(Stem(kept, piece.owners, np.arange(rows)))
         if in_turn and start + size < columns:
-            mx.eval(hidden, kept)
+            mx.async_eval(hidden, kept)
+            if under_way:
+                mx.eval(under_way)  # so that the device has one piece to go on with while the next is made
+            under_way = [hidden]
     layers = [tuple(_joined(parts, axis=2) for parts in zip(*pairs, strict=True)) for pairs in _by_layer(pieces)]
     hidden = _joined(states, axis=1)
     if ends is not None:
