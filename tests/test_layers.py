@@ -49,6 +49,7 @@ LAYERS = [
         "report",
         "reliability",
         "long_runs",
+        "checkup",
         "run_log",
         "run_curves",
         "run_page",
@@ -88,7 +89,18 @@ LAYERS = [
     ["calibration", "expectation", "loading"],
     ["evaluation", "strategies", "held_out", "step_report", "training", "checkpoints", "run_record", "runs"],
     ["tables", "strategy_table", "session", "demo.story"],
-    ["cli_calibrate", "cli_strategies", "cli_judging", "cli_ranking", "cli_training", "cli_models", "cli_data", "cli"],
+    ["device_checks", "place_checks", "judge_checks", "doctor"],
+    [
+        "cli_calibrate",
+        "cli_strategies",
+        "cli_judging",
+        "cli_ranking",
+        "cli_training",
+        "cli_models",
+        "cli_data",
+        "cli_doctor",
+        "cli",
+    ],
     [""],
 ]
 """The package itself ("") is the Python interface: it stands above what it loads."""
