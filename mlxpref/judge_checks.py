@@ -2,6 +2,7 @@
 
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from mlxpref.advice import gigabytes
@@ -57,7 +58,9 @@ def check_default_judge(hub: Hub, recommended: int) -> Finding:
     found = f"$MLXPREF_MODEL is {named}"
     if named == "demo":
         return Finding(_DEFAULT, f"{found}, which knows coloured shapes only")
-    path = Path(named).expanduser()
+    path = Path(named)
+    with suppress(RuntimeError):  # there is no such user
+        path = path.expanduser()
     if path.exists():
         return _in_folder(path, found, recommended)
     if not is_hub_id(named):

@@ -48,14 +48,16 @@ def recommended_judges() -> list[RecommendedJudge]:
 
 
 def device_working_set() -> int:
-    """Bytes that a model may take on this device: the GPU's recommended working set, else 3/4 of the memory."""
+    """Bytes that a model may take on this device: the GPU's recommended working set, else 3/4 of its memory."""
     import mlx.core as mx
 
     info = mx.device_info()
     recommended = info.get("max_recommended_working_set_size")
     if recommended:
         return int(recommended)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 3 // 4
+    # A GPU of CUDA has memory of its own; on a CPU MLX states none.
+    memory = info.get("total_memory") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return int(memory) * 3 // 4
 
 
 def choose_judge(working_set: int) -> RecommendedJudge:

@@ -1,6 +1,7 @@
 """Checks of places: whether the hub answers, and where caches are, how large, and whether they can be written."""
 
 import os
+import re
 import shutil
 import time
 from dataclasses import dataclass
@@ -34,14 +35,15 @@ def look_for_hub() -> Hub:
     """Ask the configured endpoint for its head, unless HF_HUB_OFFLINE is set; no token is sent."""
     from huggingface_hub import constants, get_session, get_token
 
-    token = get_token() is not None
+    token, endpoint = get_token() is not None, constants.ENDPOINT
+    shown = re.sub(r"//[^/]*@", "//", endpoint)  # a mirror's may hold a password
     if constants.HF_HUB_OFFLINE:
-        return Hub(constants.ENDPOINT, False, offline=True, token=token)
+        return Hub(shown, False, offline=True, token=token)
     try:
-        status = get_session().head(constants.ENDPOINT, timeout=_HUB_SECONDS).status_code
+        status = get_session().head(endpoint, timeout=_HUB_SECONDS).status_code
     except Exception as error:  # the hub's transport library raises its own errors, and changes between releases
-        return Hub(constants.ENDPOINT, False, type(error).__name__, token=token)
-    return Hub(constants.ENDPOINT, status < 500, f"it answered {status}", token=token)
+        return Hub(shown, False, type(error).__name__, token=token)
+    return Hub(shown, status < 500, f"it answered {status}", token=token)
 
 
 def check_hub(hub: Hub) -> Finding:

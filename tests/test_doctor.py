@@ -309,6 +309,13 @@ def test_metal_and_cuda_are_called_by_name(monkeypatch: pytest.MonkeyPatch) -> N
     assert look_at_device().backend == "CUDA"
 
 
+def test_a_gpu_with_memory_of_its_own_is_planned_for_by_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mx, "device_info", lambda: {"device_name": "NVIDIA", "total_memory": 24 * GB})
+    assert models.device_working_set() == 18 * GB
+    device = look_at_device()
+    assert (device.memory, device.recommended) == (24 * GB, 18 * GB)
+
+
 @pytest.mark.parametrize(
     ("platform", "nvidia", "state", "remedy"),
     [
@@ -418,6 +425,8 @@ def test_which_judges_fit_goes_by_what_they_need(cache: Path, monkeypatch: pytes
         (str(JUDGE), APART, "ok", "to judge, "),
         ("./nowhere", REACHED, "fails", "does not exist"),
         ("~/nowhere", REACHED, "fails", "does not exist"),
+        ("~nobody-here/x", REACHED, "fails", "does not exist"),
+        ("  ", REACHED, "fails", "does not exist"),
         (str(GOLDEN), REACHED, "fails", "which is no judge"),
         ("owner/name", REACHED, "ok", "downloaded at its first use"),
         ("owner/name@v1", APART, "fails", "not here and cannot be downloaded"),
@@ -485,6 +494,13 @@ def test_a_hub_that_cannot_be_reached_fails_only_where_a_judge_is_missing(
     result, found = examined()
     assert (result.exit_code, found["hub"].state) == (0, "note")
     assert "HTTPS_PROXY" in found["hub"].remedy
+
+
+def test_a_password_in_the_endpoint_is_not_shown(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_hub(monkeypatch, "http://me:secret@127.0.0.1:9/hub", cache)
+    assert look_for_hub().endpoint == "http://127.0.0.1:9/hub"
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert "secret" not in look_for_hub().endpoint
 
 
 def test_a_hub_that_is_down_is_not_reached(monkeypatch: pytest.MonkeyPatch) -> None:
