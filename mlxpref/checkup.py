@@ -66,7 +66,7 @@ def this_machine() -> Machine:
         sys.version_info[:3],
         _numbers(platform.mac_ver()[0]),
         name == "Darwin" and _is_translated(),
-        {_plain_name(d.metadata["Name"]): d.version for d in metadata.distributions() if d.metadata["Name"]},
+        _installed(),
         demands,
     )
 
@@ -134,6 +134,15 @@ def check_builds(machine: Machine) -> Finding:
         remedy = f'pip install --force-reinstall "{name}=={version}"'
         return Finding("MLX build", f"{found}, but mlx {version}", "fails", remedy)
     return Finding("MLX build", found)
+
+
+def _installed() -> dict[str, str]:
+    """The versions of all packages by name; one whose own files are broken is passed over, and so is missing."""
+    found: dict[str, str] = {}
+    for distribution in metadata.distributions():
+        with suppress(Exception):
+            found.setdefault(_plain_name(distribution.metadata["Name"]), distribution.version)
+    return found
 
 
 def _is_translated() -> bool:

@@ -28,12 +28,12 @@ def examine(machine: Machine | None = None, system: System | None = None) -> lis
     """Everything that is found here, or on a machine and a system that a test describes; no check raises."""
     at, on = machine or this_machine(), system or this_system()
     found = [
-        guarded("system", lambda: check_system(at)),
-        guarded("packages", lambda: check_packages(at)),
-        guarded("MLX build", lambda: check_builds(at)),
+        guarded("system", partial(check_system, at)),
+        guarded("packages", partial(check_packages, at)),
+        guarded("MLX build", partial(check_builds, at)),
     ]
     if on.name == "Darwin":
-        found.append(guarded("power", lambda: check_power(on)))
+        found.append(guarded("power", partial(check_power, on)))
     mlx = guarded("MLX", check_mlx)
     device: Device | None = None
     if mlx.state == "ok":
@@ -46,14 +46,15 @@ def examine(machine: Machine | None = None, system: System | None = None) -> lis
             found.append(guarded("BLAS", check_blas))
         found.append(guarded("demo judge", check_demo))
     hub = _looked(found, "hub", look_for_hub, check_hub)
-    needed = 0
+    room = check_hub_cache
     if device is not None and hub is not None:
-        recommended, asked = device.recommended, hub
-        found.append(guarded("default judge", lambda: check_default_judge(asked, recommended)))
-        needed = bytes_to_download(recommended) if asked.reached else 0
+        recommended = device.recommended
+        found.append(guarded("default judge", partial(check_default_judge, hub, recommended)))
+        if hub.reached:
+            room = partial(check_hub_cache, partial(bytes_to_download, recommended))
         listed = [judge for judge in recommended_judges() if judge.working_set_gb]  # what others need is not known
         found += [guarded("judge", partial(check_judge, judge, recommended)) for judge in listed]
-    found.append(guarded("hub cache", lambda: check_hub_cache(needed)))
+    found.append(guarded("hub cache", room))
     found.append(guarded("mlxpref cache", check_own_cache))
     return found
 

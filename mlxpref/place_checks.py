@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,11 +58,11 @@ def check_hub(hub: Hub) -> Finding:
     return Finding("hub", f"{hub.endpoint} is not reached ({hub.why}); {token}", "note", remedy)
 
 
-def check_hub_cache(needed: int = 0) -> Finding:
+def check_hub_cache(needed: Callable[[], int] = lambda: 0) -> Finding:
     """The cache of the hub, into which `needed` bytes are to be downloaded."""
     from huggingface_hub import constants
 
-    return _cache("hub cache", Path(constants.HF_HUB_CACHE).expanduser(), "set HF_HOME to another place", needed)
+    return _cache("hub cache", Path(constants.HF_HUB_CACHE).expanduser(), "set HF_HOME to another place", needed())
 
 
 def check_own_cache() -> Finding:

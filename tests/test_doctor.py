@@ -238,6 +238,16 @@ def test_without_metadata_it_is_not_known_what_is_needed() -> None:
     assert (found.state, found.remedy) == ("note", "install it: `pip install .` in its folder")
 
 
+def test_a_package_whose_files_are_broken_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, text in (("whole", "Name: Whole_One\nVersion: 1.2\n"), ("broken", "")):
+        folder = tmp_path / f"{name}-1.2.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert this_machine().installed["whole-one"] == "1.2"
+    assert this_machine().installed["mlx"] == HERE.installed["mlx"]
+
+
 def test_two_builds_of_mlx_fail() -> None:
     both = replace(HERE, installed={"mlx": "0.32.4", "mlx-cpu": "0.32.4", "mlx-cuda-13": "0.32.4"})
     found = check_builds(both)
@@ -561,7 +571,7 @@ def test_a_disk_needs_room_for_what_is_to_be_downloaded(
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     usage: Callable[[Any], Any] = lambda path: type("Usage", (), {"free": int(free * GB)})  # noqa: E731
     monkeypatch.setattr(place_checks.shutil, "disk_usage", usage)
-    assert check_hub_cache(needed * GB).state == state
+    assert check_hub_cache(lambda: needed * GB).state == state
 
 
 def test_a_full_disk_is_seen_before_the_recommended_judge_is_downloaded(
