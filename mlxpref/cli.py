@@ -7,6 +7,7 @@ import click
 
 from mlxpref.cli_calibrate import calibrate
 from mlxpref.cli_data import data
+from mlxpref.cli_doctor import doctor
 from mlxpref.cli_judging import compare, evaluate_command
 from mlxpref.cli_label import label
 from mlxpref.cli_models import convert, export
@@ -49,5 +50,5 @@ def main() -> None:
     """A judge of images that thinks before it answers, learns what people prefer, and runs on your own machine."""
 
 
-for command in (demo, compare, rank, label, evaluate_command, train, calibrate, data, convert, export):
+for command in (demo, compare, rank, label, evaluate_command, train, calibrate, data, convert, export, doctor):
     main.add_command(command)

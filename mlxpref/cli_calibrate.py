@@ -58,9 +58,10 @@ def calibrate(
     """
     from mlxpref.calibration import calibrate as calibration_for
     from mlxpref.calibration_file import write_calibration
-    from mlxpref.console import print_json, track
+    from mlxpref.console import note, print_json, track
     from mlxpref.datasets import load_preferences
     from mlxpref.loading import calibration_path
+    from mlxpref.long_runs import long_run
 
     if output is not None:
         check_output("--output", output)
@@ -70,7 +71,7 @@ def calibrate(
     say_what_the_demo_knows(judge, [image for p in preferences for image in (p.a, p.b)])
     path = output or calibration_path(judge)
     modes = [False, True] if think is None else [think]
-    with storing(judge, store, no_store):
+    with long_run(note), storing(judge, store, no_store):
         made = [calibration_for(judge, preferences, data, split, mode, track) for mode in modes]
     written = write_calibration(path, made)
     if as_json:

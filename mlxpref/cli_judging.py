@@ -128,6 +128,7 @@ def evaluate_command(
     if scores:
         evaluations = [_evaluate_scores(preferences, scores, data, split, counting)]
     else:
+        from mlxpref.long_runs import long_run
         from mlxpref.strategies import compare_strategies
         from mlxpref.strategy_table import draw_strategies, report_strategies
 
@@ -137,7 +138,7 @@ def evaluate_command(
         judge = load_from_options(model, adapter, yes, settings, 2 * len(judged), any_base)
         calibrated(judge, calibration, calibration is None)  # else a judge is measured as it is
         say_what_the_demo_knows(judge, [image for p in judged for image in (p.a, p.b)])
-        with storing(judge, store, no_store):
+        with long_run(note), storing(judge, store, no_store):
             found = compare_strategies(
                 judge, preferences, data, split, choice.ways, track, counting, tie_threshold, validation
             )

@@ -131,6 +131,7 @@ def rank(
     pairs, judges only what is new.
     """
     from mlxpref.console import note, print_json
+    from mlxpref.long_runs import long_run
     from mlxpref.prompts import find_groups
     from mlxpref.tables import print_ranking
 
@@ -144,7 +145,7 @@ def rank(
     judge = load_from_options(model, adapter, yes, settings, max(len(group.images) for group in groups), any_base)
     calibrated(judge, calibration, no_calibration)
     say_what_the_demo_knows(judge, [image for group in groups for image in group.images])
-    with storing(judge, store, no_store):
+    with long_run(note), storing(judge, store, no_store):
         rankings = _rank_all(judge, groups, think, pairs, top, skipped)
     by = judge.calibration
     outputs.write(rankings, [*notes, f"calibrated by {by}"] if by else notes)

@@ -61,6 +61,7 @@ def train(output: Path | None, config: Path | None, resume: bool, yes: bool, as_
 def _run_to_its_end(run: "Run") -> None:
     """Train, and say where the run can be gone on with if it is ended before."""
     from mlxpref.console import note, track_steps
+    from mlxpref.long_runs import long_run, watched
 
     count = run.trainer.step_count
     done = f", {run.done} of them done" if run.done else ""
@@ -68,8 +69,9 @@ def _run_to_its_end(run: "Run") -> None:
     # Whoever ends the process politely gets the adapter, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        for _ in track_steps(run.reports(), count):
-            pass
+        with long_run(note):
+            for _ in track_steps(watched(run.reports(), note), count):
+                pass
     except BaseException:
         if run.done:
             note(

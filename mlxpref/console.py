@@ -93,12 +93,12 @@ def track(work: Iterable[T], count: int, what: str | Callable[[], str]) -> Itera
 
 
 def track_steps(reports: Iterable[Any], count: int) -> Iterator[Any]:
-    """Pass on the reports of training steps (`training.StepReport`) and show reward, accuracy and the time left."""
+    """Pass on the reports of training steps (`training.StepReport`); show reward, accuracy, speed and the time left."""
     if sys.stderr.isatty():
         with _progress() as progress:
             task = progress.add_task("training", total=count)
             for report in reports:
-                text = f"training: reward {report.reward:.2f}, accuracy {report.accuracy:.2f}"
+                text = f"training: reward {report.reward:.2f}, accuracy {report.accuracy:.2f}{_speed(report)}"
                 progress.update(task, completed=report.step, description=text)
                 yield report
         return
@@ -108,10 +108,15 @@ def track_steps(reports: Iterable[Any], count: int) -> Iterator[Any]:
         if now - shown >= _PLAIN_INTERVAL or report.step in (1, count):
             note(
                 f"training: step {report.step} of {report.steps}, reward {report.reward:.3f}, "
-                f"accuracy {report.accuracy:.3f}, about {report.seconds_left:.0f} s left"
+                f"accuracy {report.accuracy:.3f}{_speed(report)}, about {report.seconds_left:.0f} s left"
             )
             shown = now
         yield report
+
+
+def _speed(report: Any) -> str:
+    """How fast completions were written; nothing where none were."""
+    return f", {report.tokens_per_second:.0f} tokens/s" if report.tokens_per_second > 0 else ""
 
 
 def _print(text: str) -> None:

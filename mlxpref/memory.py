@@ -24,7 +24,7 @@ TEXT_TOKENS = 192
 _QUESTION = 40
 """How many of them stand behind the second image."""
 # What the engine itself goes by; a test holds them equal.
-_TOGETHER, _LEAST = 512, 128
+_TOGETHER, _LEAST, _MOST = 512, 128, 8192
 _HEAD_VALUES = 1 << 25
 _BATCH_TOKENS, _FEATURES = 1024, 2 << 30
 _TREE, _PREFILL_TOKENS = 2 << 30, 16384
@@ -131,7 +131,7 @@ class _Block:
     @property
     def piece(self) -> "_Block":
         """What runs last where a block runs in pieces: it sees all others."""
-        columns = min(self.columns, max(_LEAST, _TOGETHER // self.rows))
+        columns = min(self.columns, max(min(_LEAST, _MOST // self.rows), _TOGETHER // self.rows, 1))
         return _Block(self.rows, columns, self.before + self.columns - columns)
 
 

@@ -14,7 +14,14 @@ from mlxpref.downloads import shown_bytes
 from mlxpref.errors import ModelError
 from mlxpref.hub_models import ask_model, cached_model, download_model, needed_bytes
 
-__all__ = ["RecommendedJudge", "choose_judge", "device_working_set", "recommended_judges", "resolve_model"]
+__all__ = [
+    "RecommendedJudge",
+    "choose_judge",
+    "device_working_set",
+    "is_hub_id",
+    "recommended_judges",
+    "resolve_model",
+]
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@.*)?")
 _REVISION = re.compile(r"[\w.-]+(/[\w.-]+)*")
@@ -30,6 +37,7 @@ class RecommendedJudge:
     any_use: bool
     size_gb: float
     working_set_gb: float
+    training_gb: float
     checked: str
 
 
@@ -40,14 +48,16 @@ def recommended_judges() -> list[RecommendedJudge]:
 
 
 def device_working_set() -> int:
-    """Bytes that a model may take on this device: the GPU's recommended working set, else 3/4 of the memory."""
+    """Bytes that a model may take on this device: the GPU's recommended working set, else 3/4 of its memory."""
     import mlx.core as mx
 
     info = mx.device_info()
     recommended = info.get("max_recommended_working_set_size")
     if recommended:
         return int(recommended)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 3 // 4
+    # A GPU of CUDA has memory of its own; on a CPU MLX states none.
+    memory = info.get("total_memory") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return int(memory) * 3 // 4
 
 
 def choose_judge(working_set: int) -> RecommendedJudge:
@@ -83,12 +93,17 @@ def resolve_model(
     path = Path(name)
     with suppress(RuntimeError):  # there is no such user
         path = path.expanduser()
-    if name == "demo" or path.exists() or not _HUB_ID.fullmatch(name) or name.startswith("."):
+    if name == "demo" or path.exists() or not is_hub_id(name):
         if revision:
             raise ModelError(f"{name}: is no Hugging Face id, so it has no revision {revision!r}; leave that out")
         return name, JUDGE if name == "demo" else path
     hub_id, revision = _identified(name, revision)
     return _named(hub_id, revision), cached_model(hub_id, revision) or _download(hub_id, revision, say)
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name has the form of a Hugging Face id, with or without a revision."""
+    return bool(_HUB_ID.fullmatch(name)) and not name.startswith(".")
 
 
 def _identified(name: str, revision: str | None) -> tuple[str, str | None]:

@@ -17,6 +17,7 @@ import numpy as np
 from mlxpref.archives import named_image
 from mlxpref.console import plain
 from mlxpref.errors import DataError
+from mlxpref.long_runs import slowdown
 from mlxpref.preferences import ImageLike, PackedImage
 from mlxpref.report import Thumbnail, thumbnail, write_page
 from mlxpref.run_curves import figures
@@ -180,6 +181,11 @@ def _notes(log: RunLog, run: Record) -> list[str]:
     if isinstance(resumed, list) and resumed:
         after = [f"{number(each.get('after_step')):g}" for each in resumed if isinstance(each, dict)]
         notes.append(f"The run was resumed after step {_few(after)}.")
+    if slower := slowdown(log.column("tokens_per_second"), log.column("tokens")):
+        notes.append(
+            f"The last steps wrote {told(slower[1])} tokens a second, the first ones {told(slower[0])}: the machine "
+            "was hot, on battery, short of memory or shared. What was learned is the same."
+        )
     if failed := [f"{step:g}" for step in log.not_finite()]:
         notes.append(
             f"In {len(failed)} of {len(log.steps)} steps loss or gradient was not finite, and the adapter stayed as "

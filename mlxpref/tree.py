@@ -98,7 +98,7 @@ class PrefixTree:
         self.tokens += sum(map(len, segments))
         block = self._vlm.block(segments)
         ends = np.array([len(segment) - 1 for segment in segments])
-        states, kept = run_block(self._vlm.language.model, block, stems, recompute=False, ends=ends)
+        states, kept = run_block(self._vlm.language.model, block, stems, recompute=False, ends=ends, in_turn=True)
         return states, Stem(kept, block.owners, np.arange(len(segments)))
 
     def _run(self, segments: Sequence[Segment], stems: Sequence[Stem]) -> tuple[RowCache, mx.array]:

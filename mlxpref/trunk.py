@@ -17,12 +17,24 @@ from numpy.typing import NDArray
 from mlxpref.prefix import PADDING, LayerCache, mask_behind
 from mlxpref.recompute import recomputed
 
-__all__ = ["Block", "KeysValues", "Stem", "Turning", "run_block", "run_layers", "run_step", "spread", "turning_of"]
+__all__ = [
+    "Block",
+    "KeysValues",
+    "Stem",
+    "Turning",
+    "columns_of_piece",
+    "run_block",
+    "run_layers",
+    "run_step",
+    "spread",
+    "turning_of",
+]
 
-_TOGETHER, _LEAST = 512, 128
-"""Tokens that keep a GPU busy, over all rows, and the fewest columns of a piece of a block.
+_TOGETHER, _LEAST, _MOST = 512, 128, 8192
+"""Tokens that keep a GPU busy, over all rows; the fewest columns of a piece of a block; the most tokens of one.
 
-What a column may not see of later pieces is never computed, nor do all scores exist at once.
+What a column may not see of later pieces is never computed, nor do all scores exist at once. The most goes before the
+fewest: a Mac ends GPU work that keeps its display waiting, and how many rows there are is for the settings to say.
 """
 
 KeysValues = tuple[mx.array, mx.array]
@@ -80,29 +92,42 @@ def run_block(
     stems: Sequence[Stem] = (),
     recompute: bool = True,
     ends: NDArray[np.int64] | None = None,
+    in_turn: bool = False,
 ) -> tuple[mx.array, list[KeysValues]]:
     """Run a block through all layers: the hidden states (B, L, D) and each layer's new keys and values.
 
     `stems` stand before it, outermost first. `recompute` keeps only what enters each layer and makes the rest again in
     the backward pass. A long block runs in pieces, each behind those before it. With `ends` (B,), only the states
-    (B, D) at these columns: the last layer leaves out the others.
+    (B, D) at these columns: the last layer leaves out the others. `in_turn`, where there is no gradient, lets no more
+    than two pieces be under way: bounded work at a time, and Ctrl-C is heard in between.
     """
     rows, columns = block.owners.shape
-    size = max(_LEAST, _TOGETHER // rows)
+    size = columns_of_piece(rows)
     depth = len(trunk.layers) - (ends is not None)
     states: list[mx.array] = []
     pieces: list[Stem] = []
+    under_way: list[mx.array] = []
     for start in range(0, columns, size):
         piece = block.columns(start, start + size) if columns > size else block
         hidden, kept = run_layers(trunk, piece, [*stems, *pieces], recompute, depth)
         states.append(hidden)
         pieces.append(Stem(kept, piece.owners, np.arange(rows)))
+        if in_turn and start + size < columns:
+            mx.async_eval(hidden, kept)
+            if under_way:
+                mx.eval(under_way)  # so that the device has one piece to go on with while the next is made
+            under_way = [hidden]
     layers = [tuple(_joined(parts, axis=2) for parts in zip(*pairs, strict=True)) for pairs in _by_layer(pieces)]
     hidden = _joined(states, axis=1)
     if ends is not None:
         hidden, last = _run_ends(trunk, block, stems, recompute, hidden, ends)
         layers.append(last)
     return trunk.norm(hidden), layers  # type: ignore[return-value]
+
+
+def columns_of_piece(rows: int) -> int:
+    """How many columns of so many rows run together."""
+    return max(min(_LEAST, _MOST // rows), _TOGETHER // rows, 1)
 
 
 def run_layers(

@@ -118,7 +118,7 @@ class VLM:
         """Run B prompts; returns their keys and values, and the logits (B, V) after each row's last token."""
         block = self.block(prompts)
         ends = np.array([len(prompt) - 1 for prompt in prompts])
-        states, kept = run_block(self.language.model, block, recompute=False, ends=ends)
+        states, kept = run_block(self.language.model, block, recompute=False, ends=ends, in_turn=True)
         return RowCache.of(block.owners, kept), self.head(states)
 
     def hidden(self, prompts: Sequence[Prompt]) -> tuple[RowCache, mx.array]:

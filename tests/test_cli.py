@@ -25,7 +25,7 @@ from mlxpref.judge import Judge
 from mlxpref.models import choose_judge
 from tests.conftest import GOLDEN, tiny_model, write_adapter
 
-COMMANDS = ("calibrate", "compare", "convert", "data", "demo", "eval", "export", "label", "rank", "train")
+COMMANDS = ("calibrate", "compare", "convert", "data", "demo", "doctor", "eval", "export", "label", "rank", "train")
 TINY = str(GOLDEN / "qwen2_5_vl")
 SCRIPT = [sys.executable, "-c", "from mlxpref.cli import main; main()"]
 QUICK = ("--model", TINY, "--max-tokens", "6")

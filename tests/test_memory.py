@@ -46,7 +46,7 @@ for family in FAMILIES:
 
 
 def test_the_plan_goes_by_the_numbers_of_the_engine() -> None:
-    assert (memory._TOGETHER, memory._LEAST) == (trunk._TOGETHER, trunk._LEAST)
+    assert (memory._TOGETHER, memory._LEAST, memory._MOST) == (trunk._TOGETHER, trunk._LEAST, trunk._MOST)
     assert memory._HEAD_VALUES == scoring._HEAD_VALUES
     assert (memory._BATCH_TOKENS, memory._FEATURES) == (features._BATCH_TOKENS, features._MEMORY)
     assert (memory._TREE, memory._PREFILL_TOKENS) == (tree._MEMORY, judge._PREFILL_TOKENS)
