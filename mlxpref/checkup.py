@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Literal
 
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
 __all__ = ["Finding", "Machine", "State", "check_builds", "check_packages", "check_system", "guarded", "this_machine"]
 
 State = Literal["ok", "note", "fails"]
@@ -18,9 +21,6 @@ State = Literal["ok", "note", "fails"]
 _LEAST_MACOS, _LEAST_PYTHON = (14,), (3, 11)
 _SHOWN = ("mlxpref", "mlx", "mlx-lm", "mlx-vlm", "transformers", "huggingface-hub")
 """The packages whose versions are told where all is well; the others are checked, too."""
-_REQUIREMENT = re.compile(r"\s*([\w.-]+)\s*(?:\[[^]]*\])?\s*([^;]*?)\s*(?:;(.*))?")
-_ON_PLATFORM = re.compile(r"""\s*sys_platform\s*(==|!=)\s*['"](\w+)['"]\s*""")
-_SPECIFIER = re.compile(r"\s*(>=|<=|==|!=|<|>)\s*(\d+(?:\.\d+)*)\s*")
 _PATIENCE = 5.0
 """Seconds that a tool of the system may take to answer."""
 
@@ -105,11 +105,14 @@ def check_packages(machine: Machine) -> Finding:
         remedy = "install it: `pip install .` in its folder"
         return Finding("packages", "mlxpref is not installed, so it is not known what it needs", "note", remedy)
     wrong, wanted = [], []
-    for name, specifiers in filter(None, (_demand(line, machine.kind) for line in machine.demands)):
+    for demand in map(Requirement, machine.demands):
+        if demand.marker and not demand.marker.evaluate({"sys_platform": machine.kind, "extra": ""}):
+            continue
+        name, asked = canonicalize_name(demand.name), demand.specifier
         version = machine.installed.get(name)
-        if version is None or not _meets(version, specifiers):
-            wrong.append(f"{name} {version}, not {specifiers}" if version else f"{name} is missing")
-            wanted.append(f'"{name}{specifiers}"')
+        if version is None or not asked.contains(version, prereleases=True):
+            wrong.append(f"{name} {version}, not {asked}" if version else f"{name} is missing")
+            wanted.append(f'"{name}{asked}"')
     if wrong:
         return Finding("packages", "; ".join(wrong), "fails", f"pip install {' '.join(wanted)}")
     shown = (f"{name} {machine.installed[name]}" for name in _SHOWN if name in machine.installed)
@@ -141,7 +144,7 @@ def _installed() -> dict[str, str]:
     found: dict[str, str] = {}
     for distribution in metadata.distributions():
         with suppress(Exception):
-            found.setdefault(_plain_name(distribution.metadata["Name"]), distribution.version)
+            found.setdefault(canonicalize_name(distribution.metadata["Name"]), distribution.version)
     return found
 
 
@@ -155,38 +158,7 @@ def _is_translated() -> bool:
     return said.strip() == "1"
 
 
-def _demand(line: str, kind: str) -> tuple[str, str] | None:
-    """The name and the versions that a requirement asks for; None where it is not for this platform, or an extra."""
-    parts = _REQUIREMENT.fullmatch(line)
-    if parts is None:
-        return None
-    name, specifiers, marker = parts.groups()
-    if marker:
-        on = _ON_PLATFORM.fullmatch(marker)
-        if on is None or (on[1] == "==") != (on[2] == kind):
-            return None
-    return _plain_name(name), specifiers.strip("()")
-
-
-def _meets(version: str, specifiers: str) -> bool:
-    """Whether a version is within a range such as `<0.33,>=0.32.4`; what is none is passed over."""
-    have = _numbers(version)
-    for part in specifiers.split(","):
-        if asked := _SPECIFIER.fullmatch(part):
-            want = _numbers(asked[2])
-            width = max(len(have), len(want))
-            a, b = (numbers + (0,) * (width - len(numbers)) for numbers in (have, want))
-            meets = {">=": a >= b, "<=": a <= b, "==": a == b, "!=": a != b, "<": a < b, ">": a > b}
-            if not meets[asked[1]]:
-                return False
-    return True
-
-
 def _numbers(version: str) -> tuple[int, ...]:
     """The numbers that a version begins with."""
     found = re.match(r"\d+(\.\d+)*", version)
     return tuple(map(int, found[0].split("."))) if found else ()
-
-
-def _plain_name(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
