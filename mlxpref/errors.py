@@ -1,6 +1,6 @@
 """The errors of mlxpref: each message says what is wrong, where, and what to do; the command line prints it."""
 
-__all__ = ["ConfigError", "DataError", "MlxprefError", "ModelError"]
+__all__ = ["ConfigError", "DataError", "MachineError", "MlxprefError", "ModelError"]
 
 
 class MlxprefError(Exception):
@@ -17,3 +17,7 @@ class DataError(MlxprefError):
 
 class ModelError(MlxprefError):
     """A checkpoint or an adapter that cannot be found, loaded or combined."""
+
+
+class MachineError(MlxprefError):
+    """Another of several processes that is gone, has failed, or was given something else than the others."""
