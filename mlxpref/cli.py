@@ -13,9 +13,13 @@ from mlxpref.cli_label import label
 from mlxpref.cli_models import convert, export
 from mlxpref.cli_ranking import rank
 from mlxpref.cli_training import demo, train
-from mlxpref.errors import MlxprefError
+from mlxpref.company import are_several, in_company
+from mlxpref.errors import ConfigError, MlxprefError
 
 __all__ = ["main"]
+
+_IN_COMPANY = ("train", "eval", "rank")
+"""The commands that several processes can share."""
 
 
 class _Translating(click.Group):
@@ -23,7 +27,8 @@ class _Translating(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with in_company():
+                return super().invoke(ctx)
         except MlxprefError as error:
             raise click.ClickException(_plain_lines(str(error))) from error
         except click.UsageError as error:  # it may quote file names, too
@@ -46,8 +51,11 @@ def _plain_lines(text: str) -> str:
 
 @click.group(cls=_Translating, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="mlxpref")
-def main() -> None:
+@click.pass_context
+def main(ctx: click.Context) -> None:
     """A judge of images that thinks before it answers, learns what people prefer, and runs on your own machine."""
+    if are_several() and ctx.invoked_subcommand not in _IN_COMPANY:
+        raise ConfigError(f"mlxpref {ctx.invoked_subcommand} is the work of one process; run it without mlx.launch")
 
 
 for command in (demo, compare, rank, label, evaluate_command, train, calibrate, data, convert, export, doctor):

@@ -129,6 +129,7 @@ def evaluate_command(
         evaluations = [_evaluate_scores(preferences, scores, data, split, counting)]
     else:
         from mlxpref.long_runs import long_run
+        from mlxpref.preferences import digest_of
         from mlxpref.strategies import compare_strategies
         from mlxpref.strategy_table import draw_strategies, report_strategies
 
@@ -136,6 +137,7 @@ def evaluate_command(
         judged = [*preferences, *validation]
         check_images_of(data, judged)
         judge = load_from_options(model, adapter, yes, settings, 2 * len(judged), any_base)
+        judge.machines.check_same({"fingerprint of the preferences": digest_of(judged)})
         calibrated(judge, calibration, calibration is None)  # else a judge is measured as it is
         say_what_the_demo_knows(judge, [image for p in judged for image in (p.a, p.b)])
         with long_run(note), storing(judge, store, no_store):
@@ -144,7 +146,7 @@ def evaluate_command(
             )
         if judge.recalled:
             note(f"{judge.recalled} of {judge.recalled + judge.comparisons} comparisons were judged before")
-        if plot:
+        if plot and judge.machines.leads:
             draw_strategies(found, plot)
         if len(found.rows) > 1:
             report_strategies(found, as_json, judge.calibration.summary() if judge.calibration else None)

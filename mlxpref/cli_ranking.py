@@ -1,5 +1,6 @@
 """The command that ranks: images in, an order out, as a table, JSON, a page, a spreadsheet or copies."""
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -145,10 +146,13 @@ def rank(
     judge = load_from_options(model, adapter, yes, settings, max(len(group.images) for group in groups), any_base)
     calibrated(judge, calibration, no_calibration)
     say_what_the_demo_knows(judge, [image for group in groups for image in group.images])
+    asked = [(group.prompt, [(path.name, path.stat().st_size) for path in group.images]) for group in groups]
+    judge.machines.check_same({"digest of the images": hashlib.sha256(repr(asked).encode()).hexdigest()[:16]})
     with long_run(note), storing(judge, store, no_store):
         rankings = _rank_all(judge, groups, think, pairs, top, skipped)
     by = judge.calibration
-    outputs.write(rankings, [*notes, f"calibrated by {by}"] if by else notes)
+    if judge.machines.leads:
+        outputs.write(rankings, [*notes, f"calibrated by {by}"] if by else notes)
     if as_json:
         shown = [ranking.to_json() | {"calibration": by.summary() if by else None} for ranking in rankings]
         print_json(shown if prompt_from else shown[0])

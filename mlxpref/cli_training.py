@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mlxpref.company import here
 from mlxpref.config import TrainSettings
 from mlxpref.options import chosen, json_option, settings_options
 from mlxpref.session import agree, check_images_of, load_from_options
@@ -47,6 +48,8 @@ def train(output: Path | None, config: Path | None, resume: bool, yes: bool, as_
         run = start_run(settings, output, consent, note, check_images_of)
     if run:
         _run_to_its_end(run)
+    if not here().leads:
+        return
     folder = run.folder if run else output
     assert folder is not None
     steps = read_log(folder)
@@ -66,8 +69,8 @@ def _run_to_its_end(run: "Run") -> None:
     count = run.trainer.step_count
     done = f", {run.done} of them done" if run.done else ""
     note(f"{len(run.preferences)} preferences, {count} steps{done}, into {run.folder}")
-    # Whoever ends the process politely gets the adapter, too.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    if here().size == 1:  # whoever ends the process politely gets the adapter, too; in company this is so already
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         with long_run(note):
             for _ in track_steps(watched(run.reports(), note), count):

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -23,6 +23,8 @@ TOP = 10
 """How many of the best images are thought about where the judge thinks about the top only."""
 Compare = Callable[[Iterable[Pair], bool], Iterable[PairVerdict]]
 """A judge of pairs: the pairs, and whether to think about them."""
+Agreed = Callable[[Any], Any]
+"""Gives every process what one of them, always the same, gave: something that JSON holds."""
 _ROUND = 6
 """The fewest pairs of a round: fewer would leave a judge that works in batches idle."""
 _LEADERS = 3
@@ -60,16 +62,18 @@ def rank_pairs(
     top: int | None = None,
     seed: int = 0,
     track: Track = lambda work, count, what: work,
+    agreed: Agreed = lambda value: value,
 ) -> ImageRanking:
     """Judge pairs of at least two images by `compare` and rank them; see `Budget` for `think` and `pairs`.
 
     With `top`, the work ends as soon as it is settled which images are the `top` best (`pairing.is_settled`).
     KeyboardInterrupt ends it, too: what was judged until then is ranked; only where that is nothing is it raised.
+    Several processes that judge together have `agreed` on which pairs are next, since machines may round differently.
     """
     started = time.perf_counter()
     if top is not None and top < 1:
         raise ConfigError(f"the top {top} cannot be found: 1 is the least")
-    contest = _Contest(images, prompt, compare, seed)
+    contest = _Contest(images, prompt, compare, seed, agreed)
     budget = Budget.of(len(images), think, pairs)
     ending: Ending = "done"
     try:
@@ -81,7 +85,7 @@ def rank_pairs(
         if budget.think:
             ranking = rank_images(len(images), contest.outcomes)
             best = [image.index for image in ranking.images[:TOP]]
-            contest.hold(sorted(best) if budget.read else every, budget.think, True, top, track)
+            contest.hold(agreed(sorted(best)) if budget.read else every, budget.think, True, top, track)
         if top and contest.count < budget.read + budget.think:
             ending = "settled"
     except KeyboardInterrupt:
@@ -108,6 +112,7 @@ class _Contest:
     prompt: str
     compare: Compare
     seed: int
+    agreed: Agreed
     found: dict[tuple[int, int], JudgedPair] = field(default_factory=dict)
     count: int = 0
     _leaders: str = ""
@@ -128,10 +133,11 @@ class _Contest:
         size = max(_ROUND, default_round(len(members)))
         while len(asked) < budget:
             fit = self._fit() if self.found else None
-            if fit and asked and top and is_settled(fit, top):
+            if self.agreed(bool(fit and asked and top and is_settled(fit, top))):
                 return
             among = _part(fit, members) if fit else None
             chosen = next_round(len(members), asked, among, min(size, budget - len(asked)), self.seed, top)
+            chosen = [(a, b) for a, b in self.agreed(chosen)]
             asked.update(chosen)
             pairs = [(members[a], members[b]) for a, b in chosen]
             work = self.compare((Pair(self.images[a], self.images[b], self.prompt) for a, b in pairs), thinking)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +48,15 @@ class Earnings:
     def only(self, groups: Sequence[int]) -> "Earnings":
         """Those of some groups, by number."""
         return Earnings(**{f.name: getattr(self, f.name)[list(groups)] for f in fields(self)})
+
+    def to_json(self) -> dict[str, Any]:
+        """The arrays as lists."""
+        return {f.name: getattr(self, f.name).tolist() for f in fields(self)}
+
+    @classmethod
+    def from_json(cls, told: Mapping[str, Any]) -> "Earnings":
+        """What `to_json` gave of at least one group."""
+        return cls(**{name: np.array(value) for name, value in told.items()})
 
     def __add__(self, others: "Earnings") -> "Earnings":
         """These groups, and then others."""

@@ -4,7 +4,7 @@ __all__ = ["ConfigError", "DataError", "MlxprefError", "ModelError"]
 
 
 class MlxprefError(Exception):
-    """The base of every error that mlxpref raises on purpose."""
+    """The base of every error that mlxpref raises on purpose; itself where one of several processes has failed."""
 
 
 class ConfigError(MlxprefError):

@@ -20,7 +20,7 @@ def expected_seconds(judge: Judge, images: Sequence[ImageLike], prompt: str, bud
     """Seconds for a budget of pairs of images, all completions at full length; None if the store knows some of it.
 
     The first pair is read and a few tokens are written about it; the others are taken to be like it. What runs in
-    larger batches than one pair may be faster.
+    larger batches than one pair may be faster. Several processes share the pairs.
     """
     steps = min(_TRIAL_TOKENS, judge.settings.max_tokens)
     trial = Judge(judge.vlm, replace(judge.settings, max_tokens=steps, samples=1), store=judge.store)
@@ -40,7 +40,7 @@ def expected_seconds(judge: Judge, images: Sequence[ImageLike], prompt: str, bud
         a_step = max(0.0, _seconds(asked(True)) - reading) / steps
         completions = 2 * judge.settings.samples * budget.think
         expected += math.ceil(completions / judge.settings.rows) * judge.settings.max_tokens * a_step
-    return expected
+    return expected / judge.machines.size
 
 
 def _seconds(work: Callable[[], Any]) -> float:

@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 
 import numpy as np
 
 from mlxpref.config import TrainSettings
 from mlxpref.earnings import Earnings, earn, form_of
 from mlxpref.lessons import Lesson, Timetable
+from mlxpref.machines import ALONE, Machines
 from mlxpref.own_reward import OwnReward
 from mlxpref.rewards import reward_mix
 from mlxpref.rollout import Rollout, Sampling, roll_out
@@ -18,10 +21,13 @@ __all__ = ["Groups", "write_groups", "write_step"]
 
 @dataclass(frozen=True)
 class Groups:
-    """P groups of G rollouts: what was shown, what was written, and what it earned."""
+    """P groups of G rollouts: what was shown, what was written, and what it earned.
+
+    Of several processes, each knows all groups, and has the `prompts` of those that it wrote itself.
+    """
 
     lessons: Sequence[Lesson]
-    prompts: Sequence[Prompt]
+    prompts: Sequence[Prompt | None]
     rollouts: Sequence[Sequence[Rollout]]
     earned: Earnings
 
@@ -48,7 +54,12 @@ class Groups:
 
 
 def write_step(
-    vlm: VLM, timetable: Timetable, step: int, settings: TrainSettings, own: Mapping[str, OwnReward]
+    vlm: VLM,
+    timetable: Timetable,
+    step: int,
+    settings: TrainSettings,
+    own: Mapping[str, OwnReward],
+    machines: Machines = ALONE,
 ) -> tuple[Groups, Groups]:
     """The groups that a step learns from, and all that were written for it.
 
@@ -56,7 +67,7 @@ def write_step(
     none, its place stays its own. Which ones come next depends on the step alone, and their random numbers on the step,
     the place and the time, so not on what runs together.
     """
-    written = write_groups(vlm, timetable.of_step(step), settings, own)
+    written = write_groups(vlm, timetable.of_step(step), settings, own, machines)
     places, spare = list(range(len(written))), timetable.spare(step)
     for again in range(1, settings.resample + 1):
         idle = [place for place, number in enumerate(places) if not written.earned.signal[number]]
@@ -67,12 +78,36 @@ def write_step(
         lessons = [timetable.instead(step, place, number, again) for place, number in others]
         for number, (place, _) in enumerate(others, start=len(written)):
             places[place] = number
-        written += write_groups(vlm, lessons, settings, own)
+        written += write_groups(vlm, lessons, settings, own, machines)
     return written.only(places), written
 
 
-def write_groups(vlm: VLM, lessons: Sequence[Lesson], settings: TrainSettings, own: Mapping[str, OwnReward]) -> Groups:
-    """Let the policy write a group for each lesson, and reward what it wrote."""
+def write_groups(
+    vlm: VLM,
+    lessons: Sequence[Lesson],
+    settings: TrainSettings,
+    own: Mapping[str, OwnReward],
+    machines: Machines = ALONE,
+) -> Groups:
+    """Let the policy write a group for each lesson, and reward what it wrote; each process does its share of them."""
+    mine = machines.share(len(lessons))
+    written = _write(vlm, [lessons[i] for i in mine], settings, own) if mine else None
+    if machines.size == 1:
+        assert written
+        return written
+    told = [written.earned.to_json(), [[r.to_json() for r in group] for group in written.rollouts]] if written else None
+    everyone = [part for part in machines.gathered(told) if part]
+    prompts: list[Prompt | None] = [None] * len(lessons)
+    prompts[mine.start : mine.stop] = written.prompts if written else []
+    return Groups(
+        lessons,
+        prompts,
+        [[Rollout.from_json(each) for each in group] for _, groups in everyone for group in groups],
+        reduce(add, (Earnings.from_json(earned) for earned, _ in everyone)),
+    )
+
+
+def _write(vlm: VLM, lessons: Sequence[Lesson], settings: TrainSettings, own: Mapping[str, OwnReward]) -> Groups:
     form, exact = form_of(settings), reward_mix(settings.reward).exact
     shown_now = [lesson.comparison for lesson in lessons]
     # Each image is encoded by itself: in a batch its features would differ in the last bits with what is beside it, and

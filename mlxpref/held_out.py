@@ -12,6 +12,7 @@ from mlxpref.evaluation import Evaluation, evaluate
 from mlxpref.judge import Judge
 from mlxpref.lessons import some_of
 from mlxpref.lora import adapter_weights
+from mlxpref.machines import ALONE, Machines
 from mlxpref.preferences import Preference
 from mlxpref.verdict import Strategy
 from mlxpref.vlm import VLM
@@ -26,7 +27,9 @@ class HeldOut:
     says when as many measurements in a row were no better.
     """
 
-    def __init__(self, vlm: VLM, preferences: Sequence[Preference], settings: TrainSettings) -> None:
+    def __init__(
+        self, vlm: VLM, preferences: Sequence[Preference], settings: TrainSettings, machines: Machines = ALONE
+    ) -> None:
         decided = [p for p in preferences if not p.is_tie]
         if settings.held_out and not decided:
             raise DataError(
@@ -35,7 +38,7 @@ class HeldOut:
         self.preferences = some_of(decided, settings.held_out_limit, settings.seed)
         self.best: dict[str, mx.array] = {}
         """The weights of the best adapter so far; none before the first measurement, or without patience."""
-        self._vlm, self._settings = vlm, settings
+        self._vlm, self._settings, self._machines = vlm, settings, machines
         self._accuracy, self._stale = -1.0, 0
 
     def is_due(self, step: int, steps: int) -> bool:
@@ -50,13 +53,15 @@ class HeldOut:
     def measure(self) -> Evaluation:
         """Judge the held-out preferences with the adapter as it is now."""
         chosen = self._settings
-        judge = Judge(self._vlm, chosen.judging)
+        judge = Judge(self._vlm, chosen.judging, machines=self._machines)
         strategy: Strategy = "soft" if form_of(chosen) == "choice" else "score"
         found = evaluate(judge, self.preferences, chosen.data, "held-out", strategy)
-        better = found.metrics.accuracy > self._accuracy
+        # What decides when training ends must be the same number in all processes.
+        accuracy = float(self._machines.agreed(found.metrics.accuracy))
+        better = accuracy > self._accuracy
         self._stale = 0 if better else self._stale + 1
         if better:
-            self._accuracy = found.metrics.accuracy
+            self._accuracy = accuracy
             self.best = adapter_weights(self._vlm.model) if chosen.patience else {}
         return found
 

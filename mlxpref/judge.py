@@ -16,15 +16,17 @@ from mlxpref.features import Features, Seen
 from mlxpref.fingerprint import Fingerprint
 from mlxpref.image_ranking import ImageRanking
 from mlxpref.images import Skipped
+from mlxpref.machines import ALONE, Machines
 from mlxpref.pairs import Comparison, Pair, PairVerdict, Track, shown
 from mlxpref.preferences import ImageLike
 from mlxpref.ranking import all_pairs
 from mlxpref.rescaling import Rescaling
 from mlxpref.rollout import Sampling, roll_out
+from mlxpref.shared_store import SharedStore
 from mlxpref.store import Store
 from mlxpref.template import Form, template_version
 from mlxpref.tree import PrefixTree
-from mlxpref.verdict import Strategy, Verdict
+from mlxpref.verdict import Strategy, Verdict, verdicts_from_json, verdicts_to_json
 from mlxpref.vlm import VLM
 
 __all__ = ["Judge", "Sitting"]
@@ -71,7 +73,8 @@ class Judge:
     With a `store`, what was said of a comparison before is recalled, and what is said now is kept, a batch at a time.
     `tokens` counts the completion tokens written so far, `comparisons` the comparisons judged, and `recalled` those
     that the store knew. With a `calibration`, soft preferences are rescaled; verdicts, and what the store keeps, are
-    as they were said. It is a ConfigError to ask for what the calibration was not made for.
+    as they were said. It is a ConfigError to ask for what the calibration was not made for. Of several `machines`,
+    all of which ask for the same, each judges its share, and all are told what was said and counted.
     """
 
     vlm: VLM
@@ -80,9 +83,10 @@ class Judge:
     adapter: Path | None = None
     tokens: int = 0
     comparisons: int = 0
-    store: Store | None = None
+    store: Store | SharedStore | None = None
     recalled: int = 0
     calibration: CalibrationFile | None = None
+    machines: Machines = ALONE
 
     def compare(self, a: ImageLike, b: ImageLike, prompt: str) -> PairVerdict:
         """Judge one pair in both orders."""
@@ -109,12 +113,13 @@ class Judge:
         def compare(asked: Iterable[Pair], thinks: bool) -> Iterator[PairVerdict]:
             return self.pairs(asked, think=thinks, sitting=sitting)
 
-        found = rank_pairs(images, prompt, compare, think, pairs, top, self.settings.seed, track)
+        found = rank_pairs(images, prompt, compare, think, pairs, top, self.settings.seed, track, self.machines.agreed)
+        runs = self.vlm.features.runs - vision_runs
         return replace(
             found,
             model=self.name,
             adapter=self.adapter,
-            vision_runs=self.vlm.features.runs - vision_runs,
+            vision_runs=runs if found.ending == "interrupted" else int(self.machines.totals(runs)[0]),
             tokens=self.tokens - tokens,
             recalled=self.recalled - recalled,
             skipped=tuple(skipped),
@@ -168,10 +173,10 @@ class Judge:
         """
         sitting = sitting or Sitting(self.vlm)
         way = self._way(form, write_answer, self.settings.think if think is None else think, sitting)
-        size = max(1, self.settings.rows // way.sampling.samples)
+        size = max(1, self.settings.rows // way.sampling.samples) * self.machines.size
         waiting = iter(comparisons)
         while asked := self._asked(waiting, way, size, sitting.seen):
-            said = self._say([comparison for comparison, known in asked if known is None], way, sitting)
+            said = self._share([comparison for comparison, known in asked if known is None], way, sitting)
             for _, known in asked:
                 self.recalled += known is not None
                 yield next(said) if known is None else known
@@ -244,6 +249,25 @@ class Judge:
             missing += sum(key not in known for key in keys)
         return asked
 
+    def _share(self, comparisons: Sequence[Comparison], way: _Way, sitting: Sitting) -> Iterator[tuple[Verdict, ...]]:
+        """Judge comparisons, each process its share; what all have said is kept before anything of it is said."""
+        if self.machines.size == 1 or not comparisons:
+            yield from self._say(comparisons, way, sitting)
+            return
+        alone = replace(self, store=None, machines=ALONE, tokens=0, comparisons=0)
+        mine = [comparisons[number] for number in self.machines.share(len(comparisons))]
+        own = [verdicts_to_json(verdicts) for verdicts in alone._say(mine, way, sitting)]
+        everyone = self.machines.gathered([own, alone.tokens])
+        said = [verdicts_from_json(verdicts) for part, _ in everyone for verdicts in part]
+        self.tokens += sum(tokens for _, tokens in everyone)
+        self.comparisons += len(said)
+        if self.store is not None:
+            images = [image for comparison in comparisons for image in (comparison.first, comparison.second)]
+            contents = self.vlm.features.contents(images, sitting.seen)
+            named = zip(contents[::2], contents[1::2], comparisons, said, strict=True)
+            self.store.put_many({way.key(a, b, comparison.prompt): verdicts for a, b, comparison, verdicts in named})
+        yield from said
+
     def _say(self, comparisons: Sequence[Comparison], way: _Way, sitting: Sitting) -> Iterator[tuple[Verdict, ...]]:
         """Judge comparisons, a batch at a time; a batch is kept before anything of it is said."""
         for batch, images in self._batches(comparisons, sitting.seen):
@@ -274,9 +298,9 @@ class Judge:
                 start = end
 
     def _sitting(self, images: Sequence[ImageLike]) -> Sitting:
-        """A sitting about images, encoded together unless the store may know what would be asked of them."""
+        """A sitting about images, encoded together unless others may know what would be asked of them, or ask it."""
         sitting = Sitting(self.vlm)
-        if self.store is None:
+        if self.store is None and self.machines.size == 1:
             self.vlm.features.get_all(images, sitting.seen)
         return sitting
 

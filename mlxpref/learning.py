@@ -3,21 +3,24 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
+from mlx.utils import tree_map
 
 from mlxpref.config import TrainSettings
 from mlxpref.groups import Groups
 from mlxpref.grpo import kl_to_reference
 from mlxpref.lora import adapter_off
+from mlxpref.machines import ALONE, Machines
 from mlxpref.objective import Targets, targets_of
 from mlxpref.rollout import Rollout
 from mlxpref.scoring import Completions
 from mlxpref.stopwatch import Stopwatch
 from mlxpref.update import Descent, descend, logprobs_of
-from mlxpref.vlm import VLM
+from mlxpref.vlm import VLM, Prompt
 
 __all__ = ["Learned", "learn"]
 
@@ -44,33 +47,61 @@ class Learned:
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
-def learn(vlm: VLM, optimizer: optim.Optimizer, groups: Groups, settings: TrainSettings, watch: Stopwatch) -> Learned:
-    """Update the adapter with the groups that teach something, `settings.updates_per_rollout` times."""
-    chosen = np.flatnonzero(groups.earned.taught).tolist()
-    if not chosen:
+def learn(
+    vlm: VLM,
+    optimizer: optim.Optimizer,
+    groups: Groups,
+    settings: TrainSettings,
+    watch: Stopwatch,
+    machines: Machines = ALONE,
+) -> Learned:
+    """Update the adapter with the groups that teach something, `settings.updates_per_rollout` times.
+
+    Each process takes the gradient of the groups that it wrote; what is done with the sum, and said of it, is the same
+    in all of them.
+    """
+    teaching = np.flatnonzero(groups.earned.taught).tolist()
+    if not teaching:
         return Learned()
-    prompts = [groups.prompts[i] for i in chosen]
+    count = max(sum(len(rollout.tokens) for i in teaching for rollout in groups.rollouts[i]), 1)
+    chosen, prompts = _own(groups, teaching)
     rows = [rollout for i in chosen for rollout in groups.rollouts[i]]
     completions = Completions.of([rollout.tokens for rollout in rows])
     targets = _targets(groups, chosen, settings)
-    if settings.kl:
+    if settings.kl and chosen:
         with adapter_off(vlm.model):
             targets = replace(targets, reference=logprobs_of(vlm, prompts, completions, settings))
         watch.lap("score")
     learned = Learned()
     for update in range(settings.updates_per_rollout):
-        descent = descend(vlm, prompts, completions, targets, settings)
-        loss, norm, clipped = _apply(vlm, optimizer, descent, settings.max_grad_norm)
-        learned = replace(learned, clip_fraction=clipped / max(int(completions.lengths.sum()), 1))
+        descent = descend(vlm, prompts, completions, targets, settings) if chosen else _nothing(vlm)
+        distance, kl = _distances(descent.logprobs, targets.reference, completions, rows)
+        loss, clipped, distance, kl = machines.totals(
+            float(np.array(descent.loss)), float(np.array(descent.clipped)), distance, kl
+        )
+        norm = _apply(vlm, optimizer, machines.summed(descent.gradient), loss, settings.max_grad_norm)
+        learned = replace(learned, clip_fraction=clipped / count)
         finite = math.isfinite(loss) and math.isfinite(norm)
         if update == 0:
             # The old policy's log-probabilities are those of the scoring pass, not of sampling.
             targets = replace(targets, old=descent.logprobs)
-            mismatch, kl = _distances(descent.logprobs, targets.reference, completions, rows)
-            learned = replace(learned, loss=loss, grad_norm=norm, mismatch=mismatch, kl=kl, updated=finite)
+            learned = replace(learned, loss=loss, grad_norm=norm, mismatch=distance / count, updated=finite)
+            learned = replace(learned, kl=kl / count if settings.kl else math.nan)
         if not finite:
             return replace(learned, loss=loss, grad_norm=norm)
     return learned
+
+
+def _own(groups: Groups, numbers: Sequence[int]) -> tuple[list[int], list[Prompt]]:
+    """Those of some groups that this process wrote, and their prompts."""
+    found = [(i, prompt) for i in numbers if (prompt := groups.prompts[i]) is not None]
+    return [i for i, _ in found], [prompt for _, prompt in found]
+
+
+def _nothing(vlm: VLM) -> Descent:
+    """What a process adds whose groups teach nothing."""
+    gradient = tree_map(mx.zeros_like, vlm.model.trainable_parameters())
+    return Descent(mx.array(0.0), gradient, mx.zeros((0, 0)), mx.array(0))
 
 
 def _targets(groups: Groups, chosen: Sequence[int], settings: TrainSettings) -> Targets:
@@ -81,28 +112,26 @@ def _targets(groups: Groups, chosen: Sequence[int], settings: TrainSettings) -> 
     return targets_of(lengths, earned.answered, earned.advantages, y, chosen, settings, earned.counted)
 
 
-def _apply(vlm: VLM, optimizer: optim.Optimizer, descent: Descent, max_grad_norm: float) -> tuple[float, float, float]:
-    """Loss, length of the gradient and clipped tokens of an update, which is made unless one of the first two is not
-    finite."""
-    gradient, norm = optim.clip_grad_norm(descent.gradient, max_grad_norm)
-    loss, length, clipped = (float(np.array(value)) for value in (descent.loss, norm, descent.clipped))
+def _apply(vlm: VLM, optimizer: optim.Optimizer, gradient: dict[str, Any], loss: float, max_grad_norm: float) -> float:
+    """The length of the gradient of an update, which is made unless that or the loss is not finite."""
+    gradient, norm = optim.clip_grad_norm(gradient, max_grad_norm)
+    length = float(np.array(norm))
     if math.isfinite(loss) and math.isfinite(length):
         optimizer.update(vlm.model, gradient)
         mx.eval(vlm.model.trainable_parameters(), optimizer.state)
-    return loss, length, clipped
+    return length
 
 
 def _distances(
     logprobs: mx.array, reference: mx.array | None, completions: Completions, rollouts: Sequence[Rollout]
 ) -> tuple[float, float]:
-    """How far scoring is from sampling, and the divergence from the reference, a token."""
+    """How far scoring is from sampling, and the divergence from the reference: sums over tokens."""
     mask = completions.mask
-    count = max(int(mask.sum()), 1)
     sampled = np.zeros(mask.shape)
     for row, rollout in enumerate(rollouts):
         sampled[row, : len(rollout.logprobs)] = rollout.logprobs
-    distance = np.where(mask, np.abs(np.array(logprobs) - sampled), 0).sum() / count
-    kl = math.nan
+    distance = np.where(mask, np.abs(np.array(logprobs) - sampled), 0).sum()
+    kl = 0.0
     if reference is not None:
-        kl = float(np.where(mask, np.array(kl_to_reference(logprobs, reference)), 0).sum() / count)
+        kl = float(np.where(mask, np.array(kl_to_reference(logprobs, reference)), 0).sum())
     return float(distance), kl

@@ -1,13 +1,15 @@
 """A preference: two images of one prompt and the share of people who prefer the first of them."""
 
 import hashlib
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from PIL import Image
 
-__all__ = ["ImageLike", "PackedImage", "Preference", "Side", "image_name"]
+__all__ = ["ImageLike", "PackedImage", "Preference", "Side", "digest_of", "image_name"]
 
 Side = Literal["a", "b", "tie"]
 
@@ -62,3 +64,12 @@ class Preference:
 def image_name(image: ImageLike) -> str:
     """What an image of the data is called in records: where it is, or its pixels where it is in memory."""
     return hashlib.sha256(image.tobytes()).hexdigest() if isinstance(image, Image.Image) else str(image)
+
+
+def digest_of(preferences: Sequence[Preference]) -> str:
+    """What preferences are, wherever their images lie: the same on every machine that has the same files."""
+    rows = [
+        [p.prompt, *(image_name(image).rpartition("/")[2] for image in (p.a, p.b)), p.p_a, p.votes, p.group]
+        for p in preferences
+    ]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from mlxpref.errors import DataError
 from mlxpref.prefix import PADDING, RowCache
 from mlxpref.template import ANSWER_OPEN, CLOSING, NO_THINKING
-from mlxpref.verdict import Verdict, at_answer
+from mlxpref.verdict import Verdict, at_answer, verdicts_from_json, verdicts_to_json
 from mlxpref.vlm import VLM, Prompt
 
 __all__ = ["Prefill", "Rollout", "Sampling", "copies_of", "roll_out"]
@@ -56,6 +56,16 @@ class Rollout:
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
     verdict: Verdict
+
+    def to_json(self) -> list[Any]:
+        """The rollout as a list, numbers to the last bit."""
+        return [self.tokens, self.logprobs, verdicts_to_json([self.verdict])]
+
+    @classmethod
+    def from_json(cls, told: Sequence[Any]) -> "Rollout":
+        """What `to_json` gave."""
+        tokens, logprobs, verdicts = told
+        return cls(tuple(tokens), tuple(logprobs), *verdicts_from_json(verdicts))
 
 
 @dataclass

@@ -38,7 +38,7 @@ _FREE = (*_PLACES, *_ROUNDING, "save_every")
 
 
 def record_of(
-    settings: TrainSettings, base: Mapping[str, Any], preferences: Sequence[Preference], used: int
+    settings: TrainSettings, base: Mapping[str, Any], preferences: Sequence[Preference], used: int, processes: int = 1
 ) -> dict[str, Any]:
     """What is needed to know, and to run again, what a run did with the data, of which it learns from `used`."""
     rows = [[p.prompt, *(image_name(image) for image in (p.a, p.b)), p.p_a, p.votes, p.group] for p in preferences]
@@ -56,6 +56,7 @@ def record_of(
             "platform": f"{platform.system()} {platform.machine()}",
             "device": f"{mx.default_device().type.name} {mx.device_info().get('device_name', '')}".strip(),
             **blas_in_use(),
+            "processes": processes,
         },
     }
 

@@ -4,13 +4,12 @@ A run that was ended, in whatever way, is resumed from its last checkpoint. On t
 it then makes the very adapter, and writes the very lines but for times and memory, that it would have unbroken.
 """
 
-import fcntl
 import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,12 +17,14 @@ from mlxpref.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, base_of, save_adap
 from mlxpref.advice import gigabytes, plan_training
 from mlxpref.calibration_file import CALIBRATION_FILE
 from mlxpref.checkpoints import CHECKPOINT_FILES, Checkpoint, read_checkpoint, write_checkpoint
+from mlxpref.company import here, in_company
 from mlxpref.config import TrainSettings, settings_from
 from mlxpref.datasets import load_preferences
 from mlxpref.errors import ConfigError, DataError, MlxprefError, ModelError
 from mlxpref.models import resolve_model
 from mlxpref.own_reward import load_rewards
-from mlxpref.preferences import ImageLike, Preference, image_name
+from mlxpref.preferences import ImageLike, Preference, digest_of, image_name
+from mlxpref.run_files import append, claim, cut, opened
 from mlxpref.run_page import RUN_PAGE, recorded_images, write_run_page
 from mlxpref.run_record import (
     RUN_RECORD,
@@ -73,16 +74,22 @@ class Run:
     def reports(self) -> Iterator[StepReport]:
         """Train and record; adapter and checkpoint are saved every few steps, and where the run ends or is ended.
 
-        Where the data ends it before its first step, nothing is left behind, so that the folder can be used again.
+        Where the data ends it before its first step, nothing is left behind, so that the folder can be used again. Of
+        several processes all train, and one records.
         """
+        if not self.trainer.machines.leads:
+            for report in self.trainer.steps(self.done):
+                self.last = replace(self.last, step=report.step)
+                yield report
+            return
         with ExitStack() as stack:
-            files = {name: stack.enter_context(_opened(self.folder / name)) for name in (_LOG, _ROLLOUTS)}
-            _claim(files[_LOG], self.folder)
+            files = {name: stack.enter_context(opened(self.folder / name)) for name in (_LOG, _ROLLOUTS)}
+            claim(files[_LOG], self.folder)
             for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG, RUN_RECORD):  # what a killed process had begun to write
                 for begun in self.folder.glob(f".*{name}*"):
                     begun.unlink()
             for name, file in files.items():
-                _cut(file, self.last.sizes[name])
+                cut(file, self.last.sizes[name])
             write_record(self.folder, self.record)
             try:
                 for report in self.trainer.steps(self.done):
@@ -91,6 +98,7 @@ class Run:
                         self._save(files)
                     yield report
             except BaseException as error:
+                self.trainer.machines.ending()
                 if isinstance(error, DataError) and not self.done and "resumed" not in self.record:
                     self._clear()
                 else:
@@ -106,9 +114,9 @@ class Run:
             self._write_page()
 
     def _write(self, report: StepReport, files: Mapping[str, BinaryIO]) -> None:
-        _append(files[_LOG], report.to_json())
+        append(files[_LOG], report.to_json())
         for rollout in report.rollouts[:: max(1, len(report.rollouts) // _ROLLOUTS_A_STEP)]:
-            _append(files[_ROLLOUTS], asdict(rollout))
+            append(files[_ROLLOUTS], asdict(rollout))
         self.last = self._standing(report.step, files)
 
     def _standing(self, step: int, files: Mapping[str, BinaryIO]) -> Checkpoint:
@@ -160,15 +168,19 @@ def start_run(
     `output` None is runs/<time>; a folder that holds a file is refused. `check` may refuse the preferences before the
     model is loaded. A `vlm` that is given is trained itself.
     """
-    folder = output or Path("runs") / time.strftime("%Y%m%d-%H%M%S")
-    if folder.exists() and (not folder.is_dir() or any(not path.is_dir() for path in folder.rglob("*"))):
+    machines = here()
+    folder = Path(machines.agreed(str(output or Path("runs") / time.strftime("%Y%m%d-%H%M%S"))))
+    settings = settings_from(TrainSettings, machines.agreed(asdict(settings)))
+    used = folder.exists() and (not folder.is_dir() or any(not path.is_dir() for path in folder.rglob("*")))
+    if machines.leads and used:
         resume = ", or go on with the run in it by --resume" if (folder / RUN_RECORD).is_file() else ""
         raise ConfigError(f"{folder}: is not empty; give another --output{resume}")
     if not settings.data:
         raise ConfigError("no --data: give `demo`, a public data set, or a file or folder of preferences")
     run = _load(settings, folder, agree, say, check, vlm)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_record(folder, run.record)
+    if machines.leads:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_record(folder, run.record)
     return run
 
 
@@ -184,19 +196,18 @@ def resume_run(
 
     All settings come from its run.json. Those that are `given` must be the same, but for `save_every`, for `data` and
     `model` where what they name is the same elsewhere, and for what trades memory for time (`rows`, `micro_batch`,
-    `recompute`), which rounds differently. ConfigError, DataError or ModelError for anything else that is not as it
-    was. `say` is told what is known to make a difference in the last bits.
+    `recompute`), which rounds differently, as does another number of processes. ConfigError, DataError or ModelError
+    for anything else that is not as it was. `say` is told what is known to make a difference in the last bits.
     """
     if folder is None:
         raise ConfigError("--resume: of which run? give its folder with --output")
-    before = read_record(folder)
-    settings = settings_again(folder, before, given)
-    checkpoint = read_checkpoint(folder, say)
+    before, settings, checkpoint = _left(folder, given, say)
     if checkpoint and checkpoint.complete:
         say(f"{folder}: this run is complete after {checkpoint.step} steps; nothing is left to do")
         return None
     run = _load(settings, folder, agree, say, check, vlm)
-    check_same(folder, before, run.record)
+    if here().leads:  # the others are like this one
+        check_same(folder, before, run.record)
     changed = differences(before, run.record)
     if changed:
         listed = ", ".join(f"{name} is {now}, was {then}" for name, (then, now) in changed.items())
@@ -211,7 +222,8 @@ def resume_run(
                 f"{folder}: its checkpoint is of another version of mlxpref ({error} is missing); go on with that one"
             ) from error
         for name, size in checkpoint.sizes.items():
-            if not (folder / name).is_file() or (folder / name).stat().st_size < size:
+            there = (folder / name).stat().st_size if (folder / name).is_file() else -1
+            if here().leads and there < size:
                 say(f"{folder / name}: lines of steps up to {checkpoint.step} are missing; it goes on without them")
         run.last = checkpoint
     return run
@@ -228,15 +240,35 @@ def train(
     """
     named = {"data": data} | ({"model": str(model)} if model else {}) | settings
     folder = Path(output) if output else None
-    run = resume_run(folder, named) if resume else start_run(settings_from(TrainSettings, named), folder)
-    if run:
-        yield from run.reports()
+    with in_company():
+        run = resume_run(folder, named) if resume else start_run(settings_from(TrainSettings, named), folder)
+        if run:
+            yield from run.reports()
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's log that are of steps."""
     lines = (folder / _LOG).read_text(encoding="utf-8").splitlines()
     return [line for line in map(json.loads, lines) if "updated" in line]
+
+
+def _left(
+    folder: Path, given: Mapping[str, Any], say: Callable[[str], None]
+) -> tuple[dict[str, Any], TrainSettings, Checkpoint | None]:
+    """The record, the settings and the last checkpoint of a run, which process 0 has on its disk, for all."""
+    machines = here()
+    checkpoint, numbers, told = None, None, None
+    if machines.leads:
+        before = read_record(folder)
+        settings = settings_again(folder, before, given)
+        checkpoint = read_checkpoint(folder, say)
+        told = [before, asdict(settings)]
+    if checkpoint:
+        numbers = {f.name: getattr(checkpoint, f.name) for f in fields(checkpoint) if f.name != "arrays"}
+    (before, chosen), numbers = machines.agreed([told, numbers])
+    if numbers is not None:
+        checkpoint = Checkpoint(arrays=machines.agreed_arrays(checkpoint.arrays if checkpoint else {}), **numbers)
+    return before, settings_from(TrainSettings, chosen), checkpoint
 
 
 def _load(
@@ -262,47 +294,15 @@ def _load(
         plan = plan_training(path, settings, len(preferences))
         say(f"about {gigabytes(plan.peak)} of memory at the peak, {gigabytes(plan.weights)} of it weights")
         vlm = load_vlm(path, settings.max_pixels)
-    trainer = Trainer(vlm, preferences, settings, own)
+    trainer = Trainer(vlm, preferences, settings, own, here())
     start = Checkpoint(0, *trainer.state, {_LOG: 0, _ROLLOUTS: 0})
-    record = record_of(settings, base_of(vlm.path, settings.model), preferences, len(trainer.preferences))
+    base, used = base_of(vlm.path, settings.model), len(trainer.preferences)
+    record = record_of(settings, base, preferences, used, here().size)
+    here().check_same(
+        {
+            **{f"version of {name}": record["versions"][name] for name in ("mlxpref", "mlx", "mlx-vlm")},
+            "fingerprint of the model": base["base"]["fingerprint"],
+            "fingerprint of the preferences": digest_of(preferences),
+        }
+    )
     return Run(settings, folder, vlm, trainer, record, start)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    """A file to append to, of which nothing is left to write when it is closed."""
-    file = path.open("ab")
-    try:
-        yield file
-    finally:
-        with suppress(OSError):  # a line that could not be written has been said; it is tried once more here
-            file.close()
-
-
-def _claim(file: BinaryIO, folder: Path) -> None:
-    """Keep other processes from training into a folder for as long as a file in it is open."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise ConfigError(f"{folder}: another process is training there; wait for its end, or end it") from error
-    except OSError:  # a file system without locks
-        pass
-
-
-def _cut(file: BinaryIO, size: int) -> None:
-    """Leave the first `size` bytes of a file of lines; of one that is shorter, its whole lines."""
-    if os.fstat(file.fileno()).st_size < size:
-        size = Path(file.name).read_bytes().rfind(b"\n") + 1
-    file.truncate(size)
-
-
-def _append(file: BinaryIO, record: Mapping[str, Any]) -> None:
-    """Write a record as one line of JSON."""
-    try:
-        file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
-        file.flush()
-    except OSError as error:
-        raise ConfigError(
-            f"{file.name}: cannot be written ({error.strerror}); correct that, and go on with --resume "
-            f"--output {Path(file.name).parent}"
-        ) from error

@@ -1,12 +1,13 @@
 """What several commands do before their work: load the judge, look at the images, say what must be said."""
 
 from collections.abc import Container, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from mlxpref.company import here
 from mlxpref.errors import ConfigError, DataError
 from mlxpref.options import chosen
 
@@ -43,7 +44,11 @@ def load_from_options(
     from mlxpref.loading import load_judge
 
     consent = (lambda question: True) if yes else agree
-    return load_judge(model, adapter, chosen(settings), consent, note, images, any_base)
+    judge = load_judge(model, adapter, chosen(settings), consent, note, images, any_base)
+    judge.machines = here()
+    if judge.machines.size > 1:
+        judge.machines.check_same({"fingerprint of the judge": judge.conditions().judge})
+    return judge
 
 
 def calibrated(judge: "Judge", calibration: Path | None, no_calibration: bool) -> None:
@@ -64,6 +69,7 @@ def check_output(option: str, path: Path) -> None:
 @contextmanager
 def storing(judge: "Judge", store: Path | None, no_store: bool) -> Iterator[None]:
     """Let a judge keep and recall comparisons for a while, unless it must not."""
+    from mlxpref.shared_store import SharedStore
     from mlxpref.store import Store, default_store_path
 
     if store is not None and no_store:
@@ -71,7 +77,9 @@ def storing(judge: "Judge", store: Path | None, no_store: bool) -> Iterator[None
     if no_store:
         yield
         return
-    with Store(store or default_store_path()) as judge.store:
+    machines = judge.machines
+    with Store(store or default_store_path()) if machines.leads else nullcontext() as opened:
+        judge.store = opened if machines.size == 1 else SharedStore(opened, machines)
         try:
             yield
         finally:

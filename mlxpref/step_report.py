@@ -43,7 +43,8 @@ class StepReport:
     `mismatch` is the mean distance between the log-probabilities of sampling and of scoring, `skipped` how many of the
     `groups` taught nothing, `resampled` how many others were written to replace such. The seconds of rollout, score
     (the reference), update and evaluation add up to `seconds`, the step's wall time; `tokens_per_second` is of the
-    rollout alone. `held_out` are the metrics of `eval` with the held-out preferences, where they were judged.
+    rollout alone. `held_out` are the metrics of `eval` with the held-out preferences, where they were judged. Of
+    several processes, this one sent `sent_bytes` in the step and spent `wait_seconds` of it in exchanges.
     """
 
     step: int
@@ -75,6 +76,8 @@ class StepReport:
     seconds_left: float
     peak_bytes: int
     held_out: Mapping[str, float] | None = None
+    sent_bytes: int = 0
+    wait_seconds: float = 0.0
     rollouts: tuple[RolloutRecord, ...] = field(default=(), repr=False)
 
     def to_json(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from mlxpref.errors import DataError
-from mlxpref.verdict import Verdict
+from mlxpref.verdict import Verdict, verdicts_from_json, verdicts_to_json
 
 __all__ = ["Store", "default_store_path"]
 
@@ -145,11 +145,11 @@ def default_store_path() -> Path:
 
 def _written(verdicts: Sequence[Verdict]) -> str:
     """Verdicts as JSON, which holds every float exactly and half a surrogate pair as an escape."""
-    return json.dumps([[v.text, v.p_label_first, v.p_label_second, v.closed, v.tokens] for v in verdicts])
+    return json.dumps(verdicts_to_json(verdicts))
 
 
 def _read(text: str) -> tuple[Verdict, ...]:
-    return tuple(Verdict(*fields) for fields in json.loads(text))
+    return verdicts_from_json(json.loads(text))
 
 
 @contextmanager

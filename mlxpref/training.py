@@ -5,6 +5,7 @@ updates the adapter, once or `updates_per_rollout` times. Reasoning tokens get t
 integrates the answer out, the answer position gets its exact gradient with the weight of one token of its rollout.
 """
 
+import hashlib
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,15 +14,17 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.optimizers as optim
+import numpy as np
 from mlx.utils import tree_flatten, tree_map_with_path, tree_unflatten
 
 from mlxpref.config import TrainSettings
-from mlxpref.errors import ConfigError, DataError, ModelError
+from mlxpref.errors import ConfigError, DataError, MlxprefError, ModelError
 from mlxpref.groups import write_step
 from mlxpref.held_out import HeldOut
 from mlxpref.learning import learn
 from mlxpref.lessons import Timetable, held_out_split, part_of
 from mlxpref.lora import adapter_weights, attach_lora, linear_layers
+from mlxpref.machines import ALONE, Machines
 from mlxpref.own_reward import OwnReward, load_rewards
 from mlxpref.preferences import Preference
 from mlxpref.rewards import reward_mix
@@ -33,6 +36,8 @@ __all__ = ["RolloutRecord", "StepReport", "Trainer"]
 
 _MOST_FAILURES = 3
 """Steps in a row whose loss or gradient may be not finite before training stops."""
+_ROUNDING = 1e-3
+"""How far the lengths of the adapters of several machines may be apart between two comparisons of them."""
 
 
 class Trainer:
@@ -41,7 +46,8 @@ class Trainer:
     Iterate over `steps()`: the adapter is on the model from the start and better after every step. `preferences` are
     those that are learned from, `held_out` measures with others. With `settings.patience`, the model has the adapter of
     the best measurement once the iteration has come to its end; until then, `adapter` has its weights. `own` are the
-    rewards that are not ours, where they are loaded already.
+    rewards that are not ours, where they are loaded already. Of several `machines`, each does its share of a step and
+    makes the same update; all report the same but for times, memory and bytes.
     """
 
     def __init__(
@@ -50,8 +56,9 @@ class Trainer:
         preferences: Sequence[Preference],
         settings: TrainSettings,
         own: Mapping[str, OwnReward] | None = None,
+        machines: Machines = ALONE,
     ) -> None:
-        self.vlm, self.settings = vlm, settings
+        self.vlm, self.settings, self.machines = vlm, settings, machines
         mix = reward_mix(settings.reward)
         if mix.exact and mix.own and not settings.think:
             raise ConfigError(
@@ -66,7 +73,7 @@ class Trainer:
             )
         learned_from, kept_out = held_out_split(usable, settings.held_out, settings.seed)
         self.preferences = part_of(learned_from, settings.fraction, settings.seed)
-        self.held_out = HeldOut(vlm, kept_out, settings)
+        self.held_out = HeldOut(vlm, kept_out, settings, machines)
         self.step_count = settings.steps or math.ceil(len(self.preferences) / settings.comparisons)
         if adapter_weights(vlm.model):
             raise ModelError(f"{vlm.path}: the model carries an adapter already; train one that is freshly loaded")
@@ -124,6 +131,8 @@ class Trainer:
                 break
             report, finite = self._step(step)
             self._failures = 0 if finite else self._failures + 1
+            if step % self.settings.save_every == 0:
+                self._keep_equal(step)
             left = (time.perf_counter() - started) / (step - done) * (self.step_count - step)
             yield replace(report, seconds_left=left)
             self._stop_if_failing(step)
@@ -133,11 +142,11 @@ class Trainer:
     def _step(self, step: int) -> tuple[StepReport, bool]:
         """One step, and whether its loss and its gradient are finite."""
         mx.reset_peak_memory()
-        watch = Stopwatch()
-        groups, written = write_step(self.vlm, self._timetable, step, self.settings, self._own)
+        watch, sent, waited = Stopwatch(), self.machines.sent_bytes, self.machines.waited
+        groups, written = write_step(self.vlm, self._timetable, step, self.settings, self._own, self.machines)
         mx.clear_cache()  # what one phase let go of is of other sizes than what the next one needs
         watch.lap("rollout")
-        learned = learn(self.vlm, self.optimizer, groups, self.settings, watch)
+        learned = learn(self.vlm, self.optimizer, groups, self.settings, watch, self.machines)
         mx.clear_cache()
         watch.lap("update")
         measured = None
@@ -158,9 +167,32 @@ class Trainer:
             seconds_left=0.0,
             peak_bytes=int(mx.get_peak_memory()),
             held_out=measured,
+            sent_bytes=self.machines.sent_bytes - sent,
+            wait_seconds=round(self.machines.waited - waited, 4),
             rollouts=rollout_records(step, groups, self.settings),
         )
         return report, learned.finite
+
+    def _keep_equal(self, step: int) -> None:
+        """See that all processes have one adapter, and give them that of process 0 where machines round differently.
+
+        MlxprefError where the difference is more than that.
+        """
+        if self.machines.size == 1:
+            return
+        weights = [np.array(weight.astype(mx.float32)) for _, weight in sorted(adapter_weights(self.vlm.model).items())]
+        digest = hashlib.sha256(b"".join(weight.tobytes() for weight in weights)).hexdigest()
+        length = math.sqrt(sum(float((weight.astype(np.float64) ** 2).sum()) for weight in weights))
+        told = self.machines.gathered([digest, length])
+        for rank, (_, other) in enumerate(told):
+            if abs(other - told[0][1]) > _ROUNDING * told[0][1]:
+                raise MlxprefError(
+                    f"step {step}: process {rank} has another adapter than process 0 (of length {other}, not "
+                    f"{told[0][1]}); go on from the last checkpoint with --resume"
+                )
+        if any(other != told[0][0] for other, _ in told):
+            arrays, numbers = self.state
+            self.restore(self.machines.agreed_arrays(arrays), numbers)
 
     def _schedule(self) -> Any:
         """The learning rate of every update: it rises from near 0, then falls to a tenth of the highest, or stays."""

@@ -2,8 +2,9 @@
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 __all__ = [
     "STRATEGIES",
@@ -12,6 +13,8 @@ __all__ = [
     "at_answer",
     "is_well_formed",
     "reasoning_of",
+    "verdicts_from_json",
+    "verdicts_to_json",
     "written_answer",
     "written_scores",
 ]
@@ -103,3 +106,13 @@ def written_scores(text: str) -> tuple[float, float] | None:
         return None
     first, second = float(numbers.group(1)), float(numbers.group(2))
     return (first, second) if max(first, second) <= 10 and math.isfinite(first + second) else None
+
+
+def verdicts_to_json(verdicts: Sequence[Verdict]) -> list[list[Any]]:
+    """Verdicts as lists, which JSON holds exactly."""
+    return [[v.text, v.p_label_first, v.p_label_second, v.closed, v.tokens] for v in verdicts]
+
+
+def verdicts_from_json(told: Sequence[Sequence[Any]]) -> tuple[Verdict, ...]:
+    """What `verdicts_to_json` gave."""
+    return tuple(Verdict(*fields) for fields in told)

@@ -120,3 +120,16 @@ def test_a_watched_module_is_as_it_was() -> None:
     norm(mx.ones((1, 1, 4)))
     assert (tokens.all, tokens.in_blocks) == (11, 6)
     assert type(norm) is nn.RMSNorm
+
+
+def test_machines() -> None:
+    one, apart, two, *paper = result_of("machines")["cases"]
+    assert [case["sent_bytes"] for case in (one, apart)] == [0, 0]
+    assert one["tokens"] == apart["tokens"] == two["tokens"] > 0
+    assert two["sent_bytes"] > 300_000
+    assert 0 < two["wait_seconds"] < two["seconds"]
+    assert one["share_of_ideal"] == 1
+    assert len(paper) == 9
+    # Two Macs send the gradient once: 40 million numbers at 7B.
+    assert paper[0]["sent_bytes"] == pytest.approx(161.5e6, rel=0.01)
+    assert all(0.9 < share < 1 for row in paper for share in row["shares"])

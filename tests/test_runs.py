@@ -364,13 +364,13 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_is_good(
                 fail()
             return int(self.file.write(line))
 
-    build, opened = checkpoints._build, runs._opened
+    build, opened = checkpoints._build, runs.opened
     if full == "checkpoint":
         monkeypatch.setattr(
             checkpoints, "_build", lambda folder, kept: fail() if kept.step > 2 else build(folder, kept)
         )
     else:
-        monkeypatch.setattr(runs, "_opened", lambda path: FullContext(opened(path)))
+        monkeypatch.setattr(runs, "opened", lambda path: FullContext(opened(path)))
 
     class FullContext:
         def __init__(self, inner: Any) -> None:
