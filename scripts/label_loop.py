@@ -14,16 +14,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import mean
 from typing import Any, NamedTuple
 
 import click
 import numpy as np
 from playwright.sync_api import Page
 
-from mlxpref.console import note, print_json, print_table, print_text
+from mlxpref.console import note, print_json, print_text
 from mlxpref.demo.pictures import Look, render
 from mlxpref.demo.preferences import HELD_OUT, TRAIN_PROMPTS, draw_scene, prompt_text
 from mlxpref.label.records import TEST, record_of, standing
+from scripts.kept_runs import markdown, spread
 
 __all__ = ["Labelled", "Rater", "labelling", "rate", "rule_of", "write_folder"]
 
@@ -166,6 +168,13 @@ def _shown(found: dict[str, Any], name: str) -> str:
     return f"{one['accuracy']:.3f} ({one['accuracy_low']:.3f} to {one['accuracy_high']:.3f}) of {one['pairs']}"
 
 
+def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    middle, low, high = spread(values)
+    return f"{middle:.3f} ({low:.3f} to {high:.3f})"
+
+
 @click.command()
 @click.option("--answers", multiple=True, type=int, default=(12, 25, 50, 100, 200), show_default=True)
 @click.option("--seeds", type=int, default=3, show_default=True)
@@ -211,15 +220,18 @@ def main(answers: Sequence[int], seeds: int, errors: float, think: bool, as_json
     if as_json:
         print_json({"others before": before, "runs": rows})
         return
-    print_text(f"pictures of others, before: {_shown({'before': before}, 'before')}")
-    names = ("before", "after", "others")
-    print_table(
-        ("answers", "seed", "held-out answers, before", "after", "pictures of others, after", ">seconds"),
-        [
-            (row["answers"], row["seed"], *(_shown(row, name) for name in names), f"{row['seconds']:.0f}")
-            for row in sorted(rows, key=lambda row: (row["answers"], row["seed"]))
-        ],
-    )
+    columns = ("answers", "held-out pairs", "before", "after", "other pictures, before", "after", "seconds")
+    lines = []
+    for count in answers:
+        runs = [row for row in rows if row["answers"] == count]
+        measured = [row for row in runs if row["after"]]
+        counts = sorted(row["after"]["pairs"] for row in measured)
+        pairs = f"{counts[0]} to {counts[-1]}" if counts else "none"
+        shares = [_spread([row[name]["accuracy"] for row in measured]) for name in ("before", "after")]
+        others = _spread([row["others"]["accuracy"] for row in runs])
+        seconds = f"{mean(row['seconds'] for row in runs):.0f}"
+        lines.append((str(count), pairs, *shares, f"{before['accuracy']:.3f}", others, seconds))
+    print_text(markdown(columns, lines))
 
 
 if __name__ == "__main__":
