@@ -3,14 +3,15 @@
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from mlxpref.config import LabelSettings
-from mlxpref.errors import DataError
+from mlxpref.errors import ConfigError, DataError
 from mlxpref.options import (
     check_prompt_source,
     chosen,
@@ -59,7 +60,8 @@ def label(
 ) -> None:
     """State which of two pictures you prefer, on a page that only this machine can open.
 
-    Every click is kept at once; the same command goes on where the last one ended. `mlxpref train --data FILE` learns
+    Every click is kept at once; the same command goes on where the last one ended. Without --pairs two pairs an image
+    are planned, and as many as are wanted to train. `mlxpref train --data FILE` learns
     the answers that are not held out, `mlxpref eval --data FILE` measures with those that are.
     """
     from mlxpref.config import settings_from
@@ -72,6 +74,8 @@ def label(
 
     check_prompt_source(prompt, prompt_from)
     check_output("--output", output)
+    if output.suffix.lower() != ".jsonl":
+        raise ConfigError(f"--output {output}: `train` and `eval` know answers by .jsonl; give a name that ends in it")
     settings = settings_from(LabelSettings, chosen(options))
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; give the one that holds the images")
@@ -85,9 +89,8 @@ def label(
         _say_what_is_there(labelling)
         server = LabelServer(labelling, settings.port)
         note(f"the page, for this machine only; it ends with Ctrl-C: {server.address}")
-        if browser:
-            _open(server.address)
-        finished = server.run()
+        with _opened(server.address) if browser else nullcontext():
+            finished = server.run()
         if as_json:
             print_json(labelling.to_json())
         else:
@@ -130,7 +133,8 @@ def _say_what_is_there(labelling: "Labelling") -> None:
     note(f"{images} images{of}, {found['planned']} pairs planned of {found['every']}")
     if labelling.file.records:
         here = len(labelling.questions.standing)
-        note(f"{labelling.file.path}: {len(labelling.file.records)} lines are there, {here} answers about these images")
+        lines = len(labelling.file.records)
+        note(f"{labelling.file.path}: {lines} lines are there, {here} of them stand and are about these images")
 
 
 def _print_end(labelling: "Labelling") -> None:
@@ -150,9 +154,20 @@ def _print_end(labelling: "Labelling") -> None:
     print_text(f"measure that: mlxpref eval --data {path} --adapter runs/taste")
 
 
-def _open(address: str) -> None:
-    """Open the page, where there is a screen: a browser in the terminal would be in the way."""
+@contextmanager
+def _opened(address: str) -> Iterator[None]:
+    """Open the page, where there is a screen: a browser in the terminal would be in the way.
+
+    By a file that only this user can read: the arguments of a browser's process are seen by all, token included.
+    """
+    import tempfile
     import webbrowser
 
-    if sys.platform == "darwin" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
-        webbrowser.open(address)
+    if sys.platform != "darwin" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="mlxpref-label-") as folder:
+        way = Path(folder) / "index.html"
+        way.write_text(f'<!doctype html><meta http-equiv="refresh" content="0; url={address}">', encoding="utf-8")
+        webbrowser.open(way.as_uri())
+        yield

@@ -44,7 +44,7 @@ class _Pairs(click.ParamType):  # type: ignore[type-arg]  # not generic before c
 
 
 pairs_option = click.option(
-    "--pairs", type=_Pairs(), metavar="N|all", help="Pairs to judge of a prompt's images.  [default: two an image]"
+    "--pairs", type=_Pairs(), metavar="N|all", help="Pairs of a prompt's images.  [default: two an image]"
 )
 
 

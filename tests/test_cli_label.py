@@ -7,6 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from mlxpref.config import LabelSettings
+from mlxpref.datasets import load_preferences
+from mlxpref.label.labelling import Labelling
+from mlxpref.label.records import LabelFile
+from mlxpref.label.sheets import sheets_of
+from mlxpref.prompts import PromptGroup
 from scripts.label_loop import labelling
 from tests.label_pages import pictures
 from tests.test_cli import UNDECODED, run
@@ -37,7 +43,7 @@ def test_wrong_usage(folder: Path, arguments: tuple[str, ...]) -> None:
 
 
 def test_what_cannot_work_is_refused_at_once(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "diary.txt").write_text("dear diary\n")
+    (tmp_path / "diary.jsonl").write_text("dear diary\n")
     pictures(tmp_path / "one", 1)
     (tmp_path / "empty").mkdir()
     with socket.socket() as taken:
@@ -51,13 +57,14 @@ def test_what_cannot_work_is_refused_at_once(folder: Path, tmp_path: Path) -> No
             ((tmp_path / "empty",), "holds no images"),
             ((folder, "--output", tmp_path / "nowhere" / "p.jsonl"), "give another file"),
             ((folder, "--output", tmp_path), "give another file"),
-            ((folder, "--output", tmp_path / "diary.txt"), "holds other lines; give another --output"),
+            ((folder, "--output", tmp_path / "diary.jsonl"), "holds other lines; give another --output"),
+            ((folder, "--output", tmp_path / "p.csv"), "give a name that ends in it"),
             ((folder, "--output", tmp_path / "p.jsonl", "--port", port), "cannot be taken"),
         ):
             done = run("label", *arguments, *PROMPT, "--no-browser")
             assert done.exit_code == 1, arguments
             assert expected in done.stderr
-    assert (tmp_path / "diary.txt").read_text() == "dear diary\n"
+    assert (tmp_path / "diary.jsonl").read_text() == "dear diary\n"
     assert not (tmp_path / "nowhere").exists()
 
 
@@ -91,7 +98,18 @@ def test_a_second_start_goes_on(folder: Path, tmp_path: Path) -> None:
     elsewhere = record | {"number": 2, "prompt": "a shoe"}
     output.write_text("".join(json.dumps(each) + "\n" for each in (record, elsewhere)))
     said = started(folder, output, *PROMPT)
-    assert "p.jsonl: 2 lines are there, 1 answers about these images" in said
+    assert "p.jsonl: 2 lines are there, 1 of them stand and are about these images" in said
     os.truncate(output, output.stat().st_size - 40)
     assert "the last line was cut off when it was written; it is removed" in started(folder, output, *PROMPT)
     assert output.read_text() == json.dumps(record) + "\n"
+
+
+def test_an_output_behind_a_link_to_a_folder_finds_its_pictures(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "deep" / "er")
+    output = tmp_path / "link" / "p.jsonl"
+    with LabelFile(output) as file:
+        groups = [PromptGroup("a hat", tuple(sorted(folder.iterdir())))]
+        labelling = Labelling(file, sheets_of(groups, output.parent, None, 0.0, ()), LabelSettings())
+        assert labelling.answer(labelling.state()["number"], "first", None)
+    assert len(load_preferences(str(output), "train")) >= 1

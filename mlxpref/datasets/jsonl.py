@@ -7,9 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mlxpref.console import note
 from mlxpref.errors import DataError
 from mlxpref.images import locate
-from mlxpref.label.records import Record, pair_of, record_of, standing
+from mlxpref.label.records import LABEL_KEYS, Record, pair_of, record_of, standing
 from mlxpref.preferences import Preference
 
 __all__ = ["EXAMPLE", "check_keys", "content_of", "gather", "read_jsonl"]
@@ -29,11 +30,12 @@ def read_jsonl(path: Path, split: str | None = None) -> list[Preference]:
     A row has `prompt`, `a` and `b` (image files, relative to this file) and `p_a` (the share of people who
     prefer a, from 0 to 1); it may have `votes` (how many people, default 1), `group` (default the prompt) and
     `split`. Other keys are ignored, unless one looks like one of these misspelt. If rows name a split, those
-    of `split` are taken. Of a file that `mlxpref label` wrote, answers about the same pair are one preference, their
-    mean with as many votes; what was undone or skipped is none. Images are not opened, only looked for. Raises one
+    of `split` are taken. Of a file that `mlxpref label` wrote, answers about the
+    same pair are one preference, with their mean and one vote, as one person gave them; what was undone or skipped is
+    none, nor is one of which a picture is gone. Images are not opened, only looked for. Raises one
     DataError for all bad rows: their count and the first ten.
     """
-    return gather(path, _answers_together(_rows(path)), split, f"one a line, like {EXAMPLE}")
+    return gather(path, _answers_together(path), split, f"one a line, like {EXAMPLE}")
 
 
 def gather(path: Path, rows: Iterable[NumberedRow], split: str | None, form: str) -> list[Preference]:
@@ -72,15 +74,18 @@ def check_keys(keys: Collection[str]) -> None:
         raise DataError(f"{' and '.join(missing)} missing")
 
 
-def _answers_together(rows: Iterable[NumberedRow]) -> list[NumberedRow]:
-    """The rows as they are, but of those of a labelling one for each pair that has an answer, with their mean."""
+def _answers_together(path: Path) -> list[NumberedRow]:
+    """The rows of a file, but of those of a labelling one for each pair that has an answer, with their mean.
+
+    Whoever has chosen pictures deletes the others: pairs of which one is gone are counted and left out.
+    """
     found: list[NumberedRow] = []
     records: list[Record] = []
     lines: dict[int, int] = {}
-    for number, read in rows:
+    for number, read in _rows(path):
         try:
             row = read()
-            if "answer" in row:
+            if row.keys() >= LABEL_KEYS:
                 records.append(record_of(row))
                 lines[id(records[-1])] = number
             else:
@@ -91,10 +96,16 @@ def _answers_together(rows: Iterable[NumberedRow]) -> list[NumberedRow]:
     for record in standing(records):
         if record.p_a is not None:
             answers.setdefault((*pair_of(record), record.split), []).append(record)
+    gone: list[str] = []
     for (prompt, a, b, split), said in answers.items():
+        if missing := [name for name in (a, b) if locate(name, path.parent) is None]:
+            gone += missing[:1]
+            continue
         p_a = sum(record.p_a or 0.0 for record in said) / len(said)
-        merged = {"prompt": prompt, "a": a, "b": b, "p_a": p_a, "votes": len(said), "split": split}
+        merged = {"prompt": prompt, "a": a, "b": b, "p_a": p_a, "split": split}
         found.append((lines[id(said[0])], partial(dict, merged)))
+    if gone:
+        note(f"{path}: {len(gone)} of {len(answers)} pairs are left out, as a picture is gone, such as {gone[0]}")
     return sorted(found, key=lambda row: row[0])
 
 

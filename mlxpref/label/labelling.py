@@ -14,6 +14,7 @@ from mlxpref.label.rater import consistency, enough, explained
 from mlxpref.label.records import LabelFile, Record
 from mlxpref.label.sheets import Choice, Sheet
 from mlxpref.metrics import share_interval
+from mlxpref.ranking import PairOutcome, rank_images
 from mlxpref.report import even_ticks, short_names
 
 __all__ = ["Labelling"]
@@ -92,22 +93,23 @@ class Labelling:
                 "decided": found.decided,
                 "needed": found.needed,
                 "held_out": found.held_out,
+                "held_out_needed": found.held_out_needed,
                 "reliability": found.reliability,
                 "error": None if math.isnan(found.error) else found.error,
-                "why": explained(found, repeated, every),
+                "why": explained(found, repeated, every - asked),
             },
         }
 
     def ranking(self, sheet: int) -> dict[str, Any]:
         """The images of a prompt by the answers so far, with intervals, and round numbers for their axis."""
         with self._ranking:  # of 1,000 images it takes seconds: one at a time
-            number = len(self.file.records)
+            number, outcomes = self.questions.outcomes(sheet)
             if self._ranked.get(sheet, (-1, {}))[0] != number:
-                self._ranked[sheet] = number, self._ranking_of(sheet)
+                self._ranked[sheet] = number, self._ranking_of(sheet, outcomes)
             return self._ranked[sheet][1]
 
-    def _ranking_of(self, sheet: int) -> dict[str, Any]:
-        images = self.sheets[sheet].ranking().images
+    def _ranking_of(self, sheet: int, outcomes: Sequence[PairOutcome]) -> dict[str, Any]:
+        images = rank_images(len(self.sheets[sheet].names), outcomes).images
         first = self._first[sheet]
         return {
             "sheet": sheet,

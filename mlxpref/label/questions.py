@@ -15,7 +15,7 @@ from mlxpref.label.records import Record
 from mlxpref.label.sheets import Choice, Sheet, answered
 from mlxpref.pairing import next_round
 from mlxpref.pairs import placed
-from mlxpref.ranking import fit_strengths
+from mlxpref.ranking import PairOutcome, fit_strengths
 
 __all__ = ["Question", "Questions"]
 
@@ -69,16 +69,23 @@ class Questions:
 
         An answer to what was shown under another number came too late. None where all pairs were asked.
         """
-        if self._current is None and not self._ahead:
-            self.refill()
-        with self._lock:
-            if self._current is None:
-                self._current = self._repeat() or (self._ahead.pop(0) if self._ahead else None)
-            return self._number, self._current
+        while True:
+            with self._lock:
+                if self._current is None:
+                    self._current = self._repeat() or (self._ahead.pop(0) if self._ahead else None)
+                if self._current is not None or self._most_open() is None:
+                    return self._number, self._current
+            self.refill()  # what it finds may be taken by another thread: then once more
 
     def upcoming(self) -> Question | None:
         """What may well be asked next, so that its pictures can be fetched."""
-        return self._ahead[0] if self._ahead else None
+        with self._lock:
+            return self._ahead[0] if self._ahead else None
+
+    def outcomes(self, number: int) -> tuple[int, list[PairOutcome]]:
+        """The number that the next record will have, and what was answered about a sheet until then."""
+        with self._lock:
+            return self._number, self.sheets[number].outcomes()
 
     def answer(self, choice: Choice, seconds: float | None, time: str) -> Record:
         """The record that an answer to the current question becomes; nothing has changed until `take`."""
@@ -119,7 +126,8 @@ class Questions:
 
     def is_low(self) -> bool:
         """Whether the next round should be chosen in the background, while there is still something to ask."""
-        return 0 < len(self._ahead) <= self._reserve(self._most_open())
+        with self._lock:
+            return 0 < len(self._ahead) <= self._reserve(self._most_open())
 
     def refill(self) -> None:
         """Choose the next round of pairs from the answers so far, unless that was done meanwhile."""
@@ -133,8 +141,7 @@ class Questions:
             fit = fit_strengths(len(sheet.names), outcomes) if outcomes else None
             pairs = next_round(len(sheet.names), met, fit, self._round(number), self._settings.seed)
             with self._lock:
-                met = self._met(number)
-                self._ahead += [Question(number, a, b, self._draw(number, a, b)) for a, b in pairs if (a, b) not in met]
+                self._ahead += [Question(number, a, b, self._draw(number, a, b)) for a, b in pairs]
 
     def _count(self, record: Record) -> None:
         self._number = max(self._number, record.number + 1)

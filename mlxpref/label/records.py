@@ -5,9 +5,11 @@ first, its number. A skip and an undo are lines, too, whose `p_a` is null. `data
 stands: without what was undone or skipped, answers about the same pair together.
 """
 
+import errno
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,12 +18,14 @@ from typing import Any, Literal, Self, get_args
 from mlxpref.errors import ConfigError, DataError
 from mlxpref.files import lock
 
-__all__ = ["TEST", "TRAIN", "Answer", "LabelFile", "Record", "pair_of", "record_of", "standing"]
+__all__ = ["LABEL_KEYS", "TEST", "TRAIN", "Answer", "LabelFile", "Record", "pair_of", "record_of", "standing"]
 
 TRAIN, TEST = "train", "test"
 """The splits of records: what is learned from, and what measures."""
 Answer = Literal["a", "b", "tie", "skip", "undo"]
 _P_A: Mapping[str, float] = {"a": 1.0, "b": 0.0, "tie": 0.5}
+LABEL_KEYS = frozenset({"number", "answer", "shown_first"})
+"""The keys by which a row of preferences is known for a line of a labelling."""
 _BEGIN = b'{"number": '
 """What every line begins with, so that half of one is known for what it is."""
 _SHOWN = 10
@@ -129,13 +133,15 @@ class LabelFile:
             if not lock(self._file):
                 raise ConfigError(f"{path}: another `mlxpref label` writes there; use its page, or end it")
             self.records = self._read(say)
+            self._torn: int | None = None
+            """Where an answer begins that was not kept, and could not be taken out either."""
         except BaseException:
             self._file.close()
             raise
 
     def append(self, record: Record) -> None:
         """Add a record; DataError, with the file as it was, where it cannot be written."""
-        size = os.fstat(self._file.fileno()).st_size
+        size = os.fstat(self._file.fileno()).st_size if self._torn is None else self._torn
         try:
             if not self.path.exists() or not os.path.samestat(self.path.stat(), os.fstat(self._file.fileno())):
                 raise DataError(
@@ -143,14 +149,20 @@ class LabelFile:
                     "and start `mlxpref label` again"
                 )
             line = record.line()
+            if self._torn is not None:
+                os.ftruncate(self._file.fileno(), size)
             if self._file.write(line) != len(line):
-                raise OSError(28, "No space left on device")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(self._file.fileno())
         except OSError as error:
-            os.ftruncate(self._file.fileno(), size)
+            self._torn = size
+            with suppress(OSError):
+                os.ftruncate(self._file.fileno(), size)
+                self._torn = None
             raise DataError(
                 f"{self.path}: this answer cannot be kept ({error.strerror}); correct that and answer again"
             ) from error
+        self._torn = None
         self.records.append(record)
 
     def close(self) -> None:
@@ -200,11 +212,14 @@ def _parsed(line: bytes) -> Record:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise DataError("not valid JSON") from error
-    if not isinstance(row, dict) or "answer" not in row:
+    if not isinstance(row, dict) or not row.keys() >= LABEL_KEYS:
         raise DataError("not a line that `mlxpref label` wrote")
     return record_of(row)
 
 
 def _is_cut_off(tail: bytes) -> bool:
     """Whether this may be the beginning of a line of ours, or what a file system leaves in its place."""
+    with suppress(ValueError, RecursionError):
+        found = json.loads(tail)  # a whole line: one of ours, but for its line feed, or somebody else's
+        return isinstance(found, dict) and found.keys() >= LABEL_KEYS
     return tail.startswith(_BEGIN) or _BEGIN.startswith(tail) or not tail.strip(b"\0")

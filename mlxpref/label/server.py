@@ -32,6 +32,8 @@ _MOST_BYTES = 4096
 """What a request may bring along; an answer takes some sixty bytes."""
 _LONGEST = 86_400.0
 """Seconds that an answer may have taken; who took longer was away."""
+_PATIENCE = 3600
+"""Seconds that a connection without requests stays open: a rater may think for longer than servers usually wait."""
 _HEADERS = {
     "Cache-Control": "no-store",
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -63,7 +65,7 @@ class LabelServer:
         self._hosts = {f"{name}:{self.port}" for name in (_HERE, "localhost")}
         config = uvicorn.Config(
             self._app(), log_config=None, access_log=False, lifespan="off", ws="none", server_header=False,
-            timeout_graceful_shutdown=1,
+            timeout_graceful_shutdown=1, timeout_keep_alive=_PATIENCE,
         )  # fmt: skip
         self._server = uvicorn.Server(config)
 
@@ -100,7 +102,7 @@ class LabelServer:
                 Route(at + "/finish", self._finish, methods=["POST"]),
             ],
             middleware=[Middleware(BaseHTTPMiddleware, dispatch=self._guarded)],
-            exception_handlers={MlxprefError: _failed, HTTPException: _refused},
+            exception_handlers={MlxprefError: _failed, HTTPException: _refused, Exception: _broken},
         )
 
     async def _guarded(self, request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
@@ -179,8 +181,8 @@ class LabelServer:
         return JSONResponse(await run_in_threadpool(self.labelling.state), status_code=200 if done else 409)
 
     async def _finish(self, request: Request) -> Response:
-        self.end()
-        return JSONResponse(await run_in_threadpool(self.labelling.progress))
+        self.end()  # which lets this answer be sent
+        return JSONResponse({})
 
 
 def _below(number: int, count: int) -> int:
@@ -207,6 +209,10 @@ async def _body(request: Request) -> dict[str, Any]:
 
 def _failed(request: Request, error: Exception) -> Response:
     return _error(500, str(error))
+
+
+def _broken(request: Request, error: Exception) -> Response:
+    return _error(500, f"a mistake in mlxpref ({type(error).__name__}); what was answered is kept: reload the page")
 
 
 def _refused(request: Request, error: Exception) -> Response:

@@ -13,7 +13,7 @@ from mlxpref.label.records import TEST, TRAIN, Answer, Record
 from mlxpref.pairing import pair_budget
 from mlxpref.pairs import share_for_first
 from mlxpref.prompts import PromptGroup
-from mlxpref.ranking import PairOutcome, Ranking, rank_images
+from mlxpref.ranking import PairOutcome
 
 __all__ = ["Choice", "Sheet", "answered", "sheets_of"]
 
@@ -57,10 +57,6 @@ class Sheet:
             if any(record.p_a is not None for record in said)
         ]
 
-    def ranking(self) -> Ranking:
-        """The images by what was answered so far."""
-        return rank_images(len(self.names), self.outcomes())
-
 
 def sheets_of(
     groups: Sequence[PromptGroup],
@@ -76,13 +72,14 @@ def sheets_of(
     else single pairs.
     """
     shares = _held_out_prompts([group.prompt for group in groups], held_out, records)
+    place = os.path.realpath(folder)  # of both: a folder and a picture may be reached through links
     more = 1.0
     if pairs is None:
         wanted = enough((), held_out).needed or 0
         more = max(1.0, wanted / sum(pair_budget(len(group.images)) for group in groups))
     sheets = []
     for group in groups:
-        named = sorted((os.path.relpath(image, folder), image) for image in group.images)
+        named = sorted((os.path.relpath(os.path.realpath(image), place), image) for image in group.images)
         names, images = zip(*named, strict=True)
         share = shares.get(group.prompt, held_out)
         planned = pairs or math.ceil(more * pair_budget(len(names)))
@@ -102,11 +99,12 @@ def _held_out_prompts(prompts: Sequence[str], share: float, records: Iterable[Re
     splits: dict[str, set[str]] = {}
     for record in records:
         splits.setdefault(record.prompt, set()).add(record.split)
-    if len({*prompts, *splits}) < _PROMPTS_TO_HOLD_OUT:
+    every = {*prompts, *splits}
+    if len(every) < _PROMPTS_TO_HOLD_OUT:
         return {}
     known = {prompt: share if len(found) > 1 else float(TEST in found) for prompt, found in splits.items()}
-    wanted = max(1, round(share * len(prompts))) if share else 0
-    wanted -= sum(known.get(prompt) == 1 for prompt in prompts)
+    measuring = sum(known.values())
+    wanted = round(share * len(every) - measuring) if measuring or not share else max(1, round(share * len(every)))
     fresh = sorted((prompt for prompt in prompts if prompt not in known), key=_drawn)
     return known | {prompt: float(number < wanted) for number, prompt in enumerate(fresh)}
 

@@ -12,6 +12,7 @@ const SELDOM = 25;
 let state = null;
 let shownAt = 0; // when both pictures of the question could be seen; 0 before
 let busy = true; // a question is answered once, however often a key is pressed; see `work`
+let finished = false;
 let ranking = { sheet: -1, number: -1, asked: false };
 
 function say(text, bad = false) {
@@ -32,9 +33,10 @@ async function ask(path, body) {
   try {
     answer = await fetch(path, request);
   } catch {
-    throw new Error("The program behind this page has ended, and this was not kept. Start `mlxpref label` again: it goes on after the last answer.");
+    const lost = body ? ", and this was not kept" : "";
+    throw new Error(`The program behind this page has ended${lost}. Start \`mlxpref label\` again: it goes on after the last answer.`);
   }
-  const found = await answer.json();
+  const found = await answer.json().catch(() => ({ error: `An answer that makes no sense (${answer.status}): reload the page.` }));
   if (found.error) throw new Error(found.error);
   return { found, late: answer.status === 409 };
 }
@@ -58,13 +60,12 @@ function show(side, image) {
 }
 
 async function showQuestion() {
-  const { number, question, sheet, upcoming } = state;
+  const { question, sheet, upcoming } = state;
   shownAt = 0;
-  byId("asking").hidden = !question;
+  byId("asking").classList.toggle("over", !question); // the last answer can still be taken back
   byId("prompt").textContent = question ? `“${prompts[sheet]}”` : "Every pair was asked.";
   if (!question) return;
   const seen = await Promise.all(question.map((image, side) => show(side, image)));
-  if (number !== state.number) return;
   if (seen.every(Boolean)) {
     shownAt = performance.now();
     for (const image of upcoming) new Image().src = `pictures/${image}`;
@@ -81,7 +82,8 @@ function showProgress() {
   byId("left").textContent = share(first);
   byId("undo").disabled = !undo;
   const wanted = enough.needed === null ? "" : ` of ${enough.needed}`;
-  byId("verdict").textContent = `${enough.reached ? "Enough" : "Not yet enough"} to train: ${enough.decided}${wanted} pairs decided.`;
+  const measuring = enough.held_out_needed ? `, ${enough.held_out} of ${enough.held_out_needed} held out` : "";
+  byId("verdict").textContent = `${enough.reached ? "Enough" : "Not yet enough"} to train: ${enough.decided}${wanted} pairs decided${measuring}.`;
   byId("why").textContent = enough.why;
   byId("commands").hidden = !enough.reached;
   const file = /^[\w./-]+$/.test(output) ? output : `'${output.replaceAll("'", "'\\''")}'`;
@@ -125,18 +127,18 @@ function undo() {
 
 // Intervals of a prompt's pictures, best first; of many pictures the fit takes seconds, so it follows now and then.
 async function showRanking(now = false) {
-  if (!byId("so-far").open || ranking.asked) return;
-  const sheet = prompts.length > 1 ? Number(byId("sheet").value) : 0;
+  if (!state || !byId("so-far").open || ranking.asked || finished) return;
+  const sheet = Number(byId("sheet").value);
   const old = sheet !== ranking.sheet || now;
   if (!old && state.number - ranking.number < (names.length <= OFTEN ? 1 : SELDOM)) return;
   ranking = { sheet, number: state.number, asked: true };
   try {
     drawRanking((await ask(`ranking/${sheet}`)).found);
   } catch (error) {
-    say(error.message, true);
+    if (!finished) say(error.message, true);
   }
   ranking.asked = false;
-  if (sheet !== (prompts.length > 1 ? Number(byId("sheet").value) : 0)) showRanking();
+  if (state.number !== ranking.number || sheet !== Number(byId("sheet").value)) showRanking();
 }
 
 function element(tag, name, text = "", ...children) {
@@ -183,6 +185,7 @@ async function finish() {
   work(true);
   try {
     await ask("finish", {});
+    finished = true;
     byId("asking").hidden = byId("undo").hidden = byId("finish").hidden = true;
     byId("commands").hidden = false;
     byId("prompt").textContent = "Finished.";
@@ -194,14 +197,20 @@ async function finish() {
   }
 }
 
+// Whoever has scrolled down to the ranking reads it with the arrow keys.
+function isInSight(element) {
+  const { top, bottom } = element.getBoundingClientRect();
+  return bottom > 0 && top < innerHeight;
+}
+
 document.addEventListener("keydown", (event) => {
   const typed = event.key.length === 1 ? event.key.toLowerCase() : event.key;
   const withCommand = event.ctrlKey || event.metaKey;
-  if (event.altKey || event.repeat || !state || event.target.closest("select") || byId("finish").hidden) return;
+  if (event.altKey || event.repeat || !state || event.target.closest("select") || finished) return;
   if ((withCommand && typed === "z" && !event.shiftKey) || (!withCommand && (typed === "u" || typed === "Backspace"))) {
     event.preventDefault();
     undo();
-  } else if (!withCommand && !event.shiftKey && KEYS[typed]) {
+  } else if (!withCommand && !event.shiftKey && KEYS[typed] && isInSight(byId("asking"))) {
     event.preventDefault();
     choose(KEYS[typed]);
   }
@@ -214,4 +223,4 @@ byId("sheet").append(...prompts.map((prompt, number) => new Option(prompt, numbe
 byId("sheet").hidden = prompts.length < 2;
 byId("sheet").addEventListener("change", () => showRanking(true));
 
-ask("state").then(({ found }) => showState(found)).catch((error) => say(error.message, true));
+ask("state").then(({ found }) => showState(found)).catch((error) => say(`${error.message} Then reload this page.`, true));
