@@ -209,7 +209,7 @@ def test_answers_at_once_from_many_threads_are_all_kept_or_refused(tmp_path: Pat
         kept: list[bool] = []
 
         def click() -> None:
-            for _ in range(30):
+            while sum(kept) < 30:  # whoever is refused was too late, so somebody else was kept
                 state = labelling.state()
                 labelling.ranking(0)
                 if state["question"] is None:
@@ -224,7 +224,7 @@ def test_answers_at_once_from_many_threads_are_all_kept_or_refused(tmp_path: Pat
                 each.result()
         numbers = [record.number for record in file.records]
         assert numbers == list(range(1, len(numbers) + 1))
-        assert sum(record.undoes is None for record in file.records) == sum(kept) > 20
+        assert sum(record.undoes is None for record in file.records) == sum(kept) >= 30
         assert standing(file.records) == labelling.questions.standing
 
 
