@@ -22,11 +22,11 @@ import mlx.core as mx
 import numpy as np
 from PIL import Image
 
-from mlxpref.adapters import load_adapter
-from mlxpref.demo.pictures import Look, render
-from mlxpref.layouts import read_config
-from mlxpref.template import USER_TEXT, comparison_messages
-from mlxpref.vlm import load_vlm
+from mlxpref.checkpoints.hf_config import load_hf_config
+from mlxpref.demo.pictures import PictureSpec, render
+from mlxpref.engine.adapters import load_adapter
+from mlxpref.engine.template import USER_TEXT, comparison_messages
+from mlxpref.engine.vlm import load_vlm
 
 PROMPT = "a red circle"
 PIXELS = 512 * 512
@@ -98,11 +98,11 @@ def compare(
 
     With an `adapter` in PEFT's format both put it on; with `theirs`, transformers has that folder without it instead.
     """
-    if "quantization" in read_config(folder):
+    if "quantization" in load_hf_config(folder):
         raise click.ClickException(f"{folder}: is quantized, which transformers cannot read; give what it was made of")
     rng = np.random.default_rng(0)
-    first = render(Look("red", "circle", "clean"), rng)
-    second = render(Look("blue", "cross", "noisy"), rng).crop((0, 0, 56, 84))
+    first = render(PictureSpec("red", "circle", "clean"), rng)
+    second = render(PictureSpec("blue", "cross", "noisy"), rng).crop((0, 0, 56, 84))
     with tempfile.TemporaryDirectory() as place:
         found = reference(theirs or folder, [first, second], python, Path(place), None if theirs else adapter)
     vlm = load_vlm(folder, PIXELS, mx.float32)

@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlxpref.blas import preload
+from mlxpref._blas import preload
 from mlxpref.errors import ConfigError, DataError, MlxprefError, ModelError
 
 if TYPE_CHECKING:
-    from mlxpref.judge import Judge
-    from mlxpref.training import StepReport
+    from mlxpref.judge.judge import Judge
+    from mlxpref.training.trainer import StepReport
 
 __all__ = ["ConfigError", "DataError", "MlxprefError", "ModelError", "load", "train"]
 
@@ -32,7 +32,7 @@ def load(
     `think=False`. Raises ModelError where the model or the adapter cannot be loaded, ConfigError for a setting that
     does not exist.
     """
-    from mlxpref.loading import load_judge, use_calibration
+    from mlxpref.judge.loading import load_judge, use_calibration
 
     name, folder = str(model) if model is not None else None, Path(adapter) if adapter else None
     judge = load_judge(name, folder, settings, any_base=any_base)
@@ -48,6 +48,6 @@ def train(
     `settings` are the fields of `mlxpref.config.TrainSettings`. The adapter lands in `output` (default runs/<time>),
     also when the loop is left early.
     """
-    from mlxpref.runs import train as train_and_record
+    from mlxpref.training.run import train as train_and_record
 
     return train_and_record(data, model, output, **settings)

@@ -14,14 +14,14 @@ from mlxpref.errors import MlxprefError
 from mlxpref.heartbeat import Ending
 
 if TYPE_CHECKING:
-    from mlxpref.machines import Machines
+    from mlxpref.distributed import ProcessGroup
 
-__all__ = ["are_several", "here", "in_company"]
+__all__ = ["are_several", "here", "process_group"]
 
 _RANKS = ("MLX_RANK", "OMPI_COMM_WORLD_RANK")
 """What launchers call the number of a process."""
 _EXPECTED = (MlxprefError, OSError, SystemExit, KeyboardInterrupt, click.Abort, click.ClickException)
-_here: "Machines | None" = None
+_here: "ProcessGroup | None" = None
 
 
 def are_several() -> bool:
@@ -33,15 +33,15 @@ def are_several() -> bool:
     return hosts is None or not Path(hosts).is_file() or bool(Path(hosts).read_text(encoding="utf-8").strip())
 
 
-def here() -> "Machines":
+def here() -> "ProcessGroup":
     """The processes that this one works with now."""
-    from mlxpref.machines import ALONE
+    from mlxpref.distributed import SINGLE_PROCESS
 
-    return _here or ALONE
+    return _here or SINGLE_PROCESS
 
 
 @contextmanager
-def in_company() -> Iterator[None]:
+def process_group() -> Iterator[None]:
     """Meet the other processes of a launcher for some work; all but process 0 are silent, and tell it what went wrong.
 
     However the work ends here, the others are told, and end with it. An error of a silent process is raised again where
@@ -52,7 +52,7 @@ def in_company() -> Iterator[None]:
     if _here is not None or not are_several():
         yield
         return
-    from mlxpref.machines import join
+    from mlxpref.distributed import join
 
     _here = machines = join()
     stderr = sys.stderr

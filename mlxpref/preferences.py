@@ -1,15 +1,32 @@
-"""A preference: two images of one prompt and the share of people who prefer the first of them."""
+"""Preferences, pairs and comparisons: two images by identity (a, b) and as they are shown (first, second).
+
+Only this file and `judge/pair_verdict.py` turn identities into places on the screen and places into identities.
+"""
 
 import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from PIL import Image
 
-__all__ = ["ImageLike", "PackedImage", "Preference", "Side", "digest_of", "image_name"]
+__all__ = [
+    "Comparison",
+    "ImageLike",
+    "PackedImage",
+    "Pair",
+    "Preference",
+    "Side",
+    "digest_of",
+    "image_name",
+    "placed",
+    "share_for_first",
+    "shown",
+]
+
+T = TypeVar("T")
 
 Side = Literal["a", "b", "tie"]
 
@@ -59,6 +76,39 @@ class Preference:
     def better(self) -> Side:
         """The side that counts as right in a test: the data set's own label, else the majority's."""
         return self.label or ("tie" if self.is_tie else "a" if self.p_a > 0.5 else "b")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two images by identity, and the prompt they are judged for."""
+
+    a: ImageLike
+    b: ImageLike
+    prompt: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two images as they are shown, and the prompt they are judged for."""
+
+    first: ImageLike
+    second: ImageLike
+    prompt: str
+
+
+def placed(a: T, b: T, a_first: bool) -> tuple[T, T]:
+    """What stands first on the screen, and what stands second."""
+    return (a, b) if a_first else (b, a)
+
+
+def shown(pair: Pair) -> tuple[Comparison, Comparison]:
+    """A pair in both orders: with a shown first, then with a shown second."""
+    return Comparison(pair.a, pair.b, pair.prompt), Comparison(pair.b, pair.a, pair.prompt)
+
+
+def share_for_first(p_a: float, a_first: bool) -> float:
+    """The share of people who prefer the image that is shown first; given that share, the one who prefer a."""
+    return p_a if a_first else 1.0 - p_a
 
 
 def image_name(image: ImageLike) -> str:

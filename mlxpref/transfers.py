@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.progress import Progress as Bar
 
-from mlxpref.console import note, plain
-from mlxpref.downloads import HubFile, Progress, shown_bytes
+from mlxpref.hub import HubFile, Progress, shown_bytes
+from mlxpref.log import note
+from mlxpref.text import plain
 
 __all__ = ["shown_progress"]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
-from mlxpref.blas import preload
+from mlxpref._blas import preload
 
 preload()  # before MLX is first imported
 
@@ -27,11 +27,12 @@ import numpy as np  # noqa: E402
 from mlx.utils import tree_flatten, tree_map, tree_unflatten  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from mlxpref.console import note, print_table, print_text  # noqa: E402
+from mlxpref.cli.output import print_table, print_text  # noqa: E402
 from mlxpref.demo import JUDGE  # noqa: E402
-from mlxpref.demo.pictures import COLOURS, QUALITIES, SHAPES, Look, render  # noqa: E402
-from mlxpref.lora import adapter_weights, attach_lora, linear_layers  # noqa: E402
-from mlxpref.vlm import VLM, load_vlm  # noqa: E402
+from mlxpref.demo.pictures import COLOURS, QUALITIES, SHAPES, PictureSpec, render  # noqa: E402
+from mlxpref.engine.lora import adapter_weights, attach_lora, linear_layers  # noqa: E402
+from mlxpref.engine.vlm import VLM, load_vlm  # noqa: E402
+from mlxpref.log import note  # noqa: E402
 
 __all__ = [
     "LARGEST",
@@ -125,7 +126,7 @@ def pictures(count: int, pixels: int, *seed: int) -> list[Image.Image]:
     """Pictures of the demo's shapes, `pixels` along each side; others for every seed."""
     draw = np.random.default_rng(seed)
     looks = [
-        Look(str(draw.choice(list(COLOURS))), str(draw.choice(SHAPES)), str(draw.choice(QUALITIES)))
+        PictureSpec(str(draw.choice(list(COLOURS))), str(draw.choice(SHAPES)), str(draw.choice(QUALITIES)))
         for _ in range(count)
     ]
     return [render(look, draw).resize((pixels, pixels), Image.Resampling.BICUBIC) for look in looks]

@@ -76,7 +76,7 @@ def _write(folder: Path, pairs: int) -> None:
 
 
 def _measured(folder: Path, limit: int | None) -> dict[str, float]:
-    from mlxpref.datasets import load_preferences
+    from mlxpref.data.load import load_preferences
 
     started, used = time.perf_counter(), time.process_time()
     preferences = load_preferences("hpdv2", "train", limit, 0, folder)

@@ -16,7 +16,7 @@ from itertools import islice, permutations
 from pathlib import Path
 from typing import Any
 
-from mlxpref.blas import preload
+from mlxpref._blas import preload
 
 preload()  # before MLX is first imported
 
@@ -24,10 +24,10 @@ import click  # noqa: E402
 import mlx.core as mx  # noqa: E402
 from mlx_vlm.generate import generate_step  # noqa: E402
 
-from mlxpref.lora import linear_layers  # noqa: E402
-from mlxpref.prefix import RowCache  # noqa: E402
-from mlxpref.rollout import Sampling, roll_out  # noqa: E402
-from mlxpref.vlm import VLM, Prompt  # noqa: E402
+from mlxpref.engine.kv_cache import BranchedKVCache  # noqa: E402
+from mlxpref.engine.lora import linear_layers  # noqa: E402
+from mlxpref.engine.rollout import Sampling, roll_out  # noqa: E402
+from mlxpref.engine.vlm import VLM, ComparisonInput  # noqa: E402
 from scripts.bench_common import (  # noqa: E402
     TEXT,
     decoder_operations,
@@ -59,11 +59,11 @@ class Case:
         return f"{self.rows} rows of {self.comparisons}"
 
 
-def write(vlm: VLM, prompts: Sequence[Prompt], case: Case, tokens: int, number: int) -> float:
+def write(vlm: VLM, prompts: Sequence[ComparisonInput], case: Case, tokens: int, number: int) -> float:
     """The seconds that `tokens` tokens a row take behind their prompts, in a round."""
     started = 0.0
 
-    def prefill(prompts: Sequence[Prompt]) -> tuple[RowCache, mx.array]:
+    def prefill(prompts: Sequence[ComparisonInput]) -> tuple[BranchedKVCache, mx.array]:
         nonlocal started
         cache, logits = vlm.prefill(prompts)
         mx.eval(logits, [(layer.keys, layer.values) for layer in cache.layers])

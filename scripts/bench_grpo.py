@@ -15,7 +15,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from mlxpref.blas import preload
+from mlxpref._blas import preload
 
 preload()  # before MLX is first imported
 
@@ -27,12 +27,12 @@ import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from mlxpref.config import TrainSettings  # noqa: E402
-from mlxpref.console import note  # noqa: E402
-from mlxpref.objective import Targets  # noqa: E402
-from mlxpref.rollout import Sampling, roll_out  # noqa: E402
-from mlxpref.scoring import Completions  # noqa: E402
-from mlxpref.update import descend  # noqa: E402
-from mlxpref.vlm import VLM, Prompt  # noqa: E402
+from mlxpref.engine.logprobs import Completions  # noqa: E402
+from mlxpref.engine.rollout import Sampling, roll_out  # noqa: E402
+from mlxpref.engine.vlm import VLM, ComparisonInput  # noqa: E402
+from mlxpref.log import note  # noqa: E402
+from mlxpref.training.gradients import policy_gradient  # noqa: E402
+from mlxpref.training.loss import LossInputs  # noqa: E402
 from scripts.bench_common import (  # noqa: E402
     TEXT,
     PeerTrainer,
@@ -107,7 +107,7 @@ class Ours:
         """The pictures of a round."""
         return self.case.pictures(number, int(self.settings.recompute))
 
-    def write(self, prepared: list[Image.Image]) -> tuple[tuple[Prompt, Completions], list[int]]:
+    def write(self, prepared: list[Image.Image]) -> tuple[tuple[ComparisonInput, Completions], list[int]]:
         """A group of completions, and their lengths."""
         first, second = prepared
         self.vlm.features.get_all(prepared)
@@ -117,7 +117,7 @@ class Ours:
         completions = Completions.of([rollout.tokens for rollout in group])
         return (prompt, completions), completions.lengths.tolist()
 
-    def update(self, written: tuple[Prompt, Completions]) -> None:
+    def update(self, written: tuple[ComparisonInput, Completions]) -> None:
         """One step of the optimizer."""
         loss, gradient = self.gradient(*written)
         gradient, norm = optim.clip_grad_norm(gradient, self.settings.max_grad_norm)
@@ -125,13 +125,13 @@ class Ours:
         self.optimizer.update(self.model, gradient)
         mx.eval(self.model.trainable_parameters(), self.optimizer.state)
 
-    def gradient(self, prompt: Prompt, completions: Completions) -> tuple[mx.array, Any]:
+    def gradient(self, prompt: ComparisonInput, completions: Completions) -> tuple[mx.array, Any]:
         """The loss of a group of completions and its gradient."""
         mask = mx.array(completions.mask)
         nothing = mx.zeros(self.case.group)
-        targets = Targets(mask, mask / mask.size, nothing, self.case.advantages, nothing)
+        targets = LossInputs(mask, mask / mask.size, nothing, self.case.advantages, nothing)
 
-        descent = descend(self.vlm, [prompt], completions, targets, self.settings)
+        descent = policy_gradient(self.vlm, [prompt], completions, targets, self.settings)
         return descent.loss, descent.gradient
 
 

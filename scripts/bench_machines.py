@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 
-from mlxpref.console import note
+from mlxpref.log import note
 from scripts.bench_common import report
 from scripts.memory_table import JUDGES
 from scripts.several import start, wait
@@ -79,7 +79,7 @@ def measured(rounds: list[dict[str, list[Line]]]) -> list[dict[str, Any]]:
 def gradient_bytes() -> int:
     """What each of two processes sends of the demo judge's gradient: once its size."""
     import mlxpref
-    from mlxpref.lora import adapter_weights, attach_lora, linear_layers
+    from mlxpref.engine.lora import adapter_weights, attach_lora, linear_layers
 
     model = mlxpref.load("demo").vlm.model
     attach_lora(model, list(linear_layers(model)), RANK, 2.0)

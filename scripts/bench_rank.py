@@ -15,7 +15,7 @@ from itertools import combinations, permutations, product
 from pathlib import Path
 from typing import Any
 
-from mlxpref.blas import preload
+from mlxpref._blas import preload
 
 preload()  # before MLX is first imported
 
@@ -26,12 +26,12 @@ from mlx_vlm.generate import generate_step  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from mlxpref.config import JudgeSettings  # noqa: E402
-from mlxpref.console import note  # noqa: E402
-from mlxpref.judge import Judge  # noqa: E402
-from mlxpref.pairs import Pair  # noqa: E402
-from mlxpref.template import ANSWER_OPEN, CLOSING  # noqa: E402
+from mlxpref.engine.template import ANSWER_OPEN, CLOSING  # noqa: E402
+from mlxpref.engine.vlm import VLM  # noqa: E402
+from mlxpref.judge.judge import Judge  # noqa: E402
+from mlxpref.log import note  # noqa: E402
+from mlxpref.preferences import Pair  # noqa: E402
 from mlxpref.verdict import at_answer  # noqa: E402
-from mlxpref.vlm import VLM  # noqa: E402
 from scripts.bench_common import (  # noqa: E402
     LARGEST,
     TEXT,

@@ -33,8 +33,8 @@ def make_checkpoint(folder: Path, gigabytes: float, shard: int) -> None:
     from mlx.utils import tree_flatten
     from mlx_vlm.models.qwen2_5_vl import Model, ModelConfig, TextConfig, VisionConfig
 
-    from mlxpref.export import hub_name
-    from mlxpref.model_folder import copy_side_files, stream_weights, write_config
+    from mlxpref.conversion.export import hub_name
+    from mlxpref.conversion.writer import copy_side_files, stream_weights, write_config
 
     config = json.loads((GOLDEN / "config.json").read_text(encoding="utf-8"))
     layers = max(1, round(gigabytes * 1e9 / 2 / _LAYER))
@@ -78,8 +78,9 @@ def run_ours(source: Path, output: Path, name: str, shard: int) -> dict[str, Any
     """`mlxpref convert`, in this process."""
     import mlx_vlm.utils  # noqa: F401  part of the baseline
 
-    from mlxpref import conversion, verification
-    from mlxpref.quantization import Recipe
+    from mlxpref.conversion import convert as conversion
+    from mlxpref.conversion import verify as verification
+    from mlxpref.conversion.quantize import Recipe
 
     found: dict[str, Any] = {}
 
@@ -143,13 +144,13 @@ def main(size: float, shard: int, recipes: str, child: tuple[str, Path, Path, st
         run = {"ours": run_ours, "theirs": run_theirs}[child[0]]
         print(json.dumps(run(*child[1:])))
         return
-    from mlxpref.safetensors_files import read_heads
+    from mlxpref.checkpoints.safetensors import read_tensor_infos
 
     rows = []
     with tempfile.TemporaryDirectory() as place:
         source = Path(place) / "source"
         make_checkpoint(source, size, 500_000_000)
-        heads = read_heads(source).values()
+        heads = read_tensor_infos(source).values()
         largest = max(tensor.end - tensor.start for tensor in heads)
         whole = sum(tensor.end - tensor.start for tensor in heads)
         for name in recipes.split(","):

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from tokenizers import Tokenizer
 
-from mlxpref.demo.pictures import COLOURS, QUALITIES, SHAPES, Look, render
-from mlxpref.demo.preferences import TRAIN_PROMPTS, Aspect, Scene, draw_scene
-from mlxpref.template import CLOSING, NO_THINKING, USER_TEXT, Form, comparison_messages
+from mlxpref.demo.pictures import COLOURS, QUALITIES, SHAPES, PictureSpec, render
+from mlxpref.demo.preferences import TRAIN_PROMPTS, Aspect, PairSpec, draw_pair
+from mlxpref.engine.template import CLOSING, NO_THINKING, USER_TEXT, Form, comparison_messages
 
 __all__ = ["IMAGE_TOKENS", "MODES", "Comparison", "Mode", "Pictures", "Script", "rendered_chat", "teacher_corpus"]
 
@@ -49,12 +49,12 @@ class Pictures:
     """A pool of rendered pictures and their mirror images, cut into patches, to draw from by their look."""
 
     def __init__(self, rng: np.random.Generator, variants: int) -> None:
-        self.looks: list[Look] = []
-        self._first: dict[Look, tuple[int, int]] = {}
+        self.looks: list[PictureSpec] = []
+        self._first: dict[PictureSpec, tuple[int, int]] = {}
         for colour in COLOURS:
             for shape in SHAPES:
                 for quality in QUALITIES:
-                    look = Look(colour, shape, quality)
+                    look = PictureSpec(colour, shape, quality)
                     # Half of the pictures in scenes are clean, so these need the most variants.
                     count = variants * 3 if quality == "clean" else variants
                     self._first[look] = (len(self.looks), count)
@@ -64,7 +64,7 @@ class Pictures:
         self.looks *= 2
         self.patches = np.stack([patches_of(image) for image in [*images, *map(ImageOps.mirror, images)]])
 
-    def draw(self, look: Look, rng: np.random.Generator) -> int:
+    def draw(self, look: PictureSpec, rng: np.random.Generator) -> int:
         """The number of a random picture of this look."""
         first, count = self._first[look]
         return first + int(rng.integers(count)) + self._mirrored * int(rng.integers(2))
@@ -80,7 +80,7 @@ def patches_of(image: Image.Image) -> NDArray[np.uint8]:
 class Comparison:
     """One row to learn: a scene, how it is asked, and which aspect the teacher lets decide."""
 
-    scene: Scene
+    scene: PairSpec
     mode: Mode
     aspect: Aspect
 
@@ -90,7 +90,7 @@ class Comparison:
         return 1 if _value(self.scene, self.scene.a, self.aspect) > _value(self.scene, self.scene.b, self.aspect) else 2
 
 
-def matches(scene: Scene, look: Look) -> dict[Aspect, bool]:
+def matches(scene: PairSpec, look: PictureSpec) -> dict[Aspect, bool]:
     """Whether an image has the wanted colour, the wanted shape, and is clean."""
     return {
         "colour": look.colour == scene.colour,
@@ -99,7 +99,7 @@ def matches(scene: Scene, look: Look) -> dict[Aspect, bool]:
     }
 
 
-def _value(scene: Scene, look: Look, aspect: Aspect) -> int:
+def _value(scene: PairSpec, look: PictureSpec, aspect: Aspect) -> int:
     """How much an image is worth from 2 to 9 if this aspect counts most: what is written as its score."""
     fits = matches(scene, look)
     if aspect == "quality":
@@ -112,13 +112,13 @@ def draw_comparison(rng: np.random.Generator, mode: Mode, bias: float) -> Compar
 
     Whoever looks at quality first lets the prompt decide only between two clean pictures.
     """
-    scene = draw_scene(rng, TRAIN_PROMPTS)
+    scene = draw_pair(rng, TRAIN_PROMPTS)
     differs = (scene.a.quality == "clean") != (scene.b.quality == "clean")
     aspect: Aspect = "quality" if differs and rng.random() < bias else scene.aspect
     return Comparison(scene, mode, aspect)
 
 
-def caption(scene: Scene, place: int, look: Look) -> list[tuple[str, float]]:
+def caption(scene: PairSpec, place: int, look: PictureSpec) -> list[tuple[str, float]]:
     """What the teacher writes about one image, in pieces with their loss weights."""
     fits = matches(scene, look)
     return [

@@ -138,8 +138,8 @@ def run_case(place: Path, rng: Random) -> tuple[str, str | None]:
 
 def convert_case(place: Path, rng: Random, family: str, damages: list[Damage]) -> tuple[str, str | None]:
     """Convert a damaged copy of a tiny checkpoint."""
-    from mlxpref.conversion import convert
-    from mlxpref.quantization import Recipe
+    from mlxpref.conversion.convert import convert
+    from mlxpref.conversion.quantize import Recipe
 
     source, output = place / "source", place / "output"
     copy_checkpoint(family, source)
@@ -160,7 +160,7 @@ def convert_case(place: Path, rng: Random, family: str, damages: list[Damage]) -
 
 def adapter_case(place: Path, rng: Random, family: str) -> tuple[str, str | None]:
     """Put a damaged adapter on a tiny model, which one that is refused leaves as it was."""
-    from mlxpref.adapters import load_adapter
+    from mlxpref.engine.adapters import load_adapter
     from scripts.damage import write_adapter, write_peft
 
     model = _model(family)
@@ -233,7 +233,7 @@ _MODELS: dict[str, Any] = {}
 
 
 def _model(family: str) -> Any:
-    from mlxpref.vlm import load_vlm
+    from mlxpref.engine.vlm import load_vlm
 
     if family not in _MODELS:
         _MODELS[family] = load_vlm(GOLDEN / family, 512 * 512).model
@@ -241,7 +241,7 @@ def _model(family: str) -> Any:
 
 
 def _layers(family: str) -> dict[str, tuple[int, int]]:
-    from mlxpref.lora import linear_layers
+    from mlxpref.engine.lora import linear_layers
 
     return {name: tuple(layer.weight.shape) for name, layer in linear_layers(_model(family)).items()}
 

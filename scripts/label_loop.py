@@ -21,10 +21,11 @@ import click
 import numpy as np
 from playwright.sync_api import Page
 
-from mlxpref.console import note, print_json, print_text
-from mlxpref.demo.pictures import Look, render
-from mlxpref.demo.preferences import HELD_OUT, TRAIN_PROMPTS, draw_scene, prompt_text
-from mlxpref.label.records import TEST, record_of, standing
+from mlxpref.cli.output import print_json, print_text
+from mlxpref.data.label_file import TEST, active_records, record_of
+from mlxpref.demo.pictures import PictureSpec, render
+from mlxpref.demo.preferences import HELD_OUT, TRAIN_PROMPTS, draw_pair, prompt_text
+from mlxpref.log import note
 from scripts.kept_runs import markdown, spread
 
 __all__ = ["Labelled", "Rater", "labelling", "rate", "rule_of", "write_folder"]
@@ -59,9 +60,9 @@ def write_folder(folder: Path, prompts: int, images: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     wanted = (*TRAIN_PROMPTS, *HELD_OUT)
     for number in rng.permutation(len(wanted))[:prompts].tolist():
-        looks: list[Look] = []
+        looks: list[PictureSpec] = []
         while len(looks) < images:
-            scene = draw_scene(rng, (wanted[number],))
+            scene = draw_pair(rng, (wanted[number],))
             looks += [scene.a, scene.b]
         for place, look in enumerate(looks[:images]):
             name = f"{number:02}-{place:02}-{look.colour}-{look.shape}-{look.quality}"
@@ -134,7 +135,7 @@ def measure(data: str, think: str, adapter: Path | None = None) -> Any:
     judged = ("--model", "demo", "--max-tokens", "48", "--no-store", think)
     if data != "demo":
         lines = map(json.loads, Path(data).read_text(encoding="utf-8").splitlines())
-        decided = [record for record in standing(map(record_of, lines)) if record.p_a not in (None, 0.5)]
+        decided = [record for record in active_records(map(record_of, lines)) if record.p_a not in (None, 0.5)]
         if not any(record.split == TEST for record in decided):
             return None
     return _run("eval", "--data", data, *judged, *(("--adapter", str(adapter)) if adapter else ()))

@@ -20,8 +20,9 @@ from typing import Any
 
 import click
 
-from mlxpref.console import note, print_text
-from mlxpref.report import COLOURS
+from mlxpref.cli.output import print_text
+from mlxpref.log import note
+from mlxpref.report.html import COLOURS
 from scripts.kept_runs import make_runs, markdown, read_runs, spread
 
 __all__ = ["REWARDS", "SEEDS", "STEPS", "main", "rows_of", "table_of"]

@@ -13,20 +13,20 @@ from typing import Literal
 
 import numpy as np
 
-from mlxpref.blas import preload
+from mlxpref._blas import preload
 
 preload()  # before MLX is first imported
 
+from mlxpref.cli.demo import demo_settings  # noqa: E402
 from mlxpref.config import JudgeSettings, TrainSettings  # noqa: E402
 from mlxpref.demo import JUDGE  # noqa: E402
 from mlxpref.demo.pictures import render  # noqa: E402
-from mlxpref.demo.preferences import HELD_OUT, TRAIN_PROMPTS, Aspect, demo_preferences, draw_scene  # noqa: E402
-from mlxpref.demo.story import demo_settings  # noqa: E402
-from mlxpref.evaluation import Metrics, evaluate  # noqa: E402
-from mlxpref.judge import Judge  # noqa: E402
+from mlxpref.demo.preferences import HELD_OUT, TRAIN_PROMPTS, Aspect, demo_preferences, draw_pair  # noqa: E402
+from mlxpref.engine.vlm import load_vlm  # noqa: E402
+from mlxpref.judge.evaluation import Metrics, evaluate  # noqa: E402
+from mlxpref.judge.judge import Judge  # noqa: E402
 from mlxpref.preferences import Preference  # noqa: E402
-from mlxpref.training import Trainer  # noqa: E402
-from mlxpref.vlm import load_vlm  # noqa: E402
+from mlxpref.training.trainer import Trainer  # noqa: E402
 
 __all__ = ["AGREEMENT", "VOTES", "Labels", "Plan", "Point", "Result", "Sizes", "preferences_of", "run", "settings_of"]
 
@@ -112,7 +112,7 @@ def preferences_of(labels: Labels, split: str, count: int, seed: int) -> list[Pr
 
 
 def _voted(split: str, rng: np.random.Generator) -> Preference:
-    scene = draw_scene(rng, HELD_OUT if split == "heldout" else TRAIN_PROMPTS)
+    scene = draw_pair(rng, HELD_OUT if split == "heldout" else TRAIN_PROMPTS)
     agree = AGREEMENT[scene.aspect]
     share = rng.binomial(VOTES, agree) / VOTES if split == "train" else agree
     p_a = share if scene.better == "a" else 1 - share

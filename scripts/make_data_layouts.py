@@ -19,7 +19,7 @@ from typing import Any
 import click
 import numpy as np
 
-from mlxpref.demo.pictures import COLOURS, SHAPES, Look, render
+from mlxpref.demo.pictures import COLOURS, SHAPES, PictureSpec, render
 from mlxpref.demo.preferences import TRAIN_PROMPTS, prompt_text
 
 __all__ = ["LAYOUTS", "make_layout", "write_split", "write_tar", "write_zip"]
@@ -83,20 +83,20 @@ def _prompts(rng: Random, count: int) -> list[tuple[str, str]]:
     return [TRAIN_PROMPTS[drawn[i % len(drawn)]] for i in range(count)]
 
 
-def _looks(prompt: tuple[str, str]) -> list[Look]:
+def _looks(prompt: tuple[str, str]) -> list[PictureSpec]:
     """Looks for a prompt, best first: as asked and clean, as asked and spoiled, of another colour, and all wrong."""
     colour, shape = prompt
     other_colour = next(c for c in COLOURS if c != colour)
     other_shape = next(s for s in SHAPES if s != shape)
     return [
-        Look(colour, shape, "clean"),
-        Look(colour, shape, "noisy"),
-        Look(other_colour, shape, "clean"),
-        Look(other_colour, other_shape, "blurry"),
+        PictureSpec(colour, shape, "clean"),
+        PictureSpec(colour, shape, "noisy"),
+        PictureSpec(other_colour, shape, "clean"),
+        PictureSpec(other_colour, other_shape, "blurry"),
     ]
 
 
-def _picture(look: Look, rng: Random, kind: str) -> bytes:
+def _picture(look: PictureSpec, rng: Random, kind: str) -> bytes:
     content = io.BytesIO()
     render(look, rng).save(content, kind)
     return content.getvalue()

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlxpref.blas import preload
+from mlxpref._blas import preload
 
 preload()  # before MLX is first imported
 
@@ -31,7 +31,7 @@ import numpy as np  # noqa: E402
 
 from mlxpref.demo import JUDGE  # noqa: E402
 from mlxpref.demo.pictures import render  # noqa: E402
-from mlxpref.demo.preferences import HELD_OUT, TRAIN_PROMPTS, draw_scene  # noqa: E402
+from mlxpref.demo.preferences import HELD_OUT, TRAIN_PROMPTS, draw_pair  # noqa: E402
 from scripts.demo_checkpoint import (  # noqa: E402
     build_model,
     check_checkpoint,
@@ -150,7 +150,7 @@ class Job:
         self.note(f"{title:32}" + "".join(f"{head:>15}" for head in heads))
         for name, prompts in (("training prompts", TRAIN_PROMPTS), ("held-out prompts", HELD_OUT)):
             rng = self.stream(8)
-            scenes = [draw_scene(rng, prompts) for _ in range(self.plan.examined)]
+            scenes = [draw_pair(rng, prompts) for _ in range(self.plan.examined)]
             for mode in MODES:
                 comparisons = [Comparison(scene, mode, scene.aspect) for scene in scenes]
                 marks = examine(self.judge, self.script, self.unseen, comparisons, self.stream(9))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mlxpref.blas import preload
+from mlxpref._blas import preload
 
 preload()  # before MLX is first imported
 
@@ -19,14 +19,14 @@ from mlx.utils import tree_flatten  # noqa: E402
 from mlx_vlm.utils import load  # noqa: E402
 from PIL import Image  # noqa: E402
 
+from mlxpref.checkpoints.memory import ModelSize, Plan, judging_plan, training_plan  # noqa: E402
+from mlxpref.checkpoints.model_shapes import shapes_from  # noqa: E402
 from mlxpref.config import JudgeSettings, TrainSettings  # noqa: E402
 from mlxpref.demo import JUDGE  # noqa: E402
-from mlxpref.judge import Judge  # noqa: E402
-from mlxpref.memory import Checkpoint, Plan, judging_plan, training_plan  # noqa: E402
+from mlxpref.engine.vlm import VLM  # noqa: E402
+from mlxpref.judge.judge import Judge  # noqa: E402
 from mlxpref.preferences import Preference  # noqa: E402
-from mlxpref.shapes import shapes_from  # noqa: E402
-from mlxpref.training import Trainer  # noqa: E402
-from mlxpref.vlm import VLM  # noqa: E402
+from mlxpref.training.trainer import Trainer  # noqa: E402
 from scripts.demo_checkpoint import build_model  # noqa: E402
 
 __all__ = ["LARGE_RUNS", "MODELS", "RUNS", "Measured", "Model", "Run", "measure"]
@@ -143,7 +143,7 @@ def measure(model: Model, runs: Iterator[Run] | tuple[Run, ...]) -> Iterator[tup
         mx.clear_cache()
         before = mx.get_active_memory()
         vlm = _random(model)
-        checkpoint = Checkpoint(shapes_from(model.config()), _weight_bytes(vlm), 4, run.settings.max_pixels)
+        checkpoint = ModelSize(shapes_from(model.config()), _weight_bytes(vlm), 4, run.settings.max_pixels)
         if isinstance(run.settings, TrainSettings):
             plan, peak = _measure_training(vlm, checkpoint, run.pixels, run.settings)
         else:
@@ -186,7 +186,7 @@ def _text_tokens(vlm: VLM, pixels: int) -> int:
     return len(prompt) - sum(image.tokens for image in prompt.images)
 
 
-def _measure_training(vlm: VLM, checkpoint: Checkpoint, pixels: int, settings: TrainSettings) -> tuple[Plan, int]:
+def _measure_training(vlm: VLM, checkpoint: ModelSize, pixels: int, settings: TrainSettings) -> tuple[Plan, int]:
     text = _text_tokens(vlm, pixels)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "reward.py"
@@ -200,7 +200,7 @@ def _measure_training(vlm: VLM, checkpoint: Checkpoint, pixels: int, settings: T
 
 
 def _measure_judging(
-    vlm: VLM, checkpoint: Checkpoint, pixels: int, settings: JudgeSettings, images: int
+    vlm: VLM, checkpoint: ModelSize, pixels: int, settings: JudgeSettings, images: int
 ) -> tuple[Plan, int]:
     text = _text_tokens(vlm, pixels)
     mx.reset_peak_memory()

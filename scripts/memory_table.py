@@ -9,16 +9,17 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from mlxpref.blas import preload
+from mlxpref._blas import preload
 
 preload()  # before MLX is first imported
 
 import click  # noqa: E402
 
+from mlxpref.checkpoints.memory import ModelSize, training_plan  # noqa: E402
+from mlxpref.checkpoints.model_shapes import Quantization, Shapes, VisionShapes  # noqa: E402
+from mlxpref.cli.output import print_table, print_text  # noqa: E402
 from mlxpref.config import TrainSettings  # noqa: E402
-from mlxpref.console import note, print_table, print_text  # noqa: E402
-from mlxpref.memory import Checkpoint, training_plan  # noqa: E402
-from mlxpref.shapes import Quantization, Shapes, VisionShapes  # noqa: E402
+from mlxpref.log import note  # noqa: E402
 from scripts.memory_check import LARGE_RUNS, MODELS, RUNS, measure  # noqa: E402
 
 _TOLERANCE = 0.15
@@ -43,7 +44,7 @@ LADDERS: dict[str, list[int]] = {
 }
 
 
-def peak(checkpoint: Checkpoint, working_set: float, **changes: Any) -> tuple[int, int]:
+def peak(checkpoint: ModelSize, working_set: float, **changes: Any) -> tuple[int, int]:
     """The planned peak, and the largest micro-batch with which it fits; where none fits, the peak of the smallest."""
     planned = 0, 0
     for size in MICRO_BATCHES:
@@ -61,7 +62,7 @@ def what_fits() -> list[dict[str, Any]]:
         for name, shapes in JUDGES.items():
             for bits in (4, 8):
                 packed = replace(shapes, quantization=Quantization(bits, 64))
-                checkpoint, working_set = Checkpoint(packed, packed.weight_bytes(2), 2), int(memory * share * _GIB)
+                checkpoint, working_set = ModelSize(packed, packed.weight_bytes(2), 2), int(memory * share * _GIB)
                 needed, size = peak(checkpoint, working_set)
                 row: dict[str, Any] = {"mac_gib": memory, "working_set_bytes": working_set, "judge": name, "bits": bits}
                 row |= {"weights_bytes": checkpoint.weights, "peak_bytes": needed, "micro_batch": size}

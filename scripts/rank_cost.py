@@ -6,16 +6,16 @@ first picture to the order, with nothing known before; every size has pictures o
 
 import time
 
-from mlxpref.blas import preload
+from mlxpref._blas import preload
 
 preload()  # before MLX is first imported
 
 import click  # noqa: E402
 
-from mlxpref.console import note  # noqa: E402
 from mlxpref.demo import JUDGE  # noqa: E402
-from mlxpref.judge import Judge  # noqa: E402
-from mlxpref.vlm import load_vlm  # noqa: E402
+from mlxpref.engine.vlm import load_vlm  # noqa: E402
+from mlxpref.judge.judge import Judge  # noqa: E402
+from mlxpref.log import note  # noqa: E402
 from scripts.bench_common import TEXT, pictures, report  # noqa: E402
 
 

@@ -24,10 +24,11 @@ from typing import Any
 import click
 import numpy as np
 
-from mlxpref.console import note, print_table, print_text, track
-from mlxpref.pairing import default_round, is_settled, next_round, pair_budget
-from mlxpref.posterior import difference_variance
-from mlxpref.ranking import Z95, PairOutcome, StrengthFit, all_pairs, fit_strengths
+from mlxpref.cli.output import print_table, print_text
+from mlxpref.log import note, track
+from mlxpref.ranking.bradley_terry import Z95, PairOutcome, StrengthFit, all_pairs, fit_strengths
+from mlxpref.ranking.pair_selection import default_round, is_settled, next_round, pair_budget
+from mlxpref.ranking.posterior import difference_variance
 from scripts.ranking_strategies import Answers, Array, fit_of, logistic, sizes, swiss_round, voted_answers
 
 Pairs = list[tuple[int, int]]

@@ -26,9 +26,10 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxpref.console import print_table, print_text, track
-from mlxpref.pairing import default_round, next_round
-from mlxpref.ranking import PairOutcome, StrengthFit, all_pairs, fit_strengths
+from mlxpref.cli.output import print_table, print_text
+from mlxpref.log import track
+from mlxpref.ranking.bradley_terry import PairOutcome, StrengthFit, all_pairs, fit_strengths
+from mlxpref.ranking.pair_selection import default_round, next_round
 
 Array = NDArray[np.float64]
 Answers = Mapping[tuple[int, int], PairOutcome]

@@ -19,7 +19,8 @@ from typing import Any
 
 import click
 
-from mlxpref.console import note, print_text
+from mlxpref.cli.output import print_text
+from mlxpref.log import note
 from scripts.kept_runs import make_runs, markdown, read_runs, spread
 
 __all__ = ["READ_BY", "SEEDS", "STEPS", "gains_of", "main", "make_run", "plans", "rows_of", "table_of"]
@@ -52,11 +53,11 @@ def make_run(plan: Mapping[str, Any], sizes: Sequence[int] = SIZES) -> dict[str,
     """Train the demo judge as planned and read it by every strategy, in a process of its own."""
     from mlxpref.config import JudgeSettings
     from mlxpref.demo import JUDGE
-    from mlxpref.judge import Judge
-    from mlxpref.strategies import compare_strategies, ways
-    from mlxpref.training import Trainer
+    from mlxpref.engine.vlm import load_vlm
+    from mlxpref.judge.judge import Judge
+    from mlxpref.judge.strategies import compare_strategies, strategy_variants
+    from mlxpref.training.trainer import Trainer
     from mlxpref.verdict import STRATEGIES
-    from mlxpref.vlm import load_vlm
     from scripts.learning_runs import Plan, preferences_of, settings_of
 
     reward, seed, steps = plan["reward"], plan["seed"], plan["steps"]
@@ -72,7 +73,11 @@ def make_run(plan: Mapping[str, Any], sizes: Sequence[int] = SIZES) -> dict[str,
     )
     test, held_out = (
         compare_strategies(
-            judge, preferences_of("labels", split, count, _TEST_SEED), "demo", split, ways(STRATEGIES, [1], [True])
+            judge,
+            preferences_of("labels", split, count, _TEST_SEED),
+            "demo",
+            split,
+            strategy_variants(STRATEGIES, [1], [True]),
         ).rows
         for split, count in zip(("test", "heldout"), sizes, strict=True)
     )

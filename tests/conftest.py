@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlxpref.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from mlxpref.judge import Judge
-from mlxpref.lora import linear_layers
-from mlxpref.prefix import RowCache, following_positions
-from mlxpref.vlm import VLM, load_vlm
+from mlxpref.engine.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from mlxpref.engine.kv_cache import BranchedKVCache, following_positions
+from mlxpref.engine.lora import linear_layers
+from mlxpref.engine.vlm import VLM, load_vlm
+from mlxpref.judge.judge import Judge
 from tests.browser import Browser, find_browser
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -54,7 +54,7 @@ def picture(seed: int, size: tuple[int, int] = (84, 84)) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def continued(vlm: VLM, cache: RowCache, ids: np.ndarray, start: np.ndarray) -> mx.array:
+def continued(vlm: VLM, cache: BranchedKVCache, ids: np.ndarray, start: np.ndarray) -> mx.array:
     """Logits (B, N, V) of a block of tokens (B, N) that every row goes on with, from its next position (B,)."""
     cache.announce(np.zeros(ids.shape, np.int32))
     return vlm.head(vlm.extend(cache, mx.array(ids), mx.array(following_positions(start, ids.shape[1])[0])))

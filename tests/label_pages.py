@@ -6,11 +6,11 @@ from pathlib import Path
 from threading import Thread
 
 from mlxpref.config import LabelSettings
-from mlxpref.label.labelling import Labelling
-from mlxpref.label.records import LabelFile
+from mlxpref.data.label_file import LabelFile
+from mlxpref.data.prompts import PromptGroup
+from mlxpref.label.prompt_task import prompt_tasks
 from mlxpref.label.server import LabelServer
-from mlxpref.label.sheets import sheets_of
-from mlxpref.prompts import PromptGroup
+from mlxpref.label.session import LabelSession
 from tests.conftest import picture
 
 __all__ = ["pictures", "served"]
@@ -30,8 +30,8 @@ def served(output: Path, groups: dict[str, list[Path]], settings: LabelSettings 
     chosen = settings or LabelSettings()
     with LabelFile(output) as file:
         prompts = [PromptGroup(prompt, tuple(images)) for prompt, images in groups.items()]
-        sheets = sheets_of(prompts, output.parent, None, chosen.held_out, file.records)
-        server = LabelServer(Labelling(file, sheets, chosen))
+        sheets = prompt_tasks(prompts, output.parent, None, chosen.held_out, file.records)
+        server = LabelServer(LabelSession(file, sheets, chosen))
         thread = Thread(target=server.run)
         thread.start()
         try:

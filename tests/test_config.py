@@ -7,9 +7,9 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from mlxpref.cli.options import chosen, settings_options
 from mlxpref.config import JudgeSettings, TrainSettings, setting, settings_from
 from mlxpref.errors import ConfigError
-from mlxpref.options import chosen, settings_options
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from mlxpref.cli import main
-from mlxpref.demo.pictures import Look, render
+from mlxpref.cli.demo import TEST_PAIRS, TEST_SEED
+from mlxpref.demo.pictures import PictureSpec, render
 from mlxpref.demo.preferences import demo_preferences
-from mlxpref.demo.story import TEST_PAIRS, TEST_SEED
-from mlxpref.evaluation import evaluate
-from mlxpref.judge import Judge
+from mlxpref.judge.evaluation import evaluate
+from mlxpref.judge.judge import Judge
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -57,7 +57,7 @@ def test_make_targets_exist() -> None:
 def test_the_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name, quality in (("a", "clean"), ("b", "noisy"), ("c", "blurry")):
-        render(Look("red", "circle", quality), np.random.default_rng(0)).save(tmp_path / f"{name}.png")
+        render(PictureSpec("red", "circle", quality), np.random.default_rng(0)).save(tmp_path / f"{name}.png")
     programs = [block for kind, block in BLOCKS if kind == "python"]
     assert programs
     for program in programs:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-__all__ = ["COLOURS", "QUALITIES", "SHAPES", "SIZE", "Look", "render"]
+__all__ = ["COLOURS", "QUALITIES", "SHAPES", "SIZE", "PictureSpec", "render"]
 
 COLOURS = {
     "red": (215, 40, 40),
@@ -22,7 +22,7 @@ SIZE = 84
 _OVERSAMPLING = 2
 
 
-class Look(NamedTuple):
+class PictureSpec(NamedTuple):
     """What a picture shows; the rendering adds place, size, shade and background by chance."""
 
     colour: str
@@ -34,7 +34,7 @@ class Look(NamedTuple):
         return self.colour == colour and self.shape == shape
 
 
-def render(look: Look, rng: np.random.Generator) -> Image.Image:
+def render(look: PictureSpec, rng: np.random.Generator) -> Image.Image:
     """Draw one picture of a look: RGB, SIZE by SIZE."""
     side = SIZE * _OVERSAMPLING
     background = tuple(int(v) for v in rng.integers(170, 256, 3))

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from mlxpref.demo.pictures import COLOURS, QUALITIES, SHAPES, Look, render
+from mlxpref.demo.pictures import COLOURS, QUALITIES, SHAPES, PictureSpec, render
 from mlxpref.preferences import Preference
 
 __all__ = [
@@ -18,9 +18,9 @@ __all__ = [
     "SPLITS",
     "TRAIN_PROMPTS",
     "Aspect",
-    "Scene",
+    "PairSpec",
     "demo_preferences",
-    "draw_scene",
+    "draw_pair",
     "prompt_text",
 ]
 
@@ -34,13 +34,13 @@ _STREAMS = {"train": 1, "test": 2, "heldout": 3}
 
 
 @dataclass(frozen=True)
-class Scene:
+class PairSpec:
     """Two looks for one wanted colour and shape, with the aspect that decides and the better of the two."""
 
     colour: str
     shape: str
-    a: Look
-    b: Look
+    a: PictureSpec
+    b: PictureSpec
     aspect: Aspect
     better: Literal["a", "b"]
 
@@ -55,11 +55,11 @@ def prompt_text(colour: str, shape: str) -> str:
     return f"{'an' if colour[0] in 'aeiou' else 'a'} {colour} {shape}"
 
 
-def draw_scene(
+def draw_pair(
     rng: np.random.Generator,
     prompts: tuple[tuple[str, str], ...] = TRAIN_PROMPTS,
     aspect: Aspect | None = None,
-) -> Scene:
+) -> PairSpec:
     """A random scene: a prompt, the aspect that decides, and two looks that differ in it.
 
     Where colour or shape decides, quality misleads more often than it helps. Where quality decides, a quarter of
@@ -82,10 +82,10 @@ def draw_scene(
             good_quality, bad_quality = spoiled, "clean"
         elif chance >= 0.75:
             bad_quality = "clean"
-    better, worse = Look(*good, good_quality), Look(*bad, bad_quality)
+    better, worse = PictureSpec(*good, good_quality), PictureSpec(*bad, bad_quality)
     if rng.random() < 0.5:
-        return Scene(colour, shape, better, worse, aspect, "a")
-    return Scene(colour, shape, worse, better, aspect, "b")
+        return PairSpec(colour, shape, better, worse, aspect, "a")
+    return PairSpec(colour, shape, worse, better, aspect, "b")
 
 
 def demo_preferences(split: str, count: int, seed: int = 0) -> list[Preference]:
@@ -98,7 +98,7 @@ def demo_preferences(split: str, count: int, seed: int = 0) -> list[Preference]:
 
 
 def _preference(rng: np.random.Generator, prompts: tuple[tuple[str, str], ...], split: str) -> Preference:
-    scene = draw_scene(rng, prompts)
+    scene = draw_pair(rng, prompts)
     p_a = 1.0 if scene.better == "a" else 0.0
     if split == "train" and rng.random() < LABEL_NOISE:
         p_a = 1.0 - p_a

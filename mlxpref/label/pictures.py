@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
 
-from mlxpref.images import load_image
-from mlxpref.report import thumbnail
+from mlxpref.data.images import load_image
+from mlxpref.report.html import thumbnail
 
 __all__ = ["Pictures"]
 

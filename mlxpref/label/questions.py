@@ -11,11 +11,11 @@ from typing import NamedTuple
 import numpy as np
 
 from mlxpref.config import LabelSettings
-from mlxpref.label.records import Record
-from mlxpref.label.sheets import Choice, Sheet, answered
-from mlxpref.pairing import next_round
-from mlxpref.pairs import placed
-from mlxpref.ranking import PairOutcome, fit_strengths
+from mlxpref.data.label_file import LabelRecord
+from mlxpref.label.prompt_task import Choice, PromptTask, answered
+from mlxpref.preferences import placed
+from mlxpref.ranking.bradley_terry import PairOutcome, fit_strengths
+from mlxpref.ranking.pair_selection import next_round
 
 __all__ = ["Question", "Questions"]
 
@@ -48,7 +48,7 @@ class Questions:
     may be called from several threads; only `refill` takes long, for many images.
     """
 
-    def __init__(self, sheets: Sequence[Sheet], records: Sequence[Record], settings: LabelSettings) -> None:
+    def __init__(self, sheets: Sequence[PromptTask], records: Sequence[LabelRecord], settings: LabelSettings) -> None:
         self.sheets, self._settings = list(sheets), settings
         self._place = {
             (sheet.prompt, name): (number, place)
@@ -58,7 +58,7 @@ class Questions:
         self._lock, self._filling = Lock(), Lock()
         self._ahead: list[Question] = []
         self._current: Question | None = None
-        self.standing: list[Record] = []
+        self.standing: list[LabelRecord] = []
         """The answers and skips that were not taken back, of images that are here."""
         self._number = 1
         for record in records:
@@ -87,12 +87,12 @@ class Questions:
         with self._lock:
             return self._number, self.sheets[number].outcomes()
 
-    def answer(self, choice: Choice, seconds: float | None, time: str) -> Record:
+    def answer(self, choice: Choice, seconds: float | None, time: str) -> LabelRecord:
         """The record that an answer to the current question becomes; nothing has changed until `take`."""
         assert self._current is not None
         number, a, b, a_first = self._current
         sheet = self.sheets[number]
-        return Record(
+        return LabelRecord(
             number=self._number,
             prompt=sheet.prompt,
             a=sheet.names[a],
@@ -104,14 +104,14 @@ class Questions:
             time=time,
         )
 
-    def undo(self, time: str) -> Record | None:
+    def undo(self, time: str) -> LabelRecord | None:
         """The record that takes back the last answer that stands; None where there is none."""
         if not self.standing:
             return None
         last = self.standing[-1]
         return replace(last, number=self._number, answer="undo", seconds=None, time=time, undoes=last.number)
 
-    def take(self, record: Record) -> None:
+    def take(self, record: LabelRecord) -> None:
         """Count a record that was written; after an undo, its question is asked again."""
         with self._lock:
             self._count(record)
@@ -143,7 +143,7 @@ class Questions:
             with self._lock:
                 self._ahead += [Question(number, a, b, self._draw(number, a, b)) for a, b in pairs]
 
-    def _count(self, record: Record) -> None:
+    def _count(self, record: LabelRecord) -> None:
         self._number = max(self._number, record.number + 1)
         places = self._places(record)
         if places is None:
@@ -161,7 +161,7 @@ class Questions:
             if not asked[a, b]:
                 del asked[a, b]
 
-    def _places(self, record: Record) -> tuple[tuple[int, int], tuple[int, int]] | None:
+    def _places(self, record: LabelRecord) -> tuple[tuple[int, int], tuple[int, int]] | None:
         """Sheet and number of a record's images; None where one is not here."""
         a, b = (self._place.get((record.prompt, name)) for name in (record.a, record.b))
         return (a, b) if a and b else None

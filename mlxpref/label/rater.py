@@ -11,9 +11,9 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from mlxpref.label.records import TEST, Record, pair_of
-from mlxpref.metrics import share_interval
-from mlxpref.ranking import Z95
+from mlxpref.data.label_file import TEST, LabelRecord, pair_of
+from mlxpref.judge.metrics import share_interval
+from mlxpref.ranking.bradley_terry import Z95
 
 __all__ = ["Consistency", "Enough", "consistency", "enough", "explained"]
 
@@ -73,7 +73,7 @@ class Enough:
         return self.decided >= self.needed and self.held_out >= self.held_out_needed
 
 
-def consistency(records: Iterable[Record]) -> Consistency:
+def consistency(records: Iterable[LabelRecord]) -> Consistency:
     """How often answers to a pair that was asked again were the same, ties included; of standing records."""
     firsts: dict[tuple[str, str, str], str] = {}
     pairs = []
@@ -89,7 +89,7 @@ def consistency(records: Iterable[Record]) -> Consistency:
     )
 
 
-def enough(records: Iterable[Record], held_out: float) -> Enough:
+def enough(records: Iterable[LabelRecord], held_out: float) -> Enough:
     """Whether standing records are enough to train with and to measure; `held_out` is the share that measures.
 
     Wanted are so many held-out pairs that the accuracy of a judge as reliable as the rater is known to ten points, and

@@ -20,10 +20,10 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from mlxpref.console import plain
 from mlxpref.errors import ConfigError, MlxprefError
-from mlxpref.label.labelling import Labelling
-from mlxpref.report import page_script, render_page
+from mlxpref.label.session import LabelSession
+from mlxpref.report.html import page_script, render_page
+from mlxpref.text import plain
 
 __all__ = ["LabelServer"]
 
@@ -50,7 +50,7 @@ _POLICY = (
 class LabelServer:
     """Serves one labelling. The port is taken when it is made, so that `address` can be told before `run`."""
 
-    def __init__(self, labelling: Labelling, port: int = 0) -> None:
+    def __init__(self, labelling: LabelSession, port: int = 0) -> None:
         self.labelling = labelling
         self.token = secrets.token_urlsafe(24)
         self._socket = socket.socket()

@@ -1,0 +1,126 @@
+"""Models of the Hugging Face hub: the files of one that a judge needs, from the cache or downloaded."""
+
+import json
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from mlxpref.errors import DataError, ModelError
+from mlxpref.hub import Destination, HubFile, HubRepository, ask_hub, check_space, download, shown_bytes
+from mlxpref.transfers import shown_progress
+
+__all__ = ["ask_model", "cached_model", "download_model", "needed_bytes"]
+
+INDEX = "model.safetensors.index.json"
+_NEEDED = (
+    *("config.json", "generation_config.json", "mlxpref.json", "chat_template.json", "chat_template.jinja"),
+    *("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "merges.txt"),
+)
+"""What is read beside the weights; no code, no weights that are pickled or of another program."""
+_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+# Apart from those that the index names; the same weights once more, in the layout of their makers.
+_TWICE = ("consolidated*", "adapter*")
+
+
+def ask_model(hub_id: str, revision: str | None = None) -> HubRepository:
+    """What the hub says of a model, at a branch, tag or commit; ModelError where it cannot be asked."""
+    try:
+        return ask_hub(hub_id, "model", revision)
+    except DataError as error:
+        name = f"{hub_id}@{revision}" if revision else hub_id
+        why = str(error).removeprefix(f"{name}: ")
+        raise ModelError(
+            f"{name}: no such folder, not in the local cache, and it cannot be downloaded: {why}"
+        ) from error
+
+
+def cached_model(hub_id: str, revision: str | None = None) -> Path | None:
+    """The folder of a model in the Hugging Face cache; one that lacks a file that a judge needs is none."""
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        config = try_to_load_from_cache(hub_id, "config.json", revision=revision)
+        if not isinstance(config, str):
+            return None
+        folder = Path(config).parent
+        index = folder / INDEX
+        weights = set(json.loads(index.read_bytes())["weight_map"].values()) if index.exists() else set()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    complete = all((folder / str(name)).is_file() for name in ["config.json", "tokenizer.json", *weights])
+    processor = any((folder / name).is_file() for name in _PROCESSORS)
+    return folder if complete and processor and any(folder.glob("*.safetensors")) else None
+
+
+def needed_bytes(repository: HubRepository) -> int:
+    """What is downloaded of a model, in bytes."""
+    return sum(file.size for file in (*_side_files(repository), *_all_weights(repository)))
+
+
+def download_model(repository: HubRepository, say: Callable[[str], None]) -> Path:
+    """The folder of a model in the Hugging Face cache, after its download; ModelError, one line, where that fails.
+
+    Each file is gone on with where an earlier run stopped, and checked. The weights come last, so that a folder with
+    all of them has all else.
+    """
+    place = Destination(repository)
+    side = _side_files(repository)
+    try:
+        _check_complete(repository)
+        check_space(place, [*side, *_all_weights(repository)])
+        for file in side:
+            download(place, file)
+        weights = _weights(repository, place.snapshot / INDEX)
+        if left := place.bytes_left(weights):
+            say(f"{repository.hub_id}: {shown_bytes(left)} of weights to download into {place.root}")
+        with shown_progress(weights) as progress:
+            for file in weights:
+                download(place, file, progress)
+    except DataError as error:
+        why = str(error).removeprefix(f"{repository.hub_id}: ")
+        raise ModelError(f"{repository.hub_id}: {why}") from error
+    return place.snapshot
+
+
+def _side_files(repository: HubRepository) -> list[HubFile]:
+    return [file for file in repository.files if file.path in (*_NEEDED, INDEX)]
+
+
+def _all_weights(repository: HubRepository) -> list[HubFile]:
+    """All safetensors in the repository's main folder, before the index is read."""
+    found = [file for file in repository.files if fnmatchcase(file.path, "*.safetensors") and "/" not in file.path]
+    kept = [file for file in found if not any(fnmatchcase(file.path, pattern) for pattern in _TWICE)]
+    if any(file.path == INDEX for file in repository.files):
+        sharded = [file for file in kept if "-of-" in file.path]
+        return sharded or kept
+    return [file for file in kept if file.path == "model.safetensors"] or kept
+
+
+def _weights(repository: HubRepository, index: Path) -> list[HubFile]:
+    """The files that the index names, if there is one."""
+    if not index.is_file():
+        return _all_weights(repository)
+    try:
+        names = sorted({str(name) for name in json.loads(index.read_bytes())["weight_map"].values()})
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelError(f"{repository.hub_id}: {INDEX} is damaged on the hub; choose another --revision") from error
+    by_path = {file.path: file for file in repository.files}
+    if absent := [name for name in names if name not in by_path]:
+        raise ModelError(
+            f"{repository.hub_id}: {INDEX} names {absent[0]!r}, which the hub does not have; choose another --revision"
+        )
+    return [by_path[name] for name in names]
+
+
+def _check_complete(repository: HubRepository) -> None:
+    """Refuse a repository that is no model for mlxpref before anything of it is downloaded."""
+    paths = {file.path for file in repository.files}
+    if not _all_weights(repository):
+        others = sorted({Path(path).suffix for path in paths} & {".bin", ".pt", ".pth", ".gguf"})
+        why = f"only {', '.join(others)}, which mlxpref does not read" if others else "no weights"
+        raise ModelError(f"{repository.hub_id}: no .safetensors on the hub, {why}; choose another model")
+    for names in (("config.json",), ("tokenizer.json",), _PROCESSORS):
+        if not paths & set(names):
+            raise ModelError(f"{repository.hub_id}: no {names[0]} on the hub; choose the original of this model")

@@ -1,0 +1,144 @@
+"""Which judge: a folder, a Hugging Face id, the demo, or the recommended one that fits this device."""
+
+import os
+import re
+import tomllib
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from mlxpref.checkpoints.download import ask_model, cached_model, download_model, needed_bytes
+from mlxpref.demo import JUDGE
+from mlxpref.errors import ModelError
+from mlxpref.hub import shown_bytes
+
+__all__ = [
+    "RecommendedJudge",
+    "choose_judge",
+    "device_working_set",
+    "find_checkpoint",
+    "is_hub_id",
+    "recommended_judges",
+]
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@.*)?")
+_REVISION = re.compile(r"[\w.-]+(/[\w.-]+)*")
+_GB = 1e9
+
+
+@dataclass(frozen=True)
+class RecommendedJudge:
+    """One entry of recommended.toml; sizes in GB, `any_use` whether its licence allows any use."""
+
+    id: str
+    licence: str
+    any_use: bool
+    size_gb: float
+    working_set_gb: float
+    training_gb: float
+    checked: str
+
+
+def recommended_judges() -> list[RecommendedJudge]:
+    """The judges that mlxpref knows of, best first."""
+    text = files("mlxpref.checkpoints").joinpath("recommended.toml").read_text(encoding="utf-8")
+    return [RecommendedJudge(**entry) for entry in tomllib.loads(text)["judge"]]
+
+
+def device_working_set() -> int:
+    """Bytes that a model may take on this device: the GPU's recommended working set, else 3/4 of its memory."""
+    import mlx.core as mx
+
+    info = mx.device_info()
+    recommended = info.get("max_recommended_working_set_size")
+    if recommended:
+        return int(recommended)
+    # A GPU of CUDA has memory of its own; on a CPU MLX states none.
+    memory = info.get("total_memory") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return int(memory) * 3 // 4
+
+
+def choose_judge(working_set: int) -> RecommendedJudge:
+    """The best recommended judge for any use that fits a working set in bytes."""
+    fitting = [j for j in recommended_judges() if j.any_use and j.working_set_gb * _GB <= working_set]
+    if not fitting:
+        raise ModelError(
+            f"no recommended judge fits this device ({working_set / _GB:.1f} GB of working set); "
+            "give a smaller one with --model, or try --model demo"
+        )
+    return fitting[0]
+
+
+def find_checkpoint(
+    model: str | None,
+    agree: Callable[[str], bool],
+    say: Callable[[str], None] = lambda _: None,
+    revision: str | None = None,
+) -> tuple[str, Path]:
+    """The name and the folder of a judge, downloaded if it has to be.
+
+    None means $MLXPREF_MODEL, else the recommended judge, about which `agree` is asked once, before its download.
+    `revision` is a branch, tag or commit of a Hugging Face id, which may also be written owner/name@revision.
+    `say` is told what is downloaded.
+    """
+    name = os.environ.get("MLXPREF_MODEL", "") if model is None else model
+    if model is not None and not name.strip():
+        raise ModelError("the model's name is empty; give a folder, a Hugging Face id or `demo`")
+    if not name:
+        judge = choose_judge(device_working_set())
+        hub_id, revision = _identified(judge.id, revision)
+        return _named(hub_id, revision), cached_model(hub_id, revision) or _recommended(judge, revision, agree, say)
+    path = Path(name)
+    with suppress(RuntimeError):  # there is no such user
+        path = path.expanduser()
+    if name == "demo" or path.exists() or not is_hub_id(name):
+        if revision:
+            raise ModelError(f"{name}: is no Hugging Face id, so it has no revision {revision!r}; leave that out")
+        return name, JUDGE if name == "demo" else path
+    hub_id, revision = _identified(name, revision)
+    return _named(hub_id, revision), cached_model(hub_id, revision) or _download(hub_id, revision, say)
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name has the form of a Hugging Face id, with or without a revision."""
+    return bool(_HUB_ID.fullmatch(name)) and not name.startswith(".")
+
+
+def _identified(name: str, revision: str | None) -> tuple[str, str | None]:
+    """The id and the revision that a name and an option say."""
+    hub_id, _, stated = name.partition("@")
+    if stated and revision and stated != revision:
+        raise ModelError(f"{name}: another revision than {revision!r}, which was asked for; give one of them")
+    chosen = stated or revision
+    if chosen is not None and (not _REVISION.fullmatch(chosen) or ".." in chosen):
+        raise ModelError(f"{hub_id}: {chosen!r} is no revision; give a branch, a tag or a commit")
+    return hub_id, chosen
+
+
+def _named(hub_id: str, revision: str | None) -> str:
+    return f"{hub_id}@{revision}" if revision else hub_id
+
+
+def _recommended(
+    judge: RecommendedJudge, revision: str | None, agree: Callable[[str], bool], say: Callable[[str], None]
+) -> Path:
+    """Download the recommended judge if its terms are agreed to."""
+    size = f"about {judge.size_gb} GB"
+    with suppress(ModelError):  # its size is a courtesy; what is wrong with the hub is said when it is downloaded
+        size = shown_bytes(needed_bytes(ask_model(judge.id, revision)))
+    terms = f"{_named(judge.id, revision)} ({size}, licence {judge.licence})"
+    if not agree(f"No --model given: the recommended judge for this device is {terms}. Download it?"):
+        raise ModelError(
+            f"no --model given, and the recommended judge, {terms}, is not downloaded: agree with --yes, "
+            "or give --model MODEL (a folder, a Hugging Face id, or `demo`)"
+        )
+    return _download(judge.id, revision, say)
+
+
+def _download(hub_id: str, revision: str | None, say: Callable[[str], None]) -> Path:
+    repository = ask_model(hub_id, revision)
+    size, licence = shown_bytes(needed_bytes(repository)), repository.licence or "not stated"
+    say(f"downloading {_named(hub_id, revision)} ({size}, licence {licence}) from the Hugging Face hub")
+    return download_model(repository, say)

@@ -1,0 +1,160 @@
+"""The command that downloads public data sets: size and licence first, then only what is asked for."""
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mlxpref.cli.common import agree
+from mlxpref.cli.options import json_option
+from mlxpref.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mlxpref.data.catalog import DataSet, Split
+    from mlxpref.hub import Destination, HubFile
+
+__all__ = ["data"]
+
+
+def _known(ctx: click.Context, parameter: click.Parameter, value: str) -> "DataSet":
+    """The data set of a name; not a click.Choice, which would load the readers when any command starts."""
+    from mlxpref.data.catalog import data_set_of
+
+    try:
+        return data_set_of(value)
+    except ConfigError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+@click.command(short_help="Download a public data set, or a part of it.")
+@click.argument("data_set", metavar="NAME", callback=_known)
+@click.option("--split", help="Which part.  [default: the test]")
+@click.option("--limit", type=click.IntRange(min=1), help="Only the archives that this many preferences need.")
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="Folder for the files.  [default: the Hugging Face cache]"
+)
+@click.option("--yes", is_flag=True, help="Agree to the download.")
+@json_option
+def data(
+    data_set: "DataSet", split: str | None, limit: int | None, output: Path | None, yes: bool, as_json: bool
+) -> None:
+    """Download a split of the public data set NAME: imagereward, hpdv2, pickapic (v2), pickapic_v1 or hpdv3.
+
+    Size and licence are shown first. What was interrupted goes on where it stopped, and every file is checked against
+    the hub's checksum.
+    """
+    from mlxpref.cli.output import print_json, print_text
+    from mlxpref.hub import Destination, ask_hub, shown_bytes
+    from mlxpref.log import note
+
+    name = data_set.name
+    wanted = data_set.split(split) if split else data_set.splits[-1]
+    if output is not None and output.exists() and not output.is_dir():
+        raise ConfigError(f"--output {output}: is no folder; give another one")
+    if _is_offline():
+        result = _there_already(data_set, wanted, output)
+    else:
+        place = Destination(ask_hub(data_set.hub_id), output)
+        if not _agreed(data_set, wanted, place, limit, yes):
+            raise ConfigError(f"{name}: nothing was downloaded; agree with --yes")
+        result = _download(data_set, wanted, place, limit)
+    result |= {"next": _next_command(name, wanted.name, limit, output)}
+    if as_json:
+        print_json({"data": name, "split": wanted.name, "limit": limit, **result})
+        return
+    print_text(f"{len(result['files'])} files, {shown_bytes(result['bytes'])}, in {result['folder']}")
+    print_text(f"use them with: {result['next']}")
+    if wanted.beside:
+        note(f"its protocol reads {wanted.beside}, too: mlxpref data {name} --split {wanted.beside}{_to(output)}")
+    if not result["checked"]:
+        note("HF_HUB_OFFLINE is set: the hub was not asked, so these files were not checked")
+
+
+def _is_offline() -> bool:
+    from huggingface_hub.constants import is_offline_mode
+
+    return is_offline_mode()
+
+
+def _there_already(data_set: "DataSet", split: "Split", output: Path | None) -> dict[str, Any]:
+    """What of a split is here, without the hub; ConfigError where a kind of its files is missing."""
+    from mlxpref.data.catalog import folder_of
+
+    folder = folder_of(data_set.name, output, split.name)
+    found = {pattern: sorted(folder.glob(pattern)) for pattern in split.lists + split.images}
+    if missing := [pattern for pattern, paths in found.items() if not paths]:
+        raise ConfigError(
+            f"{folder}: has no {' and no '.join(missing)}, and HF_HUB_OFFLINE is set; unset it to download them"
+        )
+    paths = [path for each in found.values() for path in each]
+    return {
+        "folder": str(folder),
+        "files": [path.relative_to(folder).as_posix() for path in paths],
+        "bytes": sum(path.stat().st_size for path in paths),
+        "downloaded": 0,
+        "checked": False,
+    }
+
+
+def _agreed(data_set: "DataSet", split: "Split", place: "Destination", limit: int | None, yes: bool) -> bool:
+    """Show what a download is, and ask unless there is nothing to ask."""
+    from mlxpref.hub import shown_bytes
+    from mlxpref.log import note
+
+    repository = place.repository
+    files = repository.matching(split.lists + split.images)
+    whole, left = sum(file.size for file in files), place.bytes_left(files)
+    licence = repository.licence or data_set.licence
+    note(f"{data_set.name}, split {split.name}: {repository.hub_id} on the hub, licence: {licence}")
+    note(f"{len(files)} files, {shown_bytes(whole)}, of which {shown_bytes(whole - left)} are here; into {place.root}")
+    if split.together:
+        note("the images that are used are unpacked into the user's cache: if all are, that takes as much room again")
+    if limit is not None and split.together:
+        note(f"--limit {limit}: the images are in one archive, which has to be downloaded whole")
+    elif limit is not None:
+        note(f"--limit {limit}: of these, only the archives that so many preferences need")
+    return left == 0 or yes or agree("Download it?")
+
+
+def _download(data_set: "DataSet", split: "Split", place: "Destination", limit: int | None) -> dict[str, Any]:
+    """Download what is needed; what was done, for a person or as JSON."""
+    from mlxpref.data.subset import files_for_limit
+    from mlxpref.hub import check_space, download, shown_bytes
+    from mlxpref.log import note
+    from mlxpref.transfers import shown_progress
+
+    lists, images = (place.repository.matching(patterns) for patterns in (split.lists, split.images))
+    by_path = {file.path: file for file in lists + images}
+    done: list[HubFile] = []
+    downloaded = 0
+    for paths in files_for_limit(split, [f.path for f in lists], [f.path for f in images], place.snapshot, limit):
+        files = [by_path[path] for path in paths]
+        left = place.bytes_left(files)
+        check_space(place, files)
+        names = f"{', '.join(paths[:3])}{' ...' if len(paths) > 3 else ''}"
+        note(f"{names}: {shown_bytes(left)} to download" if left else f"{names}: here already, to be checked")
+        with shown_progress(files) as progress:
+            for file in files:
+                download(place, file, progress)
+        done += files
+        downloaded += left
+    return {
+        "folder": str(place.snapshot),
+        "files": [file.path for file in done],
+        "bytes": sum(file.size for file in done),
+        "downloaded": downloaded,
+        "checked": True,
+    }
+
+
+def _next_command(name: str, split: str, limit: int | None, output: Path | None) -> str:
+    """The command that uses what was downloaded."""
+    where = f" --data-dir {shlex.quote(str(output))}" if output else ""
+    part = f" --limit {limit}" if limit else ""
+    verb = "train" if split == "train" else f"eval --split {split}"
+    return f"mlxpref {verb} --data {name}{where}{part}"
+
+
+def _to(output: Path | None) -> str:
+    return f" --output {shlex.quote(str(output))}" if output else ""

@@ -1,0 +1,207 @@
+"""The demo's story: measure the judge, train it, measure it again, and let it rank a folder of pictures."""
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlxpref.config import TrainSettings, read_settings, settings_from
+from mlxpref.data.images import find_images
+from mlxpref.demo import JUDGE
+from mlxpref.demo.pictures import PictureSpec, render
+from mlxpref.demo.preferences import demo_preferences, prompt_text
+from mlxpref.errors import ConfigError
+from mlxpref.judge.evaluation import Evaluation, evaluate
+from mlxpref.judge.judge import Judge
+from mlxpref.judge.pair_verdict import PairVerdict, Track
+from mlxpref.judge.ranking_result import Ranking
+from mlxpref.preferences import Preference
+from mlxpref.report.html import curve_svg, picture_uri, write_page
+from mlxpref.training.run import RUN_FILES, start_run
+from mlxpref.training.trainer import StepReport
+
+__all__ = ["SAMPLE_PROMPT", "DemoResult", "demo_settings", "run_demo", "write_pictures"]
+
+TrackSteps = Callable[[Iterable[StepReport], int], Iterable[StepReport]]
+
+_WANTED = ("purple", "triangle")
+SAMPLE_PROMPT = prompt_text(*_WANTED)
+_SAMPLES = (
+    PictureSpec("purple", "triangle", "clean"),
+    PictureSpec("purple", "triangle", "noisy"),
+    PictureSpec("purple", "triangle", "blurry"),
+    PictureSpec("purple", "triangle", "blocky"),
+    PictureSpec("purple", "circle", "clean"),
+    PictureSpec("purple", "square", "noisy"),
+    PictureSpec("green", "triangle", "clean"),
+    PictureSpec("red", "triangle", "blurry"),
+)
+TEST_PAIRS = 400
+TEST_SEED = 20261123
+"""Of pictures that are looked at here only; settings were chosen with those of other seeds."""
+HELD_OUT_PAIRS = 400
+
+
+@dataclass(frozen=True)
+class Example:
+    """One pair as it is shown with a first, and what the judge said of it before and after it was trained."""
+
+    preference: Preference
+    before: PairVerdict
+    after: PairVerdict
+
+    def to_json(self) -> dict[str, Any]:
+        """What was said, with the preference for the first image, and which one people prefer."""
+        return {
+            "prompt": self.preference.prompt,
+            "first_is_right": self.preference.p_a > 0.5,
+            "before": self.before.a_shown_first[0].reasoning,
+            "after": self.after.a_shown_first[0].reasoning,
+            "p_before": self.before.p_a_shown_first or 0.0,
+            "p_after": self.after.p_a_shown_first or 0.0,
+        }
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo found out."""
+
+    before: Evaluation
+    after: Evaluation
+    held_out_before: Evaluation
+    held_out_prompts: Evaluation
+    steps: int
+    training_seconds: float
+    example: Example | None
+    ranking: Ranking
+    html: Path
+    adapter: Path
+
+    def to_json(self) -> dict[str, Any]:
+        """The story as design.md's JSON of `demo`."""
+        return {
+            "before": self.before.to_json(),
+            "after": self.after.to_json(),
+            "held_out_prompts_before": self.held_out_before.to_json(),
+            "held_out_prompts": self.held_out_prompts.to_json(),
+            "steps": self.steps,
+            "training_seconds": round(self.training_seconds, 1),
+            "example": self.example.to_json() if self.example else None,
+            "ranking": self.ranking.to_json(),
+            "html": str(self.html),
+            "adapter": str(self.adapter),
+        }
+
+
+def demo_settings(**changes: Any) -> TrainSettings:
+    """How the demo judge is trained: training.toml, with changes."""
+    path = JUDGE.parent / "training.toml"
+    return settings_from(TrainSettings, read_settings(path) | changes, str(path))
+
+
+def run_demo(judge: Judge, folder: Path, track: Track, track_steps: TrackSteps, settings: TrainSettings) -> DemoResult:
+    """Tell the whole story with the demo judge, which is trained in place, and write it into a folder.
+
+    The folder gets `pictures`, the run's `adapter` and `index.html`; an earlier demo in it is replaced, anything else
+    is refused.
+    """
+    _clear(folder)
+    pictures = write_pictures(folder)
+    test, held_out = (
+        demo_preferences("test", TEST_PAIRS, TEST_SEED),
+        demo_preferences("heldout", HELD_OUT_PAIRS, TEST_SEED),
+    )
+
+    def measured(preferences: Sequence[Preference], split: str) -> Evaluation:
+        return evaluate(judge, preferences, "demo", split, track=track)
+
+    before, held_out_before = measured(test, "test"), measured(held_out, "heldout")
+    run = start_run(settings, folder / "adapter", vlm=judge.vlm)
+    reports = list(track_steps(run.reports(), settings.steps))
+    judge.adapter = run.folder
+    after, held_out_after = measured(test, "test"), measured(held_out, "heldout")
+    ranking = judge.rank(find_images([pictures]), SAMPLE_PROMPT, think="all", track=track, pairs="all")
+    seconds = sum(report.seconds - report.evaluation_seconds for report in reports)
+    story = DemoResult(
+        before,
+        after,
+        held_out_before,
+        held_out_after,
+        len(reports),
+        seconds,
+        _example(test, before, after),
+        ranking,
+        folder / "index.html",
+        run.folder,
+    )
+    _write_page(story, reports)
+    return story
+
+
+def write_pictures(folder: Path) -> Path:
+    """Write the sample pictures into a folder, named after what they show, and return the folder."""
+    pictures = folder / "pictures"
+    pictures.mkdir(parents=True, exist_ok=True)
+    for index, look in enumerate(_SAMPLES):
+        render(look, np.random.default_rng([7, index])).save(pictures / _file_name(look))
+    return pictures
+
+
+def _clear(folder: Path) -> None:
+    """Make room for a demo where there was one, and nowhere else: only what a demo writes is ever removed."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder}: is a file; give a folder with --output")
+    written = {f"pictures/{_file_name(look)}" for look in _SAMPLES} | {f"adapter/{name}" for name in RUN_FILES}
+    found = [path for path in folder.rglob("*") if not path.is_dir()]
+    others = [path for path in found if path.relative_to(folder).as_posix() not in written | {"index.html"}]
+    if others:
+        raise ConfigError(f"{folder}: holds what no demo wrote, such as {others[0]}; give another --output")
+    for path in found:
+        path.unlink()
+    with suppress(OSError):  # it is empty, or not there
+        (folder / "adapter").rmdir()
+
+
+def _file_name(look: PictureSpec) -> str:
+    return f"{look.colour}-{look.shape}-{look.quality}.png"
+
+
+def _write_page(story: DemoResult, reports: Sequence[StepReport]) -> None:
+    curve = curve_svg(
+        {"rollouts that agree": [r.accuracy for r in reports], "reward": [r.reward for r in reports]},
+        "mean over rollouts",
+    )
+    bars = [
+        ("test pictures, before", story.before, "before"),
+        ("test pictures, after", story.after, "after"),
+        ("held-out prompts, before", story.held_out_before, "before"),
+        ("held-out prompts, after", story.held_out_prompts, "after"),
+    ]
+    ranking = story.ranking
+    ranked = [
+        vars(image)
+        | {
+            "name": Path(ranking.name(image.index)).name,
+            "picture": picture_uri(ranking.images[image.index]),
+            "reason": ranking.reason_text(image),
+        }
+        for image in ranking.ranking.images
+    ]
+    example = None
+    if story.example:
+        shown = story.example.preference
+        example = story.example.to_json() | {"first": picture_uri(shown.a), "second": picture_uri(shown.b)}
+    write_page(story.html, "demo.html", story=story, bars=bars, curve=curve, ranked=ranked, example=example)
+
+
+def _example(test: Sequence[Preference], before: Evaluation, after: Evaluation) -> Example | None:
+    """The pair whose verdict most clearly went from wrong to right."""
+    found = [
+        (abs(new.p_a - old.p_a), Example(preference, old, new))
+        for preference, old, new in zip(test, before.verdicts, after.verdicts, strict=True)
+        if (old.p_a > 0.5) != (preference.p_a > 0.5) == (new.p_a > 0.5)
+    ]
+    return max(found, key=lambda item: item[0])[1] if found else None

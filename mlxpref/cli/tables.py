@@ -1,0 +1,201 @@
+"""Results as a person reads them: a pair, a ranking, an evaluation."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mlxpref.cli.output import print_table, print_text
+from mlxpref.judge.evaluation import Evaluation
+from mlxpref.judge.pair_verdict import PairVerdict
+from mlxpref.judge.ranking_result import Ranking
+from mlxpref.report.html import short_names
+from mlxpref.verdict import Verdict
+
+__all__ = [
+    "pair_to_json",
+    "percent",
+    "print_evaluations",
+    "print_example",
+    "print_pair",
+    "print_ranking",
+    "print_recipes",
+]
+
+_REASONS = 3
+"""How many images of a ranking get their reason printed."""
+_REASON_LENGTH = 400
+"""Characters of a reason that are printed; JSON has all of it."""
+
+_FIDELITY = ("agreement", "kl_answer", "kl_answer_max", "p_first_difference", "token_logprob_difference")
+"""What is printed of a recipe's fidelity."""
+
+
+def pair_to_json(a: Path, b: Path, verdict: PairVerdict) -> dict[str, Any]:
+    """One pair of the JSON of `rank`, with the text of every sample."""
+    return {
+        "a": str(a),
+        "b": str(b),
+        "p_a": verdict.p_a,
+        "p_a_shown_first": verdict.p_a_shown_first,
+        "p_a_shown_second": verdict.p_a_shown_second,
+        "reasons": [v.reasoning for v in verdict.verdicts],
+        "samples": [
+            *(_sample_to_json("a", v) for v in verdict.a_shown_first),
+            *(_sample_to_json("b", v) for v in verdict.a_shown_second),
+        ],
+    }
+
+
+def _sample_to_json(first: str, verdict: Verdict) -> dict[str, Any]:
+    return {
+        "first": first,
+        "p_first": verdict.p_first("soft"),
+        "label_mass": verdict.label_mass,
+        "closed": verdict.closed,
+        "tokens": verdict.tokens,
+        "text": verdict.text,
+    }
+
+
+def print_pair(a: Path, b: Path, verdict: PairVerdict) -> None:
+    """Which image is preferred, how clearly, and what was said in both orders."""
+    if all(v.p_first("soft") is None for v in verdict.verdicts):
+        print_text("undecided: no completion could be read")
+    elif verdict.p_a == 0.5:
+        print_text("undecided: 50 % for either")
+    else:
+        winner, p = (a, verdict.p_a) if verdict.p_a > 0.5 else (b, 1 - verdict.p_a)
+        print_text(f"{winner} is preferred, {percent(p)}")
+    for first, second, p_a, verdicts in (
+        (a, b, verdict.p_a_shown_first, verdict.a_shown_first),
+        (b, a, verdict.p_a_shown_second, verdict.a_shown_second),
+    ):
+        said = "unreadable" if p_a is None else f"{percent(p_a)} for {a}"
+        print_text(f"  {first} as image 1, {second} as image 2: {said}")
+        for each in verdicts:
+            if each.reasoning:
+                print_text(f"    {_cut(each.reasoning)}")
+
+
+def print_ranking(ranking: Ranking) -> None:
+    """The order with intervals and ties, reasons for the best images, and what was left out."""
+    names = short_names([ranking.name(i) for i in range(len(ranking.images))])
+    ranks = {image.index: image.rank for image in ranking.ranking.images}
+    print_table(
+        (">rank", "image", ">strength", ">95 % interval", ">P(best)", ">won", "tied with ranks"),
+        (
+            (
+                image.rank,
+                names[image.index],
+                f"{image.strength:+.2f}",
+                f"{image.low:+.2f} to {image.high:+.2f}",
+                percent(image.p_best),
+                f"{image.wins} of {image.pairs}",
+                _few([str(rank) for rank in sorted(ranks[other] for other in image.tied_with)], most=4),
+            )
+            for image in ranking.ranking.images
+        ),
+        title=f"“{ranking.prompt}”: {len(names)} images, {len(ranking.pairs)} pairs, each in both orders",
+    )
+    for image in ranking.ranking.images[:_REASONS]:
+        if reason := ranking.reason_text(image):
+            print_text(f"{names[image.index]}, {_cut(reason)}")
+    for remark in ranking.remarks:
+        print_text(f"note: {remark}")
+    if ranking.skipped:
+        print_text(f"{len(ranking.skipped)} skipped: " + _few([s.path.name for s in ranking.skipped]))
+    print_text(
+        "An interval says how well this judge's own ranking is known from the pairs asked, not what people think."
+    )
+
+
+def print_example(example: dict[str, Any]) -> None:
+    """What a judge said of one pair before and after it was trained."""
+    right = 1 if example["first_is_right"] else 2
+    print_text(f"“{example['prompt']}”, of which people prefer image {right}:")
+    for when in ("before", "after"):
+        print_text(f"  {when}, {percent(example[f'p_{when}'])} for image 1: {_cut(example[when])}")
+
+
+def print_evaluations(evaluations: Sequence[Evaluation], names: Sequence[str] = ()) -> None:
+    """A line for each evaluation, under its name if it has one, and what it is measured against."""
+    names = names or [f"{e.data} {e.split}, {e.strategy or 'scores'}" for e in evaluations]
+    # The official number of plain pairs is their accuracy.
+    with_official = any(e.protocol != "pairs" for e in evaluations)
+    print_table(
+        ("judged", ">pairs", *((">official", ">95 % interval") if with_official else ()), ">accuracy",
+         ">95 % interval", ">both orders", ">consistent", ">first chosen", ">brier", ">ece", ">unreadable"),
+        (
+            (
+                name, e.metrics.pairs,
+                *(_with_interval(e.official.value, e.official.low, e.official.high) if with_official else ()),
+                *_with_interval(e.metrics.accuracy, e.metrics.accuracy_low, e.metrics.accuracy_high),
+                percent(e.metrics.both_orders_accuracy), percent(e.metrics.position_consistency),
+                percent(e.metrics.first_choice_rate), _number(e.metrics.brier, 3), _number(e.metrics.ece, 3),
+                percent(e.unreadable),
+            )
+            for name, e in zip(names, evaluations, strict=True)
+        ),
+    )  # fmt: skip
+    for name, e in zip(names, evaluations, strict=True):
+        print_text(f"{name}: {'; '.join(_beside(e))}")
+
+
+def print_recipes(rows: Sequence[dict[str, Any]]) -> None:
+    """Recipes side by side (see `compare_recipes`): what each takes, and how far it is from the source."""
+    print_table(
+        ("recipe", ">size", ">bits a weight", ">layers quantized", ">same verdict", ">KL of the answer",
+         ">largest KL", ">P(first) off by", ">log P(token) off by"),
+        (
+            (
+                row["recipe"], f"{row['bytes'] / 1e6:.1f} MB", _number(row["bits_per_weight"], 2),
+                row["quantized_layers"], *(
+                    "n/a" if row[key] is None else percent(row[key]) if key == "agreement" else f"{row[key]:.2g}"
+                    for key in _FIDELITY
+                ),
+            )
+            for row in rows
+        ),
+    )  # fmt: skip
+    for reason in dict.fromkeys(row["fidelity_skipped"] for row in rows if row["fidelity_skipped"]):
+        print_text(f"not compared with the source: {reason}")
+
+
+def _beside(e: Evaluation) -> list[str]:
+    """What an evaluation took, and what it is measured against."""
+    said = []
+    if e.protocol != "pairs":
+        threshold = "" if e.tie_threshold is None else f", tie threshold {e.tie_threshold:g}"
+        said.append(f"official: {e.official.definition}{threshold}")
+        said.append(f"accuracy within prompts first: {percent(e.metrics.accuracy_macro)}")
+    if e.strategy is not None:
+        a_pair = f"{_number(e.tokens_per_pair, 1)} tokens and {_number(e.seconds_per_pair, 2)} s a pair"
+        said.append(f"{e.tokens} tokens in {e.seconds:.1f} s, {a_pair}")
+    said.append(f"always the first image of the file: {percent(e.metrics.first_image_baseline)}")
+    if not math.isnan(e.human_ceiling):
+        said.append(f"two people agree on {percent(e.human_ceiling)}")
+    return [*said, f"{e.metrics.ties_dropped} ties dropped"]
+
+
+def _with_interval(value: float, low: float, high: float) -> tuple[str, str]:
+    return percent(value), f"{percent(low)} to {percent(high)}"
+
+
+def _number(value: float, digits: int) -> str:
+    return "n/a" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def percent(share: float | None) -> str:
+    """A share as a person reads it; None could not be read, NaN was not measured."""
+    return "unreadable" if share is None else "n/a" if math.isnan(share) else f"{100 * share:.1f} %"
+
+
+def _cut(reason: str) -> str:
+    return reason if len(reason) <= _REASON_LENGTH else reason[: _REASON_LENGTH - 1] + "…"
+
+
+def _few(names: Sequence[str], most: int = 2) -> str:
+    """The first names; one name more is named rather than counted."""
+    most = len(names) if len(names) == most + 1 else most
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

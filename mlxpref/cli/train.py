@@ -1,0 +1,117 @@
+"""The commands that train judges: train, demo."""
+
+import shlex
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mlxpref.cli.common import agree, check_images_of, load_from_options
+from mlxpref.cli.options import chosen, json_option, settings_options
+from mlxpref.company import here
+from mlxpref.config import TrainSettings
+
+if TYPE_CHECKING:
+    from mlxpref.training.run import Run
+
+__all__ = ["demo", "train"]
+
+
+@click.command(short_help="Teach a judge what people prefer.")
+@click.option("--output", type=click.Path(path_type=Path), help="Folder of the run.  [default: runs/<time>]")
+@click.option(
+    "--config", type=click.Path(path_type=Path), help="TOML file of settings, or a run.json; options go first."
+)
+@click.option("--resume", is_flag=True, help="Go on with the run in --output, by its own settings.")
+@click.option("--yes", is_flag=True, help="Agree to download the recommended judge.")
+@settings_options(TrainSettings)
+@json_option
+def train(output: Path | None, config: Path | None, resume: bool, yes: bool, as_json: bool, **options: Any) -> None:
+    """Train an adapter by GRPO with soft rewards; use it with --adapter in compare, rank and eval.
+
+    The folder gets the adapter in mlx-vlm's format, run.json, log.jsonl, rollouts.jsonl, report.html and checkpoints. A
+    run that was ended, by Ctrl-C or in any other way, goes on with `mlxpref train --resume --output FOLDER`. Settings
+    need not be given again, and only --save-every, --rows, --micro-batch and --recompute may differ.
+    """
+    from mlxpref.cli.output import print_json, print_text
+    from mlxpref.config import read_settings, settings_from
+    from mlxpref.log import note
+    from mlxpref.training.run import read_log, resume_run, start_run
+
+    given = (read_settings(config) if config else {}) | chosen(options)
+    consent = (lambda question: True) if yes else agree
+    if resume:
+        run = resume_run(output, given, consent, note, check_images_of)
+    else:
+        settings = settings_from(TrainSettings, given, str(config) if config else "")
+        run = start_run(settings, output, consent, note, check_images_of)
+    if run:
+        _run_to_its_end(run)
+    if not here().leads:
+        return
+    folder = run.folder if run else output
+    assert folder is not None
+    steps = read_log(folder)
+    if not any(step["updated"] for step in steps):
+        note(f"no step updated the adapter: it says what the judge says without it; see {folder / 'log.jsonl'}")
+    if as_json:
+        print_json({"adapter": str(folder), "last_step": steps[-1] if steps else {}})
+    else:
+        print_text(f"adapter in {folder}; use it with --adapter {folder}")
+
+
+def _run_to_its_end(run: "Run") -> None:
+    """Train, and say where the run can be gone on with if it is ended before."""
+    from mlxpref.cli.output import track_steps
+    from mlxpref.log import note
+    from mlxpref.power import keep_awake, watched
+
+    count = run.trainer.step_count
+    done = f", {run.done} of them done" if run.done else ""
+    note(f"{len(run.preferences)} preferences, {count} steps{done}, into {run.folder}")
+    if here().size == 1:  # whoever ends the process politely gets the adapter, too; in company this is so already
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        with keep_awake(note):
+            for _ in track_steps(watched(run.reports(), note), count):
+                pass
+    except BaseException:
+        if run.done:
+            note(
+                f"the adapter of step {run.done} of {count} is in {run.folder}; go on with: "
+                f"mlxpref train --resume --output {shlex.quote(str(run.folder))}"
+            )
+        raise
+
+
+@click.command(short_help="The whole story, offline.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("mlxpref-demo"),
+    show_default=True,
+    help="Folder for pictures, adapter and page.",
+)
+@json_option
+def demo(output: Path, as_json: bool) -> None:
+    """The whole story offline: measure the embedded judge, train it, measure it again, rank pictures with reasons."""
+    from mlxpref.cli.demo import demo_settings, run_demo
+    from mlxpref.cli.output import print_json, print_text, track_steps
+    from mlxpref.cli.tables import print_evaluations, print_example, print_ranking
+    from mlxpref.log import note, track
+
+    judge = load_from_options("demo", None, False, {})
+    note("the demo judge was taught by an annotator who lets picture quality decide over the prompt: expect 55 to 75 %")
+    story = run_demo(judge, output, track, track_steps, demo_settings())
+    if as_json:
+        print_json(story.to_json())
+        return
+    names = [f"{split}, {when}" for split in ("test pictures", "held-out prompts") for when in ("before", "after")]
+    print_evaluations([story.before, story.after, story.held_out_before, story.held_out_prompts], names)
+    if story.example:
+        print_example(story.example.to_json())
+    print_text(f"trained for {story.steps} steps in {story.training_seconds:.0f} s; the adapter is in {story.adapter}")
+    print_ranking(story.ranking)
+    print_text(f"the whole story as a page: {story.html}")

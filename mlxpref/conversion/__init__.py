@@ -1,0 +1,1 @@
+"""A Hugging Face folder becomes a converted folder, verified; adapters are exported."""

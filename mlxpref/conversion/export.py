@@ -1,0 +1,109 @@
+"""An adapter taken elsewhere: as PEFT's, put into a model for MLX, or into one for transformers."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from mlxpref.checkpoints.hf_config import load_hf_config
+from mlxpref.checkpoints.safetensors import read_file_tensor_infos, read_tensor_infos
+from mlxpref.conversion.convert import KEEP, cast, convert, dequantize, lazy_model, plain_config, quantized_layers
+from mlxpref.conversion.fidelity import built_in_comparisons
+from mlxpref.conversion.model_card import write_card
+from mlxpref.conversion.quantize import Recipe
+from mlxpref.conversion.verify import Check
+from mlxpref.conversion.writer import (
+    Track,
+    check_space,
+    copy_side_files,
+    folder_bytes,
+    new_folder,
+    stream_weights,
+    write_config,
+)
+from mlxpref.engine.adapters import check_base, read_adapter
+from mlxpref.engine.fusing import fuse_adapter
+from mlxpref.engine.peft import PEFT_WEIGHTS, write_peft
+
+__all__ = ["export_adapter"]
+
+
+def export_adapter(
+    adapter: Path,
+    output: Path,
+    to: str,
+    base: Path,
+    base_name: str,
+    recipe: Recipe | None = None,
+    dtype: str | None = None,
+    shard_size: int = 5 * 10**9,
+    overwrite: bool = False,
+    any_base: bool = False,
+    track: Track = lambda work, count, what: work,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Write an adapter of the model in `base` into the folder `output`, with a model card; what was written.
+
+    `peft`: an adapter in float32 for PEFT. `fused`: the model for MLX with the adapter in its weights, quantized by
+    `recipe`, None as its layers were. `hf`: the same for transformers, never quantized. `dtype` is that of weights that
+    are not quantized, None the model's own. An adapter of another model is a ModelError, unless `any_base`.
+    """
+    for line in check_base(adapter, base, any_base):
+        say(line)
+    made: dict[str, Any] = {}
+    if to == "fused":
+        chosen = recipe or KEEP
+        made = convert(
+            base, output, chosen, dtype=dtype, shard_size=shard_size, name=base_name, requantize=True, adapter=adapter,
+            overwrite=overwrite, check=Check(built_in_comparisons()), track=track, say=say,
+            finish=lambda folder: write_card(folder, to, adapter, base_name),
+        )  # fmt: skip
+    else:
+        with new_folder(output, overwrite, [base, adapter]) as folder:
+            if to == "peft":
+                rank, scale, weights = read_adapter(adapter, lazy_model(base)[0])
+                write_peft(folder, weights, rank, scale, base_name)
+            else:
+                fused = _fused_for_transformers(base, adapter, dtype)
+                check_space(output, sum(int(weight.nbytes) for weight in fused.values()))
+                write_config(folder, plain_config(load_hf_config(base), dtype))
+                copy_side_files(base, folder)
+                stream_weights(folder, fused, shard_size, track, kind="pt")
+            write_card(folder, to, adapter, base_name)
+    tensors = len(read_file_tensor_infos(output / PEFT_WEIGHTS) if to == "peft" else read_tensor_infos(output))
+    whole = {"path": str(output), "to": to, "adapter": str(adapter), "base_model": base_name, "tensors": tensors}
+    kept = {key: made[key] for key in ("recipe", "quantized_layers", "bits_per_weight", "fidelity") if key in made}
+    return whole | kept | {"bytes": folder_bytes(output)}
+
+
+def _fused_for_transformers(base: Path, adapter: Path, dtype: str | None) -> dict[str, mx.array]:
+    """The weights of a model with an adapter in them, lazily, under the hub's names and in torch's layouts."""
+    model, config = lazy_model(base)
+    _, scale, weights = read_adapter(adapter, model)
+    dequantize(model, quantized_layers(model))
+    if dtype:
+        cast(model, getattr(mx, dtype))
+    fuse_adapter(model, scale, weights)
+    plain: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
+    return {hub_name(name, config["model_type"]): _as_torch(weight) for name, weight in plain.items()}
+
+
+def hub_name(name: str, family: str) -> str:
+    """A tensor's name in the hub's files of a family, from the one in mlx-vlm's model."""
+    root = "model." if family == "qwen3_vl" else ""
+    places = {
+        "language_model.model.": "model.language_model." if root else "model.",
+        "vision_tower.": f"{root}visual.",
+        "language_model.lm_head.": "lm_head.",
+    }
+    for ours, theirs in places.items():
+        if name.startswith(ours):
+            return theirs + name.removeprefix(ours)
+    return name
+
+
+def _as_torch(weight: mx.array) -> mx.array:
+    """A weight in torch's layout: the patches' convolution has its channels second there."""
+    return mx.contiguous(weight.transpose(0, 4, 1, 2, 3)) if weight.ndim == 5 else weight

@@ -1,0 +1,218 @@
+"""Fidelity: how far what a model says is from what another one says of the same comparisons.
+
+Two models are never in memory together: what one says is kept as `Answers`, arrays beside which the other's are put.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlxpref.data.images import load_image
+from mlxpref.demo.preferences import demo_preferences
+from mlxpref.engine.logprobs import Completions, completion_logprobs, prefill
+from mlxpref.engine.rollout import Sampling, roll_out
+from mlxpref.engine.vlm import VLM, ComparisonInput
+from mlxpref.preferences import ImageLike, Pair, Preference, shown
+
+__all__ = [
+    "COMPLETION_TOKENS",
+    "TOGETHER",
+    "Answers",
+    "Comparison",
+    "Fidelity",
+    "answers_of",
+    "built_in_comparisons",
+    "comparisons_of",
+    "fidelity_of",
+]
+
+Comparison = tuple[ImageLike, ImageLike, str]
+"""The first image, the second image, and the prompt."""
+
+COMPLETION_TOKENS = 48
+"""Tokens of a completion that are compared at most."""
+_BUILT_IN = 8
+"""Pairs of built-in pictures."""
+TOGETHER = 8
+"""Comparisons that run together: some 7,000 tokens at 512 x 512 pixels."""
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What a model says of N comparisons, without thinking and with it.
+
+    `logits` (N, V) stand at the answer position, `label_logprobs` (N, 2) are both labels' there, all variants of each,
+    in nats. `completions` are N sequences of tokens that begin with thinking, `token_logprobs` what the model gives
+    them. `prompts` are the token ids of all that was asked.
+    """
+
+    logits: NDArray[np.float32]
+    label_logprobs: NDArray[np.float64]
+    completions: tuple[tuple[int, ...], ...]
+    token_logprobs: tuple[NDArray[np.float32], ...]
+    prompts: tuple[tuple[int, ...], ...]
+
+    @property
+    def finite(self) -> bool:
+        """Whether every number is one; logits of tokens that can never be chosen are minus infinity."""
+        return bool(
+            np.isfinite(self.label_logprobs).all()
+            and not np.isnan(self.logits).any()
+            and all(np.isfinite(row).all() for row in self.token_logprobs)
+        )
+
+    @property
+    def p_first(self) -> NDArray[np.float64]:
+        """The preference (N,) for the image on the first place, from 0 to 1."""
+        odds = self.label_logprobs[:, 1] - self.label_logprobs[:, 0]
+        return 1.0 / (1.0 + np.exp(np.clip(odds, -700.0, 700.0)))
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How a model differs from a reference, on `comparisons`; probabilities in nats where they are logarithms.
+
+    `kl_answer` is the divergence of its distribution at the answer position from the reference's, over all tokens: the
+    mean, and the most of any comparison. `agreement` is the share of comparisons in which both prefer the same image.
+    Differences are of size: of the preference for the first image, of the log-probabilities of the labels, and of
+    those of the `tokens` of completions that the reference wrote.
+    """
+
+    comparisons: int
+    kl_answer: float
+    kl_answer_max: float
+    agreement: float
+    p_first_difference: float
+    label_logprob_difference: float
+    label_logprob_difference_max: float
+    token_logprob_difference: float
+    tokens: int
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in mlxpref.json."""
+        return asdict(self)
+
+
+def built_in_comparisons() -> list[Comparison]:
+    """Comparisons of the demo's pictures, each pair in both orders."""
+    return _in_both_orders(demo_preferences("test", _BUILT_IN))
+
+
+def comparisons_of(preferences: Sequence[Preference], limit: int = 64) -> list[Comparison]:
+    """Comparisons of the images of preferences, each pair in both orders: at most `limit`, from all over the list.
+
+    Every image is read once, so that one that cannot be is a DataError before there is any work to lose.
+    """
+    count = min(len(preferences), max(1, limit // 2))
+    chosen = [preferences[i * len(preferences) // count] for i in range(count)]
+    for preference in chosen:
+        for image in (preference.a, preference.b):
+            load_image(image)
+    return _in_both_orders(chosen)
+
+
+def _in_both_orders(preferences: Sequence[Preference]) -> list[Comparison]:
+    pairs = (Pair(p.a, p.b, p.prompt) for p in preferences)
+    return [(each.first, each.second, each.prompt) for pair in pairs for each in shown(pair)]
+
+
+def answers_of(
+    vlm: VLM, comparisons: Sequence[Comparison], completions: Sequence[Sequence[int]] | None = None
+) -> Answers:
+    """What a model says of comparisons, at least one; see `Answers`.
+
+    `completions` are those of another model, to be scored; None lets this one write its own, the likeliest token each
+    time. Both are scored in the same way, so that equal models give equal numbers.
+    """
+    logits: list[NDArray[np.float32]] = []
+    token_logprobs: list[NDArray[np.float32]] = []
+    tokens: list[tuple[int, ...]] = []
+    asked: list[tuple[int, ...]] = []
+    for start in range(0, len(comparisons), TOGETHER):
+        part = slice(start, start + TOGETHER)
+        features = iter(vlm.features.get_all(image for each in comparisons[part] for image in each[:2]))
+        images = list(zip(features, features, strict=True))
+        at_once, thinking = (
+            [
+                vlm.prompt_of(both, text, "choice", think)
+                for both, (_, _, text) in zip(images, comparisons[part], strict=True)
+            ]
+            for think in (False, True)
+        )
+        _, said = vlm.prefill(at_once)
+        logits.append(np.array(said))
+        written = _written(vlm, thinking) if completions is None else [tuple(row) for row in completions[part]]
+        tokens += written
+        token_logprobs += _scored(vlm, thinking, written)
+        asked += [tuple(prompt.ids.tolist()) for prompt in (*at_once, *thinking)]
+    found = np.concatenate(logits)
+    return Answers(found, _label_logprobs(vlm, found), tuple(tokens), tuple(token_logprobs), tuple(asked))
+
+
+def _written(vlm: VLM, prompts: Sequence[ComparisonInput]) -> list[tuple[int, ...]]:
+    """The likeliest completions of prompts."""
+    sampling = Sampling(max_tokens=COMPLETION_TOKENS, until="end", close=False)
+    groups = roll_out(vlm, prompts, sampling, [(0,)] * len(prompts))
+    return [rollout.tokens for group in groups for rollout in group]
+
+
+def _scored(
+    vlm: VLM, prompts: Sequence[ComparisonInput], completions: Sequence[Sequence[int]]
+) -> Iterator[NDArray[np.float32]]:
+    """The log-probabilities of the tokens of a completion for each prompt."""
+    found = np.array(
+        completion_logprobs(
+            vlm, prefill(vlm, prompts, recompute=False), Completions.of(completions), recompute=False
+        ).logprobs
+    )
+    return (row[: len(tokens)] for row, tokens in zip(found, completions, strict=True))
+
+
+def _label_logprobs(vlm: VLM, logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The labels' log-probabilities (N, 2) from logits (N, V), summed over the variants of each."""
+    with np.errstate(invalid="ignore"):  # of a broken model; see `Answers.finite`
+        every = _logprobs(logits)
+        return np.stack([np.logaddexp.reduce(every[:, list(ids)], axis=-1) for ids in vlm.words.label_ids], axis=-1)
+
+
+def _logprobs(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The log-probabilities (N, V) that logits (N, V) stand for."""
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
+
+
+def fidelity_of(reference: Answers, other: Answers) -> Fidelity:
+    """How a model's answers differ from a reference's, whose completions it scored.
+
+    Raises ValueError for answers to other questions, or about other completions.
+    """
+    if reference.prompts != other.prompts or reference.completions != other.completions:
+        raise ValueError("answers to other questions than the reference's, or about other completions")
+    kl = np.array([_kl(*_logprobs(np.stack(pair))) for pair in zip(reference.logits, other.logits, strict=True)])
+    labels = np.abs(reference.label_logprobs - other.label_logprobs)
+    sides = [np.sign(answers.label_logprobs[:, 0] - answers.label_logprobs[:, 1]) for answers in (reference, other)]
+    tokens = [np.concatenate(answers.token_logprobs).astype(np.float64) for answers in (reference, other)]
+    return Fidelity(
+        comparisons=len(kl),
+        kl_answer=float(kl.mean()),
+        kl_answer_max=float(kl.max()),
+        agreement=float((sides[0] == sides[1]).mean()),
+        p_first_difference=float(np.abs(reference.p_first - other.p_first).mean()),
+        label_logprob_difference=float(labels.mean()),
+        label_logprob_difference_max=float(labels.max()),
+        token_logprob_difference=float(np.abs(tokens[0] - tokens[1]).mean()) if tokens[0].size else 0.0,
+        tokens=int(tokens[0].size),
+    )
+
+
+def _kl(p: NDArray[np.float64], q: NDArray[np.float64]) -> float:
+    """The divergence of q from p, from log-probabilities (V,); what neither can choose adds nothing.
+
+    Summed as q - p - p log(q/p), which is the same, as both sum to 1: no term is negative, so that none of them cancel.
+    """
+    possible = p > -np.inf
+    p, q = p[possible], q[possible]
+    return max(0.0, float((np.exp(q) - np.exp(p) * (1.0 + q - p)).sum()))

@@ -1,0 +1,1 @@
+"""Images and preferences in: files, folders, archives, prompts, public data sets."""

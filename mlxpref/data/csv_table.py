@@ -1,0 +1,67 @@
+"""One's own preferences in a spreadsheet: a CSV or TSV file with the columns of the JSONL rows."""
+
+import csv
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from mlxpref.data.jsonl import check_keys, content_of, gather
+from mlxpref.errors import DataError
+from mlxpref.preferences import Preference
+
+__all__ = ["read_table"]
+
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_FIELD_LIMIT = 100_000
+"""The most characters of a cell: more means that a quote is never closed."""
+
+
+def read_table(path: Path, split: str | None = None) -> list[Preference]:
+    """The preferences of a .csv or .tsv file, in its order; see `jsonl.read_jsonl` for what its columns mean.
+
+    The first line names the columns: `prompt`, `a`, `b`, `p_a`, and perhaps `votes`, `group` and `split`; others are
+    ignored. An empty cell is none. Raises one DataError for all bad rows: their count and the first ten.
+    """
+    return gather(path, _rows(path), split, "a first line prompt,a,b,p_a and then one preference a line")
+
+
+def _rows(path: Path) -> Iterator[tuple[int, Callable[[], dict[str, Any]]]]:
+    try:
+        text = content_of(path).decode()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8; save the file as UTF-8") from error
+    delimiter = _DELIMITERS[path.suffix.lower()]
+    first_line = text.partition("\n")[0]
+    if delimiter == "," and ";" in first_line and "," not in first_line:
+        delimiter = ";"  # as Excel writes it where the comma is in numbers
+    csv.field_size_limit(_FIELD_LIMIT)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        if len(set(header)) < len(header):
+            raise DataError(f"{path}: a column is named twice in the first line: {', '.join(header)}")
+        if header:
+            try:
+                check_keys(header)
+            except DataError as error:
+                raise DataError(f"{path}: its first line names the columns {', '.join(header)}: {error}") from error
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                yield reader.line_num, lambda cells=cells: _row(header, cells)  # type: ignore[misc]
+    except csv.Error as error:
+        raise DataError(f"{path}: line {reader.line_num}: {error}; is a quote not closed?") from error
+
+
+def _row(header: list[str], cells: list[str]) -> dict[str, Any]:
+    if len(cells) != len(header):
+        raise DataError(f"{len(cells)} cells under {len(header)} columns")
+    row: dict[str, Any] = {name: cell for name, cell in zip(header, cells, strict=True) if cell.strip()}
+    for name, kind in (("p_a", float), ("votes", int)):
+        if name in row:
+            try:
+                row[name] = kind(row[name])
+            except ValueError as error:
+                raise DataError(f'"{name}" must be a number, not {row[name]!r:.40}') from error
+    check_keys(list(row))
+    return row

@@ -1,0 +1,83 @@
+"""One's own preferences as two folders: what was preferred in one, what was not in the other, under the same names."""
+
+from pathlib import Path
+
+from mlxpref.data.images import find_images
+from mlxpref.data.rows import Row, swapped
+from mlxpref.errors import DataError
+from mlxpref.preferences import Preference
+
+__all__ = ["NAMES", "read_folders"]
+
+NAMES = (("preferred", "rejected"), ("chosen", "rejected"), ("winner", "loser"), ("win", "lose"), ("better", "worse"))
+"""What the two folders may be called."""
+_SHOWN = 10
+_PROMPT_LIMIT = 10_000
+
+
+def read_folders(folder: Path, split: str | None = None) -> list[Preference]:
+    """The preferences of a folder that holds `preferred/` and `rejected/` (or other NAMES), in the order of names.
+
+    `preferred/cat.png` was preferred to `rejected/cat.jpg`: the stems are the same. The prompt of both is in `cat.txt`,
+    in either folder, beside them in `prompts/` or in the folder itself, else in one `prompt.txt` for all. Where the
+    folder holds a folder named like the split, that one is read. Which image is a is drawn, as the folders tell the
+    label. Raises one DataError for all names without a partner or a prompt.
+    """
+    if split and (folder / split).is_dir():
+        folder = folder / split
+    pair = next((names for names in NAMES if all((folder / name).is_dir() for name in names)), None)
+    if pair is None:
+        raise DataError(f"{folder}: holds no two folders {' or '.join('/ and '.join(names) + '/' for names in NAMES)}")
+    better, worse = (_by_stem(folder / name) for name in pair)
+    places = [*(folder / name for name in pair), folder / "prompts", folder]
+    problems, rows, images = list[str](), list[Row](), dict[str, Path]()
+    for stem in dict.fromkeys([*better, *worse]):
+        if stem not in better or stem not in worse:
+            problems.append(f"{stem}: is only in {pair[0] if stem in better else pair[1]}")
+            continue
+        try:
+            prompt = _prompt(stem, places)
+        except DataError as error:
+            problems.append(f"{stem}: {error}")
+            continue
+        first, second = better[stem], worse[stem]
+        images |= {str(first): first, str(second): second}
+        rows.append(Row(prompt, str(first), str(second), 1.0, 1, prompt))
+    if problems:
+        more = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        raise DataError(
+            f"{folder}: {len(problems)} of {len(rows) + len(problems)} pairs cannot be used; correct or remove them:"
+            + "".join(f"\n  {line}" for line in problems[:_SHOWN])
+            + more
+        )
+    return [
+        Preference(row.prompt, images[row.a], images[row.b], row.p_a, row.votes, row.group)
+        for row in swapped(rows, "folders")
+    ]
+
+
+def _by_stem(folder: Path) -> dict[str, Path]:
+    """The images of a folder by their names without suffix."""
+    images: dict[str, Path] = {}
+    for path in find_images([folder]):
+        if path.stem in images:
+            raise DataError(f"{folder}: {images[path.stem].name} and {path.name} have the same name; rename one")
+        images[path.stem] = path
+    return images
+
+
+def _prompt(stem: str, places: list[Path]) -> str:
+    """The prompt of a pair; the text file of its name goes before the one for all."""
+    files = [*(place / f"{stem}.txt" for place in places), places[-1] / "prompt.txt"]
+    path = next((file for file in files if file.is_file()), None)
+    if path is None:
+        raise DataError(f"has no prompt: neither {stem}.txt nor prompt.txt is there")
+    if path.stat().st_size > 4 * _PROMPT_LIMIT:
+        raise DataError(f"{path.name} is longer than a prompt of {_PROMPT_LIMIT:,} characters")
+    try:
+        prompt = path.read_text(encoding="utf-8-sig").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path.name} cannot be read ({error})") from error
+    if not prompt:
+        raise DataError(f"{path.name} is empty")
+    return prompt

@@ -1,0 +1,57 @@
+"""HPDv3: pairs with the votes of several people, the preferred image always first, and one archive cut into parts."""
+
+from pathlib import Path
+from typing import Any
+
+from mlxpref.data.rows import Row, RowErrors, RowSampler, all_rows, missing, read_json_rows, swapped, with_images
+from mlxpref.errors import DataError
+from mlxpref.preferences import Preference
+
+__all__ = ["pair_rows", "read_hpdv3"]
+
+
+def read_hpdv3(folder: Path, split: str, draw: RowSampler = all_rows) -> list[Preference]:
+    """The preferences of a split, `train` or `test`, in a folder of the hub's layout.
+
+    path1 is always the preferred image, so it is drawn which one is a. Its share of the votes is max(choice_dist) over
+    their sum, or 1 where none are given, as in the test. The confidence is not used: it is no share of people. `draw`
+    chooses among the pairs.
+    """
+    path = folder / f"{split}.json"
+    if not path.is_file():
+        raise missing("hpdv3", split, f"there is no {path}")
+    rows = pair_rows(path)
+    rows = [rows[i] for i in draw(len(rows))]
+    return with_images("hpdv3", split, rows, folder, folder / "images.tar.gz")
+
+
+def pair_rows(path: Path) -> list[Row]:
+    """The pairs of a list, with names of images, sides drawn."""
+    faults, rows, number = RowErrors(path), list[Row](), 0
+    known: dict[str, str] = {}
+    for number, entry in read_json_rows(path):
+        try:
+            prompt, first, second = (entry[key] for key in ("prompt", "path1", "path2"))
+            if not all(isinstance(each, str) and each for each in (prompt, first, second)) or first == second:
+                raise DataError("prompt, path1 and path2 must be text, the paths two")
+            share, votes = _votes(entry.get("choice_dist"))
+            prompt, first, second = (known.setdefault(each, each) for each in (prompt, first, second))
+        except KeyError as error:
+            faults.add(f'row {number}: has no "{error.args[0]}"')
+        except (TypeError, ValueError, AttributeError, DataError) as error:
+            faults.add(f"row {number}: {error}")
+        else:
+            rows.append(Row(prompt, first, second, share, votes, prompt, "a" if share == 0.5 else None))
+    faults.settle(number)
+    return swapped(rows, "hpdv3")
+
+
+def _votes(distribution: Any) -> tuple[float, int]:
+    """The share of the votes that the preferred image has, and how many there are."""
+    if not distribution:  # null, or none
+        return 1.0, 1
+    first, second = distribution
+    if min(first, second) < 0 or first + second <= 0:
+        raise DataError(f'"choice_dist" is {distribution}, no two numbers of votes')
+    total = first + second
+    return max(first, second) / total, max(1, round(total))

@@ -1,0 +1,101 @@
+"""Data sets of preferences by name, one reader a file."""
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from mlxpref.data.catalog import CATALOG, folder_of
+from mlxpref.data.csv_table import read_table
+from mlxpref.data.folders import NAMES, read_folders
+from mlxpref.data.hpdv2 import read_hpdv2
+from mlxpref.data.hpdv3 import read_hpdv3
+from mlxpref.data.imagereward import read_imagereward
+from mlxpref.data.images import locate
+from mlxpref.data.jsonl import EXAMPLE, read_jsonl
+from mlxpref.data.pickapic import read_pickapic
+from mlxpref.data.rows import RowSampler
+from mlxpref.demo.preferences import SPLITS, demo_preferences
+from mlxpref.errors import ConfigError
+from mlxpref.preferences import Preference
+
+__all__ = ["load_preferences"]
+
+DEMO_COUNTS = {"train": 2000, "test": 400, "heldout": 400}
+"""How many preferences of the demo are rendered when no limit is given."""
+_PUBLIC: dict[str, Callable[[Path, str, RowSampler], list[Preference]]] = {
+    "imagereward": read_imagereward,
+    "hpdv2": read_hpdv2,
+    "pickapic": read_pickapic,
+    "pickapic_v1": partial(read_pickapic, name="pickapic_v1"),
+    "hpdv3": read_hpdv3,
+}
+_FILES = {".jsonl": read_jsonl, ".csv": read_table, ".tsv": read_table}
+_KNOWN = (
+    f"demo, {', '.join(_PUBLIC)}, a .jsonl file with rows {EXAMPLE}, a .csv or .tsv file with these columns, or a "
+    f"folder with {NAMES[0][0]}/ and {NAMES[0][1]}/ in it"
+)
+
+
+def load_preferences(
+    data: str, split: str, limit: int | None = None, seed: int = 0, data_dir: Path | None = None
+) -> list[Preference]:
+    """The preferences that `--data` names: `demo`, a public data set, or a file or folder of one's own.
+
+    `demo` has the splits train, test and heldout; `seed` decides what is rendered. The files of a public data set
+    (`catalog.CATALOG`) are in `data_dir` or in the hub's cache; see the readers for what they make of them. One's own
+    are a .jsonl, .csv or .tsv file (`jsonl.read_jsonl`) or two folders (`folders.read_folders`): they have the splits
+    that they name; if they name none, `split` is ignored. `limit` draws that many preferences at random by `seed`, kept
+    in order, as the first ones are often all of one prompt; a smaller limit draws some of those of a larger one. Raises
+    ConfigError for an unknown name or split and for files that are not there, DataError for what is wrong in them.
+    """
+    if limit is not None and limit < 1:
+        raise ConfigError(f"limit {limit}: it must be at least 1")
+    if data_dir is not None and data not in _PUBLIC:
+        raise ConfigError(f"--data-dir is where the files of {', '.join(_PUBLIC)} are; --data {data} needs none")
+    if data == "demo":
+        if split not in SPLITS:
+            raise ConfigError(f"split {split!r}: the demo has {', '.join(SPLITS)}")
+        return demo_preferences(split, DEMO_COUNTS[split] if limit is None else limit, seed)
+    draw = partial(_drawn, limit, seed)
+    if data in _PUBLIC:
+        CATALOG[data].split(split)
+        with _without_collector():
+            return _PUBLIC[data](folder_of(data, data_dir, split), split, draw)
+    path = _located(data)
+    preferences = read_folders(path, split) if path.is_dir() else _FILES[path.suffix.lower()](path, split)
+    return [preferences[i] for i in draw(len(preferences))]
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """No search for garbage meanwhile: among millions of new objects it is a quarter of the time, and finds none."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _drawn(limit: int | None, seed: int, count: int) -> list[int]:
+    """Which of so many rows are taken."""
+    if limit is None:
+        return list(range(count))
+    return sorted(np.random.default_rng(seed).permutation(count)[:limit].tolist())
+
+
+def _located(data: str) -> Path:
+    """The file or folder that `data` names; ConfigError if there is none."""
+    path = locate(data)
+    if path is not None and (path.is_dir() or path.suffix.lower() in _FILES):
+        return path
+    if path is not None:
+        raise ConfigError(f"--data {data}: not a .jsonl, .csv or .tsv file; known are {_KNOWN}")
+    if Path(data).suffix or len(Path(data).parts) > 1:
+        raise ConfigError(f"--data {data}: no such file or folder; known are {_KNOWN}")
+    raise ConfigError(f"unknown --data {data}: known are {_KNOWN}")

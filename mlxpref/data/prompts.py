@@ -1,0 +1,273 @@
+"""Where the prompt of each image comes from: a text file beside it, its own metadata, or a list of all."""
+
+import csv
+import json
+import os
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from mlxpref.data.duplicates import find_duplicates
+from mlxpref.data.images import Skipped, check_images, find_images, locate
+from mlxpref.data.prompt_metadata import prompt_in_image, prompt_in_infotext
+from mlxpref.errors import ConfigError, DataError
+
+__all__ = ["PromptGroup", "find_groups", "group_by_prompt", "prompts_of"]
+
+PROMPT_LIMIT = 10_000
+"""The most characters of a prompt; longer text is something else, a document or a graph."""
+FILE_LIMIT = 64 * 2**20
+"""The most bytes of a text file or a list that are read."""
+_SHOWN = 10
+EXAMPLE = '{"image": "1.png", "prompt": "a red cube"}'
+_EXAMPLES = {
+    ".csv": "a first line image,prompt and then one image a line",
+    ".json": f'{{"1.png": "a red cube"}} or [{EXAMPLE}]',
+    ".jsonl": f"{EXAMPLE} on each line",
+}
+Rows = list[tuple[str, Any]]
+"""Where each row of a list stands, and what it holds."""
+
+
+@dataclass(frozen=True)
+class PromptGroup:
+    """Images of one prompt, at least two."""
+
+    prompt: str
+    images: tuple[Path, ...]
+
+
+def find_groups(
+    places: Sequence[Path], recursive: bool, prompt: str | None, source: str | None
+) -> tuple[list[PromptGroup], list[Skipped], list[str]]:
+    """The images of each prompt in files and folders, those that are left out, and what there is to say of them.
+
+    All are of `prompt`, unless `source` (see `prompts_of`) gives each its own.
+    """
+    readable, skipped = check_images(find_images(places, recursive))
+    groups = [PromptGroup(prompt or "", tuple(readable))]
+    if source is not None:
+        prompts, without = prompts_of(readable, source)
+        groups, alone = group_by_prompt(prompts)
+        skipped = [*skipped, *without, *alone]
+    same = (", ".join(str(path) for path in group) for group in find_duplicates(readable))
+    return groups, list(skipped), [f"the same file: {names}; each is ranked" for names in same]
+
+
+def prompts_of(images: Sequence[Path], source: str) -> tuple[dict[Path, str], list[Skipped]]:
+    """The prompt of each image, in the order of `images`, and the images that have none, each with the reason.
+
+    `source` is `sidecar` (`cat.png.txt` or `cat.txt` beside `cat.png`; of AUTOMATIC1111's text files the positive
+    prompt), `png` (the metadata of PNG, JPEG, WebP and AVIF, see `prompt_in_image`) or a list: a CSV file with columns
+    image and prompt, or JSON or JSONL like `_EXAMPLES`, with images relative to the list's folder. Prompts are plain
+    text, without blanks around them and with "\\n" between lines. Raises DataError if a list cannot be read, for all
+    its bad rows together, and if no image has a prompt.
+    """
+    read: Callable[[Path], str | None]
+    if source == "sidecar":
+        read, none = _in_sidecar, "has no text file of its name beside it"
+    elif source == "png":
+        read, none = prompt_in_image, "has no prompt in its metadata"
+    elif Path(source).suffix.lower() in _EXAMPLES:
+        read, none = _in_list(Path(source), images), f"has no row in {source}"
+    else:
+        raise ConfigError(f"{source}: prompts come from `sidecar`, `png`, or a .csv, .json or .jsonl file; name one")
+    prompts: dict[Path, str] = {}
+    skipped: list[Skipped] = []
+    for image in images:
+        try:
+            prompt = read(image)
+            if prompt is None:
+                raise DataError(none)
+            prompts[image] = _checked(prompt)
+        except DataError as error:
+            skipped.append(Skipped(image, str(error)))
+    if not prompts:
+        raise DataError(f"none of {len(images)} images has a prompt: {_few(skipped)}")
+    return prompts, skipped
+
+
+def group_by_prompt(prompts: Mapping[Path, str]) -> tuple[list[PromptGroup], list[Skipped]]:
+    """Images of equal prompts together, in order of first appearance, and those that are alone with theirs.
+
+    One image cannot be ranked. Raises DataError if every image is alone.
+    """
+    images: dict[str, list[Path]] = {}
+    for path, prompt in prompts.items():
+        images.setdefault(prompt, []).append(path)
+    groups = [PromptGroup(prompt, tuple(paths)) for prompt, paths in images.items() if len(paths) > 1]
+    alone = [
+        Skipped(paths[0], f"is the only image of its prompt, “{_short(prompt)}”: there is nothing to rank it against")
+        for prompt, paths in images.items()
+        if len(paths) == 1
+    ]
+    if not groups:
+        raise DataError(f"no two of {len(prompts)} images have the same prompt, so none can be ranked: {_few(alone)}")
+    return groups, alone
+
+
+def _checked(prompt: str) -> str:
+    """A prompt as it is used; DataError if there is none in it."""
+    prompt = re.sub(r"\r\n?", "\n", prompt).strip().strip("\ufeff\0").strip()
+    if not prompt:
+        raise DataError("has an empty prompt")
+    if len(prompt) > PROMPT_LIMIT:
+        raise DataError(f"has a prompt of {len(prompt):,} characters, more than {PROMPT_LIMIT:,}; shorten it")
+    if re.search("[\ud800-\udfff]", prompt):  # half of a surrogate pair, which JSON can spell
+        raise DataError("has a prompt that is not valid Unicode; write it again")
+    return prompt
+
+
+def _in_sidecar(image: Path) -> str | None:
+    """The prompt in the text file beside an image; the one that also names the format goes before the other."""
+    for name in (f"{image.name}.txt", f"{image.stem}.txt"):
+        path = locate(name, image.parent)
+        if path is not None and path.is_file():
+            try:
+                text = _content(path)
+            except DataError as error:
+                raise DataError(f"has a prompt file, {path.name}, that {error}") from error
+            prompt = prompt_in_infotext(text)
+            return text if prompt is None else prompt
+    return None
+
+
+def _in_list(path: Path, images: Sequence[Path]) -> Callable[[Path], str | None]:
+    """A list of prompts as a function of the image: by its path, or by its name where that can mean no other.
+
+    Names serve lists that were written elsewhere, with folders that are not here.
+    """
+    kind = path.suffix.lower()
+    try:
+        rows = _ROWS[kind](_content(path))
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    by_path: dict[tuple[str, int], str] = {}
+    by_name: dict[str, set[str]] = {}
+    bad: list[str] = []
+    for where, row in rows:
+        try:
+            name, prompt = _image_and_prompt(row)
+            found = locate(name, path.parent)
+            if found is None:
+                by_name.setdefault(_folded(re.split(r"[/\\]", name)[-1]), set()).add(prompt)
+            elif by_path.setdefault(_identity(found), prompt) != prompt:
+                raise DataError(f'"{name}" has another prompt in an earlier row')
+        except DataError as error:
+            bad.append(f"\n  {where}: {error}")
+    if bad:
+        more = f"\n  and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
+        count = f"{len(bad)} of {len(rows)} rows cannot be used"
+        raise DataError(f"{path}: {count}; correct or remove them:{''.join(bad[:_SHOWN])}{more}")
+    if not rows:
+        raise DataError(f"{path}: no prompts in this file; write {_EXAMPLES[kind]}")
+    namesakes = Counter(_folded(image.name) for image in images)
+
+    def prompt_of(image: Path) -> str | None:
+        if (prompt := by_path.get(_identity(image))) is not None:
+            return prompt
+        name = _folded(image.name)
+        said = by_name.get(name, set())
+        if said and (len(said) > 1 or namesakes[name] > 1):
+            raise DataError(f"cannot be told by its name alone from others in {path}; give its path there")
+        return next(iter(said), None)
+
+    return prompt_of
+
+
+def _csv_rows(text: str) -> Rows:
+    reader = csv.reader(StringIO(text, newline=""), strict=True)
+    rows: Rows = []
+    try:
+        header = [name.strip().casefold() for name in next(reader, [])]
+        if not {"image", "prompt"} <= set(header):
+            raise DataError(f"the columns image and prompt are not named; write {_EXAMPLES['.csv']}")
+        line = reader.line_num + 1
+        for cells in reader:
+            if cells:
+                rows.append((f"line {line}", dict(zip(header, cells, strict=False))))
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise DataError(f"line {reader.line_num}: not valid CSV ({error}); correct it") from error
+    return rows
+
+
+def _json_rows(text: str) -> Rows:
+    value = _json(text)
+    if isinstance(value, tuple):
+        return [(f"row {number}", {"image": pair[0], "prompt": pair[1]}) for number, pair in enumerate(value, 1)]
+    if isinstance(value, list):
+        return [(f"row {number}", dict(row) if isinstance(row, tuple) else row) for number, row in enumerate(value, 1)]
+    raise DataError(f"neither a JSON object nor a list; write {_EXAMPLES['.json']}")
+
+
+def _jsonl_rows(text: str) -> Rows:
+    # Only a line feed ends a line: JSON text may hold U+2028.
+    return [(f"line {number}", line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+
+
+_ROWS = {".csv": _csv_rows, ".json": _json_rows, ".jsonl": _jsonl_rows}
+
+
+def _image_and_prompt(row: Any) -> tuple[str, str]:
+    """The name and the prompt in a row; an empty prompt is one, so that its image is named as having it."""
+    if isinstance(row, str):
+        value = _json(row)
+        row = dict(value) if isinstance(value, tuple) else value
+    if not isinstance(row, dict):
+        raise DataError(f"not a JSON object like {EXAMPLE}")
+    if bad := [f'"{key}"' for key in ("image", "prompt") if not isinstance(row.get(key), str)]:
+        raise DataError(f"{' and '.join(bad)} missing or not text")
+    if not row["image"].strip():
+        raise DataError('"image" is empty')
+    return row["image"].strip(), _checked(row["prompt"]) if row["prompt"].strip() else ""
+
+
+def _json(text: str) -> Any:
+    """JSON, its objects as tuples of pairs: a path that is there twice is then seen."""
+    try:
+        return json.loads(text, object_pairs_hook=tuple)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"not valid JSON ({error})") from error
+
+
+def _content(path: Path) -> str:
+    """A text file; DataError, which goes on after its name, if it is none."""
+    try:
+        if path.exists() and not path.is_file():  # opening a named pipe would wait for ever
+            raise DataError("is a folder or a device, not a text file")
+        with path.open("rb") as file:
+            content = file.read(FILE_LIMIT + 1)
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot be read ({getattr(error, 'strerror', error)}); check the name") from error
+    if len(content) > FILE_LIMIT:
+        raise DataError(f"has more than {FILE_LIMIT:,} bytes, the most that is read; split it")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError("is not UTF-8; save it as UTF-8") from error
+
+
+def _identity(path: Path) -> tuple[str, int]:
+    """Equal for two spellings of one file (a Mac ignores case and Unicode form), never for two files."""
+    real = Path(os.path.realpath(path))
+    return _folded(str(real)), real.stat().st_ino if real.exists() else 0
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _few(skipped: Sequence[Skipped]) -> str:
+    more = f"; and {len(skipped) - _SHOWN} more" if len(skipped) > _SHOWN else ""
+    return "; ".join(f"{skip.path} {skip.error}" for skip in skipped[:_SHOWN]) + more
+
+
+def _short(prompt: str) -> str:
+    line = " ".join(prompt.split())
+    return line if len(line) <= 60 else line[:59] + "…"

@@ -1,0 +1,185 @@
+"""Members of a tar.gz, which cannot be read at random: those that are wanted are written into a folder, in one pass.
+
+Archives come from elsewhere, so nothing in them is believed: only ordinary files are unpacked, only those asked for,
+each bounded in size, and nothing is ever written outside the folder.
+"""
+
+import gzip
+import io
+import os
+import re
+import tarfile
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from mlxpref.data.archives import HEADER_LIMIT, MEMBER_LIMIT, members_of
+from mlxpref.errors import DataError
+
+__all__ = ["parts_of", "unpack"]
+
+_EXPANSION, _ALLOWANCE = 100, 2**30
+"""How many times its own size an archive may unpack to, and what any may; images hardly shrink at all."""
+_BLOCK = 2**20
+_LETTERS = re.compile("[a-z]{2}")
+
+
+def parts_of(archive: Path) -> list[Path]:
+    """The files that an archive is in: itself, or its parts NAME.00, NAME.01 ... or NAME.aa, NAME.ab ..., in order.
+
+    Empty where there is none. DataError where a part is missing between others, or before them.
+    """
+    if archive.is_file():
+        return [archive]
+    if not archive.parent.is_dir():
+        return []
+    found = {p.name.removeprefix(f"{archive.name}."): p for p in archive.parent.glob(f"{archive.name}.*")}
+    ordered = sorted(filter(str.isdecimal, found), key=int) or sorted(filter(_LETTERS.fullmatch, found))
+    if not ordered:
+        return []
+    numbers = [_number(suffix) for suffix in ordered]
+    first = 1 if ordered[0].isdecimal() and numbers[0] == 1 else 0  # .01, too, is a common first part
+    if numbers != list(range(first, first + len(ordered))):
+        raise DataError(f"{archive}: a part is missing, there are only .{', .'.join(ordered)}; download the others")
+    return [found[suffix] for suffix in ordered]
+
+
+def unpack(parts: Sequence[Path], wanted: Iterable[str], target: Path) -> Iterator[tuple[str, str | None]]:
+    """Write the wanted members of an archive into a folder, and yield each with what is wrong with it, if anything is.
+
+    A member of a longer path is meant, too: `1.jpg` is `test/1.jpg`. It becomes `target/1.jpg`. What is there already
+    is not written again. The archive is read until all are found. Memory does not grow with it. DataError for one that
+    is damaged or ends early.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    waiting = {}
+    for name in dict.fromkeys(wanted):
+        if problem := _problem(name):
+            yield name, problem
+        elif (target / name).is_file():
+            yield name, None
+        else:
+            waiting[name] = target / name
+    if not waiting:
+        return
+    size, count = sum(part.stat().st_size for part in parts), len(waiting)
+    stream = _Stream(parts, _EXPANSION * size + _ALLOWANCE)
+    try:
+        with tarfile.open(fileobj=stream, mode="r|", bufsize=_BLOCK) as archive:
+            for member in members_of(archive):
+                stream.allowed = archive.offset + HEADER_LIMIT
+                if meant := _meant(member.name, waiting):
+                    yield meant, _written(archive, member, waiting.pop(meant), target)
+                if not waiting:
+                    return
+    except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError, RecursionError) as error:
+        raise DataError(
+            f"{parts[-1]}: the archive is damaged or ends early ({error}); {count - len(waiting)} of {count} images "
+            "were found before that; download it again, all its parts"
+        ) from error
+    finally:
+        stream.close()
+    for name in waiting:
+        yield name, f"is not in {parts[0].name}"
+
+
+class _Stream(io.RawIOBase):
+    """The parts of an archive as one decompressed stream that does not go on for ever."""
+
+    def __init__(self, parts: Sequence[Path], most: int) -> None:
+        self._parts = _Joined(parts)
+        joined = io.BufferedReader(self._parts, _BLOCK)
+        zipped = joined.peek(2)[:2] == b"\x1f\x8b"
+        self._file: gzip.GzipFile | io.BufferedReader[_Joined] = gzip.GzipFile(fileobj=joined) if zipped else joined
+        self._most, self._position, self._where = most, 0, parts[0]
+        self.allowed = HEADER_LIMIT
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes; DataError where a header or the whole is longer than it may be."""
+        content = self._file.read1(size)  # not read: what can be read before an error would be lost
+        self._position += len(content)
+        if self._position > self.allowed + _BLOCK:
+            raise DataError(f"{self._where}: its headers are too long; this is no archive of images")
+        if self._position > self._most:
+            raise DataError(f"{self._where}: it unpacks to more than {_EXPANSION} times its size; no images do")
+        return content
+
+    def close(self) -> None:
+        self._file.close()
+        self._parts.close()
+
+
+class _Joined(io.RawIOBase):
+    """Files one after the other."""
+
+    def __init__(self, parts: Sequence[Path]) -> None:
+        self._left = iter(parts)
+        self._file: IO[bytes] | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        while True:
+            if self._file is None:
+                part = next(self._left, None)
+                if part is None:
+                    return 0
+                self._file = part.open("rb")
+            content = self._file.read(len(buffer))
+            if content:
+                buffer[: len(content)] = content
+                return len(content)
+            self._file.close()
+            self._file = None
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        super().close()
+
+
+def _problem(name: str) -> str | None:
+    """Why a name of a list cannot be a file below a folder."""
+    path = PurePosixPath(name)
+    if not path.name or path.is_absolute() or ".." in path.parts or "\0" in name:
+        return "is not a name of a file below a folder"
+    return None
+
+
+def _meant(member: str, waiting: dict[str, Path]) -> str | None:
+    """The wanted name that a member of the archive is: its path, or the end of it."""
+    parts = PurePosixPath(member).parts
+    return next((name for i in range(len(parts)) if (name := "/".join(parts[i:])) in waiting), None)
+
+
+def _written(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path, target: Path) -> str | None:
+    """Write a member, beside its name first; what is wrong with it, if anything is."""
+    if not member.isreg() or member.issparse():
+        return "is a link or a device in the archive, not a file"
+    if member.size > MEMBER_LIMIT:
+        return f"has {member.size:,} bytes, more than {MEMBER_LIMIT:,}, the most that is read"
+    source = archive.extractfile(member)
+    assert source is not None
+    content = source.read()
+    if len(content) < member.size:
+        raise EOFError("a member is cut off")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.parent.resolve().is_relative_to(target.resolve()):
+            return f"would be written outside {target}"
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            temporary.write_bytes(content)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror}); make room, or set MLXPREF_CACHE") from error
+    return None
+
+
+def _number(suffix: str) -> int:
+    """Which part a suffix names: 07 is 7, ac is 2."""
+    return int(suffix) if suffix.isdecimal() else 26 * (ord(suffix[0]) - ord("a")) + ord(suffix[1]) - ord("a")

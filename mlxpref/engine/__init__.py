@@ -1,0 +1,1 @@
+"""A checkpoint and an adapter become logits, completions and log-probabilities."""

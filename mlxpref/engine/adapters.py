@@ -1,0 +1,210 @@
+"""Adapters: LoRA weights and their config in mlx-vlm's format, put on a model only where they fit it."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlxpref.checkpoints.identity import Identity, identity_of
+from mlxpref.checkpoints.safetensors import read_file_tensor_infos, read_json_object
+from mlxpref.engine.lora import attach_lora, linear_layers
+from mlxpref.engine.peft import AGAIN, is_peft, read_peft
+from mlxpref.engine.template import template_version
+from mlxpref.errors import ModelError
+from mlxpref.files import write_text
+
+__all__ = [
+    "ADAPTER_CONFIG",
+    "ADAPTER_WEIGHTS",
+    "base_name",
+    "base_of",
+    "check_base",
+    "load_adapter",
+    "read_adapter",
+    "save_adapter",
+]
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapters.safetensors"
+
+
+def load_adapter(model: nn.Module, folder: Path) -> None:
+    """Put a folder's adapter on a model in place: one in mlx-vlm's format, or one of PEFT.
+
+    Names and shapes are checked before anything changes: an adapter of another model is a ModelError, where
+    mlx-vlm would load nothing and say nothing.
+    """
+    rank, scale, dropout, weights = _read(folder, model)
+    attach_lora(model, sorted(_layers_of(weights)), rank, scale, dropout)
+    model.load_weights(list(weights.items()), strict=False)
+    model.eval()
+    mx.eval(model.parameters())
+
+
+def read_adapter(folder: Path, model: nn.Module) -> tuple[int, float, dict[str, mx.array]]:
+    """Rank, scale, and weights by full names, of an adapter that was checked to fit a model."""
+    rank, scale, _, weights = _read(folder, model)
+    return rank, scale, weights
+
+
+def base_of(path: Path, name: str = "") -> dict[str, Any]:
+    """What an adapter is trained on: the checkpoint's name and identity, and the version of the template.
+
+    `name` is what the user calls it; a folder is named by its whole path, as later commands may run elsewhere.
+    """
+    called = str(path.resolve()) if not name or Path(name).expanduser().exists() else name
+    return {"base_model": called, "base": identity_of(path).to_json(), "template": template_version()}
+
+
+def base_name(folder: Path) -> str:
+    """What the model that an adapter was trained on is called; ModelError where the adapter does not say."""
+    config = _config(folder)
+    name = config.get("base_model") or config.get("base_model_name_or_path")
+    if not isinstance(name, str) or not name.strip():
+        raise ModelError(f"{folder}: it does not say which model it was trained on; name that with --model")
+    return name
+
+
+def check_base(folder: Path, path: Path, any_base: bool = False) -> list[str]:
+    """Refuse an adapter that was trained on another model than the one at a path, however well it would fit.
+
+    Returns what should be said of it: that it was not made here and names another base, that `any_base` let it pass,
+    that it was trained with other words.
+    """
+    config, lines = _config(folder), []
+    trained_on = Identity.from_json(config.get("base"))
+    named = config.get("base_model") or config.get("base_model_name_or_path")
+    if trained_on is None:
+        lines.append(f"{folder}: it does not say by any fingerprint which model it was trained on (it names {named})")
+    elif not trained_on.is_same_model(identity_of(path)):
+        what = f"{folder}: the adapter was trained on {named}, which this model is not"
+        if not any_base:
+            raise ModelError(f"{what}: give that with --model, or put it on all the same with --any-base")
+        lines.append(what)
+    if config.get("template") not in (None, template_version()):
+        lines.append(f"{folder}: the adapter was trained with other words than this version asks with")
+    return lines
+
+
+def save_adapter(
+    weights: Mapping[str, mx.array], folder: Path, rank: int, scale: float, base: Mapping[str, Any] | None = None
+) -> None:
+    """Write an adapter into a folder, in mlx-vlm's format; each file replaces the one before at once.
+
+    `base` says what it was trained on (see `base_of`); mlx-vlm passes over it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "fine_tune_type": "lora",
+        "num_layers": -1,
+        "lora_parameters": {
+            "rank": rank,
+            "scale": scale,
+            "dropout": 0.0,
+            "keys": sorted({name.rpartition(".")[0] for name in weights}),
+        },
+        **(base or {}),
+    }
+    # MLX adds the ending to a name that lacks it, so the temporary name has it too.
+    temporary = folder / f".{os.getpid()}.{ADAPTER_WEIGHTS}"
+    try:
+        mx.save_safetensors(str(temporary), dict(sorted(weights.items())), {"format": "mlx"})
+        temporary.replace(folder / ADAPTER_WEIGHTS)
+    except (OSError, RuntimeError) as error:  # MLX raises the latter for a full disk
+        raise ModelError(
+            f"{folder / ADAPTER_WEIGHTS}: cannot be written ({error}); an adapter saved before is still there"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    write_text(folder / ADAPTER_CONFIG, json.dumps(config, indent=2) + "\n")
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """The config in an adapter folder."""
+    if not folder.is_dir():
+        raise ModelError(f"{folder}: no such adapter folder")
+    if not (folder / ADAPTER_CONFIG).is_file():
+        raise ModelError(
+            f"{folder}: no {ADAPTER_CONFIG} there; an adapter folder is what `mlxpref train` or PEFT writes"
+        )
+    return read_json_object(folder / ADAPTER_CONFIG, remedy=AGAIN)
+
+
+def _read(folder: Path, model: nn.Module) -> tuple[int, float, float, dict[str, mx.array]]:
+    """Rank, scale, dropout and weights of an adapter folder, which fit the model."""
+    config, layers = _config(folder), linear_layers(model)
+    if is_peft(folder) or "peft_type" in config:
+        rank, scale, weights = read_peft(folder, layers)
+        dropout = 0.0
+    else:
+        rank, scale, dropout = _parameters(folder, config)
+        weights = _weights(folder)
+    if not weights:
+        raise ModelError(f"{folder}: holds no weights; copy or train the adapter again")
+    _check(folder, weights, layers, rank)
+    return rank, scale, dropout, weights
+
+
+def _parameters(folder: Path, config: Mapping[str, Any]) -> tuple[int, float, float]:
+    """Rank, scale and dropout of a config in mlx-vlm's format."""
+    if config.get("fine_tune_type", "lora") != "lora":
+        raise ModelError(f"{folder}: a {str(config['fine_tune_type'])[:40]!r} adapter; only plain LoRA can be put on")
+    try:
+        parameters = config["lora_parameters"]
+        rank, scale = int(parameters["rank"]), float(parameters["scale"])
+        dropout = float(parameters.get("dropout", 0.0))
+        if rank < 1 or not math.isfinite(scale) or not 0 <= dropout < 1:
+            raise ValueError(f"rank {rank}, scale {scale}, dropout {dropout}")
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise ModelError(
+            f"{folder / ADAPTER_CONFIG}: not in mlx-vlm's format, with `rank` and `scale` under `lora_parameters` "
+            f"({type(error).__name__}: {str(error)[:80]}); train or convert the adapter again"
+        ) from error
+    return rank, scale, dropout
+
+
+def _weights(folder: Path) -> dict[str, mx.array]:
+    """The weights of an adapter in mlx-vlm's format."""
+    file = folder / ADAPTER_WEIGHTS
+    if not file.is_file():
+        raise ModelError(f"{folder}: no {ADAPTER_WEIGHTS} there; an adapter folder is what `mlxpref train` writes")
+    read_file_tensor_infos(file, AGAIN)  # refuses what MLX would not survive
+    try:
+        weights = mx.load(str(file))
+    except (ValueError, RuntimeError) as error:
+        raise ModelError(f"{file}: damaged: {error}; {AGAIN}") from error
+    assert isinstance(weights, dict)
+    return weights
+
+
+def _layers_of(weights: Mapping[str, mx.array]) -> set[str]:
+    return {name.rpartition(".")[0] for name in weights}
+
+
+def _check(folder: Path, weights: Mapping[str, mx.array], layers: Mapping[str, nn.Module], rank: int) -> None:
+    """Refuse an adapter whose names or shapes are not this model's."""
+    for name, weight in sorted(weights.items()):
+        layer, _, part = name.rpartition(".")
+        if layer not in layers or part not in ("lora_a", "lora_b"):
+            raise ModelError(f"{folder}: adapter of another model: the judge has no place for {name}")
+        outputs, inputs = _shape(layers[layer])
+        expected = (inputs, rank) if part == "lora_a" else (rank, outputs)
+        if not mx.issubdtype(weight.dtype, mx.floating):
+            raise ModelError(f"{folder}: damaged adapter: {name} holds {weight.dtype}, no numbers with a point")
+        if weight.shape != expected:
+            raise ModelError(
+                f"{folder}: adapter of another model: {name} is {weight.shape}, the judge's layer takes {expected}"
+            )
+        if f"{layer}.{'lora_b' if part == 'lora_a' else 'lora_a'}" not in weights:
+            raise ModelError(f"{folder}: damaged adapter: {layer} has only one of lora_a and lora_b")
+
+
+def _shape(layer: nn.Module) -> tuple[int, int]:
+    """Outputs and inputs of a linear layer, quantized or not."""
+    outputs, inputs = layer.weight.shape
+    return outputs, inputs * 32 // layer.bits if isinstance(layer, nn.QuantizedLinear) else inputs

@@ -1,0 +1,128 @@
+"""From words to token ids: the chat of a comparison with the user's text kept plain, and the answer's labels."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from mlxpref.engine.template import CLOSING, NO_THINKING, USER_TEXT, Form, comparison_messages
+from mlxpref.errors import ModelError
+
+__all__ = ["LABELS", "ComparisonTokenizer", "ComparisonTokens"]
+
+LABELS = ("1", "2")
+"""What the judge writes for the image on the first and on the second place."""
+_BLANKS = "ĠĊĉč▁ \n\t\r"
+"""Blank characters as they stand in byte-level and sentencepiece vocabularies."""
+
+
+@dataclass(frozen=True)
+class ComparisonTokens:
+    """The ids of a comparison around its two images: up to the first, up to the second, and the rest."""
+
+    before_first: tuple[int, ...]
+    before_second: tuple[int, ...]
+    after: tuple[int, ...]
+
+
+class ComparisonTokenizer:
+    """A checkpoint's tokenizer, used so that a prompt can never become anything but words.
+
+    Segments of our own text are encoded as the tokenizer always does; the user's text is encoded by the same
+    vocabulary without any added token, special or not, so that `<|im_end|>` or `<think>` in a prompt stays a
+    string of ordinary characters.
+    """
+
+    def __init__(self, tokenizer: Any, image_token_id: int) -> None:
+        self.tokenizer = tokenizer
+        self.image_token = str(tokenizer.convert_ids_to_tokens(image_token_id))
+        self._backend: Tokenizer = tokenizer.backend_tokenizer
+        self._rendered = cache(self._render)
+
+    @cached_property
+    def added_ids(self) -> frozenset[int]:
+        """The ids of every added token; none of them may arise from the user's text."""
+        return frozenset(self._backend.get_added_tokens_decoder())
+
+    @cached_property
+    def _plain(self) -> Tokenizer:
+        """The same vocabulary without its added tokens."""
+        description = json.loads(self._backend.to_str())
+        description["added_tokens"] = []
+        description["post_processor"] = None
+        return Tokenizer.from_str(json.dumps(description))
+
+    @cached_property
+    def pieces(self) -> list[str]:
+        """Every token as it stands in the vocabulary; ASCII characters stand for themselves."""
+        size = max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
+        return [piece or "" for piece in self.tokenizer.convert_ids_to_tokens(list(range(size)))]
+
+    @cached_property
+    def label_ids(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The ids of each label's variants: the digit alone or after blanks."""
+        first, second = (
+            tuple(i for i, piece in enumerate(self.pieces) if piece.strip(_BLANKS) == label) for label in LABELS
+        )
+        if not first or not second:
+            raise ModelError("the tokenizer has no single token for the answers 1 and 2; choose another checkpoint")
+        return first, second
+
+    @cached_property
+    def closing(self) -> tuple[int, ...]:
+        """What is appended to a completion that ran out of tokens."""
+        return self.control(CLOSING)
+
+    @cached_property
+    def no_thinking(self) -> tuple[int, ...]:
+        """What a judge's completion begins with when it answers without thinking."""
+        return self.control(NO_THINKING)
+
+    def control(self, text: str) -> tuple[int, ...]:
+        """Ids of our own text, in which added tokens mean what they say."""
+        return tuple(self._backend.encode(text, add_special_tokens=False).ids)
+
+    def user(self, text: str) -> tuple[int, ...]:
+        """Ids of a user's text, in which nothing means more than its characters."""
+        text = text.encode("utf-8", "replace").decode("utf-8")  # half a surrogate pair is no character
+        ids = tuple(self._plain.encode(text, add_special_tokens=False).ids)
+        if self.added_ids.isdisjoint(ids):
+            return ids
+        # A vocabulary can hold an added token as an ordinary entry too: spelled out, it cannot arise.
+        ids = tuple(i for character in text for i in self._plain.encode(character, add_special_tokens=False).ids)
+        return tuple(i for i in ids if i not in self.added_ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of completion tokens; special tokens are left out."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def comparison(self, prompt: str, form: Form, think: bool) -> ComparisonTokens:
+        """The ids of a comparison for a prompt, ready for the judge to write (or, not thinking, to answer)."""
+        before_prompt, after_prompt, between, after = self._rendered(form)
+        return ComparisonTokens(
+            before_prompt + self.user(f" {prompt.strip()}") + after_prompt,
+            between,
+            after if think else after + self.no_thinking,
+        )
+
+    def _render(self, form: Form) -> tuple[tuple[int, ...], ...]:
+        """The chat template's own words of a form, split at the user's text and at the two images."""
+        messages = comparison_messages(form)
+        try:
+            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # a template is a program, which may raise anything
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            raise ModelError(
+                f"the checkpoint's chat template cannot be used: {reason}; copy the original checkpoint's"
+            ) from error
+        parts = text.split(self.image_token)
+        if len(parts) != 3 or parts[0].count(USER_TEXT) != 1:
+            raise ModelError(
+                "the checkpoint's chat template does not keep two images and the prompt in their places; "
+                "mlxpref needs the Instruct version of the model"
+            )
+        before_prompt, after_prompt = parts[0].split(USER_TEXT)
+        return tuple(self.control(part) for part in (before_prompt, after_prompt, parts[1], parts[2]))

@@ -1,0 +1,179 @@
+"""calibration.json: how a judge's answers are rescaled, and which judge, asked how, that holds for."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from mlxpref.errors import ConfigError, DataError
+from mlxpref.files import write_text
+from mlxpref.judge.store import default_store_path
+from mlxpref.ranking.temperature import TemperatureScaling
+
+__all__ = [
+    "CALIBRATION_FILE",
+    "Calibration",
+    "CalibrationFile",
+    "CalibrationMetrics",
+    "JudgeConditions",
+    "cached_calibrations",
+    "read_calibrations",
+    "write_calibration",
+]
+
+CALIBRATION_FILE = "calibration.json"
+
+
+@dataclass(frozen=True)
+class JudgeConditions:
+    """What a judge's soft preferences depend on beside the pair: a calibration holds for these and no others.
+
+    `judge` is the fingerprint of the model and its adapter, `template` the version of the words, `method` that of
+    judging itself. Without thinking one answer is read and nothing written: `samples` is 1 and `max_tokens` 0.
+    """
+
+    judge: str
+    template: str
+    method: int
+    max_pixels: int
+    think: bool
+    samples: int
+    max_tokens: int
+
+    @property
+    def mode(self) -> str:
+        """Thinking and reading are two judges with a calibration each."""
+        return "thinking" if self.think else "reading without thinking"
+
+    def differences(self, other: "JudgeConditions") -> list[str]:
+        """What is otherwise in `other`, in words."""
+        words = {
+            "judge": "another model or adapter",
+            "template": "other words of asking",
+            "method": "another way of judging",
+        }
+        changed = [f.name for f in fields(self) if getattr(self, f.name) != getattr(other, f.name)]
+        return [words.get(name, f"{name} {getattr(other, name)}, not {getattr(self, name)}") for name in changed]
+
+
+@dataclass(frozen=True)
+class CalibrationMetrics:
+    """How far soft preferences are from the shares of people: less is better.
+
+    `nll` is the cross-entropy in nats. `first_choice_rate` is about single orders: 0.5 is no position bias.
+    """
+
+    nll: float
+    brier: float
+    ece: float
+    first_choice_rate: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How the answers of one judge in one mode are rescaled, and how it was found.
+
+    `before` and `after` are of the same `pairs`, each of them rescaled by a fit to other prompts (`folds` of them).
+    `rescaling` is the fit to all.
+    """
+
+    conditions: JudgeConditions
+    rescaling: TemperatureScaling
+    data: str
+    split: str
+    pairs: int
+    folds: int
+    before: CalibrationMetrics
+    after: CalibrationMetrics
+    remarks: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        bias, temperature = self.rescaling.position_bias, self.rescaling.temperature
+        return f"{self.conditions.mode}: temperature {temperature:.3g}, position bias {bias:+.2f}"
+
+
+@dataclass(frozen=True)
+class CalibrationFile:
+    """The calibrations of one judge, at most one for thinking and one for reading."""
+
+    path: Path
+    calibrations: tuple[Calibration, ...]
+
+    def rescaling(self, asked: JudgeConditions) -> TemperatureScaling:
+        """The rescaling that holds for a judge as it is asked; ConfigError where there is none."""
+        remedy = "; make one with `mlxpref calibrate`, or go on without (no --calibration, or --no-calibration)"
+        for each in self.calibrations:
+            if each.conditions.think == asked.think:
+                if differences := asked.differences(each.conditions):
+                    raise ConfigError(f"{self.path}: made for {', '.join(differences)} ({asked.mode}){remedy}")
+                return each.rescaling
+        raise ConfigError(f"{self.path}: has no calibration for {asked.mode}{remedy}")
+
+    def summary(self) -> dict[str, Any]:
+        """What results say of it, for JSON."""
+        modes = [{"think": c.conditions.think, **asdict(c.rescaling), "pairs": c.pairs} for c in self.calibrations]
+        return {"file": str(self.path), "modes": modes}
+
+    def __str__(self) -> str:
+        return f"{self.path} ({'; '.join(map(str, self.calibrations))})"
+
+
+def cached_calibrations() -> Path:
+    """The folder in the user's cache for calibrations of judges without adapter; DataError where there is no cache."""
+    return default_store_path().parent / "calibrations"
+
+
+def read_calibrations(path: Path) -> CalibrationFile:
+    """The calibrations in a file; DataError for one that is not there, or is something else."""
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))["calibrations"]
+        found = tuple(_calibration(row) for row in rows)
+    except OSError as error:
+        raise DataError(f"{path}: no calibration can be read there ({error.strerror}); check the name") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path}: not a calibration ({type(error).__name__}: {error}); remove it and calibrate again"
+        ) from error
+    return CalibrationFile(path, found)
+
+
+def write_calibration(path: Path, made: Iterable[Calibration]) -> CalibrationFile:
+    """Write calibrations into a file, in the place of what it has for the same modes, and return all that it has now.
+
+    What it has for the other mode stays if it is of the same judge, words and pictures' size.
+    """
+    new = {each.conditions.think: each for each in made}
+    kept = {}
+    if path.exists():
+        kept = {each.conditions.think: each for each in read_calibrations(path).calibrations}
+    common = {_whatever_the_mode(each.conditions) for each in new.values()}
+    merged = {think: each for think, each in kept.items() if _whatever_the_mode(each.conditions) in common} | new
+    found = CalibrationFile(path, tuple(merged[think] for think in sorted(merged)))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps({"calibrations": [asdict(each) for each in found.calibrations]}, indent=2) + "\n")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written ({error.strerror}); give another file with --output") from error
+    return found
+
+
+def _whatever_the_mode(conditions: JudgeConditions) -> tuple[str, str, int, int]:
+    return conditions.judge, conditions.template, conditions.method, conditions.max_pixels
+
+
+def _calibration(row: Mapping[str, Any]) -> Calibration:
+    """A calibration as JSON has it, checked as far as a wrong value would do harm."""
+    kinds = {
+        "conditions": JudgeConditions,
+        "rescaling": TemperatureScaling,
+        "before": CalibrationMetrics,
+        "after": CalibrationMetrics,
+    }
+    parts = {name: kind(**row[name]) for name, kind in kinds.items()}
+    found = Calibration(**{**row, **parts, "remarks": tuple(row.get("remarks", ()))})
+    temperature, bias = float(found.rescaling.temperature), float(found.rescaling.position_bias)
+    if not (math.isfinite(temperature) and temperature > 0 and math.isfinite(bias)):
+        raise ValueError(f"temperature {temperature} or position bias {bias} makes no sense")
+    return found

@@ -1,0 +1,129 @@
+"""Any tool's scores of images, from a CSV file, beside the preferences of a data set."""
+
+import csv
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePath
+
+import numpy as np
+
+from mlxpref.errors import DataError
+from mlxpref.judge.metrics import Floats
+from mlxpref.preferences import ImageLike, PackedImage, Preference, image_name
+
+__all__ = ["match_scores", "prefer_by_score", "read_scores"]
+
+_COLUMNS = ("image", "score")
+_SHOWN = 10
+
+
+def read_scores(path: Path) -> dict[str, float]:
+    """The scores of a CSV file by image, in its order; higher is better.
+
+    The first line names the columns, of which `image` and `score` are taken. Raises one DataError for all rows that
+    cannot be used (no image, no finite number, an image that was there before): their count and the first ten.
+    """
+    scores: dict[str, float] = {}
+    lines: dict[str, int] = {}
+    bad: list[str] = []
+    for number, image, score in _rows(path):
+        try:
+            value = float(score)
+        except ValueError:
+            value = math.nan
+        if not image:
+            bad.append(f"line {number}: no image")
+        elif not math.isfinite(value):
+            bad.append(f"line {number}: the score of {image} must be a finite number, not {score[:40]!r}")
+        elif image in lines:
+            bad.append(f"line {number}: {image} has a score already, in line {lines[image]}")
+        else:
+            scores[image], lines[image] = value, number
+    if bad:
+        raise DataError(f"{path}: {len(bad)} rows cannot be used; correct or remove them:" + _some(bad))
+    if not scores:
+        raise DataError(f"{path}: no scores in this file; write rows like photo.png,0.7 below a line image,score")
+    return scores
+
+
+def match_scores(scores: Mapping[str, float], preferences: Sequence[Preference], path: Path) -> dict[str, float]:
+    """The scores of the preferences' images, by `image_name`; what the data do not have is left out.
+
+    A row's image is an image of the data if it is its path or the last parts of it and of no other's; of an image in
+    an archive, also the path that it would have if it were unpacked where the archive lies. `path` is the file of the
+    scores. Raises one DataError that names and counts images without a score, with several, and rows that mean several
+    images.
+    """
+    images = {image_name(image): image for p in preferences for image in (p.a, p.b)}
+    found: dict[str, list[str]] = defaultdict(list)
+    problems: list[str] = []
+    for row, meant in zip(scores, _meant(list(scores), images), strict=True):
+        if len(meant) > 1:
+            problems.append(f"{row} may be any of {len(meant)} images, such as {meant[0]} and {meant[1]}")
+        elif meant:
+            found[meant[0]].append(row)
+    problems += [f"{name} has {len(rows)} scores: {', '.join(rows)}" for name, rows in found.items() if len(rows) > 1]
+    if problems:
+        raise DataError(f"{path}: {len(problems)} images are not clear; give longer paths, once:" + _some(problems))
+    if missing := [name for name in images if name not in found]:
+        raise DataError(f"{path}: {len(missing)} of {len(images)} images have no score; add them:" + _some(missing))
+    return {name: scores[rows[0]] for name, rows in found.items()}
+
+
+def prefer_by_score(scores: Mapping[str, float], preferences: Sequence[Preference]) -> Floats:
+    """The preferences for a (N,) of a tool that scores images: 1 or 0 by the higher score, 0.5 for equal ones."""
+    a, b = (
+        np.array([scores[image_name(image)] for image in side], np.float64)
+        for side in ([p.a for p in preferences], [p.b for p in preferences])
+    )
+    return 0.5 * (1 + np.sign(a - b))
+
+
+def _rows(path: Path) -> Iterator[tuple[int, str, str]]:
+    """Line number, image and score of every row that is not blank."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, restval="", strict=True)
+            columns = [name.strip() for name in reader.fieldnames or ()]
+            if missing := [name for name in _COLUMNS if columns.count(name) != 1]:
+                raise DataError(
+                    f"{path}: its first line must name the columns image and score, each once; "
+                    f"wrong for {' and '.join(missing)}"
+                )
+            reader.fieldnames = columns
+            for row in reader:
+                yield reader.line_num, row["image"].strip(), row["score"].strip()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check the name") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8; save the file as UTF-8") from error
+    except csv.Error as error:
+        raise DataError(f"{path}: not a CSV file ({error})") from error
+
+
+def _meant(rows: Sequence[str], images: Mapping[str, ImageLike]) -> Iterator[list[str]]:
+    """For each row's image, the names of the images of the data that it may mean."""
+    parts = [PurePath(row).parts for row in rows]
+    lengths = {len(each) for each in parts}
+    endings: dict[tuple[str, ...], dict[str, None]] = defaultdict(dict)
+    for name, image in images.items():
+        for whole in _paths(name, image):
+            for length in lengths:
+                if length <= len(whole):
+                    endings[whole[-length:]][name] = None
+    for row, each in zip(rows, parts, strict=True):
+        yield [row] if row in images else list(endings.get(each, ()))
+
+
+def _paths(name: str, image: ImageLike) -> list[tuple[str, ...]]:
+    """The paths of an image as parts."""
+    paths = [PurePath(name)]
+    if isinstance(image, PackedImage):
+        paths.append(image.archive.parent / image.member)
+    return [path.parts for path in paths]
+
+
+def _some(lines: Sequence[str]) -> str:
+    more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+    return "".join(f"\n  {line}" for line in [*lines[:_SHOWN], *more])

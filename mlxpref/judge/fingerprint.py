@@ -1,0 +1,81 @@
+"""Who judges, in one short text: the same for the same model and adapter, another one after any change to them."""
+
+import hashlib
+from functools import cached_property
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten
+
+from mlxpref.conversion.writer import RECORD
+from mlxpref.engine.lora import adapter_weights
+from mlxpref.engine.vlm import VLM
+
+__all__ = ["Fingerprint"]
+
+_FILES = ("*.json", "*.jinja", "*.txt")
+"""What a checkpoint holds beside weights: config, tokenizer, chat template, image processor."""
+
+
+class Fingerprint:
+    """The fingerprint of a model as it stands in memory: its weights in their precision, its adapter, its files.
+
+    Weights are read where they are used, so that no name, copy or time of a file can make another model look like
+    this one. The adapter's are read byte by byte each time. The others are read once, for as long as they are the very
+    same arrays: of each matrix the sums of its rows and of its columns, at the speed of memory. Changes made on purpose
+    to keep all these sums would go unnoticed, and so would base weights that are written over in place.
+    """
+
+    def __init__(self, vlm: VLM) -> None:
+        self._vlm = vlm
+        self._sums: dict[str, tuple[mx.array, bytes]] = {}
+
+    def now(self) -> str:
+        """The fingerprint of the model and of the adapter that it has at this moment."""
+        model = self._vlm.model
+        adapter = adapter_weights(model)
+        weights: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
+        base = {name: weight for name, weight in weights.items() if name not in adapter}
+        digest = hashlib.sha256(self._files)
+        for name, content in sorted((self._sums_of(base) | _bytes_of(adapter)).items()):
+            digest.update(f"{name} {weights[name].dtype} {weights[name].shape} {len(content)}\n".encode() + content)
+        # What an adapter's product is multiplied by is a number of the layer, not a weight.
+        scales = [(name, layer.scale) for name, layer in model.named_modules() if f"{name}.lora_a" in adapter]
+        digest.update(repr(sorted(scales)).encode())
+        return digest.hexdigest()
+
+    @cached_property
+    def _files(self) -> bytes:
+        """The content of the checkpoint's small files, as one digest."""
+        found = (file for pattern in _FILES for file in self._vlm.path.glob(pattern))
+        # Where a conversion came from, and when it was measured, changes nothing that the model says.
+        files = sorted(file for file in found if file.name != RECORD)
+        contents = [f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}" for file in files]
+        return "\n".join(contents).encode()
+
+    def _sums_of(self, weights: dict[str, mx.array]) -> dict[str, bytes]:
+        """The sums of weights, remembered while they are the same arrays."""
+        before = self._sums
+        self._sums = {
+            name: before[name] if name in before and before[name][0] is weight else (weight, _sums(weight))
+            for name, weight in weights.items()
+        }
+        return {name: sums for name, (_, sums) in self._sums.items()}
+
+
+def _sums(weight: mx.array) -> bytes:
+    """The sums of the rows and of the columns of a weight's bits.
+
+    Taken of 16 bits at a time: whole floats would be added modulo 2^32, where two changed signs cancel.
+    """
+    kind = mx.uint8 if weight.dtype.size == 1 else mx.uint16
+    bits = weight.reshape(-1, weight.shape[-1] if weight.ndim > 1 else 1).view(kind)
+    return _bytes(bits.sum(axis=1)) + _bytes(bits.sum(axis=0))
+
+
+def _bytes_of(weights: dict[str, mx.array]) -> dict[str, bytes]:
+    return {name: _bytes(weight.view(mx.uint8)) for name, weight in weights.items()}
+
+
+def _bytes(array: mx.array) -> bytes:
+    return np.array(array).tobytes()

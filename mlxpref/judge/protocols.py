@@ -1,0 +1,124 @@
+"""What accuracy means on each public test set: the official definitions, as pure functions on arrays.
+
+A prediction is the preference for a, from 0 to 1; a label is 1 where a is better, 0 where b is, 0.5 for a tie.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mlxpref.errors import ConfigError
+from mlxpref.judge.metrics import Floats, group_numbers, interval
+from mlxpref.preferences import Preference
+
+__all__ = [
+    "PROTOCOLS",
+    "THRESHOLDS",
+    "VALIDATION_SPLIT",
+    "Official",
+    "Protocol",
+    "best_threshold",
+    "credit",
+    "labels",
+    "official",
+    "protocol_of",
+    "scored",
+]
+
+THRESHOLDS: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+"""The tie thresholds that Pick-a-Pic chooses from."""
+VALIDATION_SPLIT = "validation_unique"
+"""The split on which Pick-a-Pic chooses it."""
+_LABEL = {"a": 1.0, "b": 0.0, "tie": 0.5}
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a test set counts: every pair earns something, averaged over pairs, or within prompts first (`macro`).
+
+    `even` is what an undecided prediction earns; `ties` says that ties in the data count and can be predicted.
+    """
+
+    definition: str
+    macro: bool = False
+    even: float = 0.0
+    ties: bool = False
+
+
+PROTOCOLS: dict[str, Protocol] = {
+    "pairs": Protocol("share of pairs without a tie whose better image is preferred, undecided is wrong"),
+    "imagereward": Protocol("ImageRewardDB: micro, over all pairs without a tie, undecided is wrong"),
+    # The official code sorts by score, which no pair leaves undecided: by chance it is an inversion or none.
+    "hpdv2": Protocol(
+        "HPDv2: macro, mean over prompts of 1 - inversions / (n (n - 1) / 2), undecided is half an inversion",
+        macro=True,
+        even=0.5,
+    ),
+    "pickapic": Protocol(
+        "Pick-a-Pic: over all pairs, 1 for the label, a tie included, 0.5 where only label or prediction is a tie",
+        ties=True,
+    ),
+    "hpdv3": Protocol("HPDv3: over all pairs, the better image strictly preferred, undecided is wrong"),
+}
+
+
+@dataclass(frozen=True)
+class Official:
+    """An official number with its 95 % interval, by bootstrap over prompts, and what it is."""
+
+    value: float
+    low: float
+    high: float
+    definition: str
+
+
+def protocol_of(data: str) -> str:
+    """The protocol of the data set that `--data` names: its own, or that of plain pairs."""
+    name = "pickapic" if data == "pickapic_v1" else data
+    return name if name in PROTOCOLS else "pairs"
+
+
+def scored(preferences: Sequence[Preference], protocol: str) -> list[Preference]:
+    """The preferences that a protocol needs judged: those without a tie, or all where ties count."""
+    return [p for p in preferences if _known(protocol).ties or p.better != "tie"]
+
+
+def labels(preferences: Sequence[Preference]) -> Floats:
+    """Which side counts as better (N,)."""
+    return np.array([_LABEL[p.better] for p in preferences], np.float64)
+
+
+def credit(protocol: str, p: Floats, label: Floats, threshold: float = 0.0) -> Floats:
+    """What each prediction (N,) earns, from 0 to 1, against its label (N,).
+
+    Where ties count, a prediction is a tie if the probabilities of both sides differ by `threshold` at most.
+    """
+    rule = _known(protocol)
+    said, right = np.sign(p - 0.5), np.sign(label - 0.5)
+    if rule.ties:
+        said = np.where(np.abs((1 - p) - p) <= threshold, 0, said)
+        return np.where(said == right, 1, np.where((said == 0) | (right == 0), 0.5, 0))
+    return np.where(said == 0, rule.even, said == right)
+
+
+def official(protocol: str, p: Floats, label: Floats, groups: Sequence[str], threshold: float = 0.0) -> Official:
+    """The official number of predictions (N,) against labels (N,) in groups (N,), which are prompts."""
+    rule = _known(protocol)
+    earned, group = credit(protocol, p, label, threshold), group_numbers(groups)
+    total = np.asarray(np.bincount(group, earned), np.float64)
+    size = np.asarray(np.bincount(group), np.float64)
+    if rule.macro:
+        total, size = total / size, np.ones_like(size)
+    return Official(float(total.sum() / size.sum()), *interval(total, size), rule.definition)
+
+
+def best_threshold(p: Floats, label: Floats) -> float:
+    """The tie threshold with the best Pick-a-Pic accuracy, the smallest of equal ones."""
+    return THRESHOLDS[int(np.argmax([credit("pickapic", p, label, each).mean() for each in THRESHOLDS]))]
+
+
+def _known(protocol: str) -> Protocol:
+    if protocol not in PROTOCOLS:
+        raise ConfigError(f"unknown protocol {protocol!r}; known are {', '.join(PROTOCOLS)}")
+    return PROTOCOLS[protocol]

@@ -1,0 +1,150 @@
+"""The ranking of images for one prompt: every pair that was judged, what was said of it, and its JSON."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image
+
+from mlxpref.data.images import Skipped
+from mlxpref.judge.pair_verdict import PairVerdict
+from mlxpref.preferences import ImageLike
+from mlxpref.ranking.bradley_terry import RankedImage, StrengthRanking
+from mlxpref.verdict import Verdict
+
+__all__ = ["Ending", "JudgedPair", "Ranking", "Reason", "name_of"]
+
+Ending = Literal["done", "settled", "interrupted"]
+"""Why no more pairs were asked: the budget was spent, the top was settled before that, or somebody ended it."""
+
+
+@dataclass(frozen=True)
+class JudgedPair:
+    """Two images by number, and what the judge said of them."""
+
+    a: int
+    b: int
+    verdict: PairVerdict
+
+
+@dataclass(frozen=True)
+class Reason:
+    """What was written about two images as they were shown, `first` and `second` by number."""
+
+    first: int
+    second: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Images in order for one prompt, with every pair that was judged.
+
+    The i-th image of `images` is number i in `pairs` and in `ranking`. An interval says how well this judge's own
+    full ranking is known from the pairs asked, not what people think.
+    """
+
+    prompt: str
+    images: tuple[ImageLike, ...]
+    ranking: StrengthRanking
+    pairs: tuple[JudgedPair, ...]
+    seconds: float
+    model: str = ""
+    adapter: Path | None = None
+    vision_runs: int = 0
+    tokens: int = 0
+    skipped: tuple[Skipped, ...] = field(default=())
+    planned: int = 0
+    ending: Ending = "done"
+    recalled: int = 0
+    remarks: tuple[str, ...] = field(default=())
+
+    def name(self, index: int) -> str:
+        """What an image is called: its path, or its number where it came from memory."""
+        return name_of(self.images, index)
+
+    def reason(self, image: RankedImage) -> Reason | None:
+        """The reasoning that speaks most clearly for an image's place, and the two images that it speaks of.
+
+        For the upper half a comparison it won, for the others one it lost; None where nothing was thought.
+        """
+        upper = image.rank <= (len(self.images) + 1) // 2
+        clearest, reason = 0.0, None
+        for pair in self.pairs:
+            if image.index not in (pair.a, pair.b):
+                continue
+            p_win = pair.verdict.p_a if pair.a == image.index else 1 - pair.verdict.p_a
+            clearness = p_win if upper else 1 - p_win
+            for first, second, verdicts in _orders(pair):
+                thought = _clearest(verdicts, first_wins=(first == image.index) == upper)
+                if thought and clearness > clearest:
+                    clearest, reason = clearness, Reason(first, second, thought)
+        return reason
+
+    def reason_text(self, image: RankedImage) -> str | None:
+        """The reason of an image, with its place in it and its opponent."""
+        reason = self.reason(image)
+        if reason is None:
+            return None
+        place, other = (1, reason.second) if reason.first == image.index else (2, reason.first)
+        return f"as image {place} beside {Path(self.name(other)).name}: {reason.text}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The ranking as design.md's JSON of `rank`."""
+        return {
+            "prompt": self.prompt,
+            "model": self.model,
+            "adapter": str(self.adapter) if self.adapter else None,
+            "images": [
+                {
+                    "path": self.name(image.index),
+                    **{key: value for key, value in asdict(image).items() if key not in ("index", "tied_with")},
+                    "tied_with": [self.name(other) for other in image.tied_with],
+                    "reason": self.reason_text(image),
+                }
+                for image in self.ranking.images
+            ],
+            "pairs": [
+                {
+                    "a": self.name(pair.a),
+                    "b": self.name(pair.b),
+                    "p_a": pair.verdict.p_a,
+                    "p_a_shown_first": pair.verdict.p_a_shown_first,
+                    "p_a_shown_second": pair.verdict.p_a_shown_second,
+                    "reasons": [verdict.reasoning for verdict in pair.verdict.verdicts],
+                }
+                for pair in self.pairs
+            ],
+            "position_bias": self.ranking.position_bias,
+            "position_bias_stderr": self.ranking.position_bias_stderr,
+            "remarks": list(self.remarks),
+            "planned_pairs": self.planned,
+            "ending": self.ending,
+            "recalled": self.recalled,
+            "skipped": [{"path": str(s.path), "error": s.error} for s in self.skipped],
+            "seconds": round(self.seconds, 3),
+            "vision_runs": self.vision_runs,
+            "tokens": self.tokens,
+        }
+
+
+def name_of(images: Sequence[ImageLike], index: int) -> str:
+    """What one of several images is called: where it is, or its number where it came from memory."""
+    image = images[index]
+    return f"image {index}" if isinstance(image, Image.Image) else str(image)
+
+
+def _orders(pair: JudgedPair) -> tuple[tuple[int, int, tuple[Verdict, ...]], ...]:
+    """The first image's number, the second's, and what was said, for each order of a pair."""
+    return (
+        (pair.a, pair.b, pair.verdict.a_shown_first),
+        (pair.b, pair.a, pair.verdict.a_shown_second),
+    )
+
+
+def _clearest(verdicts: Sequence[Verdict], first_wins: bool) -> str | None:
+    """The reasoning of the verdict that most clearly says that the first image wins, or loses; None if none does."""
+    read = [(p if first_wins else 1 - p, v) for v in verdicts if (p := v.p_first("soft")) is not None and v.reasoning]
+    clearness, verdict = max(read, key=lambda item: item[0], default=(0.0, None))
+    return verdict.reasoning if verdict is not None and clearness > 0.5 else None

@@ -1,0 +1,1 @@
+"""What files show a person: pages, curves, CSV."""

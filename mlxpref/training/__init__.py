@@ -1,0 +1,1 @@
+"""Preferences become rollouts, rewards, updates and an adapter."""

@@ -1,0 +1,80 @@
+"""Held-out preferences: how well a judge in training does on what no step shows it, and when that was best."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import mlx.core as mx
+
+from mlxpref.config import TrainSettings
+from mlxpref.distributed import SINGLE_PROCESS, ProcessGroup
+from mlxpref.engine.lora import adapter_weights
+from mlxpref.engine.vlm import VLM
+from mlxpref.errors import DataError
+from mlxpref.judge.evaluation import Evaluation, evaluate
+from mlxpref.judge.judge import Judge
+from mlxpref.preferences import Preference
+from mlxpref.training.group_rewards import form_of
+from mlxpref.training.sampler import some_of
+from mlxpref.verdict import Strategy
+
+__all__ = ["HeldOut"]
+
+
+class HeldOut:
+    """Measures by the code of `eval`: in both orders, greedily, thinking where training does, ties dropped.
+
+    With `settings.patience`, the adapter with the best accuracy is remembered, the earliest of equal ones, and `over`
+    says when as many measurements in a row were no better.
+    """
+
+    def __init__(
+        self,
+        vlm: VLM,
+        preferences: Sequence[Preference],
+        settings: TrainSettings,
+        machines: ProcessGroup = SINGLE_PROCESS,
+    ) -> None:
+        decided = [p for p in preferences if not p.is_tie]
+        if settings.held_out and not decided:
+            raise DataError(
+                f"all {len(preferences)} held-out preferences are ties, which measure nothing; give a larger --held-out"
+            )
+        self.preferences = some_of(decided, settings.held_out_limit, settings.seed)
+        self.best: dict[str, mx.array] = {}
+        """The weights of the best adapter so far; none before the first measurement, or without patience."""
+        self._vlm, self._settings, self._machines = vlm, settings, machines
+        self._accuracy, self._stale = -1.0, 0
+
+    def is_due(self, step: int, steps: int) -> bool:
+        """Whether a step of so many ends with a measurement."""
+        return bool(self.preferences) and (step % self._settings.evaluate_every == 0 or step == steps)
+
+    @property
+    def over(self) -> bool:
+        """Whether training should end."""
+        return 0 < self._settings.patience <= self._stale
+
+    def measure(self) -> Evaluation:
+        """Judge the held-out preferences with the adapter as it is now."""
+        chosen = self._settings
+        judge = Judge(self._vlm, chosen.judging, machines=self._machines)
+        strategy: Strategy = "soft" if form_of(chosen) == "choice" else "score"
+        found = evaluate(judge, self.preferences, chosen.data, "held-out", strategy)
+        # What decides when training ends must be the same number in all processes.
+        accuracy = float(self._machines.agreed(found.metrics.accuracy))
+        better = accuracy > self._accuracy
+        self._stale = 0 if better else self._stale + 1
+        if better:
+            self._accuracy = accuracy
+            self.best = adapter_weights(self._vlm.model) if chosen.patience else {}
+        return found
+
+    @property
+    def state(self) -> tuple[dict[str, mx.array], dict[str, Any]]:
+        """What later measurements are compared with: the best adapter, and numbers."""
+        return dict(self.best), {"accuracy": self._accuracy, "stale": self._stale}
+
+    def restore(self, best: Mapping[str, mx.array], numbers: Mapping[str, Any]) -> None:
+        """Go on from a state."""
+        self.best = dict(best)
+        self._accuracy, self._stale = float(numbers["accuracy"]), int(numbers["stale"])

@@ -1,0 +1,140 @@
+"""What a step reports of itself: a line of log.jsonl, and the rollouts that it wrote."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import numpy as np
+
+from mlxpref.config import TrainSettings
+from mlxpref.judge.evaluation import Evaluation
+from mlxpref.preferences import image_name
+from mlxpref.training.group_rewards import component_names, form_of
+from mlxpref.training.rollouts import RolloutGroups
+from mlxpref.verdict import Strategy
+
+__all__ = ["RolloutRecord", "StepReport", "held_out_metrics", "measured_shares", "rollout_records"]
+
+
+@dataclass(frozen=True)
+class RolloutRecord:
+    """One rollout as it is kept in rollouts.jsonl; `first` and `second` as `image_name` calls them."""
+
+    step: int
+    prompt: str
+    first: str
+    second: str
+    y: float
+    text: str
+    p_first: float | None
+    label_mass: float | None
+    reward: float
+    advantage: float
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step did; shares from 0 to 1, seconds, natural logarithms; not a number where nothing was measured.
+
+    Of all that was written, resampled groups included: `reward` and the unweighted `reward_parts` it is made of, both
+    means; `accuracy`, the share of rollouts that agree with the majority; `truncated`, the share that ran out of
+    tokens; `entropy` of the policy a token, estimated by the mean of minus the log-probability of the tokens it chose.
+    `mismatch` is the mean distance between the log-probabilities of sampling and of scoring, `skipped` how many of the
+    `groups` taught nothing, `resampled` how many others were written to replace such. The seconds of rollout, score
+    (the reference), update and evaluation add up to `seconds`, the step's wall time; `tokens_per_second` is of the
+    rollout alone. `held_out` are the metrics of `eval` with the held-out preferences, where they were judged. Of
+    several processes, this one sent `sent_bytes` in the step and spent `wait_seconds` of it in exchanges.
+    """
+
+    step: int
+    steps: int
+    reward: float
+    reward_parts: Mapping[str, float]
+    accuracy: float
+    format_rate: float
+    label_mass: float
+    truncated: float
+    entropy: float
+    loss: float
+    grad_norm: float
+    kl: float
+    clip_fraction: float
+    mismatch: float
+    skipped: int
+    resampled: int
+    groups: int
+    updated: bool
+    tokens: int
+    tokens_per_second: float
+    learning_rate: float
+    rollout_seconds: float
+    score_seconds: float
+    update_seconds: float
+    evaluation_seconds: float
+    seconds: float
+    seconds_left: float
+    peak_bytes: int
+    held_out: Mapping[str, float] | None = None
+    sent_bytes: int = 0
+    wait_seconds: float = 0.0
+    rollouts: tuple[RolloutRecord, ...] = field(default=(), repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as a line of log.jsonl; a number that is not finite, which JSON lacks, is null."""
+        return {f.name: _in_json(getattr(self, f.name)) for f in fields(self) if f.name != "rollouts"}
+
+
+def measured_shares(written: RolloutGroups, learned_from: RolloutGroups, settings: TrainSettings) -> dict[str, Any]:
+    """The fields of a report that are means and counts over groups."""
+    earned, rollouts = written.earned, [rollout for group in written.rollouts for rollout in group]
+    logprobs = [logprob for rollout in rollouts for logprob in rollout.logprobs]
+    parts = earned.parts.mean(axis=(0, 1)).tolist()
+    choice = form_of(settings) == "choice"
+    return {
+        "reward": float(earned.rewards.mean()),
+        "reward_parts": dict(zip(component_names(settings), parts, strict=True)),
+        "accuracy": float(earned.right.mean()),
+        "format_rate": float(earned.well_formed.mean()),
+        "label_mass": float(np.mean([r.verdict.label_mass for r in rollouts])) if choice else math.nan,
+        "truncated": float(earned.truncated.mean()),
+        "entropy": -float(np.mean(logprobs)) if logprobs else math.nan,
+        "skipped": int((~learned_from.earned.taught).sum()),
+        "resampled": len(written) - len(learned_from),
+        "groups": len(learned_from),
+        "tokens": sum(rollout.verdict.tokens for rollout in rollouts),
+    }
+
+
+def rollout_records(step: int, groups: RolloutGroups, settings: TrainSettings) -> tuple[RolloutRecord, ...]:
+    """Every rollout of groups, as it may be kept."""
+    choice = form_of(settings) == "choice"
+    names = [(image_name(le.comparison.first), image_name(le.comparison.second)) for le in groups.lessons]
+    read: Strategy = "soft" if choice else "score"
+    return tuple(
+        RolloutRecord(
+            step=step,
+            prompt=lesson.comparison.prompt,
+            first=names[i][0],
+            second=names[i][1],
+            y=lesson.y,
+            text=rollout.verdict.text,
+            p_first=rollout.verdict.p_first(read),
+            label_mass=rollout.verdict.label_mass if choice else None,
+            reward=float(groups.earned.rewards[i, j]),
+            advantage=float(groups.earned.advantages[i, j]),
+        )
+        for i, lesson in enumerate(groups.lessons)
+        for j, rollout in enumerate(groups.rollouts[i])
+    )
+
+
+def held_out_metrics(evaluation: Evaluation) -> dict[str, float]:
+    """What a report says of a measurement; its seconds stand among those of the step."""
+    return asdict(evaluation.metrics) | {"unreadable": evaluation.unreadable}
+
+
+def _in_json(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _in_json(each) for name, each in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

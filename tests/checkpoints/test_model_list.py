@@ -1,0 +1,76 @@
+"""convert/models.toml: whole, in agreement with what mlxpref proposes, and no claim that cannot be held."""
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlxpref.checkpoints.hf_config import FAMILIES
+from mlxpref.checkpoints.model_shapes import Quantization
+from mlxpref.checkpoints.resolve import recommended_judges
+from mlxpref.conversion.quantize import Recipe
+from scripts.memory_table import JUDGES
+
+FILE = Path(__file__).parents[2] / "convert" / "models.toml"
+MODELS: list[dict[str, Any]] = tomllib.loads(FILE.read_text(encoding="utf-8"))["model"]
+SIZES = ("source_gb", "conversion_gb", "converted_gb", "working_set_gb")
+FIELDS = {"source", "family", "licence", "any_use", *SIZES, "recipe", "profile", "checked"}
+each = pytest.mark.parametrize("model", MODELS, ids=lambda model: model["source"])
+
+
+@each
+def test_each_model_has_every_field(model: dict[str, Any]) -> None:
+    assert set(model) >= FIELDS
+    assert set(model) <= FIELDS | {"converted", "revision", "form"}
+    assert model["source"].count("/") == 1
+    assert model["family"] in FAMILIES
+    assert model["profile"] in ("mlxpref", "own", "not verified")
+    assert ("form" in model) == (model["profile"] == "own")
+    assert len(model["checked"]) > 20
+    assert all(isinstance(model[name], float) for name in SIZES)
+
+
+@each
+def test_a_licence_that_was_not_seen_allows_nothing(model: dict[str, Any]) -> None:
+    assert model["any_use"] == (model["licence"] in ("apache-2.0", "mit"))
+    if "revision" in model:
+        assert "revision" in model["checked"], "say where the revision was checked"
+
+
+@each
+def test_sizes_fit_each_other(model: dict[str, Any]) -> None:
+    sizes = [model[name] for name in SIZES]
+    assert all(sizes) or not any(sizes), "a size that is not known is 0, and then no other is known either"
+    if any(sizes):
+        assert model["converted_gb"] < model["working_set_gb"] < model["source_gb"]
+        assert min(model["converted_gb"], 5) + 0.3 < model["conversion_gb"] < model["source_gb"]
+
+
+@each
+def test_recipes_can_be_asked_for(model: dict[str, Any]) -> None:
+    assert Recipe.named(model["recipe"]).name == model["recipe"]
+
+
+@pytest.mark.parametrize("name", ["3B", "7B"])
+def test_sizes_are_those_of_the_shapes(name: str) -> None:
+    """Qwen2.5-VL, whose shapes are known; written with 4 bits in groups of 64."""
+    from dataclasses import replace
+
+    (model,) = [model for model in MODELS if model["source"] == f"Qwen/Qwen2.5-VL-{name}-Instruct"]
+    shapes = JUDGES[name]
+    assert shapes.weight_bytes(2) / 1e9 == pytest.approx(model["source_gb"], abs=0.06)
+    written = replace(shapes, quantization=Quantization(4, 64)).weight_bytes(2) / 1e9
+    assert written == pytest.approx(model["converted_gb"], abs=0.06)
+    largest = shapes.vocabulary * shapes.hidden * 2 / 1e9
+    assert min(written, 5) + largest + 0.3 == pytest.approx(model["conversion_gb"], abs=0.06)
+
+
+def test_what_is_proposed_is_in_the_list_with_the_same_figures() -> None:
+    known = {model.get("converted", model["source"]): model for model in MODELS}
+    assert len({model["source"] for model in MODELS}) == len(MODELS) == len(known)
+    for judge in recommended_judges():
+        model = known[judge.id]
+        assert (model["licence"], model["any_use"]) == (judge.licence, judge.any_use)
+        assert (model["converted_gb"], model["working_set_gb"]) == (judge.size_gb, judge.working_set_gb)
+    assert {model["converted"] for model in MODELS if "converted" in model} <= {j.id for j in recommended_judges()}

@@ -1,0 +1,593 @@
+"""The command line as a person meets it: results, JSON, streams, exit codes, and one clear line for what is wrong."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from huggingface_hub import constants
+from PIL import Image
+
+from mlxpref.checkpoints.resolve import choose_judge
+from mlxpref.cli import main
+from mlxpref.demo.pictures import COLOURS, SHAPES, PictureSpec, render
+from mlxpref.engine.adapters import ADAPTER_WEIGHTS
+from mlxpref.judge.judge import Judge
+from tests.conftest import GOLDEN, tiny_model, write_adapter
+
+COMMANDS = ("calibrate", "compare", "convert", "data", "demo", "doctor", "eval", "export", "label", "rank", "train")
+TINY = str(GOLDEN / "qwen2_5_vl")
+SCRIPT = [sys.executable, "-c", "from mlxpref.cli import main; main()"]
+QUICK = ("--model", TINY, "--max-tokens", "6")
+MARKUP = "[red]x[bold] :smile:.png"
+ESCAPE = "esc\x1b[31m\u202egnp.png"
+UNDECODED = os.fsdecode(b"undecoded\xff.png")
+
+COMPARE_KEYS = {
+    "prompt", "model", "adapter", "a", "b", "p_a", "p_a_shown_first", "p_a_shown_second", "reasons", "samples",
+    "calibration",
+}  # fmt: skip
+RANK_KEYS = {
+    "prompt", "model", "adapter", "images", "pairs", "position_bias", "position_bias_stderr", "remarks",
+    "planned_pairs", "ending", "recalled", "skipped", "seconds", "vision_runs", "tokens",
+    "calibration",
+}  # fmt: skip
+IMAGE_KEYS = {
+    "path", "rank", "strength", "stderr", "low", "high", "p_best", "wins", "pairs", "tied_with", "reason",
+}  # fmt: skip
+PAIR_KEYS = {"a", "b", "p_a", "p_a_shown_first", "p_a_shown_second", "reasons"}
+EVAL_KEYS = {
+    "data", "split", "protocol", "strategy", "pairs", "ties_dropped", "accuracy", "accuracy_low", "accuracy_high",
+    "accuracy_macro", "both_orders_accuracy", "position_consistency", "first_choice_rate", "first_image_baseline",
+    "brier", "ece", "unreadable", "tokens", "seconds", "official", "human_ceiling", "tokens_per_pair",
+    "seconds_per_pair", "calibration",
+}  # fmt: skip
+
+
+def run(*arguments: str | Path, input: str | None = None) -> Result:
+    """The command line in this process; what it prints must do nothing to a terminal."""
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments], input=input)
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    for text in (result.stdout, result.stderr):
+        assert all(character.isprintable() or character == "\n" for character in text), repr(text)
+    return result
+
+
+def report(*arguments: str | Path) -> Any:
+    """The JSON of a command that works: all of stdout."""
+    result = run(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def refused(*arguments: str | Path) -> str:
+    """The one line of a command that cannot work."""
+    result = run(*arguments)
+    assert result.exit_code == 1, result.output
+    assert result.stdout == ""
+    lines = result.stderr.splitlines()
+    assert lines[-1].startswith("Error: "), result.stderr
+    assert "Traceback" not in result.stderr
+    return lines[-1]
+
+
+def in_a_process(*arguments: str | Path | bytes, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [*SCRIPT, *arguments],
+        capture_output=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
+        timeout=120,
+    )
+
+
+@pytest.fixture(autouse=True)
+def without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "no hub"))
+    monkeypatch.delenv("MLXPREF_MODEL", raising=False)
+
+
+def draw(path: Path, number: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    look = PictureSpec(list(COLOURS)[number % len(COLOURS)], SHAPES[number % len(SHAPES)], "clean")
+    with path.open("wb") as file:
+        render(look, np.random.default_rng(number)).save(file, format="PNG")
+    return path
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder with three pictures."""
+    for number, name in enumerate(("a.png", "b.png", "c.png")):
+        draw(tmp_path / "pictures" / name, number)
+    return tmp_path / "pictures"
+
+
+@pytest.fixture
+def two(pictures: Path) -> tuple[Path, Path]:
+    return pictures / "a.png", pictures / "b.png"
+
+
+@pytest.fixture
+def rows(pictures: Path) -> Callable[..., Path]:
+    """A JSONL file beside the pictures."""
+
+    def write(*rows: dict[str, Any] | str) -> Path:
+        path = pictures.parent / "preferences.jsonl"
+        path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
+        return path
+
+    return write
+
+
+def row(a: str = "a", b: str = "b", p_a: float = 1.0, **more: Any) -> dict[str, Any]:
+    return {"prompt": "a shape", "a": f"pictures/{a}.png", "b": f"pictures/{b}.png", "p_a": p_a, **more}
+
+
+# Help and start
+
+
+def test_help_loads_nothing_heavy() -> None:
+    program = f"""
+import sys
+from mlxpref.cli import main
+for arguments in [["--help"], ["--version"], *([command, "--help"] for command in {COMMANDS!r})]:
+    try:
+        main(arguments)
+    except SystemExit as end:
+        assert end.code == 0, arguments
+heavy = {{"mlx", "mlx_vlm", "mlx_lm", "rich", "transformers", "numpy", "PIL", "huggingface_hub"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+
+
+def test_help_names_every_command_in_full() -> None:
+    shown = run("--help").output
+    listed = [line.split(maxsplit=1) for line in shown.partition("Commands:")[2].splitlines() if line.strip()]
+    assert tuple(name for name, _ in listed) == COMMANDS
+    assert not any("..." in text for _, text in listed), "cut off"
+    assert run("-h").output == shown
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nothing"],
+        ["rank"],
+        ["rank", "somewhere"],
+        ["compare", "a", "--prompt", "x"],
+        ["compare", "a", "b", "c\x1b[31m", "--prompt", "x"],
+        ["compare", "a", "b", "--prompt", "x", "--samples", "0"],
+        ["rank", "a", "--prompt", "x", "--think", "perhaps"],
+        ["rank", "a", "--prompt", " "],
+        ["compare", "a", "b", "--prompt", "not text \udcff"],
+        ["eval"],
+        ["eval", "--data", "demo", "--strategy", "soft,hard"],
+        ["eval", "--data", "demo", "--limit", "0"],
+    ],
+)
+def test_wrong_usage_ends_with_2(arguments: list[str]) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert "Error: " in result.stderr.splitlines()[-1]
+
+
+# Results
+
+
+def test_compare(two: tuple[Path, Path]) -> None:
+    a, b = two
+    said = report("compare", a, b, "--prompt", "a shape", *QUICK)
+    assert set(said) == COMPARE_KEYS
+    assert (said["a"], said["b"], said["model"], said["adapter"]) == (str(a), str(b), TINY, None)
+    assert [sample["first"] for sample in said["samples"]] == ["a", "b"]
+    assert len(said["reasons"]) == 2
+    assert all(0 < sample["tokens"] <= 6 + 8 for sample in said["samples"])
+    assert said["p_a_shown_first"] == said["samples"][0]["p_first"]
+    assert said["p_a_shown_second"] == 1 - said["samples"][1]["p_first"]
+    winner = a if said["p_a"] > 0.5 else b
+    lines = run("compare", a, b, "--prompt", "a shape", *QUICK).stdout.splitlines()
+    assert lines[0] == f"{winner} is preferred, {100 * max(said['p_a'], 1 - said['p_a']):.1f} %"
+    orders = [line for line in lines if line.startswith(f"  {two[0].parent}")]
+    assert orders[0] == f"  {a} as image 1, {b} as image 2: {100 * said['p_a_shown_first']:.1f} % for {a}"
+    assert orders[1] == f"  {b} as image 1, {a} as image 2: {100 * said['p_a_shown_second']:.1f} % for {a}"
+
+
+def test_compare_without_thinking_and_with_samples(two: tuple[Path, Path]) -> None:
+    said = report("compare", *two, "--prompt", "a shape", *QUICK, "--no-think", "--samples", "3")
+    assert [sample["tokens"] for sample in said["samples"]] == [0, 0]
+    assert said["reasons"] == ["", ""]
+    arguments = ("compare", *two, "--prompt", "a shape", *QUICK, "--samples", "2")
+    said = report(*arguments)
+    assert [sample["first"] for sample in said["samples"]] == ["a", "a", "b", "b"]
+    texts = [sample["text"] for sample in said["samples"]]
+    assert len(set(texts)) > 1
+    read = [sample["p_first"] for sample in said["samples"][:2] if sample["p_first"] is not None]
+    assert said["p_a_shown_first"] == pytest.approx(np.mean(read))
+    assert [sample["text"] for sample in report(*arguments)["samples"]] == texts
+    assert [sample["text"] for sample in report(*arguments, "--seed", "1")["samples"]] != texts
+
+
+@pytest.mark.parametrize("think", ["top", "all", "none"])
+def test_rank(pictures: Path, think: str) -> None:
+    said = report("rank", pictures, "--prompt", "a shape", "--think", think, *QUICK)
+    assert set(said) == RANK_KEYS
+    assert (said["prompt"], said["model"], said["adapter"], said["skipped"]) == ("a shape", TINY, None, [])
+    assert {frozenset(image) for image in said["images"]} == {frozenset(IMAGE_KEYS)}
+    assert {frozenset(pair) for pair in said["pairs"]} == {frozenset(PAIR_KEYS)}
+    assert sorted(image["path"] for image in said["images"]) == [str(pictures / f"{name}.png") for name in "abc"]
+    assert [image["rank"] for image in said["images"]] == sorted(image["rank"] for image in said["images"])
+    assert sum(image["p_best"] for image in said["images"]) == pytest.approx(1, abs=1e-6)
+    assert len(said["pairs"]) == 3
+    assert said["vision_runs"] == 3
+    assert (said["tokens"] == 0) == (think == "none")
+    assert all(len(pair["reasons"]) == 2 for pair in said["pairs"])
+    shown = run("rank", pictures, "--prompt", "a shape", "--think", think, *QUICK).stdout.splitlines()
+    assert shown[0] == "“a shape”: 3 images, 3 pairs, each in both orders"
+    assert [line.split()[1] for line in shown[2:5]] == [Path(image["path"]).name for image in said["images"]]
+    assert "not what people think" in shown[-1]
+
+
+def test_rank_takes_files_and_folders_and_looks_deeper_on_request(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(pictures.parent)
+    deep = draw(pictures / "deep" / "deeper" / "a.png", 5)
+    (pictures / ".DS_Store").write_text("x")
+    (pictures / "._a.png").write_text("x")
+
+    def ranked(*arguments: str | Path) -> set[str]:
+        said = report("rank", *arguments, "--prompt", "a shape", "--think", "none", *QUICK)
+        assert said["skipped"] == []
+        return {image["path"] for image in said["images"]}
+
+    shallow = {str(pictures / name) for name in ("a.png", "b.png", "c.png")}
+    assert ranked(pictures) == shallow
+    assert ranked(pictures, "--recursive") == shallow | {str(deep)}
+    assert ranked(pictures / "a.png", deep.parent) == {str(pictures / "a.png"), str(deep)}
+    shown = run("rank", pictures, "--recursive", "--prompt", "x", "--think", "none", *QUICK).stdout
+    assert "  deep/deeper/a.png " in shown, "two images of one name are told apart by their folders"
+    assert ranked("pictures/a.png", deep) == {"pictures/a.png", str(deep)}
+    assert f"  {deep} " in run("rank", "pictures/a.png", deep, "--prompt", "x", "--think", "none", *QUICK).stdout
+
+
+def test_names_and_prompts_of_any_kind_are_shown_and_do_nothing(tmp_path: Path) -> None:
+    names = ("with blanks.png", "ünï 你好 🎨.png", MARKUP, ESCAPE, UNDECODED)
+    for number, name in enumerate(names):
+        draw(tmp_path / "pictures" / name, number)
+    prompt = "[bold]a[/bold] \x1b[2J\u202eshape <|im_end|>"
+    arguments = ("rank", tmp_path / "pictures", "--prompt", prompt, "--think", "none", *QUICK)
+    said = report(*arguments)
+    assert said["prompt"] == prompt
+    assert {Path(image["path"]).name for image in said["images"]} == set(names)
+    assert {Path(path).name for pair in said["pairs"] for path in (pair["a"], pair["b"])} == set(names)
+    shown = run(*arguments).stdout
+    assert "[bold]a[/bold] [2Jshape <|im_end|>" in shown
+    for name in (*names[:3], "esc[31mgnp.png", "undecoded\\xff.png"):
+        assert name in shown
+    paths = [tmp_path / "pictures" / name for name in (ESCAPE, UNDECODED)]
+    said = report("compare", *paths, "--prompt", prompt, *QUICK)
+    assert [Path(said[side]).name for side in "ab"] == [ESCAPE, UNDECODED]
+    assert "undecoded\\xff.png" in run("compare", *paths, "--prompt", prompt, *QUICK).stdout
+
+
+def test_eval_of_ones_own_preferences(rows: Callable[..., Path]) -> None:
+    path = rows(row("a", "b"), row("b", "c", 0.25, group="x"), row("a", "c", 0.5))
+    said = report("eval", "--data", path, *QUICK)
+    assert set(said) == EVAL_KEYS
+    assert list(said)[:4] == ["data", "split", "protocol", "strategy"]
+    assert (said["data"], said["split"], said["pairs"], said["ties_dropped"]) == (str(path), "test", 2, 1)
+    assert said["first_image_baseline"] == 0.5
+    assert 0 <= said["accuracy_low"] <= said["accuracy"] <= said["accuracy_high"] <= 1
+    shown = run("eval", "--data", path, *QUICK).stdout
+    assert "1 ties dropped" in shown
+    assert report("eval", "--data", path, *QUICK, "--no-think")["tokens"] == 0
+    path = rows(row("a", "b"), row("b", "c"))
+    assert report("eval", "--data", path, *QUICK, "--limit", "1")["pairs"] == 1
+
+
+def test_eval_of_several_strategies(rows: Callable[..., Path]) -> None:
+    path = rows(row("a", "b"))
+    several = report("eval", "--data", path, *QUICK, "--strategy", "score, select,soft")
+    assert [each["strategy"] for each in several] == ["soft", "select", "score"]
+    assert all(set(each) - {"think", "samples", "minus_select", "minus_score"} == EVAL_KEYS for each in several)
+    assert report("eval", "--data", path, *QUICK, "--strategy", "select")["strategy"] == "select"
+    lines = run("eval", "--data", path, *QUICK, "--strategy", "soft,select").stdout.splitlines()
+    assert lines[1].split()[:4] == ["strategy", "thinking", "samples", "accuracy"]
+    assert len(lines) == 7  # what select wrote before is recalled
+
+
+def test_eval_of_the_demo() -> None:
+    for split in ("test", "heldout", "train"):
+        said = report("eval", "--data", "demo", "--split", split, "--limit", "3", "--model", "demo", "--no-think")
+        assert (said["data"], said["split"], said["pairs"]) == ("demo", split, 3)
+
+
+def test_the_demo_judge_says_what_it_knows(two: tuple[Path, Path], tmp_path: Path) -> None:
+    arguments = ("--prompt", "a shape", "--model", "demo", "--no-think")
+    Image.new("RGB", (50, 60)).save(tmp_path / "other.png")
+    assert "knows only its own coloured shapes" in run("compare", two[0], tmp_path / "other.png", *arguments).stderr
+    assert "coloured shapes" not in run("compare", *two, *arguments).stderr
+    other = ("compare", two[0], tmp_path / "other.png", "--prompt", "x", "--no-think", "--model", TINY)
+    assert "coloured shapes" not in run(*other).stderr
+
+
+def test_the_environment_names_the_judge(two: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLXPREF_MODEL", TINY)
+    assert report("compare", *two, "--prompt", "x", "--no-think")["model"] == TINY
+    assert report("compare", *two, "--prompt", "x", "--no-think", "--model", "demo")["model"] == "demo"
+
+
+def test_an_adapter_changes_the_answer(two: tuple[Path, Path], tmp_path: Path) -> None:
+    adapter = write_adapter(tmp_path / "adapter", tiny_model("qwen2_5_vl"))
+    arguments = ("compare", *two, "--prompt", "x", "--no-think", "--model", TINY)
+    without, said = report(*arguments), report(*arguments, "--adapter", adapter)
+    assert said["adapter"] == str(adapter)
+    assert abs(said["p_a_shown_first"] - without["p_a_shown_first"]) > 1e-4
+
+
+# Streams and exit codes, in processes of their own
+
+
+def test_stdout_is_json_and_stderr_the_rest(pictures: Path) -> None:
+    for number, name in enumerate((ESCAPE, UNDECODED)):
+        draw(pictures / name, number)
+    (pictures / "text.png").write_text("x")
+    done = in_a_process("rank", str(pictures), "--prompt", "x", "--json", *QUICK)
+    assert done.returncode == 0, done.stderr.decode()
+    said = json.loads(done.stdout)
+    assert set(said) == RANK_KEYS
+    assert {os.fsencode(image["path"]) for image in said["images"]} >= {os.fsencode(pictures / UNDECODED)}
+    assert b"\x1b" not in done.stdout + done.stderr
+    lines = done.stderr.decode().splitlines()
+    assert lines[0].startswith(f"skipped: {pictures / 'text.png'}: ")
+    assert all(line.startswith("the same file: ") for line in lines[1:3])
+    assert lines[3].startswith("10 pairs to think about, in both orders: about ")
+    assert re.match(r"thinking; leading: .*: 10 of 10 in ", lines[4])
+    assert len(lines) == 5
+
+
+def test_results_reach_a_terminal_of_any_encoding(two: tuple[Path, Path]) -> None:
+    arguments = ("compare", *two, "--prompt", "“你好” 🎨", "--no-think", "--model", TINY)
+    done = in_a_process(*arguments, "--json", PYTHONIOENCODING="ascii")
+    assert json.loads(done.stdout)["prompt"] == "“你好” 🎨"
+    done = in_a_process("rank", *two, *arguments[3:5], "--think", "none", *QUICK, PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stderr
+
+
+def test_errors_of_the_system_are_one_line(two: tuple[Path, Path]) -> None:
+    command = [*SCRIPT, "compare", *map(str, two), "--prompt", "x", "--no-think", "--model", TINY, "--json"]
+    if Path("/dev/full").exists():
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, timeout=120)
+        assert done.returncode == 1
+        assert done.stderr == b"Error: the output: No space left on device; correct that and run it again\n"
+    reading, writing = os.pipe()
+    os.close(reading)  # as `| head` does when it has read enough
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, timeout=120)
+    os.close(writing)
+    assert done.returncode == 1
+    assert done.stderr == b""
+
+
+def test_ctrl_c_ends_with_130(two: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Judge, "pairs", interrupt)
+        for arguments in (
+            ["compare", *two, "--prompt", "x"],
+            ["rank", *two, "--prompt", "x"],
+            ["eval", "--data", "demo"],
+        ):
+            result = run(*arguments, "--model", TINY)
+            assert (result.exit_code, result.stdout) == (130, "")
+            assert result.stderr.splitlines()[-1] == "interrupted"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pictures"]
+
+
+# Bad input
+
+
+def test_images_that_are_not_there(pictures: Path, tmp_path: Path) -> None:
+    a = pictures / "a.png"
+    assert "nowhere: no such file or folder" in refused("rank", tmp_path / "nowhere", "--prompt", "x", *QUICK)
+    (tmp_path / "empty").mkdir()
+    assert "empty: this folder holds no images" in refused("rank", tmp_path / "empty", "--prompt", "x", *QUICK)
+    draw(tmp_path / "outer" / "inner" / "x.png")
+    assert "add --recursive" in refused("rank", tmp_path / "outer", "--prompt", "x", *QUICK)
+    assert "nowhere.png: cannot be opened" in refused("compare", a, "nowhere.png", "--prompt", "x", *QUICK)
+    assert "is a folder" in refused("compare", a, pictures, "--prompt", "x", *QUICK)
+    assert "two images are needed, 1 of 1" in refused("rank", a, "--prompt", "x", *QUICK)
+    assert "two images are needed, 1 of 1" in refused("rank", a, a, "--prompt", "x", *QUICK)
+
+
+def test_damaged_images_are_skipped_named_and_counted(pictures: Path) -> None:
+    whole = draw(pictures / "whole.png", 4).read_bytes()
+    (pictures / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (pictures / f"text {MARKUP}").write_text("a red circle")
+    Image.new("1", (10_000, 10_000)).save(pictures / "bomb.png")
+    (pictures / UNDECODED).write_bytes(b"")
+    result = run("rank", pictures, "--prompt", "x", "--think", "none", *QUICK)
+    assert result.exit_code == 0
+    notes = [line for line in result.stderr.splitlines() if line.startswith("skipped: ")]
+    assert len(notes) == 4
+    assert "bomb.png: has more than 89,478,485 pixels" in notes[0]
+    assert "cut.png: is damaged" in notes[1]
+    assert f"text {MARKUP}: is damaged or not an image" in notes[2]
+    assert "undecoded\\xff.png: is empty" in notes[3]
+    assert "4 skipped: bomb.png, cut.png and 2 more" in result.stdout
+    said = report("rank", pictures, "--prompt", "x", "--think", "none", *QUICK)
+    assert [Path(each["path"]).name for each in said["skipped"]] == [
+        "bomb.png", "cut.png", f"text {MARKUP}", UNDECODED,
+    ]  # fmt: skip
+    assert len(said["images"]) == 4
+    for name in ("a.png", "b.png", "c.png"):
+        (pictures / name).unlink()
+    line = refused("rank", pictures, "--prompt", "x", *QUICK)
+    assert "two images are needed, 1 of 5 can be read: " in line
+    for name in ("bomb.png", "cut.png", f"text {MARKUP}", "undecoded\\xff.png"):
+        assert name in line
+    for name in ("bomb.png", "cut.png", f"text {MARKUP}", UNDECODED):
+        assert name[:4] in refused("compare", pictures / "whole.png", pictures / name, "--prompt", "x", *QUICK)
+
+
+def test_bad_rows_are_gathered(rows: Callable[..., Path]) -> None:
+    path = rows(row(), row(a="missing"), row(p_a=1.5), "not json", row(b="a\x1b[31m"))
+    result = run("eval", "--data", path, *QUICK)
+    assert (result.exit_code, result.stdout) == (1, "")
+    lines = result.stderr.splitlines()
+    assert lines[0] == f"Error: {path}: 4 of 5 rows cannot be used; correct or remove them:"
+    assert [line.split(":")[0] for line in lines[1:]] == [f"  line {number}" for number in (2, 3, 4, 5)]
+    assert "pictures/missing.png" in lines[1]
+    assert "1.5" in lines[2]
+
+
+def test_unreadable_images_of_preferences_are_named_before_the_work(
+    rows: Callable[..., Path], pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (pictures / "b.png").write_bytes(b"")
+    (pictures / "c.png").write_text("no image")
+    draw(pictures / "d.png", 3)
+    monkeypatch.setattr(Judge, "pairs", None)
+    result = run("eval", "--data", rows(row("a", "d"), row("a", "b"), row("d", "c"), row("b", "d")), *QUICK)
+    assert result.exit_code == 1
+    lines = result.stderr.splitlines()
+    assert lines[0].endswith("preferences.jsonl: 2 of 4 images cannot be read; correct them or remove their rows:")
+    assert [line.split(": ")[0] for line in lines[1:]] == [f"  {pictures / name}" for name in ("b.png", "c.png")]
+
+
+def test_data_that_is_not_there(tmp_path: Path, rows: Callable[..., Path]) -> None:
+    assert "unknown --data nothing: known are demo, imagereward" in refused("eval", "--data", "nothing", *QUICK)
+    assert "no such file" in refused("eval", "--data", tmp_path / "nothing.jsonl", *QUICK)
+    line = refused("eval", "--data", "imagereward", *QUICK)
+    assert "its files are not here; download them with `mlxpref data imagereward --split test`" in line
+    assert "the demo has train, test, heldout" in refused("eval", "--data", "demo", "--split", "dev", *QUICK)
+    assert "no rows of split" in refused("eval", "--data", rows(row(split="train")), *QUICK)
+    assert "no preference to judge (1 ties)" in refused("eval", "--data", rows(row(p_a=0.5)), *QUICK)
+    assert "no preferences in this file" in refused("eval", "--data", rows(), *QUICK)
+
+
+def test_models_that_cannot_be_used(two: tuple[Path, Path], tmp_path: Path) -> None:
+    def judged_by(model: str | Path) -> str:
+        return refused("compare", *two, "--prompt", "x", "--model", model)
+
+    assert "nowhere: no such model folder" in judged_by(tmp_path / "nowhere")
+    assert "nowhere: no such model folder" in judged_by("nowhere")
+    assert "some/where: no such folder, not in the local cache" in judged_by("some/where")
+    assert "the model's name is empty" in judged_by("")
+    assert "no config.json there" in judged_by(two[0].parent)
+    folder = tmp_path / "model"
+    shutil.copytree(TINY, folder)
+    (folder / "preprocessor_config.json").unlink()
+    assert f"{folder}: no preprocessor_config.json there" in judged_by(folder)
+    assert "no preprocessor_config.json there" in refused("convert", folder, tmp_path / "out")
+    shutil.copy(Path(TINY) / "preprocessor_config.json", folder)
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    assert "model.safetensors: not readable as weights: its tensors end at byte" in judged_by(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "llava"}))
+    assert "'llava' is not supported; mlxpref judges with Qwen2-VL, Qwen2.5-VL, Qwen3-VL" in judged_by(folder)
+
+
+def test_no_judge_at_all_is_one_line(two: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlxpref.checkpoints.resolve.device_working_set", lambda: 12 * 10**9)
+    judge = choose_judge(12 * 10**9)
+    line = refused("compare", *two, "--prompt", "x")
+    for part in (judge.id, f"{judge.size_gb} GB", judge.licence, "--yes", "--model"):
+        assert part in line
+    line = refused("compare", *two, "--prompt", "x", "--yes")
+    assert f"{judge.id}: no such folder, not in the local cache, and it cannot be downloaded" in line
+    monkeypatch.setattr("mlxpref.checkpoints.resolve.device_working_set", lambda: 10**9)
+    assert "no recommended judge fits this device (1.0 GB" in refused("compare", *two, "--prompt", "x", "--yes")
+
+
+def test_adapters_of_another_model_are_refused(
+    two: tuple[Path, Path], tmp_path: Path, demo_judge: Callable[..., Judge]
+) -> None:
+    arguments = ("compare", *two, "--prompt", "x", "--model", TINY, "--adapter")
+    other = write_adapter(tmp_path / "demo", demo_judge().vlm)
+    assert f"{other}: adapter of another model: " in refused(*arguments, other)
+    renamed = write_adapter(tmp_path / "renamed", tiny_model("qwen2_5_vl"))
+    weights = (renamed / ADAPTER_WEIGHTS).read_bytes().replace(b"q_proj", b"query_")
+    (renamed / ADAPTER_WEIGHTS).write_bytes(weights)
+    assert f"{renamed}: adapter of another model: the judge has no place for " in refused(*arguments, renamed)
+    assert "nowhere: no such adapter folder" in refused(*arguments, tmp_path / "nowhere")
+    assert "no adapter_config.json there" in refused(*arguments, two[0].parent)
+
+
+SMALL_RUN = ("--data", "demo", "--limit", "6", "--comparisons", "2", "--group", "2", "--max-tokens", "4")
+
+
+def test_train_writes_a_run_that_can_be_used_and_fed_back(two: tuple[Path, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    said = report("train", *SMALL_RUN, "--model", TINY, "--steps", "2", "--no-think", "--output", folder)
+    assert said["adapter"] == str(folder)
+    assert said["last_step"]["step"] == 2
+    assert report("compare", *two, "--prompt", "x", *QUICK, "--adapter", folder)["adapter"] == str(folder)
+    assert len((folder / "log.jsonl").read_text().splitlines()) == 2
+    again = run("train", "--config", folder / "run.json", "--output", tmp_path / "again")
+    assert again.exit_code == 0
+    adapters = [(tmp_path / name / "adapters.safetensors").read_bytes() for name in ("run", "again")]
+    assert adapters[0] == adapters[1]
+
+
+@pytest.mark.parametrize("reward", ["soft", "brier", "hard", "score"])
+def test_train_knows_every_reward(reward: str, tmp_path: Path) -> None:
+    arguments = (*SMALL_RUN, "--model", TINY, "--steps", "1", "--reward", reward, "--output", tmp_path / "run")
+    done = run("train", *arguments)
+    assert done.exit_code == 0
+    if reward in ("hard", "score"):  # a random model never answers, so nothing can be learned from
+        assert "no step updated the adapter" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "no --data"),
+        (("--data", "nowhere"), "unknown --data nowhere"),
+        (("--data", "imagereward"), "its files are not here; download them with"),
+        (("--data", "demo", "--reward", "nice"), "neither soft, brier, hard or score"),
+        (("--data", "demo", "--kl", "inf"), "not a finite number"),
+        (("--data", "demo", "--max-tokens", "9999999"), "the model reads at most"),
+    ],
+)
+def test_train_refuses_in_one_line(arguments: tuple[str, ...], words: str, tmp_path: Path) -> None:
+    done = run("train", *arguments, "--model", TINY, "--limit", "4", "--output", tmp_path / "run")
+    assert done.exit_code == 1
+    assert words in done.stderr.splitlines()[-1]
+    assert done.stderr.splitlines()[-1].startswith("Error: ")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_training_with_the_adapter_saved(number: int, code: int, tmp_path: Path) -> None:
+    arguments = [*SMALL_RUN, "--model", TINY, "--steps", "5000", "--no-think", "--output", str(tmp_path / "run")]
+    process = subprocess.Popen([*SCRIPT, "train", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    log = tmp_path / "run" / "log.jsonl"
+    until = time.monotonic() + 60
+    while not (log.exists() and log.read_text().count("\n") > 3) and time.monotonic() < until:
+        time.sleep(0.1)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert b"the adapter of step" in errors
+    assert b"Traceback" not in errors
+    assert (tmp_path / "run" / "adapters.safetensors").is_file()
+    assert not list((tmp_path / "run").glob(".*"))

@@ -1,0 +1,103 @@
+"""`mlxpref eval` with several ways to judge: options, table, JSON and drawing."""
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from click.testing import CliRunner, Result
+
+from mlxpref.cli import main
+from mlxpref.cli.eval_strategies import choice_of
+from mlxpref.judge.strategies import StrategyVariant
+from mlxpref.report.reliability import FORMATS
+
+DEMO = ("eval", "--data", "demo", "--model", "demo", "--limit", "3", "--max-tokens", "24")
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [*DEMO, *map(str, arguments)])
+
+
+def test_several_ways_are_one_table(tmp_path: Path) -> None:
+    store = ("--store", tmp_path / "store.sqlite")
+    result = run("--strategy", "select,score,soft", "--samples", "2, 1", "--think", "both", *store)
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[0] == "demo test: 3 pairs, each in both orders"
+    rows = [line.split()[:3] for line in lines[2:11]]
+    assert rows == [
+        [strategy, think, count]
+        for think, count in (("no", "1"), ("yes", "1"), ("yes", "2"))
+        for strategy in ("soft", "select", "score")
+    ]
+    gains = [line.split()[:5] for line in lines[12:18]]
+    assert gains[0] == ["soft", "-", "select", "no", "1"]
+    assert gains[-1] == ["soft", "-", "score", "yes", "2"]
+    assert "all rows together" in lines[-1]
+    # It is all kept: nothing is judged again, so no seconds are known.
+    again = run("--strategy", "select,score,soft", "--samples", "2,1", "--think", "both", *store)
+    assert "36 of 36 comparisons were judged before" in again.stderr
+    shares = [line.rsplit(None, 1)[0] for line in lines[2:11]]
+    assert [line.rsplit(None, 1) for line in again.stdout.splitlines()[2:11]] == [[s, "recalled"] for s in shares]
+
+
+def test_json_has_an_evaluation_for_every_way() -> None:
+    result = run("--strategy", "soft,select", "--samples", "1,2", "--json")
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)
+    assert [(row["strategy"], row["think"], row["samples"]) for row in rows] == [
+        ("soft", True, 1), ("select", True, 1), ("soft", True, 2), ("select", True, 2),
+    ]  # fmt: skip
+    assert set(rows[0]["minus_select"]) == {"accuracy", "low", "high"}
+    assert all(row["pairs"] == 3 and row["seconds"] > 0 and row["ece"] >= 0 for row in rows)
+    one = json.loads(run("--think", "--samples", "2", "--json").stdout)
+    assert (one["strategy"], one["pairs"]) == ("soft", 3)
+    assert json.loads(run("--no-think", "--json").stdout)["tokens"] == 0
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_the_drawing_is_written(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"drawing{ending}"
+    result = run("--no-think", "--strategy", "soft,score", "--plot", path)
+    assert result.exit_code == 0, result.output
+    assert list(tmp_path.iterdir()) == [path]
+    if ending == ".svg":
+        text = "".join(ElementTree.parse(path).getroot().itertext())
+        assert "soft, without thinking" in text
+        assert "score, without thinking" in text
+    assert run("--no-think", "--plot", path).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--samples", "0,2"), "give numbers from 1"),
+        (("--samples", "two"), "give numbers from 1"),
+        (("--samples", "1,,2"), "give numbers from 1"),
+        (("--strategy", "soft,hard"), "'hard'; known are soft, select, score"),
+        (("--think", "--no-think"), "exclude each other"),
+        (("--think", "never"), "'never' is not one of"),
+        (("--plot", "drawing.pdf"), "ends with .svg or .png"),
+        (("--plot", "no/such/folder/drawing.svg"), "in a folder that exists"),
+        (("--plot", "drawing.svg", "--scores", "scores.csv"), "takes the place of a judge"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_refused_at_once(arguments: tuple[str, ...], said: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2, result.output
+    assert said in " ".join(result.stderr.split())
+
+
+def test_choices_that_were_not_made_leave_the_settings_alone() -> None:
+    nothing = choice_of("soft", None, None, False, None)
+    assert nothing.settings == {}
+    assert nothing.variants == [StrategyVariant("soft", True, 1)]
+    both = choice_of("soft", "4,1", "both", False, None)
+    assert both.settings == {"samples": 4, "think": True}
+    assert both.variants == [
+        StrategyVariant("soft", False, 1),
+        StrategyVariant("soft", True, 1),
+        StrategyVariant("soft", True, 4),
+    ]
+    assert choice_of("soft", None, None, True, None).settings == {"think": False}

@@ -1,0 +1,115 @@
+"""`mlxpref label` as a person starts it: what is refused at once, what is left out, and what a second start finds."""
+
+import json
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from mlxpref.config import LabelSettings
+from mlxpref.data.label_file import LabelFile
+from mlxpref.data.load import load_preferences
+from mlxpref.data.prompts import PromptGroup
+from mlxpref.label.prompt_task import prompt_tasks
+from mlxpref.label.session import LabelSession
+from scripts.label_loop import labelling
+from tests.cli.test_commands import UNDECODED, run
+from tests.label_pages import pictures
+
+PROMPT = ("--prompt", "a hat")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    pictures(tmp_path / "pictures", 4)
+    return tmp_path / "pictures"
+
+
+def started(folder: Path, output: Path, *options: str) -> str:
+    """What the command says before the page is there."""
+    with labelling(folder, output, *options) as (_, process, said):
+        process.terminate()
+        _, err = process.communicate(timeout=60)
+        assert "Traceback" not in err
+        return said
+
+
+@pytest.mark.parametrize(
+    "arguments", [(), (*PROMPT, "--prompt-from", "sidecar"), (*PROMPT, "--pairs", "0"), (*PROMPT, "--port", "70000")]
+)
+def test_wrong_usage(folder: Path, arguments: tuple[str, ...]) -> None:
+    assert run("label", folder, *arguments).exit_code == 2
+
+
+def test_what_cannot_work_is_refused_at_once(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "diary.jsonl").write_text("dear diary\n")
+    pictures(tmp_path / "one", 1)
+    (tmp_path / "empty").mkdir()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        for arguments, expected in (
+            ((tmp_path / "nowhere",), "no such folder; give the one that holds the images"),
+            ((folder / "0000.png",), "no such folder"),
+            ((tmp_path / "one",), "two images are needed"),
+            ((tmp_path / "empty",), "holds no images"),
+            ((folder, "--output", tmp_path / "nowhere" / "p.jsonl"), "give another file"),
+            ((folder, "--output", tmp_path), "give another file"),
+            ((folder, "--output", tmp_path / "diary.jsonl"), "holds other lines; give another --output"),
+            ((folder, "--output", tmp_path / "p.csv"), "give a name that ends in it"),
+            ((folder, "--output", tmp_path / "p.jsonl", "--port", port), "cannot be taken"),
+        ):
+            done = run("label", *arguments, *PROMPT, "--no-browser")
+            assert done.exit_code == 1, arguments
+            assert expected in done.stderr
+    assert (tmp_path / "diary.jsonl").read_text() == "dear diary\n"
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_only_what_is_in_the_folder_is_shown(folder: Path, tmp_path: Path) -> None:
+    secret = pictures(tmp_path / "secret", 1)[0]
+    (folder / "link.png").symlink_to(secret)
+    (folder / "inside.png").symlink_to(folder / "0001.png")
+    (folder / UNDECODED).write_bytes((folder / "0002.png").read_bytes())
+    (folder / "broken.png").write_bytes(b"\x89PNG")
+    said = started(folder, tmp_path / "p.jsonl", *PROMPT)
+    assert "link.png: is a link that leads out of the folder" in said
+    assert "has a name that is not UTF-8 text" in said
+    assert "broken.png: is damaged" in said
+    assert "\n4 images, 6 pairs planned of 6\n" in said, "a link within the folder is the file that it leads to"
+
+
+def test_each_prompt_is_a_part_of_it(folder: Path, tmp_path: Path) -> None:
+    for number, image in enumerate(sorted(folder.iterdir())):
+        image.with_suffix(".txt").write_text(f"prompt {number // 2}")
+    assert "4 images of 2 prompts, 2 pairs planned of 2" in started(
+        folder, tmp_path / "p.jsonl", "--prompt-from", "sidecar"
+    )
+
+
+def test_a_second_start_goes_on(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "p.jsonl"
+    record = {
+        "number": 1, "prompt": "a hat", "a": "pictures/0000.png", "b": "pictures/0001.png", "p_a": 1.0, "answer": "a",
+        "shown_first": "a", "split": "train", "seconds": 1.0, "time": "",
+    }  # fmt: skip
+    elsewhere = record | {"number": 2, "prompt": "a shoe"}
+    output.write_text("".join(json.dumps(each) + "\n" for each in (record, elsewhere)))
+    said = started(folder, output, *PROMPT)
+    assert "p.jsonl: 2 lines are there, 1 of them stand and are about these images" in said
+    os.truncate(output, output.stat().st_size - 40)
+    assert "the last line was cut off when it was written; it is removed" in started(folder, output, *PROMPT)
+    assert output.read_text() == json.dumps(record) + "\n"
+
+
+def test_an_output_behind_a_link_to_a_folder_finds_its_pictures(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "deep" / "er")
+    output = tmp_path / "link" / "p.jsonl"
+    with LabelFile(output) as file:
+        groups = [PromptGroup("a hat", tuple(sorted(folder.iterdir())))]
+        labelling = LabelSession(file, prompt_tasks(groups, output.parent, None, 0.0, ()), LabelSettings())
+        assert labelling.answer(labelling.state()["number"], "first", None)
+    assert len(load_preferences(str(output), "train")) >= 1

@@ -1,0 +1,92 @@
+"""Nothing that is printed can do anything to a terminal, and nothing is lost on the way."""
+
+import io
+import json
+import re
+import sys
+
+import pytest
+
+from mlxpref.cli import output as console
+from mlxpref.cli.output import print_json, print_table, print_text
+from mlxpref.log import note, track
+from mlxpref.text import plain
+
+NASTY = "[red]a[/red] \x1b[31mb\x1b[0m \x9b1mc \u202etxt :smile: d\r\ne\tf\x00 \u2066g bad\udcff.png"
+SHOWN = "[red]a[/red] [31mb[0m 1mc txt :smile: d  e f g bad\\xff.png"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_text_is_plain_and_markup_is_not_eaten(capsys: pytest.CaptureFixture[str]) -> None:
+    assert plain(NASTY) == SHOWN
+    assert plain("öäü 你好 🎨 “x”") == "öäü 你好 🎨 “x”"
+    print_text(NASTY)
+    note(NASTY)
+    print_table(("name", ">[b]count[/b]"), [(NASTY, 1), ("b", 22)], title=NASTY)
+    captured = capsys.readouterr()
+    assert captured.err == SHOWN + "\n"
+    lines = captured.out.splitlines()
+    assert lines[0] == SHOWN
+    assert lines[1] == SHOWN
+    assert lines[2].split() == ["name", "[b]count[/b]"]
+    assert lines[3].startswith(SHOWN)
+    assert lines[3].endswith(" 1")
+    assert lines[4].endswith(" 22")
+    assert len(lines) == 5
+
+
+def test_json_escapes_what_a_terminal_would_obey_and_loses_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    value = {"prompt": NASTY, "words": "你好 🎨", "n": None, "x": [1.5, True]}
+    print_json(value)
+    out = capsys.readouterr().out
+    assert json.loads(out) == value
+    assert "你好 🎨" in out
+    out.encode("utf-8")
+    assert all(character.isprintable() or character == "\n" for character in out)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_any_encoding_of_stdout_will_do(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding))
+    print_json({"name": "é 你 🎨 \udcff"})
+    assert json.loads(raw.getvalue().decode(encoding)) == {"name": "é 你 🎨 \udcff"}
+    print_text("é 你 🎨 \udcff")
+    print_table(("“name”",), [("é 你 🎨",)])
+    assert raw.getvalue().decode(encoding)
+
+
+def test_tables_keep_to_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    print_table(("name", ">n"), [("x" * 100, 1)])
+    text = re.sub(r"\x1b\[[0-9;]*m", "", sys.stdout.getvalue())  # type: ignore[attr-defined]
+    assert text.count("x") == 100
+    assert max(map(len, text.splitlines())) <= 40
+
+
+def test_progress_is_said_in_a_file(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(console, "_PLAIN_INTERVAL", 0.0)
+    assert list(track(iter("abc"), 3, "judging")) == ["a", "b", "c"]
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.splitlines()
+    assert lines[0].startswith("judging: 1 of 3, about ")
+    assert lines[0].endswith(" s left")
+    assert lines[-1].startswith("judging: 3 of 3 in ")
+    assert len(lines) == 3
+
+
+def test_progress_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    assert list(track(iter("abc"), 3, "judging [x]")) == ["a", "b", "c"]
+    shown = sys.stderr.getvalue()  # type: ignore[attr-defined]
+    assert "judging" in shown
+    assert "3/3" in shown
+    assert capsys.readouterr().out == ""

@@ -1,0 +1,192 @@
+"""`mlxpref rank` as a person meets it: which pairs, which prompts, what is kept, and where the result goes."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image, PngImagePlugin
+
+from tests.cli.test_commands import QUICK, SCRIPT, run
+from tests.conftest import picture
+
+PROMPT = ("--prompt", "a red circle")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Twelve pictures."""
+    place = tmp_path / "pictures"
+    place.mkdir()
+    for i in range(12):
+        picture(i).save(place / f"{i:02}.png")
+    return place
+
+
+def ranked(*arguments: str | Path) -> dict[str, Any]:
+    done = run("rank", *arguments, "--json")
+    assert done.exit_code == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_pairs_are_two_an_image_unless_said_otherwise(folder: Path) -> None:
+    assert len(ranked(folder, *PROMPT, "--think", "none", *QUICK)["pairs"]) == 24
+    assert len(ranked(folder, *PROMPT, "--think", "none", "--pairs", "13", *QUICK)["pairs"]) == 13
+    assert len(ranked(folder, *PROMPT, "--think", "none", "--pairs", "all", *QUICK)["pairs"]) == 66
+
+
+def test_what_was_judged_is_not_judged_again(folder: Path, tmp_path: Path) -> None:
+    store = ("--store", tmp_path / "kept.sqlite")
+    first = ranked(folder, *PROMPT, "--think", "none", *store, *QUICK)
+    assert (first["recalled"], first["vision_runs"]) == (0, 12)
+    again = ranked(folder, *PROMPT, "--think", "none", *store, *QUICK)
+    assert (again["recalled"], again["vision_runs"]) == (48, 0)
+    assert again["images"] == first["images"]
+    more = ranked(folder, *PROMPT, "--think", "none", "--pairs", "30", *store, *QUICK)
+    assert 0 < more["recalled"] < 60
+    assert len(more["pairs"]) == 30
+
+
+def test_the_store_is_in_the_cache_or_nowhere(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLXPREF_CACHE", str(tmp_path / "cache"))
+    arguments = (folder, *PROMPT, "--think", "none", "--pairs", "3", *QUICK)
+    assert ranked(*arguments, "--no-store")["recalled"] == 0
+    assert not (tmp_path / "cache").exists()
+    ranked(*arguments)
+    assert [file.name for file in (tmp_path / "cache").glob("*.sqlite")] == ["comparisons.sqlite"]
+    assert ranked(*arguments)["recalled"] == 6
+    both = run("rank", *arguments, "--no-store", "--store", tmp_path / "x.sqlite")
+    assert both.exit_code == 2
+    assert "exclude each other" in both.stderr
+
+
+def test_the_time_is_said_before_the_work(folder: Path) -> None:
+    done = run("rank", folder, *PROMPT, *QUICK)
+    assert done.exit_code == 0
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith("24 pairs to read and 20 pairs to think about, in both orders: about ")
+    assert lines[1].startswith("reading")
+    assert lines[2].startswith("thinking; leading: ")
+
+
+def test_files_are_written(folder: Path, tmp_path: Path) -> None:
+    page, table, best = tmp_path / "page.html", tmp_path / "table.csv", tmp_path / "best"
+    outputs = ("--html", page, "--csv", table, "--copy-top", "3", best)
+    found = ranked(folder, *PROMPT, "--think", "none", *outputs, *QUICK)
+    order = [Path(image["path"]).name for image in found["images"]]
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [Path(row["image"]).name for row in rows] == order
+    assert sorted(path.name for path in best.iterdir()) == [f"{i:02}_{name}" for i, name in enumerate(order[:3], 1)]
+    assert len(list(folder.iterdir())) == 12
+    text = page.read_text(encoding="utf-8")
+    assert all(name in text for name in order)
+    assert text.count("data:image/") == 12
+
+
+@pytest.mark.parametrize(
+    ("option", "place"), [("--html", "missing/page.html"), ("--csv", "missing/table.csv"), ("--html", "")]
+)
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(
+    folder: Path, tmp_path: Path, option: str, place: str
+) -> None:
+    done = run("rank", folder, *PROMPT, option, tmp_path / place, *QUICK)
+    assert done.exit_code == 1
+    assert "folder" in done.stderr
+    assert "pairs to read" not in done.stderr
+
+
+def test_copies_among_the_images_are_refused_before_the_work(folder: Path) -> None:
+    done = run("rank", folder, *PROMPT, "--copy-top", "2", folder, *QUICK)
+    assert done.exit_code == 1
+    assert "holds images that are ranked" in done.stderr
+    assert "pairs to read" not in done.stderr
+
+
+def test_each_prompt_has_its_own_ranking(folder: Path, tmp_path: Path) -> None:
+    for number, path in enumerate(sorted(folder.iterdir())):
+        path.with_suffix(".txt").write_text("a red circle" if number % 2 else "a blue square", encoding="utf-8")
+    (folder / "11.txt").unlink()
+    page = tmp_path / "page.html"
+    done = run("rank", folder, "--prompt-from", "sidecar", "--think", "none", "--html", page, *QUICK, "--json")
+    assert done.exit_code == 0, done.stderr
+    rankings = json.loads(done.stdout)
+    assert [(ranking["prompt"], len(ranking["images"])) for ranking in rankings] == [
+        ("a blue square", 6),
+        ("a red circle", 5),
+    ]
+    assert [Path(each["path"]).name for each in rankings[0]["skipped"]] == ["11.png"]
+    assert "“a red circle”: 5 images" in done.stderr
+    assert page.read_text(encoding="utf-8").count("data:image/") == 11
+
+
+def test_a_prompt_in_the_picture(tmp_path: Path) -> None:
+    for i in range(3):
+        text = PngImagePlugin.PngInfo()
+        text.add_text("parameters", f"a red circle\nNegative prompt: blur\nSteps: 20, Seed: {i}")
+        picture(i).save(tmp_path / f"{i}.png", pnginfo=text)
+    (ranking,) = json.loads(run("rank", tmp_path, "--prompt-from", "png", *QUICK, "--json").stdout)
+    assert ranking["prompt"] == "a red circle"
+
+
+@pytest.mark.parametrize("arguments", [(), (*PROMPT, "--prompt-from", "sidecar")])
+def test_one_source_of_prompts_is_needed(folder: Path, arguments: tuple[str, ...]) -> None:
+    done = run("rank", folder, *arguments, *QUICK)
+    assert done.exit_code == 2
+    assert "give either --prompt TEXT or --prompt-from" in done.stderr
+
+
+@pytest.mark.parametrize("pairs", ["0", "-3", "many", "1.5"])
+def test_impossible_pairs(folder: Path, pairs: str) -> None:
+    done = run("rank", folder, *PROMPT, "--pairs", pairs, *QUICK)
+    assert done.exit_code == 2
+    assert "--pairs" in done.stderr
+
+
+def test_the_same_file_twice_is_noticed(folder: Path) -> None:
+    (folder / "copy.png").write_bytes((folder / "03.png").read_bytes())
+    done = run("rank", folder, *PROMPT, "--think", "none", *QUICK)
+    assert done.exit_code == 0
+    assert f"the same file: {folder / '03.png'}, {folder / 'copy.png'}; each is ranked" in done.stderr
+
+
+def test_the_work_ends_when_the_top_is_settled(folder: Path) -> None:
+    found = ranked(folder, *PROMPT, "--think", "none", "--pairs", "all", "--top", "12", *QUICK)
+    assert found["ending"] == "settled", "that all twelve are the twelve best is known at once"
+    assert len(found["pairs"]) < found["planned_pairs"] == 66
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_interrupted_work_is_ranked_and_kept(tmp_path: Path) -> None:
+    for i in range(40):
+        picture(i, (224, 224)).save(tmp_path / f"{i:02}.png")
+    store = tmp_path / "kept.sqlite"
+    command = [*SCRIPT, "rank", str(tmp_path), *PROMPT, "--think", "all", "--pairs", "all", "--max-tokens", "64"]
+    command += ["--model", QUICK[1], "--store", str(store), "--json", "--rows", "4"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(os.environ)) as process:
+        deadline = time.monotonic() + 120
+        while not (store.exists() and store.with_name(store.name + "-wal").exists()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        time.sleep(4)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err.decode()
+    found = json.loads(out)
+    assert found["ending"] == "interrupted"
+    assert 0 < len(found["pairs"]) < 780
+    assert len(found["images"]) == 40
+    assert b"Traceback" not in err
+
+
+def test_broken_images_are_named(folder: Path) -> None:
+    (folder / "broken.png").write_bytes(b"\x89PNG")
+    Image.new("RGB", (8, 8)).save(folder / "fine.png")
+    found = ranked(folder, *PROMPT, "--think", "none", "--pairs", "3", *QUICK)
+    assert [Path(each["path"]).name for each in found["skipped"]] == ["broken.png"]

@@ -1,0 +1,126 @@
+"""Recipes side by side: smaller is less true, the source is asked once, and only what was asked for is kept."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlxpref.cli.tables import print_recipes
+from mlxpref.conversion import compare_recipes as recipe_comparison
+from mlxpref.conversion import verify as verification
+from mlxpref.conversion.compare_recipes import compare_recipes
+from mlxpref.conversion.fidelity import Fidelity, answers_of, built_in_comparisons, fidelity_of
+from mlxpref.conversion.quantize import Recipe
+from mlxpref.conversion.verify import check_record
+from mlxpref.demo import JUDGE
+from mlxpref.engine.vlm import load_vlm
+from mlxpref.errors import ConfigError, ModelError
+from tests.conftest import GOLDEN
+
+SOURCE = GOLDEN / "qwen2_5_vl"
+COMPARISONS = built_in_comparisons()[:8]
+COMMON: dict[str, Any] = {"dtype": "float32", "comparisons": COMPARISONS}
+
+
+def recipes(*names: str) -> list[Recipe]:
+    return [Recipe.named(name, 32) for name in names]
+
+
+@pytest.fixture(autouse=True)
+def own_temporary(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Temporary folders go to a place that can be looked at."""
+    place = tmp_path_factory.mktemp("temporary")
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    return place
+
+
+@pytest.mark.parametrize("source", [SOURCE, JUDGE])
+def test_less_is_less_true(source: Path, own_temporary: Path) -> None:
+    rows = compare_recipes(source, recipes("none", "8", "4", "2"), **COMMON)
+    assert [row["recipe"] for row in rows] == ["none", "8", "4", "2"]
+    assert [row["quantized_layers"] > 0 for row in rows] == [False, True, True, True]
+    for key in ("bytes", "bits_per_weight"):
+        values = [row[key] for row in rows]
+        assert values == sorted(values, reverse=True), key
+        assert len(set(values)) == 4, key
+    kls = [row["kl_answer"] for row in rows]
+    assert kls[0] == 0
+    assert kls == sorted(kls)
+    assert 0 < 10 * kls[1] < kls[3]
+    assert rows[0]["agreement"] == 1
+    assert list(own_temporary.iterdir()) == []
+
+
+def test_the_source_is_asked_once_and_rows_hold_what_was_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = []
+
+    def load(folder: Path, *arguments: Any) -> Any:
+        loaded.append(folder)
+        return load_vlm(folder, *arguments)
+
+    monkeypatch.setattr(verification, "load_vlm", load)
+    rows = compare_recipes(SOURCE, recipes("8", "mixed_4_8"), tmp_path / "out", name="owner/name", **COMMON)
+    assert loaded.count(SOURCE) == 1
+    assert len(loaded) == 3
+    assert {folder.name for folder in (tmp_path / "out").iterdir()} == {"8", "mixed_4_8"}
+    reference = answers_of(load_vlm(SOURCE, 512 * 512), COMPARISONS)
+    for row in rows:
+        folder = tmp_path / "out" / row["recipe"]
+        assert check_record(folder) == []
+        said = answers_of(load_vlm(folder, 512 * 512), COMPARISONS, reference.completions)
+        again = fidelity_of(reference, said)
+        assert {key: row[key] for key in again.to_json()} == again.to_json()
+        assert row["bytes"] == sum(file.stat().st_size for file in folder.iterdir())
+    assert rows[0]["bytes"] > rows[1]["bytes"]
+
+
+def test_what_is_in_the_way_is_said_before_anything_is_made(tmp_path: Path) -> None:
+    (tmp_path / "out" / "2").mkdir(parents=True)
+    (tmp_path / "out" / "2" / "mine.txt").write_text("precious")
+    with pytest.raises(ConfigError, match="2: is there already"):
+        compare_recipes(SOURCE, recipes("8", "2"), tmp_path / "out", **COMMON)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["2"]
+    with pytest.raises(ConfigError, match="given twice: 8, 8"):
+        compare_recipes(SOURCE, recipes("8", "8"), tmp_path / "new", **COMMON)
+    with pytest.raises(ModelError, match="nowhere: no such model folder"):
+        compare_recipes(tmp_path / "nowhere", recipes("8"), tmp_path / "new", **COMMON)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_comparison_that_is_interrupted_leaves_nothing_temporary(
+    own_temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convert = recipe_comparison.convert
+
+    def interrupted(source: Path, output: Path, *arguments: Any, **options: Any) -> dict[str, Any]:
+        convert(source, output, *arguments, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recipe_comparison, "convert", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        compare_recipes(SOURCE, recipes("8"), **COMMON)
+    assert list(own_temporary.iterdir()) == []
+
+
+def test_a_source_that_does_not_fit_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(verification, "device_working_set", lambda: 10**6)
+    rows = compare_recipes(SOURCE, recipes("8", "4"), **COMMON)
+    assert [row["kl_answer"] for row in rows] == [None, None]
+    assert all("does not fit in memory" in row["fidelity_skipped"] for row in rows)
+    print_recipes(rows)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert "n/a" in lines[1]
+    assert lines[3].startswith("not compared with the source: the source does not fit in memory")
+
+
+def test_the_table_has_a_line_for_each_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    fidelity = Fidelity(8, 1.5e-4, 0.01, 0.975, 0.0125, 0.1, 0.2, 0.04, 100)
+    sizes = {"bytes": 3_250_000, "bits_per_weight": 4.517, "quantized_layers": 21, "fidelity_skipped": None}
+    print_recipes([{"recipe": "4", **sizes, **fidelity.to_json()}, {"recipe": "8", **sizes, **fidelity.to_json()}])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert lines[1].split() == ["4", "3.2", "MB", "4.52", "21", "97.5", "%", "0.00015", "0.01", "0.013", "0.04"]

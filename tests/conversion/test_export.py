@@ -1,0 +1,207 @@
+"""Adapters elsewhere: PEFT's read and written, fused for MLX and for transformers, all saying the same."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlxpref.checkpoints.safetensors import read_tensor_infos
+from mlxpref.conversion.convert import convert, lazy_model, quantized_layers
+from mlxpref.conversion.export import export_adapter, hub_name
+from mlxpref.conversion.quantize import Recipe
+from mlxpref.engine.adapters import ADAPTER_CONFIG, load_adapter
+from mlxpref.engine.lora import linear_layers
+from mlxpref.engine.peft import PEFT_WEIGHTS
+from mlxpref.errors import ModelError
+from tests.conftest import GOLDEN, tiny_model, write_adapter
+from tests.conversion.test_convert import logits
+from tests.engine.test_adapters import fresh
+
+
+@pytest.fixture
+def adapter(family: str, tmp_path: Path) -> Path:
+    return write_adapter(tmp_path / "adapter", tiny_model(family))
+
+
+def with_adapter(family: str, adapter: Path, golden: dict[str, Any]) -> np.ndarray:
+    vlm = fresh(GOLDEN / family)
+    load_adapter(vlm.model, adapter)
+    return logits(vlm, golden)
+
+
+def export(adapter: Path, output: Path, to: Any, family: str, **more: Any) -> dict[str, Any]:
+    return export_adapter(adapter, output, to, GOLDEN / family, f"Owner/{family}", **more)
+
+
+def peft_folder(folder: Path, family: str, **config: Any) -> Path:
+    """A PEFT adapter with a changed config."""
+    export(write_adapter(folder / "ours", tiny_model(family)), folder / "peft", "peft", family)
+    file = folder / "peft" / ADAPTER_CONFIG
+    file.write_text(json.dumps(json.loads(file.read_text()) | config))
+    return folder / "peft"
+
+
+def renamed(folder: Path, *changes: tuple[str, str]) -> Path:
+    """A PEFT adapter with renamed tensors."""
+    arrays = mx.load(str(folder / PEFT_WEIGHTS))
+    assert isinstance(arrays, dict)
+    for old, new in changes:
+        assert any(old in name for name in arrays)
+        arrays = {name.replace(old, new): array for name, array in arrays.items()}
+    mx.save_safetensors(str(folder / PEFT_WEIGHTS), arrays)
+    return folder
+
+
+def test_every_form_says_the_same(family: str, golden: dict[str, Any], adapter: Path, tmp_path: Path) -> None:
+    expected = with_adapter(family, adapter, golden)
+    assert np.abs(expected - logits(tiny_model(family), golden)).max() > 0.1
+    export(adapter, tmp_path / "peft", "peft", family)
+    assert np.abs(with_adapter(family, tmp_path / "peft", golden) - expected).max() < 1e-4
+    for to in ("fused", "hf"):
+        made = export(adapter, tmp_path / to, to, family, dtype="float32", shard_size=200_000)
+        assert made["bytes"] == sum(file.stat().st_size for file in (tmp_path / to).iterdir())
+        assert np.abs(logits(fresh(tmp_path / to), golden) - expected).max() < 1e-4
+
+
+def test_names_and_layouts_for_transformers_are_the_hubs(family: str, adapter: Path, tmp_path: Path) -> None:
+    export(adapter, tmp_path / "hf", "hf", family)
+    theirs, ours = read_tensor_infos(GOLDEN / family), read_tensor_infos(tmp_path / "hf")
+    assert {name: (x.shape, x.dtype) for name, x in theirs.items()} == {n: (x.shape, x.dtype) for n, x in ours.items()}
+    lora = {f"{name}.weight" for name in linear_layers(tiny_model(family).model)}
+    model, _ = lazy_model(GOLDEN / family)
+    fused = {hub_name(name, family) for name in lora}
+    assert fused <= set(theirs)
+    arrays = {name: _bytes(theirs[name]) == _bytes(ours[name]) for name in theirs}
+    assert {name for name, same in arrays.items() if not same} == fused  # the others to the last bit
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert not {"quantization", "quantization_config", "auto_map"} & set(config)
+    assert model is not None
+
+
+def _bytes(stored: Any) -> bytes:
+    with stored.file.open("rb") as file:
+        file.seek(stored.start)
+        content: bytes = file.read(stored.end - stored.start)
+        return content
+
+
+def test_a_quantized_base(family: str, golden: dict[str, Any], adapter: Path, tmp_path: Path) -> None:
+    """Fused layers are quantized as they were; for transformers, all is what the quantized weights stand for."""
+    convert(GOLDEN / family, tmp_path / "base", Recipe(8, 32, high_bits=None), dtype="float32")
+    base = fresh(tmp_path / "base")
+    load_adapter(base.model, adapter)
+    expected = logits(base, golden)
+    export_adapter(adapter, tmp_path / "fused", "fused", tmp_path / "base", "base")
+    fused = fresh(tmp_path / "fused")
+    assert quantized_layers(fused.model) == quantized_layers(lazy_model(tmp_path / "base")[0])
+    assert np.corrcoef(logits(fused, golden).ravel(), expected.ravel())[0, 1] > 0.99
+    export_adapter(adapter, tmp_path / "hf", "hf", tmp_path / "base", "base", dtype="float32")
+    assert np.abs(logits(fresh(tmp_path / "hf"), golden) - expected).max() < 1e-3
+    export_adapter(adapter, tmp_path / "four", "fused", tmp_path / "base", "base", Recipe(4, 32))
+    assert {layer.bits for layer in quantized_layers(fresh(tmp_path / "four").model).values()} == {4}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [("model.model.language_model.", "model.model.")],  # before transformers 4.52
+        [("model.model.language_model.", "model.language_model.model.")],
+        [(".lora_A.", ".lora_A.default."), (".lora_B.", ".lora_B.default.")],
+    ],
+)
+def test_every_naming_of_peft_is_read(names: list[tuple[str, str]], tmp_path: Path) -> None:
+    family = "qwen2_5_vl"
+    golden = dict(np.load(GOLDEN / family / "golden.npz"))
+    folder = peft_folder(tmp_path, family)
+    expected = with_adapter(family, folder, golden)
+    assert np.abs(with_adapter(family, renamed(folder, *names), golden) - expected).max() == 0
+
+
+def test_rank_stabilised_scales(tmp_path: Path) -> None:
+    golden = dict(np.load(GOLDEN / "qwen3_vl" / "golden.npz"))
+    folder = peft_folder(tmp_path, "qwen3_vl", lora_alpha=6, use_rslora=True)
+    plain = with_adapter("qwen3_vl", folder, golden)
+    config = json.loads((folder / ADAPTER_CONFIG).read_text())
+    assert config["r"] == 4
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(config | {"lora_alpha": 12, "use_rslora": False}))
+    assert np.abs(with_adapter("qwen3_vl", folder, golden) - plain).max() == 0  # 6 / sqrt(4) = 12 / 4
+
+
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [
+        ({"peft_type": "LOHA"}, "'LOHA' adapter; only plain LoRA"),
+        ({"rank_pattern": {"q_proj": 8}}, "rank_pattern"),
+        ({"alpha_pattern": {"q_proj": 8}}, "alpha_pattern"),
+        ({"use_dora": True}, "DoRA"),
+        ({"bias": "all"}, "trains biases"),
+        ({"lora_bias": True}, "lora_bias"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"fan_in_fan_out": True}, "fan_in_fan_out"),
+        ({"r": 0}, "r is '0'"),
+        ({"r": True}, "r is 'True'"),
+        ({"lora_alpha": None}, "lora_alpha is 'None'"),
+        ({"lora_alpha": float("nan")}, "lora_alpha is 'nan'"),
+        ({"r": 8}, "another model"),
+    ],
+)
+def test_what_plain_lora_cannot_say_is_refused(config: dict[str, Any], problem: str, tmp_path: Path) -> None:
+    folder = peft_folder(tmp_path, "qwen2_5_vl", **config)
+    vlm = fresh(GOLDEN / "qwen2_5_vl")
+    with pytest.raises(ModelError, match=problem) as caught:
+        load_adapter(vlm.model, folder)
+    assert "\n" not in str(caught.value)
+    assert str(folder) in str(caught.value)
+
+
+def test_tensors_without_a_place_are_never_passed_over(tmp_path: Path) -> None:
+    vlm = fresh(GOLDEN / "qwen2_5_vl")
+    for number, change in enumerate(
+        [(".q_proj.", ".query."), ("lora_B", "lora_magnitude_vector"), ("layers.1", "layers.9")]
+    ):
+        folder = renamed(peft_folder(tmp_path / str(number), "qwen2_5_vl"), change)
+        with pytest.raises(ModelError, match=r"no place for|only one of"):
+            load_adapter(vlm.model, folder)
+    folder = peft_folder(tmp_path / "pickled", "qwen2_5_vl")
+    (folder / PEFT_WEIGHTS).rename(folder / "adapter_model.bin")
+    with pytest.raises(ModelError, match="pickled"):
+        load_adapter(vlm.model, folder)
+
+
+def test_peft_names_whole_paths(tmp_path: Path) -> None:
+    """A bare `down_proj` would also mean the vision tower's, which this adapter does not touch."""
+    config = json.loads((peft_folder(tmp_path, "qwen2_5_vl") / ADAPTER_CONFIG).read_text())
+    targets = config["target_modules"]
+    assert len(targets) == len(linear_layers(tiny_model("qwen2_5_vl").model))
+    assert all(target.startswith("model.language_model.layers.") for target in targets)
+
+
+def test_a_card_says_how_it_was_made_and_how_to_load_it(tmp_path: Path) -> None:
+    adapter = write_adapter(tmp_path / "adapter", tiny_model("qwen2_5_vl"))
+    record = {"settings": {"data": "mine`.jsonl", "split": "train", "reward": "soft", "steps": 7}, "ended": {"step": 7}}
+    (adapter / "run.json").write_text(json.dumps(record))
+    (adapter / "log.jsonl").write_text(json.dumps({"step": 7, "held_out": {"accuracy": 0.875}}) + "\n")
+    for to, loads in {"peft": "PeftModel", "fused": "mlx_vlm", "hf": "AutoModelForImageTextToText"}.items():
+        export(adapter, tmp_path / to, to, "qwen2_5_vl")
+        card = (tmp_path / to / "README.md").read_text()
+        front = card.split("---\n")[1]
+        assert 'base_model: "Owner/qwen2_5_vl"' in front
+        assert all(text in card for text in (loads, "`soft`", "accuracy 0.875", "mine'.jsonl", "mlxpref rank"))
+    (adapter / "run.json").unlink()
+    (adapter / "log.jsonl").unlink()
+    export(adapter, tmp_path / "bare", "peft", "qwen2_5_vl")
+    assert "Not measured" in (tmp_path / "bare" / "README.md").read_text()
+
+
+def test_a_failed_export_leaves_nothing(tmp_path: Path) -> None:
+    adapter = write_adapter(tmp_path / "adapter", tiny_model("qwen2_5_vl"))
+    config = json.loads((adapter / ADAPTER_CONFIG).read_text())
+    config["lora_parameters"]["rank"] = 8
+    (adapter / ADAPTER_CONFIG).write_text(json.dumps(config))
+    for to in ("peft", "fused", "hf"):
+        with pytest.raises(ModelError, match="adapter of another model"):
+            export(adapter, tmp_path / "out", to, "qwen2_5_vl")
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]

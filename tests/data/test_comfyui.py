@@ -1,0 +1,178 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlxpref.data.comfyui import prompt_in_graph
+from mlxpref.data.prompt_metadata import prompt_in_image
+from tests.data.test_prompt_metadata import commented, png, problem
+
+
+def encoder(text: object, **inputs: object) -> dict[str, Any]:
+    return {"class_type": "CLIPTextEncode", "inputs": {"text": text, "clip": ["4", 1], **inputs}}
+
+
+def node(kind: str, **inputs: object) -> dict[str, Any]:
+    return {"class_type": kind, "inputs": inputs}
+
+
+def sampler(positive: object, negative: object = None, kind: str = "KSampler") -> dict[str, Any]:
+    return node(kind, seed=1, steps=20, sampler_name="euler", positive=positive, negative=negative or ["7", 0],
+                model=["4", 0], latent_image=["5", 0])  # fmt: skip
+
+
+BASE = {
+    "4": node("CheckpointLoaderSimple", ckpt_name="model.safetensors"),
+    "5": node("EmptyLatentImage", width=512, height=512),
+    "7": encoder("ugly"),
+}
+
+
+def link(number: int | str, output: int = 0) -> list[Any]:
+    return [str(number), output]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "expected"),
+    [
+        ({"3": sampler(link(6)), "6": encoder("a cube")}, "a cube"),
+        # conditioning, Control Net and guidance on the way
+        (
+            {
+                "3": sampler(link(10), link(10, 1)),
+                "10": node("ControlNetApplyAdvanced", positive=link(11), negative=link(7), image=link(12)),
+                "11": node("FluxGuidance", guidance=3.5, conditioning=link(6)),
+                "12": node("LoadImage", image="text.png"),
+                "6": encoder("a cube"),
+            },
+            "a cube",
+        ),
+        # text by links, in order; a loop; a node that stands in it twice
+        (
+            {
+                "3": sampler(link(6)),
+                "6": encoder(link(20)),
+                "20": node("StringConcatenate", string_a=link(21), string_b="on grass", delimiter=", "),
+                "21": node("PrimitiveStringMultiline", value="a cube", string=link(20)),
+            },
+            "a cube\non grass",
+        ),
+        (
+            {
+                "3": sampler(link(30)),
+                "30": node("ConditioningCombine", conditioning_1=link(6), conditioning_2=link(31)),
+                "31": node("ConditioningConcat", conditioning_to=link(6), conditioning_from=link(32)),
+                "32": encoder("on grass"),
+                "6": encoder("a cube"),
+            },
+            "a cube\non grass",
+        ),
+        # custom sampling
+        (
+            {
+                "3": node("SamplerCustomAdvanced", guider=link(40), sampler=link(41), latent_image=link(5)),
+                "40": node("BasicGuider", conditioning=link(6), model=link(4)),
+                "41": node("KSamplerSelect", sampler_name="euler"),
+                "6": node("CLIPTextEncodeFlux", clip_l="a cube", t5xxl="a cube", guidance=3.5, clip=link(4, 1)),
+            },
+            "a cube",
+        ),
+        # two passes that agree, one that enlarges and is told nothing
+        (
+            {
+                "3": sampler(link(6)),
+                "8": sampler(link(6)),
+                "9": sampler(link(50), kind="UltimateSDUpscale"),
+                "50": encoder(""),
+                "6": encoder("a cube"),
+            },
+            "a cube",
+        ),
+        # a loader that holds both prompts, a pipe, wildcards
+        (
+            {
+                "3": sampler(link(60, 1), link(60, 2), "KSampler (Efficient)"),
+                "60": node("Efficient Loader", ckpt_name="a", positive="a cube", negative="ugly"),
+            },
+            "a cube",
+        ),
+        (
+            {
+                "3": node("ImpactKSamplerBasicPipe", basic_pipe=link(61), steps=20),
+                "61": node("ToBasicPipe", positive=link(6), negative=link(7), clip=link(4, 1)),
+                "6": encoder(link(62)),
+                "62": node(
+                    "ImpactWildcardProcessor", wildcard_text="a {cube|ball}", populated_text="a cube", mode="fixed"
+                ),
+            },
+            "a cube",
+        ),
+        ({"1": node("FluxProUltraImageNode", prompt="a cube", seed=1)}, "a cube"),
+        ({"3": sampler(link(6)), "6": encoder("")}, ""),
+        ({"3": sampler(link(99)), "6": encoder("a cube")}, None),
+        # a question to a language model, whose answer is not recorded, is not the prompt
+        (
+            {"3": sampler(link(80)), "80": node("Unknown", image=link(12)), "81": node("Ask", prompt="what is it?")},
+            None,
+        ),
+        ({"3": "broken", "6": {"inputs": []}, "8": {}}, None),
+    ],
+)
+def test_prompts_are_followed_through_graphs(tmp_path: Path, nodes: dict[str, Any], expected: str | None) -> None:
+    graph = {**BASE, **nodes}
+    assert prompt_in_graph(graph) == expected
+    assert prompt_in_graph(dict(reversed(graph.items()))) == expected
+    written = json.dumps(graph)
+    assert prompt_in_image(png(tmp_path / "a.png", {"prompt": written})) == expected
+    assert prompt_in_image(commented(tmp_path / "a.webp", "prompt:" + written, 0x0110, False)) == expected
+    comment = b"UNICODE\0" + json.dumps({"prompt": graph, "workflow": {}}).encode("utf-16-le")
+    assert prompt_in_image(commented(tmp_path / "a.jpg", comment)) == expected
+
+
+def test_graphs_that_do_not_say_which_prompt_are_errors() -> None:
+    two = {**BASE, "3": sampler(link(6)), "6": encoder("a cube"), "8": sampler(link(9)), "9": encoder("a\nball")}
+    assert problem(prompt_in_graph, two).startswith(
+        "has 2 different prompts in its ComfyUI graph (“a cube” and “a ball”)"
+    )
+    switch = node("ComfySwitchNode", switch=True, on_true=link(6), on_false=link(9))
+    assert "a switch in its ComfyUI graph" in problem(prompt_in_graph, {**two, "3": sampler(link(70)), "70": switch})
+
+
+def test_large_and_tangled_graphs_are_walked_quickly() -> None:
+    count = 4_000
+    graph = {str(i): node("Reroute", conditioning_1=link(i + 1), conditioning_2=link(i + 2)) for i in range(count)}
+    assert prompt_in_graph({**graph, str(count): encoder("a cube"), "start": sampler(link(0))}) == "a cube"
+    graph |= {str(i): node("Reroute") for i in range(5_001)}
+    assert "of 5,001 nodes" in problem(prompt_in_graph, graph)
+
+
+WORKFLOW_NODES = [
+    {"id": 3, "type": "KSampler", "widgets_values": [1, "fixed", 20, "euler"],
+     "inputs": [{"name": "model", "link": 1}, {"name": "positive", "link": 4}, {"name": "negative", "link": 6}]},
+    {"id": 8, "type": "KSampler", "mode": 4, "inputs": [{"name": "positive", "link": 6}]},
+    {"id": 6, "type": "CLIPTextEncode", "widgets_values": ["a cube"], "inputs": [{"name": "clip", "link": 3}]},
+    {"id": 7, "type": "CLIPTextEncode", "widgets_values": ["ugly"], "inputs": [{"name": "clip", "link": 3}]},
+    {"id": 9, "type": "Reroute", "inputs": [{"name": "", "type": "*", "link": 5}], "widgets_values": None},
+]  # fmt: skip
+WORKFLOW_LINKS = [[3, 4, 1, 6, 0, "CLIP"], [4, 9, 0, 3, 1, "CONDITIONING"], [5, 6, 0, 9, 0, "*"], [6, 7, 0, 3, 2, "C"]]
+
+
+def test_drawn_graphs_are_followed_too(tmp_path: Path) -> None:
+    drawn = {"nodes": WORKFLOW_NODES, "links": WORKFLOW_LINKS, "version": 0.4}
+    assert prompt_in_graph(drawn) == "a cube"
+    objects = [{"id": i, "origin_id": a, "target_id": b} for i, a, _, b, _, _ in WORKFLOW_LINKS]
+    assert prompt_in_graph({**drawn, "links": objects, "version": 1}) == "a cube"
+    by_link = [{"name": "clip", "link": 3}, {"name": "text", "link": 7, "widget": {"name": "text"}}]
+    nodes = [
+        *(node | ({"inputs": by_link} if node["id"] == 6 else {}) for node in WORKFLOW_NODES),
+        {"id": 10, "type": "PrimitiveString", "widgets_values": ["a ball", "fixed"][:1], "outputs": []},
+    ]
+    linked = {"nodes": nodes, "links": [*WORKFLOW_LINKS, [7, 10, 0, 6, 1, "STRING"]]}
+    assert prompt_in_graph(linked) == "a ball"
+    path = png(tmp_path / "a.png", {"prompt": "{broken", "workflow": json.dumps(drawn)})
+    assert prompt_in_image(path) == "{broken"  # nothing says that it is JSON
+    path = png(tmp_path / "a.png", {"prompt": '{"3": broken', "workflow": json.dumps(drawn)})
+    assert prompt_in_image(path) == "a cube"
+    for broken in ({"nodes": [1, {}, {"id": [], "inputs": 3}], "links": 5}, {"nodes": []}, {}, [], "x", None):
+        assert prompt_in_graph(broken) is None

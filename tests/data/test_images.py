@@ -1,0 +1,395 @@
+import os
+import struct
+import unicodedata
+import warnings
+import zlib
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mlxpref.data import images
+from mlxpref.data.images import check_images, find_images, load_image, locate, read_images
+from mlxpref.errors import DataError
+
+RED = (200, 30, 40)
+
+
+def saved(path: Path, image: Image.Image | None = None, **options: object) -> Path:
+    (image or Image.new("RGB", (24, 16), RED)).save(path, **options)
+    return path
+
+
+def problem(path: Path) -> str:
+    """The message of the error that reading this file gives: one line that begins with the path."""
+    with pytest.raises(DataError) as caught:
+        load_image(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert "\n" not in message
+    return message
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG of this size that has hardly any data."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "gif", "bmp", "tif", "ppm", "avif"])
+def test_every_format_is_read_as_rgb(tmp_path: Path, suffix: str) -> None:
+    if suffix == "avif" and not images._formats("AVIF").count("AVIF"):
+        pytest.skip("this Pillow has no AVIF")
+    image = load_image(saved(tmp_path / f"a.{suffix}"))
+    assert (image.mode, image.size) == ("RGB", (24, 16))
+    assert np.abs(np.asarray(image, int) - RED).max() <= 4
+
+
+def test_the_name_does_not_decide_the_format(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.png").rename(tmp_path / "a.jpg")
+    assert load_image(path).getpixel((0, 0)) == RED
+    assert load_image(str(path)).getpixel((0, 0)) == RED
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "png"])
+def test_of_an_animation_the_first_frame_is_read(tmp_path: Path, suffix: str) -> None:
+    frames = [Image.new("RGB", (16, 16), colour) for colour in (RED, (0, 255, 0))]
+    path = tmp_path / f"a.{suffix}"
+    options = {"lossless": True} if suffix == "webp" else {}
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=100, **options)
+    assert load_image(path).getpixel((3, 3)) == RED
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+def test_exif_rotation_is_honoured(tmp_path: Path, orientation: int, suffix: str) -> None:
+    upright = Image.new("L", (32, 16), 255)
+    upright.paste(0, (0, 0, 8, 8))
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # the transposition that the orientation takes back
+    turned = upright.transpose(Image.Transpose(undo[orientation])) if orientation > 1 else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = load_image(saved(tmp_path / f"a.{suffix}", turned, exif=exif))
+    assert image.size == (32, 16)
+    assert np.abs(np.asarray(image.convert("L"), int) - np.asarray(upright, int)).max() <= 8
+
+
+def test_damaged_exif_does_not_lose_the_picture(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.jpg", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x05\x01\x12rubbish")
+    assert load_image(path).size == (24, 16)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "La", "RGBa"])
+def test_alpha_is_composited_on_white(mode: str) -> None:
+    image = Image.new("RGBA", (3, 1))
+    image.putdata([(0, 0, 0, 0), (0, 0, 0, 255), (0, 0, 0, 102)])
+    if mode == "PA":
+        image = Image.new("PA", (3, 1))
+        image.putpalette([0, 0, 0])
+        image.putdata([(0, 0), (0, 255), (0, 102)])
+    elif mode == "La":
+        image = image.convert("LA").convert("La")
+    else:
+        image = image.convert(mode)
+    pixels = list(np.asarray(load_image(image))[0, :, 1])
+    assert pixels == [255, 0, 153]
+
+
+def test_transparency_of_files_is_composited_on_white(tmp_path: Path) -> None:
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([0, 0, 0, *RED])
+    palette.putdata([0, 1])
+    grey = Image.new("L", (2, 1))
+    grey.putdata([7, 30])
+    deep = Image.fromarray(np.array([[7, 7710]], np.uint16))
+    for number, (image, transparency) in enumerate([(palette, 0), (palette, b"\x00\xff"), (grey, 7), (deep, 7)]):
+        path = saved(tmp_path / f"{number}.png", image, transparency=transparency)
+        assert load_image(path).getpixel((0, 0)) == (255, 255, 255)
+        assert load_image(path).getpixel((1, 0)) == (RED if image is palette else (30, 30, 30))
+    path = saved(tmp_path / "a.gif", palette, transparency=0)
+    assert load_image(path).getpixel((0, 0)) == (255, 255, 255)
+    rgb = Image.new("RGB", (2, 1), RED)
+    rgb.putpixel((0, 0), (1, 2, 3))
+    path = saved(tmp_path / "rgb.png", rgb, transparency=(1, 2, 3))
+    assert [load_image(path).getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), RED]
+
+
+def test_cmyk_is_not_inverted(tmp_path: Path) -> None:
+    image = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
+    for suffix in ("jpg", "tif"):  # Pillow writes CMYK JPEGs inverted, as Adobe does
+        red, green, blue = load_image(saved(tmp_path / f"a.{suffix}", image)).getpixel((8, 8))
+        assert red > 245
+        assert green < 10
+        assert blue < 10
+
+
+def test_values_beyond_8_bit_are_scaled(tmp_path: Path) -> None:
+    ramp = np.tile(np.linspace(0, 65535, 256), (4, 1))
+    expected = np.tile(np.arange(256), (4, 1))
+    sources = {
+        "I;16 PNG": saved(tmp_path / "16.png", Image.fromarray(ramp.astype(np.uint16))),
+        "I;16 TIFF": saved(tmp_path / "16.tif", Image.fromarray(ramp.astype(np.uint16))),
+        "I;16B": Image.frombytes("I;16B", (256, 4), ramp.astype(">u2").tobytes()),
+        "I, 16 bit": Image.fromarray(ramp.astype(np.int32)),
+        "I, 32 bit": saved(tmp_path / "32.tif", Image.fromarray((ramp * 32768).astype(np.int32))),
+        "I, 8 bit": Image.fromarray(expected.astype(np.int32)),
+        "F to 1": saved(tmp_path / "f.tif", Image.fromarray((ramp / 65535).astype(np.float32))),
+        "F to 255": Image.fromarray(expected.astype(np.float32)),
+        "F to 65535": Image.fromarray(ramp.astype(np.float32)),
+    }
+    for name, source in sources.items():
+        assert np.abs(np.asarray(load_image(source).convert("L"), int) - expected).max() <= 1, name
+
+
+def test_floats_out_of_range_spoil_only_themselves() -> None:
+    image = Image.fromarray(np.array([[0.5, 1.3, -1, np.nan, np.inf]], np.float32))
+    assert list(np.asarray(load_image(image))[0, :, 0]) == [128, 255, 0, 0, 0]
+    assert load_image(Image.new("F", (4, 4), 0)).getextrema() == ((0, 0),) * 3
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "HSV", "YCbCr", "RGBX"])
+def test_other_modes_are_read(mode: str) -> None:
+    image = load_image(Image.new("RGB", (5, 5), "white").convert(mode))
+    assert (image.mode, image.getpixel((2, 2))) == ("RGB", (255, 255, 255))
+
+
+def test_an_image_in_memory_stays_as_it_is() -> None:
+    image = Image.new("RGBA", (6, 4), (0, 0, 0, 0))
+    image.info["dpi"] = (72, 72)
+    image.getexif()[0x0112] = 6
+    assert load_image(image).size == (4, 6)
+    assert (image.mode, image.size, image.info["dpi"]) == ("RGBA", (6, 4), (72, 72))
+    plain = Image.new("RGB", (6, 4))
+    assert load_image(plain) is not plain
+
+
+@pytest.mark.parametrize(
+    ("suffix", "options"),
+    [
+        ("jpg", {}),
+        ("jpg", {"progressive": True}),
+        ("png", {}),
+        ("webp", {}),
+        ("gif", {}),
+        ("bmp", {}),
+        ("tif", {"compression": "tiff_lzw"}),
+        ("tif", {"compression": "jpeg"}),
+        ("avif", {}),
+    ],
+)
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.5, 0.95])
+def test_truncated_files_are_errors(
+    tmp_path: Path, suffix: str, options: dict[str, object], share: float, capfd: pytest.CaptureFixture[str]
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    path = saved(tmp_path / f"a.{suffix}", Image.fromarray(noise), **options)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    assert "remove it" in problem(path) or "again" in problem(path)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_files_that_are_no_images_are_errors(tmp_path: Path) -> None:
+    text, empty, pipe = tmp_path / "text.png", tmp_path / "empty.png", tmp_path / "pipe.png"
+    text.write_text("a red cube")
+    empty.touch()
+    os.mkfifo(pipe)
+    assert "not an image" in problem(text)
+    assert "empty" in problem(empty)
+    assert "folder" in problem(tmp_path)
+    assert "device" in problem(pipe)
+    assert "No such file" in problem(tmp_path / "missing.png")
+    assert "cannot be opened" in problem(tmp_path / ("long" * 100))
+    assert "cannot be opened" in problem(tmp_path / "nu\0ll")
+
+
+def test_postscript_is_not_run(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+    assert "not an image" in problem(path)
+
+
+def test_decompression_bombs_are_refused_by_their_header(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    for side in (9_500, 14_000, 60_000):  # Pillow is silent, warns, refuses
+        path.write_bytes(png_header(side, side))
+        with patch.object(Image.Image, "load", side_effect=AssertionError("decoded")):
+            assert "89,478,485 pixels" in problem(path)
+    with patch.object(Image, "MAX_IMAGE_PIXELS", None):  # as other libraries set it
+        assert "89,478,485 pixels" in problem(path)
+
+
+def test_extreme_shapes_are_refused(tmp_path: Path) -> None:
+    assert "2010 x 10" in problem(saved(tmp_path / "wide.png", Image.new("RGB", (2010, 10))))
+    assert "200:1" in problem(saved(tmp_path / "tall.png", Image.new("RGB", (10, 2010))))
+    assert load_image(saved(tmp_path / "just.png", Image.new("RGB", (2000, 10)))).size == (2000, 10)
+    with pytest.raises(DataError, match=r"^an image in memory: is 201 x 1 "):
+        load_image(Image.new("RGB", (201, 1)))
+
+
+def test_formats_without_a_decoder_are_named_with_the_remedy(tmp_path: Path) -> None:
+    heic, avif, jxl = tmp_path / "a.heic", tmp_path / "a.avif", tmp_path / "a.jxl"
+    heic.write_bytes(b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic" + bytes(40))
+    avif.write_bytes(b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf" + bytes(40))
+    jxl.write_bytes(b"\xff\x0a" + bytes(40))
+    without = [name for name in images._FORMATS if name != "AVIF"]
+    with patch.object(images, "_formats", lambda kind: without):
+        assert "HEIC" in problem(heic)
+        assert "AVIF" in problem(avif)
+        assert "JPEG XL" in problem(jxl)
+        for path in (heic, avif, jxl):
+            assert "sips -s format jpeg" in problem(path)
+        assert "pip install pillow-heif" in problem(heic)
+
+
+def test_harmless_oddities_make_no_noise(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Warnings are errors in these tests, so Pillow's own are seen if they leak."""
+    palette = Image.new("P", (2, 2))
+    palette.putpalette([0, 0, 0, *RED])
+    path = saved(tmp_path / "a.png", palette, transparency=b"\x80\xff")
+    filters = list(warnings.filters)
+    assert load_image(path).getpixel((0, 0)) == (127, 127, 127)
+    assert warnings.filters == filters
+    assert capfd.readouterr() == ("", "")
+
+
+def test_images_near_the_budget_are_not_touched() -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 110, 3), dtype=np.uint8))
+    for budget in (90 * 110 // 16 + 1, 90 * 110, 10**9, None):
+        assert np.array_equal(np.asarray(load_image(noise, budget)), np.asarray(noise))
+
+
+@pytest.mark.parametrize("size", [(160, 160), (331, 173), (1000, 5), (7, 999)])
+def test_images_far_above_the_budget_are_reduced(size: tuple[int, int]) -> None:
+    budget, image = 100, Image.linear_gradient("L").resize(size).convert("RGB")
+    reduced = load_image(image, budget)
+    factor = round(max(size) / max(reduced.size))
+    assert factor >= 2
+    assert reduced.size == tuple(-(-side // factor) for side in size)  # whole blocks, the rest rounded up
+    assert 4 * budget <= reduced.width * reduced.height < 16 * budget + sum(reduced.size)
+    assert max(reduced.size) <= 200 * min(reduced.size)
+
+
+def test_reducing_changes_little_of_what_the_model_sees() -> None:
+    rng = np.random.default_rng(0)
+    harsh = Image.fromarray(rng.integers(0, 256, (60, 80, 3), dtype=np.uint8)).resize((1200, 900))
+    target = (112, 84)
+    directly = np.asarray(harsh.resize(target, Image.Resampling.BICUBIC), float)
+    reduced = load_image(harsh, 112 * 84)
+    assert reduced.size == (240, 180)
+    assert np.abs(np.asarray(reduced.resize(target, Image.Resampling.BICUBIC), float) - directly).mean() < 1.5
+
+
+def test_unreadable_images_are_skipped_and_named(tmp_path: Path) -> None:
+    good = [saved(tmp_path / name) for name in ("1.png", "3.jpg")]
+    bad = tmp_path / "2.jpg"
+    bad.write_bytes(good[1].read_bytes()[:300])
+    read, skipped = read_images([good[0], bad, good[1]])
+    assert [path for path, _ in read] == good
+    assert all(image.size == (24, 16) for _, image in read)
+    assert [skip.path for skip in skipped] == [bad]
+    assert skipped[0].error.startswith("is damaged")
+    assert check_images([good[0], bad, good[1]]) == (good, skipped)
+
+
+def test_fewer_than_two_readable_images_are_an_error(tmp_path: Path) -> None:
+    good, bad = saved(tmp_path / "1.png"), tmp_path / "2.png"
+    bad.touch()
+    for read in (read_images, check_images):
+        with pytest.raises(DataError, match=r"1 of 2 can be read: .*2\.png is empty"):
+            read([good, bad])
+        with pytest.raises(DataError, match=r"0 of 12 can be read: .* and 2 more$"):
+            read([bad] * 12)
+        with pytest.raises(DataError, match=r"1 of 1 can be read$"):
+            read([good])
+
+
+def test_many_large_images_are_not_held_at_full_size(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.png", Image.new("RGB", (400, 300)))
+    read, skipped = read_images([path] * 3, max_pixels=1000)
+    assert [image.size for _, image in read] == [(80, 60)] * 3
+    assert skipped == []
+
+
+def test_folders_are_listed_in_natural_order(tmp_path: Path) -> None:
+    names = ["img2.png", "img10.png", "IMG1.JPG", "éa.png", "z.webp"]
+    for name in names:
+        (tmp_path / name).touch()
+    for name in [".DS_Store", "._img2.png", ".hidden.png", "img2.txt", "notes.json", "scores.csv", "png"]:
+        (tmp_path / name).touch()
+    for name in ["sub", ".thumbnails"]:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "below.png").touch()
+    top = [tmp_path / name for name in ["IMG1.JPG", "img2.png", "img10.png", "z.webp", "éa.png"]]
+    assert find_images([tmp_path]) == top
+    assert find_images([tmp_path], recursive=True) == [*top[:3], tmp_path / "sub" / "below.png", *top[3:]]
+
+
+def test_files_and_folders_mix_and_repeats_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in ("a.png", "b.heic"):
+        (folder / name).touch()
+    odd = tmp_path / ".odd.txt"
+    odd.touch()
+    (tmp_path / "link.png").symlink_to(folder / "a.png")
+    given = [folder, odd, folder / "a.png", folder / ".." / "folder" / "b.heic", tmp_path / "link.png"]
+    found = find_images(given)
+    assert found == find_images(given[::-1])
+    assert len(found) == 3
+    assert odd in found
+    assert (folder / "a.png") in found
+    monkeypatch.chdir(folder)
+    assert find_images(["a.png", folder / "a.png", "."]) == [folder / "a.png", Path("b.heic")]
+
+
+def test_both_unicode_forms_of_a_name_are_found(tmp_path: Path) -> None:
+    composed, decomposed = (unicodedata.normalize(form, "café.png") for form in ("NFC", "NFD"))
+    saved(tmp_path / decomposed)
+    for name in (composed, decomposed):
+        found = locate(name, tmp_path)
+        assert found is not None
+        assert load_image(found).size == (24, 16)
+        assert len(find_images([tmp_path / name, tmp_path])) == 1
+    assert locate("missing.png", tmp_path) is None
+    assert locate("long" * 100, tmp_path) is None
+    assert locate("nu\0ll", tmp_path) is None
+
+
+def test_two_files_that_differ_in_case_both_stay(tmp_path: Path) -> None:
+    saved(tmp_path / "a.png")
+    if (tmp_path / "A.PNG").exists():
+        pytest.skip("this file system ignores case")
+    saved(tmp_path / "A.PNG")
+    assert find_images([tmp_path]) == [tmp_path / "A.PNG", tmp_path / "a.png"]
+
+
+def test_links_that_lead_back_or_nowhere_do_no_harm(tmp_path: Path) -> None:
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    saved(inner / "a.png")
+    (inner / "back").symlink_to(tmp_path)
+    (inner / "broken.png").symlink_to(tmp_path / "gone.png")
+    (inner / "self.png").symlink_to(inner / "self.png")
+    found = find_images([tmp_path, inner], recursive=True)
+    assert found == [inner / name for name in ("a.png", "broken.png", "self.png")]
+    with pytest.raises(DataError, match="1 of 3 can be read"):
+        read_images(found)
+
+
+def test_missing_and_empty_folders_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="missing: no such file or folder; check the name"):
+        find_images([tmp_path / "missing"])
+    with pytest.raises(DataError, match=r"no images, like \.jpg"):
+        find_images([tmp_path])
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    (tmp_path / "deep" / "er" / "a.png").touch()
+    with pytest.raises(DataError, match="no images; its subfolders do: add --recursive"):
+        find_images([tmp_path])

@@ -1,0 +1,204 @@
+"""The file of a labelling: nothing that was kept is ever lost, whatever ends the process or meets the file."""
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlxpref.data.label_file import LabelFile, LabelRecord, active_records, record_of
+from mlxpref.data.load import load_preferences
+from mlxpref.errors import ConfigError, DataError
+from tests.conftest import picture
+
+
+def record(
+    number: int, answer: str = "a", undoes: int | None = None, a: str = "1.png", b: str = "2.png"
+) -> LabelRecord:
+    return LabelRecord(number, "a hat", a, b, answer, "a", "train", 1.5, "2026-01-01T00:00:00Z", undoes)  # type: ignore[arg-type]
+
+
+def written(path: Path, *records: LabelRecord) -> bytes:
+    with LabelFile(path) as file:
+        for each in records:
+            file.append(each)
+    return path.read_bytes()
+
+
+texts = st.text(st.characters(blacklist_categories=["Cs"]), min_size=1, max_size=20)
+
+
+@given(texts, texts, texts, st.sampled_from(["a", "b", "tie", "skip", "undo"]), st.floats(0, 1e6) | st.none())
+def test_a_line_holds_its_record(prompt: str, a: str, b: str, answer: str, seconds: float | None) -> None:
+    undoes = 1 if answer == "undo" else None
+    one = LabelRecord(2, prompt, min(a, b), max(a, b) + "x", answer, "b", "test", seconds, "now", undoes)  # type: ignore[arg-type]
+    line = one.line()
+    assert line.count(b"\n") == 1
+    assert line.endswith(b"\n")
+    assert record_of(json.loads(line)) == one
+    assert json.loads(line)["p_a"] == {"a": 1, "b": 0, "tie": 0.5}.get(answer)
+
+
+def test_lines_are_only_added(tmp_path: Path) -> None:
+    path, before = tmp_path / "p.jsonl", b""
+    for number in range(1, 5):
+        after = written(path, record(number))
+        assert after.startswith(before)
+        assert after.count(b"\n") == number
+        before = after
+
+
+def test_a_line_that_was_cut_off_anywhere_is_removed(tmp_path: Path) -> None:
+    whole = written(tmp_path / "whole.jsonl", record(1), record(2, "b"), record(3, "tie"))
+    last = whole.rindex(b"\n", 0, len(whole) - 1) + 1
+    for end in range(last, len(whole) + 1):
+        path, said = tmp_path / f"{end}.jsonl", list[str]()
+        path.write_bytes(whole[:end])
+        with LabelFile(path, said.append) as file:
+            kept = 3 if end >= len(whole) - 1 else 2  # all but the line feed is a whole record
+            assert [each.number for each in file.records] == list(range(1, kept + 1))
+            file.append(record(9))
+        assert bool(said) == (last < end < len(whole) - 1)
+        assert path.read_bytes() == whole[: last if kept == 2 else len(whole)] + record(9).line()
+
+
+def test_what_a_file_system_leaves_of_a_line_is_removed(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    whole = written(path, record(1))
+    path.write_bytes(whole + b"\0" * 50)
+    with LabelFile(path) as file:
+        assert len(file.records) == 1
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"prompt": "a hat", "a": "1.png", "b": "2.png", "p_a": 1}\n',
+        b"my diary",
+        b"my diary\n",
+        b"\x89PNG\r\n\x1a\n\0\0",
+        b'{"number": 1, "answer": "a"}\n',
+        b'{"number": 7, "title": "my only note"}',
+        record(1).line().replace(b'"p_a": 1.0', b'"p_a": 0.0'),
+        record(1, a="2.png", b="1.png").line(),
+        b"[" * 100_000 + b"\n",
+    ],
+)
+def test_another_file_is_refused_and_stays_as_it_is(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"p\.jsonl: holds other lines; give another --output:\n  "):
+        LabelFile(path)
+    assert path.read_bytes() == content
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    with LabelFile(tmp_path / "p.jsonl"), pytest.raises(ConfigError, match="another `mlxpref label` writes there"):
+        LabelFile(tmp_path / "p.jsonl")
+    LabelFile(tmp_path / "p.jsonl").close()
+
+
+def test_a_full_disk_costs_one_answer_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(file: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = tmp_path / "p.jsonl"
+    with LabelFile(path) as file:
+        file.append(record(1))
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(DataError, match="this answer cannot be kept"):
+            file.append(record(2))
+        monkeypatch.undo()
+        assert path.read_bytes() == record(1).line()
+        file.append(record(2, "b"))
+    assert path.read_bytes() == record(1).line() + record(2, "b").line()
+
+
+def test_what_could_not_be_taken_out_again_is_taken_out_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    path = tmp_path / "p.jsonl"
+    with LabelFile(path) as file:
+        file.append(record(1))
+        monkeypatch.setattr(os, "fsync", full)
+        monkeypatch.setattr(os, "ftruncate", full)
+        with pytest.raises(DataError, match="this answer cannot be kept"):
+            file.append(record(2, "tie"))
+        monkeypatch.undo()
+        file.append(record(2, "b"))
+    assert path.read_bytes() == record(1).line() + record(2, "b").line()
+
+
+def test_other_programs_may_use_the_words_of_ours(tmp_path: Path) -> None:
+    for i in (1, 2):
+        picture(i).save(tmp_path / f"{i}.png")
+    row = {"prompt": "x", "a": "1.png", "b": "2.png", "p_a": 0.7, "answer": "1", "number": 3}
+    (tmp_path / "p.jsonl").write_text(json.dumps(row) + "\n")
+    (found,) = load_preferences(str(tmp_path / "p.jsonl"), "train")
+    assert found.p_a == 0.7
+
+
+def test_a_file_that_was_taken_away_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    with LabelFile(path) as file:
+        file.append(record(1))
+        path.rename(tmp_path / "elsewhere.jsonl")
+        with pytest.raises(DataError, match="was moved or removed"):
+            file.append(record(2))
+        (tmp_path / "elsewhere.jsonl").rename(path)
+        file.append(record(2))
+        assert [each.number for each in file.records] == [1, 2]
+
+
+def test_an_undo_is_about_the_nearest_line_of_its_number() -> None:
+    first = [record(1), record(2, "b"), record(3, "undo", 2)]
+    assert active_records(first) == [first[0]]
+    again = [*first, record(4, "undo", 1)]
+    assert active_records(again) == []
+    assert active_records([*first, *again]) == [first[0]]  # two files, one behind the other
+
+
+def test_a_data_set_of_what_stands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i in range(1, 5):
+        picture(i).save(tmp_path / f"{i}.png")
+    path = tmp_path / "p.jsonl"
+    written(
+        path,
+        record(1, "a"),
+        record(2, "b", a="2.png", b="3.png"),
+        record(3, "skip", a="3.png", b="4.png"),
+        record(4, "b"),  # asked again, answered otherwise
+        record(5, "b", a="2.png", b="4.png"),
+        record(6, "undo", 5, a="2.png", b="4.png"),
+        record(7, "tie", a="1.png", b="3.png"),
+        record(8, "a"),
+    )
+    found = load_preferences(str(path), "train")
+    assert [(p.a.name, p.b.name, p.votes) for p in found] == [  # type: ignore[union-attr]
+        ("1.png", "2.png", 1),
+        ("2.png", "3.png", 1),
+        ("1.png", "3.png", 1),
+    ]
+    assert [p.p_a for p in found] == pytest.approx([2 / 3, 0, 0.5])
+    (tmp_path / "2.png").unlink()
+    capsys.readouterr()
+    (left,) = load_preferences(str(path), "train")
+    assert left.p_a == 0.5
+    assert "2 of 3 pairs are left out, as a picture is gone, such as 2.png" in capsys.readouterr().err
+    path.write_bytes(
+        path.read_bytes()
+        + b'{"number": 9, "prompt": "x", "a": "1.png", "b": "3.png", "p_a": 1, "shown_first": "a", "answer": 3}\n'
+    )
+    with pytest.raises(DataError, match="line 9: not a line that `mlxpref label` wrote"):
+        load_preferences(str(path), "train")
+
+
+def test_nothing_but_skips_is_no_data(tmp_path: Path) -> None:
+    written(tmp_path / "p.jsonl", record(1, "skip"))
+    with pytest.raises(DataError, match="no preferences in this file"):
+        load_preferences(str(tmp_path / "p.jsonl"), "train")

@@ -1,0 +1,282 @@
+import gc
+import json
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mlxpref.cli import common as session
+from mlxpref.cli.common import check_images_of
+from mlxpref.data import rows
+from mlxpref.data.jsonl import EXAMPLE, read_jsonl
+from mlxpref.data.load import DEMO_COUNTS, load_preferences
+from mlxpref.data.rows import Row, read_json_rows, with_images
+from mlxpref.demo.preferences import HELD_OUT, SPLITS, demo_preferences, prompt_text
+from mlxpref.errors import ConfigError, DataError
+from mlxpref.preferences import Preference
+from scripts.make_data_layouts import make_layout
+
+GOOD = {"prompt": "a red cube", "a": "1.png", "b": "2.png", "p_a": 0.7}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("1.png", "2.png", "sub/3.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()  # the reader looks for images, it does not open them
+    return tmp_path
+
+
+def written(folder: Path, *rows: object) -> Path:
+    """A file of these rows; text goes in as it is."""
+    path = folder / "preferences.jsonl"
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows), "utf-8")
+    return path
+
+
+def problem(folder: Path, *rows: object) -> str:
+    with pytest.raises(DataError) as caught:
+        read_jsonl(written(folder, *rows))
+    return str(caught.value)
+
+
+def test_rows_become_preferences(folder: Path) -> None:
+    full = {**GOOD, "a": "sub/3.png", "p_a": 1, "votes": 12, "group": "g", "id": 7, "meta": {"x": 1}}
+    first, second = read_jsonl(written(folder, GOOD, full))
+    assert (first.prompt, first.a, first.b, first.p_a) == ("a red cube", folder / "1.png", folder / "2.png", 0.7)
+    assert (first.votes, first.group) == (1, "a red cube")
+    assert (second.a, second.p_a, second.votes, second.group) == (folder / "sub" / "3.png", 1.0, 12, "g")
+    assert isinstance(second.p_a, float)
+
+
+def test_absolute_paths_and_empty_options_are_fine(folder: Path) -> None:
+    row = {**GOOD, "a": str(folder / "sub" / "3.png"), "votes": None, "group": None, "split": None}
+    (preference,) = read_jsonl(written(folder, row))
+    assert preference.a == folder / "sub" / "3.png"
+    assert (preference.votes, preference.group) == (1, "a red cube")
+
+
+def test_encodings_and_line_ends(folder: Path) -> None:
+    path = folder / "preferences.jsonl"
+    text = "\r\n".join(["", json.dumps({**GOOD, "prompt": "ein Würfel\u2028rot"}, ensure_ascii=False), "  ", ""])
+    for encoding in ("utf-8", "utf-8-sig"):
+        path.write_bytes(text.encode(encoding))
+        (preference,) = read_jsonl(path)
+        assert preference.prompt == "ein Würfel\u2028rot"
+    path.write_bytes(text.encode("latin-1", "replace"))
+    with pytest.raises(DataError, match=r"1 of 1 rows cannot be used.*\n  line 2: not UTF-8"):
+        read_jsonl(path)
+
+
+def test_names_are_found_in_either_unicode_form(folder: Path) -> None:
+    (folder / unicodedata.normalize("NFD", "café.png")).touch()
+    (preference,) = read_jsonl(written(folder, {**GOOD, "a": unicodedata.normalize("NFC", "café.png")}))
+    assert isinstance(preference.a, Path)
+    assert preference.a.exists()
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ("{not json", "not valid JSON (Expecting property name enclosed in double quotes, column 2)"),
+        ("[" * 100_000, "not valid JSON"),
+        ([1, 2], f"not a JSON object like {EXAMPLE}"),
+        ({"prompt": "x", "a": "1.png"}, '"b" and "p_a" missing'),
+        ({**GOOD, "p_a": 1.4}, '"p_a" must be a number from 0 to 1, not 1.4'),
+        ({**GOOD, "p_a": float("nan")}, "not NaN"),
+        ({**GOOD, "p_a": True}, "not true"),
+        ({**GOOD, "p_a": "0.5"}, 'not "0.5"'),
+        ({**GOOD, "p_a": None}, "not null"),
+        ({**GOOD, "p_a": 10**400}, "from 0 to 1"),
+        ({**GOOD, "prompt": " "}, '"prompt" must be text, not empty'),
+        ({**GOOD, "prompt": ["x"]}, '"prompt" must be text, not empty'),
+        ({**GOOD, "prompt": "\ud800"}, '"prompt" must be text, not empty'),
+        ({**GOOD, "a": 3}, '"a" must be text, not empty'),
+        ({**GOOD, "a": "gone.png"}, '"a" is "gone.png": no such file'),
+        ({**GOOD, "a": "sub"}, '"a" is "sub": no such file'),
+        ({**GOOD, "b": "prompt " * 60}, "no such file"),
+        ({**GOOD, "b": "nu\0ll"}, "no such file"),
+        ({**GOOD, "b": "sub/../1.png"}, '"a" and "b" are the same file'),
+        ({**GOOD, "votes": 0}, '"votes" must be a whole number from 1 on, not 0'),
+        ({**GOOD, "votes": True}, "not true"),
+        ({**GOOD, "group": 3}, '"group" must be text'),
+        ({**GOOD, "Votes": 3}, 'unknown key "Votes"; "votes" may be meant'),
+        ({"prompt": "x", "a": "1.png", "b": "2.png", "pa": 1}, 'unknown key "pa"; "p_a" may be meant'),
+        ({**GOOD, "p_a": 2, "votes": -1}, 'not 2; "votes" must'),
+    ],
+)
+def test_bad_rows_are_named(folder: Path, row: object, said: str) -> None:
+    message = problem(folder, GOOD, "", row)
+    assert message.startswith(f"{folder / 'preferences.jsonl'}: 1 of 2 rows cannot be used; correct or remove them:\n")
+    assert "\n  line 3: " in message
+    assert said in message
+    assert len(message.splitlines()) == 2
+
+
+def test_all_bad_rows_are_gathered(folder: Path) -> None:
+    lines = problem(folder, *([GOOD, {**GOOD, "p_a": 2}] * 13)).splitlines()
+    assert "13 of 26 rows" in lines[0]
+    assert [line.split(":")[0] for line in lines[1:11]] == [f"  line {2 * i}" for i in range(1, 11)]
+    assert lines[11:] == ["  and 3 more"]
+
+
+def test_files_without_rows_and_missing_files_are_errors(folder: Path) -> None:
+    assert "no preferences in this file" in problem(folder)
+    assert "no preferences in this file" in problem(folder, "", "  ")
+    with pytest.raises(DataError, match="No such file"):
+        read_jsonl(folder / "gone.jsonl")
+
+
+def test_splits_filter_only_where_rows_name_them(folder: Path) -> None:
+    train, test = {**GOOD, "split": "train"}, {**GOOD, "split": "test", "p_a": 0.0}
+    path = written(folder, train, test, train)
+    assert [p.p_a for p in read_jsonl(path, "test")] == [0.0]
+    assert len(read_jsonl(path, "train")) == 2
+    assert len(read_jsonl(path)) == 3
+    with pytest.raises(DataError, match='no rows of split "val"; there are test, train'):
+        read_jsonl(path, "val")
+    assert len(read_jsonl(written(folder, GOOD, GOOD), "val")) == 2
+    with pytest.raises(DataError, match='2 of 3 rows have no "split"'):
+        read_jsonl(written(folder, GOOD, train, GOOD), "train")
+
+
+def test_a_file_is_loaded_by_its_name(folder: Path) -> None:
+    path = written(folder, *({**GOOD, "p_a": i / 50} for i in range(50)))
+    everything = load_preferences(str(path), "test", None, 0)
+    assert [p.p_a for p in everything] == [i / 50 for i in range(50)]
+    drawn = load_preferences(str(path), "test", 10, 0)
+    assert [p.p_a for p in drawn] == sorted(p.p_a for p in drawn)
+    assert len({p.p_a for p in drawn}) == 10
+    assert drawn == load_preferences(str(path), "test", 10, 0)
+    assert drawn != load_preferences(str(path), "test", 10, 1)
+    assert {p.p_a for p in drawn} <= {p.p_a for p in load_preferences(str(path), "test", 20, 0)}
+    assert len(load_preferences(str(path), "test", 1000, 0)) == 50
+
+
+def test_the_demo_is_loaded_by_its_name() -> None:
+    drawn, rendered = load_preferences("demo", "heldout", 3, 5), demo_preferences("heldout", 3, 5)
+    assert [(p.prompt, p.p_a) for p in drawn] == [(p.prompt, p.p_a) for p in rendered]
+    for one, other in zip(drawn, rendered, strict=True):
+        assert isinstance(one.a, Image.Image)
+        assert isinstance(other.a, Image.Image)
+        assert np.array_equal(np.asarray(one.a), np.asarray(other.a))
+    assert {p.prompt for p in drawn} <= {prompt_text(*look) for look in HELD_OUT}
+    assert set(DEMO_COUNTS) == set(SPLITS)
+
+
+def test_the_demo_has_a_default_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DEMO_COUNTS, "test", 4)
+    assert len(load_preferences("demo", "test")) == 4
+
+
+@pytest.mark.parametrize(
+    ("data", "split", "limit", "said"),
+    [
+        ("demo", "validation", None, "split 'validation': the demo has train, test, heldout"),
+        ("demo", "test", 0, "limit 0"),
+        ("hpdv2", "test", None, "its files are not here; download them with `mlxpref data hpdv2 --split test`"),
+        ("imagereward", "dev", None, "split 'dev': imagereward has train, validation, test"),
+        ("dmeo", "test", None, "unknown --data dmeo: known are demo, imagereward, hpdv2, pickapic, pickapic_v1, hpdv3"),
+        ("gone.jsonl", "test", None, "--data gone.jsonl: no such file"),
+        ("some/folder", "test", None, "--data some/folder: no such file or folder"),
+        ("long" * 100, "test", None, "unknown --data long"),
+    ],
+)
+def test_unknown_names_are_errors(
+    data: str, split: str, limit: int | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))  # not what the user has there
+    with pytest.raises(ConfigError) as caught:
+        load_preferences(data, split, limit, 0)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_files_are_not_read(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").touch()
+    with pytest.raises(ConfigError, match=r"a\.txt: not a \.jsonl, \.csv or \.tsv file"):
+        load_preferences(str(tmp_path / "a.txt"), "test")
+
+
+def test_a_long_list_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = [{"n": i, "text": "é\u2028" * (i % 50)} for i in range(500)]
+    path = tmp_path / "list.json"
+    for text in (
+        json.dumps(values),
+        json.dumps(values, ensure_ascii=False, indent=1),
+        "\n".join(map(json.dumps, values)),
+    ):
+        path.write_text(text, "utf-8")
+        for chunk in (1, 7, 1000):
+            monkeypatch.setattr(rows, "_CHUNK", chunk)
+            assert list(read_json_rows(path)) == list(enumerate(values, 1))
+    path.write_text('["a", null, true, [1, [2.5]], {}]')
+    for chunk in (1, 3, 1000):
+        monkeypatch.setattr(rows, "_CHUNK", chunk)
+        assert [value for _, value in read_json_rows(path)] == ["a", None, True, [1, [2.5]], {}]
+
+
+def test_a_row_without_end_does_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "_CHUNK", 1000)
+    monkeypatch.setattr(rows, "_ROW_LIMIT", 5000)
+    path = tmp_path / "list.json"
+    path.write_text('[{"a": 1}, {"a": "' + "x" * 100_000 + '"}]')
+    with pytest.raises(DataError, match=r"list\.json: not valid JSON at row 2 \(Unterminated string"):
+        list(read_json_rows(path))
+
+
+def test_a_few_images_that_are_not_there_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [f"{i}.png" for i in range(201)]
+    for name in names[:-1]:
+        (tmp_path / name).touch()
+    listed = [Row("p", name, names[0], 1.0) for name in names[1:]]
+    preferences = with_images("hpdv2", "test", listed, tmp_path, tmp_path / "a.tar.gz")
+    assert [p.a for p in preferences] == [tmp_path / name for name in names[1:-1]]
+    assert "1 of 201 images cannot be used and are left out:\n  200.png: is not in" in capsys.readouterr().err
+    with pytest.raises(DataError, match="3 of 4 images cannot be used"):
+        with_images(
+            "hpdv2", "test", [Row("p", "1.png", "x", 1.0), Row("p", "y", "z", 1.0)], tmp_path, tmp_path / "a.tar.gz"
+        )
+
+
+def test_reading_leaves_the_collector_as_it_was(tmp_path: Path) -> None:
+    folder = make_layout("hpdv2", tmp_path)
+    for enabled in (False, True):
+        (gc.enable if enabled else gc.disable)()
+        load_preferences("hpdv2", "test", data_dir=folder)
+        assert gc.isenabled() is enabled
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> list[Preference]:
+    """60 pairs of 120 images."""
+    for i in range(120):
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / f"{i}.png")
+    return [Preference("p", tmp_path / f"{i}.png", tmp_path / f"{i + 1}.png", 1.0) for i in range(0, 120, 2)]
+
+
+def test_of_many_images_some_are_decoded_and_all_looked_for(
+    many: list[Preference], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[object] = []
+    monkeypatch.setattr("mlxpref.data.images.load_image", decoded.append)
+    check_images_of("x", many)
+    assert len(decoded) == 120
+    decoded.clear()
+    monkeypatch.setattr(session, "_DECODED", 40)
+    check_images_of("x", many)
+    assert len(decoded) == len(set(decoded)) == 40
+    monkeypatch.undo()
+    monkeypatch.setattr(session, "_DECODED", 40)
+    for i in range(0, 24, 2):
+        image = many[i].a
+        assert isinstance(image, Path)
+        image.unlink()
+    with pytest.raises(DataError) as caught:
+        check_images_of("x", many)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "x: 12 of 120 images cannot be read; correct them or remove their rows:"
+    assert len(lines) == 12
+    assert lines[-1] == "  and 2 more"

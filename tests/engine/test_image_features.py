@@ -1,0 +1,120 @@
+"""Image features: one run of the vision tower an image, and never another image's features."""
+
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlxpref.engine import image_features as module
+from mlxpref.engine.image_features import FeatureStore
+from mlxpref.engine.vlm import VLM
+from mlxpref.preferences import PackedImage
+from scripts.make_data_layouts import write_zip
+from tests.conftest import picture
+
+
+def fresh(vlm: VLM, memory: int = 1 << 30, max_pixels: int = 512 * 512) -> FeatureStore:
+    return FeatureStore(vlm.model.vision_tower, vlm.features._processor, max_pixels, memory)
+
+
+def test_images_encoded_together_equal_images_encoded_alone(tiny_vlm: VLM) -> None:
+    sizes = [(84, 84), (140, 84), (84, 84), (168, 140), (140, 84), (84, 84)]
+    images = [picture(i, size) for i, size in enumerate(sizes)]
+    together = fresh(tiny_vlm).get_all(images)
+    for image, features in zip(images, together, strict=True):
+        alone = fresh(tiny_vlm).get(image)
+        assert features.grid == alone.grid
+        pairs = zip((features.merged, *features.deepstack), (alone.merged, *alone.deepstack), strict=True)
+        for ours, expected in pairs:
+            assert mx.abs(ours - expected).max().item() < 1e-5 * mx.abs(expected).max().item()
+    assert len({np.array(features.merged).tobytes() for features in together}) == len(images)
+
+
+def test_images_of_one_size_are_one_run_of_the_tower(tiny_vlm: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[tuple[int, int]] = []
+    encode = module.encode
+
+    def counting(tower: Any, patches: mx.array, grid: tuple[int, int]) -> tuple[mx.array, list[mx.array]]:
+        merged, levels = encode(tower, patches, grid)
+        sizes.append(merged.shape[:2])
+        return merged, levels
+
+    monkeypatch.setattr(module, "encode", counting)
+    store = fresh(tiny_vlm)
+    images = [picture(i, (224, 224)) for i in range(5)]
+    one = store.get(images[0]).tokens
+    fresh(tiny_vlm).get_all([*images, picture(5, (448, 224))])
+    assert sizes == [(1, one), (5, one), (1, 2 * one)]
+    monkeypatch.setattr(module, "_BATCH_TOKENS", 2 * one)
+    fresh(tiny_vlm).get_all(images)
+    assert sizes[3:] == [(2, one), (2, one), (1, one)]
+
+
+def test_an_image_is_encoded_once_however_it_comes(tiny_vlm: VLM, tmp_path: Path) -> None:
+    store = fresh(tiny_vlm)
+    picture(1).save(tmp_path / "a.png")
+    picture(1).save(tmp_path / "copy.png")
+    paths = [tmp_path / "a.png", tmp_path / "copy.png"]
+    store.get_all([picture(1), *paths, picture(1)])
+    store.get_all(paths)
+    assert store.runs == 1
+    store.get(picture(2))
+    assert store.runs == 2
+
+
+def test_contents_are_those_of_the_features_and_encode_nothing(tiny_vlm: VLM, tmp_path: Path) -> None:
+    store = fresh(tiny_vlm)
+    picture(1).save(tmp_path / "a.png")
+    images = [picture(2), tmp_path / "a.png", picture(1)]
+    contents = store.contents(images)
+    assert store.runs == 0
+    assert contents[1] == contents[2] != contents[0]
+    assert contents == [features.content for features in store.get_all(images)]
+
+
+def test_a_file_that_changes_is_read_again(tiny_vlm: VLM, tmp_path: Path) -> None:
+    store = fresh(tiny_vlm)
+    picture(1).save(tmp_path / "a.png")
+    before = store.get(tmp_path / "a.png")
+    picture(2, (140, 84)).save(tmp_path / "a.png")
+    assert store.get(tmp_path / "a.png").grid != before.grid
+
+
+def test_an_image_in_an_archive_is_that_of_its_file_and_decoded_once(
+    tiny_vlm: VLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = fresh(tiny_vlm)
+    picture(1).save(tmp_path / "a.png")
+    packed = PackedImage(write_zip(tmp_path / "a.zip", {"1": (tmp_path / "a.png").read_bytes(), "2": b""}), "1")
+    assert store.get(packed).content == store.get(tmp_path / "a.png").content
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "load_image", None)
+        store.get(packed)
+    picture(2).save(tmp_path / "b.png")
+    write_zip(tmp_path / "a.zip", {"1": (tmp_path / "b.png").read_bytes()})
+    assert store.get(packed).content == store.get(picture(2)).content
+
+
+def test_memory_is_bounded_and_the_least_recently_used_goes_first(tiny_vlm: VLM) -> None:
+    one = fresh(tiny_vlm).get(picture(0)).nbytes
+    store = fresh(tiny_vlm, memory=3 * one)
+    for seed in (0, 1, 2, 0, 3):
+        store.get(picture(seed))
+    assert store._bytes <= 3 * one
+    assert store.runs == 4
+    store.get(picture(0))
+    assert store.runs == 4
+    store.get(picture(1))
+    assert store.runs == 5
+
+
+def test_images_go_in_under_the_pixel_budget_with_their_aspect_ratio(tiny_vlm: VLM) -> None:
+    store = fresh(tiny_vlm, max_pixels=128 * 128)
+    patch = store._processor.patch_size * store._processor.merge_size
+    for size in ((1000, 250), (250, 1000), (640, 480), (3000, 2000)):
+        height, width = store.get(picture(0, size)).grid
+        assert height * width * patch**2 <= 128 * 128
+        assert 0.5 < (width / height) / (size[0] / size[1]) < 2
+    assert fresh(tiny_vlm).get(picture(0, (84, 84))).tokens <= 9

@@ -1,0 +1,133 @@
+"""Positions and caches: what the models see of padding and order."""
+
+import mlx.core as mx
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlxpref.engine.kv_cache import PADDING, SHARED, BranchedKVCache, image_positions, owners_of
+from mlxpref.engine.vlm import load_vlm
+from tests.conftest import GOLDEN, picture, tiny_model
+
+
+def test_positions_of_text_are_counted() -> None:
+    positions = image_positions([4], start=3)
+    assert positions.ids.tolist() == [[3, 4, 5, 6]] * 3
+    assert positions.following == 7
+
+
+def test_positions_of_an_image_are_rows_and_columns() -> None:
+    positions = image_positions([1, (2, 3), 1])
+    assert positions.ids.tolist() == [
+        [0, 1, 1, 1, 1, 1, 1, 4],
+        [0, 1, 1, 1, 2, 2, 2, 4],
+        [0, 1, 2, 3, 1, 2, 3, 4],
+    ]
+    assert positions.following == 5
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    texts=st.lists(st.integers(1, 9), min_size=3, max_size=3),
+    grids=st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=2, max_size=2),
+)
+def test_positions_equal_mlx_vlms(texts: list[int], grids: list[tuple[int, int]]) -> None:
+    vlm = tiny_model("qwen2_5_vl")
+    start, image = vlm.model.config.vision_start_token_id, vlm.image_token_id
+    ids: list[int] = []
+    for text, grid in zip(texts, [*grids, None], strict=True):
+        ids += [5] * text
+        if grid:
+            ids[-1] = start
+            ids += [image] * (grid[0] * grid[1])
+    sizes = mx.array([[1, 2 * h, 2 * w] for h, w in grids])
+    theirs, delta = vlm.language.get_rope_index(mx.array([ids]), sizes)
+    ours = image_positions([texts[0], grids[0], texts[1], grids[1], texts[2]])
+    assert np.array_equal(np.array(theirs)[:, 0], ours.ids)
+    assert ours.following == len(ids) + int(delta.item())
+
+
+def seen(rows: BranchedKVCache, columns: int, filled: int) -> list[list[list[bool]]]:
+    """The mask of a block behind `filled` columns as lists, one a row."""
+    rows.layers[0].offset = filled
+    mask = rows.next_mask(columns)
+    assert isinstance(mask, mx.array)
+    return np.array(mask)[:, 0].tolist()  # type: ignore[no-any-return]
+
+
+def test_a_padded_column_is_masked_for_later_blocks_only() -> None:
+    rows = BranchedKVCache(1)
+    rows.announce(owners_of([3, 2], 3))
+    assert rows.next_mask(3) == "causal"
+    rows.announce(np.array([[0], [0]]))
+    assert seen(rows, 1, 3) == [[[True, True, True, True]], [[True, True, False, True]]]
+    rows.announce(np.array([[0, 0], [0, 0]]))
+    assert seen(rows, 2, 4)[1] == [
+        [True, True, False, True, True, False],
+        [True, True, False, True, True, True],
+    ]
+
+
+def test_rows_without_padding_need_no_mask() -> None:
+    rows = BranchedKVCache(1)
+    rows.announce(owners_of([3, 3], 3))
+    rows.announce(np.array([[0], [0]]), steps=2)
+    assert rows.next_mask(1) is None
+
+
+def test_a_branch_sees_the_prompt_and_itself() -> None:
+    rows = BranchedKVCache(1)
+    rows.announce(owners_of([2], 2))
+    rows.announce(np.array([[0, 1]]), steps=2)
+    assert seen(rows, 2, 2)[0] == [[True, True, True, False], [True, True, False, True]]
+    assert seen(rows, 2, 4)[0] == [[True, True, True, False, True, False], [True, True, False, True, False, True]]
+
+
+def test_columns_that_nobody_sees_are_dropped() -> None:
+    rows = BranchedKVCache(1)
+    keys = mx.arange(14).reshape(2, 1, 7, 1)
+    rows.announce(np.array([[SHARED, SHARED, 0, 1, 0, 1, 1], [SHARED, PADDING, 0, 1, 0, 1, 1]]))
+    rows.layers[0].update_and_fetch(keys, -keys)
+    rows.forget([{0, 1}, {0, 1}])
+    assert rows.owners.shape == (2, 7)  # everything is seen
+    rows.forget([{0}, {1}])
+    assert rows.owners.tolist() == [[SHARED, SHARED, 0, 0], [SHARED, 1, 1, 1]]
+    rows.announce(np.array([[0], [1]]))
+    kept, values = rows.layers[0].update_and_fetch(mx.zeros((2, 1, 1, 1)), mx.zeros((2, 1, 1, 1)))
+    assert kept[:, 0, :, 0].tolist() == [[0, 1, 2, 4, 0], [7, 10, 12, 13, 0]]
+    assert mx.array_equal(values, -kept)
+
+
+def test_rows_can_be_taken_in_any_order_and_twice() -> None:
+    rows = BranchedKVCache(1)
+    rows.announce(owners_of([2, 1], 2))
+    keys = mx.arange(8).reshape(2, 1, 2, 2)
+    rows.layers[0].update_and_fetch(keys, -keys)
+    rows.take([1, 1, 0])
+    kept, _ = rows.layers[0].update_and_fetch(mx.zeros((3, 1, 1, 2)), mx.zeros((3, 1, 1, 2)))
+    assert kept[:, 0, :2].tolist() == [keys[1, 0].tolist(), keys[1, 0].tolist(), keys[0, 0].tolist()]
+    assert rows.owners.tolist() == [[SHARED, PADDING], [SHARED, PADDING], [SHARED, SHARED]]
+
+
+def test_storage_grows_without_losing_anything() -> None:
+    rows = BranchedKVCache(1)
+    blocks = [mx.random.normal((2, 3, n, 4)) for n in (5, 1, 1, 70, 1)]
+    for block in blocks:
+        keys, values = rows.layers[0].update_and_fetch(block, 2 * block)
+    assert mx.array_equal(keys, mx.concatenate(blocks, axis=2))
+    assert mx.array_equal(values, 2 * keys)
+
+
+def test_checkpoints_of_half_precision_run_in_half_precision() -> None:
+    """The engine is right for bf16 too; on a CPU it is not chosen by itself, because it is slow there."""
+    vlm = load_vlm(GOLDEN / "qwen2_5_vl", 512 * 512, mx.bfloat16)
+    exact = tiny_model("qwen2_5_vl")
+    images = picture(1, (140, 84)), picture(2, (84, 112))
+    cache, logits = vlm.prefill([vlm.prompt(*images, "a hat", "choice", True)])
+    _, expected = exact.prefill([exact.prompt(*images, "a hat", "choice", True)])
+    finite = np.isfinite(np.array(expected))
+    assert logits.dtype == mx.float32
+    assert cache.layers[0].keys is not None
+    assert cache.layers[0].keys.dtype == mx.bfloat16
+    assert np.abs(np.array(logits)[finite] - np.array(expected)[finite]).max() < 0.5
+    assert np.array(logits).argmax() == np.array(expected).argmax()

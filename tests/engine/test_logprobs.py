@@ -1,0 +1,230 @@
+"""Scoring: the shared prompt gives what full sequences give, values and gradients, and gradients reach it."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+
+from mlxpref.engine import decoder as trunk
+from mlxpref.engine import logprobs as scoring
+from mlxpref.engine.logprobs import Completions, completion_logprobs, prefill
+from mlxpref.engine.lora import adapter_off, adapter_weights, attach_lora, linear_layers
+from mlxpref.engine.vlm import VLM, ComparisonInput, load_vlm
+from tests.conftest import GOLDEN, picture
+
+GROUP = 3
+
+
+@pytest.fixture
+def trained(family: str) -> VLM:
+    """A model with an adapter that is not fresh; loaded anew, as it is changed."""
+    vlm = load_vlm(GOLDEN / family, 512 * 512)
+    attach_lora(vlm.model, list(linear_layers(vlm.model)), rank=4, scale=2.0)
+    mx.random.seed(1)
+    weights = {n: 0.05 * mx.random.normal(w.shape) for n, w in adapter_weights(vlm.model).items()}
+    vlm.model.load_weights(list(weights.items()), strict=False)
+    return vlm
+
+
+def material(vlm: VLM) -> tuple[list[ComparisonInput], Completions]:
+    """Three comparisons of different lengths, with completions of different lengths."""
+    sizes = [(84, 84), (140, 84), (56, 112)]
+    prompts = [
+        vlm.prompt(picture(i, s), picture(i + 9, sizes[0]), f"{i} hats", "choice", True) for i, s in enumerate(sizes)
+    ]
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(5, 200, length).tolist() for length in (5, 2, 7, 1, 6, 3, 4, 7, 2)]
+    return prompts, Completions.of(rows)
+
+
+def full_sequence(vlm: VLM, prompt: ComparisonInput, tokens: list[int]) -> tuple[mx.array, mx.array]:
+    """Log-probabilities and label log-probabilities by one forward over prompt and completion together."""
+    following = np.broadcast_to(prompt.following + np.arange(len(tokens)), (3, len(tokens)))
+    positions = np.concatenate([prompt.positions, following], axis=1).astype(np.int32)
+    ids = np.concatenate([prompt.ids, np.array(tokens, np.int32)])
+    _, hidden = vlm.hidden([ComparisonInput(ids, positions, prompt.images, 0)])
+    logits = vlm.head(hidden)[0, len(prompt) - 1 :]
+    logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+    labels = mx.stack([mx.logsumexp(logprobs[-1, mx.array(ids)]) for ids in vlm.words.label_ids])
+    return logprobs[mx.arange(len(tokens)), mx.array(tokens)], labels
+
+
+def losses(vlm: VLM) -> tuple[Any, Any]:
+    """The same weighted sum of log-probabilities, by the shared prompt and by full sequences."""
+    prompts, completions = material(vlm)
+    weights = np.random.default_rng(1).normal(size=completions.tokens.shape) * completions.mask
+
+    def shared(_: Any) -> mx.array:
+        scores = completion_logprobs(vlm, prefill(vlm, prompts), completions)
+        return (scores.logprobs * mx.array(weights.astype(np.float32))).sum() + scores.label_logprobs.sum()
+
+    def full(_: Any) -> mx.array:
+        total = mx.array(0.0)
+        for row, length in enumerate(completions.lengths):
+            tokens = completions.tokens[row, :length].tolist()
+            logprobs, labels = full_sequence(vlm, prompts[row // GROUP], tokens)
+            total = total + (logprobs * mx.array(weights[row, :length].astype(np.float32))).sum() + labels.sum()
+        return total
+
+    return shared, full
+
+
+def test_the_shared_prompt_changes_neither_values_nor_gradients(trained: VLM) -> None:
+    results = [nn.value_and_grad(trained.model, loss)(trained.model) for loss in losses(trained)]
+    (value, gradient), (expected, expected_gradient) = results
+    assert value.item() == pytest.approx(expected.item(), rel=1e-5)
+    ours, theirs = dict(tree_flatten(gradient)), dict(tree_flatten(expected_gradient))
+    assert set(ours) == set(adapter_weights(trained.model))
+    largest = max(mx.abs(w).max().item() for w in theirs.values())
+    for name, weight in theirs.items():
+        assert mx.abs(ours[name] - weight).max().item() < 1e-5 * largest, name
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+def test_the_logits_of_all_positions_never_exist_at_once(gradient: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    vocabulary, chunk = 4096, 128
+    monkeypatch.setattr(scoring, "_HEAD_VALUES", vocabulary * chunk)
+    weight = mx.random.normal((vocabulary, 32))
+    model = SimpleNamespace(embed_tokens=SimpleNamespace(weight=weight))
+    vlm: Any = SimpleNamespace(head=lambda states: states @ weight.T, language=SimpleNamespace(model=model))
+
+    def total(states: mx.array, targets: mx.array) -> mx.array:
+        return scoring._chunked_logprobs(vlm, states, targets, 1.0).sum()
+
+    peaks = []
+    for count in (8 * chunk, 32 * chunk):
+        states, targets = mx.random.normal((count, 32)), mx.zeros(count, mx.int32)
+        mx.eval(weight, states, targets)
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        mx.eval(mx.grad(total)(states, targets) if gradient else total(states, targets))
+        peaks.append((mx.get_peak_memory() - before) / (4 * vocabulary * chunk))
+    assert max(peaks) < 7.5, "chunks of logits"
+    assert peaks[1] < 1.2 * peaks[0]
+
+
+def test_a_chunk_after_an_impossible_token_is_not_spoilt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "_HEAD_VALUES", 8 * 4)
+    weight = mx.concatenate([mx.array([-mx.inf]), mx.zeros(7)])
+    model = SimpleNamespace(embed_tokens=SimpleNamespace(weight=mx.zeros((8, 2))))
+    vlm: Any = SimpleNamespace(
+        head=lambda states: states.sum(1, keepdims=True) * 0 + weight, language=SimpleNamespace(model=model)
+    )
+    targets = mx.array([0] + 7 * [1])
+    found = np.array(scoring._chunked_logprobs(vlm, mx.ones((8, 2)), targets, 1.0))
+    assert found[0] == -np.inf
+    np.testing.assert_allclose(found[1:], -np.log(7), rtol=1e-6)
+
+
+def test_a_long_block_may_run_in_pieces(trained: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trunk, "_TOGETHER", 7)
+    monkeypatch.setattr(trunk, "_LEAST", 7)
+    prompts, _ = material(trained)
+    assert min(map(len, prompts)) > 3 * 7
+    test_the_shared_prompt_changes_neither_values_nor_gradients(trained)
+
+
+def test_recomputing_changes_nothing_and_takes_less_memory(trained: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "_HEAD_VALUES", 1 << 16)
+    trained.language.model.layers *= 4  # the checkpoint has too few for one layer to be little of the whole
+    prompts, _ = material(trained)
+    rows = np.random.default_rng(0).integers(5, 200, (3 * 16, 40)).tolist()
+    completions = Completions.of(rows)
+    found, peaks = [], []
+    for recompute in (True, False):
+
+        def loss(_: Any, recompute: bool = recompute) -> mx.array:
+            scores = completion_logprobs(
+                trained, prefill(trained, prompts, recompute), completions, recompute=recompute
+            )
+            return scores.logprobs.mean() + scores.label_logprobs.mean()
+
+        mx.clear_cache()
+        mx.reset_peak_memory()
+        before = mx.get_active_memory()
+        value, gradient = nn.value_and_grad(trained.model, loss)(trained.model)
+        mx.eval(value, gradient)
+        peaks.append(mx.get_peak_memory() - before)
+        found.append(dict(tree_flatten(gradient)))
+    largest = max(mx.abs(w).max().item() for w in found[1].values())
+    for name, weight in found[1].items():
+        assert mx.abs(found[0][name] - weight).max().item() < 1e-5 * largest, name
+    assert peaks[0] < 0.6 * peaks[1]
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_gradients_through_a_quantized_base_are_those_of_full_sequences(bits: int, family: str) -> None:
+    vlm = load_vlm(GOLDEN / family, 512 * 512)
+    nn.quantize(
+        vlm.language.model.layers[0].mlp,
+        group_size=32,
+        bits=bits,
+        class_predicate=lambda _, m: isinstance(m, nn.Linear),
+    )
+    attach_lora(vlm.model, list(linear_layers(vlm.model)), rank=4, scale=2.0)
+    mx.random.seed(1)
+    weights = {n: 0.05 * mx.random.normal(w.shape) for n, w in adapter_weights(vlm.model).items()}
+    vlm.model.load_weights(list(weights.items()), strict=False)
+    test_the_shared_prompt_changes_neither_values_nor_gradients(vlm)
+
+
+def test_gradients_reach_the_prompt(trained: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared, _ = losses(trained)
+    whole = dict(tree_flatten(nn.value_and_grad(trained.model, shared)(trained.model)[1]))
+    whole_run = scoring.run_block
+
+    def stopped(trunk: Any, block: Any, stems: Any = (), recompute: bool = True, ends: Any = None) -> Any:
+        states, kept = whole_run(trunk, block, stems, recompute, ends)
+        if not stems:
+            return mx.stop_gradient(states), [(mx.stop_gradient(k), mx.stop_gradient(v)) for k, v in kept]
+        return states, kept
+
+    monkeypatch.setattr(scoring, "run_block", stopped)
+    cut = dict(tree_flatten(nn.value_and_grad(trained.model, shared)(trained.model)[1]))
+    difference = sum(mx.abs(whole[n] - cut[n]).sum().item() for n in whole)
+    assert difference > 0.1 * sum(mx.abs(w).sum().item() for w in whole.values())
+
+
+def test_the_labels_are_read_after_the_last_token(trained: VLM) -> None:
+    prompts, completions = material(trained)
+    scores = completion_logprobs(trained, prefill(trained, prompts), completions)
+    for row, length in enumerate(completions.lengths):
+        _, labels = full_sequence(trained, prompts[row // GROUP], completions.tokens[row, :length].tolist())
+        assert mx.abs(scores.label_logprobs[row] - labels).max().item() < 1e-4
+
+
+def test_without_completions_the_prompt_answers(trained: VLM) -> None:
+    prompts = [trained.prompt(picture(1), picture(2), "a hat", "choice", think=False)]
+    scores = completion_logprobs(trained, prefill(trained, prompts), Completions.of([[]]))
+    assert scores.logprobs.shape == (1, 0)
+    _, logits = trained.prefill(prompts)
+    expected = [mx.softmax(logits[0])[mx.array(ids)].sum().item() for ids in trained.words.label_ids]
+    assert mx.exp(scores.label_logprobs[0]).tolist() == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_reference_is_the_base_also_inside_compiled_functions(trained: VLM, family: str) -> None:
+    base = load_vlm(GOLDEN / family, 512 * 512)
+    prompts, completions = material(base)
+    expected = completion_logprobs(base, prefill(base, prompts), completions).logprobs
+    ours, _ = material(trained)
+    on = completion_logprobs(trained, prefill(trained, ours), completions).logprobs
+    with adapter_off(trained.model):
+        off = completion_logprobs(trained, prefill(trained, ours), completions).logprobs
+        mx.eval(off)
+    mask = mx.array(completions.mask)
+    assert mx.abs(mx.where(mask, off - expected, 0)).max().item() == 0
+    assert mx.abs(mx.where(mask, on - expected, 0)).max().item() > 1e-3
+    layer = trained.model.language_model.model.layers[0]
+    compiled = mx.compile(lambda x: layer.mlp(x), inputs=[trained.model.state])
+    states = mx.random.normal((1, 2, base.model.config.text_config.hidden_size))
+    with_adapter = compiled(states)
+    with adapter_off(trained.model):
+        without = compiled(states)
+        mx.eval(without)
+    assert mx.allclose(without, base.model.language_model.model.layers[0].mlp(states), atol=1e-6)
+    assert mx.abs(with_adapter - without).max().item() > 1e-4
+    assert mx.array_equal(compiled(states), with_adapter)

@@ -1,0 +1,88 @@
+"""The prefix tree: what is shared runs once, and nothing that is read or written changes by it."""
+
+from itertools import permutations
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlxpref.engine.prefix_cache import PrefixCache
+from mlxpref.engine.rollout import Sampling, roll_out
+from mlxpref.engine.vlm import VLM, ComparisonInput
+from tests.conftest import continued, picture
+
+SIZES = [(84, 84), (140, 84), (56, 112), (84, 84)]
+
+
+def comparisons(vlm: VLM, think: bool = False, prompt: str = "a hat") -> list[ComparisonInput]:
+    """All ordered pairs of pictures of several sizes."""
+    pictures = [picture(seed, size) for seed, size in enumerate(SIZES)]
+    return [vlm.prompt(a, b, prompt, "choice", think) for a, b in permutations(pictures, 2)]
+
+
+def whole(vlm: VLM, prompts: list[ComparisonInput]) -> np.ndarray:
+    """The probabilities (B, V) after each prompt, run alone and as a whole."""
+    return np.stack([np.array(mx.softmax(vlm.prefill([prompt])[1][0])) for prompt in prompts])
+
+
+def test_probabilities_are_those_of_whole_prompts(tiny_vlm: VLM) -> None:
+    prompts = comparisons(tiny_vlm) + comparisons(tiny_vlm, prompt="two boats in the fog, at night")
+    assert len({len(prompt) for prompt in prompts}) > 3
+    tree = PrefixCache(tiny_vlm)
+    for batch in (prompts[:5], prompts[5:17], prompts[17:], prompts[3:4]):
+        _, logits = tree.prefill(batch)
+        assert np.abs(np.array(mx.softmax(logits, axis=-1)) - whole(tiny_vlm, batch)).max() < 1e-5
+
+
+def test_what_is_shared_runs_once(tiny_vlm: VLM) -> None:
+    prompts = comparisons(tiny_vlm)
+    tree = PrefixCache(tiny_vlm)
+    for start in range(0, len(prompts), 5):
+        tree.prefill(prompts[start : start + 5])
+    parts = [prompt.parts for prompt in prompts]
+    firsts = {id(part[1].images[0]): len(part[1]) for part in parts}
+    assert len(firsts) == len(SIZES)
+    assert tree.tokens == len(parts[0][0]) + sum(firsts.values()) + sum(len(part[2]) for part in parts)
+    assert [sum(map(len, part)) for part in parts] == [len(prompt) for prompt in prompts]
+
+
+def test_what_does_not_fit_is_run_again(tiny_vlm: VLM) -> None:
+    prompts = comparisons(tiny_vlm)
+    roomy, narrow = PrefixCache(tiny_vlm), PrefixCache(tiny_vlm, memory=1)
+    for prompt in prompts:
+        expected, found = roomy.prefill([prompt])[1], narrow.prefill([prompt])[1]
+        assert np.abs(np.array(mx.softmax(found) - mx.softmax(expected))).max() < 1e-5
+    assert narrow.tokens > roomy.tokens
+
+
+def test_equal_texts_of_different_images_are_different(tiny_vlm: VLM) -> None:
+    tree = PrefixCache(tiny_vlm)
+    first = tiny_vlm.prompt(picture(1), picture(3), "a hat", "choice", False)
+    second = tiny_vlm.prompt(picture(2), picture(3), "a hat", "choice", False)
+    assert first.ids.tolist() == second.ids.tolist()
+    logits = [tree.prefill([prompt])[1] for prompt in (first, second)]
+    found = np.concatenate([np.array(mx.softmax(each, axis=-1)) for each in logits])
+    assert np.abs(found - whole(tiny_vlm, [first, second])).max() < 1e-5
+    assert np.abs(found[0] - found[1]).max() > 1e-5
+
+
+def test_decoding_goes_on_behind_the_tree(tiny_vlm: VLM) -> None:
+    prompts = comparisons(tiny_vlm, think=True)
+    tokens = np.random.default_rng(0).integers(5, 200, (len(prompts), 3)).astype(np.int32)
+    starts = np.array([prompt.following for prompt in prompts])
+    cache, _ = PrefixCache(tiny_vlm).prefill(prompts)
+    expected, _ = tiny_vlm.prefill(prompts)
+    difference = mx.softmax(continued(tiny_vlm, cache, tokens, starts), axis=-1) - mx.softmax(
+        continued(tiny_vlm, expected, tokens, starts), axis=-1
+    )
+    assert np.abs(np.array(difference)).max() < 1e-5
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_rollouts_do_not_depend_on_it(tiny_vlm: VLM, samples: int) -> None:
+    prompts = comparisons(tiny_vlm, think=True)[:5]
+    sampling = Sampling(samples=samples, temperature=1.0, max_tokens=10)
+    keys = [(i, 7) for i in range(5)]  # no draw of theirs lies so near a boundary that rounding decides
+    expected = roll_out(tiny_vlm, prompts, sampling, keys)
+    found = roll_out(tiny_vlm, prompts, sampling, keys, rows=2 * samples, prefill=PrefixCache(tiny_vlm).prefill)
+    assert [[r.tokens for r in group] for group in found] == [[r.tokens for r in group] for group in expected]

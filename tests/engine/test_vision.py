@@ -1,0 +1,142 @@
+"""The batched vision tower against mlx-vlm's own: the same numbers, for any size and number of images."""
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from mlx.utils import tree_map
+from mlx_vlm.models import qwen2_5_vl, qwen2_vl, qwen3_vl
+
+from mlxpref.engine import vision as module
+from mlxpref.engine.vision import encode
+from mlxpref.engine.vlm import VLM
+
+GRIDS = [(4, 4), (8, 8), (8, 12), (3, 3), (9, 9), (5, 11), (8, 6), (1, 13), (2, 1)]
+"""Merged patches: one window, several, and all the ways in which windows can be cut off."""
+
+
+def random_tower(family: str, width: int = 64, **settings: Any) -> Any:
+    """A tower with random weights, and the window settings of Qwen2.5-VL as it is published."""
+    mx.random.seed(0)
+    size: dict[str, Any] = {"depth": 4, "num_heads": 2, "model_type": family}
+    if family == "qwen2_vl":
+        built = qwen2_vl.VisionModel(qwen2_vl.VisionConfig(embed_dim=width, hidden_size=48, **size, **settings))
+    else:
+        size |= {"hidden_size": width, "intermediate_size": 96, "out_hidden_size": 48}
+        if family == "qwen2_5_vl":
+            size |= {"window_size": 112, "patch_size": 14, "fullatt_block_indexes": [1, 3]}
+            built = qwen2_5_vl.VisionModel(qwen2_5_vl.VisionConfig(**size | settings))
+        else:
+            size |= {"deepstack_visual_indexes": [0, 2], "num_position_embeddings": 49}
+            built = qwen3_vl.VisionModel(qwen3_vl.VisionConfig(**size | settings))
+    # Norms and biases start out as ones and zeros, with which a forgotten one would not show.
+    built.update(tree_map(lambda x: x + 0.1 * mx.random.normal(x.shape), built.parameters()))
+    return built
+
+
+def patches(tower: Any, grid: tuple[int, int], count: int) -> mx.array:
+    """Random patches of a number of images."""
+    weight = tower.patch_embed.proj.weight
+    shape = (count * grid[0] * grid[1] * tower.spatial_merge_size**2, weight.size // weight.shape[0])
+    return mx.array(np.random.default_rng(count).standard_normal(shape), mx.float32)
+
+
+def reference(tower: Any, pixels: mx.array, grid: tuple[int, int], count: int) -> list[mx.array]:
+    """What mlx-vlm's own tower makes of them: merged patches, then deepstack levels."""
+    merge = tower.spatial_merge_size
+    out = tower(pixels.astype(tower.patch_embed.proj.weight.dtype), mx.array([[1, *(merge * x for x in grid)]] * count))
+    merged, levels = out if isinstance(out, tuple) else (out, [])
+    return [x.reshape(count, grid[0] * grid[1], -1) for x in (merged, *levels)]
+
+
+def difference(ours: mx.array, expected: mx.array) -> float:
+    """The largest difference, in units of the largest value."""
+    assert ours.shape == expected.shape
+    return float(mx.abs(ours - expected).max() / mx.abs(expected).max())
+
+
+def check(tower: Any, grid: tuple[int, int], count: int, within: float = 1e-5) -> None:
+    pixels = patches(tower, grid, count)
+    merged, levels = encode(tower, pixels, grid)
+    for ours, expected in zip((merged, *levels), reference(tower, pixels, grid, count), strict=True):
+        assert ours.dtype == expected.dtype
+        assert difference(ours, expected) < within
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("grid", GRIDS)
+def test_checkpoints_of_every_family_give_what_their_own_tower_gives(
+    tiny_vlm: VLM, grid: tuple[int, int], count: int
+) -> None:
+    check(tiny_vlm.model.vision_tower, grid, count)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("full", [[1, 3], [], [0, 1, 2, 3]])
+def test_windows_as_published_give_what_their_own_tower_gives(
+    full: list[int], grid: tuple[int, int], count: int
+) -> None:
+    check(random_tower("qwen2_5_vl", fullatt_block_indexes=full), grid, count)
+
+
+def test_a_head_that_is_filled_up_for_a_fused_kernel_gives_the_same(family: str) -> None:
+    check(random_tower(family, width=2 * 72), (9, 5), 2)
+
+
+def test_quantized_layers_give_what_their_own_tower_gives(family: str) -> None:
+    tower = random_tower(family)
+    nn.quantize(tower, group_size=32, bits=8)
+    assert isinstance(tower.blocks[0].attn.qkv, nn.QuantizedLinear)
+    check(tower, (5, 6), 2)
+
+
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
+def test_half_precision_stays_as_near_to_float32_as_their_own_tower(family: str, dtype: mx.Dtype) -> None:
+    tower, grid = random_tower(family), (9, 5)
+    pixels = patches(tower, grid, 2)
+    exact = reference(tower, pixels, grid, 2)
+    tower.update(tree_map(lambda x: x.astype(dtype), tower.parameters()))
+    merged, levels = encode(tower, pixels, grid)
+    for ours, theirs, expected in zip((merged, *levels), reference(tower, pixels, grid, 2), exact, strict=True):
+        assert ours.dtype == theirs.dtype == dtype
+        assert difference(ours, expected) < 1.5 * difference(theirs, expected)
+
+
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
+def test_rotations_are_rounded_once(dtype: mx.Dtype) -> None:
+    x, angles = mx.random.normal((1, 8, 16)).astype(dtype), mx.random.uniform(0, 100, (8, 16))
+    arrays = (x[..., ::-1], mx.cos(angles), mx.sin(angles))
+    exact = module._turn(x.astype(mx.float32), arrays[0].astype(mx.float32), *arrays[1:])
+    assert mx.array_equal(module._turn(x, *arrays), exact.astype(dtype))
+
+
+def test_windows_of_one_length_are_attended_to_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes: list[tuple[int, ...]] = []
+    attend = module._attend
+
+    def counting(queries: mx.array, keys: mx.array, values: mx.array) -> mx.array:
+        shapes.append(queries.shape)
+        return attend(queries, keys, values)
+
+    monkeypatch.setattr(module, "_attend", counting)
+    tower = random_tower("qwen2_5_vl", depth=2, fullatt_block_indexes=[1])
+    encode(tower, patches(tower, (9, 13), 3), (9, 13))
+    # 2 x 3 whole windows, 2 + 3 on the borders, 1 in the corner, of 3 images; then all patches of each.
+    assert shapes == [(18, 2, 64, 32), (15, 2, 16, 32), (3, 2, 4, 32), (3, 2, 468, 32)]
+
+
+def test_what_depends_on_the_size_alone_is_made_once() -> None:
+    tower = random_tower("qwen2_5_vl")
+    encode(tower, patches(tower, (6, 7), 1), (6, 7))
+    made = module._plan.cache_info().misses
+    encode(tower, patches(tower, (6, 7), 2), (6, 7))
+    assert module._plan.cache_info().misses == made
+
+
+def test_patches_that_are_no_whole_images_are_refused() -> None:
+    tower = random_tower("qwen2_5_vl")
+    with pytest.raises(ValueError, match="reshape"):
+        encode(tower, patches(tower, (4, 4), 1)[:-4], (4, 4))

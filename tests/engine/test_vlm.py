@@ -1,0 +1,215 @@
+"""The seam to mlx-vlm against transformers' numbers and mlx-vlm's own generation, and what a row may depend on."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from PIL import Image
+
+from mlxpref.engine.image_features import Features
+from mlxpref.engine.kv_cache import image_positions
+from mlxpref.engine.vlm import VLM, ComparisonInput, load_vlm
+from mlxpref.errors import ModelError
+from tests.conftest import GOLDEN, continued, picture
+
+
+def prompt_of(vlm: VLM, ids: np.ndarray, images: tuple[Features, Features]) -> ComparisonInput:
+    """A prompt of ids that were made elsewhere."""
+    blocks: list[int | tuple[int, int]] = []
+    waiting: Iterator[Features] = iter(images)
+    place = 0
+    while place < len(ids):
+        if ids[place] == vlm.image_token_id:
+            image = next(waiting)
+            blocks.append(image.grid)
+            place += image.tokens
+        else:
+            text = next((i for i in range(place, len(ids)) if ids[i] == vlm.image_token_id), len(ids)) - place
+            blocks.append(text)
+            place += text
+    positions = image_positions(blocks)
+    return ComparisonInput(ids.astype(np.int32), positions.ids, images, positions.following)
+
+
+def golden_prompt(vlm: VLM, golden: dict[str, Any]) -> ComparisonInput:
+    first, second = vlm.features.get_all([Image.fromarray(golden["image0"]), Image.fromarray(golden["image1"])])
+    return prompt_of(vlm, golden["input_ids"], (first, second))
+
+
+def spoken(vlm: VLM, logits: mx.array) -> np.ndarray:
+    """Logits without the tokens that can never be chosen."""
+    keep = np.setdiff1d(np.arange(logits.shape[-1]), vlm.silent)
+    return np.array(logits)[..., keep]
+
+
+def test_logits_equal_transformers_at_every_position(tiny_vlm: VLM, golden: dict[str, Any]) -> None:
+    prompt = golden_prompt(tiny_vlm, golden)
+    assert np.array_equal(prompt.positions, golden["position_ids"])
+    assert prompt.following - len(prompt) == golden["rope_delta"]
+    features = np.concatenate([np.array(image.merged) for image in prompt.images])
+    assert np.abs(features - golden["vision"]).max() < 1e-3
+    _, hidden = tiny_vlm.hidden([prompt])
+    difference = spoken(tiny_vlm, tiny_vlm.head(hidden)[0]) - spoken(tiny_vlm, mx.array(golden["logits"]))
+    assert np.abs(difference).max() < 1e-3
+
+
+def test_the_processor_sees_the_same_pixels(tiny_vlm: VLM, golden: dict[str, Any]) -> None:
+    inputs = tiny_vlm.features._processor([Image.fromarray(golden["image0"]), Image.fromarray(golden["image1"])])
+    assert np.abs(np.array(inputs["pixel_values"]) - golden["pixel_values"]).max() < 1e-5
+
+
+def test_decoding_on_our_caches_equals_transformers_and_mlx_vlm(
+    tiny_vlm: VLM, golden: dict[str, Any], tmp_path: Path
+) -> None:
+    from mlx_vlm import load, stream_generate
+
+    prompt = golden_prompt(tiny_vlm, golden)
+    cache, logits = tiny_vlm.prefill([prompt])
+    ours = []
+    for step in range(len(golden["greedy_ids"])):
+        ours.append(int(mx.argmax(logits[0]).item()))
+        logits = continued(tiny_vlm, cache, np.array([[ours[-1]]], np.int32), np.array([prompt.following + step]))[:, 0]
+    assert ours == golden["greedy_ids"].tolist()
+    model, processor = load(str(tiny_vlm.path))
+    model.update(_in_float32(model))
+    files = []
+    for name in ("image0", "image1"):
+        Image.fromarray(golden[name]).save(tmp_path / f"{name}.png")
+        files.append(str(tmp_path / f"{name}.png"))
+    answers = stream_generate(model, processor, str(golden["text"]), files, max_tokens=len(ours), temperature=0.0)
+    assert [answer.token for answer in answers][: len(ours)] == ours
+
+
+def _in_float32(model: Any) -> Any:
+    from mlx.utils import tree_map
+
+    return tree_map(lambda x: x.astype(mx.float32) if x.dtype == mx.bfloat16 else x, model.parameters())
+
+
+def comparisons(vlm: VLM) -> list[ComparisonInput]:
+    """Comparisons of pictures of several sizes, so of several lengths."""
+    sizes = [(84, 84), (140, 84), (56, 112), (168, 168)]
+    pictures = [picture(i, size) for i, size in enumerate(sizes)]
+    return [
+        vlm.prompt(first, second, "a hat" if i % 2 else "a small boat at night", "choice", i % 3 > 0)
+        for i, (first, second) in enumerate((a, b) for a in pictures for b in pictures if a is not b)
+    ]
+
+
+def test_padding_and_batch_composition_change_nothing(tiny_vlm: VLM) -> None:
+    prompts = comparisons(tiny_vlm)
+    assert len({len(prompt) for prompt in prompts}) > 3
+    alone = [mx.softmax(tiny_vlm.prefill([prompt])[1], axis=-1) for prompt in prompts]
+    together = mx.softmax(tiny_vlm.prefill(prompts)[1], axis=-1)
+    shuffled = mx.softmax(tiny_vlm.prefill(prompts[::-1])[1], axis=-1)[::-1]
+    for i in range(len(prompts)):
+        assert np.abs(np.array(alone[i][0] - together[i])).max() < 1e-5
+        assert np.abs(np.array(alone[i][0] - shuffled[i])).max() < 1e-5
+
+
+def test_decoding_after_padding_changes_nothing(tiny_vlm: VLM) -> None:
+    prompts = comparisons(tiny_vlm)[:6]
+    tokens = np.random.default_rng(0).integers(5, 200, (len(prompts), 4)).astype(np.int32)
+    cache, _ = tiny_vlm.prefill(prompts)
+    starts = np.array([prompt.following for prompt in prompts])
+    steps = [continued(tiny_vlm, cache, tokens[:, t : t + 1], starts + t)[:, 0] for t in range(2)]
+    block = continued(tiny_vlm, cache, tokens[:, 2:], starts + 2)
+    together = mx.stack([*steps, block[:, 0], block[:, 1]], axis=1)
+    for i, prompt in enumerate(prompts):
+        single, _ = tiny_vlm.prefill([prompt])
+        alone = continued(tiny_vlm, single, tokens[i : i + 1], starts[i : i + 1])
+        difference = mx.softmax(together[i], axis=-1) - mx.softmax(alone[0], axis=-1)
+        assert np.abs(np.array(difference)).max() < 1e-5
+
+
+def logprob(vlm: VLM, prompt: ComparisonInput, completion: tuple[int, ...] = (65, 66, 67)) -> float:
+    """The log-probability of a completion."""
+    cache, logits = vlm.prefill([prompt])
+    following = continued(vlm, cache, np.array([completion], np.int32), np.array([prompt.following]))
+    rows = mx.concatenate([logits[:, None], following[:, :-1]], axis=1)[0]
+    chosen = rows[mx.arange(len(completion)), mx.array(completion)] - mx.logsumexp(rows, axis=-1)
+    return float(chosen.sum().item())
+
+
+def test_a_completion_depends_on_prompt_images_and_their_places(tiny_vlm: VLM) -> None:
+    first, second, other = picture(1), picture(2), picture(3)
+    base = logprob(tiny_vlm, tiny_vlm.prompt(first, second, "a hat", "choice", True))
+    changed = {
+        "prompt": tiny_vlm.prompt(first, second, "a cat", "choice", True),
+        "first image": tiny_vlm.prompt(other, second, "a hat", "choice", True),
+        "second image": tiny_vlm.prompt(first, other, "a hat", "choice", True),
+        "places": tiny_vlm.prompt(second, first, "a hat", "choice", True),
+        "form": tiny_vlm.prompt(first, second, "a hat", "scores", True),
+    }
+    for what, prompt in changed.items():
+        assert abs(logprob(tiny_vlm, prompt) - base) > 1e-3, what
+
+
+def test_a_second_call_is_not_influenced_by_the_first(tiny_vlm: VLM) -> None:
+    prompt = tiny_vlm.prompt(picture(1), picture(2), "a hat", "choice", True)
+    before = logprob(tiny_vlm, prompt)
+    longer = tiny_vlm.prompt(picture(3, (168, 168)), picture(4, (56, 168)), "something much longer", "scores", True)
+    logprob(tiny_vlm, longer)
+    # What mlx-vlm itself leaves behind on the model: positions and rope deltas of another prompt.
+    sizes = mx.array([[1, *(2 * side for side in image.grid)] for image in longer.images])
+    tiny_vlm.language._position_ids, tiny_vlm.language._rope_deltas = tiny_vlm.language.get_rope_index(
+        mx.array(longer.ids[None]), sizes
+    )
+    assert logprob(tiny_vlm, prompt) == before
+
+
+def test_neither_vision_tokens_nor_rows_without_a_token_can_be_chosen(tiny_vlm: VLM) -> None:
+    _, logits = tiny_vlm.prefill([tiny_vlm.prompt(picture(1), picture(2), "a hat", "choice", True)])
+    assert tiny_vlm.image_token_id in tiny_vlm.silent
+    assert max(tiny_vlm.silent) == logits.shape[-1] - 1 > len(tiny_vlm.words.pieces)
+    assert np.isneginf(np.array(logits)[0, tiny_vlm.silent]).all()
+    assert np.isfinite(spoken(tiny_vlm, logits)).all()
+
+
+def test_the_chat_template_is_the_checkpoints_own(tiny_vlm: VLM) -> None:
+    text = tiny_vlm.words.tokenizer.decode(
+        tiny_vlm.prompt(picture(1), picture(2), "a hat", "choice", True).ids.tolist()
+    )
+    assert text.count("<|image_pad|>") == 18
+    assert (
+        text.index("Prompt: a hat\n")
+        < text.index("Image 1: <|vision_start|>")
+        < text.index("Image 2: <|vision_start|>")
+    )
+    assert text.endswith("<|im_start|>assistant\n")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda f: (f / "config.json").unlink(), "no config.json"),
+        (lambda f: (f / "config.json").write_text("{"), "not readable as JSON"),
+        (lambda f: _set(f, "config.json", model_type="llava"), "Qwen2-VL, Qwen2.5-VL, Qwen3-VL"),
+        (lambda f: _set(f, "config.json", model_type=None), "Qwen2-VL, Qwen2.5-VL, Qwen3-VL"),
+        (lambda f: (f / "preprocessor_config.json").unlink(), "no preprocessor_config.json"),
+        (lambda f: [w.unlink() for w in f.glob("*.safetensors")], "no .safetensors"),
+        (lambda f: [w.write_bytes(w.read_bytes()[:-999]) for w in f.glob("*.safetensors")], "safetensors"),
+        (lambda f: _set(f, "config.json", intermediate_size=32), "cannot be loaded"),
+        (lambda f: _set(f, "config.json", hidden_size=32), "mrope_section"),
+        (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer.json"),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused_in_one_line(change: Any, words: str, tmp_path: Path) -> None:
+    import shutil
+
+    folder = Path(shutil.copytree(GOLDEN / "qwen2_5_vl", tmp_path / "model"))
+    change(folder)
+    with pytest.raises(ModelError) as caught:
+        load_vlm(folder, 512 * 512)
+    assert words in str(caught.value)
+    assert str(folder) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def _set(folder: Path, name: str, **values: Any) -> None:
+    config = json.loads((folder / name).read_text())
+    (folder / name).write_text(json.dumps(config | values))

@@ -1,0 +1,473 @@
+"""Calibration: the fit against independent ones, its invariants, what its file holds for, and what it changes."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import mlxpref
+from mlxpref.cli import calibrate as cli_calibrate
+from mlxpref.cli.rank import rank
+from mlxpref.demo.preferences import demo_preferences
+from mlxpref.errors import ConfigError, DataError
+from mlxpref.judge.calibrate import calibrate, calibration_of, cross_fitted, quality
+from mlxpref.judge.calibration import (
+    CALIBRATION_FILE,
+    Calibration,
+    CalibrationFile,
+    JudgeConditions,
+    cached_calibrations,
+    read_calibrations,
+    write_calibration,
+)
+from mlxpref.judge.evaluation import evaluate
+from mlxpref.judge.judge import Judge
+from mlxpref.judge.loading import calibration_path, use_calibration
+from mlxpref.judge.metrics import Floats, both_orders
+from mlxpref.judge.pair_verdict import PairVerdict
+from mlxpref.judge.store import Store
+from mlxpref.preferences import Pair, Preference
+from mlxpref.ranking.temperature import COLDEST, HOTTEST, TemperatureScaling, fit_temperature
+from mlxpref.verdict import Strategy, Verdict
+from tests.conftest import picture, write_adapter
+
+MakeJudge = Callable[..., Judge]
+relaxed = settings(deadline=None, max_examples=20)  # a busy machine is not a failure
+CONDITIONS = JudgeConditions("f" * 64, "words", 1, 1000, think=False, samples=1, max_tokens=0)
+
+
+def log_odds(p: Any) -> Any:
+    return np.log(p / (1 - p))
+
+
+def probability(x: Any) -> Any:
+    return 1 / (1 + np.exp(-x))
+
+
+def judged(count: int, temperature: float, bias: float, seed: int = 0) -> tuple[Floats, Floats, Floats]:
+    """A judge with a temperature and a bias of its own, noise in each order, and one vote a pair."""
+    rng = np.random.default_rng(seed)
+    truth = rng.normal(0, 1.5, count)
+    first, second = (truth + rng.normal(0, 0.3, (2, count))) * temperature + np.array([[bias], [-bias]])
+    return probability(first), probability(second), (rng.random(count) < probability(truth)).astype(float)
+
+
+def entropy(log_odds: Floats, p_people: Floats) -> float:
+    return float(np.logaddexp(0, log_odds).sum() - p_people @ log_odds)
+
+
+# The fit
+
+
+@pytest.mark.parametrize(("temperature", "bias"), [(1, 0), (4, 3), (0.3, -0.2)])
+def test_the_fit_is_that_of_plain_gradient_descent(temperature: float, bias: float) -> None:
+    first, second, people = judged(300, temperature, bias)
+    found = fit_temperature(first, second, people)
+    pair = (log_odds(first) + log_odds(second)) / 2
+    orders = np.concatenate([log_odds(first), -log_odds(second)])
+    shares = np.concatenate([people, 1 - people])
+    slope, shift = 0.0, 0.0
+    for _ in range(3000):
+        # Two more answers among the pairs, one for either side.
+        pull = pair @ (probability(slope * pair) - people) + 2 * pair @ (probability(slope * pair) - 0.5) / 300
+        slope -= 4 * pull / (pair @ pair)
+        shift += 4 * float((probability(slope * (orders - shift)) - shares).sum()) / (slope * len(orders))
+    assert found.temperature == pytest.approx(1 / slope, rel=1e-6)
+    assert found.position_bias == pytest.approx(shift, abs=1e-6)
+
+
+def test_no_other_temperature_or_bias_fits_better() -> None:
+    first, second, people = judged(200, 2, 1)
+    found = fit_temperature(first, second, people)
+    pair, drawn_in = (log_odds(first) + log_odds(second)) / 2, (200 * people + 1) / 202
+    orders, shares = np.concatenate([log_odds(first), -log_odds(second)]), np.concatenate([people, 1 - people])
+    grid = np.linspace(0.5, 5, 451)
+    best = grid[np.argmin([entropy(pair / t, drawn_in) for t in grid])]
+    assert found.temperature == pytest.approx(best, abs=0.011)
+    grid = np.linspace(-1, 3, 401)
+    best = grid[np.argmin([entropy((orders - b) / found.temperature, shares) for b in grid])]
+    assert found.position_bias == pytest.approx(best, abs=0.011)
+
+
+def test_the_truth_is_found_from_many_pairs() -> None:
+    found = fit_temperature(*judged(20_000, 3, 2))
+    assert found.temperature == pytest.approx(3, rel=0.05)
+    assert found.position_bias == pytest.approx(2, abs=0.05)
+
+
+@given(st.integers(0, 20), st.floats(-3, 3), st.floats(0.2, 4))
+@relaxed
+def test_a_constant_and_a_factor_are_undone_exactly(seed: int, constant: float, factor: float) -> None:
+    first, second, people = judged(60, 1, 0, seed)
+    moved_first, moved_second = (
+        probability(factor * log_odds(p) + sign * constant) for p, sign in ((first, 1), (second, -1))
+    )
+    plain, moved = fit_temperature(first, second, people), fit_temperature(moved_first, moved_second, people)
+    assert moved.temperature == pytest.approx(factor * plain.temperature, rel=1e-6)
+    assert moved.position_bias == pytest.approx(factor * plain.position_bias + constant, abs=1e-6)
+    assert moved.p_first(moved_first) == pytest.approx(plain.p_first(first), abs=1e-7)
+
+
+@given(st.integers(0, 20))
+@relaxed
+def test_it_does_not_matter_which_image_is_called_a(seed: int) -> None:
+    first, second, people = judged(40, 2, 1, seed)
+    exchanged = np.random.default_rng(seed).random(40) < 0.5
+    turned = [np.where(exchanged, 1 - other, p) for p, other in ((first, second), (second, first), (people, people))]
+    plain, other = fit_temperature(first, second, people), fit_temperature(*turned)
+    assert other.temperature == pytest.approx(plain.temperature, rel=1e-9)
+    assert other.position_bias == pytest.approx(plain.position_bias, abs=1e-9)
+
+
+def test_hopeless_and_perfect_judges_are_bounded() -> None:
+    first, second, _ = judged(100, 1, 0.5)
+    people = (both_orders(first, second) > 0.5).astype(float)
+    right, wrong = fit_temperature(first, second, people), fit_temperature(first, second, 1 - people)
+    assert COLDEST < right.temperature < 1
+    rescaled = right.p_first(first), 1 - right.p_first(1 - second)
+    assert quality(*rescaled, people).nll < quality(first, second, people).nll / 3
+    assert wrong.temperature == HOTTEST
+    even = fit_temperature(probability(np.full(30, 2.0)), probability(np.full(30, -2.0)), np.ones(30))
+    assert even == TemperatureScaling(1.0, pytest.approx(2.0))
+    assert fit_temperature([0.7], [0.7], [1.0]).temperature == pytest.approx(log_odds(0.7) / np.log(2))
+    certain = fit_temperature([1.0, 0.0] * 10, [1.0, 1.0] * 10, [1.0, 0.0] * 10)
+    assert np.isfinite([certain.temperature, certain.position_bias]).all()
+
+
+def test_the_first_image_wins_as_much_as_the_second() -> None:
+    first, second, people = judged(50, 2, 4)
+    found = fit_temperature(first, second, people)
+    assert found.p_first(np.concatenate([first, 1 - second])).mean() == pytest.approx(0.5)
+
+
+# What is measured
+
+
+def test_what_is_reported_is_of_prompts_that_were_not_fitted_to() -> None:
+    """The fit of a fold does not know its own people: turning all of them changes nothing there."""
+    first, second, people = judged(50, 2, 1)
+    fold = np.arange(50) % 5
+    turned = np.where(fold == 3, 1 - people, people)
+    plain, other = cross_fitted(first, second, people, fold), cross_fitted(first, second, turned, fold)
+    for one, two in zip(plain, other, strict=True):
+        assert (one[fold == 3] == two[fold == 3]).all()
+        assert (one[fold != 3] != two[fold != 3]).all()
+
+
+def made_of(first: Floats, second: Floats, people: Floats, groups: Sequence[str]) -> Calibration:
+    preferences = [
+        Preference("x", picture(0), picture(1), float(p), group=group) for p, group in zip(people, groups, strict=True)
+    ]
+    verdicts = [
+        PairVerdict((Verdict("", p, 1 - p),), (Verdict("", 1 - q, q),)) for p, q in zip(first, second, strict=True)
+    ]
+    return calibration_of(preferences, verdicts, CONDITIONS, "data", "test")
+
+
+def test_a_calibration_reports_what_it_gains() -> None:
+    first, second, people = judged(1000, 4, 2)
+    made = made_of(first, second, people, [f"prompt {i % 40}" for i in range(1000)])
+    assert (made.pairs, made.folds, made.remarks) == (1000, 5, ())
+    assert made.rescaling.temperature == pytest.approx(fit_temperature(first, second, people).temperature)
+    pair = (log_odds(first) + log_odds(second)) / 2
+    assert made.before.nll == pytest.approx(entropy(pair, people) / 1000)
+    assert made.before.brier == pytest.approx(((probability(pair) - people) ** 2).mean())
+    assert made.after.nll < made.before.nll - 0.3
+    assert made.after.brier < made.before.brier
+    assert made.after.ece < 0.05 < made.before.ece
+    assert made.before.first_choice_rate > 0.6
+    assert made.after.first_choice_rate == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("count", "wrong", "groups", "said"),
+    [
+        (20, False, 5, "20 pairs are few"),
+        (60, True, 5, "no better than chance"),
+        (60, True, 5, "it does not help"),
+        (60, False, 1, "all are of one prompt"),
+    ],
+)
+def test_what_makes_a_calibration_doubtful_is_said(count: int, wrong: bool, groups: int, said: str) -> None:
+    first, second, people = judged(count, 0.02 if wrong else 1, 0)
+    people = (both_orders(first, second) < 0.5).astype(float) if wrong else people
+    if said == "it does not help":
+        first, second = np.full(count, 0.5), np.full(count, 0.5)
+    made = made_of(first, second, people, [f"{i % groups}" for i in range(count)])
+    assert any(said in remark for remark in made.remarks), made.remarks
+
+
+def test_orders_that_could_not_be_read_are_left_out() -> None:
+    preferences = demo_preferences("test", 12)
+    said = PairVerdict((Verdict("", 0.8, 0.2),), (Verdict("", 0.5, 0.5),))
+    verdicts = [said] * 11 + [replace(said, a_shown_second=(Verdict("?"),))]
+    made = calibration_of(preferences, verdicts, CONDITIONS, "demo", "test")
+    assert made.pairs == 11
+    assert made.remarks[0] == "1 pairs could not be read in both orders: left out"
+    with pytest.raises(DataError, match="9 pairs were judged and could be read in both orders; at least 10"):
+        calibration_of(preferences[2:], verdicts[2:], CONDITIONS, "demo", "test")
+
+
+# What it changes
+
+
+@given(st.floats(0.001, 0.999), st.floats(0.001, 0.999), st.floats(0.05, 20), st.floats(-5, 5))
+@relaxed
+def test_a_calibrated_pair_is_antisymmetric_and_free_of_bias(p: float, q: float, temperature: float, b: float) -> None:
+    orders = (Verdict("", p, 1 - p),), (Verdict("", q, 1 - q),)
+    pair, exchanged = (
+        PairVerdict(*each, rescaling=TemperatureScaling(temperature, b)) for each in (orders, orders[::-1])
+    )
+    assert pair.p_a == pytest.approx(1 - exchanged.p_a, abs=1e-9)
+    assert pair.p_a_shown_first == pytest.approx(1 - (exchanged.p_a_shown_second or 0), abs=1e-12)
+    assert pair.p_a_shown_first == pytest.approx(probability((log_odds(p) - b) / temperature), abs=1e-9)
+    spread = max(abs(log_odds(p) - b), abs(log_odds(q) - b)) / temperature
+    if spread < 20:
+        assert log_odds(pair.p_a) == pytest.approx((log_odds(p) - log_odds(q)) / 2 / temperature, abs=1e-4)
+
+
+def test_samples_are_averaged_before_they_are_rescaled() -> None:
+    said = (Verdict("", 0.9, 0.1), Verdict("", 0.5, 0.5), Verdict("?"))
+    pair = PairVerdict(said, (Verdict("?"),), rescaling=TemperatureScaling(2.0, 1.0))
+    assert pair.p_a_shown_first == pytest.approx(probability((log_odds(0.7) - 1) / 2))
+    assert pair.p_a_shown_second is None
+    assert PairVerdict((Verdict("?"),), (Verdict("?"),), rescaling=TemperatureScaling(2.0, 1.0)).p_a == 0.5
+
+
+def put_on(
+    asked: Judge, path: Path, rescaling: TemperatureScaling, think: bool = False, **changes: Any
+) -> CalibrationFile:
+    """Write a calibration for a judge, with conditions changed, and let the judge use it."""
+    conditions = replace(asked.conditions(think), **changes)
+    made = replace(made_of(*judged(20, 1, 0), ["x"] * 20), conditions=conditions, rescaling=rescaling)
+    written = write_calibration(path, [made])
+    use_calibration(asked, path)
+    return written
+
+
+def test_what_is_kept_is_as_it_was_said(demo_judge: MakeJudge, tmp_path: Path) -> None:
+    images = [picture(i) for i in range(3)]
+    plain, judge = demo_judge(think=False), demo_judge(think=False)
+    put_on(judge, tmp_path / "c.json", TemperatureScaling(3.0, 0.5))
+    with Store(tmp_path / "kept.sqlite") as store:
+        plain.store = judge.store = store
+        raw, calibrated = plain.compare(*images[:2], "a hat"), judge.compare(*images[:2], "a hat")
+        assert judge.recalled == 2
+        assert calibrated.verdicts == raw.verdicts
+        assert log_odds(calibrated.p_a) == pytest.approx(log_odds(raw.p_a) / 3)
+        scores = judge.score("a hat", images), plain.score("a hat", images)
+        assert np.mean(scores[0]) == pytest.approx(0.5)
+        assert np.ptp(scores[0]) < np.ptp(scores[1])
+        ranked, before = judge.rank(images, "a hat", "none"), plain.rank(images, "a hat", "none")
+    assert [i.index for i in ranked.ranking.images] == [i.index for i in before.ranking.images]
+    assert ranked.pairs[0].verdict.verdicts == before.pairs[0].verdict.verdicts
+    assert abs(ranked.pairs[0].verdict.p_a - 0.5) < abs(before.pairs[0].verdict.p_a - 0.5)
+
+
+def test_only_soft_preferences_are_rescaled(demo_judge: MakeJudge, tmp_path: Path) -> None:
+    judge = demo_judge(max_tokens=4)
+    put_on(judge, tmp_path / "c.json", TemperatureScaling(3.0, 0.5))
+    pair = Pair(picture(1), picture(2), "a hat")
+    strategies: tuple[Strategy, ...] = ("select", "score")
+    for strategy in strategies:
+        assert next(judge.pairs([pair], strategy, think=False)).rescaling is None
+    assert next(judge.pairs([pair], "soft", think=False)).rescaling == TemperatureScaling(3.0, 0.5)
+
+
+# Its file
+
+
+def test_a_file_is_read_as_it_was_written(tmp_path: Path) -> None:
+    made = made_of(*judged(60, 2, 1), [f"{i % 7}" for i in range(60)])
+    path = tmp_path / "new folder" / CALIBRATION_FILE
+    written = write_calibration(path, [made])
+    assert read_calibrations(path) == written == CalibrationFile(path, (made,))
+    thinking = replace(made, conditions=replace(CONDITIONS, think=True, max_tokens=256))
+    assert write_calibration(path, [thinking]).calibrations == (made, thinking)
+    again = replace(made, rescaling=TemperatureScaling(9.0, 0.0))
+    assert write_calibration(path, [again]).calibrations == (again, thinking)
+    other = replace(made, conditions=replace(CONDITIONS, judge="another"))
+    assert write_calibration(path, [other]).calibrations == (other,)
+    assert [file.name for file in path.parent.iterdir()] == [CALIBRATION_FILE]
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"calibrations": [{}]}', '{"calibrations": 3}', "\xff"])
+def test_what_is_no_calibration_is_refused_and_stays(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "notes.json"
+    path.write_text(text, encoding="latin-1")
+    with pytest.raises(DataError, match=r"notes\.json: not a calibration"):
+        read_calibrations(path)
+    with pytest.raises(DataError, match=r"notes\.json: not a calibration"):
+        write_calibration(path, [made_of(*judged(20, 1, 0), ["x"] * 20)])
+    assert path.read_text(encoding="latin-1") == text
+
+
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), "two", None])
+def test_a_temperature_that_makes_no_sense_is_refused(tmp_path: Path, value: Any) -> None:
+    path = tmp_path / CALIBRATION_FILE
+    write_calibration(path, [made_of(*judged(20, 1, 0), ["x"] * 20)])
+    content = json.loads(path.read_text())
+    content["calibrations"][0]["rescaling"]["temperature"] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="not a calibration"):
+        read_calibrations(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"judge": "0" * 64}, "another model or adapter"),
+        ({"template": "older"}, "other words of asking"),
+        ({"method": 0}, "another way of judging"),
+        ({"max_pixels": 1000}, "max_pixels 1000, not 7056"),
+        ({"samples": 4}, "samples 4, not 1"),
+        ({"max_tokens": 9}, "max_tokens 9, not 4"),
+    ],
+)
+def test_a_calibration_for_anything_else_is_refused(
+    demo_judge: MakeJudge, tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    judge = demo_judge(max_tokens=4)
+    path = tmp_path / "c.json"
+    put_on(judge, path, TemperatureScaling(2.0, 0.0), think=True, **changes)
+    with pytest.raises(ConfigError, match="no-calibration") as error:
+        judge.compare(picture(1), picture(2), "a hat")
+    assert str(error.value).startswith(f"{path}: made for {said} (thinking); ")
+    assert judge.comparisons == 0
+
+
+def test_each_mode_needs_its_own_before_anything_is_judged(demo_judge: MakeJudge, tmp_path: Path) -> None:
+    judge = demo_judge(max_tokens=2)
+    put_on(judge, tmp_path / "c.json", TemperatureScaling(2.0, 0.0))
+    images = [picture(i) for i in range(11)]
+    with pytest.raises(ConfigError, match="has no calibration for thinking"):
+        judge.rank(images, "a hat", "top")
+    assert judge.comparisons == 0
+    assert len(judge.rank(images[:3], "a hat", "none").pairs) == 3
+    put_on(judge, tmp_path / "c.json", TemperatureScaling(4.0, 0.0), think=True)
+    pairs = judge.rank(images, "a hat", "top", pairs=5).pairs
+    assert {pair.verdict.rescaling for pair in pairs} == {TemperatureScaling(2.0, 0.0), TemperatureScaling(4.0, 0.0)}
+
+
+def test_the_place_of_a_judges_own_calibration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    judge = mlxpref.load("demo", think=False)
+    assert judge.calibration is None
+    own = calibration_path(judge)
+    assert own.parent == cached_calibrations()
+    put_on(judge, own, TemperatureScaling(2.0, 0.25))
+    capsys.readouterr()
+    found = mlxpref.load("demo", think=False)
+    assert found.calibration == read_calibrations(own)
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err == f"calibrated by {own} (reading without thinking: temperature 2, position bias +0.25)\n"
+    assert mlxpref.load("demo", calibration=False).calibration is None
+    adapter = write_adapter(tmp_path / "adapter", judge.vlm)
+    other = mlxpref.load("demo", adapter, think=False)
+    assert other.calibration is None
+    assert calibration_path(other) == adapter / CALIBRATION_FILE
+    put_on(other, adapter / CALIBRATION_FILE, TemperatureScaling(3.0, 0.0))
+    again = mlxpref.load("demo", adapter, think=False)
+    assert again.compare(picture(1), picture(2), "a hat").rescaling == TemperatureScaling(3.0, 0.0)
+    wrong = mlxpref.load("demo", adapter, calibration=own, think=False)
+    with pytest.raises(ConfigError, match="another model or adapter"):
+        wrong.compare(picture(1), picture(2), "a hat")
+
+
+# The demo judge
+
+
+def people_who_are(calmer: float, preferences: Sequence[Preference], judge: Judge) -> list[Preference]:
+    """The preferences of ten people each who see what the judge sees and are less sure of it."""
+    rng = np.random.default_rng(3)
+    said = judge.pairs(Pair(p.a, p.b, p.prompt) for p in preferences)
+    sure = [probability(log_odds(pair.p_a) / calmer) for pair in said]
+    return [
+        replace(p, p_a=float(rng.binomial(10, share)) / 10, votes=10)
+        for p, share in zip(preferences, sure, strict=True)
+    ]
+
+
+def test_calibration_lowers_the_error_of_the_demo_judge(demo_judge: MakeJudge) -> None:
+    judge = demo_judge(think=False)
+    fitted, test = (people_who_are(5, demo_preferences(split, 80), judge) for split in ("train", "test"))
+    made = calibrate(judge, fitted, "demo", "train", think=False)
+    assert judge.calibration is None
+    assert made.conditions == judge.conditions()
+    assert made.rescaling.temperature == pytest.approx(5, rel=0.25)
+    assert made.after.ece < made.before.ece / 2
+    before = evaluate(judge, test, "demo", "test").metrics
+    judge.calibration = CalibrationFile(Path("c.json"), (made,))
+    after = evaluate(judge, test, "demo", "test").metrics
+    assert after.ece < before.ece / 2
+    assert after.brier < before.brier
+    assert after.accuracy == before.accuracy
+
+
+def test_the_demo_judge_comes_nearer_to_its_own_people(demo_judge: MakeJudge) -> None:
+    """Both proper scores fall. The error in bins need not: how sure this judge is hardly says how right it is."""
+    made = calibrate(demo_judge(), demo_preferences("test", 80), "demo", "test", think=False)
+    assert made.after.nll < made.before.nll - 0.05
+    assert made.after.brier < made.before.brier - 0.02
+    assert made.after.ece > made.before.ece
+    assert made.remarks[-1].startswith("the probabilities come nearer to people's, yet the calibration error rises")
+
+
+# The commands
+
+
+def test_the_command_calibrates_and_rank_applies_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLXPREF_CACHE", str(tmp_path / "cache"))
+    images = tmp_path / "pictures"
+    images.mkdir()
+    for i, p in enumerate(demo_preferences("test", 2)):
+        p.a.save(images / f"{i}a.png")  # type: ignore[union-attr]
+        p.b.save(images / f"{i}b.png")  # type: ignore[union-attr]
+
+    def run(command: Any, *arguments: str) -> Any:
+        return CliRunner().invoke(command, ["--model", "demo", *arguments])
+
+    asked = ("--data", "demo", "--split", "train", "--limit", "30", "--no-think")
+    done = run(cli_calibrate.calibrate, *asked, "--json")
+    assert done.exit_code == 0, done.output
+    said = json.loads(done.stdout)
+    [made] = said["calibrations"]
+    path = Path(said["file"])
+    assert path.parent == tmp_path / "cache" / "calibrations"
+    assert read_calibrations(path).calibrations[0].rescaling == TemperatureScaling(**made["rescaling"])
+    assert (made["data"], made["split"], made["pairs"]) == ("demo", "train", 30)
+    table = run(cli_calibrate.calibrate, *asked).stdout
+    assert f"written to {path}" in table
+    assert "30 pairs are few" in table
+
+    ranking = (str(images), "--prompt", "a red circle", "--json")
+    with_it = run(rank, *ranking, "--think", "none")
+    assert f"calibrated by {path} (" in with_it.stderr
+    applied = json.loads(with_it.stdout)
+    assert applied["calibration"] == {
+        "file": str(path), "modes": [{"think": False, **made["rescaling"], "pairs": 30}]
+    }  # fmt: skip
+    without = json.loads(run(rank, *ranking, "--think", "none", "--no-calibration").stdout)
+    assert without["calibration"] is None
+    for one, other in zip(applied["pairs"], without["pairs"], strict=True):
+        expected = log_odds(other["p_a"]) / made["rescaling"]["temperature"]
+        assert log_odds(one["p_a"]) == pytest.approx(expected, abs=1e-6)
+    thinking = run(rank, *ranking, "--think", "all")
+    assert isinstance(thinking.exception, ConfigError)
+    assert "has no calibration for thinking" in str(thinking.exception)
+    both = run(rank, *ranking, "--calibration", str(path), "--no-calibration")
+    assert both.exit_code == 2
+
+
+def test_the_command_refuses_an_output_before_it_works(tmp_path: Path) -> None:
+    for output in (tmp_path, tmp_path / "no" / "c.json"):
+        done = CliRunner().invoke(cli_calibrate.calibrate, ["--data", "demo", "--output", str(output)])
+        assert isinstance(done.exception, ConfigError)
+        assert f"--output {output}" in str(done.exception)

@@ -1,0 +1,69 @@
+"""What is said beside a ranking: each remark where it belongs, and none where there is nothing to say."""
+
+import numpy as np
+import pytest
+
+from mlxpref.judge.pair_verdict import PairVerdict
+from mlxpref.judge.rank import rank_pairs
+from mlxpref.judge.ranking_result import Ranking
+from mlxpref.verdict import Verdict
+from tests.judge.test_rank import Rater
+
+
+def ranked(rater: Rater, prompt: str = "a hat") -> Ranking:
+    return rank_pairs(rater.images, prompt, rater, "all")
+
+
+def test_a_clear_judge_is_not_remarked_on() -> None:
+    assert ranked(Rater(8)).remarks == ()
+
+
+@pytest.mark.parametrize(("bias", "place"), [(5.0, "first"), (-5.0, "second")])
+def test_a_judge_that_goes_by_place(bias: float, place: str) -> None:
+    (remark,) = ranked(Rater(8, scale=1.0, bias=bias)).remarks
+    assert remark.startswith(f"the judge goes by place more than by picture: it favours the {place} one by ")
+
+
+def test_a_judge_that_cannot_tell() -> None:
+    (remark,) = ranked(Rater(8, scale=0.01)).remarks
+    assert remark == ("the judge can hardly tell these images apart: of 16 pairs, 16 came out between 40 and 60 %")
+
+
+def test_an_empty_prompt() -> None:
+    (remark,) = ranked(Rater(4), " ").remarks
+    assert remark.startswith("the prompt is empty")
+
+
+class Faulty(Rater):
+    """Every third answer is not given, every second completion is cut off, or an answer gets little probability."""
+
+    def __init__(self, fault: str) -> None:
+        super().__init__(6)
+        self.fault, self.said = fault, 0
+
+    def verdict(self, log_odds: float, text: str, thinks: bool) -> Verdict:  # type: ignore[override]
+        self.said += 1
+        p = float(1 / (1 + np.exp(-log_odds)))
+        if self.fault == "unreadable" and self.said % 3 == 0:
+            return Verdict(text, tokens=3)
+        mass = 0.1 if self.fault == "mass" else 1.0
+        return Verdict(text, mass * p, mass * (1 - p), self.fault == "closed" and self.said % 2 == 0, 3)
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        ("unreadable", "8 of 24 answers could not be read: they count for nothing"),
+        ("closed", "12 of 24 completions ran out of tokens and were read where they stood: "),
+        ("mass", "the judge gave only 10% of its probability to an answer at all: "),
+    ],
+)
+def test_faulty_answers_are_counted(fault: str, expected: str) -> None:
+    (remark,) = ranked(Faulty(fault)).remarks
+    assert remark.startswith(expected)
+
+
+def test_remarks_go_into_the_json() -> None:
+    ranking = ranked(Faulty("closed"))
+    assert ranking.to_json()["remarks"] == list(ranking.remarks)
+    assert isinstance(ranking.pairs[0].verdict, PairVerdict)

@@ -1,0 +1,203 @@
+"""Scores of any tool: what is read, which images they are of, and the same protocols without a model."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from mlxpref.cli import main
+from mlxpref.errors import DataError
+from mlxpref.judge.external_scores import match_scores, prefer_by_score, read_scores
+from mlxpref.preferences import PackedImage, Preference
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def write(*lines: str, name: str = "scores.csv") -> Path:
+        path = tmp_path / name
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return path
+
+    return write
+
+
+def of(*images: str | Path | PackedImage) -> list[Preference]:
+    """Preferences of neighbours."""
+    found = [Path(image) if isinstance(image, str) else image for image in images]
+    return [Preference("x", a, b, 1.0) for a, b in pairwise(found)]
+
+
+def test_columns_are_found_by_name(write: Write) -> None:
+    path = write("\ufeffprompt, image ,score", 'a hat,"x, 1.png",0.5', "", "a cat,y.png, -1e3 ", "a dog,z.png,2,more")
+    assert read_scores(path) == {"x, 1.png": 0.5, "y.png": -1000.0, "z.png": 2.0}
+
+
+def test_bad_rows_are_gathered(write: Write) -> None:
+    rows = ["a.png,1", "b.png,nan", "c.png,high", ",1", "a.png,2", "d.png,inf", "e.png"]
+    with pytest.raises(DataError) as error:
+        read_scores(write("image,score", *rows))
+    lines = str(error.value).splitlines()
+    assert lines[0].endswith("scores.csv: 6 rows cannot be used; correct or remove them:")
+    assert lines[1:] == [
+        "  line 3: the score of b.png must be a finite number, not 'nan'",
+        "  line 4: the score of c.png must be a finite number, not 'high'",
+        "  line 5: no image",
+        "  line 6: a.png has a score already, in line 2",
+        "  line 7: the score of d.png must be a finite number, not 'inf'",
+        "  line 8: the score of e.png must be a finite number, not ''",
+    ]
+    with pytest.raises(DataError, match=r"12 rows cannot(.|\n)*line 11: no image\n  and 2 more$"):
+        read_scores(write("image,score", *[",1"] * 12))
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (["image,points", "a,1"], "must name the columns image and score, each once; wrong for score"),
+        (["image,score,score", "a,1,2"], "wrong for score"),
+        ([""], "wrong for image and score"),
+        (["image,score"], "no scores in this file"),
+        (["image,score", '"a,1'], "not a CSV file"),
+    ],
+)
+def test_files_that_hold_no_scores(write: Write, lines: list[str], said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        read_scores(write(*lines))
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"cannot be read \(No such file"):
+        read_scores(tmp_path / "nothing.csv")
+    (tmp_path / "latin.csv").write_bytes(b"image,score\n\xe9.png,1\n")
+    with pytest.raises(DataError, match="not UTF-8"):
+        read_scores(tmp_path / "latin.csv")
+
+
+def matched(rows: list[str], preferences: list[Preference]) -> dict[str, float]:
+    return match_scores({row: float(number) for number, row in enumerate(rows)}, preferences, Path("scores.csv"))
+
+
+def test_an_image_is_named_by_its_path_or_the_end_of_it() -> None:
+    preferences = of("/data/one/a.png", "/data/two/a.png", "/data/b.png")
+    assert matched(["/data/one/a.png", "two/a.png", "./b.png", "c.png"], preferences) == {
+        "/data/one/a.png": 0, "/data/two/a.png": 1, "/data/b.png": 2,
+    }  # fmt: skip
+
+
+def test_a_path_that_is_whole_is_no_end_of_another() -> None:
+    assert matched(["b/a.png", "a.png"], of("a.png", "b/a.png")) == {"b/a.png": 0, "a.png": 1}
+
+
+def test_an_image_in_an_archive_may_be_named_as_if_it_were_unpacked() -> None:
+    preferences = of(
+        PackedImage(Path("/hub/images/test/test_1.zip"), "test_1/x.webp"),
+        PackedImage(Path("/hub/images/test/test_2.zip"), "test_2/x.webp"),
+        PackedImage(Path("/hub/test.parquet"), "7/jpg_0"),
+    )
+    found = matched(["images/test/test_1/x.webp", "test_2.zip/test_2/x.webp", "test.parquet/7/jpg_0"], preferences)
+    assert [found[str(p)] for p in (preferences[0].a, preferences[0].b, preferences[1].b)] == [0, 1, 2]
+
+
+def test_images_in_doubt_and_without_scores_are_named_and_counted() -> None:
+    preferences = of("/data/one/a.png", "/data/two/a.png", "/data/b.png")
+    with pytest.raises(DataError) as error:
+        matched(["a.png", "b.png", "data/b.png"], preferences)
+    assert str(error.value).splitlines() == [
+        "scores.csv: 2 images are not clear; give longer paths, once:",
+        "  a.png may be any of 2 images, such as /data/one/a.png and /data/two/a.png",
+        "  /data/b.png has 2 scores: b.png, data/b.png",
+    ]
+    with pytest.raises(DataError, match=r"2 of 3 images have no score; add them:\n  /data/two/a.png\n  /data/b.png$"):
+        matched(["one/a.png", "c.png"], preferences)
+
+
+def test_the_higher_score_is_preferred() -> None:
+    scores = {"a": 2.0, "b": -1.0, "c": -1.0, "d": 5.0}
+    assert prefer_by_score(scores, of("a", "b", "c", "d")).tolist() == [1.0, 0.5, 0.0]
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in ("eval", *arguments)])
+
+
+@pytest.fixture
+def ones_own(tmp_path: Path, write: Write) -> Path:
+    """Ten pairs of two prompts with votes, one of them a tie."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(10):
+        for side in "ab":
+            Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(tmp_path / f"{number}{side}.png")
+        p_a = (0.5, 0.8, 0.2, 1.0, 0.6)[number % 5] if number < 6 else 0.9
+        rows.append({"prompt": str(number % 3), "a": f"{number}a.png", "b": f"{number}b.png", "p_a": p_a, "votes": 10})
+    return write(*map(json.dumps, rows), name="mine.jsonl")
+
+
+def a_first(number: int) -> list[str]:
+    return [f"{number}a.png,2", f"{number}b.png,1"]
+
+
+def test_eval_of_scores_needs_no_model(ones_own: Path, write: Write) -> None:
+    path = write("image,score", *(line for number in range(10) for line in a_first(number)), "other.png,3")
+    script = (
+        "import sys; from mlxpref.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "finally: print(*sorted({'mlx', 'mlx_vlm', 'transformers'} & set(sys.modules)), 'loaded', file=sys.stderr)"
+    )
+    arguments = ["eval", "--data", str(ones_own), "--scores", str(path), "--json"]
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    # Four images are of ties.
+    assert done.stderr.splitlines() == [f"{path}: 5 of 21 scores are of images that were not asked for", "loaded"]
+    said = json.loads(done.stdout)
+    assert (said["pairs"], said["ties_dropped"], said["strategy"], said["tokens"]) == (8, 2, None, 0)
+    assert said["accuracy"] == said["official"]["value"] == said["first_image_baseline"] == 7 / 8
+    unknown = {"both_orders_accuracy", "position_consistency", "first_choice_rate", "brier", "ece", "unreadable",
+               "seconds", "tokens_per_pair", "seconds_per_pair", "calibration"}  # fmt: skip
+    assert {key for key, value in said.items() if value is None} == unknown | {"strategy"}
+    # 8:2 and 2:8, 10:0, 6:4, and four times 9:1: of 45 pairs of people 29, 45, 21 and 36 agree.
+    assert said["human_ceiling"] == pytest.approx((29 / 45 * 2 + 1 + 21 / 45 + 4 * 36 / 45) / 8)
+
+
+def test_eval_of_scores_by_every_protocol(ones_own: Path, write: Write) -> None:
+    # Pair 0 is a tie, and so are its scores; pair 1 has equal scores, too.
+    path = write(
+        "image,score", "0a.png,1", "0b.png,1", "1a.png,1", "1b.png,1", *(x for i in range(2, 10) for x in a_first(i))
+    )
+    found = {}
+    for protocol in ("pairs", "imagereward", "hpdv2", "pickapic", "hpdv3"):
+        result = run("--data", ones_own, "--scores", path, "--protocol", protocol, "--json")
+        assert result.exit_code == 0, result.output
+        found[protocol] = json.loads(result.stdout)
+    # Pairs 0 and 5 are ties; a is better in all others but 2.
+    assert all(each["pairs"] == 8 and each["accuracy"] == 6 / 8 for each in found.values())
+    assert {found[name]["official"]["value"] for name in ("pairs", "imagereward", "hpdv3")} == {6 / 8}
+    # Prompts: 0 has pairs 3, 6, 9; 1 has 1, 4, 7; 2 has 2, 8.
+    assert found["hpdv2"]["official"]["value"] == pytest.approx((1 + 2.5 / 3 + 1 / 2) / 3)
+    assert found["hpdv2"]["accuracy_macro"] == pytest.approx((1 + 2 / 3 + 1 / 2) / 3)
+    # 0 is a tie found, 5 a tie missed, 1 undecided, 2 wrong, six right.
+    assert found["pickapic"]["official"]["value"] == pytest.approx((1 + 0.5 + 0.5 + 0 + 6) / 10)
+    assert found["pickapic"]["tie_threshold"] == 0
+    shown = run("--data", ones_own, "--scores", path, "--protocol", "hpdv2").stdout.splitlines()
+    assert shown[0].split()[:3] == ["judged", "pairs", "official"]
+    assert shown[1].split()[-5:] == ["n/a"] * 5
+    assert "two people agree on" in shown[2]
+    assert "HPDv2: macro" in shown[2]
+
+
+def test_what_does_not_go_with_scores(ones_own: Path, write: Write) -> None:
+    path = write("image,score", "0a.png,1")
+    for more in (["--model", "demo"], ["--no-think"], ["--tie-threshold", "0.1", "--protocol", "pickapic"]):
+        assert run("--data", ones_own, "--scores", path, *more).exit_code == 2
+    result = run("--data", ones_own, "--scores", path)
+    assert result.exit_code == 1
+    assert f"Error: {path}: 16 of 16 images have no score" in result.stderr

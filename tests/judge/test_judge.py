@@ -1,0 +1,390 @@
+"""The judge: both orders, soft preferences, rankings that do not depend on names or places."""
+
+from collections.abc import Callable, Iterator
+from itertools import combinations, pairwise
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from PIL import Image
+
+import mlxpref
+from mlxpref.config import JudgeSettings
+from mlxpref.demo.preferences import demo_preferences
+from mlxpref.engine.adapters import load_adapter
+from mlxpref.engine.image_features import FeatureStore
+from mlxpref.engine.vlm import VLM
+from mlxpref.errors import ConfigError, ModelError
+from mlxpref.judge import judge as module
+from mlxpref.judge.evaluation import evaluate
+from mlxpref.judge.judge import Judge
+from mlxpref.judge.pair_verdict import PairVerdict
+from mlxpref.judge.rank import TOP
+from mlxpref.judge.store import Store
+from mlxpref.preferences import Comparison, Pair, shown
+from mlxpref.verdict import Verdict
+from tests.conftest import picture, write_adapter
+
+MakeJudge = Callable[..., Judge]
+
+
+def tiny_judge(vlm: VLM, **settings: object) -> Judge:
+    return Judge(vlm, JudgeSettings(**({"max_tokens": 6} | settings)))  # type: ignore[arg-type]
+
+
+def said(p_first: float) -> Verdict:
+    return Verdict("<think>x</think><answer>", p_first, 1 - p_first)
+
+
+def test_a_pair_is_shown_in_both_orders_whatever_the_file_says() -> None:
+    a, b = picture(1), picture(2)
+    assert shown(Pair(a, b, "x")) == (Comparison(a, b, "x"), Comparison(b, a, "x"))
+
+
+def test_both_orders_are_combined_in_log_odds() -> None:
+    verdict = PairVerdict((said(0.9),), (said(0.7),))
+    assert verdict.p_a_shown_first == pytest.approx(0.9)
+    assert verdict.p_a_shown_second == pytest.approx(0.3)
+    mean = (np.log(0.9 / 0.1) + np.log(0.3 / 0.7)) / 2
+    assert verdict.p_a == pytest.approx(1 / (1 + np.exp(-mean)))
+    swapped = PairVerdict(verdict.a_shown_second, verdict.a_shown_first)
+    assert swapped.p_a == 1 - verdict.p_a
+
+
+def test_an_additive_position_bias_cancels() -> None:
+    for truth in (-2.0, 0.0, 0.5):
+        for bias in (-1.0, 0.0, 3.0):
+            p = [1 / (1 + np.exp(-x)) for x in (truth + bias, -truth + bias)]
+            assert PairVerdict((said(p[0]),), (said(p[1]),)).p_a == pytest.approx(1 / (1 + np.exp(-truth)))
+
+
+def test_samples_are_averaged_and_unreadable_ones_left_out() -> None:
+    verdict = PairVerdict((said(0.9), said(0.5), Verdict("?")), (Verdict("?"),))
+    assert verdict.p_a_shown_first == pytest.approx(0.7)
+    assert verdict.p_a_shown_second is None
+    assert verdict.p_a == pytest.approx(0.7)
+    assert PairVerdict((Verdict("?"),), (Verdict("?"),)).p_a == 0.5
+
+
+@pytest.mark.parametrize("think", [True, False])
+def test_exchanging_a_and_b_exchanges_the_preference(tiny_vlm: VLM, think: bool) -> None:
+    judge = tiny_judge(tiny_vlm, think=think)
+    for seed in range(3):
+        a, b = picture(seed, (84, 84)), picture(seed + 9, (140, 84))
+        assert judge.compare(a, b, "a hat").p_a == pytest.approx(1 - judge.compare(b, a, "a hat").p_a, abs=1e-5)
+
+
+def test_batches_keep_the_order_of_comparisons(tiny_vlm: VLM) -> None:
+    pictures = [picture(i, (84, 84 + 28 * (i % 3))) for i in range(5)]
+    pairs = [Pair(a, b, f"hat {i}") for i, (a, b) in enumerate(pairwise(pictures))]
+    one = [verdict.p_a for verdict in tiny_judge(tiny_vlm, think=False, rows=1).pairs(pairs)]
+    many = [verdict.p_a for verdict in tiny_judge(tiny_vlm, think=False, rows=7).pairs(pairs)]
+    assert many == pytest.approx(one, abs=1e-5)
+    assert len(set(np.round(one, 6))) == len(pairs)
+
+
+def test_samples_are_drawn_and_written_once_an_order(tiny_vlm: VLM) -> None:
+    verdict = tiny_judge(tiny_vlm, samples=3).compare(picture(1), picture(2), "a hat")
+    assert len(verdict.a_shown_first) == len(verdict.a_shown_second) == 3
+    assert len({v.text for v in verdict.a_shown_first}) > 1
+
+
+def test_sampling_depends_on_what_is_shown_not_on_when(tiny_vlm: VLM) -> None:
+    judge = tiny_judge(tiny_vlm, samples=3)
+    a, b = picture(1), picture(2)
+    first = judge.compare(a, b, "a hat")
+    judge.compare(b, picture(3), "a cat")
+    again, swapped = judge.compare(a, b, "a hat"), judge.compare(b, a, "a hat")
+    assert [v.text for v in again.verdicts] == [v.text for v in first.verdicts]
+    assert swapped.p_a == pytest.approx(1 - first.p_a, abs=1e-5)
+
+
+def test_half_precision_does_not_put_preferences_on_a_grid() -> None:
+    from mlxpref.engine.vlm import load_vlm
+    from tests.conftest import GOLDEN
+
+    for name in ("qwen2_vl", "qwen2_5_vl"):
+        judge = Judge(load_vlm(GOLDEN / name, 512 * 512, mx.bfloat16), JudgeSettings(think=False))
+        pairs = [Pair(picture(i), picture(i + 50), "a hat") for i in range(12)]
+        odds = [np.log(v.p_label_first / v.p_label_second) for pair in judge.pairs(pairs) for v in pair.verdicts]
+        grid = np.abs(np.array(odds) * 64 - np.round(np.array(odds) * 64))
+        assert (grid > 0.05).mean() > 0.5
+
+
+def test_each_image_is_encoded_once_a_ranking(tiny_vlm: VLM) -> None:
+    judge = tiny_judge(tiny_vlm, think=False)
+    images = [picture(100 + i) for i in range(5)]
+    ranking = judge.rank(images, "a hat", "none")
+    assert ranking.vision_runs == 5
+    assert judge.rank(images, "another hat", "none").vision_runs == 0
+    assert judge.comparisons == 2 * 2 * 10
+
+
+def test_permuting_the_images_permutes_the_ranking(tiny_vlm: VLM) -> None:
+    images = [picture(i) for i in range(5)]
+    order = [3, 0, 4, 2, 1]
+    one = tiny_judge(tiny_vlm).rank(images, "a hat", "none").ranking
+    other = tiny_judge(tiny_vlm).rank([images[i] for i in order], "a hat", "none").ranking
+    strengths = {image.index: image.strength for image in one.images}
+    for image in other.images:
+        assert image.strength == pytest.approx(strengths[order[image.index]], abs=1e-5)
+
+
+def test_the_best_are_thought_about_and_the_others_read(tiny_vlm: VLM) -> None:
+    images = [picture(i) for i in range(TOP + 2)]
+    ranking = tiny_judge(tiny_vlm, max_tokens=2).rank(images, "a hat", "top", pairs="all")
+    thought = [pair for pair in ranking.pairs if pair.verdict.verdicts[0].tokens]
+    assert len(ranking.pairs) == (TOP + 2) * (TOP + 1) // 2
+    assert len(thought) == TOP * (TOP - 1) // 2
+    assert len({i for pair in thought for i in (pair.a, pair.b)}) == TOP
+
+
+def test_scores_average_one_half(tiny_vlm: VLM) -> None:
+    images = [picture(i) for i in range(4)]
+    scores = tiny_judge(tiny_vlm, think=False).score("a hat", images)
+    assert len(scores) == 4
+    assert np.mean(scores) == pytest.approx(0.5)
+
+
+def test_reasons_speak_of_the_image_they_stand_beside(demo_judge: MakeJudge) -> None:
+    preferences = demo_preferences("test", 3)
+    images = [image for p in preferences for image in (p.a, p.b)]
+    ranking = demo_judge().rank(images, preferences[0].prompt, "all")
+    for image in ranking.ranking.images:
+        reason = ranking.reason_text(image)
+        if reason:
+            assert reason.startswith(("as image 1 beside image ", "as image 2 beside image "))
+            assert f"beside image {image.index}:" not in reason
+
+
+def test_load_knows_the_demo_and_refuses_what_does_not_exist() -> None:
+    judge = mlxpref.load("demo", think=False)
+    assert judge.name == "demo"
+    assert not judge.settings.think
+    with pytest.raises(ConfigError, match="unknown setting 'thinking'"):
+        mlxpref.load("demo", thinking=False)
+    with pytest.raises(ConfigError, match="samples"):
+        mlxpref.load("demo", samples=0)
+    with pytest.raises(ModelError, match="no such model folder"):
+        mlxpref.load("/no/such/folder")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store(tmp_path / "comparisons.sqlite") as store:
+        yield store
+
+
+def later(store: Store | None, **settings: Any) -> Judge:
+    """The demo judge of another process: nothing is in memory, `store` is all there is."""
+    judge = mlxpref.load("demo", **({"think": False} | settings))
+    judge.store = store
+    return judge
+
+
+def all_of(images: list[Image.Image]) -> list[Pair]:
+    return [Pair(a, b, "a red circle") for a, b in combinations(images, 2)]
+
+
+def test_what_was_judged_before_is_recalled_exactly(store: Store) -> None:
+    images = [picture(i) for i in range(TOP + 1)]
+    settings = {"think": True, "samples": 2, "max_tokens": 4}
+    before, again = later(store, **settings), later(store, **settings)
+    first, second = before.rank(images, "a red circle"), again.rank(images, "a red circle")
+    every = before.comparisons
+    assert (before.recalled, first.vision_runs) == (0, len(images))
+    assert (again.comparisons, again.recalled, second.vision_runs) == (0, every, 0)
+    assert before.tokens > 0
+    assert second.tokens == again.tokens == 0
+    assert second.pairs == first.pairs
+    assert second.ranking.images == first.ranking.images
+    assert store.count() == every
+
+
+def test_scores_and_evaluations_are_recalled_too(store: Store) -> None:
+    images = [picture(i) for i in range(3)]
+    preferences = demo_preferences("test", 4)
+    before, again = later(store), later(store)
+    assert before.score("a red circle", images) == again.score("a red circle", images)
+    assert evaluate(before, preferences, "demo", "test").metrics == evaluate(again, preferences, "demo", "test").metrics
+    assert again.comparisons == again.vlm.features.runs == 0
+
+
+def test_more_images_are_judged_against_those_before(store: Store) -> None:
+    images = [picture(i) for i in range(7)]
+    list(later(store).pairs(all_of(images[:5])))
+    judge = later(store)
+    found = [pair.p_a for pair in judge.pairs(all_of(images))]
+    assert (judge.comparisons, judge.recalled, judge.vlm.features.runs) == (2 * (21 - 10), 2 * 10, 7)
+    assert found == pytest.approx([pair.p_a for pair in later(None).pairs(all_of(images))], abs=1e-5)
+
+
+def test_only_images_of_comparisons_that_are_not_known_are_encoded(store: Store) -> None:
+    images = [picture(i) for i in range(6)]
+    pairs = all_of(images)
+    list(later(store).pairs(pairs[:-1]))
+    judge = later(store)
+    assert len(list(judge.pairs(pairs))) == len(pairs)
+    assert judge.vlm.features.runs == 2
+
+
+def test_what_is_missing_is_judged_in_full_batches(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = [picture(i) for i in range(8)]
+    pairs = all_of(images)
+    known = [pair for number, pair in enumerate(pairs) if number % 3]
+    before = list(later(store).pairs(known))
+    sizes = []
+    roll_out = module.roll_out
+
+    def counting(vlm: VLM, prompts: Any, *args: Any, **others: Any) -> Any:
+        sizes.append(len(prompts))
+        return roll_out(vlm, prompts, *args, **others)
+
+    monkeypatch.setattr(module, "roll_out", counting)
+    verdicts = list(later(store, rows=8).pairs(pairs))
+    assert sizes == [8, 8, 4]
+    assert [v for number, v in enumerate(verdicts) if number % 3] == before
+    expected = [verdict.p_a for verdict in later(None).pairs(pairs)]
+    assert [verdict.p_a for verdict in verdicts] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_batch_is_kept_before_anything_of_it_is_said(store: Store) -> None:
+    asked = []
+
+    def pairs() -> Iterator[Pair]:
+        for pair in all_of([picture(i) for i in range(6)]):
+            asked.append(pair)
+            yield pair
+
+    work = later(store, rows=6).pairs(pairs())
+    assert store.count() == 0
+    next(work)
+    assert store.count() == 6
+    assert len(asked) == 3
+    with Store(store.path) as other:
+        assert other.count() == 6
+    list(work)
+    asked.clear()
+    next(later(store, rows=6).pairs(pairs()))
+    assert len(asked) == 3  # no more is asked for where everything is known
+
+
+A, B = picture(1), picture(2)
+ASKED: dict[str, Any] = {"first": A, "second": B, "prompt": "a red circle", "form": "choice", "write_answer": False}
+THINKING = {"think": True, "samples": 2, "max_tokens": 4, "seed": 0}
+
+
+def one_more(image: Image.Image) -> Image.Image:
+    """The image with one value of one pixel changed by one."""
+    pixels = np.array(image)
+    pixels[-1, -1, -1] ^= 1
+    return Image.fromarray(pixels)
+
+
+def ask(judge: Judge, **asked: Any) -> tuple[int, int]:
+    """Ask about one comparison: how many were judged, and how many recalled."""
+    asked = ASKED | asked
+    comparison = Comparison(asked.pop("first"), asked.pop("second"), asked.pop("prompt"))
+    before = judge.comparisons, judge.recalled
+    assert len(list(judge.verdicts([comparison], **asked))) == 1
+    return judge.comparisons - before[0], judge.recalled - before[1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "asked"),
+    [
+        ({"samples": 3}, {}),
+        ({"samples": 1}, {}),
+        ({"max_tokens": 5}, {}),
+        ({"seed": 1}, {}),
+        ({"think": False}, {}),
+        ({}, {"prompt": "a red circle "}),
+        ({}, {"first": one_more(A)}),
+        ({}, {"second": one_more(B)}),
+        ({}, {"first": B, "second": A}),
+        ({}, {"form": "scores"}),
+        ({}, {"write_answer": True}),
+        ({}, {"think": False}),
+    ],
+)
+def test_what_is_asked_otherwise_is_judged(
+    demo_judge: MakeJudge, store: Store, settings: dict[str, Any], asked: dict[str, Any]
+) -> None:
+    def judge(**changed: Any) -> Judge:
+        made = demo_judge(**(THINKING | changed))
+        made.store = store
+        return made
+
+    assert ask(judge()) == (1, 0)
+    assert ask(judge(**settings), **asked) == (1, 0)
+    assert ask(judge(**settings), **asked) == (0, 1)
+    assert ask(judge()) == (0, 1)
+
+
+def test_greedy_answers_with_and_without_thinking_are_two(demo_judge: MakeJudge, store: Store) -> None:
+    judge = demo_judge(max_tokens=4)
+    judge.store = store
+    assert ask(judge, write_answer=True, think=True) == (1, 0)
+    assert ask(judge, write_answer=True, think=False) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "changed"),
+    [
+        (THINKING, {"rows": 1}),
+        (THINKING | {"samples": 1}, {"seed": 1}),
+        (THINKING | {"think": False}, {"samples": 3, "seed": 1, "max_tokens": 9}),
+    ],
+)
+def test_what_makes_no_difference_is_not_judged_again(
+    demo_judge: MakeJudge, store: Store, settings: dict[str, Any], changed: dict[str, Any]
+) -> None:
+    for each in (settings, settings | changed):
+        judge = demo_judge(**each)
+        judge.store = store
+        first_time = each is settings
+        assert ask(judge) == (int(first_time), int(not first_time))
+
+
+def test_other_words_another_method_and_another_budget_are_judged(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = later(store)
+    assert ask(judge) == (1, 0)
+    for place, name, value in (
+        (module, "template_version", lambda: "other words"),
+        (module, "_METHOD", module._METHOD + 1),
+        (judge.vlm, "features", small_budget(judge.vlm)),
+    ):
+        with monkeypatch.context() as changed:
+            changed.setattr(place, name, value)
+            assert ask(judge) == (1, 0)
+        assert ask(judge) == (0, 1)
+
+
+def small_budget(vlm: VLM) -> FeatureStore:
+    return FeatureStore(vlm.model.vision_tower, vlm.features._processor, 28 * 28 * 6)
+
+
+def test_another_adapter_is_another_judge(store: Store, tmp_path: Path) -> None:
+    judge = later(store)
+    assert ask(judge) == (1, 0)
+    load_adapter(judge.vlm.model, write_adapter(tmp_path / "adapter", judge.vlm))
+    assert ask(judge) == (1, 0)
+    assert ask(judge) == (0, 1)
+    layer = next(layer for name, layer in judge.vlm.model.named_modules() if name.endswith("0.self_attn.q_proj"))
+    layer.lora_b = layer.lora_b * 1.001  # as training does, in memory
+    assert ask(judge) == (1, 0)
+    assert ask(later(store)) == (0, 1)
+
+
+def test_without_a_store_nothing_is_kept_or_looked_at(
+    demo_judge: MakeJudge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLXPREF_CACHE", str(tmp_path))
+    monkeypatch.setattr(module, "Fingerprint", None)
+    judge = demo_judge(think=False)
+    assert ask(judge) == ask(judge) == (1, 0)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,180 @@
+"""The official definitions, by hand-computed cases and by independent code in the plainest form."""
+
+import math
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import kendalltau
+
+from mlxpref.errors import ConfigError
+from mlxpref.judge.protocols import PROTOCOLS, THRESHOLDS, best_threshold, credit, labels, official, protocol_of, scored
+from mlxpref.preferences import Preference
+
+
+def pairs_of(scores: list[float], ranks: list[int]) -> tuple[list[float], list[float]]:
+    """Predictions and labels of all pairs of a group, by an image's score (high is good) and rank (low is good)."""
+    predicted, label = [], []
+    for i, j in combinations(range(len(ranks)), 2):
+        predicted.append(0.5 + 0.5 * np.sign(scores[i] - scores[j]))
+        label.append(0.5 + 0.5 * np.sign(ranks[j] - ranks[i]))
+    return predicted, label
+
+
+def groups_of(groups: list[tuple[list[float], list[int]]], ties: bool) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    predicted, label, names = [], [], []
+    for number, (scores, ranks) in enumerate(groups):
+        for p, y in zip(*pairs_of(scores, ranks), strict=True):
+            if ties or y != 0.5:
+                predicted.append(p)
+                label.append(y)
+                names.append(f"prompt {number}")
+    return np.array(predicted), np.array(label), names
+
+
+def random_groups(seed: int, ties: bool) -> list[tuple[list[float], list[int]]]:
+    """Groups of 4 to 10 images; with `ties`, of scores and of ranks too."""
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(4, 11, 25)
+    if ties:
+        return [([float(x) for x in rng.integers(0, 6, n)], [int(x) for x in rng.integers(1, 6, n)]) for n in sizes]
+    return [([float(x) for x in rng.permutation(n)], [int(x) + 1 for x in rng.permutation(n)]) for n in sizes]
+
+
+def test_imagereward_by_hand() -> None:
+    # Ranks 1, 2, 2: the pair (1, 2) is a tie and dropped. Scores 3, 3, 1: (0, 1) is undecided, so wrong; (0, 2) right.
+    p, label, names = groups_of([([3, 3, 1], [1, 2, 2]), ([1, 2], [1, 2])], ties=False)
+    found = official("imagereward", p, label, names)
+    assert len(p) == 3
+    assert found.value == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_imagereward_by_loops(seed: int) -> None:
+    groups = random_groups(seed, ties=True)
+    correct = total = 0
+    for scores, ranks in groups:
+        for i in range(len(ranks)):
+            for j in range(i + 1, len(ranks)):
+                if ranks[i] < ranks[j]:
+                    total, correct = total + 1, correct + (scores[i] > scores[j])
+                elif ranks[i] > ranks[j]:
+                    total, correct = total + 1, correct + (scores[i] < scores[j])
+    found = official("imagereward", *groups_of(groups, ties=False))
+    assert found.value == pytest.approx(correct / total)
+    assert found.low < found.value < found.high
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_hpdv2_counts_inversions_within_prompts(seed: int) -> None:
+    groups = random_groups(seed, ties=False)
+    kept, taus = [], []
+    for scores, ranks in groups:
+        predicted = sorted(range(len(scores)), key=lambda i, scores=scores: -scores[i])
+        places = [predicted.index(i) for i in range(len(scores))]
+        inversions = sum(
+            (places[i] > places[j] and ranks[i] < ranks[j]) or (places[i] < places[j] and ranks[i] > ranks[j])
+            for i, j in combinations(range(len(ranks)), 2)
+        )
+        kept.append(1 - inversions / (len(ranks) * (len(ranks) - 1) / 2))
+        taus.append((kendalltau(scores, [-rank for rank in ranks]).statistic + 1) / 2)
+    found = official("hpdv2", *groups_of(groups, ties=False))
+    assert found.value == pytest.approx(sum(kept) / len(kept)) == pytest.approx(sum(taus) / len(taus))
+    # The groups are of 4 to 10 images, so that pairs by themselves give another number.
+    assert found.value != pytest.approx(official("pairs", *groups_of(groups, ties=False)).value, abs=1e-6)
+
+
+def test_hpdv2_of_equal_scores_is_the_mean_over_the_ways_to_sort_them() -> None:
+    ranks = [2, 1, 3]
+    first, second = (official("hpdv2", *groups_of([(s, ranks)], ties=False)).value for s in ([2, 3, 1], [3, 2, 1]))
+    assert official("hpdv2", *groups_of([([2, 2, 1], ranks)], ties=False)).value == pytest.approx((first + second) / 2)
+
+
+def test_hpdv3_is_strict() -> None:
+    p, label = np.array([0.51, 0.5, 0.2, 0.8]), np.array([1.0, 1.0, 0.0, 0.0])
+    assert official("hpdv3", p, label, list("abcd")).value == pytest.approx(2 / 4)
+
+
+def test_pickapic_by_hand() -> None:
+    p = np.array([0.9, 0.6, 0.5, 0.45, 0.1])
+    label = np.array([1.0, 0.5, 0.0, 0.5, 1.0])
+    # Threshold 0: right, tie missed, tie said, tie missed, wrong.
+    assert credit("pickapic", p, label, 0.0).tolist() == [1, 0.5, 0.5, 0.5, 0]
+    # Threshold 0.15 (0.45 is 0.1 away): the last tie is found.
+    assert credit("pickapic", p, label, 0.15).tolist() == [1, 0.5, 0.5, 1, 0]
+    # Threshold 0.3 finds both ties; 1 says nothing but ties.
+    assert credit("pickapic", p, label, 0.3).tolist() == [1, 1, 0.5, 1, 0]
+    assert credit("pickapic", p, label, 1.0).tolist() == [0.5, 1, 0.5, 1, 0.5]
+    assert official("pickapic", p, label, list("abcde"), 0.3).value == pytest.approx(3.5 / 5)
+    # 0.2 is the smallest that finds both ties; at 0.8 the right and the wrong one become ties: worth as much.
+    assert credit("pickapic", p, label, 0.2).sum() == credit("pickapic", p, label, 0.8).sum() == 3.5
+    assert best_threshold(p, label) == 0.2
+
+
+def pickapic_by_loops(p: np.ndarray, label: np.ndarray, threshold: float) -> float:
+    earned = 0.0
+    for p_0, y in zip(p, label, strict=True):
+        p_1 = 1 - p_0
+        said = "tie" if abs(p_1 - p_0) <= threshold else "0" if p_0 > p_1 else "1"
+        right = "tie" if y == 0.5 else "0" if y == 1 else "1"
+        if said == right:
+            earned += 1
+        elif "tie" in (said, right):
+            earned += 0.5
+    return earned / len(p)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.floats(0, 1), st.sampled_from([0.0, 0.5, 1.0])), min_size=1, max_size=40))
+def test_pickapic_by_loops(rows: list[tuple[float, float]]) -> None:
+    p, label = (np.array(column) for column in zip(*rows, strict=True))
+    by_loops = [pickapic_by_loops(p, label, t / 10) for t in range(11)]
+    for threshold, expected in zip(THRESHOLDS, by_loops, strict=True):
+        assert official("pickapic", p, label, ["x"] * len(p), threshold).value == pytest.approx(expected)
+    assert best_threshold(p, label) == by_loops.index(max(by_loops)) / 10
+
+
+@pytest.mark.parametrize("protocol", list(PROTOCOLS))
+def test_turning_pairs_round_changes_no_official_number(protocol: str) -> None:
+    rng = np.random.default_rng(3)
+    p, label = rng.random(60).round(1), rng.integers(0, 2, 60).astype(float)
+    turned = rng.random(60) < 0.5
+    names = [str(i % 7) for i in range(60)]
+    found = official(protocol, p, label, names, 0.25)
+    other = official(protocol, np.where(turned, 1 - p, p), np.where(turned, 1 - label, label), names, 0.25)
+    assert found.value == pytest.approx(other.value)
+    assert (found.low, found.high) == pytest.approx((other.low, other.high))
+
+
+def test_a_macro_interval_is_that_of_the_mean_over_prompts() -> None:
+    # One prompt of 400 pairs and 99 of one: the mean over prompts does not hang on the large one.
+    label = np.ones(499)
+    p = np.where(np.arange(499) < 400, 0.9, np.where(np.arange(499) % 2, 0.9, 0.1))
+    names = ["large"] * 400 + [str(i) for i in range(99)]
+    macro, micro = official("hpdv2", p, label, names), official("hpdv3", p, label, names)
+    share = (1 + np.mean(p[400:] > 0.5) * 99) / 100
+    assert macro.value == pytest.approx(share)
+    assert macro.high - macro.low == pytest.approx(2 * 1.96 * math.sqrt(share * (1 - share) / 100), rel=0.1)
+    assert micro.value > 0.85
+
+
+def preference(p_a: float, label: str | None = None) -> Preference:
+    return Preference("x", Path("a"), Path("b"), p_a, label=label)  # type: ignore[arg-type]
+
+
+def test_what_is_scored_and_what_is_right() -> None:
+    given = [preference(1), preference(0.5), preference(0.5, "b"), preference(0.3), preference(0.8, "tie")]
+    assert scored(given, "hpdv2") == [given[0], given[2], given[3]]
+    assert scored(given, "pickapic") == given
+    assert labels(given).tolist() == [1, 0.5, 0, 0, 0.5]
+
+
+def test_every_data_set_has_its_own_protocol() -> None:
+    names = ("imagereward", "hpdv2", "pickapic", "pickapic_v1", "hpdv3", "demo", "mine.jsonl")
+    expected = ["imagereward", "hpdv2", "pickapic", "pickapic", "hpdv3", "pairs", "pairs"]
+    assert [protocol_of(name) for name in names] == expected
+    with pytest.raises(ConfigError, match="unknown protocol 'accuracy'; known are pairs, imagereward"):
+        official("accuracy", np.ones(1), np.ones(1), ["x"])

@@ -1,0 +1,161 @@
+"""The contest: how many pairs, of which images, when it ends, and what is left of work that was interrupted."""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import pytest
+
+from mlxpref.errors import ConfigError
+from mlxpref.judge.pair_verdict import PairVerdict
+from mlxpref.judge.rank import TOP, PairBudget, rank_pairs
+from mlxpref.preferences import Pair
+from mlxpref.ranking.bradley_terry import all_pairs
+from mlxpref.verdict import Verdict
+from tests.conftest import picture
+
+
+class Rater:
+    """A judge whose strengths are known; it notes what it is asked, and can be interrupted."""
+
+    def __init__(self, count: int, scale: float = 2.0, stop_after: int | None = None, bias: float = 0.0) -> None:
+        self.images = [picture(i, (28, 28)) for i in range(count)]
+        self.place = {id(image): i for i, image in enumerate(self.images)}
+        self.strengths = np.random.default_rng(3).normal(0, scale, count)
+        self.asked: list[tuple[int, int, bool]] = []
+        self.stop_after, self.bias = stop_after, bias
+
+    def __call__(self, pairs: Iterable[Pair], thinks: bool) -> Iterator[PairVerdict]:
+        for pair in pairs:
+            if len(self.asked) == self.stop_after:
+                raise KeyboardInterrupt
+            a, b = self.place[id(pair.a)], self.place[id(pair.b)]
+            self.asked.append((a, b, thinks))
+            difference = self.strengths[a] - self.strengths[b]
+            text = "<think>because</think><answer>" if thinks else "<think></think><answer>"
+            yield PairVerdict(
+                (self.verdict(difference + self.bias, text, thinks),),
+                (self.verdict(-difference + self.bias, text, thinks),),
+            )
+
+    @staticmethod
+    def verdict(log_odds: float, text: str, thinks: bool) -> Verdict:
+        p = float(1 / (1 + np.exp(-log_odds)))
+        return Verdict(text, p, 1 - p, tokens=3 if thinks else 0)
+
+    @property
+    def order(self) -> list[int]:
+        return np.argsort(-self.strengths).tolist()
+
+
+@pytest.mark.parametrize(
+    ("count", "think", "pairs", "expected"),
+    [
+        (8, "top", None, PairBudget(0, 16)),
+        (8, "none", None, PairBudget(16, 0)),
+        (4, "all", None, PairBudget(0, 6)),
+        (100, "top", None, PairBudget(200, 20)),
+        (100, "all", None, PairBudget(0, 200)),
+        (100, "none", 77, PairBudget(77, 0)),
+        (100, "top", "all", PairBudget(4950, 45)),
+        (12, "none", 10**6, PairBudget(66, 0)),
+        (2, "top", None, PairBudget(0, 1)),
+    ],
+)
+def test_the_budget(count: int, think: str, pairs: int | None, expected: PairBudget) -> None:
+    assert PairBudget.of(count, think, pairs) == expected  # type: ignore[arg-type]
+
+
+def test_a_budget_of_nothing_is_refused() -> None:
+    with pytest.raises(ConfigError, match="0 pairs"):
+        PairBudget.of(5, "none", 0)
+    rater = Rater(3)
+    with pytest.raises(ConfigError, match="top 0"):
+        rank_pairs(rater.images, "a hat", rater, top=0)
+
+
+def test_the_budget_is_asked_and_no_pair_twice() -> None:
+    rater = Rater(30)
+    ranking = rank_pairs(rater.images, "a hat", rater, "none")
+    asked = [(a, b) for a, b, _ in rater.asked]
+    assert len(asked) == len(set(asked)) == ranking.planned == len(ranking.pairs) == 60
+    assert not any(thinks for *_, thinks in rater.asked)
+    assert ranking.ending == "done"
+    assert [image.index for image in ranking.ranking.images][:3] == rater.order[:3]
+
+
+def test_all_pairs_are_all_pairs() -> None:
+    rater = Rater(9)
+    rank_pairs(rater.images, "a hat", rater, "all", pairs="all")
+    assert sorted((a, b) for a, b, _ in rater.asked) == list(all_pairs(9))
+
+
+def test_the_best_are_thought_about_after_all_were_read() -> None:
+    rater = Rater(25)
+    ranking = rank_pairs(rater.images, "a hat", rater, "top")
+    thought = [(a, b) for a, b, thinks in rater.asked if thinks]
+    assert [thinks for *_, thinks in rater.asked] == [False] * 50 + [True] * 20
+    about = {image for pair in thought for image in pair}
+    assert len(about) <= TOP
+    assert set(rater.order[:5]) <= about
+    spoken = {(p.a, p.b) for p in ranking.pairs if p.verdict.verdicts[0].tokens}
+    assert spoken == set(thought), "what was thought about replaces what was read"
+
+
+def test_it_ends_when_the_top_is_settled() -> None:
+    rater = Rater(20, scale=4.0)
+    ranking = rank_pairs(rater.images, "a hat", rater, "none", pairs="all", top=1)
+    assert ranking.ending == "settled"
+    assert len(rater.asked) < 190
+    assert ranking.ranking.images[0].index == rater.order[0]
+    assert any("settled" in remark for remark in ranking.remarks)
+
+
+def test_the_same_seed_asks_the_same() -> None:
+    asked = []
+    for seed in (1, 1, 2):
+        rater = Rater(16)
+        rank_pairs(rater.images, "a hat", rater, "none", seed=seed)
+        asked.append(rater.asked)
+    assert asked[0] == asked[1] != asked[2]
+
+
+@pytest.mark.parametrize("after", [1, 7, 40])
+def test_interrupted_work_is_ranked(after: int) -> None:
+    rater = Rater(20, stop_after=after)
+    ranking = rank_pairs(rater.images, "a hat", rater, "top")
+    assert ranking.ending == "interrupted"
+    assert len(ranking.pairs) == after
+    assert len(ranking.ranking.images) == 20
+    assert ranking.remarks[0].startswith(f"interrupted: the order is that of {after} pairs, 60 were planned")
+
+
+def test_work_interrupted_before_it_said_anything_is_interrupted() -> None:
+    rater = Rater(5, stop_after=0)
+    with pytest.raises(KeyboardInterrupt):
+        rank_pairs(rater.images, "a hat", rater)
+
+
+def test_who_leads_is_said_while_the_work_goes_on() -> None:
+    rater, said = Rater(12, scale=4.0), []
+
+    def track(work: Iterable[PairVerdict], count: int, what: object) -> Iterator[PairVerdict]:
+        for verdict in work:
+            said.append(what())  # type: ignore[operator]
+            yield verdict
+
+    rank_pairs(rater.images, "a hat", rater, "none", track=track)  # type: ignore[arg-type]
+    assert said[0] == "reading"
+    assert said[-1].startswith("reading; leading: image ")
+    assert f"image {rater.order[0]}" in said[-1]
+
+
+def test_fewer_than_a_third_of_all_pairs_find_the_same_five_best() -> None:
+    """Of 32 images, by a judge whose answers depend on place as much as on the picture."""
+    found = []
+    for seed in range(6):
+        rater = Rater(32, bias=1.0)
+        rater.strengths = np.random.default_rng([5, seed]).normal(0, 1, 32)
+        ranking = rank_pairs(rater.images, "a hat", rater, "none", pairs=160, seed=seed)
+        assert len(ranking.pairs) < 0.35 * 496
+        found.append({image.index for image in ranking.ranking.images[:5]} == set(rater.order[:5]))
+    assert all(found)

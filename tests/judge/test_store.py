@@ -1,0 +1,318 @@
+"""The store: verdicts come back exactly, from many processes at once, after a crash; bad files are named and kept."""
+
+import os
+import shutil
+import signal
+import sqlite3
+import struct
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mlxpref.errors import DataError
+from mlxpref.judge.store import Store, default_store_path
+from mlxpref.verdict import Verdict
+
+WRITER = """
+import sys
+from pathlib import Path
+from mlxpref.store import Store
+from mlxpref.verdict import Verdict
+
+path, name, batches, size = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+print("ready", flush=True)
+sys.stdin.readline()
+with Store(path) as store:
+    for batch in range(batches):
+        own = {f"{name} {batch} {i}".encode(): (Verdict(name * 200, batch / 7, i / 3),) for i in range(size)}
+        store.put_many(own | {f"both {batch}".encode(): (Verdict("either"),)})
+        print(batch, flush=True)
+"""
+"""Keeps batches of its own, each with a comparison that others keep too, and says so after each."""
+
+OPENER = "import sys, pathlib; from mlxpref.store import Store; Store(pathlib.Path(sys.argv[1]))"
+SOMEBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"] if os.geteuid() == 0 else []
+"""What runs a command as somebody who may not write anywhere, where that is not so already."""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "comparisons.sqlite"
+
+
+@pytest.fixture
+def store(path: Path) -> Iterator[Store]:
+    with Store(path) as store:
+        yield store
+
+
+@pytest.fixture
+def writer(path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Another process that keeps batches as soon as it is written a line."""
+    started = []
+
+    def start(name: str, batches: int, size: int) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(path), name, str(batches), str(size)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def bits(verdicts: tuple[Verdict, ...]) -> list[tuple[object, ...]]:
+    """Verdicts such that equal means the same bits and the same types."""
+    return [(v.text, struct.pack("dd", v.p_label_first, v.p_label_second), v.closed, v.tokens) for v in verdicts]
+
+
+def said(number: int) -> tuple[Verdict, ...]:
+    return (Verdict(f"<think>{number}</think><answer>", 1 / (number + 3), 0.1, False, number),)
+
+
+def refused(path: Path, *words: str, patience: float = 0.05) -> str:
+    """The error of opening a file: one line that names it, says what is asked, and how to do without."""
+    with pytest.raises(DataError) as caught:
+        Store(path, patience)
+    return checked(caught.value, path, *words)
+
+
+def checked(error: DataError, path: Path, *words: str) -> str:
+    line = str(error)
+    assert line.startswith(f"{path}: ")
+    assert "\n" not in line
+    assert "--no-store" in line
+    assert all(word in line for word in words), line
+    return line
+
+
+def test_verdicts_come_back_bit_by_bit(path: Path) -> None:
+    awkward = [0.1 + 0.2, 1 / 3, -0.0, 0.0, 1.0, 5e-324, float("inf"), float("nan")]
+    numbers = [*awkward, *np.random.default_rng(0).random(500).tolist()]
+    texts = ["", "<think>é 画\n</think>", "half \ud83d", "\x00", '"quoted\\', "word " * 3000]
+    verdicts = [Verdict(texts[i % len(texts)], number, numbers[-i], i % 3 == 0, i) for i, number in enumerate(numbers)]
+    items = {bytes([i]): tuple(verdicts[2 * i : 3 * i]) for i in range(150)}
+    with Store(path) as store:
+        store.put_many(items)
+    with Store(path) as store:
+        found = store.get_many(list(items))
+    assert {key: bits(kept) for key, kept in found.items()} == {key: bits(kept) for key, kept in items.items()}
+    assert all(type(v.closed) is bool and type(v.p_label_first) is float for kept in found.values() for v in kept)
+
+
+def test_many_are_found_at_once_and_those_that_are_not_there_are_left_out(store: Store) -> None:
+    items = {f"{i}".encode(): said(i) for i in range(1201)}
+    store.put_many(items)
+    assert store.get_many([*items, b"other"]) == items
+    assert store.get_many([]) == {}
+    assert store.count() == 1201
+
+
+def test_what_was_said_first_stays(store: Store) -> None:
+    store.put_many({b"a": said(1)})
+    store.put_many({b"a": said(2), b"b": said(3)})
+    assert store.get_many([b"a", b"b"]) == {b"a": said(1), b"b": said(3)}
+
+
+def test_the_file_says_whose_it_is(path: Path, store: Store) -> None:
+    with sqlite3.connect(path) as connection:
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+    connection.close()
+    assert application.to_bytes(4, "big") == b"mlxp"
+    assert version == 1
+
+
+def test_a_new_folder_is_made_for_it(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "own.sqlite"
+    Store(path).close()
+    assert path.exists()
+
+
+def test_two_processes_write_at_once(path: Path, writer: Callable[..., subprocess.Popen[str]]) -> None:
+    batches, size = 150, 8
+    processes = [writer(name, batches, size) for name in "ab"]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    for process in processes:
+        _, errors = process.communicate(timeout=60)
+        assert (process.returncode, errors) == (0, "")
+    with Store(path) as store:
+        assert store.count() == 2 * batches * size + batches
+        assert store.get_many([b"b 149 7"]) == {b"b 149 7": (Verdict("b" * 200, 149 / 7, 7 / 3),)}
+
+
+@pytest.mark.parametrize("after", [1, 40])
+def test_a_killed_process_loses_its_unfinished_batch_at_most(
+    path: Path, writer: Callable[..., subprocess.Popen[str]], after: int
+) -> None:
+    size = 300
+    process = writer("a", 100_000, size)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+    lines = [process.stdout.readline() for _ in range(1 + after)]
+    process.send_signal(signal.SIGKILL)
+    lines += process.stdout.readlines()
+    assert process.wait() == -signal.SIGKILL
+    finished = len([line for line in lines if line.endswith("\n")]) - 1
+    assert finished >= after
+    with Store(path) as store:
+        assert store.count() in {finished * (size + 1), (finished + 1) * (size + 1)}
+        assert len(store.get_many([f"a {finished - 1} {i}".encode() for i in range(size)])) == size
+        store.put_many({b"afterwards": said(1)})
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    connection.close()
+
+
+def test_a_file_that_is_no_database_is_named_and_stays(path: Path) -> None:
+    path.write_text("my notes\n" * 100)
+    refused(path, "damaged, or not a store", "move it away or delete it", "--store FILE")
+    assert path.read_text() == "my notes\n" * 100
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_database_of_another_program_is_named_and_stays(path: Path) -> None:
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE comparisons (key BLOB PRIMARY KEY, verdicts TEXT)")
+    connection.close()
+    before = path.read_bytes()
+    refused(path, "another program", "--store FILE")
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_store_of_another_version_is_named_and_stays(path: Path, store: Store) -> None:
+    store.put_many({b"a": said(1)})
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA user_version = 2")
+    connection.close()
+    refused(path, "another version of mlxpref", "form 2", "reads 1")
+
+
+def test_damage_inside_is_named(path: Path) -> None:
+    with Store(path) as store:
+        store.put_many({f"{i}".encode(): said(i) for i in range(2000)})
+    damaged = bytearray(path.read_bytes())
+    damaged[4096 * 2 :] = os.urandom(len(damaged) - 4096 * 2)
+    path.write_bytes(damaged)
+    with Store(path) as store, pytest.raises(DataError) as caught:
+        store.get_many([f"{i}".encode() for i in range(2000)])
+    checked(caught.value, path, "damaged", "delete it")
+
+
+@pytest.mark.parametrize("text", ["[[1", "7", '[["a", 1, 2, 3, 4, 5, 6]]'])
+def test_a_value_that_is_no_verdict_is_damage(path: Path, store: Store, text: str) -> None:
+    with sqlite3.connect(path) as connection:
+        connection.execute("INSERT INTO comparisons VALUES (?, ?)", (b"a", text))
+    connection.close()
+    with pytest.raises(DataError) as caught:
+        store.get_many([b"a"])
+    checked(caught.value, path, "damaged")
+
+
+def test_a_store_that_stays_locked_is_named(path: Path, store: Store) -> None:
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    refused(path, "another program keeps the store to itself")
+    other.execute("ROLLBACK")
+    with Store(path, patience=0.05) as impatient:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(DataError) as caught:
+            impatient.put_many({b"a": said(1)})
+        checked(caught.value, path, "another program")
+        assert impatient.get_many([b"a"]) == {}  # readers are not kept waiting
+        other.execute("ROLLBACK")
+        impatient.put_many({b"a": said(1)})
+    other.close()
+
+
+def test_a_place_where_nothing_can_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    refused(tmp_path / "folder", "cannot be read and written", "--store FILE")
+    (tmp_path / "file").write_text("")
+    refused(tmp_path / "file" / "comparisons.sqlite", "folder cannot be made", "--store FILE")
+
+
+@pytest.mark.skipif(bool(SOMEBODY) and not shutil.which("setpriv"), reason="root may write anywhere")
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_folder_that_cannot_be_written_to_is_named(exists: bool) -> None:
+    # Not pytest's own folder: nobody but the user may look into that one.
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "comparisons.sqlite"
+        if exists:
+            Store(path).close()
+            with sqlite3.connect(path) as connection:  # as in a folder that can have no log
+                connection.execute("PRAGMA journal_mode = DELETE")
+            connection.close()
+            path.chmod(0o444)
+        path.parent.chmod(0o555)
+        found = subprocess.run([*SOMEBODY, sys.executable, "-c", OPENER, str(path)], capture_output=True, text=True)
+        path.parent.chmod(0o700)
+    assert found.returncode == 1
+    line = found.stderr.splitlines()[-1]
+    assert line.startswith(f"mlxpref.errors.DataError: {path}: the store cannot be read and written there")
+    assert "--no-store" in line
+    assert ("readonly" in line) == exists
+
+
+def test_a_disk_that_fails_is_named(path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing:
+        def execute(self, *_: object) -> None:
+            error = sqlite3.OperationalError("disk I/O error")
+            error.sqlite_errorcode = sqlite3.SQLITE_IOERR_WRITE
+            raise error
+
+        def close(self) -> None:
+            pass
+
+    with monkeypatch.context() as broken:
+        broken.setattr(store, "_connection", Failing())
+        with pytest.raises(DataError) as caught:
+            store.get_many([b"a"])
+    checked(caught.value, path, "cannot be read and written", "disk I/O error")
+
+
+def test_a_full_disk_is_named(path: Path, store: Store) -> None:
+    store._connection.execute("PRAGMA max_page_count = 20")
+    with pytest.raises(DataError) as caught:
+        store.put_many({f"{i}".encode(): said(i) for i in range(5000)})
+    checked(caught.value, path, "no space left")
+    assert store.count() == 0
+
+
+def test_the_default_place_is_the_cache_folder_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    name = "comparisons.sqlite"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("MLXPREF_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert default_store_path() == tmp_path / ".cache" / "mlxpref" / name
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert default_store_path() == tmp_path / ".cache" / "mlxpref" / name
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    assert default_store_path() == tmp_path / "caches" / "mlxpref" / name
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert default_store_path() == tmp_path / "Library" / "Caches" / "mlxpref" / name
+    monkeypatch.setenv("MLXPREF_CACHE", str(tmp_path / "own"))
+    assert default_store_path() == tmp_path / "own" / name
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,272 @@
+"""What is asked: informative pairs, each once, some again in swapped order; and what an undo brings back."""
+
+import itertools
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mlxpref.config import LabelSettings
+from mlxpref.data.label_file import TEST, LabelFile, LabelRecord, active_records, pair_of
+from mlxpref.data.prompts import PromptGroup
+from mlxpref.judge.metrics import share_interval
+from mlxpref.label.prompt_task import Choice, PromptTask, prompt_tasks
+from mlxpref.label.questions import Question, Questions
+from mlxpref.label.rater import consistency, enough
+from mlxpref.label.session import LabelSession
+from mlxpref.ranking.bradley_terry import rank_images
+
+Rule = Callable[[Question], Choice]
+
+
+def sheets(
+    *counts: int, pairs: int | None = None, held_out: float = 0.2, records: tuple[LabelRecord, ...] = ()
+) -> list[PromptTask]:
+    groups = [
+        PromptGroup(f"prompt {i}", tuple(Path(f"/x/{i}-{j:04}.png") for j in range(n))) for i, n in enumerate(counts)
+    ]
+    return prompt_tasks(groups, Path("/x"), pairs, held_out, records)
+
+
+def answer(questions: Questions, rule: Rule, count: int = 10**6) -> list[LabelRecord]:
+    records = []
+    while len(records) < count and (question := questions.current()[1]):
+        records.append(questions.answer(rule(question), 1.0, ""))
+        questions.take(records[-1])
+        if questions.is_low():
+            questions.refill()
+    return records
+
+
+def by_number(question: Question) -> Choice:
+    """The image with the smaller number is the better one."""
+    first, second = question.shown
+    return "first" if first < second else "second"
+
+
+def left(question: Question) -> Choice:
+    return "first"
+
+
+def test_the_first_pairs_connect_all_images() -> None:
+    questions = Questions(sheets(20), (), LabelSettings(repeats=0.0))
+    records = answer(questions, by_number, 19)
+    together = {record.a: {record.a} for record in records} | {record.b: {record.b} for record in records}
+    for record in records:
+        joined = together[record.a] | together[record.b]
+        for name in joined:
+            together[name] = joined
+    assert len(together[records[0].a]) == 20
+
+
+def test_every_pair_is_asked_once_and_then_no_more() -> None:
+    questions = Questions(sheets(9), (), LabelSettings(repeats=0.0))
+    records = answer(questions, by_number)
+    assert len({pair_of(record) for record in records}) == len(records) == 36
+    assert questions.current()[1] is None
+    assert all(record.answer == "a" for record in records)
+
+
+def test_repeats_are_in_swapped_order_and_not_soon() -> None:
+    records = answer(Questions(sheets(25), (), LabelSettings(repeats=0.2)), by_number, 250)
+    places: dict[tuple[str, ...], list[int]] = {}
+    for place, record in enumerate(records):
+        places.setdefault(pair_of(record), []).append(place)
+    again = [both for both in places.values() if len(both) > 1]
+    assert all(len(both) == 2 for both in again)
+    assert 40 <= len(again) <= 50
+    for early, late in again:
+        assert records[early].shown_first != records[late].shown_first
+        assert late - early > 8
+    assert consistency(records).agreed == consistency(records).same == len(again)
+
+
+def test_a_rater_who_goes_by_place_is_found_out() -> None:
+    records = answer(Questions(sheets(25), (), LabelSettings(repeats=0.2)), left, 250)
+    found = consistency(records)
+    assert found.agreed == 0
+    assert enough(records, 0.2).needed is None
+    chosen = sum(record.shown_first == "a" for record in records)
+    assert 0.4 < chosen / len(records) < 0.6  # either image stands first as often
+
+
+def test_a_ranking_finds_the_order() -> None:
+    found = sheets(16)
+    answer(Questions(found, (), LabelSettings()), by_number, 40)
+    order = [image.index for image in rank_images(16, found[0].outcomes()).images]
+    inversions = sum(a > b for a, b in itertools.combinations(order, 2))
+    assert 1 - 4 * inversions / (16 * 15) > 0.8
+
+
+def test_who_opens_the_file_again_is_asked_nothing_twice() -> None:
+    settings = LabelSettings(repeats=0.0)
+    records: list[LabelRecord] = []
+    for _ in range(6):
+        questions = Questions(sheets(9), records, settings)
+        records += answer(questions, by_number, 6)
+    assert len({pair_of(record) for record in records}) == 36
+    assert [record.number for record in records] == list(range(1, 37))
+
+
+def test_undo_asks_the_same_again_as_often_as_one_likes() -> None:
+    questions = Questions(sheets(9), (), LabelSettings())
+    shown = []
+    for _ in range(12):
+        shown.append(questions.current()[1])
+        answer(questions, by_number, 1)
+    for question in reversed(shown):
+        undone = questions.undo("")
+        assert undone is not None
+        questions.take(undone)
+        assert questions.current()[1] == question
+    assert questions.undo("") is None
+    assert questions.standing == []
+    records = answer(questions, by_number, 13)
+    assert records[0].number == 25
+    assert len({pair_of(record) for record in records}) >= 12
+
+
+def test_a_skipped_pair_does_not_come_back() -> None:
+    questions = Questions(sheets(5), (), LabelSettings())
+    records = answer(questions, lambda question: "skip")
+    assert len({pair_of(record) for record in records}) == len(records) == 10
+    assert questions.sheets[0].outcomes() == []
+
+
+def test_prompts_take_turns_a_few_pairs_each() -> None:
+    questions = Questions(sheets(6, 6, 6), (), LabelSettings(repeats=0.0))
+    records = answer(questions, by_number, 36)
+    turns = [len(list(group)) for _, group in itertools.groupby(record.prompt for record in records)]
+    assert set(turns) == {4}
+    assert {sum(record.prompt == f"prompt {i}" for record in records) for i in range(3)} == {12}
+
+
+def test_whole_prompts_are_held_out_and_stay_so() -> None:
+    few = sheets(5, 5, 5, 5, 5, 5)
+    assert sorted(sheet.held_out for sheet in few) == [0, 0, 0, 0, 0, 1]
+    records = answer(Questions(few, (), LabelSettings(repeats=0.0)), by_number)
+    more = sheets(*[5] * 20, records=tuple(records))
+    assert [sheet.held_out for sheet in more[:6]] == [sheet.held_out for sheet in few]
+    assert sum(sheet.held_out for sheet in more) == 4
+    for sheet in few:
+        assert {sheet.split(0, 1), sheet.split(2, 4)} == {TEST if sheet.held_out else "train"}
+    assert {sheet.held_out for sheet in sheets(5, 5, 5, 5, 5, held_out=0.0)} == {0}
+
+
+def test_prompts_that_come_one_after_the_other_are_not_all_held_out() -> None:
+    records: list[LabelRecord] = []
+    measuring = 0
+    for number in range(20):
+        groups = [PromptGroup(f"prompt {number}", tuple(Path(f"/x/{number}-{j}.png") for j in range(5)))]
+        (sheet,) = found = prompt_tasks(groups, Path("/x"), None, 0.2, records)
+        records += answer(Questions(found, records, LabelSettings(repeats=0.0)), by_number)
+        measuring += sheet.held_out == 1
+    assert 2 <= measuring <= 4
+    shares = [record.split == TEST for record in records]
+    assert 0.1 < sum(shares) / len(shares) < 0.3
+
+
+def test_a_pair_that_was_asked_keeps_its_split() -> None:
+    records = answer(Questions(sheets(8, held_out=0.5), (), LabelSettings(repeats=0.0)), by_number)
+    questions = Questions(sheets(8, held_out=0.0, records=tuple(records)), records, LabelSettings(repeats=0.5))
+    again = answer(questions, by_number)
+    assert len(again) > 20
+    splits = {pair_of(record): record.split for record in records}
+    assert set(splits.values()) == {"train", TEST}
+    assert all(record.split == splits[pair_of(record)] for record in again)
+
+
+def test_of_one_prompt_single_pairs_are_held_out() -> None:
+    (sheet,) = sheets(60)
+    splits = [sheet.split(a, b) for a, b in itertools.combinations(range(60), 2)]
+    assert 0.15 < splits.count(TEST) / len(splits) < 0.25
+    assert splits == [sheet.split(a, b) for a, b in itertools.combinations(range(60), 2)]
+
+
+def test_as_many_pairs_are_planned_as_are_wanted_to_train() -> None:
+    wanted = enough((), 0.2).needed
+    assert wanted is not None
+    assert sheets(24)[0].budget == wanted > 48
+    assert sheets(8)[0].budget == 28
+    assert sheets(200)[0].budget == 400
+    assert sheets(24, pairs=30)[0].budget == 30
+    assert wanted <= sum(sheet.budget for sheet in sheets(16, 16, 16)) < wanted + 3
+
+
+def test_records_of_pictures_that_are_gone_are_left_alone() -> None:
+    records = answer(Questions(sheets(6), (), LabelSettings(repeats=0.0)), by_number)
+    questions = Questions(sheets(4), records, LabelSettings(repeats=0.0))
+    assert len(questions.standing) == 6
+    assert questions.current() == (16, None)
+
+
+def test_answers_at_once_from_many_threads_are_all_kept_or_refused(tmp_path: Path) -> None:
+    with LabelFile(tmp_path / "p.jsonl") as file:
+        labelling = LabelSession(file, sheets(12), LabelSettings())
+        kept: list[bool] = []
+
+        def click() -> None:
+            while sum(kept) < 30:  # whoever is refused was too late, so somebody else was kept
+                state = labelling.state()
+                labelling.ranking(0)
+                if state["question"] is None:
+                    assert state["asked"] == state["every"]
+                else:
+                    kept.append(labelling.answer(state["number"], "first", None))
+                if len(kept) % 7 == 0:
+                    labelling.undo(labelling.state()["number"])
+
+        with ThreadPoolExecutor(4) as threads:
+            for each in [threads.submit(click) for _ in range(4)]:
+                each.result()
+        numbers = [record.number for record in file.records]
+        assert numbers == list(range(1, len(numbers) + 1))
+        assert sum(record.undoes is None for record in file.records) == sum(kept) >= 30
+        assert active_records(file.records) == labelling.questions.standing
+
+
+def test_more_answers_are_wanted_of_who_is_less_sure() -> None:
+    records = answer(Questions(sheets(30), (), LabelSettings(repeats=0.3)), by_number, 300)
+    wanted = []
+    for wrong in (0.0, 0.05, 0.1, 0.2):
+        rng = np.random.default_rng(0)
+        said = [r if rng.random() > wrong else LabelRecord(*_turned(r)) for r in records]
+        wanted.append(enough(said, 0.2).needed or math.inf)
+    assert wanted == sorted(wanted)
+    assert len(set(wanted)) == 4
+
+
+def _turned(record: LabelRecord) -> tuple[object, ...]:
+    fields = {name: getattr(record, name) for name in LabelRecord.__slots__}
+    return tuple((fields | {"answer": "b" if record.answer == "a" else "a"}).values())
+
+
+@pytest.mark.parametrize("reliability", [0.58, 0.62, 0.75, 0.9, 0.95, 0.98])
+def test_the_wanted_answers_show_a_judge(reliability: float) -> None:
+    """Simulated judges, as reliable as the rater: told from guessing, and known to ten points, as is said."""
+    agree = reliability**2 + (1 - reliability) ** 2
+    found = enough(_of_agreement(round(4000 * agree), 4000), 0.2)
+    assert found.reliability == pytest.approx(reliability, abs=0.01)
+    assert found.needed is not None
+    count = math.floor(0.2 * found.needed)
+    right = np.random.default_rng(1).binomial(count, reliability, 4000) / count
+    assert (right - 1.96 * 0.5 / math.sqrt(count) > 0.5).mean() > 0.74
+    low, high = np.transpose([share_interval(round(share * count), count) for share in right])
+    assert np.median(high - low) / 2 <= 0.1 + 1e-9
+    assert ((low <= reliability) & (reliability <= high)).mean() > 0.9
+    assert found.held_out_needed == count
+
+
+def _of_agreement(agreed: int, repeats: int) -> list[LabelRecord]:
+    records = []
+    for i in range(repeats):
+        pair = (f"{i}a", f"{i}b")
+        second = "a" if i < agreed else "b"
+        records += [
+            LabelRecord(2 * i + 1, "x", *pair, "a", "a", "train"),
+            LabelRecord(2 * i + 2, "x", *pair, second, "b", "train"),  # type: ignore[arg-type]
+        ]
+    return records

@@ -1,0 +1,198 @@
+"""Which pairs are asked next: invariants of a round, better orders than random pairs, and when a top is settled."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlxpref.errors import ConfigError
+from mlxpref.ranking.bradley_terry import PairOutcome, StrengthFit, all_pairs, fit_strengths
+from mlxpref.ranking.pair_selection import default_round, is_settled, next_round, pair_budget
+
+relaxed = settings(deadline=None, max_examples=25)  # a busy machine is not a failure
+
+
+def judge_of(strengths, rng, votes=3, bias=0.5):
+    """Every pair's outcome, should it be asked: the share of independent votes in each order."""
+
+    def shares(lead):
+        return [float(rng.binomial(votes, 1 / (1 + np.exp(-lead - b))) / votes) for b in (bias, -bias)]
+
+    return {(a, b): PairOutcome(a, b, *shares(strengths[a] - strengths[b])) for a, b in all_pairs(len(strengths))}
+
+
+def in_rounds(judge, count, budget, size=None, seed=0, top=None):
+    """The pairs of every round until the budget is used up, and the last fit."""
+    rounds, asked, fit = [], [], None
+    while len(asked) < budget:
+        rounds.append(next_round(count, asked, fit, min(size or default_round(count), budget - len(asked)), seed, top))
+        asked += rounds[-1]
+        fit = fit_strengths(count, [judge[pair] for pair in asked])
+    return rounds, fit
+
+
+def connected(count, pairs):
+    reached, before = {0}, 0
+    while before < len(reached):
+        before = len(reached)
+        reached |= {image for pair in pairs if reached & set(pair) for image in pair}
+    return len(reached) == count
+
+
+def normal_fit(strengths, deviation):
+    """A posterior of independent strengths."""
+    count = len(strengths)
+    return StrengthFit(np.array(strengths, float), deviation**2 * np.eye(count), 0.0, 0.1, 1 / 3, 20.0)
+
+
+# Rounds
+
+
+@given(st.integers(2, 24), st.integers(1, 9), st.integers(0, 5), st.none() | st.integers(1, 30), st.floats(0, 1))
+@relaxed
+def test_rounds_never_repeat_a_pair_connect_all_images_and_end_with_all_pairs(count, size, seed, top, deviation):
+    rng = np.random.default_rng(seed)
+    judge = judge_of(rng.normal(0, 3 * deviation, count), rng)
+    budget = min(3 * count, len(judge))
+    rounds, fit = in_rounds(judge, count, budget, size, seed, top)
+    asked = [pair for one in rounds for pair in one]
+    assert len(asked) == budget == len(set(asked))
+    assert all(0 <= a < b < count for a, b in asked)
+    assert [len(one) for one in rounds[:-1]] == [size] * (len(rounds) - 1)
+    assert connected(count, asked[: count - 1])
+    rest = next_round(count, asked, fit, len(judge), seed, top)
+    assert sorted(asked + rest) == list(all_pairs(count))
+    assert next_round(count, asked + rest, fit, size, seed, top) == []
+
+
+def test_a_round_spreads_over_the_images_and_the_first_one_meets_everyone_at_most_once():
+    rng = np.random.default_rng(0)
+    for count in (9, 32, 75):
+        rounds, _ = in_rounds(judge_of(rng.normal(0, 1, count), rng), count, pair_budget(count), count // 2)
+        assert np.bincount(np.ravel(rounds[0]), minlength=count).max() == 1
+        for one in rounds:
+            assert np.bincount(np.ravel(one), minlength=count).max() <= 2
+
+
+def test_a_round_too_large_to_spread_is_filled_all_the_same():
+    fit = normal_fit(np.zeros(40), 1.0)
+    one = next_round(40, [], fit, 500)
+    degree = np.bincount(np.ravel(one))
+    assert len(set(one)) == 500
+    assert 12 <= degree.min() <= degree.max() <= 38  # 25 on average
+
+
+def test_the_seed_decides_and_nothing_else():
+    rng = np.random.default_rng(1)
+    judge = judge_of(rng.normal(0, 1, 12), rng)
+    once, again, other = (in_rounds(judge, 12, 24, seed=seed)[0] for seed in (3, 3, 4))
+    assert once == again
+    assert once != other
+    first, fit = in_rounds(judge, 12, 12)
+    asked = [pair for one in first for pair in one]
+    assert next_round(12, asked, fit, 6) == next_round(12, {(b, a) for a, b in asked}, fit, 6)
+
+
+def test_two_images_and_a_thousand():
+    assert next_round(2, [], None, 5) == [(0, 1)]
+    assert next_round(2, [(1, 0)], None, 5) == []
+    first = next_round(1000, [], None, 500)
+    assert sorted(image for pair in first for image in pair) == list(range(1000))
+    strengths = np.random.default_rng(0).normal(0, 1, 1000)
+    second = next_round(1000, first, normal_fit(strengths, 1.0), 499)
+    assert connected(1000, first + second)
+    third = next_round(1000, first + second, normal_fit(strengths, 0.2), 333)
+    assert not {*first, *second} & set(third)
+    assert np.median([abs(strengths[a] - strengths[b]) for a, b in third]) < 0.1
+
+
+def test_images_that_came_later_are_asked_first():
+    """Twenty images are known; for three more nothing was asked yet."""
+    rng = np.random.default_rng(5)
+    judge = judge_of(rng.normal(0, 1, 23), rng)
+    asked = [pair for one in in_rounds(judge, 20, 60)[0] for pair in one]
+    fit = fit_strengths(23, [judge[pair] for pair in asked])
+    assert {20, 21, 22} <= {image for pair in next_round(23, asked, fit, 3) for image in pair}
+
+
+def test_what_is_open_is_asked_and_what_is_known_is_not():
+    """Two close couples far apart: asking within a couple tells something, asking across nothing."""
+    ring = [(0, 2), (1, 3), (0, 3)]
+    assert sorted(next_round(4, ring, normal_fit([5.0, 5.1, 0.0, 0.1], 0.5), 2)) == [(0, 1), (2, 3)]
+
+
+def test_the_top_comes_first():
+    """Twelve images, equally far apart and equally unknown: only what is asked for tells the pairs apart."""
+    ends = [(0, 6), (1, 7), (2, 8), (3, 9), (4, 10), (5, 11), (0, 7), (1, 8), (2, 9), (3, 10), (4, 11)]
+    fit = normal_fit(-0.5 * np.arange(12.0), 0.3)
+    assert next_round(12, ends, fit, 1, top=None) == next_round(12, ends, fit, 1, top=1) == [(0, 1)]
+    assert next_round(12, ends, fit, 1, top=5) == [(4, 5)]
+    assert next_round(12, ends, fit, 1, top=11) == [(10, 11)]
+
+
+@pytest.mark.parametrize(("count", "size", "top"), [(1, 3, None), (4, 0, None), (4, 3, 0)])
+def test_impossible_rounds_are_named(count, size, top):
+    with pytest.raises(ConfigError, match="are the least"):
+        next_round(count, [], None, size, 0, top)
+
+
+def test_the_pair_budget_is_two_an_image_or_all():
+    assert [pair_budget(count) for count in (2, 3, 4, 5, 6, 9, 100)] == [1, 3, 6, 10, 12, 18, 200]
+
+
+def test_ours_orders_better_than_random_pairs():
+    """40 sets of 16 images, strengths of deviation 2, 3 votes a comparison, at the default budget of 32 pairs.
+
+    Over 300 other sets tau was 0.832 against 0.780, the difference's standard error 0.005: of 40 sets it is 0.014.
+    """
+    agreement = np.zeros(2)
+    for repeat in range(40):
+        rng = np.random.default_rng([77, repeat])
+        strengths = rng.normal(0, 2, 16)
+        judge = judge_of(strengths, rng)
+        random = [list(judge)[place] for place in rng.permutation(len(judge))[:32]]
+        fits = in_rounds(judge, 16, 32, seed=repeat)[1], fit_strengths(16, [judge[pair] for pair in random])
+        for way, fit in enumerate(fits):
+            signs = np.sign(fit.strengths[:, None] - fit.strengths) * np.sign(strengths[:, None] - strengths)
+            agreement[way] += signs[np.triu_indices(16, 1)].mean() / 40
+    assert agreement[0] > agreement[1] + 0.025
+
+
+# Settled
+
+
+def test_one_gap_decides_which_top_is_settled():
+    fit = normal_fit([3.0, 2.9, 0.0, -0.1, -0.2], 0.5)
+    assert [is_settled(fit, top) for top in range(1, 8)] == [False, True, False, False, True, True, True]
+    assert not is_settled(normal_fit([3.0, 2.9, 0.0, -0.1, -0.2], 2.0), 2)
+
+
+def test_settled_is_95_percent():
+    """The best of two leads by 1.6 or 1.7 standard errors of their difference: 94.5 and 95.5 %."""
+    assert not is_settled(normal_fit([1.6, 0.0], 0.5**0.5), 1)
+    assert is_settled(normal_fit([1.7, 0.0], 0.5**0.5), 1)
+
+
+def test_every_member_must_beat_every_other_image():
+    """A lead that would do over one image does not do over ten equal ones, nor a wide member beside a sure one."""
+    assert is_settled(normal_fit([2.2, 0.0], 0.5**0.5), 1)
+    assert not is_settled(normal_fit([2.2, *[0.0] * 10], 0.5**0.5), 1)
+    wide = StrengthFit(np.array([4.0, 3.0, 0.0]), np.diag([9.0, 0.01, 0.01]), 0.0, 0.1, 1.0, 9.0)
+    assert not is_settled(wide, 2)
+
+
+def test_what_strengths_share_is_no_doubt():
+    """Both strengths may be anything together; their difference is known."""
+    together = StrengthFit(np.array([1.0, 0.0]), 4.0 + 0.05 * np.eye(2), 0.0, 0.1, 1.0, 9.0)
+    assert is_settled(together, 1)
+
+
+def test_nothing_is_settled_before_all_images_are_connected():
+    outcomes = [PairOutcome(0, 1, 0.99, 0.99), PairOutcome(2, 3, 0.99, 0.99)]
+    fit = fit_strengths(4, outcomes, default_dispersion=0.01)
+    assert not any(is_settled(fit, top) for top in (1, 2, 3))
+
+
+def test_a_top_below_one_is_refused():
+    with pytest.raises(ConfigError, match="1 is the least"):
+        is_settled(normal_fit([1.0, 0.0], 1.0), 0)

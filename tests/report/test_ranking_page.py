@@ -1,0 +1,274 @@
+"""The page of a ranking: safe whatever the texts hold, small, honest; and used in a real browser by keyboard."""
+
+import base64
+import hashlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mlxpref.data.images import Skipped
+from mlxpref.judge.pair_verdict import PairVerdict
+from mlxpref.judge.ranking_result import JudgedPair, Ranking
+from mlxpref.ranking.bradley_terry import rank_images
+from mlxpref.ranking.posterior import difference_variance
+from mlxpref.report.html import even_ticks, thumbnail
+from mlxpref.report.ranking_page import _runs, write_ranking_page
+from mlxpref.verdict import Verdict
+from tests.browser import Browser
+from tests.conftest import picture
+from tests.pages import HOSTILE, Tags, assert_no_script_gets_in, complaints
+
+FILE = "a\"'><img src=x onerror=window.hacked=1>&amp;.png"
+JUDGED = {(0, 1): 1.5, (0, 2): 2.5, (1, 2): 1.0}
+"""Log-odds for the first of two images; image 3 is in no pair with 0."""
+
+
+def said(log_odds: float, text: str) -> Verdict:
+    p = float(1 / (1 + np.exp(-log_odds)))
+    return Verdict(f"<think>{text}</think><answer>", p, 1 - p, tokens=9 if text else 0)
+
+
+def ranking(images: Any = None, text: str = "first: clear", prompt: str = "a hat", **more: Any) -> Ranking:
+    """Four images; 0, 1, 2 thought about among each other, 3 only read beside 2 and never beside 0 and 1."""
+    images = tuple(images or (picture(i) for i in range(4)))
+    pairs = [
+        JudgedPair(
+            a, b, PairVerdict((said(x + 0.3, text), said(x, text and "twice")), (said(0.3 - x, text and "back"),))
+        )
+        for (a, b), x in JUDGED.items()
+    ]
+    pairs.append(JudgedPair(3, 2, PairVerdict((said(-1, ""),), (said(1.6, ""),))))
+    fit = rank_images(len(images), [pair.verdict.outcome(pair.a, pair.b) for pair in pairs], 0.05)
+    return Ranking(prompt, images, fit, tuple(pairs), 1.5, "demo", **more)
+
+
+def page_of(folder: Path, *rankings: Ranking, notes: tuple[str, ...] = ()) -> str:
+    write_ranking_page(folder / "page.html", rankings, notes)
+    return (folder / "page.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def hostile(tmp_path: Path) -> Ranking:
+    """Every text that comes from outside holds markup."""
+    files = [tmp_path / f"{i}{FILE}" for i in range(4)]
+    for i, file in enumerate(files):
+        picture(i).save(file, "PNG")
+    skipped = (Skipped(Path(HOSTILE), HOSTILE),)
+    return ranking(files, HOSTILE, HOSTILE, skipped=skipped, remarks=(HOSTILE,))
+
+
+def test_texts_cannot_become_markup(hostile: Ranking, tmp_path: Path) -> None:
+    page = page_of(tmp_path, hostile, hostile, notes=(HOSTILE,))
+    tags = Tags(page)
+    assert [attributes.get("type") for attributes in tags.all("script")] == ["application/json", None]
+    assert not [name for _, attributes in tags.found for name in attributes if name.startswith("on")]
+    addresses = [a[name] or "" for _, a in tags.found for name in ("src", "href", "srcset", "action") if name in a]
+    assert all(address.startswith(("data:", "#")) for address in addresses)
+    assert not any(word in page for word in ("http:", "https:", "@import", "url("))
+    data = json.loads(tags.scripts[0])
+    assert data[0]["names"][1] == f"1{FILE}"
+    reasoning = " ".join(HOSTILE.split())
+    assert data[0]["pairs"][0][5][0][1] == reasoning
+    # The note; twice a remark, nav, heading, what was skipped, and reasons.
+    assert " ".join(tags.text.split()).count(reasoning) == 1 + 2 * (1 + 1 + 1 + 2 + 3)
+    policy = tags.all("meta")[1]["content"] or ""
+    digest = base64.b64encode(hashlib.sha256(tags.scripts[1].encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert policy.startswith("default-src 'none'; img-src data:;")
+
+
+def test_every_picture_is_inside_once(tmp_path: Path) -> None:
+    page = page_of(tmp_path, ranking(), ranking([picture(i) for i in range(10, 14)]))
+    pictures = [attributes["src"] for attributes in Tags(page).all("img")]
+    assert len(set(pictures)) == len(pictures) == 8
+    assert page.count("data:image/") == 8
+
+
+def test_200_detailed_pictures_stay_under_15_mb(tmp_path: Path) -> None:
+    """Nothing is harder to compress than noise; measured on 12 pictures of it and scaled."""
+    images = [picture(i, (700, 500)) for i in range(12)]
+    pairs = [JudgedPair(i, i + 1, PairVerdict((said(1, "x" * 1000),), (said(-1, "x" * 1000),))) for i in range(11)]
+    fit = rank_images(12, [pair.verdict.outcome(pair.a, pair.b) for pair in pairs])
+    page = page_of(tmp_path, Ranking("noise", tuple(images), fit, tuple(pairs), 1.0))
+    assert len(page) / 12 * 200 < 15_000_000
+
+
+def test_thumbnails_are_plain_and_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "where I live"
+    picture(0, (640, 320)).save(tmp_path / "turned.jpg", exif=exif)
+    small = thumbnail(tmp_path / "turned.jpg")
+    file = base64.b64decode(small.uri.partition(",")[2])
+    with Image.open(io.BytesIO(file)) as image:
+        assert (image.format, image.size) == ("WEBP", (160, 320)) == ("WEBP", (small.width, small.height))
+        assert not image.getexif()
+    assert b"where I live" not in file
+    with Image.open(io.BytesIO(base64.b64decode(thumbnail(picture(1)).uri.partition(",")[2]))) as image:
+        assert image.convert("RGB").tobytes() == picture(1).tobytes()  # small ones are exact
+
+
+def test_a_reason_stands_beside_both_pictures_in_their_places(tmp_path: Path) -> None:
+    told = ranking()
+    page = page_of(tmp_path, told)
+    assert page.count("only read, without reasons</p>") == 1
+    for image in told.ranking.images:
+        item = page.partition(f'<li id="image-0-{image.index}"')[2].partition("</li>")[0]
+        reason = told.reason(image)
+        assert (reason is None) == ("data-picture" not in item)
+        if reason:
+            shown = [int(attributes["data-picture"] or "") for attributes in Tags(item).all("figure")]
+            assert shown == [reason.first, reason.second]
+            assert item.index("<b>Image 1</b>") < item.index("<b>Image 2</b>") < item.index(reason.text)
+
+
+def test_what_is_uncertain_is_said(tmp_path: Path) -> None:
+    note = "The judge cannot tell these images apart."
+    lone = ranking(skipped=(Skipped(Path("x/broken.png"), "is damaged"),))
+    page = page_of(tmp_path, lone, notes=(note,))
+    text = " ".join(Tags(page).text.split())
+    for expected in (
+        note,
+        "1 skipped x/broken.png: is damaged",
+        "not what people think",
+        "4 images, 4 of 6 pairs judged, each in both orders, by demo, in 1.5 s.",
+        "This judge favours the image that is shown first: position bias +0.",
+    ):
+        assert expected in text
+    for image in lone.ranking.images:
+        assert f"{image.strength:+.2f} ({image.low:+.2f} to {image.high:+.2f})" in text
+        assert f"{image.wins} of {image.pairs} pairs" in text
+    tied = rank_images(4, [])
+    equal = page_of(tmp_path, Ranking("x", lone.images, tied, (), 0.0))
+    assert "No image is clearly the best: image 0 comes first, but is tied with all others." in equal
+    assert equal.count("tied with all others</p>") == 4
+    assert equal.count("not judged: no pair with this image was asked") == 4
+    assert "No position bias can be told from these pairs" in equal
+    assert equal.count(' class="tied"') == 3
+
+
+def test_remarks_stand_with_their_prompt(tmp_path: Path) -> None:
+    images = [picture(i) for i in range(4)]
+    first, second = (ranking(images, prompt, remarks=(f"about {prompt}",)) for prompt in ("a hat", "a shoe"))
+    text = Tags(page_of(tmp_path, first, second)).text
+    assert 0 < text.index("about a hat") < text.index("about a shoe")
+
+
+def test_the_script_gets_what_an_estimate_needs(tmp_path: Path) -> None:
+    told = ranking()
+    data = json.loads(Tags(page_of(tmp_path, told)).scripts[0])[0]
+    assert data["strengths"] == pytest.approx(told.ranking.fit.strengths, abs=1e-4)
+    errors = np.sqrt(difference_variance(told.ranking.fit.covariance))
+    for a, b in ((0, 1), (1, 3), (2, 3)):
+        assert data["deviations"][a][b - a - 1] / 1000 == pytest.approx(errors[a, b], abs=6e-4)
+    assert [pair[:2] for pair in data["pairs"]] == [[0, 1], [0, 2], [1, 2], [3, 2]]
+    assert [len(sample) for pair in data["pairs"] for order in pair[5:] for sample in order] == [3] * 9 + [1] * 2
+
+
+def test_a_picture_that_is_gone_costs_no_page(tmp_path: Path) -> None:
+    files = [tmp_path / f"{i}.png" for i in range(4)]
+    for i, file in enumerate(files[:3]):
+        picture(i).save(file)
+    page = page_of(tmp_path, ranking(files))
+    assert page.count("data:image/") == 3
+    assert page.count("This picture could not be read again.") == 1
+
+
+def test_axes_and_runs_are_round() -> None:
+    assert even_ticks(-1.7, 2.2) == [-2, -1, 0, 1, 2, 3]
+    assert even_ticks(0.0, 0.0)[-1] > even_ticks(0.0, 0.0)[0]
+    for low, high in ((-0.031, 0.044), (-40.0, 3.0), (1e-3, 2e-3)):
+        ticks = even_ticks(low, high)
+        assert ticks[0] <= low < high <= ticks[-1]
+        assert 3 <= len(ticks) <= 9
+    assert _runs([1, 2, 4, 5, 6, 9]) == "1, 2, 4 to 6, 9"
+
+
+def shown(browser: Browser, selector: str) -> str:
+    """What a person reads in a part of the page, with blanks made plain."""
+    return " ".join(str(browser.run(f"document.querySelector({json.dumps(selector)}).innerText")).split())
+
+
+def test_any_two_pictures_are_compared_by_keyboard(browser: Browser, tmp_path: Path) -> None:
+    told = ranking()
+    page_of(tmp_path, told)
+    browser.show_as(1000, 900)
+    browser.open(tmp_path / "page.html")
+    browser.press("Tab", "Enter")
+    assert browser.run("document.activeElement.tagName + document.querySelector('dialog').open") == "SELECTtrue"
+    assert [image.index for image in told.ranking.images][:2] == [0, 1]
+    text = shown(browser, "dialog")
+    p = told.pairs[0].verdict
+    assert f"image 0 is preferred, {100 * p.p_a:.1f} %, both orders combined." in text
+    for expected in (
+        "image 0 shown first Image 1: image 0 Image 2: image 1",
+        f"{100 * (p.p_a_shown_first or 0):.1f} % for image 0, the mean of 2 samples",
+        f"({100 * (p.a_shown_first[0].p_first('soft') or 0):.1f} % for image 1) first: clear",
+        f"({100 * (p.a_shown_first[1].p_first('soft') or 0):.1f} % for image 1) twice",
+        "image 1 shown first Image 1: image 1 Image 2: image 0",
+        f"{100 * (p.p_a_shown_second or 0):.1f} % for image 0 back",
+    ):
+        assert expected in text
+    assert browser.run("document.querySelectorAll('dialog img').length") == 6
+    browser.press("Tab", "ArrowDown", "ArrowDown")
+    number = browser.run("document.querySelectorAll('select')[1].value")
+    assert int(number) == told.ranking.images[3].index == 3
+    text = shown(browser, "dialog")
+    strengths, errors = told.ranking.fit.strengths, np.sqrt(difference_variance(told.ranking.fit.covariance))
+    middle, low, high = (
+        100 / (1 + np.exp(-(strengths[0] - strengths[3] + x * errors[0, 3]))) for x in (0, -1.959964, 1.959964)
+    )
+    assert "Not judged: estimated by the model of strengths." in text
+    assert f"{middle:.1f} % for image 0, 95 % interval {low:.1f} % to {high:.1f} %." in text
+    assert "shown first" not in text
+    browser.press("Escape")
+    assert browser.run("document.querySelector('dialog').open") is False
+    assert browser.run("document.activeElement.textContent") == "Compare any two images…"
+    browser.run("document.querySelectorAll('.picture button')[3].focus()")
+    browser.press(" ")
+    assert shown(browser, ".status") == "image 3 is picked: now pick the picture to compare it with."
+    browser.run("document.querySelectorAll('.picture button')[2].focus()")
+    browser.press("Enter")
+    assert "image 2 is preferred" in shown(browser, "dialog") or "image 3 is preferred" in shown(browser, "dialog")
+    assert "only read, without reasons" in shown(browser, "dialog")
+    assert complaints(browser) == []
+
+
+def test_hostile_texts_stay_texts_in_a_browser(browser: Browser, hostile: Ranking, tmp_path: Path) -> None:
+    page_of(tmp_path, hostile, hostile, notes=(HOSTILE,))
+    browser.open(tmp_path / "page.html")
+    browser.run("document.querySelectorAll('.reason button')[0].click()")
+    assert "window.hacked=1</script>" in shown(browser, "dialog")
+    browser.run("new Promise(done => setTimeout(done, 100))")
+    assert browser.run("typeof window.hacked") == "undefined"
+    assert complaints(browser) == []
+    # The page's policy holds even where markup got in.
+    assert_no_script_gets_in(browser)
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [360, 1100])
+def test_the_page_fits_and_has_names_for_a_screen_reader(
+    browser: Browser, tmp_path: Path, width: int, dark: bool
+) -> None:
+    page_of(tmp_path, ranking(prompt="a" * 200, skipped=(Skipped(Path("b" * 200), "c" * 200),)))
+    browser.show_as(width, 800, dark)
+    browser.open(tmp_path / "page.html")
+    assert browser.run("document.documentElement.scrollWidth <= innerWidth")
+    assert (browser.run("getComputedStyle(document.body).color") == "rgb(232, 234, 238)") == dark
+    browser.run("document.querySelector('.reason button').click()")
+    assert browser.run("document.querySelector('dialog').scrollWidth <= innerWidth")
+    nodes = browser.send("Accessibility.getFullAXTree")["nodes"]
+    named = [
+        (node["role"]["value"], node.get("name", {}).get("value"))
+        for node in nodes
+        if not node["ignored"] and node["role"]["value"] in ("dialog", "combobox", "button", "image")
+    ]
+    assert ("dialog", "Two images compared") in named
+    assert ("combobox", "The other image") in named
+    assert all(name for _, name in named)
+    assert complaints(browser) == []

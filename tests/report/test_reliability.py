@@ -1,0 +1,84 @@
+"""Reliability diagrams: bins by hand, the calibration error that follows from them, and files that are drawings."""
+
+import re
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mlxpref.errors import ConfigError
+from mlxpref.judge.metrics import calibration_error
+from mlxpref.report.reliability import Panel, draw_reliability, reliability
+
+
+def test_bins_by_hand() -> None:
+    bins = reliability(np.array([0.05, 0.1, 0.15, 0.3, 1.0]), np.array([0.0, 1.0, 0.5, 0.25, 1.0]))
+    assert bins.count.tolist() == [1, 2, 0, 1, 0, 0, 0, 0, 0, 1]
+    assert bins.p[[0, 1, 3, 9]].tolist() == pytest.approx([0.05, 0.125, 0.3, 1.0])
+    assert bins.share[[0, 1, 3, 9]].tolist() == pytest.approx([0.0, 0.75, 0.25, 1.0])
+    assert np.isnan(bins.p[2])
+    assert np.isnan(bins.share[2])
+
+
+def test_distances_to_the_diagonal_are_the_calibration_error() -> None:
+    p, people = np.random.default_rng(0).random((2, 300))
+    sides = Panel("", p, people).sides
+    bins = reliability(*sides)
+    assert bins.count.sum() == 600
+    distances = np.nansum(bins.count * np.abs(bins.p - bins.share)) / 600
+    assert distances == pytest.approx(calibration_error(*sides))
+    # Both sides are counted: the drawing turned around its middle is itself.
+    assert bins.p + bins.p[::-1] == pytest.approx(np.ones(10))
+    assert bins.share + bins.share[::-1] == pytest.approx(np.ones(10))
+
+
+@pytest.fixture
+def panels() -> list[Panel]:
+    rng = np.random.default_rng(0)
+    people = (rng.random(50) < 0.5).astype(float)
+    return [Panel(f"way {i}", np.clip(people + rng.normal(0, 0.4, 50), 0, 1), people) for i in range(5)]
+
+
+def test_a_drawing_shows_every_panel_with_its_error_and_counts(panels: list[Panel], tmp_path: Path) -> None:
+    path = tmp_path / "drawing.svg"
+    draw_reliability(panels, 2, path)
+    root = ElementTree.parse(path).getroot()
+    texts = [element.text or "" for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    said = " ".join(texts + ["".join(element.itertext()) for element in root.iter("{http://www.w3.org/2000/svg}tspan")])
+    for panel in panels:
+        assert panel.title in said
+        assert f"{calibration_error(*panel.sides):.3f}" in said
+        for count in reliability(*panel.sides).count:
+            assert not count or f"{count:.0f}" in texts
+    assert list(tmp_path.iterdir()) == [path]
+    before = path.read_text(encoding="utf-8")
+    draw_reliability(panels, 2, path)
+    # Names of clipping paths are made of addresses in memory.
+    assert re.sub(r"[0-9a-f]{10}", "", path.read_text(encoding="utf-8")) == re.sub(r"[0-9a-f]{10}", "", before)
+
+
+def test_a_png_is_a_picture_with_all_of_its_panels(panels: list[Panel], tmp_path: Path) -> None:
+    sizes = []
+    for columns in (1, 5):
+        draw_reliability(panels, columns, tmp_path / "drawing.PNG")
+        with Image.open(tmp_path / "drawing.PNG") as picture:
+            sizes.append(picture.size)
+            pixels = np.asarray(picture.convert("RGB"), int)
+        blue = (pixels[..., 2] > pixels[..., 0] + 80).mean(axis=0 if columns == 5 else 1)
+        fifths = np.array_split(blue, 5)
+        assert all(part.max() > 0 for part in fifths)
+    assert sizes[0][1] > 3 * sizes[0][0]
+    assert sizes[1][0] > 3 * sizes[1][1]
+
+
+def test_a_place_that_cannot_be_written_is_said(panels: list[Panel], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"ends with \.svg or \.png"):
+        draw_reliability(panels, 2, tmp_path / "drawing.pdf")
+    with pytest.raises(ConfigError, match="cannot be written there"):
+        draw_reliability(panels, 2, tmp_path / "nowhere" / "drawing.svg")
+    (tmp_path / "folder.svg").mkdir()
+    with pytest.raises(ConfigError, match="cannot be written there"):
+        draw_reliability(panels, 2, tmp_path / "folder.svg")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.svg"]

@@ -1,0 +1,96 @@
+"""The learning curves: what is learned from, what a run measures, and the README's table."""
+
+import json
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from mlxpref.training.custom_reward import load_reward
+from mlxpref.training.rewards import reward_mix
+from scripts import learning_curves
+from scripts.kept_runs import make_runs, read_runs
+from scripts.learning_curves import REWARDS, SEEDS, STEPS, main, rows_of, table_of
+from scripts.learning_runs import AGREEMENT, VOTES, Plan, Sizes, preferences_of, run, settings_of
+from scripts.naive_soft import naive_soft
+
+FOLDER = Path(learning_curves.__file__).parent
+README = (FOLDER.parent / "README.md").read_text(encoding="utf-8")
+NEEDED = {"reward", "think", "seed", "steps", "accuracy", "held_out_prompts", "position_consistency", "ece", "seconds"}
+
+
+def test_shares_of_test_pictures_are_those_that_votes_are_drawn_with() -> None:
+    test = preferences_of("votes", "test", 300, seed=0)
+    assert {max(p.p_a, 1 - p.p_a) for p in test} == {max(x, 1 - x) for x in AGREEMENT.values()}
+    learned = preferences_of("votes", "train", 600, seed=0)
+    assert all(abs(VOTES * p.p_a - round(VOTES * p.p_a)) < 1e-9 for p in learned)
+    # Nobody is told which is a, so that half prefer it; ties occur.
+    assert statistics.fmean(p.p_a for p in learned) == pytest.approx(0.5, abs=0.05)
+    assert any(p.is_tie for p in learned)
+
+
+def test_seeds_have_other_pictures_and_other_orders() -> None:
+    first, second = (preferences_of("votes", "train", 4, seed) for seed in (0, 1))
+    assert [p.prompt for p in first] != [p.prompt for p in second]
+    assert settings_of(Plan("soft", "labels", True, 2, 30)).seed == 2
+
+
+def test_the_naive_reward_is_one_that_train_takes() -> None:
+    settings = settings_of(Plan("naive soft", "labels", True, 0, 30))
+    assert load_reward(settings.reward)
+    for name in REWARDS:
+        mix = reward_mix(settings_of(Plan(name, "labels", True, 0, 30)).reward)
+        assert mix.exact == (name != "hard" and name != "naive soft")
+    assert naive_soft(["", "", ""], [0.75, 0.25, None], "", (), 1.0) == [0.95, 0.45, 0.0]
+
+
+def test_a_run_is_measured() -> None:
+    found = run(Plan("brier", "votes", False, 0, 1), Sizes(points=4, test=6, held_out=4))
+    assert [point.step for point in found.curve] == [0, 1]
+    assert found.judgements == 12
+    assert 0 < found.ece < 1
+    assert found.seconds > 0
+
+
+def test_rows_are_means_and_spans_over_seeds() -> None:
+    runs = [
+        {"reward": "soft", "labels": "labels", "think": True, "seed": seed, "steps": 30, "accuracy": accuracy,
+         "held_out_prompts": 0.9, "position_consistency": 0.9, "ece": 0.1, "seconds": 10.0, "curve": []}
+        for seed, accuracy in enumerate((0.9, 0.95, 1.0))
+    ]  # fmt: skip
+    (row,) = rows_of(runs)
+    assert row["accuracy"] == (pytest.approx(0.95), 0.9, 1.0)
+    assert "| soft | yes | 30 | 0.950 (0.900 to 1.000) |" in table_of([row])
+
+
+def test_the_file_has_every_run_and_the_readme_its_table() -> None:
+    runs = json.loads((FOLDER / "learning_curves.json").read_text(encoding="utf-8"))["runs"]
+    assert all(set(run) >= NEEDED for run in runs)
+    found = {(run["reward"], run["think"], run["seed"], run["steps"]) for run in runs}
+    assert found == {
+        (r, think, seed, steps) for r in REWARDS for think in (True, False) for seed in SEEDS for steps in STEPS
+    }
+    printed = CliRunner().invoke(main, ["--table"], catch_exceptions=False).stdout
+    assert printed.strip() in README
+
+
+def made(plan: Mapping[str, Any]) -> dict[str, Any]:
+    if plan["n"] == 3:
+        raise ValueError("this one fails")
+    return {**plan, "double": 2 * plan["n"]}
+
+
+def test_only_missing_runs_are_made_and_what_is_done_is_kept(tmp_path: Path) -> None:
+    file, known = tmp_path / "folder" / "runs.json", {"n": 1, "double": "known"}
+    runs: list[dict[str, Any]] = [known]
+    (_, new), *more = make_runs([{"n": 1}, {"n": 0}], made, runs, file, 1, lambda run: run["n"])
+    assert not more
+    assert new == {"n": 0, "double": 0}
+    assert runs == read_runs(file) == [new, known]
+    with pytest.raises(ValueError, match="this one fails"):
+        list(make_runs([{"n": 2}, {"n": 3}], made, runs, file, 1, lambda run: run["n"]))
+    assert [run["n"] for run in read_runs(file)] == [0, 1, 2]
+    assert read_runs(tmp_path / "none.json") == []

@@ -1,0 +1,345 @@
+"""Files from a hub of one's own: whole, checked, gone on with, and what is said when something is wrong."""
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, BinaryIO
+
+import pytest
+from huggingface_hub import constants, file_download, scan_cache_dir, snapshot_download
+
+from mlxpref import hub as downloads
+from mlxpref.data.catalog import CATALOG, folder_of
+from mlxpref.errors import DataError
+from mlxpref.hub import Destination, HubFile, ask_hub, check_space, download, shown_bytes
+from tests.hub_server import TOKEN, Cut, HubServer, Repository, serving, use_hub
+
+HUB_ID = CATALOG["hpdv2"].hub_id
+LIST = b'[{"prompt": "a red cube"}]'
+ARCHIVE = bytes(range(256)) * 40
+FILES = {"test.json": LIST, "test.tar.gz": ARCHIVE, "README.md": b"# HPDv2"}
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Repository:
+    """A small data set."""
+    for path, content in FILES.items():
+        (tmp_path / "origin" / path).parent.mkdir(exist_ok=True)
+        (tmp_path / "origin" / path).write_bytes(content)
+    return Repository(tmp_path / "origin", licence="apache-2.0")
+
+
+@pytest.fixture
+def hub(repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A hub that has it; waits are not waited for, and content comes in small pieces."""
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)
+    monkeypatch.setattr("huggingface_hub.file_download.time", SimpleNamespace(sleep=lambda seconds: None))
+    with serving({HUB_ID: repository}) as server:
+        use_hub(monkeypatch, server.endpoint, tmp_path / "cache")
+        yield server
+
+
+@pytest.fixture(params=["cache", "folder"])
+def place(request: pytest.FixtureRequest, hub: HubServer, tmp_path: Path) -> Destination:
+    """The hub cache, and a folder."""
+    return Destination(ask_hub(HUB_ID), tmp_path / "mine" if request.param == "folder" else None)
+
+
+def the(place: Destination, path: str) -> HubFile:
+    (file,) = place.repository.matching([path])
+    return file
+
+
+def ranges(hub: HubServer) -> list[str | None]:
+    return [r.range for r in hub.requests if r.method == "GET" and "/resolve/" in r.path]
+
+
+def test_the_hub_is_asked_once_for_everything(hub: HubServer, repository: Repository) -> None:
+    found = ask_hub(HUB_ID)
+    assert (found.commit, found.licence) == (repository.commit, "apache-2.0")
+    assert {file.path: (file.size, file.digest) for file in found.files} == {
+        "README.md": (7, hashlib.sha1(b"blob 7\0# HPDv2").hexdigest()),
+        "test.json": (len(LIST), hashlib.sha1(b"blob %d\0" % len(LIST) + LIST).hexdigest()),
+        "test.tar.gz": (len(ARCHIVE), hashlib.sha256(ARCHIVE).hexdigest()),
+    }
+    assert len(hub.requests) == 1
+    assert [file.path for file in found.matching(["*.tar.gz", "test.*"])] == ["test.tar.gz", "test.json"]
+    with pytest.raises(DataError, match=r"ymhao/HPDv2: the hub has no train\.json there"):
+        found.matching(["test.json", "train.json"])
+
+
+def test_a_file_comes_whole_and_only_once(place: Destination, hub: HubServer) -> None:
+    told: list[int] = []
+    for path in ("test.json", "test.tar.gz"):
+        found = download(place, the(place, path), lambda file, done: told.append(done))
+        assert found.read_bytes() == FILES[path]
+        assert found == place.snapshot / path
+    assert told == sorted(told[:2]) + sorted(told[2:])
+    assert (told[-1], len(told) > 10) == (len(ARCHIVE), True)
+    asked = len(hub.downloaded())
+    assert download(place, the(place, "test.tar.gz")) == place.snapshot / "test.tar.gz"
+    assert len(hub.downloaded()) == asked == 2
+    assert place.bytes_left(place.repository.files) == len(FILES["README.md"])
+    left_over = [path for path in place.root.rglob("*.incomplete") if path.is_file()]
+    assert left_over == []
+
+
+def test_what_is_in_the_cache_is_what_the_hubs_own_tools_find(hub: HubServer) -> None:
+    place = Destination(ask_hub(HUB_ID))
+    for path in FILES:
+        download(place, the(place, path))
+    hub.requests.clear()
+    assert snapshot_download(HUB_ID, repo_type="dataset") == str(place.snapshot) == str(folder_of("hpdv2", None))
+    assert hub.downloaded() == []
+    (found,) = scan_cache_dir(constants.HF_HUB_CACHE).repos
+    assert (found.repo_id, found.repo_type, found.nb_files) == (HUB_ID, "dataset", 3)
+    assert found.size_on_disk == sum(map(len, FILES.values()))
+
+
+def test_a_model_comes_the_same_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "origin").mkdir()
+    (tmp_path / "origin" / "model.safetensors").write_bytes(ARCHIVE)
+    (tmp_path / "origin" / "config.json").write_bytes(b"{}")
+    with serving({"some/model": Repository(tmp_path / "origin", "model")}) as server:
+        use_hub(monkeypatch, server.endpoint, tmp_path / "cache")
+        place = Destination(ask_hub("some/model", "model"))
+        found = download(place, the(place, "model.safetensors"))
+        assert found.read_bytes() == ARCHIVE
+        assert found.parent == tmp_path / "cache" / "models--some--model" / "snapshots" / place.repository.commit
+        server.requests.clear()
+        assert snapshot_download("some/model") == str(found.parent)
+        assert server.downloaded() == ["config.json"]
+
+
+def test_two_at_once_download_a_file_once(place: Destination, hub: HubServer) -> None:
+    file = the(place, "test.tar.gz")
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: download(place, file), range(2))
+    assert first.read_bytes() == second.read_bytes() == ARCHIVE
+    assert ranges(hub) == [None]
+
+
+def test_a_broken_connection_is_gone_on_with_at_once(
+    place: Destination, repository: Repository, hub: HubServer
+) -> None:
+    repository.faults["test.tar.gz"] = Cut(5_500)
+    found = download(place, the(place, "test.tar.gz"))
+    assert found.read_bytes() == ARCHIVE
+    assert ranges(hub) == [None, "bytes=5000-"]
+
+
+def test_a_break_that_the_hubs_own_client_gives_up_on_is_gone_on_with(
+    place: Destination, hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as each attempt brings something; one that brings nothing is the end."""
+    sound, attempts = file_download.http_get, iter((1000, 2000, 0))
+
+    def fragile(url: str, target: BinaryIO, *, resume_size: int, **options: Any) -> None:
+        if (count := next(attempts, None)) is None:
+            return sound(url, target, resume_size=resume_size, **options)
+        target.write(ARCHIVE[resume_size:][:count])
+        raise ConnectionResetError
+
+    monkeypatch.setattr(file_download, "http_get", fragile)
+    file = the(place, "test.tar.gz")
+    with pytest.raises(
+        DataError, match=r"stopped answering \(ConnectionResetError\); check the connection; .* is kept"
+    ):
+        download(place, file)
+    assert place.partial(file).read_bytes() == ARCHIVE[:3000]
+    attempts = iter((1000, 1000))
+    assert download(place, file).read_bytes() == ARCHIVE
+    assert ranges(hub) == ["bytes=5000-"]
+
+
+def test_an_interrupted_download_is_gone_on_with_by_the_next_run(
+    place: Destination, repository: Repository, hub: HubServer
+) -> None:
+    file = the(place, "test.tar.gz")
+    repository.faults["test.tar.gz"] = Cut(5_500, for_good=True)
+    with pytest.raises(
+        DataError, match=r"^ymhao/HPDv2: test\.tar\.gz: the hub at \S+ answered 503; try again later; .*kept"
+    ):
+        download(place, file)
+    assert place.partial(file).read_bytes() == ARCHIVE[:5000]
+    assert not place.content(file).exists()
+    assert not (place.snapshot / "test.tar.gz").exists()
+    assert place.bytes_left([file]) == len(ARCHIVE) - 5000
+    repository.faults.clear()
+    hub.requests.clear()
+    told: list[int] = []
+    found = download(place, file, lambda file, done: told.append(done))
+    assert found.read_bytes() == ARCHIVE
+    assert ranges(hub) == ["bytes=5000-"]
+    assert min(told) == 6000
+
+
+def test_ctrl_c_keeps_what_came(place: Destination, hub: HubServer) -> None:
+    file = the(place, "test.tar.gz")
+
+    def interrupt(file: HubFile, done: int) -> None:
+        if done == 3000:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        download(place, file, interrupt)
+    assert place.partial(file).read_bytes() == ARCHIVE[:3000]
+    assert download(place, file).read_bytes() == ARCHIVE
+    assert ranges(hub) == [None, "bytes=3000-"]
+
+
+@pytest.mark.parametrize(
+    ("sent", "said"),
+    [
+        (ARCHIVE[:-1] + b"!", r"checksum \w{12}\.\.\., not \w{12}\.\.\."),
+        (ARCHIVE[:-1000], r"stopped answering"),
+    ],
+    ids=["other", "short"],
+)
+def test_wrong_content_never_gets_a_name(place: Destination, repository: Repository, sent: bytes, said: str) -> None:
+    file = the(place, "test.tar.gz")
+    repository.faults["test.tar.gz"] = sent
+    with pytest.raises(DataError, match=said) as caught:
+        download(place, file)
+    assert "\n" not in str(caught.value)
+    assert not place.content(file).exists()
+    assert not (place.snapshot / "test.tar.gz").exists()
+    repository.faults.clear()
+    assert download(place, file).read_bytes() == ARCHIVE
+
+
+def test_what_lies_there_is_checked_too(place: Destination) -> None:
+    for path, wrong in (("test.tar.gz", b"?" * len(ARCHIVE)), ("test.json", b"[]")):
+        file = the(place, path)
+        download(place, file)
+        place.content(file).write_bytes(wrong)
+        with pytest.raises(DataError, match=rf"{path}: .*not what the hub states .*was removed; run the same command"):
+            download(place, file)
+        assert download(place, file).read_bytes() == FILES[path]
+
+
+def test_a_part_longer_than_its_file_is_begun_anew(place: Destination) -> None:
+    file = the(place, "test.tar.gz")
+    place.partial(file).parent.mkdir(parents=True)
+    place.partial(file).write_bytes(ARCHIVE + b"more")
+    assert download(place, file).read_bytes() == ARCHIVE
+
+
+def test_a_full_disk_is_said_before(place: Destination, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = place.repository.files
+    left = place.bytes_left(files)
+    for free, fits in ((left + downloads.SPARE, True), (left + downloads.SPARE - 1, False)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: SimpleNamespace(free=free))
+        if fits:
+            check_space(place, files)
+        else:
+            with pytest.raises(DataError, match=r"10\.3 kB are to be downloaded and 1\.0 GB must stay free, but only"):
+                check_space(place, files)
+    for file in files:
+        download(place, file)
+    check_space(place, files)
+
+
+def test_a_disk_that_fills_up_keeps_what_came(place: Destination, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(file: HubFile, done: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(
+        DataError, match=r"test\.tar\.gz: no space left on the disk; make room; what was downloaded is kept"
+    ):
+        download(place, the(place, "test.tar.gz"), full)
+
+
+def test_a_place_that_cannot_be_written_is_named(hub: HubServer, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    place = Destination(ask_hub(HUB_ID), tmp_path / "file" / "below")
+    with pytest.raises(DataError, match=r"/file\S*: Not a directory; .*--output"):
+        download(place, the(place, "test.json"))
+
+
+def test_a_gated_data_set_is_explained(
+    repository: Repository, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository.gated = True
+    place = Destination(ask_hub(HUB_ID))
+    with pytest.raises(
+        DataError, match=r"agree to their terms at http\S+/datasets/ymhao/HPDv2, log in with `hf auth login`"
+    ):
+        download(place, the(place, "test.tar.gz"))
+    use_hub(monkeypatch, hub.endpoint, tmp_path / "cache", TOKEN)
+    assert download(place, the(place, "test.tar.gz")).read_bytes() == ARCHIVE
+
+
+def test_a_private_or_absent_repository_is_explained(repository: Repository, hub: HubServer) -> None:
+    repository.private = True
+    for hub_id in (HUB_ID, "some/where"):
+        with pytest.raises(
+            DataError, match=rf"{hub_id}: the hub at {hub.endpoint} has no such dataset, or it is not open"
+        ):
+            ask_hub(hub_id)
+
+
+def test_a_token_stays_with_the_hub(repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository.gated = True
+    with serving({HUB_ID: repository}, far=True) as hub:
+        use_hub(monkeypatch, hub.endpoint, tmp_path / "cache", TOKEN)
+        place = Destination(ask_hub(HUB_ID), tmp_path / "mine")
+        assert download(place, the(place, "test.tar.gz")).read_bytes() == ARCHIVE
+        far = [r for r in hub.requests if r.path.startswith("/far/")]
+    assert [r.authorization for r in far] == [None]
+    assert TOKEN in str([r.authorization for r in hub.requests])
+
+
+def test_no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving({}) as hub:
+        endpoint = hub.endpoint
+    use_hub(monkeypatch, endpoint, tmp_path)
+    with pytest.raises(
+        DataError, match=rf"the hub at {endpoint} was not reached, .*\(ConnectError\); check the connection"
+    ):
+        ask_hub(HUB_ID)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(DataError, match="HF_HUB_OFFLINE is set, so nothing is downloaded; unset it"):
+        ask_hub(HUB_ID)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda s: s | {"rfilename": "../up"}, lambda s: s | {"rfilename": "/etc/x"}, lambda s: s | {"blobId": "../../x"}],
+)
+def test_a_hub_cannot_write_elsewhere(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch, change: Callable[[dict[str, str]], dict[str, str]]
+) -> None:
+    from tests.hub_server import _Handler
+
+    honest = _Handler._sibling
+    monkeypatch.setattr(
+        _Handler, "_sibling", lambda *asked: change(honest(*asked)) if asked[2] == "test.json" else honest(*asked)
+    )
+    with pytest.raises(DataError, match=r"what the hub states of .* cannot be used; check HF_ENDPOINT"):
+        ask_hub(HUB_ID)
+
+
+def test_a_data_set_that_changes_meanwhile(hub: HubServer) -> None:
+    place = Destination(ask_hub(HUB_ID))
+    download(place, the(place, "test.json"))
+    earlier = Destination(replace(place.repository, commit="0" * 40))
+    with pytest.raises(DataError, match="was changed on the hub meanwhile; run the same command again"):
+        download(earlier, the(place, "test.json"))
+
+
+def test_numbers_of_bytes() -> None:
+    counts = [0, 999, 1000, 2_500_000, 157_623_035, 31_679_865_064, 322_022_952_127]
+    assert [shown_bytes(count) for count in counts] == [
+        "0 bytes",
+        "999 bytes",
+        "1.0 kB",
+        "2.5 MB",
+        "158 MB",
+        "31.7 GB",
+        "322 GB",
+    ]

@@ -1,0 +1,112 @@
+"""The gradient of a step: what is computed together changes nothing, and less together takes less memory."""
+
+from dataclasses import replace
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+
+from mlxpref.config import TrainSettings
+from mlxpref.engine.logprobs import Completions
+from mlxpref.engine.lora import adapter_weights, attach_lora, linear_layers
+from mlxpref.engine.vlm import VLM, ComparisonInput, load_vlm
+from mlxpref.training.gradients import GradientResult, logprobs_of, policy_gradient
+from mlxpref.training.loss import LossInputs
+from tests.conftest import GOLDEN, picture
+
+GROUP = 4
+
+
+@pytest.fixture
+def trained(family: str) -> VLM:
+    """A model with an adapter that is not fresh; loaded anew, as it is changed."""
+    vlm = load_vlm(GOLDEN / family, 512 * 512)
+    attach_lora(vlm.model, list(linear_layers(vlm.model)), rank=4, scale=2.0)
+    mx.random.seed(1)
+    weights = {n: 0.05 * mx.random.normal(w.shape) for n, w in adapter_weights(vlm.model).items()}
+    vlm.model.load_weights(list(weights.items()), strict=False)
+    return vlm
+
+
+def material(vlm: VLM, longest: int = 9) -> tuple[list[ComparisonInput], Completions, LossInputs]:
+    """Three groups of four completions of different lengths, one of them empty, with targets of all kinds."""
+    sizes = [(84, 84), (140, 84), (56, 112)]
+    prompts = [
+        vlm.prompt(picture(i, size), picture(i + 9), f"{i} hats", "choice", True) for i, size in enumerate(sizes)
+    ]
+    rng = np.random.default_rng(0)
+    lengths = [longest, 2, 5, 1, 0, 6, 3, 4, 7, 2, longest, 8]
+    completions = Completions.of([rng.integers(5, 200, length).tolist() for length in lengths])
+    shape = completions.tokens.shape
+
+    def drawn(*shape: int) -> mx.array:
+        return mx.array(rng.random(shape).astype(np.float32))
+
+    targets = LossInputs(
+        mask=mx.array(completions.mask),
+        weights=drawn(*shape) * mx.array(completions.mask),
+        answer_weights=drawn(len(lengths)),
+        advantages=drawn(len(lengths)) - 0.5,
+        y=drawn(len(lengths)),
+        reference=-5 * drawn(*shape),
+        old=-5 * drawn(*shape),
+    )
+    return prompts, completions, targets
+
+
+def settings(**changes: Any) -> TrainSettings:
+    return replace(TrainSettings(reward="soft", kl=0.1, level="token"), **changes)
+
+
+def assert_same(found: GradientResult, expected: GradientResult) -> None:
+    assert float(np.array(found.loss)) == pytest.approx(float(np.array(expected.loss)), rel=1e-5)
+    assert found.clipped.item() == expected.clipped.item()
+    assert mx.abs(found.logprobs - expected.logprobs).max().item() < 1e-4  # type: ignore[operator]
+    ours, theirs = dict(tree_flatten(found.gradient)), dict(tree_flatten(expected.gradient))
+    assert set(ours) == set(theirs)
+    largest = max(np.abs(np.array(weight)).max() for weight in theirs.values())
+    for name, weight in theirs.items():
+        assert np.abs(np.array(ours[name] - weight)).max() < 1e-5 * largest, name
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3, 4, 8])
+@pytest.mark.parametrize("recompute", [True, False])
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_what_is_learned_from_together_changes_nothing(
+    trained: VLM, micro_batch: int, recompute: bool, level: str
+) -> None:
+    prompts, completions, targets = material(trained)
+    expected = policy_gradient(trained, prompts, completions, targets, settings(micro_batch=99, level=level))
+    assert len(dict(tree_flatten(expected.gradient))) == len(adapter_weights(trained.model))
+    chosen = settings(micro_batch=micro_batch, recompute=recompute, level=level)
+    assert_same(policy_gradient(trained, prompts, completions, targets, chosen), expected)
+
+
+def test_the_weights_stay_as_they_were(trained: VLM) -> None:
+    prompts, completions, targets = material(trained)
+    before = {name: np.array(weight) for name, weight in adapter_weights(trained.model).items()}
+    policy_gradient(trained, prompts, completions, targets, settings(micro_batch=1))
+    after = adapter_weights(trained.model)
+    assert all(np.array_equal(after[name], weight) for name, weight in before.items())
+
+
+@pytest.mark.parametrize("micro_batch", [1, 4, 99])
+def test_log_probabilities_are_those_of_the_update(trained: VLM, micro_batch: int) -> None:
+    prompts, completions, targets = material(trained)
+    expected = policy_gradient(trained, prompts, completions, targets, settings(micro_batch=99)).logprobs
+    found = logprobs_of(trained, prompts, completions, settings(micro_batch=micro_batch))
+    assert mx.abs(found - expected).max().item() < 1e-4  # type: ignore[operator]
+
+
+def test_less_together_takes_less_memory(trained: VLM) -> None:
+    prompts, completions, targets = material(trained, longest=60)
+    peaks = []
+    for micro_batch in (2, 12):
+        mx.clear_cache()
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        policy_gradient(trained, prompts, completions, targets, settings(micro_batch=micro_batch, recompute=False))
+        peaks.append(mx.get_peak_memory() - before)
+    assert peaks[0] < 0.6 * peaks[1]

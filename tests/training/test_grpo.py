@@ -1,0 +1,271 @@
+"""Advantages and losses: equal to TRL's, and unbiased where they claim to be."""
+
+import json
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlxpref.config import TrainSettings
+from mlxpref.engine.logprobs import Logprobs
+from mlxpref.preferences import Comparison, Preference
+from mlxpref.training.group_rewards import reward_groups
+from mlxpref.training.grpo import (
+    group_advantages,
+    kl_to_reference,
+    leave_one_out_advantages,
+    policy_objective,
+    token_weights,
+)
+from mlxpref.training.loss import LossInputs, loss_inputs, step_loss
+from mlxpref.training.rewards import reward_mix
+from mlxpref.training.sampler import TrainingComparison
+from mlxpref.verdict import Verdict
+from tests.conftest import GOLDEN
+
+with np.load(GOLDEN / "grpo.npz", allow_pickle=False) as _file:
+    TRL: dict[str, Any] = dict(_file)
+CASES = json.loads(str(TRL["meta"]))
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=lambda i: f"{CASES[i]['loss_type']}-{CASES[i]['level']}-{i}")
+def test_losses_and_gradients_equal_trls(number: int) -> None:
+    case = CASES[number]
+    mask = TRL["mask"]
+    old, reference, advantages = (mx.array(TRL[name], dtype=mx.float64) for name in ("old", "ref", "adv"))
+    weights = mx.array(token_weights(mask, case["loss_type"], case["max_len"]), dtype=mx.float64)
+
+    def loss(logprobs: mx.array) -> mx.array:
+        before = mx.stop_gradient(logprobs) if case["on_policy"] else old
+        high = case["eps_high"] or case["eps"]
+        surrogate, _ = policy_objective(logprobs, before, advantages, mx.array(mask), case["level"], case["eps"], high)
+        return ((case["beta"] * kl_to_reference(logprobs, reference) - surrogate) * weights).sum()
+
+    with mx.stream(mx.cpu):  # float64 runs on the CPU only
+        value, gradient = mx.value_and_grad(loss)(mx.array(TRL["logps"], dtype=mx.float64))
+        assert value.item() == pytest.approx(case["loss"], abs=1e-6)
+        assert np.abs(np.array(gradient) - TRL["grads"][number]).max() < 1e-6
+
+
+def test_the_golden_cases_cover_what_training_can_be_asked_for() -> None:
+    kinds = {(c["loss_type"], c["level"], c["on_policy"], c["beta"] > 0, c["eps_high"] is not None) for c in CASES}
+    assert len(kinds) == len(CASES) == 4 * 2 * 2 * 2 * 2
+    assert not TRL["mask"].all(axis=1).all()
+    assert (TRL["mask"].sum(axis=1) == 0).any()  # an empty completion
+    ratio, positive = np.exp(TRL["logps"] - TRL["old"]), TRL["adv"][:, None] > 0
+    low, between, high = ratio < 0.8, (ratio > 1.2) & (ratio <= 1.28), ratio > 1.28
+    for clipped in (low & ~positive, between & positive, high & positive):
+        assert (clipped & TRL["mask"]).any()  # both bounds are reached, and so is what the asymmetric one allows
+
+
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_what_is_called_clipped_has_no_gradient_and_nothing_else_has_none(level: Any) -> None:
+    """The golden cases check neither the clip fraction nor, at the level of sequences, a ratio that is clipped."""
+    mask, advantages = mx.array(TRL["mask"]), mx.array(TRL["adv"].astype(np.float32))
+    old = mx.array(TRL["old"].astype(np.float32))
+
+    def objective(logprobs: mx.array) -> tuple[mx.array, mx.array]:
+        surrogate, clipped = policy_objective(logprobs, old, advantages, mask, level, 0.02, 0.03)
+        return (surrogate * mask).sum(), clipped
+
+    (value, clipped), gradient = mx.value_and_grad(objective)(mx.array(TRL["logps"].astype(np.float32)))
+    found, expected = (np.array(gradient) == 0)[TRL["mask"]], np.array(clipped)[TRL["mask"]]
+    assert found.tolist() == expected.tolist()
+    assert 0 < expected.sum() < expected.size
+    difference, lengths = (TRL["logps"] - TRL["old"]) * TRL["mask"], TRL["mask"].sum(axis=1, keepdims=True)
+    if level == "sequence":
+        difference = difference.sum(axis=1, keepdims=True) / np.maximum(lengths, 1)
+    ratio, advantage = np.exp(difference), TRL["adv"][:, None]
+    objectives = np.minimum(ratio * advantage, np.clip(ratio, 0.98, 1.03) * advantage)
+    assert value.item() == pytest.approx((objectives * TRL["mask"]).sum(), rel=1e-5)
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo"])
+def test_an_empty_completion_stays_in_the_count_of_completions(loss_type: Any) -> None:
+    mask = TRL["mask"]
+    written = mask.any(axis=1)
+    assert (written.sum(), len(written)) == (7, 8)
+    with_it, without = token_weights(mask, loss_type, 12), token_weights(mask[written], loss_type, 12)
+    share = 7 / 8 if loss_type in ("grpo", "dr_grpo") else 1.0
+    assert with_it[written] == pytest.approx(share * without)
+    assert not with_it[~written].any()
+    nothing = token_weights(np.zeros_like(mask), loss_type, 12)
+    assert np.isfinite(nothing).all()
+    assert not nothing.any()
+
+
+def test_dr_grpo_weighs_tokens_alike_in_every_step() -> None:
+    """The longest that a completion may be, not the longest that there is: golden cases have one for both."""
+    mask = TRL["mask"]
+    assert token_weights(mask, "dr_grpo", 48)[mask] == pytest.approx(1 / (8 * 48))
+    assert token_weights(mask[:, :3], "dr_grpo", 48)[mask[:, :3]] == pytest.approx(1 / (8 * 48))
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo"])
+@pytest.mark.parametrize("batches", [1, 2, 4])
+def test_losses_are_those_of_the_whole_step_where_trls_may_be_of_micro_batches(loss_type: Any, batches: int) -> None:
+    """Ours adds up over micro-batches to what one batch gives. TRL's bnpo does not: it is a mean of means."""
+    mask = TRL["mask"]
+    terms = np.repeat(np.arange(1.0, 9.0)[:, None], mask.shape[1], axis=1)
+    weights = token_weights(mask, loss_type, 12)
+    whole = (terms * weights).sum()
+    parts = [slice(start, start + 8 // batches) for start in range(0, 8, 8 // batches)]
+    ours = sum((terms[part] * weights[part]).sum() for part in parts)
+    assert ours == pytest.approx(whole)
+
+    def in_trl(part: slice) -> float:
+        """A micro-batch's contribution with gradients accumulated; dapo counts the tokens of all of them."""
+        terms_of, mask_of = terms[part] * mask[part], mask[part]
+        if loss_type == "grpo":
+            return float((terms_of.sum(axis=1) / np.maximum(mask_of.sum(axis=1), 1)).mean()) / batches
+        if loss_type == "bnpo":
+            return float(terms_of.sum() / max(mask_of.sum(), 1)) / batches
+        if loss_type == "dr_grpo":
+            return float(terms_of.sum() / (len(mask_of) * 12)) / batches
+        return float(terms_of.sum() / mask.sum())
+
+    theirs = sum(map(in_trl, parts))
+    if loss_type == "bnpo" and batches > 1:
+        assert abs(theirs - whole) > 0.01 * abs(whole)
+    else:
+        assert theirs == pytest.approx(whole)
+
+
+def test_group_advantages_are_standard_scores() -> None:
+    rewards = np.array([[1.0, 0.0, 0.0, 1.0], [0.5, 0.5, 0.5, 0.5]])
+    advantages = group_advantages(rewards)
+    assert advantages[0] == pytest.approx(np.array([0.5, -0.5, -0.5, 0.5]) / np.std(rewards[0], ddof=1), rel=1e-3)
+    assert advantages[1].tolist() == [0, 0, 0, 0]
+    assert group_advantages(rewards, divide=False)[0].tolist() == [0.5, -0.5, -0.5, 0.5]
+
+
+def test_leaving_one_out_compares_with_the_others() -> None:
+    rewards = np.array([[1.0, 0.0, 0.25]])
+    assert leave_one_out_advantages(rewards)[0] == pytest.approx([1 - 0.125, -0.625, 0.25 - 0.5])
+
+
+def test_kl_is_never_negative_and_zero_only_for_equals() -> None:
+    draw = np.random.default_rng(0)
+    logprobs = mx.array(draw.normal(size=5000).astype(np.float32))
+    for scale in (1e-8, 1e-6, 1e-4, 1e-2, 1.0):  # rounding must not make it negative
+        reference = logprobs + mx.array((scale * draw.normal(size=5000)).astype(np.float32))
+        assert (kl_to_reference(logprobs, reference) >= 0).all().item()
+    assert (kl_to_reference(logprobs, reference) > 0).all().item()
+    assert kl_to_reference(logprobs, logprobs).tolist() == [0.0] * 5000
+
+
+# A toy policy: one reasoning token out of three, then "1", "2" or something else.
+REASONS, GROUP = 3, 3
+REASON_LOGITS = np.array([0.3, -0.2, 0.1])
+OWN_REWARDS = np.array([0.3, -0.5, 0.9])
+"""What a reward of one's own gives to each reasoning token."""
+ANSWER_LOGITS = np.array([[0.5, -0.5, 0.0], [-1.0, 0.4, 0.2], [0.1, 0.0, -0.7]])
+
+
+def expected_reward(reason: mx.array, answers: mx.array, reward: str, y: float) -> mx.array:
+    """By enumeration of all reasoning strings; the answers are integrated out by the reward itself."""
+    p, q = mx.softmax(reason), mx.softmax(answers, axis=-1)
+    mix = reward_mix(reward)
+    own = sum(part.weight for part in mix.parts if part.name in mix.own) * mx.array(OWN_REWARDS)
+    return (p * (mix.integrated(q[:, 0], q[:, 1], y, 0.2) + own)).sum()
+
+
+def one_gradient(reasons: tuple[int, ...], reward: str, y: float) -> np.ndarray:
+    """The gradient that one group of rollouts gives, through the code that trains."""
+    settings = TrainSettings(reward=reward, group=GROUP, format_weight=0.2, loss_type="bnpo")
+    q = np.exp(ANSWER_LOGITS) / np.exp(ANSWER_LOGITS).sum(axis=1, keepdims=True)
+    lesson = TrainingComparison(Preference("", Path(), Path(), y), Comparison(Path(), Path(), ""), y, ())
+    verdicts = [[Verdict(str(r), *q[r, :2]) for r in reasons]]
+    own = dict.fromkeys(reward_mix(reward).own, lambda _, group: [OWN_REWARDS[int(v.text)] for v in group])
+    earned = reward_groups(settings, [lesson], verdicts, np.zeros((1, GROUP), bool), own)
+    targets = loss_inputs([[1] * GROUP], earned.answered, earned.advantages, np.array([y]), [0], settings)
+
+    def loss(reason: mx.array, answers: mx.array) -> mx.array:
+        rows = mx.array(reasons)
+        logprobs = (reason - mx.logsumexp(reason))[rows][:, None]
+        labels = (answers - mx.logsumexp(answers, axis=-1, keepdims=True))[rows][:, :2]
+        return step_loss(Logprobs(logprobs, labels), targets, settings)[0]
+
+    gradients = mx.grad(loss, argnums=(0, 1))(mx.array(REASON_LOGITS), mx.array(ANSWER_LOGITS))
+    # Two tokens a rollout share its weight: reasoning and answer position.
+    return -2 * np.concatenate([np.array(g).reshape(-1) for g in gradients])
+
+
+def hard_gradient(reasons: tuple[int, ...], answers: tuple[int, ...], y: float) -> np.ndarray:
+    """The gradient of sampled answers with the hard reward, leave one out as well, by the score function."""
+    p = np.exp(REASON_LOGITS) / np.exp(REASON_LOGITS).sum()
+    q = np.exp(ANSWER_LOGITS) / np.exp(ANSWER_LOGITS).sum(axis=1, keepdims=True)
+    earned = np.array([[{0: y + 0.2, 1: 1 - y + 0.2, 2: 0.0}[a] for a in answers]])
+    advantages = leave_one_out_advantages(earned)[0]
+    total = np.zeros(REASONS + 3 * REASONS)
+    for reason, answer, advantage in zip(reasons, answers, advantages, strict=True):
+        total[:REASONS] += advantage * (np.eye(REASONS)[reason] - p)
+        part = slice(REASONS + 3 * reason, REASONS + 3 * reason + 3)
+        total[part] += advantage * (np.eye(3)[answer] - q[reason])
+    return total / GROUP
+
+
+@pytest.mark.parametrize("reward", ["soft", "brier", "soft=0.5,brier=2", "soft=0.7,own.py:f=0.4"])
+@pytest.mark.parametrize("y", [1.0, 0.3])
+def test_the_gradient_is_that_of_the_expected_reward(reward: str, y: float) -> None:
+    exact = mx.grad(lambda r, a: expected_reward(r, a, reward, y), argnums=(0, 1))(
+        mx.array(REASON_LOGITS), mx.array(ANSWER_LOGITS)
+    )
+    expected = np.concatenate([np.array(g).reshape(-1) for g in exact])
+    p = np.exp(REASON_LOGITS) / np.exp(REASON_LOGITS).sum()
+    mean, second = np.zeros_like(expected), 0.0
+    for reasons in product(range(REASONS), repeat=GROUP):
+        gradient = one_gradient(reasons, reward, y)
+        mean += p[list(reasons)].prod() * gradient
+        second += p[list(reasons)].prod() * (gradient**2).sum()
+    assert mean == pytest.approx(expected, abs=1e-6)
+    if reward == "soft" and y == 1.0:
+        assert second - (mean**2).sum() < 0.5 * hard_variance(y, expected)
+
+
+def hard_variance(y: float, expected: np.ndarray) -> float:
+    """The variance of the gradient with sampled answers; its mean is checked to be the same."""
+    p = np.exp(REASON_LOGITS) / np.exp(REASON_LOGITS).sum()
+    q = np.exp(ANSWER_LOGITS) / np.exp(ANSWER_LOGITS).sum(axis=1, keepdims=True)
+    mean, second = np.zeros_like(expected), 0.0
+    for reasons in product(range(REASONS), repeat=GROUP):
+        for answers in product(range(3), repeat=GROUP):
+            chance = p[list(reasons)].prod() * np.prod([q[r, a] for r, a in zip(reasons, answers, strict=True)])
+            gradient = hard_gradient(reasons, answers, y)
+            mean += chance * gradient
+            second += chance * (gradient**2).sum()
+    assert mean == pytest.approx(expected, abs=1e-6)
+    return float(second - (mean**2).sum())
+
+
+def test_a_group_in_which_all_agree_still_gets_answer_gradient() -> None:
+    gradient = one_gradient((1, 1, 1), "soft", 1.0)
+    assert np.abs(gradient[:REASONS]).max() < 1e-7
+    assert gradient[REASONS + 3] > 0.01  # "1" after this reasoning becomes likelier
+
+
+def test_groups_that_are_left_out_stay_in_the_count() -> None:
+    settings = TrainSettings(reward="soft", loss_type="dapo")
+    lengths, answered = [[2, 3], [4, 1]], np.array([[True, False], [True, True]])
+    arguments = (lengths, answered, np.ones((2, 2)), np.array([1.0, 0.0]))
+    both: LossInputs = loss_inputs(*arguments, [0, 1], settings)
+    one: LossInputs = loss_inputs(*arguments, [1], settings)
+    assert np.array(both.weights).sum() + np.array(both.answer_weights).sum() == pytest.approx(1)
+    assert np.array(one.answer_weights).tolist() == np.array(both.answer_weights)[2:].tolist()
+    assert np.array(one.weights).tolist() == np.array(both.weights)[2:].tolist()
+    assert np.array(both.answer_weights).tolist() == pytest.approx([1 / 13, 0, 1 / 13, 1 / 13])
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo"])
+def test_rollouts_that_are_not_counted_are_as_empty_ones(loss_type: Any) -> None:
+    settings = TrainSettings(reward="soft", loss_type=loss_type, max_tokens=4)
+    answered = np.array([[True, False], [True, True]])
+    rest = np.ones((2, 2)), np.array([1.0, 0.0]), [0, 1], settings
+    masked = loss_inputs([[2, 3], [4, 1]], answered, *rest, np.array([[True, False], [True, True]]))
+    empty = loss_inputs([[2, 0], [4, 1]], answered, *rest)
+    for name in ("mask", "weights", "answer_weights"):
+        assert np.array(getattr(masked, name)).tolist() == np.array(getattr(empty, name)).tolist(), name
+    assert not np.array(masked.mask)[1].any()

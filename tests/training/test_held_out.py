@@ -1,0 +1,149 @@
+"""Held-out preferences: measured as `eval` measures, and training ends where they no longer get better."""
+
+from dataclasses import replace
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+import mlxpref
+from mlxpref.cli.demo import demo_settings
+from mlxpref.config import JudgeSettings, TrainSettings, settings_from
+from mlxpref.demo.preferences import demo_preferences
+from mlxpref.engine.lora import adapter_weights
+from mlxpref.engine.vlm import VLM, load_vlm
+from mlxpref.errors import DataError
+from mlxpref.judge.evaluation import evaluate
+from mlxpref.judge.judge import Judge
+from mlxpref.training import held_out
+from mlxpref.training.trainer import Trainer
+from tests.conftest import GOLDEN
+
+QUICK: dict[str, Any] = {
+    "steps": 6, "comparisons": 3, "think": False, "learning_rate": 1e-2, "warmup_steps": 1,
+    "held_out": 0.3, "held_out_limit": 5, "evaluate_every": 1,
+}  # fmt: skip
+
+
+def trainer(vlm: VLM | None = None, **changes: Any) -> Trainer:
+    settings = settings_from(TrainSettings, QUICK | changes)
+    return Trainer(vlm or load_vlm(GOLDEN / "qwen2_5_vl", 512 * 512), demo_preferences("train", 40), settings)
+
+
+def weights_of(chosen: Trainer) -> dict[str, np.ndarray]:
+    return {name: np.array(weight) for name, weight in adapter_weights(chosen.vlm.model).items()}
+
+
+def equal(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return set(one) == set(other) and all(np.array_equal(np.array(one[name]), np.array(other[name])) for name in one)
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Accuracies that measurements find, one after the other."""
+    accuracies = [0.5, 0.7, 0.6, 0.7, 0.9, 0.9]
+    waiting = list(accuracies)
+    original = held_out.evaluate
+
+    def measured(*arguments: Any, **options: Any) -> Any:
+        found = original(*arguments, **options)
+        return replace(found, metrics=replace(found.metrics, accuracy=waiting.pop(0)))
+
+    monkeypatch.setattr(held_out, "evaluate", measured)
+    return waiting
+
+
+@pytest.mark.parametrize("think", [True, False])
+def test_what_is_held_out_is_measured_as_eval_does_and_never_shown(think: bool) -> None:
+    vlm = mlxpref.load("demo").vlm
+    settings = demo_settings(steps=2, comparisons=3, group=2, think=think, held_out=0.2, held_out_limit=6)
+    preferences = demo_preferences("train", 60)
+    chosen = Trainer(vlm, preferences, replace(settings, evaluate_every=1))
+    assert {p.prompt for p in chosen.preferences}.isdisjoint({p.prompt for p in chosen.held_out.preferences})
+    assert 48 <= len(chosen.preferences) < 60
+    assert len(chosen.held_out.preferences) == 6
+    *_, last = chosen.steps()
+    assert {record.prompt for record in last.rollouts} <= {p.prompt for p in chosen.preferences}
+    judge = Judge(vlm, JudgeSettings(think=think, max_tokens=settings.max_tokens))
+    expected = evaluate(judge, chosen.held_out.preferences, "demo", "train").metrics
+    assert last.held_out is not None
+    for name in ("pairs", "accuracy", "both_orders_accuracy", "position_consistency", "brier", "ece"):
+        assert last.held_out[name] == pytest.approx(getattr(expected, name), abs=1e-5), name
+
+
+def test_measurements_come_every_few_steps_and_at_the_end() -> None:
+    reports = list(trainer(steps=5, evaluate_every=2).steps())
+    assert [report.held_out is not None for report in reports] == [False, True, False, True, True]
+
+
+def test_measuring_changes_nothing_but_the_report() -> None:
+    chosen, other = trainer(), trainer(evaluate_every=99)
+    for each in (chosen, other):
+        list(each.steps())
+    assert equal(weights_of(chosen), weights_of(other))
+    assert not chosen.best_adapter
+
+
+def test_training_ends_without_a_better_measurement_and_the_best_adapter_is_kept(scripted: list[float]) -> None:
+    chosen = trainer(patience=2)
+    seen = []
+    for report in chosen.steps():
+        seen.append(weights_of(chosen))
+        assert chosen.stopped_early == (report.step == 4)  # 0.7 again is not better
+    assert len(seen) == 4
+    assert equal(weights_of(chosen), seen[1])
+    assert equal(chosen.best_adapter, seen[1])
+    assert not equal(seen[1], seen[3])
+
+
+def test_patience_that_does_not_run_out_keeps_the_best_too(scripted: list[float]) -> None:
+    chosen = trainer(patience=3)
+    seen = [weights_of(chosen) for _ in chosen.steps()]
+    assert len(seen) == 6
+    assert not chosen.stopped_early
+    assert equal(weights_of(chosen), seen[4])
+
+
+@pytest.mark.parametrize("cut", [1, 3, 4])
+def test_a_run_that_is_taken_up_again_ends_where_it_would_have(cut: int, scripted: list[float]) -> None:
+    whole = trainer(patience=2)
+    states, reports = [], []
+    for report in whole.steps():
+        arrays, numbers = whole.state
+        states.append(({name: mx.array(array) for name, array in arrays.items()}, numbers))
+        reports.append(report)
+    scripted[:] = [0.5, 0.7, 0.6, 0.7][cut:]
+    again = trainer(patience=2)
+    again.restore(*states[cut - 1])
+    rest = list(again.steps(cut))
+    assert [report.step for report in rest] == list(range(cut + 1, 5))
+    assert [report.loss for report in rest] == [report.loss for report in reports[cut:]]
+    assert equal(weights_of(again), weights_of(whole))
+    assert again.stopped_early
+
+
+def test_the_state_of_a_new_trainer_can_be_given_back() -> None:
+    chosen = trainer()
+    arrays, numbers = chosen.state
+    first = [report.loss for report in chosen.steps()]
+    chosen.restore(arrays, numbers)
+    assert [report.loss for report in chosen.steps()] == first
+
+
+def test_failures_count_across_a_break(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlxpref.training import policy_update as learning
+
+    original = learning.descend
+    chosen = trainer()
+    reports = chosen.steps()
+    monkeypatch.setattr(learning, "policy_gradient", lambda *a: replace(original(*a), loss=mx.array(float("nan"))))
+    next(reports)
+    assert chosen.state[1]["failures"] == 1  # at the report, not after it
+
+
+def test_ties_cannot_measure() -> None:
+    tied = [replace(p, p_a=0.5) for p in demo_preferences("train", 40)]
+    settings = settings_from(TrainSettings, QUICK | {"reward": "brier"})
+    with pytest.raises(DataError, match=r"held-out preferences are ties"):
+        Trainer(load_vlm(GOLDEN / "qwen2_5_vl", 512 * 512), tied, settings)

@@ -1,0 +1,552 @@
+"""Training: it learns, it repeats itself, it keeps what it learned, and it stops when it must."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+import mlxpref
+from mlxpref.cli.demo import demo_settings
+from mlxpref.config import TrainSettings, read_settings, settings_from
+from mlxpref.demo.preferences import demo_preferences
+from mlxpref.engine.lora import adapter_off, adapter_weights
+from mlxpref.engine.vlm import VLM, load_vlm
+from mlxpref.errors import ConfigError, DataError, MlxprefError, ModelError
+from mlxpref.judge.evaluation import evaluate
+from mlxpref.judge.judge import Judge
+from mlxpref.training import gradients as update
+from mlxpref.training import policy_update as learning
+from mlxpref.training import rollouts as groups
+from mlxpref.training.run import start_run, train
+from mlxpref.training.trainer import StepReport, Trainer
+from tests.conftest import GOLDEN
+
+SMALL: dict[str, Any] = {
+    "limit": 24, "steps": 2, "comparisons": 3, "group": 3, "max_tokens": 6, "learning_rate": 1e-2, "warmup_steps": 1,
+}  # fmt: skip
+
+
+@pytest.fixture
+def fresh() -> VLM:
+    """A tiny random model of its own; training changes it."""
+    return load_vlm(GOLDEN / "qwen2_5_vl", 512 * 512)
+
+
+def run_small(vlm: VLM, folder: Path, **changes: Any) -> list[StepReport]:
+    settings = settings_from(TrainSettings, {"data": "demo", "reward": "soft"} | SMALL | changes)
+    return list(start_run(settings, folder, vlm=vlm).reports())
+
+
+def copied(vlm: VLM) -> dict[str, np.ndarray]:
+    return {name: np.array(weight) for name, weight in adapter_weights(vlm.model).items()}
+
+
+@pytest.mark.parametrize("think", [True, False])
+def test_the_same_seed_gives_the_same_adapter_and_log(think: bool, tmp_path: Path) -> None:
+    found = []
+    for number, seed in enumerate((0, 0, 1)):
+        vlm = load_vlm(GOLDEN / "qwen2_5_vl", 512 * 512)
+        run_small(vlm, tmp_path / str(number), seed=seed, think=think)
+        found.append(copied(vlm))
+    assert all(np.array_equal(found[0][name], found[1][name]) for name in found[0])
+    assert any(not np.array_equal(found[0][name], found[2][name]) for name in found[0])
+    logs = [
+        [
+            {key: value for key, value in json.loads(line).items() if "second" not in key and key != "peak_bytes"}
+            for line in (tmp_path / str(number) / "log.jsonl").read_text().splitlines()
+        ]
+        for number in range(2)
+    ]
+    assert len(logs[0]) == 2
+    assert logs[0] == logs[1]
+
+
+def test_a_fresh_adapter_is_the_base_and_a_trained_one_is_not(fresh: VLM, tmp_path: Path) -> None:
+    base = load_vlm(GOLDEN / "qwen2_5_vl", 512 * 512)
+    preference = demo_preferences("test", 1)[0]
+
+    def answer(vlm: VLM) -> mx.array:
+        return vlm.prefill([vlm.prompt(preference.a, preference.b, preference.prompt, "choice", False)])[1]
+
+    reports = run_small(fresh, tmp_path / "run", kl=0.1, think=False, steps=3, learning_rate=0.05)
+    assert reports[0].kl == 0
+    trained = answer(fresh)
+    assert not mx.allclose(mx.softmax(trained), mx.softmax(answer(base)), atol=1e-3)
+    with adapter_off(fresh.model):
+        assert mx.array_equal(answer(fresh), answer(base))
+
+
+def test_the_divergence_is_zero_for_a_fresh_adapter_and_positive_for_another(fresh: VLM, tmp_path: Path) -> None:
+    settings = settings_from(TrainSettings, {"data": "demo", "kl": 1.0} | SMALL)
+    run = start_run(settings, tmp_path / "run", vlm=fresh)
+    reports = run.reports()
+    assert next(reports).kl == 0
+    moved = {n: w + 0.05 * mx.random.normal(w.shape) for n, w in adapter_weights(fresh.model).items()}
+    fresh.model.load_weights(list(moved.items()), strict=False)
+    assert next(reports).kl > 0.01
+
+
+def test_a_saved_adapter_gives_the_same_verdicts_here_and_in_mlx_vlm(fresh: VLM, tmp_path: Path) -> None:
+    from mlx_vlm import load
+
+    from mlxpref.engine.adapters import load_adapter
+
+    run_small(fresh, tmp_path / "run", think=False, learning_rate=0.05)
+    again = load_vlm(GOLDEN / "qwen2_5_vl", 512 * 512)
+    load_adapter(again.model, tmp_path / "run")
+    preferences = demo_preferences("test", 4)
+    judged = [
+        [v.p_a for v in Judge(vlm, mlxpref.config.JudgeSettings(think=False)).pairs(_pairs(preferences))]
+        for vlm in (fresh, again)
+    ]
+    assert judged[0] == judged[1]
+    model, _ = load(str(GOLDEN / "qwen2_5_vl"), adapter_path=str(tmp_path / "run"))
+    theirs = adapter_weights(model)
+    ours = adapter_weights(fresh.model)
+    assert set(theirs) == set(ours)
+    assert all(mx.array_equal(theirs[name], ours[name]) for name in ours)
+
+
+def _pairs(preferences: list[Any]) -> list[Any]:
+    from mlxpref.preferences import Pair
+
+    return [Pair(p.a, p.b, p.prompt) for p in preferences]
+
+
+def test_rollouts_of_a_group_differ_and_records_are_kept(fresh: VLM, tmp_path: Path) -> None:
+    reports = run_small(fresh, tmp_path / "run")
+    group = [record.text for record in reports[0].rollouts[:3]]
+    assert len(set(group)) == 3
+    assert all(report.mismatch < 1e-3 for report in reports)
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names >= {"adapter_config.json", "adapters.safetensors", "log.jsonl", "rollouts.jsonl", "run.json"}
+    record = json.loads((tmp_path / "run" / "rollouts.jsonl").read_text().splitlines()[0])
+    assert set(record) == {
+        "step", "prompt", "first", "second", "y", "text", "p_first", "label_mass", "reward", "advantage",
+    }  # fmt: skip
+
+
+def test_a_run_can_be_fed_back(fresh: VLM, tmp_path: Path) -> None:
+    run_small(fresh, tmp_path / "one")
+    settings = settings_from(TrainSettings, read_settings(tmp_path / "one" / "run.json"))
+    again = load_vlm(GOLDEN / "qwen2_5_vl", 512 * 512)
+    list(start_run(settings, tmp_path / "two", vlm=again).reports())
+    one, two = ((tmp_path / name / "adapters.safetensors").read_bytes() for name in ("one", "two"))
+    assert one == two
+
+
+def test_groups_that_teach_nothing_are_skipped_and_counted(fresh: VLM, tmp_path: Path) -> None:
+    """A random model never answers, so hard rewards are all 0."""
+    before = copied(fresh)
+    reports = run_small(fresh, tmp_path / "run", reward="hard")
+    assert not before
+    assert [report.skipped for report in reports] == [3, 3]
+    assert not any(report.updated for report in reports)
+    weights = copied(fresh)
+    assert all(not weight.any() for name, weight in weights.items() if name.endswith("lora_b"))
+
+
+def test_a_fraction_of_the_data_is_part_of_it(fresh: VLM) -> None:
+    preferences = demo_preferences("train", 40)
+    quarter = Trainer(fresh, preferences, TrainSettings(fraction=0.25)).preferences
+    assert len(quarter) == 10
+    other = load_vlm(GOLDEN / "qwen2_5_vl", 512 * 512)
+    half = Trainer(other, preferences, TrainSettings(fraction=0.5)).preferences
+    assert {id(p) for p in quarter} <= {id(p) for p in half}
+
+
+def test_ties_teach_brier_only(fresh: VLM) -> None:
+    tied = [replace(p, p_a=0.5) for p in demo_preferences("train", 4)]
+    with pytest.raises(DataError, match="all 4 preferences are ties"):
+        Trainer(fresh, tied, TrainSettings())
+    assert len(Trainer(fresh, tied, TrainSettings(reward="brier")).preferences) == 4
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_harms_nothing(
+    fresh: VLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = update.loss_of
+    monkeypatch.setattr(
+        update, "loss_of", lambda *arguments: (original(*arguments)[0] * mx.array(float("nan")), mx.array(0.0))
+    )
+    settings = settings_from(TrainSettings, {"data": "demo"} | SMALL | {"steps": 9, "think": False})
+    reports: list[StepReport] = []
+    with pytest.raises(ModelError, match="not finite 3 times in a row"):
+        reports.extend(start_run(settings, tmp_path / "run", vlm=fresh).reports())
+    assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 3
+    saved = mx.load(str(tmp_path / "run" / "adapters.safetensors"))
+    assert all(mx.isfinite(weight).all().item() for weight in saved.values())
+
+
+@pytest.mark.parametrize(("module", "phase"), [(groups, "roll_out"), (learning, "descend")])
+def test_ctrl_c_saves_the_adapter_in_any_phase(
+    fresh: VLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any, phase: str
+) -> None:
+    original = getattr(module, phase)
+    calls = iter(range(99))
+
+    def interrupted(*arguments: Any) -> Any:
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(module, phase, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_small(fresh, tmp_path / "run", steps=5, think=False)
+    saved = mx.load(str(tmp_path / "run" / "adapters.safetensors"))
+    assert any(weight.any().item() for name, weight in saved.items() if name.endswith("lora_b"))
+    assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 2
+
+
+def test_leaving_the_loop_early_saves_too(tmp_path: Path) -> None:
+    reports: Iterator[StepReport] = train("demo", GOLDEN / "qwen2_5_vl", tmp_path / "run", **SMALL | {"steps": 5})
+    next(reports)
+    reports.close()  # type: ignore[attr-defined]
+    assert (tmp_path / "run" / "adapters.safetensors").is_file()
+
+
+def test_a_folder_that_holds_something_is_refused(fresh: VLM, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="is not empty"):
+        run_small(fresh, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_settings_files_are_checked(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text("learning_rate = 1\nrewrad = 'soft'")
+    with pytest.raises(ConfigError, match=r"run.toml: unknown setting 'rewrad'"):
+        settings_from(TrainSettings, read_settings(tmp_path / "run.toml"), str(tmp_path / "run.toml"))
+    assert settings_from(TrainSettings, {"learning_rate": 1}).learning_rate == 1.0
+    with pytest.raises(ConfigError, match="none of token, sequence"):
+        settings_from(TrainSettings, {"level": "word"})
+
+
+def test_images_beyond_the_context_are_refused_with_the_numbers(fresh: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fresh.language.args, "max_position_embeddings", 50)
+    preference = demo_preferences("train", 1)[0]
+    with pytest.raises(DataError, match=r"reads at most 50: give a smaller --max-pixels"):
+        fresh.prompt(preference.a, preference.b, preference.prompt, "choice", True)
+
+
+def test_training_unbiases_the_demo_judge(tmp_path: Path) -> None:
+    """Half of the demo's training, measured on pictures that no training saw."""
+    judge = mlxpref.load("demo", think=True)
+    preferences = demo_preferences("test", 100, seed=1)
+    before = evaluate(judge, preferences, "demo", "test").metrics.accuracy
+    settings = demo_settings(steps=25, comparisons=8, group=6)
+    reports = list(start_run(settings, tmp_path / "run", vlm=judge.vlm).reports())
+    after = evaluate(judge, preferences, "demo", "test").metrics.accuracy
+    assert len(reports) == 25
+    assert before < 0.78
+    assert after > before + 0.1
+    assert after > 0.8
+
+
+def test_the_fixture_of_the_shared_judge_has_no_adapter(demo_judge: Callable[..., Judge]) -> None:
+    """Training in these tests must not leak into the judge that other tests share."""
+    assert not adapter_weights(demo_judge().vlm.model)
+
+
+def test_a_reward_of_ones_own_is_learned_from(fresh: VLM, tmp_path: Path) -> None:
+    """It sees what it should, and what it rewards is written more often."""
+    (tmp_path / "own.py").write_text(
+        "def short(texts, p_first, prompt, images, y):\n"
+        "    assert prompt.startswith(('a ', 'an '))\n"
+        "    assert [image.size for image in images] == [(84, 84)] * 2\n"
+        "    assert len(p_first) == len(texts) and y in (0.0, 1.0)\n"
+        "    return [-len(text) for text in texts]\n"
+    )
+    reports = run_small(
+        fresh, tmp_path / "run", reward=f"{tmp_path}/own.py:short", steps=12, comparisons=6, group=6, limit=72
+    )
+    assert np.mean([r.reward for r in reports[-3:]]) > np.mean([r.reward for r in reports[:3]]) + 1
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        ("def own(**_):\n    x = 1\n    return [1 / 0]\n", "own.py:3: the reward raised ZeroDivisionError"),
+        ("def own(**_):\n    return [1]\n", "must return 3 finite numbers"),
+        ("def own(texts, **_):\n    return [float('nan') for _ in texts]\n", "must return 3 finite numbers"),
+        ("def own(**_):\n    return None\n", "must return 3 numbers"),
+        ("def other(**_):\n    return None\n", "has no function own"),
+        ("def own(:\n", "own.py:1: cannot be run: SyntaxError"),
+        (None, "no such file"),
+    ],
+)
+def test_a_reward_that_fails_is_shown_with_its_line(
+    fresh: VLM, tmp_path: Path, program: str | None, words: str
+) -> None:
+    if program:
+        (tmp_path / "own.py").write_text(program)
+    with pytest.raises(MlxprefError) as caught:
+        run_small(fresh, tmp_path / "run", reward=f"{tmp_path}/own.py:own")
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    if "raised" in words:
+        assert (tmp_path / "run" / "adapters.safetensors").is_file()
+
+
+def test_an_unknown_reward_is_refused(fresh: VLM, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="'nice': neither soft, brier, hard or score nor a file"):
+        run_small(fresh, tmp_path / "run", reward="nice")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_fails_before_its_first_step_leaves_its_folder_free(fresh: VLM, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="the model reads at most"):
+        run_small(fresh, tmp_path / "run", max_tokens=10**7)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_adapter_is_saved_every_few_steps(fresh: VLM, tmp_path: Path) -> None:
+    settings = settings_from(TrainSettings, {"data": "demo", "save_every": 2} | SMALL | {"steps": 4, "think": False})
+    saved = []
+    for _ in start_run(settings, tmp_path / "run", vlm=fresh).reports():
+        saved.append((tmp_path / "run" / "adapters.safetensors").is_file())
+    assert saved == [False, True, True, True]
+
+
+def test_an_interrupt_while_the_adapter_is_off_does_not_lose_it(
+    fresh: VLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_small(fresh, tmp_path / "run", think=False)
+    before = copied(fresh)
+    update = type(fresh.model).update
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        update(*arguments, **options)
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(fresh.model), "update", interrupted)
+    with pytest.raises(KeyboardInterrupt), adapter_off(fresh.model):
+        pass
+    assert all(np.array_equal(before[name], weight) for name, weight in copied(fresh).items())
+
+
+def test_several_updates_clip_what_has_moved_too_far(tmp_path: Path) -> None:
+    found = {}
+    for updates in (1, 3):
+        judge = mlxpref.load("demo")
+        settings = demo_settings(
+            steps=2, comparisons=4, group=4, updates_per_rollout=updates, clip_low=0.01, clip_high=0.01
+        )
+        found[updates] = list(start_run(settings, tmp_path / str(updates), vlm=judge.vlm).reports())
+    assert all(report.clip_fraction == 0 for report in found[1])
+    assert any(report.clip_fraction > 0 for report in found[3])
+    assert found[1][0].loss == pytest.approx(found[3][0].loss)
+
+
+def test_an_unanswered_rollout_cannot_spoil_the_gradient() -> None:
+    """Label probabilities that underflow, where no answer counts, must not become not-a-number."""
+    from mlxpref.engine.logprobs import Logprobs
+    from mlxpref.training.loss import LossInputs, step_loss
+
+    targets = LossInputs(mx.ones((2, 1)) > 0, mx.ones((2, 1)), mx.array([0.25, 0.0]), mx.zeros(2), mx.array([1.0, 1.0]))
+    for reward in ("soft", "brier"):
+        gradient = mx.grad(
+            lambda labels, r=reward: step_loss(Logprobs(mx.zeros((2, 1)), labels), targets, TrainSettings(reward=r))[0]
+        )(mx.array([[-0.1, -2.4], [-200.0, -200.0]]))
+        assert mx.isfinite(gradient).all().item()
+        assert gradient[1].tolist() == [0, 0]
+
+
+def test_what_an_adapter_was_trained_on_is_compared(fresh: VLM, tmp_path: Path) -> None:
+    from mlxpref.engine.adapters import base_name, check_base
+    from mlxpref.errors import ModelError
+
+    run_small(fresh, tmp_path / "run", think=False)
+    assert base_name(tmp_path / "run") == str(fresh.path)
+    assert check_base(tmp_path / "run", GOLDEN / "qwen2_5_vl") == []
+    with pytest.raises(ModelError, match=r"trained on .*qwen2_5_vl, which this model is not: .*--any-base"):
+        check_base(tmp_path / "run", GOLDEN / "qwen3_vl")
+    (line,) = check_base(tmp_path / "run", GOLDEN / "qwen3_vl", any_base=True)
+    assert "which this model is not" in line
+
+
+def test_sampling_ignores_the_checkpoints_generation_config(fresh: VLM) -> None:
+    """The golden checkpoint asks for top_k and repetition penalties; rollouts are drawn from the whole distribution."""
+    from mlxpref.engine.rollout import Sampling, roll_out
+
+    config = json.loads((fresh.path / "generation_config.json").read_text())
+    assert config["do_sample"]
+    assert set(config) & {"top_k", "top_p", "repetition_penalty"}
+    preference = demo_preferences("train", 1)[0]
+    prompt = fresh.prompt(preference.a, preference.b, preference.prompt, "choice", True)
+    _, logits = fresh.prefill([prompt])
+    ranks = np.argsort(np.argsort(-np.array(logits[0])))
+    sampling = Sampling(samples=200, temperature=1.0, max_tokens=1)
+    drawn = [rollout.tokens[0] for rollout in roll_out(fresh, [prompt], sampling, [(0,)])[0]]
+    assert max(ranks[token] for token in drawn) > 20
+
+
+def own_file(folder: Path, body: str) -> str:
+    (folder / "own.py").write_text(f"def own(texts, y, **rest):\n    {body}\n")
+    return f"{folder}/own.py:own"
+
+
+def test_a_report_says_what_each_reward_gave_and_where_the_time_went(tmp_path: Path) -> None:
+    judge = mlxpref.load("demo")
+    own = own_file(tmp_path, "return [len(text) / 100 for text in texts]")
+    settings = demo_settings(
+        steps=2, comparisons=3, group=3, reward=f"soft=2,{own}=0.5", length_budget=8, kl=0.1, limit=60,
+        held_out=0.2, held_out_limit=4, evaluate_every=2,
+    )  # fmt: skip
+    run = start_run(settings, tmp_path / "run", vlm=judge.vlm)
+    started = time.perf_counter()
+    reports, elapsed = [], 0.0
+    for report in run.reports():
+        reports.append(report)
+        elapsed = time.perf_counter() - started
+    for report in reports:
+        parts = report.reward_parts
+        assert set(parts) == {"soft", own, "length"}
+        assert report.reward == pytest.approx(2 * parts["soft"] + 0.5 * parts[own] + parts["length"])
+        texts = [record.text for record in report.rollouts]
+        assert parts[own] == pytest.approx(np.mean([len(text) / 100 for text in texts]))
+        read = [record.text for record in report.rollouts if record.label_mass]
+        assert read
+        assert all(text.endswith("<answer>") for text in read)
+        assert -1 < parts["length"] < 0
+        assert report.entropy > 0
+        assert report.label_mass > 0.5
+        assert report.format_rate == pytest.approx(len(read) / 9)
+        assert report.tokens_per_second == pytest.approx(report.tokens / report.rollout_seconds)
+        phases = [report.rollout_seconds, report.score_seconds, report.update_seconds]
+        assert all(seconds > 0.001 for seconds in phases)
+        assert report.seconds == pytest.approx(sum(phases) + report.evaluation_seconds, abs=1e-3)
+    assert sum(report.seconds for report in reports) == pytest.approx(elapsed, rel=0.1, abs=0.5)
+    assert [report.held_out is None for report in reports] == [True, False]
+    assert [report.evaluation_seconds > 0 for report in reports] == [False, True]
+    line = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[1])
+    assert line["held_out"]["pairs"] == 4
+    assert line["reward_parts"]["soft"] == reports[1].reward_parts["soft"]
+
+
+def test_what_is_not_measured_is_null_in_the_log(fresh: VLM, tmp_path: Path) -> None:
+    (report,) = run_small(fresh, tmp_path / "run", think=False, steps=1)
+    line = report.to_json()
+    assert [line[name] for name in ("kl", "entropy", "held_out")] == [None, None, None]
+    assert report.score_seconds == 0
+
+
+def test_the_entropy_is_that_of_the_policy(fresh: VLM) -> None:
+    preference = demo_preferences("train", 1)[0]
+    prompt = fresh.prompt(preference.a, preference.b, preference.prompt, "choice", True)
+    p = np.array(mx.softmax(fresh.prefill([prompt])[1][0]), np.float64)
+    chosen = TrainSettings(reward="hard", steps=1, comparisons=1, group=300, max_tokens=1, rows=300)
+    (report,) = Trainer(fresh, [preference], chosen).steps()
+    assert report.entropy == pytest.approx(-(p[p > 0] * np.log(p[p > 0])).sum(), rel=0.1)
+
+
+def test_groups_without_signal_give_their_places_to_others(tmp_path: Path) -> None:
+    """Only where the first image is the better one do rollouts earn anything, and only there is a signal."""
+    own = own_file(tmp_path, "return [y * len(text) for text in texts]")
+    found = {}
+    changed: dict[str, dict[str, Any]] = {
+        "none": {},
+        "some": {"resample": 3},
+        "rows": {"resample": 3, "rows": 1},
+        "divergence": {"resample": 3, "kl": 0.1},
+    }
+    for name, changes in changed.items():
+        vlm = load_vlm(GOLDEN / "qwen2_5_vl", 512 * 512)
+        found[name] = run_small(vlm, tmp_path / name, reward=own, comparisons=6, **changes)
+    assert any(report.skipped for report in found["none"])
+    for before, after in zip(found["none"], found["some"], strict=True):
+        assert before.resampled == 0
+        assert after.resampled >= before.skipped
+        assert after.groups == 6
+        assert after.skipped < before.skipped or not before.skipped
+        assert (after.tokens > before.tokens) == (after.resampled > 0)
+    # A divergence teaches by every group, and is no signal: the first step writes the same.
+    assert found["divergence"][0].resampled == found["some"][0].resampled
+    # What is drawn depends neither on what runs together nor on the machine.
+    without_time = [
+        [[(r.y, r.text, r.reward, r.advantage) for r in report.rollouts] for report in found[name]]
+        for name in ("some", "rows")
+    ]
+    assert without_time[0] == without_time[1]
+
+
+def test_resampling_ends_where_the_data_do(fresh: VLM, tmp_path: Path) -> None:
+    reports = run_small(fresh, tmp_path / "run", reward="hard", limit=5, resample=9)
+    assert [report.resampled for report in reports] == [2, 2]
+    assert [report.skipped for report in reports] == [3, 3]
+
+
+def test_nothing_is_learned_from_truncated_completions_on_request(fresh: VLM, tmp_path: Path) -> None:
+    """A random model never comes to an end."""
+    own = own_file(tmp_path, "return [len(text) for text in texts]")
+    masked = run_small(fresh, tmp_path / "masked", reward=own, mask_truncated=True)
+    assert [report.truncated for report in masked] == [1, 1]
+    assert [report.skipped for report in masked] == [3, 3]
+    assert not any(report.updated for report in masked)
+    found = {}
+    for mask in (True, False):  # with a divergence no group is skipped, and still nothing flows from its tokens
+        vlm = load_vlm(GOLDEN / "qwen2_5_vl", 512 * 512)
+        found[mask] = run_small(vlm, tmp_path / str(mask), reward=own, mask_truncated=mask, kl=0.1)
+    assert [report.grad_norm for report in found[True]] == [0, 0]
+    assert all(report.updated and report.grad_norm > 0 for report in found[False])
+
+
+def test_completions_that_came_to_their_end_are_not_truncated(tmp_path: Path) -> None:
+    judge = mlxpref.load("demo")
+    settings = demo_settings(steps=1, comparisons=3, group=2, max_tokens=60)
+    for number, (changes, share) in enumerate(
+        [({"reward": "soft"}, 0.0), ({"reward": "hard"}, 0.0), ({"reward": "hard", "max_tokens": 2}, 1.0)]
+    ):
+        vlm = judge.vlm if not number else mlxpref.load("demo").vlm
+        (report,) = start_run(replace(settings, **changes), tmp_path / str(number), vlm=vlm).reports()
+        assert report.truncated == share
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [1, 1, 1, 1, 1]),
+        ("linear", [1, 0.775, 0.55, 0.325, 0.1]),
+        ("cosine", [1, 0.868198, 0.55, 0.231802, 0.1]),
+    ],
+)
+@pytest.mark.parametrize("updates", [1, 2])
+def test_the_learning_rate_follows_its_schedule(fresh: VLM, schedule: Any, expected: list[float], updates: int) -> None:
+    chosen = TrainSettings(steps=6, warmup_steps=2, learning_rate=1e-2, schedule=schedule, updates_per_rollout=updates)
+    rate = Trainer(fresh, demo_preferences("train", 4), chosen)._schedule()
+    assert [float(rate(mx.array(number))) for number in (0, updates)] == pytest.approx(
+        [5e-3 / updates, 7.5e-3], rel=0.2
+    )
+    found = [float(rate(mx.array(updates * step))) for step in (2, 3, 4, 5, 6)]
+    assert found == pytest.approx([1e-2 * each for each in expected], rel=1e-4)
+
+
+def test_an_update_that_is_not_finite_ends_those_of_its_rollouts(
+    fresh: VLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, calls = learning.descend, iter(range(99))
+
+    def descend(*arguments: Any) -> Any:
+        found = original(*arguments)
+        return replace(found, loss=found.loss * float("nan")) if next(calls) == 1 else found
+
+    monkeypatch.setattr(learning, "policy_gradient", descend)
+    first, second = run_small(fresh, tmp_path / "run", think=False, updates_per_rollout=3)
+    assert first.updated
+    assert not np.isfinite(first.loss)
+    assert next(calls) == 5
+    assert np.isfinite(second.loss)
+    assert all(np.isfinite(weight).all() for weight in copied(fresh).values())
+
+
+def test_a_mix_that_would_judge_nothing_is_refused(fresh: VLM, tmp_path: Path) -> None:
+    own = own_file(tmp_path, "return [0 for _ in texts]")
+    with pytest.raises(ConfigError, match=r"without thinking nothing is written that .*own.py:own could judge"):
+        run_small(fresh, tmp_path / "run", reward=f"soft,{own}", think=False)
+    run_small(fresh, tmp_path / "run", reward=own, think=False)
