@@ -28,7 +28,7 @@ class Key:
     name: str
     colour: str
     dot: bool
-    format_number: str
+    told: str
 
 
 @dataclass(frozen=True)
