@@ -1,18 +1,48 @@
-"""Text for a person: nothing in it acts on a terminal, everything stands on one line."""
+"""Text that a person reads: safe in a terminal, with sizes, durations, errors and long lists in one form."""
 
 import re
+from collections.abc import Sequence
 
-__all__ = ["CONTROL", "UNDECODED", "plain"]
+__all__ = ["CONTROL", "UNDECODED", "first_ten", "format_bytes", "format_duration", "one_line", "plain"]
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-# Bytes of a file name that are not UTF-8, as Python holds them; they cannot be printed.
+"""Characters that act on a terminal or turn the direction of text."""
 UNDECODED = re.compile(r"[\ud800-\udfff]")
+"""Bytes of a file name that are not UTF-8, as Python holds them; they cannot be printed."""
 
 
 def plain(text: object) -> str:
-    """Text that does nothing to a terminal but show, on one line.
+    """Text on one line that does nothing to a terminal.
 
-    Control and direction characters are left out, line breaks are blanks, bytes that are no text stand as \\xff.
+    Control and direction characters are removed, line breaks become blanks, undecoded bytes are written as \\xff.
     """
     shown = CONTROL.sub(lambda match: " " if match[0].isspace() else "", str(text))
     return UNDECODED.sub(lambda match: f"\\x{ord(match[0]) & 0xFF:02x}", shown)
+
+
+def format_bytes(count: float) -> str:
+    """A number of bytes in decimal units, such as `4.7 GB`, `120 MB` or `512 bytes`."""
+    for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if count >= unit:
+            return f"{count / unit:,.{0 if count >= 100 * unit else 1}f} {name}"
+    return f"{count:.0f} bytes"
+
+
+def format_duration(seconds: float) -> str:
+    """A time such as `2.4 s`, `45 s`, `3 min 05 s` or `2 h 10 min`."""
+    if seconds < 59.5:
+        return f"{seconds:.{0 if seconds >= 9.95 else 1}f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """The type and the message of an exception on one line of at most `limit` characters."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:limit].removesuffix(":")
+
+
+def first_ten(items: Sequence[str], separator: str = "\n  ", count: int | None = None) -> str:
+    """The first ten items, joined, and how many more there are; `count` is of all, if `items` are only the first."""
+    left = (len(items) if count is None else count) - 10
+    return separator.join([*items[:10], *([f"and {left} more"] if left > 0 else [])])

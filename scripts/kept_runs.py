@@ -10,7 +10,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from mlxpref.files import write_text
+from mlxpref.files import write_file
 
 __all__ = ["make_runs", "markdown", "read_runs", "spread"]
 
@@ -56,7 +56,7 @@ def _write(runs: Iterable[Record], file: Path) -> None:
     from scripts.bench_common import environment
 
     lines = ",\n".join(map(json.dumps, runs))  # a run a line, so that a difference can be read
-    write_text(file, f'{json.dumps(environment())[:-1]}, "runs": [\n{lines}\n]}}\n')
+    write_file(file, f'{json.dumps(environment())[:-1]}, "runs": [\n{lines}\n]}}\n')
 
 
 def spread(values: Sequence[float]) -> tuple[float, float, float]:

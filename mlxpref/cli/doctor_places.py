@@ -10,8 +10,8 @@ from pathlib import Path
 
 from mlxpref.checkpoints.advice import gigabytes
 from mlxpref.cli.doctor_checkup import CheckResult
+from mlxpref.files import cache_dir
 from mlxpref.hub import SPARE, shown_bytes
-from mlxpref.judge.store import default_store_path
 
 __all__ = ["Hub", "check_hub", "check_hub_cache", "check_own_cache", "probe_hub"]
 
@@ -67,7 +67,7 @@ def check_hub_cache(needed: Callable[[], int] = lambda: 0) -> CheckResult:
 
 def check_own_cache() -> CheckResult:
     """The cache of mlxpref: comparisons, calibrations, unpacked images."""
-    return _cache("mlxpref cache", default_store_path().parent, "set MLXPREF_CACHE to another place")
+    return _cache("mlxpref cache", cache_dir(), "set MLXPREF_CACHE to another place")
 
 
 def _cache(name: str, place: Path, elsewhere: str, needed: int = 0) -> CheckResult:

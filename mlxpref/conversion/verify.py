@@ -5,7 +5,6 @@ weights, mlxpref.json, says where they come from and what was measured.
 """
 
 import gc
-import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -38,7 +37,7 @@ from mlxpref.conversion.writer import RECORD, SIDE_FILES
 from mlxpref.engine.adapters import load_adapter
 from mlxpref.engine.vlm import VLM, load_vlm
 from mlxpref.errors import ModelError
-from mlxpref.files import write_text
+from mlxpref.files import sha256_of, write_file
 
 __all__ = ["Check", "check_record", "revision_of", "source_answers", "verify", "write_record"]
 
@@ -223,10 +222,10 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> None:
     The last thing that is written into a folder: what comes later is in no checksum.
     """
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    checksums = {name: _sha256(path) for name, path in files.items() if name != RECORD}
+    checksums = {name: sha256_of(path) for name, path in files.items() if name != RECORD}
     versions = {name: version(name) for name in ("mlxpref", "mlx", "mlx-vlm", "transformers")}
     text = json.dumps({**record, "versions": versions, "sha256": checksums}, indent=2)
-    write_text(folder / RECORD, text + "\n")
+    write_file(folder / RECORD, text + "\n")
 
 
 def check_record(folder: Path) -> list[str]:
@@ -240,9 +239,4 @@ def check_record(folder: Path) -> list[str]:
     if not isinstance(files, dict) or any(Path(name).is_absolute() or ".." in Path(name).parts for name in files):
         raise ModelError(f"{folder / RECORD}: states no checksums; convert the model again")
     places = {name: folder / name for name in files}
-    return [name for name, file in places.items() if not file.is_file() or _sha256(file) != files[name]]
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return [name for name, file in places.items() if not file.is_file() or sha256_of(file) != files[name]]

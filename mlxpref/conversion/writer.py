@@ -12,6 +12,8 @@ from typing import Any
 import mlx.core as mx
 
 from mlxpref.errors import ConfigError, ModelError
+from mlxpref.files import free_bytes
+from mlxpref.text import format_bytes
 
 __all__ = [
     "RECORD",
@@ -76,10 +78,9 @@ def new_folder(output: Path, overwrite: bool = False, apart_from: Sequence[Path]
 
 def check_space(output: Path, needed: int) -> None:
     """Refuse before anything is written what the disk has no room for; `needed` in bytes of weights."""
-    place = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
-    free = shutil.disk_usage(place).free
+    free = free_bytes(output)
     if free < needed + _SPARE:
-        sizes = f"{(needed + _SPARE) / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free"
+        sizes = f"{format_bytes(needed + _SPARE)} are needed, {format_bytes(free)} are free"
         raise ModelError(f"{output}: no space left for the model: {sizes}; free some, or give another output")
 
 

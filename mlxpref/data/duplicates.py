@@ -1,9 +1,10 @@
 """Files that are the same, byte for byte."""
 
-import hashlib
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
+
+from mlxpref.files import sha256_of
 
 __all__ = ["find_duplicates", "same_content"]
 
@@ -39,7 +40,7 @@ def _size(path: Path) -> int | None:
     return None
 
 
-def _digest(path: Path) -> bytes | None:
-    with suppress(OSError), path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
+def _digest(path: Path) -> str | None:
+    with suppress(OSError):
+        return sha256_of(path)
     return None

@@ -15,7 +15,7 @@ from mlxpref.data.archives import has_member
 from mlxpref.data.catalog import data_set_of, shown_size
 from mlxpref.data.tar_gz import parts_of, unpack
 from mlxpref.errors import ConfigError, DataError
-from mlxpref.judge.store import default_store_path
+from mlxpref.files import cache_dir
 from mlxpref.log import note, track
 from mlxpref.preferences import ImageLike, PackedImage, Preference, Side
 
@@ -180,7 +180,7 @@ def with_images(
     if absent and plain.is_file():
         images |= _inside(plain, absent, inside)
     elif absent and parts:
-        target = default_store_path().parent / "unpacked" / f"{archive.name.split('.')[0]}-{_stamp(parts)}"
+        target = cache_dir() / "unpacked" / f"{archive.name.split('.')[0]}-{_stamp(parts)}"
         problems = _unpack(archive, parts, absent, target)
         images |= {image: target / image for image in _files_below(target, absent)}
     elif not images:

@@ -6,7 +6,6 @@ each bounded in size, and nothing is ever written outside the folder.
 
 import gzip
 import io
-import os
 import re
 import tarfile
 import zlib
@@ -16,6 +15,7 @@ from typing import IO
 
 from mlxpref.data.archives import HEADER_LIMIT, MEMBER_LIMIT, members_of
 from mlxpref.errors import DataError
+from mlxpref.files import replacing
 
 __all__ = ["parts_of", "unpack"]
 
@@ -169,12 +169,8 @@ def _written(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path, targ
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.parent.resolve().is_relative_to(target.resolve()):
             return f"would be written outside {target}"
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
+        with replacing(path, durable=False) as temporary:
             temporary.write_bytes(content)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror}); make room, or set MLXPREF_CACHE") from error
     return None

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from mlxpref.engine.lora import attach_lora, linear_layers
 from mlxpref.engine.peft import AGAIN, is_peft, read_peft
 from mlxpref.engine.template import template_version
 from mlxpref.errors import ModelError
-from mlxpref.files import write_text
+from mlxpref.files import replacing, write_file
 
 __all__ = [
     "ADAPTER_CONFIG",
@@ -110,18 +109,14 @@ def save_adapter(
         },
         **(base or {}),
     }
-    # MLX adds the ending to a name that lacks it, so the temporary name has it too.
-    temporary = folder / f".{os.getpid()}.{ADAPTER_WEIGHTS}"
     try:
-        mx.save_safetensors(str(temporary), dict(sorted(weights.items())), {"format": "mlx"})
-        temporary.replace(folder / ADAPTER_WEIGHTS)
+        with replacing(folder / ADAPTER_WEIGHTS) as temporary:
+            mx.save_safetensors(str(temporary), dict(sorted(weights.items())), {"format": "mlx"})
     except (OSError, RuntimeError) as error:  # MLX raises the latter for a full disk
         raise ModelError(
             f"{folder / ADAPTER_WEIGHTS}: cannot be written ({error}); an adapter saved before is still there"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    write_text(folder / ADAPTER_CONFIG, json.dumps(config, indent=2) + "\n")
+    write_file(folder / ADAPTER_CONFIG, json.dumps(config, indent=2) + "\n")
 
 
 def _config(folder: Path) -> dict[str, Any]:

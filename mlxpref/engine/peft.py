@@ -15,7 +15,7 @@ import mlx.core as mx
 
 from mlxpref.checkpoints.safetensors import read_file_tensor_infos, read_json_object
 from mlxpref.errors import ModelError
-from mlxpref.files import write_text
+from mlxpref.files import write_file
 
 __all__ = ["AGAIN", "PEFT_WEIGHTS", "is_peft", "read_peft", "write_peft"]
 
@@ -112,7 +112,7 @@ def write_peft(folder: Path, weights: Mapping[str, mx.array], rank: int, scale: 
         "modules_to_save": None,
         "target_modules": sorted(targets),
     }
-    write_text(folder / _CONFIG, json.dumps(config, indent=2) + "\n")
+    write_file(folder / _CONFIG, json.dumps(config, indent=2) + "\n")
 
 
 def _config(folder: Path) -> tuple[int, float]:

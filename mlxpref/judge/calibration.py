@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxpref.errors import ConfigError, DataError
-from mlxpref.files import write_text
-from mlxpref.judge.store import default_store_path
+from mlxpref.files import cache_dir, write_file
 from mlxpref.ranking.temperature import TemperatureScaling
 
 __all__ = [
@@ -122,7 +121,7 @@ class CalibrationFile:
 
 def cached_calibrations() -> Path:
     """The folder in the user's cache for calibrations of judges without adapter; DataError where there is no cache."""
-    return default_store_path().parent / "calibrations"
+    return cache_dir() / "calibrations"
 
 
 def read_calibrations(path: Path) -> CalibrationFile:
@@ -153,7 +152,7 @@ def write_calibration(path: Path, made: Iterable[Calibration]) -> CalibrationFil
     found = CalibrationFile(path, tuple(merged[think] for think in sorted(merged)))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps({"calibrations": [asdict(each) for each in found.calibrations]}, indent=2) + "\n")
+        write_file(path, json.dumps({"calibrations": [asdict(each) for each in found.calibrations]}, indent=2) + "\n")
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written ({error.strerror}); give another file with --output") from error
     return found

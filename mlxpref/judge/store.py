@@ -4,9 +4,7 @@ What names a comparison is the judge's affair: here a key is bytes, and a value 
 """
 
 import json
-import os
 import sqlite3
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,6 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from mlxpref.errors import DataError
+from mlxpref.files import cache_dir
 from mlxpref.verdict import Verdict, verdicts_from_json, verdicts_to_json
 
 __all__ = ["Store", "default_store_path"]
@@ -128,19 +127,7 @@ class Store:
 
 def default_store_path() -> Path:
     """Where comparisons are kept unless asked otherwise: in $MLXPREF_CACHE, else in the user's cache folder."""
-    if folder := os.environ.get("MLXPREF_CACHE"):
-        return Path(folder).expanduser() / "comparisons.sqlite"
-    try:
-        home = Path.home()
-    except RuntimeError as error:
-        raise DataError(f"this user has no home folder for the store; {_ELSEWHERE}") from error
-    if sys.platform == "darwin":
-        caches = home / "Library" / "Caches"
-    else:
-        caches = Path(os.environ.get("XDG_CACHE_HOME", ""))
-        if not caches.is_absolute():  # the standard says to pass over one that is not
-            caches = home / ".cache"
-    return caches / "mlxpref" / "comparisons.sqlite"
+    return cache_dir() / "comparisons.sqlite"
 
 
 def _written(verdicts: Sequence[Verdict]) -> str:

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from mlxpref.data.images import load_image
-from mlxpref.files import write_text
+from mlxpref.files import write_file
 from mlxpref.preferences import ImageLike
 
 __all__ = [
@@ -76,7 +76,7 @@ class Dots:
 
 def write_page(path: Path, template: str, **values: Any) -> None:
     """Write a page from one of the templates in `report/templates`."""
-    write_text(path, render_page(template, **values))
+    write_file(path, render_page(template, **values))
 
 
 def render_page(template: str, **values: Any) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mlxpref.data.duplicates import same_content
 from mlxpref.errors import ConfigError, DataError
-from mlxpref.files import write_text
+from mlxpref.files import write_file
 from mlxpref.judge.ranking_result import Ranking
 
 __all__ = ["check_place", "copy_top", "write_ranking_csv"]
@@ -55,7 +55,7 @@ def write_ranking_csv(path: Path, rankings: Sequence[Ranking]) -> None:
                 )
             )
     try:
-        write_text(path, table.getvalue().encode(errors="backslashreplace").decode())
+        write_file(path, table.getvalue().encode(errors="backslashreplace").decode())
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
 

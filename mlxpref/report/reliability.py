@@ -1,6 +1,5 @@
 """Reliability: whether people agree as often as a judge's probabilities say, in bins and as a drawing."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mlxpref.errors import ConfigError
+from mlxpref.files import replacing
 from mlxpref.judge.metrics import Floats, calibration_error
 from mlxpref.report.html import COLOURS
 
@@ -106,15 +106,12 @@ def _draw_panel(cell: Any, panel: Panel) -> None:
 
 
 def _save(figure: Any, path: Path) -> None:
-    """Write a drawing beside its name, then rename it."""
-    begun = path.with_name(f".{path.name}.{os.getpid()}")
+    """Write a drawing; ConfigError for another ending or where it cannot be written."""
     kind = path.suffix.lower()
     if kind not in FORMATS:
         raise ConfigError(f"{path}: a drawing's name ends with {' or '.join(FORMATS)}")
     try:
-        figure.savefig(begun, format=kind[1:], dpi=150, metadata={"Date": None} if kind == ".svg" else None)
-        begun.replace(path)
+        with replacing(path) as temporary:
+            figure.savefig(temporary, format=kind[1:], dpi=150, metadata={"Date": None} if kind == ".svg" else None)
     except OSError as error:
         raise ConfigError(f"{path}: the drawing cannot be written there ({error.strerror})") from error
-    finally:
-        begun.unlink(missing_ok=True)

@@ -5,9 +5,7 @@ is written as `checkpoint.new`, brought to the disk, and only then takes the nam
 which stays as `checkpoint.previous`.
 """
 
-import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -17,6 +15,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlxpref.errors import ConfigError
+from mlxpref.files import sha256_of, sync
 
 __all__ = ["CHECKPOINT_FILES", "Checkpoint", "read_checkpoint", "write_checkpoint"]
 
@@ -53,7 +52,7 @@ def write_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
         else:  # the one before is the only good one
             shutil.rmtree(last, ignore_errors=True)
         new.rename(last)
-        _sync(run)
+        sync(run)
     except (OSError, RuntimeError) as error:  # MLX raises the latter for a full disk
         why = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(
@@ -93,7 +92,7 @@ def _build(folder: Path, checkpoint: Checkpoint) -> None:
         (folder / _STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
         (folder / _SUMS).write_text(_sums(folder), encoding="utf-8")
         for path in (*folder.iterdir(), folder):
-            _sync(path)
+            sync(path)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -108,17 +107,4 @@ def _is_intact(folder: Path) -> bool:
 
 
 def _sums(folder: Path) -> str:
-    lines = []
-    for name in (_ARRAYS, _STATE):
-        with (folder / name).open("rb") as file:
-            lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {name}\n")
-    return "".join(lines)
-
-
-def _sync(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk."""
-    opened = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
+    return "".join(f"{sha256_of(folder / name)}  {name}\n" for name in (_ARRAYS, _STATE))

@@ -21,10 +21,10 @@ from mlxpref.data.load import load_preferences
 from mlxpref.engine.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, base_of, save_adapter
 from mlxpref.engine.vlm import VLM, check_folder, load_vlm
 from mlxpref.errors import ConfigError, DataError, MlxprefError, ModelError
+from mlxpref.files import append_record, lock, open_for_append, truncate_lines
 from mlxpref.judge.calibration import CALIBRATION_FILE
 from mlxpref.preferences import ImageLike, Preference, digest_of, image_name
 from mlxpref.report.run_page import RUN_PAGE, recorded_images, write_run_page
-from mlxpref.run_files import append, claim, cut, opened
 from mlxpref.training.custom_reward import load_rewards
 from mlxpref.training.resume import CHECKPOINT_FILES, Checkpoint, read_checkpoint, write_checkpoint
 from mlxpref.training.run_record import (
@@ -83,13 +83,14 @@ class Run:
                 yield report
             return
         with ExitStack() as stack:
-            files = {name: stack.enter_context(opened(self.folder / name)) for name in (_LOG, _ROLLOUTS)}
-            claim(files[_LOG], self.folder)
+            files = {name: stack.enter_context(open_for_append(self.folder / name)) for name in (_LOG, _ROLLOUTS)}
+            if not lock(files[_LOG]):
+                raise ConfigError(f"{self.folder}: another process is training there; wait for its end, or end it")
             for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG, RUN_RECORD):  # what a killed process had begun to write
                 for begun in self.folder.glob(f".*{name}*"):
                     begun.unlink()
             for name, file in files.items():
-                cut(file, self.last.sizes[name])
+                truncate_lines(file, self.last.sizes[name])
             write_record(self.folder, self.record)
             try:
                 for report in self.trainer.steps(self.done):
@@ -114,9 +115,9 @@ class Run:
             self._write_page()
 
     def _write(self, report: StepReport, files: Mapping[str, BinaryIO]) -> None:
-        append(files[_LOG], report.to_json())
+        append_record(files[_LOG], report.to_json())
         for rollout in report.rollouts[:: max(1, len(report.rollouts) // _ROLLOUTS_A_STEP)]:
-            append(files[_ROLLOUTS], asdict(rollout))
+            append_record(files[_ROLLOUTS], asdict(rollout))
         self.last = self._standing(report.step, files)
 
     def _standing(self, step: int, files: Mapping[str, BinaryIO]) -> Checkpoint:

@@ -15,7 +15,7 @@ import mlx.core as mx
 from mlxpref._blas import blas_in_use
 from mlxpref.config import TrainSettings, settings_from
 from mlxpref.errors import ConfigError, DataError, ModelError
-from mlxpref.files import write_text
+from mlxpref.files import write_file
 from mlxpref.preferences import Preference, image_name
 
 __all__ = [
@@ -62,7 +62,7 @@ def record_of(
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
-    write_text(folder / RUN_RECORD, json.dumps(record, indent=2) + "\n")
+    write_file(folder / RUN_RECORD, json.dumps(record, indent=2) + "\n")
 
 
 def read_record(folder: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from mlxpref.verdict import Verdict
 WRITER = """
 import sys
 from pathlib import Path
-from mlxpref.store import Store
+from mlxpref.judge.store import Store
 from mlxpref.verdict import Verdict
 
 path, name, batches, size = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
@@ -35,7 +35,7 @@ with Store(path) as store:
 """
 """Keeps batches of its own, each with a comparison that others keep too, and says so after each."""
 
-OPENER = "import sys, pathlib; from mlxpref.store import Store; Store(pathlib.Path(sys.argv[1]))"
+OPENER = "import sys, pathlib; from mlxpref.judge.store import Store; Store(pathlib.Path(sys.argv[1]))"
 SOMEBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"] if os.geteuid() == 0 else []
 """What runs a command as somebody who may not write anywhere, where that is not so already."""
 
