@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mlxpref.ranking.bradley_terry import Z95, soft_preference
+from mlxpref.ranking.bradley_terry import Z95
+from mlxpref.ranking.log_odds import soft_preference
 
 __all__ = [
     "Floats",

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from mlxpref.ranking.bradley_terry import PairOutcome, soft_preference
+from mlxpref.ranking.bradley_terry import PairOutcome
+from mlxpref.ranking.log_odds import soft_preference
 from mlxpref.ranking.temperature import TemperatureScaling
 from mlxpref.verdict import Strategy, Verdict
 

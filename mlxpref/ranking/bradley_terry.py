@@ -1,9 +1,11 @@
 """From judged pairs to an order: soft Bradley-Terry strengths, how well they are known, and which images tie.
 
-Nothing here sees a model or a file. Images are numbers from 0 to count - 1, strengths are log-odds in nats.
+Images are numbers from 0 to count - 1, strengths are log-odds in nats. The model, for N images:
 
-An interval says how well this judge's own full ranking is known from the pairs asked, not what people think. It
-does not shrink to nothing when every pair was asked: a pair is one draw of what the judge might have answered.
+    logit P(first preferred) = strength of the first - strength of the second + position bias
+
+An interval says how well this judge's own full ranking is known from the pairs asked, not what people think. It does
+not shrink to nothing when every pair was asked: a pair is one draw of what the judge might have answered.
 """
 
 import math
@@ -11,38 +13,30 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
+from scipy.special import expit, stdtrit
 
 from mlxpref.errors import DataError
+from mlxpref.ranking.log_odds import combine_orders
 from mlxpref.ranking.posterior import best_probabilities, difference_variance
 
-__all__ = [
-    "PairOutcome",
-    "RankedImage",
-    "StrengthFit",
-    "StrengthRanking",
-    "all_pairs",
-    "fit_strengths",
-    "rank_images",
-    "soft_preference",
-]
+__all__ = ["PairOutcome", "RankedImage", "StrengthFit", "StrengthRanking", "all_pairs", "fit_strengths", "rank_images"]
 
 Array = NDArray[np.float64]
 
-PROBABILITY_MARGIN = 2.0**-40  # probabilities are kept this far (9e-13) from 0 and 1 before their log-odds are taken
 PRIOR_DEVIATION = 3.0  # nats; of the position bias, and of strengths as expected before any answer
-PRIOR_DOUBT = 1.0  # how little that is known of strengths: the deviation of its logarithm, a factor of e either way
-MOST_UPDATES = 12  # of noise and deviation; 2 to 5 do, where many answers are saturated more would change little
-SPREAD_CAUTION = 3.0  # by how much the found deviation is less sure than its Fisher information says, see fit_strengths
-SMALLEST_DISPERSION = 1e-4  # however well the model fits, a comparison never counts for more than 10,000 votes
+PRIOR_DOUBT = 1.0  # how little is known of the deviation of strengths: a factor of e either way
+MAX_UPDATES = 12  # of noise and deviation; 2 to 5 do, where many answers are saturated more would change little
+SPREAD_CAUTION = 3.0  # how much less sure the fitted deviation is than its Fisher information says, see fit_strengths
+MIN_DISPERSION = 1e-4  # however well the model fits, a comparison never counts for more than 10,000 votes
 Z95 = 1.959963984540054  # the normal quantile of a two-sided 95 % interval
 
 
 @dataclass(frozen=True)
 class PairOutcome:
-    """What the judge said about images a and b: P(a preferred), once with a shown first, once with a second.
+    """What the judge answered about images a and b: P(a preferred), once with a shown first, once with a second.
 
-    None or NaN where the work was interrupted. A pair judged again replaces its outcome: listed twice, it counts twice.
+    None or NaN where an order is missing. A pair judged again replaces its outcome: listed twice, it counts twice.
     """
 
     a: int
@@ -52,9 +46,8 @@ class PairOutcome:
 
     @property
     def p_a(self) -> float | None:
-        """The soft preference for a; with one order only that order as it is, position bias and all; None for none."""
-        known = [p for p in (self.p_a_shown_first, self.p_a_shown_second) if p is not None and not math.isnan(p)]
-        return float(soft_preference(known[0], known[-1])) if known else None
+        """The soft preference for a, see `combine_orders`."""
+        return combine_orders(self.p_a_shown_first, self.p_a_shown_second)
 
 
 @dataclass(frozen=True)
@@ -111,39 +104,24 @@ def all_pairs(count: int) -> Iterator[tuple[int, int]]:
     return ((a, b) for a in range(count) for b in range(a + 1, count))
 
 
-def soft_preference(p_a_shown_first: ArrayLike, p_a_shown_second: ArrayLike) -> Array:
-    """The preference for a over both orders: the mean of the two log-odds, which cancels a position bias.
-
-    Arrays or numbers that broadcast -> float64. Both arguments are P(a preferred). Exactly antisymmetric: with a and b
-    exchanged, `soft_preference(1 - p_a_shown_second, 1 - p_a_shown_first)`, it gives 1 minus the result to the last
-    bit. 0 and 1 are taken as `PROBABILITY_MARGIN` and 1 minus it.
-    """
-    p = np.array(np.broadcast_arrays(p_a_shown_first, p_a_shown_second), dtype=np.float64)
-    against = 1 - np.clip(p, PROBABILITY_MARGIN, 1 - PROBABILITY_MARGIN)
-    mean = (np.log(1 - against) - np.log(against)).mean(axis=0)  # 1 - against: on the grid where 1 - (1 - p) is p
-    larger: Array = 1 / (1 + np.exp(-np.abs(mean)))
-    return np.where(mean >= 0, larger, 1 - larger)  # 1 - larger is exact in floating point
-
-
 def rank_images(count: int, outcomes: Iterable[PairOutcome], default_dispersion: float = 1.0) -> StrengthRanking:
     """Rank `count` images from the pairs judged so far; any subset of pairs and orders will do.
 
     Permuting the images permutes the ranking. `default_dispersion` and errors as in `fit_strengths`.
     """
-    judged = [pair for pair in outcomes if pair.p_a is not None]
-    fit = fit_strengths(count, judged, default_dispersion)
+    judged = [(pair, p_a) for pair in outcomes if (p_a := pair.p_a) is not None]
+    fit = fit_strengths(count, [pair for pair, _ in judged], default_dispersion)
     wins, pairs = [0] * count, [0] * count
-    for pair in judged:
-        p_a = pair.p_a or 0.0
+    for pair, p_a in judged:
         for index, won in ((pair.a, p_a > 0.5), (pair.b, p_a < 0.5)):
             wins[index] += won
             pairs[index] += 1
-    level = np.round(fit.strengths, 9)  # strengths that differ by rounding only share a rank
-    rank = 1 + count - np.searchsorted(np.sort(level), level, side="right")
+    rounded = np.round(fit.strengths, 9)  # strengths that differ by rounding only share a rank
+    rank = 1 + count - np.searchsorted(np.sort(rounded), rounded, side="right")
     error = np.sqrt(np.diag(fit.covariance))
     bounds = fit.strengths - Z95 * error, fit.strengths + Z95 * error
     p_best = best_probabilities(fit.strengths, fit.covariance)
-    difference = np.abs(fit.strengths[:, None] - fit.strengths)
+    difference = np.abs(fit.strengths[:, None] - fit.strengths)  # (N, N)
     tied = difference <= Z95 * np.sqrt(difference_variance(fit.covariance))
     np.fill_diagonal(tied, False)
     numbers = [column.tolist() for column in (rank, fit.strengths, error, *bounds, p_best)]
@@ -156,66 +134,96 @@ def rank_images(count: int, outcomes: Iterable[PairOutcome], default_dispersion:
 def fit_strengths(count: int, outcomes: Sequence[PairOutcome], default_dispersion: float = 1.0) -> StrengthFit:
     """Strengths by soft Bradley-Terry with a position bias, maximum a posteriori, and their covariance.
 
-    Model: logit P(first preferred) = s_first - s_second + b, with a normal prior of mean 0 on every s and on b.
-    Probabilities are fractional outcomes of a quasi-likelihood (Papke & Wooldridge 1996) with variance
-    dispersion * p (1 - p), so data count 1 / dispersion times: covariance = inverse (Hessian / dispersion + prior).
+    Strengths and position bias have normal priors of mean 0. Probabilities are fractional outcomes of a
+    quasi-likelihood (Papke & Wooldridge 1996) with variance dispersion * p (1 - p), so data count 1 / dispersion
+    times: covariance = inverse (Hessian / dispersion + prior). How the dispersion is measured: `_measure_noise`; how
+    the deviation of the strengths' prior follows from the data: `_fit_prior`.
 
-    The deviation of the strengths' prior comes from the data (empirical Bayes), as only a prior of the right width
-    undoes what choosing pairs by earlier answers does: the best so far owe some of their lead to luck. It maximises
-    the marginal likelihood under Laplace's approximation, times a log-normal prior (median `PRIOR_DEVIATION`, deviation
-    of the logarithm `PRIOR_DOUBT`) that decides where data say little and lets nothing collapse to 0 or run away. That
-    it is an estimate widens the covariance along d strengths / d log deviation, by `SPREAD_CAUTION` times its inverse
+    That both are estimates widens the covariance: by Student's quantile over the normal one, squared, as few pairs
+    know their own noise badly; and along d strengths / d log deviation by `SPREAD_CAUTION` times its inverse
     information, which takes noise as known and answers as normal: with 1 instead, intervals after adaptive pairs
-    held 91 to 92 % where they now hold 92 to 95 %.
+    held 91 to 92 % where they now hold 92 to 95 %. The bias has a noise of its own, from the differences between the
+    two orders of a pair.
 
-    The dispersion comes from pairs, as the two orders of a pair share one error: sum of squared pair residuals / sum
-    of w (1 - h), w the pair's information, h its leverage; unlike Pearson's X2 (McCullagh & Nelder 1989, chapter 9)
-    one upset of a very sure judge cannot swamp it. The covariance is widened by Student's quantile over the normal
-    one, squared, as few pairs know their own noise badly. Below two degrees of freedom (two images, a tree of pairs,
-    only saturated answers) the noise cannot be seen and `default_dispersion` stands in: 1 makes a comparison worth one
-    vote; callers may pass what the judge showed elsewhere. The bias has its own, from the differences between orders.
+    Below two degrees of freedom (two images, a tree of pairs, only saturated answers) the noise cannot be seen and
+    `default_dispersion` stands in: 1 makes a comparison worth one vote; callers may pass what the judge showed
+    elsewhere.
 
     DataError: fewer than two images, an index outside them, a pair of one image, a probability outside 0 to 1.
     """
     data = _Comparisons(count, outcomes)
-    # The first fit is nearly without prior, so that shrinkage is not taken for noise; the second measures noise
-    # without the first one's overshoot; then noise and the deviation of the strengths are found together.
-    parameters, noise = np.zeros(count + 1), 0.01
+    parameters, inverse, noise, freedom = _measure_noise(data, default_dispersion)
+    parameters, noise, log_deviation, information = _fit_prior_width(
+        data, parameters, inverse, noise, freedom, default_dispersion
+    )
+    penalty = _penalty(count, noise, log_deviation)
+    parameters, inverse = _newton(data, parameters, penalty)
+
+    dispersion = _widen(noise, freedom, default_dispersion)
+    order_noise, order_freedom = _dispersion(*data.order_errors(parameters, inverse), dispersion)
+    bias_variance = _widen(order_noise, order_freedom, dispersion) * float(inverse[count, count])
+    inverse = inverse[:count, :count]
+    drift = inverse @ (2 * penalty * parameters)[:count]  # (N,) d strengths / d log deviation
+    return StrengthFit(
+        strengths=parameters[:count] - parameters[:count].mean(),
+        covariance=_centre(dispersion * inverse + SPREAD_CAUTION / information * np.outer(drift, drift)),
+        position_bias=float(parameters[count]),
+        position_bias_stderr=math.sqrt(bias_variance),
+        dispersion=dispersion,
+        degrees_of_freedom=freedom,
+        deviation=math.exp(log_deviation),
+    )
+
+
+def _measure_noise(data: "_Comparisons", default: float) -> tuple[Array, Array, float, float]:
+    """Parameters (N + 1,), their inverse Hessian, the dispersion of comparisons and its degrees of freedom.
+
+    The dispersion comes from pairs, as the two orders of a pair share one error: sum of squared pair residuals / sum
+    of w (1 - h), w the pair's information, h its leverage; unlike Pearson's X2 (McCullagh & Nelder 1989, chapter 9)
+    one upset of a very sure judge cannot swamp it. The first fit has nearly no prior, so that shrinkage is not taken
+    for noise; the second measures noise without the first one's overshoot.
+    """
+    parameters, noise = np.zeros(data.size), 0.01
     for _ in range(2):
         parameters, inverse = _newton(data, parameters, noise / PRIOR_DEVIATION**2)
-        noise, freedom = _dispersion(*data.pair_errors(parameters, inverse), default_dispersion)
-    spread = float(np.var(parameters[:count])) - noise * float(np.trace(_centred(inverse[:count, :count]))) / count
-    level = math.log(max(spread, (PRIOR_DEVIATION / 10) ** 2)) / 2  # a first guess, of an image's excess variance
-    for _ in range(MOST_UPDATES):
-        parameters, inverse = _newton(data, parameters, _penalty(count, noise, level), most=1)
-        step, information = _towards_deviation(parameters[:count], noise * inverse[:count, :count], level)
-        level += step
-        found, free = _dispersion(*data.pair_errors(parameters, inverse), default_dispersion)
-        noise = found if min(freedom, free) >= 2 else noise
+        noise, freedom = _dispersion(*data.pair_errors(parameters, inverse), default)
+    return parameters, inverse, noise, freedom
+
+
+def _fit_prior_width(
+    data: "_Comparisons", parameters: Array, inverse: Array, noise: float, freedom: float, default: float
+) -> tuple[Array, float, float, float]:
+    """Parameters, noise, the log deviation of the strengths' prior, and the information that data have of it.
+
+    Empirical Bayes, as only a prior of the right width undoes what choosing pairs by earlier answers does: the best
+    so far owe some of their lead to luck. The deviation maximises the marginal likelihood under Laplace's
+    approximation, times a log-normal prior (median `PRIOR_DEVIATION`, deviation of the logarithm `PRIOR_DOUBT`) that
+    decides where data say little and lets nothing collapse to 0 or run away. Noise is measured again beside it.
+    """
+    count = data.size - 1
+    mean_variance = noise * float(np.trace(_centre(inverse[:count, :count]))) / count
+    excess = float(np.var(parameters[:count])) - mean_variance
+    log_deviation = math.log(max(excess, (PRIOR_DEVIATION / 10) ** 2)) / 2  # a first guess
+    for _ in range(MAX_UPDATES):
+        parameters, inverse = _newton(data, parameters, _penalty(count, noise, log_deviation), max_steps=1)
+        step, information = _deviation_step(parameters[:count], noise * inverse[:count, :count], log_deviation)
+        log_deviation += step
+        new_noise, new_freedom = _dispersion(*data.pair_errors(parameters, inverse), default)
+        noise = new_noise if min(freedom, new_freedom) >= 2 else noise
         if abs(step) < 1e-3:
             break
-    penalty = _penalty(count, noise, level)
-    parameters, inverse = _newton(data, parameters, penalty)
-    dispersion = _widened(noise, freedom, default_dispersion)
-    change, free = _dispersion(*data.order_errors(parameters, inverse), dispersion)
-    bias_stderr = math.sqrt(_widened(change, free, dispersion) * inverse[count, count])
-    inverse = inverse[:count, :count]
-    drift = inverse @ (2 * penalty * parameters)[:count]  # d strengths / d log deviation
-    covariance = _centred(dispersion * inverse + SPREAD_CAUTION / information * np.outer(drift, drift))
-    strengths = parameters[:count] - parameters[:count].mean()
-    bias = float(parameters[count])
-    return StrengthFit(strengths, covariance, bias, bias_stderr, dispersion, freedom, math.exp(level))
+    return parameters, noise, log_deviation, information
 
 
 class _Comparisons:
-    """The outcomes over K pairs: a, b (K,) and p (2, K), P(a) shown first and shown second, NaN if unknown."""
+    """The outcomes over K pairs: a, b (K,) and p (2, K), P(a) shown first and shown second, NaN if missing."""
 
     def __init__(self, count: int, outcomes: Sequence[PairOutcome]) -> None:
         if count < 2:
             raise DataError(f"a ranking needs at least two images, not {count}")
         rows = [(o.a, o.b, o.p_a_shown_first, o.p_a_shown_second) for o in outcomes]
-        columns = np.array(rows, dtype=np.float64).reshape(-1, 4).T  # None becomes NaN
-        self.size = count + 1
+        columns = np.array(rows, dtype=np.float64).reshape(-1, 4).T  # (4, K); None becomes NaN
+        self.size = count + 1  # parameters: the strengths, then the position bias
         self.p = columns[2:]
         self.a, self.b = a, b = columns[:2].astype(np.int64)
         bad = (np.minimum(a, b) < 0) | (np.maximum(a, b) >= count) | (a == b)
@@ -232,8 +240,8 @@ class _Comparisons:
         return np.stack([difference + bias, difference - bias])
 
     def residuals(self, parameters: Array) -> tuple[Array, Array]:
-        """(N + 1,) -> p - P(a) and its Bernoulli variance for every comparison, (2, K) each, 0 where unknown."""
-        expected = 0.5 * (1 + np.tanh(0.5 * self.log_odds(parameters)))
+        """(N + 1,) -> p - P(a) and its Bernoulli variance for every comparison, (2, K) each, 0 where missing."""
+        expected = expit(self.log_odds(parameters))
         return np.nan_to_num(self.p - expected), np.where(np.isnan(self.p), 0.0, expected * (1 - expected))
 
     def loss(self, parameters: Array, penalty: float | Array) -> float:
@@ -248,9 +256,9 @@ class _Comparisons:
         weight, shift = variance.sum(axis=0), variance[0] - variance[1]
         a, b, size = self.a, self.b, self.size
         bias = np.full_like(a, size - 1)
-        values = np.concatenate([total, -total, change])
+        values = np.concatenate([total, -total, change])  # (3 K,)
         gradient: Array = np.bincount(np.concatenate([a, b, bias]), values, size) - penalty * parameters
-        rows = np.concatenate([a, b, a, b, a, bias, b, bias, bias])
+        rows = np.concatenate([a, b, a, b, a, bias, b, bias, bias])  # (9 K,) places in the Hessian
         columns = np.concatenate([a, b, b, a, bias, a, bias, b, bias])
         values = np.concatenate([weight, weight, -weight, -weight, shift, shift, -shift, -shift, weight])
         hessian = np.bincount(rows * size + columns, values, size * size).reshape(size, size)
@@ -271,13 +279,13 @@ class _Comparisons:
         return (residual[0] - residual[1])[both], weight, weight * inverse[-1, -1]
 
 
-def _newton(data: _Comparisons, parameters: Array, penalty: float | Array, most: int = 100) -> tuple[Array, Array]:
-    """Newton's method with step halving from (N + 1,) -> the optimum and the inverse Hessian there.
+def _newton(data: _Comparisons, parameters: Array, penalty: float | Array, max_steps: int = 100) -> tuple[Array, Array]:
+    """Newton's method with step halving from (N + 1,) -> the optimum (N + 1,) and the inverse Hessian there.
 
-    The loss is strictly convex, so every Newton step descends and halving ends. At most `most` steps.
+    The loss is strictly convex, so every Newton step descends and halving ends.
     """
     loss = data.loss(parameters, penalty)
-    for _ in range(most):
+    for _ in range(max_steps):
         gradient, hessian = data.derivatives(parameters, penalty)
         step = np.linalg.solve(hessian, gradient)
         decrease, bound = 0.1 * float(gradient @ step), loss + 1e-13 * (1 + abs(loss))  # what rounding hides
@@ -289,42 +297,42 @@ def _newton(data: _Comparisons, parameters: Array, penalty: float | Array, most:
     return parameters, np.linalg.inv(data.derivatives(parameters, penalty)[1]).astype(np.float64, copy=False)
 
 
-def _penalty(count: int, noise: float, level: float) -> Array:
-    """What the normal priors add to the Hessian of (N + 1,) parameters, in units in which a comparison counts once."""
-    return noise * np.append(np.full(count, math.exp(-2 * level)), PRIOR_DEVIATION**-2.0)
+def _penalty(count: int, noise: float, log_deviation: float) -> Array:
+    """What the priors of (N + 1,) parameters add to the Hessian, in units in which a comparison counts once."""
+    return noise * np.append(np.full(count, math.exp(-2 * log_deviation)), PRIOR_DEVIATION**-2.0)
 
 
-def _towards_deviation(strengths: Array, covariance: Array, level: float) -> tuple[float, float]:
+def _deviation_step(strengths: Array, covariance: Array, log_deviation: float) -> tuple[float, float]:
     """A step of Fisher scoring of the log deviation of the strengths' prior, at most 1, and the information."""
-    free, precision = len(strengths) - 1, math.exp(-2 * level)  # one degree of freedom is the mean's
-    covariance = _centred(covariance) * precision
+    free, precision = len(strengths) - 1, math.exp(-2 * log_deviation)  # one degree of freedom is the mean's
+    covariance = _centre(covariance) * precision
     left = float(np.trace(covariance))
-    slope = (
-        precision * float(strengths @ strengths) + left - free - (level - math.log(PRIOR_DEVIATION)) / PRIOR_DOUBT**2
-    )
+    doubt = (log_deviation - math.log(PRIOR_DEVIATION)) / PRIOR_DOUBT**2
+    slope = precision * float(strengths @ strengths) + left - free - doubt
     # 2 |I - covariance / deviation^2|^2, the share of every direction that the data know; plus the log-normal's.
     information = 2 * (free - 2 * left + float((covariance**2).sum())) + PRIOR_DOUBT**-2.0
     return min(max(slope / information, -1.0), 1.0), information
 
 
-def _centred(covariance: Array) -> Array:
+def _centre(covariance: Array) -> Array:
     """(N, N) covariance -> that of the differences from the mean."""
     centred: Array = covariance - covariance.mean(axis=0) - covariance.mean(axis=1)[:, None] + covariance.mean()
     return centred
 
 
 def _dispersion(residual: Array, weight: Array, leverage: Array, default: float) -> tuple[float, float]:
-    """Residual variance over its expectation, and its degrees of freedom (Satterthwaite's); the default below two."""
+    """Residual variance over its expectation, from (K,) each, and its degrees of freedom (Satterthwaite's).
+
+    The default below two degrees.
+    """
     free = weight * np.maximum(1 - leverage, 0)
     freedom = float(free.sum() ** 2 / max((weight * free).sum(), 1e-300))
     estimate = default if freedom < 2 else float((residual**2).sum() / free.sum())
-    return max(estimate, SMALLEST_DISPERSION), freedom
+    return max(estimate, MIN_DISPERSION), freedom
 
 
-def _widened(estimate: float, freedom: float, default: float) -> float:
-    """A dispersion times Student's over the normal quantile, squared (not beyond the default)."""
+def _widen(estimate: float, freedom: float, default: float) -> float:
+    """A dispersion times Student's over the normal 97.5 % quantile, squared, but not beyond the default."""
     if freedom < 2:
         return estimate
-    # Peizer & Pratt 1968, right to 4 % from 2 degrees upwards.
-    scaled = Z95**2 * (freedom - 5 / 6) / (freedom - 2 / 3 + 0.1 / freedom) ** 2
-    return min(estimate * freedom * math.expm1(scaled) / Z95**2, max(default, estimate))
+    return min(estimate * float(stdtrit(freedom, 0.975) / Z95) ** 2, max(default, estimate))

@@ -1,17 +1,11 @@
-"""Which pairs to ask next, and when enough were asked.
-
-Nothing here sees a model or a file. Images are numbers from 0 to count - 1, strengths are log-odds in nats.
+"""Which pairs to ask next, and when enough were asked. Images are numbers, strengths are log-odds in nats.
 
 A pair is worth asking where it is open who of the two is stronger, where an answer would take much of that doubt away,
 and more so if one of them could enter or leave the top: `next_round` picks by the product, and each pick lowers what
-others with the same images are worth. Measured at two pairs an image, 3 votes:
-HPDv2's nine images get tau 0.837 and 75 % right best ones (1,500 runs), by Swiss rounds (neighbours in the order) 0.829
-and 74 %, at random 0.78 and 61 % (750 runs).
+others with the same images are worth.
 
-Choosing by earlier answers has a price: the best so far owe some of their lead to luck. `ranking.fit_strengths` finds
-the deviation of the strengths from the answers, which takes most of that back: 95 % intervals of chosen pairs hold 92
-to 95 % of the true strengths, of Swiss rounds 93 to 94 %, of a fixed random design 94 to 96 % (with a fixed prior of
-deviation 3 it was 80, 86 and 96 %; scripts/ranking_coverage.py).
+Choosing by earlier answers has a price: the best so far owe some of their lead to luck. `fit_strengths` fits the
+deviation of the strengths to the answers, which takes most of that back (scripts/ranking_coverage.py measures it).
 """
 
 import math
@@ -20,6 +14,9 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from scipy.special import expit, ndtr
 
 from mlxpref.errors import ConfigError
 from mlxpref.ranking.bradley_terry import PRIOR_DEVIATION, StrengthFit, all_pairs
@@ -31,14 +28,14 @@ Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
 
 REACH = 16  # candidates are at most this far apart in the current order, so that a round is linear in N
-MOST_PAIRS = 2  # of one image in a round: more would be asked before an answer could say that they are needless
+MAX_PAIRS = 2  # of one image in a round: more would be asked before an answer could say that they are needless
 SETTLED = 0.95  # the probability at which a top is settled
 
 
 def pair_budget(count: int, pairs: int | Literal["all"] | None = None) -> int:
-    """How many pairs of `count` images are asked: so many, all, or by default two an image; at most all there are."""
-    every = count * (count - 1) // 2
-    return every if pairs == "all" else min(2 * count if pairs is None else pairs, every)
+    """How many pairs of `count` images are asked: `pairs`, all, or by default two an image; at most all there are."""
+    total = count * (count - 1) // 2
+    return total if pairs == "all" else min(2 * count if pairs is None else pairs, total)
 
 
 def default_round(count: int) -> int:
@@ -59,51 +56,49 @@ def next_round(
 ) -> list[tuple[int, int]]:
     """The next `size` pairs (a, b), a < b, to ask of `count` images, or all that are left if they are no more.
 
-    `asked` are the pairs of earlier rounds, either image first; none of them comes again. `fit` is what their answers
-    say, None before there are any. While pairs do not connect all images, only pairs that connect are picked, so
-    count - 1 of them do. An image is in at most `MOST_PAIRS` of a round unless it cannot be filled otherwise. `top`:
+    `asked` are the pairs of earlier rounds, either image first; none of them is asked again. `fit` is what their
+    answers say, None before there are any. While pairs do not connect all images, only pairs that connect are picked,
+    so count - 1 of them do. An image is in at most `MAX_PAIRS` of a round unless it cannot be filled otherwise. `top`:
     how many of the best matter most, 1 by default. Equal images are told apart by `seed`; nothing else is random.
     ConfigError: fewer than two images, a size or a top below 1.
     """
     if count < 2 or size < 1 or (top is not None and top < 1):
-        raise ConfigError(
-            f"{size} pairs of {count} images for the top {top}: two images, one pair, top 1 are the least"
-        )
+        raise ConfigError(f"a round needs at least two images, one pair and top 1, not {count}, {size} and {top}")
     met = {(min(pair), max(pair)) for pair in asked}
     if size >= count * (count - 1) // 2 - len(met):
         return [pair for pair in all_pairs(count) if pair not in met]
-    fit = fit or _unknown(count)
-    drawn = np.random.default_rng([seed, len(met)]).permutation(count)
-    order = drawn[np.argsort(-np.round(fit.strengths[drawn], 9), kind="stable")]
-    worth, group, used = _InformationGain(fit, order, top or 1, size), _groups(count, met), np.zeros(count, np.int64)
-    most, reach = MOST_PAIRS, REACH
+    fit = fit or _prior_fit(count)
+    shuffled = np.random.default_rng([seed, len(met)]).permutation(count)
+    order = shuffled[np.argsort(-np.round(fit.strengths[shuffled], 9), kind="stable")]  # (N,) best first
+    gain, island, used = _InformationGain(fit, order, top or 1, size), _islands(count, met), np.zeros(count, np.int64)
+    max_pairs, reach = MAX_PAIRS, REACH
     a, b = _candidates(order, met, reach)
-    value = worth.of(a, b)
-    chosen: list[tuple[int, int]] = []
-    while len(chosen) < size:
-        connects = group[a] != group[b] if group.any() else np.ones(len(a), np.bool_)
-        free = (used[a] < most) & (used[b] < most) & connects
+    value = gain.of(a, b)
+    picked: list[tuple[int, int]] = []
+    while len(picked) < size:
+        connects = island[a] != island[b] if island.any() else np.ones(len(a), np.bool_)
+        free = (used[a] < max_pairs) & (used[b] < max_pairs) & connects
         if not free.any():
-            # Neighbours in the order of different groups never met, so only the limits can be in the way.
-            if len(a) and most < count:
-                most += 1
+            # Neighbours in the order of different islands never met, so only the limits can be in the way.
+            if len(a) and max_pairs < count:
+                max_pairs += 1
             else:
                 reach *= 2
                 a, b = _candidates(order, met, reach)
-                value = worth.of(a, b)
+                value = gain.of(a, b)
             continue
-        pick = int(np.argmax(np.where(free, value, -1.0)))
-        x, y = int(a[pick]), int(b[pick])
-        chosen.append((min(x, y), max(x, y)))
-        met.add(chosen[-1])
-        worth.count_in(x, y)
+        best = int(np.argmax(np.where(free, value, -1.0)))
+        x, y = int(a[best]), int(b[best])
+        picked.append((min(x, y), max(x, y)))
+        met.add(picked[-1])
+        gain.add(x, y)
         used[[x, y]] += 1
-        low, high = sorted((group[x], group[y]))
-        group[group == high] = low
-        a, b, value = np.delete(a, pick), np.delete(b, pick), np.delete(value, pick)
+        low, high = sorted((island[x], island[y]))
+        island[island == high] = low
+        a, b, value = np.delete(a, best), np.delete(b, best), np.delete(value, best)
         touched = np.flatnonzero((a == x) | (a == y) | (b == x) | (b == y))
-        value[touched] = worth.of(a[touched], b[touched])
-    return chosen
+        value[touched] = gain.of(a[touched], b[touched])
+    return picked
 
 
 def is_settled(fit: StrengthFit, top: int) -> bool:
@@ -130,12 +125,12 @@ class _InformationGain:
 
     The product of the doubt who is stronger, exp(-d^2 / 2v) for a difference of mean d and variance v (the normal
     density at 0 against that at d), the share of v that an answer takes away, and 1 plus how open it is whether the
-    two are in the top. It only falls as other pairs of the round are counted in.
+    two are in the top. It only falls as other pairs of the round are added.
     """
 
     def __init__(self, fit: StrengthFit, order: Indices, top: int, size: int) -> None:
         self.fit = fit
-        self.explained = np.zeros((len(order), size))  # column i: what pick i's answer says about every image
+        self.explained = np.zeros((len(order), size))  # (N, size), column i: what pick i's answer says of every image
         self.picked = 0
         top = min(top, len(order) - 1)
         rival = np.full(len(order), order[top - 1])
@@ -145,33 +140,33 @@ class _InformationGain:
         self.contention = 2 * _below_zero(behind, own + own[rival] - 2 * covariance)
 
     def of(self, a: Indices, b: Indices) -> Array:
-        """(K,), (K,) images -> (K,) worth of their pairs, above 0."""
-        difference, variance, noise = self._known(a, b)
+        """(K,), (K,) images -> (K,) gains of their pairs, above 0."""
+        difference, variance, noise = self._difference(a, b)
         doubt = np.exp(-np.minimum(difference**2 / (2 * variance), 600.0))
-        worth: Array = doubt * variance / (variance + noise) * (1 + self.contention[a] + self.contention[b])
-        return worth
+        gain: Array = doubt * variance / (variance + noise) * (1 + self.contention[a] + self.contention[b])
+        return gain
 
-    def count_in(self, x: int, y: int) -> None:
+    def add(self, x: int, y: int) -> None:
         """Take the pair into the round: its answer will lower the variance of differences (not their means)."""
         before = self.explained[:, : self.picked]
-        _, variance, noise = self._known(np.array([x]), np.array([y]))
+        _, variance, noise = self._difference(np.array([x]), np.array([y]))
         change = self.fit.covariance[:, x] - self.fit.covariance[:, y] - before @ (before[x] - before[y])
         self.explained[:, self.picked] = change / np.sqrt(variance + noise)
         self.picked += 1
 
-    def _known(self, a: Indices, b: Indices) -> tuple[Array, Array, Array]:
+    def _difference(self, a: Indices, b: Indices) -> tuple[Array, Array, Array]:
         """Mean and variance of differences, and the noise that an answer of both orders would have, each (K,)."""
         covariance, before = self.fit.covariance, self.explained[:, : self.picked]
         difference = self.fit.strengths[a] - self.fit.strengths[b]
         variance = covariance[a, a] + covariance[b, b] - 2 * covariance[a, b]
         variance = np.maximum(variance - ((before[a] - before[b]) ** 2).sum(axis=1), 1e-9)
         # The logistic of a normal variable has about this mean (MacKay 1992).
-        expected = 0.5 * (1 + np.tanh(0.5 * difference / np.sqrt(1 + math.pi / 8 * variance)))
+        expected = expit(difference / np.sqrt(1 + math.pi / 8 * variance))
         return difference, variance, self.fit.dispersion / (2 * np.maximum(expected * (1 - expected), 1e-9))
 
 
-def _unknown(count: int) -> StrengthFit:
-    """What is known before the first answer: the prior of `ranking.fit_strengths`, without its work."""
+def _prior_fit(count: int) -> StrengthFit:
+    """What is known before the first answer: the prior of `fit_strengths`, without its work."""
     covariance = PRIOR_DEVIATION**2 * (np.eye(count) - 1 / count)
     return StrengthFit(np.zeros(count), covariance, 0.0, PRIOR_DEVIATION, 1.0, 0.0)
 
@@ -179,25 +174,21 @@ def _unknown(count: int) -> StrengthFit:
 def _candidates(order: Indices, met: Collection[tuple[int, int]], reach: int) -> tuple[Indices, Indices]:
     """Both images of every pair that was not asked and whose places in the order are at most `reach` apart."""
     count = len(order)
-    apart = range(1, min(reach, count - 1) + 1)
-    a = np.concatenate([order[: count - gap] for gap in apart])
-    b = np.concatenate([order[gap:] for gap in apart])
+    gaps = range(1, min(reach, count - 1) + 1)
+    a = np.concatenate([order[: count - gap] for gap in gaps])
+    b = np.concatenate([order[gap:] for gap in gaps])
     known = np.array([low * count + high for low, high in met], np.int64)
     new = ~np.isin(np.minimum(a, b) * count + np.maximum(a, b), known)
     return a[new], b[new]
 
 
-def _groups(count: int, met: Collection[tuple[int, int]]) -> Indices:
-    """For every image the smallest one that pairs connect it with: all 0 if all are connected."""
-    group = np.arange(count)
-    for a, b in met:
-        low, high = sorted((group[a], group[b]))
-        if low != high:
-            group[group == high] = low
-    return group
+def _islands(count: int, met: Collection[tuple[int, int]]) -> Indices:
+    """(N,): for every image the number of its island of images that pairs connect; all 0 if all are connected."""
+    a, b = np.array(sorted(met), np.int64).reshape(-1, 2).T
+    graph = coo_array((np.ones(len(a)), (a, b)), (count, count))
+    return np.asarray(connected_components(graph, directed=False)[1], np.int64)
 
 
 def _below_zero(mean: Array, variance: Array) -> Array:
     """(K,), (K,) -> the probability that a normal variable is below 0."""
-    scaled = mean / np.sqrt(2 * np.maximum(variance, 1e-18))
-    return np.array([0.5 * math.erfc(x) for x in scaled.tolist()])
+    return np.asarray(ndtr(-mean / np.sqrt(np.maximum(variance, 1e-18))))

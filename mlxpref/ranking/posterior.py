@@ -1,9 +1,8 @@
 """What a joint normal posterior of strengths says of differences, and of who is best."""
 
-import math
-
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtr
 
 __all__ = ["best_probabilities", "difference_variance"]
 
@@ -19,11 +18,11 @@ def best_probabilities(strengths: Array, covariance: Array) -> Array:
     """
     variance = difference_variance(covariance)
     np.fill_diagonal(variance, 1.0)
-    lead = (strengths[:, None] - strengths) / np.sqrt(np.maximum(variance, 1e-18))
+    lead = (strengths[:, None] - strengths) / np.sqrt(np.maximum(variance, 1e-18))  # (N, N), in standard errors
     np.fill_diagonal(lead, np.inf)
-    kept = np.flatnonzero(_normal_cdf(lead.min(axis=1)) > 1e-4 / len(strengths))
+    kept = np.flatnonzero(ndtr(lead.min(axis=1)) > 1e-4 / len(strengths))  # (M,): the others cannot be the best
     lead, variance, covariance = (square[np.ix_(kept, kept)] for square in (lead, variance, covariance))
-    behind = _normal_cdf(-lead) + 1e-3  # (M, M): which opponents matter to each image
+    behind = ndtr(-lead) + 1e-3  # (M, M): which opponents matter to each image
     np.fill_diagonal(behind, 0.0)
     total = behind.sum(axis=1, keepdims=True)
     # (M, M): mean covariance of i's lead over j with its leads over others k, C_ii - C_ij - C_ik + C_jk.
@@ -32,13 +31,13 @@ def best_probabilities(strengths: Array, covariance: Array) -> Array:
     shared = (shared - behind * variance) / np.maximum(total - behind, 1e-9)
     common = np.maximum((behind * shared).sum(axis=1, keepdims=True) / np.maximum(total, 1e-9), 1e-12)
     loading = np.clip(shared / np.sqrt(common), 0, 0.98 * np.sqrt(variance))  # no steeper than the grid can follow
-    grid = np.arange(-6, 6.01, 0.25)
+    grid = np.arange(-6, 6.01, 0.25)  # (G,) values of the common factor
     result = np.zeros(len(strengths))
     for row, index in enumerate(kept):
-        ahead = (lead[row] * np.sqrt(variance[row]))[:, None] + loading[row][:, None] * grid
+        ahead = (lead[row] * np.sqrt(variance[row]))[:, None] + loading[row][:, None] * grid  # (M, G)
         ahead = ahead / np.sqrt(variance[row] - loading[row] ** 2)[:, None]
         ahead[row] = np.inf
-        result[index] = _normal_cdf(ahead).prod(axis=0) @ np.exp(-(grid**2) / 2)
+        result[index] = ndtr(ahead).prod(axis=0) @ np.exp(-(grid**2) / 2)
     probabilities: Array = result / result.sum()
     return probabilities
 
@@ -47,11 +46,3 @@ def difference_variance(covariance: Array) -> Array:
     """(N, N) covariance -> (N, N) variance of every difference."""
     variance = np.diag(covariance)
     return np.maximum(variance[:, None] + variance - 2 * covariance, 0.0)
-
-
-def _normal_cdf(x: Array) -> Array:
-    """The standard normal distribution function to 1e-7 (Abramowitz & Stegun 26.2.17)."""
-    t = 1 / (1 + 0.2316419 * np.abs(x))
-    series = t * (0.31938153 + t * (-0.356563782 + t * (1.781477937 + t * (-1.821255978 + t * 1.330274429))))
-    tail = np.exp(-0.5 * np.minimum(x * x, 1400.0)) * series / math.sqrt(2 * math.pi)
-    return np.where(x >= 0, 1 - tail, tail)

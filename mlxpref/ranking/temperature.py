@@ -7,19 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mlxpref.ranking.bradley_terry import PROBABILITY_MARGIN
+from mlxpref.ranking.log_odds import PROBABILITY_MARGIN, log_odds, probability
 
 __all__ = ["COLDEST", "EVEN", "HOTTEST", "TemperatureScaling", "fit_temperature"]
 
 Array = NDArray[np.float64]
 
-COLDEST, HOTTEST = 0.01, 100.0
-"""Temperatures are kept between these: log-odds are never turned round, and never grow by more than a factor of 100."""
-EVEN = 1e-9
-"""Log-odds below this are rounding."""
-_HALVINGS = 60
-"""Of an interval; what is left is rounding."""
-_MOST_LOG_ODDS = math.log(1 / PROBABILITY_MARGIN - 1)
+COLDEST, HOTTEST = 0.01, 100.0  # temperatures are kept between these: log-odds never change their sign
+EVEN = 1e-9  # log-odds below this are rounding
+MAX_LOG_ODDS = math.log(1 / PROBABILITY_MARGIN - 1)
 
 
 @dataclass(frozen=True)
@@ -36,15 +32,16 @@ class TemperatureScaling:
 
     def p_first(self, p_first: ArrayLike) -> Array:
         """Preferences for the first image, as the judge gave them -> as they should be; NaN stays."""
-        return _probability((_log_odds(p_first) - self.position_bias) / self.temperature)
+        scaled = (log_odds(p_first) - self.position_bias) / self.temperature
+        return probability(np.clip(scaled, -MAX_LOG_ODDS, MAX_LOG_ODDS))
 
 
 def fit_temperature(p_a_shown_first: ArrayLike, p_a_shown_second: ArrayLike, p_people: ArrayLike) -> TemperatureScaling:
-    """The rescaling of N >= 1 pairs by maximum likelihood, all arguments (N,) and about image a.
+    """The scaling of N >= 1 pairs by maximum likelihood, all arguments (N,) and about image a.
 
     The temperature minimises the cross-entropy between the share of people and what is used, the soft preference over
     both orders; it is convex in 1 / temperature. Shares are drawn in as by two more answers, one for either side, among
-    the N (Platt 1999), which bounds the fit where the judge is always right. One that is no better than chance
+    the N (Platt 1999), which bounds the fit where the judge is always right. A judge that is no better than chance
     gets `HOTTEST`, and one whose soft preferences are all even 1, as there is nothing to scale.
 
     The position bias then minimises the cross-entropy of the 2 N comparisons, where images that people prefer are
@@ -52,41 +49,28 @@ def fit_temperature(p_a_shown_first: ArrayLike, p_a_shown_second: ArrayLike, p_p
 
     Adding a constant to the log-odds of first images is undone exactly, and so is a factor of all log-odds.
     """
-    shown_first, shown_second = _log_odds(p_a_shown_first), _log_odds(p_a_shown_second)
+    shown_first, shown_second = log_odds(p_a_shown_first), log_odds(p_a_shown_second)
     pair, count = (shown_first + shown_second) / 2, len(shown_first)
     people = (count * np.asarray(p_people, np.float64) + 1) / (count + 2)
 
     def too_steep(log_slope: float) -> float:
-        return float(pair @ (_probability(np.exp(log_slope) * pair) - people))
+        return float(pair @ (probability(np.exp(log_slope) * pair) - people))
 
     even = bool((np.abs(pair) < EVEN).all())
     log_slope = 0.0 if even else _root(too_steep, -math.log(HOTTEST), -math.log(COLDEST))
     temperature = min(max(math.exp(-log_slope), COLDEST), HOTTEST)
-    first = np.concatenate([shown_first, -shown_second])
+    first = np.concatenate([shown_first, -shown_second])  # (2 N,) log-odds of the image that was shown first
 
     def too_high(bias: float) -> float:
-        return float((0.5 - _probability((first - bias) / temperature)).sum())
+        return float((0.5 - probability((first - bias) / temperature)).sum())
 
     return TemperatureScaling(temperature, _root(too_high, float(first.min()), float(first.max())))
 
 
 def _root(rising: Callable[[float], float], low: float, high: float) -> float:
-    """Where a rising function is 0, or the end of the interval that is nearest to it, by bisection."""
+    """Where a rising function is 0, or the end of the interval that is nearest to it."""
+    from scipy.optimize import brentq
+
     if rising(low) >= 0:
         return low
-    if rising(high) <= 0:
-        return high
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        low, high = (low, middle) if rising(middle) > 0 else (middle, high)
-    return (low + high) / 2
-
-
-def _log_odds(p: ArrayLike) -> Array:
-    kept = np.clip(np.asarray(p, np.float64), PROBABILITY_MARGIN, 1 - PROBABILITY_MARGIN)
-    return np.asarray(np.log(kept) - np.log1p(-kept))
-
-
-def _probability(log_odds: Array) -> Array:
-    bounded = np.clip(log_odds, -_MOST_LOG_ODDS, _MOST_LOG_ODDS)
-    return np.asarray(1 / (1 + np.exp(-bounded)))
+    return high if rising(high) <= 0 else float(brentq(rising, low, high, xtol=1e-14))

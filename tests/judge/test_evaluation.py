@@ -20,7 +20,7 @@ from mlxpref.judge.evaluation import Metrics, evaluate, evaluation_of, evaluatio
 from mlxpref.judge.judge import Judge
 from mlxpref.judge.pair_verdict import PairVerdict
 from mlxpref.preferences import Preference
-from mlxpref.ranking.bradley_terry import soft_preference
+from mlxpref.ranking.log_odds import soft_preference
 from mlxpref.verdict import Verdict
 from scripts.make_data_layouts import make_layout
 from tests.conftest import GOLDEN

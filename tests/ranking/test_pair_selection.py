@@ -132,7 +132,7 @@ def test_the_top_comes_first():
 
 @pytest.mark.parametrize(("count", "size", "top"), [(1, 3, None), (4, 0, None), (4, 3, 0)])
 def test_impossible_rounds_are_named(count, size, top):
-    with pytest.raises(ConfigError, match="are the least"):
+    with pytest.raises(ConfigError, match="at least two images"):
         next_round(count, [], None, size, 0, top)
 
 
