@@ -15,7 +15,6 @@ __all__ = [
     "LabelSettings",
     "Level",
     "LossType",
-    "Schedule",
     "TrainSettings",
     "read_settings",
     "setting",
@@ -25,7 +24,6 @@ __all__ = [
 S = TypeVar("S")
 LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo"]
 Level = Literal["token", "sequence"]
-Schedule = Literal["cosine", "linear", "constant"]
 
 
 def setting(default: Any, text: str, **limits: Any) -> Any:
@@ -86,9 +84,6 @@ class TrainSettings:
     temperature: float = setting(1.0, "Temperature of sampling and scoring.", minimum=0.01)
     learning_rate: float = setting(1e-5, "Highest learning rate.", minimum=0.0)
     warmup_steps: int = setting(10, "Steps of rising learning rate.", minimum=0)
-    schedule: Schedule = setting(
-        "cosine", "How the learning rate falls to a tenth after it rose; constant stays.", choices=get_args(Schedule)
-    )
     rank: int = setting(16, "Rank of the adapter on every linear layer of the language model.", minimum=1)
     lora_scale: float = setting(2.0, "What the adapter's product is multiplied by (alpha / rank).", minimum=0.0)
     format_weight: float = setting(0.2, "What the right form earns beside the right side.", minimum=0.0)
@@ -97,8 +92,6 @@ class TrainSettings:
     )
     mask_truncated: bool = setting(False, "Learn nothing from what completions wrote that ran out of tokens.")
     resample: int = setting(0, "Times a step replaces comparisons that teach nothing by others.", minimum=0)
-    curriculum: bool = setting(False, "Show preferences that people agree on first, in the first pass over the data.")
-    divide_by_deviation: bool = setting(True, "Divide advantages by their deviation (not for soft and brier).")
     updates_per_rollout: int = setting(
         1, "Updates with the rollouts of a step; from the second on, ratios are clipped.", minimum=1
     )

@@ -50,13 +50,13 @@ def test_every_setting_of_training_is_an_option() -> None:
 
     given = {
         "--updates-per-rollout": 3, "--length-budget": 64, "--resample": 2, "--held-out": 0.1, "--held-out-limit": 50,
-        "--evaluate-every": 5, "--patience": 2, "--schedule": "linear",
+        "--evaluate-every": 5, "--patience": 2,
     }  # fmt: skip
-    arguments = [str(word) for pair in given.items() for word in pair] + ["--mask-truncated", "--curriculum"]
+    arguments = [str(word) for pair in given.items() for word in pair] + ["--mask-truncated"]
     found = eval(CliRunner().invoke(command, arguments).output)
     expected = {name[2:].replace("-", "_"): value for name, value in given.items()}
-    assert found == expected | {"mask_truncated": True, "curriculum": True}
-    assert CliRunner().invoke(command, ["--schedule", "steep"]).exit_code == 2
+    assert found == expected | {"mask_truncated": True}
+    assert CliRunner().invoke(command, ["--loss-type", "steep"]).exit_code == 2
 
 
 def test_every_setting_is_an_option_with_its_help_and_default() -> None:

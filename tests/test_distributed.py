@@ -43,7 +43,7 @@ STEPS: list[dict[str, Any]] = [
 ]
 """Settings of single steps; of three processes some have no comparison in the last two."""
 RUN: dict[str, Any] = {
-    "steps": 4, "save_every": 2, "learning_rate": 5e-3, "warmup_steps": 1, "resample": 1, "curriculum": True,
+    "steps": 4, "save_every": 2, "learning_rate": 5e-3, "warmup_steps": 1, "resample": 1,
     "held_out": 0.3, "held_out_limit": 3, "evaluate_every": 2, "patience": 2, "comparisons": 3,
 }  # fmt: skip
 EVAL = ["eval", "--data", "demo", "--model", "demo", "--limit", "5", "--max-tokens", "16", "--json"]

@@ -38,8 +38,8 @@ def load_adapter(model: nn.Module, folder: Path) -> None:
     Names and shapes are checked before anything changes: an adapter of another model is a ModelError, where
     mlx-vlm would load nothing and say nothing.
     """
-    rank, scale, dropout, weights = _read(folder, model)
-    attach_lora(model, sorted(_layers_of(weights)), rank, scale, dropout)
+    rank, scale, weights = read_adapter(folder, model)
+    attach_lora(model, sorted(_layers_of(weights)), rank, scale)
     model.load_weights(list(weights.items()), strict=False)
     model.eval()
     mx.eval(model.parameters())
@@ -47,7 +47,15 @@ def load_adapter(model: nn.Module, folder: Path) -> None:
 
 def read_adapter(folder: Path, model: nn.Module) -> tuple[int, float, dict[str, mx.array]]:
     """Rank, scale, and weights by full names, of an adapter that was checked to fit a model."""
-    rank, scale, _, weights = _read(folder, model)
+    config, layers = _config(folder), linear_layers(model)
+    if is_peft(folder) or "peft_type" in config:
+        rank, scale, weights = read_peft(folder, layers)
+    else:
+        rank, scale = _parameters(folder, config)
+        weights = _weights(folder)
+    if not weights:
+        raise ModelError(f"{folder}: holds no weights; copy or train the adapter again")
+    _check(folder, weights, layers, rank)
     return rank, scale, weights
 
 
@@ -130,37 +138,21 @@ def _config(folder: Path) -> dict[str, Any]:
     return read_json_object(folder / ADAPTER_CONFIG, remedy=AGAIN)
 
 
-def _read(folder: Path, model: nn.Module) -> tuple[int, float, float, dict[str, mx.array]]:
-    """Rank, scale, dropout and weights of an adapter folder, which fit the model."""
-    config, layers = _config(folder), linear_layers(model)
-    if is_peft(folder) or "peft_type" in config:
-        rank, scale, weights = read_peft(folder, layers)
-        dropout = 0.0
-    else:
-        rank, scale, dropout = _parameters(folder, config)
-        weights = _weights(folder)
-    if not weights:
-        raise ModelError(f"{folder}: holds no weights; copy or train the adapter again")
-    _check(folder, weights, layers, rank)
-    return rank, scale, dropout, weights
-
-
-def _parameters(folder: Path, config: Mapping[str, Any]) -> tuple[int, float, float]:
-    """Rank, scale and dropout of a config in mlx-vlm's format."""
+def _parameters(folder: Path, config: Mapping[str, Any]) -> tuple[int, float]:
+    """Rank and scale of a config in mlx-vlm's format."""
     if config.get("fine_tune_type", "lora") != "lora":
         raise ModelError(f"{folder}: a {str(config['fine_tune_type'])[:40]!r} adapter; only plain LoRA can be put on")
     try:
         parameters = config["lora_parameters"]
         rank, scale = int(parameters["rank"]), float(parameters["scale"])
-        dropout = float(parameters.get("dropout", 0.0))
-        if rank < 1 or not math.isfinite(scale) or not 0 <= dropout < 1:
-            raise ValueError(f"rank {rank}, scale {scale}, dropout {dropout}")
+        if rank < 1 or not math.isfinite(scale):
+            raise ValueError(f"rank {rank}, scale {scale}")
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ModelError(
             f"{folder / ADAPTER_CONFIG}: not in mlx-vlm's format, with `rank` and `scale` under `lora_parameters` "
             f"({type(error).__name__}: {str(error)[:80]}); train or convert the adapter again"
         ) from error
-    return rank, scale, dropout
+    return rank, scale
 
 
 def _weights(folder: Path) -> dict[str, mx.array]:

@@ -1,5 +1,6 @@
 """LoRA on the linear layers of the language model: which layers, putting adapters on them, and leaving them off."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,13 +16,25 @@ __all__ = ["adapter_off", "adapter_weights", "attach_lora", "linear_layers"]
 class FusedLoRALinear(LoRALinear):  # type: ignore[misc]
     """mlx-lm's layer, whose product is scaled and added within the matrix product: a fifth of a decoding step's work.
 
-    Where the layer computes in half precision, so that the float32 product has to be rounded first, it is mlx-lm's own.
+    A is drawn with a key, B is zero, so a fresh adapter adds nothing.
     """
 
+    def __init__(self, linear: nn.Module, rank: int, scale: float, key: mx.array) -> None:
+        nn.Module.__init__(self)  # mlx-lm's own would draw from the caller's generator
+        outputs, inputs = linear.weight.shape
+        if isinstance(linear, nn.QuantizedLinear):
+            inputs = inputs * 32 // linear.bits
+        bound = 1 / math.sqrt(inputs)
+        self.linear, self.scale = linear, scale
+        self.lora_a = mx.random.uniform(-bound, bound, (inputs, rank), key=key)
+        self.lora_b = mx.zeros((rank, outputs))
+
     def __call__(self, x: mx.array) -> mx.array:
-        if x.dtype != self.lora_b.dtype:
-            return super().__call__(x)  # type: ignore[no-any-return]
-        return mx.addmm(self.linear(x), self.dropout(x) @ self.lora_a, self.lora_b, alpha=self.scale)
+        y, low = self.linear(x), x @ self.lora_a  # (..., outputs), (..., rank)
+        if x.dtype == self.lora_b.dtype:
+            return mx.addmm(y, low, self.lora_b, alpha=self.scale)
+        # In half precision the float32 product is rounded before it is added, as mlx-lm does it.
+        return y + (self.scale * (low @ self.lora_b)).astype(x.dtype)
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -33,19 +46,19 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-def attach_lora(model: nn.Module, names: Sequence[str], rank: int, scale: float, dropout: float = 0.0) -> None:
+def attach_lora(model: nn.Module, names: Sequence[str], rank: int, scale: float, seed: int = 0) -> None:
     """Put fresh adapters on the named linear layers and freeze everything else; the model says what it said before.
 
-    A name that is no linear layer of the model is a KeyError.
+    The adapters are drawn from the seed. A name that is no linear layer of the model is a KeyError.
     """
     model.freeze()
-    layers = dict(model.named_modules())
-    wrapped: list[tuple[str, Any]] = [
-        (name, LoRALinear.from_base(layers[name], r=rank, dropout=dropout, scale=scale)) for name in names
-    ]
-    for _, layer in wrapped:
-        layer.__class__ = FusedLoRALinear
-        layer.linear.freeze()
+    layers, key = dict(model.named_modules()), mx.random.key(seed)
+    wrapped: list[tuple[str, Any]] = []
+    for name in names:
+        # Two draws a layer and the second one taken, so that a seed gives what mlx-lm's own layers get from it.
+        key, drawn = mx.random.split(mx.random.split(key)[0])
+        wrapped.append((name, FusedLoRALinear(layers[name], rank, scale, drawn)))
+        layers[name].freeze()
     model.update_modules(tree_unflatten(wrapped))
 
 

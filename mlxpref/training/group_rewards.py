@@ -101,10 +101,8 @@ def reward_groups(
         parts.append(length_reward(tokens, settings.length_budget, settings.max_tokens))
         weights.append(1.0)
     rewards: Floats = sum((w * part for w, part in zip(weights[1:], parts[1:], strict=True)), weights[0] * parts[0])
-    if mix.exact and rewards.shape[1] > 1:
-        advantages = leave_one_out_advantages(rewards)
-    else:
-        advantages = group_advantages(rewards, divide=settings.divide_by_deviation and not mix.exact)
+    advantages_of = leave_one_out_advantages if mix.exact and rewards.shape[1] > 1 else group_advantages
+    advantages = advantages_of(rewards)
     counted = ~truncated if settings.mask_truncated else np.ones_like(truncated)
     answered = said.reached & mix.exact
     # A label that is certain has no gradient left.

@@ -28,13 +28,13 @@ __all__ = [
 Floats = NDArray[np.float64]
 
 
-def group_advantages(rewards: Floats, divide: bool = True) -> Floats:
-    """Each reward minus its group's mean, over its group's standard deviation (n - 1) if `divide`.
+def group_advantages(rewards: Floats) -> Floats:
+    """Return each reward minus its group's mean, over its group's standard deviation (n - 1): GRPO's own.
 
     (P, G) -> (P, G). A group whose rewards are all equal teaches nothing: its row is zero.
     """
     centred: Floats = rewards - rewards.mean(axis=1, keepdims=True)
-    if not divide or rewards.shape[1] < 2:
+    if rewards.shape[1] < 2:
         return centred
     deviation: Floats = rewards.std(axis=1, ddof=1, keepdims=True)
     return centred / (deviation + 1e-4)

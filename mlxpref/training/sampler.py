@@ -37,17 +37,13 @@ class ComparisonSampler:
 
     Places alternate: of any consecutive comparisons half show a first (of an odd number, half but one), and each
     preference shows its other image first in the next epoch. So what is learned cannot depend on how the data call the
-    images. The first epoch's order is random, or with `settings.curriculum` by how far people agree, ties of that at
-    random; it deals the preferences into two halves, which show a first in turn, and later epochs shuffle each half.
+    images. The first epoch's order is random; it deals the preferences into two halves, which show a first in turn, and
+    later epochs shuffle each half.
     """
 
     def __init__(self, preferences: Sequence[Preference], settings: TrainSettings) -> None:
         self.preferences, self.seed, self.comparisons = preferences, settings.seed, settings.comparisons
-        order = _draw(settings.seed, _ORDER, 0).permutation(len(preferences))
-        if settings.curriculum:
-            agreement = np.array([abs(p.p_a - 0.5) for p in preferences])
-            order = order[np.argsort(-agreement[order], kind="stable")]
-        self._first = order
+        self._first = _draw(settings.seed, _ORDER, 0).permutation(len(preferences))
         # A step lies in one epoch or reaches into the next: two orders are enough.
         self._order = lru_cache(maxsize=2)(self._draw_order)
 

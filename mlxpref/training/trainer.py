@@ -79,8 +79,7 @@ class Trainer:
             raise ModelError(f"{vlm.path}: the model carries an adapter already; train one that is freshly loaded")
         self._own = load_rewards(settings.reward) if own is None else own
         self._timetable = ComparisonSampler(self.preferences, settings)
-        mx.random.seed(settings.seed)
-        attach_lora(vlm.model, list(linear_layers(vlm.model)), settings.rank, settings.lora_scale)
+        attach_lora(vlm.model, list(linear_layers(vlm.model)), settings.rank, settings.lora_scale, settings.seed)
         self.optimizer = optim.AdamW(learning_rate=self._schedule(), betas=[0.9, 0.95], weight_decay=0.0)
         self.optimizer.init(vlm.model.trainable_parameters())
         self._failures = 0
@@ -195,15 +194,12 @@ class Trainer:
             self.restore(self.machines.agreed_arrays(arrays), numbers)
 
     def _schedule(self) -> Any:
-        """The learning rate of every update: it rises from near 0, then falls to a tenth of the highest, or stays."""
+        """The learning rate of every update: it rises from near 0, then falls along a cosine to a tenth."""
         settings = self.settings
         total = self.step_count * settings.updates_per_rollout
         warmup = min(settings.warmup_steps * settings.updates_per_rollout, max(total - 1, 1))
         peak, falling = settings.learning_rate, max(total - warmup, 1)
-        if settings.schedule == "cosine":
-            rest = optim.cosine_decay(peak, falling, peak * 0.1)
-        else:
-            rest = optim.linear_schedule(peak, peak * (0.1 if settings.schedule == "linear" else 1.0), falling)
+        rest = optim.cosine_decay(peak, falling, peak * 0.1)
         rise = optim.linear_schedule(peak / warmup, peak, warmup) if warmup else None
         return optim.join_schedules([rise, rest], [warmup]) if rise else rest
 

@@ -134,7 +134,7 @@ def test_the_state_of_a_new_trainer_can_be_given_back() -> None:
 def test_failures_count_across_a_break(monkeypatch: pytest.MonkeyPatch) -> None:
     from mlxpref.training import policy_update as learning
 
-    original = learning.descend
+    original = learning.policy_gradient
     chosen = trainer()
     reports = chosen.steps()
     monkeypatch.setattr(learning, "policy_gradient", lambda *a: replace(original(*a), loss=mx.array(float("nan"))))

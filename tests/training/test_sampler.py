@@ -73,22 +73,6 @@ def test_any_step_can_be_asked_for_by_itself() -> None:
     assert ComparisonSampler(given, TrainSettings(comparisons=4)).of_step(20) == in_turn[-1]
 
 
-def test_a_curriculum_begins_with_what_people_agree_on_and_does_so_once() -> None:
-    given = preferences(31)
-
-    def agreement(curriculum: bool) -> list[list[float]]:
-        table = ComparisonSampler(given, TrainSettings(comparisons=31, curriculum=curriculum))
-        return [[abs(le.preference.p_a - 0.5) for le in lessons] for lessons in lessons_of(table, 2)]
-
-    first, second = agreement(True)
-    assert first == sorted(first, reverse=True)
-    assert second != sorted(second, reverse=True)
-    assert agreement(False)[0] != first
-    other = ComparisonSampler(given, TrainSettings(comparisons=31, curriculum=True, seed=1)).of_step(1)
-    mine = ComparisonSampler(given, TrainSettings(comparisons=31, curriculum=True)).of_step(1)
-    assert [le.preference for le in other] != [le.preference for le in mine]  # equals come at random
-
-
 def test_spare_preferences_are_those_that_a_step_does_not_show() -> None:
     given = preferences(10)
     table = ComparisonSampler(given, TrainSettings(comparisons=4))
