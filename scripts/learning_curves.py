@@ -22,7 +22,7 @@ import click
 
 from mlxpref.cli.output import print_text
 from mlxpref.log import note
-from mlxpref.report.html import COLOURS
+from mlxpref.report.curves import COLOURS
 from scripts.kept_runs import make_runs, markdown, read_runs, spread
 
 __all__ = ["REWARDS", "SEEDS", "STEPS", "main", "rows_of", "table_of"]

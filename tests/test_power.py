@@ -13,7 +13,6 @@ import pytest
 
 from mlxpref import power as long_runs
 from mlxpref.power import SWITCH, System, keep_awake, on_battery, slowdown, this_system, watched
-from mlxpref.report.run_page import write_run_page
 from tests.cli.test_commands import run
 from tests.conftest import picture
 
@@ -237,15 +236,6 @@ def test_it_is_said_once_as_soon_as_it_is_seen() -> None:
     assert passed == reports
     assert len(said) == 1
     assert said[0].startswith("40 tokens/s, 100 at first: ")
-
-
-def test_the_page_of_a_run_says_it(tmp_path: Path) -> None:
-    for late, shown in ((100.0, False), (40.0, True)):
-        speeds = [100.0] * 15 + [late] * 15
-        lines = [{"step": i + 1, "steps": 30, "tokens": 500, "tokens_per_second": s} for i, s in enumerate(speeds)]
-        (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        text = " ".join(write_run_page(tmp_path).read_text(encoding="utf-8").split())
-        assert ("The last steps wrote 40 tokens a second, the first ones 100" in text) == shown
 
 
 def test_tokens_a_second_are_in_the_log_and_in_the_lines_of_progress(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from mlxpref.judge.judge import Judge
 from mlxpref.judge.pair_verdict import PairVerdict, Track
 from mlxpref.judge.ranking_result import Ranking
 from mlxpref.preferences import Preference
-from mlxpref.report.html import curve_svg, picture_uri, write_page
+from mlxpref.report.curves import curve_svg
+from mlxpref.report.html import thumbnail, write_page
 from mlxpref.training.run import RUN_FILES, start_run
 from mlxpref.training.trainer import StepReport
 
@@ -172,7 +173,7 @@ def _file_name(look: PictureSpec) -> str:
 def _write_page(story: DemoResult, reports: Sequence[StepReport]) -> None:
     curve = curve_svg(
         {"rollouts that agree": [r.accuracy for r in reports], "reward": [r.reward for r in reports]},
-        "mean over rollouts",
+        label="mean over rollouts",
     )
     bars = [
         ("test pictures, before", story.before, "before"),
@@ -185,7 +186,7 @@ def _write_page(story: DemoResult, reports: Sequence[StepReport]) -> None:
         vars(image)
         | {
             "name": Path(ranking.name(image.index)).name,
-            "picture": picture_uri(ranking.images[image.index]),
+            "picture": thumbnail(ranking.images[image.index]).uri,
             "reason": ranking.reason_text(image),
         }
         for image in ranking.ranking.images
@@ -193,7 +194,7 @@ def _write_page(story: DemoResult, reports: Sequence[StepReport]) -> None:
     example = None
     if story.example:
         shown = story.example.preference
-        example = story.example.to_json() | {"first": picture_uri(shown.a), "second": picture_uri(shown.b)}
+        example = story.example.to_json() | {"first": thumbnail(shown.a).uri, "second": thumbnail(shown.b).uri}
     write_page(story.html, "demo.html", story=story, bars=bars, curve=curve, ranked=ranked, example=example)
 
 

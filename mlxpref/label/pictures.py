@@ -1,6 +1,5 @@
 """The pictures as a page shows them: upright pixels on white and nothing else of the file, no EXIF, no name."""
 
-import base64
 import io
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -47,4 +46,4 @@ class Pictures:
 
     def small(self, number: int) -> bytes:
         """A picture for a list, as WebP; DataError as above."""
-        return base64.b64decode(thumbnail(self.images[number], _SMALL_SIDE).uri.partition(",")[2])
+        return thumbnail(self.images[number], _SMALL_SIDE).content

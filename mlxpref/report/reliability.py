@@ -10,7 +10,7 @@ import numpy as np
 from mlxpref.errors import ConfigError
 from mlxpref.files import replacing
 from mlxpref.judge.metrics import Floats, calibration_error
-from mlxpref.report.html import COLOURS
+from mlxpref.report.curves import COLOURS
 
 __all__ = ["FORMATS", "Bins", "Panel", "draw_reliability", "reliability"]
 

@@ -1,14 +1,14 @@
-"""The page of a training run: what was learned, how it moved, what it cost, and some of what was written.
+"""The page of a training run: its curves, its settings, what was measured, and twenty of its rollouts.
 
-It is made from the files of the run's folder alone, so also of an interrupted run or one of another version: what is
-missing there is missing here. Texts of the files may be anything; none of them reaches a drawing.
+It is made from the files of the run's folder alone, so also of an interrupted run: what is missing there is missing
+here. Texts of the files may be anything; none of them reaches a drawing.
 """
 
+import itertools
 import json
 import math
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,56 +16,38 @@ import numpy as np
 
 from mlxpref.data.archives import named_image
 from mlxpref.errors import DataError
-from mlxpref.power import slowdown
 from mlxpref.preferences import ImageLike, PackedImage
+from mlxpref.report.curves import COLOURS, curve_svg
 from mlxpref.report.html import Thumbnail, thumbnail, write_page
-from mlxpref.report.run_curves import figures
-from mlxpref.report.run_log import RunLog, format_number, number
+from mlxpref.report.run_log import PHASES, Record, RunLog, format_number, number
 from mlxpref.text import plain
 
 __all__ = ["RUN_PAGE", "recorded_images", "write_run_page"]
 
-RUN_PAGE = "report.html"
-"""What the page of a run is called in its folder."""
+RUN_PAGE = "report.html"  # the file name of the page in the folder of a run
 
-Record = dict[str, Any]
+Images = Callable[[Record], tuple[ImageLike, ImageLike] | None]
 
-_SAMPLED_STEPS = 4
-"""Of how many steps the best and the worst rollout are shown, beside those of the whole run."""
-_MOST_TEXT = 4000
-_MOST_VALUE = 500
-_MOST_ROWS = 300
-"""How much is shown of a completion or prompt, of a setting's value, and of run.json, in characters and rows."""
-
-
-@dataclass(frozen=True)
-class _Side:
-    """One image of a comparison as it was shown: which of the page's pictures, if any, its name, people's share."""
-
-    picture: int | None
-    name: str
-    path: str
-    people: str
-
-
-@dataclass(frozen=True)
-class _Written:
-    """One rollout: why it is shown, its text with how many characters were cut, and its numbers with their names."""
-
-    why: str
-    text: str
-    cut: int
-    numbers: tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True)
-class _Comparison:
-    """One comparison of a step with some of its rollouts."""
-
-    step: str
-    prompt: str
-    sides: tuple[_Side, _Side]
-    rollouts: tuple[_Written, ...]
+_FIGURES: tuple[tuple[str, str, bool, dict[str, str], dict[str, str]], ...] = (
+    ("Reward", "The mean over the rollouts of a step.", False, {"reward": "reward"}, {}),
+    ("Agreement with people", "A bar is a 95 % interval.", True, {"rollouts": "accuracy"}, {"held-out": "accuracy"}),
+    ("Held-out pairs", "", True, {}, {"same image in both orders": "position_consistency", "calibration error": "ece"}),
+    ("Form", "", True, {"right form": "format_rate", "mass on labels": "label_mass", "out of tokens": "truncated"}, {}),
+    ("Entropy", "In nats a token; near 0 all rollouts are the same.", False, {"entropy": "entropy"}, {}),
+    ("Distance from the judge without adapter", "In nats a token.", False, {"KL": "kl"}, {}),
+    ("Sampling against scoring", "Mean distance of two log-probabilities.", False, {"mismatch": "mismatch"}, {}),
+    ("Gradient norm", "Before clipping.", False, {"norm": "grad_norm"}, {}),
+    ("Clipped tokens", "In the last update of a step.", True, {"clipped": "clip_fraction"}, {}),
+    ("Learning rate", "", False, {"rate": "learning_rate"}, {}),
+    ("Groups without a signal", "", False, {"groups": "skipped"}, {}),
+    ("Tokens a second", "Where it falls, the machine may be throttled.", False, {"speed": "tokens_per_second"}, {}),
+    ("Seconds a step", "", False, {name: column for column, name in PHASES.items()}, {}),
+)
+"""Title, note, whether values are shares, curves and their columns, dots and their held-out metrics."""
+_SHOWN_STEPS = 10  # each shows the rollout with the most and the one with the least reward
+_MAX_CHARACTERS = 4000
+_NUMBERS = (("prefers image 1 with", "p_first", True), ("mass on labels", "label_mass", True),
+            ("reward", "reward", False), ("advantage", "advantage", False))  # fmt: skip
 
 
 def recorded_images(record: Record) -> tuple[ImageLike, ImageLike] | None:
@@ -77,204 +59,95 @@ def recorded_images(record: Record) -> tuple[ImageLike, ImageLike] | None:
     return (named_image(first), named_image(second)) if isinstance(first, str) and isinstance(second, str) else None
 
 
-def write_run_page(
-    folder: Path, images: Callable[[Record], tuple[ImageLike, ImageLike] | None] = recorded_images
-) -> Path:
+def write_run_page(folder: Path, images: Images = recorded_images) -> Path:
     """Write report.html into the folder of a run, finished or not, with everything inside, and return its path.
 
-    `images` finds the two images of a line of rollouts.jsonl, in the places they were shown in, or None; it is asked
-    for the few lines that are shown. An image that cannot be read leaves its place empty. DataError for a folder
-    without run.json and log.jsonl.
+    `images` returns the two images of a line of rollouts.jsonl, in the places they were shown in, or None. An image
+    that cannot be read leaves its place empty. DataError for a folder without run.json and log.jsonl.
     """
     files = [folder / name for name in ("run.json", "log.jsonl", "rollouts.jsonl")]
-    if not any(file.is_file() for file in files[:2]):
+    run, log, rollouts = (file.read_bytes() if file.is_file() else b"" for file in files)
+    if not run and not log:
         raise DataError(f"{folder}: holds no run.json and no log.jsonl; give the --output of a training run")
-    run, (lines, bad), (rollouts, bad_rollouts) = _read_run(files[0]), read_lines(files[1]), read_lines(files[2])
-    log = RunLog(lines)
-    comparisons, pictures = _comparisons(rollouts, images)
-    groups, zero, smoothing = figures(log, _settings(run))
+    record, columns = next(_records([run]), {}), RunLog(list(_records(log.split(b"\n"))))
+    settings = record.get("settings") or {}
+    names = [settings.get(name) if isinstance(settings, dict) else None for name in ("model", "data")]
     write_page(
         folder / RUN_PAGE,
         "run.html",
-        title=_title(run),
-        when=_when(run, files),
-        notes=[*_notes(log, run), *_damage({"log.jsonl": bad, "rollouts.jsonl": bad_rollouts})],
-        headlines=log.headlines(),
-        facts=log.facts(),
-        changes=log.changes(),
-        groups=groups,
-        zero=zero,
-        smoothing=smoothing,
-        ends=log.ends,
-        settings=list(_rows(run))[:_MOST_ROWS],
-        comparisons=comparisons,
-        pictures=pictures,
-        recorded=len(rollouts),
-        thoughtless=_settings(run).get("think") is False,
+        title=plain(f"{names[0] or 'a judge'} trained on {names[1] or 'preferences'}")[:200],
+        facts=columns.facts(),
+        changes=columns.changes(),
+        figures=list(_figures(columns)),
+        settings=[(plain(name)[:200], plain(value)[:500]) for name, value in itertools.islice(_rows(record), 300)],
+        rollouts=[_rollout(line, images) for line in _extremes(_records(rollouts.split(b"\n")))],
     )
     return folder / RUN_PAGE
 
 
-def read_lines(path: Path) -> tuple[list[Record], int]:
-    """The records of a file of JSON lines, and how many of its lines are none; a missing file has no lines.
-
-    A run that is killed while it writes leaves half a line, perhaps half a character.
-    """
-    records, bad = [], 0
-    # Not splitlines: a completion may hold line separators that JSON leaves as they are.
-    for line in path.read_bytes().split(b"\n") if path.is_file() else ():
-        if line.strip():
-            record = _parsed(line)
-            records += [] if record is None else [record]
-            bad += record is None
-    return records, bad
+def _records(texts: Iterable[bytes]) -> Iterator[Record]:
+    """The JSON objects; a run that is killed while it writes leaves half a line, perhaps half a character."""
+    for text in texts:
+        with suppress(ValueError, RecursionError):
+            if isinstance(value := json.loads(text), dict):
+                yield value
 
 
-def _parsed(text: bytes) -> Record | None:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _read_run(path: Path) -> Record:
-    return (_parsed(path.read_bytes()) if path.is_file() else None) or {}
-
-
-def _settings(run: Record) -> Record:
-    settings = run.get("settings")
-    return settings if isinstance(settings, dict) else {}
-
-
-def _title(run: Record) -> str:
-    """What was trained on what for what."""
-    settings, base = _settings(run), run.get("base")
-    model = settings.get("model") or (base.get("base_model") if isinstance(base, dict) else "") or "a judge"
-    known = [f"{name} {settings[key]}" for name, key in (("on", "data"), ("reward", "reward")) if settings.get(key)]
-    return _short(f"{model} trained {', '.join(known)}" if known else f"{model} trained")
-
-
-def _when(run: Record, files: Sequence[Path]) -> str:
-    """When the run was; by its files' dates where it does not say."""
-    moments = [time.localtime(file.stat().st_mtime) for file in files if file.is_file()]
-    dates = list(dict.fromkeys(time.strftime("%Y-%m-%d %H:%M", moment) for moment in (min(moments), max(moments))))
-    if run.get("started"):
-        return _short(f"Started {run['started']}, last written {dates[-1]}.")
-    return f"{' to '.join(dates)}, by the dates of its files."
-
-
-def _notes(log: RunLog, run: Record) -> list[str]:
-    """What should be known before the numbers are read."""
-    if not log.steps:
-        return ["No step is recorded."]
-    notes = [] if run else ["run.json is missing or damaged, so the settings are not known."]
-    planned, last = number(log.records[-1].get("steps")), log.steps[-1]
-    if planned > last:
-        ended = run.get("ended")
-        early = isinstance(ended, dict) and ended.get("early")
-        why = "its patience ended the run" if early else "the run was ended, or goes on"
-        notes.append(
-            f"{last:g} of {planned:g} steps are recorded: {why}. The learning rate was planned for all of them."
+def _figures(log: RunLog) -> Iterator[dict[str, Any]]:
+    """The curves of a run; what was not logged, or was 0 in every step, has no figure."""
+    for title, note, share, columns, metrics in _FIGURES:
+        curves = {name: log.column(column) for name, column in columns.items()}
+        curves |= log.reward_parts() if title == "Reward" else {}
+        curves = {name: values for name, values in curves.items() if np.nan_to_num(values).any()}
+        dots = {name: dots for name, metric in metrics.items() if (dots := log.held_out(metric)).steps}
+        if not curves and not dots:
+            continue
+        ends = [(e.first, e.last) for values in curves.values() if (e := log.first_last(values))]
+        ends += [(dot.values[0], dot.values[-1]) for dot in dots.values()]
+        texts = [" → ".join(format_number(value, share) for value in pair) for pair in ends]
+        keys = list(zip([*curves, *dots], itertools.cycle(COLOURS), texts, strict=False))
+        drawing = curve_svg(
+            curves, max(5, len(log.steps) // 40), steps=log.steps, dots=dots, share=share, size=(4.6, 2.5)
         )
-    resumed = run.get("resumed")
-    if isinstance(resumed, list) and resumed:
-        after = [f"{number(each.get('after_step')):g}" for each in resumed if isinstance(each, dict)]
-        notes.append(f"The run was resumed after step {_few(after)}.")
-    if slower := slowdown(log.column("tokens_per_second"), log.column("tokens")):
-        notes.append(
-            f"The last steps wrote {format_number(slower[1])} tokens a second, "
-            f"the first ones {format_number(slower[0])}: the machine was hot, on battery, short of memory or shared. "
-            "What was learned is the same."
-        )
-    if failed := [f"{step:g}" for step in log.not_finite()]:
-        notes.append(
-            f"In {len(failed)} of {len(log.steps)} steps loss or gradient was not finite, and the adapter stayed as "
-            f"it was: {_few(failed)}."
-        )
-    return notes
+        yield {"title": title, "note": note, "drawing": drawing, "keys": keys}
 
 
-def _few(words: Sequence[str]) -> str:
-    return ", ".join(words[:10]) + (", ..." if len(words) > 10 else "")
-
-
-def _damage(bad: dict[str, int]) -> list[str]:
-    return [
-        f"{name}: {count} line{'s' if count > 1 else ''} could not be read and {'are' if count > 1 else 'is'} left out."
-        for name, count in bad.items()
-        if count
-    ]
-
-
-def _rows(values: Record, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Everything in run.json as names and values, a table within it as `table.name`; settings by their name alone."""
+def _rows(values: Record, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Everything in run.json as names and values, a table within it as `table.name`."""
     for name, value in values.items():
         if isinstance(value, dict):
-            yield from _rows(value, "" if name == "settings" and not prefix else f"{prefix}{name}.")
+            yield from _rows(value, f"{prefix}{name}.")
         else:
-            yield _short(prefix + name), _short(value if isinstance(value, str) else json.dumps(value))
+            yield prefix + name, value if isinstance(value, str) else json.dumps(value)
 
 
-def _short(text: object) -> str:
-    line = plain(text)
-    return line if len(line) <= _MOST_VALUE else line[:_MOST_VALUE] + "..."
-
-
-def _comparisons(
-    records: Sequence[Record], images: Callable[[Record], tuple[ImageLike, ImageLike] | None]
-) -> tuple[list[_Comparison], list[Thumbnail]]:
-    """The rollouts to show beside their comparisons, in the order of the steps, and the pictures, each once."""
-    found: dict[str, list[tuple[Record, str]]] = {}
-    for record, why in _chosen(records):
-        key = json.dumps([record.get(name) for name in ("step", "prompt", "y", "first", "second")])
-        found.setdefault(key, []).append((record, why))
-    pictures: dict[str, tuple[int, Thumbnail]] = {}
-    comparisons = []
-    for rollouts in found.values():
-        record = rollouts[0][0]
-        shown = images(record) or (None, None)
-        y = number(record.get("y"))
-        sides = tuple(_side(image, share, pictures) for image, share in zip(shown, (y, 1 - y), strict=True))
-        written = tuple(_written(*each) for each in rollouts)
-        prompt = _cut(record.get("prompt"))[0]
-        comparisons.append(_Comparison(f"{number(record.get('step')):g}", prompt, (sides[0], sides[1]), written))
-    return comparisons, [picture for _, picture in pictures.values()]
-
-
-def _chosen(records: Sequence[Record]) -> list[tuple[Record, str]]:
-    """Rollouts spread over the run, each with why it was chosen: best and worst of some steps, and of all."""
+def _extremes(records: Iterable[Record]) -> list[Record]:
+    """The rollouts with the most and the least reward of steps spread over the run."""
     steps: dict[float, list[Record]] = {}
     for record in records:
-        if math.isfinite(step := number(record.get("step"))) and math.isfinite(number(record.get("reward"))):
-            steps.setdefault(step, []).append(record)
-    if not steps:
-        return []
-    ordered = sorted(steps)
-    picked = {ordered[i] for i in np.linspace(0, len(ordered) - 1, _SAMPLED_STEPS).round().astype(int)}
-    reasons: dict[int, list[str]] = {}
-    chosen: dict[int, Record] = {}
-    every = [record for step in ordered for record in steps[step]]
-    for group, of in [(every, "the run"), *((steps[step], "its step") for step in sorted(picked))]:
-        ranked = sorted(group, key=lambda record: number(record.get("reward")))
-        if number(ranked[0].get("reward")) == number(ranked[-1].get("reward")):
-            ends = [(ranked[0], ("the only one kept of " if len(ranked) == 1 else "all have the same reward of ") + of)]
-        else:
-            ends = [(ranked[-1], "most reward of " + of), (ranked[0], "least reward of " + of)]
-        for record, why in ends:
-            chosen[id(record)] = record
-            reasons.setdefault(id(record), []).append(why)
-    return sorted(
-        ((record, ", ".join(reasons[key])) for key, record in chosen.items()),
-        key=lambda pair: (number(pair[0].get("step")), -number(pair[0].get("reward"))),
-    )
+        if math.isfinite(number(record.get("step"))) and math.isfinite(number(record.get("reward"))):
+            steps.setdefault(number(record["step"]), []).append(record)
+    ordered: Sequence[float] = sorted(steps)
+    shown = []
+    for place in sorted(set(np.linspace(0, len(ordered) - 1, _SHOWN_STEPS).round().astype(int))) if ordered else []:
+        ranked = sorted(steps[ordered[place]], key=lambda record: -number(record["reward"]))
+        shown += [ranked[0], *ranked[1:][-1:]]
+    return shown
 
 
-def _side(image: ImageLike | None, share: float, pictures: dict[str, tuple[int, Thumbnail]]) -> _Side:
-    path = plain(image) if isinstance(image, Path | PackedImage) else ""
-    small = _picture(image)
-    place = pictures.setdefault(small.uri, (len(pictures), small))[0] if small else None
-    return _Side(place, Path(path).name, path, format_number(share, "share"))
+def _rollout(record: Record, images: Images) -> dict[str, Any]:
+    """What the template shows of a line of rollouts.jsonl."""
+    y, pair = number(record.get("y")), images(record) or (None, None)
+    paths = [plain(image) if isinstance(image, Path | PackedImage) else "" for image in pair]
+    people = [format_number(share, True) for share in (y, 1 - y)]
+    numbers = [(name, format_number(number(record.get(field)), share)) for name, field, share in _NUMBERS]
+    return {
+        "step": f"{number(record.get('step')):g}",
+        "prompt": plain(record.get("prompt") or "")[:_MAX_CHARACTERS],
+        "sides": list(zip(map(_picture, pair), paths, people, strict=True)),
+        "text": "\n".join(map(plain, str(record.get("text") or "")[:_MAX_CHARACTERS].splitlines())),
+        "numbers": [(name, value) for name, value in numbers if value],
+    }
 
 
 def _picture(image: ImageLike | None) -> Thumbnail | None:
@@ -282,28 +155,6 @@ def _picture(image: ImageLike | None) -> Thumbnail | None:
     # A path that a file names may be a pipe, which would be waited for.
     if image is None or (isinstance(image, Path) and not image.is_file()):
         return None
-    try:
-        return thumbnail(image)
-    except (DataError, OSError):
-        return None
-
-
-def _written(record: Record, why: str) -> _Written:
-    text, cut = _cut(record.get("text"))
-    numbers = [
-        ("prefers Image 1 with", format_number(number(record.get("p_first")), "share")),
-        ("mass on the labels", format_number(number(record.get("label_mass")), "share")),
-        ("reward", f"{number(record.get('reward')):.3f}"),
-        ("advantage", f"{number(record.get('advantage')):+.3f}".replace("-", "−")),
-    ]
-    return _Written(
-        why, text, cut, tuple((name, value) for name, value in numbers if value.strip("+") not in ("", "nan"))
-    )
-
-
-def _cut(text: object) -> tuple[str, int]:
-    """Text of several lines that shows and does nothing else, and how many of its characters were cut."""
-    if not isinstance(text, str):
-        return "", 0
-    lines = "\n".join(plain(line) for line in text[:_MOST_TEXT].splitlines())
-    return lines, max(0, len(text) - _MOST_TEXT)
+    with suppress(DataError, OSError):
+        return thumbnail(image, side=200)
+    return None

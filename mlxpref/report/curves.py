@@ -1,0 +1,97 @@
+"""Curves over steps as inline drawings."""
+
+import io
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["COLOURS", "Dots", "curve_svg"]
+
+COLOURS = ("#2a78d6", "#1a936f", "#b3541e", "#8b5fd6", "#a8800c", "#c9417f")  # to be seen on white and on dark
+
+_STYLE = {
+    "svg.fonttype": "none",  # text stays text, so that the page's own fonts and colours apply to it
+    "svg.hashsalt": "mlxpref",  # the same curves become the same drawing
+    "font.family": "sans-serif",
+    "path.simplify_threshold": 1.0,  # pixels: thousands of steps stay small, and their spikes stay visible
+}
+# Names that nothing in a drawing refers to; the path of a collection begins with C and a digit.
+_PART_NAME = re.compile(r' id="(?!C\d)[\w.]+_\d+"')
+_MAX_MARKED = 30  # up to this many values each is marked: a value between two gaps is no line
+
+
+@dataclass(frozen=True)
+class Dots:
+    """Measurements of some steps, drawn as points with a bar from `low` to `high`; NaN there draws no bar."""
+
+    steps: Sequence[float]
+    values: Sequence[float]
+    low: Sequence[float]
+    high: Sequence[float]
+
+
+def curve_svg(
+    curves: Mapping[str, Sequence[float]],
+    smoothing: int = 5,
+    *,
+    label: str = "",
+    steps: Sequence[float] | None = None,
+    dots: Mapping[str, Dots] = MappingProxyType({}),
+    share: bool = False,
+    size: tuple[float, float] = (7, 2.8),
+) -> Any:
+    """Curves over steps as an inline SVG for a template: thin the values, thick the mean of the last `smoothing`.
+
+    `steps` is 1, 2, ... by default, `size` is in inches, a `share` is shown in percent. Values that are not finite are
+    gaps. Curves, then dots, have COLOURS in turn. A `label` of the values brings a legend; without it names do not
+    reach the drawing and may be anything.
+    """
+    import matplotlib as mpl
+    from markupsafe import Markup
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=size)
+        axes, colours = figure.subplots(), itertools.cycle(COLOURS)
+        for name, values in curves.items():
+            raw, colour = np.asarray(values, float), next(colours)
+            at = np.arange(1, len(raw) + 1) if steps is None else np.asarray(steps, float)
+            marker = "." if len(raw) <= _MAX_MARKED else None
+            axes.plot(at, raw, color=colour, alpha=0.3, linewidth=1, marker=marker)
+            axes.plot(at, _running_mean(raw, smoothing), color=colour, linewidth=2, label=name)
+        for name, dot in dots.items():
+            colour = next(colours)
+            axes.vlines(dot.steps, dot.low, dot.high, color=colour, linewidth=1.5, alpha=0.7)
+            axes.plot(dot.steps, dot.values, "o", color=colour, markersize=4.5, label=name)
+        axes.set(xlabel="step", ylabel=label)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
+        if share:
+            axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}\u00a0%")
+        if label:
+            axes.legend(frameon=False, loc="lower right")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", alpha=0.25)
+        axes.patch.set_alpha(0)
+        figure.patch.set_alpha(0)
+        figure.tight_layout(pad=0.6)
+        file = io.StringIO()
+        figure.savefig(file, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    svg = file.getvalue()
+    # In the page's own colours, and without the names of parts, which other drawings have, too. Nothing but our own
+    # numbers and names is in it, so that it needs no escaping.
+    return Markup(_PART_NAME.sub("", svg[svg.index("<svg") :].replace("#000000", "currentColor")))
+
+
+def _running_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
+    """(T,) -> (T,): the mean of the finite ones among the last `window` values; NaN where there is none."""
+    finite, ones = np.isfinite(values), np.ones(window)
+    sums = np.convolve(np.where(finite, values, 0.0), ones)[: len(values)]
+    counts = np.rint(np.convolve(finite.astype(float), ones)[: len(values)])
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
