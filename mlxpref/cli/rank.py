@@ -1,7 +1,7 @@
 """The command that ranks: images in, an order out, as a table, JSON, a page, a spreadsheet or copies."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,7 +20,6 @@ from mlxpref.cli.options import (
     store_options,
 )
 from mlxpref.config import JudgeSettings
-from mlxpref.errors import ConfigError
 
 if TYPE_CHECKING:
     from mlxpref.data.images import Skipped
@@ -47,15 +46,10 @@ class _Outputs:
         for option, path in (("--html", self.html), ("--csv", self.csv)):
             if path is not None:
                 check_output(option, path)
-        if self.copies is not None and self.copies[1].exists() and not self.copies[1].is_dir():
-            raise ConfigError(f"--copy-top {self.copies[1]}: is no folder; give another one")
-
-    def check_images(self, images: Iterable[Path]) -> None:
-        """Refuse copies among the images themselves."""
-        from mlxpref.report.ranking_files import check_place
-
         if self.copies is not None:
-            check_place(self.copies[1], images)
+            from mlxpref.report.ranking_files import check_copy_folder
+
+            check_copy_folder(self.copies[1])
 
     def write(self, rankings: Sequence["Ranking"], notes: Sequence[str]) -> None:
         """Write what was asked for and say where it is."""
@@ -143,7 +137,6 @@ def rank(
     groups, skipped, notes = find_groups(images, recursive, prompt, prompt_from)
     for line in [*(f"skipped: {each.path}: {each.error}" for each in skipped), *notes]:
         note(line)
-    outputs.check_images(image for group in groups for image in group.images)
     judge = load_from_options(model, adapter, yes, settings, max(len(group.images) for group in groups), any_base)
     calibrated(judge, calibration, no_calibration)
     say_what_the_demo_knows(judge, [image for group in groups for image in group.images])

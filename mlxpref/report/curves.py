@@ -15,7 +15,7 @@ __all__ = ["COLOURS", "Dots", "curve_svg"]
 
 COLOURS = ("#2a78d6", "#1a936f", "#b3541e", "#8b5fd6", "#a8800c", "#c9417f")  # to be seen on white and on dark
 
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",  # text stays text, so that the page's own fonts and colours apply to it
     "svg.hashsalt": "mlxpref",  # the same curves become the same drawing
     "font.family": "sans-serif",

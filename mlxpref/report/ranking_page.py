@@ -1,8 +1,7 @@
 """The page of a ranking: pictures in order with their intervals, reasons beside both pictures, any two to compare."""
 
-import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,57 +11,13 @@ from mlxpref.errors import DataError
 from mlxpref.judge.ranking_result import JudgedPair, Ranking
 from mlxpref.preferences import ImageLike
 from mlxpref.ranking.bradley_terry import Z95, RankedImage
+from mlxpref.ranking.log_odds import probability
 from mlxpref.ranking.posterior import difference_variance
 from mlxpref.report.html import Thumbnail, even_ticks, page_script, short_names, thumbnail, write_page
 from mlxpref.text import plain
 from mlxpref.verdict import Strategy, Verdict
 
 __all__ = ["write_ranking_page"]
-
-
-@dataclass(frozen=True)
-class _Shown:
-    """One image beside the reasoning that speaks of it: its number, name and rank."""
-
-    index: int
-    name: str
-    rank: int
-
-
-@dataclass(frozen=True)
-class _Card:
-    """One image's place on the page; `start`, `middle` and `end` are the interval in percent of the axis.
-
-    `reason` is None where nothing written speaks for the image's place, and `no_reason` says why.
-    """
-
-    image: RankedImage
-    name: str
-    path: str
-    picture: Thumbnail | None
-    start: float
-    middle: float
-    end: float
-    ties: str
-    tied_above: bool
-    reason: str | None
-    no_reason: str
-    shown: tuple[_Shown, ...]
-
-
-@dataclass(frozen=True)
-class _Section:
-    """The ranking of one prompt, as the template needs it."""
-
-    title: str
-    ranking: Ranking
-    judge: str
-    best: str
-    bias: str
-    ticks: tuple[float, ...]
-    cards: tuple[_Card, ...]
-    remarks: tuple[str, ...]
-    skipped: tuple[str, ...]
 
 
 def write_ranking_page(path: Path, rankings: Sequence[Ranking], notes: Sequence[str] = ()) -> None:
@@ -73,7 +28,7 @@ def write_ranking_page(path: Path, rankings: Sequence[Ranking], notes: Sequence[
     again where it is compared. Texts reach the script as JSON and the page as text, and the page's own policy lets no
     other script run and nothing be loaded.
     """
-    names = [_names(ranking) for ranking in rankings]
+    names = [[plain(name) for name in short_names([r.name(i) for i in range(len(r.images))])] for r in rankings]
     write_page(
         path,
         "ranking.html",
@@ -84,52 +39,48 @@ def write_ranking_page(path: Path, rankings: Sequence[Ranking], notes: Sequence[
     )
 
 
-def _section(ranking: Ranking, names: Sequence[str]) -> _Section:
-    """What is shown of one prompt; the pictures are read here."""
+def _section(ranking: Ranking, names: Sequence[str]) -> dict[str, Any]:
+    """What the template shows of one prompt; the pictures are read here."""
     images = ranking.ranking.images
     ticks = even_ticks(min(image.low for image in images), max(image.high for image in images))
-    ranks = {image.index: image.rank for image in images}
-    thought = {i for pair in ranking.pairs if any(v.reasoning for v in pair.verdict.verdicts) for i in (pair.a, pair.b)}
-    cards, above = [], None
-    for image in images:
-        start, middle, end = (
-            100 * (x - ticks[0]) / (ticks[-1] - ticks[0]) for x in (image.low, image.strength, image.high)
-        )
-        reason = ranking.reason(image)
-        cards.append(
-            _Card(
-                image,
-                names[image.index],
-                plain(ranking.name(image.index)),
-                _picture(ranking.images[image.index]),
-                start,
-                middle,
-                end,
-                _ties(image, ranks),
-                above in image.tied_with,
-                plain(reason.text) if reason else None,
-                _no_reason(image, image.index in thought),
-                tuple(_Shown(i, names[i], ranks[i]) for i in (reason.first, reason.second)) if reason else (),
-            )
-        )
-        above = image.index
-    skipped = tuple(plain(f"{each.path}: {each.error}") for each in ranking.skipped)
+    cards = [_card(ranking, names, image, ticks) for image in images]
+    for above, card in itertools.pairwise(cards):
+        card["tied_above"] = above["image"].index in card["image"].tied_with
     judge = f"by {ranking.model}{f' with {ranking.adapter}' if ranking.adapter else ''}, " if ranking.model else ""
-    return _Section(
-        f"“{prompt}”" if (prompt := plain(ranking.prompt)) else "no prompt",
-        ranking,
-        plain(judge),
-        _best(cards[0]),
-        _bias(ranking),
-        tuple(ticks),
-        tuple(cards),
-        tuple(plain(remark) for remark in ranking.remarks),
-        skipped,
+    return {
+        "title": f"“{prompt}”" if (prompt := plain(ranking.prompt)) else "no prompt",
+        "ranking": ranking,
+        "judge": plain(judge),
+        "best": _best(cards[0]),
+        "bias": _bias(ranking),
+        "ticks": ticks,
+        "cards": cards,
+        "remarks": [plain(remark) for remark in ranking.remarks],
+        "skipped": [plain(f"{each.path}: {each.error}") for each in ranking.skipped],
+    }
+
+
+def _card(ranking: Ranking, names: Sequence[str], image: RankedImage, ticks: Sequence[float]) -> dict[str, Any]:
+    """One image's place: `start`, `middle` and `end` are its interval in percent of the axis."""
+    start, middle, end = (
+        100 * (x - ticks[0]) / (ticks[-1] - ticks[0]) for x in (image.low, image.strength, image.high)
     )
-
-
-def _names(ranking: Ranking) -> list[str]:
-    return [plain(name) for name in short_names([ranking.name(i) for i in range(len(ranking.images))])]
+    ranks = {other.index: other.rank for other in ranking.ranking.images}
+    reason = ranking.reason(image)
+    return {
+        "image": image,
+        "name": names[image.index],
+        "path": plain(ranking.name(image.index)),
+        "picture": _picture(ranking.images[image.index]),
+        "start": start,
+        "middle": middle,
+        "end": end,
+        "ties": _ties(image, ranks),
+        "tied_above": False,
+        "reason": plain(reason.text) if reason else None,
+        "no_reason": _no_reason(ranking, image),
+        "shown": [(i, names[i], ranks[i]) for i in (reason.first, reason.second)] if reason else [],
+    }
 
 
 def _picture(image: ImageLike) -> Thumbnail | None:
@@ -141,39 +92,32 @@ def _picture(image: ImageLike) -> Thumbnail | None:
 
 
 def _ties(image: RankedImage, ranks: dict[int, int]) -> str:
-    """From which images this one is not told apart."""
+    """The images that this one is tied with, in words."""
     if not image.tied_with:
         return "told apart from all others"
     if len(image.tied_with) == len(ranks) - 1:
         return "tied with all others"
     tied = sorted({ranks[other] for other in image.tied_with})
-    return f"tied with rank{'s' if len(tied) > 1 else ''} {_runs(tied)}"
+    if len(tied) > 3:
+        return f"tied with {len(image.tied_with)} others, ranked {tied[0]} to {tied[-1]}"
+    return f"tied with rank{'s' if len(tied) > 1 else ''} {', '.join(map(str, tied))}"
 
 
-def _runs(numbers: Sequence[int]) -> str:
-    """Ascending numbers, three or more that follow each other as a run: 1, 2, 5 to 9."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and runs[-1][-1] == number - 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
-
-
-def _no_reason(image: RankedImage, thought: bool) -> str:
+def _no_reason(ranking: Ranking, image: RankedImage) -> str:
+    """Why an image has no reason beside it."""
     if not image.pairs:
         return "not judged: no pair with this image was asked"
-    if not thought:
-        return "only read, without reasons"
-    return "nothing that was written of this image speaks for its place"
+    verdicts = [v for pair in ranking.pairs if image.index in (pair.a, pair.b) for v in pair.verdict.verdicts]
+    if not any(verdict.reasoning for verdict in verdicts):
+        return "judged without thinking, so without reasons"
+    return "no reason that the judge wrote speaks for this place"
 
 
-def _best(first: _Card) -> str:
+def _best(first: dict[str, Any]) -> str:
     """Whether one image is the best, in words."""
-    if not first.image.tied_with:
-        return f"{first.name} is this judge's best, {first.ties}."
-    return f"No image is clearly the best: {first.name} comes first, but is {first.ties}."
+    if not first["image"].tied_with:
+        return f"{first['name']} is this judge's best, {first['ties']}."
+    return f"No image is clearly the best: {first['name']} comes first, but is {first['ties']}."
 
 
 def _bias(ranking: Ranking) -> str:
@@ -185,12 +129,8 @@ def _bias(ranking: Ranking) -> str:
     place = "first" if bias > 0 else "second"
     return (
         f"This judge favours the image that is shown {place}: position bias {size}. Of two equally strong images it "
-        f"prefers the {place} with {100 * _probability(abs(bias)):.1f}\u00a0%. Judging both orders cancels this."
+        f"prefers the {place} with {100 * float(probability(abs(bias))):.1f}\u00a0%. Judging both orders cancels this."
     )
-
-
-def _probability(log_odds: float) -> float:
-    return 1 / (1 + math.exp(-log_odds))
 
 
 def _data(ranking: Ranking, names: Sequence[str]) -> dict[str, Any]:
@@ -211,22 +151,21 @@ def _data(ranking: Ranking, names: Sequence[str]) -> dict[str, Any]:
 
 def _pair_data(pair: JudgedPair) -> list[Any]:
     """[a, b, P(a), P(a) with a first, P(a) with a second, samples with a first, samples with a second]."""
-    said = pair.verdict
-    preferences = (said.p_a, said.p_a_shown_first, said.p_a_shown_second)
-    orders = (said.a_shown_first, said.a_shown_second)
+    verdict = pair.verdict
+    preferences = (verdict.p_a, verdict.p_a_shown_first, verdict.p_a_shown_second)
+    orders = (verdict.a_shown_first, verdict.a_shown_second)
     return [
         pair.a,
         pair.b,
         *(_rounded(p) for p in preferences),
-        *(list(_samples(verdicts, said.strategy)) for verdicts in orders),
+        *([_sample(each, verdict.strategy) for each in verdicts] for verdicts in orders),
     ]
 
 
-def _samples(verdicts: Sequence[Verdict], strategy: Strategy) -> Iterable[list[Any]]:
-    """[P(first image)], and of what was thought about also the reasoning and whether it ran out of tokens."""
-    for verdict in verdicts:
-        p_first = _rounded(verdict.p_first(strategy))
-        yield [p_first, plain(verdict.reasoning), int(verdict.closed)] if verdict.reasoning else [p_first]
+def _sample(verdict: Verdict, strategy: Strategy) -> list[Any]:
+    """[P(first image)], and of a verdict with reasoning also that, and whether it ran out of tokens."""
+    p_first = _rounded(verdict.p_first(strategy))
+    return [p_first, plain(verdict.reasoning), int(verdict.closed)] if verdict.reasoning else [p_first]
 
 
 def _rounded(p: float | None) -> float | None:

@@ -103,10 +103,10 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_work(
     assert "pairs to read" not in done.stderr
 
 
-def test_copies_among_the_images_are_refused_before_the_work(folder: Path) -> None:
+def test_copies_into_a_full_folder_are_refused_before_the_work(folder: Path) -> None:
     done = run("rank", folder, *PROMPT, "--copy-top", "2", folder, *QUICK)
     assert done.exit_code == 1
-    assert "holds images that are ranked" in done.stderr
+    assert "is no empty folder" in done.stderr
     assert "pairs to read" not in done.stderr
 
 

@@ -17,7 +17,7 @@ from mlxpref.judge.ranking_result import JudgedPair, Ranking
 from mlxpref.ranking.bradley_terry import rank_images
 from mlxpref.ranking.posterior import difference_variance
 from mlxpref.report.html import even_ticks, thumbnail
-from mlxpref.report.ranking_page import _runs, write_ranking_page
+from mlxpref.report.ranking_page import write_ranking_page
 from mlxpref.verdict import Verdict
 from tests.browser import Browser
 from tests.conftest import picture
@@ -115,7 +115,7 @@ def test_thumbnails_are_plain_and_upright(tmp_path: Path) -> None:
 def test_a_reason_stands_beside_both_pictures_in_their_places(tmp_path: Path) -> None:
     told = ranking()
     page = page_of(tmp_path, told)
-    assert page.count("only read, without reasons</p>") == 1
+    assert page.count("judged without thinking, so without reasons</p>") == 1
     for image in told.ranking.images:
         item = page.partition(f'<li id="image-0-{image.index}"')[2].partition("</li>")[0]
         reason = told.reason(image)
@@ -178,14 +178,13 @@ def test_a_picture_that_is_gone_costs_no_page(tmp_path: Path) -> None:
     assert page.count("This picture could not be read again.") == 1
 
 
-def test_axes_and_runs_are_round() -> None:
+def test_axes_are_round() -> None:
     assert even_ticks(-1.7, 2.2) == [-2, -1, 0, 1, 2, 3]
     assert even_ticks(0.0, 0.0)[-1] > even_ticks(0.0, 0.0)[0]
     for low, high in ((-0.031, 0.044), (-40.0, 3.0), (1e-3, 2e-3)):
         ticks = even_ticks(low, high)
         assert ticks[0] <= low < high <= ticks[-1]
         assert 3 <= len(ticks) <= 9
-    assert _runs([1, 2, 4, 5, 6, 9]) == "1, 2, 4 to 6, 9"
 
 
 def shown(browser: Browser, selector: str) -> str:
@@ -234,7 +233,7 @@ def test_any_two_pictures_are_compared_by_keyboard(browser: Browser, tmp_path: P
     browser.run("document.querySelectorAll('.picture button')[2].focus()")
     browser.press("Enter")
     assert "image 2 is preferred" in shown(browser, "dialog") or "image 3 is preferred" in shown(browser, "dialog")
-    assert "only read, without reasons" in shown(browser, "dialog")
+    assert "judged without thinking, so without reasons" in shown(browser, "dialog")
     assert complaints(browser) == []
 
 

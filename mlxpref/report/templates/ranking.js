@@ -48,11 +48,11 @@ function order(first, second, a, pShown, samples) {
   const said = element("div");
   const preference = pShown === null ? "unreadable" : `${percent(pShown)} for ${names[a]}`;
   said.append(element("p", preference + (samples.length > 1 ? `, the mean of ${samples.length} samples` : "")));
-  if (samples.every((sample) => !sample[1])) said.append(element("p", "only read, without reasons"));
+  if (samples.every((sample) => !sample[1])) said.append(element("p", "judged without thinking, so without reasons"));
   for (const [p, text, closed] of samples) {
     const about = [];
     if (samples.length > 1) about.push(p === null ? "unreadable" : `${percent(p)} for image 1`);
-    if (closed) about.push("ran out of tokens, and was read there");
+    if (closed) about.push("ran out of tokens and was read there");
     if (text || about.length) said.append(element("blockquote", (about.length ? `(${about.join("; ")}) ` : "") + text));
   }
   const body = element("div", "", sides(first, second), said);
