@@ -22,7 +22,7 @@ import mlx.core as mx
 import numpy as np
 from PIL import Image
 
-from mlxpref.checkpoints.hf_config import load_hf_config
+from mlxpref.checkpoints.checkpoint import Checkpoint
 from mlxpref.demo.pictures import PictureSpec, render
 from mlxpref.engine.adapters import load_adapter
 from mlxpref.engine.template import USER_TEXT, comparison_messages
@@ -98,7 +98,7 @@ def compare(
 
     With an `adapter` in PEFT's format both put it on; with `theirs`, transformers has that folder without it instead.
     """
-    if "quantization" in load_hf_config(folder):
+    if "quantization" in Checkpoint.open(folder).config:
         raise click.ClickException(f"{folder}: is quantized, which transformers cannot read; give what it was made of")
     rng = np.random.default_rng(0)
     first = render(PictureSpec("red", "circle", "clean"), rng)

@@ -19,6 +19,7 @@ from mlx.utils import tree_flatten  # noqa: E402
 from mlx_vlm.utils import load  # noqa: E402
 from PIL import Image  # noqa: E402
 
+from mlxpref.checkpoints.checkpoint import Checkpoint  # noqa: E402
 from mlxpref.checkpoints.memory import ModelSize, Plan, judging_plan, training_plan  # noqa: E402
 from mlxpref.checkpoints.model_shapes import shapes_from  # noqa: E402
 from mlxpref.config import JudgeSettings, TrainSettings  # noqa: E402
@@ -167,7 +168,7 @@ def _random(model: Model) -> VLM:
     mx.eval(built.parameters())
     processor = load(str(JUDGE), trust_remote_code=False)[1]
     processor.image_processor.max_pixels = 1 << 30
-    vlm = VLM(built, processor, JUDGE, 1 << 30)
+    vlm = VLM(built, processor, Checkpoint.open(JUDGE), 1 << 30)
     vlm.ends = frozenset()
     for tag in ("</think>", "</answer>"):
         for token in vlm.words.control(tag):

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, TypeVar
 
+from mlxpref.checkpoints.checkpoint import Checkpoint
 from mlxpref.checkpoints.memory import ModelSize, Plan, judging_plan, training_plan
-from mlxpref.checkpoints.model_shapes import read_pixels, read_shapes, stored_bytes
+from mlxpref.checkpoints.model_shapes import shapes_from
 from mlxpref.checkpoints.resolve import device_working_set
 from mlxpref.config import JudgeSettings, TrainSettings
 from mlxpref.errors import ConfigError
@@ -29,15 +29,15 @@ The first three change no result.
 """
 
 
-def plan_training(folder: Path, settings: TrainSettings, preferences: int) -> Plan:
-    """The plan of training the checkpoint in a folder on this device; ConfigError where it does not fit."""
-    model, images = checkpoint_at(folder), images_seen(settings, preferences)
+def plan_training(checkpoint: Checkpoint, settings: TrainSettings, preferences: int) -> Plan:
+    """The plan of training the checkpoint on this device; ConfigError where it does not fit."""
+    model, images = checkpoint_at(checkpoint), images_seen(settings, preferences)
     return require(lambda chosen: training_plan(model, chosen, images), settings, device_working_set(), "training")
 
 
-def plan_judging(folder: Path, settings: JudgeSettings, images: int) -> Plan:
-    """The plan of judging images with the checkpoint in a folder on this device; ConfigError where it does not fit."""
-    model = checkpoint_at(folder)
+def plan_judging(checkpoint: Checkpoint, settings: JudgeSettings, images: int) -> Plan:
+    """The plan of judging images with the checkpoint on this device; ConfigError where it does not fit."""
+    model = checkpoint_at(checkpoint)
     return require(lambda chosen: judging_plan(model, chosen, images), settings, device_working_set(), "judging")
 
 
@@ -46,13 +46,13 @@ def images_seen(settings: TrainSettings, preferences: int) -> int:
     return 2 * min(preferences, settings.steps * settings.comparisons or preferences)
 
 
-def checkpoint_at(folder: Path) -> ModelSize:
-    """The checkpoint in a folder as it is loaded on this device: on a CPU all floating point numbers become float32."""
+def checkpoint_at(checkpoint: Checkpoint) -> ModelSize:
+    """A checkpoint as it is loaded on this device: on a CPU all floating point numbers become float32."""
     import mlx.core as mx
 
     float_bytes = 4 if mx.default_device().type == mx.DeviceType.cpu else None
-    shapes = read_shapes(folder)
-    weights, pixels = stored_bytes(folder, float_bytes), read_pixels(folder) or 1 << 30
+    shapes = shapes_from(checkpoint.config)
+    weights, pixels = checkpoint.weight_bytes(float_bytes), checkpoint.max_pixels or 1 << 30
     return ModelSize(shapes, weights, float_bytes or shapes.float_bytes, pixels)
 
 

@@ -7,18 +7,21 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlxpref.checkpoints.hf_config import check_weights, load_hf_config
+from mlxpref.checkpoints.checkpoint import Checkpoint
+from mlxpref.checkpoints.safetensors import TensorInfo
 from mlxpref.errors import ModelError
 
 __all__ = ["check_folder", "check_model", "check_processor"]
 
 _FLOATS = (mx.float32, mx.bfloat16, mx.float16)
 """The types that weights are computed in."""
+_CHUNK = 1 << 24
 
 
-def check_folder(path: Path) -> None:
+def check_folder(checkpoint: Checkpoint) -> None:
     """Refuse a folder that would load wrongly or not at all, in words that say what is missing."""
-    config = load_hf_config(path)
+    path = checkpoint.folder
+    _ = checkpoint.config  # raises
     # Without these mlx-vlm takes defaults in silence, and the judge sees badly scaled images.
     if not any((path / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
         raise ModelError(f"{path}: no preprocessor_config.json there; copy it from the original checkpoint")
@@ -26,7 +29,8 @@ def check_folder(path: Path) -> None:
         raise ModelError(f"{path}: no tokenizer.json there; copy it from the original checkpoint")
     if not any(path.glob("*.safetensors")):
         raise ModelError(f"{path}: no .safetensors weights there; download the checkpoint again")
-    check_weights(path, config)
+    _check_sizes(checkpoint)
+    _check_head(checkpoint)
 
 
 def check_model(path: Path, model: nn.Module) -> None:
@@ -66,3 +70,56 @@ def check_processor(path: Path, model: Any, processor: Any) -> None:
                 f"{path}: the image processor's {stated} is {reprlib.repr(found)}, the vision tower needs {wanted}; "
                 "copy preprocessor_config.json from the original checkpoint"
             )
+
+
+def _check_sizes(checkpoint: Checkpoint) -> None:
+    """Refuse a config of sizes that the folder's files do not fill, before anything of these sizes is made.
+
+    Names and shapes one by one are mlx-vlm's to compare, when it loads. Raises ModelError.
+    """
+    config, tensors = checkpoint.config, checkpoint.tensors
+    text, vision = {**config, **(config.get("text_config") or {})}, config["vision_config"]
+    layers, depth = text["num_hidden_layers"], vision.get("depth", 32)
+    hidden, inner = text["hidden_size"], text["intermediate_size"]
+    width = vision["embed_dim" if config["model_type"] == "qwen2_vl" else "hidden_size"]
+    stated = text["vocab_size"] * hidden + layers * 3 * hidden * inner + depth * 4 * width**2
+    stored = sum(tensor.end - tensor.start for tensor in tensors.values())
+    # 2 bits a weight are the fewest that MLX quantizes to.
+    if layers + depth > len(tensors) or stated > 4 * stored:
+        raise ModelError(
+            f"{checkpoint.folder}: config.json is of {layers + depth} layers and {stated / 1e6:.4g} million weights or "
+            f"more, the safetensors hold {len(tensors)} tensors in {stored / 1e6:.4g} MB: they are not of one model; "
+            "download the checkpoint again"
+        )
+
+
+def _check_head(checkpoint: Checkpoint) -> None:
+    """Where the config says that the head is the embedding, one that is stored as well has to be the same."""
+    stored, tensors = checkpoint.stored_config, checkpoint.tensors
+    if not stored.get("tie_word_embeddings", (stored.get("text_config") or {}).get("tie_word_embeddings")):
+        return
+    for name, head in tensors.items():
+        if "lm_head." not in name:
+            continue
+        twin = next((tensors[n] for n in tensors if n.endswith(f"embed_tokens.{name.rpartition('.')[2]}")), None)
+        if twin is None or not _same(head, twin):
+            raise ModelError(
+                f"{checkpoint.folder}: config.json says that the head is the embedding, but {name} is another; set "
+                "tie_word_embeddings to what the model was trained with"
+            )
+
+
+def _same(first: TensorInfo, second: TensorInfo) -> bool:
+    """Whether two tensors are stored as the same bytes."""
+    if (first.dtype, first.shape) != (second.dtype, second.shape):
+        return False
+    with first.file.open("rb") as one, second.file.open("rb") as other:
+        one.seek(first.start)
+        other.seek(second.start)
+        left = first.end - first.start
+        while left > 0:
+            size = min(left, _CHUNK)
+            if one.read(size) != other.read(size):
+                return False
+            left -= size
+    return True

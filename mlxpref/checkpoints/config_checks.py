@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 
 from mlxpref.errors import ModelError
 
-__all__ = ["FAMILIES", "Json", "check_values"]
+__all__ = ["FAMILIES", "Json", "validate"]
 
 Json = dict[str, Any]
 FAMILIES = {"qwen2_vl": "Qwen2-VL", "qwen2_5_vl": "Qwen2.5-VL", "qwen3_vl": "Qwen3-VL"}
@@ -38,7 +38,7 @@ _BITS = {"affine": {2, 3, 4, 5, 6, 8}, "mxfp4": {4}, "nvfp4": {4}, "mxfp8": {8}}
 """Group sizes and bits of each mode of MLX's quantization."""
 
 
-def check_values(config: Mapping[str, Any], file: Path) -> None:
+def validate(config: Mapping[str, Any], file: Path) -> None:
     """Raise ModelError for the first value of a config in the hub's layout that no model can have; `file` is named."""
     checks = _Values(file)
     family = config["model_type"]

@@ -1,24 +1,18 @@
-"""A checkpoint's config.json in the hub's layout, whatever wrote it, and a folder that mlx-vlm can load it from.
+"""A checkpoint's config.json in the hub's layout, whatever wrote it.
 
 transformers 5 keeps the language model's settings in `text_config` and its rotary embedding in `rope_parameters`;
 mlx-vlm reads neither of the Qwen2-VL families so. Nothing that a config could make mlx-vlm run or skip is kept.
 """
 
-import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from mlxpref.checkpoints.config_checks import FAMILIES, Json, check_values
-from mlxpref.checkpoints.safetensors import TensorInfo, read_json_object, read_tensor_infos
+from mlxpref.checkpoints.config_checks import FAMILIES, Json, validate
 from mlxpref.errors import ModelError
 
-__all__ = ["FAMILIES", "check_weights", "is_rewritten", "load_hf_config", "readable"]
+__all__ = ["FAMILIES", "Json", "normalise", "validate"]
 
-CONFIG = "config.json"
-_CHUNK = 1 << 24
 _CLASSES = dict(zip(FAMILIES, ("Qwen2VL", "Qwen2_5_VL", "Qwen3VL"), strict=True))
 _NESTED = "qwen3_vl"
 """The one family whose text_config is the hub's own layout; the others have its keys beside vision_config."""
@@ -37,23 +31,20 @@ _OF_TEXT = (
 """What text_config says goes before what stands beside it, as in transformers; of other keys the outer one does."""
 _DROPPED = ("auto_map", "model_file", "custom_pipelines", "dflash_config", "llm_config", "ple_storage", "skip_vision")
 """Code that mlx-vlm or transformers would run, and switches that lead mlx-vlm to another model than the family's."""
-_LEFT_OUT = ("offload_index.json", "hf_quant_config.json")
-"""Files that make mlx-vlm take missing weights for granted, or weights for quantized that are not MLX's."""
 
 
-def load_hf_config(folder: Path) -> Json:
-    """The config of a model folder in the hub's layout, checked; raises ModelError for one that cannot be used."""
-    if not folder.is_dir():
-        raise ModelError(f"{folder}: no such model folder; give a folder, a Hugging Face id or `demo`")
-    file = folder / CONFIG
-    if not file.is_file():
-        raise ModelError(f"{folder}: no config.json there; a model folder holds config, tokenizer and weights")
-    raw = read_json_object(file)
-    family = raw.get("model_type")
+def normalise(stored: Mapping[str, Any], tensors: Iterable[str], file: Path) -> Json:
+    """What a config.json says, in the hub's layout, without code and switches that lead to another model.
+
+    `tensors` are the names of the stored weights; `file` is named in the ModelError for what no model says.
+    """
+    family = stored.get("model_type")
     if not isinstance(family, str) or family not in FAMILIES:
         names = ", ".join(FAMILIES.values())
-        raise ModelError(f"{folder}: architecture {str(family)[:60]!r} is not supported; mlxpref judges with {names}")
-    config = {key: value for key, value in raw.items() if key not in _DROPPED}
+        raise ModelError(
+            f"{file.parent}: architecture {str(family)[:60]!r} is not supported; mlxpref judges with {names}"
+        )
+    config = {key: value for key, value in stored.items() if key not in _DROPPED}
     config["architectures"] = [f"{_CLASSES[family]}ForConditionalGeneration"]
     text, vision = (_part(config, name, file) for name in ("text_config", "vision_config"))
     if "text_config" in config and family != _NESTED:
@@ -69,8 +60,7 @@ def load_hf_config(folder: Path) -> Json:
         vision = vision | {"model_type": family}
     config["vision_config"] = {key: value for key, value in vision.items() if key not in _DROPPED and value is not None}
     _write_quantization(config)
-    _write_tie(config, language, folder)
-    check_values(config, file)
+    _write_tie(config, language, tensors)
     return config
 
 
@@ -120,90 +110,13 @@ def _write_quantization(config: Json) -> None:
         config.setdefault("quantization", found)
 
 
-def _write_tie(config: Json, language: Json, folder: Path) -> None:
+def _write_tie(config: Json, language: Json, tensors: Iterable[str]) -> None:
     """State whether the head is the embedding: what the keys say, unless the weights have a head beside it.
 
     Some trainers write both; mlx-vlm takes only one, and loads the head where it is said to be apart.
     """
     tied = config.get("tie_word_embeddings", language.get("tie_word_embeddings"))
-    if tied in (None, True) and any(folder.glob("*.safetensors")):
-        has_head = any(name.endswith("lm_head.weight") for name in read_tensor_infos(folder))
-        tied = not has_head
+    names = list(tensors)
+    if tied in (None, True) and names:
+        tied = not any(name.endswith("lm_head.weight") for name in names)
     config["tie_word_embeddings"] = language["tie_word_embeddings"] = False if tied is None else tied
-
-
-def is_rewritten(folder: Path) -> bool:
-    """Whether a folder's config.json is not what mlx-vlm is given."""
-    return load_hf_config(folder) != read_json_object(folder / CONFIG)
-
-
-@contextmanager
-def readable(folder: Path) -> Iterator[Path]:
-    """A folder that mlx-vlm can load: this one, or a temporary one of links to its files with the rewritten config.
-
-    The temporary one is gone afterwards; weights loaded from it, lazily too, keep their files open.
-    """
-    if not is_rewritten(folder) and not any((folder / name).exists() for name in _LEFT_OUT):
-        yield folder
-        return
-    with TemporaryDirectory(prefix="mlxpref-") as place:
-        view = Path(place)
-        for file in folder.resolve().iterdir():
-            if file.name not in (CONFIG, *_LEFT_OUT) and file.suffix != ".py" and file.is_file():
-                (view / file.name).symlink_to(file)
-        (view / CONFIG).write_text(json.dumps(load_hf_config(folder), indent=2), encoding="utf-8")
-        yield view
-
-
-def check_weights(folder: Path, config: Mapping[str, Any]) -> None:
-    """Refuse a config of sizes that the folder's files do not fill, before anything of these sizes is made.
-
-    Names and shapes one by one are mlx-vlm's to compare, when it loads. Raises ModelError.
-    """
-    heads = read_tensor_infos(folder)
-    text, vision = {**config, **(config.get("text_config") or {})}, config["vision_config"]
-    layers, depth = text["num_hidden_layers"], vision.get("depth", 32)
-    hidden, inner = text["hidden_size"], text["intermediate_size"]
-    width = vision["embed_dim" if config["model_type"] == "qwen2_vl" else "hidden_size"]
-    stated = text["vocab_size"] * hidden + layers * 3 * hidden * inner + depth * 4 * width**2
-    stored = sum(tensor.end - tensor.start for tensor in heads.values())
-    # 2 bits a weight are the fewest that MLX quantizes to.
-    if layers + depth > len(heads) or stated > 4 * stored:
-        raise ModelError(
-            f"{folder}: config.json is of {layers + depth} layers and {stated / 1e6:.4g} million weights or more, the "
-            f"safetensors hold {len(heads)} tensors in {stored / 1e6:.4g} MB: they are not of one model; "
-            "download the checkpoint again"
-        )
-    _check_head(folder, heads)
-
-
-def _check_head(folder: Path, heads: Mapping[str, TensorInfo]) -> None:
-    """Where the config says that the head is the embedding, one that is stored as well has to be the same."""
-    raw = read_json_object(folder / CONFIG)
-    if not raw.get("tie_word_embeddings", (raw.get("text_config") or {}).get("tie_word_embeddings")):
-        return
-    for name, head in heads.items():
-        if "lm_head." not in name:
-            continue
-        twin = next((heads[n] for n in heads if n.endswith(f"embed_tokens.{name.rpartition('.')[2]}")), None)
-        if twin is None or not _same(head, twin):
-            raise ModelError(
-                f"{folder}: config.json says that the head is the embedding, but {name} is another; set "
-                "tie_word_embeddings to what the model was trained with"
-            )
-
-
-def _same(first: TensorInfo, second: TensorInfo) -> bool:
-    """Whether two tensors are stored as the same bytes."""
-    if (first.dtype, first.shape) != (second.dtype, second.shape):
-        return False
-    with first.file.open("rb") as one, second.file.open("rb") as other:
-        one.seek(first.start)
-        other.seek(second.start)
-        left = first.end - first.start
-        while left > 0:
-            size = min(left, _CHUNK)
-            if one.read(size) != other.read(size):
-                return False
-            left -= size
-    return True

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlxpref.checkpoints.hf_config import load_hf_config
-from mlxpref.checkpoints.safetensors import read_json_object, read_tensor_infos
+from mlxpref.checkpoints.safetensors import TensorInfo, read_json_object
 from mlxpref.errors import ModelError
 
 __all__ = ["Identity", "identity_of"]
@@ -48,20 +47,19 @@ class Identity:
         return cls(value["fingerprint"], tuple(map(str, ancestors))) if isinstance(ancestors, list) else None
 
 
-def identity_of(folder: Path) -> Identity:
+def identity_of(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> Identity:
     """The identity of the model in a folder; ModelError where it cannot be read.
 
     The fingerprint is of the config, of names, types and shapes of all tensors and of the first bytes of each. A folder
     that was converted descends from its source; one that an adapter was fused into is a model of its own.
     """
     digest = hashlib.sha256()
-    config = {key: value for key, value in load_hf_config(folder).items() if key not in _STORAGE}
-    digest.update(json.dumps(config, sort_keys=True).encode())
-    heads = read_tensor_infos(folder)
-    streams = {file: file.open("rb") for file in {stored.file for stored in heads.values()}}
+    stated = {key: value for key, value in config.items() if key not in _STORAGE}
+    digest.update(json.dumps(stated, sort_keys=True).encode())
+    streams = {file: file.open("rb") for file in {stored.file for stored in tensors.values()}}
     try:
-        for name in sorted(heads):
-            stored = heads[name]
+        for name in sorted(tensors):
+            stored = tensors[name]
             digest.update(json.dumps([name, stored.dtype, stored.shape]).encode())
             stream = streams[stored.file]
             stream.seek(stored.start)

@@ -1,19 +1,11 @@
 """The shapes of a checkpoint, and what its weights take: from its config and the heads of its files, without MLX."""
 
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from mlxpref.checkpoints.hf_config import load_hf_config
-from mlxpref.checkpoints.safetensors import TensorInfo, read_json_object, read_tensor_infos
-from mlxpref.errors import ModelError
+__all__ = ["Quantization", "Shapes", "VisionShapes", "shapes_from"]
 
-__all__ = ["Quantization", "Shapes", "VisionShapes", "read_pixels", "read_shapes", "shapes_from", "stored_bytes"]
-
-_FLOATS = {"F32": 4, "F16": 2, "BF16": 2}
-"""Bytes of the floating point types of a safetensors file."""
 _CHANNELS = 3
 
 
@@ -177,37 +169,3 @@ def _vision_from(config: Mapping[str, Any], family: str, out: int) -> VisionShap
 
 def _all(depth: int) -> tuple[int, ...]:
     return tuple(range(depth))
-
-
-def read_pixels(folder: Path) -> int | None:
-    """The pixels that the image processor in a folder shrinks images to, or None where it does not say.
-
-    As mlx-vlm reads them: what is said of the image processor in the processor's own file goes first.
-    """
-    found: dict[str, Any] = {}
-    for name, part in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):
-        with suppress(ModelError, ValueError, TypeError, KeyError):
-            config = read_json_object(folder / name)
-            found.update(config[part] if part else config)
-    with suppress(ValueError, TypeError, KeyError, OverflowError):
-        return int(found.get("max_pixels") or found["size"]["longest_edge"])
-    return None
-
-
-def read_shapes(folder: Path) -> Shapes:
-    """The shapes of the checkpoint in a folder."""
-    return shapes_from(load_hf_config(folder))
-
-
-def stored_bytes(folder: Path, float_bytes: int | None = None) -> int:
-    """What the weights in a folder take when they are loaded; `float_bytes` is what a floating point number becomes.
-
-    None keeps each number as it is stored. Raises ModelError for a file that is damaged.
-    """
-    return sum(_loaded_bytes(stored, float_bytes) for stored in read_tensor_infos(folder).values())
-
-
-def _loaded_bytes(stored: TensorInfo, float_bytes: int | None) -> int:
-    """What one array takes when it is loaded."""
-    size, width = stored.end - stored.start, _FLOATS.get(stored.dtype)
-    return size // width * float_bytes if float_bytes and width else size

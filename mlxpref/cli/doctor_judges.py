@@ -105,12 +105,14 @@ def _of_hub(name: str, found: str, hub: Hub) -> CheckResult:
 def _in_folder(path: Path, found: str, recommended: int) -> CheckResult:
     """A judge in a folder: whether it is one, and what it takes to judge and to train."""
     from mlxpref.checkpoints.advice import checkpoint_at
+    from mlxpref.checkpoints.checkpoint import Checkpoint
     from mlxpref.checkpoints.checks import check_folder
     from mlxpref.checkpoints.memory import judging_plan, training_plan
 
     try:
-        check_folder(path)
-        model = checkpoint_at(path)
+        checkpoint = Checkpoint.open(path)
+        check_folder(checkpoint)
+        model = checkpoint_at(checkpoint)
     except ModelError as error:
         return CheckResult(_DEFAULT, f"{found}, which is no judge", "fails", str(error))
     judging = judging_plan(model, JudgeSettings(), JudgeSettings().rows).peak

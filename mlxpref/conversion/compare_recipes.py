@@ -6,6 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from mlxpref.checkpoints.checkpoint import Checkpoint
 from mlxpref.conversion.convert import convert
 from mlxpref.conversion.fidelity import Comparison, Fidelity
 from mlxpref.conversion.quantize import Recipe
@@ -21,7 +22,7 @@ _KEPT = ("recipe", "bits", "group_size", "mode", "bytes", "bits_per_weight", "qu
 
 
 def compare_recipes(
-    source: Path,
+    source: Path | Checkpoint,
     recipes: Sequence[Recipe],
     output: Path | None = None,
     *,
@@ -40,6 +41,7 @@ def compare_recipes(
     are None, with a reason in `fidelity_skipped`, where the source does not fit in memory. ConfigError for a folder
     that is in the way, before anything is made.
     """
+    source = Checkpoint.open(source)
     check_folder(source)
     names = [recipe.name for recipe in recipes]
     if len(set(names)) < len(names):

@@ -16,10 +16,8 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
+from mlxpref.checkpoints.checkpoint import Checkpoint
 from mlxpref.checkpoints.checks import check_folder, check_model
-from mlxpref.checkpoints.hf_config import load_hf_config, readable
-from mlxpref.checkpoints.identity import identity_of
-from mlxpref.checkpoints.safetensors import read_tensor_infos
 from mlxpref.conversion.quantize import LayerQuantization, Recipe, plan_layers
 from mlxpref.conversion.verify import Check, revision_of, verify, write_record
 from mlxpref.conversion.writer import (
@@ -39,6 +37,7 @@ __all__ = ["KEEP", "cast", "convert", "dequantize", "lazy_model", "plain_config"
 
 KEEP = Recipe(None)
 """Stands for: every layer as it is stored now. It is told from others by identity."""
+_DTYPES = ("dtype", "torch_dtype")
 _UNUSED = re.compile(r"(position_ids|rotary_emb\.inv_freq)$")
 """What some checkpoints hold that is computed, not learned."""
 _PREFIXES = re.compile(r"^(model\.)?(language_model\.)?(model\.)?")
@@ -46,7 +45,7 @@ _VISION = re.compile(r"^(model\.)?(visual|vision_tower)\.")
 
 
 def convert(
-    source: Path,
+    source: Path | Checkpoint,
     output: Path,
     recipe: Recipe = Recipe(),  # noqa: B008  it is frozen
     *,
@@ -70,18 +69,19 @@ def convert(
     that cannot be converted, ConfigError for an output that is in the way; both leave nothing behind.
     """
     started = time.perf_counter()
+    source = Checkpoint.open(source)
     check_folder(source)
     check = check or _one_comparison()
-    with new_folder(output, overwrite, [source, *([adapter] if adapter else [])]) as folder:
-        model, _ = lazy_model(source)
+    with new_folder(output, overwrite, [source.folder, *([adapter] if adapter else [])]) as folder:
+        model = lazy_model(source)
         before = quantized_layers(model)
         if before and not requantize and recipe is not KEEP:
             bits = sorted({layer.bits for layer in before.values()})
             raise ModelError(
-                f"{source}: is already quantized to {' and '.join(map(str, bits))} bit; convert the original "
+                f"{source.folder}: is already quantized to {' and '.join(map(str, bits))} bit; convert the original "
                 "checkpoint instead, or agree to a second loss with --requantize"
             )
-        plan, left = _prepare(model, recipe, before, adapter, dtype, source)
+        plan, left = _prepare(model, recipe, before, adapter, dtype, source.folder)
         weights: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
         del model
         gc.collect()  # the layers hold weights, and each other
@@ -90,8 +90,8 @@ def convert(
         stored = sum(int(weight.nbytes) for weight in weights.values())
         check_space(output, stored)
         write_config(folder, _config(source, recipe, plan, dtype))
-        copy_side_files(source, folder)
-        _stream(source, folder, weights, shard_size, track)
+        copy_side_files(source.folder, folder)
+        _stream(source.folder, folder, weights, shard_size, track)
         mx.clear_cache()
         fidelity, skipped = verify(folder, source, plan, shapes, check, say, adapter)
         made = {
@@ -107,40 +107,39 @@ def convert(
         }
         finish(folder)
         origin = {
-            "source": name or str(source),
-            "revision": revision_of(source),
-            "identity": identity_of(source).to_json(),
+            "source": name or str(source.folder),
+            "revision": revision_of(source.folder),
+            "identity": source.identity.to_json(),
         }
         write_record(folder, origin | {"adapter": str(adapter) if adapter else None, "dtype": dtype} | made)
     seconds = round(time.perf_counter() - started, 2)
     return {
         "path": str(output),
-        "source": name or str(source),
+        "source": name or str(source.folder),
         **made,
         "bytes": folder_bytes(output),
         "seconds": seconds,
     }
 
 
-def lazy_model(source: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """mlx-vlm's model with weights that are read when they are needed, and its config in the hub's layout.
+def lazy_model(source: Checkpoint) -> nn.Module:
+    """mlx-vlm's model with weights that are read when they are needed.
 
     Every tensor of the source is accounted for: it is in the model, or is known not to be needed. ModelError otherwise.
     """
     from mlx_vlm.utils import load_model
 
     try:
-        with readable(source) as folder:
-            model = load_model(folder, lazy=True, trust_remote_code=False)
-        check_model(source, model)
+        with source.readable() as folder:
+            model: nn.Module = load_model(folder, lazy=True, trust_remote_code=False)
+        check_model(source.folder, model)
     except MlxprefError:
         raise
     except Exception as error:  # mlx-vlm raises anything from KeyError to RuntimeError for a damaged folder
         text = " ".join(str(error).split())[:300]
-        raise ModelError(f"{source}: cannot be converted: {type(error).__name__}: {text}") from error
-    config = load_hf_config(source)
-    _account(source, model, config)
-    return model, config
+        raise ModelError(f"{source.folder}: cannot be converted: {type(error).__name__}: {text}") from error
+    _account(source, model)
+    return model
 
 
 def quantized_layers(model: nn.Module) -> dict[str, LayerQuantization]:
@@ -234,9 +233,11 @@ def _refuse_nothing(source: Path, model: Any, recipe: Recipe, plan: Mapping[str,
             )
 
 
-def _config(source: Path, recipe: Recipe, plan: Mapping[str, LayerQuantization], dtype: str | None) -> dict[str, Any]:
+def _config(
+    source: Checkpoint, recipe: Recipe, plan: Mapping[str, LayerQuantization], dtype: str | None
+) -> dict[str, Any]:
     """The config of the new folder, in the layout that mlx-vlm and the hub read."""
-    config = plain_config(load_hf_config(source), dtype)
+    config = plain_config(source.config, dtype)
     if plan:
         usual = recipe.layer if recipe is not KEEP and recipe.layer else _commonest(plan)
         entries = {path: vars(layer) for path, layer in sorted(plan.items()) if layer != usual}
@@ -249,10 +250,12 @@ def _config(source: Path, recipe: Recipe, plan: Mapping[str, LayerQuantization],
 def plain_config(config: Mapping[str, Any], dtype: str | None) -> dict[str, Any]:
     """A config of weights that are not quantized, of a type; None leaves the type as it is."""
     plain = {key: value for key, value in config.items() if key not in ("quantization", "quantization_config")}
-    for part in (plain, plain.get("text_config"), plain.get("vision_config")):
-        if dtype is not None and isinstance(part, dict):
-            part.update({key: dtype for key in ("dtype", "torch_dtype") if key in part})
-    if dtype is not None and not {"dtype", "torch_dtype"} & set(plain):
+    for name in ("text_config", "vision_config"):
+        if dtype is not None and isinstance(plain.get(name), dict):
+            plain[name] = {key: dtype if key in _DTYPES else value for key, value in plain[name].items()}
+    if dtype is not None:
+        plain |= {key: dtype for key in _DTYPES if key in plain}
+    if dtype is not None and not set(_DTYPES) & set(plain):
         plain["torch_dtype"] = dtype
     return plain
 
@@ -262,19 +265,21 @@ def _commonest(plan: Mapping[str, LayerQuantization]) -> LayerQuantization:
     return max(sorted(set(found), key=lambda layer: (layer.bits, layer.group_size)), key=found.count)
 
 
-def _account(source: Path, model: nn.Module, config: Mapping[str, Any]) -> None:
+def _account(source: Checkpoint, model: nn.Module) -> None:
     """Refuse a source of which a tensor would be dropped, or that lacks one."""
-    stored = {_bare(name) for name in read_tensor_infos(source) if not _UNUSED.search(name)}
-    if config.get("tie_word_embeddings"):
+    stored = {_bare(name) for name in source.tensors if not _UNUSED.search(name)}
+    if source.config.get("tie_word_embeddings"):
         stored = {name for name in stored if not name.startswith("lm_head.")}
     loaded = {_bare(name) for name in dict(tree_flatten(model.parameters()))}
     if unknown := sorted(stored - loaded):
         raise ModelError(
-            f"{source}: {len(unknown)} of its tensors have no place in the model, {unknown[0]} for one; nothing is "
-            "converted that would be lost"
+            f"{source.folder}: {len(unknown)} of its tensors have no place in the model, {unknown[0]} for one; nothing "
+            "is converted that would be lost"
         )
     if missing := sorted(loaded - stored):
-        raise ModelError(f"{source}: {len(missing)} tensors are missing, {missing[0]} for one; download it again")
+        raise ModelError(
+            f"{source.folder}: {len(missing)} tensors are missing, {missing[0]} for one; download it again"
+        )
 
 
 def _bare(name: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from mlxpref.checkpoints.hf_config import load_hf_config
+from mlxpref.checkpoints.checkpoint import Checkpoint
 from mlxpref.checkpoints.safetensors import read_file_tensor_infos, read_tensor_infos
 from mlxpref.conversion.convert import KEEP, cast, convert, dequantize, lazy_model, plain_config, quantized_layers
 from mlxpref.conversion.fidelity import built_in_comparisons
@@ -34,7 +34,7 @@ def export_adapter(
     adapter: Path,
     output: Path,
     to: str,
-    base: Path,
+    base: Path | Checkpoint,
     base_name: str,
     recipe: Recipe | None = None,
     dtype: str | None = None,
@@ -50,6 +50,7 @@ def export_adapter(
     `recipe`, None as its layers were. `hf`: the same for transformers, never quantized. `dtype` is that of weights that
     are not quantized, None the model's own. An adapter of another model is a ModelError, unless `any_base`.
     """
+    base = Checkpoint.open(base)
     for line in check_base(adapter, base, any_base):
         say(line)
     made: dict[str, Any] = {}
@@ -61,15 +62,15 @@ def export_adapter(
             finish=lambda folder: write_card(folder, to, adapter, base_name),
         )  # fmt: skip
     else:
-        with new_folder(output, overwrite, [base, adapter]) as folder:
+        with new_folder(output, overwrite, [base.folder, adapter]) as folder:
             if to == "peft":
-                rank, scale, weights = read_adapter(adapter, lazy_model(base)[0])
+                rank, scale, weights = read_adapter(adapter, lazy_model(base))
                 write_peft(folder, weights, rank, scale, base_name)
             else:
                 fused = _fused_for_transformers(base, adapter, dtype)
                 check_space(output, sum(int(weight.nbytes) for weight in fused.values()))
-                write_config(folder, plain_config(load_hf_config(base), dtype))
-                copy_side_files(base, folder)
+                write_config(folder, plain_config(base.config, dtype))
+                copy_side_files(base.folder, folder)
                 stream_weights(folder, fused, shard_size, track, kind="pt")
             write_card(folder, to, adapter, base_name)
     tensors = len(read_file_tensor_infos(output / PEFT_WEIGHTS) if to == "peft" else read_tensor_infos(output))
@@ -78,16 +79,16 @@ def export_adapter(
     return whole | kept | {"bytes": folder_bytes(output)}
 
 
-def _fused_for_transformers(base: Path, adapter: Path, dtype: str | None) -> dict[str, mx.array]:
+def _fused_for_transformers(base: Checkpoint, adapter: Path, dtype: str | None) -> dict[str, mx.array]:
     """The weights of a model with an adapter in them, lazily, under the hub's names and in torch's layouts."""
-    model, config = lazy_model(base)
+    model = lazy_model(base)
     _, scale, weights = read_adapter(adapter, model)
     dequantize(model, quantized_layers(model))
     if dtype:
         cast(model, getattr(mx, dtype))
     fuse_adapter(model, scale, weights)
     plain: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
-    return {hub_name(name, config["model_type"]): _as_torch(weight) for name, weight in plain.items()}
+    return {hub_name(name, base.config["model_type"]): _as_torch(weight) for name, weight in plain.items()}
 
 
 def hub_name(name: str, family: str) -> str:

@@ -18,10 +18,10 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlxpref.checkpoints.advice import checkpoint_at, gigabytes
-from mlxpref.checkpoints.hf_config import load_hf_config
+from mlxpref.checkpoints.checkpoint import Checkpoint
 from mlxpref.checkpoints.memory import judging_plan
 from mlxpref.checkpoints.resolve import device_working_set
-from mlxpref.checkpoints.safetensors import read_json_object, read_tensor_infos
+from mlxpref.checkpoints.safetensors import read_json_object
 from mlxpref.config import JudgeSettings
 from mlxpref.conversion.fidelity import (
     COMPLETION_TOKENS,
@@ -67,7 +67,7 @@ class Check:
 
 def verify(
     folder: Path,
-    source: Path,
+    source: Checkpoint,
     plan: Mapping[str, LayerQuantization],
     shapes: Mapping[str, tuple[int, ...]],
     check: Check,
@@ -81,16 +81,17 @@ def verify(
     never with it. Raises ModelError that names the source for a folder that is not what it should be.
     """
     try:
-        _check_weights(folder, shapes)
-        _check_files(folder, source)
-        _check_config(folder, source)
+        written = Checkpoint.open(folder)
+        _check_weights(written, shapes)
+        _check_files(folder, source.folder)
+        _check_config(written, source)
     except ModelError as error:
-        raise _unusable(source, folder, error) from error
+        raise _unusable(source.folder, folder, error) from error
     reference, skipped = check.reference, None
     if reference is None:
         reference, skipped = source_answers(source, check, say, adapter)
     try:
-        vlm = load_vlm(folder, check.max_pixels)
+        vlm = load_vlm(written, check.max_pixels)
         _check_layers(vlm, plan, shapes)
         _check_words(vlm)
         asked = check.comparisons if reference else check.comparisons[:1]
@@ -100,12 +101,12 @@ def verify(
         if reference and answers.prompts != reference.prompts:
             raise ModelError("it reads comparisons as other tokens than its source does")
     except ModelError as error:
-        raise _unusable(source, folder, error) from error
+        raise _unusable(source.folder, folder, error) from error
     return (fidelity_of(reference, answers), None) if reference else (None, skipped)
 
 
 def source_answers(
-    source: Path, check: Check, say: Callable[[str], None] = lambda line: None, adapter: Path | None = None
+    source: Checkpoint, check: Check, say: Callable[[str], None] = lambda line: None, adapter: Path | None = None
 ) -> tuple[Answers | None, str | None]:
     """What a source says of the comparisons of a check, or why it was not asked; it is out of memory afterwards."""
     if not check.fidelity:
@@ -115,7 +116,7 @@ def source_answers(
     if needed > offered:
         sizes = f"it needs about {gigabytes(needed)}, this device recommends at most {gigabytes(offered)}"
         return None, f"the source does not fit in memory: {sizes}"
-    say(f"asking {source} about {len(check.comparisons)} comparisons, to see what the conversion changes")
+    say(f"asking {source.folder} about {len(check.comparisons)} comparisons, to see what the conversion changes")
     vlm = load_vlm(source, check.max_pixels)
     if adapter is not None:
         load_adapter(vlm.model, adapter)
@@ -134,9 +135,9 @@ def _unusable(source: Path, folder: Path, error: ModelError) -> ModelError:
     return ModelError(f"{source}: what was made of it cannot be used: {reason}; nothing was kept")
 
 
-def _check_weights(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def _check_weights(written: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Every tensor that was to be written is in the files, in its shape, and no other."""
-    stored = {name: tensor.shape for name, tensor in read_tensor_infos(folder).items()}
+    stored = {name: tensor.shape for name, tensor in written.tensors.items()}
     _check_same({name: tuple(shape) for name, shape in shapes.items()}, stored, "weights")
 
 
@@ -158,9 +159,9 @@ def _content(file: Path) -> object:
     return {key: value for key, value in read_json_object(file).items() if key not in _REMOTE_CODE}
 
 
-def _check_config(folder: Path, source: Path) -> None:
+def _check_config(written: Checkpoint, source: Checkpoint) -> None:
     """The config describes the model that the source's does, and only stores it in another way."""
-    _check_same(_described(load_hf_config(source)), _described(load_hf_config(folder)), "keys of config.json")
+    _check_same(_described(source.config), _described(written.config), "keys of config.json")
 
 
 def _described(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -9,7 +9,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlxpref.checkpoints.identity import Identity, identity_of
+from mlxpref.checkpoints.checkpoint import Checkpoint
+from mlxpref.checkpoints.identity import Identity
 from mlxpref.checkpoints.safetensors import read_file_tensor_infos, read_json_object
 from mlxpref.engine.lora import attach_lora, linear_layers
 from mlxpref.engine.peft import AGAIN, is_peft, read_peft
@@ -59,13 +60,13 @@ def read_adapter(folder: Path, model: nn.Module) -> tuple[int, float, dict[str, 
     return rank, scale, weights
 
 
-def base_of(path: Path, name: str = "") -> dict[str, Any]:
+def base_of(checkpoint: Checkpoint, name: str = "") -> dict[str, Any]:
     """What an adapter is trained on: the checkpoint's name and identity, and the version of the template.
 
     `name` is what the user calls it; a folder is named by its whole path, as later commands may run elsewhere.
     """
-    called = str(path.resolve()) if not name or Path(name).expanduser().exists() else name
-    return {"base_model": called, "base": identity_of(path).to_json(), "template": template_version()}
+    called = str(checkpoint.folder.resolve()) if not name or Path(name).expanduser().exists() else name
+    return {"base_model": called, "base": checkpoint.identity.to_json(), "template": template_version()}
 
 
 def base_name(folder: Path) -> str:
@@ -77,8 +78,8 @@ def base_name(folder: Path) -> str:
     return name
 
 
-def check_base(folder: Path, path: Path, any_base: bool = False) -> list[str]:
-    """Refuse an adapter that was trained on another model than the one at a path, however well it would fit.
+def check_base(folder: Path, checkpoint: Checkpoint, any_base: bool = False) -> list[str]:
+    """Refuse an adapter that was trained on another model than this checkpoint, however well it would fit.
 
     Returns what should be said of it: that it was not made here and names another base, that `any_base` let it pass,
     that it was trained with other words.
@@ -88,7 +89,7 @@ def check_base(folder: Path, path: Path, any_base: bool = False) -> list[str]:
     named = config.get("base_model") or config.get("base_model_name_or_path")
     if trained_on is None:
         lines.append(f"{folder}: it does not say by any fingerprint which model it was trained on (it names {named})")
-    elif not trained_on.is_same_model(identity_of(path)):
+    elif not trained_on.is_same_model(checkpoint.identity):
         what = f"{folder}: the adapter was trained on {named}, which this model is not"
         if not any_base:
             raise ModelError(f"{what}: give that with --model, or put it on all the same with --any-base")

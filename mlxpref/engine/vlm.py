@@ -16,8 +16,9 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_map
 
+from mlxpref.checkpoints.checkpoint import Checkpoint
 from mlxpref.checkpoints.checks import check_folder, check_model, check_processor
-from mlxpref.checkpoints.hf_config import FAMILIES, readable
+from mlxpref.checkpoints.hf_config import FAMILIES
 from mlxpref.engine.decoder import Block, RotaryTables, rotary_tables, run_block, run_step
 from mlxpref.engine.image_features import Features, FeatureStore
 from mlxpref.engine.kv_cache import BranchedKVCache, image_positions, owners_of
@@ -66,9 +67,9 @@ class ComparisonInput(TokenSegment):
 class VLM:
     """A loaded vision-language model: words and images in, logits out; no state but cached image features."""
 
-    def __init__(self, model: nn.Module, processor: Any, path: Path, max_pixels: int) -> None:
+    def __init__(self, model: nn.Module, processor: Any, checkpoint: Checkpoint, max_pixels: int) -> None:
         self.model: Any = model
-        self.path = path
+        self.checkpoint = checkpoint
         config = self.model.config
         self.image_token_id = int(
             config.image_token_index if config.model_type == "qwen3_vl" else config.image_token_id
@@ -233,19 +234,21 @@ def _padded(segments: Sequence[TokenSegment]) -> tuple[np.ndarray, np.ndarray]:
     return ids, positions
 
 
-def load_vlm(path: Path, max_pixels: int, dtype: mx.Dtype | None = None) -> VLM:
-    """Load a checkpoint folder in the Hugging Face or the MLX layout.
+def load_vlm(folder: Path | Checkpoint, max_pixels: int, dtype: mx.Dtype | None = None) -> VLM:
+    """Load a checkpoint in the Hugging Face or the MLX layout; ModelError where it cannot be loaded.
 
     `dtype` is the type of every unquantized weight; None keeps the checkpoint's own on a GPU and takes float32 on
     a CPU, where half precision is some forty times slower.
     """
-    check_folder(path)
+    checkpoint = Checkpoint.open(folder)
+    path = checkpoint.folder
+    check_folder(checkpoint)
     from mlx_vlm.utils import load
 
     try:
-        with readable(path) as folder:
+        with checkpoint.readable() as view:
             # Lazily, so that weights are converted one by one while they are read.
-            model, processor = load(str(folder), lazy=True, trust_remote_code=False)
+            model, processor = load(str(view), lazy=True, trust_remote_code=False)
         check_model(path, model)
         check_processor(path, model, processor)
         if dtype is None and mx.default_device().type == mx.DeviceType.cpu:
@@ -254,7 +257,7 @@ def load_vlm(path: Path, max_pixels: int, dtype: mx.Dtype | None = None) -> VLM:
             model.update(tree_map(lambda x: x.astype(dtype) if _is_float(x) else x, model.parameters()))
         model.eval()
         mx.eval(model.parameters())
-        return VLM(model, processor, path, max_pixels)
+        return VLM(model, processor, checkpoint, max_pixels)
     except MlxprefError:
         raise
     except Exception as error:  # mlx-vlm raises anything from KeyError to RuntimeError for a damaged folder

@@ -47,7 +47,7 @@ class Fingerprint:
     @cached_property
     def _files(self) -> bytes:
         """The content of the checkpoint's small files, as one digest."""
-        found = (file for pattern in _FILES for file in self._vlm.path.glob(pattern))
+        found = (file for pattern in _FILES for file in self._vlm.checkpoint.folder.glob(pattern))
         # Where a conversion came from, and when it was measured, changes nothing that the model says.
         files = sorted(file for file in found if file.name != RECORD)
         contents = [f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}" for file in files]

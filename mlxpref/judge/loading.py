@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxpref.checkpoints.advice import plan_judging
+from mlxpref.checkpoints.checkpoint import Checkpoint
 from mlxpref.checkpoints.resolve import find_checkpoint
 from mlxpref.config import JudgeSettings, settings_from
 from mlxpref.engine.adapters import check_base, load_adapter
@@ -36,11 +37,12 @@ def load_judge(
     """
     chosen = settings_from(JudgeSettings, settings or {})
     name, path = find_checkpoint(model, agree, say)
-    check_folder(path)
-    plan_judging(path, chosen, images or chosen.rows)
-    for line in check_base(adapter, path, any_base) if adapter is not None else ():
+    checkpoint = Checkpoint.open(path)
+    check_folder(checkpoint)
+    plan_judging(checkpoint, chosen, images or chosen.rows)
+    for line in check_base(adapter, checkpoint, any_base) if adapter is not None else ():
         say(line)
-    vlm = load_vlm(path, chosen.max_pixels)
+    vlm = load_vlm(checkpoint, chosen.max_pixels)
     if adapter is not None:
         load_adapter(vlm.model, adapter)
     return Judge(vlm, chosen, name, adapter)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mlxpref.checkpoints.advice import gigabytes, plan_training
+from mlxpref.checkpoints.checkpoint import Checkpoint as ModelCheckpoint
 from mlxpref.checkpoints.resolve import find_checkpoint
 from mlxpref.company import here, process_group
 from mlxpref.config import TrainSettings, settings_from
@@ -291,13 +292,14 @@ def _load(
     if vlm is None:
         name, path = find_checkpoint(settings.model or None, agree, say)
         settings = replace(settings, model=name)
-        check_folder(path)
-        plan = plan_training(path, settings, len(preferences))
+        checkpoint = ModelCheckpoint.open(path)
+        check_folder(checkpoint)
+        plan = plan_training(checkpoint, settings, len(preferences))
         say(f"about {gigabytes(plan.peak)} of memory at the peak, {gigabytes(plan.weights)} of it weights")
-        vlm = load_vlm(path, settings.max_pixels)
+        vlm = load_vlm(checkpoint, settings.max_pixels)
     trainer = Trainer(vlm, preferences, settings, own, here())
     start = Checkpoint(0, *trainer.state, {_LOG: 0, _ROLLOUTS: 0})
-    base, used = base_of(vlm.path, settings.model), len(trainer.preferences)
+    base, used = base_of(vlm.checkpoint, settings.model), len(trainer.preferences)
     record = record_of(settings, base, preferences, used, here().size)
     here().check_same(
         {

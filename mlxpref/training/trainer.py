@@ -76,7 +76,9 @@ class Trainer:
         self.held_out = HeldOut(vlm, kept_out, settings, machines)
         self.step_count = settings.steps or math.ceil(len(self.preferences) / settings.comparisons)
         if adapter_weights(vlm.model):
-            raise ModelError(f"{vlm.path}: the model carries an adapter already; train one that is freshly loaded")
+            raise ModelError(
+                f"{vlm.checkpoint.folder}: the model carries an adapter already; train one that is freshly loaded"
+            )
         self._own = load_rewards(settings.reward) if own is None else own
         self._timetable = ComparisonSampler(self.preferences, settings)
         attach_lora(vlm.model, list(linear_layers(vlm.model)), settings.rank, settings.lora_scale, settings.seed)

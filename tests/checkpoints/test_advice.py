@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 
 from mlxpref.checkpoints import advice
 from mlxpref.checkpoints.advice import gigabytes, images_seen, plan_judging, plan_training, require
+from mlxpref.checkpoints.checkpoint import Checkpoint
 from mlxpref.checkpoints.memory import ModelSize, Plan, judging_plan, training_plan
 from mlxpref.checkpoints.model_shapes import Quantization
 from mlxpref.cli import main
@@ -219,8 +220,8 @@ def options(line: str) -> list[list[str]]:
 def test_training_says_what_it_will_take(working_set: Callable[[int], None], tmp_path: Path) -> None:
     working_set(ENOUGH)
     chosen = TrainSettings(steps=1, comparisons=4, group=2, max_tokens=4)
-    plan = plan_training(JUDGE, chosen, 8)
-    assert plan == training_plan(advice.checkpoint_at(JUDGE), chosen, 8)
+    plan = plan_training(Checkpoint.open(JUDGE), chosen, 8)
+    assert plan == training_plan(advice.checkpoint_at(Checkpoint.open(JUDGE)), chosen, 8)
     result = run(*TRAIN, "--group", "2", "--max-tokens", "4", "--output", tmp_path / "run")
     assert result.exit_code == 0, result.output
     line = f"about {gigabytes(plan.peak)} of memory at the peak, {gigabytes(plan.weights)} of it weights"
@@ -236,7 +237,7 @@ def test_training_that_does_not_fit_leaves_nothing_behind(
     working_set: Callable[[int], None], tmp_path: Path, share: float
 ) -> None:
     working_set(ENOUGH)
-    plan = plan_training(JUDGE, TrainSettings(steps=1, comparisons=4), 8)
+    plan = plan_training(Checkpoint.open(JUDGE), TrainSettings(steps=1, comparisons=4), 8)
     size = int(plan.weights + share * (plan.peak - plan.weights))
     working_set(size)
     line = refusal(*TRAIN, "--output", tmp_path / "folder" / "run")
@@ -248,7 +249,7 @@ def test_training_that_does_not_fit_leaves_nothing_behind(
 def test_training_as_advised_is_begun(working_set: Callable[[int], None], tmp_path: Path, share: float) -> None:
     """What is said can be typed, and is taken."""
     working_set(ENOUGH)
-    plan = plan_training(JUDGE, TrainSettings(steps=1, comparisons=4, max_tokens=64), 8)
+    plan = plan_training(Checkpoint.open(JUDGE), TrainSettings(steps=1, comparisons=4, max_tokens=64), 8)
     working_set(int(plan.weights + share * (plan.peak - plan.weights)))
     command = (*TRAIN, "--max-tokens", "64")
     for number, changes in enumerate(options(refusal(*command, "--output", tmp_path / "run"))[:2]):
@@ -276,7 +277,7 @@ def test_judging_that_does_not_fit_is_refused(
     command: str, working_set: Callable[[int], None], pictures: list[Path]
 ) -> None:
     working_set(ENOUGH)
-    plan = plan_judging(JUDGE, JudgeSettings(), 2)
+    plan = plan_judging(Checkpoint.open(JUDGE), JudgeSettings(), 2)
     working_set(plan.weights + 9 * (plan.peak - plan.weights) // 10)
     line = refusal(command, *pictures, "--prompt", "a hat", "--model", "demo")
     assert f"judging needs about {gigabytes(plan.peak)}, this device" in line
@@ -286,7 +287,7 @@ def test_judging_that_does_not_fit_is_refused(
 @pytest.mark.parametrize("command", ["compare", "rank"])
 def test_judging_as_advised_is_done(command: str, working_set: Callable[[int], None], pictures: list[Path]) -> None:
     working_set(ENOUGH)
-    plan = plan_judging(JUDGE, JudgeSettings(), 2)
+    plan = plan_judging(Checkpoint.open(JUDGE), JudgeSettings(), 2)
     working_set(plan.weights + 9 * (plan.peak - plan.weights) // 10)
     judge = (command, *pictures, "--prompt", "a hat", "--model", "demo")
     for changes in options(refusal(*judge)):

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlxpref.checkpoints.hf_config import is_rewritten, load_hf_config, readable
-from mlxpref.checkpoints.model_shapes import read_pixels, read_shapes
+from mlxpref.checkpoints.checkpoint import Checkpoint
+from mlxpref.checkpoints.model_shapes import shapes_from
 from mlxpref.demo import JUDGE
 from mlxpref.engine.vlm import VLM, check_folder, load_vlm
 from mlxpref.errors import ModelError
@@ -59,10 +59,10 @@ def refusal(folder: Path) -> str:
 
 def test_a_folder_of_transformers_5_has_the_same_logits(family: str, golden: Golden, tmp_path: Path) -> None:
     folder = write_transformers_5(GOLDEN / family, tmp_path / "v5")
-    assert is_rewritten(folder)
+    assert Checkpoint.open(folder).config != Checkpoint.open(folder).stored_config
     vlm = load_vlm(folder, 512 * 512)
     assert distance(vlm, golden) < 1e-3
-    assert vlm.path == folder
+    assert vlm.checkpoint.folder == folder
     inputs = vlm.features._processor([Image.fromarray(golden["image0"]), Image.fromarray(golden["image1"])])
     assert np.abs(np.array(inputs["pixel_values"]) - golden["pixel_values"]).max() < 1e-5
     ours = tiny_model(family)
@@ -72,15 +72,15 @@ def test_a_folder_of_transformers_5_has_the_same_logits(family: str, golden: Gol
 
 def test_the_memory_plan_of_a_folder_of_transformers_5_is_the_same(family: str, tmp_path: Path) -> None:
     folder = write_transformers_5(GOLDEN / family, tmp_path / "v5")
-    assert read_shapes(folder) == read_shapes(GOLDEN / family)
-    assert read_pixels(folder) == read_pixels(GOLDEN / family)
+    assert shapes_from(Checkpoint.open(folder).config) == shapes_from(Checkpoint.open(GOLDEN / family).config)
+    assert Checkpoint.open(folder).max_pixels == Checkpoint.open(GOLDEN / family).max_pixels
 
 
 @pytest.mark.parametrize("source", [*FAMILIES, "demo"])
 def test_the_hubs_own_layout_is_left_as_it_is(source: str) -> None:
     folder = JUDGE if source == "demo" else GOLDEN / source
-    assert not is_rewritten(folder)
-    with readable(folder) as place:
+    assert Checkpoint.open(folder).config == Checkpoint.open(folder).stored_config
+    with Checkpoint.open(folder).readable() as place:
         assert place == folder
 
 
@@ -92,7 +92,7 @@ def test_text_config_beside_the_same_keys(whole: bool, one: Path) -> None:
     nested = text | {"model_type": "qwen2_5_vl_text", "image_token_id": None, "num_hidden_layers": 2}
     kept = {"hidden_size": 1, "num_hidden_layers": 5} if whole else dict.fromkeys(["hidden_size", "vocab_size"], ...)
     change_config(one, text_config=nested, **kept)
-    read = load_hf_config(one)
+    read = Checkpoint.open(one).config
     assert read["num_hidden_layers"] == 2
     assert read["hidden_size"] == text["hidden_size"]
     assert read["image_token_id"] == text["image_token_id"]
@@ -105,14 +105,14 @@ def test_a_view_has_all_files_but_code_and_is_gone_afterwards(one: Path, tmp_pat
     folder = write_transformers_5(one, tmp_path / "v5")
     for name in ("modeling.py", "offload_index.json", "hf_quant_config.json"):
         (folder / name).write_text("{}")
-    with readable(folder) as view:
+    with Checkpoint.open(folder).readable() as view:
         names = {file.name for file in view.iterdir()}
         assert names == {f.name for f in folder.iterdir()} - {
             "modeling.py",
             "offload_index.json",
             "hf_quant_config.json",
         }
-        assert json.loads((view / "config.json").read_text()) == load_hf_config(folder)
+        assert json.loads((view / "config.json").read_text()) == Checkpoint.open(folder).config
         assert (view / "model.safetensors").samefile(folder / "model.safetensors")
         weights = mx.load(str(view / "model.safetensors"))
     assert not view.exists()
@@ -125,7 +125,7 @@ def test_a_view_is_gone_when_loading_fails(one: Path, tmp_path: Path, monkeypatc
     folder = write_transformers_5(one, tmp_path / "v5")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
-    with pytest.raises(KeyboardInterrupt), readable(folder):
+    with pytest.raises(KeyboardInterrupt), Checkpoint.open(folder).readable():
         raise KeyboardInterrupt
     assert not list((tmp_path / "temporary").iterdir())
 
@@ -300,12 +300,12 @@ def test_nothing_is_allocated_for_a_config_that_the_weights_do_not_fill(one: Pat
     change_config(one, intermediate_size=1 << 20, num_hidden_layers=2)
     mx.reset_peak_memory()
     with pytest.raises(ModelError, match="not of one model"):
-        check_folder(one)
+        check_folder(Checkpoint.open(one))
     assert mx.get_peak_memory() - mx.get_active_memory() < 1 << 20
 
 
 def test_what_is_no_folder_or_no_config(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no such model folder"):
-        load_hf_config(tmp_path / "absent")
+        _ = Checkpoint.open(tmp_path / "absent").config
     with pytest.raises(ModelError, match=r"no config\.json there"):
-        load_hf_config(tmp_path)
+        _ = Checkpoint.open(tmp_path).config

@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxpref.checkpoints import memory
+from mlxpref.checkpoints.checkpoint import Checkpoint
 from mlxpref.checkpoints.memory import ModelSize, Plan, judging_plan, training_plan
-from mlxpref.checkpoints.model_shapes import Quantization, read_shapes
+from mlxpref.checkpoints.model_shapes import Quantization, shapes_from
 from mlxpref.config import JudgeSettings, TrainSettings
 from mlxpref.engine import decoder as trunk
 from mlxpref.engine import image_features as features
@@ -45,7 +46,7 @@ def real(name: str, bits: int = 4) -> ModelSize:
 
 CHECKPOINTS = [real("3B"), real("32B", 8)]
 for family in FAMILIES:
-    tiny = read_shapes(GOLDEN / family)
+    tiny = shapes_from(Checkpoint.open(GOLDEN / family).config)
     CHECKPOINTS.append(ModelSize(tiny, tiny.weight_bytes(4), 4))
 
 

@@ -12,7 +12,8 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlxpref.checkpoints.advice import checkpoint_at
-from mlxpref.checkpoints.model_shapes import read_pixels, read_shapes, stored_bytes
+from mlxpref.checkpoints.checkpoint import Checkpoint
+from mlxpref.checkpoints.model_shapes import shapes_from
 from mlxpref.conversion.convert import convert
 from mlxpref.conversion.quantize import Recipe
 from mlxpref.demo import JUDGE
@@ -38,34 +39,36 @@ def bytes_of(vlm: VLM) -> int:
 @AMOUNTS
 def test_weights_take_what_loading_shows(folder: Path) -> None:
     loaded = bytes_of(load_vlm(folder, 512 * 512))
-    assert read_shapes(folder).weight_bytes(4) == loaded
-    assert stored_bytes(folder, 4) == loaded
+    assert shapes_from(Checkpoint.open(folder).config).weight_bytes(4) == loaded
+    assert Checkpoint.open(folder).weight_bytes(4) == loaded
     half = bytes_of(load_vlm(folder, 512 * 512, mx.bfloat16))
-    assert read_shapes(folder).weight_bytes(2) == half == loaded // 2
-    assert stored_bytes(folder, 2) == half
+    assert shapes_from(Checkpoint.open(folder).config).weight_bytes(2) == half == loaded // 2
+    assert Checkpoint.open(folder).weight_bytes(2) == half
 
 
 @AMOUNTS
 @pytest.mark.parametrize(("bits", "group"), [(4, 64), (8, 64), (4, 32), (3, 64)])
 def test_quantized_weights_take_what_loading_shows(folder: Path, bits: int, group: int, tmp_path: Path) -> None:
     convert(folder, tmp_path / "small", Recipe(bits, group))
-    shapes = read_shapes(tmp_path / "small")
+    shapes = shapes_from(Checkpoint.open(tmp_path / "small").config)
     assert shapes.quantization is not None
     assert (shapes.quantization.bits, shapes.quantization.group) == (bits, group)
-    assert replace(shapes, quantization=None) == replace(read_shapes(folder), float_bytes=shapes.float_bytes)
+    assert replace(shapes, quantization=None) == replace(
+        shapes_from(Checkpoint.open(folder).config), float_bytes=shapes.float_bytes
+    )
     for dtype, size in ((mx.float32, 4), (mx.bfloat16, 2)):
         loaded = bytes_of(load_vlm(tmp_path / "small", 512 * 512, dtype))
         assert shapes.weight_bytes(size) == loaded
-        assert stored_bytes(tmp_path / "small", size) == loaded
-    assert stored_bytes(tmp_path / "small") == shapes.weight_bytes(2)  # written in bfloat16
+        assert Checkpoint.open(tmp_path / "small").weight_bytes(size) == loaded
+    assert Checkpoint.open(tmp_path / "small").weight_bytes() == shapes.weight_bytes(2)  # written in bfloat16
 
 
 def test_what_groups_do_not_divide_is_not_quantized(tmp_path: Path) -> None:
     """The demo judge's inner width of 256 divides by 128; a hidden width of 64 does not."""
     convert(JUDGE, tmp_path / "small", Recipe(4, 128))
     loaded = bytes_of(load_vlm(tmp_path / "small", 512 * 512))
-    assert read_shapes(tmp_path / "small").weight_bytes(4) == loaded
-    shapes = read_shapes(tmp_path / "small")
+    assert shapes_from(Checkpoint.open(tmp_path / "small").config).weight_bytes(4) == loaded
+    shapes = shapes_from(Checkpoint.open(tmp_path / "small").config)
     assert shapes.quantization is not None
     assert shapes.quantization.bytes_of(8, 64, 4) == 8 * 64 * 4
     assert shapes.quantization.bytes_of(8, 128, 4) == 8 * 128 // 2 + 8 * 8
@@ -83,7 +86,7 @@ def test_an_adapter_takes_what_attaching_it_adds(folder: Path, rank: int) -> Non
     vlm = load_vlm(folder, 512 * 512)
     before = bytes_of(vlm)
     attach_lora(vlm.model, list(linear_layers(vlm.model)), rank, 2.0)
-    assert read_shapes(folder).adapter_bytes(rank) == bytes_of(vlm) - before
+    assert shapes_from(Checkpoint.open(folder).config).adapter_bytes(rank) == bytes_of(vlm) - before
 
 
 # Widths
@@ -91,7 +94,7 @@ def test_an_adapter_takes_what_attaching_it_adds(folder: Path, rank: int) -> Non
 
 @AMOUNTS
 def test_widths_are_those_of_a_run(folder: Path) -> None:
-    shapes = read_shapes(folder)
+    shapes = shapes_from(Checkpoint.open(folder).config)
     vlm = load_vlm(folder, 512 * 512)
     prompt = vlm.prompt(picture(0), picture(1), "a hat", "choice", think=True)
     cache, logits = vlm.prefill([prompt])
@@ -111,7 +114,7 @@ def test_widths_are_those_of_a_run(folder: Path) -> None:
 
 @AMOUNTS
 def test_the_vision_tower_is_as_it_runs(folder: Path) -> None:
-    tower, vlm = read_shapes(folder).vision, load_vlm(folder, 512 * 512)
+    tower, vlm = shapes_from(Checkpoint.open(folder).config).vision, load_vlm(folder, 512 * 512)
     side = tower.patch * tower.merge
     features = vlm.features.get(picture(0, (3 * side, 2 * side)))
     assert features.tokens == 6 * side**2 // tower.pixels_a_token
@@ -124,7 +127,7 @@ def test_the_vision_tower_is_as_it_runs(folder: Path) -> None:
 
 
 def test_which_blocks_see_the_whole_image() -> None:
-    found = {family: read_shapes(GOLDEN / family).vision for family in FAMILIES}
+    found = {family: shapes_from(Checkpoint.open(GOLDEN / family).config).vision for family in FAMILIES}
     assert found["qwen2_vl"].full == (0, 1)
     assert found["qwen2_5_vl"].full == (1, 3)
     assert found["qwen2_5_vl"].window == 56
@@ -134,19 +137,19 @@ def test_which_blocks_see_the_whole_image() -> None:
 def test_a_checkpoint_is_described_as_it_is_loaded_here() -> None:
     """The tests run on a CPU, where bfloat16 becomes float32."""
     for folder in FOLDERS:
-        vlm, model = load_vlm(folder, 1 << 30), checkpoint_at(folder)
+        vlm, model = load_vlm(folder, 1 << 30), checkpoint_at(Checkpoint.open(folder))
         assert model.weights == bytes_of(vlm)
         assert model.float_bytes == 4
         assert model.max_pixels == vlm.features.max_pixels
-    assert checkpoint_at(JUDGE).tokens(1 << 30) == 9
-    assert checkpoint_at(JUDGE).tokens(784) == 1
-    assert checkpoint_at(GOLDEN / "qwen2_5_vl").tokens(308 * 308) == 121
+    assert checkpoint_at(Checkpoint.open(JUDGE)).tokens(1 << 30) == 9
+    assert checkpoint_at(Checkpoint.open(JUDGE)).tokens(784) == 1
+    assert checkpoint_at(Checkpoint.open(GOLDEN / "qwen2_5_vl")).tokens(308 * 308) == 121
 
 
 def test_numbers_keep_the_size_that_the_config_states() -> None:
-    assert read_shapes(JUDGE).float_bytes == 4
-    assert read_shapes(GOLDEN / "qwen2_vl").float_bytes == 2
-    assert read_shapes(GOLDEN / "qwen3_vl").float_bytes == 2
+    assert shapes_from(Checkpoint.open(JUDGE).config).float_bytes == 4
+    assert shapes_from(Checkpoint.open(GOLDEN / "qwen2_vl").config).float_bytes == 2
+    assert shapes_from(Checkpoint.open(GOLDEN / "qwen3_vl").config).float_bytes == 2
 
 
 # Damage
@@ -181,7 +184,7 @@ def test_a_damaged_config_is_named(copy: Path, how: str) -> None:
     file = copy / "config.json"
     file.write_text(json.dumps(CONFIGS[how](json.loads(file.read_text()))))
     with pytest.raises(ModelError) as caught:
-        read_shapes(copy)
+        shapes_from(Checkpoint.open(copy).config)
     assert str(caught.value).startswith(f"{file}: ")
     assert "\n" not in str(caught.value)
 
@@ -191,10 +194,10 @@ def test_a_config_that_is_no_json_is_named(copy: Path, content: bytes) -> None:
     file = copy / "config.json"
     file.write_bytes(content)
     with pytest.raises(ModelError, match=r"config\.json: not readable as JSON"):
-        read_shapes(copy)
+        shapes_from(Checkpoint.open(copy).config)
     file.unlink()
     with pytest.raises(ModelError, match=r"no config\.json there"):
-        read_shapes(copy)
+        shapes_from(Checkpoint.open(copy).config)
 
 
 def headed(text: str) -> bytes:
@@ -222,7 +225,7 @@ def test_damaged_weights_are_named(copy: Path, how: str) -> None:
     file = copy / "model-00002-of-00002.safetensors"
     file.write_bytes(WEIGHTS[how])
     with pytest.raises(ModelError) as caught:
-        stored_bytes(copy, 4)
+        Checkpoint.open(copy).weight_bytes(4)
     assert str(caught.value).startswith(f"{file}: not readable as weights: ")
     assert "\n" not in str(caught.value)
 
@@ -230,11 +233,11 @@ def test_damaged_weights_are_named(copy: Path, how: str) -> None:
 def test_only_what_has_a_floating_point_changes_its_size(tmp_path: Path) -> None:
     arrays = {"a": mx.zeros((3, 5), mx.bfloat16), "b": mx.zeros((7,)), "c": mx.zeros((2, 2), mx.uint32)}
     mx.save_safetensors(str(tmp_path / "weights.safetensors"), arrays, metadata={"format": "mlx"})
-    assert stored_bytes(tmp_path) == 30 + 28 + 16
-    assert stored_bytes(tmp_path, 4) == 60 + 28 + 16
-    assert stored_bytes(tmp_path, 2) == 30 + 14 + 16
+    assert Checkpoint.open(tmp_path).weight_bytes() == 30 + 28 + 16
+    assert Checkpoint.open(tmp_path).weight_bytes(4) == 60 + 28 + 16
+    assert Checkpoint.open(tmp_path).weight_bytes(2) == 30 + 14 + 16
     (tmp_path / "weights.safetensors").unlink()
-    assert stored_bytes(tmp_path) == 0
+    assert Checkpoint.open(tmp_path).weight_bytes() == 0
 
 
 # Pixels
@@ -263,7 +266,7 @@ def test_pixels_are_those_that_the_processor_has(copy: Path, how: str) -> None:
     for name, content in (("preprocessor_config.json", first), ("processor_config.json", second)):
         if content is not None:
             (copy / name).write_text(json.dumps(content))
-    assert read_pixels(copy) == pixels
+    assert Checkpoint.open(copy).max_pixels == pixels
     assert load_vlm(copy, 1 << 30).features.max_pixels == pixels
 
 
@@ -272,12 +275,12 @@ def test_pixels_are_those_that_the_processor_has(copy: Path, how: str) -> None:
 )
 def test_pixels_that_are_not_stated_are_not_known(copy: Path, content: str) -> None:
     (copy / "preprocessor_config.json").write_text(content)
-    assert read_pixels(copy) is None
+    assert Checkpoint.open(copy).max_pixels is None
     (copy / "preprocessor_config.json").unlink()
-    assert read_pixels(copy) is None
+    assert Checkpoint.open(copy).max_pixels is None
 
 
 def test_the_tiny_checkpoints_say_their_pixels() -> None:
     for family in FAMILIES:
-        assert read_pixels(GOLDEN / family) == tiny_model(family).features._processor.max_pixels
-    assert read_pixels(JUDGE) == 84 * 84
+        assert Checkpoint.open(GOLDEN / family).max_pixels == tiny_model(family).features._processor.max_pixels
+    assert Checkpoint.open(JUDGE).max_pixels == 84 * 84

@@ -16,6 +16,7 @@ import pytest
 from mlx.utils import tree_map
 from PIL import Image
 
+from mlxpref.checkpoints.checkpoint import Checkpoint
 from mlxpref.checkpoints.safetensors import read_tensor_infos
 from mlxpref.conversion import writer as model_folder
 from mlxpref.conversion.convert import KEEP, convert, dequantize, lazy_model, quantized_layers
@@ -314,7 +315,7 @@ def test_a_quantized_vision_tower_sees_what_its_weights_stand_for(
 def test_the_vision_tower_is_quantized_on_request_only(tmp_path: Path, family: str) -> None:
     for bits in (None, 8):
         made = convert(GOLDEN / family, tmp_path / f"out{bits}", Recipe(4, 32, vision_bits=bits))
-        model, _ = lazy_model(tmp_path / f"out{bits}")
+        model = lazy_model(Checkpoint.open(tmp_path / f"out{bits}"))
         vision = {path: layer for path, layer in quantized_layers(model).items() if path.startswith("vision_tower")}
         assert {layer.bits for layer in vision.values()} == ({8} if bits else set())
         assert made["quantized_layers"] == len(quantized_layers(model))
@@ -369,7 +370,7 @@ def test_a_quantized_source_goes_through_what_its_weights_stand_for(
     assert made["quantized_layers"] == len(quantized_layers(eight.model))
     kept = convert(tmp_path / "eight", tmp_path / "kept", KEEP, dtype=None)
     assert kept["recipe"] == "kept"
-    assert quantized_layers(lazy_model(tmp_path / "kept")[0]) == quantized_layers(eight.model)
+    assert quantized_layers(lazy_model(Checkpoint.open(tmp_path / "kept"))) == quantized_layers(eight.model)
 
 
 def test_what_is_missing_or_unknown_is_an_error(tmp_path: Path) -> None:

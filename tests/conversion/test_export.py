@@ -8,6 +8,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlxpref.checkpoints.checkpoint import Checkpoint
 from mlxpref.checkpoints.safetensors import read_tensor_infos
 from mlxpref.conversion.convert import convert, lazy_model, quantized_layers
 from mlxpref.conversion.export import export_adapter, hub_name
@@ -71,7 +72,7 @@ def test_names_and_layouts_for_transformers_are_the_hubs(family: str, adapter: P
     theirs, ours = read_tensor_infos(GOLDEN / family), read_tensor_infos(tmp_path / "hf")
     assert {name: (x.shape, x.dtype) for name, x in theirs.items()} == {n: (x.shape, x.dtype) for n, x in ours.items()}
     lora = {f"{name}.weight" for name in linear_layers(tiny_model(family).model)}
-    model, _ = lazy_model(GOLDEN / family)
+    model = lazy_model(Checkpoint.open(GOLDEN / family))
     fused = {hub_name(name, family) for name in lora}
     assert fused <= set(theirs)
     arrays = {name: _bytes(theirs[name]) == _bytes(ours[name]) for name in theirs}
@@ -96,7 +97,7 @@ def test_a_quantized_base(family: str, golden: dict[str, Any], adapter: Path, tm
     expected = logits(base, golden)
     export_adapter(adapter, tmp_path / "fused", "fused", tmp_path / "base", "base")
     fused = fresh(tmp_path / "fused")
-    assert quantized_layers(fused.model) == quantized_layers(lazy_model(tmp_path / "base")[0])
+    assert quantized_layers(fused.model) == quantized_layers(lazy_model(Checkpoint.open(tmp_path / "base")))
     assert np.corrcoef(logits(fused, golden).ravel(), expected.ravel())[0, 1] > 0.99
     export_adapter(adapter, tmp_path / "hf", "hf", tmp_path / "base", "base", dtype="float32")
     assert np.abs(logits(fresh(tmp_path / "hf"), golden) - expected).max() < 1e-3

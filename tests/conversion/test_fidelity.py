@@ -147,14 +147,14 @@ def test_answers_are_what_the_model_says(tiny_vlm: VLM) -> None:
 def test_half_precision_is_measured(tiny_vlm: VLM) -> None:
     """In bfloat16 numbers are finite and near, but not the same."""
     before = answers_of(tiny_vlm, COMPARISONS[:2])
-    half = answers_of(load_vlm(tiny_vlm.path, 512 * 512, mx.bfloat16), COMPARISONS[:2], before.completions)
+    half = answers_of(load_vlm(tiny_vlm.checkpoint, 512 * 512, mx.bfloat16), COMPARISONS[:2], before.completions)
     found = fidelity_of(before, half)
     assert half.finite
     assert 0 < found.kl_answer < 0.01
 
 
 def test_numbers_that_are_none_are_seen(tiny_vlm: VLM) -> None:
-    broken = load_vlm(tiny_vlm.path, 512 * 512)
+    broken = load_vlm(tiny_vlm.checkpoint, 512 * 512)
     broken.model.language_model.update(tree_map(lambda x: x * mx.nan, broken.model.language_model.parameters()))
     assert not answers_of(broken, COMPARISONS[:1], [()]).finite
     whole = answers_of(tiny_vlm, COMPARISONS[:1], [()])

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlxpref.checkpoints.hf_config import check_weights, load_hf_config
+from mlxpref.checkpoints.checkpoint import Checkpoint
+from mlxpref.checkpoints.checks import check_folder
 from mlxpref.checkpoints.safetensors import read_tensor_infos
 from mlxpref.errors import ModelError
 from scripts.damage import ADAPTER_DAMAGE, CHECKPOINT_DAMAGE
@@ -48,7 +49,7 @@ def test_reading_heads_and_config(family: str, damages: list[Damage], rng: Rando
             damage(folder, rng)
         outcome, violation = attempt("heads", lambda: read_tensor_infos(folder), folder)
         assert violation is None
-        assert attempt("config", lambda: check_weights(folder, load_hf_config(folder)), folder)[1] is None
+        assert attempt("config", lambda: check_folder(Checkpoint.open(folder)), folder)[1] is None
         if outcome.endswith("made"):
             for stored in read_tensor_infos(folder).values():
                 assert 8 < stored.start <= stored.end <= stored.file.stat().st_size

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
+from mlxpref.checkpoints.checkpoint import Checkpoint
 from mlxpref.conversion import verify as verification
 from mlxpref.conversion.fidelity import Fidelity, answers_of, built_in_comparisons
 from mlxpref.conversion.quantize import LayerQuantization
@@ -42,7 +43,7 @@ class Made:
     shapes: dict[str, tuple[int, ...]]
 
     def verify(self, check: Check = CHECK, adapter: Path | None = None) -> tuple[Fidelity | None, str | None]:
-        return verify(self.folder, self.source, self.plan, self.shapes, check, adapter=adapter)
+        return verify(self.folder, Checkpoint.open(self.source), self.plan, self.shapes, check, adapter=adapter)
 
     def refused(self, **changes: Any) -> str:
         """The line that names what is wrong."""
@@ -120,19 +121,19 @@ def test_without_fidelity_the_source_is_never_loaded(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(verification, "load_vlm", load)
     assert made.verify(replace(CHECK, fidelity=False)) == (None, "it was not asked for")
-    assert loaded == [made.folder]
+    assert loaded == [Checkpoint.open(made.folder)]
     monkeypatch.setattr(verification, "device_working_set", lambda: 10**6)
     fidelity, skipped = made.verify()
     assert fidelity is None
     assert skipped is not None
     assert skipped.startswith("the source does not fit in memory: it needs about ")
     assert "at most 1 MB" in skipped
-    assert loaded == [made.folder] * 2
+    assert loaded == [Checkpoint.open(made.folder)] * 2
     monkeypatch.undo()
-    reference, _ = source_answers(made.source, CHECK)
+    reference, _ = source_answers(Checkpoint.open(made.source), CHECK)
     monkeypatch.setattr(verification, "load_vlm", load)
     assert made.verify(replace(CHECK, reference=reference))[0] == make(tmp_path / "again", bits=8).verify()[0]
-    assert loaded[:3] == [made.folder] * 3
+    assert loaded[:3] == [Checkpoint.open(made.folder)] * 3
 
 
 def test_the_source_is_gone_before_the_folder_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import pytest
 from mlx.utils import tree_map
 from mlx_lm.tuner.lora import LoRALinear
 
+from mlxpref.checkpoints.checkpoint import Checkpoint
 from mlxpref.conversion.convert import convert
 from mlxpref.conversion.quantize import Recipe
 from mlxpref.engine.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, load_adapter
@@ -47,7 +48,7 @@ def test_an_adapter_says_what_it_says_in_mlx_vlm(
     assert np.abs(after - before).max() > 0.1
     theirs, processor = load(str(folder), adapter_path=str(adapter), trust_remote_code=False)
     theirs.update(tree_map(lambda x: x.astype(mx.float32) if x.dtype == mx.bfloat16 else x, theirs.parameters()))
-    assert np.abs(logits(VLM(theirs, processor, folder, 512 * 512), golden) - after).max() < 1e-4
+    assert np.abs(logits(VLM(theirs, processor, Checkpoint.open(folder), 512 * 512), golden) - after).max() < 1e-4
 
 
 def test_an_adapter_may_touch_a_few_layers(tmp_path: Path) -> None:

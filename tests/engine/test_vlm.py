@@ -74,7 +74,7 @@ def test_decoding_on_our_caches_equals_transformers_and_mlx_vlm(
         ours.append(int(mx.argmax(logits[0]).item()))
         logits = continued(tiny_vlm, cache, np.array([[ours[-1]]], np.int32), np.array([prompt.following + step]))[:, 0]
     assert ours == golden["greedy_ids"].tolist()
-    model, processor = load(str(tiny_vlm.path))
+    model, processor = load(str(tiny_vlm.checkpoint.folder))
     model.update(_in_float32(model))
     files = []
     for name in ("image0", "image1"):

@@ -359,15 +359,16 @@ def test_an_unanswered_rollout_cannot_spoil_the_gradient() -> None:
 
 
 def test_what_an_adapter_was_trained_on_is_compared(fresh: VLM, tmp_path: Path) -> None:
+    from mlxpref.checkpoints.checkpoint import Checkpoint
     from mlxpref.engine.adapters import base_name, check_base
     from mlxpref.errors import ModelError
 
     run_small(fresh, tmp_path / "run", think=False)
     assert base_name(tmp_path / "run") == str(fresh.path)
-    assert check_base(tmp_path / "run", GOLDEN / "qwen2_5_vl") == []
+    assert check_base(tmp_path / "run", Checkpoint.open(GOLDEN / "qwen2_5_vl")) == []
     with pytest.raises(ModelError, match=r"trained on .*qwen2_5_vl, which this model is not: .*--any-base"):
-        check_base(tmp_path / "run", GOLDEN / "qwen3_vl")
-    (line,) = check_base(tmp_path / "run", GOLDEN / "qwen3_vl", any_base=True)
+        check_base(tmp_path / "run", Checkpoint.open(GOLDEN / "qwen3_vl"))
+    (line,) = check_base(tmp_path / "run", Checkpoint.open(GOLDEN / "qwen3_vl"), any_base=True)
     assert "which this model is not" in line
 
 
