@@ -1,64 +1,58 @@
-"""Notes and progress, on stderr."""
+"""Messages and progress. The library itself prints nothing.
 
-import sys
-import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+Messages go to `logger`, the logger "mlxpref": as warnings what a user has to know to trust a result, such as rows that
+were left out, and as infos what is being done, such as a download. Where logging is not configured, Python shows the
+warnings on stderr; `logging.basicConfig(level=logging.INFO)` shows both. The command line shows both as plain lines.
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+Progress goes to the object that `showing` sets in the current context; by default nothing is shown.
+"""
 
-from mlxpref.text import plain
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, TypeVar
 
-__all__ = ["PLAIN_INTERVAL", "note", "progress_bar", "track"]
+if TYPE_CHECKING:
+    from mlxpref.hub import HubFile
+
+__all__ = ["Progress", "download_progress", "logger", "showing", "track"]
 
 T = TypeVar("T")
 
-PLAIN_INTERVAL = 10.0
-"""Seconds between two lines of progress where stderr is a file."""
+logger = logging.getLogger("mlxpref")
 
 
-def note(line: str) -> None:
-    """Say something beside the results, on stderr."""
-    print(plain(line), file=sys.stderr, flush=True)
+class Progress:
+    """Is told how far work has come and shows nothing; subclasses show it."""
+
+    def track(self, work: Iterable[T], count: int, what: str | Callable[[], str]) -> Iterator[T]:
+        """Pass on at most `count` things; `what` names the work, a function is called whenever the name is shown."""
+        return iter(work)
+
+    def download(self, files: Sequence["HubFile"]) -> AbstractContextManager[Callable[["HubFile", int], None]]:
+        """Give a function that is called with a file and how many bytes of it are there."""
+        return nullcontext(lambda file, done: None)
+
+
+_progress: ContextVar[Progress] = ContextVar("mlxpref_progress", default=Progress())  # noqa: B039  it has no state
+
+
+@contextmanager
+def showing(progress: Progress) -> Iterator[None]:
+    """Let an object show the progress of what runs inside the block."""
+    token = _progress.set(progress)
+    try:
+        yield
+    finally:
+        _progress.reset(token)
 
 
 def track(work: Iterable[T], count: int, what: str | Callable[[], str]) -> Iterator[T]:
-    """Pass on at most `count` things and show the time left: a bar on a terminal, a line now and then in a file.
-
-    `what` is being done; a function is asked again whenever it is shown.
-    """
-    say = what if callable(what) else lambda: what
-    if sys.stderr.isatty():
-        yield from _bar(work, count, say)
-        return
-    started = shown = time.monotonic()
-    done = 0
-    for done, item in enumerate(work, start=1):
-        yield item
-        now = time.monotonic()
-        if now - shown >= PLAIN_INTERVAL and done < count:
-            note(f"{say()}: {done} of {count}, about {(now - started) / done * (count - done):.0f} s left")
-            shown = now
-    note(f"{say()}: {done} of {count} in {time.monotonic() - started:.1f} s")
+    """Pass on things as they come and show how many of `count` there were; see `Progress.track`."""
+    return _progress.get().track(work, count, what)
 
 
-def _bar(work: Iterable[T], count: int, say: Callable[[], str]) -> Iterator[T]:
-    with progress_bar() as progress:
-        task = progress.add_task(plain(say()), total=count)
-        for item in work:
-            yield item
-            progress.update(task, advance=1, description=plain(say()))
-
-
-def progress_bar() -> Progress:
-    """A bar with counts and times, on stderr."""
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=Console(file=sys.stderr),
-    )
+def download_progress(files: Sequence["HubFile"]) -> AbstractContextManager[Callable[["HubFile", int], None]]:
+    """Show how much of some files is there; see `Progress.download`."""
+    return _progress.get().download(files)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Protocol, TypeVar
 
+from mlxpref.log import logger
+
 __all__ = ["SWITCH", "Process", "Speed", "System", "keep_awake", "on_battery", "slowdown", "this_system", "watched"]
 
 R = TypeVar("R", bound="Speed")
@@ -75,17 +77,19 @@ def this_system() -> System:
 
 
 @contextmanager
-def keep_awake(say: Callable[[str], None], system: System | None = None) -> Iterator[None]:
+def keep_awake(system: System | None = None) -> Iterator[None]:
     """On a Mac, keep it awake and what MLX holds in memory while something long runs; elsewhere do nothing.
 
-    The display may sleep. `say` is told of a Mac on battery. Whatever the system refuses is done without.
+    The display may sleep. A warning says that a Mac is on battery. Whatever the system refuses is done without.
     """
     system = system or this_system()
     if system.name != "Darwin" or os.environ.get(SWITCH, "").strip().lower() == "off":
         yield
         return
     if on_battery(system):
-        say("on battery: macOS slows its GPU down, and the run ends when the battery is empty; plug the charger in")
+        logger.warning(
+            "on battery: macOS slows its GPU down, and the run ends when the battery is empty; plug the charger in"
+        )
     with ExitStack() as stack:
         stack.enter_context(_awake(system))
         stack.enter_context(_wired(system))
@@ -114,7 +118,7 @@ def slowdown(speeds: Sequence[float], tokens: Sequence[float]) -> tuple[float, f
     return (fast, slow) if slow < _SLOW * fast and few >= _ALIKE * many else None
 
 
-def watched(reports: Iterable[R], say: Callable[[str], None]) -> Iterator[R]:
+def watched(reports: Iterable[R]) -> Iterator[R]:
     """Pass on the reports of steps, and say so, once, when a run has become much slower."""
     speeds: list[float] = []
     tokens: list[float] = []
@@ -123,7 +127,7 @@ def watched(reports: Iterable[R], say: Callable[[str], None]) -> Iterator[R]:
         speeds.append(report.tokens_per_second)
         tokens.append(report.tokens)
         if not said and (found := slowdown(speeds, tokens)):
-            say(
+            logger.warning(
                 f"{found[1]:.0f} tokens/s, {found[0]:.0f} at first: the machine is hot, on battery, short of memory or "
                 "shared; the result is the same"
             )

@@ -27,12 +27,15 @@ import numpy as np  # noqa: E402
 from mlx.utils import tree_flatten, tree_map, tree_unflatten  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from mlxpref.cli.output import print_table, print_text  # noqa: E402
+from mlxpref.cli.output import (  # noqa: E402
+    note,
+    print_table,
+    print_text,
+)
 from mlxpref.demo import JUDGE  # noqa: E402
 from mlxpref.demo.pictures import COLOURS, QUALITIES, SHAPES, PictureSpec, render  # noqa: E402
 from mlxpref.engine.lora import adapter_weights, attach_lora, linear_layers  # noqa: E402
 from mlxpref.engine.vlm import VLM, load_vlm  # noqa: E402
-from mlxpref.log import note  # noqa: E402
 
 __all__ = [
     "LARGEST",

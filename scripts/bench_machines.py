@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 
-from mlxpref.log import note
+from mlxpref.cli.output import note
 from scripts.bench_common import report
 from scripts.memory_table import JUDGES
 from scripts.several import start, wait

@@ -25,11 +25,11 @@ import numpy as np  # noqa: E402
 from mlx_vlm.generate import generate_step  # noqa: E402
 from PIL import Image  # noqa: E402
 
+from mlxpref.cli.output import note  # noqa: E402
 from mlxpref.config import JudgeSettings  # noqa: E402
 from mlxpref.engine.template import ANSWER_OPEN, CLOSING  # noqa: E402
 from mlxpref.engine.vlm import VLM  # noqa: E402
 from mlxpref.judge.judge import Judge  # noqa: E402
-from mlxpref.log import note  # noqa: E402
 from mlxpref.preferences import Pair  # noqa: E402
 from mlxpref.verdict import at_answer  # noqa: E402
 from scripts.bench_common import (  # noqa: E402

@@ -21,11 +21,10 @@ import click
 import numpy as np
 from playwright.sync_api import Page
 
-from mlxpref.cli.output import print_json, print_text
+from mlxpref.cli.output import note, print_json, print_text
 from mlxpref.data.label_file import TEST, active_records, record_of
 from mlxpref.demo.pictures import PictureSpec, render
 from mlxpref.demo.preferences import HELD_OUT, TRAIN_PROMPTS, draw_pair, prompt_text
-from mlxpref.log import note
 from scripts.kept_runs import markdown, spread
 
 __all__ = ["Labelled", "Rater", "labelling", "rate", "rule_of", "write_folder"]

@@ -20,8 +20,7 @@ from typing import Any
 
 import click
 
-from mlxpref.cli.output import print_text
-from mlxpref.log import note
+from mlxpref.cli.output import note, print_text
 from mlxpref.report.curves import COLOURS
 from scripts.kept_runs import make_runs, markdown, read_runs, spread
 

@@ -17,9 +17,12 @@ import click  # noqa: E402
 
 from mlxpref.checkpoints.memory import ModelSize, training_plan  # noqa: E402
 from mlxpref.checkpoints.model_shapes import Quantization, Shapes, VisionShapes  # noqa: E402
-from mlxpref.cli.output import print_table, print_text  # noqa: E402
+from mlxpref.cli.output import (  # noqa: E402
+    note,
+    print_table,
+    print_text,
+)
 from mlxpref.config import TrainSettings  # noqa: E402
-from mlxpref.log import note  # noqa: E402
 from scripts.memory_check import LARGE_RUNS, MODELS, RUNS, measure  # noqa: E402
 
 _TOLERANCE = 0.15

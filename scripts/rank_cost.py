@@ -12,10 +12,10 @@ preload()  # before MLX is first imported
 
 import click  # noqa: E402
 
+from mlxpref.cli.output import note  # noqa: E402
 from mlxpref.demo import JUDGE  # noqa: E402
 from mlxpref.engine.vlm import load_vlm  # noqa: E402
 from mlxpref.judge.judge import Judge  # noqa: E402
-from mlxpref.log import note  # noqa: E402
 from scripts.bench_common import TEXT, pictures, report  # noqa: E402
 
 

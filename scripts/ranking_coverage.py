@@ -24,8 +24,8 @@ from typing import Any
 import click
 import numpy as np
 
-from mlxpref.cli.output import print_table, print_text
-from mlxpref.log import note, track
+from mlxpref.cli.output import note, print_table, print_text, show_on_stderr
+from mlxpref.log import track
 from mlxpref.ranking.bradley_terry import Z95, PairOutcome, StrengthFit, all_pairs, fit_strengths
 from mlxpref.ranking.pair_selection import default_round, is_settled, next_round, pair_budget
 from mlxpref.ranking.posterior import difference_variance
@@ -186,6 +186,7 @@ def table(rows: Sequence[Mapping[str, Any]], title: str) -> None:
 @click.option("--repeats", default=200, show_default=True, help="Repetitions of coverage, for each deviation.")
 @click.option("--top-repeats", default=20, show_default=True, help="Repetitions of the top 5 of 32, for each judge.")
 @click.option("--largest", default=1000, show_default=True, help="The most images whose time is taken.")
+@show_on_stderr()
 def main(repeats: int, top_repeats: int, largest: int) -> None:
     """Measure coverage of intervals, when a top is settled, and the time it takes to choose pairs."""
     held = [row for deviation in (0.5, 1.0, 2.0) for row in coverage(repeats, deviation)]

@@ -26,7 +26,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxpref.cli.output import print_table, print_text
+from mlxpref.cli.output import print_table, print_text, show_on_stderr
 from mlxpref.log import track
 from mlxpref.ranking.bradley_terry import PairOutcome, StrengthFit, all_pairs, fit_strengths
 from mlxpref.ranking.pair_selection import default_round, next_round
@@ -255,6 +255,7 @@ def strategy_table(rows: Sequence[Mapping[str, Any]], judge: str) -> None:
 @click.argument("folder", metavar="DATA_FOLDER", type=click.Path(path_type=Path))
 @click.option("--repeats", default=50, show_default=True, help="Repetitions a prompt.")
 @click.option("--biased-repeats", default=10, show_default=True, help="The same for the simulated judge.")
+@show_on_stderr()
 def main(folder: Path, repeats: int, biased_repeats: int) -> None:
     """Measure how good a ranking is after how many pairs, by strategy of asking them."""
     prompts = read_prompts(folder)

@@ -19,8 +19,7 @@ from typing import Any
 
 import click
 
-from mlxpref.cli.output import print_text
-from mlxpref.log import note
+from mlxpref.cli.output import note, print_text
 from scripts.kept_runs import make_runs, markdown, read_runs, spread
 
 __all__ = ["READ_BY", "SEEDS", "STEPS", "gains_of", "main", "make_run", "plans", "rows_of", "table_of"]

@@ -30,6 +30,7 @@ from mlxpref.training.run import resume_run
 from mlxpref.training.run_record import read_record
 from scripts.several import start, wait
 from tests.distributed_worker import DEMO
+from tests.messages import messages
 
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1"}
 SECONDS = 300
@@ -180,8 +181,8 @@ def test_a_run_has_the_log_of_one_process(count: int, done: dict[int, Path]) -> 
 
 def test_a_run_goes_on_with_any_number_of_processes(done: dict[int, Path]) -> None:
     """One that one process began and two have ended, and one that two began and one ends."""
-    said: list[str] = []
-    run = resume_run(done[2] / "left", {}, say=said.append)
+    with messages() as said:
+        run = resume_run(done[2] / "left", {})
     assert run
     assert any("processes is 1, was 2: the run goes on" in line for line in said)
     assert run.done == 3
@@ -260,14 +261,14 @@ def test_a_process_that_dies_ends_the_other(rank: int, training: tuple[list[Any]
     assert codes == ([-signal.SIGKILL, 1] if rank == 0 else [1, -signal.SIGKILL])
     (line,) = [line for said in errors_of(folder) for line in said if line.startswith("Error")]
     assert f"process {rank} of 2 (on {socket.gethostname()}) has died, so the others end as well" in line
-    said: list[str] = []
-    checkpoint = read_checkpoint(folder / "run", said.append)
+    with messages() as said:
+        checkpoint = read_checkpoint(folder / "run")
     assert checkpoint
     assert checkpoint.step >= 2
     assert said == []
     if rank == 1:
         assert any("go on with: mlxpref train --resume" in line for line in errors_of(folder)[0])
-    run = resume_run(folder / "run", {"save_every": 1}, say=said.append)
+    run = resume_run(folder / "run", {"save_every": 1})
     assert run
     assert next(run.reports()).step == checkpoint.step + 1
 
@@ -280,7 +281,7 @@ def test_an_interrupt_of_one_process_ends_both_and_saves(training: tuple[list[An
     assert said[1] == []
     assert said[0][-1] == "interrupted"
     assert "go on with: mlxpref train --resume" in said[0][-2]
-    checkpoint = read_checkpoint(folder / "run", said[1].append)
+    checkpoint = read_checkpoint(folder / "run")
     assert checkpoint
     assert checkpoint.step == len(log_of(folder / "run"))
 

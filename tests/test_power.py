@@ -15,6 +15,7 @@ from mlxpref import power as long_runs
 from mlxpref.power import SWITCH, System, keep_awake, on_battery, slowdown, this_system, watched
 from tests.cli.test_commands import run
 from tests.conftest import picture
+from tests.messages import messages
 
 GB = 10**9
 MAINS = "Now drawing from 'AC Power'\n -InternalBattery-0 (id=123)\t85%; charged; 0:00 remaining present: true\n"
@@ -71,8 +72,7 @@ AWAKE = f"/usr/bin/caffeinate -i -w {os.getpid()}"
 
 def done_on(mac: Mac) -> tuple[list[str], list[str], list[str]]:
     """What a run does on a Mac before its work and after it, and what it says."""
-    said: list[str] = []
-    with keep_awake(said.append, mac.system):
+    with messages() as said, keep_awake(mac.system):
         before = list(mac.did)
     return before, mac.did[len(before) :], said
 
@@ -84,7 +84,7 @@ def test_a_mac_is_kept_awake_with_its_memory_wired_for_as_long_as_the_run() -> N
 
 def test_all_is_undone_where_the_run_fails() -> None:
     mac = Mac()
-    with pytest.raises(KeyboardInterrupt), keep_awake(lambda line: None, mac.system):
+    with pytest.raises(KeyboardInterrupt), keep_awake(mac.system):
         raise KeyboardInterrupt
     assert mac.did[2:] == ["wired 0", "ended", "waited"]
 
@@ -136,8 +136,7 @@ def test_it_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nothing_is_done_elsewhere() -> None:
     mac = Mac(power=BATTERY)
     for name in ("Linux", "Windows", ""):
-        said: list[str] = []
-        with keep_awake(said.append, replace(mac.system, name=name)):
+        with messages() as said, keep_awake(replace(mac.system, name=name)):
             pass
         assert (mac.did, said) == ([], []), name
 
@@ -152,7 +151,7 @@ def test_nothing_is_started_or_set_on_this_machine(monkeypatch: pytest.MonkeyPat
     for name in ("_run", "_start", "_wire", "_wireable"):
         monkeypatch.setattr(long_runs, name, forbidden)
     assert this_system().name == "Linux"
-    with keep_awake(forbidden):
+    with keep_awake():
         pass
 
 
@@ -162,7 +161,7 @@ def test_a_tool_is_started_apart_from_the_terminals_interrupts_and_ended() -> No
     assert isinstance(process, subprocess.Popen)
     assert os.getsid(process.pid) != os.getsid(0)
     system = replace(Mac().system, start=lambda command: process)
-    with keep_awake(lambda line: None, system):
+    with keep_awake(system):
         assert process.poll() is None
     assert process.poll() == -signal.SIGTERM
     assert long_runs._run([sys.executable, "-c", "print('Battery Power')"]) == "Battery Power\n"
@@ -226,13 +225,13 @@ class Step:
 
 
 def test_it_is_said_once_as_soon_as_it_is_seen() -> None:
-    said: list[str] = []
     reports = [Step(500, 100.0)] * 15 + [Step(500, 40.0)] * 30
     passed = []
-    for report in watched(reports, said.append):
-        passed.append(report)
-        if len(passed) == 19:
-            assert said == []
+    with messages() as said:
+        for report in watched(reports):
+            passed.append(report)
+            if len(passed) == 19:
+                assert said == []
     assert passed == reports
     assert len(said) == 1
     assert said[0].startswith("40 tokens/s, 100 at first: ")

@@ -1,13 +1,12 @@
 """Models of the Hugging Face hub: the files of one that a judge needs, from the cache or downloaded."""
 
 import json
-from collections.abc import Callable
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from mlxpref.errors import DataError, ModelError
 from mlxpref.hub import Destination, HubFile, HubRepository, ask_hub, check_space, download, shown_bytes
-from mlxpref.transfers import shown_progress
+from mlxpref.log import download_progress, logger
 
 __all__ = ["ask_model", "cached_model", "download_model", "needed_bytes"]
 
@@ -59,7 +58,7 @@ def needed_bytes(repository: HubRepository) -> int:
     return sum(file.size for file in (*_side_files(repository), *_all_weights(repository)))
 
 
-def download_model(repository: HubRepository, say: Callable[[str], None]) -> Path:
+def download_model(repository: HubRepository) -> Path:
     """The folder of a model in the Hugging Face cache, after its download; ModelError, one line, where that fails.
 
     Each file is gone on with where an earlier run stopped, and checked. The weights come last, so that a folder with
@@ -74,8 +73,8 @@ def download_model(repository: HubRepository, say: Callable[[str], None]) -> Pat
             download(place, file)
         weights = _weights(repository, place.snapshot / INDEX)
         if left := place.bytes_left(weights):
-            say(f"{repository.hub_id}: {shown_bytes(left)} of weights to download into {place.root}")
-        with shown_progress(weights) as progress:
+            logger.info(f"{repository.hub_id}: {shown_bytes(left)} of weights to download into {place.root}")
+        with download_progress(weights) as progress:
             for file in weights:
                 download(place, file, progress)
     except DataError as error:

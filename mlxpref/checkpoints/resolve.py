@@ -13,6 +13,7 @@ from mlxpref.checkpoints.download import ask_model, cached_model, download_model
 from mlxpref.demo import JUDGE
 from mlxpref.errors import ModelError
 from mlxpref.hub import shown_bytes
+from mlxpref.log import logger
 
 __all__ = [
     "RecommendedJudge",
@@ -74,14 +75,12 @@ def choose_judge(working_set: int) -> RecommendedJudge:
 def find_checkpoint(
     model: str | None,
     agree: Callable[[str], bool],
-    say: Callable[[str], None] = lambda _: None,
     revision: str | None = None,
 ) -> tuple[str, Path]:
     """The name and the folder of a judge, downloaded if it has to be.
 
     None means $MLXPREF_MODEL, else the recommended judge, about which `agree` is asked once, before its download.
     `revision` is a branch, tag or commit of a Hugging Face id, which may also be written owner/name@revision.
-    `say` is told what is downloaded.
     """
     name = os.environ.get("MLXPREF_MODEL", "") if model is None else model
     if model is not None and not name.strip():
@@ -89,7 +88,7 @@ def find_checkpoint(
     if not name:
         judge = choose_judge(device_working_set())
         hub_id, revision = _identified(judge.id, revision)
-        return _named(hub_id, revision), cached_model(hub_id, revision) or _recommended(judge, revision, agree, say)
+        return _named(hub_id, revision), cached_model(hub_id, revision) or _recommended(judge, revision, agree)
     path = Path(name)
     with suppress(RuntimeError):  # there is no such user
         path = path.expanduser()
@@ -98,7 +97,7 @@ def find_checkpoint(
             raise ModelError(f"{name}: is no Hugging Face id, so it has no revision {revision!r}; leave that out")
         return name, JUDGE if name == "demo" else path
     hub_id, revision = _identified(name, revision)
-    return _named(hub_id, revision), cached_model(hub_id, revision) or _download(hub_id, revision, say)
+    return _named(hub_id, revision), cached_model(hub_id, revision) or _download(hub_id, revision)
 
 
 def is_hub_id(name: str) -> bool:
@@ -121,9 +120,7 @@ def _named(hub_id: str, revision: str | None) -> str:
     return f"{hub_id}@{revision}" if revision else hub_id
 
 
-def _recommended(
-    judge: RecommendedJudge, revision: str | None, agree: Callable[[str], bool], say: Callable[[str], None]
-) -> Path:
+def _recommended(judge: RecommendedJudge, revision: str | None, agree: Callable[[str], bool]) -> Path:
     """Download the recommended judge if its terms are agreed to."""
     size = f"about {judge.size_gb} GB"
     with suppress(ModelError):  # its size is a courtesy; what is wrong with the hub is said when it is downloaded
@@ -134,11 +131,11 @@ def _recommended(
             f"no --model given, and the recommended judge, {terms}, is not downloaded: agree with --yes, "
             "or give --model MODEL (a folder, a Hugging Face id, or `demo`)"
         )
-    return _download(judge.id, revision, say)
+    return _download(judge.id, revision)
 
 
-def _download(hub_id: str, revision: str | None, say: Callable[[str], None]) -> Path:
+def _download(hub_id: str, revision: str | None) -> Path:
     repository = ask_model(hub_id, revision)
     size, licence = shown_bytes(needed_bytes(repository)), repository.licence or "not stated"
-    say(f"downloading {_named(hub_id, revision)} ({size}, licence {licence}) from the Hugging Face hub")
-    return download_model(repository, say)
+    logger.info(f"downloading {_named(hub_id, revision)} ({size}, licence {licence}) from the Hugging Face hub")
+    return download_model(repository)

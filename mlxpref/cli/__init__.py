@@ -11,6 +11,7 @@ from mlxpref.cli.data import data
 from mlxpref.cli.doctor import doctor
 from mlxpref.cli.eval import compare, evaluate_command
 from mlxpref.cli.label import label
+from mlxpref.cli.output import show_on_stderr
 from mlxpref.cli.rank import rank
 from mlxpref.cli.train import demo, train
 from mlxpref.company import are_several, process_group
@@ -27,7 +28,7 @@ class _Translating(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            with process_group():
+            with show_on_stderr(), process_group():
                 return super().invoke(ctx)
         except MlxprefError as error:
             raise click.ClickException(_plain_lines(str(error))) from error

@@ -61,7 +61,6 @@ def calibrate(
     from mlxpref.judge.calibrate import calibrate as calibration_for
     from mlxpref.judge.calibration import write_calibration
     from mlxpref.judge.loading import calibration_path
-    from mlxpref.log import note, track
     from mlxpref.power import keep_awake
 
     if output is not None:
@@ -72,8 +71,8 @@ def calibrate(
     say_what_the_demo_knows(judge, [image for p in preferences for image in (p.a, p.b)])
     path = output or calibration_path(judge)
     modes = [False, True] if think is None else [think]
-    with keep_awake(note), storing(judge, store, no_store):
-        made = [calibration_for(judge, preferences, data, split, mode, track) for mode in modes]
+    with keep_awake(), storing(judge, store, no_store):
+        made = [calibration_for(judge, preferences, data, split, mode) for mode in modes]
     written = write_calibration(path, made)
     if as_json:
         print_json({"file": str(path), "calibrations": [asdict(each) for each in made]})

@@ -41,10 +41,9 @@ def load_from_options(
 ) -> "Judge":
     """The judge that the common options name, to judge pairs of `images` images."""
     from mlxpref.judge.loading import load_judge
-    from mlxpref.log import note
 
     consent = (lambda question: True) if yes else agree
-    judge = load_judge(model, adapter, chosen(settings), consent, note, images, any_base)
+    judge = load_judge(model, adapter, chosen(settings), consent, images, any_base)
     judge.machines = here()
     if judge.machines.size > 1:
         judge.machines.check_same({"fingerprint of the judge": judge.conditions().judge})
@@ -138,9 +137,9 @@ def agree(question: str) -> bool:
 
 def say_what_the_demo_knows(judge: "Judge", images: Sequence["ImageLike"]) -> None:
     """Say that the demo judge knows coloured shapes only, where it is shown anything else."""
+    from mlxpref.cli.output import note
     from mlxpref.data.images import load_image
     from mlxpref.demo.pictures import SIZE
-    from mlxpref.log import note
 
     if judge.name != "demo":
         return

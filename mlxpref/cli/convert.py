@@ -91,25 +91,22 @@ def convert(
     from mlxpref.conversion.compare_recipes import compare_recipes
     from mlxpref.conversion.convert import convert as convert_folder
     from mlxpref.conversion.verify import Check
-    from mlxpref.log import note, track
 
     vision = None if vision_bits == "none" else int(vision_bits)
     wanted = _recipes(names, bits, group_size, mode, recipe, vision)
     if names is None and output is None:
         raise click.UsageError("Missing argument 'OUTPUT': the folder for the model")
     comparisons = _comparisons(preferences)
-    name, path = find_checkpoint(source, agree, note, revision)
+    name, path = find_checkpoint(source, agree, revision)
     common: dict[str, Any] = {"dtype": dtype, "shard_size": shard_size, "name": name, "requantize": requantize}
     with _ended_by_signals():
         if names is not None:
-            rows = compare_recipes(path, wanted, output, **common, comparisons=comparisons, track=track, say=note)
+            rows = compare_recipes(path, wanted, output, **common, comparisons=comparisons)
             print_json(rows) if as_json else print_recipes(rows)
             return
         assert output is not None
         check = Check(comparisons, fidelity)
-        written = convert_folder(
-            path, output, wanted[0], **common, overwrite=overwrite, check=check, track=track, say=note
-        )
+        written = convert_folder(path, output, wanted[0], **common, overwrite=overwrite, check=check)
     if as_json:
         print_json(written)
     else:
@@ -165,8 +162,7 @@ def _ended_by_signals() -> Iterator[None]:
 
 def _print_written(written: dict[str, Any], use: str) -> None:
     """What was written, in two lines: the folder, and how true it is to its source."""
-    from mlxpref.cli.output import print_text
-    from mlxpref.log import note
+    from mlxpref.cli.output import note, print_text
 
     layers = written["quantized_layers"]
     recipe = f"{written['recipe']} bit" if str(written["recipe"]).isdigit() else written["recipe"]
@@ -237,14 +233,13 @@ def export(
     from mlxpref.conversion.export import export_adapter
     from mlxpref.conversion.quantize import Recipe
     from mlxpref.engine.adapters import base_name
-    from mlxpref.log import note, track
 
     if to != "fused" and (recipe or group_size):
         raise click.UsageError("--recipe and --group-size go with --to fused")
     if group_size and not recipe:
         raise click.UsageError("--group-size goes with --recipe")
     chosen = Recipe.named(recipe, int(group_size or 64)) if recipe else None
-    name, base = find_checkpoint(model or base_name(adapter), agree, note)
+    name, base = find_checkpoint(model or base_name(adapter), agree)
     with _ended_by_signals():
         written = export_adapter(
             adapter,
@@ -257,8 +252,6 @@ def export(
             shard_size,
             overwrite,
             any_base,
-            track,
-            note,
         )
     if as_json:
         print_json(written)

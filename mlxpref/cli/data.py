@@ -44,9 +44,8 @@ def data(
     Size and licence are shown first. What was interrupted goes on where it stopped, and every file is checked against
     the hub's checksum.
     """
-    from mlxpref.cli.output import print_json, print_text
+    from mlxpref.cli.output import note, print_json, print_text
     from mlxpref.hub import Destination, ask_hub, shown_bytes
-    from mlxpref.log import note
 
     name = data_set.name
     wanted = data_set.split(split) if split else data_set.splits[-1]
@@ -99,8 +98,8 @@ def _there_already(data_set: "DataSet", split: "Split", output: Path | None) -> 
 
 def _agreed(data_set: "DataSet", split: "Split", place: "Destination", limit: int | None, yes: bool) -> bool:
     """Show what a download is, and ask unless there is nothing to ask."""
+    from mlxpref.cli.output import note
     from mlxpref.hub import shown_bytes
-    from mlxpref.log import note
 
     repository = place.repository
     files = repository.matching(split.lists + split.images)
@@ -119,10 +118,10 @@ def _agreed(data_set: "DataSet", split: "Split", place: "Destination", limit: in
 
 def _download(data_set: "DataSet", split: "Split", place: "Destination", limit: int | None) -> dict[str, Any]:
     """Download what is needed; what was done, for a person or as JSON."""
+    from mlxpref.cli.output import note
     from mlxpref.data.subset import files_for_limit
     from mlxpref.hub import check_space, download, shown_bytes
-    from mlxpref.log import note
-    from mlxpref.transfers import shown_progress
+    from mlxpref.log import download_progress
 
     lists, images = (place.repository.matching(patterns) for patterns in (split.lists, split.images))
     by_path = {file.path: file for file in lists + images}
@@ -134,7 +133,7 @@ def _download(data_set: "DataSet", split: "Split", place: "Destination", limit: 
         check_space(place, files)
         names = f"{', '.join(paths[:3])}{' ...' if len(paths) > 3 else ''}"
         note(f"{names}: {shown_bytes(left)} to download" if left else f"{names}: here already, to be checked")
-        with shown_progress(files) as progress:
+        with download_progress(files) as progress:
             for file in files:
                 download(place, file, progress)
         done += files

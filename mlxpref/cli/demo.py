@@ -16,7 +16,7 @@ from mlxpref.demo.preferences import demo_preferences, prompt_text
 from mlxpref.errors import ConfigError
 from mlxpref.judge.evaluation import Evaluation, evaluate
 from mlxpref.judge.judge import Judge
-from mlxpref.judge.pair_verdict import PairVerdict, Track
+from mlxpref.judge.pair_verdict import PairVerdict
 from mlxpref.judge.ranking_result import Ranking
 from mlxpref.preferences import Preference
 from mlxpref.report.curves import curve_svg
@@ -103,7 +103,7 @@ def demo_settings(**changes: Any) -> TrainSettings:
     return settings_from(TrainSettings, read_settings(path) | changes, str(path))
 
 
-def run_demo(judge: Judge, folder: Path, track: Track, track_steps: TrackSteps, settings: TrainSettings) -> DemoResult:
+def run_demo(judge: Judge, folder: Path, track_steps: TrackSteps, settings: TrainSettings) -> DemoResult:
     """Tell the whole story with the demo judge, which is trained in place, and write it into a folder.
 
     The folder gets `pictures`, the run's `adapter` and `index.html`; an earlier demo in it is replaced, anything else
@@ -117,14 +117,14 @@ def run_demo(judge: Judge, folder: Path, track: Track, track_steps: TrackSteps, 
     )
 
     def measured(preferences: Sequence[Preference], split: str) -> Evaluation:
-        return evaluate(judge, preferences, "demo", split, track=track)
+        return evaluate(judge, preferences, "demo", split)
 
     before, held_out_before = measured(test, "test"), measured(held_out, "heldout")
     run = start_run(settings, folder / "adapter", vlm=judge.vlm)
     reports = list(track_steps(run.reports(), settings.steps))
     judge.adapter = run.folder
     after, held_out_after = measured(test, "test"), measured(held_out, "heldout")
-    ranking = judge.rank(find_images([pictures]), SAMPLE_PROMPT, think="all", track=track, pairs="all")
+    ranking = judge.rank(find_images([pictures]), SAMPLE_PROMPT, think="all", pairs="all")
     seconds = sum(report.seconds - report.evaluation_seconds for report in reports)
     story = DemoResult(
         before,

@@ -110,11 +110,10 @@ def evaluate_command(
     **settings: Any,
 ) -> None:
     """How often the judge agrees with people, by the data set's own protocol; every pair is judged in both orders."""
-    from mlxpref.cli.output import print_json
+    from mlxpref.cli.output import note, print_json
     from mlxpref.cli.tables import print_evaluations
     from mlxpref.data.load import load_preferences
     from mlxpref.judge.protocols import protocol_of
-    from mlxpref.log import note, track
 
     choice = choice_of(strategy, samples, think, no_think, plot)
     settings |= choice.settings
@@ -141,9 +140,9 @@ def evaluate_command(
         judge.machines.check_same({"fingerprint of the preferences": digest_of(judged)})
         calibrated(judge, calibration, calibration is None)  # else a judge is measured as it is
         say_what_the_demo_knows(judge, [image for p in judged for image in (p.a, p.b)])
-        with keep_awake(note), storing(judge, store, no_store):
+        with keep_awake(), storing(judge, store, no_store):
             found = compare_strategies(
-                judge, preferences, data, split, choice.variants, track, counting, tie_threshold, validation
+                judge, preferences, data, split, choice.variants, counting, tie_threshold, validation
             )
         if judge.recalled:
             note(f"{judge.recalled} of {judge.recalled + judge.comparisons} comparisons were judged before")
@@ -175,10 +174,10 @@ def _evaluate_scores(
     preferences: Sequence["Preference"], path: Path, data: str, split: str, protocol: str
 ) -> "Evaluation":
     """Measure the scores of a file, without a model."""
+    from mlxpref.cli.output import note
     from mlxpref.judge.evaluation import evaluation_of_scores
     from mlxpref.judge.external_scores import match_scores, prefer_by_score, read_scores
     from mlxpref.judge.protocols import scored
-    from mlxpref.log import note
 
     asked, given = scored(preferences, protocol), read_scores(path)
     scores = match_scores(given, asked, path)
@@ -196,9 +195,9 @@ def _validation(
     tie_threshold: float | None,
 ) -> list["Preference"]:
     """What a tie threshold is chosen on; nothing where none is needed or one is given."""
+    from mlxpref.cli.output import note
     from mlxpref.data.load import load_preferences
     from mlxpref.judge.protocols import PROTOCOLS, VALIDATION_SPLIT
-    from mlxpref.log import note
 
     if tie_threshold is not None or not PROTOCOLS[protocol].ties:
         return []

@@ -64,14 +64,13 @@ def label(
     are planned, and as many as are wanted to train. `mlxpref train --data FILE` learns
     the answers that are not held out, `mlxpref eval --data FILE` measures with those that are.
     """
-    from mlxpref.cli.output import print_json
+    from mlxpref.cli.output import note, print_json
     from mlxpref.config import settings_from
     from mlxpref.data.label_file import LabelFile
     from mlxpref.data.prompts import find_groups
     from mlxpref.label.prompt_task import prompt_tasks
     from mlxpref.label.server import LabelServer
     from mlxpref.label.session import LabelSession
-    from mlxpref.log import note
 
     check_prompt_source(prompt, prompt_from)
     check_output("--output", output)
@@ -84,7 +83,7 @@ def label(
     groups, outside = _inside(groups, folder)
     for line in [*(f"skipped: {each.path}: {each.error}" for each in [*skipped, *outside]), *notes]:
         note(line)
-    with LabelFile(output, note) as file:
+    with LabelFile(output) as file:
         sheets = prompt_tasks(groups, output.absolute().parent, pairs, settings.held_out, file.records)
         labelling = LabelSession(file, sheets, settings)
         _say_what_is_there(labelling)
@@ -126,7 +125,7 @@ def _inside(groups: Sequence["PromptGroup"], folder: Path) -> tuple[list["Prompt
 
 
 def _say_what_is_there(labelling: "LabelSession") -> None:
-    from mlxpref.log import note
+    from mlxpref.cli.output import note
 
     found = labelling.progress()
     images, prompts = len(labelling.pictures.images), len(labelling.sheets)

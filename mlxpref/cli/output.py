@@ -1,28 +1,62 @@
-"""What a person sees: progress and notes on stderr, tables and JSON on stdout."""
+"""What a person sees: messages and progress on stderr, tables and JSON on stdout."""
 
 import codecs
 import contextlib
 import json
+import logging
 import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
-from mlxpref.log import PLAIN_INTERVAL, note, progress_bar
-from mlxpref.text import CONTROL, UNDECODED, plain
+from mlxpref.hub import HubFile
+from mlxpref.log import Progress, logger, showing
+from mlxpref.text import CONTROL, UNDECODED, format_bytes, plain
 
-__all__ = ["print_json", "print_table", "print_text", "track_steps"]
+__all__ = ["note", "print_json", "print_table", "print_text", "show_on_stderr", "track_steps"]
 
 T = TypeVar("T")
 
 _ESCAPED_IN_JSON = re.compile(rf"(?!\n)(?:{CONTROL.pattern}|{UNDECODED.pattern})")
 _NO_WIDTH = 10_000
+_PLAIN_INTERVAL = 10.0
+"""Seconds between two lines of progress where stderr is a file."""
+
+
+def note(line: str) -> None:
+    """Print one line beside the results, on stderr."""
+    print(plain(line), file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def show_on_stderr() -> Iterator[None]:
+    """Show the library's messages and progress on stderr: bars on a terminal, a line now and then in a file."""
+    handler, level = _Notes(), logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        with showing(_Shown()):
+            yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def print_json(value: Any) -> None:
@@ -58,7 +92,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title:
 def track_steps(reports: Iterable[Any], count: int) -> Iterator[Any]:
     """Pass on the reports of training steps (`training.StepReport`); show reward, accuracy, speed and the time left."""
     if sys.stderr.isatty():
-        with progress_bar() as progress:
+        with _bar(*_COUNTED) as progress:
             task = progress.add_task("training", total=count)
             for report in reports:
                 text = f"training: reward {report.reward:.2f}, accuracy {report.accuracy:.2f}{_speed(report)}"
@@ -68,7 +102,7 @@ def track_steps(reports: Iterable[Any], count: int) -> Iterator[Any]:
     shown = time.monotonic()
     for report in reports:
         now = time.monotonic()
-        if now - shown >= PLAIN_INTERVAL or report.step in (1, count):
+        if now - shown >= _PLAIN_INTERVAL or report.step in (1, count):
             note(
                 f"training: step {report.step} of {report.steps}, reward {report.reward:.3f}, "
                 f"accuracy {report.accuracy:.3f}{_speed(report)}, about {report.seconds_left:.0f} s left"
@@ -92,3 +126,67 @@ def _print(text: str) -> None:
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise
+
+
+class _Notes(logging.Handler):
+    """Prints every message as a line on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        note(record.getMessage())
+
+
+class _Shown(Progress):
+    """Shows progress on stderr."""
+
+    def track(self, work: Iterable[T], count: int, what: str | Callable[[], str]) -> Iterator[T]:
+        name = what if callable(what) else lambda: what
+        if sys.stderr.isatty():
+            with _bar(*_COUNTED) as bar:
+                task = bar.add_task(plain(name()), total=count)
+                for item in work:
+                    yield item
+                    bar.update(task, advance=1, description=plain(name()))
+            return
+        started = shown = time.monotonic()
+        done = 0
+        for done, item in enumerate(work, start=1):
+            yield item
+            now = time.monotonic()
+            if now - shown >= _PLAIN_INTERVAL and done < count:
+                note(f"{name()}: {done} of {count}, about {(now - started) / done * (count - done):.0f} s left")
+                shown = now
+        note(f"{name()}: {done} of {count} in {time.monotonic() - started:.1f} s")
+
+    @contextlib.contextmanager
+    def download(self, files: Sequence[HubFile]) -> Iterator[Callable[[HubFile, int], None]]:
+        there = dict[str, int]()
+        shown = time.monotonic()
+        bar = _bar(DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(), disable=not sys.stderr.isatty())
+
+        def update(file: HubFile, done: int) -> None:
+            nonlocal shown
+            there[file.path] = done
+            doing = "checking " if done == file.size else ""
+            bar.update(task, completed=sum(there.values()), description=doing + plain(Path(file.path).name))
+            if bar.disable and time.monotonic() - shown >= _PLAIN_INTERVAL:
+                whole = format_bytes(sum(there.values()))
+                note(f"{file.path}: {format_bytes(done)} of {format_bytes(file.size)}, all {whole}")
+                shown = time.monotonic()
+
+        with bar:
+            task = bar.add_task("", total=sum(file.size for file in files))
+            yield update
+
+
+_COUNTED = (MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+
+
+def _bar(*columns: Any, disable: bool = False) -> Bar:
+    """A bar on stderr with these columns after it."""
+    return Bar(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        *columns,
+        console=Console(file=sys.stderr),
+        disable=disable,
+    )

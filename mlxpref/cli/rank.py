@@ -53,7 +53,7 @@ class _Outputs:
 
     def write(self, rankings: Sequence["Ranking"], notes: Sequence[str]) -> None:
         """Write what was asked for and say where it is."""
-        from mlxpref.log import note
+        from mlxpref.cli.output import note
 
         if self.html is not None:
             from mlxpref.report.ranking_page import write_ranking_page
@@ -125,10 +125,9 @@ def rank(
     Ctrl-C ranks what was judged until then. Finished comparisons are kept: the same command, with more images or more
     pairs, judges only what is new.
     """
-    from mlxpref.cli.output import print_json
+    from mlxpref.cli.output import note, print_json
     from mlxpref.cli.tables import print_ranking
     from mlxpref.data.prompts import find_groups
-    from mlxpref.log import note
     from mlxpref.power import keep_awake
 
     check_prompt_source(prompt, prompt_from)
@@ -142,7 +141,7 @@ def rank(
     say_what_the_demo_knows(judge, [image for group in groups for image in group.images])
     asked = [(group.prompt, [(path.name, path.stat().st_size) for path in group.images]) for group in groups]
     judge.machines.check_same({"digest of the images": hashlib.sha256(repr(asked).encode()).hexdigest()[:16]})
-    with keep_awake(note), storing(judge, store, no_store):
+    with keep_awake(), storing(judge, store, no_store):
         rankings = _rank_all(judge, groups, think, pairs, top, skipped)
     by = judge.calibration
     if judge.machines.leads:
@@ -166,7 +165,7 @@ def _rank_all(
     skipped: Sequence["Skipped"],
 ) -> list["Ranking"]:
     """Rank the images of each prompt; what was left out stands with the first one."""
-    from mlxpref.log import note, track
+    from mlxpref.cli.output import note
 
     before = judge.vlm.features.runs
     note(_expected(judge, groups, think, pairs))
@@ -175,7 +174,7 @@ def _rank_all(
     for group in groups:
         if len(groups) > 1:
             note(f"“{group.prompt}”: {len(group.images)} images")
-        rankings.append(judge.rank(group.images, group.prompt, think, () if rankings else skipped, track, pairs, top))
+        rankings.append(judge.rank(group.images, group.prompt, think, () if rankings else skipped, pairs, top))
         if rankings[-1].ending == "interrupted":
             break
     rankings[0] = replace(rankings[0], vision_runs=rankings[0].vision_runs + trial_runs)

@@ -35,18 +35,17 @@ def train(output: Path | None, config: Path | None, resume: bool, yes: bool, as_
     run that was ended, by Ctrl-C or in any other way, goes on with `mlxpref train --resume --output FOLDER`. Settings
     need not be given again, and only --save-every, --rows, --micro-batch and --recompute may differ.
     """
-    from mlxpref.cli.output import print_json, print_text
+    from mlxpref.cli.output import note, print_json, print_text
     from mlxpref.config import read_settings, settings_from
-    from mlxpref.log import note
     from mlxpref.training.run import read_log, resume_run, start_run
 
     given = (read_settings(config) if config else {}) | chosen(options)
     consent = (lambda question: True) if yes else agree
     if resume:
-        run = resume_run(output, given, consent, note, check_images_of)
+        run = resume_run(output, given, consent, check_images_of)
     else:
         settings = settings_from(TrainSettings, given, str(config) if config else "")
-        run = start_run(settings, output, consent, note, check_images_of)
+        run = start_run(settings, output, consent, check_images_of)
     if run:
         _run_to_its_end(run)
     if not here().leads:
@@ -64,8 +63,7 @@ def train(output: Path | None, config: Path | None, resume: bool, yes: bool, as_
 
 def _run_to_its_end(run: "Run") -> None:
     """Train, and say where the run can be gone on with if it is ended before."""
-    from mlxpref.cli.output import track_steps
-    from mlxpref.log import note
+    from mlxpref.cli.output import note, track_steps
     from mlxpref.power import keep_awake, watched
 
     count = run.trainer.step_count
@@ -74,8 +72,8 @@ def _run_to_its_end(run: "Run") -> None:
     if here().size == 1:  # whoever ends the process politely gets the adapter, too; in company this is so already
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        with keep_awake(note):
-            for _ in track_steps(watched(run.reports(), note), count):
+        with keep_awake():
+            for _ in track_steps(watched(run.reports()), count):
                 pass
     except BaseException:
         if run.done:
@@ -98,13 +96,12 @@ def _run_to_its_end(run: "Run") -> None:
 def demo(output: Path, as_json: bool) -> None:
     """The whole story offline: measure the embedded judge, train it, measure it again, rank pictures with reasons."""
     from mlxpref.cli.demo import demo_settings, run_demo
-    from mlxpref.cli.output import print_json, print_text, track_steps
+    from mlxpref.cli.output import note, print_json, print_text, track_steps
     from mlxpref.cli.tables import print_evaluations, print_example, print_ranking
-    from mlxpref.log import note, track
 
     judge = load_from_options("demo", None, False, {})
     note("the demo judge was taught by an annotator who lets picture quality decide over the prompt: expect 55 to 75 %")
-    story = run_demo(judge, output, track, track_steps, demo_settings())
+    story = run_demo(judge, output, track_steps, demo_settings())
     if as_json:
         print_json(story.to_json())
         return

@@ -1,6 +1,6 @@
 """Recipes side by side: what each makes of a model, size against fidelity."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,7 +11,6 @@ from mlxpref.conversion.convert import convert
 from mlxpref.conversion.fidelity import Comparison, Fidelity
 from mlxpref.conversion.quantize import Recipe
 from mlxpref.conversion.verify import Check, source_answers
-from mlxpref.conversion.writer import Track
 from mlxpref.engine.vlm import check_folder
 from mlxpref.errors import ConfigError
 
@@ -31,8 +30,6 @@ def compare_recipes(
     name: str | None = None,
     requantize: bool = False,
     shard_size: int = 5 * 10**9,
-    track: Track = lambda work, count, what: work,
-    say: Callable[[str], None] = lambda line: None,
 ) -> list[dict[str, Any]]:
     """Convert a checkpoint by each recipe and measure it: a row a recipe, in their order.
 
@@ -50,7 +47,7 @@ def compare_recipes(
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ConfigError(f"{folder}: is there already; give another output, or remove it")
     check = Check(comparisons)
-    reference, skipped = source_answers(source, check, say)
+    reference, skipped = source_answers(source, check)
     check = Check(comparisons, reference is not None, check.max_pixels, reference)
     rows = []
     for recipe in recipes:
@@ -64,8 +61,6 @@ def compare_recipes(
                 name=name,
                 requantize=requantize,
                 check=check,
-                track=track,
-                say=say,
             )
         rows.append(_row(written, skipped))
     return rows

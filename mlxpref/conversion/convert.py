@@ -21,7 +21,6 @@ from mlxpref.checkpoints.checks import check_folder, check_model
 from mlxpref.conversion.quantize import LayerQuantization, Recipe, plan_layers
 from mlxpref.conversion.verify import Check, revision_of, verify, write_record
 from mlxpref.conversion.writer import (
-    Track,
     check_space,
     copy_side_files,
     folder_bytes,
@@ -56,8 +55,6 @@ def convert(
     adapter: Path | None = None,
     overwrite: bool = False,
     check: Check | None = None,
-    track: Track = lambda work, count, what: work,
-    say: Callable[[str], None] = lambda line: None,
     finish: Callable[[Path], None] = lambda folder: None,
 ) -> dict[str, Any]:
     """Convert a checkpoint folder and return what was written, in design.md's terms.
@@ -91,9 +88,9 @@ def convert(
         check_space(output, stored)
         write_config(folder, _config(source, recipe, plan, dtype))
         copy_side_files(source.folder, folder)
-        _stream(source.folder, folder, weights, shard_size, track)
+        _stream(source.folder, folder, weights, shard_size)
         mx.clear_cache()
-        fidelity, skipped = verify(folder, source, plan, shapes, check, say, adapter)
+        fidelity, skipped = verify(folder, source, plan, shapes, check, adapter)
         made = {
             "recipe": "kept" if recipe is KEEP else recipe.name,
             "bits": recipe.bits,
@@ -302,9 +299,9 @@ def _weight_count(weights: Mapping[str, mx.array], plan: Mapping[str, LayerQuant
     return total
 
 
-def _stream(source: Path, folder: Path, weights: dict[str, mx.array], shard_size: int, track: Track) -> None:
+def _stream(source: Path, folder: Path, weights: dict[str, mx.array], shard_size: int) -> None:
     try:
-        stream_weights(folder, weights, shard_size, track)
+        stream_weights(folder, weights, shard_size)
     except ModelError as error:
         raise ModelError(f"{source}: {error}") from error
 

@@ -1,6 +1,5 @@
 """An adapter taken elsewhere: as PEFT's, put into a model for MLX, or into one for transformers."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from mlxpref.conversion.model_card import write_card
 from mlxpref.conversion.quantize import Recipe
 from mlxpref.conversion.verify import Check
 from mlxpref.conversion.writer import (
-    Track,
     check_space,
     copy_side_files,
     folder_bytes,
@@ -26,6 +24,7 @@ from mlxpref.conversion.writer import (
 from mlxpref.engine.adapters import check_base, read_adapter
 from mlxpref.engine.fusing import fuse_adapter
 from mlxpref.engine.peft import PEFT_WEIGHTS, write_peft
+from mlxpref.log import logger
 
 __all__ = ["export_adapter"]
 
@@ -41,8 +40,6 @@ def export_adapter(
     shard_size: int = 5 * 10**9,
     overwrite: bool = False,
     any_base: bool = False,
-    track: Track = lambda work, count, what: work,
-    say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Write an adapter of the model in `base` into the folder `output`, with a model card; what was written.
 
@@ -52,13 +49,13 @@ def export_adapter(
     """
     base = Checkpoint.open(base)
     for line in check_base(adapter, base, any_base):
-        say(line)
+        logger.warning(line)
     made: dict[str, Any] = {}
     if to == "fused":
         chosen = recipe or KEEP
         made = convert(
             base, output, chosen, dtype=dtype, shard_size=shard_size, name=base_name, requantize=True, adapter=adapter,
-            overwrite=overwrite, check=Check(built_in_comparisons()), track=track, say=say,
+            overwrite=overwrite, check=Check(built_in_comparisons()),
             finish=lambda folder: write_card(folder, to, adapter, base_name),
         )  # fmt: skip
     else:
@@ -71,7 +68,7 @@ def export_adapter(
                 check_space(output, sum(int(weight.nbytes) for weight in fused.values()))
                 write_config(folder, plain_config(base.config, dtype))
                 copy_side_files(base.folder, folder)
-                stream_weights(folder, fused, shard_size, track, kind="pt")
+                stream_weights(folder, fused, shard_size, kind="pt")
             write_card(folder, to, adapter, base_name)
     tensors = len(read_file_tensor_infos(output / PEFT_WEIGHTS) if to == "peft" else read_tensor_infos(output))
     whole = {"path": str(output), "to": to, "adapter": str(adapter), "base_model": base_name, "tensors": tensors}

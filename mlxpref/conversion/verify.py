@@ -7,7 +7,7 @@ weights, mlxpref.json, says where they come from and what was measured.
 import gc
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -38,6 +38,7 @@ from mlxpref.engine.adapters import load_adapter
 from mlxpref.engine.vlm import VLM, load_vlm
 from mlxpref.errors import ModelError
 from mlxpref.files import sha256_of, write_file
+from mlxpref.log import logger
 
 __all__ = ["Check", "check_record", "revision_of", "source_answers", "verify", "write_record"]
 
@@ -71,7 +72,6 @@ def verify(
     plan: Mapping[str, LayerQuantization],
     shapes: Mapping[str, tuple[int, ...]],
     check: Check,
-    say: Callable[[str], None] = lambda line: None,
     adapter: Path | None = None,
 ) -> tuple[Fidelity | None, str | None]:
     """Check a folder that was made of a source; its fidelity, or why that was not measured.
@@ -89,7 +89,7 @@ def verify(
         raise _unusable(source.folder, folder, error) from error
     reference, skipped = check.reference, None
     if reference is None:
-        reference, skipped = source_answers(source, check, say, adapter)
+        reference, skipped = source_answers(source, check, adapter)
     try:
         vlm = load_vlm(written, check.max_pixels)
         _check_layers(vlm, plan, shapes)
@@ -105,9 +105,7 @@ def verify(
     return (fidelity_of(reference, answers), None) if reference else (None, skipped)
 
 
-def source_answers(
-    source: Checkpoint, check: Check, say: Callable[[str], None] = lambda line: None, adapter: Path | None = None
-) -> tuple[Answers | None, str | None]:
+def source_answers(source: Checkpoint, check: Check, adapter: Path | None = None) -> tuple[Answers | None, str | None]:
     """What a source says of the comparisons of a check, or why it was not asked; it is out of memory afterwards."""
     if not check.fidelity:
         return None, "it was not asked for"
@@ -116,7 +114,9 @@ def source_answers(
     if needed > offered:
         sizes = f"it needs about {gigabytes(needed)}, this device recommends at most {gigabytes(offered)}"
         return None, f"the source does not fit in memory: {sizes}"
-    say(f"asking {source.folder} about {len(check.comparisons)} comparisons, to see what the conversion changes")
+    logger.info(
+        f"asking {source.folder} about {len(check.comparisons)} comparisons, to see what the conversion changes"
+    )
     vlm = load_vlm(source, check.max_pixels)
     if adapter is not None:
         load_adapter(vlm.model, adapter)

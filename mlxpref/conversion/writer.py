@@ -5,7 +5,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,12 @@ import mlx.core as mx
 
 from mlxpref.errors import ConfigError, ModelError
 from mlxpref.files import free_bytes
+from mlxpref.log import track
 from mlxpref.text import format_bytes
 
 __all__ = [
     "RECORD",
     "SIDE_FILES",
-    "Track",
     "check_space",
     "copy_side_files",
     "folder_bytes",
@@ -27,8 +27,6 @@ __all__ = [
     "write_config",
 ]
 
-Track = Callable[[Iterable[Any], int, str], Iterable[Any]]
-"""Shows progress: passes on things, of which there are so many, under a heading."""
 RECORD = "mlxpref.json"
 """The file that says where a folder comes from and what was measured of it."""
 SIDE_FILES = (
@@ -88,7 +86,6 @@ def stream_weights(
     folder: Path,
     weights: dict[str, mx.array],
     shard_size: int,
-    track: Track = lambda work, count, what: work,
     kind: str = "mlx",
 ) -> None:
     """Write weights that may be lazy, each made when its turn comes and let go of with its file; `weights` is emptied.

@@ -8,7 +8,7 @@ from typing import Any
 from mlxpref.data.archives import has_member
 from mlxpref.data.rows import Row, RowErrors, RowSampler, all_rows, missing, preferences_of, read_json_rows, swapped
 from mlxpref.errors import DataError
-from mlxpref.log import note
+from mlxpref.log import logger
 from mlxpref.preferences import ImageLike, PackedImage, Preference
 
 __all__ = ["list_rows", "read_imagereward", "table_rows"]
@@ -43,7 +43,7 @@ def read_imagereward(folder: Path, split: str, draw: RowSampler = all_rows) -> l
         damaged = f"none of its images is in the archives of {place}, {count} in number, which may be damaged"
         raise missing("imagereward", split, damaged if count else f"no archive of its images is in {place}")
     if len(there) < len(rows):
-        note(
+        logger.warning(
             f"imagereward, split {split}: the images of {len(there)} of {len(rows)} pairs are in {folder}; "
             f"`mlxpref data imagereward --split {split}` downloads the others"
         )

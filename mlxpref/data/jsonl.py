@@ -10,7 +10,7 @@ from typing import Any
 from mlxpref.data.images import locate
 from mlxpref.data.label_file import LABEL_KEYS, LabelRecord, active_records, pair_of, record_of
 from mlxpref.errors import DataError
-from mlxpref.log import note
+from mlxpref.log import logger
 from mlxpref.preferences import Preference
 
 __all__ = ["EXAMPLE", "check_keys", "content_of", "gather", "read_jsonl"]
@@ -105,7 +105,9 @@ def _answers_together(path: Path) -> list[NumberedRow]:
         merged = {"prompt": prompt, "a": a, "b": b, "p_a": p_a, "split": split}
         found.append((lines[id(said[0])], partial(dict, merged)))
     if gone:
-        note(f"{path}: {len(gone)} of {len(answers)} pairs are left out, as a picture is gone, such as {gone[0]}")
+        logger.warning(
+            f"{path}: {len(gone)} of {len(answers)} pairs are left out, as a picture is gone, such as {gone[0]}"
+        )
     return sorted(found, key=lambda row: row[0])
 
 

@@ -8,7 +8,7 @@ stands: without what was undone or skipped, answers about the same pair together
 import errno
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any, Literal, Self, get_args
 
 from mlxpref.errors import ConfigError, DataError
 from mlxpref.files import lock
+from mlxpref.log import logger
 
 __all__ = [
     "LABEL_KEYS",
@@ -130,10 +131,10 @@ class LabelFile:
     """A file of records that is appended to; no other process can open it meanwhile.
 
     What `append` was given is on the disk when it returns. A line that was cut off by the end of a process is taken
-    out when the file is opened, and `say` is told. DataError for a file that holds anything else.
+    out when the file is opened, with a warning. DataError for a file that holds anything else.
     """
 
-    def __init__(self, path: Path, say: Callable[[str], None] = lambda line: None) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
         try:
             self._file = path.open("a+b", buffering=0)
@@ -142,7 +143,7 @@ class LabelFile:
         try:
             if not lock(self._file):
                 raise ConfigError(f"{path}: another `mlxpref label` writes there; use its page, or end it")
-            self.records = self._read(say)
+            self.records = self._read()
             self._torn: int | None = None
             """Where an answer begins that was not kept, and could not be taken out either."""
         except BaseException:
@@ -187,7 +188,7 @@ class LabelFile:
     ) -> None:
         self.close()
 
-    def _read(self, say: Callable[[str], None]) -> list[LabelRecord]:
+    def _read(self) -> list[LabelRecord]:
         content = self.path.read_bytes()
         whole, _, tail = content.rpartition(b"\n")
         records, bad = [], []
@@ -202,16 +203,18 @@ class LabelFile:
             more = f"\n  and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
             raise DataError(f"{self.path}: holds other lines; give another --output:{''.join(bad[:_SHOWN])}{more}")
         if tail:
-            records += self._mended(tail, len(content) - len(tail), say)
+            records += self._mended(tail, len(content) - len(tail))
         return records
 
-    def _mended(self, tail: bytes, size: int, say: Callable[[str], None]) -> list[LabelRecord]:
+    def _mended(self, tail: bytes, size: int) -> list[LabelRecord]:
         """What follows the last line feed: a record that only lacks its own, or the half of one, which is cut off."""
         try:
             record = _parsed(tail)
         except DataError:
             os.ftruncate(self._file.fileno(), size)
-            say(f"{self.path}: the last line was cut off when it was written; it is removed, all others are there")
+            logger.warning(
+                f"{self.path}: the last line was cut off when it was written; it is removed, all others are there"
+            )
             return []
         self._file.write(b"\n")
         return [record]

@@ -9,7 +9,7 @@ import numpy as np
 
 from mlxpref.data.rows import RowErrors, RowSampler, all_rows, missing
 from mlxpref.errors import DataError
-from mlxpref.log import note
+from mlxpref.log import logger
 from mlxpref.preferences import PackedImage, Preference
 
 __all__ = ["read_pickapic"]
@@ -89,7 +89,7 @@ def _note_absent(name: str, split: str, shards: list[Path]) -> None:
     """Say how many shards there are, where their names tell that there should be more."""
     count = shards[0].stem.partition("-of-")[2].partition("-")[0]
     if count.isdecimal() and len(shards) < int(count):
-        note(
+        logger.warning(
             f"{name}, split {split}: {len(shards)} of {int(count)} files are there; "
             f"`mlxpref data {name} --split {split}` downloads the others"
         )

@@ -16,8 +16,9 @@ from mlxpref.data.catalog import data_set_of, shown_size
 from mlxpref.data.tar_gz import parts_of, unpack
 from mlxpref.errors import ConfigError, DataError
 from mlxpref.files import cache_dir
-from mlxpref.log import note, track
+from mlxpref.log import logger, track
 from mlxpref.preferences import ImageLike, PackedImage, Preference, Side
+from mlxpref.text import format_bytes
 
 __all__ = [
     "Row",
@@ -81,7 +82,7 @@ class RowErrors:
         if self._count > _TOLERATED * rows:
             raise DataError(f"{count}; download the data set again:{lines}")
         for line in f"{count} and are left out:{lines}".split("\n"):
-            note(line)
+            logger.warning(line)
 
 
 def all_rows(count: int) -> Sequence[int]:
@@ -210,7 +211,7 @@ def _unpack(archive: Path, parts: Sequence[Path], names: Sequence[str], target: 
     if not names:
         return []
     size = sum(part.stat().st_size for part in parts)
-    note(f"{archive}: {size / 1e6:,.0f} MB are read once, and {len(names)} images of it kept in {target}")
+    logger.info(f"{archive}: {format_bytes(size)} are read once, and {len(names)} images of it kept in {target}")
     work = track(unpack(parts, names, target), len(names), f"unpacking {archive.name}")
     return [f"{name}: {problem}" for name, problem in work if problem]
 

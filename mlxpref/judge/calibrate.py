@@ -10,7 +10,8 @@ from mlxpref.errors import DataError
 from mlxpref.judge.calibration import Calibration, CalibrationMetrics, JudgeConditions
 from mlxpref.judge.judge import Judge
 from mlxpref.judge.metrics import Floats, both_orders, calibration_error, first_choice_rate, group_numbers
-from mlxpref.judge.pair_verdict import PairVerdict, Track
+from mlxpref.judge.pair_verdict import PairVerdict
+from mlxpref.log import track
 from mlxpref.preferences import Pair, Preference
 from mlxpref.ranking.temperature import COLDEST, EVEN, HOTTEST, TemperatureScaling, fit_temperature
 
@@ -27,7 +28,6 @@ def calibrate(
     data: str,
     split: str,
     think: bool,
-    track: Track = lambda work, count, what: work,
 ) -> Calibration:
     """Judge preferences, each in both orders, and fit a calibration for thinking, or for reading without.
 

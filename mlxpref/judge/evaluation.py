@@ -10,8 +10,9 @@ import numpy as np
 
 from mlxpref.errors import ConfigError, DataError
 from mlxpref.judge.metrics import Floats, Metrics, both_orders, human_agreement, measure
-from mlxpref.judge.pair_verdict import PairVerdict, Track
+from mlxpref.judge.pair_verdict import PairVerdict
 from mlxpref.judge.protocols import PROTOCOLS, VALIDATION_SPLIT, Official, best_threshold, labels, official, scored
+from mlxpref.log import track
 from mlxpref.preferences import Pair, Preference
 from mlxpref.verdict import Strategy
 
@@ -69,7 +70,6 @@ def evaluate(
     data: str,
     split: str,
     strategy: Strategy = "soft",
-    track: Track = lambda work, count, what: work,
     protocol: str = "pairs",
     tie_threshold: float | None = None,
     validation: Sequence[Preference] = (),
@@ -80,11 +80,11 @@ def evaluate(
     preferences that are judged first, to choose it.
     """
     if validation and tie_threshold is None and PROTOCOLS[protocol].ties:
-        said = _judged(judge, validation, strategy, track, f"judging {VALIDATION_SPLIT} ({strategy})")
+        said = _judged(judge, validation, strategy, f"judging {VALIDATION_SPLIT} ({strategy})")
         tie_threshold = tie_threshold_of(validation, said)
     started, tokens, recalled = time.perf_counter(), judge.tokens, judge.recalled
     asked = to_judge(preferences, data, split, protocol)
-    verdicts = _judged(judge, asked, strategy, track, f"judging ({strategy})")
+    verdicts = _judged(judge, asked, strategy, f"judging ({strategy})")
     return evaluation_of(
         preferences,
         verdicts,
@@ -164,9 +164,7 @@ def to_judge(preferences: Sequence[Preference], data: str, split: str, protocol:
     return asked
 
 
-def _judged(
-    judge: "Judge", asked: Sequence[Preference], strategy: Strategy, track: Track, what: str
-) -> list[PairVerdict]:
+def _judged(judge: "Judge", asked: Sequence[Preference], strategy: Strategy, what: str) -> list[PairVerdict]:
     return list(track(judge.pairs((Pair(p.a, p.b, p.prompt) for p in asked), strategy), len(asked), what))
 
 

@@ -19,7 +19,7 @@ from mlxpref.engine.template import Form, template_version
 from mlxpref.engine.vlm import VLM
 from mlxpref.judge.calibration import CalibrationFile, JudgeConditions
 from mlxpref.judge.fingerprint import Fingerprint
-from mlxpref.judge.pair_verdict import PairVerdict, Track
+from mlxpref.judge.pair_verdict import PairVerdict
 from mlxpref.judge.rank import PairBudget, Think, rank_pairs
 from mlxpref.judge.ranking_result import Ranking
 from mlxpref.judge.shared_store import BroadcastStore
@@ -98,11 +98,10 @@ class Judge:
         prompt: str,
         think: Think = "top",
         skipped: Sequence[Skipped] = (),
-        track: Track = lambda work, count, what: work,
         pairs: int | Literal["all"] | None = None,
         top: int | None = None,
     ) -> Ranking:
-        """Rank at least two images, best first; see `rank_pairs` for `think`, `pairs`, `top` and `track`."""
+        """Rank at least two images, best first; see `rank_pairs` for `think`, `pairs` and `top`."""
         vision_runs, tokens, recalled = self.vlm.features.runs, self.tokens, self.recalled
         budget = PairBudget.of(len(images), think, pairs)
         for thinks, count in ((False, budget.read), (True, budget.think)):
@@ -113,7 +112,7 @@ class Judge:
         def compare(asked: Iterable[Pair], thinks: bool) -> Iterator[PairVerdict]:
             return self.pairs(asked, think=thinks, sitting=sitting)
 
-        found = rank_pairs(images, prompt, compare, think, pairs, top, self.settings.seed, track, self.machines.agreed)
+        found = rank_pairs(images, prompt, compare, think, pairs, top, self.settings.seed, self.machines.agreed)
         runs = self.vlm.features.runs - vision_runs
         return replace(
             found,

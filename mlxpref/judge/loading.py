@@ -14,7 +14,7 @@ from mlxpref.engine.vlm import check_folder, load_vlm
 from mlxpref.errors import DataError
 from mlxpref.judge.calibration import CALIBRATION_FILE, cached_calibrations, read_calibrations
 from mlxpref.judge.judge import Judge
-from mlxpref.log import note
+from mlxpref.log import logger
 
 __all__ = ["calibration_path", "load_judge", "use_calibration"]
 
@@ -24,11 +24,10 @@ def load_judge(
     adapter: Path | None = None,
     settings: Mapping[str, Any] | None = None,
     agree: Callable[[str], bool] = lambda question: False,
-    say: Callable[[str], None] = lambda line: None,
     images: int | None = None,
     any_base: bool = False,
 ) -> Judge:
-    """Load a judge by name; see `find_checkpoint` for names, `agree` and `say`.
+    """Load a judge by name; see `find_checkpoint` for names and `agree`.
 
     An adapter that was trained on another model is refused, unless `any_base`.
 
@@ -36,12 +35,12 @@ def load_judge(
     default as many as make a full batch.
     """
     chosen = settings_from(JudgeSettings, settings or {})
-    name, path = find_checkpoint(model, agree, say)
+    name, path = find_checkpoint(model, agree)
     checkpoint = Checkpoint.open(path)
     check_folder(checkpoint)
     plan_judging(checkpoint, chosen, images or chosen.rows)
     for line in check_base(adapter, checkpoint, any_base) if adapter is not None else ():
-        say(line)
+        logger.warning(line)
     vlm = load_vlm(checkpoint, chosen.max_pixels)
     if adapter is not None:
         load_adapter(vlm.model, adapter)
@@ -55,8 +54,8 @@ def calibration_path(judge: Judge) -> Path:
     return cached_calibrations() / f"{judge.conditions().judge[:32]}.json"
 
 
-def use_calibration(judge: Judge, calibration: Path | bool = True, say: Callable[[str], None] = note) -> None:
-    """Let a judge apply the calibration in a file, and say so; True is its own, if there is one, False is none.
+def use_calibration(judge: Judge, calibration: Path | bool = True) -> None:
+    """Let a judge apply the calibration in a file; True is its own, if there is one, False is none.
 
     DataError for a file that is no calibration. Whether it fits the judge is seen when the judge is asked.
     """
@@ -69,4 +68,4 @@ def use_calibration(judge: Judge, calibration: Path | bool = True, say: Callable
                 path = own if own.exists() else None
     judge.calibration = read_calibrations(path) if path else None
     if judge.calibration:
-        say(f"calibrated by {judge.calibration}")
+        logger.info(f"calibrated by {judge.calibration}")

@@ -1,6 +1,6 @@
 """What the judge says of a pair: every completion of both orders, and the preference for a read from them."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mlxpref.ranking.bradley_terry import PairOutcome
@@ -8,7 +8,7 @@ from mlxpref.ranking.log_odds import soft_preference
 from mlxpref.ranking.temperature import TemperatureScaling
 from mlxpref.verdict import Strategy, Verdict
 
-__all__ = ["PairVerdict", "Track", "What"]
+__all__ = ["PairVerdict"]
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,3 @@ class PairVerdict:
             return None
         mean = sum(read) / len(read)
         return mean if self.rescaling is None else float(self.rescaling.p_first(mean))
-
-
-What = str | Callable[[], str]
-"""What is being done, or something that says it whenever it is asked."""
-Track = Callable[[Iterable[PairVerdict], int, What], Iterable[PairVerdict]]
-"""Something that passes on verdicts as they come and shows how far the work is: of how many, at what."""

@@ -10,8 +10,9 @@ import numpy as np
 
 from mlxpref.errors import ConfigError
 from mlxpref.judge.diagnostics import warnings_for
-from mlxpref.judge.pair_verdict import PairVerdict, Track
+from mlxpref.judge.pair_verdict import PairVerdict
 from mlxpref.judge.ranking_result import Ending, JudgedPair, Ranking, name_of
+from mlxpref.log import track
 from mlxpref.preferences import ImageLike, Pair
 from mlxpref.ranking.bradley_terry import PairOutcome, StrengthFit, fit_strengths, rank_images
 from mlxpref.ranking.pair_selection import default_round, is_settled, next_round, pair_budget
@@ -61,7 +62,6 @@ def rank_pairs(
     pairs: int | Literal["all"] | None = None,
     top: int | None = None,
     seed: int = 0,
-    track: Track = lambda work, count, what: work,
     agreed: Agreed = lambda value: value,
 ) -> Ranking:
     """Judge pairs of at least two images by `compare` and rank them; see `PairBudget` for `think` and `pairs`.
@@ -81,11 +81,11 @@ def rank_pairs(
         if budget.read:
             # Where thinking follows, reading only has to find those that are worth it.
             wanted = max(top, TOP) if top and budget.think else top
-            contest.hold(every, budget.read, False, wanted, track)
+            contest.hold(every, budget.read, False, wanted)
         if budget.think:
             ranking = rank_images(len(images), contest.outcomes)
             best = [image.index for image in ranking.images[:TOP]]
-            contest.hold(agreed(sorted(best)) if budget.read else every, budget.think, True, top, track)
+            contest.hold(agreed(sorted(best)) if budget.read else every, budget.think, True, top)
         if top and contest.count < budget.read + budget.think:
             ending = "settled"
     except KeyboardInterrupt:
@@ -122,7 +122,7 @@ class _PairSchedule:
         """All pairs so far, as a ranking needs them."""
         return [pair.verdict.outcome(pair.a, pair.b) for pair in self.found.values()]
 
-    def hold(self, members: Sequence[int], budget: int, thinking: bool, top: int | None, track: Track) -> None:
+    def hold(self, members: Sequence[int], budget: int, thinking: bool, top: int | None) -> None:
         """Judge a number of pairs among some images (ascending), or fewer if the top is settled before."""
         what = "thinking" if thinking else "reading"
         for _ in track(self._rounds(members, budget, thinking, top), budget, lambda: what + self._leaders):

@@ -22,8 +22,9 @@ from mlxpref.engine.vlm import ComparisonInput
 from mlxpref.judge.evaluation import Evaluation, evaluation_of, tie_threshold_of, to_judge
 from mlxpref.judge.judge import Judge, JudgingSession
 from mlxpref.judge.metrics import agreement, group_numbers, interval
-from mlxpref.judge.pair_verdict import PairVerdict, Track
+from mlxpref.judge.pair_verdict import PairVerdict
 from mlxpref.judge.protocols import PROTOCOLS, VALIDATION_SPLIT, labels
+from mlxpref.log import track
 from mlxpref.preferences import Pair, Preference
 from mlxpref.ranking.temperature import TemperatureScaling
 from mlxpref.verdict import Strategy, Verdict
@@ -110,7 +111,6 @@ def compare_strategies(
     data: str,
     split: str,
     asked: Sequence[StrategyVariant],
-    track: Track = lambda work, count, what: work,
     protocol: str = "pairs",
     tie_threshold: float | None = None,
     validation: Sequence[Preference] = (),
@@ -125,8 +125,8 @@ def compare_strategies(
     sitting = JudgingSession(judge.vlm)
     readers = {way: _reader(way, judge, sitting) for way in asked}
     choose = PROTOCOLS[protocol].ties and tie_threshold is None and bool(validation)
-    before = _judge(judge, validation, asked, sitting, track, f"judging {VALIDATION_SPLIT}") if choose else {}
-    runs = _judge(judge, shown, asked, sitting, track, "judging")
+    before = _judge(judge, validation, asked, sitting, f"judging {VALIDATION_SPLIT}") if choose else {}
+    runs = _judge(judge, shown, asked, sitting, "judging")
     # What a comparison takes until it can be written, where no other run has done a part of it.
     reading = max((run.reading / run.judged for run in runs.values() if run.judged), default=0.0)
     evaluations = {}
@@ -251,7 +251,6 @@ def _judge(
     preferences: Sequence[Preference],
     asked: Sequence[StrategyVariant],
     sitting: JudgingSession,
-    track: Track,
     what: str,
 ) -> dict[StrategyVariant, _SharedCompletions]:
     """The run that each way reads, all of them done."""

@@ -7,7 +7,7 @@ which stays as `checkpoint.previous`.
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import mlx.core as mx
 
 from mlxpref.errors import ConfigError
 from mlxpref.files import sha256_of, sync
+from mlxpref.log import logger
 
 __all__ = ["CHECKPOINT_FILES", "Checkpoint", "read_checkpoint", "write_checkpoint"]
 
@@ -61,8 +62,8 @@ def write_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
         ) from error
 
 
-def read_checkpoint(run: Path, say: Callable[[str], None]) -> Checkpoint | None:
-    """The last readable checkpoint in a run's folder, or None; `say` is told where that is not simply the last one."""
+def read_checkpoint(run: Path) -> Checkpoint | None:
+    """The last readable checkpoint in a run's folder, or None; a warning says where that is not simply the last one."""
     # Where the process died within the swap, the newest one has not got its name yet.
     for name in (_LAST, _NEW, _PREVIOUS):
         if not _is_intact(run / name):
@@ -72,13 +73,13 @@ def read_checkpoint(run: Path, say: Callable[[str], None]) -> Checkpoint | None:
         assert isinstance(arrays, dict)
         checkpoint = Checkpoint(arrays=arrays, **state)
         if name != _LAST and (run / _LAST).exists():
-            say(f"{run / _LAST}: damaged; going on from the one before, of step {checkpoint.step}")
+            logger.warning(f"{run / _LAST}: damaged; going on from the one before, of step {checkpoint.step}")
         return checkpoint
     damaged = [str(run / name) for name in (_LAST, _PREVIOUS) if (run / name).exists()]
     if damaged:
-        say(f"{', '.join(damaged)}: damaged, and no other checkpoint is there: the run starts over")
+        logger.warning(f"{', '.join(damaged)}: damaged, and no other checkpoint is there: the run starts over")
     else:
-        say(f"{run}: no checkpoint yet: the run starts over")
+        logger.warning(f"{run}: no checkpoint yet: the run starts over")
     return None
 
 

@@ -24,6 +24,7 @@ from mlxpref.engine.vlm import VLM, check_folder, load_vlm
 from mlxpref.errors import ConfigError, DataError, MlxprefError, ModelError
 from mlxpref.files import append_record, lock, open_for_append, truncate_lines
 from mlxpref.judge.calibration import CALIBRATION_FILE
+from mlxpref.log import logger
 from mlxpref.preferences import ImageLike, Preference, digest_of, image_name
 from mlxpref.report.run_page import RUN_PAGE, recorded_images, write_run_page
 from mlxpref.training.custom_reward import load_rewards
@@ -161,7 +162,6 @@ def start_run(
     settings: TrainSettings,
     output: Path | None = None,
     agree: Callable[[str], bool] = lambda question: False,
-    say: Callable[[str], None] = lambda line: None,
     check: Callable[[str, Sequence[Preference]], None] = lambda data, preferences: None,
     vlm: VLM | None = None,
 ) -> Run:
@@ -179,7 +179,7 @@ def start_run(
         raise ConfigError(f"{folder}: is not empty; give another --output{resume}")
     if not settings.data:
         raise ConfigError("no --data: give `demo`, a public data set, or a file or folder of preferences")
-    run = _load(settings, folder, agree, say, check, vlm)
+    run = _load(settings, folder, agree, check, vlm)
     if machines.leads:
         folder.mkdir(parents=True, exist_ok=True)
         write_record(folder, run.record)
@@ -190,7 +190,6 @@ def resume_run(
     folder: Path | None,
     given: Mapping[str, Any],
     agree: Callable[[str], bool] = lambda question: False,
-    say: Callable[[str], None] = lambda line: None,
     check: Callable[[str, Sequence[Preference]], None] = lambda data, preferences: None,
     vlm: VLM | None = None,
 ) -> Run | None:
@@ -199,21 +198,22 @@ def resume_run(
     All settings come from its run.json. Those that are `given` must be the same, but for `save_every`, for `data` and
     `model` where what they name is the same elsewhere, and for what trades memory for time (`rows`, `micro_batch`,
     `recompute`), which rounds differently, as does another number of processes. ConfigError, DataError or ModelError
-    for anything else that is not as it was. `say` is told what is known to make a difference in the last bits.
+    for anything else that is not as it was. A warning
+    names what makes a difference in the last bits.
     """
     if folder is None:
         raise ConfigError("--resume: of which run? give its folder with --output")
-    before, settings, checkpoint = _left(folder, given, say)
+    before, settings, checkpoint = _left(folder, given)
     if checkpoint and checkpoint.complete:
-        say(f"{folder}: this run is complete after {checkpoint.step} steps; nothing is left to do")
+        logger.info(f"{folder}: this run is complete after {checkpoint.step} steps; nothing is left to do")
         return None
-    run = _load(settings, folder, agree, say, check, vlm)
+    run = _load(settings, folder, agree, check, vlm)
     if here().leads:  # the others are like this one
         check_same(folder, before, run.record)
     changed = differences(before, run.record)
     if changed:
         listed = ", ".join(f"{name} is {now}, was {then}" for name, (then, now) in changed.items())
-        say(f"{folder}: {listed}: the run goes on, but not to the last bit as it would have")
+        logger.warning(f"{folder}: {listed}: the run goes on, but not to the last bit as it would have")
     resumption = {"after_step": checkpoint.step if checkpoint else 0, "changed": changed}
     run.record["resumed"] = [*before.get("resumed", []), resumption]
     if checkpoint:
@@ -226,7 +226,9 @@ def resume_run(
         for name, size in checkpoint.sizes.items():
             there = (folder / name).stat().st_size if (folder / name).is_file() else -1
             if here().leads and there < size:
-                say(f"{folder / name}: lines of steps up to {checkpoint.step} are missing; it goes on without them")
+                logger.warning(
+                    f"{folder / name}: lines of steps up to {checkpoint.step} are missing; it goes on without them"
+                )
         run.last = checkpoint
     return run
 
@@ -254,16 +256,14 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     return [line for line in map(json.loads, lines) if "updated" in line]
 
 
-def _left(
-    folder: Path, given: Mapping[str, Any], say: Callable[[str], None]
-) -> tuple[dict[str, Any], TrainSettings, Checkpoint | None]:
+def _left(folder: Path, given: Mapping[str, Any]) -> tuple[dict[str, Any], TrainSettings, Checkpoint | None]:
     """The record, the settings and the last checkpoint of a run, which process 0 has on its disk, for all."""
     machines = here()
     checkpoint, numbers, told = None, None, None
     if machines.leads:
         before = read_record(folder)
         settings = settings_again(folder, before, given)
-        checkpoint = read_checkpoint(folder, say)
+        checkpoint = read_checkpoint(folder)
         told = [before, asdict(settings)]
     if checkpoint:
         numbers = {f.name: getattr(checkpoint, f.name) for f in fields(checkpoint) if f.name != "arrays"}
@@ -277,7 +277,6 @@ def _load(
     settings: TrainSettings,
     folder: Path,
     agree: Callable[[str], bool],
-    say: Callable[[str], None],
     check: Callable[[str, Sequence[Preference]], None],
     vlm: VLM | None,
 ) -> Run:
@@ -290,12 +289,12 @@ def _load(
     preferences = load_preferences(settings.data, settings.split, settings.limit or None, settings.seed, data_dir)
     check(settings.data, preferences)
     if vlm is None:
-        name, path = find_checkpoint(settings.model or None, agree, say)
+        name, path = find_checkpoint(settings.model or None, agree)
         settings = replace(settings, model=name)
         checkpoint = ModelCheckpoint.open(path)
         check_folder(checkpoint)
         plan = plan_training(checkpoint, settings, len(preferences))
-        say(f"about {gigabytes(plan.peak)} of memory at the peak, {gigabytes(plan.weights)} of it weights")
+        logger.info(f"about {gigabytes(plan.peak)} of memory at the peak, {gigabytes(plan.weights)} of it weights")
         vlm = load_vlm(checkpoint, settings.max_pixels)
     trainer = Trainer(vlm, preferences, settings, own, here())
     start = Checkpoint(0, *trainer.state, {_LOG: 0, _ROLLOUTS: 0})

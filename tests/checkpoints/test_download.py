@@ -17,6 +17,7 @@ from mlxpref.engine.vlm import load_vlm
 from mlxpref.errors import ModelError
 from tests.conftest import GOLDEN
 from tests.hub_server import TOKEN, Cut, HubServer, Repository, serving, use_hub
+from tests.messages import messages
 from tests.variants import change_config
 
 NAME = "some/model"
@@ -66,8 +67,8 @@ def refusal(name: str = NAME, revision: str | None = None) -> str:
 
 
 def test_only_what_is_needed_is_downloaded_and_can_be_loaded(hub: HubServer, repository: Repository) -> None:
-    said: list[str] = []
-    name, folder = find_checkpoint(NAME, never, said.append)
+    with messages() as said:
+        name, folder = find_checkpoint(NAME, never)
     assert name == NAME
     assert {path.name for path in folder.iterdir()} == NEEDED == set(hub.downloaded())
     assert hub.downloaded()[-2:] == SHARDS
@@ -219,8 +220,9 @@ def test_a_process_of_its_own_is_led_there_by_hf_endpoint(
     repository: Repository, tmp_path: Path, hub: HubServer
 ) -> None:
     program = (
-        "import sys\nfrom mlxpref.models import resolve_model\n"
-        f"print(resolve_model({NAME!r}, lambda question: False, lambda line: print(line, file=sys.stderr))[1])"
+        "import logging\nfrom mlxpref.checkpoints.resolve import find_checkpoint\n"
+        "logging.basicConfig()\nlogging.getLogger('mlxpref').setLevel('INFO')\n"
+        f"print(find_checkpoint({NAME!r}, lambda question: False)[1])"
     )
     environment = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1"}
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING", "MLXPREF_MODEL"))}

@@ -1,7 +1,6 @@
 """Which judge a name means, which one is proposed, and what is said where none can be had; nothing is downloaded."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from mlxpref.checkpoints.resolve import choose_judge, device_working_set, find_c
 from mlxpref.demo import JUDGE
 from mlxpref.errors import ModelError
 from mlxpref.hub import HubFile, HubRepository
+from tests.messages import messages
 
 GB = 10**9
 COMMIT = "0" * 40
@@ -57,7 +57,7 @@ def fake_hub(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[str]:
     """A hub where every id is a model of 4.2 GB, which is downloaded to a folder at once; the ids that were."""
     fetched = []
 
-    def download(repository: HubRepository, say: Callable[[str], None]) -> Path:
+    def download(repository: HubRepository) -> Path:
         fetched.append(repository.hub_id)
         return folder
 
@@ -180,18 +180,18 @@ def test_an_unreachable_hub_is_one_line(name: str | None) -> None:
 
 
 def test_a_download_is_announced_with_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fetched, said, asked = fake_hub(monkeypatch, tmp_path), [], []
+    fetched, asked = fake_hub(monkeypatch, tmp_path), []
 
     def agree(question: str) -> bool:
         asked.append(question)
         return True
 
-    assert find_checkpoint(None, agree, said.append) == (choose_judge(12 * GB).id, tmp_path)
-    assert fetched == [choose_judge(12 * GB).id]
+    with messages() as said:
+        assert find_checkpoint(None, agree) == (choose_judge(12 * GB).id, tmp_path)
+        find_checkpoint("some/model", never)
+    assert fetched == [choose_judge(12 * GB).id, "some/model"]
     assert "4.2 GB, licence apache-2.0" in asked[0]
     assert "4.2 GB, licence apache-2.0" in said[0]
-    find_checkpoint("some/model", never, said.append)
-    assert fetched[1:] == ["some/model"]
     assert said[1:] == ["downloading some/model (4.2 GB, licence apache-2.0) from the Hugging Face hub"]
 
 

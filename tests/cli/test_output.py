@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from mlxpref.cli import output as console
-from mlxpref.cli.output import print_json, print_table, print_text
-from mlxpref.log import note, track
+from mlxpref.cli.output import note, print_json, print_table, print_text, show_on_stderr
+from mlxpref.log import track
 from mlxpref.text import plain
 
 NASTY = "[red]a[/red] \x1b[31mb\x1b[0m \x9b1mc \u202etxt :smile: d\r\ne\tf\x00 \u2066g bad\udcff.png"
@@ -72,7 +72,8 @@ def test_tables_keep_to_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_progress_is_said_in_a_file(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(console, "_PLAIN_INTERVAL", 0.0)
-    assert list(track(iter("abc"), 3, "judging")) == ["a", "b", "c"]
+    with show_on_stderr():
+        assert list(track(iter("abc"), 3, "judging")) == ["a", "b", "c"]
     captured = capsys.readouterr()
     assert captured.out == ""
     lines = captured.err.splitlines()
@@ -85,7 +86,8 @@ def test_progress_is_said_in_a_file(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 def test_progress_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys, "stderr", Terminal())
-    assert list(track(iter("abc"), 3, "judging [x]")) == ["a", "b", "c"]
+    with show_on_stderr():
+        assert list(track(iter("abc"), 3, "judging [x]")) == ["a", "b", "c"]
     shown = sys.stderr.getvalue()  # type: ignore[attr-defined]
     assert "judging" in shown
     assert "3/3" in shown

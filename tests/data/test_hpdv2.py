@@ -15,6 +15,7 @@ from mlxpref.data.load import load_preferences
 from mlxpref.errors import ConfigError, DataError
 from mlxpref.preferences import PackedImage
 from scripts.make_data_layouts import make_layout, write_split
+from tests.messages import messages
 
 SAMPLE = Path(__file__).parents[1] / "fixtures" / "hpdv2-sample-test.json"
 
@@ -55,24 +56,26 @@ def test_a_folder_of_images_as_somebody_unpacked_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_the_hub_layout_is_unpacked_once(split: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_hub_layout_is_unpacked_once(split: str, tmp_path: Path) -> None:
     folder = make_layout("hpdv2", tmp_path)
-    preferences = load_preferences("hpdv2", split, data_dir=folder)
-    assert f"{split}.tar.gz: 0 MB are read once, and 16 images" in capsys.readouterr().err
+    with messages() as lines:
+        preferences = load_preferences("hpdv2", split, data_dir=folder)
+    assert "are read once, and 16 images" in lines[0]
     assert len(preferences) == (16 if split == "train" else 24)
     assert all(isinstance(p.a, Path) and load_image(p.a).size == (84, 84) for p in preferences)
     check_images_of("hpdv2", preferences)
     (folder / f"{split}.tar.gz").touch()  # another time of change: it might be another archive
     assert load_preferences("hpdv2", split, data_dir=folder)[0].a != preferences[0].a
-    capsys.readouterr()
-    again = load_preferences("hpdv2", split, data_dir=folder)
+    with messages() as lines:
+        again = load_preferences("hpdv2", split, data_dir=folder)
     assert len(again) == len(preferences)
-    assert capsys.readouterr().err == ""
+    assert lines == []
 
 
-def test_only_images_of_the_drawn_pairs_are_unpacked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    preferences = load_preferences("hpdv2", "train", 1, data_dir=make_layout("hpdv2", tmp_path))
-    assert "2 images" in capsys.readouterr().err
+def test_only_images_of_the_drawn_pairs_are_unpacked(tmp_path: Path) -> None:
+    with messages() as lines:
+        preferences = load_preferences("hpdv2", "train", 1, data_dir=make_layout("hpdv2", tmp_path))
+    assert "2 images" in lines[0]
     (image,) = {p.a for p in preferences}
     assert isinstance(image, Path)
     assert len(list(image.parent.iterdir())) == 2
@@ -114,13 +117,14 @@ def test_the_other_key_of_the_images_is_known(tmp_path: Path) -> None:
     assert (row.a, row.p_a) in (("1.jpg", 0.0), ("2.jpg", 1.0))
 
 
-def test_images_known_to_be_damaged_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_known_to_be_damaged_are_left_out(tmp_path: Path) -> None:
     path = tmp_path / "train.json"
     entries = [{"prompt": "p", "file_path": [f"{i}.jpg", "b.jpg"], "human_preference": [0, 1]} for i in range(200)]
     entries[7]["file_path"] = ["00006811.jpg", "b.jpg"]
     path.write_text(json.dumps(entries))
-    assert len(train_rows(path)) == 199
-    assert "row 8: 00006811.jpg is known to be damaged" in capsys.readouterr().err
+    with messages() as lines:
+        assert len(train_rows(path)) == 199
+    assert "row 8: 00006811.jpg is known to be damaged" in lines[1]
 
 
 PAIR = {"prompt": "p", "file_path": ["1.jpg", "2.jpg"], "human_preference": [0, 1]}

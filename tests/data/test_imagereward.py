@@ -18,6 +18,7 @@ from mlxpref.data.load import load_preferences
 from mlxpref.errors import ConfigError, DataError
 from mlxpref.preferences import PackedImage
 from scripts.make_data_layouts import make_layout
+from tests.messages import messages
 
 RANKINGS = (Path(__file__).parents[1] / "fixtures" / "imagereward-test-rankings.txt").read_text().split()
 
@@ -100,12 +101,13 @@ def test_the_list_on_github_finds_its_images_in_the_hubs_zips(tmp_path: Path) ->
     assert str(preferences[0].a) == f"{folder}/{table[0]['image_path']}".replace("/test_1/", "/test_1.zip/test_1/")
 
 
-def test_only_what_is_there_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_what_is_there_is_read(tmp_path: Path) -> None:
     folder = make_layout("imagereward", tmp_path)
     (folder / "images" / "train" / "train_2.zip").unlink()
-    preferences = load_preferences("imagereward", "train", data_dir=folder)
+    with messages() as lines:
+        preferences = load_preferences("imagereward", "train", data_dir=folder)
     assert len(preferences) == 12
-    assert "the images of 12 of 24 pairs are in" in (note := capsys.readouterr().err)
+    assert "the images of 12 of 24 pairs are in" in (note := lines[0])
     assert "`mlxpref data imagereward --split train`" in note
     drawn = load_preferences("imagereward", "train", 5, data_dir=folder)
     assert len(drawn) == 5
@@ -158,9 +160,7 @@ GOOD = {"id": "1", "prompt": "x", "generations": ["a", "b"], "ranking": [1, 2]}
         ([1], 'has not "id"'),
     ],
 )
-def test_rankings_that_cannot_be_used(
-    entry: object, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_rankings_that_cannot_be_used(entry: object, said: str, tmp_path: Path) -> None:
     path = tmp_path / "test.json"
     path.write_text(json.dumps([{**GOOD, "id": "0"}, entry]))
     with pytest.raises(DataError) as caught:
@@ -171,8 +171,9 @@ def test_rankings_that_cannot_be_used(
     assert said in lines[1]
     # One among very many is left out, and said.
     path.write_text(json.dumps([{**GOOD, "id": str(i)} for i in range(200)] + [entry]))
-    assert len(list_rows(path)) == 200
-    assert "1 of 201 rows cannot be used and are left out" in capsys.readouterr().err
+    with messages() as lines:
+        assert len(list_rows(path)) == 200
+    assert "1 of 201 rows cannot be used and are left out" in lines[0]
 
 
 def test_tables_that_cannot_be_read(tmp_path: Path) -> None:

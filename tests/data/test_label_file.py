@@ -13,6 +13,7 @@ from mlxpref.data.label_file import LabelFile, LabelRecord, active_records, reco
 from mlxpref.data.load import load_preferences
 from mlxpref.errors import ConfigError, DataError
 from tests.conftest import picture
+from tests.messages import messages
 
 
 def record(
@@ -55,9 +56,9 @@ def test_a_line_that_was_cut_off_anywhere_is_removed(tmp_path: Path) -> None:
     whole = written(tmp_path / "whole.jsonl", record(1), record(2, "b"), record(3, "tie"))
     last = whole.rindex(b"\n", 0, len(whole) - 1) + 1
     for end in range(last, len(whole) + 1):
-        path, said = tmp_path / f"{end}.jsonl", list[str]()
+        path = tmp_path / f"{end}.jsonl"
         path.write_bytes(whole[:end])
-        with LabelFile(path, said.append) as file:
+        with messages() as said, LabelFile(path) as file:
             kept = 3 if end >= len(whole) - 1 else 2  # all but the line feed is a whole record
             assert [each.number for each in file.records] == list(range(1, kept + 1))
             file.append(record(9))
@@ -163,7 +164,7 @@ def test_an_undo_is_about_the_nearest_line_of_its_number() -> None:
     assert active_records([*first, *again]) == [first[0]]  # two files, one behind the other
 
 
-def test_a_data_set_of_what_stands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_data_set_of_what_stands(tmp_path: Path) -> None:
     for i in range(1, 5):
         picture(i).save(tmp_path / f"{i}.png")
     path = tmp_path / "p.jsonl"
@@ -186,10 +187,10 @@ def test_a_data_set_of_what_stands(tmp_path: Path, capsys: pytest.CaptureFixture
     ]
     assert [p.p_a for p in found] == pytest.approx([2 / 3, 0, 0.5])
     (tmp_path / "2.png").unlink()
-    capsys.readouterr()
-    (left,) = load_preferences(str(path), "train")
+    with messages() as lines:
+        (left,) = load_preferences(str(path), "train")
     assert left.p_a == 0.5
-    assert "2 of 3 pairs are left out, as a picture is gone, such as 2.png" in capsys.readouterr().err
+    assert "2 of 3 pairs are left out, as a picture is gone, such as 2.png" in lines[0]
     path.write_bytes(
         path.read_bytes()
         + b'{"number": 9, "prompt": "x", "a": "1.png", "b": "3.png", "p_a": 1, "shown_first": "a", "answer": 3}\n'

@@ -17,6 +17,7 @@ from mlxpref.demo.preferences import HELD_OUT, SPLITS, demo_preferences, prompt_
 from mlxpref.errors import ConfigError, DataError
 from mlxpref.preferences import Preference
 from scripts.make_data_layouts import make_layout
+from tests.messages import messages
 
 GOOD = {"prompt": "a red cube", "a": "1.png", "b": "2.png", "p_a": 0.7}
 
@@ -227,14 +228,15 @@ def test_a_row_without_end_does_not_fill_the_memory(tmp_path: Path, monkeypatch:
         list(read_json_rows(path))
 
 
-def test_a_few_images_that_are_not_there_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_few_images_that_are_not_there_are_left_out(tmp_path: Path) -> None:
     names = [f"{i}.png" for i in range(201)]
     for name in names[:-1]:
         (tmp_path / name).touch()
     listed = [Row("p", name, names[0], 1.0) for name in names[1:]]
-    preferences = with_images("hpdv2", "test", listed, tmp_path, tmp_path / "a.tar.gz")
+    with messages() as lines:
+        preferences = with_images("hpdv2", "test", listed, tmp_path, tmp_path / "a.tar.gz")
     assert [p.a for p in preferences] == [tmp_path / name for name in names[1:-1]]
-    assert "1 of 201 images cannot be used and are left out:\n  200.png: is not in" in capsys.readouterr().err
+    assert "1 of 201 images cannot be used and are left out:\n  200.png: is not in" in "\n".join(lines)
     with pytest.raises(DataError, match="3 of 4 images cannot be used"):
         with_images(
             "hpdv2", "test", [Row("p", "1.png", "x", 1.0), Row("p", "y", "z", 1.0)], tmp_path, tmp_path / "a.tar.gz"

@@ -14,6 +14,7 @@ from mlxpref.data.pickapic import read_pickapic
 from mlxpref.errors import ConfigError, DataError
 from mlxpref.preferences import PackedImage
 from scripts.make_data_layouts import make_layout
+from tests.messages import messages
 
 ROW = {"caption": "p", "has_label": True, "label_0": 1.0, "label_1": 0.0, "jpg_0": b"0", "jpg_1": b"1"}
 
@@ -68,15 +69,16 @@ def test_draws_are_kept_in_order(tmp_path: Path) -> None:
     assert set(load_preferences("pickapic", "train", 2, data_dir=folder)) <= set(drawn)
 
 
-def test_only_rows_with_a_label_are_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_rows_with_a_label_are_taken(tmp_path: Path) -> None:
     shard(
         tmp_path,
         [ROW, {**ROW, "has_label": False}, {**ROW, "has_label": None}, {**ROW, "label_0": 0.5, "label_1": 0.5}],
     )
     assert [p.p_a for p in read_pickapic(tmp_path, "test")] == [1.0, 0.5]
     shard(tmp_path, [ROW, {**ROW, "has_label": False, "label_0": None, "label_1": None}], "train-0.parquet")
-    assert [p.p_a for p in read_pickapic(tmp_path, "train")] == [1.0]
-    assert capsys.readouterr().err == ""
+    with messages() as lines:
+        assert [p.p_a for p in read_pickapic(tmp_path, "train")] == [1.0]
+    assert lines == []
 
 
 @pytest.mark.parametrize("labels", [(1.0, 1.0), (0.0, 0.0), (-1.0, 2.0), (None, 0.0), (float("nan"), 1.0)])
@@ -97,7 +99,7 @@ def test_wrong_columns(tmp_path: Path) -> None:
         read_pickapic(tmp_path, "test")
 
 
-def test_missing_and_damaged_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_and_damaged_shards(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"no test_unique-\*\.parquet in .*`mlxpref data pickapic --split test_unique`"
     ):
@@ -105,11 +107,9 @@ def test_missing_and_damaged_shards(tmp_path: Path, capsys: pytest.CaptureFixtur
     folder = make_layout("pickapic", tmp_path)
     first, second = sorted((folder / "data").glob("train-*.parquet"))
     second.unlink()
-    assert len(load_preferences("pickapic", "train", data_dir=folder)) == 4
-    assert (
-        "pickapic, split train: 1 of 2 files are there; `mlxpref data pickapic --split train`"
-        in capsys.readouterr().err
-    )
+    with messages() as lines:
+        assert len(load_preferences("pickapic", "train", data_dir=folder)) == 4
+    assert "pickapic, split train: 1 of 2 files are there; `mlxpref data pickapic --split train`" in lines[0]
     first.write_bytes(first.read_bytes()[:-30])
     with pytest.raises(DataError, match=r"train-00000-of-00002-.*\.parquet: it is damaged"):
         load_preferences("pickapic", "train", data_dir=folder)

@@ -37,6 +37,7 @@ from mlxpref.preferences import Pair, Preference
 from mlxpref.ranking.temperature import COLDEST, HOTTEST, TemperatureScaling, fit_temperature
 from mlxpref.verdict import Strategy, Verdict
 from tests.conftest import picture, write_adapter
+from tests.messages import messages
 
 MakeJudge = Callable[..., Judge]
 relaxed = settings(deadline=None, max_examples=20)  # a busy machine is not a failure
@@ -356,18 +357,16 @@ def test_each_mode_needs_its_own_before_anything_is_judged(demo_judge: MakeJudge
     assert {pair.verdict.rescaling for pair in pairs} == {TemperatureScaling(2.0, 0.0), TemperatureScaling(4.0, 0.0)}
 
 
-def test_the_place_of_a_judges_own_calibration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_place_of_a_judges_own_calibration(tmp_path: Path) -> None:
     judge = mlxpref.load("demo", think=False)
     assert judge.calibration is None
     own = calibration_path(judge)
     assert own.parent == cached_calibrations()
     put_on(judge, own, TemperatureScaling(2.0, 0.25))
-    capsys.readouterr()
-    found = mlxpref.load("demo", think=False)
+    with messages() as lines:
+        found = mlxpref.load("demo", think=False)
     assert found.calibration == read_calibrations(own)
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err == f"calibrated by {own} (reading without thinking: temperature 2, position bias +0.25)\n"
+    assert lines == [f"calibrated by {own} (reading without thinking: temperature 2, position bias +0.25)"]
     assert mlxpref.load("demo", calibration=False).calibration is None
     adapter = write_adapter(tmp_path / "adapter", judge.vlm)
     other = mlxpref.load("demo", adapter, think=False)

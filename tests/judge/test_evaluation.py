@@ -19,11 +19,13 @@ from mlxpref.errors import ConfigError, DataError
 from mlxpref.judge.evaluation import Metrics, evaluate, evaluation_of, evaluation_of_scores, measure, tie_threshold_of
 from mlxpref.judge.judge import Judge
 from mlxpref.judge.pair_verdict import PairVerdict
+from mlxpref.log import showing
 from mlxpref.preferences import Preference
 from mlxpref.ranking.log_odds import soft_preference
 from mlxpref.verdict import Verdict
 from scripts.make_data_layouts import make_layout
 from tests.conftest import GOLDEN
+from tests.messages import Tracked
 
 CONTRACT = [
     "data", "split", "protocol", "strategy", "pairs", "ties_dropped", "accuracy", "accuracy_low", "accuracy_high",
@@ -216,11 +218,13 @@ def test_a_tie_threshold_is_chosen_on_what_is_judged_first(demo_judge: Callable[
         return work
 
     judge = demo_judge(think=False)
-    found = evaluate(judge, test, "x", "test", "soft", track, "pickapic", validation=ties)
+    with showing(Tracked(track)):
+        found = evaluate(judge, test, "x", "test", "soft", "pickapic", validation=ties)
     assert asked == ["judging validation_unique (soft): 3", "judging (soft): 4"]
     needed = max(abs(2 * verdict.p_a - 1) for verdict in judge.pairs([*map(pair_of, ties)]))
     assert found.tie_threshold == pytest.approx(math.ceil(10 * needed) / 10)
-    given = evaluate(judge, test, "x", "test", "soft", track, "pickapic", 0.1, validation=ties)
+    with showing(Tracked(track)):
+        given = evaluate(judge, test, "x", "test", "soft", "pickapic", 0.1, validation=ties)
     assert (given.tie_threshold, len(asked)) == (0.1, 3)
 
 

@@ -8,10 +8,12 @@ import pytest
 from mlxpref.errors import ConfigError
 from mlxpref.judge.pair_verdict import PairVerdict
 from mlxpref.judge.rank import TOP, PairBudget, rank_pairs
+from mlxpref.log import showing
 from mlxpref.preferences import Pair
 from mlxpref.ranking.bradley_terry import all_pairs
 from mlxpref.verdict import Verdict
 from tests.conftest import picture
+from tests.messages import Tracked
 
 
 class Rater:
@@ -143,7 +145,8 @@ def test_who_leads_is_said_while_the_work_goes_on() -> None:
             said.append(what())  # type: ignore[operator]
             yield verdict
 
-    rank_pairs(rater.images, "a hat", rater, "none", track=track)  # type: ignore[arg-type]
+    with showing(Tracked(track)):
+        rank_pairs(rater.images, "a hat", rater, "none")
     assert said[0] == "reading"
     assert said[-1].startswith("reading; leading: image ")
     assert f"image {rater.order[0]}" in said[-1]

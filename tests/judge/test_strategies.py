@@ -15,7 +15,7 @@ from mlxpref.errors import ConfigError, DataError
 from mlxpref.judge.calibration import Calibration, CalibrationFile, CalibrationMetrics
 from mlxpref.judge.evaluation import evaluate
 from mlxpref.judge.judge import Judge
-from mlxpref.judge.pair_verdict import PairVerdict, What
+from mlxpref.judge.pair_verdict import PairVerdict
 from mlxpref.judge.store import Store
 from mlxpref.judge.strategies import (
     StrategyComparison,
@@ -24,11 +24,13 @@ from mlxpref.judge.strategies import (
     difference,
     strategy_variants,
 )
+from mlxpref.log import showing
 from mlxpref.preferences import Pair, Preference
 from mlxpref.ranking.temperature import TemperatureScaling
 from mlxpref.verdict import STRATEGIES, Strategy, Verdict
 from scripts.learning_runs import Plan, settings_of
 from scripts.strategies_by_training import READ_BY, SEEDS, gains_of, make_run, plans, rows_of, table_of
+from tests.messages import Tracked
 
 TOKENS = 24
 """Between the lengths of what the demo judge writes, so that some completions are closed and some are not."""
@@ -135,18 +137,15 @@ def test_an_interrupted_comparison_goes_on_where_it_was(
 ) -> None:
     asked = strategy_variants(["select", "score"], [1, 2], [True])
 
-    def until(count: int) -> Callable[[Iterable[PairVerdict], int, What], Iterator[PairVerdict]]:
-        def stopped(work: Iterable[PairVerdict], total: int, what: What) -> Iterator[PairVerdict]:
-            yield from islice(work, count)
-            raise KeyboardInterrupt
-
-        return stopped
+    def stopped(work: Iterable[PairVerdict], total: int, what: object) -> Iterator[PairVerdict]:
+        yield from islice(work, len(preferences) + 1)
+        raise KeyboardInterrupt
 
     with Store(tmp_path / "store.sqlite") as store:
         judge = demo_judge(max_tokens=TOKENS)
         judge.store = store
-        with pytest.raises(KeyboardInterrupt):
-            compare_strategies(judge, preferences, "demo", "test", asked, until(len(preferences) + 1))
+        with pytest.raises(KeyboardInterrupt), showing(Tracked(stopped)):
+            compare_strategies(judge, preferences, "demo", "test", asked)
         kept = store.count()
         assert kept >= 2 * len(preferences)
         resumed, whole = demo_judge(max_tokens=TOKENS), demo_judge(max_tokens=TOKENS)

@@ -14,6 +14,7 @@ import pytest
 
 from mlxpref.errors import ConfigError
 from mlxpref.training.resume import CHECKPOINT_FILES, Checkpoint, read_checkpoint, write_checkpoint
+from tests.messages import messages
 
 SIZES = {"log.jsonl": 70, "rollouts.jsonl": 300}
 
@@ -28,8 +29,8 @@ def checkpoint(step: int) -> Checkpoint:
 
 
 def read(run: Path) -> tuple[Checkpoint | None, str]:
-    said: list[str] = []
-    return read_checkpoint(run, said.append), "\n".join(said)
+    with messages() as said:
+        return read_checkpoint(run), "\n".join(said)
 
 
 def step_read(run: Path) -> int:

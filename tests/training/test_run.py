@@ -28,6 +28,7 @@ from mlxpref.training import run as runs
 from mlxpref.training.run import Run, resume_run, start_run
 from mlxpref.training.run_record import read_record
 from tests.conftest import GOLDEN
+from tests.messages import messages
 
 TINY = GOLDEN / "qwen2_5_vl"
 QUICK: dict[str, Any] = {
@@ -53,10 +54,10 @@ def begun(folder: Path, until: int | None = None, **changes: Any) -> Path:
 
 def gone_on(folder: Path, until: int | None = None, **given: Any) -> str:
     """Go on with a run; what was said."""
-    said: list[str] = []
-    run = resume_run(folder, given, say=said.append)
-    if run:
-        leave(run, until)
+    with messages() as said:
+        run = resume_run(folder, given)
+        if run:
+            leave(run, until)
     return "\n".join(line for line in said if "memory at the peak" not in line)
 
 
@@ -366,13 +367,13 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_is_good(
                 fail()
             return int(self.file.write(line))
 
-    build, opened = checkpoints._build, runs.opened
+    build, opened = checkpoints._build, runs.open_for_append
     if full == "checkpoint":
         monkeypatch.setattr(
             checkpoints, "_build", lambda folder, kept: fail() if kept.step > 2 else build(folder, kept)
         )
     else:
-        monkeypatch.setattr(runs, "opened", lambda path: FullContext(opened(path)))
+        monkeypatch.setattr(runs, "open_for_append", lambda path: FullContext(opened(path)))
 
     class FullContext:
         def __init__(self, inner: Any) -> None:
