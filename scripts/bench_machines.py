@@ -88,7 +88,7 @@ def gradient_bytes() -> int:
 
 def on_paper(rest: float) -> list[dict[str, Any]]:
     """What Macs would give at 7B, by link and number; `rest` are the bytes a token that are no gradient."""
-    gradient = JUDGES["7B"].adapter_bytes(RANK)
+    gradient = JUDGES["7B"].adapter(RANK)
     rows = []
     for link, bits in LINKS.items():
         for macs in (2, 3, 4):

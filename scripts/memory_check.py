@@ -20,8 +20,7 @@ from mlx_vlm.utils import load  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from mlxpref.checkpoints.checkpoint import Checkpoint  # noqa: E402
-from mlxpref.checkpoints.memory import ModelSize, Plan, judging_plan, training_plan  # noqa: E402
-from mlxpref.checkpoints.model_shapes import shapes_from  # noqa: E402
+from mlxpref.checkpoints.memory import MemoryPlan, ModelSize, judging_plan, training_plan  # noqa: E402
 from mlxpref.config import JudgeSettings, TrainSettings  # noqa: E402
 from mlxpref.demo import JUDGE  # noqa: E402
 from mlxpref.engine.vlm import VLM  # noqa: E402
@@ -123,7 +122,7 @@ LARGE_RUNS = (*RUNS[:3], _judge(308, 6, think=False))
 class Measured:
     """One run: what was planned, and the peak in bytes that MLX measured."""
 
-    plan: Plan
+    plan: MemoryPlan
     peak: int
 
     @property
@@ -144,7 +143,7 @@ def measure(model: Model, runs: Iterator[Run] | tuple[Run, ...]) -> Iterator[tup
         mx.clear_cache()
         before = mx.get_active_memory()
         vlm = _random(model)
-        checkpoint = ModelSize(shapes_from(model.config()), _weight_bytes(vlm), 4, run.settings.max_pixels)
+        checkpoint = ModelSize.from_config(model.config(), _weight_bytes(vlm), 4, run.settings.max_pixels)
         if isinstance(run.settings, TrainSettings):
             plan, peak = _measure_training(vlm, checkpoint, run.pixels, run.settings)
         else:
@@ -187,7 +186,7 @@ def _text_tokens(vlm: VLM, pixels: int) -> int:
     return len(prompt) - sum(image.tokens for image in prompt.images)
 
 
-def _measure_training(vlm: VLM, checkpoint: ModelSize, pixels: int, settings: TrainSettings) -> tuple[Plan, int]:
+def _measure_training(vlm: VLM, checkpoint: ModelSize, pixels: int, settings: TrainSettings) -> tuple[MemoryPlan, int]:
     text = _text_tokens(vlm, pixels)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "reward.py"
@@ -197,12 +196,12 @@ def _measure_training(vlm: VLM, checkpoint: ModelSize, pixels: int, settings: Tr
         preferences = [Preference(_TEXT, a, b, 1.0) for a, b in zip(images[::2], images[1::2], strict=True)]
         trainer = Trainer(vlm, preferences, settings)
         peak = max(report.peak_bytes for report in trainer.steps())
-    return training_plan(checkpoint, settings, len(images), text), peak
+    return training_plan(checkpoint, settings, len(preferences), text=text), peak
 
 
 def _measure_judging(
     vlm: VLM, checkpoint: ModelSize, pixels: int, settings: JudgeSettings, images: int
-) -> tuple[Plan, int]:
+) -> tuple[MemoryPlan, int]:
     text = _text_tokens(vlm, pixels)
     mx.reset_peak_memory()
     Judge(vlm, settings).score(_TEXT, _pictures(images, pixels))  # all pairs in full batches; a ranking's are smaller

@@ -16,29 +16,37 @@ preload()  # before MLX is first imported
 import click  # noqa: E402
 
 from mlxpref.checkpoints.memory import ModelSize, training_plan  # noqa: E402
-from mlxpref.checkpoints.model_shapes import Quantization, Shapes, VisionShapes  # noqa: E402
-from mlxpref.cli.output import (  # noqa: E402
-    note,
-    print_table,
-    print_text,
-)
+from mlxpref.cli.output import note, print_table, print_text  # noqa: E402
 from mlxpref.config import TrainSettings  # noqa: E402
 from scripts.memory_check import LARGE_RUNS, MODELS, RUNS, measure  # noqa: E402
 
-_TOLERANCE = 0.15
-_IMAGES = 2000
+_TOLERANCE = 0.25
+_PREFERENCES = 1000
 _GIB = 1 << 30
 MACS = {16: 2 / 3, 32: 2 / 3, 64: 3 / 4, 128: 3 / 4, 192: 3 / 4}
 """Unified memory in GiB, and the share of it that macOS recommends as a GPU's working set."""
-_VISION: dict[str, Any] = {
-    "depth": 32, "hidden": 1280, "heads": 16, "gated": True, "window": 112, "full": (7, 15, 23, 31),
-}  # fmt: skip
-# As the configs of Qwen2.5-VL state them.
+
+_VISION = {"hidden_size": 1280, "num_heads": 16, "patch_size": 14, "spatial_merge_size": 2}
+
+
+# The last is what the weights take in bfloat16: total_size in model.safetensors.index.json.
 JUDGES = {
-    "3B": Shapes(2048, 36, 16, 2, 128, 11008, 151936, True, VisionShapes(**_VISION, inner=3420, out=2048)),
-    "7B": Shapes(3584, 28, 28, 4, 128, 18944, 152064, False, VisionShapes(**_VISION, inner=3420, out=3584)),
-    "32B": Shapes(5120, 64, 40, 8, 128, 27648, 152064, False, VisionShapes(**_VISION, inner=3456, out=5120)),
-}
+    name: ModelSize.from_config(
+        {
+            "model_type": "qwen2_5_vl", "hidden_size": hidden, "num_hidden_layers": layers,
+            "num_attention_heads": heads, "num_key_value_heads": key_heads, "intermediate_size": inner,
+            "vocab_size": vocabulary, "vision_config": _VISION | {"intermediate_size": vision_inner},
+        },
+        published,
+    )
+    for name, hidden, layers, heads, key_heads, inner, vocabulary, vision_inner, published in (
+        ("3B", 2048, 36, 16, 2, 11008, 151936, 3420, 7509245952),
+        ("7B", 3584, 28, 28, 4, 18944, 152064, 3420, 16584333312),
+        ("32B", 5120, 64, 40, 8, 27648, 152064, 3456, 66905436672),
+    )
+}  # fmt: skip
+"""Qwen2.5-VL in bfloat16, as the configs state it."""
+TIED = ("3B",)
 MICRO_BATCHES = (16, 8, 4, 2, 1)
 LADDERS: dict[str, list[int]] = {
     "group": [2, 4, 8, 16, 32, 64],
@@ -52,20 +60,29 @@ def peak(checkpoint: ModelSize, working_set: float, **changes: Any) -> tuple[int
     planned = 0, 0
     for size in MICRO_BATCHES:
         settings = replace(TrainSettings(), micro_batch=size, **changes)
-        planned = training_plan(checkpoint, settings, _IMAGES).peak, size
+        planned = training_plan(checkpoint, settings, _PREFERENCES).peak, size
         if planned[0] <= working_set:
             break
     return planned
+
+
+def quantized(name: str, bits: int) -> ModelSize:
+    """A judge whose language model is quantized in groups of 64."""
+    judge = JUDGES[name]
+    hidden, inner, _ = judge.text
+    layer = 2 * hidden * (judge.query_width + judge.key_width) + 3 * hidden * inner
+    count = judge.layers * layer + judge.vocabulary * hidden * (1 if name in TIED else 2)
+    # A group has a scale and an offset of 2 bytes each.
+    return replace(judge, weights=judge.weights - 2 * count + count * bits // 8 + count // 64 * 4)
 
 
 def what_fits() -> list[dict[str, Any]]:
     """A row for each Mac, judge and number of bits."""
     rows = []
     for memory, share in MACS.items():
-        for name, shapes in JUDGES.items():
+        for name in JUDGES:
             for bits in (4, 8):
-                packed = replace(shapes, quantization=Quantization(bits, 64))
-                checkpoint, working_set = ModelSize(packed, packed.weight_bytes(2), 2), int(memory * share * _GIB)
+                checkpoint, working_set = quantized(name, bits), int(memory * share * _GIB)
                 needed, size = peak(checkpoint, working_set)
                 row: dict[str, Any] = {"mac_gib": memory, "working_set_bytes": working_set, "judge": name, "bits": bits}
                 row |= {"weights_bytes": checkpoint.weights, "peak_bytes": needed, "micro_batch": size}
@@ -128,7 +145,7 @@ def _check() -> bool:
 
 
 @click.command()
-@click.option("--check", is_flag=True, help="Run random models here, and fail where the plan is off by more than 15 %.")
+@click.option("--check", is_flag=True, help="Run random models here, and fail where the plan is off by more than 25 %.")
 def main(check: bool) -> None:
     """Print what fits which Mac."""
     if not check:

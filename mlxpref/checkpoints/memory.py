@@ -1,289 +1,246 @@
-"""The memory that a run will take, from shapes and settings alone, and what to change where it is too much.
+"""The memory that a run takes, planned from a checkpoint's shapes and the settings before anything is loaded.
 
-A phase takes what stays (weights, adapter, image features), what it builds up, and the arrays that MLX holds while one
-stretch of a layer is at work. How many those are was counted on MLX 0.32.4 on a CPU, which hands out some fifty
-operations before the first of them is done (`_Held`); scripts/memory_table.py --check sets the result beside what MLX
-measures. Two choices are for safety, as nothing was measured on Metal: attention counts with all of its scores, which
-Metal's fused kernel does not hold (where there is a gradient MLX does not use it there either, see `use_fallback` in
-mlx/backend/metal/scaled_dot_product_attention.cpp), and as many operations are taken to be under way there.
+A plan is the weights as they are stored, what else stays all the time (adapter and optimizer, image features, shared
+prefixes), and the largest of the phases that follow each other. A phase is keys and values, logits, and the arrays that
+MLX holds while one layer runs (`activations`), whose factors were fitted to the peaks that MLX 0.32.4 reports on a CPU
+for models of 0.6 and 300 million parameters; `scripts/memory_table.py --check` measures them again. None were measured
+on Metal. All attention scores count, as on a CPU: Metal's fused attention holds none of them in a forward pass, and is
+not used where there is a gradient (`use_fallback` in MLX's scaled_dot_product_attention.cpp).
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
-from mlxpref.checkpoints.model_shapes import Shapes
+from mlxpref.checkpoints import bounds
+from mlxpref.checkpoints.checkpoint import Checkpoint
+from mlxpref.checkpoints.resolve import device_working_set
 from mlxpref.config import JudgeSettings, TrainSettings
-from mlxpref.training.rewards import reward_mix
+from mlxpref.errors import ConfigError
+from mlxpref.text import format_bytes
 
-__all__ = ["TEXT_TOKENS", "ModelSize", "Plan", "judging_plan", "training_plan"]
+__all__ = ["MemoryPlan", "ModelSize", "judging_plan", "model_size", "require_fit", "training_plan"]
 
-TEXT_TOKENS = 192
-"""Tokens of a comparison beside its images: some 110 of ours, and room for a prompt of 80."""
-_QUESTION = 40
-"""How many of them stand behind the second image."""
-# What the engine itself goes by; a test holds them equal.
-_TOGETHER, _LEAST, _MOST = 512, 128, 8192
-_HEAD_VALUES = 1 << 25
-_BATCH_TOKENS, _FEATURES = 1024, 2 << 30
-_TREE, _PREFILL_TOKENS = 2 << 30, 16384
-_GROWTH, _ANSWER_TOKENS = 32, 8
+S = TypeVar("S", TrainSettings, JudgeSettings)
+Widths = tuple[int, int, int]
+Held = tuple[float, float, float]
 
+# Arrays that exist at once while a layer runs: of the hidden width, of the MLP's inner width, of attention scores.
+_FORWARD = (8.5, 4.5, 1.1)
+_BACKWARD = (16, 14, 2.4)
+_KEPT = (7, 5, 1)  # of a layer that is not recomputed, until its backward pass
+_KEYS = 4  # arrays of the keys that the rows of a layer see, repeated for the rows that share them
+_LOGITS = 3 * 4  # bytes of three arrays of logits in float32
+_HEAD_CHUNKS = 6 * 4  # bytes of the most chunks of logits that exist in an update
+_BESIDE = 0.4  # share of the smaller of prompts and completions that is at work beside the larger in a backward pass
+_TEXT = 192  # tokens of a comparison beside its images: 110 of ours, and room for a prompt
+_QUESTION = 40  # how many of them follow the second image
 
-class _Held(NamedTuple):
-    """Arrays that exist at once: of tokens' hidden and inner width, of scores, and of the keys that all rows see."""
-
-    hidden: float
-    inner: float
-    scores: float
-    keys: float = 0.0
-
-
-# Around attention, and around the MLP.
-_FORWARD = _Held(12.5, 0.7, 1.1, 4.0), _Held(8.9, 4.4, 0.65)
-_BACKWARD = _Held(19.4, 9.8, 2.4, 5.7), _Held(12.1, 19.0, 0.7)
-_KEPT = _Held(6.7, 5.1, 1.0, 1.3)
-"""Of each layer that is not recomputed, until the backward pass has been through it."""
-_SEEING = _Held(14.9, 4.2, 1.0), _Held(18.8, 4.6, 0.0)
-_OVERLAP = 0.4
-"""The share of the smaller of two stretches that is under way beside the larger: of completions and of prompts."""
-_HEAD, _HEAD_FORWARD = (2.1, 6.0), (1.1, 4.0)
-"""Logits that exist at once in an update, and where there is no gradient: of all positions, or so many chunks."""
-
-
-class ModelSize(NamedTuple):
-    """A model on a device: its weights take `weights` bytes, its numbers `float_bytes` each.
-
-    `max_pixels` is what its own processor shrinks images to.
-    """
-
-    shapes: Shapes
-    weights: int
-    float_bytes: int = 4
-    max_pixels: int = 1 << 30
-
-    def tokens(self, max_pixels: int) -> int:
-        """Tokens of an image under a pixel budget, at most."""
-        return max(1, min(max_pixels, self.max_pixels) // self.shapes.vision.pixels_a_token)
+# Settings that memory is saved by when they are halved, and the least that makes sense. The first two change no result.
+_LEAST = {"micro_batch": 1, "rows": 1, "max_pixels": 128 * 128, "max_tokens": 32, "group": 2}
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Bytes of a run at its peak, by what takes them.
+class ModelSize:
+    """The sizes of a Qwen-VL model on a device: its weights take `weights` bytes, other numbers `float_bytes` each.
 
-    All the time: `weights`, `adapter` with the optimizer's state, image `features`, and the prefix `tree` of a judge.
-    In turn: the `vision` tower at work; the `prefill` of prompts; `keys_values` of prompts and completions with the
-    `logits` and scores of a step; `reference`; and an update: what is `saved` for the backward pass (layer inputs,
-    keys, values and their gradients) with either the `layer` at work or the `head`; `evaluation` with held-out
-    preferences.
+    `text` and `vision` are the width of hidden states, the width inside the MLP and the attention heads of the layers
+    of the language model and of the vision tower. `key_width` is the width of a token's keys in a layer; its values are
+    as wide. `image_width` is the width of an image token's features with all deepstack levels. `max_pixels` is what the
+    model's own processor shrinks images to. The methods return bytes, `image_tokens` apart.
     """
 
     weights: int
-    features: int
-    vision: int
-    prefill: int
-    keys_values: int
-    logits: int
-    adapter: int = 0
-    tree: int = 0
-    reference: int = 0
-    saved: int = 0
-    layer: int = 0
-    head: int = 0
-    evaluation: int = 0
+    float_bytes: int
+    max_pixels: int
+    text: Widths
+    vision: Widths
+    layers: int
+    query_width: int
+    key_width: int
+    vocabulary: int
+    image_width: int
+    pixels_per_token: int
+    patches_per_token: int
 
-    @property
-    def resident(self) -> int:
-        """What stays all the time."""
-        return self.weights + self.adapter + self.features + self.tree
+    @classmethod
+    def from_config(
+        cls, config: Mapping[str, Any], weights: int, float_bytes: int | None = None, max_pixels: int | None = None
+    ) -> "ModelSize":
+        """The sizes that a checked config.json states; `float_bytes` None takes those of its dtype."""
+        text, vision = {**config, **(config.get("text_config") or {})}, config["vision_config"]
+        hidden, heads = int(text["hidden_size"]), int(text["num_attention_heads"])
+        head = int(text.get("head_dim") or hidden // heads)
+        oldest = config["model_type"] == "qwen2_vl"
+        width = int(vision.get("embed_dim", 1280) if oldest else vision["hidden_size"])
+        inner = int(width * vision.get("mlp_ratio", 4) if oldest else vision["intermediate_size"])
+        merge = int(vision.get("spatial_merge_size", 2))
+        return cls(
+            weights=weights,
+            float_bytes=float_bytes or (4 if (text.get("dtype") or text.get("torch_dtype")) == "float32" else 2),
+            max_pixels=max_pixels or 1 << 30,
+            text=(hidden, int(text["intermediate_size"]), heads),
+            vision=(width, inner, int(vision.get("num_heads", 16))),
+            layers=int(text["num_hidden_layers"]),
+            query_width=heads * head,
+            key_width=int(text.get("num_key_value_heads") or heads) * head,
+            vocabulary=int(text["vocab_size"]),
+            image_width=hidden * (1 + len(vision.get("deepstack_visual_indexes") or ())),
+            pixels_per_token=(int(vision.get("patch_size", 14)) * merge) ** 2,
+            patches_per_token=merge**2,
+        )
 
-    @property
-    def phases(self) -> dict[str, int]:
-        """What each phase takes beside what stays."""
-        return {
-            "vision": self.vision,
-            "prefill": self.prefill,
-            "rollout": self.keys_values + self.logits,
-            "reference": self.reference,
-            "update": self.saved + max(self.layer, self.head),
-            "evaluation": self.evaluation,
-        }
+    def adapter(self, rank: int) -> int:
+        """A LoRA adapter in float32 on all linear layers of the language model."""
+        hidden, inner, _ = self.text
+        return 4 * self.layers * rank * (2 * self.query_width + 2 * self.key_width + 7 * hidden + 3 * inner)
+
+    def image_tokens(self, max_pixels: int) -> int:
+        """Tokens of an image under a pixel budget, at most."""
+        return max(1, min(max_pixels, self.max_pixels) // self.pixels_per_token)
+
+    def features(self, images: int, tokens: int) -> int:
+        """Features of images that are kept."""
+        return min(bounds.FEATURE_BYTES, images * tokens * self.image_width * self.float_bytes)
+
+    def keys_values(self, tokens: int) -> int:
+        """Keys and values of tokens through all layers."""
+        return 2 * tokens * self.layers * self.key_width * self.float_bytes
+
+    def layer(self, held: Held, rows: int, columns: int, before: int = 0) -> int:
+        """A layer at work on the last piece of a block (rows, columns), which sees `before` columns and the block."""
+        seen = before + columns
+        keys = _KEYS * rows * seen * self.key_width * self.float_bytes
+        return keys + self.activations(held, rows * min(columns, bounds.piece_columns(rows)), seen)
+
+    def vision_tower(self, images: int, tokens: int) -> int:
+        """The vision tower at work on a batch of images of `tokens` each."""
+        patches = tokens * self.patches_per_token
+        batch = min(images, -(-bounds.VISION_TOKENS // tokens))
+        return self.activations(_FORWARD, batch * patches, patches, self.vision)
+
+    def activations(self, held: Held, tokens: int, seen: int, widths: Widths | None = None) -> int:
+        """Arrays that exist while a layer runs on tokens that see `seen` columns each."""
+        hidden, inner, heads = widths or self.text
+        return int(tokens * (held[0] * hidden + held[1] * inner + held[2] * heads * seen) * self.float_bytes)
+
+    def rollout(self, prompts: int, prompt: int, samples: int, completion: int) -> int:
+        """Completions at their longest: keys and values with the room they grow into, and the arrays of a step."""
+        copies = bounds.prompt_copies(prompt, completion, samples)
+        rows, branches = prompts * copies, -(-samples // copies)
+        room = bounds.STEPS_TOGETHER * (1 + bounds.RUNS_AHEAD)
+        columns = prompt + branches * room * math.ceil(completion / room)
+        step = _LOGITS * rows * branches * self.vocabulary + self.layer(_FORWARD, rows, branches, columns - branches)
+        return self.keys_values(rows * columns) + step
+
+
+def model_size(checkpoint: Checkpoint) -> ModelSize:
+    """A checkpoint as this device loads it: on a CPU in float32. ModelError for files that cannot be used."""
+    import mlx.core as mx
+
+    float_bytes = 4 if mx.default_device().type == mx.DeviceType.cpu else None
+    weights = checkpoint.weight_bytes(float_bytes)
+    return ModelSize.from_config(checkpoint.config, weights, float_bytes, checkpoint.max_pixels)
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes of a run: the `weights`, what else is `resident` all the time, and what each phase takes beside these."""
+
+    weights: int
+    resident: int
+    phases: Mapping[str, int]
 
     @property
     def peak(self) -> int:
         """The most that exists at once."""
-        return self.resident + max(self.phases.values())
+        return self.weights + self.resident + max(self.phases.values())
 
 
-@dataclass(frozen=True)
-class _Block:
-    """Rows that run through the layers together, each with `columns` new tokens behind `before` others."""
+def training_plan(
+    model: ModelSize, settings: TrainSettings, preferences: int, writes: bool = True, text: int = _TEXT
+) -> MemoryPlan:
+    """The plan of training on a number of preferences, whose images reach `max_pixels`.
 
-    rows: int
-    columns: int
-    before: int = 0
-
-    @property
-    def tokens(self) -> int:
-        return self.rows * self.columns
-
-    @property
-    def piece(self) -> "_Block":
-        """What runs last where a block runs in pieces: it sees all others."""
-        columns = min(self.columns, max(min(_LEAST, _MOST // self.rows), _TOGETHER // self.rows, 1))
-        return _Block(self.rows, columns, self.before + self.columns - columns)
-
-
-@dataclass(frozen=True)
-class _Work:
-    """What blocks take on a checkpoint."""
-
-    model: ModelSize
-
-    def held(self, held: _Held, block: _Block) -> int:
-        """The arrays of one stretch of work."""
-        shapes, seen = self.model.shapes, block.before + block.columns
-        values = (
-            block.tokens * (held.hidden * shapes.hidden + held.inner * shapes.inner)
-            + block.tokens * held.scores * shapes.heads * seen
-            + block.rows * held.keys * seen * shapes.key_width
-        )
-        return int(values * self.model.float_bytes)
-
-    def most(self, stretches: Sequence[_Held], block: _Block) -> int:
-        """The most that a piece of a block takes in any of some stretches."""
-        return max(self.held(held, block.piece) for held in stretches)
-
-    def keys_values(self, tokens: int) -> int:
-        """Keys and values of tokens through all layers."""
-        return 2 * tokens * self.model.shapes.layers * self.model.shapes.key_width * self.model.float_bytes
-
-    def states(self, tokens: int) -> int:
-        """Hidden states of tokens, once."""
-        return tokens * self.model.shapes.hidden * self.model.float_bytes
-
-    def logits(self, positions: int) -> int:
-        """Logits of positions, once, in float32."""
-        return 4 * positions * self.model.shapes.vocabulary
-
-    def head(self, positions: int, share: float, chunks: float) -> int:
-        """A share of the logits of positions, or some chunks of them."""
-        return int(min(share * self.logits(positions), 4 * chunks * _HEAD_VALUES))
-
-    def vision(self, tokens: int, images: int) -> int:
-        """The vision tower on images of up to `tokens` each: smaller ones may fill a batch further."""
-        tower, size = self.model.shapes.vision, tokens * self.model.shapes.vision.merge**2
-        fullest = max(tokens, _BATCH_TOKENS - 1 + min(tokens, _BATCH_TOKENS - 1))
-        patches = tower.merge**2 * min(images * tokens, fullest)
-        wide = (h.hidden * tower.hidden + h.inner * tower.inner + h.scores * tower.heads * size for h in _SEEING)
-        return patches * int(max(wide) * self.model.float_bytes + 4 * tower.patch_values)
-
-    def features(self, tokens: int, images: int) -> int:
-        """What is kept of images."""
-        tower = self.model.shapes.vision
-        return min(_FEATURES, images * tokens * tower.out * (1 + tower.levels) * self.model.float_bytes)
-
-    def writing(self, prompts: int, prompt: int, samples: int, completion: int) -> tuple[int, int]:
-        """Completions: keys and values with the room that they grow into, and a step's logits and scores."""
-        shapes = self.model.shapes
-        copies = -(-samples // max(1, min(samples, prompt // completion)))
-        rows, branches = prompts * copies, -(-samples // copies)
-        columns = prompt + branches * _GROWTH * math.ceil(completion / _GROWTH)
-        kept = self.keys_values(rows * columns)
-        step = _Block(rows, branches, columns - branches)
-        scores = 3.4 * step.tokens * shapes.heads * columns * self.model.float_bytes
-        return kept + kept // (2 * shapes.layers), int(2.6 * self.logits(step.tokens) + scores)
-
-
-def training_plan(model: ModelSize, settings: TrainSettings, images: int, text: int = TEXT_TOKENS) -> Plan:
-    """The plan of a training run that sees `images` images; `text` are a comparison's other tokens.
-
-    Images are taken to reach `max_pixels` and completions `max_tokens`.
+    `writes` says whether completions are written (they reach `max_tokens`), `text` are a comparison's other tokens.
     """
-    work, shapes = _Work(model), model.shapes
-    tokens = model.tokens(settings.max_pixels)
+    images = 2 * min(preferences, settings.steps * settings.comparisons or preferences)
+    tokens = model.image_tokens(settings.max_pixels)
     prompt = 2 * tokens + text
-    thinks = settings.think or not reward_mix(settings.reward).exact
-    longest = max(1, min(settings.max_tokens, shapes.context - prompt))  # beyond its context a model is refused anyway
-    samples, completion = (settings.group, longest) if thinks else (1, 0)
+    samples, completion = (settings.group, settings.max_tokens) if writes else (1, 0)
     together = min(settings.comparisons, max(1, settings.rows // samples))
-    kept, logits = work.writing(together, prompt, samples, max(completion, 1))
-    saved, layer, head = _update(work, settings, prompt, samples, completion)
-    adapter = shapes.adapter_bytes(settings.rank)
-    held_out = min(images, 2 * settings.held_out_limit) if settings.held_out else 0
-    judged = judging_plan(model, settings.judging, held_out, text) if held_out else None
-    return Plan(
-        weights=model.weights,
-        adapter=3 * adapter,
-        features=work.features(tokens, images),
-        vision=work.vision(tokens, 1),  # what an image is encoded beside would move its last bits (`write_groups`)
-        prefill=_prefill(work, _Block(together, prompt)),
-        keys_values=kept,
-        logits=logits,
-        reference=_reference(work, settings, prompt, samples, completion) if settings.kl else 0,
-        saved=saved + 2 * adapter,
-        layer=max(layer, 3 * adapter),
-        head=head,
-        evaluation=judged.tree + max(judged.phases.values()) if judged else 0,
-    )
+    adapter = model.adapter(settings.rank)
+    phases = {
+        "vision": model.vision_tower(1, tokens),
+        "prefill": model.keys_values(together * prompt) + model.layer(_FORWARD, together, prompt),
+        "rollout": model.rollout(together, prompt, samples, completion) if writes else 0,
+        "update": 2 * adapter + _update(model, settings, prompt, samples, completion),
+    }
+    if settings.held_out:
+        judged = judging_plan(model, settings.judging, min(images, 2 * settings.held_out_limit), text)
+        phases["evaluation"] = judged.peak - judged.weights
+    return MemoryPlan(model.weights, 3 * adapter + model.features(images, tokens), phases)
 
 
-def _prefill(work: _Work, block: _Block) -> int:
-    return work.keys_values(block.tokens) + work.states(block.tokens) + work.most(_FORWARD, block)
-
-
-def _reference(work: _Work, settings: TrainSettings, prompt: int, samples: int, completion: int) -> int:
-    """The log-probabilities of completions without a gradient."""
-    rows, groups = _batch(settings, samples)
-    prompts, written = _Block(groups, prompt), _Block(rows, completion, prompt)
-    head = work.head(written.tokens + rows, *_HEAD_FORWARD)
-    return work.keys_values(prompts.tokens) + max(work.most(_FORWARD, prompts), work.most(_FORWARD, written), head)
-
-
-def _batch(settings: TrainSettings, samples: int) -> tuple[int, int]:
-    """Completions that are learned from together, and of how many groups."""
-    if samples > settings.micro_batch:
-        return settings.micro_batch, 1
-    groups = min(settings.comparisons, settings.micro_batch // samples)
-    return groups * samples, groups
-
-
-def _update(work: _Work, settings: TrainSettings, prompt: int, samples: int, completion: int) -> tuple[int, int, int]:
-    """What an update keeps for the backward pass, its layer at work, and its head."""
-    rows, groups = _batch(settings, samples)
-    prompts, written = _Block(groups, prompt), _Block(rows, completion, prompt)
-    head = work.head(written.tokens + rows, *_HEAD)
-    layers = work.model.shapes.layers
-    blocks = [prompts, written] if completion else [prompts]
+def _update(model: ModelSize, settings: TrainSettings, prompt: int, samples: int, completion: int) -> int:
+    """What an update keeps for the backward pass, with the layer or the head at work; the adapter's gradients apart."""
+    in_parts = samples > settings.micro_batch  # the completions of a group part by part, and then its prompt
+    groups = 1 if in_parts else min(settings.comparisons, settings.micro_batch // samples)
+    rows, layers = settings.micro_batch if in_parts else groups * samples, model.layers
+    blocks = [(groups, prompt, 0), (rows, completion, prompt)][: 2 if completion else 1]
+    head = min(_LOGITS * rows * (completion + 1) * model.vocabulary, _HEAD_CHUNKS * bounds.HEAD_LOGITS)
     if not settings.recompute:
-        # Of the prompts, the last layer keeps next to nothing: it says their ends only.
-        kept = (layers - 1) * work.held(_KEPT, prompts) + layers * work.held(_KEPT, written)
-        return kept, max(work.most(_BACKWARD, block) - work.held(_KEPT, block.piece) for block in blocks), head
-    largest = sorted((work.most(_BACKWARD, block) for block in blocks), reverse=True)
-    together, at_once = sum(block.tokens for block in blocks), len(blocks)
-    if samples > settings.micro_batch:  # the completions first, and then the prompt
-        together, at_once = max(block.tokens for block in blocks), 1
-    saved = layers * work.states(together) + work.keys_values(2 * prompts.tokens + written.tokens)
-    return saved, largest[0] + int(_OVERLAP * sum(largest[1:at_once])), head
+        return head + sum(layers * model.activations(_KEPT, row * new, old + new) for row, new, old in blocks)
+    *smaller, larger = sorted(model.layer(_BACKWARD, *block) for block in blocks)
+    beside = 0 if in_parts else int(_BESIDE * sum(smaller))
+    states = layers * (groups * prompt + rows * completion) * model.text[0] * model.float_bytes
+    return states + model.keys_values(2 * groups * prompt + rows * completion) + max(larger + beside, head)
 
 
-def judging_plan(model: ModelSize, settings: JudgeSettings, images: int, text: int = TEXT_TOKENS) -> Plan:
-    """The plan of judging comparisons of `images` images for one prompt; see `training_plan` for the rest."""
-    work = _Work(model)
-    tokens = model.tokens(settings.max_pixels)
-    prompt = 2 * tokens + text
+def judging_plan(model: ModelSize, settings: JudgeSettings, images: int, text: int = _TEXT) -> MemoryPlan:
+    """The plan of judging comparisons of `images` images for one prompt; see `training_plan`."""
+    tokens = model.image_tokens(settings.max_pixels)
     samples = settings.samples if settings.think else 1
-    together = min(settings.rows // samples, _PREFILL_TOKENS // (2 * tokens), images * (images - 1))
-    new = _Block(max(1, together), tokens + _QUESTION, tokens + text - _QUESTION)
-    kept, logits = work.writing(new.rows, prompt, samples, settings.max_tokens + _ANSWER_TOKENS)
-    begun = min(new.rows, images) * new.before
-    return Plan(
-        weights=model.weights,
-        features=work.features(tokens, images),
-        tree=min(_TREE, work.keys_values(images * new.before)),
-        vision=work.vision(tokens, min(images, 2 * new.rows)),
-        prefill=work.keys_values(begun + new.tokens) + work.most(_FORWARD, new),
-        keys_values=kept if settings.think else 0,
-        logits=logits if settings.think else 0,
-    )
+    together = max(1, min(settings.rows // samples, bounds.PREFILL_TOKENS // (2 * tokens), images * (images - 1)))
+    old, new = tokens + text - _QUESTION, tokens + _QUESTION  # up to the second image, and from it on
+    completion, prefill = settings.max_tokens + bounds.ANSWER_TOKENS, min(together, images) * old + together * new
+    phases = {
+        "vision": model.vision_tower(min(images, 2 * together), tokens),
+        "prefill": model.keys_values(prefill) + model.layer(_FORWARD, together, new, old),
+        "rollout": model.rollout(together, old + new, samples, completion) if settings.think else 0,
+    }
+    resident = model.features(images, tokens) + min(bounds.PREFIX_BYTES, model.keys_values(images * old))
+    return MemoryPlan(model.weights, resident, phases)
+
+
+def require_fit(plan_of: Callable[[S], MemoryPlan], settings: S, work: str) -> MemoryPlan:
+    """The plan of a run that fits this device; else ConfigError, with the settings that would make it fit."""
+    plan, working_set = plan_of(settings), device_working_set()
+    if plan.peak <= working_set:
+        return plan
+    needs = f"{work} needs about {format_bytes(plan.peak)}, this device recommends at most {format_bytes(working_set)}"
+    if fitting := _fitting(settings, lambda changes: plan_of(replace(settings, **changes)).peak <= working_set):
+        raise ConfigError(f"{needs}: try {' or '.join(fitting)}")
+    weights = f"its weights take {format_bytes(plan.weights)}"
+    raise ConfigError(f"{needs}, and no settings make it fit: {weights}; take a smaller model, or one of fewer bits")
+
+
+def _fitting(settings: Any, fits: Callable[[dict[str, Any]], bool]) -> list[str]:
+    """Options that make it fit: of one setting each; where there is none, of several together."""
+    steps: dict[str, list[Any]] = {} if getattr(settings, "recompute", True) else {"recompute": [True]}
+    for name, least in _LEAST.items():
+        steps[name] = [value for n in range(1, 40) if (value := getattr(settings, name, 0) >> n) >= least]
+    alone = [next(({name: value} for value in values if fits({name: value})), {}) for name, values in steps.items()]
+    together: dict[str, Any] = {}
+    for name, values in steps.items():
+        if values and not fits(together):
+            together[name] = next((value for value in values if fits(together | {name: value})), values[-1])
+    for name in reversed(list(together)):
+        fewer = {other: value for other, value in together.items() if other != name}
+        together = fewer if fits(fewer) else together
+    changes = [change for change in alone if change] or ([together] if fits(together) else [])
+    return [
+        " ".join(f"--{name.replace('_', '-')} {value}".removesuffix(" True") for name, value in change.items())
+        for change in changes
+    ]

@@ -7,10 +7,10 @@ import time
 from typing import NamedTuple
 
 from mlxpref._blas import blas_in_use
-from mlxpref.checkpoints.advice import gigabytes
 from mlxpref.checkpoints.resolve import device_working_set
 from mlxpref.cli.doctor_checkup import CheckResult
 from mlxpref.power import System, on_battery
+from mlxpref.text import format_bytes
 
 __all__ = ["Device", "check_arithmetic", "check_blas", "check_device", "check_mlx", "check_power", "look_at_device"]
 
@@ -52,8 +52,8 @@ def look_at_device() -> Device:
 
 def check_device(device: Device) -> CheckResult:
     """The backend, the memory, and how much of it a model may take."""
-    memory = f", {gigabytes(device.memory)} of memory" if device.memory else ""
-    found = f"{device.backend}, {device.name}{memory}, {gigabytes(device.recommended)} for a model"
+    memory = f", {format_bytes(device.memory)} of memory" if device.memory else ""
+    found = f"{device.backend}, {device.name}{memory}, {format_bytes(device.recommended)} for a model"
     if device.backend != "CPU":
         return CheckResult("device", found)
     slow = f"{found}; a real judge is slow on a CPU, and all is float32"

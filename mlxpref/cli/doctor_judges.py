@@ -5,19 +5,19 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from mlxpref.checkpoints.advice import gigabytes
 from mlxpref.checkpoints.download import cached_model
 from mlxpref.checkpoints.resolve import RecommendedJudge, choose_judge, is_hub_id
 from mlxpref.cli.doctor_checkup import CheckResult
 from mlxpref.cli.doctor_places import Hub
 from mlxpref.config import JudgeSettings, TrainSettings
 from mlxpref.errors import ModelError
+from mlxpref.text import format_bytes
 
 __all__ = ["bytes_to_download", "check_default_judge", "check_demo", "check_judge"]
 
 _GB = 1e9
-_IMAGES = 2000
-"""Images of a training run that is planned for."""
+_PREFERENCES = 1000
+"""Preferences of the training run that is planned for."""
 _DEFAULT = "default judge"
 _ANEW = "install mlxpref anew, with what it needs: pip install --force-reinstall . in its folder"
 
@@ -104,21 +104,20 @@ def _of_hub(name: str, found: str, hub: Hub) -> CheckResult:
 
 def _in_folder(path: Path, found: str, recommended: int) -> CheckResult:
     """A judge in a folder: whether it is one, and what it takes to judge and to train."""
-    from mlxpref.checkpoints.advice import checkpoint_at
     from mlxpref.checkpoints.checkpoint import Checkpoint
     from mlxpref.checkpoints.checks import check_folder
-    from mlxpref.checkpoints.memory import judging_plan, training_plan
+    from mlxpref.checkpoints.memory import judging_plan, model_size, training_plan
 
     try:
         checkpoint = Checkpoint.open(path)
         check_folder(checkpoint)
-        model = checkpoint_at(checkpoint)
+        model = model_size(checkpoint)
     except ModelError as error:
         return CheckResult(_DEFAULT, f"{found}, which is no judge", "fails", str(error))
     judging = judging_plan(model, JudgeSettings(), JudgeSettings().rows).peak
-    training = training_plan(model, TrainSettings(), _IMAGES).peak
-    found = f"{found}: {gigabytes(judging)} to judge, {gigabytes(training)} to train"
+    training = training_plan(model, TrainSettings(), _PREFERENCES).peak
+    found = f"{found}: {format_bytes(judging)} to judge, {format_bytes(training)} to train"
     if judging <= recommended:
         return CheckResult(_DEFAULT, found)
-    remedy = f"this device recommends at most {gigabytes(recommended)}: smaller --rows or --max-pixels may fit"
+    remedy = f"this device recommends at most {format_bytes(recommended)}: smaller --rows or --max-pixels may fit"
     return CheckResult(_DEFAULT, found, "note", remedy)

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlxpref.checkpoints.advice import gigabytes
 from mlxpref.cli.doctor_checkup import CheckResult
 from mlxpref.files import cache_dir
 from mlxpref.hub import SPARE, shown_bytes
+from mlxpref.text import format_bytes
 
 __all__ = ["Hub", "check_hub", "check_hub_cache", "check_own_cache", "probe_hub"]
 
@@ -79,9 +79,9 @@ def _cache(name: str, place: Path, elsewhere: str, needed: int = 0) -> CheckResu
         return CheckResult(name, f"{place}: cannot be written", "fails", f"make it your own, or {elsewhere}")
     size, whole = _size(place)
     free = shutil.disk_usage(there).free
-    found = f"{place}: {'' if whole else 'more than '}{shown_bytes(size)}, {gigabytes(free)} free"
+    found = f"{place}: {'' if whole else 'more than '}{shown_bytes(size)}, {format_bytes(free)} free"
     if needed and needed + SPARE > free:
-        return CheckResult(name, f"{found}, {gigabytes(needed)} to download", "fails", f"make room, or {elsewhere}")
+        return CheckResult(name, f"{found}, {format_bytes(needed)} to download", "fails", f"make room, or {elsewhere}")
     if free < SPARE:
         return CheckResult(name, found, "note", f"make room, or {elsewhere}")
     return CheckResult(name, found)

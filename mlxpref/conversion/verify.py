@@ -17,9 +17,8 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from mlxpref.checkpoints.advice import checkpoint_at, gigabytes
 from mlxpref.checkpoints.checkpoint import Checkpoint
-from mlxpref.checkpoints.memory import judging_plan
+from mlxpref.checkpoints.memory import judging_plan, model_size
 from mlxpref.checkpoints.resolve import device_working_set
 from mlxpref.checkpoints.safetensors import read_json_object
 from mlxpref.config import JudgeSettings
@@ -39,6 +38,7 @@ from mlxpref.engine.vlm import VLM, load_vlm
 from mlxpref.errors import ModelError
 from mlxpref.files import sha256_of, write_file
 from mlxpref.log import logger
+from mlxpref.text import format_bytes
 
 __all__ = ["Check", "check_record", "revision_of", "source_answers", "verify", "write_record"]
 
@@ -110,9 +110,9 @@ def source_answers(source: Checkpoint, check: Check, adapter: Path | None = None
     if not check.fidelity:
         return None, "it was not asked for"
     settings = JudgeSettings(max_tokens=COMPLETION_TOKENS, max_pixels=check.max_pixels, rows=TOGETHER)
-    needed, offered = judging_plan(checkpoint_at(source), settings, 2 * TOGETHER).peak, device_working_set()
+    needed, offered = judging_plan(model_size(source), settings, 2 * TOGETHER).peak, device_working_set()
     if needed > offered:
-        sizes = f"it needs about {gigabytes(needed)}, this device recommends at most {gigabytes(offered)}"
+        sizes = f"it needs about {format_bytes(needed)}, this device recommends at most {format_bytes(offered)}"
         return None, f"the source does not fit in memory: {sizes}"
     logger.info(
         f"asking {source.folder} about {len(check.comparisons)} comparisons, to see what the conversion changes"

@@ -14,6 +14,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+from mlxpref.checkpoints import bounds
 from mlxpref.engine.kv_cache import PADDING, LayerCache, mask_behind
 from mlxpref.engine.recompute import recomputed
 
@@ -22,20 +23,12 @@ __all__ = [
     "KeysValues",
     "Prefix",
     "RotaryTables",
-    "columns_of_piece",
     "expand_rows",
     "rotary_tables",
     "run_block",
     "run_layers",
     "run_step",
 ]
-
-_TOGETHER, _LEAST, _MOST = 512, 128, 8192
-"""Tokens that keep a GPU busy, over all rows; the fewest columns of a piece of a block; the most tokens of one.
-
-What a column may not see of later pieces is never computed, nor do all scores exist at once. The most goes before the
-fewest: a Mac ends GPU work that keeps its display waiting, and how many rows there are is for the settings to say.
-"""
 
 KeysValues = tuple[mx.array, mx.array]
 RotaryTables = tuple[mx.array, mx.array] | None
@@ -102,7 +95,7 @@ def run_block(
     than two pieces be under way: bounded work at a time, and Ctrl-C is heard in between.
     """
     rows, columns = block.owners.shape
-    size = columns_of_piece(rows)
+    size = bounds.piece_columns(rows)
     depth = len(trunk.layers) - (ends is not None)
     states: list[mx.array] = []
     pieces: list[Prefix] = []
@@ -123,11 +116,6 @@ def run_block(
         hidden, last = _run_ends(trunk, block, stems, recompute, hidden, ends)
         layers.append(last)
     return trunk.norm(hidden), layers  # type: ignore[return-value]
-
-
-def columns_of_piece(rows: int) -> int:
-    """How many columns of so many rows run together."""
-    return max(min(_LEAST, _MOST // rows), _TOGETHER // rows, 1)
 
 
 def run_layers(

@@ -12,6 +12,7 @@ import mlx.core as mx
 import numpy as np
 from PIL import Image
 
+from mlxpref.checkpoints import bounds
 from mlxpref.data.images import load_image
 from mlxpref.engine.vision import encode
 from mlxpref.errors import ModelError
@@ -21,15 +22,6 @@ __all__ = ["FeatureStore", "Features", "SeenImages"]
 
 SeenImages = dict[int, tuple[Image.Image, str]]
 """Images in memory that were looked at, by `id`, with their content: for as long as nobody can change them."""
-
-_BATCH_TOKENS = 1024
-"""Images of one size are run together as soon as they have so many merged patches.
-
-On two CPU cores runs of 300 to 2,000 are alike, and runs of 4,096 take a tenth to a half longer: activations no
-longer fit in the cache.
-"""
-_MEMORY = 2 << 30
-"""Bytes of features kept by default: some 900 images of 512 by 512 at the size of a 7B model."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +54,7 @@ class FeatureStore:
     `runs` counts the images that went through the vision tower.
     """
 
-    def __init__(self, tower: Any, processor: Any, max_pixels: int, memory: int = _MEMORY) -> None:
+    def __init__(self, tower: Any, processor: Any, max_pixels: int, memory: int = bounds.FEATURE_BYTES) -> None:
         self._tower, self._processor, self._memory = tower, processor, memory
         self.max_pixels = min(max_pixels, processor.max_pixels)
         self._min_pixels = min(processor.min_pixels, self.max_pixels)
@@ -95,7 +87,7 @@ class FeatureStore:
             patches, grid = self._patches(loaded if loaded is not None else load_image(image, self.max_pixels))
             queue = waiting.setdefault(grid, [])
             queue.append((key, patches))
-            if len(queue) * grid[0] * grid[1] >= _BATCH_TOKENS:
+            if len(queue) * grid[0] * grid[1] >= bounds.VISION_TOKENS:
                 found.update(self._encode(grid, waiting.pop(grid)))
         for grid, queue in waiting.items():
             found.update(self._encode(grid, queue))

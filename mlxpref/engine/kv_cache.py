@@ -11,6 +11,8 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+from mlxpref.checkpoints import bounds
+
 __all__ = [
     "PADDING",
     "SHARED",
@@ -25,8 +27,6 @@ __all__ = [
 SHARED, PADDING = -1, -2
 """Whose a column is: all branches' of its row, or nobody's; a branch's own columns have its number, from 0."""
 Choose = Callable[[mx.array], mx.array]
-_AHEAD = 3
-"""How many more runs of steps, as long as the one announced, storage has room for when it has to grow."""
 _CROWDED = 0.75
 """The share of columns that somebody still sees, above which dead ones stay where they are."""
 
@@ -93,7 +93,7 @@ class BranchedKVCache:
         self._mask = mask_behind(past, owners, steps)
         self.owners = np.concatenate([past, *[owners] * steps], axis=1)
         for layer in self.layers:
-            layer.room = self.owners.shape[1] + _AHEAD * steps * owners.shape[1]
+            layer.room = self.owners.shape[1] + bounds.RUNS_AHEAD * steps * owners.shape[1]
 
     def next_mask(self, columns: int) -> mx.array | str | None:
         """What the next block may attend to: (B, 1, columns, all columns), or a shorthand for it."""

@@ -12,14 +12,13 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+from mlxpref.checkpoints import bounds
 from mlxpref.engine.decoder import Block, KeysValues, Prefix, run_block
 from mlxpref.engine.kv_cache import following_positions
 from mlxpref.engine.vlm import VLM, ComparisonInput
 
 __all__ = ["Completions", "Logprobs", "PromptState", "completion_logprobs", "prefill"]
 
-_HEAD_VALUES = 1 << 25
-"""Logits of one chunk: 128 MiB in float32, 220 positions of a vocabulary of 152,064."""
 _FINITE = -1e4
 """What a log-probability is raised to before it is multiplied by 0: minus infinity times 0 would be no number."""
 
@@ -131,7 +130,7 @@ def _states(vlm: VLM, prompts: PromptState, completions: Completions, recompute:
 
 def _parts(vlm: VLM, values: mx.array) -> list[mx.array]:
     """Values of positions in chunks whose logits fit the bound."""
-    size = max(1, _HEAD_VALUES // int(vlm.language.model.embed_tokens.weight.shape[0]))
+    size = max(1, bounds.HEAD_LOGITS // int(vlm.language.model.embed_tokens.weight.shape[0]))
     return [values[i : i + size] for i in range(0, len(values), size)]
 
 

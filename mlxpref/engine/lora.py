@@ -34,7 +34,8 @@ class FusedLoRALinear(LoRALinear):  # type: ignore[misc]
         if x.dtype == self.lora_b.dtype:
             return mx.addmm(y, low, self.lora_b, alpha=self.scale)
         # In half precision the float32 product is rounded before it is added, as mlx-lm does it.
-        return y + (self.scale * (low @ self.lora_b)).astype(x.dtype)
+        out: mx.array = y + (self.scale * (low @ self.lora_b)).astype(x.dtype)
+        return out
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:

@@ -11,14 +11,12 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
+from mlxpref.checkpoints import bounds
 from mlxpref.engine.decoder import KeysValues, Prefix, expand_rows, run_block
 from mlxpref.engine.kv_cache import BranchedKVCache, owners_of
 from mlxpref.engine.vlm import VLM, ComparisonInput, TokenSegment
 
 __all__ = ["PrefixCache"]
-
-_MEMORY = 2 << 30
-"""Bytes of keys and values kept by default: some 80 first images of 512 by 512 pixels at the size of a 7B model."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +40,7 @@ class PrefixCache:
     `tokens` counts the prompt tokens that ran.
     """
 
-    def __init__(self, vlm: VLM, memory: int = _MEMORY) -> None:
+    def __init__(self, vlm: VLM, memory: int = bounds.PREFIX_BYTES) -> None:
         self._vlm, self._memory = vlm, memory
         self._kept: OrderedDict[Hashable, _CachedPrefix] = OrderedDict()
         self._bytes = 0

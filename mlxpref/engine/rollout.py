@@ -13,18 +13,15 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+from mlxpref.checkpoints import bounds
 from mlxpref.engine.kv_cache import PADDING, BranchedKVCache
 from mlxpref.engine.template import ANSWER_OPEN, CLOSING, NO_THINKING
 from mlxpref.engine.vlm import VLM, ComparisonInput
 from mlxpref.errors import DataError
 from mlxpref.verdict import Verdict, at_answer, verdicts_from_json, verdicts_to_json
 
-__all__ = ["Prefill", "Rollout", "Sampling", "copies_of", "roll_out"]
+__all__ = ["Prefill", "Rollout", "Sampling", "roll_out"]
 
-_ANSWER_TOKENS = 8
-"""Tokens that a completion may still write after its reasoning was closed for it."""
-_STEPS = 8
-"""Tokens that are written between two looks at them: a look waits for the device."""
 _CROWDED = 0.75
 """The share of rows that are still written, above which finished ones stay where they are."""
 
@@ -114,7 +111,7 @@ def roll_out(
             [_new_branch(vlm, prompt, sampling, key, number) for number in range(sampling.samples)]
             for prompt, key in zip(prompts[part], keys[part], strict=True)
         ]
-        copies = copies_of(longest, sampling.max_tokens, sampling.samples)
+        copies = bounds.prompt_copies(longest, sampling.max_tokens, sampling.samples)
         if copies > 1:
             rows_of = np.repeat(np.arange(len(groups)), copies)
             cache.take(rows_of.tolist())
@@ -124,19 +121,10 @@ def roll_out(
     return finished
 
 
-def copies_of(prompt: int, completion: int, samples: int) -> int:
-    """How often the keys and values of a prompt exist while `samples` completions are written behind it, in tokens.
-
-    Branches of one row look at each other's columns only to find them masked. As many share a row as write no more
-    columns than the prompt has: then a row is at most twice as long as it would be for one.
-    """
-    return -(-samples // max(1, min(samples, prompt // completion)))
-
-
 def _new_branch(
     vlm: VLM, prompt: ComparisonInput, sampling: Sampling, key: tuple[int, ...], number: int
 ) -> _Completion:
-    uniforms = np.random.default_rng([sampling.seed, *key, number]).random(sampling.max_tokens + _ANSWER_TOKENS)
+    uniforms = np.random.default_rng([sampling.seed, *key, number]).random(sampling.max_tokens + bounds.ANSWER_TOKENS)
     answers_at_once = tuple(prompt.ids[-len(vlm.words.no_thinking) :]) == vlm.words.no_thinking
     return _Completion(number, prompt.following, uniforms.astype(np.float32), NO_THINKING if answers_at_once else "")
 
@@ -170,7 +158,7 @@ class _Batch:
             if written == self.sampling.max_tokens and self._close():
                 continue
             limit = self.sampling.max_tokens
-            steps = min(_STEPS, (limit if written < limit else limit + _ANSWER_TOKENS) - written)
+            steps = min(bounds.STEPS_TOGETHER, (limit if written < limit else limit + bounds.ANSWER_TOKENS) - written)
             self._advance(steps, written)
             written += steps
 
@@ -320,7 +308,7 @@ def _update_status(branch: _Completion, labels: NDArray[np.float32], sampling: S
         or (read and sampling.until == "answer")
         or (read and "</answer>" in branch.text.rpartition("</think>")[2])
         or (not read and not sampling.close and count >= sampling.max_tokens)
-        or count >= sampling.max_tokens + _ANSWER_TOKENS
+        or count >= sampling.max_tokens + bounds.ANSWER_TOKENS
     )
 
 

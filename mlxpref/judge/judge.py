@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
+from mlxpref.checkpoints import bounds
 from mlxpref.config import JudgeSettings
 from mlxpref.data.images import Skipped
 from mlxpref.distributed import SINGLE_PROCESS, ProcessGroup
@@ -31,8 +32,6 @@ from mlxpref.verdict import Strategy, Verdict, verdicts_from_json, verdicts_to_j
 
 __all__ = ["Judge", "JudgingSession"]
 
-_PREFILL_TOKENS = 16384
-"""Prompt tokens that one batch holds at most: about 1 GB of keys and values at the size of a 7B model."""
 _LOOKAHEAD = 1024
 """Comparisons that are looked up in the store at most before one that is not there is judged."""
 _METHOD = 1
@@ -296,7 +295,7 @@ class Judge:
         sizes = [first.tokens + second.tokens for first, second in shown_now]
         start = 0
         for end in range(1, len(comparisons) + 1):
-            if end == len(comparisons) or sum(sizes[start : end + 1]) > _PREFILL_TOKENS:
+            if end == len(comparisons) or sum(sizes[start : end + 1]) > bounds.PREFILL_TOKENS:
                 yield comparisons[start:end], shown_now[start:end]
                 start = end
 

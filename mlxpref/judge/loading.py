@@ -5,8 +5,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from mlxpref.checkpoints.advice import plan_judging
 from mlxpref.checkpoints.checkpoint import Checkpoint
+from mlxpref.checkpoints.memory import judging_plan, model_size, require_fit
 from mlxpref.checkpoints.resolve import find_checkpoint
 from mlxpref.config import JudgeSettings, settings_from
 from mlxpref.engine.adapters import check_base, load_adapter
@@ -38,7 +38,8 @@ def load_judge(
     name, path = find_checkpoint(model, agree)
     checkpoint = Checkpoint.open(path)
     check_folder(checkpoint)
-    plan_judging(checkpoint, chosen, images or chosen.rows)
+    size = model_size(checkpoint)
+    require_fit(lambda s: judging_plan(size, s, images or chosen.rows), chosen, "judging")
     for line in check_base(adapter, checkpoint, any_base) if adapter is not None else ():
         logger.warning(line)
     vlm = load_vlm(checkpoint, chosen.max_pixels)

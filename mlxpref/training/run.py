@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from mlxpref.checkpoints.advice import gigabytes, plan_training
 from mlxpref.checkpoints.checkpoint import Checkpoint as ModelCheckpoint
+from mlxpref.checkpoints.memory import model_size, require_fit, training_plan
 from mlxpref.checkpoints.resolve import find_checkpoint
 from mlxpref.company import here, process_group
 from mlxpref.config import TrainSettings, settings_from
@@ -27,8 +27,10 @@ from mlxpref.judge.calibration import CALIBRATION_FILE
 from mlxpref.log import logger
 from mlxpref.preferences import ImageLike, Preference, digest_of, image_name
 from mlxpref.report.run_page import RUN_PAGE, recorded_images, write_run_page
+from mlxpref.text import format_bytes
 from mlxpref.training.custom_reward import load_rewards
 from mlxpref.training.resume import CHECKPOINT_FILES, Checkpoint, read_checkpoint, write_checkpoint
+from mlxpref.training.rewards import reward_mix
 from mlxpref.training.run_record import (
     RUN_RECORD,
     check_same,
@@ -293,8 +295,11 @@ def _load(
         settings = replace(settings, model=name)
         checkpoint = ModelCheckpoint.open(path)
         check_folder(checkpoint)
-        plan = plan_training(checkpoint, settings, len(preferences))
-        logger.info(f"about {gigabytes(plan.peak)} of memory at the peak, {gigabytes(plan.weights)} of it weights")
+        size, writes = model_size(checkpoint), settings.think or not reward_mix(settings.reward).exact
+        plan = require_fit(lambda s: training_plan(size, s, len(preferences), writes), settings, "training")
+        logger.info(
+            f"about {format_bytes(plan.peak)} of memory at the peak, {format_bytes(plan.weights)} of it weights"
+        )
         vlm = load_vlm(checkpoint, settings.max_pixels)
     trainer = Trainer(vlm, preferences, settings, own, here())
     start = Checkpoint(0, *trainer.state, {_LOG: 0, _ROLLOUTS: 0})

@@ -1,168 +1,115 @@
-"""The memory plan: what the engine goes by, what MLX measures, and what more of anything takes."""
+"""The memory plan: what a folder says is what loading it shows, more never takes less, and what is advised fits."""
 
-import gc
 import json
-from collections.abc import Iterator
-from dataclasses import replace
-from itertools import pairwise
+import math
+import re
+import shutil
+from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import numpy as np
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mlx.utils import tree_flatten
 
-from mlxpref.checkpoints import memory
+from mlxpref.checkpoints import bounds, memory
 from mlxpref.checkpoints.checkpoint import Checkpoint
-from mlxpref.checkpoints.memory import ModelSize, Plan, judging_plan, training_plan
-from mlxpref.checkpoints.model_shapes import Quantization, shapes_from
+from mlxpref.checkpoints.memory import MemoryPlan, ModelSize, judging_plan, model_size, require_fit, training_plan
+from mlxpref.cli import main
 from mlxpref.config import JudgeSettings, TrainSettings
-from mlxpref.engine import decoder as trunk
-from mlxpref.engine import image_features as features
-from mlxpref.engine import kv_cache as prefix
-from mlxpref.engine import logprobs as scoring
-from mlxpref.engine import prefix_cache as tree
-from mlxpref.engine import rollout
-from mlxpref.engine.logprobs import Completions
+from mlxpref.conversion.convert import convert
+from mlxpref.conversion.quantize import Recipe
+from mlxpref.demo import JUDGE
 from mlxpref.engine.lora import attach_lora, linear_layers
 from mlxpref.engine.vlm import VLM, load_vlm
-from mlxpref.judge import judge
-from mlxpref.training.gradients import policy_gradient
-from mlxpref.training.loss import LossInputs
-from scripts.memory_check import MODELS, RUNS, Run, measure
-from scripts.memory_table import JUDGES, LADDERS, main
+from mlxpref.errors import ConfigError
+from mlxpref.judge import loading
+from mlxpref.text import format_bytes
+from mlxpref.training import run
 from tests.conftest import FAMILIES, GOLDEN, picture
 
 GB = 10**9
-IMAGES = 100
+FOLDERS = (*(GOLDEN / family for family in FAMILIES), JUDGE)
+each_folder = pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+# Qwen2.5-VL-7B, its language model in 4 bits.
+SEVEN = ModelSize.from_config(
+    {
+        "model_type": "qwen2_5_vl", "hidden_size": 3584, "num_hidden_layers": 28, "num_attention_heads": 28,
+        "num_key_value_heads": 4, "intermediate_size": 18944, "vocab_size": 152064,
+        "vision_config": {"hidden_size": 1280, "intermediate_size": 3420},
+    },
+    weights=5_600_000_000,
+)  # fmt: skip
+MODELS = [SEVEN, *(model_size(Checkpoint(folder)) for folder in FOLDERS)]
+PREFERENCES = 50
 
 
-def real(name: str, bits: int = 4) -> ModelSize:
-    shapes = replace(JUDGES[name], quantization=Quantization(bits, 64))
-    return ModelSize(shapes, shapes.weight_bytes(2), 2)
+def loaded_bytes(vlm: VLM) -> int:
+    """What the arrays of a loaded model take."""
+    arrays: dict[str, mx.array] = dict(tree_flatten(vlm.model.parameters()))
+    return sum(int(array.nbytes) for array in arrays.values())
 
 
-CHECKPOINTS = [real("3B"), real("32B", 8)]
-for family in FAMILIES:
-    tiny = shapes_from(Checkpoint.open(GOLDEN / family).config)
-    CHECKPOINTS.append(ModelSize(tiny, tiny.weight_bytes(4), 4))
+# A folder
 
 
-# The engine
+@each_folder
+def test_sizes_are_those_of_the_loaded_model(folder: Path) -> None:
+    size, vlm = model_size(Checkpoint(folder)), load_vlm(folder, 512 * 512)
+    assert size.weights == loaded_bytes(vlm)
+    assert size.float_bytes == 4  # bfloat16 becomes float32 on a CPU
+    assert size.max_pixels == load_vlm(folder, 1 << 30).features.max_pixels
+    comparison = vlm.prompt(picture(0), picture(1), "a hat", "choice", think=True)
+    cache, logits = vlm.prefill([comparison])
+    stored = [part for layer in cache.layers for part in (layer.keys, layer.values)]
+    assert sum(int(part.nbytes) for part in stored if part is not None) == size.keys_values(len(comparison))
+    assert logits.shape == (1, size.vocabulary)
+    side = 3 * math.isqrt(size.pixels_per_token)
+    image = vlm.features.get(picture(0, (side, side)))
+    assert image.tokens == size.image_tokens(side**2)
+    assert image.nbytes == size.features(1, image.tokens)
+    attach_lora(vlm.model, list(linear_layers(vlm.model)), 3, 2.0)
+    assert size.adapter(3) == loaded_bytes(vlm) - size.weights
 
 
-def test_the_plan_goes_by_the_numbers_of_the_engine() -> None:
-    assert (memory._TOGETHER, memory._LEAST, memory._MOST) == (trunk._TOGETHER, trunk._LEAST, trunk._MOST)
-    assert memory._HEAD_VALUES == scoring._HEAD_VALUES
-    assert (memory._BATCH_TOKENS, memory._FEATURES) == (features._BATCH_TOKENS, features._MEMORY)
-    assert (memory._TREE, memory._PREFILL_TOKENS) == (tree._MEMORY, judge._PREFILL_TOKENS)
-    assert memory._ANSWER_TOKENS == rollout._ANSWER_TOKENS
+def test_quantized_weights_keep_their_size(tmp_path: Path) -> None:
+    convert(JUDGE, tmp_path / "small", Recipe(4, 64))
+    assert model_size(Checkpoint(tmp_path / "small")).weights == loaded_bytes(load_vlm(tmp_path / "small", 512 * 512))
 
 
-def test_a_cache_grows_by_what_the_plan_takes() -> None:
-    """Storage grows when a run of steps does not fit: by that run, and by room for three more."""
-    assert memory._GROWTH == (1 + prefix._AHEAD) * rollout._STEPS
-    rows = prefix.BranchedKVCache(1)
-    rows.announce(np.full((1, 100), prefix.SHARED, np.int32))
-    rows.layers[0].update_and_fetch(*[mx.zeros((1, 1, 100, 4))] * 2)
-    sizes = []
-    for _ in range(64 // rollout._STEPS):
-        rows.announce(np.array([[0, 1, 2]], np.int32), rollout._STEPS)
-        for _ in range(rollout._STEPS):
-            rows.layers[0].update_and_fetch(*[mx.zeros((1, 1, 3, 4))] * 2)
-        assert rows.layers[0].keys is not None
-        sizes.append(rows.layers[0].keys.shape[2])
-    assert sizes == [100 + 3 * memory._GROWTH] * 4 + [100 + 6 * memory._GROWTH] * 4
+PIXELS: dict[str, tuple[Any, Any, int | None]] = {
+    "max_pixels": ({"max_pixels": 200704}, None, 200704),
+    "the longest edge": ({"size": {"longest_edge": 100352, "shortest_edge": 3136}}, None, 100352),
+    "null beside it": ({"max_pixels": None, "size": {"longest_edge": 100352}}, None, 100352),
+    "the processor's file last": ({"max_pixels": 200704}, {"image_processor": {"max_pixels": 50176}}, 50176),
+    "a processor without an image processor": ({"max_pixels": 200704}, {"processor_class": "x"}, 200704),
+    "nothing": ({}, None, None),
+    "a list": ([1], None, None),
+    "a list for a number": ({"max_pixels": []}, None, None),
+}
 
 
-@given(st.integers(1, 4000), st.integers(1, 2000), st.integers(1, 64))
-def test_prompts_are_copied_as_often_as_planned(prompt: int, completion: int, samples: int) -> None:
-    """Rows of a comparison while completions are written, as the engine makes them."""
-    model = CHECKPOINTS[0]
-    found, _ = memory._Work(model).writing(1, prompt, samples, completion)
-    copies = rollout.copies_of(prompt, completion, samples)
-    branches = max(len(range(samples)[i::copies]) for i in range(copies))
-    grown = -(-completion // memory._GROWTH) * memory._GROWTH
-    one = 2 * model.shapes.layers * model.shapes.key_width * 2
-    least = copies * (prompt + branches * completion) * one
-    assert least <= found <= copies * (prompt + branches * grown) * one * (1 + 0.5 / model.shapes.layers)
-
-
-# What MLX measures
-
-
-@pytest.mark.parametrize("run", RUNS, ids=lambda run: f"{run.pixels}: {run.name}")
-def test_the_plan_is_within_15_percent_of_the_peak(run: Run) -> None:
-    ((_, found),) = measure(MODELS[0], (run,))
-    assert abs(found.error) < 0.15, f"planned {found.plan.peak / 1e6:.1f} MB, measured {found.peak / 1e6:.1f} MB"
-
-
-def test_measuring_leaves_nothing_behind() -> None:
-    """What is still there of one run would be missing from the peak of the next."""
-    left = []
-    for _ in measure(MODELS[0], (RUNS[6], RUNS[6])):
-        gc.collect()
-        left.append(mx.get_active_memory())
-    assert left[1] - left[0] < 300_000
-    gc.collect()
-    assert left[1] - mx.get_active_memory() < 300_000  # the weights take 3 MB
-
-
-def grouped(vlm: VLM, group: int, tokens: int = 64) -> tuple[list[Any], Completions, LossInputs]:
-    """One prompt with `group` completions of full length, all of which are learned from."""
-    prompt = vlm.prompt(picture(0, (308, 308)), picture(1, (308, 308)), "a hat", "choice", True)
-    rng = np.random.default_rng(0)
-    completions = Completions.of(rng.integers(5, 200, (group, tokens)).tolist())
-    targets = LossInputs(
-        mask=mx.array(completions.mask),
-        weights=mx.ones((group, tokens)),
-        answer_weights=mx.ones(group),
-        advantages=mx.array(rng.standard_normal(group), mx.float32),
-        y=mx.ones(group),
-        reference=None,
-        old=None,
-    )
-    return [prompt], completions, targets
-
-
-def measured_update(vlm: VLM, chosen: TrainSettings) -> int:
-    prompts, completions, targets = grouped(vlm, chosen.group)
-    mx.eval([image.merged for prompt in prompts for image in prompt.images])
-    mx.clear_cache()
-    before = mx.get_active_memory()
-    mx.reset_peak_memory()
-    policy_gradient(vlm, prompts, completions, targets, chosen)
-    return int(mx.get_peak_memory()) - before
-
-
-def of_the_update(plan: Plan) -> tuple[int, int, int]:
-    return plan.saved, plan.layer, plan.head
-
-
-def test_the_peak_of_an_update_does_not_grow_with_the_group() -> None:
-    """Neither planned nor measured; four times the micro-batch does show."""
-    vlm = load_vlm(GOLDEN / "qwen2_5_vl", 308 * 308)
-    attach_lora(vlm.model, list(linear_layers(vlm.model)), rank=4, scale=2.0)
-    chosen = TrainSettings(comparisons=1, max_tokens=64, max_pixels=308 * 308, micro_batch=4, rank=4)
-    eight, more = (measured_update(vlm, replace(chosen, group=group)) for group in (8, 32))
-    assert more == pytest.approx(eight, rel=0.05)
-    assert measured_update(vlm, replace(chosen, group=32, micro_batch=16)) > 1.5 * eight
-
-    for model in CHECKPOINTS:
-        for common in (chosen, replace(chosen, recompute=False), replace(chosen, comparisons=8, max_tokens=256)):
-            plans = [training_plan(model, replace(common, group=group), IMAGES) for group in (8, 32)]
-            assert of_the_update(plans[0]) == of_the_update(plans[1])
-            wider = training_plan(model, replace(common, group=32, micro_batch=16), IMAGES)
-            assert wider.phases["update"] > plans[1].phases["update"]
+@pytest.mark.parametrize("case", PIXELS)
+def test_pixels_are_those_of_the_processor(case: str, tmp_path: Path) -> None:
+    first, second, pixels = PIXELS[case]
+    copy = shutil.copytree(GOLDEN / "qwen2_vl", tmp_path / "model")
+    for name, content in (("preprocessor_config.json", first), ("processor_config.json", second)):
+        (copy / name).unlink(missing_ok=True)
+        if content is not None:
+            (copy / name).write_text(json.dumps(content))
+    assert Checkpoint(copy).max_pixels == pixels
+    if pixels is not None:
+        assert load_vlm(copy, 1 << 30).features.max_pixels == pixels
 
 
 # More takes more
 
 
 @st.composite
-def training(draw: st.DrawFn) -> TrainSettings:
+def trainings(draw: st.DrawFn) -> TrainSettings:
     return TrainSettings(
         comparisons=draw(st.integers(1, 12)),
         group=draw(st.integers(2, 40)),
@@ -172,14 +119,12 @@ def training(draw: st.DrawFn) -> TrainSettings:
         micro_batch=draw(st.integers(1, 70)),
         rank=draw(st.integers(1, 64)),
         recompute=draw(st.booleans()),
-        think=draw(st.booleans()),
-        kl=draw(st.sampled_from([0.0, 0.1])),
         held_out=draw(st.sampled_from([0.0, 0.1])),
     )
 
 
 @st.composite
-def judging(draw: st.DrawFn) -> JudgeSettings:
+def judgings(draw: st.DrawFn) -> JudgeSettings:
     return JudgeSettings(
         think=draw(st.booleans()),
         samples=draw(st.integers(1, 8)),
@@ -189,130 +134,163 @@ def judging(draw: st.DrawFn) -> JudgeSettings:
     )
 
 
-def raised(chosen: Any, names: tuple[str, ...], more: float) -> Iterator[tuple[str, Any]]:
-    """Settings with one of them raised, each in turn."""
-    for name in names:
-        value = getattr(chosen, name)
-        yield name, replace(chosen, **{name: value + max(1, int(value * more))})
+def raised(chosen: Any, name: str, more: float) -> Any:
+    value = getattr(chosen, name)
+    return replace(chosen, **{name: value + max(1, int(value * more))})
 
 
-MODEL = st.sampled_from(CHECKPOINTS)
 MORE = st.sampled_from([0.0, 0.3, 1.0])
 
 
 @settings(deadline=None, derandomize=True)
-@given(MODEL, training(), MORE)
-def test_more_of_a_training_run_never_takes_less(model: ModelSize, chosen: TrainSettings, more: float) -> None:
-    plan = training_plan(model, chosen, IMAGES)
-    for name, other in raised(chosen, ("comparisons", "max_tokens", "rows", "micro_batch", "rank"), more):
-        assert training_plan(model, other, IMAGES).peak >= plan.peak, name
-    assert training_plan(model, chosen, 2 * IMAGES).peak >= plan.peak
-    # Larger images: all but the rollout, where a longer prompt is shared by more completions instead of copied.
-    ((_, larger),) = raised(chosen, ("max_pixels",), more)
-    wider = training_plan(model, larger, IMAGES)
-    assert wider.resident >= plan.resident
-    assert all(wider.phases[name] >= plan.phases[name] for name in plan.phases if name != "rollout")
-    # A group: those of a batch are fewer where each is larger, so one alone.
+@given(st.sampled_from(MODELS), trainings(), st.booleans(), MORE)
+def test_more_training_takes_no_less(model: ModelSize, chosen: TrainSettings, writes: bool, more: float) -> None:
+    plan = training_plan(model, chosen, PREFERENCES, writes)
+    for name in ("comparisons", "max_tokens", "rows", "micro_batch", "rank"):
+        assert training_plan(model, raised(chosen, name, more), PREFERENCES, writes).peak >= plan.peak, name
+    assert training_plan(model, chosen, 2 * PREFERENCES, writes).peak >= plan.peak
+    # Groups that run together are fewer where each is larger, so a group alone.
     alone = replace(chosen, rows=1, micro_batch=1)
-    ((_, larger),) = raised(alone, ("group",), more)
-    assert training_plan(model, larger, IMAGES).peak >= training_plan(model, alone, IMAGES).peak
+    larger = training_plan(model, raised(alone, "group", more), PREFERENCES, writes)
+    assert larger.peak >= training_plan(model, alone, PREFERENCES, writes).peak
+    # The phase of an update does not grow with the group.
+    assert larger.phases["update"] == training_plan(model, alone, PREFERENCES, writes).phases["update"]
 
 
 @settings(deadline=None, derandomize=True)
-@given(MODEL, judging(), st.integers(2, 60), MORE)
-def test_more_of_a_judgement_never_takes_less(
-    model: ModelSize, chosen: JudgeSettings, images: int, more: float
-) -> None:
+@given(st.sampled_from(MODELS), judgings(), st.integers(2, 60), MORE)
+def test_more_judging_takes_no_less(model: ModelSize, chosen: JudgeSettings, images: int, more: float) -> None:
     plan = judging_plan(model, chosen, images)
-    for name, other in raised(chosen, ("max_tokens", "rows"), more):
-        assert judging_plan(model, other, images).peak >= plan.peak, name
+    for name in ("max_tokens", "rows"):
+        assert judging_plan(model, raised(chosen, name, more), images).peak >= plan.peak, name
     assert judging_plan(model, chosen, images + 1).peak >= plan.peak
-    # Larger images and more samples run fewer comparisons together, so one alone.
+    # Larger images and more samples run fewer comparisons together, so one comparison alone.
     alone = replace(chosen, rows=1, samples=1)
-    for name, other in raised(alone, ("max_pixels", "samples"), more):
-        assert judging_plan(model, other, images).peak >= judging_plan(model, alone, images).peak, name
-
-
-def test_the_vision_tower_is_planned_for_images_that_fill_a_batch_best() -> None:
-    """Three images of 511 tokens run together, two of 529: a budget of 529 must hold for smaller images, too."""
-    work = memory._Work(CHECKPOINTS[2])
-    for tokens in (1, 121, 511, 529, 1023, 1024, 2000):
-        for smaller in range(1, tokens + 1, 37):
-            together = -(-features._BATCH_TOKENS // smaller)
-            assert work.vision(tokens, 10_000) >= work.vision(smaller, together)
-
-
-def test_the_parts_of_a_plan() -> None:
-    plan = Plan(weights=100, features=20, vision=1, prefill=2, keys_values=3, logits=4, adapter=10, tree=5)
-    assert plan.resident == 135
-    assert plan.peak == 135 + 7
-    assert replace(plan, reference=8).peak == 135 + 8
-    assert replace(plan, saved=9, layer=2, head=3).peak == 135 + 12
-    assert replace(plan, vision=50).peak == 135 + 50
+    for name in ("max_pixels", "samples"):
+        assert judging_plan(model, raised(alone, name, more), images).peak >= judging_plan(model, alone, images).peak
 
 
 def test_what_is_not_used_takes_nothing() -> None:
-    model, chosen = real("7B"), TrainSettings()
-    assert training_plan(model, chosen, IMAGES).reference == 0
-    assert training_plan(model, replace(chosen, kl=0.1), IMAGES).reference > 0
-    assert training_plan(model, chosen, IMAGES).adapter == 3 * model.shapes.adapter_bytes(16)
-    assert training_plan(model, chosen, IMAGES).tree == 0
-    read, thought = (judging_plan(model, JudgeSettings(think=think), IMAGES) for think in (False, True))
-    assert (read.keys_values, read.logits) == (0, 0)
-    assert thought.keys_values > 0
-    assert read.phases["update"] == thought.phases["update"] == 0
-    # Held-out preferences are judged as `eval` judges.
-    assert training_plan(model, chosen, IMAGES).evaluation == 0
-    measured = training_plan(model, replace(chosen, held_out=0.1, held_out_limit=20), IMAGES)
-    judged = judging_plan(model, replace(chosen, held_out=0.1).judging, 40)
-    assert measured.phases["evaluation"] == judged.peak - judged.weights - judged.features
-    kept = replace(chosen, recompute=False)
-    assert training_plan(model, kept, IMAGES).peak > 3 * training_plan(model, chosen, IMAGES).peak
-    # Without thinking nothing is written: a longer limit changes nothing.
-    silent = replace(chosen, think=False)
-    assert training_plan(model, silent, IMAGES) == training_plan(model, replace(silent, max_tokens=2000), IMAGES)
-    # The processor of the checkpoint has the last word on pixels.
-    small = model._replace(max_pixels=256 * 256)
-    assert training_plan(small, chosen, IMAGES) == training_plan(model, replace(chosen, max_pixels=256 * 256), IMAGES)
+    chosen = TrainSettings()
+    silent = training_plan(SEVEN, replace(chosen, think=False), PREFERENCES, writes=False)
+    assert silent == training_plan(SEVEN, replace(chosen, think=False, max_tokens=2000), PREFERENCES, writes=False)
+    assert silent.phases["rollout"] == 0
+    assert judging_plan(SEVEN, JudgeSettings(think=False), 9).phases["rollout"] == 0
+    assert "evaluation" not in silent.phases
+    kept = training_plan(SEVEN, replace(chosen, recompute=False), PREFERENCES)
+    assert kept.peak > 3 * training_plan(SEVEN, chosen, PREFERENCES).peak
+    assert training_plan(SEVEN, replace(chosen, steps=1), 1000) == training_plan(SEVEN, chosen, chosen.comparisons)
+    small = replace(SEVEN, max_pixels=256 * 256)
+    assert training_plan(small, chosen, 9) == training_plan(SEVEN, replace(chosen, max_pixels=256 * 256), 9)
 
 
-# The table
+@pytest.mark.parametrize("rows", [1, 2, 4, 5, 32, 64, 65, 100, 1000, 8192, 20000])
+def test_pieces_keep_a_device_busy_but_not_for_long(rows: int) -> None:
+    columns = bounds.piece_columns(rows)
+    assert rows * columns <= max(bounds.MAX_TOKENS, rows)
+    assert rows * columns >= bounds.TARGET_TOKENS / 2
+    assert columns >= bounds.MIN_COLUMNS or rows > 64
 
 
-def test_the_table_of_what_fits() -> None:
-    result = CliRunner().invoke(main, [], catch_exceptions=False)
-    assert result.exit_code == 0
-    *table, last = result.stdout.rstrip("\n").split("\n")
-    rows = json.loads(last)["table"]
-    assert len(rows) == 30
-    assert len({(row["mac_gib"], row["judge"], row["bits"]) for row in rows}) == 30
-    assert sum("32B" in line for line in table) == 10
-    for row in rows:
-        fits = row["peak_bytes"] <= row["working_set_bytes"]
-        assert row["working_set_bytes"] < row["mac_gib"] << 30
-        assert row["weights_bytes"] < row["peak_bytes"]
-        # What one setting can be raised to is at least its default where the defaults fit.
-        assert not fits or (row["group"] >= 8 and row["max_pixels"] >= 512**2 and row["max_tokens"] >= 256)
-        for name in LADDERS:
-            assert row[name] is None or row[name] in LADDERS[name]
-            chosen = replace(TrainSettings(), micro_batch=1, **({name: row[name]} if row[name] else {}))
-            peak = training_plan(real(row["judge"], row["bits"]), chosen, 2000).peak
-            assert row[name] is None or peak <= row["working_set_bytes"]
-        peak = training_plan(
-            real(row["judge"], row["bits"]), replace(TrainSettings(), micro_batch=row["micro_batch"]), 2000
-        )
-        assert peak.peak == row["peak_bytes"]
-        # The micro-batch is the largest that fits.
-        if row["micro_batch"] < 16:
-            twice = replace(TrainSettings(), micro_batch=2 * row["micro_batch"])
-            assert training_plan(real(row["judge"], row["bits"]), twice, 2000).peak > row["working_set_bytes"]
-    assert any(row["peak_bytes"] <= row["working_set_bytes"] for row in rows)
-    assert any(row["peak_bytes"] > row["working_set_bytes"] for row in rows)
-    judges = {(row["judge"], row["bits"]) for row in rows}
-    for each in judges:
-        macs = [row for row in rows if (row["judge"], row["bits"]) == each]
-        assert [row["mac_gib"] for row in macs] == [16, 32, 64, 128, 192]
-        for less, more in pairwise(macs):
-            assert more["peak_bytes"] <= more["working_set_bytes"] or less["peak_bytes"] > less["working_set_bytes"]
-            for name in ("micro_batch", *LADDERS):
-                assert (more[name] or 0) >= (less[name] or 0), name
+# Advice
+
+
+def training(chosen: TrainSettings) -> MemoryPlan:
+    return training_plan(SEVEN, chosen, 1000)
+
+
+def judging(chosen: JudgeSettings) -> MemoryPlan:
+    return judging_plan(SEVEN, chosen, 32)
+
+
+def options(line: str) -> list[list[str]]:
+    """The options that a refusal advises, as the command line takes them."""
+    return [part.split() for part in line.split(": try ")[1].split(" or ")]
+
+
+def advised(chosen: Any, flags: list[str]) -> Any:
+    """Settings with these options."""
+    pairs = re.findall(r"--([a-z-]+)(?: (\d+))?", " ".join(flags))
+    return replace(chosen, **{name.replace("-", "_"): int(value) if value else True for name, value in pairs})
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize(
+    ("plan_of", "chosen"),
+    [
+        (training, TrainSettings(group=32, max_tokens=1024, max_pixels=1344 * 1344, micro_batch=32)),
+        (training, TrainSettings(recompute=False)),
+        (judging, JudgeSettings(max_tokens=1024, max_pixels=1024 * 1024)),
+    ],
+)
+def test_advice_fits_and_nothing_in_it_is_idle(
+    plan_of: Any, chosen: Any, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    least = {"recompute": True, "micro_batch": 1, "rows": 1, "max_pixels": 128 * 128, "max_tokens": 32, "group": 2}
+    smallest = replace(chosen, **{field.name: least[field.name] for field in fields(chosen) if field.name in least})
+    low, high = plan_of(smallest).peak, plan_of(chosen).peak
+    working_set = int(low + share * (high - low))
+    monkeypatch.setattr(memory, "device_working_set", lambda: working_set)
+    with pytest.raises(ConfigError) as caught:
+        require_fit(plan_of, chosen, "this")
+    assert f"this needs about {format_bytes(high)}, this device recommends at most" in str(caught.value)
+    for flags in options(str(caught.value)):
+        assert plan_of(advised(chosen, flags)).peak <= working_set
+        for left_out in re.findall(r"--[a-z-]+(?: \d+)?", " ".join(flags)):
+            fewer = " ".join(flags).replace(left_out, "").split()
+            assert plan_of(advised(chosen, fewer)).peak > working_set
+
+
+def test_where_nothing_fits_the_weights_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "device_working_set", lambda: 5 * GB)
+    with pytest.raises(ConfigError, match=r"no settings make it fit: its weights take 5\.6 GB; take a smaller model"):
+        require_fit(training, TrainSettings(), "training")
+
+
+# The commands
+
+
+def invoke(*arguments: str | Path) -> Result:
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[Path]:
+    paths = [tmp_path / f"{number}.png" for number in range(2)]
+    for number, path in enumerate(paths):
+        picture(number).save(path)
+    return paths
+
+
+def test_training_that_does_not_fit_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = TrainSettings(steps=1, comparisons=4, max_tokens=64)
+    plan = training_plan(model_size(Checkpoint(JUDGE)), chosen, 8)
+    monkeypatch.setattr(memory, "device_working_set", lambda: (plan.weights + plan.peak) // 2)
+    command = ("train", "--data", "demo", "--model", "demo", "--limit", "8", "--steps", "1", "--comparisons", "4")
+    command = (*command, "--max-tokens", "64")
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "load_vlm", None)  # nothing may be loaded
+        refused = invoke(*command, "--output", tmp_path / "folder" / "run")
+    assert refused.exit_code == 1
+    assert list(tmp_path.iterdir()) == []
+    begun = invoke(*command, *options(refused.stderr)[0], "--output", tmp_path / "run")
+    assert begun.exit_code == 0, begun.output
+    assert "of memory at the peak" in begun.stderr
+
+
+@pytest.mark.parametrize("command", ["compare", "rank"])
+def test_judging_that_does_not_fit_is_refused(
+    command: str, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = judging_plan(model_size(Checkpoint(JUDGE)), JudgeSettings(), 2)
+    monkeypatch.setattr(memory, "device_working_set", lambda: plan.weights + 9 * (plan.peak - plan.weights) // 10)
+    arguments = (command, *pictures, "--prompt", "a hat", "--model", "demo")
+    with monkeypatch.context() as patched:
+        patched.setattr(loading, "load_vlm", None)
+        refused = invoke(*arguments)
+    assert refused.exit_code == 1
+    assert f"judging needs about {format_bytes(plan.peak)}, this device" in refused.stderr
+    for flags in options(refused.stderr):
+        assert invoke(*arguments, *flags, "--json").exit_code == 0

@@ -7,6 +7,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlxpref.checkpoints import bounds
 from mlxpref.engine import image_features as module
 from mlxpref.engine.image_features import FeatureStore
 from mlxpref.engine.vlm import VLM
@@ -47,7 +48,7 @@ def test_images_of_one_size_are_one_run_of_the_tower(tiny_vlm: VLM, monkeypatch:
     one = store.get(images[0]).tokens
     fresh(tiny_vlm).get_all([*images, picture(5, (448, 224))])
     assert sizes == [(1, one), (5, one), (1, 2 * one)]
-    monkeypatch.setattr(module, "_BATCH_TOKENS", 2 * one)
+    monkeypatch.setattr(bounds, "VISION_TOKENS", 2 * one)
     fresh(tiny_vlm).get_all(images)
     assert sizes[3:] == [(2, one), (2, one), (1, one)]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from mlxpref.engine import decoder as trunk
+from mlxpref.checkpoints import bounds
 from mlxpref.engine import logprobs as scoring
 from mlxpref.engine.logprobs import Completions, completion_logprobs, prefill
 from mlxpref.engine.lora import adapter_off, adapter_weights, attach_lora, linear_layers
@@ -87,7 +87,7 @@ def test_the_shared_prompt_changes_neither_values_nor_gradients(trained: VLM) ->
 @pytest.mark.parametrize("gradient", [False, True])
 def test_the_logits_of_all_positions_never_exist_at_once(gradient: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     vocabulary, chunk = 4096, 128
-    monkeypatch.setattr(scoring, "_HEAD_VALUES", vocabulary * chunk)
+    monkeypatch.setattr(bounds, "HEAD_LOGITS", vocabulary * chunk)
     weight = mx.random.normal((vocabulary, 32))
     model = SimpleNamespace(embed_tokens=SimpleNamespace(weight=weight))
     vlm: Any = SimpleNamespace(head=lambda states: states @ weight.T, language=SimpleNamespace(model=model))
@@ -108,7 +108,7 @@ def test_the_logits_of_all_positions_never_exist_at_once(gradient: bool, monkeyp
 
 
 def test_a_chunk_after_an_impossible_token_is_not_spoilt(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "_HEAD_VALUES", 8 * 4)
+    monkeypatch.setattr(bounds, "HEAD_LOGITS", 8 * 4)
     weight = mx.concatenate([mx.array([-mx.inf]), mx.zeros(7)])
     model = SimpleNamespace(embed_tokens=SimpleNamespace(weight=mx.zeros((8, 2))))
     vlm: Any = SimpleNamespace(
@@ -121,15 +121,15 @@ def test_a_chunk_after_an_impossible_token_is_not_spoilt(monkeypatch: pytest.Mon
 
 
 def test_a_long_block_may_run_in_pieces(trained: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trunk, "_TOGETHER", 7)
-    monkeypatch.setattr(trunk, "_LEAST", 7)
+    monkeypatch.setattr(bounds, "TARGET_TOKENS", 7)
+    monkeypatch.setattr(bounds, "MIN_COLUMNS", 7)
     prompts, _ = material(trained)
     assert min(map(len, prompts)) > 3 * 7
     test_the_shared_prompt_changes_neither_values_nor_gradients(trained)
 
 
 def test_recomputing_changes_nothing_and_takes_less_memory(trained: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "_HEAD_VALUES", 1 << 16)
+    monkeypatch.setattr(bounds, "HEAD_LOGITS", 1 << 16)
     trained.language.model.layers *= 4  # the checkpoint has too few for one layer to be little of the whole
     prompts, _ = material(trained)
     rows = np.random.default_rng(0).integers(5, 200, (3 * 16, 40)).tolist()

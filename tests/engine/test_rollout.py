@@ -6,8 +6,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlxpref.checkpoints import bounds
 from mlxpref.engine.kv_cache import BranchedKVCache
-from mlxpref.engine.rollout import Rollout, Sampling, copies_of, roll_out
+from mlxpref.engine.rollout import Rollout, Sampling, roll_out
 from mlxpref.engine.template import Form
 from mlxpref.engine.vlm import VLM, ComparisonInput
 from tests.conftest import continued, picture
@@ -64,7 +65,7 @@ def test_completions_that_end_at_different_times_leave_the_others_as_they_are(
 ) -> None:
     """Finished branches and rows are dropped, and what nobody sees any more is forgotten."""
     monkeypatch.setattr(tiny_vlm, "ends", frozenset(range(0, 350, 12)))
-    monkeypatch.setattr("mlxpref.engine.rollout.copies_of", lambda *_: 1)
+    monkeypatch.setattr("mlxpref.checkpoints.bounds.prompt_copies", lambda *_: 1)
     dropped = {"take": 0, "forget": 0}
     for name in dropped:
         original = getattr(BranchedKVCache, name)
@@ -83,7 +84,7 @@ def test_completions_that_end_at_different_times_leave_the_others_as_they_are(
     assert min(dropped.values()) > 0, dropped
     monkeypatch.undo()
     monkeypatch.setattr(tiny_vlm, "ends", frozenset(range(0, 350, 12)))
-    assert copies_of(min(map(len, prompts)), 60, 16) > 1
+    assert bounds.prompt_copies(min(map(len, prompts)), 60, 16) > 1
     for key, (prompt, group) in enumerate(zip(prompts, together, strict=True)):
         alone = roll_out(tiny_vlm, [prompt], sampling, [KEYS[key]], rows=1)[0]
         assert all(same(a, b) for a, b in zip(alone, group, strict=True))
