@@ -1,16 +1,17 @@
-"""Several processes that do one work, on one machine or many: who this one is, and what they tell each other.
+"""Several processes that share one piece of work, on one machine or on many, started by `mlx.launch`.
 
-Nothing else knows `mx.distributed`. All processes run the same program on the same data; each does its share, and what
-they exchange makes every one of them know the whole. With one process nothing is sent, and what would come back is what
-was given. Every exchange has to be made by all processes, in the same order.
+All processes run the same program on the same data. Each does its shard, and the exchanges here give every process the
+whole result. Every process has to make every exchange, in the same order. With one process, nothing is sent and the
+exchanges return what they were given. No other module uses `mx.distributed`.
+
+Where a process ends with an error or is killed, `mlx.launch` ends the others.
 """
 
 import json
 import math
 import os
-import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,130 +21,119 @@ from mlx.utils import tree_flatten, tree_unflatten
 from numpy.typing import NDArray
 
 from mlxpref.errors import MlxprefError
-from mlxpref.heartbeat import Ending, Heartbeat, meet
 
-__all__ = ["SINGLE_PROCESS", "ProcessGroup", "join"]
+__all__ = ["SINGLE_PROCESS", "ProcessGroup", "process_group"]
 
-_PATIENCE = 5.0
-"""Seconds to wait for word of why an exchange failed."""
+_RANK_VARIABLES = ("MLX_RANK", "OMPI_COMM_WORLD_RANK")
+"""What mlx.launch sets, the second by way of mpirun."""
 
 
 class ProcessGroup:
-    """This process among `size` of them; `rank` 0 writes files and speaks.
+    """This process among `size` processes. The one with `rank` 0 is the main process: it writes files and prints.
 
-    `sent_bytes` counts what this process sends to the next one in the ring, `waited` the seconds that exchanges took,
-    waiting for others included.
+    `sent_bytes` counts what this process has sent to the next one in the ring, `wait_seconds` the seconds that its
+    exchanges took, including the wait for others.
     """
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
         self.rank, self.size = rank, size
         self.sent_bytes = 0
-        self.waited = 0.0
-        self.heartbeat: Heartbeat | None = None
-        self._exchanges = 0
+        self.wait_seconds = 0.0
 
     @property
-    def leads(self) -> bool:
-        """Whether this is the process that writes and speaks."""
+    def is_main(self) -> bool:
+        """Whether this is the process that writes files and prints."""
         return self.rank == 0
 
-    def share(self, count: int) -> range:
-        """The numbers of the things, of so many, that are this process's to do: shares in a row, alike to one thing."""
+    def shard(self, count: int) -> range:
+        """The indices, of `count` things, that this process works on: consecutive, and equally many up to one."""
         return range(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
-    def summed(self, tree: Any) -> Any:
-        """The sum of all processes' trees of arrays, which have the same shapes; in one exchange, in float32."""
+    def all_sum(self, tree: Any) -> Any:
+        """The sum of a tree of arrays over all processes, added in float32; MlxprefError where a process is gone.
+
+        The trees have the same shapes everywhere. All arrays travel in one exchange.
+        """
         if self.size == 1:
             return tree
         names, arrays = zip(*tree_flatten(tree), strict=True)
-        flat = mx.concatenate([array.reshape(-1).astype(mx.float32) for array in arrays])
-        mx.eval(flat)  # an exchange that waits for nothing but the others
-        self.sent_bytes += 2 * flat.nbytes * (self.size - 1) // self.size
-        total = self._exchanged(lambda: mx.distributed.all_sum(flat))
-        ends = np.cumsum([array.size for array in arrays])[:-1].tolist()
-        parts = zip(names, arrays, mx.split(total, ends), strict=True)
-        return tree_unflatten([(name, part.reshape(array.shape).astype(array.dtype)) for name, array, part in parts])
+        flat = mx.concatenate([array.reshape(-1).astype(mx.float32) for array in arrays])  # (numbers of all arrays,)
+        total = self._sum(flat)
+        parts = mx.split(total, _ends([array.size for array in arrays]))
+        named = zip(names, arrays, parts, strict=True)
+        return tree_unflatten([(name, part.reshape(array.shape).astype(array.dtype)) for name, array, part in named])
 
-    def gathered(self, value: Any) -> list[Any]:
-        """What each process gives, by rank; anything that JSON holds, numbers to the last bit."""
+    def all_sum_numbers(self, *numbers: float) -> list[float]:
+        """The sum of each number over all processes; every process gets the same bits."""
+        if self.size == 1:
+            return list(numbers)
+        return [math.fsum(column) for column in zip(*self.all_gather(numbers), strict=True)]
+
+    def all_gather(self, value: Any) -> list[Any]:
+        """The value of every process, by rank: anything that JSON holds, floats to the last bit."""
         if self.size == 1:
             return [value]
-        told = np.frombuffer(json.dumps(value).encode(), np.uint8)
-        lengths = self._gathered(np.array([len(told)], np.uint32))[:, 0].tolist()
-        rows = self._gathered(np.pad(told, (0, max(lengths) - len(told))))
+        text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+        lengths = self._gather_rows(np.array([len(text)], np.uint32))[:, 0].tolist()
+        rows = self._gather_rows(np.pad(text, (0, max(lengths) - len(text))))
         return [json.loads(row[:length].tobytes()) for row, length in zip(rows, lengths, strict=True)]
 
-    def totals(self, *values: float) -> list[float]:
-        """The sums of numbers over all processes, the same in all of them."""
-        return [math.fsum(each) if self.size > 1 else each[0] for each in zip(*self.gathered(values), strict=True)]
+    def broadcast(self, value: Any) -> Any:
+        """The main process's value, in every process."""
+        return self.all_gather(value if self.is_main else None)[0]
 
-    def agreed(self, value: Any) -> Any:
-        """What process 0 gives, for all."""
-        return self.gathered(value if self.leads else None)[0]
-
-    def agreed_arrays(self, arrays: Mapping[str, mx.array]) -> dict[str, mx.array]:
-        """The arrays that process 0 gives, for all, to the last bit."""
+    def broadcast_arrays(self, arrays: Mapping[str, mx.array]) -> dict[str, mx.array]:
+        """The main process's arrays, to the last bit, in every process; what the others pass is ignored."""
         if self.size == 1:
             return dict(arrays)
-        told = [(name, array.shape, array.dtype.size, array.size) for name, array in arrays.items()]
-        kinds = [str(array.dtype).rpartition(".")[2] for array in arrays.values()]
-        told, kinds = self.agreed([told, kinds])
-        sizes = [width * count for _, _, width, count in told]
-        flat = mx.zeros(sum(sizes), mx.uint8)
-        if self.leads:
+        described = [
+            [name, array.shape, str(array.dtype).rpartition(".")[2], array.nbytes] for name, array in arrays.items()
+        ]
+        described = self.broadcast(described)
+        sizes = [nbytes for *_, nbytes in described]
+        flat = mx.zeros(sum(sizes), mx.uint8)  # the others add zeros to the main process's bytes
+        if self.is_main:
             flat = mx.concatenate([mx.view(array.reshape(-1), mx.uint8) for array in arrays.values()])
-        mx.eval(flat)
-        self.sent_bytes += 2 * flat.nbytes * (self.size - 1) // self.size
-        parts = mx.split(self._exchanged(lambda: mx.distributed.all_sum(flat)), np.cumsum(sizes)[:-1].tolist())
-        named = zip(told, kinds, parts, strict=True)
-        return {name: mx.view(part, getattr(mx, kind)).reshape(shape) for (name, shape, _, _), kind, part in named}
+        total = self._sum(flat)
+        named = zip(described, mx.split(total, _ends(sizes)), strict=True)
+        return {name: mx.view(part, getattr(mx, kind)).reshape(shape) for (name, shape, kind, _), part in named}
 
     def check_same(self, values: Mapping[str, str]) -> None:
-        """MlxprefError where a process has another value than process 0; the name of a value says what it is."""
-        first, *others = self.gathered(dict(values))
+        """MlxprefError where a process has another value than the main process; each value's name is for a person."""
+        main, *others = self.all_gather(dict(values))
         for rank, other in enumerate(others, start=1):
-            for what in values:
-                if other[what] != first[what]:
+            for name in values:
+                if other[name] != main[name]:
                     raise MlxprefError(
-                        f"{what}: process {rank} of {self.size} has {other[what]}, process 0 {first[what]}; "
-                        "let them have the same"
+                        f"{name}: process {rank} of {self.size} has {other[name]}, process 0 has {main[name]}; "
+                        "give all processes the same"
                     )
 
-    def leave(self, ending: Ending, why: str = "") -> None:
-        """Tell the others how the work ended here."""
-        if self.heartbeat:
-            self.heartbeat.leave(ending, why)
-            self.heartbeat = None
+    def _sum(self, flat: mx.array) -> mx.array:
+        """The sum of one array over all processes; in a ring, all but one part of it is sent twice."""
+        sent_bytes = 2 * flat.nbytes * (self.size - 1) // self.size
+        return self._exchange(mx.distributed.all_sum, flat, sent_bytes)
 
-    def ending(self) -> None:
-        """The work ends here by itself, and no word from others is to interrupt how it does."""
-        if self.heartbeat:
-            self.heartbeat.ending()
+    def _gather_rows(self, row: NDArray[Any]) -> NDArray[Any]:
+        """The rows of all processes, which have one length: (length,) -> (processes, length)."""
+        flat = mx.array(row[None])
+        return np.array(self._exchange(mx.distributed.all_gather, flat, flat.nbytes * (self.size - 1)))
 
-    def _gathered(self, row: NDArray[Any]) -> NDArray[Any]:
-        """The rows of all processes, by rank; they have one length."""
-        sent = mx.array(row[None])
-        mx.eval(sent)
-        self.sent_bytes += sent.nbytes * (self.size - 1)
-        return np.array(self._exchanged(lambda: mx.distributed.all_gather(sent)))
-
-    def _exchanged(self, begin: Callable[[], mx.array]) -> mx.array:
-        """What an exchange gives, once it is there."""
+    def _exchange(self, exchange: Callable[[mx.array], mx.array], sent: mx.array, sent_bytes: int) -> mx.array:
+        """The result of an exchange of `sent`, once it is there; MlxprefError where a process is gone."""
+        mx.eval(sent)  # so that the time below is that of the exchange alone
+        self.sent_bytes += sent_bytes
         started = time.perf_counter()
-        self._exchanges += 1
-        if self.heartbeat:
-            self.heartbeat.exchange = self._exchanges
         try:
-            result = begin()
+            result = exchange(sent)
             mx.eval(result)
         except RuntimeError as error:
-            if self.heartbeat:
-                self.heartbeat.wait_for_word(_PATIENCE)
-            raise MlxprefError(f"process {self.rank} of {self.size} has lost the others ({error})") from error
+            raise MlxprefError(
+                f"process {self.rank} of {self.size} has lost another process, whose own error says why ({error}); "
+                "start again, a training with --resume"
+            ) from error
         finally:
-            if self.heartbeat:
-                self.heartbeat.exchange = None
-            self.waited += time.perf_counter() - started
+            self.wait_seconds += time.perf_counter() - started
         return result
 
 
@@ -151,23 +141,23 @@ SINGLE_PROCESS = ProcessGroup()
 """The only process."""
 
 
-def join() -> ProcessGroup:
-    """Meet the other processes of a launcher."""
+def process_group() -> ProcessGroup:
+    """The processes that `mlx.launch` started with this one, connected; MlxprefError where they do not connect.
+
+    Without a launcher this is SINGLE_PROCESS.
+    """
+    if not any(name in os.environ for name in _RANK_VARIABLES):
+        return SINGLE_PROCESS
+    hosts = os.environ.get("MLX_HOSTFILE")
+    if hosts and not Path(hosts).read_text(encoding="utf-8").strip():  # `mlx.launch -n 1` writes an empty file
+        return SINGLE_PROCESS
     try:
         group = mx.distributed.init(strict=True)
     except (RuntimeError, ValueError) as error:
-        raise MlxprefError(f"the processes of mlx.launch cannot meet: {error}; look at its hostfile") from error
-    machines = ProcessGroup(group.rank(), group.size())
-    if machines.size > 1:
-        machines.heartbeat = meet(machines.rank, machines.size, _address(), machines.agreed)
-    return machines
+        raise MlxprefError(f"the processes of mlx.launch cannot connect: {error}; look at its hostfile") from error
+    return ProcessGroup(group.rank(), group.size())
 
 
-def _address() -> str:
-    """Where the others reach process 0, as the launcher said it."""
-    if hosts := os.environ.get("MLX_HOSTFILE"):
-        first = json.loads(Path(hosts).read_text(encoding="utf-8"))[0]
-        return str(first[0] if isinstance(first, list) else first).rpartition(":")[0].strip("[]")
-    if coordinator := os.environ.get("MLX_JACCL_COORDINATOR"):
-        return coordinator.rpartition(":")[0].strip("[]")
-    return os.environ.get("NCCL_HOST_IP") or socket.gethostname()
+def _ends(sizes: Sequence[int]) -> list[int]:
+    """Where parts of these sizes end in the array that holds them one after the other, but for the last one."""
+    return [int(end) for end in np.cumsum(sizes)[:-1]]

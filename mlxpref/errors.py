@@ -4,7 +4,7 @@ __all__ = ["ConfigError", "DataError", "MlxprefError", "ModelError"]
 
 
 class MlxprefError(Exception):
-    """The base of every error that mlxpref raises on purpose; itself where one of several processes has failed."""
+    """The base of every error that mlxpref raises on purpose; raised itself where another process has failed."""
 
 
 class ConfigError(MlxprefError):

@@ -1,126 +1,131 @@
-"""What the tests of several processes run in each of them: `python -m tests.distributed_worker JOBS.json`."""
+"""What each of several processes does in tests: `python tests/distributed_worker.py JOBS.json`."""
 
 import json
+import os
 import sys
 from contextlib import redirect_stdout
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import mlxpref  # isort: skip  opens the fast BLAS before anything imports MLX
 
 import mlx.core as mx
+import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten
 
 from mlxpref.cli import main
-from mlxpref.company import here, process_group
 from mlxpref.config import TrainSettings, settings_from
 from mlxpref.demo.preferences import demo_preferences
-from mlxpref.distributed import ProcessGroup
+from mlxpref.distributed import ProcessGroup, process_group
 from mlxpref.engine.lora import adapter_weights
-from mlxpref.training.policy_update import update_policy
-from mlxpref.training.rollouts import sample_step
 from mlxpref.training.run import resume_run, start_run
-from mlxpref.training.sampler import ComparisonSampler
-from mlxpref.training.stopwatch import Stopwatch
 from mlxpref.training.trainer import Trainer
 
 DEMO: dict[str, Any] = {"data": "demo", "model": "demo", "limit": 24, "max_tokens": 16, "group": 3, "comparisons": 4}
 
 
-class Recorder:
-    """In the optimizer's place: keeps the gradient."""
+class Recorder(optim.SGD):
+    """An optimizer that keeps the gradient and changes nothing."""
 
-    state: dict[str, Any] = {}  # noqa: RUF012
+    def __init__(self) -> None:
+        super().__init__(learning_rate=0.0)
 
-    def update(self, model: Any, gradient: Any) -> None:
-        """Take a gradient."""
-        self.gradient: dict[str, mx.array] = dict(tree_flatten(gradient))
+    def update(self, model: Any, gradients: Any) -> None:
+        """Keep the gradient of the last update."""
+        self.gradient: dict[str, mx.array] = dict(tree_flatten(gradients))
 
 
-def gradients(machines: ProcessGroup, changes: dict[str, Any]) -> dict[str, np.ndarray]:
-    """The gradient of a step with rollouts that are the same for any number of processes, and what it reports."""
+def gradients(processes: ProcessGroup, out: str, changes: dict[str, Any]) -> None:
+    """Save the gradient of the first step, and what its report says."""
     settings = settings_from(TrainSettings, DEMO | {"max_grad_norm": 1e9} | changes)
-    trainer = Trainer(mlxpref.load("demo", max_pixels=settings.max_pixels).vlm, demo_preferences("train", 24), settings)
-    mx.random.seed(1)  # else the half of a fresh adapter that is zero would hide most of the gradient
-    shift = {name: mx.random.normal(w.shape) * 0.05 for name, w in sorted(adapter_weights(trainer.vlm.model).items())}
-    trainer.vlm.model.load_weights(list(shift.items()), strict=False)
-    groups, _ = sample_step(trainer.vlm, ComparisonSampler(trainer.preferences, settings), 1, settings, {})
-    mine = machines.share(len(groups))
-    part = replace(groups, prompts=[prompt if i in mine else None for i, prompt in enumerate(groups.prompts)])
-    recorder = Recorder()
-    learned = update_policy(trainer.vlm, recorder, part, settings, Stopwatch(), machines)  # type: ignore[arg-type]
-    found = {name: np.array(value) for name, value in recorder.gradient.items()}
-    said = [learned.loss, learned.grad_norm, learned.kl, learned.clip_fraction, learned.mismatch]
-    return found | {"learned": np.array(said), "texts": np.array([r.verdict.text for g in groups.rollouts for r in g])}
+    vlm = mlxpref.load("demo", max_pixels=settings.max_pixels).vlm
+    trainer = Trainer(vlm, demo_preferences("train", 24), settings, {}, processes)
+    rng = np.random.default_rng(1)  # half of a fresh adapter is zero, which would hide most of the gradient
+    weights = sorted(adapter_weights(vlm.model).items())
+    shifted = [(name, mx.array(rng.normal(0, 0.05, weight.shape), weight.dtype)) for name, weight in weights]
+    vlm.model.load_weights(shifted, strict=False)
+    trainer.optimizer = recorder = Recorder()
+    report = next(trainer.steps())
+    measured = [report.loss, report.grad_norm, report.kl, report.clip_fraction, report.mismatch]
+    if processes.is_main:
+        arrays = {name: np.array(value) for name, value in recorder.gradient.items()}
+        np.savez(out, measured=np.array(measured), texts=np.array([r.text for r in report.rollouts]), **arrays)
 
 
-def trained(folder: str, settings: dict[str, Any], until: int = 0, resume: bool = False) -> None:
+def train(processes: ProcessGroup, folder: str, settings: dict[str, Any], until: int = 0, resume: bool = False) -> None:
     """A run, or a part of it."""
     if resume:
-        run = resume_run(Path(folder), {})
+        run = resume_run(Path(folder), {}, processes=processes)
     else:
-        run = start_run(settings_from(TrainSettings, DEMO | settings), Path(folder))
+        run = start_run(settings_from(TrainSettings, DEMO | settings), Path(folder), processes=processes)
     assert run
     for report in run.reports():
         if report.step == until:
             break
 
 
-def drifted(by: float) -> list[str]:
-    """What becomes of an adapter that is another one in each process, by a little or by much."""
-    machines = here()
-    settings = settings_from(TrainSettings, DEMO | {"think": False})
-    trainer = Trainer(mlxpref.load("demo").vlm, demo_preferences("train", 8), settings, {}, machines)
-    moved = {name: w + machines.rank * by for name, w in adapter_weights(trainer.vlm.model).items()}
-    trainer.vlm.model.load_weights(list(moved.items()), strict=False)
+def command(processes: ProcessGroup, out: str, arguments: list[str]) -> None:
+    """A command, whose output the main process saves."""
+    with Path(out if processes.is_main else os.devnull).open("w") as file, redirect_stdout(file):
+        main.main(arguments, standalone_mode=False)
+
+
+def drift(processes: ProcessGroup, out: str, by: float) -> None:
+    """Save what becomes of adapters that differ between the processes."""
+    settings = settings_from(TrainSettings, DEMO | {"think": False, "steps": 1, "save_every": 1, "learning_rate": 1e-9})
+    vlm = mlxpref.load("demo").vlm
+    trainer = Trainer(vlm, demo_preferences("train", 8), settings, {}, processes)
+    moved = {name: w + processes.rank * by for name, w in adapter_weights(vlm.model).items()}
+    vlm.model.load_weights(list(moved.items()), strict=False)
     try:
-        trainer._keep_equal(7)
+        next(trainer.steps())
+        result = str(sum(float(w.sum()) for w in adapter_weights(vlm.model).values()))
     except mlxpref.MlxprefError as error:
-        return machines.gathered(str(error))
-    return machines.gathered(str(sum(float(w.sum()) for w in adapter_weights(trainer.vlm.model).values())))
+        result = str(error)
+    save(processes, out, processes.all_gather(result))
 
 
-def exchanged() -> Any:
-    """Every kind of exchange; what each process got."""
-    machines = here()
-    own = {"a": mx.array([1.0, 2.0]) * (machines.rank + 1), "b": {"c": mx.ones((2, 3), mx.bfloat16)}}
-    total = machines.summed(own)
+def exchange(processes: ProcessGroup, out: str) -> None:
+    """Save what each process gets from every kind of exchange."""
+    own = {"a": mx.array([1.0, 2.0]) * (processes.rank + 1), "b": {"c": mx.ones((2, 3), mx.bfloat16)}}
+    total = processes.all_sum(own)
     arrays = {"x": mx.array([1.5, float("nan")]), "n": mx.array(7, mx.uint64), "h": mx.ones((2, 2), mx.bfloat16)}
-    first = machines.agreed_arrays(arrays if machines.leads else {})
-    return machines.gathered(
-        {
-            "sum": [total["a"].tolist(), total["b"]["c"].tolist(), str(total["b"]["c"].dtype)],
-            "first": {name: [str(value), str(value.dtype)] for name, value in first.items()},
-            "gathered": machines.gathered([machines.rank, 0.1, "\ud800é", None]),
-            "totals": machines.totals(0.1, machines.rank),
-            "agreed": machines.agreed({"of": machines.rank}),
-            "sent": machines.sent_bytes > 0,
-        }
-    )
+    main_arrays = processes.broadcast_arrays(arrays if processes.is_main else {})
+    results = {
+        "sum": [total["a"].tolist(), total["b"]["c"].tolist(), str(total["b"]["c"].dtype)],
+        "arrays": {name: [str(value), str(value.dtype)] for name, value in main_arrays.items()},
+        "values": processes.all_gather([processes.rank, 0.1, "\ud800é", None]),
+        "numbers": processes.all_sum_numbers(0.1, processes.rank),
+        "main": processes.broadcast({"of": processes.rank}),
+        "sent": processes.sent_bytes > 0,
+    }
+    save(processes, out, processes.all_gather(results))
 
 
-def do(job: dict[str, Any]) -> None:
-    """One job; process 0 writes what comes of it."""
-    machines = here()
-    what, out = job.pop("do"), Path(job.pop("out", "/dev/null"))
-    if what == "gradients":
-        found = gradients(machines, job["changes"])
-        if machines.leads:
-            np.savez(out, **found)
-    elif what == "train":
-        trained(**job)
-    elif what == "command":
-        with (out if machines.leads else Path("/dev/null")).open("w") as file, redirect_stdout(file):
-            main.main(job["arguments"], standalone_mode=False)
-    else:
-        found = exchanged() if what == "exchange" else drifted(**job)
-        if machines.leads:
-            out.write_text(json.dumps(found))
+def lose(processes: ProcessGroup, out: str) -> None:
+    """Save the error of an exchange with a process that has died."""
+    if not processes.is_main:
+        os._exit(0)
+    try:
+        processes.all_gather(None)
+    except mlxpref.MlxprefError as error:
+        save(processes, out, str(error))
 
+
+def pid(processes: ProcessGroup, folder: str) -> None:
+    """Save the number of this process, for who is to kill it."""
+    (Path(folder) / f"pid.{processes.rank}").write_text(str(os.getpid()))
+
+
+def save(processes: ProcessGroup, out: str, result: Any) -> None:
+    """Write a result in the main process."""
+    if processes.is_main:
+        Path(out).write_text(json.dumps(result))
+
+
+JOBS = {job.__name__: job for job in (gradients, train, command, drift, exchange, lose, pid)}
 
 if __name__ == "__main__":
-    with process_group():
-        for each in json.loads(Path(sys.argv[1]).read_text()):
-            do(each)
+    for each in json.loads(Path(sys.argv[1]).read_text()):
+        JOBS[each.pop("do")](process_group(), **each)

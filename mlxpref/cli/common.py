@@ -1,5 +1,7 @@
 """What several commands do before their work: load the judge, look at the images, say what must be said."""
 
+import signal
+import sys
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -8,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlxpref.cli.options import chosen
-from mlxpref.company import here
 from mlxpref.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ __all__ = [
     "calibrated",
     "check_images_of",
     "check_output",
+    "exit_on_sigterm",
     "load_from_options",
     "say_what_the_demo_knows",
     "storing",
@@ -40,13 +42,14 @@ def load_from_options(
     any_base: bool = False,
 ) -> "Judge":
     """The judge that the common options name, to judge pairs of `images` images."""
+    from mlxpref.distributed import process_group
     from mlxpref.judge.loading import load_judge
 
     consent = (lambda question: True) if yes else agree
     judge = load_judge(model, adapter, chosen(settings), consent, images, any_base)
-    judge.machines = here()
-    if judge.machines.size > 1:
-        judge.machines.check_same({"fingerprint of the judge": judge.conditions().judge})
+    judge.processes = process_group()
+    if judge.processes.size > 1:
+        judge.processes.check_same({"fingerprint of the judge": judge.conditions().judge})
     return judge
 
 
@@ -66,19 +69,28 @@ def check_output(option: str, path: Path) -> None:
 
 
 @contextmanager
+def exit_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM raise SystemExit, as Ctrl-C raises KeyboardInterrupt: what is done is saved first."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
 def storing(judge: "Judge", store: Path | None, no_store: bool) -> Iterator[None]:
     """Let a judge keep and recall comparisons for a while, unless it must not."""
-    from mlxpref.judge.shared_store import BroadcastStore
-    from mlxpref.judge.store import Store, default_store_path
+    from mlxpref.judge.store import BroadcastStore, Store, default_store_path
 
     if store is not None and no_store:
         raise click.UsageError("--store and --no-store exclude each other")
     if no_store:
         yield
         return
-    machines = judge.machines
-    with Store(store or default_store_path()) if machines.leads else nullcontext() as opened:
-        judge.store = opened if machines.size == 1 else BroadcastStore(opened, machines)
+    processes = judge.processes
+    with Store(store or default_store_path()) if processes.is_main else nullcontext() as opened:
+        judge.store = opened if processes.size == 1 else BroadcastStore(opened, processes)
         try:
             yield
         finally:
@@ -130,8 +142,6 @@ def _drawn(count: int) -> Container[int]:
 
 def agree(question: str) -> bool:
     """Ask on the terminal; without one, nobody agrees."""
-    import sys
-
     return sys.stdin.isatty() and click.confirm(question, err=True)
 
 

@@ -1,16 +1,12 @@
 """The commands that turn one model into another: convert a checkpoint, export an adapter."""
 
 import re
-import signal
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlxpref.cli.common import agree
+from mlxpref.cli.common import agree, exit_on_sigterm
 from mlxpref.cli.options import json_option
 
 if TYPE_CHECKING:
@@ -99,7 +95,7 @@ def convert(
     comparisons = _comparisons(preferences)
     name, path = find_checkpoint(source, agree, revision)
     common: dict[str, Any] = {"dtype": dtype, "shard_size": shard_size, "name": name, "requantize": requantize}
-    with _ended_by_signals():
+    with exit_on_sigterm():
         if names is not None:
             rows = compare_recipes(path, wanted, output, **common, comparisons=comparisons)
             print_json(rows) if as_json else print_recipes(rows)
@@ -148,16 +144,6 @@ def _comparisons(preferences: str | None) -> "list[Comparison]":
     from mlxpref.data.load import load_preferences
 
     return comparisons_of(load_preferences(preferences, "test"))
-
-
-@contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Whoever ends the process politely leaves nothing half-made behind."""
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _print_written(written: dict[str, Any], use: str) -> None:
@@ -240,7 +226,7 @@ def export(
         raise click.UsageError("--group-size goes with --recipe")
     chosen = Recipe.named(recipe, int(group_size or 64)) if recipe else None
     name, base = find_checkpoint(model or base_name(adapter), agree)
-    with _ended_by_signals():
+    with exit_on_sigterm():
         written = export_adapter(
             adapter,
             output,

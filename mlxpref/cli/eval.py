@@ -137,7 +137,7 @@ def evaluate_command(
         judged = [*preferences, *validation]
         check_images_of(data, judged)
         judge = load_from_options(model, adapter, yes, settings, 2 * len(judged), any_base)
-        judge.machines.check_same({"fingerprint of the preferences": digest_of(judged)})
+        judge.processes.check_same({"fingerprint of the preferences": digest_of(judged)})
         calibrated(judge, calibration, calibration is None)  # else a judge is measured as it is
         say_what_the_demo_knows(judge, [image for p in judged for image in (p.a, p.b)])
         with keep_awake(), storing(judge, store, no_store):
@@ -146,7 +146,7 @@ def evaluate_command(
             )
         if judge.recalled:
             note(f"{judge.recalled} of {judge.recalled + judge.comparisons} comparisons were judged before")
-        if plot and judge.machines.leads:
+        if plot and judge.processes.is_main:
             draw_strategies(found, plot)
         if len(found.rows) > 1:
             report_strategies(found, as_json, judge.calibration.summary() if judge.calibration else None)

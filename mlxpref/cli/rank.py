@@ -140,11 +140,11 @@ def rank(
     calibrated(judge, calibration, no_calibration)
     say_what_the_demo_knows(judge, [image for group in groups for image in group.images])
     asked = [(group.prompt, [(path.name, path.stat().st_size) for path in group.images]) for group in groups]
-    judge.machines.check_same({"digest of the images": hashlib.sha256(repr(asked).encode()).hexdigest()[:16]})
+    judge.processes.check_same({"digest of the images": hashlib.sha256(repr(asked).encode()).hexdigest()[:16]})
     with keep_awake(), storing(judge, store, no_store):
         rankings = _rank_all(judge, groups, think, pairs, top, skipped)
     by = judge.calibration
-    if judge.machines.leads:
+    if judge.processes.is_main:
         outputs.write(rankings, [*notes, f"calibrated by {by}"] if by else notes)
     if as_json:
         shown = [ranking.to_json() | {"calibration": by.summary() if by else None} for ranking in rankings]

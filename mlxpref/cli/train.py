@@ -1,16 +1,13 @@
 """The commands that train judges: train, demo."""
 
 import shlex
-import signal
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlxpref.cli.common import agree, check_images_of, load_from_options
+from mlxpref.cli.common import agree, check_images_of, exit_on_sigterm, load_from_options
 from mlxpref.cli.options import chosen, json_option, settings_options
-from mlxpref.company import here
 from mlxpref.config import TrainSettings
 
 if TYPE_CHECKING:
@@ -37,18 +34,20 @@ def train(output: Path | None, config: Path | None, resume: bool, yes: bool, as_
     """
     from mlxpref.cli.output import note, print_json, print_text
     from mlxpref.config import read_settings, settings_from
+    from mlxpref.distributed import process_group
     from mlxpref.training.run import read_log, resume_run, start_run
 
     given = (read_settings(config) if config else {}) | chosen(options)
     consent = (lambda question: True) if yes else agree
+    processes = process_group()
     if resume:
-        run = resume_run(output, given, consent, check_images_of)
+        run = resume_run(output, given, consent, check_images_of, processes=processes)
     else:
         settings = settings_from(TrainSettings, given, str(config) if config else "")
-        run = start_run(settings, output, consent, check_images_of)
+        run = start_run(settings, output, consent, check_images_of, processes=processes)
     if run:
         _run_to_its_end(run)
-    if not here().leads:
+    if not processes.is_main:
         return
     folder = run.folder if run else output
     assert folder is not None
@@ -69,10 +68,8 @@ def _run_to_its_end(run: "Run") -> None:
     count = run.trainer.step_count
     done = f", {run.done} of them done" if run.done else ""
     note(f"{len(run.preferences)} preferences, {count} steps{done}, into {run.folder}")
-    if here().size == 1:  # whoever ends the process politely gets the adapter, too; in company this is so already
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        with keep_awake():
+        with exit_on_sigterm(), keep_awake():
             for _ in track_steps(watched(run.reports()), count):
                 pass
     except BaseException:

@@ -23,8 +23,7 @@ from mlxpref.judge.fingerprint import Fingerprint
 from mlxpref.judge.pair_verdict import PairVerdict
 from mlxpref.judge.rank import PairBudget, Think, rank_pairs
 from mlxpref.judge.ranking_result import Ranking
-from mlxpref.judge.shared_store import BroadcastStore
-from mlxpref.judge.store import Store
+from mlxpref.judge.store import BroadcastStore, Store
 from mlxpref.preferences import Comparison, ImageLike, Pair, shown
 from mlxpref.ranking.bradley_terry import all_pairs
 from mlxpref.ranking.temperature import TemperatureScaling
@@ -72,7 +71,7 @@ class Judge:
     With a `store`, what was said of a comparison before is recalled, and what is said now is kept, a batch at a time.
     `tokens` counts the completion tokens written so far, `comparisons` the comparisons judged, and `recalled` those
     that the store knew. With a `calibration`, soft preferences are rescaled; verdicts, and what the store keeps, are
-    as they were said. It is a ConfigError to ask for what the calibration was not made for. Of several `machines`,
+    as they were said. It is a ConfigError to ask for what the calibration was not made for. Of several `processes`,
     all of which ask for the same, each judges its share, and all are told what was said and counted.
     """
 
@@ -85,7 +84,7 @@ class Judge:
     store: Store | BroadcastStore | None = None
     recalled: int = 0
     calibration: CalibrationFile | None = None
-    machines: ProcessGroup = SINGLE_PROCESS
+    processes: ProcessGroup = SINGLE_PROCESS
 
     def compare(self, a: ImageLike, b: ImageLike, prompt: str) -> PairVerdict:
         """Judge one pair in both orders."""
@@ -111,13 +110,13 @@ class Judge:
         def compare(asked: Iterable[Pair], thinks: bool) -> Iterator[PairVerdict]:
             return self.pairs(asked, think=thinks, sitting=sitting)
 
-        found = rank_pairs(images, prompt, compare, think, pairs, top, self.settings.seed, self.machines.agreed)
+        found = rank_pairs(images, prompt, compare, think, pairs, top, self.settings.seed, self.processes.broadcast)
         runs = self.vlm.features.runs - vision_runs
         return replace(
             found,
             model=self.name,
             adapter=self.adapter,
-            vision_runs=runs if found.ending == "interrupted" else int(self.machines.totals(runs)[0]),
+            vision_runs=runs if found.ending == "interrupted" else int(self.processes.all_sum_numbers(runs)[0]),
             tokens=self.tokens - tokens,
             recalled=self.recalled - recalled,
             skipped=tuple(skipped),
@@ -171,7 +170,7 @@ class Judge:
         """
         sitting = sitting or JudgingSession(self.vlm)
         way = self._way(form, write_answer, self.settings.think if think is None else think, sitting)
-        size = max(1, self.settings.rows // way.sampling.samples) * self.machines.size
+        size = max(1, self.settings.rows // way.sampling.samples) * self.processes.size
         waiting = iter(comparisons)
         while asked := self._asked(waiting, way, size, sitting.seen):
             said = self._share([comparison for comparison, known in asked if known is None], way, sitting)
@@ -251,13 +250,13 @@ class Judge:
         self, comparisons: Sequence[Comparison], way: _Request, sitting: JudgingSession
     ) -> Iterator[tuple[Verdict, ...]]:
         """Judge comparisons, each process its share; what all have said is kept before anything of it is said."""
-        if self.machines.size == 1 or not comparisons:
+        if self.processes.size == 1 or not comparisons:
             yield from self._say(comparisons, way, sitting)
             return
-        alone = replace(self, store=None, machines=SINGLE_PROCESS, tokens=0, comparisons=0)
-        mine = [comparisons[number] for number in self.machines.share(len(comparisons))]
+        alone = replace(self, store=None, processes=SINGLE_PROCESS, tokens=0, comparisons=0)
+        mine = [comparisons[number] for number in self.processes.shard(len(comparisons))]
         own = [verdicts_to_json(verdicts) for verdicts in alone._say(mine, way, sitting)]
-        everyone = self.machines.gathered([own, alone.tokens])
+        everyone = self.processes.all_gather([own, alone.tokens])
         said = [verdicts_from_json(verdicts) for part, _ in everyone for verdicts in part]
         self.tokens += sum(tokens for _, tokens in everyone)
         self.comparisons += len(said)
@@ -302,7 +301,7 @@ class Judge:
     def _sitting(self, images: Sequence[ImageLike]) -> JudgingSession:
         """A sitting about images, encoded together unless others may know what would be asked of them, or ask it."""
         sitting = JudgingSession(self.vlm)
-        if self.store is None and self.machines.size == 1:
+        if self.store is None and self.processes.size == 1:
             self.vlm.features.get_all(images, sitting.seen)
         return sitting
 

@@ -11,11 +11,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from mlxpref.distributed import ProcessGroup
 from mlxpref.errors import DataError
 from mlxpref.files import cache_dir
 from mlxpref.verdict import Verdict, verdicts_from_json, verdicts_to_json
 
-__all__ = ["Store", "default_store_path"]
+__all__ = ["BroadcastStore", "Store", "default_store_path"]
 
 _APPLICATION = int.from_bytes(b"mlxp", "big")
 _SCHEMA = 1
@@ -123,6 +124,28 @@ class Store:
         with self._connection:
             self._connection.execute("BEGIN IMMEDIATE")
             yield
+
+
+class BroadcastStore:
+    """A store for several processes, which ask for the same keys in the same order; only the main process opens it.
+
+    So the file does not depend on how many processes there are, and no two machines have half of it each.
+    """
+
+    def __init__(self, store: Store | None, processes: ProcessGroup) -> None:
+        self._store, self._processes = store, processes
+
+    def get_many(self, keys: Sequence[bytes]) -> dict[bytes, tuple[Verdict, ...]]:
+        """The verdicts under those of the keys that the main process's store has."""
+        stored = self._store.get_many(keys) if self._store else {}
+        rows = self._processes.broadcast([verdicts_to_json(stored[key]) if key in stored else None for key in keys])
+        # By position, not by key: an image that decodes to other bits on one machine has another key there.
+        return {key: verdicts_from_json(row) for key, row in zip(keys, rows, strict=True) if row is not None}
+
+    def put_many(self, items: Mapping[bytes, Sequence[Verdict]]) -> None:
+        """Keep verdicts by key, once for all processes."""
+        if self._store:
+            self._store.put_many(items)
 
 
 def default_store_path() -> Path:

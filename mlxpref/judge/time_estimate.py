@@ -39,7 +39,7 @@ def estimate_seconds(judge: Judge, images: Sequence[ImageLike], prompt: str, bud
         a_step = max(0.0, _seconds(asked(True)) - reading) / steps
         completions = 2 * judge.settings.samples * budget.think
         expected += math.ceil(completions / judge.settings.rows) * judge.settings.max_tokens * a_step
-    return expected / judge.machines.size
+    return expected / judge.processes.size
 
 
 def _seconds(work: Callable[[], Any]) -> float:

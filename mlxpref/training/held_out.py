@@ -32,7 +32,7 @@ class HeldOut:
         vlm: VLM,
         preferences: Sequence[Preference],
         settings: TrainSettings,
-        machines: ProcessGroup = SINGLE_PROCESS,
+        processes: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         decided = [p for p in preferences if not p.is_tie]
         if settings.held_out and not decided:
@@ -42,7 +42,7 @@ class HeldOut:
         self.preferences = some_of(decided, settings.held_out_limit, settings.seed)
         self.best: dict[str, mx.array] = {}
         """The weights of the best adapter so far; none before the first measurement, or without patience."""
-        self._vlm, self._settings, self._machines = vlm, settings, machines
+        self._vlm, self._settings, self._processes = vlm, settings, processes
         self._accuracy, self._stale = -1.0, 0
 
     def is_due(self, step: int, steps: int) -> bool:
@@ -57,11 +57,11 @@ class HeldOut:
     def measure(self) -> Evaluation:
         """Judge the held-out preferences with the adapter as it is now."""
         chosen = self._settings
-        judge = Judge(self._vlm, chosen.judging, machines=self._machines)
+        judge = Judge(self._vlm, chosen.judging, processes=self._processes)
         strategy: Strategy = "soft" if form_of(chosen) == "choice" else "score"
         found = evaluate(judge, self.preferences, chosen.data, "held-out", strategy)
         # What decides when training ends must be the same number in all processes.
-        accuracy = float(self._machines.agreed(found.metrics.accuracy))
+        accuracy = float(self._processes.broadcast(found.metrics.accuracy))
         better = accuracy > self._accuracy
         self._stale = 0 if better else self._stale + 1
         if better:

@@ -53,7 +53,7 @@ def update_policy(
     groups: RolloutGroups,
     settings: TrainSettings,
     watch: Stopwatch,
-    machines: ProcessGroup = SINGLE_PROCESS,
+    processes: ProcessGroup = SINGLE_PROCESS,
 ) -> UpdateResult:
     """Update the adapter with the groups that teach something, `settings.updates_per_rollout` times.
 
@@ -76,10 +76,10 @@ def update_policy(
     for update in range(settings.updates_per_rollout):
         descent = policy_gradient(vlm, prompts, completions, targets, settings) if chosen else _nothing(vlm)
         distance, kl = _distances(descent.logprobs, targets.reference, completions, rows)
-        loss, clipped, distance, kl = machines.totals(
+        loss, clipped, distance, kl = processes.all_sum_numbers(
             float(np.array(descent.loss)), float(np.array(descent.clipped)), distance, kl
         )
-        norm = _apply(vlm, optimizer, machines.summed(descent.gradient), loss, settings.max_grad_norm)
+        norm = _apply(vlm, optimizer, processes.all_sum(descent.gradient), loss, settings.max_grad_norm)
         learned = replace(learned, clip_fraction=clipped / count)
         finite = math.isfinite(loss) and math.isfinite(norm)
         if update == 0:

@@ -59,7 +59,7 @@ def sample_step(
     step: int,
     settings: TrainSettings,
     own: Mapping[str, CustomReward],
-    machines: ProcessGroup = SINGLE_PROCESS,
+    processes: ProcessGroup = SINGLE_PROCESS,
 ) -> tuple[RolloutGroups, RolloutGroups]:
     """The groups that a step learns from, and all that were written for it.
 
@@ -67,7 +67,7 @@ def sample_step(
     none, its place stays its own. Which ones come next depends on the step alone, and their random numbers on the step,
     the place and the time, so not on what runs together.
     """
-    written = sample_groups(vlm, timetable.of_step(step), settings, own, machines)
+    written = sample_groups(vlm, timetable.of_step(step), settings, own, processes)
     places, spare = list(range(len(written))), timetable.spare(step)
     for again in range(1, settings.resample + 1):
         idle = [place for place, number in enumerate(places) if not written.earned.signal[number]]
@@ -78,7 +78,7 @@ def sample_step(
         lessons = [timetable.instead(step, place, number, again) for place, number in others]
         for number, (place, _) in enumerate(others, start=len(written)):
             places[place] = number
-        written += sample_groups(vlm, lessons, settings, own, machines)
+        written += sample_groups(vlm, lessons, settings, own, processes)
     return written.only(places), written
 
 
@@ -87,16 +87,16 @@ def sample_groups(
     lessons: Sequence[TrainingComparison],
     settings: TrainSettings,
     own: Mapping[str, CustomReward],
-    machines: ProcessGroup = SINGLE_PROCESS,
+    processes: ProcessGroup = SINGLE_PROCESS,
 ) -> RolloutGroups:
     """Let the policy write a group for each lesson, and reward what it wrote; each process does its share of them."""
-    mine = machines.share(len(lessons))
+    mine = processes.shard(len(lessons))
     written = _write(vlm, [lessons[i] for i in mine], settings, own) if mine else None
-    if machines.size == 1:
+    if processes.size == 1:
         assert written
         return written
     told = [written.earned.to_json(), [[r.to_json() for r in group] for group in written.rollouts]] if written else None
-    everyone = [part for part in machines.gathered(told) if part]
+    everyone = [part for part in processes.all_gather(told) if part]
     prompts: list[ComparisonInput | None] = [None] * len(lessons)
     prompts[mine.start : mine.stop] = written.prompts if written else []
     return RolloutGroups(

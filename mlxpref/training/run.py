@@ -16,9 +16,9 @@ from typing import Any, BinaryIO
 from mlxpref.checkpoints.checkpoint import Checkpoint as ModelCheckpoint
 from mlxpref.checkpoints.memory import model_size, require_fit, training_plan
 from mlxpref.checkpoints.resolve import find_checkpoint
-from mlxpref.company import here, process_group
 from mlxpref.config import TrainSettings, settings_from
 from mlxpref.data.load import load_preferences
+from mlxpref.distributed import SINGLE_PROCESS, ProcessGroup, process_group
 from mlxpref.engine.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, base_of, save_adapter
 from mlxpref.engine.vlm import VLM, check_folder, load_vlm
 from mlxpref.errors import ConfigError, DataError, MlxprefError, ModelError
@@ -81,7 +81,7 @@ class Run:
         Where the data ends it before its first step, nothing is left behind, so that the folder can be used again. Of
         several processes all train, and one records.
         """
-        if not self.trainer.machines.leads:
+        if not self.trainer.processes.is_main:
             for report in self.trainer.steps(self.done):
                 self.last = replace(self.last, step=report.step)
                 yield report
@@ -103,7 +103,6 @@ class Run:
                         self._save(files)
                     yield report
             except BaseException as error:
-                self.trainer.machines.ending()
                 if isinstance(error, DataError) and not self.done and "resumed" not in self.record:
                     self._clear()
                 else:
@@ -166,23 +165,23 @@ def start_run(
     agree: Callable[[str], bool] = lambda question: False,
     check: Callable[[str, Sequence[Preference]], None] = lambda data, preferences: None,
     vlm: VLM | None = None,
+    processes: ProcessGroup = SINGLE_PROCESS,
 ) -> Run:
     """Check everything, load what is needed, and write run.json; nothing is trained yet.
 
     `output` None is runs/<time>; a folder that holds a file is refused. `check` may refuse the preferences before the
     model is loaded. A `vlm` that is given is trained itself.
     """
-    machines = here()
-    folder = Path(machines.agreed(str(output or Path("runs") / time.strftime("%Y%m%d-%H%M%S"))))
-    settings = settings_from(TrainSettings, machines.agreed(asdict(settings)))
+    folder = Path(processes.broadcast(str(output or Path("runs") / time.strftime("%Y%m%d-%H%M%S"))))
+    settings = settings_from(TrainSettings, processes.broadcast(asdict(settings)))
     used = folder.exists() and (not folder.is_dir() or any(not path.is_dir() for path in folder.rglob("*")))
-    if machines.leads and used:
+    if processes.is_main and used:
         resume = ", or go on with the run in it by --resume" if (folder / RUN_RECORD).is_file() else ""
         raise ConfigError(f"{folder}: is not empty; give another --output{resume}")
     if not settings.data:
         raise ConfigError("no --data: give `demo`, a public data set, or a file or folder of preferences")
-    run = _load(settings, folder, agree, check, vlm)
-    if machines.leads:
+    run = _load(settings, folder, agree, check, vlm, processes)
+    if processes.is_main:
         folder.mkdir(parents=True, exist_ok=True)
         write_record(folder, run.record)
     return run
@@ -194,6 +193,7 @@ def resume_run(
     agree: Callable[[str], bool] = lambda question: False,
     check: Callable[[str, Sequence[Preference]], None] = lambda data, preferences: None,
     vlm: VLM | None = None,
+    processes: ProcessGroup = SINGLE_PROCESS,
 ) -> Run | None:
     """Load the run in a folder as it stood at its last checkpoint; None where it is complete.
 
@@ -205,12 +205,12 @@ def resume_run(
     """
     if folder is None:
         raise ConfigError("--resume: of which run? give its folder with --output")
-    before, settings, checkpoint = _left(folder, given)
+    before, settings, checkpoint = _left(folder, given, processes)
     if checkpoint and checkpoint.complete:
         logger.info(f"{folder}: this run is complete after {checkpoint.step} steps; nothing is left to do")
         return None
-    run = _load(settings, folder, agree, check, vlm)
-    if here().leads:  # the others are like this one
+    run = _load(settings, folder, agree, check, vlm, processes)
+    if processes.is_main:  # the others have the same data and model as this one
         check_same(folder, before, run.record)
     changed = differences(before, run.record)
     if changed:
@@ -227,7 +227,7 @@ def resume_run(
             ) from error
         for name, size in checkpoint.sizes.items():
             there = (folder / name).stat().st_size if (folder / name).is_file() else -1
-            if here().leads and there < size:
+            if processes.is_main and there < size:
                 logger.warning(
                     f"{folder / name}: lines of steps up to {checkpoint.step} are missing; it goes on without them"
                 )
@@ -246,10 +246,13 @@ def train(
     """
     named = {"data": data} | ({"model": str(model)} if model else {}) | settings
     folder = Path(output) if output else None
-    with process_group():
-        run = resume_run(folder, named) if resume else start_run(settings_from(TrainSettings, named), folder)
-        if run:
-            yield from run.reports()
+    processes = process_group()
+    if resume:
+        run = resume_run(folder, named, processes=processes)
+    else:
+        run = start_run(settings_from(TrainSettings, named), folder, processes=processes)
+    if run:
+        yield from run.reports()
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
@@ -258,20 +261,21 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     return [line for line in map(json.loads, lines) if "updated" in line]
 
 
-def _left(folder: Path, given: Mapping[str, Any]) -> tuple[dict[str, Any], TrainSettings, Checkpoint | None]:
+def _left(
+    folder: Path, given: Mapping[str, Any], processes: ProcessGroup
+) -> tuple[dict[str, Any], TrainSettings, Checkpoint | None]:
     """The record, the settings and the last checkpoint of a run, which process 0 has on its disk, for all."""
-    machines = here()
     checkpoint, numbers, told = None, None, None
-    if machines.leads:
+    if processes.is_main:
         before = read_record(folder)
         settings = settings_again(folder, before, given)
         checkpoint = read_checkpoint(folder)
         told = [before, asdict(settings)]
     if checkpoint:
         numbers = {f.name: getattr(checkpoint, f.name) for f in fields(checkpoint) if f.name != "arrays"}
-    (before, chosen), numbers = machines.agreed([told, numbers])
+    (before, chosen), numbers = processes.broadcast([told, numbers])
     if numbers is not None:
-        checkpoint = Checkpoint(arrays=machines.agreed_arrays(checkpoint.arrays if checkpoint else {}), **numbers)
+        checkpoint = Checkpoint(arrays=processes.broadcast_arrays(checkpoint.arrays if checkpoint else {}), **numbers)
     return before, settings_from(TrainSettings, chosen), checkpoint
 
 
@@ -281,6 +285,7 @@ def _load(
     agree: Callable[[str], bool],
     check: Callable[[str, Sequence[Preference]], None],
     vlm: VLM | None,
+    processes: ProcessGroup,
 ) -> Run:
     """A run that stands before its first step; its folder is not touched.
 
@@ -301,11 +306,11 @@ def _load(
             f"about {format_bytes(plan.peak)} of memory at the peak, {format_bytes(plan.weights)} of it weights"
         )
         vlm = load_vlm(checkpoint, settings.max_pixels)
-    trainer = Trainer(vlm, preferences, settings, own, here())
+    trainer = Trainer(vlm, preferences, settings, own, processes)
     start = Checkpoint(0, *trainer.state, {_LOG: 0, _ROLLOUTS: 0})
     base, used = base_of(vlm.checkpoint, settings.model), len(trainer.preferences)
-    record = record_of(settings, base, preferences, used, here().size)
-    here().check_same(
+    record = record_of(settings, base, preferences, used, processes.size)
+    processes.check_same(
         {
             **{f"version of {name}": record["versions"][name] for name in ("mlxpref", "mlx", "mlx-vlm")},
             "fingerprint of the model": base["base"]["fingerprint"],

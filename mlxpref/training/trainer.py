@@ -37,7 +37,7 @@ __all__ = ["RolloutRecord", "StepReport", "Trainer"]
 _MOST_FAILURES = 3
 """Steps in a row whose loss or gradient may be not finite before training stops."""
 _ROUNDING = 1e-3
-"""How far the lengths of the adapters of several machines may be apart between two comparisons of them."""
+"""How far the lengths of the adapters of several processes may be apart between two comparisons of them."""
 
 
 class Trainer:
@@ -46,7 +46,7 @@ class Trainer:
     Iterate over `steps()`: the adapter is on the model from the start and better after every step. `preferences` are
     those that are learned from, `held_out` measures with others. With `settings.patience`, the model has the adapter of
     the best measurement once the iteration has come to its end; until then, `adapter` has its weights. `own` are the
-    rewards that are not ours, where they are loaded already. Of several `machines`, each does its share of a step and
+    rewards that are not ours, where they are loaded already. Of several `processes`, each does its share of a step and
     makes the same update; all report the same but for times, memory and bytes.
     """
 
@@ -56,9 +56,9 @@ class Trainer:
         preferences: Sequence[Preference],
         settings: TrainSettings,
         own: Mapping[str, CustomReward] | None = None,
-        machines: ProcessGroup = SINGLE_PROCESS,
+        processes: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
-        self.vlm, self.settings, self.machines = vlm, settings, machines
+        self.vlm, self.settings, self.processes = vlm, settings, processes
         mix = reward_mix(settings.reward)
         if mix.exact and mix.own and not settings.think:
             raise ConfigError(
@@ -73,7 +73,7 @@ class Trainer:
             )
         learned_from, kept_out = held_out_split(usable, settings.held_out, settings.seed)
         self.preferences = part_of(learned_from, settings.fraction, settings.seed)
-        self.held_out = HeldOut(vlm, kept_out, settings, machines)
+        self.held_out = HeldOut(vlm, kept_out, settings, processes)
         self.step_count = settings.steps or math.ceil(len(self.preferences) / settings.comparisons)
         if adapter_weights(vlm.model):
             raise ModelError(
@@ -143,11 +143,11 @@ class Trainer:
     def _step(self, step: int) -> tuple[StepReport, bool]:
         """One step, and whether its loss and its gradient are finite."""
         mx.reset_peak_memory()
-        watch, sent, waited = Stopwatch(), self.machines.sent_bytes, self.machines.waited
-        groups, written = sample_step(self.vlm, self._timetable, step, self.settings, self._own, self.machines)
+        watch, sent, waited = Stopwatch(), self.processes.sent_bytes, self.processes.wait_seconds
+        groups, written = sample_step(self.vlm, self._timetable, step, self.settings, self._own, self.processes)
         mx.clear_cache()  # what one phase let go of is of other sizes than what the next one needs
         watch.lap("rollout")
-        learned = update_policy(self.vlm, self.optimizer, groups, self.settings, watch, self.machines)
+        learned = update_policy(self.vlm, self.optimizer, groups, self.settings, watch, self.processes)
         mx.clear_cache()
         watch.lap("update")
         measured = None
@@ -168,23 +168,23 @@ class Trainer:
             seconds_left=0.0,
             peak_bytes=int(mx.get_peak_memory()),
             held_out=measured,
-            sent_bytes=self.machines.sent_bytes - sent,
-            wait_seconds=round(self.machines.waited - waited, 4),
+            sent_bytes=self.processes.sent_bytes - sent,
+            wait_seconds=round(self.processes.wait_seconds - waited, 4),
             rollouts=rollout_records(step, groups, self.settings),
         )
         return report, learned.finite
 
     def _keep_equal(self, step: int) -> None:
-        """See that all processes have one adapter, and give them that of process 0 where machines round differently.
+        """See that all processes have one adapter, and give them that of process 0 where processes round differently.
 
         MlxprefError where the difference is more than that.
         """
-        if self.machines.size == 1:
+        if self.processes.size == 1:
             return
         weights = [np.array(weight.astype(mx.float32)) for _, weight in sorted(adapter_weights(self.vlm.model).items())]
         digest = hashlib.sha256(b"".join(weight.tobytes() for weight in weights)).hexdigest()
         length = math.sqrt(sum(float((weight.astype(np.float64) ** 2).sum()) for weight in weights))
-        told = self.machines.gathered([digest, length])
+        told = self.processes.all_gather([digest, length])
         for rank, (_, other) in enumerate(told):
             if abs(other - told[0][1]) > _ROUNDING * told[0][1]:
                 raise MlxprefError(
@@ -193,7 +193,7 @@ class Trainer:
                 )
         if any(other != told[0][0] for other, _ in told):
             arrays, numbers = self.state
-            self.restore(self.machines.agreed_arrays(arrays), numbers)
+            self.restore(self.processes.broadcast_arrays(arrays), numbers)
 
     def _schedule(self) -> Any:
         """The learning rate of every update: it rises from near 0, then falls along a cosine to a tenth."""
