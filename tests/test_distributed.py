@@ -268,8 +268,11 @@ def test_mlx_launch_ends_all_where_one_is_killed(tmp_path: Path) -> None:
         str(port),
     ]
     command += ["--python", sys.executable, "--", WORKER, tmp_path / "jobs.json"]
-    with out.open("wb") as file:
-        launched = subprocess.Popen(command, env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=file, stderr=file)
+    pipe = subprocess.PIPE
+    with (
+        out.open("wb") as file,
+        subprocess.Popen(command, env=ENVIRONMENT, stdin=pipe, stdout=file, stderr=file) as launched,
+    ):
         try:
             deadline = time.monotonic() + SECONDS
             while not ((run / "log.jsonl").is_file() and (run / "log.jsonl").read_bytes().count(b"\n") >= 3):
@@ -284,6 +287,7 @@ def test_mlx_launch_ends_all_where_one_is_killed(tmp_path: Path) -> None:
     assert f"go on with: mlxpref train --resume --output {run}" in out.read_text()
     resumed = resume_run(run, {"save_every": 1})
     assert resumed
-    steps = len(log_of(run))
-    assert resumed.done >= steps - 2
-    assert next(resumed.reports()).step == resumed.done + 1
+    done, reports = resumed.done, resumed.reports()
+    assert done >= len(log_of(run)) - 2
+    assert next(reports).step == done + 1
+    reports.close()
