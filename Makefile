@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean setup
+.PHONY: demo test test-all lint clean setup
 
 setup: $(VENV)/.ready
 
@@ -18,8 +18,14 @@ $(VENV)/.ready: pyproject.toml
 demo: setup
 	$(BIN)/mlxpref demo
 
+# All cores, one BLAS thread each. What is marked slow is left out; `make test-all` runs it, too.
+PYTEST := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+
 test: setup
-	$(BIN)/python -m pytest
+	$(PYTEST) -m "not slow"
+
+test-all: setup
+	$(PYTEST)
 
 lint: setup
 	$(BIN)/ruff check
