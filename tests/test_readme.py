@@ -19,7 +19,12 @@ from mlxpref.judge.evaluation import evaluate
 from mlxpref.judge.judge import Judge
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("mlxpref/*/README.md")), ROOT / "convert/README.md", ROOT / "scripts/README.md"]
+PAGES = [
+    ROOT / "README.md",
+    *sorted(ROOT.glob("mlxpref/*/README.md")),
+    ROOT / "convert/README.md",
+    ROOT / "scripts/README.md",
+]
 TOP = PAGES[0].read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 INLINE = re.compile(r"`(mlxpref [a-z]+[^`]*)`")
@@ -36,13 +41,20 @@ QUICK = {
     "compare": "--max-tokens 8",
     "calibrate": "--limit 30 --max-tokens 8",
 }
-LEFT_OUT = {"label": "serves until Ctrl-C", "demo": ".ci/run runs it", "doctor": "its exit code depends on the machine", "data": "downloads"}
+LEFT_OUT = {
+    "label": "serves until Ctrl-C",
+    "demo": ".ci/run runs it",
+    "doctor": "its exit code depends on the machine",
+    "data": "downloads",
+}
 
 
 def commands_of(page: Path) -> list[list[str]]:
     """The `mlxpref` command lines in the blocks and in the text of a page, without repeats."""
     text = page.read_text(encoding="utf-8")
-    lines = [line.split("#")[0] for kind, block in BLOCK.findall(text) if kind != "python" for line in block.splitlines()]
+    lines = [
+        line.split("#")[0] for kind, block in BLOCK.findall(text) if kind != "python" for line in block.splitlines()
+    ]
     lines = [line for line in lines if line.startswith("mlxpref ")] + INLINE.findall(BLOCK.sub("", text))
     return [shlex.split(line)[1:] for line in dict.fromkeys(line.strip() for line in lines)]
 
@@ -82,7 +94,9 @@ def test_the_commands_run(reader: Path) -> None:
         if name in LEFT_OUT or not line or "imagereward" in line or any("|" in argument for argument in line):
             continue
         if name == "train" and "--resume" not in line:
-            line = [f"{argument}-{number}" if argument == "runs/taste" and number > 3 else argument for argument in line]
+            line = [
+                f"{argument}-{number}" if argument == "runs/taste" and number > 3 else argument for argument in line
+            ]
         answer = CliRunner().invoke(main, [name, *line, *("" if "--resume" in line else QUICK.get(name, "")).split()])
         assert answer.exit_code == 0, (name, line, answer.output)
 
