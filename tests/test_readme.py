@@ -1,4 +1,4 @@
-"""The pages (README.md of the project and of each package): their commands run, their Python runs, their links lead somewhere."""
+"""The pages, README.md of the project and of each package: commands and Python run, links lead somewhere."""
 
 import json
 import re
@@ -30,7 +30,8 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 INLINE = re.compile(r"`(mlxpref [a-z]+[^`]*)`")
 # What stands for the reader's own, and what a test gives instead.
 PLACEHOLDERS = {
-    "SOURCE": "demo", "OUT": "out", "ADAPTER": "runs/taste", "DIR": "runs/taste", "FILE": "preferences.jsonl", "FOLDER": "images",
+    "SOURCE": "demo", "OUT": "out", "ADAPTER": "runs/taste", "DIR": "runs/taste",
+    "FILE": "preferences.jsonl", "FOLDER": "images",
     "Qwen/Qwen2.5-VL-7B-Instruct": "demo",
 }  # fmt: skip
 # Options that make a command quick; the command itself stays as the page has it.
