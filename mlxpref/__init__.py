@@ -1,6 +1,7 @@
 """A judge of images that thinks before it answers, learns what people prefer, and runs on one's own machine."""
 
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,12 +10,43 @@ from mlxpref.errors import ConfigError, DataError, MlxprefError, ModelError
 
 if TYPE_CHECKING:
     from mlxpref.judge.judge import Judge
+    from mlxpref.judge.pair_verdict import PairVerdict
+    from mlxpref.judge.ranking_result import Ranking
+    from mlxpref.preferences import Preference
     from mlxpref.training.trainer import StepReport
+    from mlxpref.verdict import Verdict
 
-__all__ = ["ConfigError", "DataError", "MlxprefError", "ModelError", "load", "train"]
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "Judge",
+    "MlxprefError",
+    "ModelError",
+    "PairVerdict",
+    "Preference",
+    "Ranking",
+    "Verdict",
+    "load",
+    "train",
+]
 
-# Before anything imports MLX: the symbols that are found first are the ones MLX will call.
+_MODULES = {
+    "Judge": "mlxpref.judge.judge",
+    "PairVerdict": "mlxpref.judge.pair_verdict",
+    "Preference": "mlxpref.preferences",
+    "Ranking": "mlxpref.judge.ranking_result",
+    "Verdict": "mlxpref.verdict",
+}
+"""Where the classes are; they are imported when they are first used, since MLX alone takes a second to import."""
+
+# Before anything imports MLX: it calls the BLAS whose symbols were loaded first.
 preload()
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def load(
@@ -26,11 +58,11 @@ def load(
 ) -> "Judge":
     """Load a judge: a checkpoint folder, a Hugging Face id, or "demo"; None means $MLXPREF_MODEL.
 
-    `calibration` is a file of `mlxpref calibrate`; True, that of this judge if it was calibrated; or False. One that is
-    applied is named on stderr. An `adapter` is a folder in mlx-vlm's format or in PEFT's; one that was trained on
-    another model is refused unless `any_base`. `settings` are the fields of `mlxpref.config.JudgeSettings`, such as
-    `think=False`. Raises ModelError where the model or the adapter cannot be loaded, ConfigError for a setting that
-    does not exist.
+    `calibration` is a file of `mlxpref calibrate`; True applies the one of this judge if there is one, False none.
+    `adapter` is a folder in mlx-vlm's format or in PEFT's; an adapter that was trained on another model is refused
+    unless `any_base`. `settings` are fields of `mlxpref.config.JudgeSettings`, such as `think=False`. Which calibration
+    is applied, and what is doubtful about an adapter, is logged (see `mlxpref.log`). Raises ModelError where the model
+    or the adapter cannot be loaded, ConfigError for a setting that does not exist.
     """
     from mlxpref.judge.loading import load_judge, use_calibration
 
@@ -45,8 +77,8 @@ def train(
 ) -> Iterator["StepReport"]:
     """Train an adapter and yield a report after every step: `for report in mlxpref.train("demo", "demo"): ...`.
 
-    `settings` are the fields of `mlxpref.config.TrainSettings`. The adapter lands in `output` (default runs/<time>),
-    also when the loop is left early.
+    `settings` are fields of `mlxpref.config.TrainSettings`. The adapter is written into `output` (default runs/<time>),
+    also when the loop is left early. Raises ConfigError, DataError or ModelError for what cannot be trained.
     """
     from mlxpref.training.run import train as train_and_record
 

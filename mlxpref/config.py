@@ -1,14 +1,15 @@
-"""Settings: one frozen dataclass field each, from which option, help, TOML key and record come."""
+"""Settings: each is one field of a frozen dataclass, from which its option, its help and its key in files follow."""
 
 import json
 import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 from mlxpref.errors import ConfigError
+from mlxpref.text import one_line
 
 __all__ = [
     "JudgeSettings",
@@ -27,20 +28,20 @@ Level = Literal["token", "sequence"]
 
 
 def setting(default: Any, text: str, **limits: Any) -> Any:
-    """A field with its default, the help text of its option, and its limits (`minimum`, `maximum`, `choices`)."""
+    """A field with its default, the help of its option, and its limits: `minimum`, `maximum`, `choices`."""
     return field(default=default, metadata={"help": text, **limits})
 
 
 @dataclass(frozen=True)
 class JudgeSettings:
-    """How a judge looks, thinks and answers."""
+    """How a judge sees images, reasons and answers."""
 
-    think: bool = setting(True, "Write reasons before answering; without, the answer is read at once.")
-    samples: int = setting(1, "Completions an order: one is greedy, several are sampled.", minimum=1)
-    max_tokens: int = setting(256, "Tokens of reasoning; then it is closed and read.", minimum=1)
-    max_pixels: int = setting(512 * 512, "Pixels that an image is shrunk to, aspect ratio kept.", minimum=784)
-    seed: int = setting(0, "Seed of every random number.", minimum=0)
-    rows: int = setting(32, "Completions written together; fewer take less memory.", minimum=1)
+    think: bool = setting(True, "Reason before answering; without, the answer is read at once.")
+    samples: int = setting(1, "Completions per order: one is greedy, several are sampled.", minimum=1)
+    max_tokens: int = setting(256, "Tokens of reasoning at most; a longer one is ended there.", minimum=1)
+    max_pixels: int = setting(512 * 512, "Pixels of an image at most; a larger one is shrunk.", minimum=784)
+    seed: int = setting(0, "Seed of all random numbers.", minimum=0)
+    rows: int = setting(32, "Completions written at the same time; fewer take less memory.", minimum=1)
 
 
 @dataclass(frozen=True)
@@ -51,15 +52,15 @@ class LabelSettings:
         0.1, "Share of questions that repeat an earlier pair in swapped order.", minimum=0.0, maximum=0.5
     )
     held_out: float = setting(
-        0.2, "Share of the pairs that measure, as split test; the others are train.", minimum=0.0, maximum=0.5
+        0.2, "Share of the pairs that become split test; the others are train.", minimum=0.0, maximum=0.5
     )
-    seed: int = setting(0, "Seed of every random number.", minimum=0)
-    port: int = setting(0, "Port of the page on this machine; 0 takes a free one.", minimum=0, maximum=65535)
+    seed: int = setting(0, "Seed of all random numbers.", minimum=0)
+    port: int = setting(0, "Port of the page on this machine; 0 is any free one.", minimum=0, maximum=65535)
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """How a judge is trained. The defaults are starting points for a real judge; they were not measured on one."""
+    """How a judge is trained. The defaults are starting points for a real judge and were not measured on one."""
 
     data: str = setting(
         "",
@@ -67,59 +68,69 @@ class TrainSettings:
         "b and p_a, or a folder with preferred/ and rejected/.",
     )
     data_dir: str = setting("", "Folder with the files of a public data set.  [default: the Hugging Face cache]")
-    split: str = setting("train", "Which part of the data.")
+    split: str = setting("train", "Part of the data.")
     limit: int = setting(0, "Use only this many preferences; 0 is all.", minimum=0)
-    fraction: float = setting(1.0, "Share of the preferences to learn from.", minimum=1e-6, maximum=1.0)
+    fraction: float = setting(1.0, "Share of the preferences that are learned from.", minimum=1e-6, maximum=1.0)
     model: str = setting("", "Folder, Hugging Face id, or `demo`.")
     reward: str = setting(
         "soft",
-        "What rollouts earn: soft, brier, hard, score or file.py:function; several as in soft=1,own.py:kind=0.5.",
+        "Reward of a rollout: soft, brier, hard, score or file.py:function; a weighted sum is soft=1,own.py:kind=0.5.",
     )
     steps: int = setting(0, "Optimizer steps; 0 is one pass over the data.", minimum=0)
-    comparisons: int = setting(8, "Comparisons a step.", minimum=1)
-    group: int = setting(8, "Rollouts of a comparison.", minimum=2)
-    think: bool = setting(True, "Learn to reason; without, only the answer is learned, exactly and without rollouts.")
-    max_tokens: int = setting(256, "Tokens of a rollout.", minimum=1)
-    max_pixels: int = setting(512 * 512, "Pixels that an image is shrunk to, aspect ratio kept.", minimum=784)
-    temperature: float = setting(1.0, "Temperature of sampling and scoring.", minimum=0.01)
+    comparisons: int = setting(8, "Comparisons per step.", minimum=1)
+    group: int = setting(8, "Rollouts per comparison.", minimum=2)
+    think: bool = setting(True, "Learn to reason; without, only the answer is learned, by its exact gradient.")
+    max_tokens: int = setting(256, "Tokens of a rollout at most.", minimum=1)
+    max_pixels: int = setting(512 * 512, "Pixels of an image at most; a larger one is shrunk.", minimum=784)
+    temperature: float = setting(1.0, "Temperature of sampling, and of the log-probabilities.", minimum=0.01)
     learning_rate: float = setting(1e-5, "Highest learning rate.", minimum=0.0)
-    warmup_steps: int = setting(10, "Steps of rising learning rate.", minimum=0)
+    warmup_steps: int = setting(10, "Steps in which the learning rate rises.", minimum=0)
     rank: int = setting(16, "Rank of the adapter on every linear layer of the language model.", minimum=1)
-    lora_scale: float = setting(2.0, "What the adapter's product is multiplied by (alpha / rank).", minimum=0.0)
-    format_weight: float = setting(0.2, "What the right form earns beside the right side.", minimum=0.0)
+    lora_scale: float = setting(2.0, "Factor of the adapter's output (alpha / rank).", minimum=0.0)
+    format_weight: float = setting(0.2, "Reward of the right form, beside that of the right side.", minimum=0.0)
     length_budget: int = setting(
-        0, "Tokens that cost nothing; what is longer loses up to 1 at --max-tokens. 0 is no budget.", minimum=0
+        0, "Tokens that cost nothing; a longer rollout loses up to 1 at --max-tokens. 0 is no budget.", minimum=0
     )
-    mask_truncated: bool = setting(False, "Learn nothing from what completions wrote that ran out of tokens.")
-    resample: int = setting(0, "Times a step replaces comparisons that teach nothing by others.", minimum=0)
+    mask_truncated: bool = setting(False, "Leave the tokens of completions that ran out of tokens out of the loss.")
+    resample: int = setting(0, "Times that a step replaces comparisons without any gradient by others.", minimum=0)
     updates_per_rollout: int = setting(
-        1, "Updates with the rollouts of a step; from the second on, ratios are clipped.", minimum=1
+        1, "Updates with the rollouts of one step; from the second on, ratios are clipped.", minimum=1
     )
-    save_every: int = setting(20, "Steps between two savings of the adapter.", minimum=1)
+    save_every: int = setting(20, "Steps between two saves of the adapter.", minimum=1)
     held_out: float = setting(
-        0.0, "Share of the preferences kept out of training to measure it, whole prompts.", minimum=0.0, maximum=0.9
+        0.0,
+        "Share of the preferences, whole prompts, that measure training and are not learned from.",
+        minimum=0.0,
+        maximum=0.9,
     )
     held_out_limit: int = setting(200, "Held-out preferences that are judged at most.", minimum=1)
-    evaluate_every: int = setting(20, "Steps between two measurements with the held-out preferences.", minimum=1)
+    evaluate_every: int = setting(20, "Steps between two measurements on the held-out preferences.", minimum=1)
     patience: int = setting(
         0,
-        "Measurements without a better accuracy that end training, with the best adapter; 0 never ends.",
+        "Measurements without better accuracy after which training ends with the best adapter; 0 is never.",
         minimum=0,
     )
-    loss_type: LossType = setting("dapo", "How tokens are weighted.", choices=get_args(LossType))
-    level: Level = setting("token", "Importance ratios a token or a sequence.", choices=get_args(Level))
+    loss_type: LossType = setting("dapo", "How the tokens of a step are weighted.", choices=get_args(LossType))
+    level: Level = setting("token", "Importance ratio per token or per sequence.", choices=get_args(Level))
     clip_low: float = setting(0.2, "How far the ratio may fall below 1.", minimum=0.0)
     clip_high: float = setting(0.2, "How far the ratio may rise above 1.", minimum=0.0)
-    kl: float = setting(0.0, "Weight of the divergence from the judge without adapter.", minimum=0.0)
-    rows: int = setting(64, "Completions written together; fewer take less memory.", minimum=1)
-    micro_batch: int = setting(16, "Rollouts learned from together; fewer take less memory, nothing else.", minimum=1)
-    recompute: bool = setting(True, "Make activations again in the backward pass: more work, much less memory.")
-    max_grad_norm: float = setting(1.0, "Global norm that gradients are clipped to.", minimum=1e-6)
-    seed: int = setting(0, "Seed of every random number.", minimum=0)
+    kl: float = setting(0.0, "Weight of the KL divergence from the judge without adapter.", minimum=0.0)
+    rows: int = setting(64, "Completions written at the same time; fewer take less memory.", minimum=1)
+    micro_batch: int = setting(16, "Rollouts in one backward pass; fewer take less memory, nothing else.", minimum=1)
+    recompute: bool = setting(True, "Compute activations again in the backward pass: more work, much less memory.")
+    max_grad_norm: float = setting(1.0, "Largest global norm of the gradient.", minimum=1e-6)
+    seed: int = setting(0, "Seed of all random numbers.", minimum=0)
+
+    def __post_init__(self) -> None:
+        """Refuse settings that contradict each other with a ConfigError."""
+        if self.length_budget >= self.max_tokens:
+            raise ConfigError(f"setting length_budget: {self.length_budget} is not below max_tokens, {self.max_tokens}")
+        if self.patience and not self.held_out:
+            raise ConfigError("setting patience: nothing is measured without held_out; give --held-out 0.1")
 
     @property
     def judging(self) -> JudgeSettings:
-        """How held-out preferences are judged: greedily, as many prompts at a time as the rollouts have."""
+        """How held-out preferences are judged: greedily, and as many prompts at a time as there are in the rollouts."""
         return JudgeSettings(
             think=self.think,
             max_tokens=self.max_tokens,
@@ -130,55 +141,50 @@ class TrainSettings:
 
 
 def settings_from(kind: type[S], values: Mapping[str, Any], where: str = "") -> S:
-    """Settings of a kind from names and values, checked: unknown names, wrong types and limits are a ConfigError.
+    """Settings of a kind from values by name; ConfigError for an unknown name, a wrong type or a value off limits.
 
-    `where` names the file that they come from.
+    `where` is the file that the values come from, for the message.
     """
     known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
-    prefix = f"{where}: " if where else ""
-    checked = {}
-    for name, value in values.items():
-        if name not in known:
-            raise ConfigError(f"{prefix}unknown setting {name!r}; known are {', '.join(known)}")
-        wanted, limits = type(known[name].default), known[name].metadata
-        if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
-            raise ConfigError(f"{prefix}setting {name}: {value!r} is not {wanted.__name__}")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"{prefix}setting {name}: {value!r} is not a finite number")
-        if "maximum" in limits and value > limits["maximum"]:
-            raise ConfigError(f"{prefix}setting {name}: {value!r} is above {limits['maximum']}")
-        if "minimum" in limits and not value >= limits["minimum"]:
-            raise ConfigError(f"{prefix}setting {name}: {value!r} is below {limits['minimum']}")
-        if "choices" in limits and value not in limits["choices"]:
-            raise ConfigError(f"{prefix}setting {name}: {value!r} is none of {', '.join(limits['choices'])}")
-        checked[name] = value
-    settings = kind(**checked)
-    if isinstance(settings, TrainSettings):
-        _check_together(settings, prefix)
-    return settings
+    try:
+        for name in values:
+            if name not in known:
+                raise ConfigError(f"unknown setting {name!r}; known are {', '.join(known)}")
+        return kind(**{name: _checked(known[name], value) for name, value in values.items()})
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}" if where else str(error)) from error
 
 
-def _check_together(settings: TrainSettings, prefix: str) -> None:
-    """Refuse settings of which one makes no sense beside another."""
-    if settings.length_budget >= settings.max_tokens:
-        raise ConfigError(
-            f"{prefix}setting length_budget: {settings.length_budget} is not below max_tokens, {settings.max_tokens}"
-        )
-    if settings.patience and not settings.held_out:
-        raise ConfigError(f"{prefix}setting patience: nothing is measured without held_out; give --held-out 0.1")
+def _checked(known: "Field[Any]", value: Any) -> Any:
+    """The value of a field, a whole number as a float where the field is one; ConfigError for what it cannot be."""
+    kind, limits = type(known.default), known.metadata
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    wrong = ""
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        wrong = f"not {kind.__name__}"
+    elif isinstance(value, float) and not math.isfinite(value):
+        wrong = "not a finite number"
+    elif "maximum" in limits and value > limits["maximum"]:
+        wrong = f"above {limits['maximum']}"
+    elif "minimum" in limits and value < limits["minimum"]:
+        wrong = f"below {limits['minimum']}"
+    elif "choices" in limits and value not in limits["choices"]:
+        wrong = f"none of {', '.join(limits['choices'])}"
+    if wrong:
+        raise ConfigError(f"setting {known.name}: {value!r} is {wrong}")
+    return value
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The settings that a file names: TOML keys, or the `settings` of a run.json."""
+    """The settings in a TOML file, or in a run.json under `settings`, unchecked; ConfigError for any other file."""
     try:
         text = path.read_text(encoding="utf-8")
         values = json.loads(text)["settings"] if path.suffix == ".json" else tomllib.loads(text)
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file; give a TOML file of settings, or the run.json of a run") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path}: not readable as settings: {type(error).__name__}: {error}") from error
+        raise ConfigError(f"{path}: not readable as settings: {one_line(error)}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: no table of settings")
     return values
