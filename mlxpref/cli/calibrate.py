@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlxpref.cli.common import check_images_of, check_output, load_from_options, say_what_the_demo_knows, storing
+from mlxpref.cli.common import check_output, image_cache, load_from_options, say_what_the_demo_knows, storing
 from mlxpref.cli.options import json_option, judge_options, settings_options, store_options
 from mlxpref.config import JudgeSettings
 
@@ -57,7 +57,7 @@ def calibrate(
     gain that is shown is that on prompts which were not fitted to.
     """
     from mlxpref.cli.output import print_json
-    from mlxpref.data.load import load_preferences
+    from mlxpref.data.load import check_preferences, load_preferences
     from mlxpref.judge.calibrate import calibrate as calibration_for
     from mlxpref.judge.calibration import write_calibration
     from mlxpref.judge.loading import calibration_path
@@ -66,8 +66,9 @@ def calibrate(
     if output is not None:
         check_output("--output", output)
     preferences = load_preferences(data, split, limit, data_dir=data_dir)
-    check_images_of(data, preferences)
-    judge = load_from_options(model, adapter, yes, settings, 2 * len(preferences), any_base)
+    decoded = image_cache(settings)
+    check_preferences(data, preferences, decoded)
+    judge = load_from_options(model, adapter, yes, settings, 2 * len(preferences), any_base, decoded)
     say_what_the_demo_knows(judge, [image for p in preferences for image in (p.a, p.b)])
     path = output or calibration_path(judge)
     modes = [False, True] if think is None else [think]

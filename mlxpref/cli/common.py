@@ -2,7 +2,7 @@
 
 import signal
 import sys
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,24 +13,20 @@ from mlxpref.cli.options import chosen
 from mlxpref.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from mlxpref.data.image_cache import ImageCache
     from mlxpref.judge.judge import Judge
-    from mlxpref.preferences import ImageLike, Preference
+    from mlxpref.preferences import ImageLike
 
 __all__ = [
     "agree",
     "calibrated",
-    "check_images_of",
     "check_output",
     "exit_on_sigterm",
+    "image_cache",
     "load_from_options",
     "say_what_the_demo_knows",
     "storing",
 ]
-
-_SHOWN = 10
-"""How many of the unreadable images are named."""
-_DECODED, _RUN = 2000, 20
-"""How many images are decoded before the work, and how many of them one after the other."""
 
 
 def load_from_options(
@@ -40,17 +36,28 @@ def load_from_options(
     settings: dict[str, Any],
     images: int | None = None,
     any_base: bool = False,
+    decoded: "ImageCache | None" = None,
 ) -> "Judge":
-    """The judge that the common options name, to judge pairs of `images` images."""
+    """The judge that the common options name, to judge pairs of `images` images; those in `decoded` are known to it."""
     from mlxpref.distributed import process_group
     from mlxpref.judge.loading import load_judge
 
     consent = (lambda question: True) if yes else agree
     judge = load_judge(model, adapter, chosen(settings), consent, images, any_base)
     judge.processes = process_group()
+    if decoded is not None:
+        judge.vlm.features.images = decoded
     if judge.processes.size > 1:
         judge.processes.check_same({"fingerprint of the judge": judge.conditions().judge})
     return judge
+
+
+def image_cache(settings: dict[str, Any]) -> "ImageCache":
+    """A memory of decoded images for a judge with these settings."""
+    from mlxpref.config import JudgeSettings
+    from mlxpref.data.image_cache import ImageCache
+
+    return ImageCache(settings.get("max_pixels") or JudgeSettings().max_pixels)
 
 
 def calibrated(judge: "Judge", calibration: Path | None, no_calibration: bool) -> None:
@@ -97,49 +104,6 @@ def storing(judge: "Judge", store: Path | None, no_store: bool) -> Iterator[None
             judge.store = None
 
 
-def check_images_of(data: str, preferences: Sequence["Preference"]) -> None:
-    """Refuse data with images that cannot be read now, not in the middle of the work.
-
-    Every image is looked for, in its folder or in its archive's list. Up to _DECODED are decoded, all of them or as
-    many in runs drawn at random: a damaged one among more than that may be found only when it is its turn.
-    """
-    from PIL import Image
-
-    from mlxpref.data.archives import has_member
-    from mlxpref.data.images import load_image
-    from mlxpref.preferences import PackedImage
-
-    seen = dict.fromkeys(image for p in preferences for image in (p.a, p.b) if not isinstance(image, Image.Image))
-    drawn = _drawn(len(seen))
-    problems = []
-    for number, image in enumerate(seen):
-        try:
-            there = has_member(image) if isinstance(image, PackedImage) else image.is_file()
-        except OSError:  # a name that no file can have
-            there = False
-        if not there or number in drawn:
-            try:
-                load_image(image)
-            except DataError as error:
-                problems.append(f"\n  {error}")
-    if problems:
-        more = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-        raise DataError(
-            f"{data}: {len(problems)} of {len(seen)} images cannot be read; correct them or remove their rows:"
-            f"{''.join(problems[:_SHOWN])}{more}"
-        )
-
-
-def _drawn(count: int) -> Container[int]:
-    """Numbers of the images to decode: in runs, since an archive's neighbours are read together."""
-    import numpy as np
-
-    if count <= _DECODED:
-        return range(count)
-    starts = np.random.default_rng(0).choice(count // _RUN, _DECODED // _RUN, replace=False) * _RUN
-    return {int(start) + i for start in starts for i in range(_RUN)}
-
-
 def agree(question: str) -> bool:
     """Ask on the terminal; without one, nobody agrees."""
     return sys.stdin.isatty() and click.confirm(question, err=True)
@@ -147,14 +111,16 @@ def agree(question: str) -> bool:
 
 def say_what_the_demo_knows(judge: "Judge", images: Sequence["ImageLike"]) -> None:
     """Say that the demo judge knows coloured shapes only, where it is shown anything else."""
+    from PIL import Image
+
     from mlxpref.cli.output import note
-    from mlxpref.data.images import load_image
     from mlxpref.demo.pictures import SIZE
 
     if judge.name != "demo":
         return
     for image in images:
         with suppress(DataError):
-            if load_image(image).size != (SIZE, SIZE):
+            size = image.size if isinstance(image, Image.Image) else judge.vlm.features.images.size(image)
+            if size != (SIZE, SIZE):
                 note("the demo judge knows only its own coloured shapes: what it says of other pictures means nothing")
                 return

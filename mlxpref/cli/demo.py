@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mlxpref.config import TrainSettings, read_settings, settings_from
-from mlxpref.data.images import find_images
+from mlxpref.data.find_images import find_images
 from mlxpref.demo import JUDGE
 from mlxpref.demo.pictures import PictureSpec, render
 from mlxpref.demo.preferences import demo_preferences, prompt_text

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlxpref.cli.common import calibrated, check_images_of, load_from_options, say_what_the_demo_knows, storing
+from mlxpref.cli.common import calibrated, image_cache, load_from_options, say_what_the_demo_knows, storing
 from mlxpref.cli.eval_strategies import ALIKE, choice_of, strategy_options
 from mlxpref.cli.options import (
     calibration_options,
@@ -51,12 +51,13 @@ def compare(
     """Which of two images people would prefer, and why; judged in both orders."""
     from mlxpref.cli.output import print_json
     from mlxpref.cli.tables import pair_to_json, print_pair
-    from mlxpref.data.images import load_image
 
-    images = [load_image(path) for path in (a, b)]
-    judge = load_from_options(model, adapter, yes, settings, 2, any_base)
+    decoded = image_cache(settings)
+    for path in (a, b):
+        decoded.check(path)
+    judge = load_from_options(model, adapter, yes, settings, 2, any_base, decoded)
     calibrated(judge, calibration, no_calibration)
-    say_what_the_demo_knows(judge, images)
+    say_what_the_demo_knows(judge, (a, b))
     verdict = judge.compare(a, b, prompt)
     if as_json:
         judged_by = {"prompt": prompt, "model": judge.name, "adapter": str(adapter) if adapter else None}
@@ -112,7 +113,7 @@ def evaluate_command(
     """How often the judge agrees with people, by the data set's own protocol; every pair is judged in both orders."""
     from mlxpref.cli.output import note, print_json
     from mlxpref.cli.tables import print_evaluations
-    from mlxpref.data.load import load_preferences
+    from mlxpref.data.load import check_preferences, load_preferences
     from mlxpref.judge.protocols import protocol_of
 
     choice = choice_of(strategy, samples, think, no_think, plot)
@@ -135,8 +136,9 @@ def evaluate_command(
 
         validation = _validation(preferences, data, limit, data_dir, counting, tie_threshold)
         judged = [*preferences, *validation]
-        check_images_of(data, judged)
-        judge = load_from_options(model, adapter, yes, settings, 2 * len(judged), any_base)
+        decoded = image_cache(settings)
+        check_preferences(data, judged, decoded)
+        judge = load_from_options(model, adapter, yes, settings, 2 * len(judged), any_base, decoded)
         judge.processes.check_same({"fingerprint of the preferences": digest_of(judged)})
         calibrated(judge, calibration, calibration is None)  # else a judge is measured as it is
         say_what_the_demo_knows(judge, [image for p in judged for image in (p.a, p.b)])

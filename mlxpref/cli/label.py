@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from mlxpref.cli.common import check_output
+from mlxpref.cli.common import check_output, image_cache
 from mlxpref.cli.options import (
     check_prompt_source,
     chosen,
@@ -23,7 +23,7 @@ from mlxpref.config import LabelSettings
 from mlxpref.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from mlxpref.data.images import Skipped
+    from mlxpref.data.find_images import Skipped
     from mlxpref.data.prompts import PromptGroup
     from mlxpref.label.session import LabelSession
 
@@ -79,7 +79,7 @@ def label(
     settings = settings_from(LabelSettings, chosen(options))
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; give the one that holds the images")
-    groups, skipped, notes = find_groups([folder], recursive, prompt, prompt_from)
+    groups, skipped, notes = find_groups([folder], recursive, prompt, prompt_from, image_cache({}))
     groups, outside = _inside(groups, folder)
     for line in [*(f"skipped: {each.path}: {each.error}" for each in [*skipped, *outside]), *notes]:
         note(line)
@@ -101,7 +101,7 @@ def label(
 
 def _inside(groups: Sequence["PromptGroup"], folder: Path) -> tuple[list["PromptGroup"], list["Skipped"]]:
     """The images that are in the folder and have a name that can be written, and those that are not."""
-    from mlxpref.data.images import Skipped
+    from mlxpref.data.find_images import Skipped
     from mlxpref.data.prompts import PromptGroup
 
     kept, left_out = [], []

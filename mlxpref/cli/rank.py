@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from mlxpref.cli.common import calibrated, check_output, load_from_options, say_what_the_demo_knows, storing
+from mlxpref.cli.common import (
+    calibrated,
+    check_output,
+    image_cache,
+    load_from_options,
+    say_what_the_demo_knows,
+    storing,
+)
 from mlxpref.cli.options import (
     calibration_options,
     check_prompt_source,
@@ -22,7 +29,8 @@ from mlxpref.cli.options import (
 from mlxpref.config import JudgeSettings
 
 if TYPE_CHECKING:
-    from mlxpref.data.images import Skipped
+    from mlxpref.data.find_images import Skipped
+    from mlxpref.data.image_cache import ImageCache
     from mlxpref.data.prompts import PromptGroup
     from mlxpref.judge.judge import Judge
     from mlxpref.judge.rank import Think
@@ -51,14 +59,14 @@ class _Outputs:
 
             check_copy_folder(self.copies[1])
 
-    def write(self, rankings: Sequence["Ranking"], notes: Sequence[str]) -> None:
+    def write(self, rankings: Sequence["Ranking"], notes: Sequence[str], decoded: "ImageCache") -> None:
         """Write what was asked for and say where it is."""
         from mlxpref.cli.output import note
 
         if self.html is not None:
             from mlxpref.report.ranking_page import write_ranking_page
 
-            write_ranking_page(self.html, rankings, notes)
+            write_ranking_page(self.html, rankings, notes, decoded.load)
             note(f"page: {self.html}")
         if self.csv is not None:
             from mlxpref.report.ranking_files import write_ranking_csv
@@ -133,10 +141,12 @@ def rank(
     check_prompt_source(prompt, prompt_from)
     outputs = _Outputs(html, csv, copy_top)
     outputs.check()
-    groups, skipped, notes = find_groups(images, recursive, prompt, prompt_from)
+    decoded = image_cache(settings)
+    groups, skipped, notes = find_groups(images, recursive, prompt, prompt_from, decoded)
     for line in [*(f"skipped: {each.path}: {each.error}" for each in skipped), *notes]:
         note(line)
-    judge = load_from_options(model, adapter, yes, settings, max(len(group.images) for group in groups), any_base)
+    largest = max(len(group.images) for group in groups)
+    judge = load_from_options(model, adapter, yes, settings, largest, any_base, decoded)
     calibrated(judge, calibration, no_calibration)
     say_what_the_demo_knows(judge, [image for group in groups for image in group.images])
     asked = [(group.prompt, [(path.name, path.stat().st_size) for path in group.images]) for group in groups]
@@ -145,7 +155,7 @@ def rank(
         rankings = _rank_all(judge, groups, think, pairs, top, skipped)
     by = judge.calibration
     if judge.processes.is_main:
-        outputs.write(rankings, [*notes, f"calibrated by {by}"] if by else notes)
+        outputs.write(rankings, [*notes, f"calibrated by {by}"] if by else notes, decoded)
     if as_json:
         shown = [ranking.to_json() | {"calibration": by.summary() if by else None} for ranking in rankings]
         print_json(shown if prompt_from else shown[0])

@@ -1,12 +1,13 @@
 """The commands that train judges: train, demo."""
 
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlxpref.cli.common import agree, check_images_of, exit_on_sigterm, load_from_options
+from mlxpref.cli.common import agree, exit_on_sigterm, image_cache, load_from_options
 from mlxpref.cli.options import chosen, json_option, settings_options
 from mlxpref.config import TrainSettings
 
@@ -34,18 +35,22 @@ def train(output: Path | None, config: Path | None, resume: bool, yes: bool, as_
     """
     from mlxpref.cli.output import note, print_json, print_text
     from mlxpref.config import read_settings, settings_from
+    from mlxpref.data.load import check_preferences
     from mlxpref.distributed import process_group
     from mlxpref.training.run import read_log, resume_run, start_run
 
     given = (read_settings(config) if config else {}) | chosen(options)
     consent = (lambda question: True) if yes else agree
     processes = process_group()
+    decoded = image_cache(given)
+    check = partial(check_preferences, images=decoded)
     if resume:
-        run = resume_run(output, given, consent, check_images_of, processes=processes)
+        run = resume_run(output, given, consent, check, processes=processes)
     else:
         settings = settings_from(TrainSettings, given, str(config) if config else "")
-        run = start_run(settings, output, consent, check_images_of, processes=processes)
+        run = start_run(settings, output, consent, check, processes=processes)
     if run:
+        run.trainer.vlm.features.images = decoded
         _run_to_its_end(run)
     if not processes.is_main:
         return

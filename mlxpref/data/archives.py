@@ -1,32 +1,29 @@
-"""Images inside zip and tar archives and parquet tables, read where they are: nothing is written by this module.
+"""Images inside zip and tar archives and parquet tables, read where they are; nothing is written by this module.
 
-Archives come from elsewhere, so nothing in them is believed: a member is bounded in size whatever it declares, and what
-cannot be read is a DataError that says why. What cannot be read at random, tar.gz, is for `mlxpref.data.tar_gz`.
+Archives come from elsewhere: an image is bounded in size whatever it declares, an archive in the number of its members,
+and what cannot be read is a DataError that says why. A tar.gz cannot be read at random; see `mlxpref.data.tar_gz`.
 """
 
-import atexit
-import io
 import tarfile
 import zipfile
 import zlib
 from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from threading import Lock
+from typing import Any, Protocol
 
 from mlxpref.errors import DataError
+from mlxpref.lru import LRU
 from mlxpref.preferences import PackedImage
 
-__all__ = ["HEADER_LIMIT", "MEMBER_LIMIT", "has_member", "members_of", "named_image", "read_member"]
+__all__ = ["MEMBER_BYTES", "MEMBER_COUNT", "ArchiveCache", "members_of", "named_image"]
 
-MEMBER_LIMIT = 200_000_000
-"""The most bytes of a member that are read: many times the largest image, far below memory."""
-HEADER_LIMIT = 16 * 2**20
-"""The most bytes that a tar's headers may take between two members."""
-_TABLE_LIMIT = 4 * 2**30
-"""The most bytes of one column that a row group of a table may have."""
+MEMBER_BYTES = 200_000_000
+"""The most bytes that a member may unpack to: many times the largest image, far below memory."""
+MEMBER_COUNT = 10_000_000
+"""The most members that a tar may have: more than any data set has images, so that reading one always ends."""
 _OPEN = 40
 """How many archives are kept open: more than ImageRewardDB's 32, far below a Mac's limit of 256 files."""
 
@@ -38,7 +35,42 @@ class _Archive(Protocol):
     def read(self, member: str) -> bytes:
         """Its content; DataError, without the archive's name, for what cannot be read."""
 
-    def close(self) -> None: ...
+
+class ArchiveCache:
+    """Archives that are kept open, those used last. Safe for threads, which wait for each other."""
+
+    def __init__(self) -> None:
+        self._archives: LRU[Path, tuple[tuple[int, ...], _Archive]] = LRU(_OPEN)
+        self._lock = Lock()
+
+    def read(self, image: PackedImage) -> bytes:
+        """The bytes of an image; DataError, one line that goes on after the image's name, if it cannot be read."""
+        with self._lock:
+            return self._opened(image.archive).read(image.member)
+
+    def has(self, image: PackedImage) -> bool:
+        """Whether an archive lists an image, which is not read; False where the archive itself cannot be read."""
+        with self._lock:
+            try:
+                return self._opened(image.archive).has(image.member)
+            except DataError:
+                return False
+
+    def _opened(self, path: Path) -> _Archive:
+        try:
+            status = path.stat()
+            stamp = status.st_ino, status.st_size, status.st_mtime_ns
+            known = self._archives.get(path)
+            if known is not None and known[0] == stamp:  # else it was replaced meanwhile
+                return known[1]
+            if path.suffix not in _KINDS or not path.is_file():
+                raise DataError(f"is in {path.name}, which is no archive that is read in place ({', '.join(_KINDS)})")
+            archive = _KINDS[path.suffix](path)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", error)
+            raise DataError(f"its archive cannot be opened ({reason}); check its name") from error
+        self._archives.put(path, (stamp, archive))
+        return archive
 
 
 class _Zip:
@@ -52,10 +84,9 @@ class _Zip:
         return member in self._file.NameToInfo
 
     def read(self, member: str) -> bytes:
-        try:
-            information = self._file.getinfo(member)
-        except KeyError as error:
-            raise _absent(member) from error
+        if not self.has(member):
+            raise _absent(member)
+        information = self._file.getinfo(member)
         if information.flag_bits & 1:
             raise DataError("is encrypted in its archive; unpack it with its password")
         # Other methods unpack whatever a block holds at once: a bomb would be noticed too late.
@@ -64,27 +95,23 @@ class _Zip:
         _check_size(information.file_size)
         try:
             with self._file.open(information) as file:
-                return file.read(MEMBER_LIMIT)
+                return file.read(MEMBER_BYTES)
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError) as error:
             raise DataError(f"is damaged in its archive ({error}); download the archive again") from error
-
-    def close(self) -> None:
-        self._file.close()
 
 
 class _Tar:
     """An uncompressed tar: where its files begin and how long they are, by name."""
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("rb")
+        self._path = path
         self._places: dict[str, tuple[int, int]] = {}
         try:
-            with tarfile.open(fileobj=_Bounded(self._file), mode="r:") as archive:
+            with tarfile.open(path, mode="r:") as archive:
                 for member in members_of(archive):
                     if member.isreg() and not member.issparse():
                         self._places[member.name.removeprefix("./")] = member.offset_data, member.size
-        except (tarfile.TarError, ValueError, RecursionError, DataError) as error:
-            self._file.close()
+        except (tarfile.TarError, ValueError, RecursionError) as error:
             raise _damaged(path, error) from error
 
     def has(self, member: str) -> bool:
@@ -95,36 +122,16 @@ class _Tar:
             raise _absent(member)
         start, size = self._places[member]
         _check_size(size)
-        self._file.seek(start)
-        content = self._file.read(size)
+        with self._path.open("rb") as file:
+            file.seek(start)
+            content = file.read(size)
         if len(content) < size:
             raise DataError("is cut off by the end of its archive; download the archive again")
         return content
 
-    def close(self) -> None:
-        self._file.close()
-
-
-class _Bounded(io.RawIOBase):
-    """A file of which only so much is read at once: a tar's header may claim any length."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-
-    def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= HEADER_LIMIT:
-            raise DataError("its headers are too long")
-        return self._file.read(size)
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
 
 class _Table:
-    """A parquet file; its last row group is kept, of each column that was read."""
+    """A parquet table; the columns of one of its row groups are in memory at a time."""
 
     def __init__(self, path: Path) -> None:
         import pyarrow as pa
@@ -153,7 +160,6 @@ class _Table:
         if group != self._group:
             self._group, self._columns = group, {}
         if column not in self._columns:
-            self._check_column(group, column)
             try:
                 self._columns[column] = self._file.read_row_group(group, columns=[column]).column(column)
             except self._errors as error:
@@ -165,35 +171,8 @@ class _Table:
         _check_size(len(content))
         return content
 
-    def _check_column(self, group: int, column: str) -> None:
-        layout = self._file.metadata.row_group(group)
-        parts = [layout.column(i) for i in range(layout.num_columns)]
-        size = sum(p.total_uncompressed_size for p in parts if p.path_in_schema.split(".")[0] == column)
-        if size > _TABLE_LIMIT:
-            raise DataError(f"is among {size:,} bytes that its table must be read by, more than {_TABLE_LIMIT:,}")
-
-    def close(self) -> None:
-        self._file.close()
-
 
 _KINDS: dict[str, Callable[[Path], _Archive]] = {".zip": _Zip, ".tar": _Tar, ".parquet": _Table}
-_opened: OrderedDict[Path, tuple[tuple[int, int, int], _Archive]] = OrderedDict()
-
-
-def read_member(image: PackedImage) -> bytes:
-    """What an archive or a table holds of an image, as it is in a file; DataError, one line, for what cannot be read.
-
-    The message goes on after the image's name. Not for several threads at once.
-    """
-    return _archive(image.archive).read(image.member)
-
-
-def has_member(image: PackedImage) -> bool:
-    """Whether an archive lists an image; it is not read. False where the archive itself cannot be read."""
-    try:
-        return _archive(image.archive).has(image.member)
-    except DataError:
-        return False
 
 
 def named_image(name: str) -> Path | PackedImage:
@@ -207,48 +186,23 @@ def named_image(name: str) -> Path | PackedImage:
 
 
 def members_of(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The members of a tar, one after the other; none is kept. tarfile.ReadError where one leads back."""
-    place = -1
-    while member := archive.next():
+    """The members of a tar, one after the other, none kept; ReadError for one that leads back, or for too many."""
+    end = -1
+    for _ in range(MEMBER_COUNT):
+        member = archive.next()
+        if member is None:
+            return
         archive.members.clear()  # type: ignore[attr-defined]
-        if archive.offset <= place:
+        if archive.offset <= end:
             raise tarfile.ReadError("a member of negative length")
-        place = archive.offset
+        end = archive.offset
         yield member
-
-
-def _archive(path: Path) -> _Archive:
-    """An archive that is open, of those used last."""
-    try:
-        status = path.stat()
-        stamp = status.st_ino, status.st_size, status.st_mtime_ns
-        if path in _opened and _opened[path][0] == stamp:
-            _opened.move_to_end(path)
-            return _opened[path][1]
-        if path in _opened:  # it was replaced meanwhile
-            _opened.pop(path)[1].close()
-        if path.suffix not in _KINDS or not path.is_file():
-            raise DataError(f"is in {path.name}, which is no archive that is read in place ({', '.join(_KINDS)})")
-        archive = _KINDS[path.suffix](path)
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"its archive cannot be opened ({getattr(error, 'strerror', error)}); check its name"
-        ) from error
-    _opened[path] = stamp, archive
-    while len(_opened) > _OPEN:
-        _opened.popitem(last=False)[1][1].close()
-    return archive
-
-
-@atexit.register
-def _close_all() -> None:
-    while _opened:
-        _opened.popitem()[1][1].close()
+    raise tarfile.ReadError(f"more than {MEMBER_COUNT:,} members")
 
 
 def _check_size(size: int) -> None:
-    if size > MEMBER_LIMIT:
-        raise DataError(f"has {size:,} bytes unpacked, more than {MEMBER_LIMIT:,}, the most that is read")
+    if not 0 <= size <= MEMBER_BYTES:
+        raise DataError(f"has {size:,} bytes unpacked, more than {MEMBER_BYTES:,}, the most that is read")
 
 
 def _absent(member: str) -> DataError:

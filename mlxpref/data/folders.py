@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mlxpref.data.images import find_images
+from mlxpref.data.find_images import find_images
 from mlxpref.data.rows import Row, swapped
 from mlxpref.errors import DataError
 from mlxpref.preferences import Preference

@@ -5,7 +5,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from mlxpref.data.archives import has_member
+from mlxpref.data.archives import ArchiveCache
 from mlxpref.data.rows import Row, RowErrors, RowSampler, all_rows, missing, preferences_of, read_json_rows, swapped
 from mlxpref.errors import DataError
 from mlxpref.log import logger
@@ -121,11 +121,12 @@ def _images(folder: Path, split: str, names: Iterable[str]) -> dict[str, ImageLi
     """The images that are there: files below the folder or its `images`, else members of the split's zips."""
     zips = sorted((folder / "images" / split).glob("*.zip"))
     by_name = {path.stem: path for path in zips}
+    archives = ArchiveCache()
     found: dict[str, ImageLike] = {}
     for name in names:
         *_, parent, last = ("", *name.split("/"))
         candidates = [by_name[parent]] if parent in by_name else zips
-        if image := _packed(candidates, last):
+        if image := _packed(candidates, last, archives):
             found[name] = image
         elif parent in by_name:  # its archive is there, so it is an error that the image is not
             found[name] = PackedImage(by_name[parent], f"{parent}/{last}")
@@ -135,7 +136,7 @@ def _images(folder: Path, split: str, names: Iterable[str]) -> dict[str, ImageLi
     return found
 
 
-def _packed(zips: Sequence[Path], last: str) -> PackedImage | None:
+def _packed(zips: Sequence[Path], last: str, archives: ArchiveCache) -> PackedImage | None:
     """The member of this name, in the folder of its zip's name or in none."""
     members = (PackedImage(path, member) for path in zips for member in (f"{path.stem}/{last}", last))
-    return next(filter(has_member, members), None)
+    return next(filter(archives.has, members), None)

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mlxpref.data.images import locate
+from mlxpref.data.find_images import locate
 from mlxpref.data.label_file import LABEL_KEYS, LabelRecord, active_records, pair_of, record_of
 from mlxpref.errors import DataError
 from mlxpref.log import logger

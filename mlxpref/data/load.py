@@ -1,31 +1,34 @@
 """Data sets of preferences by name, one reader a file."""
 
-import gc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from mlxpref.data.catalog import CATALOG, folder_of
 from mlxpref.data.csv_table import read_table
+from mlxpref.data.find_images import locate
 from mlxpref.data.folders import NAMES, read_folders
 from mlxpref.data.hpdv2 import read_hpdv2
 from mlxpref.data.hpdv3 import read_hpdv3
+from mlxpref.data.image_cache import ImageCache
 from mlxpref.data.imagereward import read_imagereward
-from mlxpref.data.images import locate
 from mlxpref.data.jsonl import EXAMPLE, read_jsonl
 from mlxpref.data.pickapic import read_pickapic
 from mlxpref.data.rows import RowSampler
 from mlxpref.demo.preferences import SPLITS, demo_preferences
-from mlxpref.errors import ConfigError
-from mlxpref.preferences import Preference
+from mlxpref.errors import ConfigError, DataError
+from mlxpref.preferences import PackedImage, Preference
+from mlxpref.text import first_ten
 
-__all__ = ["load_preferences"]
+__all__ = ["check_preferences", "load_preferences"]
 
 DEMO_COUNTS = {"train": 2000, "test": 400, "heldout": 400}
 """How many preferences of the demo are rendered when no limit is given."""
+_DECODED, _RUN = 2000, 20
+"""How many images are decoded before the work, and how many of them one after the other."""
 _PUBLIC: dict[str, Callable[[Path, str, RowSampler], list[Preference]]] = {
     "imagereward": read_imagereward,
     "hpdv2": read_hpdv2,
@@ -63,23 +66,45 @@ def load_preferences(
     draw = partial(_drawn, limit, seed)
     if data in _PUBLIC:
         CATALOG[data].split(split)
-        with _without_collector():
-            return _PUBLIC[data](folder_of(data, data_dir, split), split, draw)
+        return _PUBLIC[data](folder_of(data, data_dir, split), split, draw)
     path = _located(data)
     preferences = read_folders(path, split) if path.is_dir() else _FILES[path.suffix.lower()](path, split)
     return [preferences[i] for i in draw(len(preferences))]
 
 
-@contextmanager
-def _without_collector() -> Iterator[None]:
-    """No search for garbage meanwhile: among millions of new objects it is a quarter of the time, and finds none."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
+def check_preferences(data: str, preferences: Sequence[Preference], images: ImageCache) -> None:
+    """Refuse data with images that cannot be read now, not in the middle of the work; DataError names the first ten.
+
+    Every image is looked for, in its folder or in its archive's list. Up to _DECODED are decoded, all of them or as
+    many in runs drawn at random: a damaged one among more than that may be found only when it is its turn. `images`
+    keeps what was decoded.
+    """
+    names = dict.fromkeys(image for p in preferences for image in (p.a, p.b) if not isinstance(image, Image.Image))
+    drawn = _drawn_runs(len(names))
+    problems = []
+    for number, image in enumerate(names):
+        try:
+            there = images.archives.has(image) if isinstance(image, PackedImage) else image.is_file()
+        except OSError:  # a name that no file can have
+            there = False
+        if not there or number in drawn:
+            try:
+                images.check(image)
+            except DataError as error:
+                problems.append(str(error))
+    if problems:
+        raise DataError(
+            f"{data}: {len(problems)} of {len(names)} images cannot be read; correct them or remove their rows:\n  "
+            + first_ten(problems)
+        )
+
+
+def _drawn_runs(count: int) -> Container[int]:
+    """Numbers of the images to decode: in runs, since an archive's neighbours are read together."""
+    if count <= _DECODED:
+        return range(count)
+    starts = np.random.default_rng(0).choice(count // _RUN, _DECODED // _RUN, replace=False) * _RUN
+    return {int(start) + i for start in starts for i in range(_RUN)}
 
 
 def _drawn(limit: int | None, seed: int, count: int) -> list[int]:

@@ -2,9 +2,7 @@
 
 import csv
 import json
-import os
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +10,16 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from mlxpref.data.duplicates import find_duplicates
-from mlxpref.data.images import Skipped, check_images, find_images, locate
+from mlxpref.data.find_images import (
+    Skipped,
+    check_images,
+    file_identity,
+    find_duplicates,
+    find_images,
+    fold_name,
+    locate,
+)
+from mlxpref.data.image_cache import ImageCache
 from mlxpref.data.prompt_metadata import prompt_in_image, prompt_in_infotext
 from mlxpref.errors import ConfigError, DataError
 
@@ -43,13 +49,13 @@ class PromptGroup:
 
 
 def find_groups(
-    places: Sequence[Path], recursive: bool, prompt: str | None, source: str | None
+    places: Sequence[Path], recursive: bool, prompt: str | None, source: str | None, images: ImageCache
 ) -> tuple[list[PromptGroup], list[Skipped], list[str]]:
     """The images of each prompt in files and folders, those that are left out, and what there is to say of them.
 
-    All are of `prompt`, unless `source` (see `prompts_of`) gives each its own.
+    All are of `prompt`, unless `source` (see `prompts_of`) gives each its own. `images` decodes each image once.
     """
-    readable, skipped = check_images(find_images(places, recursive))
+    readable, skipped = check_images(find_images(places, recursive), images)
     groups = [PromptGroup(prompt or "", tuple(readable))]
     if source is not None:
         prompts, without = prompts_of(readable, source)
@@ -155,8 +161,8 @@ def _in_list(path: Path, images: Sequence[Path]) -> Callable[[Path], str | None]
             name, prompt = _image_and_prompt(row)
             found = locate(name, path.parent)
             if found is None:
-                by_name.setdefault(_folded(re.split(r"[/\\]", name)[-1]), set()).add(prompt)
-            elif by_path.setdefault(_identity(found), prompt) != prompt:
+                by_name.setdefault(fold_name(re.split(r"[/\\]", name)[-1]), set()).add(prompt)
+            elif by_path.setdefault(file_identity(found), prompt) != prompt:
                 raise DataError(f'"{name}" has another prompt in an earlier row')
         except DataError as error:
             bad.append(f"\n  {where}: {error}")
@@ -166,12 +172,12 @@ def _in_list(path: Path, images: Sequence[Path]) -> Callable[[Path], str | None]
         raise DataError(f"{path}: {count}; correct or remove them:{''.join(bad[:_SHOWN])}{more}")
     if not rows:
         raise DataError(f"{path}: no prompts in this file; write {_EXAMPLES[kind]}")
-    namesakes = Counter(_folded(image.name) for image in images)
+    namesakes = Counter(fold_name(image.name) for image in images)
 
     def prompt_of(image: Path) -> str | None:
-        if (prompt := by_path.get(_identity(image))) is not None:
+        if (prompt := by_path.get(file_identity(image))) is not None:
             return prompt
-        name = _folded(image.name)
+        name = fold_name(image.name)
         said = by_name.get(name, set())
         if said and (len(said) > 1 or namesakes[name] > 1):
             raise DataError(f"cannot be told by its name alone from others in {path}; give its path there")
@@ -251,16 +257,6 @@ def _content(path: Path) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError("is not UTF-8; save it as UTF-8") from error
-
-
-def _identity(path: Path) -> tuple[str, int]:
-    """Equal for two spellings of one file (a Mac ignores case and Unicode form), never for two files."""
-    real = Path(os.path.realpath(path))
-    return _folded(str(real)), real.stat().st_ino if real.exists() else 0
-
-
-def _folded(name: str) -> str:
-    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _few(skipped: Sequence[Skipped]) -> str:

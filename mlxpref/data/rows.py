@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxpref.data.archives import has_member
+from mlxpref.data.archives import ArchiveCache
 from mlxpref.data.catalog import data_set_of, shown_size
 from mlxpref.data.tar_gz import parts_of, unpack
 from mlxpref.errors import ConfigError, DataError
@@ -198,9 +198,10 @@ def with_images(
 def _inside(archive: Path, names: Iterable[str], folder: str) -> Images:
     """Members of a tar that is read in place, in a folder of it or in none."""
     images: Images = {}
+    archives = ArchiveCache()
     for name in names:
         members = [PackedImage(archive, f"{folder}{name}"), PackedImage(archive, name)]
-        images[name] = next(filter(has_member, members), members[0])
+        images[name] = next(filter(archives.has, members), members[0])
     return images
 
 

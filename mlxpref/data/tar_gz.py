@@ -1,7 +1,7 @@
 """Members of a tar.gz, which cannot be read at random: those that are wanted are written into a folder, in one pass.
 
-Archives come from elsewhere, so nothing in them is believed: only ordinary files are unpacked, only those asked for,
-each bounded in size, and nothing is ever written outside the folder.
+Archives come from elsewhere: only ordinary files are unpacked, only those asked for, each bounded in size, and nothing
+is ever written outside the folder.
 """
 
 import gzip
@@ -13,14 +13,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from mlxpref.data.archives import HEADER_LIMIT, MEMBER_LIMIT, members_of
+from mlxpref.data.archives import MEMBER_BYTES, members_of
 from mlxpref.errors import DataError
 from mlxpref.files import replacing
 
 __all__ = ["parts_of", "unpack"]
 
-_EXPANSION, _ALLOWANCE = 100, 2**30
-"""How many times its own size an archive may unpack to, and what any may; images hardly shrink at all."""
 _BLOCK = 2**20
 _LETTERS = re.compile("[a-z]{2}")
 
@@ -34,15 +32,15 @@ def parts_of(archive: Path) -> list[Path]:
         return [archive]
     if not archive.parent.is_dir():
         return []
-    found = {p.name.removeprefix(f"{archive.name}."): p for p in archive.parent.glob(f"{archive.name}.*")}
-    ordered = sorted(filter(str.isdecimal, found), key=int) or sorted(filter(_LETTERS.fullmatch, found))
+    suffixes = {p.name.removeprefix(f"{archive.name}."): p for p in archive.parent.glob(f"{archive.name}.*")}
+    ordered = sorted(filter(str.isdecimal, suffixes), key=int) or sorted(filter(_LETTERS.fullmatch, suffixes))
     if not ordered:
         return []
     numbers = [_number(suffix) for suffix in ordered]
     first = 1 if ordered[0].isdecimal() and numbers[0] == 1 else 0  # .01, too, is a common first part
     if numbers != list(range(first, first + len(ordered))):
         raise DataError(f"{archive}: a part is missing, there are only .{', .'.join(ordered)}; download the others")
-    return [found[suffix] for suffix in ordered]
+    return [suffixes[suffix] for suffix in ordered]
 
 
 def unpack(parts: Sequence[Path], wanted: Iterable[str], target: Path) -> Iterator[tuple[str, str | None]]:
@@ -63,14 +61,12 @@ def unpack(parts: Sequence[Path], wanted: Iterable[str], target: Path) -> Iterat
             waiting[name] = target / name
     if not waiting:
         return
-    size, count = sum(part.stat().st_size for part in parts), len(waiting)
-    stream = _Stream(parts, _EXPANSION * size + _ALLOWANCE)
+    count = len(waiting)
     try:
-        with tarfile.open(fileobj=stream, mode="r|", bufsize=_BLOCK) as archive:
+        with _Unpacked(parts) as stream, tarfile.open(fileobj=stream, mode="r|", bufsize=_BLOCK) as archive:
             for member in members_of(archive):
-                stream.allowed = archive.offset + HEADER_LIMIT
-                if meant := _meant(member.name, waiting):
-                    yield meant, _written(archive, member, waiting.pop(meant), target)
+                if wanted_name := _wanted_name(member.name, waiting):
+                    yield wanted_name, _write(archive, member, waiting.pop(wanted_name), target)
                 if not waiting:
                     return
     except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError, RecursionError) as error:
@@ -78,32 +74,21 @@ def unpack(parts: Sequence[Path], wanted: Iterable[str], target: Path) -> Iterat
             f"{parts[-1]}: the archive is damaged or ends early ({error}); {count - len(waiting)} of {count} images "
             "were found before that; download it again, all its parts"
         ) from error
-    finally:
-        stream.close()
     for name in waiting:
         yield name, f"is not in {parts[0].name}"
 
 
-class _Stream(io.RawIOBase):
-    """The parts of an archive as one decompressed stream that does not go on for ever."""
+class _Unpacked(io.RawIOBase):
+    """The parts of an archive as one decompressed stream."""
 
-    def __init__(self, parts: Sequence[Path], most: int) -> None:
+    def __init__(self, parts: Sequence[Path]) -> None:
         self._parts = _Joined(parts)
         joined = io.BufferedReader(self._parts, _BLOCK)
         zipped = joined.peek(2)[:2] == b"\x1f\x8b"
         self._file: gzip.GzipFile | io.BufferedReader[_Joined] = gzip.GzipFile(fileobj=joined) if zipped else joined
-        self._most, self._position, self._where = most, 0, parts[0]
-        self.allowed = HEADER_LIMIT
 
     def read(self, size: int = -1) -> bytes:
-        """The next bytes; DataError where a header or the whole is longer than it may be."""
-        content = self._file.read1(size)  # not read: what can be read before an error would be lost
-        self._position += len(content)
-        if self._position > self.allowed + _BLOCK:
-            raise DataError(f"{self._where}: its headers are too long; this is no archive of images")
-        if self._position > self._most:
-            raise DataError(f"{self._where}: it unpacks to more than {_EXPANSION} times its size; no images do")
-        return content
+        return self._file.read1(size)  # not read: what can be read before an error would be lost
 
     def close(self) -> None:
         self._file.close()
@@ -148,18 +133,18 @@ def _problem(name: str) -> str | None:
     return None
 
 
-def _meant(member: str, waiting: dict[str, Path]) -> str | None:
+def _wanted_name(member: str, waiting: dict[str, Path]) -> str | None:
     """The wanted name that a member of the archive is: its path, or the end of it."""
     parts = PurePosixPath(member).parts
     return next((name for i in range(len(parts)) if (name := "/".join(parts[i:])) in waiting), None)
 
 
-def _written(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path, target: Path) -> str | None:
+def _write(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path, target: Path) -> str | None:
     """Write a member, beside its name first; what is wrong with it, if anything is."""
     if not member.isreg() or member.issparse():
         return "is a link or a device in the archive, not a file"
-    if member.size > MEMBER_LIMIT:
-        return f"has {member.size:,} bytes, more than {MEMBER_LIMIT:,}, the most that is read"
+    if member.size > MEMBER_BYTES:
+        return f"has {member.size:,} bytes, more than {MEMBER_BYTES:,}, the most that is read"
     source = archive.extractfile(member)
     assert source is not None
     content = source.read()

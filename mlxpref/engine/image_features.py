@@ -1,11 +1,7 @@
 """Image features: every image goes through the frozen vision tower once, then comes from memory."""
 
-import hashlib
-from collections import OrderedDict
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -13,10 +9,12 @@ import numpy as np
 from PIL import Image
 
 from mlxpref.checkpoints import bounds
+from mlxpref.data.image_cache import ImageCache, content_of
 from mlxpref.data.images import load_image
 from mlxpref.engine.vision import encode
 from mlxpref.errors import ModelError
-from mlxpref.preferences import ImageLike, PackedImage
+from mlxpref.lru import LRU
+from mlxpref.preferences import ImageLike
 
 __all__ = ["FeatureStore", "Features", "SeenImages"]
 
@@ -50,17 +48,16 @@ class Features:
 class FeatureStore:
     """Features of images, least recently used out first, keyed by content and pixel budget.
 
-    A file is keyed by its path, size and time of change too, so that it is decoded once, and so is one in an archive.
-    `runs` counts the images that went through the vision tower.
+    `images` decodes files; a command that decoded them before puts its own cache there. `runs` counts the images that
+    went through the vision tower.
     """
 
     def __init__(self, tower: Any, processor: Any, max_pixels: int, memory: int = bounds.FEATURE_BYTES) -> None:
-        self._tower, self._processor, self._memory = tower, processor, memory
+        self._tower, self._processor = tower, processor
         self.max_pixels = min(max_pixels, processor.max_pixels)
         self._min_pixels = min(processor.min_pixels, self.max_pixels)
-        self._kept: OrderedDict[str, Features] = OrderedDict()
-        self._content: dict[tuple[Path | PackedImage, int, int, int], str] = {}
-        self._bytes = 0
+        self.images = ImageCache(self.max_pixels)
+        self._features: LRU[str, Features] = LRU(memory, lambda features: features.nbytes)
         self.runs = 0
 
     def get(self, image: ImageLike) -> Features:
@@ -72,50 +69,47 @@ class FeatureStore:
 
         With `seen`, an image in memory is looked at only once.
         """
-        found: dict[str, Features] = {}
-        waiting: dict[tuple[int, int], list[tuple[str, np.ndarray]]] = {}
+        known: dict[str, Features] = {}
+        waiting: dict[tuple[int, int], list[tuple[str, np.ndarray]]] = {}  # by grid, in merged patches
         keys = []
         for image in images:
-            key, loaded = self._key(image, {} if seen is None else seen)
+            key, picture = self._key(image, {} if seen is None else seen)
             keys.append(key)
-            if key in found or any(key == other for queue in waiting.values() for other, _ in queue):
+            if key in known or any(key == other for queue in waiting.values() for other, _ in queue):
                 continue
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                found[key] = self._kept[key]
+            if features := self._features.get(key):
+                known[key] = features
                 continue
-            patches, grid = self._patches(loaded if loaded is not None else load_image(image, self.max_pixels))
+            if picture is None:
+                picture = self._picture(image)
+            patches, grid = self._patches(picture)
             queue = waiting.setdefault(grid, [])
             queue.append((key, patches))
             if len(queue) * grid[0] * grid[1] >= bounds.VISION_TOKENS:
-                found.update(self._encode(grid, waiting.pop(grid)))
+                known.update(self._encode(grid, waiting.pop(grid)))
         for grid, queue in waiting.items():
-            found.update(self._encode(grid, queue))
-        return [found[key] for key in keys]
+            known.update(self._encode(grid, queue))
+        return [known[key] for key in keys]
 
     def contents(self, images: Iterable[ImageLike], seen: SeenImages | None = None) -> list[str]:
-        """The names of what images show (`Features.content`): they are decoded for that, but not encoded."""
+        """The names of what images show (`Features.content`): they are decoded for that, unless they are known."""
         return [self._key(image, {} if seen is None else seen)[0] for image in images]
 
     def _key(self, image: ImageLike, seen: SeenImages) -> tuple[str, Image.Image | None]:
-        """The content of an image as a key, with the decoded image where it had to be decoded for that."""
+        """The content of an image as a key, with its picture where it is an image in memory that was not seen yet."""
+        if not isinstance(image, Image.Image):
+            return self.images.content(image, self.max_pixels), None
+        if id(image) in seen:
+            return seen[id(image)][1], None
+        picture = load_image(image, self.max_pixels)
+        seen[id(image)] = image, content_of(picture)
+        return seen[id(image)][1], picture
+
+    def _picture(self, image: ImageLike) -> Image.Image:
+        """The image under the pixel budget."""
         if isinstance(image, Image.Image):
-            if id(image) in seen:
-                return seen[id(image)][1], None
-            loaded = load_image(image, self.max_pixels)
-            seen[id(image)] = image, _digest(loaded)
-            return seen[id(image)][1], loaded
-        name = None
-        with suppress(OSError, ValueError):  # what cannot be looked at, reading names
-            status = (image.archive if isinstance(image, PackedImage) else image).stat()
-            name = image, status.st_ino, status.st_size, status.st_mtime_ns
-        if name is not None and name in self._content:
-            return self._content[name], None
-        loaded = load_image(image, self.max_pixels)
-        key = _digest(loaded)
-        if name is not None:
-            self._content[name] = key
-        return key, loaded
+            return load_image(image, self.max_pixels)
+        return self.images.picture(image, self.max_pixels)
 
     def _patches(self, image: Image.Image) -> tuple[np.ndarray, tuple[int, int]]:
         """Patches (P, F) of an image under the pixel budget, and its grid in merged patches."""
@@ -144,17 +138,6 @@ class FeatureStore:
                 mx.contiguous(merged[place]), grid, tuple(mx.contiguous(level[place]) for level in levels), key
             )
             encoded[key] = features
-            self._keep(key, features)
+            self._features.put(key, features)
         mx.eval([x for f in encoded.values() for x in (f.merged, *f.deepstack)])
         return encoded
-
-    def _keep(self, key: str, features: Features) -> None:
-        self._kept[key] = features
-        self._bytes += features.nbytes
-        while self._bytes > self._memory and len(self._kept) > 1:
-            _, oldest = self._kept.popitem(last=False)
-            self._bytes -= oldest.nbytes
-
-
-def _digest(image: Image.Image) -> str:
-    return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()

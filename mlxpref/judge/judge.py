@@ -11,7 +11,7 @@ from typing import Literal
 
 from mlxpref.checkpoints import bounds
 from mlxpref.config import JudgeSettings
-from mlxpref.data.images import Skipped
+from mlxpref.data.find_images import Skipped
 from mlxpref.distributed import SINGLE_PROCESS, ProcessGroup
 from mlxpref.engine.image_features import Features, SeenImages
 from mlxpref.engine.prefix_cache import PrefixCache

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from mlxpref.data.images import Skipped
+from mlxpref.data.find_images import Skipped
 from mlxpref.judge.pair_verdict import PairVerdict
 from mlxpref.preferences import ImageLike
 from mlxpref.ranking.bradley_terry import RankedImage, StrengthRanking

@@ -5,16 +5,19 @@ import hashlib
 import io
 import math
 import os.path
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from mlxpref.data.images import load_image
 from mlxpref.files import write_file
 from mlxpref.preferences import ImageLike
 
 __all__ = [
+    "LoadImage",
     "Thumbnail",
     "even_ticks",
     "page_script",
@@ -27,6 +30,9 @@ __all__ = [
 _THUMBNAIL_BYTES = 48_000  # 200 thumbnails of this size are 12.8 MB as data addresses
 _EXACT_SIDE = 128  # smaller pictures are shown enlarged, and their pixels are what is judged: these stay exact
 _AXIS_STEPS = 6  # about
+
+LoadImage = Callable[[ImageLike], Image.Image]
+"""What reads an image, such as `load_image`, or a memory of decoded ones."""
 
 
 @dataclass(frozen=True)
@@ -75,12 +81,12 @@ def page_script(name: str) -> dict[str, Any]:
     return {"script": Markup(script), "script_hash": f"sha256-{digest}"}
 
 
-def thumbnail(image: ImageLike, side: int = 320) -> Thumbnail:
+def thumbnail(image: ImageLike, side: int = 320, load: LoadImage = load_image) -> Thumbnail:
     """An image at most `side` pixels wide and high, without EXIF or profile; DataError where it cannot be read.
 
-    Its quality is reduced where it would take more than `_THUMBNAIL_BYTES`.
+    `load` reads it. Its quality is reduced where it would take more than `_THUMBNAIL_BYTES`.
     """
-    picture = load_image(image)
+    picture = load(image).copy()
     picture.thumbnail((side, side))
     lossless = max(picture.size) <= _EXACT_SIDE
     for quality in (80, 60, 40, 20):

@@ -7,43 +7,46 @@ from typing import Any
 
 import numpy as np
 
+from mlxpref.data.images import load_image
 from mlxpref.errors import DataError
 from mlxpref.judge.ranking_result import JudgedPair, Ranking
 from mlxpref.preferences import ImageLike
 from mlxpref.ranking.bradley_terry import Z95, RankedImage
 from mlxpref.ranking.log_odds import probability
 from mlxpref.ranking.posterior import difference_variance
-from mlxpref.report.html import Thumbnail, even_ticks, page_script, short_names, thumbnail, write_page
+from mlxpref.report.html import LoadImage, Thumbnail, even_ticks, page_script, short_names, thumbnail, write_page
 from mlxpref.text import plain
 from mlxpref.verdict import Strategy, Verdict
 
 __all__ = ["write_ranking_page"]
 
 
-def write_ranking_page(path: Path, rankings: Sequence[Ranking], notes: Sequence[str] = ()) -> None:
+def write_ranking_page(
+    path: Path, rankings: Sequence[Ranking], notes: Sequence[str] = (), load: LoadImage = load_image
+) -> None:
     """Write rankings, one for each prompt, as one page with everything inside; it works without a network.
 
-    Images are read one at a time; one that can no longer be read is named without its picture. `notes` stand at the
-    top, such as that the judge could not tell the images apart. Every picture is in the page once: the script shows it
-    again where it is compared. Texts reach the script as JSON and the page as text, and the page's own policy lets no
-    other script run and nothing be loaded.
+    Images are read one at a time by `load`; one that can no longer be read is named without its picture. `notes` stand
+    at the top, such as that the judge could not tell the images apart. Every picture is in the page once: the script
+    shows it again where it is compared. Texts reach the script as JSON and the page as text, and the page's own policy
+    lets no other script run and nothing be loaded.
     """
     names = [[plain(name) for name in short_names([r.name(i) for i in range(len(r.images))])] for r in rankings]
     write_page(
         path,
         "ranking.html",
-        sections=[_section(*each) for each in zip(rankings, names, strict=True)],
+        sections=[_section(*each, load) for each in zip(rankings, names, strict=True)],
         data=[_data(*each) for each in zip(rankings, names, strict=True)],
         notes=[plain(note) for note in notes],
         **page_script("ranking.js"),
     )
 
 
-def _section(ranking: Ranking, names: Sequence[str]) -> dict[str, Any]:
+def _section(ranking: Ranking, names: Sequence[str], load: LoadImage) -> dict[str, Any]:
     """What the template shows of one prompt; the pictures are read here."""
     images = ranking.ranking.images
     ticks = even_ticks(min(image.low for image in images), max(image.high for image in images))
-    cards = [_card(ranking, names, image, ticks) for image in images]
+    cards = [_card(ranking, names, image, ticks, load) for image in images]
     for above, card in itertools.pairwise(cards):
         card["tied_above"] = above["image"].index in card["image"].tied_with
     judge = f"by {ranking.model}{f' with {ranking.adapter}' if ranking.adapter else ''}, " if ranking.model else ""
@@ -60,7 +63,9 @@ def _section(ranking: Ranking, names: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _card(ranking: Ranking, names: Sequence[str], image: RankedImage, ticks: Sequence[float]) -> dict[str, Any]:
+def _card(
+    ranking: Ranking, names: Sequence[str], image: RankedImage, ticks: Sequence[float], load: LoadImage
+) -> dict[str, Any]:
     """One image's place: `start`, `middle` and `end` are its interval in percent of the axis."""
     start, middle, end = (
         100 * (x - ticks[0]) / (ticks[-1] - ticks[0]) for x in (image.low, image.strength, image.high)
@@ -71,7 +76,7 @@ def _card(ranking: Ranking, names: Sequence[str], image: RankedImage, ticks: Seq
         "image": image,
         "name": names[image.index],
         "path": plain(ranking.name(image.index)),
-        "picture": _picture(ranking.images[image.index]),
+        "picture": _picture(ranking.images[image.index], load),
         "start": start,
         "middle": middle,
         "end": end,
@@ -83,10 +88,10 @@ def _card(ranking: Ranking, names: Sequence[str], image: RankedImage, ticks: Seq
     }
 
 
-def _picture(image: ImageLike) -> Thumbnail | None:
+def _picture(image: ImageLike, load: LoadImage) -> Thumbnail | None:
     """The thumbnail, or None: hours of judging are not lost because a file was moved meanwhile."""
     try:
-        return thumbnail(image)
+        return thumbnail(image, load=load)
     except DataError:
         return None
 

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from mlxpref.data.archives import named_image
+from mlxpref.data.images import load_image
 from mlxpref.errors import DataError
 from mlxpref.preferences import ImageLike, PackedImage
 from mlxpref.report.curves import COLOURS, curve_svg
-from mlxpref.report.html import Thumbnail, thumbnail, write_page
+from mlxpref.report.html import LoadImage, Thumbnail, thumbnail, write_page
 from mlxpref.report.run_log import PHASES, Record, RunLog, format_number, number
 from mlxpref.text import plain
 
@@ -59,11 +60,12 @@ def recorded_images(record: Record) -> tuple[ImageLike, ImageLike] | None:
     return (named_image(first), named_image(second)) if isinstance(first, str) and isinstance(second, str) else None
 
 
-def write_run_page(folder: Path, images: Images = recorded_images) -> Path:
+def write_run_page(folder: Path, images: Images = recorded_images, load: LoadImage = load_image) -> Path:
     """Write report.html into the folder of a run, finished or not, with everything inside, and return its path.
 
-    `images` returns the two images of a line of rollouts.jsonl, in the places they were shown in, or None. An image
-    that cannot be read leaves its place empty. DataError for a folder without run.json and log.jsonl.
+    `images` returns the two images of a line of rollouts.jsonl, in the places they were shown in, or None; `load`
+    reads them. An image that cannot be read leaves its place empty. DataError for a folder without run.json and
+    log.jsonl.
     """
     files = [folder / name for name in ("run.json", "log.jsonl", "rollouts.jsonl")]
     run, log, rollouts = (file.read_bytes() if file.is_file() else b"" for file in files)
@@ -80,7 +82,7 @@ def write_run_page(folder: Path, images: Images = recorded_images) -> Path:
         changes=columns.changes(),
         figures=list(_figures(columns)),
         settings=[(plain(name)[:200], plain(value)[:500]) for name, value in itertools.islice(_rows(record), 300)],
-        rollouts=[_rollout(line, images) for line in _extremes(_records(rollouts.split(b"\n")))],
+        rollouts=[_rollout(line, images, load) for line in _extremes(_records(rollouts.split(b"\n")))],
     )
     return folder / RUN_PAGE
 
@@ -135,7 +137,7 @@ def _extremes(records: Iterable[Record]) -> list[Record]:
     return shown
 
 
-def _rollout(record: Record, images: Images) -> dict[str, Any]:
+def _rollout(record: Record, images: Images, load: LoadImage) -> dict[str, Any]:
     """What the template shows of a line of rollouts.jsonl."""
     y, pair = number(record.get("y")), images(record) or (None, None)
     paths = [plain(image) if isinstance(image, Path | PackedImage) else "" for image in pair]
@@ -144,17 +146,17 @@ def _rollout(record: Record, images: Images) -> dict[str, Any]:
     return {
         "step": f"{number(record.get('step')):g}",
         "prompt": plain(record.get("prompt") or "")[:_MAX_CHARACTERS],
-        "sides": list(zip(map(_picture, pair), paths, people, strict=True)),
+        "sides": list(zip((_picture(image, load) for image in pair), paths, people, strict=True)),
         "text": "\n".join(map(plain, str(record.get("text") or "")[:_MAX_CHARACTERS].splitlines())),
         "numbers": [(name, value) for name, value in numbers if value],
     }
 
 
-def _picture(image: ImageLike | None) -> Thumbnail | None:
+def _picture(image: ImageLike | None, load: LoadImage) -> Thumbnail | None:
     """The thumbnail, or None: what was trained for hours is not lost because a file was moved meanwhile."""
     # A path that a file names may be a pipe, which would be waited for.
     if image is None or (isinstance(image, Path) and not image.is_file()):
         return None
     with suppress(DataError, OSError):
-        return thumbnail(image, side=200)
+        return thumbnail(image, side=200, load=load)
     return None

@@ -143,7 +143,7 @@ class Run:
             return (named[first], named[second]) if in_memory else recorded_images(record)
 
         with suppress(MlxprefError, OSError):
-            write_run_page(self.folder, images)
+            write_run_page(self.folder, images, self.trainer.vlm.features.images.load)
 
     def _clear(self) -> None:
         for name in RUN_FILES:

@@ -21,7 +21,7 @@ from mlxpref.cli import main
 from mlxpref.cli.data import data
 from mlxpref.data.catalog import CATALOG
 from mlxpref.data.load import load_preferences
-from scripts.make_data_layouts import make_layout
+from tests.data_layouts import make_layout
 from tests.hub_server import Cut, HubServer, Repository, serving, use_hub
 
 COMMANDS = type(main)("mlxpref", commands={**main.commands, "data": data})

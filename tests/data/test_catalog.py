@@ -11,7 +11,7 @@ from mlxpref.data.catalog import CATALOG, data_set_of, files_of, folder_of, show
 from mlxpref.data.load import load_preferences
 from mlxpref.data.subset import files_for_limit
 from mlxpref.errors import ConfigError, DataError
-from scripts.make_data_layouts import LAYOUTS, make_layout
+from tests.data_layouts import LAYOUTS, make_layout
 
 SPLITS = [(name, split.name) for name, data_set in CATALOG.items() for split in data_set.splits]
 

@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mlxpref.cli import main
-from scripts.make_data_layouts import make_layout
+from tests.data_layouts import make_layout
 
 JUDGE = ("--model", "demo", "--no-think")
 TRAIN = ("--steps", "1", "--comparisons", "2", "--group", "2", "--rows", "4")

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from mlxpref.cli.common import check_images_of
 from mlxpref.data.hpdv2 import ranking_rows, read_hpdv2, train_rows
+from mlxpref.data.image_cache import ImageCache
 from mlxpref.data.images import load_image
-from mlxpref.data.load import load_preferences
+from mlxpref.data.load import check_preferences, load_preferences
 from mlxpref.errors import ConfigError, DataError
 from mlxpref.preferences import PackedImage
-from scripts.make_data_layouts import make_layout, write_split
+from tests.data_layouts import make_layout, write_split
 from tests.messages import messages
 
 SAMPLE = Path(__file__).parents[1] / "fixtures" / "hpdv2-sample-test.json"
@@ -63,7 +63,7 @@ def test_the_hub_layout_is_unpacked_once(split: str, tmp_path: Path) -> None:
     assert "are read once, and 16 images" in lines[0]
     assert len(preferences) == (16 if split == "train" else 24)
     assert all(isinstance(p.a, Path) and load_image(p.a).size == (84, 84) for p in preferences)
-    check_images_of("hpdv2", preferences)
+    check_preferences("hpdv2", preferences, ImageCache(1000))
     (folder / f"{split}.tar.gz").touch()  # another time of change: it might be another archive
     assert load_preferences("hpdv2", split, data_dir=folder)[0].a != preferences[0].a
     with messages() as lines:

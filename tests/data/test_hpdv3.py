@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from mlxpref.cli.common import check_images_of
 from mlxpref.data.hpdv3 import pair_rows
+from mlxpref.data.image_cache import ImageCache
 from mlxpref.data.images import load_image
-from mlxpref.data.load import load_preferences
+from mlxpref.data.load import check_preferences, load_preferences
 from mlxpref.errors import ConfigError, DataError
-from scripts.make_data_layouts import make_layout
+from tests.data_layouts import make_layout
 
 ROW = {"prompt": "p", "path1": "images/1.jpg", "path2": "images/2.jpg", "choice_dist": [7, 2], "confidence": 0.9}
 
@@ -37,7 +37,7 @@ def test_the_hub_layout(split: str, tmp_path: Path) -> None:
         assert preference.votes == (9 if votes else 1)
         assert preference.group == entry["prompt"]
         assert load_image(preference.a).size == (84, 84)
-    check_images_of("hpdv3", preferences)
+    check_preferences("hpdv3", preferences, ImageCache(1000))
 
 
 def test_sides_are_drawn_and_stay_the_same(tmp_path: Path) -> None:

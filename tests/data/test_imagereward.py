@@ -11,13 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mlxpref.cli.common import check_images_of
+from mlxpref.data.image_cache import ImageCache
 from mlxpref.data.imagereward import list_rows, read_imagereward
 from mlxpref.data.images import load_image
-from mlxpref.data.load import load_preferences
+from mlxpref.data.load import check_preferences, load_preferences
 from mlxpref.errors import ConfigError, DataError
 from mlxpref.preferences import PackedImage
-from scripts.make_data_layouts import make_layout
+from tests.data_layouts import make_layout
 from tests.messages import messages
 
 RANKINGS = (Path(__file__).parents[1] / "fixtures" / "imagereward-test-rankings.txt").read_text().split()
@@ -70,7 +70,7 @@ def test_the_hub_layout(split: str, tmp_path: Path) -> None:
         a, b = (ranks[f"images/{split}/{image.member}"] for image in (preference.a, preference.b))
         assert preference.p_a == (1.0 if a < b else 0.0 if a > b else 0.5)
         assert load_image(preference.a).size == (84, 84)
-    check_images_of("imagereward", preferences)
+    check_preferences("imagereward", preferences, ImageCache(1000))
     order = {path: i for i, path in enumerate(ranks)}
     places = [[order[f"images/{split}/{i.member}"] for i in (p.a, p.b)] for p in preferences]  # type: ignore[union-attr]
     in_order = sum(a < b for a, b in places)
@@ -134,14 +134,14 @@ def test_images_that_an_archive_lacks_are_named_before_the_work(tmp_path: Path) 
                 archive.writestr(name, content[:100] if name == cut else content)
     preferences = load_preferences("imagereward", "test", data_dir=folder)
     with pytest.raises(DataError) as caught:
-        check_images_of("imagereward", preferences)
+        check_preferences("imagereward", preferences, ImageCache(1000))
     lines = str(caught.value).splitlines()
     assert lines[0].startswith("imagereward: 2 of 16 images cannot be read")
     assert lines[1] == f"  {path}/{gone}: is not there: the archive has no {gone}"
     assert lines[2].startswith(f"  {path}/{cut}: is damaged")
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(DataError, match=r"8 of 16 images cannot be read.*\n.*test_1\.zip/.*damaged or not whole"):
-        check_images_of("imagereward", load_preferences("imagereward", "test", data_dir=folder))
+        check_preferences("imagereward", load_preferences("imagereward", "test", data_dir=folder), ImageCache(1000))
 
 
 GOOD = {"id": "1", "prompt": "x", "generations": ["a", "b"], "ranking": [1, 2]}

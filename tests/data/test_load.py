@@ -1,4 +1,3 @@
-import gc
 import json
 import unicodedata
 from pathlib import Path
@@ -7,16 +6,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlxpref.cli import common as session
-from mlxpref.cli.common import check_images_of
-from mlxpref.data import rows
+from mlxpref.data import load, rows
+from mlxpref.data.image_cache import ImageCache
 from mlxpref.data.jsonl import EXAMPLE, read_jsonl
-from mlxpref.data.load import DEMO_COUNTS, load_preferences
+from mlxpref.data.load import DEMO_COUNTS, check_preferences, load_preferences
 from mlxpref.data.rows import Row, read_json_rows, with_images
 from mlxpref.demo.preferences import HELD_OUT, SPLITS, demo_preferences, prompt_text
 from mlxpref.errors import ConfigError, DataError
 from mlxpref.preferences import Preference
-from scripts.make_data_layouts import make_layout
 from tests.messages import messages
 
 GOOD = {"prompt": "a red cube", "a": "1.png", "b": "2.png", "p_a": 0.7}
@@ -243,14 +240,6 @@ def test_a_few_images_that_are_not_there_are_left_out(tmp_path: Path) -> None:
         )
 
 
-def test_reading_leaves_the_collector_as_it_was(tmp_path: Path) -> None:
-    folder = make_layout("hpdv2", tmp_path)
-    for enabled in (False, True):
-        (gc.enable if enabled else gc.disable)()
-        load_preferences("hpdv2", "test", data_dir=folder)
-        assert gc.isenabled() is enabled
-
-
 @pytest.fixture
 def many(tmp_path: Path) -> list[Preference]:
     """60 pairs of 120 images."""
@@ -263,21 +252,20 @@ def test_of_many_images_some_are_decoded_and_all_looked_for(
     many: list[Preference], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded: list[object] = []
-    monkeypatch.setattr("mlxpref.data.images.load_image", decoded.append)
-    check_images_of("x", many)
+    images = ImageCache(1000)
+    monkeypatch.setattr(images, "check", decoded.append)
+    check_preferences("x", many, images)
     assert len(decoded) == 120
     decoded.clear()
-    monkeypatch.setattr(session, "_DECODED", 40)
-    check_images_of("x", many)
+    monkeypatch.setattr(load, "_DECODED", 40)
+    check_preferences("x", many, images)
     assert len(decoded) == len(set(decoded)) == 40
-    monkeypatch.undo()
-    monkeypatch.setattr(session, "_DECODED", 40)
     for i in range(0, 24, 2):
         image = many[i].a
         assert isinstance(image, Path)
         image.unlink()
     with pytest.raises(DataError) as caught:
-        check_images_of("x", many)
+        check_preferences("x", many, ImageCache(1000))
     lines = str(caught.value).splitlines()
     assert lines[0] == "x: 12 of 120 images cannot be read; correct them or remove their rows:"
     assert len(lines) == 12

@@ -7,13 +7,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mlxpref.cli.common import check_images_of
+from mlxpref.data.image_cache import ImageCache
 from mlxpref.data.images import load_image
-from mlxpref.data.load import load_preferences
+from mlxpref.data.load import check_preferences, load_preferences
 from mlxpref.data.pickapic import read_pickapic
 from mlxpref.errors import ConfigError, DataError
 from mlxpref.preferences import PackedImage
-from scripts.make_data_layouts import make_layout
+from tests.data_layouts import make_layout
 from tests.messages import messages
 
 ROW = {"caption": "p", "has_label": True, "label_0": 1.0, "label_1": 0.0, "jpg_0": b"0", "jpg_1": b"1"}
@@ -43,7 +43,7 @@ def test_the_hub_layout(name: str, split: str, count: int, tmp_path: Path) -> No
     assert sum(p.is_tie for p in preferences) == 1
     assert all(isinstance(p.a, PackedImage) and load_image(p.a).size == (84, 84) for p in preferences)
     assert {p.group for p in preferences} == {p.prompt for p in preferences}
-    check_images_of(name, preferences)
+    check_preferences(name, preferences, ImageCache(1000))
 
 
 def test_images_are_not_read_with_the_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from unittest.mock import patch
 import pytest
 
 from mlxpref.data import prompts as prompts_module
-from mlxpref.data.images import Skipped
+from mlxpref.data.find_images import Skipped
 from mlxpref.data.prompts import PromptGroup, group_by_prompt, prompts_of
 from mlxpref.errors import ConfigError
 from tests.data.test_comfyui import BASE, encoder, link, sampler

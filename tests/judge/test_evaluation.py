@@ -23,8 +23,8 @@ from mlxpref.log import showing
 from mlxpref.preferences import Preference
 from mlxpref.ranking.log_odds import soft_preference
 from mlxpref.verdict import Verdict
-from scripts.make_data_layouts import make_layout
 from tests.conftest import GOLDEN
+from tests.data_layouts import make_layout
 from tests.messages import Tracked
 
 CONTRACT = [

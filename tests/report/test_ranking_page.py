@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlxpref.data.images import Skipped
+from mlxpref.data.find_images import Skipped
 from mlxpref.judge.pair_verdict import PairVerdict
 from mlxpref.judge.ranking_result import JudgedPair, Ranking
 from mlxpref.ranking.bradley_terry import rank_images

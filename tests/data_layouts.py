@@ -1,6 +1,4 @@
-"""Tiny data sets of rendered pictures in the very layouts of the public ones, for tests and for trying commands out.
-
-    python scripts/make_data_layouts.py hpdv2 FOLDER
+"""Tiny data sets of rendered pictures in the very layouts of the public ones.
 
 Names of files and members, columns and keys are those of the hub (ImageRewardDB, HPDv2, Pick-a-Pic v1 and v2, HPDv3)
 and of ImageReward's list on GitHub; what is judged are the demo's coloured shapes.
@@ -16,7 +14,6 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 
 from mlxpref.demo.pictures import COLOURS, SHAPES, PictureSpec, render
@@ -270,20 +267,3 @@ LAYOUTS: dict[str, Callable[[Path, int, int], None]] = {
     "hpdv3": _hpdv3,
 }
 """What writes each layout."""
-
-
-@click.command()
-@click.argument("name", type=click.Choice(list(LAYOUTS)))
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--prompts", default=4, show_default=True, help="Prompts of each split.")
-@click.option("--seed", default=0, show_default=True)
-def main(name: str, folder: Path, prompts: int, seed: int) -> None:
-    """Write a tiny data set of the layout NAME into FOLDER."""
-    make_layout(name, folder, prompts, seed)
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            click.echo(f"{path.stat().st_size:>9,}  {path}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,169 @@
+"""The image files among files and folders: which there are, which can be read, and which are the same."""
+
+import os
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlxpref.data.image_cache import ImageCache
+from mlxpref.errors import DataError
+from mlxpref.files import sha256_of
+from mlxpref.text import first_ten
+
+__all__ = [
+    "Skipped",
+    "check_images",
+    "file_identity",
+    "find_duplicates",
+    "find_images",
+    "fold_name",
+    "locate",
+    "same_content",
+]
+
+# What an image in a folder is called; HEIC and JPEG XL are among them so that they are named as skipped.
+_NAMES = re.compile(r".\.(apng|avif|bmp|gif|hei[cf]|hif|j2k|jfif|jp[2eg]|jpeg|jxl|mpo|p[bgnp]m|png|tiff?|webp)$", re.I)
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """An image file that is left out, and why."""
+
+    path: Path
+    error: str
+
+
+def check_images(paths: Iterable[Path], images: ImageCache) -> tuple[list[Path], list[Skipped]]:
+    """The files that can be read, and the others, each with the reason; `images` keeps what was decoded for that.
+
+    Raises DataError, with the first reasons, if fewer than two can be read.
+    """
+    readable, skipped = list[Path](), list[Skipped]()
+    for path in paths:
+        try:
+            images.check(path)
+            readable.append(path)
+        except DataError as error:
+            skipped.append(Skipped(path, str(error).removeprefix(f"{path}: ")))
+    if len(readable) < 2:
+        why = first_ten([f"{skip.path} {skip.error}" for skip in skipped], "; ")
+        count = f"{len(readable)} of {len(readable) + len(skipped)}"
+        raise DataError(f"two images are needed, {count} can be read{': ' if why else ''}{why}")
+    return readable, skipped
+
+
+def find_images(paths: Sequence[Path | str], recursive: bool = False) -> list[Path]:
+    """The image files among files and folders, in natural order (2.png before 10.png), each once.
+
+    A file is taken whatever its name is; of a folder, the files that are named like images and not hidden
+    (`.DS_Store`, `._*`). Subfolders only if `recursive`. The order depends on the names alone, not on that of
+    `paths`. Raises DataError for a path that does not exist and for a folder without images.
+    """
+    files: list[Path] = []
+    for given in paths:
+        path = locate(str(given))
+        if path is None:
+            raise DataError(f"{given}: no such file or folder; check the name")
+        files += _in_folder(path, recursive) if path.is_dir() else [path]
+    unique: dict[tuple[str, int], Path] = {}
+    for path in sorted(files, key=_natural_key):
+        unique.setdefault(file_identity(path), path)
+    return list(unique.values())
+
+
+def locate(name: str, folder: Path = Path()) -> Path | None:
+    """The file or folder of this name, relative to `folder`, in whichever Unicode form its name is stored.
+
+    "é" is one character or two: names written on a Mac often differ from those in text files, and Linux tells
+    them apart. None if there is none in any form.
+    """
+    for form in (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name)):
+        with suppress(OSError, ValueError):  # the name is too long, or the folder may not be entered
+            if (folder / form).exists():
+                return folder / form
+    return None
+
+
+def find_duplicates(paths: Iterable[Path]) -> list[tuple[Path, ...]]:
+    """Groups of files with identical bytes, in the order of their first one, each in the order given.
+
+    Only files of equal size are read, a piece at a time. A file that cannot be read is in no group: whoever needs its
+    content says why. An image saved again, in other bytes, is no duplicate here.
+    """
+    order = {path: i for i, path in enumerate(dict.fromkeys(paths))}
+    groups = [same for alike in _grouped(order, _size) for same in _grouped(alike, _digest)]
+    return sorted(groups, key=lambda group: order[group[0]])
+
+
+def same_content(a: Path, b: Path) -> bool:
+    """Whether two files can both be read and have identical bytes."""
+    return _size(a) is not None and _size(a) == _size(b) and (digest := _digest(a)) is not None and digest == _digest(b)
+
+
+def _grouped(paths: Iterable[Path], key: Callable[[Path], object]) -> list[tuple[Path, ...]]:
+    """The files that share a key with another one; those whose key is None share it with none."""
+    groups: dict[object, list[Path]] = {}
+    for path in paths:
+        if (value := key(path)) is not None:
+            groups.setdefault(value, []).append(path)
+    return [tuple(group) for group in groups.values() if len(group) > 1]
+
+
+def _size(path: Path) -> int | None:
+    with suppress(OSError, ValueError):
+        return path.stat().st_size if path.is_file() else None
+    return None
+
+
+def _digest(path: Path) -> str | None:
+    with suppress(OSError):
+        return sha256_of(path)
+    return None
+
+
+def file_identity(path: Path) -> tuple[str, int]:
+    """Equal for two spellings of one file (a Mac ignores case and Unicode form), never for two files."""
+    real = Path(os.path.realpath(path))
+    return fold_name(str(real)), real.stat().st_ino if real.exists() else 0
+
+
+def fold_name(name: str) -> str:
+    """A name without case and in one Unicode form."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _in_folder(folder: Path, recursive: bool) -> list[Path]:
+    """The images of a folder; if there are none, an error that says where some would be."""
+    if files := list(_walk(folder, recursive, set())):
+        return files
+    deeper = not recursive and any(_walk(folder, True, set()))
+    hint = "; its subfolders do: add --recursive" if deeper else ", like .jpg, .png or .webp files"
+    raise DataError(f"{folder}: this folder holds no images{hint}")
+
+
+def _walk(folder: Path, recursive: bool, entered: set[str]) -> Iterator[Path]:
+    """The image files below a folder; links to folders are followed, but no folder is entered twice."""
+    entered.add(os.path.realpath(folder))
+    try:
+        visible = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+        entries = [(entry, entry.is_dir()) for entry in sorted(visible, key=_natural_key)]
+    except OSError as error:
+        raise DataError(f"{folder}: this folder cannot be read ({error.strerror})") from error
+    for entry, is_folder in entries:
+        if not is_folder and re.search(_NAMES, entry.name):
+            yield entry
+        if is_folder and recursive and os.path.realpath(entry) not in entered:
+            yield from _walk(entry, recursive, entered)
+
+
+def _natural_key(path: Path) -> tuple[list[list[tuple[int, int, str]]], str]:
+    """Sort key: folder by folder, numbers by value, letters regardless of case and Unicode form."""
+
+    def pieces(part: str) -> list[tuple[int, int, str]]:
+        runs = re.findall(r"\d+|\D+", fold_name(part))
+        return [(0, int(run), "") if run.isdecimal() else (1, 0, run) for run in runs]
+
+    return [pieces(part) for part in path.parts], str(path)

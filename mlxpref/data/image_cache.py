@@ -1,0 +1,105 @@
+"""Images are decoded once, though several steps of a command need them: the check, the name, the encoding."""
+
+import hashlib
+from pathlib import Path
+
+from PIL import Image
+
+from mlxpref.data.archives import ArchiveCache
+from mlxpref.data.images import load_image, reduction
+from mlxpref.preferences import ImageLike, PackedImage
+
+__all__ = ["ImageCache", "content_of"]
+
+_PICTURE_BYTES = 1 << 28
+"""Bytes of pictures that are kept by default: some 340 of 512 by 512 pixels, or 85 of 1024 by 1024."""
+_Key = tuple[Path | PackedImage, int, int, int]
+"""A file or a part of one as it is now: with the inode, the size and the time of change of the file."""
+
+
+class ImageCache:
+    """Pictures of files and archives while they fit into `memory` bytes, and names of what they show.
+
+    What came first stays: images that are gone through twice in one order are decoded once as far as memory goes, and
+    twice beyond that. `max_pixels` is the pixel budget that is expected before the model is known.
+    """
+
+    def __init__(self, max_pixels: int, memory: int = _PICTURE_BYTES) -> None:
+        self.max_pixels = max_pixels
+        self.archives = ArchiveCache()
+        self._free = memory
+        self._sizes: dict[_Key, tuple[int, int]] = {}
+        self._pictures: dict[_Key, tuple[int, Image.Image]] = {}  # with the factor that it is reduced by
+        self._latest: dict[_Key, tuple[int, Image.Image]] = {}  # the one decoded last, where there was no memory left
+        self._contents: dict[tuple[_Key, int], str] = {}
+
+    def check(self, image: Path | PackedImage) -> None:
+        """Decode an image unless it is known; DataError if it cannot be read."""
+        if _key(image) not in self._sizes:
+            self.picture(image, self.max_pixels)
+            if self._latest:  # its picture will be gone when its content is asked for
+                self.content(image, self.max_pixels)
+
+    def size(self, image: Path | PackedImage) -> tuple[int, int]:
+        """Width and height of the whole image in pixels; DataError if it cannot be read."""
+        key = _key(image)
+        if key not in self._sizes:
+            self.picture(image, self.max_pixels)
+        return self._sizes[key]
+
+    def content(self, image: Path | PackedImage, max_pixels: int) -> str:
+        """A name of what an image shows, the same for equal pixels wherever they are; DataError if it is unreadable."""
+        key = _key(image)
+        factor = reduction(self.size(image), max_pixels)
+        if (key, factor) not in self._contents:
+            self._contents[key, factor] = content_of(self.picture(image, max_pixels))
+        return self._contents[key, factor]
+
+    def picture(self, image: Path | PackedImage, max_pixels: int) -> Image.Image:
+        """The image as `load_image` gives it, not to be changed; DataError if it cannot be read."""
+        key = _key(image)
+        if kept := self._pictures.get(key) or self._latest.get(key):
+            factor, picture = kept
+            wanted = reduction(self._sizes[key], max_pixels)
+            if wanted == factor:
+                return picture
+            if factor == 1:
+                return picture.reduce(wanted)
+        return self._decoded(image, key, max_pixels)
+
+    def load(self, image: ImageLike) -> Image.Image:
+        """An image to look at, not to be changed, under the pixel budget that is expected; DataError as above."""
+        if isinstance(image, Image.Image):
+            return load_image(image)
+        return self.picture(image, self.max_pixels)
+
+    def _decoded(self, image: Path | PackedImage, key: _Key, max_pixels: int) -> Image.Image:
+        """Decode an image, and keep its picture where there is memory for it."""
+        picture = load_image(image, archives=self.archives)
+        self._sizes[key] = picture.size
+        factor = reduction(picture.size, max_pixels)
+        picture = picture.reduce(factor) if factor > 1 else picture
+        if key in self._pictures:
+            self._free += _bytes(self._pictures.pop(key)[1])
+        self._latest = {}
+        if fits := _bytes(picture) <= self._free:
+            self._free -= _bytes(picture)
+        (self._pictures if fits else self._latest)[key] = factor, picture
+        return picture
+
+
+def content_of(picture: Image.Image) -> str:
+    """A name of what a picture shows: a digest of its size and its pixels."""
+    return hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()
+
+
+def _bytes(picture: Image.Image) -> int:
+    return picture.width * picture.height * len(picture.getbands())
+
+
+def _key(image: Path | PackedImage) -> _Key:
+    try:
+        status = (image.archive if isinstance(image, PackedImage) else image).stat()
+    except (OSError, ValueError):  # reading says why
+        return image, 0, 0, 0
+    return image, status.st_ino, status.st_size, status.st_mtime_ns
