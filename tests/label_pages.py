@@ -1,5 +1,7 @@
-"""What the tests of labelling share: pictures to label, and a page of them that is served."""
+"""What the tests of labelling share: pictures to label, and a page that is served by this process or another."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +15,7 @@ from mlxpref.label.server import LabelServer
 from mlxpref.label.session import LabelSession
 from tests.conftest import picture
 
-__all__ = ["pictures", "served"]
+__all__ = ["label_command", "pictures", "served"]
 
 
 def pictures(folder: Path, count: int, size: tuple[int, int] = (60, 40)) -> list[Path]:
@@ -30,8 +32,8 @@ def served(output: Path, groups: dict[str, list[Path]], settings: LabelSettings 
     chosen = settings or LabelSettings()
     with LabelFile(output) as file:
         prompts = [PromptGroup(prompt, tuple(images)) for prompt, images in groups.items()]
-        sheets = prompt_tasks(prompts, output.parent, None, chosen.held_out, file.records)
-        server = LabelServer(LabelSession(file, sheets, chosen))
+        tasks = prompt_tasks(prompts, output.parent, None, chosen.held_out, file.records)
+        server = LabelServer(LabelSession(file, tasks, chosen))
         thread = Thread(target=server.run)
         thread.start()
         try:
@@ -40,3 +42,21 @@ def served(output: Path, groups: dict[str, list[Path]], settings: LabelSettings 
             server.end()
             thread.join(30)
             assert not thread.is_alive()
+
+
+@contextmanager
+def label_command(folder: Path, output: Path, *options: str) -> Iterator[tuple[str, "subprocess.Popen[str]", str]]:
+    """A running `mlxpref label`: the address of its page, its process, and what it printed until then."""
+    command = [sys.executable, "-c", "from mlxpref.cli import main; main()", "label", str(folder), "--no-browser"]
+    command += ["--output", str(output), *options]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        try:
+            lines: list[str] = []
+            while "http://" not in "".join(lines[-1:]):
+                lines.append(process.stderr.readline())
+                assert lines[-1], "".join(lines)
+            yield lines[-1][lines[-1].index("http://") :].strip(), process, "".join(lines)
+        finally:
+            process.terminate()
+            process.wait(30)

@@ -84,17 +84,17 @@ def label(
     for line in [*(f"skipped: {each.path}: {each.error}" for each in [*skipped, *outside]), *notes]:
         note(line)
     with LabelFile(output) as file:
-        sheets = prompt_tasks(groups, output.absolute().parent, pairs, settings.held_out, file.records)
-        labelling = LabelSession(file, sheets, settings)
-        _say_what_is_there(labelling)
-        server = LabelServer(labelling, settings.port)
+        tasks = prompt_tasks(groups, output.absolute().parent, pairs, settings.held_out, file.records)
+        session = LabelSession(file, tasks, settings)
+        _say_what_is_there(session)
+        server = LabelServer(session, settings.port)
         note(f"the page, for this machine only; it ends with Ctrl-C: {server.address}")
         with _opened(server.address) if browser else nullcontext():
             finished = server.run()
         if as_json:
-            print_json(labelling.to_json())
+            print_json(session.to_json())
         else:
-            _print_end(labelling)
+            _print_end(session)
     if not finished:
         raise SystemExit(_INTERRUPTED)
 
@@ -124,28 +124,28 @@ def _inside(groups: Sequence["PromptGroup"], folder: Path) -> tuple[list["Prompt
     return kept, left_out
 
 
-def _say_what_is_there(labelling: "LabelSession") -> None:
+def _say_what_is_there(session: "LabelSession") -> None:
     from mlxpref.cli.output import note
 
-    found = labelling.progress()
-    images, prompts = len(labelling.pictures.images), len(labelling.sheets)
+    found = session.progress()
+    images, prompts = len(session.pictures.images), len(session.tasks)
     of = f" of {prompts} prompts" if prompts > 1 else ""
     note(f"{images} images{of}, {found['planned']} pairs planned of {found['every']}")
-    if labelling.file.records:
-        here = len(labelling.questions.standing)
-        lines = len(labelling.file.records)
-        note(f"{labelling.file.path}: {lines} lines are there, {here} of them stand and are about these images")
+    if session.file.records:
+        here = len(session.questions.active)
+        lines = len(session.file.records)
+        note(f"{session.file.path}: {lines} lines are there, {here} of them stand and are about these images")
 
 
-def _print_end(labelling: "LabelSession") -> None:
+def _print_end(session: "LabelSession") -> None:
     """What came of it, and what to do with it."""
     from mlxpref.cli.output import print_text
 
-    found, path = labelling.progress(), shlex.quote(str(labelling.file.path))
+    found, path = session.progress(), shlex.quote(str(session.file.path))
     enough = found["enough"]
     print_text(
         f"{found['answers']} answers about {found['asked']} pairs ({found['ties']} ties, {found['skips']} skipped) "
-        f"in {labelling.file.path}"
+        f"in {session.file.path}"
     )
     wanted = f" of {enough['needed']} wanted" if enough["needed"] else ""
     print_text(f"{'enough' if enough['reached'] else 'not yet enough'} to train: {enough['decided']} pairs{wanted}")

@@ -13,9 +13,8 @@ from mlxpref.data.load import load_preferences
 from mlxpref.data.prompts import PromptGroup
 from mlxpref.label.prompt_task import prompt_tasks
 from mlxpref.label.session import LabelSession
-from scripts.label_loop import labelling
 from tests.cli.test_commands import UNDECODED, run
-from tests.label_pages import pictures
+from tests.label_pages import label_command, pictures
 
 PROMPT = ("--prompt", "a hat")
 
@@ -28,7 +27,7 @@ def folder(tmp_path: Path) -> Path:
 
 def started(folder: Path, output: Path, *options: str) -> str:
     """What the command says before the page is there."""
-    with labelling(folder, output, *options) as (_, process, said):
+    with label_command(folder, output, *options) as (_, process, said):
         process.terminate()
         _, err = process.communicate(timeout=60)
         assert "Traceback" not in err

@@ -4,10 +4,13 @@ import json
 import random
 from pathlib import Path
 
+import pytest
+
 from scripts.label_loop import Rater, labelling, learn, rate, rule_of, write_folder
 from tests.browser import Browser
 
 
+@pytest.mark.slow
 def test_what_was_clicked_is_learned(tmp_path: Path, browser: Browser) -> None:
     write_folder(tmp_path / "pictures", prompts=10, images=8, seed=0)
     output = tmp_path / "preferences.jsonl"

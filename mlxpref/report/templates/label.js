@@ -1,26 +1,26 @@
 "use strict";
-// One question after the other. What is answered is kept by the program behind the page before the next one is shown;
-// texts are set as text, never as markup.
+// One question after the other. The program behind the page keeps an answer before the next question is shown. Texts are
+// set as text, never as markup.
 
 const { prompts, names, output } = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
 const sides = [byId("first"), byId("second")];
 const KEYS = { ArrowLeft: "first", ArrowRight: "second", ArrowDown: "tie", t: "tie", s: "skip" };
 const EXACT = 128; // pictures this small are shown with their own pixels
-const OFTEN = 100; // up to so many pictures the ranking follows every answer
-const SELDOM = 25;
+const FEW = 100; // up to this many pictures the ranking follows every answer
+const SELDOM = 25; // answers between two rankings of more pictures
 let state = null;
-let shownAt = 0; // when both pictures of the question could be seen; 0 before
+let shownAt = 0; // the time from which both pictures of the question are seen; 0 before
 let busy = true; // a question is answered once, however often a key is pressed; see `work`
 let finished = false;
-let ranking = { sheet: -1, number: -1, asked: false };
+let ranking = { task: -1, number: -1, asked: false };
 
 function say(text, bad = false) {
   byId("message").textContent = text;
   byId("message").classList.toggle("bad", bad);
 }
 
-// While something is under way nothing else is begun, and who cannot see the page is told.
+// While one request runs no other starts; a screen reader is told.
 function work(isBusy) {
   busy = isBusy;
   byId("asking").setAttribute("aria-busy", isBusy);
@@ -34,9 +34,9 @@ async function ask(path, body) {
     answer = await fetch(path, request);
   } catch {
     const lost = body ? ", and this was not kept" : "";
-    throw new Error(`The program behind this page has ended${lost}. Start \`mlxpref label\` again: it goes on after the last answer.`);
+    throw new Error(`The program behind this page has ended${lost}. Start \`mlxpref label\` again: it continues after the last answer.`);
   }
-  const found = await answer.json().catch(() => ({ error: `An answer that makes no sense (${answer.status}): reload the page.` }));
+  const found = await answer.json().catch(() => ({ error: `The program behind this page gave no usable answer (${answer.status}): reload the page.` }));
   if (found.error) throw new Error(found.error);
   return { found, late: answer.status === 409 };
 }
@@ -60,10 +60,10 @@ function show(side, image) {
 }
 
 async function showQuestion() {
-  const { question, sheet, upcoming } = state;
+  const { question, task, upcoming } = state;
   shownAt = 0;
   byId("asking").classList.toggle("over", !question); // the last answer can still be taken back
-  byId("prompt").textContent = question ? `“${prompts[sheet]}”` : "Every pair was asked.";
+  byId("prompt").textContent = question ? `“${prompts[task]}”` : "Every pair was asked.";
   if (!question) return;
   const seen = await Promise.all(question.map((image, side) => show(side, image)));
   if (seen.every(Boolean)) {
@@ -77,7 +77,7 @@ function showProgress() {
   byId("count").textContent = asked < planned ? `${asked} of ${planned} pairs` : `${asked} pairs, all that were planned`;
   byId("progress").max = planned;
   byId("progress").value = Math.min(asked, planned);
-  byId("said").textContent = `${answers}, ${ties} of them ties; ${skips} skipped`;
+  byId("answer-count").textContent = `${answers}, ${ties} of them ties; ${skips} skipped`;
   byId("repeats").textContent = repeats.of ? `the same ${share(repeats)}` : "none yet";
   byId("left").textContent = share(first);
   byId("undo").disabled = !undo;
@@ -105,7 +105,7 @@ async function change(path, body, words) {
   work(true);
   try {
     const { found, late } = await ask(path, { number: state.number, ...body });
-    say(late ? "Something was answered in another tab: here is what is asked now." : words);
+    say(late ? "This was answered in another tab. Here is the current question." : words);
     await showState(found);
   } catch (error) {
     say(error.message, true);
@@ -122,23 +122,23 @@ function choose(choice) {
 }
 
 function undo() {
-  if (state && state.undo) change("undo", {}, "Taken back: answer this pair again.");
+  if (state && state.undo) change("undo", {}, "Undone: answer this pair again.");
 }
 
-// Intervals of a prompt's pictures, best first; of many pictures the fit takes seconds, so it follows now and then.
+// Intervals of a prompt's pictures, best first. A fit of many pictures takes seconds, so that it is asked for seldom.
 async function showRanking(now = false) {
   if (!state || !byId("so-far").open || ranking.asked || finished) return;
-  const sheet = Number(byId("sheet").value);
-  const old = sheet !== ranking.sheet || now;
-  if (!old && state.number - ranking.number < (names.length <= OFTEN ? 1 : SELDOM)) return;
-  ranking = { sheet, number: state.number, asked: true };
+  const task = Number(byId("task").value);
+  const old = task !== ranking.task || now;
+  if (!old && state.number - ranking.number < (names.length <= FEW ? 1 : SELDOM)) return;
+  ranking = { task, number: state.number, asked: true };
   try {
-    drawRanking((await ask(`ranking/${sheet}`)).found);
+    drawRanking((await ask(`ranking/${task}`)).found);
   } catch (error) {
     if (!finished) say(error.message, true);
   }
   ranking.asked = false;
-  if (state.number !== ranking.number || sheet !== Number(byId("sheet").value)) showRanking();
+  if (state.number !== ranking.number || task !== Number(byId("task").value)) showRanking();
 }
 
 function element(tag, name, text = "", ...children) {
@@ -163,7 +163,7 @@ function drawRanking({ ticks, images }) {
       Object.assign(bar.firstChild.style, { left: at(low), width: `${(100 * (high - low)) / (end - start)}%` });
       bar.lastChild.style.left = at(strength);
       const range = `strength ${strength.toFixed(1)}, 95 % interval ${low.toFixed(1)} to ${high.toFixed(1)}`;
-      bar.title = `${range}; ${ties.length ? `not told apart from ${ties.length} others` : "told apart from all others"}`;
+      bar.title = `${range}; ${ties.length ? `tied with ${ties.length} others` : "told apart from all others"}`;
       bar.setAttribute("role", "img");
       bar.setAttribute("aria-label", bar.title);
       const won = element("span", "won", pairs ? `${wins} of ${pairs} won` : "not asked yet");
@@ -190,14 +190,14 @@ async function finish() {
     byId("commands").hidden = false;
     byId("prompt").textContent = "Finished.";
     scrollTo(0, 0);
-    say(`All answers are in ${output}. This page can be closed; the same command goes on with it.`);
+    say(`All answers are in ${output}. You can close this page; the same command continues with that file.`);
   } catch (error) {
     say(error.message, true);
     work(false);
   }
 }
 
-// Whoever has scrolled down to the ranking reads it with the arrow keys.
+// Who has scrolled down to the ranking reads it with the arrow keys.
 function isInSight(element) {
   const { top, bottom } = element.getBoundingClientRect();
   return bottom > 0 && top < innerHeight;
@@ -219,8 +219,8 @@ for (const button of document.querySelectorAll("[data-choice]")) button.addEvent
 byId("undo").addEventListener("click", undo);
 byId("finish").addEventListener("click", finish);
 byId("so-far").addEventListener("toggle", () => showRanking(true));
-byId("sheet").append(...prompts.map((prompt, number) => new Option(prompt, number)));
-byId("sheet").hidden = prompts.length < 2;
-byId("sheet").addEventListener("change", () => showRanking(true));
+byId("task").append(...prompts.map((prompt, number) => new Option(prompt, number)));
+byId("task").hidden = prompts.length < 2;
+byId("task").addEventListener("change", () => showRanking(true));
 
 ask("state").then(({ found }) => showState(found)).catch((error) => say(`${error.message} Then reload this page.`, true));
