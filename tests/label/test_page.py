@@ -11,6 +11,7 @@ import pytest
 from playwright.sync_api import Page
 
 from mlxpref.config import LabelSettings
+from mlxpref.label.pictures import Pictures
 from mlxpref.label.server import LabelServer
 from tests.browser import Browser
 from tests.conftest import picture
@@ -292,7 +293,7 @@ def test_a_picture_that_is_gone_can_be_skipped(server: LabelServer, new_page: Ne
     page = new_page(server.address)
     gone = server.session.pictures.images[int(shown(page)[0] or 0)]
     gone.unlink()
-    server.session.pictures._kept.clear()
+    server.session.pictures = Pictures(server.session.pictures.images)  # a new one remembers no picture
     page = new_page(server.address)  # another window, which has not kept it either
     page.wait_for_selector("#message.bad")
     assert "can no longer be read: skip this pair" in page.inner_text("#message")
