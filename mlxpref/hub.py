@@ -9,7 +9,6 @@ import errno
 import hashlib
 import io
 import re
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -17,8 +16,10 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from mlxpref.errors import DataError
+from mlxpref.files import free_bytes
+from mlxpref.text import format_bytes
 
-__all__ = ["Destination", "HubFile", "HubRepository", "ask_hub", "check_space", "download", "shown_bytes"]
+__all__ = ["Destination", "HubFile", "HubRepository", "ask_hub", "check_space", "download"]
 
 RepositoryKind = Literal["dataset", "model"]
 Progress = Callable[["HubFile", int], None]
@@ -141,12 +142,11 @@ def ask_hub(hub_id: str, kind: RepositoryKind = "dataset", revision: str | None 
 def check_space(place: Destination, files: Sequence[HubFile]) -> None:
     """DataError if what is left of some files does not fit where they are put, with some space to spare."""
     left = place.bytes_left(files)
-    existing = next(path for path in (place.root.absolute(), *place.root.absolute().parents) if path.is_dir())
-    free = shutil.disk_usage(existing).free
+    free = free_bytes(place.root)
     if left and left + SPARE > free:
         raise DataError(
-            f"{existing}: {shown_bytes(left)} are to be downloaded and {shown_bytes(SPARE)} must stay free, but only "
-            f"{shown_bytes(free)} are free; make room, or give another disk with {_ELSEWHERE[place.repository.kind]}"
+            f"{place.root}: {format_bytes(left)} are to be downloaded and {format_bytes(SPARE)} must stay free, but "
+            f"only {format_bytes(free)} are; make room, or give another disk with {_ELSEWHERE[place.repository.kind]}"
         )
 
 
@@ -175,14 +175,6 @@ def download(place: Destination, file: HubFile, progress: Progress = lambda file
         raise
     except Exception as error:  # as above
         raise _explained(place.repository.hub_id, place.repository.kind, error, file) from error
-
-
-def shown_bytes(count: int) -> str:
-    """A number of bytes for a person."""
-    for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
-        if count >= unit:
-            return f"{count / unit:.{0 if count >= 100 * unit else 1}f} {name}"
-    return f"{count} bytes"
 
 
 def _download(repository: HubRepository, file: HubFile, partial: Path, progress: Progress) -> None:

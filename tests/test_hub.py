@@ -15,7 +15,8 @@ from huggingface_hub import constants, file_download, scan_cache_dir, snapshot_d
 from mlxpref import hub as downloads
 from mlxpref.data.catalog import CATALOG, folder_of
 from mlxpref.errors import DataError
-from mlxpref.hub import Destination, HubFile, ask_hub, check_space, download, shown_bytes
+from mlxpref.hub import Destination, HubFile, ask_hub, check_space, download
+from mlxpref.text import format_bytes
 from tests.hub_server import TOKEN, Cut, HubServer, Repository, serving, use_hub
 
 HUB_ID = CATALOG["hpdv2"].hub_id
@@ -334,7 +335,7 @@ def test_a_data_set_that_changes_meanwhile(hub: HubServer) -> None:
 
 def test_numbers_of_bytes() -> None:
     counts = [0, 999, 1000, 2_500_000, 157_623_035, 31_679_865_064, 322_022_952_127]
-    assert [shown_bytes(count) for count in counts] == [
+    assert [format_bytes(count) for count in counts] == [
         "0 bytes",
         "999 bytes",
         "1.0 kB",

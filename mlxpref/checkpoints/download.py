@@ -5,8 +5,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from mlxpref.errors import DataError, ModelError
-from mlxpref.hub import Destination, HubFile, HubRepository, ask_hub, check_space, download, shown_bytes
+from mlxpref.hub import Destination, HubFile, HubRepository, ask_hub, check_space, download
 from mlxpref.log import download_progress, logger
+from mlxpref.text import format_bytes
 
 __all__ = ["ask_model", "cached_model", "download_model", "needed_bytes"]
 
@@ -73,7 +74,7 @@ def download_model(repository: HubRepository) -> Path:
             download(place, file)
         weights = _weights(repository, place.snapshot / INDEX)
         if left := place.bytes_left(weights):
-            logger.info(f"{repository.hub_id}: {shown_bytes(left)} of weights to download into {place.root}")
+            logger.info(f"{repository.hub_id}: {format_bytes(left)} of weights to download into {place.root}")
         with download_progress(weights) as progress:
             for file in weights:
                 download(place, file, progress)

@@ -12,8 +12,8 @@ from pathlib import Path
 from mlxpref.checkpoints.download import ask_model, cached_model, download_model, needed_bytes
 from mlxpref.demo import JUDGE
 from mlxpref.errors import ModelError
-from mlxpref.hub import shown_bytes
 from mlxpref.log import logger
+from mlxpref.text import format_bytes
 
 __all__ = [
     "RecommendedJudge",
@@ -66,7 +66,7 @@ def choose_judge(working_set: int) -> RecommendedJudge:
     fitting = [j for j in recommended_judges() if j.any_use and j.working_set_gb * _GB <= working_set]
     if not fitting:
         raise ModelError(
-            f"no recommended judge fits this device ({working_set / _GB:.1f} GB of working set); "
+            f"no recommended judge fits this device ({format_bytes(working_set)} of working set); "
             "give a smaller one with --model, or try --model demo"
         )
     return fitting[0]
@@ -124,7 +124,7 @@ def _recommended(judge: RecommendedJudge, revision: str | None, agree: Callable[
     """Download the recommended judge if its terms are agreed to."""
     size = f"about {judge.size_gb} GB"
     with suppress(ModelError):  # its size is a courtesy; what is wrong with the hub is said when it is downloaded
-        size = shown_bytes(needed_bytes(ask_model(judge.id, revision)))
+        size = format_bytes(needed_bytes(ask_model(judge.id, revision)))
     terms = f"{_named(judge.id, revision)} ({size}, licence {judge.licence})"
     if not agree(f"No --model given: the recommended judge for this device is {terms}. Download it?"):
         raise ModelError(
@@ -136,6 +136,6 @@ def _recommended(judge: RecommendedJudge, revision: str | None, agree: Callable[
 
 def _download(hub_id: str, revision: str | None) -> Path:
     repository = ask_model(hub_id, revision)
-    size, licence = shown_bytes(needed_bytes(repository)), repository.licence or "not stated"
+    size, licence = format_bytes(needed_bytes(repository)), repository.licence or "not stated"
     logger.info(f"downloading {_named(hub_id, revision)} ({size}, licence {licence}) from the Hugging Face hub")
     return download_model(repository)

@@ -8,6 +8,7 @@ import click
 
 from mlxpref.cli.common import agree, exit_on_sigterm
 from mlxpref.cli.options import json_option
+from mlxpref.text import format_bytes
 
 if TYPE_CHECKING:
     from mlxpref.conversion.fidelity import Comparison
@@ -153,7 +154,7 @@ def _print_written(written: dict[str, Any], use: str) -> None:
     layers = written["quantized_layers"]
     recipe = f"{written['recipe']} bit" if str(written["recipe"]).isdigit() else written["recipe"]
     kind = f"{recipe}, {layers} layers quantized" if layers else "not quantized"
-    size = f"{written['bytes'] / 1e6:.1f} MB, {written['bits_per_weight']:.2f} bits a weight"
+    size = f"{format_bytes(written['bytes'])}, {written['bits_per_weight']:.2f} bits a weight"
     print_text(f"{written['path']}: {kind}, {size}; {use}")
     if written["left"]:
         note(f"{len(written['left'])} layers were left as they were: the group size does not divide their width")
@@ -242,6 +243,6 @@ def export(
     if as_json:
         print_json(written)
     else:
-        print_text(f"{written['path']}: {written['bytes'] / 1e6:.1f} MB; {output / 'README.md'} says how to load it")
+        print_text(f"{written['path']}: {format_bytes(written['bytes'])}; {output / 'README.md'} says how to load it")
         if written.get("fidelity"):
             _print_fidelity(written["fidelity"], "its base with the adapter on")

@@ -9,6 +9,7 @@ import click
 from mlxpref.cli.common import agree
 from mlxpref.cli.options import json_option
 from mlxpref.errors import ConfigError
+from mlxpref.text import format_bytes
 
 if TYPE_CHECKING:
     from mlxpref.data.catalog import DataSet, Split
@@ -45,7 +46,7 @@ def data(
     the hub's checksum.
     """
     from mlxpref.cli.output import note, print_json, print_text
-    from mlxpref.hub import Destination, ask_hub, shown_bytes
+    from mlxpref.hub import Destination, ask_hub
 
     name = data_set.name
     wanted = data_set.split(split) if split else data_set.splits[-1]
@@ -62,7 +63,7 @@ def data(
     if as_json:
         print_json({"data": name, "split": wanted.name, "limit": limit, **result})
         return
-    print_text(f"{len(result['files'])} files, {shown_bytes(result['bytes'])}, in {result['folder']}")
+    print_text(f"{len(result['files'])} files, {format_bytes(result['bytes'])}, in {result['folder']}")
     print_text(f"use them with: {result['next']}")
     if wanted.beside:
         note(f"its protocol reads {wanted.beside}, too: mlxpref data {name} --split {wanted.beside}{_to(output)}")
@@ -99,14 +100,14 @@ def _there_already(data_set: "DataSet", split: "Split", output: Path | None) -> 
 def _agreed(data_set: "DataSet", split: "Split", place: "Destination", limit: int | None, yes: bool) -> bool:
     """Show what a download is, and ask unless there is nothing to ask."""
     from mlxpref.cli.output import note
-    from mlxpref.hub import shown_bytes
 
     repository = place.repository
     files = repository.matching(split.lists + split.images)
     whole, left = sum(file.size for file in files), place.bytes_left(files)
     licence = repository.licence or data_set.licence
     note(f"{data_set.name}, split {split.name}: {repository.hub_id} on the hub, licence: {licence}")
-    note(f"{len(files)} files, {shown_bytes(whole)}, of which {shown_bytes(whole - left)} are here; into {place.root}")
+    here = format_bytes(whole - left)
+    note(f"{len(files)} files, {format_bytes(whole)}, of which {here} are here; into {place.root}")
     if split.together:
         note("the images that are used are unpacked into the user's cache: if all are, that takes as much room again")
     if limit is not None and split.together:
@@ -120,7 +121,7 @@ def _download(data_set: "DataSet", split: "Split", place: "Destination", limit: 
     """Download what is needed; what was done, for a person or as JSON."""
     from mlxpref.cli.output import note
     from mlxpref.data.subset import files_for_limit
-    from mlxpref.hub import check_space, download, shown_bytes
+    from mlxpref.hub import check_space, download
     from mlxpref.log import download_progress
 
     lists, images = (place.repository.matching(patterns) for patterns in (split.lists, split.images))
@@ -132,7 +133,7 @@ def _download(data_set: "DataSet", split: "Split", place: "Destination", limit: 
         left = place.bytes_left(files)
         check_space(place, files)
         names = f"{', '.join(paths[:3])}{' ...' if len(paths) > 3 else ''}"
-        note(f"{names}: {shown_bytes(left)} to download" if left else f"{names}: here already, to be checked")
+        note(f"{names}: {format_bytes(left)} to download" if left else f"{names}: here already, to be checked")
         with download_progress(files) as progress:
             for file in files:
                 download(place, file, progress)

@@ -13,6 +13,8 @@ from typing import Literal
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from mlxpref.text import one_line
+
 __all__ = [
     "CheckResult",
     "Machine",
@@ -85,8 +87,7 @@ def safely(name: str, check: Callable[[], CheckResult]) -> CheckResult:
     try:
         return check()
     except Exception as error:  # a checkup that ends in a traceback helps nobody
-        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        return CheckResult(name, f"could not be checked: {why}", "note", "please report this")
+        return CheckResult(name, f"could not be checked: {one_line(error)}", "note", "please report this")
 
 
 def check_system(machine: Machine) -> CheckResult:

@@ -10,7 +10,7 @@ from mlxpref._blas import blas_in_use
 from mlxpref.checkpoints.resolve import device_working_set
 from mlxpref.cli.doctor_checkup import CheckResult
 from mlxpref.power import System, on_battery
-from mlxpref.text import format_bytes
+from mlxpref.text import format_bytes, one_line
 
 __all__ = ["Device", "check_arithmetic", "check_blas", "check_device", "check_mlx", "check_power", "look_at_device"]
 
@@ -32,10 +32,9 @@ def check_mlx() -> CheckResult:
     try:
         import mlx.core  # noqa: F401
     except Exception as error:  # a library that lacks its symbols, or is of another machine
-        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         least = "mlx" if sys.platform == "darwin" else "mlx mlx-cpu"
         remedy = f"pip install --force-reinstall {least} (with CUDA: mlx and its mlx-cuda package)"
-        return CheckResult("MLX", f"cannot be imported: {why}", "fails", remedy)
+        return CheckResult("MLX", f"cannot be imported: {one_line(error)}", "fails", remedy)
     return CheckResult("MLX", "can be imported")
 
 

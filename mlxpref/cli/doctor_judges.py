@@ -11,7 +11,7 @@ from mlxpref.cli.doctor_checkup import CheckResult
 from mlxpref.cli.doctor_places import Hub
 from mlxpref.config import JudgeSettings, TrainSettings
 from mlxpref.errors import ModelError
-from mlxpref.text import format_bytes
+from mlxpref.text import format_bytes, one_line
 
 __all__ = ["bytes_to_download", "check_default_judge", "check_demo", "check_judge"]
 
@@ -35,8 +35,7 @@ def check_demo() -> CheckResult:
         a, b = (render(PictureSpec(colour, "circle", "clean"), np.random.default_rng(0)) for colour in ("red", "blue"))
         p_a = judge.compare(a, b, "a red circle").p_a
     except Exception as error:  # whatever a broken package raises
-        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        return CheckResult("demo judge", f"does not work: {why}", "fails", _ANEW)
+        return CheckResult("demo judge", f"does not work: {one_line(error)}", "fails", _ANEW)
     if not p_a > 0.5:
         return CheckResult("demo judge", f"prefers the wrong picture ({p_a:.2f})", "fails", _ANEW)
     seconds = time.perf_counter() - started

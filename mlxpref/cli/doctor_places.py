@@ -2,15 +2,14 @@
 
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlxpref.cli.doctor_checkup import CheckResult
-from mlxpref.files import cache_dir
-from mlxpref.hub import SPARE, shown_bytes
+from mlxpref.files import cache_dir, free_bytes
+from mlxpref.hub import SPARE
 from mlxpref.text import format_bytes
 
 __all__ = ["Hub", "check_hub", "check_hub_cache", "check_own_cache", "probe_hub"]
@@ -78,8 +77,8 @@ def _cache(name: str, place: Path, elsewhere: str, needed: int = 0) -> CheckResu
     if not os.access(there, os.R_OK | os.W_OK | os.X_OK):
         return CheckResult(name, f"{place}: cannot be written", "fails", f"make it your own, or {elsewhere}")
     size, whole = _size(place)
-    free = shutil.disk_usage(there).free
-    found = f"{place}: {'' if whole else 'more than '}{shown_bytes(size)}, {format_bytes(free)} free"
+    free = free_bytes(place)
+    found = f"{place}: {'' if whole else 'more than '}{format_bytes(size)}, {format_bytes(free)} free"
     if needed and needed + SPARE > free:
         return CheckResult(name, f"{found}, {format_bytes(needed)} to download", "fails", f"make room, or {elsewhere}")
     if free < SPARE:

@@ -27,6 +27,7 @@ from mlxpref.cli.options import (
     store_options,
 )
 from mlxpref.config import JudgeSettings
+from mlxpref.text import format_duration
 
 if TYPE_CHECKING:
     from mlxpref.data.find_images import Skipped
@@ -204,11 +205,5 @@ def _expected(
     seconds = estimate_seconds(judge, images, groups[0].prompt, whole)
     work = [f"{whole.read} pairs to read"] if whole.read else []
     work += [f"{whole.think} pairs to think about"] if whole.think else []
-    expected = "some are known" if seconds is None else f"about {_duration(seconds)}"
+    expected = "some are known" if seconds is None else f"about {format_duration(seconds)}"
     return f"{' and '.join(work)}, in both orders: {expected}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

@@ -10,6 +10,7 @@ from mlxpref.judge.evaluation import Evaluation
 from mlxpref.judge.pair_verdict import PairVerdict
 from mlxpref.judge.ranking_result import Ranking
 from mlxpref.report.html import short_names
+from mlxpref.text import format_bytes
 from mlxpref.verdict import Verdict
 
 __all__ = [
@@ -149,7 +150,7 @@ def print_recipes(rows: Sequence[dict[str, Any]]) -> None:
          ">largest KL", ">P(first) off by", ">log P(token) off by"),
         (
             (
-                row["recipe"], f"{row['bytes'] / 1e6:.1f} MB", _number(row["bits_per_weight"], 2),
+                row["recipe"], format_bytes(row['bytes']), _number(row["bits_per_weight"], 2),
                 row["quantized_layers"], *(
                     "n/a" if row[key] is None else percent(row[key]) if key == "agreement" else f"{row[key]:.2g}"
                     for key in _FIDELITY

@@ -31,6 +31,7 @@ from mlxpref.conversion.writer import (
 from mlxpref.engine.adapters import read_adapter
 from mlxpref.engine.fusing import fuse_adapter
 from mlxpref.errors import MlxprefError, ModelError
+from mlxpref.text import one_line
 
 __all__ = ["KEEP", "cast", "convert", "dequantize", "lazy_model", "plain_config", "quantized_layers"]
 
@@ -133,8 +134,7 @@ def lazy_model(source: Checkpoint) -> nn.Module:
     except MlxprefError:
         raise
     except Exception as error:  # mlx-vlm raises anything from KeyError to RuntimeError for a damaged folder
-        text = " ".join(str(error).split())[:300]
-        raise ModelError(f"{source.folder}: cannot be converted: {type(error).__name__}: {text}") from error
+        raise ModelError(f"{source.folder}: cannot be converted: {one_line(error)}") from error
     _account(source, model)
     return model
 

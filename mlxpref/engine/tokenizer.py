@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 
 from mlxpref.engine.template import CLOSING, NO_THINKING, USER_TEXT, Form, comparison_messages
 from mlxpref.errors import ModelError
+from mlxpref.text import one_line
 
 __all__ = ["LABELS", "ComparisonTokenizer", "ComparisonTokens"]
 
@@ -114,9 +115,8 @@ class ComparisonTokenizer:
         try:
             text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         except Exception as error:  # a template is a program, which may raise anything
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             raise ModelError(
-                f"the checkpoint's chat template cannot be used: {reason}; copy the original checkpoint's"
+                f"the checkpoint's chat template cannot be used: {one_line(error)}; copy the original checkpoint's"
             ) from error
         parts = text.split(self.image_token)
         if len(parts) != 3 or parts[0].count(USER_TEXT) != 1:

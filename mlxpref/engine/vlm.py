@@ -26,6 +26,7 @@ from mlxpref.engine.template import Form
 from mlxpref.engine.tokenizer import ComparisonTokenizer
 from mlxpref.errors import DataError, MlxprefError, ModelError
 from mlxpref.preferences import ImageLike
+from mlxpref.text import one_line
 
 __all__ = ["FAMILIES", "VLM", "ComparisonInput", "TokenSegment", "check_folder", "check_model", "load_vlm"]
 
@@ -261,7 +262,7 @@ def load_vlm(folder: Path | Checkpoint, max_pixels: int, dtype: mx.Dtype | None 
     except MlxprefError:
         raise
     except Exception as error:  # mlx-vlm raises anything from KeyError to RuntimeError for a damaged folder
-        raise ModelError(f"{path}: cannot be loaded: {type(error).__name__}: {_one_line(error)}") from error
+        raise ModelError(f"{path}: cannot be loaded: {one_line(error)}") from error
 
 
 def _end_ids(config: Any, tokenizer: Any) -> frozenset[int]:
@@ -273,7 +274,3 @@ def _end_ids(config: Any, tokenizer: Any) -> frozenset[int]:
 
 def _is_float(x: mx.array) -> bool:
     return bool(mx.issubdtype(x.dtype, mx.floating))
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]

@@ -11,11 +11,11 @@ import numpy as np
 from mlxpref.errors import DataError
 from mlxpref.judge.metrics import Floats
 from mlxpref.preferences import ImageLike, PackedImage, Preference, image_name
+from mlxpref.text import first_ten
 
 __all__ = ["match_scores", "prefer_by_score", "read_scores"]
 
 _COLUMNS = ("image", "score")
-_SHOWN = 10
 
 
 def read_scores(path: Path) -> dict[str, float]:
@@ -41,7 +41,7 @@ def read_scores(path: Path) -> dict[str, float]:
         else:
             scores[image], lines[image] = value, number
     if bad:
-        raise DataError(f"{path}: {len(bad)} rows cannot be used; correct or remove them:" + _some(bad))
+        raise DataError(f"{path}: {len(bad)} rows cannot be used; correct or remove them:\n  {first_ten(bad)}")
     if not scores:
         raise DataError(f"{path}: no scores in this file; write rows like photo.png,0.7 below a line image,score")
     return scores
@@ -65,9 +65,13 @@ def match_scores(scores: Mapping[str, float], preferences: Sequence[Preference],
             found[meant[0]].append(row)
     problems += [f"{name} has {len(rows)} scores: {', '.join(rows)}" for name, rows in found.items() if len(rows) > 1]
     if problems:
-        raise DataError(f"{path}: {len(problems)} images are not clear; give longer paths, once:" + _some(problems))
+        raise DataError(
+            f"{path}: {len(problems)} images are not clear; give longer paths, once:\n  {first_ten(problems)}"
+        )
     if missing := [name for name in images if name not in found]:
-        raise DataError(f"{path}: {len(missing)} of {len(images)} images have no score; add them:" + _some(missing))
+        raise DataError(
+            f"{path}: {len(missing)} of {len(images)} images have no score; add them:\n  {first_ten(missing)}"
+        )
     return {name: scores[rows[0]] for name, rows in found.items()}
 
 
@@ -122,8 +126,3 @@ def _paths(name: str, image: ImageLike) -> list[tuple[str, ...]]:
     if isinstance(image, PackedImage):
         paths.append(image.archive.parent / image.member)
     return [path.parts for path in paths]
-
-
-def _some(lines: Sequence[str]) -> str:
-    more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
-    return "".join(f"\n  {line}" for line in [*lines[:_SHOWN], *more])

@@ -15,9 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 from huggingface_hub import constants
 
-from mlxpref import transfers
-from mlxpref.cli import data as cli_data
-from mlxpref.cli import main
+from mlxpref.cli import main, output
 from mlxpref.cli.data import data
 from mlxpref.data.catalog import CATALOG
 from mlxpref.data.load import load_preferences
@@ -83,7 +81,7 @@ def test_on_a_terminal_it_asks(serve: Serve, monkeypatch: pytest.MonkeyPatch, an
         asked.append(question)
         return answer
 
-    monkeypatch.setattr(cli_data, "agree", ask)
+    monkeypatch.setattr(sys.modules["mlxpref.cli.data"], "agree", ask)
     assert run("imagereward").exit_code == (0 if answer else 1)
     assert asked == ["Download it?"]
     assert bool(hub.downloaded()) == answer
@@ -207,9 +205,7 @@ def test_wrong_content_is_one_line_and_is_removed(serve: Serve, tmp_path: Path) 
 def test_a_full_disk_is_said_before_anything_is_downloaded(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     hub = serve("hpdv2")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10**9))
-    assert "must stay free, but only 1.0 GB are free; make room, or give another disk" in error_of(
-        run("hpdv2", "--yes")
-    )
+    assert "must stay free, but only 1.0 GB are; make room, or give another disk" in error_of(run("hpdv2", "--yes"))
     assert hub.downloaded() == []
 
 
@@ -252,7 +248,7 @@ def test_wrong_usage(serve: Serve, tmp_path: Path) -> None:
 def test_progress_in_a_file(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """A line now and then; here at every piece."""
     hub = serve("imagereward")
-    monkeypatch.setattr(transfers, "_PLAIN_INTERVAL", 0)
+    monkeypatch.setattr(output, "_PLAIN_INTERVAL", 0)
     lines = run("imagereward", "--yes").stderr.splitlines()
     size = len(hub.repositories["THUDM/ImageRewardDB"].files["metadata-test.parquet"])
     assert f"metadata-test.parquet: 1.0 kB of {size / 1000:.1f} kB, all 1.0 kB" in lines
@@ -270,10 +266,7 @@ def test_from_an_empty_machine_to_an_adapter(serve: Serve, tmp_path: Path) -> No
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(Path(__file__).parents[2]),
     }
-    start = (
-        "from mlxpref.cli import main; from mlxpref.cli_data import data; main.add_command(data); "
-        "main(prog_name='mlxpref')"
-    )
+    start = "from mlxpref.cli import main; main(prog_name='mlxpref')"
 
     def call(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", start, *arguments]

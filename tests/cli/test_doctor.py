@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -543,7 +544,7 @@ def test_a_disk_needs_room_for_what_is_to_be_downloaded(
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     usage: Callable[[Any], Any] = lambda path: type("Usage", (), {"free": int(free * GB)})  # noqa: E731
-    monkeypatch.setattr(place_checks.shutil, "disk_usage", usage)
+    monkeypatch.setattr(shutil, "disk_usage", usage)
     assert check_hub_cache(lambda: needed * GB).state == state
 
 
@@ -551,7 +552,7 @@ def test_a_full_disk_is_seen_before_the_recommended_judge_is_downloaded(
     hub: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage: Callable[[Any], Any] = lambda path: type("Usage", (), {"free": 3 * GB})  # noqa: E731
-    monkeypatch.setattr(place_checks.shutil, "disk_usage", usage)
+    monkeypatch.setattr(shutil, "disk_usage", usage)
     result, found = examined()
     assert (result.exit_code, found["hub cache"].state) == (1, "fails")
     assert "5.8 GB to download" in found["hub cache"].found
