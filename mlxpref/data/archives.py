@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from mlxpref.errors import DataError
 from mlxpref.lru import LRU
 from mlxpref.preferences import PackedImage
+from mlxpref.text import one_line
 
 __all__ = ["MEMBER_BYTES", "MEMBER_COUNT", "ArchiveCache", "members_of", "named_image"]
 
@@ -163,7 +164,7 @@ class _Table:
             try:
                 self._columns[column] = self._file.read_row_group(group, columns=[column]).column(column)
             except self._errors as error:
-                raise DataError(f"is damaged in its table ({_first_line(error)}); download the table again") from error
+                raise DataError(f"is damaged in its table ({one_line(error)}); download the table again") from error
         cell = self._columns[column][int(row) - self._starts[group]].as_py()
         content = cell.get("bytes") if isinstance(cell, dict) else cell
         if not isinstance(content, bytes):
@@ -211,8 +212,4 @@ def _absent(member: str) -> DataError:
 
 def _damaged(path: Path, error: Exception) -> DataError:
     size = path.stat().st_size
-    return DataError(f"its archive is damaged or not whole ({_first_line(error)}, {size:,} bytes); download it again")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+    return DataError(f"its archive is damaged or not whole ({one_line(error)}, {size:,} bytes); download it again")

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlxpref.errors import ConfigError
+from mlxpref.text import format_bytes
 
 __all__ = ["CATALOG", "DataSet", "Split", "data_set_of", "files_of", "folder_of", "shown_size"]
 
@@ -153,8 +154,7 @@ def shown_size(split: Split) -> str:
     """A split's size for a person, and where it is known from."""
     if split.size is None:
         return "the command shows the size and asks first"
-    number = f"{split.size / _GB:.1f} GB" if split.size >= _GB else f"{split.size / _MB:.0f} MB"
-    return f"about {number} {split.known_from}"
+    return f"about {format_bytes(split.size)} {split.known_from}"
 
 
 def _snapshot(hub_id: str) -> Path | None:

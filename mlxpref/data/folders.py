@@ -6,12 +6,12 @@ from mlxpref.data.find_images import find_images
 from mlxpref.data.rows import Row, swapped
 from mlxpref.errors import DataError
 from mlxpref.preferences import Preference
+from mlxpref.text import first_ten
 
 __all__ = ["NAMES", "read_folders"]
 
 NAMES = (("preferred", "rejected"), ("chosen", "rejected"), ("winner", "loser"), ("win", "lose"), ("better", "worse"))
 """What the two folders may be called."""
-_SHOWN = 10
 _PROMPT_LIMIT = 10_000
 
 
@@ -44,12 +44,8 @@ def read_folders(folder: Path, split: str | None = None) -> list[Preference]:
         images |= {str(first): first, str(second): second}
         rows.append(Row(prompt, str(first), str(second), 1.0, 1, prompt))
     if problems:
-        more = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-        raise DataError(
-            f"{folder}: {len(problems)} of {len(rows) + len(problems)} pairs cannot be used; correct or remove them:"
-            + "".join(f"\n  {line}" for line in problems[:_SHOWN])
-            + more
-        )
+        count = f"{len(problems)} of {len(rows) + len(problems)} pairs cannot be used"
+        raise DataError(f"{folder}: {count}; correct or remove them:\n  {first_ten(problems)}")
     return [
         Preference(row.prompt, images[row.a], images[row.b], row.p_a, row.votes, row.group)
         for row in swapped(rows, "folders")

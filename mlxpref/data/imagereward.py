@@ -10,6 +10,7 @@ from mlxpref.data.rows import Row, RowErrors, RowSampler, all_rows, missing, pre
 from mlxpref.errors import DataError
 from mlxpref.log import logger
 from mlxpref.preferences import ImageLike, PackedImage, Preference
+from mlxpref.text import one_line
 
 __all__ = ["list_rows", "read_imagereward", "table_rows"]
 
@@ -71,7 +72,7 @@ def _rankings(path: Path) -> Iterator[dict[str, Any]]:
                 raise DataError(f"{path}: it has no column {', '.join(absent)}; download it again")
             table = file.read(columns=list(_COLUMNS)).to_pylist()
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: it is damaged ({str(error).splitlines()[0]}); download it again") from error
+        raise DataError(f"{path}: it is damaged ({one_line(error)}); download it again") from error
     rankings: dict[str, dict[str, Any]] = {}
     for row in table:
         # A prompt_id that stands for two prompts would mix their images: the second prompt makes the entry unusable.

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from mlxpref.data.archives import ArchiveCache
 from mlxpref.errors import DataError
 from mlxpref.preferences import ImageLike, PackedImage
+from mlxpref.text import one_line
 
 __all__ = ["PIXEL_LIMIT", "load_image", "reduction"]
 
@@ -105,8 +106,7 @@ def _decode(source: BinaryIO | Image.Image) -> Image.Image:
             raise DataError(_REMEDIES["" if kind in formats else kind]) from error
         except Exception as error:
             # Decoders raise whatever their parsers stumble on: OSError, SyntaxError, struct.error ...
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise DataError(f"is damaged ({reason}); make or download it again") from error
+            raise DataError(f"is damaged ({one_line(error)}); make or download it again") from error
 
 
 def _kind(file: BinaryIO) -> str:

@@ -12,6 +12,7 @@ from mlxpref.data.label_file import LABEL_KEYS, LabelRecord, active_records, pai
 from mlxpref.errors import DataError
 from mlxpref.log import logger
 from mlxpref.preferences import Preference
+from mlxpref.text import first_ten
 
 __all__ = ["EXAMPLE", "check_keys", "content_of", "gather", "read_jsonl"]
 
@@ -19,7 +20,6 @@ EXAMPLE = '{"prompt": "a red cube", "a": "1.png", "b": "2.png", "p_a": 0.7}'
 _REQUIRED = ("prompt", "a", "b", "p_a")
 _OPTIONAL = ("votes", "group", "split")
 _KNOWN = (*_REQUIRED, *_OPTIONAL)
-_SHOWN = 10
 NumberedRow = tuple[int, Callable[[], dict[str, Any]]]
 """The number of a line, and what reads it: a call that returns keys and values or raises a DataError."""
 
@@ -46,11 +46,10 @@ def gather(path: Path, rows: Iterable[NumberedRow], split: str | None, form: str
         try:
             preferences.append(_preference(read(), path.parent))
         except DataError as error:
-            bad.append(f"\n  line {number}: {error}")
+            bad.append(f"line {number}: {error}")
     if bad:
         count = f"{len(bad)} of {len(bad) + len(preferences)} rows cannot be used"
-        more = f"\n  and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
-        raise DataError(f"{path}: {count}; correct or remove them:{''.join(bad[:_SHOWN])}{more}")
+        raise DataError(f"{path}: {count}; correct or remove them:\n  {first_ten(bad)}")
     if not preferences:
         raise DataError(f"{path}: no preferences in this file; write {form}")
     return _of_split(preferences, split, path)

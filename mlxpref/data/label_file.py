@@ -18,6 +18,7 @@ from typing import Any, Literal, Self, get_args
 from mlxpref.errors import ConfigError, DataError
 from mlxpref.files import lock
 from mlxpref.log import logger
+from mlxpref.text import first_ten
 
 __all__ = [
     "LABEL_KEYS",
@@ -39,7 +40,6 @@ LABEL_KEYS = frozenset({"number", "answer", "shown_first"})
 """The keys by which a row of preferences is known for a line of a labelling."""
 _BEGIN = b'{"number": '
 """What every line begins with, so that half of one is known for what it is."""
-_SHOWN = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,12 +196,11 @@ class LabelFile:
             try:
                 records += [_parsed(line)] if line.strip() else []
             except DataError as error:
-                bad.append(f"\n  line {number}: {error}")
+                bad.append(f"line {number}: {error}")
         if tail and not _is_cut_off(tail):
-            bad.append("\n  the end: no line of `mlxpref label`")
+            bad.append("the end: no line of `mlxpref label`")
         if bad:
-            more = f"\n  and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
-            raise DataError(f"{self.path}: holds other lines; give another --output:{''.join(bad[:_SHOWN])}{more}")
+            raise DataError(f"{self.path}: holds other lines; give another --output:\n  {first_ten(bad)}")
         if tail:
             records += self._mended(tail, len(content) - len(tail))
         return records

@@ -11,6 +11,7 @@ from mlxpref.data.rows import RowErrors, RowSampler, all_rows, missing
 from mlxpref.errors import DataError
 from mlxpref.log import logger
 from mlxpref.preferences import PackedImage, Preference
+from mlxpref.text import one_line
 
 __all__ = ["read_pickapic"]
 
@@ -82,7 +83,7 @@ def _opened(shard: Path) -> Iterator[Any]:
         with pq.ParquetFile(shard) as file:
             yield file
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{shard}: it is damaged ({str(error).splitlines()[0]}); download it again") from error
+        raise DataError(f"{shard}: it is damaged ({one_line(error)}); download it again") from error
 
 
 def _note_absent(name: str, split: str, shards: list[Path]) -> None:

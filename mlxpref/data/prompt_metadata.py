@@ -15,6 +15,7 @@ from PIL.PngImagePlugin import iTXt
 from mlxpref.data.comfyui import prompt_in_graph
 from mlxpref.data.images import PIXEL_LIMIT
 from mlxpref.errors import DataError
+from mlxpref.text import one_line
 
 __all__ = ["prompt_in_image", "prompt_in_infotext"]
 
@@ -77,8 +78,7 @@ def _metadata(path: Path, decode: bool) -> tuple[dict[str, str], dict[int, Any]]
             raise DataError("is not an image of a format whose metadata is read; name its prompt in a file") from error
         except Exception as error:
             # Pillow raises whatever its parsers stumble on, ValueError for text that unpacks to more than 1 MiB.
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise DataError(f"has metadata that cannot be read ({reason})") from error
+            raise DataError(f"has metadata that cannot be read ({one_line(error)})") from error
 
 
 def _texts(image: Image.Image) -> dict[str, str]:

@@ -22,6 +22,7 @@ from mlxpref.data.find_images import (
 from mlxpref.data.image_cache import ImageCache
 from mlxpref.data.prompt_metadata import prompt_in_image, prompt_in_infotext
 from mlxpref.errors import ConfigError, DataError
+from mlxpref.text import first_ten
 
 __all__ = ["PromptGroup", "find_groups", "group_by_prompt", "prompts_of"]
 
@@ -29,7 +30,6 @@ PROMPT_LIMIT = 10_000
 """The most characters of a prompt; longer text is something else, a document or a graph."""
 FILE_LIMIT = 64 * 2**20
 """The most bytes of a text file or a list that are read."""
-_SHOWN = 10
 EXAMPLE = '{"image": "1.png", "prompt": "a red cube"}'
 _EXAMPLES = {
     ".csv": "a first line image,prompt and then one image a line",
@@ -165,11 +165,10 @@ def _in_list(path: Path, images: Sequence[Path]) -> Callable[[Path], str | None]
             elif by_path.setdefault(file_identity(found), prompt) != prompt:
                 raise DataError(f'"{name}" has another prompt in an earlier row')
         except DataError as error:
-            bad.append(f"\n  {where}: {error}")
+            bad.append(f"{where}: {error}")
     if bad:
-        more = f"\n  and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
         count = f"{len(bad)} of {len(rows)} rows cannot be used"
-        raise DataError(f"{path}: {count}; correct or remove them:{''.join(bad[:_SHOWN])}{more}")
+        raise DataError(f"{path}: {count}; correct or remove them:\n  {first_ten(bad)}")
     if not rows:
         raise DataError(f"{path}: no prompts in this file; write {_EXAMPLES[kind]}")
     namesakes = Counter(fold_name(image.name) for image in images)
@@ -260,8 +259,7 @@ def _content(path: Path) -> str:
 
 
 def _few(skipped: Sequence[Skipped]) -> str:
-    more = f"; and {len(skipped) - _SHOWN} more" if len(skipped) > _SHOWN else ""
-    return "; ".join(f"{skip.path} {skip.error}" for skip in skipped[:_SHOWN]) + more
+    return first_ten([f"{skip.path} {skip.error}" for skip in skipped], "; ")
 
 
 def _short(prompt: str) -> str:

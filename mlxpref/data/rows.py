@@ -18,7 +18,7 @@ from mlxpref.errors import ConfigError, DataError
 from mlxpref.files import cache_dir
 from mlxpref.log import logger, track
 from mlxpref.preferences import ImageLike, PackedImage, Preference, Side
-from mlxpref.text import format_bytes
+from mlxpref.text import first_ten, format_bytes
 
 __all__ = [
     "Row",
@@ -37,7 +37,6 @@ RowSampler = Callable[[int], Sequence[int] | NDArray[np.int64]]
 """Which of so many rows are taken, in their order."""
 Images = dict[str, ImageLike]
 
-_SHOWN = 10
 _TOLERATED = 0.01
 """The share of rows that may be unusable: nobody can correct a public data set, and a few bad rows are not the rest."""
 _CHUNK = 4 * 2**20
@@ -62,26 +61,22 @@ class RowErrors:
     """The rows, or images, of a public data set that cannot be used: named, counted, and left out, if they are few."""
 
     def __init__(self, where: Path, what: str = "rows") -> None:
-        self._where, self._what, self._lines, self._count = where, what, list[str](), 0
+        self._where, self._what, self._errors = where, what, list[str]()
 
     def add(self, what: str) -> None:
         """One more row, and what is wrong with it."""
-        self._count += 1
-        if len(self._lines) < _SHOWN:
-            self._lines.append(what)
+        self._errors.append(what)
 
     def settle(self, rows: int) -> None:
         """Say which of so many are left out; DataError if they are more than one in a hundred, or there is nothing."""
         if not rows:
             raise DataError(f"{self._where}: it has no {self._what}; download it again")
-        if not self._count:
+        if not self._errors:
             return
-        more = f"\n  and {self._count - _SHOWN} more" if self._count > _SHOWN else ""
-        lines = "".join(f"\n  {line}" for line in self._lines) + more
-        count = f"{self._where}: {self._count} of {rows} {self._what} cannot be used"
-        if self._count > _TOLERATED * rows:
-            raise DataError(f"{count}; download the data set again:{lines}")
-        for line in f"{count} and are left out:{lines}".split("\n"):
+        count = f"{self._where}: {len(self._errors)} of {rows} {self._what} cannot be used"
+        if len(self._errors) > _TOLERATED * rows:
+            raise DataError(f"{count}; download the data set again:\n  {first_ten(self._errors)}")
+        for line in f"{count} and are left out:\n  {first_ten(self._errors)}".split("\n"):
             logger.warning(line)
 
 

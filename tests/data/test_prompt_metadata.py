@@ -224,7 +224,7 @@ def test_text_that_unpacks_to_too_much_is_an_error(tmp_path: Path) -> None:
     info = PngInfo()
     info.add(b"zTXt", b"parameters\0\0" + zlib.compress(bytes(50_000_000)))
     SMALL.save(tmp_path / "a.png", pnginfo=info)
-    assert "cannot be read (Decompressed data too large" in problem(prompt_in_image, tmp_path / "a.png")
+    assert "cannot be read (ValueError: Decompressed data too large" in problem(prompt_in_image, tmp_path / "a.png")
     with patch("mlxpref.data.prompt_metadata.METADATA_LIMIT", 10):
         path = png(tmp_path / "a.png", {"parameters": INFOTEXT})
         assert "more than 10 characters" in problem(prompt_in_image, path)
