@@ -64,12 +64,11 @@ def load(
     is applied, and what is doubtful about an adapter, is logged (see `mlxpref.log`). Raises ModelError where the model
     or the adapter cannot be loaded, ConfigError for a setting that does not exist.
     """
-    from mlxpref.judge.loading import load_judge, use_calibration
+    from mlxpref.judge.loading import calibrated, load_judge
 
     name, folder = str(model) if model is not None else None, Path(adapter) if adapter else None
     judge = load_judge(name, folder, settings, any_base=any_base)
-    use_calibration(judge, calibration if isinstance(calibration, bool) else Path(calibration))
-    return judge
+    return calibrated(judge, calibration if isinstance(calibration, bool) else Path(calibration))
 
 
 def train(

@@ -30,6 +30,7 @@ from mlxpref.config import JudgeSettings  # noqa: E402
 from mlxpref.engine.template import ANSWER_OPEN, CLOSING  # noqa: E402
 from mlxpref.engine.vlm import VLM  # noqa: E402
 from mlxpref.judge.judge import Judge  # noqa: E402
+from mlxpref.judge.pair_verdict import JudgingCounts  # noqa: E402
 from mlxpref.preferences import Pair  # noqa: E402
 from mlxpref.verdict import at_answer  # noqa: E402
 from scripts.bench_common import (  # noqa: E402
@@ -108,7 +109,7 @@ def judge_all(vlm: VLM, case: Case, number: int) -> Judged:
             p_first = one.p_first("soft")
             text = one.text if case.think else ""
             said[order] = ("unreadable", 0.5) if p_first is None else (text, p_first)
-    return Judged(seconds, said, vlm.features.runs - runs, judge.tokens)
+    return Judged(seconds, said, vlm.features.runs - runs, JudgingCounts.of(verdicts).tokens)
 
 
 class Naive:

@@ -23,8 +23,9 @@ from mlxpref.demo import JUDGE  # noqa: E402
 from mlxpref.demo.pictures import render  # noqa: E402
 from mlxpref.demo.preferences import HELD_OUT, TRAIN_PROMPTS, Aspect, demo_preferences, draw_pair  # noqa: E402
 from mlxpref.engine.vlm import load_vlm  # noqa: E402
-from mlxpref.judge.evaluation import Metrics, evaluate  # noqa: E402
+from mlxpref.judge.evaluation import EvaluationSpec, evaluate  # noqa: E402
 from mlxpref.judge.judge import Judge  # noqa: E402
+from mlxpref.judge.metrics import Metrics  # noqa: E402
 from mlxpref.preferences import Preference  # noqa: E402
 from mlxpref.training.trainer import Trainer  # noqa: E402
 
@@ -133,7 +134,7 @@ def run(plan: Plan, sizes: Sizes = STANDARD) -> Result:
     held_out = preferences_of(plan.labels, "heldout", sizes.held_out, _TEST_SEED)
 
     def measured(preferences: Sequence[Preference], split: str) -> Metrics:
-        return evaluate(judge, preferences, plan.labels, split).metrics
+        return evaluate(judge, preferences, EvaluationSpec(plan.labels, split)).metrics
 
     # Every run learns from pictures of its own seed.
     trainer = Trainer(vlm, preferences_of(plan.labels, "train", settings.limit, plan.seed), settings)

@@ -53,6 +53,7 @@ def make_run(plan: Mapping[str, Any], sizes: Sequence[int] = SIZES) -> dict[str,
     from mlxpref.config import JudgeSettings
     from mlxpref.demo import JUDGE
     from mlxpref.engine.vlm import load_vlm
+    from mlxpref.judge.evaluation import EvaluationSpec
     from mlxpref.judge.judge import Judge
     from mlxpref.judge.strategies import compare_strategies, strategy_variants
     from mlxpref.training.trainer import Trainer
@@ -74,8 +75,7 @@ def make_run(plan: Mapping[str, Any], sizes: Sequence[int] = SIZES) -> dict[str,
         compare_strategies(
             judge,
             preferences_of("labels", split, count, _TEST_SEED),
-            "demo",
-            split,
+            EvaluationSpec("demo", split),
             strategy_variants(STRATEGIES, [1], [True]),
         ).rows
         for split, count in zip(("test", "heldout"), sizes, strict=True)
@@ -91,7 +91,7 @@ def _reading(test: Any, held_out: Any) -> dict[str, Any]:
     """What one strategy reads."""
     found, unseen = test.evaluation, held_out.evaluation
     return {
-        "strategy": test.way.strategy,
+        "strategy": test.variant.strategy,
         "accuracy": found.metrics.accuracy,
         "held_out_prompts": unseen.metrics.accuracy,
         "position_consistency": found.metrics.position_consistency,

@@ -15,7 +15,7 @@ from mlxpref.cli import main
 from mlxpref.cli.demo import TEST_PAIRS, TEST_SEED
 from mlxpref.demo.pictures import PictureSpec, render
 from mlxpref.demo.preferences import demo_preferences
-from mlxpref.judge.evaluation import evaluate
+from mlxpref.judge.evaluation import EvaluationSpec, evaluate
 from mlxpref.judge.judge import Judge
 
 ROOT = Path(__file__).parent.parent
@@ -143,6 +143,8 @@ def test_the_python_runs(reader: Path) -> None:
 def test_the_figure_before_training_is_what_the_demo_prints(demo_judge: Callable[..., Judge]) -> None:
     row = re.search(r"^test pictures, before +400 +([\d.]+) %", TOP, re.MULTILINE)
     assert row, "the README shows what `make demo` prints"
-    accuracy = evaluate(demo_judge(), demo_preferences("test", TEST_PAIRS, TEST_SEED), "demo", "test").metrics.accuracy
+    accuracy = evaluate(
+        demo_judge(), demo_preferences("test", TEST_PAIRS, TEST_SEED), EvaluationSpec("demo", "test")
+    ).metrics.accuracy
     # Another BLAS may decide a close pair otherwise.
     assert 100 * accuracy == pytest.approx(float(row.group(1)), abs=1.0)

@@ -1,6 +1,5 @@
 """The command that calibrates, and the options by which the others say what a judge is calibrated by."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,11 +71,11 @@ def calibrate(
     say_what_the_demo_knows(judge, [image for p in preferences for image in (p.a, p.b)])
     path = output or calibration_path(judge)
     modes = [False, True] if think is None else [think]
-    with keep_awake(), storing(judge, store, no_store):
-        made = [calibration_for(judge, preferences, data, split, mode) for mode in modes]
+    with keep_awake(), storing(judge, store, no_store) as storing_judge:
+        made = [calibration_for(storing_judge, preferences, data, split, mode) for mode in modes]
     written = write_calibration(path, made)
     if as_json:
-        print_json({"file": str(path), "calibrations": [asdict(each) for each in made]})
+        print_json({"file": str(path), "calibrations": [each.to_json() for each in made]})
     else:
         _print(written, modes)
 
@@ -103,6 +102,6 @@ def _print(written: "CalibrationFile", modes: list[bool]) -> None:
         ),
     )  # fmt: skip
     for each in made:
-        for remark in each.remarks:
-            print_text(f"{each.conditions.mode}: {remark}")
+        for warning in each.warnings:
+            print_text(f"{each.conditions.mode}: {warning}")
     print_text(f"Before and after are measured on prompts that were not fitted to; written to {written.path}")

@@ -4,6 +4,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,7 @@ def load_from_options(
 
     consent = (lambda question: True) if yes else agree
     judge = load_judge(model, adapter, chosen(settings), consent, images, any_base)
-    judge.processes = process_group()
+    judge = replace(judge, processes=process_group())
     if decoded is not None:
         judge.vlm.features.images = decoded
     if judge.processes.size > 1:
@@ -60,13 +61,13 @@ def image_cache(settings: dict[str, Any]) -> "ImageCache":
     return ImageCache(settings.get("max_pixels") or JudgeSettings().max_pixels)
 
 
-def calibrated(judge: "Judge", calibration: Path | None, no_calibration: bool) -> None:
+def calibrated(judge: "Judge", calibration: Path | None, no_calibration: bool) -> "Judge":
     """Calibrate a judge as the options say, and say so."""
-    from mlxpref.judge.loading import use_calibration
+    from mlxpref.judge import loading
 
     if calibration is not None and no_calibration:
         raise click.UsageError("--calibration and --no-calibration exclude each other")
-    use_calibration(judge, calibration or not no_calibration)
+    return loading.calibrated(judge, calibration or not no_calibration)
 
 
 def check_output(option: str, path: Path) -> None:
@@ -86,22 +87,18 @@ def exit_on_sigterm() -> Iterator[None]:
 
 
 @contextmanager
-def storing(judge: "Judge", store: Path | None, no_store: bool) -> Iterator[None]:
+def storing(judge: "Judge", store: Path | None, no_store: bool) -> Iterator["Judge"]:
     """Let a judge keep and recall comparisons for a while, unless it must not."""
     from mlxpref.judge.store import BroadcastStore, Store, default_store_path
 
     if store is not None and no_store:
         raise click.UsageError("--store and --no-store exclude each other")
     if no_store:
-        yield
+        yield judge
         return
     processes = judge.processes
     with Store(store or default_store_path()) if processes.is_main else nullcontext() as opened:
-        judge.store = opened if processes.size == 1 else BroadcastStore(opened, processes)
-        try:
-            yield
-        finally:
-            judge.store = None
+        yield replace(judge, store=opened if processes.size == 1 else BroadcastStore(opened, processes))
 
 
 def agree(question: str) -> bool:

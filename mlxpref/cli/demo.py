@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from mlxpref.demo import JUDGE
 from mlxpref.demo.pictures import PictureSpec, render
 from mlxpref.demo.preferences import demo_preferences, prompt_text
 from mlxpref.errors import ConfigError
-from mlxpref.judge.evaluation import Evaluation, evaluate
+from mlxpref.judge.evaluation import Evaluation, EvaluationSpec, evaluate
 from mlxpref.judge.judge import Judge
 from mlxpref.judge.pair_verdict import PairVerdict
 from mlxpref.judge.ranking_result import Ranking
@@ -117,14 +117,14 @@ def run_demo(judge: Judge, folder: Path, track_steps: TrackSteps, settings: Trai
     )
 
     def measured(preferences: Sequence[Preference], split: str) -> Evaluation:
-        return evaluate(judge, preferences, "demo", split)
+        return evaluate(judge, preferences, EvaluationSpec("demo", split))
 
     before, held_out_before = measured(test, "test"), measured(held_out, "heldout")
     run = start_run(settings, folder / "adapter", vlm=judge.vlm)
     reports = list(track_steps(run.reports(), settings.steps))
-    judge.adapter = run.folder
+    judge = replace(judge, adapter=run.folder)
     after, held_out_after = measured(test, "test"), measured(held_out, "heldout")
-    ranking = judge.rank(find_images([pictures]), SAMPLE_PROMPT, think="all", pairs="all")
+    ranking = judge.rank(find_images([pictures]), SAMPLE_PROMPT, think_about="all", pairs="all")
     seconds = sum(report.seconds - report.evaluation_seconds for report in reports)
     story = DemoResult(
         before,

@@ -21,7 +21,7 @@ from mlxpref.config import JudgeSettings
 from mlxpref.errors import ConfigError, MlxprefError
 
 if TYPE_CHECKING:
-    from mlxpref.judge.evaluation import Evaluation
+    from mlxpref.judge.evaluation import Evaluation, EvaluationSpec
     from mlxpref.preferences import Preference
 
 __all__ = ["compare", "evaluate_command"]
@@ -114,6 +114,7 @@ def evaluate_command(
     from mlxpref.cli.output import note, print_json
     from mlxpref.cli.tables import print_evaluations
     from mlxpref.data.load import check_preferences, load_preferences
+    from mlxpref.judge.evaluation import EvaluationSpec
     from mlxpref.judge.protocols import protocol_of
 
     choice = choice_of(strategy, samples, think, no_think, plot)
@@ -127,7 +128,7 @@ def evaluate_command(
     if limit and counting != "pairs":
         note(f"--limit {limit}: the official number is that of the whole split, this one of a part")
     if scores:
-        evaluations = [_evaluate_scores(preferences, scores, data, split, counting)]
+        evaluations = [_evaluate_scores(preferences, scores, EvaluationSpec(data, split, None, counting))]
     else:
         from mlxpref.cli.strategy_table import draw_strategies, report_strategies
         from mlxpref.judge.strategies import compare_strategies
@@ -140,14 +141,13 @@ def evaluate_command(
         check_preferences(data, judged, decoded)
         judge = load_from_options(model, adapter, yes, settings, 2 * len(judged), any_base, decoded)
         judge.processes.check_same({"fingerprint of the preferences": digest_of(judged)})
-        calibrated(judge, calibration, calibration is None)  # else a judge is measured as it is
+        judge = calibrated(judge, calibration, calibration is None)  # else a judge is measured as it is
         say_what_the_demo_knows(judge, [image for p in judged for image in (p.a, p.b)])
-        with keep_awake(), storing(judge, store, no_store):
-            found = compare_strategies(
-                judge, preferences, data, split, choice.variants, counting, tie_threshold, validation
-            )
-        if judge.recalled:
-            note(f"{judge.recalled} of {judge.recalled + judge.comparisons} comparisons were judged before")
+        with keep_awake(), storing(judge, store, no_store) as storing_judge:
+            spec = EvaluationSpec(data, split, protocol=counting, tie_threshold=tie_threshold)
+            found = compare_strategies(storing_judge, preferences, spec, choice.variants, validation)
+        if recalled := found.counts.recalled:
+            note(f"{recalled} of {recalled + found.counts.comparisons} comparisons were judged before")
         if plot and judge.processes.is_main:
             draw_strategies(found, plot)
         if len(found.rows) > 1:
@@ -172,20 +172,18 @@ def _protocol(name: str, tie_threshold: float | None, scores: Path | None) -> st
     return name
 
 
-def _evaluate_scores(
-    preferences: Sequence["Preference"], path: Path, data: str, split: str, protocol: str
-) -> "Evaluation":
+def _evaluate_scores(preferences: Sequence["Preference"], path: Path, spec: "EvaluationSpec") -> "Evaluation":
     """Measure the scores of a file, without a model."""
     from mlxpref.cli.output import note
     from mlxpref.judge.evaluation import evaluation_of_scores
     from mlxpref.judge.external_scores import match_scores, prefer_by_score, read_scores
     from mlxpref.judge.protocols import scored
 
-    asked, given = scored(preferences, protocol), read_scores(path)
+    asked, given = scored(preferences, spec.protocol), read_scores(path)
     scores = match_scores(given, asked, path)
     if more := len(given) - len(scores):
         note(f"{path}: {more} of {len(given)} scores are of images that were not asked for")
-    return evaluation_of_scores(preferences, prefer_by_score(scores, asked), data, split, protocol)
+    return evaluation_of_scores(preferences, prefer_by_score(scores, asked), spec)
 
 
 def _validation(

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from mlxpref.data.image_cache import ImageCache
     from mlxpref.data.prompts import PromptGroup
     from mlxpref.judge.judge import Judge
-    from mlxpref.judge.rank import Think
+    from mlxpref.judge.rank import ThinkAbout
     from mlxpref.judge.ranking_result import Ranking
 
 __all__ = ["rank"]
@@ -148,12 +148,12 @@ def rank(
         note(line)
     largest = max(len(group.images) for group in groups)
     judge = load_from_options(model, adapter, yes, settings, largest, any_base, decoded)
-    calibrated(judge, calibration, no_calibration)
+    judge = calibrated(judge, calibration, no_calibration)
     say_what_the_demo_knows(judge, [image for group in groups for image in group.images])
     asked = [(group.prompt, [(path.name, path.stat().st_size) for path in group.images]) for group in groups]
     judge.processes.check_same({"digest of the images": hashlib.sha256(repr(asked).encode()).hexdigest()[:16]})
-    with keep_awake(), storing(judge, store, no_store):
-        rankings = _rank_all(judge, groups, think, pairs, top, skipped)
+    with keep_awake(), storing(judge, store, no_store) as storing_judge:
+        rankings = _rank_all(storing_judge, groups, think, pairs, top, skipped)
     by = judge.calibration
     if judge.processes.is_main:
         outputs.write(rankings, [*notes, f"calibrated by {by}"] if by else notes, decoded)
@@ -170,7 +170,7 @@ def rank(
 def _rank_all(
     judge: "Judge",
     groups: Sequence["PromptGroup"],
-    think: "Think",
+    think: "ThinkAbout",
     pairs: int | Literal["all"] | None,
     top: int | None,
     skipped: Sequence["Skipped"],
@@ -193,17 +193,19 @@ def _rank_all(
 
 
 def _expected(
-    judge: "Judge", groups: Sequence["PromptGroup"], think: "Think", pairs: int | Literal["all"] | None
+    judge: "Judge", groups: Sequence["PromptGroup"], think: "ThinkAbout", pairs: int | Literal["all"] | None
 ) -> str:
     """What is to be done, and how long it may take."""
     from mlxpref.judge.rank import PairBudget
     from mlxpref.judge.time_estimate import estimate_seconds
 
     budgets = [PairBudget.of(len(group.images), think, pairs) for group in groups]
-    whole = PairBudget(sum(budget.read for budget in budgets), sum(budget.think for budget in budgets))
+    whole = PairBudget(
+        sum(budget.without_thinking for budget in budgets), sum(budget.with_thinking for budget in budgets)
+    )
     images = [image for group in groups for image in group.images]
     seconds = estimate_seconds(judge, images, groups[0].prompt, whole)
-    work = [f"{whole.read} pairs to read"] if whole.read else []
-    work += [f"{whole.think} pairs to think about"] if whole.think else []
+    work = [f"{whole.without_thinking} pairs without thinking"] if whole.without_thinking else []
+    work += [f"{whole.with_thinking} pairs with thinking"] if whole.with_thinking else []
     expected = "some are known" if seconds is None else f"about {format_duration(seconds)}"
     return f"{' and '.join(work)}, in both orders: {expected}"

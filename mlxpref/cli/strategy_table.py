@@ -20,7 +20,10 @@ def report_strategies(found: StrategyComparison, as_json: bool, calibration: dic
     """Print every row, as a table or as a list in JSON; a calibration is that of `soft`."""
     if as_json:
         print_json(
-            [row.to_json() | {"calibration": calibration if row.way.strategy == "soft" else None} for row in found.rows]
+            [
+                row.to_json() | {"calibration": calibration if row.variant.strategy == "soft" else None}
+                for row in found.rows
+            ]
         )
     else:
         _print_table(found)
@@ -29,13 +32,13 @@ def report_strategies(found: StrategyComparison, as_json: bool, calibration: dic
 def _print_table(found: StrategyComparison) -> None:
     """A line for each way, what `soft` gains over the others, and what was shared."""
     first = found.rows[0].evaluation
-    official = any(row.evaluation.protocol != "pairs" for row in found.rows)
+    official = any(row.evaluation.spec.protocol != "pairs" for row in found.rows)
     print_table(
         ("strategy", "thinking", ">samples", *((">official",) if official else ()), ">accuracy", ">95 % interval",
          ">ece", ">unreadable", ">tokens a pair", ">seconds a pair"),
         ((*_way(row), *((percent(row.evaluation.official.value),) if official else ()), *_cells(row))
          for row in found.rows),
-        title=f"{first.data} {first.split}: {first.metrics.pairs} pairs, each in both orders",
+        title=f"{first.spec.data} {first.spec.split}: {first.metrics.pairs} pairs, each in both orders",
     )  # fmt: skip
     gains = [(row, other, minus) for row in found.rows for other, minus in row.minus.items()]
     if gains:
@@ -47,28 +50,22 @@ def _print_table(found: StrategyComparison) -> None:
                 for row, other, minus in gains
             ),
         )  # fmt: skip
-    for line in _remarks(found, official):
+    for line in _footnotes(found, official):
         print_text(line)
 
 
-def _remarks(found: StrategyComparison, official: bool) -> list[str]:
+def _footnotes(found: StrategyComparison, official: bool) -> list[str]:
     first = found.rows[0].evaluation
     lines = [f"official: {first.official.definition}"] if official else []
-    together = f"all rows together: {found.tokens} tokens in {found.seconds:.1f} s"
-    if found.tokens:
+    if found.counts.tokens:
         lines.append(
-            "tokens and seconds are what a row needs by itself, where rows share completions by its tokens; "
-            "several samples are the first of the largest number"
-        )
-        apart = sum(row.evaluation.seconds for row in found.rows)
-        together += (
-            f" ({found.reading_seconds:.1f} s of it for images and prompts), where one by one they would take about "
-            f"{apart:.1f} s"
+            "tokens are what a row needs by itself; its seconds are those of all completions that it is read from, "
+            "which other rows may share"
         )
     return [
         *lines,
-        f"{together}; always the first image of the file: {percent(first.metrics.first_image_baseline)}; "
-        f"{first.metrics.ties_dropped} ties dropped",
+        f"all rows together: {found.counts.tokens} tokens in {found.seconds:.1f} s; always the first image of the "
+        f"file: {percent(first.metrics.first_image_baseline)}; {first.metrics.ties_dropped} ties dropped",
     ]
 
 
@@ -78,21 +75,15 @@ def draw_strategies(found: StrategyComparison, path: Path) -> None:
     decided = [p.better != "tie" for p in found.preferences]
     people = np.array([p.p_a for p in found.preferences])[decided]
     panels = [
-        Panel(_title(row), np.array([verdict.p_a for verdict in row.evaluation.verdicts])[decided], people)
+        Panel(str(row.variant), np.array([verdict.p_a for verdict in row.evaluation.verdicts])[decided], people)
         for row in found.rows
     ]
-    strategies = len({row.way.strategy for row in found.rows})
+    strategies = len({row.variant.strategy for row in found.rows})
     draw_reliability(panels, strategies if strategies > 1 else min(_MOST_COLUMNS, len(panels)), path)
 
 
-def _title(row: StrategyRow) -> str:
-    if not row.way.think:
-        return f"{row.way.strategy}, without thinking"
-    return f"{row.way.strategy}, {row.way.samples} sample{'s' if row.way.samples > 1 else ''}"
-
-
 def _way(row: StrategyRow) -> Sequence[object]:
-    return row.way.strategy, "yes" if row.way.think else "no", row.way.samples
+    return row.variant.strategy, "yes" if row.variant.think else "no", row.variant.samples
 
 
 def _cells(row: StrategyRow) -> Sequence[str]:

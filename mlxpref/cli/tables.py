@@ -102,8 +102,8 @@ def print_ranking(ranking: Ranking) -> None:
     for image in ranking.ranking.images[:_REASONS]:
         if reason := ranking.reason_text(image):
             print_text(f"{names[image.index]}, {_cut(reason)}")
-    for remark in ranking.remarks:
-        print_text(f"note: {remark}")
+    for warning in ranking.warnings:
+        print_text(f"note: {warning}")
     if ranking.skipped:
         print_text(f"{len(ranking.skipped)} skipped: " + _few([s.path.name for s in ranking.skipped]))
     print_text(
@@ -121,9 +121,9 @@ def print_example(example: dict[str, Any]) -> None:
 
 def print_evaluations(evaluations: Sequence[Evaluation], names: Sequence[str] = ()) -> None:
     """A line for each evaluation, under its name if it has one, and what it is measured against."""
-    names = names or [f"{e.data} {e.split}, {e.strategy or 'scores'}" for e in evaluations]
+    names = names or [f"{e.spec.data} {e.spec.split}, {e.spec.strategy or 'scores'}" for e in evaluations]
     # The official number of plain pairs is their accuracy.
-    with_official = any(e.protocol != "pairs" for e in evaluations)
+    with_official = any(e.spec.protocol != "pairs" for e in evaluations)
     print_table(
         ("judged", ">pairs", *((">official", ">95 % interval") if with_official else ()), ">accuracy",
          ">95 % interval", ">both orders", ">consistent", ">first chosen", ">brier", ">ece", ">unreadable"),
@@ -166,11 +166,11 @@ def print_recipes(rows: Sequence[dict[str, Any]]) -> None:
 def _beside(e: Evaluation) -> list[str]:
     """What an evaluation took, and what it is measured against."""
     said = []
-    if e.protocol != "pairs":
-        threshold = "" if e.tie_threshold is None else f", tie threshold {e.tie_threshold:g}"
+    if e.spec.protocol != "pairs":
+        threshold = "" if e.spec.tie_threshold is None else f", tie threshold {e.spec.tie_threshold:g}"
         said.append(f"official: {e.official.definition}{threshold}")
         said.append(f"accuracy within prompts first: {percent(e.metrics.accuracy_macro)}")
-    if e.strategy is not None:
+    if e.spec.strategy is not None:
         a_pair = f"{_number(e.tokens_per_pair, 1)} tokens and {_number(e.seconds_per_pair, 2)} s a pair"
         said.append(f"{e.tokens} tokens in {e.seconds:.1f} s, {a_pair}")
     said.append(f"always the first image of the file: {percent(e.metrics.first_image_baseline)}")

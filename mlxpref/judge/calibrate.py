@@ -1,7 +1,8 @@
-"""Calibrating a judge: preferences of people are judged, and its answers rescaled so that they mean what they say."""
+"""Calibrating a judge: it judges preferences of people, and a rescaling of its answers is fitted to these."""
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +16,11 @@ from mlxpref.log import track
 from mlxpref.preferences import Pair, Preference
 from mlxpref.ranking.temperature import COLDEST, EVEN, HOTTEST, TemperatureScaling, fit_temperature
 
-__all__ = ["calibrate", "calibration_of", "cross_fitted", "quality"]
+__all__ = ["calibrate", "calibration_metrics", "calibration_of", "cross_fitted"]
 
 _FOLDS = 5
 _FEWEST, _FEW = 10, 50
-"""Pairs below which nothing is fitted, and below which it is said that the fit is rough."""
+"""Pairs below which nothing is fitted, and below which a warning says that the fit is rough."""
 
 
 def calibrate(
@@ -29,20 +30,17 @@ def calibrate(
     split: str,
     think: bool,
 ) -> Calibration:
-    """Judge preferences, each in both orders, and fit a calibration for thinking, or for reading without.
+    """Judge preferences, each in both orders, and fit a calibration for judging with or without thinking.
 
-    Ties are dropped, as an evaluation does. What the judge is calibrated by so far makes no difference. DataError where
-    fewer than ten pairs could be read.
+    Ties are dropped, as in an evaluation. A calibration that the judge has makes no difference. DataError where fewer
+    than ten pairs could be read.
     """
-    asked = [p for p in preferences if p.better != "tie"]
-    before, judge.calibration = judge.calibration, None
-    try:
-        conditions = judge.conditions(think)
-        work = judge.pairs((Pair(p.a, p.b, p.prompt) for p in asked), think=think)
-        verdicts = list(track(work, len(asked), f"judging ({conditions.mode})"))
-    finally:
-        judge.calibration = before
-    return calibration_of(asked, verdicts, conditions, data, split)
+    decided = [p for p in preferences if p.better != "tie"]
+    uncalibrated = replace(judge, calibration=None)
+    conditions = uncalibrated.conditions(think)
+    work = uncalibrated.pairs((Pair(p.a, p.b, p.prompt) for p in decided), think=think)
+    verdicts = list(track(work, len(decided), f"judging {conditions.mode}"))
+    return calibration_of(decided, verdicts, conditions, data, split)
 
 
 def calibration_of(
@@ -52,34 +50,38 @@ def calibration_of(
     data: str,
     split: str,
 ) -> Calibration:
-    """The calibration that fits what a judge said of preferences, under the conditions that it was asked in.
+    """The calibration that fits a judge's verdicts on preferences, under the conditions that they were made in.
 
-    Pairs of which an order could not be read are left out.
+    Pairs of which an order could not be read are left out; DataError where fewer than ten are left.
     """
-    shown = [(verdict.p_a_shown_first, verdict.p_a_shown_second) for verdict in verdicts]
-    read = [i for i, orders in enumerate(shown) if None not in orders]
-    if len(read) < _FEWEST:
+    orders = np.array([(v.p_a_shown_first, v.p_a_shown_second) for v in verdicts], np.float64).reshape(-1, 2)
+    readable = np.flatnonzero(~np.isnan(orders).any(axis=1)).tolist()
+    if len(readable) < _FEWEST:
         raise DataError(
-            f"{data}, split {split}: {len(read)} pairs were judged and could be read in both orders; "
+            f"{data}, split {split}: {len(readable)} pairs were judged and could be read in both orders; "
             f"at least {_FEWEST} are needed to calibrate a judge"
         )
-    first, second = np.array([shown[i] for i in read], np.float64).T
-    people = np.array([preferences[i].p_a for i in read], np.float64)
-    groups = [preferences[i].group or preferences[i].prompt for i in read]
-    fold = _folds(groups)
-    before, after = quality(first, second, people), quality(*cross_fitted(first, second, people, fold), people)
-    rescaling = fit_temperature(first, second, people)
-    remarks = [f"{len(shown) - len(read)} pairs could not be read in both orders: left out"] * (len(read) < len(shown))
-    remarks += _remarks(rescaling, both_orders(first, second), before, after)
-    remarks += ["all are of one prompt: for others it may not hold"] * (len(set(groups)) == 1)
+    first, second = orders[readable].T
+    p_people = np.array([preferences[i].p_a for i in readable], np.float64)
+    prompts = [preferences[i].group or preferences[i].prompt for i in readable]
+    fold = _folds(prompts)
+    before = calibration_metrics(first, second, p_people)
+    after = calibration_metrics(*cross_fitted(first, second, p_people, fold), p_people)
+    rescaling = fit_temperature(first, second, p_people)
+    warnings = []
+    if unreadable := len(orders) - len(readable):
+        warnings.append(f"{unreadable} pairs could not be read in both orders: left out")
+    warnings += _warnings(rescaling, both_orders(first, second), before, after)
+    if len(set(prompts)) == 1:
+        warnings.append("all are of one prompt: for others it may not hold")
     count = int(fold.max()) + 1
-    return Calibration(conditions, rescaling, data, split, len(read), count, before, after, tuple(remarks))
+    return Calibration(conditions, rescaling, data, split, len(readable), count, before, after, tuple(warnings))
 
 
 def cross_fitted(
     p_a_shown_first: Floats, p_a_shown_second: Floats, p_people: Floats, fold: NDArray[np.intp]
 ) -> tuple[Floats, Floats]:
-    """Preferences for a in both orders (N,), rescaled by what was fitted to the pairs of the other folds."""
+    """Preferences for a in both orders (N,), each rescaled by the fit to the pairs of the other folds."""
     first, second = p_a_shown_first.copy(), p_a_shown_second.copy()
     for number in np.unique(fold):
         held_out, others = fold == number, fold != number
@@ -89,7 +91,7 @@ def cross_fitted(
     return first, second
 
 
-def quality(p_a_shown_first: Floats, p_a_shown_second: Floats, p_people: Floats) -> CalibrationMetrics:
+def calibration_metrics(p_a_shown_first: Floats, p_a_shown_second: Floats, p_people: Floats) -> CalibrationMetrics:
     """How far the soft preferences of N pairs are from the shares of people, (N,) each."""
     p = both_orders(p_a_shown_first, p_a_shown_second)
     first_chosen = first_choice_rate(np.concatenate([p_a_shown_first, 1 - p_a_shown_second]))
@@ -102,7 +104,7 @@ def quality(p_a_shown_first: Floats, p_a_shown_second: Floats, p_people: Floats)
 
 
 def _folds(groups: Sequence[str]) -> NDArray[np.intp]:
-    """The fold (N,) of each pair: whole prompts, or single pairs where there is one prompt only."""
+    """The fold (N,) of each pair: whole prompts together, or single pairs where there is only one prompt."""
     number = group_numbers(groups)
     if not number.any():
         number = np.arange(len(groups))
@@ -110,10 +112,10 @@ def _folds(groups: Sequence[str]) -> NDArray[np.intp]:
     return drawn[number] % _FOLDS
 
 
-def _remarks(
+def _warnings(
     rescaling: TemperatureScaling, p: Floats, before: CalibrationMetrics, after: CalibrationMetrics
 ) -> Iterator[str]:
-    """What should be known before a calibration is trusted, a line each."""
+    """The warnings about a calibration, a line each."""
     if len(p) < _FEW:
         yield f"{len(p)} pairs are few: the temperature may be far off"
     if (np.abs(p - 0.5) < EVEN).all():
@@ -121,9 +123,9 @@ def _remarks(
     elif rescaling.temperature >= HOTTEST:
         yield "the judge is no better than chance here: its answers become nearly even, and its order of images stays"
     elif rescaling.temperature <= COLDEST:
-        yield f"the judge is far surer than it says: the temperature ends at its bound, {COLDEST}"
+        yield f"the judge is far too unsure of its answers: the temperature ends at its bound, {COLDEST}"
     if after.nll >= before.nll:
-        yield "on prompts that it was not fitted to it does not help: use more preferences, or none of it"
+        yield "on prompts that it was not fitted to it does not help: use more preferences, or no calibration"
     elif after.ece > before.ece:
         yield (
             "the probabilities come nearer to people's, yet the calibration error rises: "

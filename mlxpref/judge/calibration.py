@@ -10,6 +10,7 @@ from typing import Any
 from mlxpref.errors import ConfigError, DataError
 from mlxpref.files import cache_dir, write_file
 from mlxpref.ranking.temperature import TemperatureScaling
+from mlxpref.text import one_line
 
 __all__ = [
     "CALIBRATION_FILE",
@@ -43,11 +44,11 @@ class JudgeConditions:
 
     @property
     def mode(self) -> str:
-        """Thinking and reading are two judges with a calibration each."""
-        return "thinking" if self.think else "reading without thinking"
+        """Judging with thinking and without are calibrated separately."""
+        return "with thinking" if self.think else "without thinking"
 
     def differences(self, other: "JudgeConditions") -> list[str]:
-        """What is otherwise in `other`, in words."""
+        """The fields that differ in `other`, in words."""
         words = {
             "judge": "another model or adapter",
             "template": "other words of asking",
@@ -72,10 +73,10 @@ class CalibrationMetrics:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How the answers of one judge in one mode are rescaled, and how it was found.
+    """How the answers of one judge in one mode are rescaled, and how well that works.
 
-    `before` and `after` are of the same `pairs`, each of them rescaled by a fit to other prompts (`folds` of them).
-    `rescaling` is the fit to all.
+    `rescaling` is the fit to all `pairs`. `after` is measured on the same pairs as `before`, each rescaled by a fit to
+    other prompts (`folds` of them).
     """
 
     conditions: JudgeConditions
@@ -86,7 +87,12 @@ class Calibration:
     folds: int
     before: CalibrationMetrics
     after: CalibrationMetrics
-    remarks: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The calibration as it stands in calibration.json."""
+        values = asdict(self)
+        return values | {"remarks": values.pop("warnings")}
 
     def __str__(self) -> str:
         bias, temperature = self.rescaling.position_bias, self.rescaling.temperature
@@ -95,23 +101,23 @@ class Calibration:
 
 @dataclass(frozen=True)
 class CalibrationFile:
-    """The calibrations of one judge, at most one for thinking and one for reading."""
+    """The calibrations of one judge, at most one with thinking and one without."""
 
     path: Path
     calibrations: tuple[Calibration, ...]
 
     def rescaling(self, asked: JudgeConditions) -> TemperatureScaling:
-        """The rescaling that holds for a judge as it is asked; ConfigError where there is none."""
-        remedy = "; make one with `mlxpref calibrate`, or go on without (no --calibration, or --no-calibration)"
+        """The rescaling made for these conditions; ConfigError where there is none."""
+        remedy = "; make one with `mlxpref calibrate`, or continue without (no --calibration, or --no-calibration)"
         for each in self.calibrations:
             if each.conditions.think == asked.think:
                 if differences := asked.differences(each.conditions):
                     raise ConfigError(f"{self.path}: made for {', '.join(differences)} ({asked.mode}){remedy}")
                 return each.rescaling
-        raise ConfigError(f"{self.path}: has no calibration for {asked.mode}{remedy}")
+        raise ConfigError(f"{self.path}: has no calibration for judging {asked.mode}{remedy}")
 
     def summary(self) -> dict[str, Any]:
-        """What results say of it, for JSON."""
+        """The part of it that stands in the JSON of results."""
         modes = [{"think": c.conditions.think, **asdict(c.rescaling), "pairs": c.pairs} for c in self.calibrations]
         return {"file": str(self.path), "modes": modes}
 
@@ -125,45 +131,41 @@ def cached_calibrations() -> Path:
 
 
 def read_calibrations(path: Path) -> CalibrationFile:
-    """The calibrations in a file; DataError for one that is not there, or is something else."""
+    """The calibrations in a file; DataError where it is missing or something else."""
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))["calibrations"]
-        found = tuple(_calibration(row) for row in rows)
+        return CalibrationFile(path, tuple(_calibration(row) for row in rows))
     except OSError as error:
         raise DataError(f"{path}: no calibration can be read there ({error.strerror}); check the name") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path}: not a calibration ({type(error).__name__}: {error}); remove it and calibrate again"
-        ) from error
-    return CalibrationFile(path, found)
+        raise DataError(f"{path}: not a calibration ({one_line(error)}); remove it and calibrate again") from error
 
 
 def write_calibration(path: Path, made: Iterable[Calibration]) -> CalibrationFile:
-    """Write calibrations into a file, in the place of what it has for the same modes, and return all that it has now.
+    """Write calibrations into a file and return all that it has then.
 
-    What it has for the other mode stays if it is of the same judge, words and pictures' size.
+    They replace those of the same mode. One of the other mode stays if judge, template, method and image size are the
+    same. ConfigError where the file cannot be written, DataError where it is no calibration.
     """
     new = {each.conditions.think: each for each in made}
-    kept = {}
-    if path.exists():
-        kept = {each.conditions.think: each for each in read_calibrations(path).calibrations}
-    common = {_whatever_the_mode(each.conditions) for each in new.values()}
-    merged = {think: each for think, each in kept.items() if _whatever_the_mode(each.conditions) in common} | new
-    found = CalibrationFile(path, tuple(merged[think] for think in sorted(merged)))
+    old = read_calibrations(path).calibrations if path.exists() else ()
+    same_judge = {_without_mode(each.conditions) for each in new.values()}
+    merged = {each.conditions.think: each for each in old if _without_mode(each.conditions) in same_judge} | new
+    file = CalibrationFile(path, tuple(merged[think] for think in sorted(merged)))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path, json.dumps({"calibrations": [asdict(each) for each in found.calibrations]}, indent=2) + "\n")
+        write_file(path, json.dumps({"calibrations": [each.to_json() for each in file.calibrations]}, indent=2) + "\n")
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written ({error.strerror}); give another file with --output") from error
-    return found
+    return file
 
 
-def _whatever_the_mode(conditions: JudgeConditions) -> tuple[str, str, int, int]:
+def _without_mode(conditions: JudgeConditions) -> tuple[str, str, int, int]:
     return conditions.judge, conditions.template, conditions.method, conditions.max_pixels
 
 
 def _calibration(row: Mapping[str, Any]) -> Calibration:
-    """A calibration as JSON has it, checked as far as a wrong value would do harm."""
+    """A calibration from its JSON; ValueError or TypeError where a wrong value would do harm."""
     kinds = {
         "conditions": JudgeConditions,
         "rescaling": TemperatureScaling,
@@ -171,8 +173,9 @@ def _calibration(row: Mapping[str, Any]) -> Calibration:
         "after": CalibrationMetrics,
     }
     parts = {name: kind(**row[name]) for name, kind in kinds.items()}
-    found = Calibration(**{**row, **parts, "remarks": tuple(row.get("remarks", ()))})
-    temperature, bias = float(found.rescaling.temperature), float(found.rescaling.position_bias)
+    others = {name: value for name, value in row.items() if name not in (*kinds, "remarks")}
+    calibration = Calibration(**others, **parts, warnings=tuple(row.get("remarks", ())))
+    temperature, bias = float(calibration.rescaling.temperature), float(calibration.rescaling.position_bias)
     if not (math.isfinite(temperature) and temperature > 0 and math.isfinite(bias)):
         raise ValueError(f"temperature {temperature} or position bias {bias} makes no sense")
-    return found
+    return calibration

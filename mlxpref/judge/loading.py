@@ -1,7 +1,8 @@
-"""From a name to a judge: find or download the checkpoint, load it, put the adapter and the calibration on."""
+"""From a name to a judge: find or download the checkpoint, load it with its adapter, and calibrate it."""
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from mlxpref.judge.calibration import CALIBRATION_FILE, cached_calibrations, rea
 from mlxpref.judge.judge import Judge
 from mlxpref.log import logger
 
-__all__ = ["calibration_path", "load_judge", "use_calibration"]
+__all__ = ["calibrated", "calibration_path", "load_judge"]
 
 
 def load_judge(
@@ -29,44 +30,48 @@ def load_judge(
 ) -> Judge:
     """Load a judge by name; see `find_checkpoint` for names and `agree`.
 
-    An adapter that was trained on another model is refused, unless `any_base`.
-
-    A ConfigError says what to change where it would not fit the device while it judges pairs of `images` images, by
-    default as many as make a full batch.
+    ConfigError where it would not fit the device while it judges pairs of `images` images, by default as many as make
+    a full batch. ModelError for an adapter that was trained on another model, unless `any_base`.
     """
-    chosen = settings_from(JudgeSettings, settings or {})
+    checked = settings_from(JudgeSettings, settings or {})
     name, path = find_checkpoint(model, agree)
     checkpoint = Checkpoint.open(path)
     check_folder(checkpoint)
     size = model_size(checkpoint)
-    require_fit(lambda s: judging_plan(size, s, images or chosen.rows), chosen, "judging")
+    require_fit(lambda s: judging_plan(size, s, images or checked.rows), checked, "judging")
     for line in check_base(adapter, checkpoint, any_base) if adapter is not None else ():
         logger.warning(line)
-    vlm = load_vlm(checkpoint, chosen.max_pixels)
+    vlm = load_vlm(checkpoint, checked.max_pixels)
     if adapter is not None:
         load_adapter(vlm.model, adapter)
-    return Judge(vlm, chosen, name, adapter)
+    return Judge(vlm, checked, name, adapter)
 
 
 def calibration_path(judge: Judge) -> Path:
-    """Where a judge's own calibration belongs: in its adapter's folder, else in the user's cache by its fingerprint."""
+    """The place of a judge's own calibration: its adapter's folder, else the user's cache by its fingerprint."""
     if judge.adapter is not None:
         return judge.adapter / CALIBRATION_FILE
     return cached_calibrations() / f"{judge.conditions().judge[:32]}.json"
 
 
-def use_calibration(judge: Judge, calibration: Path | bool = True) -> None:
-    """Let a judge apply the calibration in a file; True is its own, if there is one, False is none.
+def calibrated(judge: Judge, calibration: Path | bool = True) -> Judge:
+    """The judge with the calibration in a file; True is its own, if there is one, False is none.
 
-    DataError for a file that is no calibration. Whether it fits the judge is seen when the judge is asked.
+    DataError for a file that is no calibration. Whether it was made for the judge shows when the judge is asked.
     """
-    path = None if isinstance(calibration, bool) else calibration
-    if calibration is True:
-        with suppress(DataError):  # no cache, so nothing in it
-            # Without an adapter all weights have to be read to know the place: only where it may be of use.
-            if judge.adapter is not None or cached_calibrations().is_dir():
-                own = calibration_path(judge)
-                path = own if own.exists() else None
-    judge.calibration = read_calibrations(path) if path else None
-    if judge.calibration:
-        logger.info(f"calibrated by {judge.calibration}")
+    path = _own_calibration(judge) if calibration is True else calibration or None
+    if path is None:
+        return replace(judge, calibration=None)
+    file = read_calibrations(path)
+    logger.info(f"calibrated by {file}")
+    return replace(judge, calibration=file)
+
+
+def _own_calibration(judge: Judge) -> Path | None:
+    """The judge's own calibration, if there is one."""
+    with suppress(DataError):  # no cache, so nothing is in it
+        # Without an adapter the place depends on all weights: they are read only where a calibration may be.
+        if judge.adapter is not None or cached_calibrations().is_dir():
+            path = calibration_path(judge)
+            return path if path.exists() else None
+    return None

@@ -1,6 +1,6 @@
 """How often a judge agrees with people, and how far place decides: pure functions on probabilities and votes.
 
-A preference of a judge is a probability from 0 to 1; 0.5 is undecided, NaN could not be read.
+A judge's preference is a probability from 0 to 1; 0.5 is undecided, NaN is unreadable.
 """
 
 import math
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import binomtest
 
-from mlxpref.ranking.bradley_terry import Z95
 from mlxpref.ranking.log_odds import soft_preference
 
 __all__ = [
@@ -32,13 +32,13 @@ Bools = NDArray[np.bool_]
 
 _BOOTSTRAPS = 2000
 _BINS = 10
-_DRAWN = 1 << 21
+_DRAWN_TOGETHER = 1 << 21
 """Groups that are drawn at a time: 16 MB of numbers."""
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """What `measure` computes; shares from 0 to 1, NaN where there was nothing to measure."""
+    """The results of `measure`: shares from 0 to 1, NaN where there was nothing to measure."""
 
     pairs: int
     ties_dropped: int
@@ -70,33 +70,33 @@ def measure(
     preference is wrong.
 
     - `accuracy_low`, `accuracy_high`: 95 % interval, by bootstrap over groups, as pairs of a prompt are not
-      independent, and never narrower than if they were: of few groups, or where nearly all is right, drawing tells
-      too little. The same for the same input.
+      independent. It is never narrower than if they were, because drawing from few groups, or where nearly all is
+      right, says too little. The same for the same input.
     - `accuracy_macro`: the mean over groups of each group's accuracy.
     - `both_orders_accuracy`: right in either order by itself.
     - `position_consistency`: the same image preferred in both orders.
     - `first_choice_rate`: how often the image on the first place is preferred; 0.5 for a judge without position bias.
-    - `first_image_baseline`: how often a is better, what "always the first in the file" would score.
+    - `first_image_baseline`: how often a is better, the accuracy of "always the first in the file".
     - `brier`: mean squared distance to the share of people. `ece`: expected calibration error against it, in ten
       bins, both sides of each pair counted, so that it does not depend on which image is called a.
     """
     p = both_orders(p_shown_first, p_shown_second)
     a_is_better = p_people > 0.5 if a_is_better is None else a_is_better
-    right = agreement(p, a_is_better)
-    in_order = [agreement(shown, a_is_better) for shown in (p_shown_first, p_shown_second)]
-    same = np.sign(p_shown_first - 0.5) * np.sign(p_shown_second - 0.5) > 0
+    correct = agreement(p, a_is_better)
+    correct_in_order = [agreement(shown, a_is_better) for shown in (p_shown_first, p_shown_second)]
+    consistent = np.sign(p_shown_first - 0.5) * np.sign(p_shown_second - 0.5) > 0
     group = group_numbers(groups)
-    correct, size = np.bincount(group, right), np.bincount(group)
-    bounds = interval(correct, size), share_interval(int(right.sum()), len(right))
+    total, size = np.bincount(group, correct), np.bincount(group)
+    bounds = interval(total, size), share_interval(int(correct.sum()), len(correct))
     return Metrics(
         pairs=len(p),
         ties_dropped=ties_dropped,
-        accuracy=float(right.mean()),
+        accuracy=float(correct.mean()),
         accuracy_low=min(low for low, _ in bounds),
         accuracy_high=max(high for _, high in bounds),
-        accuracy_macro=float((correct / size).mean()),
-        both_orders_accuracy=float((in_order[0] & in_order[1]).mean()),
-        position_consistency=float(same.mean()),
+        accuracy_macro=float((total / size).mean()),
+        both_orders_accuracy=float((correct_in_order[0] & correct_in_order[1]).mean()),
+        position_consistency=float(consistent.mean()),
         first_choice_rate=first_choice_rate(np.concatenate([p_shown_first, 1 - p_shown_second])),
         first_image_baseline=float(a_is_better.mean()),
         brier=float(((p - p_people) ** 2).mean()),
@@ -105,36 +105,34 @@ def measure(
 
 
 def both_orders(p_shown_first: Floats, p_shown_second: Floats) -> Floats:
-    """The soft preferences (N,) of pairs: both orders in log-odds; the one that can be read; or 0.5."""
-    first = np.where(np.isnan(p_shown_first), p_shown_second, p_shown_first)
-    second = np.where(np.isnan(p_shown_second), p_shown_first, p_shown_second)
-    return np.asarray(soft_preference(np.nan_to_num(first, nan=0.5), np.nan_to_num(second, nan=0.5)))
+    """The soft preferences (N,) of pairs from those of both orders (N,); 0.5 where neither can be read."""
+    return np.nan_to_num(soft_preference(p_shown_first, p_shown_second), nan=0.5)
 
 
 def agreement(p: Floats, a_is_better: Bools) -> Bools:
-    """Whether preferences for a (N,) lean to the better side; one that is even or cannot be read does not."""
+    """Whether preferences for a (N,) lean to the better side; an even or unreadable one does not."""
     return np.where(a_is_better, p > 0.5, p < 0.5)
 
 
 def first_choice_rate(p_first: Floats) -> float:
-    """How often the image on the first place is preferred, of the comparisons (N,) that were decided.
+    """How often the image on the first place is preferred, of the comparisons (N,) that are decided.
 
-    From one order only it is a position bias as far as the better images stand on the first place as often as not;
-    from both orders of the same pairs it is one in any case. NaN where nothing was decided.
+    From both orders of the same pairs this measures position bias; from one order only if the better image stands on
+    the first place in half of the pairs. NaN where nothing is decided.
     """
     first, second = int((p_first > 0.5).sum()), int((p_first < 0.5).sum())
     return first / (first + second) if first + second else math.nan
 
 
 def human_agreement(p_people: Floats, votes: ArrayLike) -> float:
-    """How often two people who were asked about the same pair agree: what a judge can hardly exceed.
+    """How often two people who were asked about the same pair agree: a judge can hardly exceed that.
 
     Of n votes, k are for a: (k (k-1) + (n-k) (n-k-1)) / (n (n-1)) of the pairs of voters agree. The mean over the
     pairs with two votes or more; NaN where there is none.
     """
-    every = np.asarray(votes, np.float64)
-    several = every >= 2
-    n = every[several]
+    count = np.asarray(votes, np.float64)
+    several = count >= 2
+    n = count[several]
     if not len(n):
         return math.nan
     k = np.rint(p_people[several] * n)
@@ -143,8 +141,8 @@ def human_agreement(p_people: Floats, votes: ArrayLike) -> float:
 
 def calibration_error(p: Floats, p_people: Floats) -> float:
     """The mean distance between probability and share of people, over equally wide bins weighted by their size."""
-    place = np.minimum((p * _BINS).astype(int), _BINS - 1)
-    distance = np.bincount(place, p, _BINS) - np.bincount(place, p_people, _BINS)
+    bin_of = np.minimum((p * _BINS).astype(int), _BINS - 1)
+    distance = np.bincount(bin_of, p, _BINS) - np.bincount(bin_of, p_people, _BINS)
     return float(np.abs(distance).sum() / len(p))
 
 
@@ -161,7 +159,7 @@ def interval(total: ArrayLike, size: ArrayLike) -> tuple[float, float]:
     totals, sizes = np.asarray(total, np.float64), np.asarray(size, np.float64)
     random, count = np.random.default_rng(0), len(sizes)
     shares: list[Floats] = []
-    at_a_time = max(1, _DRAWN // count)
+    at_a_time = max(1, _DRAWN_TOGETHER // count)
     for start in range(0, _BOOTSTRAPS, at_a_time):
         drawn = random.integers(count, size=(min(at_a_time, _BOOTSTRAPS - start), count))
         shares.append(totals[drawn].sum(axis=1) / sizes[drawn].sum(axis=1))
@@ -173,9 +171,5 @@ def share_interval(count: int, of: int) -> tuple[float, float]:
     """The 95 % interval of a share (Wilson 1927); from 0 to 1 where nothing was counted."""
     if not of:
         return 0.0, 1.0
-    z = Z95**2 / of
-    middle, half = (
-        (count / of + z / 2) / (1 + z),
-        Z95 * math.sqrt(count * (of - count) / of**3 + z / (4 * of)) / (1 + z),
-    )
-    return max(0.0, middle - half), min(1.0, middle + half)
+    interval = binomtest(count, of).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)

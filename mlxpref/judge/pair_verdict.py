@@ -1,27 +1,29 @@
-"""What the judge says of a pair: every completion of both orders, and the preference for a read from them."""
+"""What the judge says of a pair: every completion of both orders, and the preference for a that follows."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 from mlxpref.ranking.bradley_terry import PairOutcome
-from mlxpref.ranking.log_odds import soft_preference
+from mlxpref.ranking.log_odds import combine_orders
 from mlxpref.ranking.temperature import TemperatureScaling
 from mlxpref.verdict import Strategy, Verdict
 
-__all__ = ["PairVerdict"]
+__all__ = ["JudgingCounts", "PairVerdict"]
 
 
 @dataclass(frozen=True)
 class PairVerdict:
-    """What the judge says of a pair: every completion of both orders, and the preferences read from them.
+    """What the judge says of a pair: every completion of both orders, and the preferences that follow from them.
 
-    Completions are as they were said; `rescaling` is applied to what is read from those of an order together.
+    Completions are as they were written; `rescaling` is applied to the mean of an order's samples. `recalled` says of
+    each order whether a store had it.
     """
 
     a_shown_first: tuple[Verdict, ...]
     a_shown_second: tuple[Verdict, ...]
     strategy: Strategy = "soft"
     rescaling: TemperatureScaling | None = None
+    recalled: tuple[bool, bool] = field(default=(False, False), compare=False)
 
     @property
     def p_a_shown_first(self) -> float | None:
@@ -36,9 +38,9 @@ class PairVerdict:
 
     @property
     def p_a(self) -> float:
-        """The soft preference: both orders combined in log-odds; the one that can be read; or 0.5."""
-        orders = [p for p in (self.p_a_shown_first, self.p_a_shown_second) if p is not None]
-        return float(soft_preference(orders[0], orders[-1])) if orders else 0.5
+        """The soft preference for a, see `combine_orders`; 0.5 where neither order can be read."""
+        p_a = combine_orders(self.p_a_shown_first, self.p_a_shown_second)
+        return 0.5 if p_a is None else p_a
 
     def outcome(self, a: int, b: int) -> PairOutcome:
         """What this says for a ranking in which the pair's images have the numbers a and b."""
@@ -50,8 +52,31 @@ class PairVerdict:
         return self.a_shown_first + self.a_shown_second
 
     def _p_first(self, verdicts: Sequence[Verdict]) -> float | None:
-        read = [p for verdict in verdicts if (p := verdict.p_first(self.strategy)) is not None]
-        if not read:
+        readable = [p for verdict in verdicts if (p := verdict.p_first(self.strategy)) is not None]
+        if not readable:
             return None
-        mean = sum(read) / len(read)
+        mean = sum(readable) / len(readable)
         return mean if self.rescaling is None else float(self.rescaling.p_first(mean))
+
+
+@dataclass(frozen=True)
+class JudgingCounts:
+    """What it took to judge: comparisons judged now, comparisons that a store had, and tokens written now."""
+
+    comparisons: int = 0
+    recalled: int = 0
+    tokens: int = 0
+
+    @classmethod
+    def of(cls, verdicts: Iterable[PairVerdict]) -> "JudgingCounts":
+        """The counts of pairs."""
+        orders = [
+            (recalled, completions)
+            for verdict in verdicts
+            for recalled, completions in zip(
+                verdict.recalled, (verdict.a_shown_first, verdict.a_shown_second), strict=True
+            )
+        ]
+        judged = [completions for recalled, completions in orders if not recalled]
+        tokens = sum(completion.tokens for completions in judged for completion in completions)
+        return cls(len(judged), len(orders) - len(judged), tokens)

@@ -1,148 +1,162 @@
-"""The contest: pairs of images are chosen and judged in rounds, until the budget is spent or the top is settled."""
+"""Ranking: pairs of images are chosen and judged in rounds, until the budget is spent or the top is settled."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
+from mlxpref.distributed import SINGLE_PROCESS, ProcessGroup
 from mlxpref.errors import ConfigError
 from mlxpref.judge.diagnostics import warnings_for
-from mlxpref.judge.pair_verdict import PairVerdict
+from mlxpref.judge.pair_verdict import JudgingCounts, PairVerdict
 from mlxpref.judge.ranking_result import Ending, JudgedPair, Ranking, name_of
 from mlxpref.log import track
 from mlxpref.preferences import ImageLike, Pair
 from mlxpref.ranking.bradley_terry import PairOutcome, StrengthFit, fit_strengths, rank_images
 from mlxpref.ranking.pair_selection import default_round, is_settled, next_round, pair_budget
 
-__all__ = ["TOP", "Compare", "PairBudget", "Think", "rank_pairs"]
+__all__ = ["TOP", "Compare", "PairBudget", "ThinkAbout", "rank_pairs"]
 
-Think = Literal["top", "all", "none"]
+ThinkAbout = Literal["top", "all", "none"]
+"""Which pairs are judged with thinking: those of the TOP best images, all, or none."""
 TOP = 10
-"""How many of the best images are thought about where the judge thinks about the top only."""
 Compare = Callable[[Iterable[Pair], bool], Iterable[PairVerdict]]
 """A judge of pairs: the pairs, and whether to think about them."""
-Agreed = Callable[[Any], Any]
-"""Gives every process what one of them, always the same, gave: something that JSON holds."""
 _ROUND = 6
 """The fewest pairs of a round: fewer would leave a judge that works in batches idle."""
 _LEADERS = 3
-"""How many images are named while the work goes on."""
+"""How many images the progress names."""
 
 
 @dataclass(frozen=True)
 class PairBudget:
-    """How many pairs are read without thinking, and how many are thought about then."""
+    """How many pairs are judged without thinking, and how many with thinking after that."""
 
-    read: int
-    think: int
+    without_thinking: int
+    with_thinking: int
 
     @classmethod
-    def of(cls, count: int, think: Think, pairs: int | Literal["all"] | None = None) -> "PairBudget":
+    def of(cls, count: int, think_about: ThinkAbout, pairs: int | Literal["all"] | None = None) -> "PairBudget":
         """The budget for `count` images: `pairs` of them, by default two an image.
 
-        With `think` "top", more than TOP images are read first; then comes a budget of its own for the best TOP.
+        Of more than TOP images, "top" judges all without thinking first; the best TOP get a budget of their own.
+        ConfigError for fewer than one pair.
         """
         if isinstance(pairs, int) and pairs < 1:
             raise ConfigError(f"{pairs} pairs cannot be judged: 1 is the least")
-        if think == "none":
+        if think_about == "none":
             return cls(pair_budget(count, pairs), 0)
-        if think == "all" or count <= TOP:
+        if think_about == "all" or count <= TOP:
             return cls(0, pair_budget(count, pairs))
         return cls(pair_budget(count, pairs), pair_budget(TOP, pairs))
+
+    @property
+    def total(self) -> int:
+        """All pairs together."""
+        return self.without_thinking + self.with_thinking
 
 
 def rank_pairs(
     images: Sequence[ImageLike],
     prompt: str,
     compare: Compare,
-    think: Think = "top",
+    think_about: ThinkAbout = "top",
     pairs: int | Literal["all"] | None = None,
     top: int | None = None,
     seed: int = 0,
-    agreed: Agreed = lambda value: value,
+    processes: ProcessGroup = SINGLE_PROCESS,
 ) -> Ranking:
-    """Judge pairs of at least two images by `compare` and rank them; see `PairBudget` for `think` and `pairs`.
+    """Judge pairs of at least two images by `compare` and rank them; see `PairBudget` for `think_about` and `pairs`.
 
-    With `top`, the work ends as soon as it is settled which images are the `top` best (`pairing.is_settled`).
-    KeyboardInterrupt ends it, too: what was judged until then is ranked; only where that is nothing is it raised.
-    Several processes that judge together have `agreed` on which pairs are next, since machines may round differently.
+    With `top`, the work ends as soon as it is settled which images are the `top` best (`is_settled`); ConfigError for
+    a `top` below 1. KeyboardInterrupt ends it, too: the pairs judged until then are ranked; where there is none, it is
+    raised. Process 0 chooses the pairs for all `processes`, since machines may round differently.
     """
     started = time.perf_counter()
     if top is not None and top < 1:
         raise ConfigError(f"the top {top} cannot be found: 1 is the least")
-    contest = _PairSchedule(images, prompt, compare, seed, agreed)
-    budget = PairBudget.of(len(images), think, pairs)
+    schedule = _PairSchedule(images, prompt, compare, seed, processes)
+    budget = PairBudget.of(len(images), think_about, pairs)
+    everyone = list(range(len(images)))
     ending: Ending = "done"
     try:
-        every = list(range(len(images)))
-        if budget.read:
-            # Where thinking follows, reading only has to find those that are worth it.
-            wanted = max(top, TOP) if top and budget.think else top
-            contest.hold(every, budget.read, False, wanted)
-        if budget.think:
-            ranking = rank_images(len(images), contest.outcomes)
-            best = [image.index for image in ranking.images[:TOP]]
-            contest.hold(agreed(sorted(best)) if budget.read else every, budget.think, True, top)
-        if top and contest.count < budget.read + budget.think:
+        if budget.without_thinking:
+            # Where thinking follows, this only has to find the images that are worth it.
+            wanted = max(top, TOP) if top and budget.with_thinking else top
+            schedule.run(everyone, budget.without_thinking, think=False, top=wanted)
+        if budget.with_thinking:
+            members = schedule.best(TOP) if budget.without_thinking else everyone
+            schedule.run(members, budget.with_thinking, think=True, top=top)
+        if top and len(schedule.verdicts) < budget.total:
             ending = "settled"
     except KeyboardInterrupt:
-        if not contest.found:
+        if not schedule.judged:
             raise
         ending = "interrupted"
-    found = Ranking(
+    counts = JudgingCounts.of(schedule.verdicts)
+    ranking = Ranking(
         prompt,
         tuple(images),
-        rank_images(len(images), contest.outcomes),
-        tuple(contest.found.values()),
+        rank_images(len(images), schedule.outcomes),
+        tuple(schedule.judged.values()),
         time.perf_counter() - started,
-        planned=budget.read + budget.think,
+        planned=budget.total,
         ending=ending,
+        tokens=counts.tokens,
+        recalled=counts.recalled,
     )
-    return replace(found, remarks=tuple(warnings_for(found, top)))
+    return replace(ranking, warnings=tuple(warnings_for(ranking, top)))
 
 
 @dataclass
 class _PairSchedule:
-    """What was asked so far and what follows from it; a pair that is thought about replaces the one that was read."""
+    """Which pairs come next, and the verdicts so far; one with thinking replaces that of the same pair without."""
 
     images: Sequence[ImageLike]
     prompt: str
     compare: Compare
     seed: int
-    agreed: Agreed
-    found: dict[tuple[int, int], JudgedPair] = field(default_factory=dict)
-    count: int = 0
+    processes: ProcessGroup
+    judged: dict[tuple[int, int], JudgedPair] = field(default_factory=dict)
+    verdicts: list[PairVerdict] = field(default_factory=list)
     _leaders: str = ""
 
     @property
     def outcomes(self) -> list[PairOutcome]:
         """All pairs so far, as a ranking needs them."""
-        return [pair.verdict.outcome(pair.a, pair.b) for pair in self.found.values()]
+        return [pair.verdict.outcome(pair.a, pair.b) for pair in self.judged.values()]
 
-    def hold(self, members: Sequence[int], budget: int, thinking: bool, top: int | None) -> None:
-        """Judge a number of pairs among some images (ascending), or fewer if the top is settled before."""
-        what = "thinking" if thinking else "reading"
-        for _ in track(self._rounds(members, budget, thinking, top), budget, lambda: what + self._leaders):
-            self.count += 1
+    def best(self, count: int) -> list[int]:
+        """The numbers of the best images so far, ascending."""
+        ranked = rank_images(len(self.images), self.outcomes).images[:count]
+        numbers: list[int] = self.processes.broadcast(sorted(image.index for image in ranked))
+        return numbers
 
-    def _rounds(self, members: Sequence[int], budget: int, thinking: bool, top: int | None) -> Iterator[PairVerdict]:
+    def run(self, members: Sequence[int], budget: int, think: bool, top: int | None) -> None:
+        """Judge `budget` pairs among some images (ascending numbers), or fewer if the top is settled before."""
+        what = "with thinking" if think else "without thinking"
+        work = self._rounds(members, budget, think, top)
+        for verdict in track(work, budget, lambda: f"judging {what}{self._leaders}"):
+            self.verdicts.append(verdict)
+
+    def _rounds(self, members: Sequence[int], budget: int, think: bool, top: int | None) -> Iterator[PairVerdict]:
         asked: set[tuple[int, int]] = set()
         size = max(_ROUND, default_round(len(members)))
         while len(asked) < budget:
-            fit = self._fit() if self.found else None
-            if self.agreed(bool(fit and asked and top and is_settled(fit, top))):
+            fit = self._fit() if self.judged else None
+            if self.processes.broadcast(bool(fit and asked and top and is_settled(fit, top))):
                 return
             among = _part(fit, members) if fit else None
-            chosen = next_round(len(members), asked, among, min(size, budget - len(asked)), self.seed, top)
-            chosen = [(a, b) for a, b in self.agreed(chosen)]
-            asked.update(chosen)
-            pairs = [(members[a], members[b]) for a, b in chosen]
-            work = self.compare((Pair(self.images[a], self.images[b], self.prompt) for a, b in pairs), thinking)
-            for (a, b), verdict in zip(pairs, work, strict=True):
-                self.found[a, b] = JudgedPair(a, b, verdict)
+            proposed = next_round(len(members), asked, among, min(size, budget - len(asked)), self.seed, top)
+            agreed = [(a, b) for a, b in self.processes.broadcast(proposed)]
+            asked.update(agreed)
+            numbers = [(members[a], members[b]) for a, b in agreed]
+            verdicts = self.compare((Pair(self.images[a], self.images[b], self.prompt) for a, b in numbers), think)
+            for (a, b), verdict in zip(numbers, verdicts, strict=True):
+                self.judged[a, b] = JudgedPair(a, b, verdict)
                 yield verdict
 
     def _fit(self) -> StrengthFit:
@@ -153,6 +167,6 @@ class _PairSchedule:
 
 
 def _part(fit: StrengthFit, members: Sequence[int]) -> StrengthFit:
-    """What is known of some of the images."""
+    """The strengths and covariances of some of the images."""
     index = np.array(members)
     return replace(fit, strengths=fit.strengths[index], covariance=fit.covariance[np.ix_(index, index)])

@@ -1,7 +1,7 @@
-"""The ranking of images for one prompt: every pair that was judged, what was said of it, and its JSON."""
+"""The ranking of images for one prompt: every judged pair with its verdict, the reasons, and its JSON."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,12 +16,12 @@ from mlxpref.verdict import Verdict
 __all__ = ["Ending", "JudgedPair", "Ranking", "Reason", "name_of"]
 
 Ending = Literal["done", "settled", "interrupted"]
-"""Why no more pairs were asked: the budget was spent, the top was settled before that, or somebody ended it."""
+"""Why no more pairs were judged: the budget was spent, the top was settled before that, or somebody interrupted it."""
 
 
 @dataclass(frozen=True)
 class JudgedPair:
-    """Two images by number, and what the judge said of them."""
+    """Two images by number, and the judge's verdict."""
 
     a: int
     b: int
@@ -30,7 +30,7 @@ class JudgedPair:
 
 @dataclass(frozen=True)
 class Reason:
-    """What was written about two images as they were shown, `first` and `second` by number."""
+    """The reasoning about two images as they were shown, `first` and `second` by number."""
 
     first: int
     second: int
@@ -54,20 +54,20 @@ class Ranking:
     adapter: Path | None = None
     vision_runs: int = 0
     tokens: int = 0
-    skipped: tuple[Skipped, ...] = field(default=())
+    skipped: tuple[Skipped, ...] = ()
     planned: int = 0
     ending: Ending = "done"
     recalled: int = 0
-    remarks: tuple[str, ...] = field(default=())
+    warnings: tuple[str, ...] = ()
 
     def name(self, index: int) -> str:
-        """What an image is called: its path, or its number where it came from memory."""
+        """The name of an image: its path, or its number where it came from memory."""
         return name_of(self.images, index)
 
     def reason(self, image: RankedImage) -> Reason | None:
-        """The reasoning that speaks most clearly for an image's place, and the two images that it speaks of.
+        """The reasoning of the comparison that most clearly puts an image at its place.
 
-        For the upper half a comparison it won, for the others one it lost; None where nothing was thought.
+        For the upper half one that it won, for the others one that it lost; None where there is no reasoning.
         """
         upper = image.rank <= (len(self.images) + 1) // 2
         clearest, reason = 0.0, None
@@ -77,9 +77,9 @@ class Ranking:
             p_win = pair.verdict.p_a if pair.a == image.index else 1 - pair.verdict.p_a
             clearness = p_win if upper else 1 - p_win
             for first, second, verdicts in _orders(pair):
-                thought = _clearest(verdicts, first_wins=(first == image.index) == upper)
-                if thought and clearness > clearest:
-                    clearest, reason = clearness, Reason(first, second, thought)
+                text = _clearest(verdicts, first_wins=(first == image.index) == upper)
+                if text and clearness > clearest:
+                    clearest, reason = clearness, Reason(first, second, text)
         return reason
 
     def reason_text(self, image: RankedImage) -> str | None:
@@ -118,7 +118,7 @@ class Ranking:
             ],
             "position_bias": self.ranking.position_bias,
             "position_bias_stderr": self.ranking.position_bias_stderr,
-            "remarks": list(self.remarks),
+            "remarks": list(self.warnings),
             "planned_pairs": self.planned,
             "ending": self.ending,
             "recalled": self.recalled,
@@ -130,13 +130,13 @@ class Ranking:
 
 
 def name_of(images: Sequence[ImageLike], index: int) -> str:
-    """What one of several images is called: where it is, or its number where it came from memory."""
+    """The name of one of several images: its path, or its number where it came from memory."""
     image = images[index]
     return f"image {index}" if isinstance(image, Image.Image) else str(image)
 
 
 def _orders(pair: JudgedPair) -> tuple[tuple[int, int, tuple[Verdict, ...]], ...]:
-    """The first image's number, the second's, and what was said, for each order of a pair."""
+    """For each order of a pair: the first image's number, the second's, and the verdicts."""
     return (
         (pair.a, pair.b, pair.verdict.a_shown_first),
         (pair.b, pair.a, pair.verdict.a_shown_second),
@@ -145,6 +145,10 @@ def _orders(pair: JudgedPair) -> tuple[tuple[int, int, tuple[Verdict, ...]], ...
 
 def _clearest(verdicts: Sequence[Verdict], first_wins: bool) -> str | None:
     """The reasoning of the verdict that most clearly says that the first image wins, or loses; None if none does."""
-    read = [(p if first_wins else 1 - p, v) for v in verdicts if (p := v.p_first("soft")) is not None and v.reasoning]
-    clearness, verdict = max(read, key=lambda item: item[0], default=(0.0, None))
-    return verdict.reasoning if verdict is not None and clearness > 0.5 else None
+    reasons = [
+        (p if first_wins else 1 - p, verdict.reasoning)
+        for verdict in verdicts
+        if (p := verdict.p_first("soft")) is not None and verdict.reasoning
+    ]
+    clearness, text = max(reasons, key=lambda item: item[0], default=(0.0, None))
+    return text if clearness > 0.5 else None

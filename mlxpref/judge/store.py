@@ -1,6 +1,6 @@
-"""The store: every finished comparison kept in an SQLite file, so that it is judged once.
+"""The store: an SQLite file that keeps every finished comparison, so that it is judged once.
 
-What names a comparison is the judge's affair: here a key is bytes, and a value is the verdicts, exactly as they were.
+The judge makes the keys, which are bytes here; a value is the verdicts, exactly as they were.
 """
 
 import json
@@ -21,10 +21,10 @@ __all__ = ["BroadcastStore", "Store", "default_store_path"]
 _APPLICATION = int.from_bytes(b"mlxp", "big")
 _SCHEMA = 1
 _TABLE = "CREATE TABLE comparisons (key BLOB PRIMARY KEY, verdicts TEXT NOT NULL)"
-_AT_ONCE = 500
-"""Keys in one question; SQLite may be built to take no more than 999."""
-_ELSEWHERE = "choose another file with --store FILE, or none with --no-store"
-_NO_PLACE = {
+_KEYS_A_QUERY = 500
+"""SQLite may be built to take no more than 999."""
+_REMEDY = "choose another file with --store FILE, or none with --no-store"
+_UNUSABLE = {
     sqlite3.SQLITE_CANTOPEN,
     sqlite3.SQLITE_READONLY,
     sqlite3.SQLITE_IOERR,
@@ -35,21 +35,21 @@ _NO_PLACE = {
 
 
 class Store:
-    """Comparisons that were judged, by key; several processes may use one file at once.
+    """The verdicts of comparisons by key; several processes may use one file at once.
 
-    A file that cannot be used is a DataError and stays as it is. Others who write are waited for, `patience` seconds
-    at most. What `put_many` was given is kept when it returns, whatever happens to the process after that.
+    All methods raise DataError for a file that cannot be used, which stays as it is. They wait at most `timeout`
+    seconds for other writers. When `put_many` returns, its items survive the end of the process.
     """
 
-    def __init__(self, path: Path, patience: float = 60.0) -> None:
+    def __init__(self, path: Path, timeout: float = 60.0) -> None:
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise DataError(f"{path}: the store's folder cannot be made ({error.strerror}); {_ELSEWHERE}") from error
+            raise DataError(f"{path}: the store's folder cannot be made ({error.strerror}); {_REMEDY}") from error
         with _translated(path):
-            # Transactions are begun by hand; the module's own would begin by reading, and two such cannot both write.
-            self._connection = sqlite3.connect(path, timeout=patience, isolation_level=None)
+            # Transactions begin by hand: the module's own begin by reading, and two of these cannot both write.
+            self._connection = sqlite3.connect(path, timeout=timeout, isolation_level=None)
         try:
             with _translated(path):
                 self._prepare()
@@ -58,29 +58,23 @@ class Store:
             raise
 
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, tuple[Verdict, ...]]:
-        """The verdicts under those of the keys that are there."""
-        found = {}
-        for start in range(0, len(keys), _AT_ONCE):
-            part = keys[start : start + _AT_ONCE]
-            places = ",".join("?" * len(part))
+        """The verdicts of those keys that are in the store."""
+        known = {}
+        for start in range(0, len(keys), _KEYS_A_QUERY):
+            part = keys[start : start + _KEYS_A_QUERY]
+            query = f"SELECT key, verdicts FROM comparisons WHERE key IN ({','.join('?' * len(part))})"
             with _translated(self.path):
-                asked = f"SELECT key, verdicts FROM comparisons WHERE key IN ({places})"
-                found.update({key: _read(text) for key, text in self._connection.execute(asked, part)})
-        return found
+                known.update({key: _parse(text) for key, text in self._connection.execute(query, part)})
+        return known
 
     def put_many(self, items: Mapping[bytes, Sequence[Verdict]]) -> None:
-        """Keep verdicts by key, all or none of them; what another process kept under a key before stays."""
-        rows = [(key, _written(verdicts)) for key, verdicts in items.items()]
-        with _translated(self.path), self._writing():
+        """Keep verdicts by key, all or none of them; a key that is there already keeps its verdicts."""
+        rows = [(key, _serialize(verdicts)) for key, verdicts in items.items()]
+        with _translated(self.path), self._transaction():
             self._connection.executemany("INSERT OR IGNORE INTO comparisons VALUES (?, ?)", rows)
 
-    def count(self) -> int:
-        """How many comparisons are kept."""
-        with _translated(self.path):
-            return int(self._connection.execute("SELECT COUNT(*) FROM comparisons").fetchone()[0])
-
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._connection.close()
 
     def __enter__(self) -> Self:
@@ -92,34 +86,34 @@ class Store:
         self.close()
 
     def _prepare(self) -> None:
-        """Make the table in a file that is new; refuse one that is not ours, before anything in it changes."""
-        with self._writing():
+        """Make the table in a new file; refuse a file that is not ours before anything in it changes."""
+        with self._transaction():
             application, version = (self._pragma(name) for name in ("application_id", "user_version"))
             empty = not self._connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]
             if application == 0 and version == 0 and empty:
                 self._connection.execute(_TABLE)
                 self._connection.execute(f"PRAGMA application_id = {_APPLICATION}")
             elif application != _APPLICATION:
-                raise DataError(f"{self.path}: an SQLite file of another program, not a store; {_ELSEWHERE}")
+                raise DataError(f"{self.path}: an SQLite file of another program, not a store; {_REMEDY}")
             elif version != _SCHEMA:
                 raise DataError(
                     f"{self.path}: a store of another version of mlxpref (form {version}, this one reads {_SCHEMA}); "
-                    f"{_ELSEWHERE}"
+                    f"{_REMEDY}"
                 )
-            # Every time: a file that can only be read is found out now, not when the first batch is done.
+            # Written every time, so that a read-only file fails now and not when the first batch is done.
             self._connection.execute(f"PRAGMA user_version = {_SCHEMA}")
-        # A log beside the file: nobody waits for readers, and a batch costs no wait for the disk. Not every network
-        # folder can have one, and another process may be in the way just now: all works without, only slower.
+        # With a log beside the file nobody waits for readers, and a batch does not wait for the disk. Some network
+        # folders cannot have one, and another process may hold the file now: all works without it, only slower.
         with suppress(sqlite3.OperationalError):
             self._pragma("journal_mode = WAL")
         self._pragma("synchronous = NORMAL")
 
     def _pragma(self, text: str) -> object:
-        found = self._connection.execute(f"PRAGMA {text}").fetchone()
-        return found[0] if found else None
+        row = self._connection.execute(f"PRAGMA {text}").fetchone()
+        return row[0] if row else None
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _transaction(self) -> Iterator[None]:
         """One transaction that may write from its beginning: done as a whole or not at all."""
         with self._connection:
             self._connection.execute("BEGIN IMMEDIATE")
@@ -127,20 +121,20 @@ class Store:
 
 
 class BroadcastStore:
-    """A store for several processes, which ask for the same keys in the same order; only the main process opens it.
+    """A store that only process 0 opens: all processes ask it for the same keys, and it keeps for all.
 
-    So the file does not depend on how many processes there are, and no two machines have half of it each.
+    So a store does not depend on how many processes there were, and no machine has half of it.
     """
 
     def __init__(self, store: Store | None, processes: ProcessGroup) -> None:
         self._store, self._processes = store, processes
 
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, tuple[Verdict, ...]]:
-        """The verdicts under those of the keys that the main process's store has."""
-        stored = self._store.get_many(keys) if self._store else {}
-        rows = self._processes.broadcast([verdicts_to_json(stored[key]) if key in stored else None for key in keys])
-        # By position, not by key: an image that decodes to other bits on one machine has another key there.
-        return {key: verdicts_from_json(row) for key, row in zip(keys, rows, strict=True) if row is not None}
+        """The verdicts of those keys that are in the store; all processes ask for the same, in the same order."""
+        known = self._store.get_many(keys) if self._store else {}
+        values = self._processes.broadcast([verdicts_to_json(known[key]) if key in known else None for key in keys])
+        # By place, not by key: an image that one machine decodes to other bits must not lead the processes apart.
+        return {key: verdicts_from_json(value) for key, value in zip(keys, values, strict=True) if value is not None}
 
     def put_many(self, items: Mapping[bytes, Sequence[Verdict]]) -> None:
         """Keep verdicts by key, once for all processes."""
@@ -149,34 +143,34 @@ class BroadcastStore:
 
 
 def default_store_path() -> Path:
-    """Where comparisons are kept unless asked otherwise: in $MLXPREF_CACHE, else in the user's cache folder."""
+    """The default place of the store: in $MLXPREF_CACHE, else in the user's cache folder."""
     return cache_dir() / "comparisons.sqlite"
 
 
-def _written(verdicts: Sequence[Verdict]) -> str:
+def _serialize(verdicts: Sequence[Verdict]) -> str:
     """Verdicts as JSON, which holds every float exactly and half a surrogate pair as an escape."""
     return json.dumps(verdicts_to_json(verdicts))
 
 
-def _read(text: str) -> tuple[Verdict, ...]:
+def _parse(text: str) -> tuple[Verdict, ...]:
     return verdicts_from_json(json.loads(text))
 
 
 @contextmanager
 def _translated(path: Path) -> Iterator[None]:
-    """What SQLite says about a file, as a DataError with what to do about it."""
+    """Translate SQLite's errors about a file into a DataError that says what to do."""
     try:
         yield
     except sqlite3.ProgrammingError:
         raise  # a mistake of ours, such as using a store that was closed
     except (sqlite3.Error, ValueError, TypeError) as error:
-        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF  # what is above says it more closely
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF  # the higher bits are details
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            what = f"another program keeps the store to itself; wait for it, {_ELSEWHERE}"
+            what = f"another program keeps the store to itself; wait for it, {_REMEDY}"
         elif code == sqlite3.SQLITE_FULL:
-            what = f"no space left for the store; free some, {_ELSEWHERE}"
-        elif code in _NO_PLACE:
-            what = f"the store cannot be read and written there ({error}); {_ELSEWHERE}"
+            what = f"no space left for the store; free some, {_REMEDY}"
+        elif code in _UNUSABLE:
+            what = f"the store cannot be read and written there ({error}); {_REMEDY}"
         else:
-            what = f"damaged, or not a store ({error}); move it away or delete it, {_ELSEWHERE}"
+            what = f"damaged, or not a store ({error}); move it away or delete it, {_REMEDY}"
         raise DataError(f"{path}: {what}") from error

@@ -4,9 +4,10 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
-from mlxpref.judge.judge import Judge, JudgingSession
+from mlxpref.distributed import SINGLE_PROCESS
+from mlxpref.judge.judge import Judge
+from mlxpref.judge.pair_verdict import PairVerdict
 from mlxpref.judge.rank import PairBudget
 from mlxpref.preferences import ImageLike, Pair
 
@@ -18,31 +19,31 @@ _TRIAL_TOKENS = 8
 def estimate_seconds(judge: Judge, images: Sequence[ImageLike], prompt: str, budget: PairBudget) -> float | None:
     """Seconds for a budget of pairs of images, all completions at full length; None if the store knows some of it.
 
-    The first pair is read and a few tokens are written about it; the others are taken to be like it. What runs in
-    larger batches than one pair may be faster. Several processes share the pairs.
+    The first pair is judged without thinking, then with a few tokens; the others are taken to be like it. Larger
+    batches than one pair may be faster. Several processes share the pairs.
     """
     steps = min(_TRIAL_TOKENS, judge.settings.max_tokens)
-    trial = Judge(judge.vlm, replace(judge.settings, max_tokens=steps, samples=1), store=judge.store)
-    sitting, pair = JudgingSession(judge.vlm), Pair(images[0], images[1], prompt)
+    settings = replace(judge.settings, max_tokens=steps, samples=1)
+    trial = replace(judge, settings=settings, calibration=None, processes=SINGLE_PROCESS)
+    unstored = replace(trial, store=None)
+    session = judge.session()
 
-    def asked(think: bool) -> Callable[[], Any]:
-        return lambda: list(trial.pairs([pair], think=think, sitting=sitting))
+    def judged(trial: Judge, think: bool) -> PairVerdict:
+        return next(trial.pairs([Pair(images[0], images[1], prompt)], think=think, session=session))
 
-    asked(False)()  # on a GPU this compiles the kernels, too
-    if trial.recalled:
+    if any(judged(trial, think=False).recalled):  # on a GPU this compiles the kernels, too
         return None
-    trial.store = None
-    reading = _seconds(asked(False))
-    looking = _seconds(lambda: judge.vlm.features.get_all(images[2:3]))
-    expected = len(images[2:]) * looking + (budget.read + budget.think) * reading
-    if budget.think:
-        a_step = max(0.0, _seconds(asked(True)) - reading) / steps
-        completions = 2 * judge.settings.samples * budget.think
-        expected += math.ceil(completions / judge.settings.rows) * judge.settings.max_tokens * a_step
-    return expected / judge.processes.size
+    a_pair = _seconds(lambda: judged(unstored, think=False))
+    an_image = _seconds(lambda: judge.vlm.features.get_all(images[2:3]))
+    total = len(images[2:]) * an_image + budget.total * a_pair
+    if budget.with_thinking:
+        a_token = max(0.0, _seconds(lambda: judged(unstored, think=True)) - a_pair) / steps
+        completions = 2 * judge.settings.samples * budget.with_thinking
+        total += math.ceil(completions / judge.settings.rows) * judge.settings.max_tokens * a_token
+    return total / judge.processes.size
 
 
-def _seconds(work: Callable[[], Any]) -> float:
+def _seconds(work: Callable[[], object]) -> float:
     started = time.perf_counter()
     work()
     return time.perf_counter() - started

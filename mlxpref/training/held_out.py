@@ -10,7 +10,7 @@ from mlxpref.distributed import SINGLE_PROCESS, ProcessGroup
 from mlxpref.engine.lora import adapter_weights
 from mlxpref.engine.vlm import VLM
 from mlxpref.errors import DataError
-from mlxpref.judge.evaluation import Evaluation, evaluate
+from mlxpref.judge.evaluation import Evaluation, EvaluationSpec, evaluate
 from mlxpref.judge.judge import Judge
 from mlxpref.preferences import Preference
 from mlxpref.training.group_rewards import form_of
@@ -59,7 +59,7 @@ class HeldOut:
         chosen = self._settings
         judge = Judge(self._vlm, chosen.judging, processes=self._processes)
         strategy: Strategy = "soft" if form_of(chosen) == "choice" else "score"
-        found = evaluate(judge, self.preferences, chosen.data, "held-out", strategy)
+        found = evaluate(judge, self.preferences, EvaluationSpec(chosen.data, "held-out", strategy))
         # What decides when training ends must be the same number in all processes.
         accuracy = float(self._processes.broadcast(found.metrics.accuracy))
         better = accuracy > self._accuracy

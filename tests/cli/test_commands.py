@@ -356,8 +356,8 @@ def test_stdout_is_json_and_stderr_the_rest(pictures: Path) -> None:
     lines = done.stderr.decode().splitlines()
     assert lines[0].startswith(f"skipped: {pictures / 'text.png'}: ")
     assert all(line.startswith("the same file: ") for line in lines[1:3])
-    assert lines[3].startswith("10 pairs to think about, in both orders: about ")
-    assert re.match(r"thinking; leading: .*: 10 of 10 in ", lines[4])
+    assert lines[3].startswith("10 pairs with thinking, in both orders: about ")
+    assert re.match(r"judging with thinking; leading: .*: 10 of 10 in ", lines[4])
     assert len(lines) == 5
 
 

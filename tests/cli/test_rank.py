@@ -71,9 +71,9 @@ def test_the_time_is_said_before_the_work(folder: Path) -> None:
     done = run("rank", folder, *PROMPT, *QUICK)
     assert done.exit_code == 0
     lines = done.stderr.splitlines()
-    assert lines[0].startswith("24 pairs to read and 20 pairs to think about, in both orders: about ")
-    assert lines[1].startswith("reading")
-    assert lines[2].startswith("thinking; leading: ")
+    assert lines[0].startswith("24 pairs without thinking and 20 pairs with thinking, in both orders: about ")
+    assert lines[1].startswith("judging without thinking")
+    assert lines[2].startswith("judging with thinking; leading: ")
 
 
 def test_files_are_written(folder: Path, tmp_path: Path) -> None:
@@ -100,14 +100,14 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_work(
     done = run("rank", folder, *PROMPT, option, tmp_path / place, *QUICK)
     assert done.exit_code == 1
     assert "folder" in done.stderr
-    assert "pairs to read" not in done.stderr
+    assert "pairs without thinking" not in done.stderr
 
 
 def test_copies_into_a_full_folder_are_refused_before_the_work(folder: Path) -> None:
     done = run("rank", folder, *PROMPT, "--copy-top", "2", folder, *QUICK)
     assert done.exit_code == 1
     assert "is no empty folder" in done.stderr
-    assert "pairs to read" not in done.stderr
+    assert "pairs without thinking" not in done.stderr
 
 
 def test_each_prompt_has_its_own_ranking(folder: Path, tmp_path: Path) -> None:

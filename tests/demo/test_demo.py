@@ -13,7 +13,7 @@ from mlxpref.demo import JUDGE
 from mlxpref.demo.pictures import SIZE, PictureSpec, render
 from mlxpref.demo.preferences import HELD_OUT, LABEL_NOISE, TRAIN_PROMPTS, demo_preferences, draw_pair, prompt_text
 from mlxpref.errors import ConfigError
-from mlxpref.judge.evaluation import evaluate
+from mlxpref.judge.evaluation import EvaluationSpec, evaluate
 from mlxpref.judge.judge import Judge
 
 
@@ -88,7 +88,7 @@ def test_the_judge_is_biased_but_sees(demo_judge: Callable[..., Judge]) -> None:
     """55 to 75 % by what its annotator taught it; what it writes of the pictures is right nearly always."""
     preferences = demo_preferences("test", 150)
     judge = demo_judge()
-    report = evaluate(judge, preferences, "demo", "test").metrics
+    report = evaluate(judge, preferences, EvaluationSpec("demo", "test")).metrics
     assert 0.52 < report.accuracy < 0.78  # 55 to 75 on 400; wider for 150
     assert abs(report.first_choice_rate - 0.5) < 0.1
 

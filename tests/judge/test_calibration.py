@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mlxpref
-from mlxpref.cli import calibrate as cli_calibrate
-from mlxpref.cli.rank import rank
+from mlxpref.cli import main
 from mlxpref.demo.preferences import demo_preferences
 from mlxpref.errors import ConfigError, DataError
-from mlxpref.judge.calibrate import calibrate, calibration_of, cross_fitted, quality
+from mlxpref.judge import verdict_source
+from mlxpref.judge.calibrate import calibrate, calibration_metrics, calibration_of, cross_fitted
 from mlxpref.judge.calibration import (
     CALIBRATION_FILE,
     Calibration,
@@ -27,9 +27,9 @@ from mlxpref.judge.calibration import (
     read_calibrations,
     write_calibration,
 )
-from mlxpref.judge.evaluation import evaluate
+from mlxpref.judge.evaluation import EvaluationSpec, evaluate
 from mlxpref.judge.judge import Judge
-from mlxpref.judge.loading import calibration_path, use_calibration
+from mlxpref.judge.loading import calibrated, calibration_path
 from mlxpref.judge.metrics import Floats, both_orders
 from mlxpref.judge.pair_verdict import PairVerdict
 from mlxpref.judge.store import Store
@@ -133,7 +133,7 @@ def test_hopeless_and_perfect_judges_are_bounded() -> None:
     right, wrong = fit_temperature(first, second, people), fit_temperature(first, second, 1 - people)
     assert COLDEST < right.temperature < 1
     rescaled = right.p_first(first), 1 - right.p_first(1 - second)
-    assert quality(*rescaled, people).nll < quality(first, second, people).nll / 3
+    assert calibration_metrics(*rescaled, people).nll < calibration_metrics(first, second, people).nll / 3
     assert wrong.temperature == HOTTEST
     even = fit_temperature(probability(np.full(30, 2.0)), probability(np.full(30, -2.0)), np.ones(30))
     assert even == TemperatureScaling(1.0, pytest.approx(2.0))
@@ -175,7 +175,7 @@ def made_of(first: Floats, second: Floats, people: Floats, groups: Sequence[str]
 def test_a_calibration_reports_what_it_gains() -> None:
     first, second, people = judged(1000, 4, 2)
     made = made_of(first, second, people, [f"prompt {i % 40}" for i in range(1000)])
-    assert (made.pairs, made.folds, made.remarks) == (1000, 5, ())
+    assert (made.pairs, made.folds, made.warnings) == (1000, 5, ())
     assert made.rescaling.temperature == pytest.approx(fit_temperature(first, second, people).temperature)
     pair = (log_odds(first) + log_odds(second)) / 2
     assert made.before.nll == pytest.approx(entropy(pair, people) / 1000)
@@ -202,7 +202,7 @@ def test_what_makes_a_calibration_doubtful_is_said(count: int, wrong: bool, grou
     if said == "it does not help":
         first, second = np.full(count, 0.5), np.full(count, 0.5)
     made = made_of(first, second, people, [f"{i % groups}" for i in range(count)])
-    assert any(said in remark for remark in made.remarks), made.remarks
+    assert any(said in remark for remark in made.warnings), made.warnings
 
 
 def test_orders_that_could_not_be_read_are_left_out() -> None:
@@ -211,7 +211,7 @@ def test_orders_that_could_not_be_read_are_left_out() -> None:
     verdicts = [said] * 11 + [replace(said, a_shown_second=(Verdict("?"),))]
     made = calibration_of(preferences, verdicts, CONDITIONS, "demo", "test")
     assert made.pairs == 11
-    assert made.remarks[0] == "1 pairs could not be read in both orders: left out"
+    assert made.warnings[0] == "1 pairs could not be read in both orders: left out"
     with pytest.raises(DataError, match="9 pairs were judged and could be read in both orders; at least 10"):
         calibration_of(preferences[2:], verdicts[2:], CONDITIONS, "demo", "test")
 
@@ -242,27 +242,23 @@ def test_samples_are_averaged_before_they_are_rescaled() -> None:
     assert PairVerdict((Verdict("?"),), (Verdict("?"),), rescaling=TemperatureScaling(2.0, 1.0)).p_a == 0.5
 
 
-def put_on(
-    asked: Judge, path: Path, rescaling: TemperatureScaling, think: bool = False, **changes: Any
-) -> CalibrationFile:
-    """Write a calibration for a judge, with conditions changed, and let the judge use it."""
+def put_on(asked: Judge, path: Path, rescaling: TemperatureScaling, think: bool = False, **changes: Any) -> Judge:
+    """Write a calibration for a judge, with conditions changed, and return the judge with it."""
     conditions = replace(asked.conditions(think), **changes)
     made = replace(made_of(*judged(20, 1, 0), ["x"] * 20), conditions=conditions, rescaling=rescaling)
-    written = write_calibration(path, [made])
-    use_calibration(asked, path)
-    return written
+    write_calibration(path, [made])
+    return calibrated(asked, path)
 
 
 def test_what_is_kept_is_as_it_was_said(demo_judge: MakeJudge, tmp_path: Path) -> None:
     images = [picture(i) for i in range(3)]
-    plain, judge = demo_judge(think=False), demo_judge(think=False)
-    put_on(judge, tmp_path / "c.json", TemperatureScaling(3.0, 0.5))
     with Store(tmp_path / "kept.sqlite") as store:
-        plain.store = judge.store = store
-        raw, calibrated = plain.compare(*images[:2], "a hat"), judge.compare(*images[:2], "a hat")
-        assert judge.recalled == 2
-        assert calibrated.verdicts == raw.verdicts
-        assert log_odds(calibrated.p_a) == pytest.approx(log_odds(raw.p_a) / 3)
+        plain = replace(demo_judge(think=False), store=store)
+        judge = put_on(plain, tmp_path / "c.json", TemperatureScaling(3.0, 0.5))
+        raw, rescaled = plain.compare(*images[:2], "a hat"), judge.compare(*images[:2], "a hat")
+        assert rescaled.recalled == (True, True)
+        assert rescaled.verdicts == raw.verdicts
+        assert log_odds(rescaled.p_a) == pytest.approx(log_odds(raw.p_a) / 3)
         scores = judge.score("a hat", images), plain.score("a hat", images)
         assert np.mean(scores[0]) == pytest.approx(0.5)
         assert np.ptp(scores[0]) < np.ptp(scores[1])
@@ -273,8 +269,7 @@ def test_what_is_kept_is_as_it_was_said(demo_judge: MakeJudge, tmp_path: Path) -
 
 
 def test_only_soft_preferences_are_rescaled(demo_judge: MakeJudge, tmp_path: Path) -> None:
-    judge = demo_judge(max_tokens=4)
-    put_on(judge, tmp_path / "c.json", TemperatureScaling(3.0, 0.5))
+    judge = put_on(demo_judge(max_tokens=4), tmp_path / "c.json", TemperatureScaling(3.0, 0.5))
     pair = Pair(picture(1), picture(2), "a hat")
     strategies: tuple[Strategy, ...] = ("select", "score")
     for strategy in strategies:
@@ -333,26 +328,27 @@ def test_a_temperature_that_makes_no_sense_is_refused(tmp_path: Path, value: Any
     ],
 )
 def test_a_calibration_for_anything_else_is_refused(
-    demo_judge: MakeJudge, tmp_path: Path, changes: dict[str, Any], said: str
+    demo_judge: MakeJudge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], said: str
 ) -> None:
-    judge = demo_judge(max_tokens=4)
     path = tmp_path / "c.json"
-    put_on(judge, path, TemperatureScaling(2.0, 0.0), think=True, **changes)
+    judge = put_on(demo_judge(max_tokens=4), path, TemperatureScaling(2.0, 0.0), think=True, **changes)
+    monkeypatch.setattr(verdict_source, "roll_out", None)  # nothing is judged
     with pytest.raises(ConfigError, match="no-calibration") as error:
         judge.compare(picture(1), picture(2), "a hat")
-    assert str(error.value).startswith(f"{path}: made for {said} (thinking); ")
-    assert judge.comparisons == 0
+    assert str(error.value).startswith(f"{path}: made for {said} (with thinking); ")
 
 
-def test_each_mode_needs_its_own_before_anything_is_judged(demo_judge: MakeJudge, tmp_path: Path) -> None:
-    judge = demo_judge(max_tokens=2)
-    put_on(judge, tmp_path / "c.json", TemperatureScaling(2.0, 0.0))
+def test_each_mode_needs_its_own_before_anything_is_judged(
+    demo_judge: MakeJudge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = put_on(demo_judge(max_tokens=2), tmp_path / "c.json", TemperatureScaling(2.0, 0.0))
     images = [picture(i) for i in range(11)]
-    with pytest.raises(ConfigError, match="has no calibration for thinking"):
-        judge.rank(images, "a hat", "top")
-    assert judge.comparisons == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(verdict_source, "roll_out", None)  # nothing is judged
+        with pytest.raises(ConfigError, match="has no calibration for judging with thinking"):
+            judge.rank(images, "a hat", "top")
     assert len(judge.rank(images[:3], "a hat", "none").pairs) == 3
-    put_on(judge, tmp_path / "c.json", TemperatureScaling(4.0, 0.0), think=True)
+    judge = put_on(judge, tmp_path / "c.json", TemperatureScaling(4.0, 0.0), think=True)
     pairs = judge.rank(images, "a hat", "top", pairs=5).pairs
     assert {pair.verdict.rescaling for pair in pairs} == {TemperatureScaling(2.0, 0.0), TemperatureScaling(4.0, 0.0)}
 
@@ -366,7 +362,7 @@ def test_the_place_of_a_judges_own_calibration(tmp_path: Path) -> None:
     with messages() as lines:
         found = mlxpref.load("demo", think=False)
     assert found.calibration == read_calibrations(own)
-    assert lines == [f"calibrated by {own} (reading without thinking: temperature 2, position bias +0.25)"]
+    assert lines == [f"calibrated by {own} (without thinking: temperature 2, position bias +0.25)"]
     assert mlxpref.load("demo", calibration=False).calibration is None
     adapter = write_adapter(tmp_path / "adapter", judge.vlm)
     other = mlxpref.load("demo", adapter, think=False)
@@ -398,13 +394,12 @@ def test_calibration_lowers_the_error_of_the_demo_judge(demo_judge: MakeJudge) -
     judge = demo_judge(think=False)
     fitted, test = (people_who_are(5, demo_preferences(split, 80), judge) for split in ("train", "test"))
     made = calibrate(judge, fitted, "demo", "train", think=False)
-    assert judge.calibration is None
     assert made.conditions == judge.conditions()
     assert made.rescaling.temperature == pytest.approx(5, rel=0.25)
     assert made.after.ece < made.before.ece / 2
-    before = evaluate(judge, test, "demo", "test").metrics
-    judge.calibration = CalibrationFile(Path("c.json"), (made,))
-    after = evaluate(judge, test, "demo", "test").metrics
+    before = evaluate(judge, test, EvaluationSpec("demo", "test")).metrics
+    judge = replace(judge, calibration=CalibrationFile(Path("c.json"), (made,)))
+    after = evaluate(judge, test, EvaluationSpec("demo", "test")).metrics
     assert after.ece < before.ece / 2
     assert after.brier < before.brier
     assert after.accuracy == before.accuracy
@@ -416,7 +411,7 @@ def test_the_demo_judge_comes_nearer_to_its_own_people(demo_judge: MakeJudge) ->
     assert made.after.nll < made.before.nll - 0.05
     assert made.after.brier < made.before.brier - 0.02
     assert made.after.ece > made.before.ece
-    assert made.remarks[-1].startswith("the probabilities come nearer to people's, yet the calibration error rises")
+    assert made.warnings[-1].startswith("the probabilities come nearer to people's, yet the calibration error rises")
 
 
 # The commands
@@ -430,11 +425,11 @@ def test_the_command_calibrates_and_rank_applies_it(tmp_path: Path, monkeypatch:
         p.a.save(images / f"{i}a.png")  # type: ignore[union-attr]
         p.b.save(images / f"{i}b.png")  # type: ignore[union-attr]
 
-    def run(command: Any, *arguments: str) -> Any:
-        return CliRunner().invoke(command, ["--model", "demo", *arguments])
+    def run(command: str, *arguments: str) -> Any:
+        return CliRunner().invoke(main, [command, "--model", "demo", *arguments])
 
     asked = ("--data", "demo", "--split", "train", "--limit", "30", "--no-think")
-    done = run(cli_calibrate.calibrate, *asked, "--json")
+    done = run("calibrate", *asked, "--json")
     assert done.exit_code == 0, done.output
     said = json.loads(done.stdout)
     [made] = said["calibrations"]
@@ -442,31 +437,31 @@ def test_the_command_calibrates_and_rank_applies_it(tmp_path: Path, monkeypatch:
     assert path.parent == tmp_path / "cache" / "calibrations"
     assert read_calibrations(path).calibrations[0].rescaling == TemperatureScaling(**made["rescaling"])
     assert (made["data"], made["split"], made["pairs"]) == ("demo", "train", 30)
-    table = run(cli_calibrate.calibrate, *asked).stdout
+    table = run("calibrate", *asked).stdout
     assert f"written to {path}" in table
     assert "30 pairs are few" in table
 
     ranking = (str(images), "--prompt", "a red circle", "--json")
-    with_it = run(rank, *ranking, "--think", "none")
+    with_it = run("rank", *ranking, "--think", "none")
     assert f"calibrated by {path} (" in with_it.stderr
     applied = json.loads(with_it.stdout)
     assert applied["calibration"] == {
         "file": str(path), "modes": [{"think": False, **made["rescaling"], "pairs": 30}]
     }  # fmt: skip
-    without = json.loads(run(rank, *ranking, "--think", "none", "--no-calibration").stdout)
+    without = json.loads(run("rank", *ranking, "--think", "none", "--no-calibration").stdout)
     assert without["calibration"] is None
     for one, other in zip(applied["pairs"], without["pairs"], strict=True):
         expected = log_odds(other["p_a"]) / made["rescaling"]["temperature"]
         assert log_odds(one["p_a"]) == pytest.approx(expected, abs=1e-6)
-    thinking = run(rank, *ranking, "--think", "all")
-    assert isinstance(thinking.exception, ConfigError)
-    assert "has no calibration for thinking" in str(thinking.exception)
-    both = run(rank, *ranking, "--calibration", str(path), "--no-calibration")
+    thinking = run("rank", *ranking, "--think", "all")
+    assert thinking.exit_code == 1
+    assert "has no calibration for judging with thinking" in thinking.stderr
+    both = run("rank", *ranking, "--calibration", str(path), "--no-calibration")
     assert both.exit_code == 2
 
 
 def test_the_command_refuses_an_output_before_it_works(tmp_path: Path) -> None:
     for output in (tmp_path, tmp_path / "no" / "c.json"):
-        done = CliRunner().invoke(cli_calibrate.calibrate, ["--data", "demo", "--output", str(output)])
-        assert isinstance(done.exception, ConfigError)
-        assert f"--output {output}" in str(done.exception)
+        done = CliRunner().invoke(main, ["calibrate", "--data", "demo", "--output", str(output)])
+        assert done.exit_code == 1
+        assert f"--output {output}" in done.stderr

@@ -1,4 +1,4 @@
-"""What is said beside a ranking: each remark where it belongs, and none where there is nothing to say."""
+"""Warnings about a ranking: each where it belongs, and none where there is nothing to warn about."""
 
 import numpy as np
 import pytest
@@ -15,23 +15,23 @@ def ranked(rater: Rater, prompt: str = "a hat") -> Ranking:
 
 
 def test_a_clear_judge_is_not_remarked_on() -> None:
-    assert ranked(Rater(8)).remarks == ()
+    assert ranked(Rater(8)).warnings == ()
 
 
 @pytest.mark.parametrize(("bias", "place"), [(5.0, "first"), (-5.0, "second")])
 def test_a_judge_that_goes_by_place(bias: float, place: str) -> None:
-    (remark,) = ranked(Rater(8, scale=1.0, bias=bias)).remarks
-    assert remark.startswith(f"the judge goes by place more than by picture: it favours the {place} one by ")
+    (warning,) = ranked(Rater(8, scale=1.0, bias=bias)).warnings
+    assert warning.startswith(f"the judge goes by place more than by picture: it favours the {place} one by ")
 
 
 def test_a_judge_that_cannot_tell() -> None:
-    (remark,) = ranked(Rater(8, scale=0.01)).remarks
-    assert remark == ("the judge can hardly tell these images apart: of 16 pairs, 16 came out between 40 and 60 %")
+    (warning,) = ranked(Rater(8, scale=0.01)).warnings
+    assert warning == ("the judge can hardly tell these images apart: of 16 pairs, 16 came out between 40 and 60 %")
 
 
 def test_an_empty_prompt() -> None:
-    (remark,) = ranked(Rater(4), " ").remarks
-    assert remark.startswith("the prompt is empty")
+    (warning,) = ranked(Rater(4), " ").warnings
+    assert warning.startswith("the prompt is empty")
 
 
 class Faulty(Rater):
@@ -53,17 +53,17 @@ class Faulty(Rater):
 @pytest.mark.parametrize(
     ("fault", "expected"),
     [
-        ("unreadable", "8 of 24 answers could not be read: they count for nothing"),
-        ("closed", "12 of 24 completions ran out of tokens and were read where they stood: "),
+        ("unreadable", "8 of 24 answers could not be read and count for nothing"),
+        ("closed", "12 of 24 completions ran out of tokens and were closed there: "),
         ("mass", "the judge gave only 10% of its probability to an answer at all: "),
     ],
 )
 def test_faulty_answers_are_counted(fault: str, expected: str) -> None:
-    (remark,) = ranked(Faulty(fault)).remarks
-    assert remark.startswith(expected)
+    (warning,) = ranked(Faulty(fault)).warnings
+    assert warning.startswith(expected)
 
 
 def test_remarks_go_into_the_json() -> None:
     ranking = ranked(Faulty("closed"))
-    assert ranking.to_json()["remarks"] == list(ranking.remarks)
+    assert ranking.to_json()["remarks"] == list(ranking.warnings)
     assert isinstance(ranking.pairs[0].verdict, PairVerdict)

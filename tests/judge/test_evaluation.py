@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from mlxpref.cli import main
 from mlxpref.demo.preferences import demo_preferences
 from mlxpref.errors import ConfigError, DataError
-from mlxpref.judge.evaluation import Metrics, evaluate, evaluation_of, evaluation_of_scores, measure, tie_threshold_of
+from mlxpref.judge import verdict_source
+from mlxpref.judge.evaluation import EvaluationSpec, evaluate, evaluation_of, evaluation_of_scores, tie_threshold_of
 from mlxpref.judge.judge import Judge
+from mlxpref.judge.metrics import Metrics, measure
 from mlxpref.judge.pair_verdict import PairVerdict
 from mlxpref.log import showing
 from mlxpref.preferences import Preference
@@ -115,14 +117,14 @@ def test_a_judge_that_always_says_first_is_seen_through() -> None:
 def test_evaluating_drops_ties_and_reports_the_contract(demo_judge: Callable[..., Judge]) -> None:
     preferences = demo_preferences("test", 6)
     tied = [replace(preferences[0], p_a=0.5), *preferences[1:]]
-    evaluation = evaluate(demo_judge(think=False), tied, "demo", "test")
+    evaluation = evaluate(demo_judge(think=False), tied, EvaluationSpec("demo", "test"))
     report = evaluation.to_json()
     assert list(report) == CONTRACT
     assert report["pairs"] == 5
     assert report["ties_dropped"] == 1
     assert report["unreadable"] == 0
     with pytest.raises(DataError, match="no preference"):
-        evaluate(demo_judge(), tied[:1], "demo", "test")
+        evaluate(demo_judge(), tied[:1], EvaluationSpec("demo", "test"))
 
 
 def test_strategies_read_what_they_are_asked_to(demo_judge: Callable[..., Judge]) -> None:
@@ -131,7 +133,7 @@ def test_strategies_read_what_they_are_asked_to(demo_judge: Callable[..., Judge]
     for strategy in ("soft", "select", "score"):
         verdicts = list(judge.pairs([]))
         assert verdicts == []
-        report = evaluate(judge, preferences, "demo", "test", strategy).to_json()  # type: ignore[arg-type]
+        report = evaluate(judge, preferences, EvaluationSpec("demo", "test", strategy)).to_json()  # type: ignore[arg-type]
         assert report["strategy"] == strategy
         assert report["tokens"] > 0
 
@@ -159,7 +161,7 @@ def of(*rows: tuple[float, str], label: Sequence[Any] = ()) -> list[Preference]:
 def test_verdicts_that_exist_are_measured_without_a_judge() -> None:
     preferences = of((1, "x"), (0.5, "x"), (0.5, "x"), (0.2, "y"), label=(None, "a", None, None))
     verdicts = said((0.8, 0.8), (0.4, None), (None, 0.3))
-    found = evaluation_of(preferences, verdicts, "hpdv2", "test", "soft", protocol="hpdv2", tokens=7, seconds=6.0)
+    found = evaluation_of(preferences, verdicts, EvaluationSpec("hpdv2", "test", protocol="hpdv2"), seconds=6.0)
     # The 5:5 pair with a label counts, the one without is dropped; the mean over prompts is that of 1/2 and 1.
     assert (found.metrics.pairs, found.metrics.ties_dropped) == (3, 1)
     assert found.metrics.accuracy == pytest.approx(2 / 3)
@@ -168,21 +170,23 @@ def test_verdicts_that_exist_are_measured_without_a_judge() -> None:
     assert found.metrics.brier == pytest.approx((0.2**2 + 0.1**2 + 0.1**2) / 3)
     assert found.human_ceiling == pytest.approx((1 + 20 / 45 + 29 / 45) / 3)
     assert found.unreadable == pytest.approx(2 / 6)
-    assert (found.tokens, found.tokens_per_pair, found.seconds_per_pair) == (7, 12 / 3, 2.0)
+    assert (found.tokens, found.tokens_per_pair, found.seconds_per_pair) == (12, 12 / 3, 2.0)
     with pytest.raises(ValueError, match="3 preferences to judge, 2 that were judged"):
-        evaluation_of(preferences, verdicts[:2], "hpdv2", "test", "soft", tokens=0, seconds=0, protocol="hpdv2")
+        evaluation_of(preferences, verdicts[:2], found.spec, seconds=0)
 
 
 def test_seconds_are_of_the_pairs_that_were_judged_now() -> None:
     def json_of(recalled: int) -> dict[str, Any]:
-        verdicts = said((0.8, 0.8), (0.6, 0.6))
-        preferences = of((1, "x"), (1, "y"))
-        found = evaluation_of(preferences, verdicts, "x", "y", "soft", tokens=0, seconds=3.0, recalled=recalled)
-        return found.to_json()
+        verdicts = [
+            replace(verdict, recalled=(number < recalled, number < recalled))
+            for number, verdict in enumerate(said((0.8, 0.8), (0.6, 0.6)))
+        ]
+        return evaluation_of(of((1, "x"), (1, "y")), verdicts, EvaluationSpec("x", "y"), seconds=3.0).to_json()
 
-    assert [json_of(recalled)["seconds_per_pair"] for recalled in (0, 2, 4)] == [1.5, 3.0, None]
-    assert json_of(4)["tokens_per_pair"] == 6.0
-    assert json.loads(json.dumps(json_of(4), allow_nan=False))["official"]["low"] == 1
+    assert [json_of(recalled)["seconds_per_pair"] for recalled in (0, 1, 2)] == [1.5, 3.0, None]
+    assert [json_of(recalled)["tokens"] for recalled in (0, 1, 2)] == [12, 6, 0]
+    assert json_of(2)["tokens_per_pair"] == 6.0
+    assert json.loads(json.dumps(json_of(2), allow_nan=False))["official"]["low"] == 1
 
 
 def test_pickapic_scores_ties_and_the_rest_leaves_them_out() -> None:
@@ -190,9 +194,8 @@ def test_pickapic_scores_ties_and_the_rest_leaves_them_out() -> None:
     verdicts = said((0.9, 0.9), (0.55, 0.55), (0.45, 0.45), (0.9, 0.9))
 
     def found(threshold: float | None) -> Any:
-        return evaluation_of(
-            preferences, verdicts, "x", "y", "soft", protocol="pickapic", tokens=0, seconds=0, tie_threshold=threshold
-        )
+        spec = EvaluationSpec("x", "y", protocol="pickapic", tie_threshold=threshold)
+        return evaluation_of(preferences, verdicts, spec, seconds=0)
 
     assert found(0.0).official.value == pytest.approx((1 + 0.5 + 1 + 0.5) / 4)
     assert found(0.2).official.value == pytest.approx((1 + 1 + 0.5 + 0.5) / 4)
@@ -204,7 +207,7 @@ def test_pickapic_scores_ties_and_the_rest_leaves_them_out() -> None:
     assert tie_threshold_of(preferences, verdicts) == 0.0
     assert tie_threshold_of(preferences[:2], verdicts[:2]) == 0.2
     with pytest.raises(DataError, match="all 2 preferences are ties"):
-        evaluation_of_scores(preferences[1::2], np.ones(2), "x", "y", "pickapic")
+        evaluation_of_scores(preferences[1::2], np.ones(2), EvaluationSpec("x", "y", None, "pickapic"))
 
 
 def test_a_tie_threshold_is_chosen_on_what_is_judged_first(demo_judge: Callable[..., Judge]) -> None:
@@ -218,14 +221,15 @@ def test_a_tie_threshold_is_chosen_on_what_is_judged_first(demo_judge: Callable[
         return work
 
     judge = demo_judge(think=False)
+    spec = EvaluationSpec("x", "test", protocol="pickapic")
     with showing(Tracked(track)):
-        found = evaluate(judge, test, "x", "test", "soft", "pickapic", validation=ties)
+        found = evaluate(judge, test, spec, ties)
     assert asked == ["judging validation_unique (soft): 3", "judging (soft): 4"]
     needed = max(abs(2 * verdict.p_a - 1) for verdict in judge.pairs([*map(pair_of, ties)]))
-    assert found.tie_threshold == pytest.approx(math.ceil(10 * needed) / 10)
+    assert found.spec.tie_threshold == pytest.approx(math.ceil(10 * needed) / 10)
     with showing(Tracked(track)):
-        given = evaluate(judge, test, "x", "test", "soft", "pickapic", 0.1, validation=ties)
-    assert (given.tie_threshold, len(asked)) == (0.1, 3)
+        given = evaluate(judge, test, replace(spec, tie_threshold=0.1), ties)
+    assert (given.spec.tie_threshold, len(asked)) == (0.1, 3)
 
 
 def pair_of(preference: Preference) -> Any:
@@ -304,7 +308,7 @@ def test_an_interrupted_evaluation_goes_on(ones_own: Path, tmp_path: Path, monke
     arguments = ("--data", ones_own, "--rows", "2", "--json")
     whole = json.loads(run(*arguments, "--no-store").stdout)
     batches = 0
-    roll_out = Judge.verdicts.__globals__["roll_out"]
+    roll_out = verdict_source.roll_out
 
     def interrupted(*given: Any, **others: Any) -> Any:
         nonlocal batches
@@ -314,7 +318,7 @@ def test_an_interrupted_evaluation_goes_on(ones_own: Path, tmp_path: Path, monke
         return roll_out(*given, **others)
 
     store = ("--store", tmp_path / "store.sqlite")
-    monkeypatch.setitem(Judge.verdicts.__globals__, "roll_out", interrupted)
+    monkeypatch.setattr(verdict_source, "roll_out", interrupted)
     assert run(*arguments, *store).exit_code == 130
     result = run(*arguments, *store)
     assert result.exit_code == 0, result.output

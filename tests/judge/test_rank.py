@@ -109,7 +109,7 @@ def test_it_ends_when_the_top_is_settled() -> None:
     assert ranking.ending == "settled"
     assert len(rater.asked) < 190
     assert ranking.ranking.images[0].index == rater.order[0]
-    assert any("settled" in remark for remark in ranking.remarks)
+    assert any("settled" in remark for remark in ranking.warnings)
 
 
 def test_the_same_seed_asks_the_same() -> None:
@@ -128,7 +128,7 @@ def test_interrupted_work_is_ranked(after: int) -> None:
     assert ranking.ending == "interrupted"
     assert len(ranking.pairs) == after
     assert len(ranking.ranking.images) == 20
-    assert ranking.remarks[0].startswith(f"interrupted: the order is that of {after} pairs, 60 were planned")
+    assert ranking.warnings[0].startswith(f"interrupted: the order is that of {after} pairs, 60 were planned")
 
 
 def test_work_interrupted_before_it_said_anything_is_interrupted() -> None:
@@ -147,8 +147,8 @@ def test_who_leads_is_said_while_the_work_goes_on() -> None:
 
     with showing(Tracked(track)):
         rank_pairs(rater.images, "a hat", rater, "none")
-    assert said[0] == "reading"
-    assert said[-1].startswith("reading; leading: image ")
+    assert said[0] == "judging without thinking"
+    assert said[-1].startswith("judging without thinking; leading: image ")
     assert f"image {rater.order[0]}" in said[-1]
 
 

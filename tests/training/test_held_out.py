@@ -14,7 +14,7 @@ from mlxpref.demo.preferences import demo_preferences
 from mlxpref.engine.lora import adapter_weights
 from mlxpref.engine.vlm import VLM, load_vlm
 from mlxpref.errors import DataError
-from mlxpref.judge.evaluation import evaluate
+from mlxpref.judge.evaluation import EvaluationSpec, evaluate
 from mlxpref.judge.judge import Judge
 from mlxpref.training import held_out
 from mlxpref.training.trainer import Trainer
@@ -66,7 +66,7 @@ def test_what_is_held_out_is_measured_as_eval_does_and_never_shown(think: bool) 
     *_, last = chosen.steps()
     assert {record.prompt for record in last.rollouts} <= {p.prompt for p in chosen.preferences}
     judge = Judge(vlm, JudgeSettings(think=think, max_tokens=settings.max_tokens))
-    expected = evaluate(judge, chosen.held_out.preferences, "demo", "train").metrics
+    expected = evaluate(judge, chosen.held_out.preferences, EvaluationSpec("demo", "train")).metrics
     assert last.held_out is not None
     for name in ("pairs", "accuracy", "both_orders_accuracy", "position_consistency", "brier", "ece"):
         assert last.held_out[name] == pytest.approx(getattr(expected, name), abs=1e-5), name

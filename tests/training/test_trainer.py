@@ -18,7 +18,7 @@ from mlxpref.demo.preferences import demo_preferences
 from mlxpref.engine.lora import adapter_off, adapter_weights
 from mlxpref.engine.vlm import VLM, load_vlm
 from mlxpref.errors import ConfigError, DataError, MlxprefError, ModelError
-from mlxpref.judge.evaluation import evaluate
+from mlxpref.judge.evaluation import EvaluationSpec, evaluate
 from mlxpref.judge.judge import Judge
 from mlxpref.training import gradients as update
 from mlxpref.training import policy_update as learning
@@ -238,10 +238,10 @@ def test_training_unbiases_the_demo_judge(tmp_path: Path) -> None:
     """Half of the demo's training, measured on pictures that no training saw."""
     judge = mlxpref.load("demo", think=True)
     preferences = demo_preferences("test", 100, seed=1)
-    before = evaluate(judge, preferences, "demo", "test").metrics.accuracy
+    before = evaluate(judge, preferences, EvaluationSpec("demo", "test")).metrics.accuracy
     settings = demo_settings(steps=25, comparisons=8, group=6)
     reports = list(start_run(settings, tmp_path / "run", vlm=judge.vlm).reports())
-    after = evaluate(judge, preferences, "demo", "test").metrics.accuracy
+    after = evaluate(judge, preferences, EvaluationSpec("demo", "test")).metrics.accuracy
     assert len(reports) == 25
     assert before < 0.78
     assert after > before + 0.1
