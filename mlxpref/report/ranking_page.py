@@ -99,7 +99,7 @@ def _picture(image: ImageLike, load: LoadImage) -> Thumbnail | None:
 def _ties(image: RankedImage, ranks: dict[int, int]) -> str:
     """The images that this one is tied with, in words."""
     if not image.tied_with:
-        return "told apart from all others"
+        return "tied with no other image"
     if len(image.tied_with) == len(ranks) - 1:
         return "tied with all others"
     tied = sorted({ranks[other] for other in image.tied_with})

@@ -163,7 +163,7 @@ function drawRanking({ ticks, images }) {
       Object.assign(bar.firstChild.style, { left: at(low), width: `${(100 * (high - low)) / (end - start)}%` });
       bar.lastChild.style.left = at(strength);
       const range = `strength ${strength.toFixed(1)}, 95 % interval ${low.toFixed(1)} to ${high.toFixed(1)}`;
-      bar.title = `${range}; ${ties.length ? `tied with ${ties.length} others` : "told apart from all others"}`;
+      bar.title = `${range}; ${ties.length ? `tied with ${ties.length} others` : "tied with no other image"}`;
       bar.setAttribute("role", "img");
       bar.setAttribute("aria-label", bar.title);
       const won = element("span", "won", pairs ? `${wins} of ${pairs} won` : "not asked yet");
