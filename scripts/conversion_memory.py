@@ -144,15 +144,15 @@ def main(size: float, shard: int, recipes: str, child: tuple[str, Path, Path, st
         run = {"ours": run_ours, "theirs": run_theirs}[child[0]]
         print(json.dumps(run(*child[1:])))
         return
-    from mlxpref.checkpoints.safetensors import read_tensor_infos
+    from mlxpref.checkpoints.checkpoint import Checkpoint
 
     rows = []
     with tempfile.TemporaryDirectory() as place:
         source = Path(place) / "source"
         make_checkpoint(source, size, 500_000_000)
-        heads = read_tensor_infos(source).values()
-        largest = max(tensor.end - tensor.start for tensor in heads)
-        whole = sum(tensor.end - tensor.start for tensor in heads)
+        heads = Checkpoint.open(source).tensors.values()
+        largest = max(tensor.size for tensor in heads)
+        whole = sum(tensor.size for tensor in heads)
         for name in recipes.split(","):
             ours = measured("ours", source, Path(place) / "ours", name, shard * 10**6)
             theirs = measured("theirs", source, Path(place) / "theirs", name, shard * 10**6)

@@ -9,9 +9,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Union
 
+from mlxpref.checkpoints.files import CONFIG, read_json_object
 from mlxpref.checkpoints.hf_config import Json, normalise, validate
 from mlxpref.checkpoints.identity import Identity, identity_of
-from mlxpref.checkpoints.safetensors import TensorInfo, read_json_object, read_tensor_infos
+from mlxpref.checkpoints.safetensors import TensorInfo, read_tensor_infos
 from mlxpref.errors import ModelError
 
 __all__ = ["Checkpoint"]
@@ -38,7 +39,7 @@ class Checkpoint:
         """What config.json holds."""
         if not self.folder.is_dir():
             raise ModelError(f"{self.folder}: no such model folder; give a folder, a Hugging Face id or `demo`")
-        file = self.folder / "config.json"
+        file = self.folder / CONFIG
         if not file.is_file():
             raise ModelError(f"{self.folder}: no config.json there; a model folder holds config, tokenizer and weights")
         return read_json_object(file)
@@ -46,7 +47,7 @@ class Checkpoint:
     @cached_property
     def config(self) -> Json:
         """The config in the hub's layout, checked; see `hf_config`."""
-        file = self.folder / "config.json"
+        file = self.folder / CONFIG
         config = normalise(self.stored_config, self.tensors, file)
         validate(config, file)
         return config
@@ -80,8 +81,8 @@ class Checkpoint:
         """What the loaded weights take; `float_bytes` is what a floating point number becomes, None as it is stored."""
         total = 0
         for tensor in self.tensors.values():
-            size, width = tensor.end - tensor.start, _FLOAT_BYTES.get(tensor.dtype)
-            total += size // width * float_bytes if float_bytes and width else size
+            width = _FLOAT_BYTES.get(tensor.dtype)
+            total += tensor.size // width * float_bytes if float_bytes and width else tensor.size
         return total
 
     @contextmanager
@@ -96,7 +97,7 @@ class Checkpoint:
         with TemporaryDirectory(prefix="mlxpref-") as place:
             view = Path(place)
             for file in self.folder.resolve().iterdir():
-                if file.name not in ("config.json", *_HIDDEN) and file.suffix != ".py" and file.is_file():
+                if file.name not in (CONFIG, *_HIDDEN) and file.suffix != ".py" and file.is_file():
                     (view / file.name).symlink_to(file)
-            (view / "config.json").write_text(json.dumps(self.config, indent=2), encoding="utf-8")
+            (view / CONFIG).write_text(json.dumps(self.config, indent=2), encoding="utf-8")
             yield view

@@ -8,6 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlxpref.checkpoints.checkpoint import Checkpoint
+from mlxpref.checkpoints.files import PROCESSORS
 from mlxpref.checkpoints.safetensors import TensorInfo
 from mlxpref.errors import ModelError
 
@@ -23,7 +24,7 @@ def check_folder(checkpoint: Checkpoint) -> None:
     path = checkpoint.folder
     _ = checkpoint.config  # raises
     # Without these mlx-vlm takes defaults in silence, and the judge sees badly scaled images.
-    if not any((path / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
+    if not any((path / name).is_file() for name in PROCESSORS):
         raise ModelError(f"{path}: no preprocessor_config.json there; copy it from the original checkpoint")
     if not (path / "tokenizer.json").is_file():
         raise ModelError(f"{path}: no tokenizer.json there; copy it from the original checkpoint")
@@ -83,7 +84,7 @@ def _check_sizes(checkpoint: Checkpoint) -> None:
     hidden, inner = text["hidden_size"], text["intermediate_size"]
     width = vision["embed_dim" if config["model_type"] == "qwen2_vl" else "hidden_size"]
     stated = text["vocab_size"] * hidden + layers * 3 * hidden * inner + depth * 4 * width**2
-    stored = sum(tensor.end - tensor.start for tensor in tensors.values())
+    stored = sum(tensor.size for tensor in tensors.values())
     # 2 bits a weight are the fewest that MLX quantizes to.
     if layers + depth > len(tensors) or stated > 4 * stored:
         raise ModelError(
@@ -116,7 +117,7 @@ def _same(first: TensorInfo, second: TensorInfo) -> bool:
     with first.file.open("rb") as one, second.file.open("rb") as other:
         one.seek(first.start)
         other.seek(second.start)
-        left = first.end - first.start
+        left = first.size
         while left > 0:
             size = min(left, _CHUNK)
             if one.read(size) != other.read(size):

@@ -4,6 +4,7 @@ import json
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from mlxpref.checkpoints.files import CONFIG, INDEX, PROCESSORS, RECORD, SIDE_FILES
 from mlxpref.errors import DataError, ModelError
 from mlxpref.hub import Destination, HubFile, HubRepository, ask_hub, check_space, download
 from mlxpref.log import download_progress, logger
@@ -11,15 +12,8 @@ from mlxpref.text import format_bytes
 
 __all__ = ["ask_model", "cached_model", "download_model", "needed_bytes"]
 
-INDEX = "model.safetensors.index.json"
-_NEEDED = (
-    *("config.json", "generation_config.json", "mlxpref.json", "chat_template.json", "chat_template.jinja"),
-    *("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"),
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.json", "merges.txt"),
-)
+_NEEDED = (CONFIG, INDEX, RECORD, *SIDE_FILES)
 """What is read beside the weights; no code, no weights that are pickled or of another program."""
-_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 # Apart from those that the index names; the same weights once more, in the layout of their makers.
 _TWICE = ("consolidated*", "adapter*")
 
@@ -41,7 +35,7 @@ def cached_model(hub_id: str, revision: str | None = None) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
     try:
-        config = try_to_load_from_cache(hub_id, "config.json", revision=revision)
+        config = try_to_load_from_cache(hub_id, CONFIG, revision=revision)
         if not isinstance(config, str):
             return None
         folder = Path(config).parent
@@ -49,8 +43,8 @@ def cached_model(hub_id: str, revision: str | None = None) -> Path | None:
         weights = set(json.loads(index.read_bytes())["weight_map"].values()) if index.exists() else set()
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    complete = all((folder / str(name)).is_file() for name in ["config.json", "tokenizer.json", *weights])
-    processor = any((folder / name).is_file() for name in _PROCESSORS)
+    complete = all((folder / str(name)).is_file() for name in [CONFIG, "tokenizer.json", *weights])
+    processor = any((folder / name).is_file() for name in PROCESSORS)
     return folder if complete and processor and any(folder.glob("*.safetensors")) else None
 
 
@@ -85,7 +79,7 @@ def download_model(repository: HubRepository) -> Path:
 
 
 def _side_files(repository: HubRepository) -> list[HubFile]:
-    return [file for file in repository.files if file.path in (*_NEEDED, INDEX)]
+    return [file for file in repository.files if file.path in _NEEDED]
 
 
 def _all_weights(repository: HubRepository) -> list[HubFile]:
@@ -121,6 +115,6 @@ def _check_complete(repository: HubRepository) -> None:
         others = sorted({Path(path).suffix for path in paths} & {".bin", ".pt", ".pth", ".gguf"})
         why = f"only {', '.join(others)}, which mlxpref does not read" if others else "no weights"
         raise ModelError(f"{repository.hub_id}: no .safetensors on the hub, {why}; choose another model")
-    for names in (("config.json",), ("tokenizer.json",), _PROCESSORS):
+    for names in ((CONFIG,), ("tokenizer.json",), PROCESSORS):
         if not paths & set(names):
             raise ModelError(f"{repository.hub_id}: no {names[0]} on the hub; choose the original of this model")

@@ -4,33 +4,54 @@ transformers 5 keeps the language model's settings in `text_config` and its rota
 mlx-vlm reads neither of the Qwen2-VL families so. Nothing that a config could make mlx-vlm run or skip is kept.
 """
 
+import reprlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TypeGuard
 
-from mlxpref.checkpoints.config_checks import FAMILIES, Json, validate
 from mlxpref.errors import ModelError
 
 __all__ = ["FAMILIES", "Json", "normalise", "validate"]
 
+Json = dict[str, Any]
+FAMILIES = {"qwen2_vl": "Qwen2-VL", "qwen2_5_vl": "Qwen2.5-VL", "qwen3_vl": "Qwen3-VL"}
+"""The architectures that mlxpref judges with, by their model_type."""
 _CLASSES = dict(zip(FAMILIES, ("Qwen2VL", "Qwen2_5_VL", "Qwen3VL"), strict=True))
 _NESTED = "qwen3_vl"
 """The one family whose text_config is the hub's own layout; the others have its keys beside vision_config."""
 _OF_TEXT = (
-    *(
-        "hidden_size",
-        "num_hidden_layers",
-        "intermediate_size",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "head_dim",
-    ),
-    *("rms_norm_eps", "vocab_size", "max_position_embeddings", "rope_theta", "rope_scaling", "rope_parameters"),
-    *("hidden_act", "use_sliding_window", "layer_types"),
-)
+    "hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim",
+    "rms_norm_eps", "vocab_size", "max_position_embeddings", "rope_theta", "rope_scaling", "rope_parameters",
+    "hidden_act", "use_sliding_window", "layer_types",
+)  # fmt: skip
 """What text_config says goes before what stands beside it, as in transformers; of other keys the outer one does."""
 _DROPPED = ("auto_map", "model_file", "custom_pipelines", "dflash_config", "llm_config", "ple_storage", "skip_vision")
 """Code that mlx-vlm or transformers would run, and switches that lead mlx-vlm to another model than the family's."""
+
+# The largest whole number that each size may be, so that a product of two is never too large to allocate. What must be
+# stated stands first.
+_TEXT = {
+    "hidden_size": 1 << 17, "num_hidden_layers": 1 << 10, "num_attention_heads": 1 << 12, "intermediate_size": 1 << 20,
+    "vocab_size": 1 << 24,
+}  # fmt: skip
+_TEXT_MAY = {"num_key_value_heads": 1 << 12, "head_dim": 1 << 12, "max_position_embeddings": 1 << 31}
+_VISION = {
+    "qwen2_vl": {"embed_dim": 1 << 16},
+    "qwen2_5_vl": {"hidden_size": 1 << 16, "intermediate_size": 1 << 18},
+    "qwen3_vl": {"hidden_size": 1 << 16, "intermediate_size": 1 << 18, "num_position_embeddings": 1 << 20},
+}
+_VISION_MAY = {
+    "in_channels": 3, "in_chans": 3, "depth": 1 << 10, "num_heads": 1 << 12, "patch_size": 1 << 8,
+    "spatial_merge_size": 1 << 4, "temporal_patch_size": 1 << 4, "window_size": 1 << 16,
+}  # fmt: skip
+_ACTIVATIONS = {"qwen2_vl": "quick_gelu", "qwen2_5_vl": "silu", "qwen3_vl": "gelu_pytorch_tanh"}
+"""What mlx-vlm computes in the vision tower, whatever the config says; in the language model it is silu."""
+_QUANTIZATION = {
+    "mode": ("affine", "mxfp4", "nvfp4", "mxfp8"),
+    "bits": (2, 3, 4, 5, 6, 8),
+    "group_size": (16, 32, 64, 128),
+}
+_TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 
 
 def normalise(stored: Mapping[str, Any], tensors: Iterable[str], file: Path) -> Json:
@@ -120,3 +141,108 @@ def _write_tie(config: Json, language: Json, tensors: Iterable[str]) -> None:
     if tied in (None, True) and names:
         tied = not any(name.endswith("lm_head.weight") for name in names)
     config["tie_word_embeddings"] = language["tie_word_embeddings"] = False if tied is None else tied
+
+
+def validate(config: Mapping[str, Any], file: Path) -> None:
+    """Raise ModelError for the first value that no model of the family has, or that mlx-vlm would pass over in silence.
+
+    `config` is in the hub's layout, `file` is named. Sizes that only contradict the weights are refused on loading.
+    """
+    family = config["model_type"]
+    text, vision = {**config, **(config.get("text_config") or {})}, config["vision_config"]
+    _check_sizes(text, _TEXT, _TEXT_MAY, file)
+    _check_sizes(vision, _VISION[family], _VISION_MAY, file, "vision_config.")
+    numbers = {name: text.get(name) for name in ("rms_norm_eps", "rope_theta")}
+    for name, value in (numbers | {"vision_config.mlp_ratio": vision.get("mlp_ratio", 4)}).items():
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1e15:
+            _refuse(file, name, value, "a number above 0")
+    _check_attention(text, family, file)
+    _check_vision(vision, family, file)
+    for name in _TOKENS:
+        value = config.get(name)
+        if value is not None and not (_is_whole(value) and value < text["vocab_size"]):
+            _refuse(file, name, value, f"a token of the {text['vocab_size']} that the vocabulary has")
+    if not isinstance(config["tie_word_embeddings"], bool):
+        _refuse(file, "tie_word_embeddings", config["tie_word_embeddings"], "true or false")
+    for part in (config, text):
+        for name in ("quantization", "quantization_config"):
+            _check_quantization(part.get(name), name, file)
+
+
+def _refuse(file: Path, name: str, value: Any, allowed: str) -> NoReturn:
+    stated = "missing" if value is None else reprlib.repr(value)
+    raise ModelError(f"{file}: {name} is {stated}, not {allowed}; use the checkpoint's original config")
+
+
+def _is_whole(value: Any) -> TypeGuard[int]:
+    """Whether a value is a whole number from 0; true and false are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _are_whole(values: Any) -> TypeGuard[list[int]]:
+    return isinstance(values, list) and all(_is_whole(value) for value in values)
+
+
+def _check_sizes(
+    part: Mapping[str, Any], must: Mapping[str, int], may: Mapping[str, int], file: Path, where: str = ""
+) -> None:
+    """Refuse what is no whole number from 1 to the given one; what only `may` be there may also be null."""
+    for name, most in {**must, **may}.items():
+        value = part.get(name)
+        if not (_is_whole(value) and 1 <= value <= most) and (name in must or value is not None):
+            _refuse(file, f"{where}{name}", value, f"a whole number from 1 to {most}")
+
+
+def _check_attention(text: Mapping[str, Any], family: str, file: Path) -> None:
+    """Every layer attends to everything before it; the rotary embedding fills a head with three sections."""
+    if text.get("hidden_act") not in (None, "silu"):
+        _refuse(file, "hidden_act", text["hidden_act"], "silu, which is all that mlx-vlm computes")
+    kinds = text.get("layer_types") or []
+    if text.get("use_sliding_window") or not isinstance(kinds, list) or {*map(str, kinds)} - {"full_attention"}:
+        _refuse(file, "use_sliding_window or layer_types", True, "full attention, which is all that mlx-vlm computes")
+    rope, head = text["rope_scaling"], text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
+    section = rope.get("mrope_section")
+    if not _are_whole(section) or len(section) != 3 or 2 * sum(section) != head:
+        _refuse(file, "rope_scaling.mrope_section", section, f"three whole numbers that fill half of a head's {head}")
+    for name in ("type", "rope_type"):
+        if rope.get(name) not in (None, "default", "mrope"):
+            _refuse(file, f"rope_scaling.{name}", rope[name], "default or mrope, which is all that mlx-vlm computes")
+    if rope.get("mrope_interleaved") not in (None, family == _NESTED):
+        _refuse(file, "rope_scaling.mrope_interleaved", rope["mrope_interleaved"], f"what {FAMILIES[family]} has")
+
+
+def _check_vision(vision: Mapping[str, Any], family: str, file: Path) -> None:
+    """The vision tower's heads, activation, and the lists of its blocks."""
+    width = vision["embed_dim" if family == "qwen2_vl" else "hidden_size"]
+    heads, depth = vision.get("num_heads", 16), vision.get("depth", 32)
+    if width % heads or width // heads % 4:
+        _refuse(file, "vision_config.num_heads", heads, f"heads of four or a multiple of it in {width} numbers")
+    if vision.get("hidden_act") not in (None, _ACTIVATIONS[family]):
+        _refuse(file, "vision_config.hidden_act", vision["hidden_act"], f"{_ACTIVATIONS[family]}, as mlx-vlm computes")
+    for name in ("deepstack_visual_indexes", "fullatt_block_indexes"):
+        blocks = vision.get(name) or []
+        last = depth if name == "deepstack_visual_indexes" else 1 << 10
+        if not _are_whole(blocks) or len({*blocks}) < len(blocks) or max(blocks, default=0) >= last:
+            _refuse(file, f"vision_config.{name}", blocks, f"a list of the {depth} blocks there are, each once")
+
+
+def _check_quantization(section: Any, name: str, file: Path) -> None:
+    """Quantization is MLX's own, of each layer that is named on its own, too.
+
+    MLX ends the process on groups of 0; which bits and groups go together is for MLX to say.
+    """
+    if section is None:
+        return
+    if not isinstance(section, dict):
+        _refuse(file, name, section, "an object")
+    if section.get("quant_method"):
+        raise ModelError(
+            f"{file}: quantized by {reprlib.repr(section['quant_method'])}; mlxpref reads MLX's own quantization: use "
+            "the original checkpoint, or one that was converted from it"
+        )
+    layers = {f"{name} of {key[:80]}": value for key, value in section.items() if isinstance(value, dict)}
+    for where, entry in {name: section, **layers}.items():
+        for key, allowed in _QUANTIZATION.items():
+            value = entry.get(key, "affine" if key == "mode" else None)
+            if isinstance(value, bool) or value not in allowed:
+                _refuse(file, f"{where}: {key}", value, f"one of {', '.join(map(str, allowed))}")

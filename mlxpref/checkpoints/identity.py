@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlxpref.checkpoints.safetensors import TensorInfo, read_json_object
+from mlxpref.checkpoints.files import RECORD, read_json_object
+from mlxpref.checkpoints.safetensors import TensorInfo
 from mlxpref.errors import ModelError
 
 __all__ = ["Identity", "identity_of"]
@@ -15,7 +16,6 @@ __all__ = ["Identity", "identity_of"]
 _SAMPLE = 4096
 """The bytes of each tensor that count: enough to tell a model from its fine-tuned copies, quick at any size."""
 _STORAGE = ("_name_or_path", "architectures", "auto_map", "transformers_version", "use_cache")
-_RECORD = "mlxpref.json"
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def identity_of(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, T
             digest.update(json.dumps([name, stored.dtype, stored.shape]).encode())
             stream = streams[stored.file]
             stream.seek(stored.start)
-            digest.update(stream.read(min(_SAMPLE, stored.end - stored.start)))
+            digest.update(stream.read(min(_SAMPLE, stored.size)))
     finally:
         for stream in streams.values():
             stream.close()
@@ -72,7 +72,7 @@ def identity_of(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, T
 
 def _ancestors(folder: Path) -> tuple[str, ...]:
     try:
-        record = read_json_object(folder / _RECORD) if (folder / _RECORD).is_file() else {}
+        record = read_json_object(folder / RECORD) if (folder / RECORD).is_file() else {}
     except ModelError:
         return ()
     source = None if record.get("adapter") else Identity.from_json(record.get("identity"))

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mlxpref.checkpoints.safetensors import read_json_object
+from mlxpref.checkpoints.files import read_json_object
 from mlxpref.errors import ModelError
 from mlxpref.text import plain
 

@@ -18,9 +18,9 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlxpref.checkpoints.checkpoint import Checkpoint
+from mlxpref.checkpoints.files import RECORD, SIDE_FILES, read_json_object
 from mlxpref.checkpoints.memory import judging_plan, model_size
 from mlxpref.checkpoints.resolve import device_working_set
-from mlxpref.checkpoints.safetensors import read_json_object
 from mlxpref.config import JudgeSettings
 from mlxpref.conversion.fidelity import (
     COMPLETION_TOKENS,
@@ -32,7 +32,6 @@ from mlxpref.conversion.fidelity import (
     fidelity_of,
 )
 from mlxpref.conversion.quantize import LayerQuantization
-from mlxpref.conversion.writer import RECORD, SIDE_FILES
 from mlxpref.engine.adapters import load_adapter
 from mlxpref.engine.vlm import VLM, load_vlm
 from mlxpref.errors import ModelError

@@ -11,14 +11,13 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlxpref.checkpoints.files import CONFIG, INDEX, SIDE_FILES
 from mlxpref.errors import ConfigError, ModelError
 from mlxpref.files import free_bytes
 from mlxpref.log import track
 from mlxpref.text import format_bytes
 
 __all__ = [
-    "RECORD",
-    "SIDE_FILES",
     "check_space",
     "copy_side_files",
     "folder_bytes",
@@ -27,19 +26,11 @@ __all__ = [
     "write_config",
 ]
 
-RECORD = "mlxpref.json"
-"""The file that says where a folder comes from and what was measured of it."""
-SIDE_FILES = (
-    "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json", "generation_config.json",
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt", "chat_template.json", "chat_template.jinja",
-)  # fmt: skip
-"""What a model reads beside its config and its weights."""
 _FULL = re.compile("no space left|unable to write", re.IGNORECASE)
 """How MLX spells a full disk, with an exception of its own."""
 _SPARE = 64 * 2**20
 """Bytes beside the weights: tokenizer, templates, and what the file system adds."""
-_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
 
 
 @contextlib.contextmanager
@@ -112,7 +103,7 @@ def stream_weights(
             mx.clear_cache()
     total = {"total_size": sum(sizes.values())}
     text = json.dumps({"metadata": total, "weight_map": dict(sorted(place.items()))}, indent=2)
-    (folder / _INDEX).write_text(text + "\n", encoding="utf-8")
+    (folder / INDEX).write_text(text + "\n", encoding="utf-8")
 
 
 def copy_side_files(source: Path, folder: Path) -> list[str]:
@@ -130,7 +121,7 @@ def copy_side_files(source: Path, folder: Path) -> list[str]:
 def write_config(folder: Path, config: Mapping[str, Any]) -> None:
     """Write config.json, without what would load code."""
     kept = {key: value for key, value in config.items() if key != "auto_map"}
-    (folder / "config.json").write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / CONFIG).write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def folder_bytes(folder: Path) -> int:

@@ -10,8 +10,9 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlxpref.checkpoints.checkpoint import Checkpoint
+from mlxpref.checkpoints.files import read_json_object
 from mlxpref.checkpoints.identity import Identity
-from mlxpref.checkpoints.safetensors import read_file_tensor_infos, read_json_object
+from mlxpref.checkpoints.safetensors import read_file_tensor_infos
 from mlxpref.engine.lora import attach_lora, linear_layers
 from mlxpref.engine.peft import AGAIN, is_peft, read_peft
 from mlxpref.engine.template import template_version

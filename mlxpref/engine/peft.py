@@ -13,7 +13,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxpref.checkpoints.safetensors import read_file_tensor_infos, read_json_object
+from mlxpref.checkpoints.files import read_json_object
+from mlxpref.checkpoints.safetensors import read_file_tensor_infos
 from mlxpref.errors import ModelError
 from mlxpref.files import write_file
 

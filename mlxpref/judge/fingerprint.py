@@ -7,7 +7,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
-from mlxpref.conversion.writer import RECORD
+from mlxpref.checkpoints.files import RECORD
 from mlxpref.engine.lora import adapter_weights
 from mlxpref.engine.vlm import VLM
 

@@ -12,7 +12,8 @@ import pytest
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from mlxpref.checkpoints.safetensors import INDEX, read_file_tensor_infos, read_json_object, read_tensor_infos
+from mlxpref.checkpoints.files import INDEX, read_json_object
+from mlxpref.checkpoints.safetensors import read_file_tensor_infos, read_tensor_infos
 from mlxpref.errors import ModelError
 from tests.conftest import FAMILIES, GOLDEN
 
@@ -71,13 +72,12 @@ HEADS: dict[str, str | dict[str, Any]] = {
     "a list": "[]",
     "deep": "[" * 200_000,
     "deep objects": '{"a":' * 200_000,
-    "a name twice": '{"a": %s, "a": %s}' % ((json.dumps(SOUND),) * 2),
     "a key twice": '{"a": {"dtype": "F32", "dtype": "F16", "shape": [2], "data_offsets": [0, 8]}}',
     "an entry that is none": {"a": None},
     "no shape": {"a": {"dtype": "F32", "data_offsets": [0, 8]}},
-    "one key more": {"a": SOUND | {"more": 1}},
     "metadata of numbers": {"__metadata__": {"a": 1}, "a": SOUND},
-    "an unknown type": {"a": SOUND | {"dtype": "F8_E5M2"}},
+    "an unknown type": {"a": SOUND | {"dtype": "F9"}},
+    "a type that MLX does not read": {"a": SOUND | {"dtype": "F64", "shape": [1]}},
     "a type that is a list": {"a": SOUND | {"dtype": []}},
     "a shape that is no list": {"a": SOUND | {"shape": 2}},
     "a shape of fractions": {"a": SOUND | {"shape": [2.0]}},
@@ -101,11 +101,10 @@ HEADS: dict[str, str | dict[str, Any]] = {
         "b": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]},
     },
     "bytes of no tensor": {"a": SOUND | {"shape": [1], "data_offsets": [0, 4]}},
-    "a name with a line break": {"a\nb": SOUND | {"shape": [3]}},
+    "a line break in a name": {"a\nb": SOUND},
 }
-LENIENT = {"a key twice", "a name twice", "an unknown type", "one key more"}
-LENIENT |= {"an axis beyond 32 bits", "many axes"}
-"""What the format's own library takes; here a repeated name is refused, and what MLX would not read."""
+LENIENT = {"a type that MLX does not read", "an axis beyond 32 bits", "many axes", "a line break in a name"}
+"""What the format's own library takes, and MLX or a message would not."""
 
 
 @pytest.mark.parametrize("how", HEADS)
@@ -120,7 +119,7 @@ def test_a_hostile_head_is_refused(how: str, tmp_path: Path) -> None:
 def test_the_sound_head_of_these_is_read(tmp_path: Path) -> None:
     found = read_file_tensor_infos(write(tmp_path / "model.safetensors", {"a": SOUND}))
     assert found["a"].shape == (2,)
-    assert found["a"].end - found["a"].start == 8
+    assert found["a"].size == 8
 
 
 @pytest.mark.parametrize(
@@ -136,7 +135,7 @@ def test_a_head_of_a_hundred_megabytes_is_not_read(tmp_path: Path) -> None:
     with file.open("wb") as stream:
         stream.write((101_000_000).to_bytes(8, "little"))
         stream.truncate(200_000_000)  # takes no room on the disk
-    assert "a head of 101000000 bytes" in refused(file)
+    assert "header too large" in refused(file)
 
 
 @pytest.mark.parametrize("change", [-1, -1000, 1, 1000])
@@ -144,7 +143,7 @@ def test_a_file_cut_or_extended_is_refused(change: int, tmp_path: Path) -> None:
     content = (GOLDEN / "qwen3_vl" / "model.safetensors").read_bytes()
     file = tmp_path / "model.safetensors"
     file.write_bytes(content[:change] if change < 0 else content + bytes(change))
-    assert "its tensors end at byte" in refused(file)
+    assert "file not fully covered" in refused(file)
 
 
 def test_metadata_that_are_null_are_none(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_names_and_layouts_for_transformers_are_the_hubs(family: str, adapter: P
 def _bytes(stored: Any) -> bytes:
     with stored.file.open("rb") as file:
         file.seek(stored.start)
-        content: bytes = file.read(stored.end - stored.start)
+        content: bytes = file.read(stored.size)
         return content
 
 

@@ -15,10 +15,11 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlxpref.checkpoints.checkpoint import Checkpoint
+from mlxpref.checkpoints.files import RECORD
 from mlxpref.conversion import verify as verification
 from mlxpref.conversion.fidelity import Fidelity, answers_of, built_in_comparisons
 from mlxpref.conversion.quantize import LayerQuantization
-from mlxpref.conversion.verify import RECORD, Check, check_record, revision_of, source_answers, verify, write_record
+from mlxpref.conversion.verify import Check, check_record, revision_of, source_answers, verify, write_record
 from mlxpref.engine.vlm import load_vlm
 from mlxpref.errors import ModelError
 from tests.conftest import GOLDEN, write_adapter
