@@ -1,15 +1,15 @@
-"""Files of the Hugging Face hub, downloaded so that nothing is lost: gone on with where it stopped, and checked.
+"""The Hugging Face hub: what a repository holds, under which licence, and its files on this disk, whole and checked.
 
-huggingface_hub (2.4) begins a file anew when a command is run again, which at 31.7 GB is too late; so the content comes
-through its `http_get` into a file of one name, and into the hub cache through its `hf_hub_download`, which links what
-lies there already.
+Models come through huggingface_hub's `snapshot_download`. That begins an interrupted file anew when a command is run
+again (huggingface_hub 2.4, its issue 4196), which is too late at a data set's 32 GB: `download` resumes such files.
 """
 
 import errno
+import glob
 import hashlib
-import io
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -19,11 +19,9 @@ from mlxpref.errors import DataError
 from mlxpref.files import free_bytes
 from mlxpref.text import format_bytes
 
-__all__ = ["Destination", "HubFile", "HubRepository", "ask_hub", "check_space", "download"]
+__all__ = ["Destination", "HubFile", "HubRepository", "ask_hub", "check_space", "download", "download_snapshot"]
 
 RepositoryKind = Literal["dataset", "model"]
-Progress = Callable[["HubFile", int], None]
-"""Told how many bytes of a file are there, those of earlier runs included."""
 
 SPARE = 10**9
 """Bytes that must stay free where files are put."""
@@ -53,8 +51,8 @@ class HubRepository:
     revision: str | None = None
 
     def matching(self, patterns: Iterable[str]) -> list[HubFile]:
-        """The files whose paths match one of the patterns, in the patterns' order; each pattern has to match one."""
-        found: dict[HubFile, None] = {}
+        """The files whose paths match a pattern, in the patterns' order; DataError for a pattern without a file."""
+        files: dict[HubFile, None] = {}
         for pattern in patterns:
             matches = [file for file in self.files if fnmatchcase(file.path, pattern)]
             if not matches:
@@ -62,13 +60,13 @@ class HubRepository:
                     f"{self.hub_id}: the hub has no {pattern} there; mlxpref does not know its new layout yet, please "
                     "report it"
                 )
-            found |= dict.fromkeys(sorted(matches, key=lambda file: file.path))
-        return list(found)
+            files |= dict.fromkeys(sorted(matches, key=lambda file: file.path))
+        return list(files)
 
 
 @dataclass(frozen=True)
 class Destination:
-    """Where the files of a repository are put: into a folder in the hub's layout, or the hub cache (None)."""
+    """Where the files of a repository are put: into a folder in the hub's layout, or into the hub cache (None)."""
 
     repository: HubRepository
     folder: Path | None = None
@@ -101,119 +99,96 @@ class Destination:
         absent = {file.digest: file for file in files if not self.content(file).is_file()}
         return sum(max(0, file.size - _size(self.partial(file))) for file in absent.values())
 
-    def link(self, file: HubFile) -> Path:
-        """Give a file that is whole its path in the snapshot."""
-        if self.folder:
-            return self.content(file)
-        from huggingface_hub import hf_hub_download
-
-        repository = self.repository
-        # By the name of the revision, so that the cache knows it by this name when the hub cannot be asked.
-        revision = repository.revision
-        path = Path(hf_hub_download(repository.hub_id, file.path, repo_type=repository.kind, revision=revision))
-        if repository.commit not in path.parts:
-            raise DataError(f"{repository.hub_id} was changed on the hub meanwhile; run the same command again")
-        return path
-
 
 def ask_hub(hub_id: str, kind: RepositoryKind = "dataset", revision: str | None = None) -> HubRepository:
-    """What the hub says of a repository; DataError, one line, where it cannot be asked or does not tell.
-
-    `revision` is a branch, a tag or a commit; None is the main one.
-    """
+    """What the hub says of a repository at a branch, tag or commit, or now; DataError where it cannot be asked."""
     from huggingface_hub import HfApi
 
-    try:
+    with _translated(f"{hub_id}@{revision}" if revision else hub_id, kind):
         ask = HfApi().dataset_info if kind == "dataset" else HfApi().model_info
-        found = ask(hub_id, revision=revision, files_metadata=True, timeout=_ASK_SECONDS)
-    except Exception as error:  # the hub's transport library raises its own errors, and changes between releases
-        raise _explained(f"{hub_id}@{revision}" if revision else hub_id, kind, error) from error
+        info = ask(hub_id, revision=revision, files_metadata=True, timeout=_ASK_SECONDS)
     files = []
-    for sibling in found.siblings or []:
+    for sibling in info.siblings or []:
         digest = (sibling.lfs.sha256 if sibling.lfs else sibling.blob_id) or ""
         path = PurePosixPath(sibling.rfilename)
         if sibling.size is None or not _DIGEST.fullmatch(digest) or path.is_absolute() or ".." in path.parts:
             raise DataError(f"{hub_id}: what the hub states of {sibling.rfilename!r} cannot be used; check HF_ENDPOINT")
         files.append(HubFile(sibling.rfilename, sibling.size, digest))
-    licence = found.card_data.get("license") if found.card_data else None
-    return HubRepository(hub_id, kind, found.sha or "", str(licence) if licence else None, tuple(files), revision)
+    licence = info.card_data.get("license") if info.card_data else None
+    return HubRepository(hub_id, kind, info.sha or "", str(licence) if licence else None, tuple(files), revision)
 
 
-def check_space(place: Destination, files: Sequence[HubFile]) -> None:
+def check_space(destination: Destination, files: Sequence[HubFile]) -> None:
     """DataError if what is left of some files does not fit where they are put, with some space to spare."""
-    left = place.bytes_left(files)
-    free = free_bytes(place.root)
+    left = destination.bytes_left(files)
+    free = free_bytes(destination.root)
     if left and left + SPARE > free:
         raise DataError(
-            f"{place.root}: {format_bytes(left)} are to be downloaded and {format_bytes(SPARE)} must stay free, but "
-            f"only {format_bytes(free)} are; make room, or give another disk with {_ELSEWHERE[place.repository.kind]}"
+            f"{destination.root}: {format_bytes(left)} are to be downloaded and {format_bytes(SPARE)} must stay free, "
+            f"but only {format_bytes(free)} are free; make room, or give another disk with "
+            f"{_ELSEWHERE[destination.repository.kind]}"
         )
 
 
-def download(place: Destination, file: HubFile, progress: Progress = lambda file, done: None) -> Path:
-    """The path of a file that is whole and checked.
+def download_snapshot(repository: HubRepository, files: Sequence[HubFile]) -> Path:
+    """The folder in the hub cache that holds these files of a repository; DataError, one line, where that fails.
 
-    What an earlier run left is gone on with. What lies there already is checked as well. A file whose size or checksum
-    is not what the hub states is removed and is a DataError, as is whatever else goes wrong; each is one line.
+    Files that are there already are not downloaded again; a file that was interrupted begins anew.
     """
-    content, partial = place.content(file), place.partial(file)
-    try:
-        from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]  # it is exported lazily
+    from huggingface_hub import snapshot_download
 
+    # By the name of the revision, so that the cache knows it by this name when the hub cannot be asked.
+    with _translated(repository.hub_id, repository.kind):
+        snapshot = snapshot_download(
+            repository.hub_id,
+            repo_type=repository.kind,
+            revision=repository.revision,
+            allow_patterns=[glob.escape(file.path) for file in files],
+        )
+    return _same_commit(Path(snapshot), repository)
+
+
+def download(destination: Destination, file: HubFile) -> Path:
+    """The path of a file that is whole and checked; a download that was interrupted is resumed.
+
+    A file that is there already is checked as well. DataError, one line, for whatever goes wrong; a file whose size or
+    checksum is not what the hub states is removed.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]  # it is exported lazily
+
+    repository = destination.repository
+    content, partial = destination.content(file), destination.partial(file)
+    with _translated(repository.hub_id, repository.kind, file):
         partial.parent.mkdir(parents=True, exist_ok=True)
         with WeakFileLock(partial.with_suffix(".lock")):
-            is_here = content.is_file()
-            if not is_here:
-                _download(place.repository, file, partial, progress)
-            progress(file, file.size)
-            _check(file, content if is_here else partial)
-            if not is_here:
+            if content.is_file():
+                _check(file, content)
+            else:
+                _append_rest(repository, file, partial)
+                _check(file, partial)
                 content.parent.mkdir(parents=True, exist_ok=True)
                 partial.replace(content)
-        return place.link(file)
-    except DataError:
-        raise
-    except Exception as error:  # as above
-        raise _explained(place.repository.hub_id, place.repository.kind, error, file) from error
+        if destination.folder:
+            return content
+        # It gives a file in the cache its path in the snapshot.
+        path = hf_hub_download(repository.hub_id, file.path, repo_type=repository.kind, revision=repository.revision)
+    return _same_commit(Path(path), repository)
 
 
-def _download(repository: HubRepository, file: HubFile, partial: Path, progress: Progress) -> None:
+def _append_rest(repository: HubRepository, file: HubFile, partial: Path) -> None:
     """Append to what there is of a file until it is whole."""
     from huggingface_hub import hf_hub_url
-    from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import build_hf_headers, disable_progress_bars  # type: ignore[attr-defined]
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
     if _size(partial) > file.size:
         partial.unlink()
-    partial.touch()
-    # By the commit, as main may move; not compressed, as that could not be gone on with.
+    # By the commit, as main may move; not compressed, as a compressed stream cannot be resumed.
     url = hf_hub_url(repository.hub_id, file.path, repo_type=repository.kind, revision=repository.commit)
     headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
-    disable_progress_bars()
-    while (start := _size(partial)) < file.size:
-        try:
-            with _Watched(io.FileIO(partial, "r+"), lambda done: progress(file, done)) as target:
-                target.seek(start)
-                http_get(url, target, resume_size=start, headers=headers, expected_size=file.size)
-        except HfHubHTTPError:
-            raise
-        except Exception:  # http_get goes on after some breaks of a connection, not after all
-            if _size(partial) <= start:
-                raise
-
-
-class _Watched(io.BufferedRandom):
-    """A file that says how long it is whenever it grows."""
-
-    def __init__(self, raw: io.FileIO, say: Callable[[int], None]) -> None:
-        super().__init__(raw)
-        self._say = say
-
-    def write(self, content: bytes) -> int:  # type: ignore[override]
-        written = super().write(content)
-        self._say(self.tell())
-        return written
+    with partial.open("ab") as target:
+        http_get(url, target, resume_size=target.tell(), headers=headers, expected_size=file.size)
 
 
 def _check(file: HubFile, path: Path) -> None:
@@ -244,8 +219,28 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def _explained(hub_id: str, kind: RepositoryKind, error: Exception, file: HubFile | None = None) -> DataError:
-    """What went wrong between the hub and here, and what to do about it."""
+def _same_commit(path: Path, repository: HubRepository) -> Path:
+    """A path in the cache, if it belongs to the commit that the hub named before."""
+    if repository.commit not in path.parts:
+        raise DataError(f"{repository.hub_id} was changed on the hub meanwhile; run the same command again")
+    return path
+
+
+@contextmanager
+def _translated(hub_id: str, kind: RepositoryKind, file: HubFile | None = None) -> Iterator[None]:
+    """Whatever goes wrong between the hub and here as a DataError of one line, with what to do about it."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:  # the hub's transport library raises its own errors, and changes between releases
+        what = f"{hub_id}: {file.path}" if file else hub_id
+        kept = "; what was downloaded is kept, and the same command resumes it" if file else ""
+        raise DataError(f"{what}: {_reason(hub_id, kind, error)}{kept}") from error
+
+
+def _reason(hub_id: str, kind: RepositoryKind, error: Exception) -> str:
+    """What went wrong, and the remedy."""
     from huggingface_hub import constants
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -255,35 +250,28 @@ def _explained(hub_id: str, kind: RepositoryKind, error: Exception, file: HubFil
         RevisionNotFoundError,
     )
 
-    what = f"{hub_id}: {file.path}" if file else hub_id
-    kept = "; what was downloaded is kept, and the same command goes on from there" if file else ""
     hub = f"the hub at {constants.ENDPOINT}"
     page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{hub_id.partition('@')[0]}"
-    if isinstance(error, OfflineModeIsEnabled):
-        return DataError(f"{what}: HF_HUB_OFFLINE is set, so nothing is downloaded; unset it and run it again{kept}")
-    if isinstance(error, GatedRepoError):
-        return DataError(
-            f"{what}: its owners ask who wants it; agree to their terms at {page}, log in with `hf auth login` (or set "
-            "HF_TOKEN), and run it again"
-        )
-    if isinstance(error, RepositoryNotFoundError):
-        return DataError(
-            f"{what}: {hub} has no such {kind}, or it is not open to you; check HF_ENDPOINT, or log in with "
-            "`hf auth login`"
-        )
-    if isinstance(error, RevisionNotFoundError):
-        return DataError(f"{what}: {hub} has no such branch, tag or commit of it; choose one that {page} shows")
-    if isinstance(error, HfHubHTTPError):
-        status = error.response.status_code
-        remedy = "log in anew with `hf auth login`" if status in (401, 403) else "try again later"
-        return DataError(f"{what}: {hub} answered {status}; {remedy}{kept}")
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return DataError(f"{what}: no space left on the disk; make room{kept}")
-    if isinstance(error, OSError) and error.errno is not None and error.filename:
-        elsewhere = _ELSEWHERE[kind]
-        return DataError(
-            f"{error.filename}: {error.strerror}; correct that, or give another place with {elsewhere}{kept}"
-        )
-    return DataError(
-        f"{what}: {hub} was not reached, or stopped answering ({type(error).__name__}); check the connection{kept}"
-    )
+    match error:
+        case OfflineModeIsEnabled():
+            return "HF_HUB_OFFLINE is set, so nothing is downloaded; unset it and run it again"
+        case GatedRepoError():
+            return (
+                f"its owners ask who wants it; agree to their terms at {page}, log in with `hf auth login` (or set "
+                "HF_TOKEN), and run it again"
+            )
+        case RepositoryNotFoundError():
+            return (
+                f"{hub} has no such {kind}, or it is not open to you; check HF_ENDPOINT, or log in with `hf auth login`"
+            )
+        case RevisionNotFoundError():
+            return f"{hub} has no such branch, tag or commit of it; choose one that {page} shows"
+        case HfHubHTTPError():
+            status = error.response.status_code
+            remedy = "log in anew with `hf auth login`" if status in (401, 403) else "try again later"
+            return f"{hub} answered {status}; {remedy}"
+        case OSError(errno=errno.ENOSPC):
+            return "no space left on the disk; make room"
+        case OSError(errno=int(), filename=str() as path):
+            return f"{path}: {error.strerror}; correct that, or give another place with {_ELSEWHERE[kind]}"
+    return f"{hub} was not reached, or stopped answering ({type(error).__name__}); check the connection"

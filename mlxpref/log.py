@@ -8,15 +8,12 @@ Progress goes to the object that `showing` sets in the current context; by defau
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
-if TYPE_CHECKING:
-    from mlxpref.hub import HubFile
-
-__all__ = ["Progress", "download_progress", "logger", "showing", "track"]
+__all__ = ["Progress", "logger", "showing", "track"]
 
 T = TypeVar("T")
 
@@ -29,10 +26,6 @@ class Progress:
     def track(self, work: Iterable[T], count: int, what: str | Callable[[], str]) -> Iterator[T]:
         """Pass on at most `count` things; `what` names the work, a function is called whenever the name is shown."""
         return iter(work)
-
-    def download(self, files: Sequence["HubFile"]) -> AbstractContextManager[Callable[["HubFile", int], None]]:
-        """Give a function that is called with a file and how many bytes of it are there."""
-        return nullcontext(lambda file, done: None)
 
 
 _progress: ContextVar[Progress] = ContextVar("mlxpref_progress", default=Progress())  # noqa: B039  it has no state
@@ -51,8 +44,3 @@ def showing(progress: Progress) -> Iterator[None]:
 def track(work: Iterable[T], count: int, what: str | Callable[[], str]) -> Iterator[T]:
     """Pass on things as they come and show how many of `count` there were; see `Progress.track`."""
     return _progress.get().track(work, count, what)
-
-
-def download_progress(files: Sequence["HubFile"]) -> AbstractContextManager[Callable[["HubFile", int], None]]:
-    """Show how much of some files is there; see `Progress.download`."""
-    return _progress.get().download(files)

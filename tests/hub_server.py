@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
@@ -27,10 +27,14 @@ _TEXT = {".json", ".md", ".txt", ".jinja", ".gitattributes"}
 
 @dataclass(frozen=True)
 class Cut:
-    """A connection that breaks after so many bytes of a file: once, or for good (then the hub answers 503)."""
+    """A connection that breaks after so many bytes of a file: once, or for good (then the hub answers 503).
+
+    One that `hangs` stays open, with nothing more to come, until the server ends.
+    """
 
     at: int
     for_good: bool = False
+    hangs: bool = False
 
 
 @dataclass
@@ -94,6 +98,8 @@ class HubServer(ThreadingHTTPServer):
         self.requests: list[Request] = []
         self.cuts: set[str] = set()
         self.renamed: dict[str, str] = {}
+        self.hanging = Event()
+        self.ended = Event()
 
     @property
     def endpoint(self) -> str:
@@ -208,7 +214,7 @@ class _Handler(BaseHTTPRequestHandler):
             content, status = content[start:], 206
         if isinstance(fault, Cut) and path not in self.server.cuts and self.command == "GET":
             self.server.cuts.add(path)
-            return self._answer(content, status, headers, cut=max(0, fault.at - start))
+            return self._answer(content, status, headers, max(0, fault.at - start), fault.hangs)
         if isinstance(fault, Cut) and fault.for_good and self.command == "GET":
             return self._error(503, "Down")
         self._answer(content, status, headers)
@@ -225,7 +231,12 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(b"", status, {"X-Error-Code": code, "X-Error-Message": code})
 
     def _answer(
-        self, content: bytes, status: int = 200, headers: dict[str, str] | None = None, cut: int | None = None
+        self,
+        content: bytes,
+        status: int = 200,
+        headers: dict[str, str] | None = None,
+        cut: int | None = None,
+        hangs: bool = False,
     ) -> None:
         self.send_response(status)
         for name, value in (headers or {}).items():
@@ -237,6 +248,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content[:cut])
         if cut is not None and cut < len(content):
             self.close_connection = True
+        if hangs:
+            self.server.hanging.set()
+            self.server.ended.wait(60)
 
 
 @contextmanager
@@ -248,6 +262,7 @@ def serving(repositories: dict[str, Repository], far: bool = False) -> Iterator[
     try:
         yield server
     finally:
+        server.ended.set()
         server.shutdown()
         server.server_close()
         thread.join()

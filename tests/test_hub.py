@@ -1,22 +1,27 @@
 """Files from a hub of one's own: whole, checked, gone on with, and what is said when something is wrong."""
 
+import errno
 import hashlib
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, BinaryIO
+from typing import Any
 
 import pytest
 from huggingface_hub import constants, file_download, scan_cache_dir, snapshot_download
 
-from mlxpref import hub as downloads
+from mlxpref import hub as module
 from mlxpref.data.catalog import CATALOG, folder_of
 from mlxpref.errors import DataError
-from mlxpref.hub import Destination, HubFile, ask_hub, check_space, download
-from mlxpref.text import format_bytes
+from mlxpref.hub import Destination, HubFile, ask_hub, check_space, download, download_snapshot
 from tests.hub_server import TOKEN, Cut, HubServer, Repository, serving, use_hub
 
 HUB_ID = CATALOG["hpdv2"].hub_id
@@ -74,13 +79,10 @@ def test_the_hub_is_asked_once_for_everything(hub: HubServer, repository: Reposi
 
 
 def test_a_file_comes_whole_and_only_once(place: Destination, hub: HubServer) -> None:
-    told: list[int] = []
     for path in ("test.json", "test.tar.gz"):
-        found = download(place, the(place, path), lambda file, done: told.append(done))
+        found = download(place, the(place, path))
         assert found.read_bytes() == FILES[path]
         assert found == place.snapshot / path
-    assert told == sorted(told[:2]) + sorted(told[2:])
-    assert (told[-1], len(told) > 10) == (len(ARCHIVE), True)
     asked = len(hub.downloaded())
     assert download(place, the(place, "test.tar.gz")) == place.snapshot / "test.tar.gz"
     assert len(hub.downloaded()) == asked == 2
@@ -101,19 +103,21 @@ def test_what_is_in_the_cache_is_what_the_hubs_own_tools_find(hub: HubServer) ->
     assert found.size_on_disk == sum(map(len, FILES.values()))
 
 
-def test_a_model_comes_the_same_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_some_files_of_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "origin").mkdir()
-    (tmp_path / "origin" / "model.safetensors").write_bytes(ARCHIVE)
-    (tmp_path / "origin" / "config.json").write_bytes(b"{}")
+    for path in ("model.safetensors", "a[b].txt", "config.json"):
+        (tmp_path / "origin" / path).write_bytes(ARCHIVE)
     with serving({"some/model": Repository(tmp_path / "origin", "model")}) as server:
         use_hub(monkeypatch, server.endpoint, tmp_path / "cache")
-        place = Destination(ask_hub("some/model", "model"))
-        found = download(place, the(place, "model.safetensors"))
-        assert found.read_bytes() == ARCHIVE
-        assert found.parent == tmp_path / "cache" / "models--some--model" / "snapshots" / place.repository.commit
-        server.requests.clear()
-        assert snapshot_download("some/model") == str(found.parent)
-        assert server.downloaded() == ["config.json"]
+        repository = ask_hub("some/model", "model")
+        folder = download_snapshot(repository, repository.matching(["model.safetensors", "a*"]))
+        assert folder == tmp_path / "cache" / "models--some--model" / "snapshots" / repository.commit
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
+            "model.safetensors": ARCHIVE,
+            "a[b].txt": ARCHIVE,
+        }
+        with pytest.raises(DataError, match="was changed on the hub meanwhile"):
+            download_snapshot(replace(repository, commit="0" * 40), repository.files)
 
 
 def test_two_at_once_download_a_file_once(place: Destination, hub: HubServer) -> None:
@@ -133,30 +137,6 @@ def test_a_broken_connection_is_gone_on_with_at_once(
     assert ranges(hub) == [None, "bytes=5000-"]
 
 
-def test_a_break_that_the_hubs_own_client_gives_up_on_is_gone_on_with(
-    place: Destination, hub: HubServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As long as each attempt brings something; one that brings nothing is the end."""
-    sound, attempts = file_download.http_get, iter((1000, 2000, 0))
-
-    def fragile(url: str, target: BinaryIO, *, resume_size: int, **options: Any) -> None:
-        if (count := next(attempts, None)) is None:
-            return sound(url, target, resume_size=resume_size, **options)
-        target.write(ARCHIVE[resume_size:][:count])
-        raise ConnectionResetError
-
-    monkeypatch.setattr(file_download, "http_get", fragile)
-    file = the(place, "test.tar.gz")
-    with pytest.raises(
-        DataError, match=r"stopped answering \(ConnectionResetError\); check the connection; .* is kept"
-    ):
-        download(place, file)
-    assert place.partial(file).read_bytes() == ARCHIVE[:3000]
-    attempts = iter((1000, 1000))
-    assert download(place, file).read_bytes() == ARCHIVE
-    assert ranges(hub) == ["bytes=5000-"]
-
-
 def test_an_interrupted_download_is_gone_on_with_by_the_next_run(
     place: Destination, repository: Repository, hub: HubServer
 ) -> None:
@@ -172,25 +152,35 @@ def test_an_interrupted_download_is_gone_on_with_by_the_next_run(
     assert place.bytes_left([file]) == len(ARCHIVE) - 5000
     repository.faults.clear()
     hub.requests.clear()
-    told: list[int] = []
-    found = download(place, file, lambda file, done: told.append(done))
-    assert found.read_bytes() == ARCHIVE
-    assert ranges(hub) == ["bytes=5000-"]
-    assert min(told) == 6000
-
-
-def test_ctrl_c_keeps_what_came(place: Destination, hub: HubServer) -> None:
-    file = the(place, "test.tar.gz")
-
-    def interrupt(file: HubFile, done: int) -> None:
-        if done == 3000:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        download(place, file, interrupt)
-    assert place.partial(file).read_bytes() == ARCHIVE[:3000]
     assert download(place, file).read_bytes() == ARCHIVE
-    assert ranges(hub) == [None, "bytes=3000-"]
+    assert ranges(hub) == ["bytes=5000-"]
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
+def test_what_a_process_left_is_resumed(
+    end: signal.Signals, repository: Repository, hub: HubServer, tmp_path: Path
+) -> None:
+    """huggingface_hub's own download begins such a file anew."""
+    (repository.folder / "large.tar.gz").write_bytes(ARCHIVE * 10)
+    repository.faults["large.tar.gz"] = Cut(45_000, hangs=True)
+    program = (
+        "from pathlib import Path\nfrom huggingface_hub import constants\nconstants.DOWNLOAD_CHUNK_SIZE = 20_000\n"
+        "from mlxpref.hub import Destination, ask_hub, download\n"
+        f"destination = Destination(ask_hub({HUB_ID!r}), Path({str(tmp_path / 'mine')!r}))\n"
+        "download(destination, *destination.repository.matching(['large.tar.gz']))"
+    )
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
+    environment = kept | {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1"}
+    place = Destination(ask_hub(HUB_ID), tmp_path / "mine")
+    partial = place.partial(the(place, "large.tar.gz"))
+    with subprocess.Popen([sys.executable, "-c", program], env=environment, stderr=subprocess.DEVNULL) as process:
+        assert hub.hanging.wait(60)
+        while process.poll() is None and not (partial.is_file() and partial.stat().st_size == 40_000):
+            time.sleep(0.01)
+        process.send_signal(end)
+    hub.requests.clear()
+    assert download(place, the(place, "large.tar.gz")).read_bytes() == ARCHIVE * 10
+    assert ranges(hub) == ["bytes=40000-"]
 
 
 @pytest.mark.parametrize(
@@ -233,7 +223,7 @@ def test_a_part_longer_than_its_file_is_begun_anew(place: Destination) -> None:
 def test_a_full_disk_is_said_before(place: Destination, monkeypatch: pytest.MonkeyPatch) -> None:
     files = place.repository.files
     left = place.bytes_left(files)
-    for free, fits in ((left + downloads.SPARE, True), (left + downloads.SPARE - 1, False)):
+    for free, fits in ((left + module.SPARE, True), (left + module.SPARE - 1, False)):
         monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: SimpleNamespace(free=free))
         if fits:
             check_space(place, files)
@@ -245,14 +235,13 @@ def test_a_full_disk_is_said_before(place: Destination, monkeypatch: pytest.Monk
     check_space(place, files)
 
 
-def test_a_disk_that_fills_up_keeps_what_came(place: Destination, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(file: HubFile, done: int) -> None:
-        raise OSError(28, "No space left on device")
+def test_a_disk_that_fills_up(place: Destination, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: Any, **options: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(
-        DataError, match=r"test\.tar\.gz: no space left on the disk; make room; what was downloaded is kept"
-    ):
-        download(place, the(place, "test.tar.gz"), full)
+    monkeypatch.setattr(file_download, "http_get", full)
+    with pytest.raises(DataError, match=r"test\.tar\.gz: no space left on the disk; make room; what was downloaded is"):
+        download(place, the(place, "test.tar.gz"))
 
 
 def test_a_place_that_cannot_be_written_is_named(hub: HubServer, tmp_path: Path) -> None:
@@ -331,16 +320,3 @@ def test_a_data_set_that_changes_meanwhile(hub: HubServer) -> None:
     earlier = Destination(replace(place.repository, commit="0" * 40))
     with pytest.raises(DataError, match="was changed on the hub meanwhile; run the same command again"):
         download(earlier, the(place, "test.json"))
-
-
-def test_numbers_of_bytes() -> None:
-    counts = [0, 999, 1000, 2_500_000, 157_623_035, 31_679_865_064, 322_022_952_127]
-    assert [format_bytes(count) for count in counts] == [
-        "0 bytes",
-        "999 bytes",
-        "1.0 kB",
-        "2.5 MB",
-        "158 MB",
-        "31.7 GB",
-        "322 GB",
-    ]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from mlxpref.checkpoints.files import CONFIG, INDEX, PROCESSORS, RECORD, SIDE_FILES
 from mlxpref.errors import DataError, ModelError
-from mlxpref.hub import Destination, HubFile, HubRepository, ask_hub, check_space, download
-from mlxpref.log import download_progress, logger
+from mlxpref.hub import Destination, HubFile, HubRepository, ask_hub, check_space, download_snapshot
+from mlxpref.log import logger
 from mlxpref.text import format_bytes
 
 __all__ = ["ask_model", "cached_model", "download_model", "needed_bytes"]
@@ -56,26 +56,22 @@ def needed_bytes(repository: HubRepository) -> int:
 def download_model(repository: HubRepository) -> Path:
     """The folder of a model in the Hugging Face cache, after its download; ModelError, one line, where that fails.
 
-    Each file is gone on with where an earlier run stopped, and checked. The weights come last, so that a folder with
-    all of them has all else.
+    Files that are there already are not downloaded again. The weights come last, so that a folder with all of them has
+    all else.
     """
-    place = Destination(repository)
-    side = _side_files(repository)
+    destination = Destination(repository)
+    side_files = _side_files(repository)
     try:
         _check_complete(repository)
-        check_space(place, [*side, *_all_weights(repository)])
-        for file in side:
-            download(place, file)
-        weights = _weights(repository, place.snapshot / INDEX)
-        if left := place.bytes_left(weights):
-            logger.info(f"{repository.hub_id}: {format_bytes(left)} of weights to download into {place.root}")
-        with download_progress(weights) as progress:
-            for file in weights:
-                download(place, file, progress)
+        check_space(destination, [*side_files, *_all_weights(repository)])
+        download_snapshot(repository, side_files)
+        weights = _weights(repository, destination.snapshot / INDEX)
+        if left := destination.bytes_left(weights):
+            logger.info(f"{repository.hub_id}: {format_bytes(left)} of weights to download into {destination.root}")
+        return download_snapshot(repository, weights)
     except DataError as error:
         why = str(error).removeprefix(f"{repository.hub_id}: ")
         raise ModelError(f"{repository.hub_id}: {why}") from error
-    return place.snapshot
 
 
 def _side_files(repository: HubRepository) -> list[HubFile]:

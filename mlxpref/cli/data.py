@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["data"]
 
 
-def _known(ctx: click.Context, parameter: click.Parameter, value: str) -> "DataSet":
+def _data_set(ctx: click.Context, parameter: click.Parameter, value: str) -> "DataSet":
     """The data set of a name; not a click.Choice, which would load the readers when any command starts."""
     from mlxpref.data.catalog import data_set_of
 
@@ -29,7 +29,7 @@ def _known(ctx: click.Context, parameter: click.Parameter, value: str) -> "DataS
 
 
 @click.command(short_help="Download a public data set, or a part of it.")
-@click.argument("data_set", metavar="NAME", callback=_known)
+@click.argument("data_set", metavar="NAME", callback=_data_set)
 @click.option("--split", help="Which part.  [default: the test]")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the archives that this many preferences need.")
 @click.option(
@@ -42,72 +42,62 @@ def data(
 ) -> None:
     """Download a split of the public data set NAME: imagereward, hpdv2, pickapic (v2), pickapic_v1 or hpdv3.
 
-    Size and licence are shown first. What was interrupted goes on where it stopped, and every file is checked against
-    the hub's checksum.
+    Size and licence are shown first. An interrupted download is resumed, and every file is checked against the hub's
+    checksum.
     """
+    from huggingface_hub.constants import is_offline_mode
+
     from mlxpref.cli.output import note, print_json, print_text
     from mlxpref.hub import Destination, ask_hub
 
-    name = data_set.name
-    wanted = data_set.split(split) if split else data_set.splits[-1]
+    part = data_set.split(split) if split else data_set.splits[-1]
     if output is not None and output.exists() and not output.is_dir():
         raise ConfigError(f"--output {output}: is no folder; give another one")
-    if _is_offline():
-        result = _there_already(data_set, wanted, output)
+    if is_offline_mode():
+        result = _offline_result(data_set, part, output)
     else:
-        place = Destination(ask_hub(data_set.hub_id), output)
-        if not _agreed(data_set, wanted, place, limit, yes):
-            raise ConfigError(f"{name}: nothing was downloaded; agree with --yes")
-        result = _download(data_set, wanted, place, limit)
-    result |= {"next": _next_command(name, wanted.name, limit, output)}
+        destination = Destination(ask_hub(data_set.hub_id), output)
+        if not _agreed(data_set, part, destination, limit, yes):
+            raise ConfigError(f"{data_set.name}: nothing was downloaded; agree with --yes")
+        result = _download(part, destination, limit)
+    result |= {"next": _next_command(data_set.name, part.name, limit, output)}
     if as_json:
-        print_json({"data": name, "split": wanted.name, "limit": limit, **result})
+        print_json({"data": data_set.name, "split": part.name, "limit": limit, **result})
         return
     print_text(f"{len(result['files'])} files, {format_bytes(result['bytes'])}, in {result['folder']}")
     print_text(f"use them with: {result['next']}")
-    if wanted.beside:
-        note(f"its protocol reads {wanted.beside}, too: mlxpref data {name} --split {wanted.beside}{_to(output)}")
+    if part.beside:
+        to = f" --output {shlex.quote(str(output))}" if output else ""
+        note(f"its protocol reads {part.beside}, too: mlxpref data {data_set.name} --split {part.beside}{to}")
     if not result["checked"]:
         note("HF_HUB_OFFLINE is set: the hub was not asked, so these files were not checked")
 
 
-def _is_offline() -> bool:
-    from huggingface_hub.constants import is_offline_mode
-
-    return is_offline_mode()
-
-
-def _there_already(data_set: "DataSet", split: "Split", output: Path | None) -> dict[str, Any]:
+def _offline_result(data_set: "DataSet", split: "Split", output: Path | None) -> dict[str, Any]:
     """What of a split is here, without the hub; ConfigError where a kind of its files is missing."""
     from mlxpref.data.catalog import folder_of
 
     folder = folder_of(data_set.name, output, split.name)
-    found = {pattern: sorted(folder.glob(pattern)) for pattern in split.lists + split.images}
-    if missing := [pattern for pattern, paths in found.items() if not paths]:
+    files = {pattern: sorted(folder.glob(pattern)) for pattern in split.lists + split.images}
+    if missing := [pattern for pattern, paths in files.items() if not paths]:
         raise ConfigError(
             f"{folder}: has no {' and no '.join(missing)}, and HF_HUB_OFFLINE is set; unset it to download them"
         )
-    paths = [path for each in found.values() for path in each]
-    return {
-        "folder": str(folder),
-        "files": [path.relative_to(folder).as_posix() for path in paths],
-        "bytes": sum(path.stat().st_size for path in paths),
-        "downloaded": 0,
-        "checked": False,
-    }
+    paths = [path for each in files.values() for path in each]
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    return _result(folder, names, sum(path.stat().st_size for path in paths), downloaded=0, checked=False)
 
 
-def _agreed(data_set: "DataSet", split: "Split", place: "Destination", limit: int | None, yes: bool) -> bool:
+def _agreed(data_set: "DataSet", split: "Split", destination: "Destination", limit: int | None, yes: bool) -> bool:
     """Show what a download is, and ask unless there is nothing to ask."""
     from mlxpref.cli.output import note
 
-    repository = place.repository
+    repository = destination.repository
     files = repository.matching(split.lists + split.images)
-    whole, left = sum(file.size for file in files), place.bytes_left(files)
-    licence = repository.licence or data_set.licence
+    whole, left = sum(file.size for file in files), destination.bytes_left(files)
+    licence, here = repository.licence or data_set.licence, format_bytes(whole - left)
     note(f"{data_set.name}, split {split.name}: {repository.hub_id} on the hub, licence: {licence}")
-    here = format_bytes(whole - left)
-    note(f"{len(files)} files, {format_bytes(whole)}, of which {here} are here; into {place.root}")
+    note(f"{len(files)} files, {format_bytes(whole)}, of which {here} are here; into {destination.root}")
     if split.together:
         note("the images that are used are unpacked into the user's cache: if all are, that takes as much room again")
     if limit is not None and split.together:
@@ -117,35 +107,32 @@ def _agreed(data_set: "DataSet", split: "Split", place: "Destination", limit: in
     return left == 0 or yes or agree("Download it?")
 
 
-def _download(data_set: "DataSet", split: "Split", place: "Destination", limit: int | None) -> dict[str, Any]:
-    """Download what is needed; what was done, for a person or as JSON."""
+def _download(split: "Split", destination: "Destination", limit: int | None) -> dict[str, Any]:
+    """Download what is needed."""
     from mlxpref.cli.output import note
     from mlxpref.data.subset import files_for_limit
     from mlxpref.hub import check_space, download
-    from mlxpref.log import download_progress
 
-    lists, images = (place.repository.matching(patterns) for patterns in (split.lists, split.images))
+    lists, images = (destination.repository.matching(patterns) for patterns in (split.lists, split.images))
     by_path = {file.path: file for file in lists + images}
     done: list[HubFile] = []
     downloaded = 0
-    for paths in files_for_limit(split, [f.path for f in lists], [f.path for f in images], place.snapshot, limit):
+    for paths in files_for_limit(split, [f.path for f in lists], [f.path for f in images], destination.snapshot, limit):
         files = [by_path[path] for path in paths]
-        left = place.bytes_left(files)
-        check_space(place, files)
+        left = destination.bytes_left(files)
+        check_space(destination, files)
         names = f"{', '.join(paths[:3])}{' ...' if len(paths) > 3 else ''}"
         note(f"{names}: {format_bytes(left)} to download" if left else f"{names}: here already, to be checked")
-        with download_progress(files) as progress:
-            for file in files:
-                download(place, file, progress)
+        for file in files:
+            download(destination, file)
         done += files
         downloaded += left
-    return {
-        "folder": str(place.snapshot),
-        "files": [file.path for file in done],
-        "bytes": sum(file.size for file in done),
-        "downloaded": downloaded,
-        "checked": True,
-    }
+    size = sum(file.size for file in done)
+    return _result(destination.snapshot, [file.path for file in done], size, downloaded, checked=True)
+
+
+def _result(folder: Path, files: list[str], size: int, downloaded: int, checked: bool) -> dict[str, Any]:
+    return {"folder": str(folder), "files": files, "bytes": size, "downloaded": downloaded, "checked": checked}
 
 
 def _next_command(name: str, split: str, limit: int | None, output: Path | None) -> str:
@@ -154,7 +141,3 @@ def _next_command(name: str, split: str, limit: int | None, output: Path | None)
     part = f" --limit {limit}" if limit else ""
     verb = "train" if split == "train" else f"eval --split {split}"
     return f"mlxpref {verb} --data {name}{where}{part}"
-
-
-def _to(output: Path | None) -> str:
-    return f" --output {shlex.quote(str(output))}" if output else ""

@@ -9,26 +9,22 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    DownloadColumn,
     MofNCompleteColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
-    TransferSpeedColumn,
 )
 from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
-from mlxpref.hub import HubFile
 from mlxpref.log import Progress, logger, showing
-from mlxpref.text import CONTROL, UNDECODED, format_bytes, plain
+from mlxpref.text import CONTROL, UNDECODED, plain
 
 __all__ = ["note", "print_json", "print_table", "print_text", "show_on_stderr", "track_steps"]
 
@@ -92,7 +88,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title:
 def track_steps(reports: Iterable[Any], count: int) -> Iterator[Any]:
     """Pass on the reports of training steps (`training.StepReport`); show reward, accuracy, speed and the time left."""
     if sys.stderr.isatty():
-        with _bar(*_COUNTED) as progress:
+        with _bar() as progress:
             task = progress.add_task("training", total=count)
             for report in reports:
                 text = f"training: reward {report.reward:.2f}, accuracy {report.accuracy:.2f}{_speed(report)}"
@@ -141,7 +137,7 @@ class _Shown(Progress):
     def track(self, work: Iterable[T], count: int, what: str | Callable[[], str]) -> Iterator[T]:
         name = what if callable(what) else lambda: what
         if sys.stderr.isatty():
-            with _bar(*_COUNTED) as bar:
+            with _bar() as bar:
                 task = bar.add_task(plain(name()), total=count)
                 for item in work:
                     yield item
@@ -157,36 +153,15 @@ class _Shown(Progress):
                 shown = now
         note(f"{name()}: {done} of {count} in {time.monotonic() - started:.1f} s")
 
-    @contextlib.contextmanager
-    def download(self, files: Sequence[HubFile]) -> Iterator[Callable[[HubFile, int], None]]:
-        there = dict[str, int]()
-        shown = time.monotonic()
-        bar = _bar(DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(), disable=not sys.stderr.isatty())
 
-        def update(file: HubFile, done: int) -> None:
-            nonlocal shown
-            there[file.path] = done
-            doing = "checking " if done == file.size else ""
-            bar.update(task, completed=sum(there.values()), description=doing + plain(Path(file.path).name))
-            if bar.disable and time.monotonic() - shown >= _PLAIN_INTERVAL:
-                whole = format_bytes(sum(there.values()))
-                note(f"{file.path}: {format_bytes(done)} of {format_bytes(file.size)}, all {whole}")
-                shown = time.monotonic()
-
-        with bar:
-            task = bar.add_task("", total=sum(file.size for file in files))
-            yield update
-
-
-_COUNTED = (MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-
-
-def _bar(*columns: Any, disable: bool = False) -> Bar:
-    """A bar on stderr with these columns after it."""
+def _bar() -> Bar:
+    """A bar with counts and times, on stderr."""
     return Bar(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
-        *columns,
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
         console=Console(file=sys.stderr),
-        disable=disable,
     )

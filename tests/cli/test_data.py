@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,14 +16,13 @@ import pytest
 from click.testing import CliRunner, Result
 from huggingface_hub import constants
 
-from mlxpref.cli import main, output
+from mlxpref.cli import main
 from mlxpref.cli.data import data
 from mlxpref.data.catalog import CATALOG
 from mlxpref.data.load import load_preferences
 from tests.data_layouts import make_layout
 from tests.hub_server import Cut, HubServer, Repository, serving, use_hub
 
-COMMANDS = type(main)("mlxpref", commands={**main.commands, "data": data})
 TEST_FILES = ["images/test/test_1.zip", "images/test/test_2.zip", "metadata-test.parquet"]
 Serve = Callable[[str], HubServer]
 
@@ -44,7 +44,7 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
 
 
 def run(*arguments: object) -> Result:
-    return CliRunner().invoke(COMMANDS, ["data", *map(str, arguments)])
+    return CliRunner().invoke(main, ["data", *map(str, arguments)])
 
 
 def json_of(result: Result) -> Any:
@@ -81,7 +81,7 @@ def test_on_a_terminal_it_asks(serve: Serve, monkeypatch: pytest.MonkeyPatch, an
         asked.append(question)
         return answer
 
-    monkeypatch.setattr(sys.modules["mlxpref.cli.data"], "agree", ask)
+    monkeypatch.setattr(import_module("mlxpref.cli.data"), "agree", ask)  # `mlxpref.cli.data` is the command
     assert run("imagereward").exit_code == (0 if answer else 1)
     assert asked == ["Download it?"]
     assert bool(hub.downloaded()) == answer
@@ -243,15 +243,6 @@ def test_wrong_usage(serve: Serve, tmp_path: Path) -> None:
     assert "split 'valid': imagereward has train, validation, test" in error_of(run("imagereward", "--split", "valid"))
     (tmp_path / "file").write_text("")
     assert f"--output {tmp_path / 'file'}: is no folder" in error_of(run("imagereward", "--output", tmp_path / "file"))
-
-
-def test_progress_in_a_file(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A line now and then; here at every piece."""
-    hub = serve("imagereward")
-    monkeypatch.setattr(output, "_PLAIN_INTERVAL", 0)
-    lines = run("imagereward", "--yes").stderr.splitlines()
-    size = len(hub.repositories["THUDM/ImageRewardDB"].files["metadata-test.parquet"])
-    assert f"metadata-test.parquet: 1.0 kB of {size / 1000:.1f} kB, all 1.0 kB" in lines
 
 
 def test_from_an_empty_machine_to_an_adapter(serve: Serve, tmp_path: Path) -> None:
