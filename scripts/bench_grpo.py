@@ -33,6 +33,7 @@ from mlxpref.engine.rollout import Sampling, roll_out  # noqa: E402
 from mlxpref.engine.vlm import VLM, ComparisonInput  # noqa: E402
 from mlxpref.training.gradients import policy_gradient  # noqa: E402
 from mlxpref.training.loss import LossInputs  # noqa: E402
+from mlxpref.training.rewards import RewardMix  # noqa: E402
 from scripts.bench_common import (  # noqa: E402
     TEXT,
     PeerTrainer,
@@ -129,10 +130,18 @@ class Ours:
         """The loss of a group of completions and its gradient."""
         mask = mx.array(completions.mask)
         nothing = mx.zeros(self.case.group)
-        targets = LossInputs(mask, mask / mask.size, nothing, self.case.advantages, nothing)
-
-        descent = policy_gradient(self.vlm, [prompt], completions, targets, self.settings)
-        return descent.loss, descent.gradient
+        inputs = LossInputs(
+            prompts=[prompt],
+            completions=completions,
+            mix=RewardMix.parse(self.settings.reward),
+            mask=mask,
+            weights=mask / mask.size,
+            answer_weights=nothing,
+            advantages=self.case.advantages,
+            y=nothing,
+        )
+        result = policy_gradient(self.vlm, inputs, self.settings)
+        return result.loss, result.gradient
 
 
 def timed_step(side: Any, case: Case, number: int) -> Step:

@@ -40,7 +40,7 @@ def gradients(processes: ProcessGroup, out: str, changes: dict[str, Any]) -> Non
     """Save the gradient of the first step, and what its report says."""
     settings = settings_from(TrainSettings, DEMO | {"max_grad_norm": 1e9} | changes)
     vlm = mlxpref.load("demo", max_pixels=settings.max_pixels).vlm
-    trainer = Trainer(vlm, demo_preferences("train", 24), settings, {}, processes)
+    trainer = Trainer(vlm, demo_preferences("train", 24), settings, None, processes)
     rng = np.random.default_rng(1)  # half of a fresh adapter is zero, which would hide most of the gradient
     weights = sorted(adapter_weights(vlm.model).items())
     shifted = [(name, mx.array(rng.normal(0, 0.05, weight.shape), weight.dtype)) for name, weight in weights]
@@ -75,7 +75,7 @@ def drift(processes: ProcessGroup, out: str, by: float) -> None:
     """Save what becomes of adapters that differ between the processes."""
     settings = settings_from(TrainSettings, DEMO | {"think": False, "steps": 1, "save_every": 1, "learning_rate": 1e-9})
     vlm = mlxpref.load("demo").vlm
-    trainer = Trainer(vlm, demo_preferences("train", 8), settings, {}, processes)
+    trainer = Trainer(vlm, demo_preferences("train", 8), settings, None, processes)
     moved = {name: w + processes.rank * by for name, w in adapter_weights(vlm.model).items()}
     vlm.model.load_weights(list(moved.items()), strict=False)
     try:

@@ -30,7 +30,8 @@ class FusedLoRALinear(LoRALinear):  # type: ignore[misc]
         self.lora_b = mx.zeros((rank, outputs))
 
     def __call__(self, x: mx.array) -> mx.array:
-        y, low = self.linear(x), x @ self.lora_a  # (..., outputs), (..., rank)
+        y: mx.array = self.linear(x)  # (..., outputs)
+        low = x @ self.lora_a  # (..., rank)
         if x.dtype == self.lora_b.dtype:
             return mx.addmm(y, low, self.lora_b, alpha=self.scale)
         # In half precision the float32 product is rounded before it is added, as mlx-lm does it.

@@ -1,4 +1,4 @@
-"""Rewards of one's own: a function in a Python file, `--reward rewards.py:helpful`, alone or beside others.
+"""Custom rewards: a function in a Python file, `--reward rewards.py:helpful`, alone or beside others.
 
 The function is called once a group and returns one finite number a rollout:
 
@@ -12,109 +12,104 @@ completion took, and `preference`, the pair as it stands in the data (`mlxpref.p
 
 The policy gradient goes through all tokens, and none through `p_first`. Alone or beside `hard` the answers are sampled
 and stand in the texts; beside `soft` or `brier` (`--reward soft=1,rewards.py:helpful=0.5`) the texts end with
-`<answer>`, as the answer is integrated out.
+`<answer>`, as the answer is integrated out. What the file prints goes to stderr: stdout is for results.
 """
 
-import contextlib
-import importlib.util
 import inspect
 import math
+import runpy
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from mlxpref.data.images import load_image
 from mlxpref.errors import ConfigError, MlxprefError
-from mlxpref.training.rewards import reward_mix
+from mlxpref.training.rewards import CustomReward, RewardMix
 from mlxpref.training.sampler import TrainingComparison
 from mlxpref.verdict import Verdict
 
-__all__ = ["CustomReward", "load_reward", "load_rewards"]
-
-CustomReward = Callable[[TrainingComparison, Sequence[Verdict]], list[float]]
-"""What a group was shown, and its verdicts; one reward each."""
+__all__ = ["load_reward", "load_rewards"]
 
 
-def load_rewards(text: str) -> dict[str, CustomReward]:
-    """The rewards of a mix that are not ours, by name; ConfigError where the mix or one of them is none."""
-    return {name: load_reward(name) for name in reward_mix(text).own}
+def load_rewards(text: str) -> RewardMix:
+    """Return the mix that `--reward` names, with the functions of its custom rewards.
+
+    ConfigError where the text is no mix, or a custom reward cannot be loaded.
+    """
+    mix = RewardMix.parse(text)
+    return RewardMix(
+        tuple(replace(part, function=load_reward(part.name)) if part.name in mix.custom else part for part in mix.parts)
+    )
 
 
 def load_reward(name: str) -> CustomReward:
-    """The reward `file.py:function`; ConfigError where there is none or the file cannot be run."""
-    place, _, function_name = name.rpartition(":")
-    path = Path(place)
+    """Return the reward `file.py:function`; ConfigError where there is none or the file cannot be run."""
+    file, _, function_name = name.rpartition(":")
+    path = Path(file)
     if path.suffix != ".py" or not function_name.isidentifier():
         raise ConfigError(f"reward {name!r}: neither soft, brier, hard or score nor a file.py:function")
     if not path.is_file():
         raise ConfigError(f"reward {name}: no such file {path}")
-    function = getattr(_run_file(path), function_name, None)
+    function = _run_file(path).get(function_name)
     if not callable(function):
         raise ConfigError(f"reward {name}: {path} has no function {function_name}")
+    try:
+        parameters = inspect.signature(function).parameters
+        takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    except (TypeError, ValueError):  # a callable whose signature is not known
+        parameters, takes_any = {}, False  # type: ignore[assignment]
 
-    more = _more_that_it_takes(function)
-
-    def reward(lesson: TrainingComparison, verdicts: Sequence[Verdict]) -> list[float]:
-        comparison = lesson.comparison
-        given = {
+    def reward(comparison: TrainingComparison, verdicts: Sequence[Verdict]) -> list[float]:
+        shown = comparison.comparison
+        arguments = {
             "texts": [v.text for v in verdicts],
             "p_first": [v.p_first("soft") for v in verdicts],
-            "prompt": comparison.prompt,
-            "images": (load_image(comparison.first), load_image(comparison.second)),
-            "y": lesson.y,
+            "prompt": shown.prompt,
+            "images": (load_image(shown.first), load_image(shown.second)),
+            "y": comparison.y,
         }
-        offered = {"tokens": [v.tokens for v in verdicts], "preference": lesson.preference}
-        given |= {name: offered[name] for name in more}
+        optional = {"tokens": [v.tokens for v in verdicts], "preference": comparison.preference}
+        arguments |= {name: value for name, value in optional.items() if takes_any or name in parameters}
         try:
-            # What the function prints belongs to the notes: stdout is for results.
-            with contextlib.redirect_stdout(sys.stderr):
-                found = function(**given)
+            result = function(**arguments)
         except Exception as error:
             raise MlxprefError(f"{_line_of(error, path)}: the reward raised {type(error).__name__}: {error}") from error
-        return _checked(found, len(verdicts), name)
+        return _checked(result, len(verdicts), name)
 
     return reward
 
 
-def _more_that_it_takes(function: Callable[..., Any]) -> list[str]:
-    """What a function is given beside what every function is given: those that came later, where it has a place."""
+def _run_file(path: Path) -> dict[str, Any]:
+    """Return the names that a Python file defines; it is not imported, so no module of its name stays behind."""
     try:
-        taken = inspect.signature(function).parameters
-    except (TypeError, ValueError):  # it does not say
-        return []
-    anything = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in taken.values())
-    return [name for name in ("tokens", "preference") if anything or name in taken]
-
-
-def _run_file(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"mlxpref_reward_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up there
-    try:
-        spec.loader.exec_module(module)
+        return runpy.run_path(str(path), {"print": _print}, run_name=f"mlxpref_reward_{path.stem}")
     except Exception as error:
         raise ConfigError(f"{_line_of(error, path)}: cannot be run: {type(error).__name__}: {error}") from error
-    return module
+
+
+def _print(*values: object, **options: Any) -> None:
+    """Print to stderr unless a file is named."""
+    options.setdefault("file", sys.stderr)
+    print(*values, **options)
 
 
 def _line_of(error: Exception, path: Path) -> str:
-    """The file with the last of its lines that the error passed through."""
-    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == path.absolute()]
-    lines = lines or [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == path]
+    """Return the file with the last of its lines that the error passed through."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename) in (path, path.absolute())]
     line = lines[-1] if lines else getattr(error, "lineno", None)
     return f"{path}:{line}" if line else str(path)
 
 
-def _checked(found: Any, count: int, name: str) -> list[float]:
+def _checked(values: Any, count: int, name: str) -> list[float]:
+    """Return a custom reward's values as numbers; MlxprefError where they are not `count` finite ones."""
     try:
-        rewards = [float(reward) for reward in found]
+        rewards = [float(value) for value in values]
     except (TypeError, ValueError) as error:
-        raise MlxprefError(f"reward {name}: it must return {count} numbers, not {found!r:.100}") from error
+        raise MlxprefError(f"reward {name}: it must return {count} numbers, not {values!r:.100}") from error
     if len(rewards) != count or not all(map(math.isfinite, rewards)):
         raise MlxprefError(f"reward {name}: it must return {count} finite numbers, not {rewards!r:.100}")
     return rewards

@@ -1,8 +1,8 @@
 """The gradient of a step: a bounded number of completions at a time, and each prompt once.
 
 The loss is a sum over completions whose weights are those of the whole step, so what is computed together changes the
-result by the order of float additions only. Completions of one prompt that do not fit together are scored in turn
-behind its keys and values; what flows back into these is summed, and goes through the prompt once.
+result by the order of float additions only. Completions of one prompt that do not fit together run one part after the
+other behind its keys and values; their gradients by these are summed, and go through the prompt once.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,116 +14,122 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from mlxpref.config import TrainSettings
-from mlxpref.engine.logprobs import Completions, Logprobs, completion_logprobs, prefill
-from mlxpref.engine.vlm import VLM, ComparisonInput
+from mlxpref.engine.logprobs import completion_logprobs, prefill
+from mlxpref.engine.lora import adapter_off
+from mlxpref.engine.vlm import VLM
 from mlxpref.training.loss import LossInputs, step_loss
 
-__all__ = ["GradientResult", "logprobs_of", "policy_gradient"]
+__all__ = ["GradientResult", "policy_gradient", "policy_logprobs", "reference_logprobs"]
+
+Part = tuple[mx.array, mx.array, mx.array]
+"""Of some completions: the loss (), how many tokens were clipped (), their log-probabilities (R, T)."""
 
 
 @dataclass(frozen=True)
 class GradientResult:
-    """The loss of R completions, its gradient, their log-probabilities (R, T), and how many tokens were clipped."""
+    """The loss () of R completions, its gradient, their log-probabilities (R, T), how many tokens were clipped ().
+
+    The gradient is a tree of arrays like the model's trainable weights.
+    """
 
     loss: mx.array
-    gradient: dict[str, Any]
+    gradient: Any
     logprobs: mx.array
     clipped: mx.array
 
 
-def policy_gradient(
-    vlm: VLM, prompts: Sequence[ComparisonInput], completions: Completions, targets: LossInputs, settings: TrainSettings
-) -> GradientResult:
-    """The gradient by the model's trainable weights, `settings.micro_batch` completions at a time."""
-    found: list[tuple[mx.array, mx.array, mx.array]] = []
-    gradient: Any = None
-    group = len(completions.lengths) // len(prompts)
-    for some, rows in _batches(len(prompts), group, settings.micro_batch):
-        part = completions.part(rows)
-        each = _one_group_in_parts if group > settings.micro_batch else _whole_groups
-        parts, added = each(vlm, prompts[some], part, targets.part(rows, part.tokens.shape[1]), settings)
-        gradient = added if gradient is None else tree_map(mx.add, gradient, added)
-        found += [(loss, clipped, _widened(logprobs, completions)) for loss, clipped, logprobs in parts]
-        mx.eval(gradient, found)
-    loss, clipped, logprobs = ([each[number] for each in found] for number in range(3))
-    return GradientResult(mx.stack(loss).sum(), gradient, mx.concatenate(logprobs), mx.stack(clipped).sum())
+def policy_gradient(vlm: VLM, inputs: LossInputs, settings: TrainSettings) -> GradientResult:
+    """Return the gradient by the trainable weights, from `settings.micro_batch` completions at a time.
+
+    It is 0 where there are no completions: another process may have some.
+    """
+    weights = vlm.model.trainable_parameters()
+    gradient: Any = tree_map(mx.zeros_like, weights)
+    if not inputs.prompts:
+        return GradientResult(mx.array(0.0), gradient, mx.zeros((0, 0)), mx.array(0))
+    parts: list[Part] = []
+    for some, rows in _batches(inputs, settings.micro_batch):
+        batch = inputs.part(some, rows)
+        of_batch = _one_group_in_parts if rows.stop - rows.start > settings.micro_batch else _whole_groups
+        new, added = of_batch(vlm, batch, settings)
+        gradient = added if not parts else tree_map(mx.add, gradient, added)
+        parts += [(loss, clipped, _padded(logprobs, inputs)) for loss, clipped, logprobs in new]
+        mx.eval(gradient, parts)
+    losses, clipped, logprobs = (list(each) for each in zip(*parts, strict=True))
+    return GradientResult(mx.stack(losses).sum(), gradient, mx.concatenate(logprobs), mx.stack(clipped).sum())
 
 
-def logprobs_of(
-    vlm: VLM, prompts: Sequence[ComparisonInput], completions: Completions, settings: TrainSettings
-) -> mx.array:
-    """The log-probabilities (R, T) of completions without a gradient, by the same arithmetic as `policy_gradient`."""
-    found = []
-    group = len(completions.lengths) // len(prompts)
-    for some, rows in _batches(len(prompts), group, settings.micro_batch):
-        reads = prefill(vlm, prompts[some], settings.recompute)
+def policy_logprobs(vlm: VLM, inputs: LossInputs, settings: TrainSettings) -> mx.array:
+    """Return the log-probabilities (R, T) without a gradient, by the same arithmetic as `policy_gradient`."""
+    parts = []
+    for some, rows in _batches(inputs, settings.micro_batch):
+        prompts = prefill(vlm, inputs.prompts[some], settings.recompute)
         for chunk in _chunks(rows, settings.micro_batch):
-            scores = completion_logprobs(vlm, reads, completions.part(chunk), settings.temperature, settings.recompute)
-            found.append(_widened(scores.logprobs, completions))
-            mx.eval(found[-1])
-    return mx.concatenate(found)
+            completions = inputs.completions.part(chunk)
+            scored = completion_logprobs(vlm, prompts, completions, settings.temperature, settings.recompute)
+            parts.append(_padded(scored.logprobs, inputs))
+            mx.eval(parts[-1])
+    return mx.concatenate(parts)
 
 
-Found = list[tuple[mx.array, mx.array, mx.array]]
-"""The loss, the clipped tokens and the log-probabilities of some completions at a time."""
+def reference_logprobs(vlm: VLM, inputs: LossInputs, settings: TrainSettings) -> mx.array | None:
+    """Return the log-probabilities (R, T) of the model without the adapter; None where there are no completions."""
+    if not inputs.prompts:
+        return None
+    with adapter_off(vlm.model):
+        return policy_logprobs(vlm, inputs, settings)
 
 
-def _whole_groups(
-    vlm: VLM, prompts: Sequence[ComparisonInput], completions: Completions, targets: LossInputs, settings: TrainSettings
-) -> tuple[Found, Any]:
+def _whole_groups(vlm: VLM, inputs: LossInputs, settings: TrainSettings) -> tuple[list[Part], Any]:
     """Whole groups, forward and backward at once."""
 
-    def objective(_: nn.Module) -> tuple[mx.array, mx.array, mx.array]:
-        reads = prefill(vlm, prompts, settings.recompute)
-        scores = completion_logprobs(vlm, reads, completions, settings.temperature, settings.recompute)
-        return *step_loss(scores, targets, settings), scores.logprobs
+    def objective(_: nn.Module) -> Part:
+        prompts = prefill(vlm, inputs.prompts, settings.recompute)
+        scored = completion_logprobs(vlm, prompts, inputs.completions, settings.temperature, settings.recompute)
+        return *step_loss(scored, inputs, settings), scored.logprobs
 
-    found, gradient = nn.value_and_grad(vlm.model, objective)(vlm.model)
-    return [found], gradient
+    part, gradient = nn.value_and_grad(vlm.model, objective)(vlm.model)
+    return [part], gradient
 
 
-def _one_group_in_parts(
-    vlm: VLM, prompts: Sequence[ComparisonInput], completions: Completions, targets: LossInputs, settings: TrainSettings
-) -> tuple[Found, Any]:
+def _one_group_in_parts(vlm: VLM, inputs: LossInputs, settings: TrainSettings) -> tuple[list[Part], Any]:
     """One group, some of its completions at a time."""
-    reads = prefill(vlm, prompts, recompute=False)
-    mx.eval(reads.arrays)
+    prompt = prefill(vlm, inputs.prompts, recompute=False)
+    mx.eval(prompt.arrays)
     weights = vlm.model.trainable_parameters()
-    found: Found = []
-    gradient: Any = None
-    for rows in _chunks(slice(0, len(completions.lengths)), settings.micro_batch):
-        part = completions.part(rows)
-        wanted = targets.part(rows, part.tokens.shape[1])
+    parts: list[Part] = []
+    gradient: Any = None  # by the weights, and by the prompt's keys, values and states
+    for rows in _chunks(slice(0, len(inputs.completions.lengths)), settings.micro_batch):
+        chunk = inputs.part(slice(0, 1), rows)
 
-        def objective(
-            weights: Any, arrays: list[mx.array], part: Completions = part, wanted: LossInputs = wanted
-        ) -> Any:
+        def objective(weights: Any, arrays: list[mx.array], some: LossInputs = chunk) -> Part:
             vlm.model.update(weights)
-            scores: Logprobs = completion_logprobs(
-                vlm, reads.of(arrays), part, settings.temperature, settings.recompute
+            scored = completion_logprobs(
+                vlm, prompt.of(arrays), some.completions, settings.temperature, settings.recompute
             )
-            return *step_loss(scores, wanted, settings), scores.logprobs
+            return *step_loss(scored, some, settings), scored.logprobs
 
-        one, added = mx.value_and_grad(objective, argnums=(0, 1))(weights, reads.arrays)
+        part, added = mx.value_and_grad(objective, argnums=(0, 1))(weights, prompt.arrays)
         gradient = added if gradient is None else tree_map(mx.add, gradient, added)
-        found.append(one)
-        mx.eval(_in_layers(*gradient), found)
+        parts.append(part)
+        mx.eval(_by_layer(*gradient), parts)
     vlm.model.update(weights)
     by_weights, by_arrays = gradient
     names, values = zip(*tree_flatten(weights), strict=True)
 
-    def again(*values: mx.array) -> list[mx.array]:
+    def prompt_arrays(*values: mx.array) -> list[mx.array]:
         vlm.model.update(tree_unflatten(list(zip(names, values, strict=True))))
-        return prefill(vlm, prompts, settings.recompute).arrays
+        return prefill(vlm, inputs.prompts, settings.recompute).arrays
 
-    _, through = mx.vjp(again, list(values), by_arrays)
+    _, through_prompt = mx.vjp(prompt_arrays, list(values), by_arrays)
     vlm.model.update(weights)
     direct = dict(tree_flatten(by_weights))
-    return found, tree_unflatten([(name, direct[name] + more) for name, more in zip(names, through, strict=True)])
+    total = [(name, direct[name] + more) for name, more in zip(names, through_prompt, strict=True)]
+    return parts, tree_unflatten(total)
 
 
-def _in_layers(by_weights: Any, by_arrays: Sequence[mx.array]) -> list[mx.array]:
-    """Gradients by weights, and by `Read.arrays`, in the order of layers: the order in which they are evaluated.
+def _by_layer(by_weights: Any, by_arrays: Sequence[mx.array]) -> list[mx.array]:
+    """Gradients by weights, and by `PromptState.arrays`, in the order of layers: the order of their evaluation.
 
     One kind after the other, what only the second kind needs of every layer would exist until the first is done: two
     to three times the memory.
@@ -135,11 +141,12 @@ def _in_layers(by_weights: Any, by_arrays: Sequence[mx.array]) -> list[mx.array]
     return [*(value for layer in layers for value in layer), by_arrays[-1]]
 
 
-def _batches(count: int, group: int, rows: int) -> Iterator[tuple[slice, slice]]:
-    """Prompts that run together, and their completions: whole groups within a bound on rows, at least one."""
-    size = max(1, rows // group)
-    for start in range(0, count, size):
-        end = min(start + size, count)
+def _batches(inputs: LossInputs, micro_batch: int) -> Iterator[tuple[slice, slice]]:
+    """Prompts that run together, and their rows: whole groups within a bound on rows, at least one group."""
+    group = len(inputs.completions.lengths) // len(inputs.prompts)
+    size = max(1, micro_batch // group)
+    for start in range(0, len(inputs.prompts), size):
+        end = min(start + size, len(inputs.prompts))
         yield slice(start, end), slice(start * group, end * group)
 
 
@@ -148,5 +155,6 @@ def _chunks(rows: slice, size: int) -> Iterator[slice]:
         yield slice(start, min(start + size, rows.stop))
 
 
-def _widened(logprobs: mx.array, completions: Completions) -> mx.array:
-    return mx.pad(logprobs, [(0, 0), (0, completions.tokens.shape[1] - logprobs.shape[1])])
+def _padded(logprobs: mx.array, inputs: LossInputs) -> mx.array:
+    """(R, T of a part) to (R, T) of all."""
+    return mx.pad(logprobs, [(0, 0), (0, inputs.completions.tokens.shape[1] - logprobs.shape[1])])

@@ -1,22 +1,20 @@
-"""What the rollouts of a step earn, and what they teach: P groups of G rollouts, as arrays (P, G)."""
+"""What the rollouts of a step earn and teach: P groups of G rollouts, as arrays (P, G)."""
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mlxpref.config import TrainSettings
-from mlxpref.engine.template import Form
-from mlxpref.training.custom_reward import CustomReward
+from mlxpref.distributed import SINGLE_PROCESS, ProcessGroup
 from mlxpref.training.grpo import group_advantages, leave_one_out_advantages
-from mlxpref.training.rewards import EXACT_REWARDS, hard_reward, length_reward, reward_mix, score_reward
-from mlxpref.training.sampler import TrainingComparison
+from mlxpref.training.rewards import EXACT_REWARDS, RewardMix, RewardPart, agreement_reward, length_reward
+from mlxpref.training.rollouts import RolloutGroups
 from mlxpref.verdict import Verdict, is_well_formed, written_answer, written_scores
 
-__all__ = ["GroupRewards", "component_names", "form_of", "reward_groups"]
+__all__ = ["GroupRewards", "component_names", "reward_groups"]
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -25,152 +23,111 @@ _NEGLIGIBLE = 1e-6
 
 @dataclass(frozen=True)
 class GroupRewards:
-    """Rewards and advantages (P, G), and what is said of them.
+    """The rewards and advantages of P groups of G rollouts, and what they follow from.
 
-    `parts` (P, G, K): what each reward of the mix gives before its weight, in the order of `component_names`; `right`:
-    whether a rollout leans to the majority's side; `well_formed`: whether its form is right; `truncated`: whether it
-    ran out of tokens; `answered`: whether its answer position has a gradient of its own; `counted`: whether its tokens
-    are learned from; `signal` (P,): whether a group's rewards teach anything; `taught` (P,): whether anything of it
+    `rewards`, `advantages` (P, G).
+    `components` (P, G, K): each reward before its weight, in the order of `component_names`.
+    `correct` (P, G): whether a rollout leans to the majority's side; `well_formed` (P, G): whether its form is right.
+    `answered` (P, G): whether its answer position has a gradient of its own.
+    `in_loss` (P, G): whether its tokens are learned from.
+    `has_advantage` (P,): whether the rewards of a group teach anything; `has_gradient` (P,): whether anything of it
     does, the divergence from the reference included.
     """
 
     rewards: Floats
-    parts: Floats
+    components: Floats
     advantages: Floats
-    right: Bools
+    correct: Bools
     well_formed: Bools
-    truncated: Bools
     answered: Bools
-    counted: Bools
-    signal: Bools
-    taught: Bools
-
-    def only(self, groups: Sequence[int]) -> "GroupRewards":
-        """Those of some groups, by number."""
-        return GroupRewards(**{f.name: getattr(self, f.name)[list(groups)] for f in fields(self)})
-
-    def to_json(self) -> dict[str, Any]:
-        """The arrays as lists."""
-        return {f.name: getattr(self, f.name).tolist() for f in fields(self)}
-
-    @classmethod
-    def from_json(cls, told: Mapping[str, Any]) -> "GroupRewards":
-        """What `to_json` gave of at least one group."""
-        return cls(**{name: np.array(value) for name, value in told.items()})
+    in_loss: Bools
+    has_advantage: Bools
+    has_gradient: Bools
 
     def __add__(self, others: "GroupRewards") -> "GroupRewards":
-        """These groups, and then others."""
-        pairs = {f.name: (getattr(self, f.name), getattr(others, f.name)) for f in fields(self)}
-        return GroupRewards(**{name: np.concatenate(pair) for name, pair in pairs.items()})
+        """Return those of these groups, and then of others."""
+        return GroupRewards(*(np.concatenate([getattr(self, f.name), getattr(others, f.name)]) for f in fields(self)))
+
+    def select(self, groups: Sequence[int]) -> "GroupRewards":
+        """Return those of some groups, by index."""
+        return GroupRewards(*(getattr(self, f.name)[list(groups)] for f in fields(self)))
 
 
-def form_of(settings: TrainSettings) -> Form:
-    """The form of answer that a reward needs."""
-    return "scores" if "score" in reward_mix(settings.reward).names else "choice"
-
-
-def component_names(settings: TrainSettings) -> tuple[str, ...]:
-    """What the rewards that are added up are called: those of the mix, and `length` where there is a budget."""
-    return reward_mix(settings.reward).names + (("length",) if settings.length_budget else ())
+def component_names(mix: RewardMix, settings: TrainSettings) -> tuple[str, ...]:
+    """Return the names of the rewards that are added up: those of the mix, and `length` where there is a budget."""
+    return mix.names + (("length",) if settings.length_budget else ())
 
 
 def reward_groups(
-    settings: TrainSettings,
-    lessons: Sequence[TrainingComparison],
-    verdicts: Sequence[Sequence[Verdict]],
-    truncated: Bools,
-    own: Mapping[str, CustomReward] | None = None,
+    groups: RolloutGroups, settings: TrainSettings, mix: RewardMix, processes: ProcessGroup = SINGLE_PROCESS
 ) -> GroupRewards:
-    """What groups of verdicts earn, of which some were `truncated` (P, G); `own` are the rewards that are not ours.
+    """Return what groups of rollouts earn.
 
-    A truncated completion keeps its reward and its place in its group, as in TRL; masking leaves out what it teaches.
+    Every process computes all rewards from the same rollouts; custom ones, which may be slow or drawn at random, each
+    process computes for its share. A truncated completion keeps its reward and its place in its group, as in TRL;
+    `mask_truncated` leaves out what it teaches.
     """
-    mix = reward_mix(settings.reward)
-    said = _Said(settings, lessons, verdicts)
-    of_ours = {"score": said.score, "hard": said.hard}
-    parts = []
-    for name in mix.names:
-        if name in mix.own:
-            reward = (own or {})[name]
-            parts.append(np.array([reward(le, group) for le, group in zip(lessons, verdicts, strict=True)]))
-        else:
-            parts.append(said.integrated(EXACT_REWARDS[name]) if name in EXACT_REWARDS else of_ours[name]())
+    verdicts = groups.verdicts
+    p1, p2 = _array(verdicts, lambda v: v.p_label_first), _array(verdicts, lambda v: v.p_label_second)
+    y = np.broadcast_to(np.array([[c.y] for c in groups.comparisons]), p1.shape)
+    reached = p1 + p2 > 0
+    lean = p1 - p2 if mix.exact else _array(verdicts, _score_margin if mix.form == "scores" else _answer_margin)
+    ending = "1</answer>" if mix.exact else ""  # where the answer is integrated out, none was written
+    well_formed = _array(verdicts, lambda v: is_well_formed(v.text + ending, mix.form, settings.think)) > 0
+
+    def component(part: RewardPart) -> Floats:
+        if part.function:
+            return _custom_rewards(part, groups, processes)
+        if part.name in EXACT_REWARDS:
+            safe = np.where(reached, p1, 0.5), np.where(reached, p2, 0.5)
+            return np.where(reached, EXACT_REWARDS[part.name](*safe, y, settings.format_weight), 0.0)
+        return agreement_reward(lean, y, well_formed, settings.format_weight)
+
+    components = [component(part) for part in mix.parts]  # K of (P, G)
     weights = [part.weight for part in mix.parts]
     if settings.length_budget:
-        tokens = np.array([[v.tokens for v in group] for group in verdicts])
-        parts.append(length_reward(tokens, settings.length_budget, settings.max_tokens))
+        tokens = _array(verdicts, lambda v: v.tokens)
+        components.append(length_reward(tokens, settings.length_budget, settings.max_tokens))
         weights.append(1.0)
-    rewards: Floats = sum((w * part for w, part in zip(weights[1:], parts[1:], strict=True)), weights[0] * parts[0])
-    advantages_of = leave_one_out_advantages if mix.exact and rewards.shape[1] > 1 else group_advantages
-    advantages = advantages_of(rewards)
-    counted = ~truncated if settings.mask_truncated else np.ones_like(truncated)
-    answered = said.reached & mix.exact
+    rewards = np.asarray(sum(weight * each for weight, each in zip(weights, components, strict=True)))
+    advantages = leave_one_out_advantages(rewards) if mix.exact else group_advantages(rewards)
+    in_loss = ~np.array(groups.truncated) if settings.mask_truncated else np.ones_like(reached)
+    answered = reached & mix.exact
     # A label that is certain has no gradient left.
-    uncertain = said.p1 * (1 - said.p1) + said.p2 * (1 - said.p2) > _NEGLIGIBLE
-    teaching = (np.abs(advantages) > _NEGLIGIBLE) & counted | answered & uncertain
-    signal = np.asarray(teaching.any(axis=1))
+    uncertain = p1 * (1 - p1) + p2 * (1 - p2) > _NEGLIGIBLE
+    has_advantage = np.any((np.abs(advantages) > _NEGLIGIBLE) & in_loss | answered & uncertain, axis=1)
     return GroupRewards(
         rewards=rewards,
-        parts=np.stack(parts, axis=-1),
+        components=np.stack(components, axis=-1),
         advantages=advantages,
-        right=np.sign(said.lean) == np.sign(said.y - 0.5),
-        well_formed=said.well_formed,
-        truncated=truncated,
+        correct=np.sign(lean) == np.sign(y - 0.5),
+        well_formed=well_formed,
         answered=answered,
-        counted=counted,
-        signal=signal,
-        taught=signal | np.bool_(settings.kl > 0),
+        in_loss=in_loss,
+        has_advantage=has_advantage,
+        has_gradient=has_advantage | np.bool_(settings.kl > 0),
     )
 
 
-class _Said:
-    """What verdicts say, as arrays (P, G), and what our own rewards give for it."""
+def _custom_rewards(part: RewardPart, groups: RolloutGroups, processes: ProcessGroup) -> Floats:
+    """The values (P, G) of a custom reward, whose function is called once a group, by one process."""
+    assert part.function
+    verdicts = groups.verdicts
+    mine = [part.function(groups.comparisons[i], verdicts[i]) for i in processes.shard(len(groups))]
+    return np.array([values for each in processes.all_gather(mine) for values in each])
 
-    def __init__(
-        self, settings: TrainSettings, lessons: Sequence[TrainingComparison], verdicts: Sequence[Sequence[Verdict]]
-    ) -> None:
-        self._verdicts, self._weight = verdicts, settings.format_weight
-        self.exact = reward_mix(settings.reward).exact
-        self.form = form_of(settings)
-        self.p1: Floats = np.array([[v.p_label_first for v in group] for group in verdicts])
-        self.p2: Floats = np.array([[v.p_label_second for v in group] for group in verdicts])
-        self.y = np.broadcast_to(np.array([[lesson.y] for lesson in lessons]), self.p1.shape)
-        ending = "1</answer>" if self.exact else ""
-        self.well_formed = np.array(
-            [[is_well_formed(v.text + ending, self.form, settings.think) for v in group] for group in verdicts]
-        )
-        self.reached = self.p1 + self.p2 > 0
 
-    @cached_property
-    def lean(self) -> Floats:
-        """Above 0 where the first image is preferred, below where the second is; 0 or not a number for neither."""
-        if self.exact:
-            return self.p1 - self.p2
-        if self.form == "scores":
-            return self._margins
-        lean: Floats = np.where(self._answers == 0, 0.0, 1.5 - self._answers)
-        return lean
+def _array(verdicts: Sequence[Sequence[Verdict]], value: Callable[[Verdict], float]) -> Floats:
+    """One number a verdict, (P, G)."""
+    return np.array([[value(verdict) for verdict in group] for group in verdicts], np.float64)
 
-    @cached_property
-    def _answers(self) -> NDArray[np.int64]:
-        return np.array([[written_answer(v.text) or 0 for v in group] for group in self._verdicts])
 
-    @cached_property
-    def _margins(self) -> Floats:
-        scores = [[written_scores(v.text) or (np.nan, np.nan) for v in group] for group in self._verdicts]
-        return np.array([[first - second for first, second in group] for group in scores])
+def _answer_margin(verdict: Verdict) -> float:
+    """1/2 where a completion wrote the first label, -1/2 where the second, NaN where it is unreadable."""
+    return 1.5 - (written_answer(verdict.text) or math.nan)
 
-    def integrated(self, reward: Callable[..., object]) -> Floats:
-        """A reward that is a function of the labels' probabilities; 0 where no answer position was reached."""
-        safe = np.where(self.reached, self.p1, 0.5), np.where(self.reached, self.p2, 0.5)
-        earned: Floats = reward(*safe, self.y, self._weight)  # type: ignore[assignment]
-        found: Floats = np.where(self.reached, earned, 0.0)
-        return found
 
-    def hard(self) -> Floats:
-        """The reward of written answers."""
-        return hard_reward(self._answers, self.y, self.well_formed, self._weight)
-
-    def score(self) -> Floats:
-        """The reward of written scores."""
-        return score_reward(self._margins, self.y, self.well_formed, self._weight)
+def _score_margin(verdict: Verdict) -> float:
+    """The score that a completion wrote for the first image minus that for the second; NaN where unreadable."""
+    first, second = written_scores(verdict.text) or (math.nan, math.nan)
+    return first - second

@@ -29,30 +29,28 @@ Floats = NDArray[np.float64]
 
 
 def group_advantages(rewards: Floats) -> Floats:
-    """Return each reward minus its group's mean, over its group's standard deviation (n - 1): GRPO's own.
+    """Return each reward minus its group's mean, over its group's standard deviation (n - 1), as GRPO defines it.
 
-    (P, G) -> (P, G). A group whose rewards are all equal teaches nothing: its row is zero.
+    (P, G) -> (P, G), G at least 2. A group whose rewards are all equal teaches nothing: its row is zero.
     """
     centred: Floats = rewards - rewards.mean(axis=1, keepdims=True)
-    if rewards.shape[1] < 2:
-        return centred
     deviation: Floats = rewards.std(axis=1, ddof=1, keepdims=True)
     return centred / (deviation + 1e-4)
 
 
 def leave_one_out_advantages(rewards: Floats) -> Floats:
-    """Each reward minus the mean of the other rewards of its group: (P, G) -> (P, G), G at least 2.
+    """Return each reward minus the mean of the other rewards of its group: (P, G) -> (P, G), 0 where G is 1.
 
     The baseline does not depend on the rollout itself, so the gradient is unbiased (RLOO, arXiv 2402.14740).
     """
     size = rewards.shape[1]
     mean: Floats = rewards.mean(axis=1, keepdims=True)
-    advantages: Floats = (rewards - mean) * (size / (size - 1))
+    advantages: Floats = (rewards - mean) * (size / max(size - 1, 1))
     return advantages
 
 
 def token_weights(mask: NDArray[np.bool_], loss_type: LossType, max_tokens: int) -> Floats:
-    """What each token's term counts in the step's loss: (R, T) -> (R, T), zero outside the mask.
+    """Return what each token's term counts in the step's loss: (R, T) -> (R, T), zero outside the mask.
 
     `grpo`: every rollout the same, its tokens share it; `bnpo` and `dapo`: every token of the step the same (TRL's dapo
     counts tokens over all processes, bnpo over the local batch; over a whole step they are one); `dr_grpo`: every
@@ -76,7 +74,7 @@ def policy_objective(
     clip_low: float = 0.2,
     clip_high: float = 0.2,
 ) -> tuple[mx.array, mx.array]:
-    """The clipped surrogate of every token, to be maximised, and whether clipping took its gradient away.
+    """Return the clipped surrogate of every token, to be maximised, and whether clipping took its gradient away.
 
     (R, T), (R, T), (R,), (R, T) -> (R, T), (R, T). `old` are the log-probabilities of the policy that sampled, as the
     scoring pass computes them; for the first update pass `mx.stop_gradient(logprobs)`: the ratio is then exactly 1.
@@ -85,9 +83,8 @@ def policy_objective(
     difference = logprobs - old
     if level == "sequence":
         counted = mask.astype(difference.dtype)
-        difference = (difference * counted).sum(axis=1, keepdims=True) / mx.maximum(
-            counted.sum(axis=1, keepdims=True), 1
-        )
+        lengths = mx.maximum(counted.sum(axis=1, keepdims=True), 1)
+        difference = (difference * counted).sum(axis=1, keepdims=True) / lengths  # (R, 1)
     ratio = mx.exp(difference)
     clipped = mx.clip(ratio, 1 - clip_low, 1 + clip_high)
     advantage = advantages[:, None]
@@ -97,9 +94,9 @@ def policy_objective(
 
 
 def kl_to_reference(logprobs: mx.array, reference: mx.array) -> mx.array:
-    """The k3 estimate of the divergence from the reference, a token: exp(r - l) - (r - l) - 1, never negative.
+    """Return the k3 estimate of the divergence from the reference a token: exp(r - l) - (r - l) - 1, never negative.
 
-    Schulman, "Approximating KL divergence", 2020. Exactly 0 where both are equal.
+    (R, T), (R, T) -> (R, T). Schulman, "Approximating KL divergence", 2020. Exactly 0 where both are equal.
     """
     difference = reference - logprobs
     return mx.expm1(difference) - difference

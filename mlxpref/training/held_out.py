@@ -13,9 +13,8 @@ from mlxpref.errors import DataError
 from mlxpref.judge.evaluation import Evaluation, EvaluationSpec, evaluate
 from mlxpref.judge.judge import Judge
 from mlxpref.preferences import Preference
-from mlxpref.training.group_rewards import form_of
-from mlxpref.training.sampler import some_of
-from mlxpref.verdict import Strategy
+from mlxpref.training.rewards import RewardMix
+from mlxpref.training.sampler import random_subset
 
 __all__ = ["HeldOut"]
 
@@ -23,8 +22,8 @@ __all__ = ["HeldOut"]
 class HeldOut:
     """Measures by the code of `eval`: in both orders, greedily, thinking where training does, ties dropped.
 
-    With `settings.patience`, the adapter with the best accuracy is remembered, the earliest of equal ones, and `over`
-    says when as many measurements in a row were no better.
+    With `settings.patience`, the adapter with the best accuracy is remembered, the earliest of equal ones, and
+    `should_stop` says when as many measurements in a row were no better.
     """
 
     def __init__(
@@ -32,6 +31,7 @@ class HeldOut:
         vlm: VLM,
         preferences: Sequence[Preference],
         settings: TrainSettings,
+        mix: RewardMix,
         processes: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         decided = [p for p in preferences if not p.is_tie]
@@ -39,42 +39,40 @@ class HeldOut:
             raise DataError(
                 f"all {len(preferences)} held-out preferences are ties, which measure nothing; give a larger --held-out"
             )
-        self.preferences = some_of(decided, settings.held_out_limit, settings.seed)
+        self.preferences = random_subset(decided, settings.held_out_limit, settings.seed)
         self.best: dict[str, mx.array] = {}
         """The weights of the best adapter so far; none before the first measurement, or without patience."""
-        self._vlm, self._settings, self._processes = vlm, settings, processes
-        self._accuracy, self._stale = -1.0, 0
+        self._vlm, self._settings, self._strategy, self._processes = vlm, settings, mix.strategy, processes
+        self._accuracy, self._measurements_since_best = -1.0, 0
 
     def is_due(self, step: int, steps: int) -> bool:
-        """Whether a step of so many ends with a measurement."""
+        """Return whether a step of so many ends with a measurement."""
         return bool(self.preferences) and (step % self._settings.evaluate_every == 0 or step == steps)
 
     @property
-    def over(self) -> bool:
+    def should_stop(self) -> bool:
         """Whether training should end."""
-        return 0 < self._settings.patience <= self._stale
+        return 0 < self._settings.patience <= self._measurements_since_best
 
     def measure(self) -> Evaluation:
-        """Judge the held-out preferences with the adapter as it is now."""
-        chosen = self._settings
-        judge = Judge(self._vlm, chosen.judging, processes=self._processes)
-        strategy: Strategy = "soft" if form_of(chosen) == "choice" else "score"
-        found = evaluate(judge, self.preferences, EvaluationSpec(chosen.data, "held-out", strategy))
+        """Judge the held-out preferences with the adapter as it is now, and remember the adapter if it is the best."""
+        settings = self._settings
+        judge = Judge(self._vlm, settings.judging, processes=self._processes)
+        evaluation = evaluate(judge, self.preferences, EvaluationSpec(settings.data, "held-out", self._strategy))
         # What decides when training ends must be the same number in all processes.
-        accuracy = float(self._processes.broadcast(found.metrics.accuracy))
-        better = accuracy > self._accuracy
-        self._stale = 0 if better else self._stale + 1
-        if better:
-            self._accuracy = accuracy
-            self.best = adapter_weights(self._vlm.model) if chosen.patience else {}
-        return found
+        accuracy = float(self._processes.broadcast(evaluation.metrics.accuracy))
+        self._measurements_since_best += 1
+        if accuracy > self._accuracy:
+            self._accuracy, self._measurements_since_best = accuracy, 0
+            self.best = adapter_weights(self._vlm.model) if settings.patience else {}
+        return evaluation
 
     @property
     def state(self) -> tuple[dict[str, mx.array], dict[str, Any]]:
         """What later measurements are compared with: the best adapter, and numbers."""
-        return dict(self.best), {"accuracy": self._accuracy, "stale": self._stale}
+        return dict(self.best), {"accuracy": self._accuracy, "stale": self._measurements_since_best}
 
     def restore(self, best: Mapping[str, mx.array], numbers: Mapping[str, Any]) -> None:
-        """Go on from a state."""
+        """Continue from a state."""
         self.best = dict(best)
-        self._accuracy, self._stale = float(numbers["accuracy"]), int(numbers["stale"])
+        self._accuracy, self._measurements_since_best = float(numbers["accuracy"]), int(numbers["stale"])

@@ -1,6 +1,6 @@
-"""The loss of a training step: scores of rollouts and what they should become, as pure functions of arrays.
+"""The loss of a training step, as a pure function of log-probabilities and of what they should become.
 
-R rows are the rollouts of the groups that teach something, T their completion tokens.
+P prompts are those of the groups that this process learns from, R = P G rows their rollouts, T completion tokens.
 """
 
 from collections.abc import Sequence
@@ -11,23 +11,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxpref.config import TrainSettings
-from mlxpref.engine.logprobs import Logprobs
+from mlxpref.engine.logprobs import Completions, Logprobs
+from mlxpref.engine.vlm import ComparisonInput
+from mlxpref.training.group_rewards import GroupRewards
 from mlxpref.training.grpo import kl_to_reference, policy_objective, token_weights
-from mlxpref.training.rewards import reward_mix
+from mlxpref.training.rewards import RewardMix
+from mlxpref.training.rollouts import RolloutGroups
 
 __all__ = ["LossInputs", "loss_inputs", "step_loss"]
 
 
 @dataclass(frozen=True)
 class LossInputs:
-    """What the loss of a step needs beside the scores.
+    """What the loss of a step is computed from, beside the policy.
 
-    `mask` and `weights` (R, T): where a token was written, and what it counts; `answer_weights` (R,): what the answer
-    position counts, 0 where it was not reached or its gradient is not taken exactly; `advantages` and `y` (R,);
-    `reference` (R, T): log-probabilities without the adapter; `old` (R, T): those before the step's first update, None
-    at that update.
+    `prompts` (P) and `completions` (R, T): what is scored, and `mix`: the rewards.
+    `mask`, `weights` (R, T): where a token is learned from, and what it counts.
+    `answer_weights` (R,): what the answer position counts, 0 where it was not reached or is not integrated out.
+    `advantages`, `y` (R,).
+    `reference` (R, T): log-probabilities without the adapter, None without a divergence.
+    `old` (R, T): those before the step's first update, None at that update.
+    `sampled` (R, T): those of sampling, and `step_tokens`: how many tokens all processes learn from; only measured by.
     """
 
+    prompts: Sequence[ComparisonInput]
+    completions: Completions
+    mix: RewardMix
     mask: mx.array
     weights: mx.array
     answer_weights: mx.array
@@ -35,85 +44,92 @@ class LossInputs:
     y: mx.array
     reference: mx.array | None = None
     old: mx.array | None = None
+    sampled: NDArray[np.float64] | None = None
+    step_tokens: int = 1
 
-    def part(self, rows: slice, columns: int) -> "LossInputs":
-        """Those of some rows, as far as their completions reach."""
-        across = {
+    def part(self, prompts: slice, rows: slice) -> "LossInputs":
+        """Return those of some prompts and rows, as far as their completions reach."""
+        completions = self.completions.part(rows)
+        columns = completions.tokens.shape[1]
+        by_token = {
             name: value[rows, :columns]
             for name in ("mask", "weights", "reference", "old")
             if (value := getattr(self, name)) is not None
         }
-        along = {name: getattr(self, name)[rows] for name in ("answer_weights", "advantages", "y")}
-        return replace(self, **across, **along)
+        by_row = {name: getattr(self, name)[rows] for name in ("answer_weights", "advantages", "y")}
+        return replace(self, prompts=self.prompts[prompts], completions=completions, **by_token, **by_row)
 
 
-def loss_inputs(
-    lengths: Sequence[Sequence[int]],
-    answered: NDArray[np.bool_],
-    advantages: NDArray[np.float64],
-    y: NDArray[np.float64],
-    chosen: Sequence[int],
-    settings: TrainSettings,
-    counted: NDArray[np.bool_] | None = None,
-) -> LossInputs:
-    """The targets of the chosen groups of a step.
+def loss_inputs(groups: RolloutGroups, rewards: GroupRewards, settings: TrainSettings, mix: RewardMix) -> LossInputs:
+    """Return what this process learns from a step: the groups with a gradient that it wrote itself.
 
-    `lengths`, `answered`, `advantages` (P, G) and `y` (P,) are those of the whole step: groups that are left out stay
-    in the count of what a token weighs. An answer position counts as one more token of its rollout. Rollouts that are
-    not `counted` (P, G) count as empty ones: their tokens weigh nothing, and the others of the step weigh more where
-    tokens share a weight.
+    Weights are those of the whole step: groups that are left out stay in the count of what a token weighs. An answer
+    position counts as one more token of its rollout. Rollouts that are not in the loss count as empty ones: their
+    tokens weigh nothing, and the others of the step weigh more where tokens share a weight.
     """
-    group = advantages.shape[1]
-    written, ends = np.array(lengths).reshape(-1), answered.reshape(-1)
-    columns = np.arange(int(written.max(initial=0)) + 1)
-    exact = reward_mix(settings.reward).exact
-    kept = np.ones_like(ends) if counted is None else counted.reshape(-1)
-    weighing = (columns < (written + ends)[:, None]) & kept[:, None]
-    weights = token_weights(weighing, settings.loss_type, settings.max_tokens + exact)
-    rows = np.isin(np.repeat(np.arange(len(answered)), group), chosen)
-    written, ends, weights = written[rows], ends[rows], weights[rows]
-    mask = (np.arange(int(written.max(initial=0))) < written[:, None]) & kept[rows][:, None]
+    size = rewards.advantages.shape[1]
+    lengths = np.array([len(rollout.tokens) for group in groups.rollouts for rollout in group])  # (P G,) of the step
+    answered, in_loss = rewards.answered.reshape(-1), rewards.in_loss.reshape(-1)
+    columns = np.arange(int(lengths.max(initial=0)) + 1)  # one more for the answer position
+    counted = (columns < (lengths + answered)[:, None]) & in_loss[:, None]
+    weights = token_weights(counted, settings.loss_type, settings.max_tokens + mix.exact)
+
+    mine = [i for i, prompt in enumerate(groups.inputs) if prompt is not None and rewards.has_gradient[i]]
+    rows = (np.array(mine, int)[:, None] * size + np.arange(size)).reshape(-1)  # (R,)
+    written = [rollout for i in mine for rollout in groups.rollouts[i]]
+    completions = Completions.of([rollout.tokens for rollout in written])
+    mask = completions.mask & in_loss[rows][:, None]
+    sampled = np.zeros(mask.shape)
+    for row, rollout in enumerate(written):
+        sampled[row, : len(rollout.tokens)] = rollout.logprobs
+    y = np.array([comparison.y for comparison in groups.comparisons])
     return LossInputs(
+        prompts=[prompt for i in mine if (prompt := groups.inputs[i]) is not None],
+        completions=completions,
+        mix=mix,
         mask=mx.array(mask),
-        weights=_floats(weights[:, : mask.shape[1]] * mask),
-        answer_weights=_floats(weights[np.arange(len(written)), written] * ends),
-        advantages=_floats(advantages.reshape(-1)[rows]),
-        y=_floats(np.repeat(y, group)[rows]),
+        weights=_float32(weights[rows][:, : mask.shape[1]] * mask),
+        answer_weights=_float32(weights[rows, lengths[rows]] * answered[rows]),
+        advantages=_float32(rewards.advantages.reshape(-1)[rows]),
+        y=_float32(np.repeat(y, size)[rows]),
+        sampled=sampled,
+        step_tokens=max(int(lengths.reshape(-1, size)[rewards.has_gradient].sum()), 1),
     )
 
 
-def step_loss(scores: Logprobs, targets: LossInputs, settings: TrainSettings) -> tuple[mx.array, mx.array]:
-    """The loss of one update, and how many tokens had their gradient taken away by clipping; both add up over rows.
+def step_loss(logprobs: Logprobs, inputs: LossInputs, settings: TrainSettings) -> tuple[mx.array, mx.array]:
+    """Return the loss of one update, and how many tokens lost their gradient to clipping; both add up over rows.
 
     At a step's first update the rollouts are the policy's own and importance ratios are exactly 1. Reasoning tokens:
     the policy gradient, and the divergence from the reference. Answer positions: minus the rewards that are functions
     of the labels' probabilities, so that their gradient is exact.
     """
-    surrogate, clipped = policy_objective(
-        scores.logprobs,
-        mx.stop_gradient(scores.logprobs) if targets.old is None else targets.old,
-        targets.advantages,
-        targets.mask,
+    surrogate, clipped = policy_objective(  # (R, T), (R, T)
+        logprobs.logprobs,
+        mx.stop_gradient(logprobs.logprobs) if inputs.old is None else inputs.old,
+        inputs.advantages,
+        inputs.mask,
         settings.level,
         settings.clip_low,
         settings.clip_high,
     )
-    loss = -_weighted(surrogate, targets.weights)
-    if targets.reference is not None:
-        loss = loss + settings.kl * _weighted(kl_to_reference(scores.logprobs, targets.reference), targets.weights)
-    if (mix := reward_mix(settings.reward)).exact:
+    loss = -_weighted_sum(surrogate, inputs.weights)
+    if inputs.reference is not None:
+        divergence = kl_to_reference(logprobs.logprobs, inputs.reference)  # (R, T)
+        loss = loss + settings.kl * _weighted_sum(divergence, inputs.weights)
+    if inputs.mix.exact:
         # Where no answer counts, safe values: what is multiplied by 0 must be finite in the backward pass, too.
-        labels = mx.where(targets.answer_weights[:, None] > 0, scores.label_logprobs, -1.0)
+        labels = mx.where(inputs.answer_weights[:, None] > 0, logprobs.label_logprobs, -1.0)  # (R, 2)
         p1, p2 = mx.exp(labels[:, 0]), mx.exp(labels[:, 1])
-        earned = mix.integrated(p1, p2, targets.y, settings.format_weight)
-        loss = loss - _weighted(earned, targets.answer_weights)
-    return loss, (clipped & targets.mask).sum()
+        reward = inputs.mix.integrated(p1, p2, inputs.y, settings.format_weight)  # (R,)
+        loss = loss - _weighted_sum(reward, inputs.answer_weights)
+    return loss, (clipped & inputs.mask).sum()
 
 
-def _weighted(values: mx.array, weights: mx.array) -> mx.array:
+def _weighted_sum(values: mx.array, weights: mx.array) -> mx.array:
     """The weighted sum of finite values."""
     return mx.where(weights > 0, values * weights, 0).sum()
 
 
-def _floats(values: NDArray[np.float64]) -> mx.array:
+def _float32(values: NDArray[np.float64]) -> mx.array:
     return mx.array(values.astype(np.float32))

@@ -30,7 +30,6 @@ from mlxpref.report.run_page import RUN_PAGE, recorded_images, write_run_page
 from mlxpref.text import format_bytes
 from mlxpref.training.custom_reward import load_rewards
 from mlxpref.training.resume import CHECKPOINT_FILES, Checkpoint, read_checkpoint, write_checkpoint
-from mlxpref.training.rewards import reward_mix
 from mlxpref.training.run_record import (
     RUN_RECORD,
     check_same,
@@ -291,7 +290,7 @@ def _load(
 
     What can be refused at once is: the reward, then the data, then the model.
     """
-    own = load_rewards(settings.reward)
+    mix = load_rewards(settings.reward)
     data_dir = Path(settings.data_dir).expanduser() if settings.data_dir else None
     preferences = load_preferences(settings.data, settings.split, settings.limit or None, settings.seed, data_dir)
     check(settings.data, preferences)
@@ -300,13 +299,13 @@ def _load(
         settings = replace(settings, model=name)
         checkpoint = ModelCheckpoint.open(path)
         check_folder(checkpoint)
-        size, writes = model_size(checkpoint), settings.think or not reward_mix(settings.reward).exact
+        size, writes = model_size(checkpoint), settings.think or not mix.exact
         plan = require_fit(lambda s: training_plan(size, s, len(preferences), writes), settings, "training")
         logger.info(
             f"about {format_bytes(plan.peak)} of memory at the peak, {format_bytes(plan.weights)} of it weights"
         )
         vlm = load_vlm(checkpoint, settings.max_pixels)
-    trainer = Trainer(vlm, preferences, settings, own, processes)
+    trainer = Trainer(vlm, preferences, settings, mix, processes)
     start = Checkpoint(0, *trainer.state, {_LOG: 0, _ROLLOUTS: 0})
     base, used = base_of(vlm.checkpoint, settings.model), len(trainer.preferences)
     record = record_of(settings, base, preferences, used, processes.size)

@@ -1,4 +1,4 @@
-"""Which comparisons a step shows: in what order, with which image first, and what is kept out to measure with.
+"""Which comparisons a step shows, in what order and with which image first, and which preferences are held out.
 
 Everything is drawn by keys, (seed, 0, purpose, number), and nothing is remembered from step to step: any step can be
 asked for by itself. Rollouts draw by (seed, step, ...) with steps counted from 1.
@@ -11,20 +11,22 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from mlxpref.config import TrainSettings
 from mlxpref.errors import DataError
 from mlxpref.preferences import Comparison, Pair, Preference, share_for_first, shown
 
-__all__ = ["ComparisonSampler", "TrainingComparison", "held_out_split", "part_of", "some_of"]
+__all__ = ["ComparisonSampler", "TrainingComparison", "held_out_split", "random_subset", "subset_of_fraction"]
 
-_FRACTION, _ORDER, _SPARE, _HELD_OUT, _MEASURED = range(5)
+_FRACTION, _ORDER, _UNUSED, _HELD_OUT, _MEASURED = range(5)
 """What random numbers are drawn for."""
 
 
 @dataclass(frozen=True)
 class TrainingComparison:
-    """One comparison of a step: as it is shown, the share of people for its first image, and its random key."""
+    """One comparison of a step as it is shown, the share y of people who prefer its first image, its random key."""
 
     preference: Preference
     comparison: Comparison
@@ -33,41 +35,45 @@ class TrainingComparison:
 
 
 class ComparisonSampler:
-    """The comparisons of every step, `settings.comparisons` each: every preference once an epoch.
+    """Gives the comparisons of every step, `settings.comparisons` each: every preference once an epoch.
 
-    Places alternate: of any consecutive comparisons half show a first (of an odd number, half but one), and each
+    Sides alternate: of any consecutive comparisons half show a first (of an odd number, half but one), and each
     preference shows its other image first in the next epoch. So what is learned cannot depend on how the data call the
-    images. The first epoch's order is random; it deals the preferences into two halves, which show a first in turn, and
-    later epochs shuffle each half.
+    images. The first epoch's random order deals the preferences into two halves, which show a first in turn; later
+    epochs shuffle each half.
     """
 
     def __init__(self, preferences: Sequence[Preference], settings: TrainSettings) -> None:
         self.preferences, self.seed, self.comparisons = preferences, settings.seed, settings.comparisons
-        self._first = _draw(settings.seed, _ORDER, 0).permutation(len(preferences))
+        self._first_order = _generator(settings.seed, _ORDER).permutation(len(preferences))
         # A step lies in one epoch or reaches into the next: two orders are enough.
         self._order = lru_cache(maxsize=2)(self._draw_order)
 
-    def of_step(self, step: int) -> list[TrainingComparison]:
-        """The comparisons of a step, counted from 1."""
-        return [self._lesson(step, place, number, (step, place)) for place, number in enumerate(self._numbers(step))]
+    def for_step(self, step: int) -> list[TrainingComparison]:
+        """Return the comparisons of a step, counted from 1."""
+        return [self._comparison(step, place, i, (step, place)) for place, i in enumerate(self._indices(step))]
 
-    def spare(self, step: int) -> Iterator[int]:
-        """The numbers of the preferences that a step does not show, in an order of its own."""
-        taken = set(self._numbers(step))
-        drawn = _draw(self.seed, _SPARE, step).permutation(len(self.preferences)).tolist()
-        return (number for number in drawn if number not in taken)
+    def unused(self, step: int) -> Iterator[int]:
+        """Return the indices of the preferences that a step does not show, in a random order of the step's own."""
+        used = set(self._indices(step))
+        order = _generator(self.seed, _UNUSED, step).permutation(len(self.preferences)).tolist()
+        return (index for index in order if index not in used)
 
-    def instead(self, step: int, place: int, number: int, again: int) -> TrainingComparison:
-        """The comparison of another preference at a place of a step, the `again`th there; its sides are the place's."""
-        return self._lesson(step, place, number, (step, place, again))
+    def replacement(self, step: int, place: int, index: int, attempt: int) -> TrainingComparison:
+        """Return the comparison of another preference at a place of a step, the `attempt`th there.
 
-    def _numbers(self, step: int) -> list[int]:
+        The place decides which side shows a, as for the comparison that is replaced.
+        """
+        return self._comparison(step, place, index, (step, place, attempt))
+
+    def _indices(self, step: int) -> list[int]:
+        """The preferences of a step, by index."""
         start = (step - 1) * self.comparisons
-        shown_now = (divmod(start + place, len(self.preferences)) for place in range(self.comparisons))
-        return [int(self._order(epoch)[rank]) for epoch, rank in shown_now]
+        places = (divmod(start + place, len(self.preferences)) for place in range(self.comparisons))
+        return [int(self._order(epoch)[rank]) for epoch, rank in places]
 
-    def _lesson(self, step: int, place: int, number: int, key: tuple[int, ...]) -> TrainingComparison:
-        preference = self.preferences[number]
+    def _comparison(self, step: int, place: int, index: int, key: tuple[int, ...]) -> TrainingComparison:
+        preference = self.preferences[index]
         a_first = ((step - 1) * self.comparisons + place) % 2 == 0
         comparison = shown(Pair(preference.a, preference.b, preference.prompt))[0 if a_first else 1]
         return TrainingComparison(preference, comparison, share_for_first(preference.p_a, a_first), key)
@@ -75,72 +81,73 @@ class ComparisonSampler:
     def _draw_order(self, epoch: int) -> NDArray[np.int64]:
         """The order of the preferences in an epoch."""
         if epoch == 0:
-            return self._first
-        draw, count = _draw(self.seed, _ORDER, epoch), len(self.preferences)
+            return self._first_order
+        generator, count = _generator(self.seed, _ORDER, epoch), len(self.preferences)
         order = np.empty(count, np.int64)
         for half in range(2):
             # This half shows a first in even epochs, the other one in odd ones; a comes first at every other place.
-            order[(half + epoch + epoch * count) % 2 :: 2] = draw.permutation(self._first[half::2])
+            order[(half + epoch + epoch * count) % 2 :: 2] = generator.permutation(self._first_order[half::2])
         return order
 
 
-def part_of(preferences: Sequence[Preference], fraction: float, seed: int) -> list[Preference]:
-    """A fraction of the preferences, at least one, in their order; a smaller fraction is part of a larger one."""
-    kept = _draw(seed, _FRACTION).permutation(len(preferences))[: max(1, math.ceil(fraction * len(preferences)))]
-    return [preferences[i] for i in sorted(kept)]
+def subset_of_fraction(preferences: Sequence[Preference], fraction: float, seed: int) -> list[Preference]:
+    """Return a fraction of the preferences, at least one, in their order; a smaller one is part of a larger one."""
+    return _subset(preferences, max(1, math.ceil(fraction * len(preferences))), _generator(seed, _FRACTION))
+
+
+def random_subset(preferences: Sequence[Preference], most: int, seed: int) -> list[Preference]:
+    """Return at most so many of the preferences, drawn once, in their order."""
+    return _subset(preferences, most, _generator(seed, _MEASURED))
 
 
 def held_out_split(
     preferences: Sequence[Preference], share: float, seed: int
 ) -> tuple[list[Preference], list[Preference]]:
-    """The preferences to learn from, and those to measure with, both in their order.
+    """Return the preferences to learn from, and those to measure with, both in their order.
 
-    What a prompt or a group connects stays together: no prompt that is measured with was learned from. As many are held
-    out as whole groups fit into the share, in random order, and at least the smallest one. DataError where all are
-    connected.
+    Preferences that a prompt or a group connects stay together: no prompt that is measured with was learned from. As
+    many are held out as whole groups fit into the share, in random order, and at least the smallest one. DataError
+    where all are connected.
     """
     if not share:
         return list(preferences), []
-    connected = _connected(preferences)
-    names, sizes = np.unique(connected, return_counts=True)
+    labels = _connected(preferences)  # (N,)
+    names, sizes = np.unique(labels, return_counts=True)
     if len(names) < 2:
         raise DataError(
             f"all {len(preferences)} preferences are of one prompt or group: none can be held out without showing what "
             "it asks for; give data of several prompts, or no --held-out"
         )
-    chosen, taken = [], 0
-    for i in _draw(seed, _HELD_OUT).permutation(len(names)):
-        if taken + sizes[i] <= share * len(preferences):
-            chosen.append(names[i])
-            taken += sizes[i]
-    out = np.isin(connected, chosen or [names[np.argmin(sizes)]]).tolist()
-    learned_from = [p for p, is_out in zip(preferences, out, strict=True) if not is_out]
-    return learned_from, [p for p, is_out in zip(preferences, out, strict=True) if is_out]
+    held_out, count = [], 0
+    for i in _generator(seed, _HELD_OUT).permutation(len(names)):
+        if count + sizes[i] <= share * len(preferences):
+            held_out.append(names[i])
+            count += sizes[i]
+    is_out = np.isin(labels, held_out or [names[np.argmin(sizes)]])
+    return [p for p, out in zip(preferences, is_out, strict=True) if not out], [
+        p for p, out in zip(preferences, is_out, strict=True) if out
+    ]
 
 
-def some_of(preferences: Sequence[Preference], most: int, seed: int) -> list[Preference]:
-    """At most so many of the preferences, drawn once, in their order."""
-    kept = _draw(seed, _MEASURED).permutation(len(preferences))[:most]
-    return [preferences[i] for i in sorted(kept)]
+def _connected(preferences: Sequence[Preference]) -> NDArray[np.int32]:
+    """A label for each preference, the same for those that prompts and groups connect, if only by way of others."""
+    nodes: dict[tuple[str, str], int] = {}  # a node for each prompt and each group, behind those of the preferences
+    edges = [
+        (i, len(preferences) + nodes.setdefault((kind, name), len(nodes)))
+        for i, preference in enumerate(preferences)
+        for kind, name in (("prompt", preference.prompt), ("group", preference.group))
+        if name
+    ]
+    rows, columns = np.array(edges, np.int64).reshape(-1, 2).T
+    size = len(preferences) + len(nodes)
+    graph = coo_array((np.ones(len(edges), bool), (rows, columns)), (size, size))
+    labels: NDArray[np.int32] = connected_components(graph, directed=False)[1][: len(preferences)]
+    return labels
 
 
-def _connected(preferences: Sequence[Preference]) -> list[int]:
-    """A number for each preference, the same for those that prompts and groups connect, if only by way of others."""
-    parents = list(range(len(preferences)))
-
-    def root(i: int) -> int:
-        while parents[i] != i:
-            parents[i] = parents[parents[i]]
-            i = parents[i]
-        return i
-
-    seen: dict[tuple[str, str], int] = {}
-    for i, preference in enumerate(preferences):
-        for kind, name in (("prompt", preference.prompt), ("group", preference.group)):
-            if name:
-                parents[root(i)] = root(seen.setdefault((kind, name), i))
-    return [root(i) for i in range(len(preferences))]
+def _subset(preferences: Sequence[Preference], count: int, generator: np.random.Generator) -> list[Preference]:
+    return [preferences[i] for i in sorted(generator.permutation(len(preferences))[:count])]
 
 
-def _draw(seed: int, purpose: int, number: int = 0) -> np.random.Generator:
+def _generator(seed: int, purpose: int, number: int = 0) -> np.random.Generator:
     return np.random.default_rng([seed, 0, purpose, number])

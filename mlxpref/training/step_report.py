@@ -1,20 +1,20 @@
 """What a step reports of itself: a line of log.jsonl, and the rollouts that it wrote."""
 
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
 
-from mlxpref.config import TrainSettings
 from mlxpref.judge.evaluation import Evaluation
 from mlxpref.preferences import image_name
-from mlxpref.training.group_rewards import component_names, form_of
+from mlxpref.training.group_rewards import GroupRewards
+from mlxpref.training.rewards import RewardMix
 from mlxpref.training.rollouts import RolloutGroups
-from mlxpref.verdict import Strategy
 
-__all__ = ["RolloutRecord", "StepReport", "held_out_metrics", "measured_shares", "rollout_records"]
+__all__ = ["RolloutRecord", "StepReport", "Stopwatch", "held_out_metrics", "measured_shares", "rollout_records"]
 
 
 @dataclass(frozen=True)
@@ -85,52 +85,66 @@ class StepReport:
         return {f.name: _in_json(getattr(self, f.name)) for f in fields(self) if f.name != "rollouts"}
 
 
-def measured_shares(written: RolloutGroups, learned_from: RolloutGroups, settings: TrainSettings) -> dict[str, Any]:
-    """The fields of a report that are means and counts over groups."""
-    earned, rollouts = written.earned, [rollout for group in written.rollouts for rollout in group]
+def measured_shares(groups: RolloutGroups, rewards: GroupRewards, mix: RewardMix) -> dict[str, Any]:
+    """Return the fields of a report that are means and sums over all groups that were written for a step."""
+    rollouts = [rollout for group in groups.rollouts for rollout in group]
     logprobs = [logprob for rollout in rollouts for logprob in rollout.logprobs]
-    parts = earned.parts.mean(axis=(0, 1)).tolist()
-    choice = form_of(settings) == "choice"
+    labelled = mix.form == "choice"
     return {
-        "reward": float(earned.rewards.mean()),
-        "reward_parts": dict(zip(component_names(settings), parts, strict=True)),
-        "accuracy": float(earned.right.mean()),
-        "format_rate": float(earned.well_formed.mean()),
-        "label_mass": float(np.mean([r.verdict.label_mass for r in rollouts])) if choice else math.nan,
-        "truncated": float(earned.truncated.mean()),
+        "reward": float(rewards.rewards.mean()),
+        "accuracy": float(rewards.correct.mean()),
+        "format_rate": float(rewards.well_formed.mean()),
+        "label_mass": float(np.mean([r.verdict.label_mass for r in rollouts])) if labelled else math.nan,
+        "truncated": float(np.mean(groups.truncated)),
         "entropy": -float(np.mean(logprobs)) if logprobs else math.nan,
-        "skipped": int((~learned_from.earned.taught).sum()),
-        "resampled": len(written) - len(learned_from),
-        "groups": len(learned_from),
         "tokens": sum(rollout.verdict.tokens for rollout in rollouts),
     }
 
 
-def rollout_records(step: int, groups: RolloutGroups, settings: TrainSettings) -> tuple[RolloutRecord, ...]:
-    """Every rollout of groups, as it may be kept."""
-    choice = form_of(settings) == "choice"
-    names = [(image_name(le.comparison.first), image_name(le.comparison.second)) for le in groups.lessons]
-    read: Strategy = "soft" if choice else "score"
+def rollout_records(
+    step: int, groups: RolloutGroups, rewards: GroupRewards, mix: RewardMix
+) -> tuple[RolloutRecord, ...]:
+    """Return every rollout of groups, as it may be kept."""
     return tuple(
         RolloutRecord(
             step=step,
-            prompt=lesson.comparison.prompt,
-            first=names[i][0],
-            second=names[i][1],
-            y=lesson.y,
+            prompt=shown.comparison.prompt,
+            first=first,
+            second=second,
+            y=shown.y,
             text=rollout.verdict.text,
-            p_first=rollout.verdict.p_first(read),
-            label_mass=rollout.verdict.label_mass if choice else None,
-            reward=float(groups.earned.rewards[i, j]),
-            advantage=float(groups.earned.advantages[i, j]),
+            p_first=rollout.verdict.p_first(mix.strategy),
+            label_mass=rollout.verdict.label_mass if mix.form == "choice" else None,
+            reward=float(rewards.rewards[i, j]),
+            advantage=float(rewards.advantages[i, j]),
         )
-        for i, lesson in enumerate(groups.lessons)
+        for i, shown in enumerate(groups.comparisons)
+        for first, second in [(image_name(shown.comparison.first), image_name(shown.comparison.second))]
         for j, rollout in enumerate(groups.rollouts[i])
     )
 
 
+class Stopwatch:
+    """Counts the seconds of the phases of a step; what lies between two laps belongs to the later one."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+        self._seconds = dict.fromkeys(("rollout", "score", "update", "evaluation"), 0.0)
+
+    def lap(self, phase: str) -> None:
+        """Count the time since the last lap as seconds of a phase."""
+        now = time.perf_counter()
+        self._seconds[phase] += now - self._last
+        self._last = now
+
+    def seconds(self) -> dict[str, float]:
+        """Return the fields of a report: every phase's seconds, and `seconds`, their sum."""
+        rounded = {f"{phase}_seconds": round(seconds, 4) for phase, seconds in self._seconds.items()}
+        return rounded | {"seconds": round(sum(rounded.values()), 4)}
+
+
 def held_out_metrics(evaluation: Evaluation) -> dict[str, float]:
-    """What a report says of a measurement; its seconds stand among those of the step."""
+    """Return what a report says of a measurement; its seconds stand among those of the step."""
     return asdict(evaluation.metrics) | {"unreadable": evaluation.unreadable}
 
 

@@ -23,21 +23,30 @@ from mlxpref.engine.lora import adapter_weights, attach_lora, linear_layers
 from mlxpref.engine.vlm import VLM
 from mlxpref.errors import ConfigError, DataError, MlxprefError, ModelError
 from mlxpref.preferences import Preference
-from mlxpref.training.custom_reward import CustomReward, load_rewards
+from mlxpref.training.custom_reward import load_rewards
+from mlxpref.training.gradients import policy_gradient, reference_logprobs
+from mlxpref.training.group_rewards import GroupRewards, component_names, reward_groups
 from mlxpref.training.held_out import HeldOut
-from mlxpref.training.policy_update import update_policy
-from mlxpref.training.rewards import reward_mix
-from mlxpref.training.rollouts import sample_step
-from mlxpref.training.sampler import ComparisonSampler, held_out_split, part_of
-from mlxpref.training.step_report import RolloutRecord, StepReport, held_out_metrics, measured_shares, rollout_records
-from mlxpref.training.stopwatch import Stopwatch
+from mlxpref.training.loss import loss_inputs
+from mlxpref.training.policy_update import UpdateResult, update_policy
+from mlxpref.training.rewards import RewardMix
+from mlxpref.training.rollouts import RolloutGroups, sample_groups
+from mlxpref.training.sampler import ComparisonSampler, held_out_split, subset_of_fraction
+from mlxpref.training.step_report import (
+    RolloutRecord,
+    StepReport,
+    Stopwatch,
+    held_out_metrics,
+    measured_shares,
+    rollout_records,
+)
 
 __all__ = ["RolloutRecord", "StepReport", "Trainer"]
 
-_MOST_FAILURES = 3
+_MAX_FAILURES = 3
 """Steps in a row whose loss or gradient may be not finite before training stops."""
 _ROUNDING = 1e-3
-"""How far the lengths of the adapters of several processes may be apart between two comparisons of them."""
+"""How far the lengths of the adapters of several machines may be apart between two comparisons of them."""
 
 
 class Trainer:
@@ -45,9 +54,11 @@ class Trainer:
 
     Iterate over `steps()`: the adapter is on the model from the start and better after every step. `preferences` are
     those that are learned from, `held_out` measures with others. With `settings.patience`, the model has the adapter of
-    the best measurement once the iteration has come to its end; until then, `adapter` has its weights. `own` are the
-    rewards that are not ours, where they are loaded already. Of several `processes`, each does its share of a step and
+    the best measurement once the iteration has come to its end; until then, `adapter` has its weights. `mix` are the
+    rewards of the settings where they are loaded already. Of several `processes`, each does its share of a step and
     makes the same update; all report the same but for times, memory and bytes.
+
+    ConfigError, DataError or ModelError where the settings, the preferences or the model cannot be trained with.
     """
 
     def __init__(
@@ -55,34 +66,33 @@ class Trainer:
         vlm: VLM,
         preferences: Sequence[Preference],
         settings: TrainSettings,
-        own: Mapping[str, CustomReward] | None = None,
+        mix: RewardMix | None = None,
         processes: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         self.vlm, self.settings, self.processes = vlm, settings, processes
-        mix = reward_mix(settings.reward)
-        if mix.exact and mix.own and not settings.think:
+        self.mix = mix or load_rewards(settings.reward)
+        if self.mix.exact and self.mix.custom and not settings.think:
             raise ConfigError(
-                f"reward {settings.reward}: without thinking nothing is written that {mix.own[0]} could judge, as soft "
-                "and brier integrate the answer out; leave one of them out, or think"
+                f"reward {settings.reward}: without thinking nothing is written that {self.mix.custom[0]} could judge, "
+                "as soft and brier integrate the answer out; leave one of them out, or think"
             )
-        usable = [p for p in preferences if "brier" in mix.names or not p.is_tie]
+        usable = [p for p in preferences if "brier" in self.mix.names or not p.is_tie]
         if not usable:
             raise DataError(
                 f"all {len(preferences)} preferences are ties, of which reward {settings.reward} learns nothing; "
                 "give other data, or --reward brier"
             )
-        learned_from, kept_out = held_out_split(usable, settings.held_out, settings.seed)
-        self.preferences = part_of(learned_from, settings.fraction, settings.seed)
-        self.held_out = HeldOut(vlm, kept_out, settings, processes)
+        learned_from, held_out = held_out_split(usable, settings.held_out, settings.seed)
+        self.preferences = subset_of_fraction(learned_from, settings.fraction, settings.seed)
+        self.held_out = HeldOut(vlm, held_out, settings, self.mix, processes)
         self.step_count = settings.steps or math.ceil(len(self.preferences) / settings.comparisons)
         if adapter_weights(vlm.model):
             raise ModelError(
                 f"{vlm.checkpoint.folder}: the model carries an adapter already; train one that is freshly loaded"
             )
-        self._own = load_rewards(settings.reward) if own is None else own
-        self._timetable = ComparisonSampler(self.preferences, settings)
+        self.sampler = ComparisonSampler(self.preferences, settings)
         attach_lora(vlm.model, list(linear_layers(vlm.model)), settings.rank, settings.lora_scale, settings.seed)
-        self.optimizer = optim.AdamW(learning_rate=self._schedule(), betas=[0.9, 0.95], weight_decay=0.0)
+        self.optimizer = optim.AdamW(learning_rate=self._learning_rate(), betas=[0.9, 0.95], weight_decay=0.0)
         self.optimizer.init(vlm.model.trainable_parameters())
         self._failures = 0
 
@@ -98,8 +108,8 @@ class Trainer:
 
     @property
     def stopped_early(self) -> bool:
-        """Whether measurements without a better one ended training, or will where it goes on."""
-        return self.held_out.over
+        """Whether measurements without a better one ended training, or will when it continues."""
+        return self.held_out.should_stop
 
     @property
     def state(self) -> tuple[dict[str, mx.array], dict[str, Any]]:
@@ -108,14 +118,14 @@ class Trainer:
         Random numbers are keyed by step, so no generator has a state.
         """
         best, measured = self.held_out.state
-        kept: dict[str, mx.array] = dict(tree_flatten(self.optimizer.state))
-        arrays = {f"optimizer.{name}": value for name, value in kept.items()}
+        optimizer: dict[str, mx.array] = dict(tree_flatten(self.optimizer.state))
+        arrays = {f"optimizer.{name}": value for name, value in optimizer.items()}
         arrays |= {f"adapter.{name}": weight for name, weight in adapter_weights(self.vlm.model).items()}
         arrays |= {f"best.{name}": weight for name, weight in best.items()}
         return arrays, {"failures": self._failures, "held_out": measured}
 
     def restore(self, arrays: Mapping[str, mx.array], numbers: Mapping[str, Any]) -> None:
-        """Go on from a state that a trainer with the same settings and data had."""
+        """Continue from the state of a trainer with the same settings and data; KeyError where a part is missing."""
         self.vlm.model.update(tree_unflatten(list(_under("adapter.", arrays).items())))
         self.optimizer.state = tree_map_with_path(lambda path, _: arrays[f"optimizer.{path}"], self.optimizer.state)
         self.held_out.restore(_under("best.", arrays), numbers["held_out"])
@@ -128,54 +138,107 @@ class Trainer:
         """
         started = time.perf_counter()
         for step in range(done + 1, self.step_count + 1):
-            if self.held_out.over:
+            if self.held_out.should_stop:
                 break
             report, finite = self._step(step)
             self._failures = 0 if finite else self._failures + 1
             if step % self.settings.save_every == 0:
                 self._keep_equal(step)
-            left = (time.perf_counter() - started) / (step - done) * (self.step_count - step)
-            yield replace(report, seconds_left=left)
-            self._stop_if_failing(step)
+            seconds_left = (time.perf_counter() - started) / (step - done) * (self.step_count - step)
+            yield replace(report, seconds_left=seconds_left)
+            if self._failures >= _MAX_FAILURES:
+                raise ModelError(
+                    f"step {step}: loss or gradient was not finite {_MAX_FAILURES} times in a row; the adapter is that "
+                    f"of the last finite step; try a smaller --learning-rate than {self.settings.learning_rate}"
+                )
         if self.best_adapter:
             self.vlm.model.update(tree_unflatten(list(self.best_adapter.items())))
 
     def _step(self, step: int) -> tuple[StepReport, bool]:
-        """One step, and whether its loss and its gradient are finite."""
+        """Make one step; return its report, and whether its loss and its gradient are finite."""
+        vlm, settings, mix, processes = self.vlm, self.settings, self.mix, self.processes
         mx.reset_peak_memory()
-        watch, sent, waited = Stopwatch(), self.processes.sent_bytes, self.processes.wait_seconds
-        groups, written = sample_step(self.vlm, self._timetable, step, self.settings, self._own, self.processes)
+        watch, sent_bytes, waited = Stopwatch(), processes.sent_bytes, processes.wait_seconds
+
+        comparisons = self.sampler.for_step(step)  # P comparisons
+        rollouts = sample_groups(vlm, comparisons, settings, mix, processes)  # P x G completions
+        rewards = reward_groups(rollouts, settings, mix, processes)  # (P, G)
+        rollouts, rewards, used = self._resample(step, rollouts, rewards)  # all groups written; the P learned from
         mx.clear_cache()  # what one phase let go of is of other sizes than what the next one needs
         watch.lap("rollout")
-        learned = update_policy(self.vlm, self.optimizer, groups, self.settings, watch, self.processes)
+
+        learned, earned = rollouts.select(used), rewards.select(used)
+        inputs = loss_inputs(learned, earned, settings, mix)  # (R, T)
+        updates = settings.updates_per_rollout if earned.has_gradient.any() else 0
+        if settings.kl and updates:
+            inputs = replace(inputs, reference=reference_logprobs(vlm, inputs, settings))  # (R, T)
+            watch.lap("score")
+        result = UpdateResult()
+        for update in range(updates):
+            gradient = policy_gradient(vlm, inputs, settings)
+            latest = update_policy(vlm, self.optimizer, gradient, inputs, settings, processes)
+            result = result.then(latest) if update else latest
+            if not result.finite:
+                break
+            if update == 0:  # the old policy's log-probabilities are those of the scoring pass, not of sampling
+                inputs = replace(inputs, old=gradient.logprobs)
         mx.clear_cache()
         watch.lap("update")
-        measured = None
-        if self.held_out.is_due(step, self.step_count):
-            measured = held_out_metrics(self.held_out.measure())
+
+        evaluation = self.held_out.measure() if self.held_out.is_due(step, self.step_count) else None
+        if evaluation:
             mx.clear_cache()
             watch.lap("evaluation")
-        shares = measured_shares(written, groups, self.settings)
+        shares = measured_shares(rollouts, rewards, mix)
         seconds: dict[str, Any] = watch.seconds()
+        components = rewards.components.mean(axis=(0, 1)).tolist()  # (P, G, K) -> K
         report = StepReport(
             step=step,
             steps=self.step_count,
             **shares,
-            **asdict(learned),
+            **asdict(result),
             **seconds,
+            reward_parts=dict(zip(component_names(mix, settings), components, strict=True)),
+            skipped=int((~earned.has_gradient).sum()),
+            resampled=len(rollouts) - len(learned),
+            groups=len(learned),
             tokens_per_second=shares["tokens"] / seconds["rollout_seconds"],
             learning_rate=float(self.optimizer.learning_rate.item()),
             seconds_left=0.0,
             peak_bytes=int(mx.get_peak_memory()),
-            held_out=measured,
-            sent_bytes=self.processes.sent_bytes - sent,
-            wait_seconds=round(self.processes.wait_seconds - waited, 4),
-            rollouts=rollout_records(step, groups, self.settings),
+            held_out=held_out_metrics(evaluation) if evaluation else None,
+            sent_bytes=processes.sent_bytes - sent_bytes,
+            wait_seconds=round(processes.wait_seconds - waited, 4),
+            rollouts=rollout_records(step, learned, earned, mix),
         )
-        return report, learned.finite
+        return report, result.finite
+
+    def _resample(
+        self, step: int, rollouts: RolloutGroups, rewards: GroupRewards
+    ) -> tuple[RolloutGroups, GroupRewards, list[int]]:
+        """Give the places of groups without an advantage to other comparisons, up to `settings.resample` times.
+
+        Returns all groups that were written for the step, and for each of its P places the index of the group that is
+        learned from; as long as no comparison there has an advantage, it is the first one. Which ones come next depends
+        on the step alone, and their random numbers on step, place and attempt, so not on what runs together.
+        """
+        used, unused = list(range(len(rollouts))), self.sampler.unused(step)
+        for attempt in range(1, self.settings.resample + 1):
+            idle = [place for place, group in enumerate(used) if not rewards.has_advantage[group]]
+            # `unused` comes second: where `idle` ends, none of it may be taken for nothing.
+            replaced = list(zip(idle, unused, strict=False))
+            if not replaced:
+                break
+            comparisons = [self.sampler.replacement(step, place, index, attempt) for place, index in replaced]
+            for group, (place, _) in enumerate(replaced, start=len(rollouts)):
+                used[place] = group
+            others = sample_groups(self.vlm, comparisons, self.settings, self.mix, self.processes)
+            rollouts += others
+            rewards += reward_groups(others, self.settings, self.mix, self.processes)
+        return rollouts, rewards, used
 
     def _keep_equal(self, step: int) -> None:
-        """See that all processes have one adapter, and give them that of process 0 where processes round differently.
+        """Give all processes the adapter of process 0 where their machines round differently.
 
         MlxprefError where the difference is more than that.
         """
@@ -184,33 +247,27 @@ class Trainer:
         weights = [np.array(weight.astype(mx.float32)) for _, weight in sorted(adapter_weights(self.vlm.model).items())]
         digest = hashlib.sha256(b"".join(weight.tobytes() for weight in weights)).hexdigest()
         length = math.sqrt(sum(float((weight.astype(np.float64) ** 2).sum()) for weight in weights))
-        told = self.processes.all_gather([digest, length])
-        for rank, (_, other) in enumerate(told):
-            if abs(other - told[0][1]) > _ROUNDING * told[0][1]:
+        digests, lengths = zip(*self.processes.all_gather([digest, length]), strict=True)
+        for rank, other in enumerate(lengths):
+            if abs(other - lengths[0]) > _ROUNDING * lengths[0]:
                 raise MlxprefError(
                     f"step {step}: process {rank} has another adapter than process 0 (of length {other}, not "
-                    f"{told[0][1]}); go on from the last checkpoint with --resume"
+                    f"{lengths[0]}); continue from the last checkpoint with --resume"
                 )
-        if any(other != told[0][0] for other, _ in told):
+        if len(set(digests)) > 1:
             arrays, numbers = self.state
             self.restore(self.processes.broadcast_arrays(arrays), numbers)
 
-    def _schedule(self) -> Any:
+    def _learning_rate(self) -> Any:
         """The learning rate of every update: it rises from near 0, then falls along a cosine to a tenth."""
         settings = self.settings
         total = self.step_count * settings.updates_per_rollout
         warmup = min(settings.warmup_steps * settings.updates_per_rollout, max(total - 1, 1))
-        peak, falling = settings.learning_rate, max(total - warmup, 1)
-        rest = optim.cosine_decay(peak, falling, peak * 0.1)
-        rise = optim.linear_schedule(peak / warmup, peak, warmup) if warmup else None
-        return optim.join_schedules([rise, rest], [warmup]) if rise else rest
-
-    def _stop_if_failing(self, step: int) -> None:
-        if self._failures >= _MOST_FAILURES:
-            raise ModelError(
-                f"step {step}: loss or gradient was not finite {_MOST_FAILURES} times in a row; the adapter is that of "
-                f"the last finite step; try a smaller --learning-rate than {self.settings.learning_rate}"
-            )
+        peak = settings.learning_rate
+        fall = optim.cosine_decay(peak, max(total - warmup, 1), peak * 0.1)
+        if not warmup:
+            return fall
+        return optim.join_schedules([optim.linear_schedule(peak / warmup, peak, warmup), fall], [warmup])
 
 
 def _under(prefix: str, arrays: Mapping[str, mx.array]) -> dict[str, mx.array]:

@@ -7,15 +7,17 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxpref.checkpoints import bounds
+from mlxpref.checkpoints.memory import _Block
 from mlxpref.config import TrainSettings
 from mlxpref.engine import decoder as trunk
+from mlxpref.engine import image_features as features
 from mlxpref.engine import rollout
 from mlxpref.engine import vision as tower
+from mlxpref.engine.decoder import columns_of_piece
 from mlxpref.engine.prefix_cache import PrefixCache
 from mlxpref.engine.rollout import Sampling, roll_out
 from mlxpref.engine.vlm import VLM
-from mlxpref.training import gradients as update
+from mlxpref.training import gradients
 from tests.conftest import FAMILIES, picture, tiny_model
 from tests.training.test_gradients import material, settings, trained
 
@@ -49,6 +51,16 @@ def tokens_of(_: Any, block: trunk.Block, *others: Any) -> int:
     return int(block.owners.size)
 
 
+@pytest.mark.parametrize("rows", [1, 2, 4, 5, 32, 64, 65, 100, 1000, 8192, 20000])
+def test_a_piece_has_no_more_tokens_than_a_device_may_be_busy_with(rows: int) -> None:
+    columns = columns_of_piece(rows)
+    assert rows * columns <= max(trunk._MOST, rows)
+    assert rows * columns >= min(512, trunk._MOST) / 2  # nor so few that the device waits
+    assert _Block(rows, 10**6).piece.columns == columns  # and the plan of memory knows
+    if rows <= 64:  # as many as the settings ask for if nobody changes them
+        assert columns == max(128, 512 // rows)
+
+
 @pytest.mark.parametrize("way", ["whole", "tree"])
 @pytest.mark.parametrize("rows", [1, 3])
 def test_prompts_are_evaluated_piece_by_piece(
@@ -58,8 +70,8 @@ def test_prompts_are_evaluated_piece_by_piece(
     prompts = [vlm.prompt(picture(i, (336, 336)), picture(9, (336, 336)), "a hat", "choice", True) for i in range(rows)]
     prefill = PrefixCache(vlm).prefill if way == "tree" else vlm.prefill
     expected = np.array(prefill(prompts)[1])
-    monkeypatch.setattr(bounds, "TARGET_TOKENS", 32)
-    monkeypatch.setattr(bounds, "MIN_COLUMNS", 16)
+    monkeypatch.setattr(trunk, "_TOGETHER", 32)
+    monkeypatch.setattr(trunk, "_LEAST", 16)
     sums = counted(trunk, "run_layers", tokens_of)
     prefill = PrefixCache(vlm).prefill if way == "tree" else vlm.prefill
     found = np.array(prefill(prompts)[1])
@@ -73,7 +85,7 @@ def test_the_tower_is_evaluated_block_by_block_on_a_bounded_batch(
     family: str, monkeypatch: pytest.MonkeyPatch, counted: Callable[..., list[int]]
 ) -> None:
     vlm = tiny_model(family)
-    monkeypatch.setattr(bounds, "VISION_TOKENS", 40)
+    monkeypatch.setattr(features, "_BATCH_TOKENS", 40)
     sums = counted(tower, "_attention", lambda attention, hidden, groups: int(hidden.shape[0] * hidden.shape[1]))
     vlm.features.get_all([picture(100 + i, (168, 168)) for i in range(7)])
     tokens = vlm.features.get(picture(100, (168, 168))).tokens
@@ -85,11 +97,11 @@ def test_the_tower_is_evaluated_block_by_block_on_a_bounded_batch(
 def test_no_more_completions_than_a_micro_batch_are_learned_from_in_one_evaluation(
     trained: VLM, counted: Callable[..., list[int]]
 ) -> None:
-    prompts, completions, targets = material(trained)
+    inputs = material(trained)
     for micro_batch in (1, 2, 4, 8):
-        sums = counted(update, "completion_logprobs", lambda vlm, reads, part, *others: len(part.lengths))
-        update.policy_gradient(trained, prompts, completions, targets, settings(micro_batch=micro_batch))
-        assert sum(sums) == len(completions.lengths)
+        sums = counted(gradients, "completion_logprobs", lambda vlm, prompts, part, *others: len(part.lengths))
+        gradients.policy_gradient(trained, inputs, settings(micro_batch=micro_batch))
+        assert sum(sums) == len(inputs.completions.lengths)
         assert max(sums) <= micro_batch
 
 
@@ -111,4 +123,4 @@ def test_the_host_looks_every_eight_steps(counted: Callable[..., list[int]], mon
     prompt = vlm.prompt(picture(0), picture(1), "a hat", "choice", True)
     roll_out(vlm, [prompt], Sampling(max_tokens=TrainSettings().group * 3), [(0,)])
     assert asked
-    assert max(asked) == bounds.STEPS_TOGETHER == 8
+    assert max(asked) == rollout._STEPS == 8

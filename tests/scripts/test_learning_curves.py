@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from mlxpref.training.custom_reward import load_reward
-from mlxpref.training.rewards import reward_mix
+from mlxpref.training.rewards import RewardMix
 from scripts import learning_curves
 from scripts.kept_runs import make_runs, read_runs
 from scripts.learning_curves import REWARDS, SEEDS, STEPS, main, rows_of, table_of
@@ -42,7 +42,7 @@ def test_the_naive_reward_is_one_that_train_takes() -> None:
     settings = settings_of(Plan("naive soft", "labels", True, 0, 30))
     assert load_reward(settings.reward)
     for name in REWARDS:
-        mix = reward_mix(settings_of(Plan(name, "labels", True, 0, 30)).reward)
+        mix = RewardMix.parse(settings_of(Plan(name, "labels", True, 0, 30)).reward)
         assert mix.exact == (name != "hard" and name != "naive soft")
     assert naive_soft(["", "", ""], [0.75, 0.25, None], "", (), 1.0) == [0.95, 0.45, 0.0]
 

@@ -15,6 +15,7 @@ from mlxpref.engine.lora import adapter_weights, attach_lora, linear_layers
 from mlxpref.engine.vlm import VLM, ComparisonInput, load_vlm
 from mlxpref.training.gradients import GradientResult, policy_gradient
 from mlxpref.training.loss import LossInputs
+from mlxpref.training.rewards import RewardMix
 from tests.conftest import GOLDEN
 from tests.engine.test_vlm import golden_prompt
 
@@ -24,7 +25,7 @@ CLOSE = 1e-4
 Measured: 2.6e-5 at most. Torch in float32 is 1.5e-5 from torch in float64, and we are 2.0e-5 from that.
 """
 SETTINGS = ("temperature", "clip_low", "clip_high", "kl", "format_weight")
-TARGETS = ("weights", "answer_weights", "advantages", "y", "reference", "old")
+INPUTS = ("weights", "answer_weights", "advantages", "y", "reference", "old")
 
 
 @pytest.fixture
@@ -58,10 +59,15 @@ def descent(family: str, update: dict[str, Any], golden: dict[str, Any], **how: 
     assert (first[0], second[0]) == (*vlm.words.control("1"), *vlm.words.control("2"))
     vlm.words.label_ids = tuple(first), tuple(second)
     completions = Completions(update["tokens"], update["lengths"])
-    targets = LossInputs(mask=mx.array(completions.mask), **{name: mx.array(update[name]) for name in TARGETS})
+    inputs = LossInputs(
+        prompts=[golden_prompt(vlm, golden)],
+        completions=completions,
+        mix=RewardMix.parse("soft"),
+        mask=mx.array(completions.mask),
+        **{name: mx.array(update[name]) for name in INPUTS},
+    )
     how |= {name: float(update[name]) for name in SETTINGS}
-    settings = TrainSettings(reward="soft", level="token", **how)
-    return policy_gradient(vlm, [golden_prompt(vlm, golden)], completions, targets, settings)
+    return policy_gradient(vlm, inputs, TrainSettings(reward="soft", level="token", **how))
 
 
 def distances(found: GradientResult, update: dict[str, Any]) -> dict[str, float]:

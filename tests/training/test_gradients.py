@@ -11,9 +11,10 @@ from mlx.utils import tree_flatten
 from mlxpref.config import TrainSettings
 from mlxpref.engine.logprobs import Completions
 from mlxpref.engine.lora import adapter_weights, attach_lora, linear_layers
-from mlxpref.engine.vlm import VLM, ComparisonInput, load_vlm
-from mlxpref.training.gradients import GradientResult, logprobs_of, policy_gradient
+from mlxpref.engine.vlm import VLM, load_vlm
+from mlxpref.training.gradients import GradientResult, policy_gradient, policy_logprobs
 from mlxpref.training.loss import LossInputs
+from mlxpref.training.rewards import RewardMix
 from tests.conftest import GOLDEN, picture
 
 GROUP = 4
@@ -30,8 +31,8 @@ def trained(family: str) -> VLM:
     return vlm
 
 
-def material(vlm: VLM, longest: int = 9) -> tuple[list[ComparisonInput], Completions, LossInputs]:
-    """Three groups of four completions of different lengths, one of them empty, with targets of all kinds."""
+def material(vlm: VLM, longest: int = 9) -> LossInputs:
+    """Three groups of four completions of different lengths, one of them empty, with weights of all kinds."""
     sizes = [(84, 84), (140, 84), (56, 112)]
     prompts = [
         vlm.prompt(picture(i, size), picture(i + 9), f"{i} hats", "choice", True) for i, size in enumerate(sizes)
@@ -44,7 +45,10 @@ def material(vlm: VLM, longest: int = 9) -> tuple[list[ComparisonInput], Complet
     def drawn(*shape: int) -> mx.array:
         return mx.array(rng.random(shape).astype(np.float32))
 
-    targets = LossInputs(
+    return LossInputs(
+        prompts=prompts,
+        completions=completions,
+        mix=RewardMix.parse("soft"),
         mask=mx.array(completions.mask),
         weights=drawn(*shape) * mx.array(completions.mask),
         answer_weights=drawn(len(lengths)),
@@ -53,7 +57,6 @@ def material(vlm: VLM, longest: int = 9) -> tuple[list[ComparisonInput], Complet
         reference=-5 * drawn(*shape),
         old=-5 * drawn(*shape),
     )
-    return prompts, completions, targets
 
 
 def settings(**changes: Any) -> TrainSettings:
@@ -77,36 +80,36 @@ def assert_same(found: GradientResult, expected: GradientResult) -> None:
 def test_what_is_learned_from_together_changes_nothing(
     trained: VLM, micro_batch: int, recompute: bool, level: str
 ) -> None:
-    prompts, completions, targets = material(trained)
-    expected = policy_gradient(trained, prompts, completions, targets, settings(micro_batch=99, level=level))
+    inputs = material(trained)
+    expected = policy_gradient(trained, inputs, settings(micro_batch=99, level=level))
     assert len(dict(tree_flatten(expected.gradient))) == len(adapter_weights(trained.model))
     chosen = settings(micro_batch=micro_batch, recompute=recompute, level=level)
-    assert_same(policy_gradient(trained, prompts, completions, targets, chosen), expected)
+    assert_same(policy_gradient(trained, inputs, chosen), expected)
 
 
 def test_the_weights_stay_as_they_were(trained: VLM) -> None:
-    prompts, completions, targets = material(trained)
+    inputs = material(trained)
     before = {name: np.array(weight) for name, weight in adapter_weights(trained.model).items()}
-    policy_gradient(trained, prompts, completions, targets, settings(micro_batch=1))
+    policy_gradient(trained, inputs, settings(micro_batch=1))
     after = adapter_weights(trained.model)
     assert all(np.array_equal(after[name], weight) for name, weight in before.items())
 
 
 @pytest.mark.parametrize("micro_batch", [1, 4, 99])
 def test_log_probabilities_are_those_of_the_update(trained: VLM, micro_batch: int) -> None:
-    prompts, completions, targets = material(trained)
-    expected = policy_gradient(trained, prompts, completions, targets, settings(micro_batch=99)).logprobs
-    found = logprobs_of(trained, prompts, completions, settings(micro_batch=micro_batch))
+    inputs = material(trained)
+    expected = policy_gradient(trained, inputs, settings(micro_batch=99)).logprobs
+    found = policy_logprobs(trained, inputs, settings(micro_batch=micro_batch))
     assert mx.abs(found - expected).max().item() < 1e-4  # type: ignore[operator]
 
 
 def test_less_together_takes_less_memory(trained: VLM) -> None:
-    prompts, completions, targets = material(trained, longest=60)
+    inputs = material(trained, longest=60)
     peaks = []
     for micro_batch in (2, 12):
         mx.clear_cache()
         before = mx.get_active_memory()
         mx.reset_peak_memory()
-        policy_gradient(trained, prompts, completions, targets, settings(micro_batch=micro_batch, recompute=False))
+        policy_gradient(trained, inputs, settings(micro_batch=micro_batch, recompute=False))
         peaks.append(mx.get_peak_memory() - before)
     assert peaks[0] < 0.6 * peaks[1]

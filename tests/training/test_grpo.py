@@ -11,8 +11,9 @@ import pytest
 
 from mlxpref.config import TrainSettings
 from mlxpref.engine.logprobs import Logprobs
+from mlxpref.engine.rollout import Rollout
 from mlxpref.preferences import Comparison, Preference
-from mlxpref.training.group_rewards import reward_groups
+from mlxpref.training.group_rewards import GroupRewards, reward_groups
 from mlxpref.training.grpo import (
     group_advantages,
     kl_to_reference,
@@ -21,10 +22,12 @@ from mlxpref.training.grpo import (
     token_weights,
 )
 from mlxpref.training.loss import LossInputs, loss_inputs, step_loss
-from mlxpref.training.rewards import reward_mix
+from mlxpref.training.rewards import RewardMix
+from mlxpref.training.rollouts import RolloutGroups
 from mlxpref.training.sampler import TrainingComparison
 from mlxpref.verdict import Verdict
 from tests.conftest import GOLDEN
+from tests.training.test_group_rewards import mix_of
 
 with np.load(GOLDEN / "grpo.npz", allow_pickle=False) as _file:
     TRL: dict[str, Any] = dict(_file)
@@ -167,26 +170,32 @@ ANSWER_LOGITS = np.array([[0.5, -0.5, 0.0], [-1.0, 0.4, 0.2], [0.1, 0.0, -0.7]])
 def expected_reward(reason: mx.array, answers: mx.array, reward: str, y: float) -> mx.array:
     """By enumeration of all reasoning strings; the answers are integrated out by the reward itself."""
     p, q = mx.softmax(reason), mx.softmax(answers, axis=-1)
-    mix = reward_mix(reward)
-    own = sum(part.weight for part in mix.parts if part.name in mix.own) * mx.array(OWN_REWARDS)
+    mix = RewardMix.parse(reward)
+    own = sum(part.weight for part in mix.parts if part.name in mix.custom) * mx.array(OWN_REWARDS)
     return (p * (mix.integrated(q[:, 0], q[:, 1], y, 0.2) + own)).sum()
+
+
+def groups_of(rollouts: list[list[Rollout]], shares: list[float]) -> RolloutGroups:
+    """Groups of rollouts, whose comparisons have these shares of people for the first image."""
+    shown = Comparison(Path(), Path(), "")
+    comparisons = [TrainingComparison(Preference("", Path(), Path(), y), shown, y, ()) for y in shares]
+    prompts: Any = [object()] * len(shares)
+    return RolloutGroups(comparisons, prompts, rollouts, [[False] * len(group) for group in rollouts])
 
 
 def one_gradient(reasons: tuple[int, ...], reward: str, y: float) -> np.ndarray:
     """The gradient that one group of rollouts gives, through the code that trains."""
     settings = TrainSettings(reward=reward, group=GROUP, format_weight=0.2, loss_type="bnpo")
     q = np.exp(ANSWER_LOGITS) / np.exp(ANSWER_LOGITS).sum(axis=1, keepdims=True)
-    lesson = TrainingComparison(Preference("", Path(), Path(), y), Comparison(Path(), Path(), ""), y, ())
-    verdicts = [[Verdict(str(r), *q[r, :2]) for r in reasons]]
-    own = dict.fromkeys(reward_mix(reward).own, lambda _, group: [OWN_REWARDS[int(v.text)] for v in group])
-    earned = reward_groups(settings, [lesson], verdicts, np.zeros((1, GROUP), bool), own)
-    targets = loss_inputs([[1] * GROUP], earned.answered, earned.advantages, np.array([y]), [0], settings)
+    groups = groups_of([[Rollout((r,), (0.0,), Verdict(str(r), *q[r, :2])) for r in reasons]], [y])
+    mix = mix_of(reward, lambda _, group: [OWN_REWARDS[int(v.text)] for v in group])
+    inputs = loss_inputs(groups, reward_groups(groups, settings, mix), settings, mix)
 
     def loss(reason: mx.array, answers: mx.array) -> mx.array:
         rows = mx.array(reasons)
         logprobs = (reason - mx.logsumexp(reason))[rows][:, None]
         labels = (answers - mx.logsumexp(answers, axis=-1, keepdims=True))[rows][:, :2]
-        return step_loss(Logprobs(logprobs, labels), targets, settings)[0]
+        return step_loss(Logprobs(logprobs, labels), inputs, settings)[0]
 
     gradients = mx.grad(loss, argnums=(0, 1))(mx.array(REASON_LOGITS), mx.array(ANSWER_LOGITS))
     # Two tokens a rollout share its weight: reasoning and answer position.
@@ -246,25 +255,42 @@ def test_a_group_in_which_all_agree_still_gets_answer_gradient() -> None:
     assert gradient[REASONS + 3] > 0.01  # "1" after this reasoning becomes likelier
 
 
-def test_groups_that_are_left_out_stay_in_the_count() -> None:
+def inputs_of(
+    lengths: list[list[int]], settings: TrainSettings, has_gradient: tuple[bool, bool] = (True, True), **rewards: Any
+) -> LossInputs:
+    """Of two groups of two rollouts with these lengths, of which one has no answer."""
+    groups = groups_of([[Rollout((5,) * n, (0.0,) * n, Verdict("")) for n in group] for group in lengths], [1.0, 0.0])
+    every = np.ones((2, 2), bool)
+    earned = GroupRewards(
+        rewards=np.ones((2, 2)),
+        components=np.ones((2, 2, 1)),
+        advantages=np.ones((2, 2)),
+        correct=every,
+        well_formed=every,
+        answered=np.array([[True, False], [True, True]]),
+        in_loss=rewards.get("in_loss", every),
+        has_advantage=every[0],
+        has_gradient=np.array(has_gradient),
+    )
+    return loss_inputs(groups, earned, settings, RewardMix.parse(settings.reward))
+
+
+def test_groups_without_a_gradient_stay_in_the_count() -> None:
     settings = TrainSettings(reward="soft", loss_type="dapo")
-    lengths, answered = [[2, 3], [4, 1]], np.array([[True, False], [True, True]])
-    arguments = (lengths, answered, np.ones((2, 2)), np.array([1.0, 0.0]))
-    both: LossInputs = loss_inputs(*arguments, [0, 1], settings)
-    one: LossInputs = loss_inputs(*arguments, [1], settings)
+    both, one = (inputs_of([[2, 3], [4, 1]], settings, (first, True)) for first in (True, False))
+    assert (len(both.prompts), len(one.prompts)) == (2, 1)
     assert np.array(both.weights).sum() + np.array(both.answer_weights).sum() == pytest.approx(1)
     assert np.array(one.answer_weights).tolist() == np.array(both.answer_weights)[2:].tolist()
     assert np.array(one.weights).tolist() == np.array(both.weights)[2:].tolist()
     assert np.array(both.answer_weights).tolist() == pytest.approx([1 / 13, 0, 1 / 13, 1 / 13])
+    assert (both.step_tokens, one.step_tokens) == (10, 5)
 
 
 @pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo"])
-def test_rollouts_that_are_not_counted_are_as_empty_ones(loss_type: Any) -> None:
+def test_rollouts_outside_the_loss_are_as_empty_ones(loss_type: Any) -> None:
     settings = TrainSettings(reward="soft", loss_type=loss_type, max_tokens=4)
-    answered = np.array([[True, False], [True, True]])
-    rest = np.ones((2, 2)), np.array([1.0, 0.0]), [0, 1], settings
-    masked = loss_inputs([[2, 3], [4, 1]], answered, *rest, np.array([[True, False], [True, True]]))
-    empty = loss_inputs([[2, 0], [4, 1]], answered, *rest)
+    masked = inputs_of([[2, 3], [4, 1]], settings, in_loss=np.array([[True, False], [True, True]]))
+    empty = inputs_of([[2, 0], [4, 1]], settings)
     for name in ("mask", "weights", "answer_weights"):
         assert np.array(getattr(masked, name)).tolist() == np.array(getattr(empty, name)).tolist(), name
     assert not np.array(masked.mask)[1].any()

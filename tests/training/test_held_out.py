@@ -17,6 +17,7 @@ from mlxpref.errors import DataError
 from mlxpref.judge.evaluation import EvaluationSpec, evaluate
 from mlxpref.judge.judge import Judge
 from mlxpref.training import held_out
+from mlxpref.training import trainer as trainer_module
 from mlxpref.training.trainer import Trainer
 from tests.conftest import GOLDEN
 
@@ -132,12 +133,12 @@ def test_the_state_of_a_new_trainer_can_be_given_back() -> None:
 
 
 def test_failures_count_across_a_break(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mlxpref.training import policy_update as learning
-
-    original = learning.policy_gradient
+    original = trainer_module.policy_gradient
     chosen = trainer()
     reports = chosen.steps()
-    monkeypatch.setattr(learning, "policy_gradient", lambda *a: replace(original(*a), loss=mx.array(float("nan"))))
+    monkeypatch.setattr(
+        trainer_module, "policy_gradient", lambda *a: replace(original(*a), loss=mx.array(float("nan")))
+    )
     next(reports)
     assert chosen.state[1]["failures"] == 1  # at the report, not after it
 

@@ -6,24 +6,23 @@ import pytest
 
 from mlxpref.errors import ConfigError
 from mlxpref.training.rewards import (
+    RewardMix,
     RewardPart,
+    agreement_reward,
     brier_reward,
-    hard_reward,
     length_reward,
-    reward_mix,
-    score_reward,
     soft_reward,
 )
 
 
-def test_soft_is_the_expected_agreement_and_is_not_normalised() -> None:
+def test_soft() -> None:
     assert soft_reward(0.6, 0.3, 1.0) == pytest.approx(0.6)
     assert soft_reward(0.6, 0.3, 0.0) == pytest.approx(0.3)
     assert soft_reward(0.6, 0.3, 0.8, 0.2) == pytest.approx(0.2 * 0.9 + 0.6 * 0.8 + 0.3 * 0.2)
     assert soft_reward(0.06, 0.03, 1.0, 0.2) < soft_reward(0.6, 0.3, 1.0, 0.2)
 
 
-def test_brier_is_best_at_the_share_of_people_and_loses_with_mass() -> None:
+def test_brier_is_a_proper_score() -> None:
     shares = np.linspace(0.01, 0.99, 99)
     for y in (0.0, 0.3, 0.7, 1.0):
         best = shares[np.argmax(brier_reward(shares, 1 - shares, np.float64(y), 0.2))]
@@ -32,12 +31,11 @@ def test_brier_is_best_at_the_share_of_people_and_loses_with_mass() -> None:
     assert brier_reward(0.45, 0.05, 1.0, 0.2) == pytest.approx(0.5 * (0.2 + 1 - 0.01))
 
 
-def test_hard_and_score_reward_the_majority_and_the_form() -> None:
+def test_agreement_with_the_majority_and_the_form() -> None:
     y = np.array([1.0, 0.9, 0.2, 0.2, 0.8, 0.8])
     formed = np.array([True, False, True, True, True, True])
-    assert hard_reward(np.array([1, 1, 2, 1, 0, 2]), y, formed, 0.2).tolist() == [1.2, 1.0, 1.2, 0.2, 0.0, 0.2]
-    margin = np.array([3.0, 1.0, -2.0, 0.0, np.nan, -1.0])
-    assert score_reward(margin, y, formed, 0.2).tolist() == [1.2, 1.0, 1.2, 0.2, 0.0, 0.2]
+    lean = np.array([3.0, 0.5, -0.5, 0.0, np.nan, -1.0])
+    assert agreement_reward(lean, y, formed, 0.2).tolist() == [1.2, 1.0, 1.2, 0.2, 0.0, 0.2]
 
 
 @pytest.mark.parametrize("reward", [soft_reward, brier_reward])
@@ -52,19 +50,19 @@ def test_mass_outside_the_labels_is_pushed_down(reward: object, y: float) -> Non
     assert gradient[:2].max().item() > 0
 
 
-def test_a_reward_is_a_mix_of_named_and_weighted_parts() -> None:
-    assert reward_mix("soft").parts == (RewardPart("soft", 1.0),)
-    mix = reward_mix("soft=0.5, brier=2 ,my files/own.py:kind=1e-1,a=b/own.py:f=3")
+def test_a_mix_is_parsed() -> None:
+    assert RewardMix.parse("soft").parts == (RewardPart("soft", 1.0),)
+    mix = RewardMix.parse("soft=0.5, brier=2 ,my files/own.py:kind=1e-1,a=b/own.py:f=3")
     assert [(part.name, part.weight) for part in mix.parts] == [
         ("soft", 0.5),
         ("brier", 2.0),
         ("my files/own.py:kind", 0.1),
         ("a=b/own.py:f", 3.0),
     ]
-    assert mix.own == ("my files/own.py:kind", "a=b/own.py:f")
+    assert mix.custom == ("my files/own.py:kind", "a=b/own.py:f")
     assert mix.exact
-    assert not reward_mix("hard,own.py:f").exact
-    assert not reward_mix("own.py:f").exact
+    assert not RewardMix.parse("hard,own.py:f").exact
+    assert not RewardMix.parse("own.py:f").exact
 
 
 @pytest.mark.parametrize(
@@ -84,19 +82,19 @@ def test_a_reward_is_a_mix_of_named_and_weighted_parts() -> None:
         ("brier=1,own.py:f,score", "take one of the three kinds"),
     ],
 )
-def test_a_mix_that_cannot_be_is_refused(text: str, problem: str) -> None:
+def test_an_impossible_mix_is_refused(text: str, problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
-        reward_mix(text)
+        RewardMix.parse(text)
 
 
-def test_the_integrated_part_of_a_mix_is_the_weighted_sum() -> None:
-    mix = reward_mix("soft=0.5,own.py:f=7,brier=2")
+def test_the_exact_part_of_a_mix() -> None:
+    mix = RewardMix.parse("soft=0.5,own.py:f=7,brier=2")
     p1, p2, y = np.array([0.6, 0.1]), np.array([0.3, 0.8]), np.array([1.0, 0.3])
     expected = 0.5 * soft_reward(p1, p2, y, 0.2) + 2 * brier_reward(p1, p2, y, 0.2)
     assert mix.integrated(p1, p2, y, 0.2) == pytest.approx(expected)
-    assert (reward_mix("brier").integrated(p1, p2, y, 0.2) == brier_reward(p1, p2, y, 0.2)).all()
+    assert (RewardMix.parse("brier").integrated(p1, p2, y, 0.2) == brier_reward(p1, p2, y, 0.2)).all()
 
 
-def test_length_costs_nothing_up_to_the_budget_and_one_at_the_end() -> None:
+def test_length() -> None:
     tokens = np.array([0, 63, 64, 112, 256, 264])
     assert length_reward(tokens, 64, 256).tolist() == [0, 0, 0, -0.25, -1, -1]

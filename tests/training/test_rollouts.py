@@ -1,20 +1,19 @@
-"""Groups: which completions ran out of tokens."""
+"""Which completions ran out of tokens."""
 
 from typing import Any
 
 import pytest
 
 from mlxpref.engine.rollout import Rollout, Sampling
-from mlxpref.training.rollouts import _ran_out
+from mlxpref.training.rollouts import is_truncated
 from mlxpref.verdict import Verdict
-from tests.conftest import tiny_model
 
-END = 7
+EOS = 7
 THOUGHT = "<think>so</think><answer>"
 
 
 @pytest.mark.parametrize(
-    ("until", "tokens", "text", "mass", "expected"),
+    ("until", "count", "text", "mass", "expected"),
     [
         ("answer", 3, "<think>so", 0.0, False),
         ("answer", 4, "<think>so", 0.0, True),
@@ -26,11 +25,7 @@ THOUGHT = "<think>so</think><answer>"
         ("end", 5, THOUGHT, 0.9, False),
     ],
 )
-def test_a_completion_ran_out_where_it_neither_said_its_answer_nor_ended(
-    until: Any, tokens: int, text: str, mass: float, expected: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    vlm = tiny_model("qwen2_5_vl")
-    monkeypatch.setattr(vlm, "ends", frozenset({END}))
-    written = (1, 1, 1, 1, END)[:tokens]
-    rollout = Rollout(written, (0.0,) * tokens, Verdict(text, mass, 0.0, tokens=tokens))
-    assert _ran_out(vlm, rollout, Sampling(max_tokens=4, until=until, close=False)) is expected
+def test_truncated(until: Any, count: int, text: str, mass: float, expected: bool) -> None:
+    rollout = Rollout((1, 1, 1, 1, EOS)[:count], (0.0,) * count, Verdict(text, mass, 0.0, tokens=count))
+    sampling = Sampling(max_tokens=4, until=until, close=False)
+    assert is_truncated(rollout, sampling, frozenset({EOS})) is expected

@@ -15,14 +15,15 @@ import mlxpref
 from mlxpref.cli.demo import demo_settings
 from mlxpref.config import TrainSettings, read_settings, settings_from
 from mlxpref.demo.preferences import demo_preferences
+from mlxpref.engine.logprobs import Completions, Logprobs
 from mlxpref.engine.lora import adapter_off, adapter_weights
 from mlxpref.engine.vlm import VLM, load_vlm
 from mlxpref.errors import ConfigError, DataError, MlxprefError, ModelError
 from mlxpref.judge.evaluation import EvaluationSpec, evaluate
 from mlxpref.judge.judge import Judge
-from mlxpref.training import gradients as update
-from mlxpref.training import policy_update as learning
-from mlxpref.training import rollouts as groups
+from mlxpref.training import gradients, rollouts, trainer
+from mlxpref.training.loss import LossInputs, step_loss
+from mlxpref.training.rewards import RewardMix
 from mlxpref.training.run import start_run, train
 from mlxpref.training.trainer import StepReport, Trainer
 from tests.conftest import GOLDEN
@@ -171,9 +172,9 @@ def test_ties_teach_brier_only(fresh: VLM) -> None:
 def test_a_loss_that_is_not_finite_stops_the_run_and_harms_nothing(
     fresh: VLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = update.step_loss
+    original = gradients.step_loss
     monkeypatch.setattr(
-        update, "step_loss", lambda *arguments: (original(*arguments)[0] * mx.array(float("nan")), mx.array(0.0))
+        gradients, "step_loss", lambda *arguments: (original(*arguments)[0] * mx.array(float("nan")), mx.array(0.0))
     )
     settings = settings_from(TrainSettings, {"data": "demo"} | SMALL | {"steps": 9, "think": False})
     reports: list[StepReport] = []
@@ -184,7 +185,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_harms_nothing(
     assert all(mx.isfinite(weight).all().item() for weight in saved.values())
 
 
-@pytest.mark.parametrize(("module", "phase"), [(groups, "roll_out"), (learning, "policy_gradient")])
+@pytest.mark.parametrize(("module", "phase"), [(rollouts, "roll_out"), (trainer, "policy_gradient")])
 def test_ctrl_c_saves_the_adapter_in_any_phase(
     fresh: VLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any, phase: str
 ) -> None:
@@ -268,29 +269,10 @@ def test_a_reward_of_ones_own_is_learned_from(fresh: VLM, tmp_path: Path) -> Non
     assert np.mean([r.reward for r in reports[-3:]]) > np.mean([r.reward for r in reports[:3]]) + 1
 
 
-@pytest.mark.parametrize(
-    ("program", "words"),
-    [
-        ("def own(**_):\n    x = 1\n    return [1 / 0]\n", "own.py:3: the reward raised ZeroDivisionError"),
-        ("def own(**_):\n    return [1]\n", "must return 3 finite numbers"),
-        ("def own(texts, **_):\n    return [float('nan') for _ in texts]\n", "must return 3 finite numbers"),
-        ("def own(**_):\n    return None\n", "must return 3 numbers"),
-        ("def other(**_):\n    return None\n", "has no function own"),
-        ("def own(:\n", "own.py:1: cannot be run: SyntaxError"),
-        (None, "no such file"),
-    ],
-)
-def test_a_reward_that_fails_is_shown_with_its_line(
-    fresh: VLM, tmp_path: Path, program: str | None, words: str
-) -> None:
-    if program:
-        (tmp_path / "own.py").write_text(program)
-    with pytest.raises(MlxprefError) as caught:
-        run_small(fresh, tmp_path / "run", reward=f"{tmp_path}/own.py:own")
-    assert words in str(caught.value)
-    assert "\n" not in str(caught.value)
-    if "raised" in words:
-        assert (tmp_path / "run" / "adapters.safetensors").is_file()
+def test_a_reward_that_fails_leaves_the_adapter(fresh: VLM, tmp_path: Path) -> None:
+    with pytest.raises(MlxprefError, match=r"own.py:2: the reward raised ZeroDivisionError"):
+        run_small(fresh, tmp_path / "run", reward=own_file(tmp_path, "return [1 / 0]"))
+    assert (tmp_path / "run" / "adapters.safetensors").is_file()
 
 
 def test_an_unknown_reward_is_refused(fresh: VLM, tmp_path: Path) -> None:
@@ -346,13 +328,19 @@ def test_several_updates_clip_what_has_moved_too_far(tmp_path: Path) -> None:
 
 def test_an_unanswered_rollout_cannot_spoil_the_gradient() -> None:
     """Label probabilities that underflow, where no answer counts, must not become not-a-number."""
-    from mlxpref.engine.logprobs import Logprobs
-    from mlxpref.training.loss import LossInputs, step_loss
-
-    targets = LossInputs(mx.ones((2, 1)) > 0, mx.ones((2, 1)), mx.array([0.25, 0.0]), mx.zeros(2), mx.array([1.0, 1.0]))
     for reward in ("soft", "brier"):
+        inputs = LossInputs(
+            prompts=[],
+            completions=Completions.of([[1], [1]]),
+            mix=RewardMix.parse(reward),
+            mask=mx.ones((2, 1)) > 0,
+            weights=mx.ones((2, 1)),
+            answer_weights=mx.array([0.25, 0.0]),
+            advantages=mx.zeros(2),
+            y=mx.array([1.0, 1.0]),
+        )
         gradient = mx.grad(
-            lambda labels, r=reward: step_loss(Logprobs(mx.zeros((2, 1)), labels), targets, TrainSettings(reward=r))[0]
+            lambda labels, i=inputs: step_loss(Logprobs(mx.zeros((2, 1)), labels), i, TrainSettings())[0]
         )(mx.array([[-0.1, -2.4], [-200.0, -200.0]]))
         assert mx.isfinite(gradient).all().item()
         assert gradient[1].tolist() == [0, 0]
@@ -364,7 +352,7 @@ def test_what_an_adapter_was_trained_on_is_compared(fresh: VLM, tmp_path: Path) 
     from mlxpref.errors import ModelError
 
     run_small(fresh, tmp_path / "run", think=False)
-    assert base_name(tmp_path / "run") == str(fresh.path)
+    assert base_name(tmp_path / "run") == str(fresh.checkpoint.folder)
     assert check_base(tmp_path / "run", Checkpoint.open(GOLDEN / "qwen2_5_vl")) == []
     with pytest.raises(ModelError, match=r"trained on .*qwen2_5_vl, which this model is not: .*--any-base"):
         check_base(tmp_path / "run", Checkpoint.open(GOLDEN / "qwen3_vl"))
@@ -376,7 +364,7 @@ def test_sampling_ignores_the_checkpoints_generation_config(fresh: VLM) -> None:
     """The golden checkpoint asks for top_k and repetition penalties; rollouts are drawn from the whole distribution."""
     from mlxpref.engine.rollout import Sampling, roll_out
 
-    config = json.loads((fresh.path / "generation_config.json").read_text())
+    config = json.loads((fresh.checkpoint.folder / "generation_config.json").read_text())
     assert config["do_sample"]
     assert set(config) & {"top_k", "top_p", "repetition_penalty"}
     preference = demo_preferences("train", 1)[0]
@@ -512,7 +500,7 @@ def test_completions_that_came_to_their_end_are_not_truncated(tmp_path: Path) ->
 @pytest.mark.parametrize("updates", [1, 2])
 def test_the_learning_rate_rises_then_falls_along_a_cosine(fresh: VLM, updates: int) -> None:
     chosen = TrainSettings(steps=6, warmup_steps=2, learning_rate=1e-2, updates_per_rollout=updates)
-    rate = Trainer(fresh, demo_preferences("train", 4), chosen)._schedule()
+    rate = Trainer(fresh, demo_preferences("train", 4), chosen)._learning_rate()
     assert [float(rate(mx.array(number))) for number in (0, updates)] == pytest.approx(
         [5e-3 / updates, 7.5e-3], rel=0.2
     )
@@ -523,13 +511,13 @@ def test_the_learning_rate_rises_then_falls_along_a_cosine(fresh: VLM, updates: 
 def test_an_update_that_is_not_finite_ends_those_of_its_rollouts(
     fresh: VLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, calls = learning.policy_gradient, iter(range(99))
+    original, calls = trainer.policy_gradient, iter(range(99))
 
     def descend(*arguments: Any) -> Any:
         found = original(*arguments)
         return replace(found, loss=found.loss * float("nan")) if next(calls) == 1 else found
 
-    monkeypatch.setattr(learning, "policy_gradient", descend)
+    monkeypatch.setattr(trainer, "policy_gradient", descend)
     first, second = run_small(fresh, tmp_path / "run", think=False, updates_per_rollout=3)
     assert first.updated
     assert not np.isfinite(first.loss)
