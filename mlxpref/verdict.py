@@ -1,10 +1,12 @@
-"""A verdict: what one completion says about the two images it was shown."""
+"""A verdict: what one completion says about the two images of a comparison."""
 
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from mlxpref.text import CONTROL
 
 __all__ = [
     "STRATEGIES",
@@ -26,16 +28,15 @@ _ANSWER = re.compile(r"</think>.*?<answer>(.*?)(?:</answer>|$)", re.DOTALL)
 _FORM = re.compile(r"<think>((?:(?!</?(?:think|answer)>).)*)</think>\s*<answer>[^<]*</answer>", re.DOTALL)
 _NUMBER = r"(\d+(?:\.\d+)?)"
 _SCORES = re.compile(rf"\s*{_NUMBER}[\s,;/]+{_NUMBER}\s*")
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one completion says: probabilities of the labels, reasoning, written answer; or unreadable.
+    """What one completion says: its text, and the probabilities of both labels at its answer position.
 
-    `p_label_first` and `p_label_second` are the probabilities of the labels at the answer position, each summed
-    over its token variants; both are 0 where the position was not reached. `closed` says that the completion ran
-    out of tokens and was read after an appended end of reasoning.
+    A label's probability is summed over its token variants; both are 0 where the position was not reached, and the
+    verdict is unreadable then. `closed` means that the completion ran out of tokens and was read after an end of
+    reasoning that was appended. `tokens` is the number of tokens written.
     """
 
     text: str
@@ -46,16 +47,16 @@ class Verdict:
 
     @property
     def label_mass(self) -> float:
-        """The probability of either label; the rest went to something that is no answer."""
+        """The probability of either label; what lacks to 1 is that of tokens that are no answer."""
         return self.p_label_first + self.p_label_second
 
     @property
     def reasoning(self) -> str:
-        """What the judge wrote before it answered."""
+        """The reasons that were written before the answer."""
         return reasoning_of(self.text)
 
     def p_first(self, strategy: Strategy) -> float | None:
-        """The preference for the first image, from 0 to 1, as a strategy reads it; None where it cannot be read."""
+        """The preference for the first image, from 0 to 1, by a strategy; None for an unreadable verdict."""
         if strategy == "soft":
             return self.p_label_first / self.label_mass if self.label_mass > 0 else None
         if strategy == "select":
@@ -66,24 +67,24 @@ class Verdict:
 
 
 def at_answer(text: str) -> bool:
-    """Whether a completion stands at its answer position: right after the first <answer> that follows </think>."""
-    thought = text.find("</think>")
-    if thought < 0:
+    """Whether a text ends at its answer position: right after the first <answer> that follows </think>."""
+    end = text.find("</think>")
+    if end < 0:
         return False
-    tag = text.find("<answer>", thought)
+    tag = text.find("<answer>", end)
     return tag >= 0 and tag + len("<answer>") == len(text)
 
 
 def reasoning_of(text: str) -> str:
     """The words between <think> and </think>, on one line, without control characters."""
     words = text.partition("</think>")[0].partition("<think>")
-    return " ".join(_CONTROL.sub(" ", words[2] or words[0]).split())
+    return " ".join(CONTROL.sub(" ", words[2] or words[0]).split())
 
 
 def is_well_formed(text: str, form: str = "choice", think: bool = True) -> bool:
-    """Whether a completion is reasons between the tags of thinking, then an answer of the form between its own.
+    """Whether a completion is <think>reasons</think>, then <answer> with a label ("choice") or two scores ("scores").
 
-    The reasons may be empty only where the judge was not asked to `think`.
+    The reasons may be empty only if the judge was not asked to `think`.
     """
     match = _FORM.fullmatch(text.strip())
     if match is None or (think and not match.group(1).strip()):
@@ -92,14 +93,14 @@ def is_well_formed(text: str, form: str = "choice", think: bool = True) -> bool:
 
 
 def written_answer(text: str) -> Literal[1, 2] | None:
-    """The label that a completion wrote as its answer, or None."""
+    """The label in the written answer; None where there is none."""
     match = _ANSWER.search(text)
     answer = match.group(1).strip() if match else ""
     return 1 if answer == "1" else 2 if answer == "2" else None
 
 
 def written_scores(text: str) -> tuple[float, float] | None:
-    """The two scores from 0 to 10 that a completion wrote, of the first and the second image, or None."""
+    """The scores from 0 to 10 in the written answer, of the first and the second image; None where there are none."""
     match = _ANSWER.search(text)
     numbers = _SCORES.fullmatch(match.group(1)) if match else None
     if numbers is None:
@@ -113,6 +114,6 @@ def verdicts_to_json(verdicts: Sequence[Verdict]) -> list[list[Any]]:
     return [[v.text, v.p_label_first, v.p_label_second, v.closed, v.tokens] for v in verdicts]
 
 
-def verdicts_from_json(told: Sequence[Sequence[Any]]) -> tuple[Verdict, ...]:
-    """What `verdicts_to_json` gave."""
-    return tuple(Verdict(*fields) for fields in told)
+def verdicts_from_json(rows: Sequence[Sequence[Any]]) -> tuple[Verdict, ...]:
+    """The verdicts of which `verdicts_to_json` made these lists."""
+    return tuple(Verdict(*row) for row in rows)

@@ -128,7 +128,7 @@ def test_without_fidelity_the_source_is_never_loaded(tmp_path: Path, monkeypatch
     assert fidelity is None
     assert skipped is not None
     assert skipped.startswith("the source does not fit in memory: it needs about ")
-    assert "at most 1 MB" in skipped
+    assert "at most 1.0 MB" in skipped
     assert loaded == [Checkpoint.open(made.folder)] * 2
     monkeypatch.undo()
     reference, _ = source_answers(Checkpoint.open(made.source), CHECK)
