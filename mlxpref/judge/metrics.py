@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binomtest
 
+from mlxpref.ranking.intervals import share_interval
 from mlxpref.ranking.log_odds import soft_preference
 
 __all__ = [
@@ -18,13 +18,13 @@ __all__ = [
     "Metrics",
     "agreement",
     "both_orders",
+    "calibration_bins",
     "calibration_error",
     "first_choice_rate",
     "group_numbers",
     "human_agreement",
     "interval",
     "measure",
-    "share_interval",
 ]
 
 Floats = NDArray[np.float64]
@@ -139,11 +139,17 @@ def human_agreement(p_people: Floats, votes: ArrayLike) -> float:
     return float(((k * (k - 1) + (n - k) * (n - k - 1)) / (n * (n - 1))).mean())
 
 
+def calibration_bins(p: Floats, p_people: Floats) -> tuple[Floats, Floats, Floats]:
+    """Of equally wide bins of probability: how many of (N,) fall in each, their sum, and the sum of people's shares."""
+    bin_of = np.minimum((p * _BINS).astype(int), _BINS - 1)  # 1 falls in the last one
+    count, p_sum, people_sum = (np.bincount(bin_of, each, _BINS) for each in (np.ones_like(p), p, p_people))
+    return count, p_sum, people_sum
+
+
 def calibration_error(p: Floats, p_people: Floats) -> float:
-    """The mean distance between probability and share of people, over equally wide bins weighted by their size."""
-    bin_of = np.minimum((p * _BINS).astype(int), _BINS - 1)
-    distance = np.bincount(bin_of, p, _BINS) - np.bincount(bin_of, p_people, _BINS)
-    return float(np.abs(distance).sum() / len(p))
+    """The mean distance between probability and share of people, over the bins weighted by their size."""
+    _, p_sum, people_sum = calibration_bins(p, p_people)
+    return float(np.abs(p_sum - people_sum).sum() / len(p))
 
 
 def group_numbers(groups: Sequence[str]) -> NDArray[np.intp]:
@@ -165,11 +171,3 @@ def interval(total: ArrayLike, size: ArrayLike) -> tuple[float, float]:
         shares.append(totals[drawn].sum(axis=1) / sizes[drawn].sum(axis=1))
     low, high = np.quantile(np.concatenate(shares), [0.025, 0.975])
     return float(low), float(high)
-
-
-def share_interval(count: int, of: int) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson 1927); from 0 to 1 where nothing was counted."""
-    if not of:
-        return 0.0, 1.0
-    interval = binomtest(count, of).proportion_ci(method="wilson")
-    return float(interval.low), float(interval.high)

@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mlxpref.data.label_file import TEST, LabelRecord, pair_of
-from mlxpref.judge.metrics import share_interval
 from mlxpref.ranking.bradley_terry import Z95
+from mlxpref.ranking.intervals import share_interval
 
 __all__ = ["Consistency", "Enough", "consistency", "enough", "explain"]
 

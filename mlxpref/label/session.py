@@ -10,12 +10,12 @@ from typing import Any
 
 from mlxpref.config import LabelSettings
 from mlxpref.data.label_file import LabelFile, LabelRecord
-from mlxpref.judge.metrics import share_interval
 from mlxpref.label.pictures import Pictures
 from mlxpref.label.prompt_task import Choice, PromptTask
 from mlxpref.label.questions import Question, Questions
 from mlxpref.label.rater import consistency, enough, explain
 from mlxpref.ranking.bradley_terry import PairOutcome, rank_images
+from mlxpref.ranking.intervals import share_interval
 from mlxpref.report.html import even_ticks, short_names
 
 __all__ = ["LabelSession"]

@@ -1,4 +1,4 @@
-"""Reliability: whether people agree as often as a judge's probabilities say, in bins and as a drawing."""
+"""A drawing of reliability: whether people agree as often as a judge's probabilities say."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,27 +9,14 @@ import numpy as np
 
 from mlxpref.errors import ConfigError
 from mlxpref.files import replacing
-from mlxpref.judge.metrics import Floats, calibration_error
+from mlxpref.judge.metrics import Floats, calibration_bins, calibration_error
 from mlxpref.report.curves import COLOURS
 
-__all__ = ["FORMATS", "Bins", "Panel", "draw_reliability", "reliability"]
+__all__ = ["FORMATS", "Panel", "draw_reliability"]
 
 FORMATS = (".svg", ".png")  # the endings of drawings
-_BINS = 10
 _MAX_DOT = 90.0  # square points
 _SIZE = (2.5, 2.9)  # inches of a panel
-
-
-@dataclass(frozen=True)
-class Bins:
-    """Equally wide bins of probability (B,): how many fall in each, their mean, and the mean share of people.
-
-    Means are NaN where nothing falls.
-    """
-
-    count: Floats
-    p: Floats
-    share: Floats
 
 
 @dataclass(frozen=True)
@@ -44,14 +31,6 @@ class Panel:
     def sides(self) -> tuple[Floats, Floats]:
         """Both sides of every pair (2 N,), so that nothing depends on which image is called a."""
         return np.concatenate([self.p, 1 - self.p]), np.concatenate([self.p_people, 1 - self.p_people])
-
-
-def reliability(p: Floats, p_people: Floats, bins: int = _BINS) -> Bins:
-    """Probabilities (N,) and shares of people (N,) in equally wide bins, 1 in the last of them."""
-    place = np.minimum((p * bins).astype(int), bins - 1)
-    count, p_sum, people_sum = (np.bincount(place, each, bins) for each in (np.ones_like(p), p, p_people))
-    with np.errstate(invalid="ignore"):
-        return Bins(count.astype(np.float64), p_sum / count, people_sum / count)
 
 
 def draw_reliability(panels: Sequence[Panel], columns: int, path: Path) -> None:
@@ -84,19 +63,19 @@ def draw_reliability(panels: Sequence[Panel], columns: int, path: Path) -> None:
 
 def _draw_panel(cell: Any, panel: Panel) -> None:
     above, below = cell.subplots(2, 1, sharex=True, height_ratios=(4, 1))
-    sides = panel.sides
-    bins = reliability(*sides)
+    count, p, people = calibration_bins(*panel.sides)  # (B,) each
+    filled = count > 0
+    p, people = p[filled] / count[filled], people[filled] / count[filled]
     above.plot([0, 1], [0, 1], color="#888888", linewidth=0.8, linestyle="--", zorder=1)
-    filled = bins.count > 0
-    above.vlines(bins.p[filled], bins.p[filled], bins.share[filled], color=COLOURS[2], linewidth=1, zorder=2)
-    size = 6 + _MAX_DOT * bins.count[filled] / bins.count.max()
-    above.scatter(bins.p[filled], bins.share[filled], s=size, color=COLOURS[0], alpha=0.85, linewidth=0, zorder=3)
+    above.vlines(p, p, people, color=COLOURS[2], linewidth=1, zorder=2)
+    size = 6 + _MAX_DOT * count[filled] / count.max()
+    above.scatter(p, people, s=size, color=COLOURS[0], alpha=0.85, linewidth=0, zorder=3)
     above.set(xlim=(-0.04, 1.04), ylim=(-0.04, 1.04), yticks=(0, 0.5, 1), xticks=(0, 0.5, 1))
-    above.set_title(f"{panel.title}\ncalibration error {calibration_error(*sides):.3f}", fontsize=8)
-    middles = (np.arange(len(bins.count)) + 0.5) / len(bins.count)
-    bars = below.bar(middles, bins.count, width=0.9 / len(bins.count), color=COLOURS[0], alpha=0.5, linewidth=0)
-    below.bar_label(bars, [f"{count:.0f}" if count else "" for count in bins.count], fontsize=5.5, padding=1)
-    below.set(yticks=(), ylabel="images", ylim=(0, 1.25 * bins.count.max()))
+    above.set_title(f"{panel.title}\ncalibration error {calibration_error(*panel.sides):.3f}", fontsize=8)
+    middles = (np.arange(len(count)) + 0.5) / len(count)
+    bars = below.bar(middles, count, width=0.9 / len(count), color=COLOURS[0], alpha=0.5, linewidth=0)
+    below.bar_label(bars, [f"{each:.0f}" if each else "" for each in count], fontsize=5.5, padding=1)
+    below.set(yticks=(), ylabel="images", ylim=(0, 1.25 * count.max()))
     for axes in (above, below):
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=7)

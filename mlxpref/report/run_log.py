@@ -19,8 +19,7 @@ PHASES = {
     "score_seconds": "scoring",
     "update_seconds": "update",
     "evaluation_seconds": "held-out evaluation",
-}
-"""The parts of a step's seconds, in the order of their time."""
+}  # the parts of a step's seconds, in the order of their time
 _COMPARED = 10  # steps at either end
 _MAX_PARTS = 5  # of a reward, beside the whole
 
@@ -112,12 +111,13 @@ class RunLog:
             return math.fsum(value for name in names for value in self.column(name) if math.isfinite(value))
 
         planned, tokens, seconds = number(self.records[-1].get("steps")), total("tokens"), total("rollout_seconds")
+        peak = np.nanmax([0.0, *self.column("peak_bytes")])
         facts = {
             "steps": f"{self.steps[-1]:g}" + (f" of {planned:g}" if planned > 0 else ""),
             "time": format_duration(total(*PHASES)),
             "tokens written": f"{tokens:,.0f}" if tokens else "",
             "tokens a second": format_number(tokens / seconds) if tokens and seconds else "",
-            "peak memory": format_bytes(np.nanmax([0.0, *self.column("peak_bytes")])),
+            "peak memory": format_bytes(peak) if peak else "",
             "groups without a signal": f"{total('skipped'):,.0f} of {total('groups'):,.0f}" if total("groups") else "",
             "steps without an update": f"{self.column('updated').count(0)}",
         }
@@ -131,19 +131,14 @@ def number(value: object) -> float:
 
 def format_number(value: float, share: bool = False) -> str:
     """A number as a person reads it, a share in percent; nothing for NaN."""
-    if not math.isfinite(value):
-        return ""
-    if share:
-        return f"{100 * value:.1f}\u00a0%"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    number = f"{100 * value:.1f}\u00a0%" if share else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return number if math.isfinite(value) else ""
 
 
 def _change(name: str, ends: FirstLast, share: bool) -> MetricChange:
     unit = 100 if share else 1
     change, error = unit * (ends.last - ends.first), unit * ends.error
-    if error:  # as many places as its two leading digits take, and no more of the change
-        places = min(12, max(0, 1 - math.floor(math.log10(error))))
-        shown = f"{change:+.{places}f} ± {error:.{places}f}"
-    else:
-        shown = f"{change:+.3g}" if change else "0"
-    return MetricChange(name, format_number(ends.first, share), format_number(ends.last, share), shown)
+    # As many places as the two leading digits of the error take, and no more of the change.
+    places = min(12, max(0, 1 - math.floor(math.log10(error)))) if error else 0
+    text = f"{change:+.{places}f} ± {error:.{places}f}" if error else f"{change:+.3g}"
+    return MetricChange(name, format_number(ends.first, share), format_number(ends.last, share), text)

@@ -52,10 +52,7 @@ _NUMBERS = (("prefers image 1 with", "p_first", True), ("mass on labels", "label
 
 
 def recorded_images(record: Record) -> tuple[ImageLike, ImageLike] | None:
-    """The images of a line of rollouts.jsonl whose `first` and `second` are paths, in the places they were shown in.
-
-    A path that goes on inside an archive is the image there.
-    """
+    """The images of a line of rollouts.jsonl whose `first` and `second` are paths, of files or into archives."""
     first, second = record.get("first"), record.get("second")
     return (named_image(first), named_image(second)) if isinstance(first, str) and isinstance(second, str) else None
 

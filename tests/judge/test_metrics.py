@@ -16,8 +16,8 @@ from mlxpref.judge.metrics import (
     human_agreement,
     interval,
     measure,
-    share_interval,
 )
+from mlxpref.ranking.intervals import share_interval
 
 NAN = math.nan
 P_FIRST = {"1": 1.0, "2": 0.0, "=": 0.5, "-": NAN}

@@ -12,12 +12,12 @@ import pytest
 from mlxpref.config import LabelSettings
 from mlxpref.data.label_file import TEST, LabelFile, LabelRecord, active_records, pair_of
 from mlxpref.data.prompts import PromptGroup
-from mlxpref.judge.metrics import share_interval
 from mlxpref.label.prompt_task import Choice, PromptTask, prompt_tasks
 from mlxpref.label.questions import Question, Questions
 from mlxpref.label.rater import consistency, enough
 from mlxpref.label.session import LabelSession
 from mlxpref.ranking.bradley_terry import rank_images
+from mlxpref.ranking.intervals import share_interval
 
 Rule = Callable[[Question], Choice]
 

@@ -9,29 +9,23 @@ import pytest
 from PIL import Image
 
 from mlxpref.errors import ConfigError
-from mlxpref.judge.metrics import calibration_error
-from mlxpref.report.reliability import Panel, draw_reliability, reliability
+from mlxpref.judge.metrics import calibration_bins, calibration_error
+from mlxpref.report.reliability import Panel, draw_reliability
 
 
 def test_bins_by_hand() -> None:
-    bins = reliability(np.array([0.05, 0.1, 0.15, 0.3, 1.0]), np.array([0.0, 1.0, 0.5, 0.25, 1.0]))
-    assert bins.count.tolist() == [1, 2, 0, 1, 0, 0, 0, 0, 0, 1]
-    assert bins.p[[0, 1, 3, 9]].tolist() == pytest.approx([0.05, 0.125, 0.3, 1.0])
-    assert bins.share[[0, 1, 3, 9]].tolist() == pytest.approx([0.0, 0.75, 0.25, 1.0])
-    assert np.isnan(bins.p[2])
-    assert np.isnan(bins.share[2])
+    count, p, people = calibration_bins(np.array([0.05, 0.1, 0.15, 0.3, 1.0]), np.array([0.0, 1.0, 0.5, 0.25, 1.0]))
+    assert count.tolist() == [1, 2, 0, 1, 0, 0, 0, 0, 0, 1]
+    assert p[[0, 1, 3, 9]].tolist() == pytest.approx([0.05, 0.25, 0.3, 1.0])
+    assert people[[0, 1, 3, 9]].tolist() == pytest.approx([0.0, 1.5, 0.25, 1.0])
 
 
-def test_distances_to_the_diagonal_are_the_calibration_error() -> None:
-    p, people = np.random.default_rng(0).random((2, 300))
-    sides = Panel("", p, people).sides
-    bins = reliability(*sides)
-    assert bins.count.sum() == 600
-    distances = np.nansum(bins.count * np.abs(bins.p - bins.share)) / 600
-    assert distances == pytest.approx(calibration_error(*sides))
-    # Both sides are counted: the drawing turned around its middle is itself.
-    assert bins.p + bins.p[::-1] == pytest.approx(np.ones(10))
-    assert bins.share + bins.share[::-1] == pytest.approx(np.ones(10))
+def test_both_sides_are_counted() -> None:
+    """The drawing turned around its middle is itself."""
+    count, p, people = calibration_bins(*Panel("", *np.random.default_rng(0).random((2, 300))).sides)
+    assert count.sum() == 600
+    assert p / count + (p / count)[::-1] == pytest.approx(np.ones(10))
+    assert people / count + (people / count)[::-1] == pytest.approx(np.ones(10))
 
 
 @pytest.fixture
@@ -50,7 +44,7 @@ def test_a_drawing_shows_every_panel_with_its_error_and_counts(panels: list[Pane
     for panel in panels:
         assert panel.title in said
         assert f"{calibration_error(*panel.sides):.3f}" in said
-        for count in reliability(*panel.sides).count:
+        for count in calibration_bins(*panel.sides)[0]:
             assert not count or f"{count:.0f}" in texts
     assert list(tmp_path.iterdir()) == [path]
     before = path.read_text(encoding="utf-8")

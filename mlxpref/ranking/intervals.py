@@ -1,0 +1,13 @@
+"""The interval of a share that was counted."""
+
+__all__ = ["share_interval"]
+
+
+def share_interval(count: int, of: int) -> tuple[float, float]:
+    """The 95 % interval of a share (Wilson 1927); from 0 to 1 where nothing was counted."""
+    from scipy.stats import binomtest  # takes half a second to import
+
+    if not of:
+        return 0.0, 1.0
+    interval = binomtest(count, of).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
