@@ -1,48 +1,251 @@
-"""The command that looks whether everything is as it must be: doctor."""
+"""The command doctor: what would fail or be slow on this machine, and what to do about it."""
 
-from typing import TYPE_CHECKING
+import os
+import platform
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
 
 import click
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
+from mlxpref._blas import blas_in_use
+from mlxpref.checkpoints.checkpoint import Checkpoint
+from mlxpref.checkpoints.download import cached_model
+from mlxpref.checkpoints.resolve import (
+    RecommendedJudge,
+    choose_judge,
+    device_working_set,
+    is_hub_id,
+    recommended_judges,
+)
 from mlxpref.cli.options import json_option
+from mlxpref.errors import ModelError
+from mlxpref.files import cache_dir, free_bytes
+from mlxpref.power import on_battery
+from mlxpref.text import format_bytes, one_line
 
-if TYPE_CHECKING:
-    from mlxpref.cli.doctor_checkup import CheckResult
+__all__ = ["CheckResult", "doctor"]
 
-__all__ = ["doctor"]
+_SHOWN = ("mlxpref", "mlx", "mlx-lm", "mlx-vlm", "transformers", "huggingface-hub")
+"""The packages whose versions are shown; all that mlxpref requires are checked."""
+_LITTLE = 10**10  # free bytes; a judge of 8 billion parameters in 4 bits takes 6 GB
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """What a check found: all is well, a note on what is slow or missing, or something that makes a command fail.
+
+    `remedy` says in one line what to do where the state is not ok.
+    """
+
+    found: str
+    state: Literal["ok", "note", "fails"] = "ok"
+    remedy: str = ""
+    name: str = ""
 
 
 @click.command(short_help="What would fail here, and what to do about it.")
 @json_option
 def doctor(as_json: bool) -> None:
-    """Look at this machine, its packages, MLX, judges, the hub and caches; exit 1 where a command would fail.
+    """Check this machine, its packages, MLX, judges, the hub and caches; exit 1 where a command would fail.
 
-    A `note` is slow or missing, and can be done without. Nothing is downloaded and nothing is changed; the hub is asked
-    for its head once, unless HF_HUB_OFFLINE is set.
+    A `note` names what is slow or missing but not needed. Nothing is downloaded or changed; the hub is asked once
+    whether it answers, unless HF_HUB_OFFLINE is set.
     """
-    from dataclasses import asdict
+    from mlxpref.cli.output import print_json, print_table, print_text
 
-    from mlxpref.cli.doctor_run import examine
-    from mlxpref.cli.output import print_json
-
-    found = examine()
-    failing = [finding for finding in found if finding.state == "fails"]
+    results = examine()
+    failing = [result for result in results if result.state == "fails"]
     if as_json:
-        print_json({"ok": not failing, "findings": [asdict(finding) for finding in found]})
+        print_json({"ok": not failing, "findings": [asdict(result) for result in results]})
     else:
-        _print(found)
+        print_table(("", "checked", "found"), [(result.state, result.name, result.found) for result in results])
+        print_text("")
+        for result in sorted(results, key=lambda result: result.state != "fails"):
+            if result.remedy:
+                print_text(f"{result.state}: {result.name}: {result.remedy}")
+        print_text(f"{len(failing)} of {len(results)} checks failed" if failing else "nothing would fail")
     if failing:
         raise SystemExit(1)
 
 
-def _print(found: "list[CheckResult]") -> None:
-    """A line for each finding, and then what to do."""
-    from mlxpref.cli.output import print_table, print_text
+def examine() -> list[CheckResult]:
+    """The results of all checks; those that need MLX are left out where it does not work."""
+    from huggingface_hub import constants
 
-    print_table(("", "checked", "found"), [(finding.state, finding.name, finding.found) for finding in found])
-    print_text("")
-    failing = sum(finding.state == "fails" for finding in found)
-    for finding in sorted(found, key=lambda finding: finding.state != "fails"):
-        if finding.remedy:
-            print_text(f"{finding.state}: {finding.name}: {finding.remedy}")
-    print_text(f"{failing} of {len(found)} checks failed" if failing else "nothing would fail")
+    versions = installed_versions()
+    results = [
+        safely("system", check_system),
+        safely("packages", check_packages, versions),
+        safely("MLX build", check_builds, versions),
+    ]
+    hub = safely("hub", check_hub)
+    try:
+        working_set = device_working_set()
+    except Exception as error:  # a library that lacks its symbols, or is built for another machine
+        remedy = "pip install --force-reinstall mlx, and mlx-cpu or mlx's CUDA package on Linux"
+        results.append(CheckResult(f"cannot be used: {one_line(error)}", "fails", remedy, "MLX"))
+    else:
+        sized = [judge for judge in recommended_judges() if judge.working_set_gb]
+        results.append(safely("device", check_device, working_set))
+        results.append(safely("default judge", check_default_judge, working_set, hub))
+        results += [safely("judge", check_judge, judge, working_set) for judge in sized]
+    results += [hub, safely("hub cache", check_cache, "HF_HOME", lambda: Path(constants.HF_HUB_CACHE).expanduser())]
+    return [*results, safely("mlxpref cache", check_cache, "MLXPREF_CACHE", cache_dir)]
+
+
+def safely(name: str, check: Callable[..., CheckResult], *arguments: Any) -> CheckResult:
+    """The result of a check; an error of the check itself is a note, since it says nothing of what was checked."""
+    try:
+        return replace(check(*arguments), name=name)
+    except Exception as error:
+        return CheckResult(f"could not be checked: {one_line(error)}", "note", "please report this", name)
+
+
+def check_system() -> CheckResult:
+    """The operating system, the processor and Python. MLX has no wheels for systems that it does not run on."""
+    macos = platform.mac_ver()[0]
+    system = f"macOS {macos}" if macos else platform.system()
+    found = f"{system}, {platform.machine()}, Python {platform.python_version()}"
+    if on_battery():
+        return CheckResult(f"{found}, on battery", "note", "plug the charger in before a long run")
+    return CheckResult(found)
+
+
+def installed_versions() -> dict[str, str]:
+    """The versions of all packages by name; one with broken metadata is left out, and so counts as missing."""
+    versions: dict[str, str] = {}
+    for distribution in metadata.distributions():
+        with suppress(Exception):
+            versions.setdefault(canonicalize_name(distribution.metadata["Name"]), distribution.version)
+    return versions
+
+
+def check_packages(versions: Mapping[str, str]) -> CheckResult:
+    """The installed versions against the requirements that mlxpref's metadata states."""
+    wrong, wanted = [], []
+    for requirement in map(Requirement, metadata.requires("mlxpref") or []):
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        name, range_ = canonicalize_name(requirement.name), requirement.specifier
+        version = versions.get(name)
+        if version is None or not range_.contains(version, prereleases=True):
+            wrong.append(f"{name} {version}, not {range_}" if version else f"{name} is missing")
+            wanted.append(f'"{name}{range_}"')
+    if wrong:
+        return CheckResult("; ".join(wrong), "fails", f"pip install {' '.join(wanted)}")
+    return CheckResult(", ".join(f"{name} {versions[name]}" for name in _SHOWN if name in versions))
+
+
+def check_builds(versions: Mapping[str, str]) -> CheckResult:
+    """That there is one build of MLX, of MLX's own version: all builds install the same library file."""
+    builds = {name: version for name, version in versions.items() if re.fullmatch(r"mlx-(cpu|metal|cuda.*)", name)}
+    found = ", ".join(f"{name} {version}" for name, version in sorted(builds.items())) or "none"
+    if list(builds.values()) == [versions.get("mlx")]:
+        return CheckResult(found)
+    remedy = f"pip uninstall --yes mlx {' '.join(builds)} && pip install mlx (on Linux one of mlx[cpu] and mlx[cuda13])"
+    return CheckResult(f"{found}; mlx {versions.get('mlx')} needs one, of its version", "fails", remedy)
+
+
+def check_device(working_set: int) -> CheckResult:
+    """What MLX computes on, and how much memory a model may take there."""
+    import mlx.core as mx
+
+    info, on_gpu = mx.device_info(), mx.default_device().type == mx.DeviceType.gpu
+    backend = ("Metal" if mx.metal.is_available() else "CUDA") if on_gpu else "CPU"
+    found = f"{backend}, {info.get('device_name', 'unnamed')}, {format_bytes(working_set)} for a model"
+    if on_gpu:
+        return CheckResult(found)
+    found += "; a real judge is slow on a CPU, and computes in float32"
+    if platform.system() == "Darwin":
+        remedy = "Metal is not available: do not run it in a virtual machine or a sandbox"
+    elif shutil.which("nvidia-smi"):
+        remedy = 'use the NVIDIA GPU: pip uninstall mlx-cpu && pip install "mlx[cuda13]"'
+    elif blas_in_use()["blas_kernels"] is None:
+        found += ", forty times slower with the BLAS of MLX's wheel"
+        remedy = "pip install --force-reinstall opencv-python: its wheel brings a fast BLAS, which mlxpref opens"
+    else:
+        return CheckResult(found)
+    return CheckResult(found, "note", remedy)
+
+
+def check_default_judge(working_set: int, hub: CheckResult) -> CheckResult:
+    """The judge of a command without --model: whether it is here or can be downloaded."""
+    model = os.environ.get("MLXPREF_MODEL", "")
+    found = f"$MLXPREF_MODEL is {model}" if model else "none"
+    try:
+        if not model:
+            model = found = choose_judge(working_set).id
+        folder = Path(model)
+        with suppress(RuntimeError):  # there is no such user
+            folder = folder.expanduser()
+        if folder.exists():
+            from mlxpref.checkpoints.checks import check_folder  # it imports MLX
+
+            check_folder(Checkpoint.open(folder))
+            return CheckResult(found)
+    except ModelError as error:
+        return CheckResult(f"{found}: no judge that can be used", "fails", str(error))
+    if model == "demo":
+        return CheckResult(f"{found}, which knows coloured shapes only")
+    if not is_hub_id(model):
+        remedy = "set MLXPREF_MODEL to a folder or a Hugging Face id, or unset it"
+        return CheckResult(f"{found}, which does not exist", "fails", remedy)
+    hub_id, _, revision = model.partition("@")
+    if cached_model(hub_id, revision or None):
+        return CheckResult(f"{found}, in the cache")
+    if hub.state == "ok":
+        return CheckResult(f"{found}, downloaded at its first use")
+    remedy = "connect to the hub, or name a judge's folder with --model or MLXPREF_MODEL; --model demo always works"
+    return CheckResult(f"{found}, which is not here and cannot be downloaded", "fails", remedy)
+
+
+def check_judge(judge: RecommendedJudge, working_set: int) -> CheckResult:
+    """Whether a recommended judge fits the device, to judge and to train."""
+    judges, trains = (gb * 1e9 <= working_set for gb in (judge.working_set_gb, judge.training_gb))
+    found = f"{judge.id}: {'judges' if judges else 'too large to judge'} ({judge.working_set_gb:.1f} GB), "
+    found += f"{'trains' if trains else 'too large to train'} ({judge.training_gb:.1f} GB), "
+    found += "in the cache" if cached_model(judge.id) else f"to download ({judge.size_gb:.1f} GB)"
+    found += "" if judge.any_use else f", licence {judge.licence}"
+    return CheckResult(found, "ok" if judges else "note")
+
+
+def check_hub() -> CheckResult:
+    """Whether models and data can be downloaded; where not, what is here works without. No token is sent."""
+    from huggingface_hub import constants, get_session, get_token
+
+    token = "a token is set" if get_token() else "no token, which only gated models need"
+    endpoint = re.sub(r"//[^/]*@", "//", constants.ENDPOINT)  # that of a mirror may hold a password
+    if constants.HF_HUB_OFFLINE:
+        return CheckResult(f"HF_HUB_OFFLINE is set, so nothing is downloaded; {token}", "note", "unset it")
+    try:
+        status = get_session().head(constants.ENDPOINT, timeout=4.0).status_code
+        problem = f"it answered {status}" if status >= 500 else ""
+    except Exception as error:  # the hub's transport library raises its own errors, and changes between releases
+        problem = type(error).__name__
+    if problem:
+        remedy = "to download, check the connection, HTTPS_PROXY and HF_ENDPOINT; what is here works without"
+        return CheckResult(f"{endpoint} is not reached ({problem}); {token}", "note", remedy)
+    return CheckResult(f"{endpoint} answers; {token}")
+
+
+def check_cache(variable: str, folder_of: Callable[[], Path]) -> CheckResult:
+    """Whether a cache can be written, how large it is, and how much is free on its disk."""
+    folder = folder_of()
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.R_OK | os.W_OK | os.X_OK):
+        remedy = f"make it a folder of your own, or set {variable} to another place"
+        return CheckResult(f"{folder}: {existing} is no folder that can be written", "fails", remedy)
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    size, free = sum(path.stat().st_size for path in files), free_bytes(folder)
+    found = f"{folder}: {format_bytes(size)}, {format_bytes(free)} free"
+    if free < _LITTLE:
+        return CheckResult(found, "note", f"make room, or set {variable} to another place")
+    return CheckResult(found)

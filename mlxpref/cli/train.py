@@ -1,8 +1,10 @@
 """The commands that train judges: train, demo."""
 
 import shlex
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,11 +12,13 @@ import click
 from mlxpref.cli.common import agree, exit_on_sigterm, image_cache, load_from_options
 from mlxpref.cli.options import chosen, json_option, settings_options
 from mlxpref.config import TrainSettings
+from mlxpref.log import logger
 
 if TYPE_CHECKING:
     from mlxpref.training.run import Run
+    from mlxpref.training.step_report import StepReport
 
-__all__ = ["demo", "train"]
+__all__ = ["demo", "train", "warn_of_slowdown"]
 
 
 @click.command(short_help="Teach a judge what people prefer.")
@@ -68,14 +72,14 @@ def train(output: Path | None, config: Path | None, resume: bool, yes: bool, as_
 def _run_to_its_end(run: "Run") -> None:
     """Train, and say where the run can be gone on with if it is ended before."""
     from mlxpref.cli.output import note, track_steps
-    from mlxpref.power import keep_awake, watched
+    from mlxpref.power import keep_awake
 
     count = run.trainer.step_count
     done = f", {run.done} of them done" if run.done else ""
     note(f"{len(run.preferences)} preferences, {count} steps{done}, into {run.folder}")
     try:
         with exit_on_sigterm(), keep_awake():
-            for _ in track_steps(watched(run.reports()), count):
+            for _ in track_steps(warn_of_slowdown(run.reports()), count):
                 pass
     except BaseException:
         if run.done:
@@ -84,6 +88,28 @@ def _run_to_its_end(run: "Run") -> None:
                 f"mlxpref train --resume --output {shlex.quote(str(run.folder))}"
             )
         raise
+
+
+def warn_of_slowdown(reports: "Iterable[StepReport]") -> "Iterator[StepReport]":
+    """Pass on the reports of steps, and warn once where a run has become much slower than it was.
+
+    Medians of ten steps are compared, and the first two steps are left out, since they warm up. Short completions are
+    slower a token on a cool machine, too: where the latest steps wrote fewer tokens than the early ones, no warning.
+    """
+    steps: list[tuple[float, int]] = []  # tokens a second and tokens of each step that wrote any
+    warned = False
+    for report in reports:
+        if report.tokens:
+            steps.append((report.tokens_per_second, report.tokens))
+        if not warned and len(steps) >= 22:
+            (fast, many), (slow, few) = (map(median, zip(*part, strict=True)) for part in (steps[2:12], steps[-10:]))
+            if slow < 0.7 * fast and few >= 0.8 * many:
+                warned = True
+                logger.warning(
+                    f"{slow:.0f} tokens/s, {fast:.0f} at first: the machine is hot, on battery, short of memory or "
+                    "shared; the result is the same"
+                )
+        yield report
 
 
 @click.command(short_help="The whole story, offline.")
