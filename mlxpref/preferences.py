@@ -54,7 +54,7 @@ class Preference:
     """A labelled pair as it stands in the data.
 
     `a` and `b` are identities, not places on the screen: which one is shown first is decided later, never by
-    the file. `p_a` is the share of people who prefer a (1 or 0 for a hard label, 0.5 for a tie), `votes` how many
+    the file. `p_people` is the share of people who prefer a (1 or 0 for a hard label, 0.5 for a tie), `votes` how many
     people were asked, `group` the prompt or ranking that the pair was taken from. `label` is what the data set's own
     test counts as better, where that does not follow from the votes.
     """
@@ -62,7 +62,7 @@ class Preference:
     prompt: str
     a: ImageLike
     b: ImageLike
-    p_a: float
+    p_people: float
     votes: int = 1
     group: str = ""
     label: Side | None = None
@@ -70,12 +70,12 @@ class Preference:
     @property
     def is_tie(self) -> bool:
         """Whether as many people prefer a as prefer b."""
-        return self.p_a == 0.5
+        return self.p_people == 0.5
 
     @property
     def better(self) -> Side:
         """The side that counts as right in a test: the data set's own label, else the majority's."""
-        return self.label or ("tie" if self.is_tie else "a" if self.p_a > 0.5 else "b")
+        return self.label or ("tie" if self.is_tie else "a" if self.p_people > 0.5 else "b")
 
 
 @dataclass(frozen=True)
@@ -106,9 +106,9 @@ def shown(pair: Pair) -> tuple[Comparison, Comparison]:
     return Comparison(pair.a, pair.b, pair.prompt), Comparison(pair.b, pair.a, pair.prompt)
 
 
-def share_for_first(p_a: float, a_first: bool) -> float:
+def share_for_first(p_people: float, a_first: bool) -> float:
     """The share of people who prefer the image that is shown first; given that share, the one who prefer a."""
-    return p_a if a_first else 1.0 - p_a
+    return p_people if a_first else 1.0 - p_people
 
 
 def image_name(image: ImageLike) -> str:
@@ -119,7 +119,7 @@ def image_name(image: ImageLike) -> str:
 def digest_of(preferences: Sequence[Preference]) -> str:
     """What preferences are, wherever their images lie: the same on every machine that has the same files."""
     rows = [
-        [p.prompt, *(image_name(image).rpartition("/")[2] for image in (p.a, p.b)), p.p_a, p.votes, p.group]
+        [p.prompt, *(image_name(image).rpartition("/")[2] for image in (p.a, p.b)), p.p_people, p.votes, p.group]
         for p in preferences
     ]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]

@@ -134,7 +134,7 @@ def measure(data: str, think: str, adapter: Path | None = None) -> Any:
     judged = ("--model", "demo", "--max-tokens", "48", "--no-store", think)
     if data != "demo":
         lines = map(json.loads, Path(data).read_text(encoding="utf-8").splitlines())
-        decided = [record for record in active_records(map(record_of, lines)) if record.p_a not in (None, 0.5)]
+        decided = [record for record in active_records(map(record_of, lines)) if record.p_people not in (None, 0.5)]
         if not any(record.split == TEST for record in decided):
             return None
     return _run("eval", "--data", data, *judged, *(("--adapter", str(adapter)) if adapter else ()))

@@ -116,8 +116,8 @@ def _voted(split: str, rng: np.random.Generator) -> Preference:
     scene = draw_pair(rng, HELD_OUT if split == "heldout" else TRAIN_PROMPTS)
     agree = AGREEMENT[scene.aspect]
     share = rng.binomial(VOTES, agree) / VOTES if split == "train" else agree
-    p_a = share if scene.better == "a" else 1 - share
-    return Preference(scene.prompt, render(scene.a, rng), render(scene.b, rng), p_a, group=scene.prompt)
+    p_people = share if scene.better == "a" else 1 - share
+    return Preference(scene.prompt, render(scene.a, rng), render(scene.b, rng), p_people, group=scene.prompt)
 
 
 def run(plan: Plan, sizes: Sizes = STANDARD) -> Result:

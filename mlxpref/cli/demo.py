@@ -58,7 +58,7 @@ class Example:
         """What was said, with the preference for the first image, and which one people prefer."""
         return {
             "prompt": self.preference.prompt,
-            "first_is_right": self.preference.p_a > 0.5,
+            "first_is_right": self.preference.p_people > 0.5,
             "before": self.before.a_shown_first[0].reasoning,
             "after": self.after.a_shown_first[0].reasoning,
             "p_before": self.before.p_a_shown_first or 0.0,
@@ -203,6 +203,6 @@ def _example(test: Sequence[Preference], before: Evaluation, after: Evaluation) 
     found = [
         (abs(new.p_a - old.p_a), Example(preference, old, new))
         for preference, old, new in zip(test, before.verdicts, after.verdicts, strict=True)
-        if (old.p_a > 0.5) != (preference.p_a > 0.5) == (new.p_a > 0.5)
+        if (old.p_a > 0.5) != (preference.p_people > 0.5) == (new.p_a > 0.5)
     ]
     return max(found, key=lambda item: item[0])[1] if found else None

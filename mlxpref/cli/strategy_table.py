@@ -73,7 +73,7 @@ def draw_strategies(found: StrategyComparison, path: Path) -> None:
     """Draw how reliable the probabilities of every row are, a column for each of several strategies."""
 
     decided = [p.better != "tie" for p in found.preferences]
-    people = np.array([p.p_a for p in found.preferences])[decided]
+    people = np.array([p.p_people for p in found.preferences])[decided]
     panels = [
         Panel(str(row.variant), np.array([verdict.p_a for verdict in row.evaluation.verdicts])[decided], people)
         for row in found.rows

@@ -47,7 +47,7 @@ def read_folders(folder: Path, split: str | None = None) -> list[Preference]:
         count = f"{len(problems)} of {len(rows) + len(problems)} pairs cannot be used"
         raise DataError(f"{folder}: {count}; correct or remove them:\n  {first_ten(problems)}")
     return [
-        Preference(row.prompt, images[row.a], images[row.b], row.p_a, row.votes, row.group)
+        Preference(row.prompt, images[row.a], images[row.b], row.p_people, row.votes, row.group)
         for row in swapped(rows, "folders")
     ]
 

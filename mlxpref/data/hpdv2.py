@@ -18,7 +18,7 @@ _DAMAGED = {"00006811.jpg", "00168743.jpg", "00331911.jpg", "00310087.jpg"}
 def read_hpdv2(folder: Path, split: str, draw: RowSampler = all_rows) -> list[Preference]:
     """The preferences of a split, `train` or `test`, in a folder of the hub's layout.
 
-    Of the test, a pair's `p_a` is the share of the ten people who rank a above b, and its label the order of the
+    Of the test, a pair's `p_people` is the share of the ten people who rank a above b, and its label the order of the
     official ranking, which that of the votes need not be. Of the training set each pair has one vote, and which image
     is a is drawn: nothing says that the list's order tells nothing. `draw` chooses among the pairs.
     """
@@ -50,8 +50,8 @@ def train_rows(path: Path) -> list[Row]:
             faults.add(f"row {number}: names {first} twice")
         else:
             prompt, first, second = keep(prompt, prompt), keep(first, first), keep(second, second)
-            a, b, p_a = (second, first, 1 - p_first) if next(exchange) else (first, second, p_first)
-            rows.append(Row(prompt, a, b, p_a, 1, prompt))
+            a, b, p_people = (second, first, 1 - p_first) if next(exchange) else (first, second, p_first)
+            rows.append(Row(prompt, a, b, p_people, 1, prompt))
     faults.settle(number)
     return rows
 

@@ -96,8 +96,8 @@ def _rows(path: Path, rankings: Iterable[dict[str, Any]]) -> list[Row]:
         seen.add(entry["id"])
         names, ranks = entry["generations"], entry["ranking"]
         for i, j in combinations(range(len(names)), 2):
-            p_a = 1.0 if ranks[i] < ranks[j] else 0.0 if ranks[i] > ranks[j] else 0.5
-            rows.append(Row(entry["prompt"], names[i], names[j], p_a, 1, entry["id"]))
+            p_people = 1.0 if ranks[i] < ranks[j] else 0.0 if ranks[i] > ranks[j] else 0.5
+            rows.append(Row(entry["prompt"], names[i], names[j], p_people, 1, entry["id"]))
     faults.settle(number)
     return rows
 

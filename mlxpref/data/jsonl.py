@@ -93,15 +93,15 @@ def _answers_together(path: Path) -> list[NumberedRow]:
             found.append((number, partial(_raise, error)))
     answers: dict[tuple[str, ...], list[LabelRecord]] = {}
     for record in active_records(records):
-        if record.p_a is not None:
+        if record.p_people is not None:
             answers.setdefault((*pair_of(record), record.split), []).append(record)
     gone: list[str] = []
     for (prompt, a, b, split), said in answers.items():
         if missing := [name for name in (a, b) if locate(name, path.parent) is None]:
             gone += missing[:1]
             continue
-        p_a = sum(record.p_a or 0.0 for record in said) / len(said)
-        merged = {"prompt": prompt, "a": a, "b": b, "p_a": p_a, "split": split}
+        p_people = sum(record.p_people or 0.0 for record in said) / len(said)
+        merged = {"prompt": prompt, "a": a, "b": b, "p_a": p_people, "split": split}
         found.append((lines[id(said[0])], partial(dict, merged)))
     if gone:
         logger.warning(
@@ -139,11 +139,11 @@ def _row(line: bytes) -> dict[str, Any]:
 
 def _preference(row: dict[str, Any], folder: Path) -> tuple[str | None, Preference]:
     """A row as split and preference; DataError with everything that is wrong in it."""
-    prompt, p_a, votes = row["prompt"], row["p_a"], row.get("votes", 1)
+    prompt, p_people, votes = row["prompt"], row["p_a"], row.get("votes", 1)
     problems = [f'"{key}" must be text, not empty' for key in ("prompt", "a", "b") if not _is_text(row[key])]
     problems += [f'"{key}" must be text' for key in ("group", "split") if not isinstance(row.get(key, ""), str)]
-    if isinstance(p_a, bool) or not isinstance(p_a, int | float) or not 0 <= p_a <= 1:
-        problems.append(f'"p_a" must be a number from 0 to 1, not {json.dumps(p_a)[:40]}')
+    if isinstance(p_people, bool) or not isinstance(p_people, int | float) or not 0 <= p_people <= 1:
+        problems.append(f'"p_a" must be a number from 0 to 1, not {json.dumps(p_people)[:40]}')
     if isinstance(votes, bool) or not isinstance(votes, int) or votes < 1:
         problems.append(f'"votes" must be a whole number from 1 on, not {json.dumps(votes)[:40]}')
     images: dict[str, Path] = {}
@@ -159,7 +159,7 @@ def _preference(row: dict[str, Any], folder: Path) -> tuple[str | None, Preferen
     if problems:
         raise DataError("; ".join(problems))
     group = row.get("group") or prompt
-    return row.get("split"), Preference(prompt, images["a"], images["b"], float(p_a), votes, group)
+    return row.get("split"), Preference(prompt, images["a"], images["b"], float(p_people), votes, group)
 
 
 def _is_text(value: object) -> bool:

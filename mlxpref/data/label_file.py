@@ -63,7 +63,7 @@ class LabelRecord:
     undoes: int | None = None
 
     @property
-    def p_a(self) -> float | None:
+    def p_people(self) -> float | None:
         """The preference for a that was stated; None for a skip and an undo."""
         return _P_A.get(self.answer)
 
@@ -74,7 +74,7 @@ class LabelRecord:
             "prompt": self.prompt,
             "a": self.a,
             "b": self.b,
-            "p_a": self.p_a,
+            "p_a": self.p_people,
             "answer": self.answer,
             "shown_first": self.shown_first,
             "split": self.split,
@@ -100,7 +100,7 @@ def record_of(row: Mapping[str, Any]) -> LabelRecord:
         or record.shown_first not in ("a", "b")
         or not record.a < record.b
         or not isinstance(record.seconds, int | float | None)
-        or row.get("p_a") != record.p_a
+        or row.get("p_a") != record.p_people
     ):
         raise DataError("not a line that `mlxpref label` wrote")
     return record

@@ -22,9 +22,9 @@ _IMAGES = ("jpg_0", "jpg_1")
 def read_pickapic(folder: Path, split: str, draw: RowSampler = all_rows, name: str = "pickapic") -> list[Preference]:
     """The preferences of a split, in a folder of the hub's layout; `test` is `test_unique`, the official one.
 
-    a is image 0, `p_a` is label_0 (1, 0, or 0.5 for a tie), the group is the prompt. Outside the training set only rows
-    with a label are taken, as the authors do. Shards that are not there are passed over; `draw` chooses among the rows
-    of the others. First only labels are read, then the prompts of the rows that are taken, never an image.
+    a is image 0, `p_people` is label_0 (1, 0, or 0.5 for a tie), the group is the prompt. Outside the training set only
+    rows with a label are taken, as the authors do. Shards that are not there are passed over; `draw` chooses among the
+    rows of the others. First only labels are read, then the prompts of the rows that are taken, never an image.
     """
     split = "test_unique" if split == "test" else split
     shards = sorted((folder / "data").glob(f"{split}-*.parquet"))
@@ -35,7 +35,7 @@ def read_pickapic(folder: Path, split: str, draw: RowSampler = all_rows, name: s
     taken = np.asarray(draw(sum(len(rows) for rows, _ in labelled)), np.int64)
     preferences, start = [], 0
     prompts: dict[str, str] = {}
-    for shard, (rows, p_a) in zip(shards, labelled, strict=True):
+    for shard, (rows, p_people) in zip(shards, labelled, strict=True):
         kept = taken[(taken >= start) & (taken < start + len(rows))] - start
         start += len(rows)
         captions = _columns(shard, ("caption",))["caption"] if len(kept) else []
@@ -43,12 +43,12 @@ def read_pickapic(folder: Path, split: str, draw: RowSampler = all_rows, name: s
             row = int(rows[i])
             prompt = prompts.setdefault(captions[row].as_py() or "", captions[row].as_py() or "")
             a, b = (PackedImage(shard, f"{row}/{column}") for column in _IMAGES)
-            preferences.append(Preference(prompt, a, b, float(p_a[i]), 1, prompt))
+            preferences.append(Preference(prompt, a, b, float(p_people[i]), 1, prompt))
     return preferences
 
 
 def _labelled(shard: Path, split: str) -> tuple[Any, Any]:
-    """The numbers of a shard's rows that have a label, and their `p_a`."""
+    """The numbers of a shard's rows that have a label, and their `p_people`."""
     columns = _columns(shard, _LABELS, needed=(*_LABELS, "caption", *_IMAGES))
     has_label = np.asarray(columns["has_label"].to_numpy(), object) == True  # noqa: E712  null is no label
     first, second = (columns[name].to_numpy().astype(np.float64) for name in ("label_0", "label_1"))

@@ -51,7 +51,7 @@ class Row(NamedTuple):
     prompt: str
     a: str
     b: str
-    p_a: float
+    p_people: float
     votes: int = 1
     group: str = ""
     label: Side | None = None
@@ -139,14 +139,14 @@ def swapped(rows: Iterable[Row], key: str) -> list[Row]:
 
 def _exchanged(row: Row) -> Row:
     label: Side | None = {"a": "b", "b": "a"}.get(row.label or "", row.label)  # type: ignore[assignment]
-    return Row(row.prompt, row.b, row.a, 1 - row.p_a, row.votes, row.group, label)
+    return Row(row.prompt, row.b, row.a, 1 - row.p_people, row.votes, row.group, label)
 
 
 def preferences_of(rows: Sequence[Row], images: Images) -> list[Preference]:
     """Rows with their images in the place of names; those of which an image is not there are left out."""
     return [
-        Preference(prompt, images[a], images[b], p_a, votes, group, label)
-        for prompt, a, b, p_a, votes, group, label in rows
+        Preference(prompt, images[a], images[b], p_people, votes, group, label)
+        for prompt, a, b, p_people, votes, group, label in rows
         if a in images and b in images
     ]
 

@@ -99,10 +99,10 @@ def demo_preferences(split: str, count: int, seed: int = 0) -> list[Preference]:
 
 def _preference(rng: np.random.Generator, prompts: tuple[tuple[str, str], ...], split: str) -> Preference:
     scene = draw_pair(rng, prompts)
-    p_a = 1.0 if scene.better == "a" else 0.0
+    p_people = 1.0 if scene.better == "a" else 0.0
     if split == "train" and rng.random() < LABEL_NOISE:
-        p_a = 1.0 - p_a
-    return Preference(scene.prompt, render(scene.a, rng), render(scene.b, rng), p_a, group=scene.prompt)
+        p_people = 1.0 - p_people
+    return Preference(scene.prompt, render(scene.a, rng), render(scene.b, rng), p_people, group=scene.prompt)
 
 
 def _other(rng: np.random.Generator, names: tuple[str, ...], name: str) -> str:

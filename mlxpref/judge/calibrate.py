@@ -62,7 +62,7 @@ def calibration_of(
             f"at least {_FEWEST} are needed to calibrate a judge"
         )
     first, second = orders[readable].T
-    p_people = np.array([preferences[i].p_a for i in readable], np.float64)
+    p_people = np.array([preferences[i].p_people for i in readable], np.float64)
     prompts = [preferences[i].group or preferences[i].prompt for i in readable]
     fold = _folds(prompts)
     before = calibration_metrics(first, second, p_people)

@@ -171,7 +171,7 @@ def _measured(
         raise ValueError(f"{len(judged)} preferences to judge, {len(p_shown_first)} that were judged")
     if PROTOCOLS[spec.protocol].ties and spec.tie_threshold is None:
         raise ConfigError(f"protocol {spec.protocol} needs a tie threshold; give --tie-threshold, from 0 to 1")
-    label, p_people = labels(judged), np.array([p.p_a for p in judged], np.float64)
+    label, p_people = labels(judged), np.array([p.p_people for p in judged], np.float64)
     votes, prompts = np.array([p.votes for p in judged]), np.array([p.group for p in judged])
     decided = label != 0.5
     if not decided.any():

@@ -54,7 +54,7 @@ class PromptTask:
         return [
             PairOutcome(a, b, _mean_share(records, "a"), _mean_share(records, "b"))
             for (a, b), records in self.asked.items()
-            if any(record.p_a is not None for record in records)
+            if any(record.p_people is not None for record in records)
         ]
 
 
@@ -117,5 +117,7 @@ def _hash_share(*texts: str) -> float:
 
 def _mean_share(records: Sequence[LabelRecord], shown_first: str) -> float | None:
     """The mean share for a over the answers of one order; None where there is none."""
-    shares = [record.p_a for record in records if record.shown_first == shown_first and record.p_a is not None]
+    shares = [
+        record.p_people for record in records if record.shown_first == shown_first and record.p_people is not None
+    ]
     return sum(shares) / len(shares) if shares else None

@@ -204,5 +204,5 @@ class Questions:
         recent = {id(record) for record in self.active[-_REPEAT_DISTANCE:]}
         for number, task in enumerate(self.tasks):
             for (a, b), records in task.asked.items():
-                if len(records) == 1 and records[0].p_a is not None and id(records[0]) not in recent:
+                if len(records) == 1 and records[0].p_people is not None and id(records[0]) not in recent:
                     yield number, a, b

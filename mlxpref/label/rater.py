@@ -77,9 +77,9 @@ def consistency(records: Iterable[LabelRecord]) -> Consistency:
     first_answers: dict[tuple[str, str, str], str] = {}
     pairs = []
     for record in records:
-        if record.p_a is not None and pair_of(record) in first_answers:
+        if record.p_people is not None and pair_of(record) in first_answers:
             pairs.append((first_answers[pair_of(record)], record.answer))
-        elif record.p_a is not None:
+        elif record.p_people is not None:
             first_answers[pair_of(record)] = record.answer
     agreed = sum(first == second for first, second in pairs)
     sides = [first == second for first, second in pairs if "tie" not in (first, second)]
@@ -98,8 +98,8 @@ def enough(records: Iterable[LabelRecord], held_out: float) -> Enough:
     shares: dict[tuple[str, str, str], list[float]] = {}
     tests = set()
     for record in records:
-        if record.p_a is not None:
-            shares.setdefault(pair_of(record), []).append(record.p_a)
+        if record.p_people is not None:
+            shares.setdefault(pair_of(record), []).append(record.p_people)
             tests |= {pair_of(record)} if record.split == TEST else set()
     decided = {pair for pair, answers in shares.items() if sum(answers) != len(answers) / 2}
     tested = len(decided & tests)

@@ -84,7 +84,7 @@ class LabelSession:
             "asked": asked,
             "planned": sum(task.budget for task in self.tasks),
             "every": total,
-            "answers": sum(record.p_a is not None for record in records),
+            "answers": sum(record.p_people is not None for record in records),
             "ties": sum(record.answer == "tie" for record in records),
             "skips": sum(record.answer == "skip" for record in records),
             "repeats": _share(repeated.agreed, repeated.repeats),

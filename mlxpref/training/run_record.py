@@ -41,7 +41,7 @@ def record_of(
     settings: TrainSettings, base: Mapping[str, Any], preferences: Sequence[Preference], used: int, processes: int = 1
 ) -> dict[str, Any]:
     """What is needed to know, and to run again, what a run did with the data, of which it learns from `used`."""
-    rows = [[p.prompt, *(image_name(image) for image in (p.a, p.b)), p.p_a, p.votes, p.group] for p in preferences]
+    rows = [[p.prompt, *(image_name(image) for image in (p.a, p.b)), p.p_people, p.votes, p.group] for p in preferences]
     return {
         "started": time.strftime("%Y-%m-%d %H:%M:%S"),
         "settings": asdict(settings),

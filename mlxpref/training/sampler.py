@@ -76,7 +76,7 @@ class ComparisonSampler:
         preference = self.preferences[index]
         a_first = ((step - 1) * self.comparisons + place) % 2 == 0
         comparison = shown(Pair(preference.a, preference.b, preference.prompt))[0 if a_first else 1]
-        return TrainingComparison(preference, comparison, share_for_first(preference.p_a, a_first), key)
+        return TrainingComparison(preference, comparison, share_for_first(preference.p_people, a_first), key)
 
     def _draw_order(self, epoch: int) -> NDArray[np.int64]:
         """The order of the preferences in an epoch."""

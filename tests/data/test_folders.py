@@ -27,15 +27,15 @@ def test_equal_names_are_pairs(names: tuple[str, str], tmp_path: Path) -> None:
     )
     (preference,) = read_folders(tmp_path)
     images = [tmp_path / better / "cat.png", tmp_path / worse / "cat.JPG"]
-    assert [preference.a, preference.b] == images[:: 1 if preference.p_a == 1.0 else -1]
+    assert [preference.a, preference.b] == images[:: 1 if preference.p_people == 1.0 else -1]
     assert (preference.prompt, preference.group, preference.votes) == ("a cat", "a cat", 1)
 
 
 def test_sides_are_drawn_and_labels_follow(tmp_path: Path) -> None:
     preferences = load_preferences(str(made(tmp_path, {**PAIRS, "prompt.txt": "x"})), "test")
     assert len(preferences) == 30
-    assert 5 < sum(p.p_a for p in preferences) < 25
-    assert all((p.p_a == 1.0) == ("preferred" in str(p.a)) and p.a != p.b for p in preferences)
+    assert 5 < sum(p.p_people for p in preferences) < 25
+    assert all((p.p_people == 1.0) == ("preferred" in str(p.a)) and p.a != p.b for p in preferences)
     assert len(load_preferences(str(tmp_path), "test", 7)) == 7
 
 

@@ -36,9 +36,9 @@ def test_the_real_sample() -> None:
         for entry in entries
         for i, j in combinations(range(9), 2)
     ]
-    assert [(row.a, row.b, row.p_a, row.label) for row in rows] == expected
+    assert [(row.a, row.b, row.p_people, row.label) for row in rows] == expected
     # The label is the official ranking's, also where as many people say the one as the other, or more the other.
-    assert sum(row.p_a == 0.5 for row in rows) == 28
+    assert sum(row.p_people == 0.5 for row in rows) == 28
     assert all(row.label in ("a", "b") for row in rows)
 
 
@@ -102,8 +102,8 @@ def test_pairs_have_one_vote_and_sides_are_drawn(tmp_path: Path) -> None:
         )
     )
     rows = train_rows(path)
-    assert [row.p_a for row in rows] == [float("b" not in row.a) for row in rows]
-    assert 150 < sum(row.p_a for row in rows) < 250
+    assert [row.p_people for row in rows] == [float("b" not in row.a) for row in rows]
+    assert 150 < sum(row.p_people for row in rows) < 250
     assert rows == train_rows(path)
     assert {row.votes for row in rows} == {1}
     assert [row.group for row in rows] == [f"p{i // 2}" for i in range(400)]
@@ -114,7 +114,7 @@ def test_the_other_key_of_the_images_is_known(tmp_path: Path) -> None:
     path = tmp_path / "train.json"
     path.write_text('[{"prompt": "p", "image_path": ["1.jpg", "2.jpg"], "human_preference": [0, 1]}]')
     (row,) = train_rows(path)
-    assert (row.a, row.p_a) in (("1.jpg", 0.0), ("2.jpg", 1.0))
+    assert (row.a, row.p_people) in (("1.jpg", 0.0), ("2.jpg", 1.0))
 
 
 def test_images_known_to_be_damaged_are_left_out(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_rankings_of_one_prompt_stay_apart_and_may_have_no_raters(tmp_path: Path
     first, second = ranking_rows(path)
     assert (first.group, second.group) == ("p", "p (2)")
     assert (first.prompt, second.prompt) == ("p", "p")
-    assert (second.p_a, second.votes, second.label) == (0.5, 1, "tie")
+    assert (second.p_people, second.votes, second.label) == (0.5, 1, "tie")
 
 
 @pytest.mark.parametrize(

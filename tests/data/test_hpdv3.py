@@ -33,7 +33,7 @@ def test_the_hub_layout(split: str, tmp_path: Path) -> None:
         assert sorted(names) == sorted([entry["path1"], entry["path2"]])
         votes = entry.get("choice_dist")
         share = max(votes) / sum(votes) if votes else 1.0
-        assert preference.p_a == pytest.approx(share if names[0] == entry["path1"] else 1 - share)
+        assert preference.p_people == pytest.approx(share if names[0] == entry["path1"] else 1 - share)
         assert preference.votes == (9 if votes else 1)
         assert preference.group == entry["prompt"]
         assert load_image(preference.a).size == (84, 84)
@@ -43,8 +43,8 @@ def test_the_hub_layout(split: str, tmp_path: Path) -> None:
 def test_sides_are_drawn_and_stay_the_same(tmp_path: Path) -> None:
     path = listed(tmp_path, *({**ROW, "path1": f"{i}.jpg", "path2": f"{i}b.jpg"} for i in range(1000)))
     rows = pair_rows(path)
-    assert 440 < sum(row.p_a > 0.5 for row in rows) < 560
-    assert all((row.p_a > 0.5) == ("b" not in row.a) for row in rows)
+    assert 440 < sum(row.p_people > 0.5 for row in rows) < 560
+    assert all((row.p_people > 0.5) == ("b" not in row.a) for row in rows)
     assert rows == pair_rows(path)
     path = listed(tmp_path, *({**ROW, "path1": f"{i}.jpg", "path2": f"{i}b.jpg"} for i in range(600)))
     assert pair_rows(path) == rows[:600]
@@ -53,7 +53,7 @@ def test_sides_are_drawn_and_stay_the_same(tmp_path: Path) -> None:
 def test_votes(tmp_path: Path) -> None:
     votes: list[Any] = [[7, 2], [2, 7], None, [], [0.6, 0.4], [3, 3]]
     rows = pair_rows(listed(tmp_path, *({**ROW, "choice_dist": each} for each in votes)))
-    shares = [row.p_a if row.a == "images/1.jpg" else 1 - row.p_a for row in rows]
+    shares = [row.p_people if row.a == "images/1.jpg" else 1 - row.p_people for row in rows]
     assert shares == pytest.approx([7 / 9, 7 / 9, 1, 1, 0.6, 0.5])
     assert [row.votes for row in rows] == [9, 9, 1, 1, 1, 6]
     assert [row.label for row in rows[:5]] == [None] * 5

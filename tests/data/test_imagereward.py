@@ -39,10 +39,10 @@ def official_list(path: Path) -> Path:
 
 def test_the_official_counts(tmp_path: Path) -> None:
     rows = list_rows(official_list(tmp_path / "test.json"))
-    scored = [row for row in rows if row.p_a != 0.5]
+    scored = [row for row in rows if row.p_people != 0.5]
     assert len({row.group for row in rows}) == 466
     assert (len(rows), len(rows) - len(scored), len(scored)) == (7230, 831, 6399)
-    assert sum(row.p_a for row in scored) == 3777  # "always the first image" is right so often: 59.0 %
+    assert sum(row.p_people for row in scored) == 3777  # "always the first image" is right so often: 59.0 %
     sizes = Counter(Counter(row.group for row in rows).values())
     assert sizes == {6: 194, 10: 2, 15: 45, 21: 159, 28: 43, 36: 23}  # of 4, 5, 6, 7, 8 and 9 images
     first = [row for row in rows if row.group == "000000-0001"]
@@ -52,7 +52,7 @@ def test_the_official_counts(tmp_path: Path) -> None:
 def groups_of(preferences: list[Any]) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
     for preference in preferences:
-        found.setdefault(preference.group, []).append(preference.p_a)
+        found.setdefault(preference.group, []).append(preference.p_people)
     return found
 
 
@@ -68,7 +68,7 @@ def test_the_hub_layout(split: str, tmp_path: Path) -> None:
         assert isinstance(preference.a, PackedImage)
         assert isinstance(preference.b, PackedImage)
         a, b = (ranks[f"images/{split}/{image.member}"] for image in (preference.a, preference.b))
-        assert preference.p_a == (1.0 if a < b else 0.0 if a > b else 0.5)
+        assert preference.p_people == (1.0 if a < b else 0.0 if a > b else 0.5)
         assert load_image(preference.a).size == (84, 84)
     check_preferences("imagereward", preferences, ImageCache(1000))
     order = {path: i for i, path in enumerate(ranks)}
@@ -97,7 +97,7 @@ def test_the_list_on_github_finds_its_images_in_the_hubs_zips(tmp_path: Path) ->
         json.dumps([{"id": "1", "prompt": "x", "generations": names, "ranking": [1, 2, 3, 3]}])
     )
     preferences = load_preferences("imagereward", "test", data_dir=folder)
-    assert [p.p_a for p in preferences] == [1, 1, 1, 1, 1, 0.5]
+    assert [p.p_people for p in preferences] == [1, 1, 1, 1, 1, 0.5]
     assert str(preferences[0].a) == f"{folder}/{table[0]['image_path']}".replace("/test_1/", "/test_1.zip/test_1/")
 
 

@@ -141,7 +141,7 @@ def test_other_programs_may_use_the_words_of_ours(tmp_path: Path) -> None:
     row = {"prompt": "x", "a": "1.png", "b": "2.png", "p_a": 0.7, "answer": "1", "number": 3}
     (tmp_path / "p.jsonl").write_text(json.dumps(row) + "\n")
     (found,) = load_preferences(str(tmp_path / "p.jsonl"), "train")
-    assert found.p_a == 0.7
+    assert found.p_people == 0.7
 
 
 def test_a_file_that_was_taken_away_is_noticed(tmp_path: Path) -> None:
@@ -185,11 +185,11 @@ def test_a_data_set_of_what_stands(tmp_path: Path) -> None:
         ("2.png", "3.png", 1),
         ("1.png", "3.png", 1),
     ]
-    assert [p.p_a for p in found] == pytest.approx([2 / 3, 0, 0.5])
+    assert [p.p_people for p in found] == pytest.approx([2 / 3, 0, 0.5])
     (tmp_path / "2.png").unlink()
     with messages() as lines:
         (left,) = load_preferences(str(path), "train")
-    assert left.p_a == 0.5
+    assert left.p_people == 0.5
     assert "2 of 3 pairs are left out, as a picture is gone, such as 2.png" in lines[0]
     path.write_bytes(
         path.read_bytes()

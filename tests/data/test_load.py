@@ -43,10 +43,10 @@ def problem(folder: Path, *rows: object) -> str:
 def test_rows_become_preferences(folder: Path) -> None:
     full = {**GOOD, "a": "sub/3.png", "p_a": 1, "votes": 12, "group": "g", "id": 7, "meta": {"x": 1}}
     first, second = read_jsonl(written(folder, GOOD, full))
-    assert (first.prompt, first.a, first.b, first.p_a) == ("a red cube", folder / "1.png", folder / "2.png", 0.7)
+    assert (first.prompt, first.a, first.b, first.p_people) == ("a red cube", folder / "1.png", folder / "2.png", 0.7)
     assert (first.votes, first.group) == (1, "a red cube")
-    assert (second.a, second.p_a, second.votes, second.group) == (folder / "sub" / "3.png", 1.0, 12, "g")
-    assert isinstance(second.p_a, float)
+    assert (second.a, second.p_people, second.votes, second.group) == (folder / "sub" / "3.png", 1.0, 12, "g")
+    assert isinstance(second.p_people, float)
 
 
 def test_absolute_paths_and_empty_options_are_fine(folder: Path) -> None:
@@ -130,7 +130,7 @@ def test_files_without_rows_and_missing_files_are_errors(folder: Path) -> None:
 def test_splits_filter_only_where_rows_name_them(folder: Path) -> None:
     train, test = {**GOOD, "split": "train"}, {**GOOD, "split": "test", "p_a": 0.0}
     path = written(folder, train, test, train)
-    assert [p.p_a for p in read_jsonl(path, "test")] == [0.0]
+    assert [p.p_people for p in read_jsonl(path, "test")] == [0.0]
     assert len(read_jsonl(path, "train")) == 2
     assert len(read_jsonl(path)) == 3
     with pytest.raises(DataError, match='no rows of split "val"; there are test, train'):
@@ -143,19 +143,19 @@ def test_splits_filter_only_where_rows_name_them(folder: Path) -> None:
 def test_a_file_is_loaded_by_its_name(folder: Path) -> None:
     path = written(folder, *({**GOOD, "p_a": i / 50} for i in range(50)))
     everything = load_preferences(str(path), "test", None, 0)
-    assert [p.p_a for p in everything] == [i / 50 for i in range(50)]
+    assert [p.p_people for p in everything] == [i / 50 for i in range(50)]
     drawn = load_preferences(str(path), "test", 10, 0)
-    assert [p.p_a for p in drawn] == sorted(p.p_a for p in drawn)
-    assert len({p.p_a for p in drawn}) == 10
+    assert [p.p_people for p in drawn] == sorted(p.p_people for p in drawn)
+    assert len({p.p_people for p in drawn}) == 10
     assert drawn == load_preferences(str(path), "test", 10, 0)
     assert drawn != load_preferences(str(path), "test", 10, 1)
-    assert {p.p_a for p in drawn} <= {p.p_a for p in load_preferences(str(path), "test", 20, 0)}
+    assert {p.p_people for p in drawn} <= {p.p_people for p in load_preferences(str(path), "test", 20, 0)}
     assert len(load_preferences(str(path), "test", 1000, 0)) == 50
 
 
 def test_the_demo_is_loaded_by_its_name() -> None:
     drawn, rendered = load_preferences("demo", "heldout", 3, 5), demo_preferences("heldout", 3, 5)
-    assert [(p.prompt, p.p_a) for p in drawn] == [(p.prompt, p.p_a) for p in rendered]
+    assert [(p.prompt, p.p_people) for p in drawn] == [(p.prompt, p.p_people) for p in rendered]
     for one, other in zip(drawn, rendered, strict=True):
         assert isinstance(one.a, Image.Image)
         assert isinstance(other.a, Image.Image)

@@ -39,7 +39,7 @@ def test_the_hub_layout(name: str, split: str, count: int, tmp_path: Path) -> No
     ]
     preferences = load_preferences(name, split, data_dir=folder)
     assert len(preferences) == count
-    assert [(p.prompt, str(p.a), str(p.b), p.p_a) for p in preferences] == expected
+    assert [(p.prompt, str(p.a), str(p.b), p.p_people) for p in preferences] == expected
     assert sum(p.is_tie for p in preferences) == 1
     assert all(isinstance(p.a, PackedImage) and load_image(p.a).size == (84, 84) for p in preferences)
     assert {p.group for p in preferences} == {p.prompt for p in preferences}
@@ -74,10 +74,10 @@ def test_only_rows_with_a_label_are_taken(tmp_path: Path) -> None:
         tmp_path,
         [ROW, {**ROW, "has_label": False}, {**ROW, "has_label": None}, {**ROW, "label_0": 0.5, "label_1": 0.5}],
     )
-    assert [p.p_a for p in read_pickapic(tmp_path, "test")] == [1.0, 0.5]
+    assert [p.p_people for p in read_pickapic(tmp_path, "test")] == [1.0, 0.5]
     shard(tmp_path, [ROW, {**ROW, "has_label": False, "label_0": None, "label_1": None}], "train-0.parquet")
     with messages() as lines:
-        assert [p.p_a for p in read_pickapic(tmp_path, "train")] == [1.0]
+        assert [p.p_people for p in read_pickapic(tmp_path, "train")] == [1.0]
     assert lines == []
 
 

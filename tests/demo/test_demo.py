@@ -35,7 +35,9 @@ def test_splits_share_no_picture_and_no_held_out_prompt() -> None:
 
 def test_a_longer_list_begins_with_the_shorter_one() -> None:
     short, long = demo_preferences("train", 5), demo_preferences("train", 9)
-    assert [(p.prompt, p.p_a, pixels(p.a)) for p in short] == [(p.prompt, p.p_a, pixels(p.a)) for p in long[:5]]
+    assert [(p.prompt, p.p_people, pixels(p.a)) for p in short] == [
+        (p.prompt, p.p_people, pixels(p.a)) for p in long[:5]
+    ]
     assert pixels(demo_preferences("train", 1, seed=1)[0].a) != pixels(short[0].a)
 
 
@@ -58,11 +60,11 @@ def test_the_prompt_decides_before_quality() -> None:
 def test_labels_are_noisy_in_training_only_and_sides_are_balanced() -> None:
     for split, noise in (("train", LABEL_NOISE), ("test", 0.0)):
         preferences = demo_preferences(split, 1500)
-        assert abs(np.mean([p.p_a for p in preferences]) - 0.5) < 0.05
+        assert abs(np.mean([p.p_people for p in preferences]) - 0.5) < 0.05
         rng_wrong = 0
         for i, preference in enumerate(preferences):
             rng = np.random.default_rng([{"train": 1, "test": 2}[split], 0, i])
-            rng_wrong += (draw_pair(rng).better == "a") != (preference.p_a == 1)
+            rng_wrong += (draw_pair(rng).better == "a") != (preference.p_people == 1)
         assert abs(rng_wrong / 1500 - noise) < 0.015
 
 

@@ -385,7 +385,7 @@ def people_who_are(calmer: float, preferences: Sequence[Preference], judge: Judg
     said = judge.pairs(Pair(p.a, p.b, p.prompt) for p in preferences)
     sure = [probability(log_odds(pair.p_a) / calmer) for pair in said]
     return [
-        replace(p, p_a=float(rng.binomial(10, share)) / 10, votes=10)
+        replace(p, p_people=float(rng.binomial(10, share)) / 10, votes=10)
         for p, share in zip(preferences, sure, strict=True)
     ]
 

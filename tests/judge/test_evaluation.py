@@ -116,7 +116,7 @@ def test_a_judge_that_always_says_first_is_seen_through() -> None:
 
 def test_evaluating_drops_ties_and_reports_the_contract(demo_judge: Callable[..., Judge]) -> None:
     preferences = demo_preferences("test", 6)
-    tied = [replace(preferences[0], p_a=0.5), *preferences[1:]]
+    tied = [replace(preferences[0], p_people=0.5), *preferences[1:]]
     evaluation = evaluate(demo_judge(think=False), tied, EvaluationSpec("demo", "test"))
     report = evaluation.to_json()
     assert list(report) == CONTRACT
@@ -211,9 +211,9 @@ def test_pickapic_scores_ties_and_the_rest_leaves_them_out() -> None:
 
 
 def test_a_tie_threshold_is_chosen_on_what_is_judged_first(demo_judge: Callable[..., Judge]) -> None:
-    test = [replace(p, p_a=p_a) for p, p_a in zip(demo_preferences("test", 4), (1, 0.5, 0, 1), strict=True)]
+    test = [replace(p, p_people=p_a) for p, p_a in zip(demo_preferences("test", 4), (1, 0.5, 0, 1), strict=True)]
     # All of these are ties: the smallest threshold that makes everything one is best.
-    ties = [replace(p, p_a=0.5) for p in demo_preferences("heldout", 3)]
+    ties = [replace(p, p_people=0.5) for p in demo_preferences("heldout", 3)]
     asked: list[str] = []
 
     def track(work: Any, count: int, what: Any) -> Any:

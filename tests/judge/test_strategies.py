@@ -176,7 +176,7 @@ def test_what_was_kept_for_eval_is_recalled(
 
 
 def test_thresholds_of_ties_are_chosen_for_every_row(compared: Callable[..., StrategyComparison]) -> None:
-    validation = [replace(p, p_a=0.5) for p in demo_preferences("test", 2, 6)]
+    validation = [replace(p, p_people=0.5) for p in demo_preferences("test", 2, 6)]
     found = compared(
         strategy_variants(["soft", "select"], [1], [False]), replace(SPEC, protocol="pickapic"), validation
     )
@@ -191,7 +191,7 @@ def test_thresholds_of_ties_are_chosen_for_every_row(compared: Callable[..., Str
 
 
 def test_nothing_to_judge_is_an_error(demo_judge: Callable[..., Judge], preferences: list[Preference]) -> None:
-    tied = [replace(p, p_a=0.5) for p in preferences]
+    tied = [replace(p, p_people=0.5) for p in preferences]
     with pytest.raises(DataError, match=r"demo, split test: no preference to judge \(6 ties\)"):
         compare_strategies(demo_judge(), tied, SPEC, strategy_variants(["soft"], [1], [True]))
 
@@ -208,7 +208,7 @@ def test_a_difference_by_hand_and_its_interval() -> None:
     right = np.array([[int(g) % 2 == 0 or rng.random() < 0.5] * 2 for g in groups]).T
     right[1] &= np.array([int(g) % 2 == 1 for g in groups])
     blank = demo_preferences("test", 1)[0]
-    preferences = [replace(blank, p_a=p, group=g) for p, g in zip(people, groups, strict=True)]
+    preferences = [replace(blank, p_people=p, group=g) for p, g in zip(people, groups, strict=True)]
     one, other = (
         [pair_verdict(0.9 if good == (p > 0.5) else 0.1) for good, p in zip(row, people, strict=True)] for row in right
     )
@@ -220,7 +220,7 @@ def test_a_difference_by_hand_and_its_interval() -> None:
     same = difference(one, one, preferences)
     assert (same.accuracy, same.low, same.high) == (0, 0, 0)
     # Ties have no better image: they are left out.
-    tied = [*preferences, replace(blank, p_a=0.5)]
+    tied = [*preferences, replace(blank, p_people=0.5)]
     assert difference([*one, pair_verdict(0.9)], [*other, pair_verdict(0.9)], tied) == found
 
 

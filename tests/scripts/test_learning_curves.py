@@ -24,11 +24,11 @@ NEEDED = {"reward", "think", "seed", "steps", "accuracy", "held_out_prompts", "p
 
 def test_shares_of_test_pictures_are_those_that_votes_are_drawn_with() -> None:
     test = preferences_of("votes", "test", 300, seed=0)
-    assert {max(p.p_a, 1 - p.p_a) for p in test} == {max(x, 1 - x) for x in AGREEMENT.values()}
+    assert {max(p.p_people, 1 - p.p_people) for p in test} == {max(x, 1 - x) for x in AGREEMENT.values()}
     learned = preferences_of("votes", "train", 600, seed=0)
-    assert all(abs(VOTES * p.p_a - round(VOTES * p.p_a)) < 1e-9 for p in learned)
+    assert all(abs(VOTES * p.p_people - round(VOTES * p.p_people)) < 1e-9 for p in learned)
     # Nobody is told which is a, so that half prefer it; ties occur.
-    assert statistics.fmean(p.p_a for p in learned) == pytest.approx(0.5, abs=0.05)
+    assert statistics.fmean(p.p_people for p in learned) == pytest.approx(0.5, abs=0.05)
     assert any(p.is_tie for p in learned)
 
 

@@ -38,9 +38,9 @@ def test_a_function_sees_the_comparison_as_it_was_shown(tmp_path: Path) -> None:
     "program",
     [
         "def own(texts, p_first, prompt, images, y, tokens, preference):\n"
-        "    assert preference.p_a == 0.8 and preference.votes == 5 and preference.a.size == (84, 56)\n"
+        "    assert preference.p_people == 0.8 and preference.votes == 5 and preference.a.size == (84, 56)\n"
         "    return tokens\n",
-        "def own(**given):\n    assert given['preference'].p_a == 0.8\n    return given['tokens']\n",
+        "def own(**given):\n    assert given['preference'].p_people == 0.8\n    return given['tokens']\n",
         "def own(texts, p_first, prompt, images, y, tokens=None):\n    return tokens\n",
         "class Own:\n    def __call__(self, texts, tokens, **rest):\n        return tokens\nown = Own()\n",
     ],

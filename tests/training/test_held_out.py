@@ -144,7 +144,7 @@ def test_failures_count_across_a_break(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_ties_cannot_measure() -> None:
-    tied = [replace(p, p_a=0.5) for p in demo_preferences("train", 40)]
+    tied = [replace(p, p_people=0.5) for p in demo_preferences("train", 40)]
     settings = settings_from(TrainSettings, QUICK | {"reward": "brier"})
     with pytest.raises(DataError, match=r"held-out preferences are ties"):
         Trainer(load_vlm(GOLDEN / "qwen2_5_vl", 512 * 512), tied, settings)

@@ -292,7 +292,7 @@ def file_of_rows(tmp_path: Path) -> Callable[[float], Path]:
         for index, preference in enumerate(demo_preferences("train", 4)):
             for side in "ab":
                 getattr(preference, side).save(tmp_path / f"{index}{side}.png")
-            share = p_a if index == 0 else preference.p_a
+            share = p_a if index == 0 else preference.p_people
             rows.append({"prompt": preference.prompt, "a": f"{index}a.png", "b": f"{index}b.png", "p_a": share})
         path = tmp_path / "rows.jsonl"
         path.write_text("\n".join(map(json.dumps, rows)))

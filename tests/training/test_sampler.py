@@ -50,7 +50,7 @@ def test_sides_alternate(count: int, size: int) -> None:
         assert all(after[name] is not side for name, side in before.items())
     assert len({c.key for c in shown}) == len(shown)
     for c in shown:
-        assert c.y == (c.preference.p_a if a_first(c) else 1 - c.preference.p_a)
+        assert c.y == (c.preference.p_people if a_first(c) else 1 - c.preference.p_people)
         assert {id(c.comparison.first), id(c.comparison.second)} == {id(c.preference.a), id(c.preference.b)}
 
 

@@ -163,7 +163,7 @@ def test_a_fraction_of_the_data_is_part_of_it(fresh: VLM) -> None:
 
 
 def test_ties_teach_brier_only(fresh: VLM) -> None:
-    tied = [replace(p, p_a=0.5) for p in demo_preferences("train", 4)]
+    tied = [replace(p, p_people=0.5) for p in demo_preferences("train", 4)]
     with pytest.raises(DataError, match="all 4 preferences are ties"):
         Trainer(fresh, tied, TrainSettings())
     assert len(Trainer(fresh, tied, TrainSettings(reward="brier")).preferences) == 4
