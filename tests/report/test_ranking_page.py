@@ -61,7 +61,7 @@ def hostile(tmp_path: Path) -> Ranking:
     for i, file in enumerate(files):
         picture(i).save(file, "PNG")
     skipped = (Skipped(Path(HOSTILE), HOSTILE),)
-    return ranking(files, HOSTILE, HOSTILE, skipped=skipped, remarks=(HOSTILE,))
+    return ranking(files, HOSTILE, HOSTILE, skipped=skipped, warnings=(HOSTILE,))
 
 
 def test_texts_cannot_become_markup(hostile: Ranking, tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_texts_cannot_become_markup(hostile: Ranking, tmp_path: Path) -> None:
     assert data[0]["names"][1] == f"1{FILE}"
     reasoning = " ".join(HOSTILE.split())
     assert data[0]["pairs"][0][5][0][1] == reasoning
-    # The note; twice a remark, nav, heading, what was skipped, and reasons.
+    # The note; twice a warning, nav, heading, what was skipped, and reasons.
     assert " ".join(tags.text.split()).count(reasoning) == 1 + 2 * (1 + 1 + 1 + 2 + 3)
     policy = tags.all("meta")[1]["content"] or ""
     digest = base64.b64encode(hashlib.sha256(tags.scripts[1].encode()).digest()).decode()
@@ -155,9 +155,9 @@ def test_what_is_uncertain_is_said(tmp_path: Path) -> None:
     assert equal.count(' class="tied"') == 3
 
 
-def test_remarks_stand_with_their_prompt(tmp_path: Path) -> None:
+def test_warnings_stand_with_their_prompt(tmp_path: Path) -> None:
     images = [picture(i) for i in range(4)]
-    first, second = (ranking(images, prompt, remarks=(f"about {prompt}",)) for prompt in ("a hat", "a shoe"))
+    first, second = (ranking(images, prompt, warnings=(f"about {prompt}",)) for prompt in ("a hat", "a shoe"))
     text = Tags(page_of(tmp_path, first, second)).text
     assert 0 < text.index("about a hat") < text.index("about a shoe")
 
