@@ -4,35 +4,62 @@ import errno
 import os
 import socket
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlxpref.cli.calibrate import calibrate
-from mlxpref.cli.convert import convert, export
-from mlxpref.cli.data import data
-from mlxpref.cli.doctor import doctor
-from mlxpref.cli.eval import compare, evaluate_command
-from mlxpref.cli.label import label
-from mlxpref.cli.output import show_on_stderr
-from mlxpref.cli.rank import rank
-from mlxpref.cli.train import demo, train
 from mlxpref.errors import ConfigError, MlxprefError
+from mlxpref.text import plain
 
 if TYPE_CHECKING:
     from mlxpref.distributed import ProcessGroup
 
 __all__ = ["main"]
 
+_COMMANDS = {
+    "calibrate": ("calibrate:calibrate", "Make a judge's probabilities mean what they say."),
+    "compare": ("compare:compare", "Which of two images people would prefer."),
+    "convert": ("convert:convert", "Make a quantized folder of a checkpoint."),
+    "data": ("data:data", "Download a public data set, or a part of it."),
+    "demo": ("demo:demo", "The whole story, offline."),
+    "doctor": ("doctor:doctor", "What would fail here, and what to do about it."),
+    "eval": ("eval:evaluate", "How often the judge, or any tool's scores, agree with people."),
+    "export": ("export:export", "Write an adapter for PEFT, as one fused model, or for transformers."),
+    "label": ("label:label", "State your own preferences on a local page."),
+    "rank": ("rank:rank", "Rank images or folders, with reasons."),
+    "train": ("train:train", "Teach a judge what people prefer."),
+}
+"""Where each command is, as `module:function` of this package, and its line in the help."""
 _DISTRIBUTED = ("train", "eval", "rank")
 """The commands that several processes can share."""
 
 
-class _Translating(click.Group):
-    """A group that turns errors into one line and exit 1, and Ctrl-C into exit 130."""
+class _LazyGroup(click.Group):
+    """Imports a command when it is run, since MLX and the models' libraries take seconds; `--help` needs none."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, _, function = _COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(import_module(f"mlxpref.cli.{module}"), function)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+
+
+class _TranslatingGroup(_LazyGroup):
+    """Turns errors into one line and exit 1, and Ctrl-C into exit 130."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        from mlxpref.cli.output import show_on_stderr  # rich takes a tenth of a second
+
         sender = ""
         try:
             processes = ctx.obj = _launched_processes()
@@ -71,19 +98,13 @@ def _launched_processes() -> "ProcessGroup | None":
 
 
 def _plain_lines(text: str) -> str:
-    from mlxpref.text import plain
-
     return "\n".join(plain(line) for line in text.split("\n"))
 
 
-@click.group(cls=_Translating, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=_TranslatingGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="mlxpref")
 @click.pass_context
 def main(ctx: click.Context) -> None:
     """A judge of images that thinks before it answers, learns what people prefer, and runs on your own machine."""
     if ctx.obj and ctx.invoked_subcommand not in _DISTRIBUTED:
         raise ConfigError(f"mlxpref {ctx.invoked_subcommand} is the work of one process; run it without mlx.launch")
-
-
-for command in (demo, compare, rank, label, evaluate_command, train, calibrate, data, convert, export, doctor):
-    main.add_command(command)

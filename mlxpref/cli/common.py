@@ -1,73 +1,97 @@
-"""What several commands do before their work: load the judge, look at the images, say what must be said."""
+"""What several commands do before their work: find the images, load the judge, open its store."""
 
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+from PIL import Image
 
-from mlxpref.cli.options import chosen
+from mlxpref.cli.options import ImageOptions, JudgeOptions
+from mlxpref.cli.output import note
+from mlxpref.config import JudgeSettings
+from mlxpref.data.find_images import Skipped
+from mlxpref.data.image_cache import ImageCache
+from mlxpref.data.prompts import PromptGroup, find_groups
+from mlxpref.demo.pictures import SIZE
+from mlxpref.distributed import process_group
 from mlxpref.errors import ConfigError, DataError
-
-if TYPE_CHECKING:
-    from mlxpref.data.image_cache import ImageCache
-    from mlxpref.judge.judge import Judge
-    from mlxpref.preferences import ImageLike
+from mlxpref.judge.judge import Judge
+from mlxpref.judge.loading import calibrated, load_judge
+from mlxpref.judge.store import BroadcastStore, Store, default_store_path
+from mlxpref.power import keep_awake
+from mlxpref.preferences import ImageLike
 
 __all__ = [
+    "INTERRUPTED",
     "agree",
-    "calibrated",
     "check_output",
     "exit_on_sigterm",
     "image_cache",
-    "load_from_options",
-    "say_what_the_demo_knows",
-    "storing",
+    "load_image_groups",
+    "load_judge_for",
+    "open_judge",
 ]
 
+INTERRUPTED = 130
+"""The exit code of a command that was interrupted and printed a result nevertheless."""
 
-def load_from_options(
-    model: str | None,
-    adapter: Path | None,
-    yes: bool,
-    settings: dict[str, Any],
-    images: int | None = None,
-    any_base: bool = False,
-    decoded: "ImageCache | None" = None,
-) -> "Judge":
-    """The judge that the common options name, to judge pairs of `images` images; those in `decoded` are known to it."""
-    from mlxpref.distributed import process_group
-    from mlxpref.judge.loading import load_judge
 
-    consent = (lambda question: True) if yes else agree
-    judge = load_judge(model, adapter, chosen(settings), consent, images, any_base)
+def image_cache(settings: Mapping[str, Any]) -> ImageCache:
+    """A memory of decoded images for a judge with these settings."""
+    return ImageCache(settings.get("max_pixels", JudgeSettings().max_pixels))
+
+
+def load_image_groups(
+    places: Sequence[Path], options: ImageOptions, decoded: ImageCache
+) -> tuple[list[PromptGroup], list[Skipped], list[str]]:
+    """The images of each prompt, those that were left out, and notes; all that is left out is named on stderr."""
+    groups, skipped, notes = find_groups(places, options.recursive, options.prompt, options.prompt_from, decoded)
+    for line in [*(f"skipped: {each.path}: {each.error}" for each in skipped), *notes]:
+        note(line)
+    return groups, skipped, notes
+
+
+def load_judge_for(
+    images: Sequence[ImageLike],
+    options: JudgeOptions,
+    settings: Mapping[str, Any],
+    decoded: ImageCache,
+    together: int | None = None,
+) -> Judge:
+    """The judge that the options name, calibrated, to judge `images`, of which `together` are one ranking (all)."""
+    consent = (lambda question: True) if options.yes else agree
+    judge = load_judge(options.model, options.adapter, settings, consent, together or len(images), options.any_base)
     judge = replace(judge, processes=process_group())
-    if decoded is not None:
-        judge.vlm.features.images = decoded
+    judge.vlm.features.images = decoded
     if judge.processes.size > 1:
         judge.processes.check_same({"fingerprint of the judge": judge.conditions().judge})
+    judge = calibrated(judge, options.calibration or not options.no_calibration)
+    _warn_of_the_demo(judge, images)
     return judge
 
 
-def image_cache(settings: dict[str, Any]) -> "ImageCache":
-    """A memory of decoded images for a judge with these settings."""
-    from mlxpref.config import JudgeSettings
-    from mlxpref.data.image_cache import ImageCache
-
-    return ImageCache(settings.get("max_pixels") or JudgeSettings().max_pixels)
-
-
-def calibrated(judge: "Judge", calibration: Path | None, no_calibration: bool) -> "Judge":
-    """Calibrate a judge as the options say, and say so."""
-    from mlxpref.judge import loading
-
-    if calibration is not None and no_calibration:
-        raise click.UsageError("--calibration and --no-calibration exclude each other")
-    return loading.calibrated(judge, calibration or not no_calibration)
+@contextmanager
+def open_judge(
+    images: Sequence[ImageLike],
+    options: JudgeOptions,
+    settings: Mapping[str, Any],
+    decoded: ImageCache,
+    together: int | None = None,
+) -> Iterator[Judge]:
+    """The same judge with its store open, while the machine is kept awake."""
+    judge = load_judge_for(images, options, settings, decoded, together)
+    processes = judge.processes
+    with keep_awake():
+        if options.no_store:
+            yield judge
+            return
+        with Store(options.store or default_store_path()) if processes.is_main else nullcontext() as store:
+            yield replace(judge, store=store if processes.size == 1 else BroadcastStore(store, processes))
 
 
 def check_output(option: str, path: Path) -> None:
@@ -86,38 +110,18 @@ def exit_on_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-@contextmanager
-def storing(judge: "Judge", store: Path | None, no_store: bool) -> Iterator["Judge"]:
-    """Let a judge keep and recall comparisons for a while, unless it must not."""
-    from mlxpref.judge.store import BroadcastStore, Store, default_store_path
-
-    if store is not None and no_store:
-        raise click.UsageError("--store and --no-store exclude each other")
-    if no_store:
-        yield judge
-        return
-    processes = judge.processes
-    with Store(store or default_store_path()) if processes.is_main else nullcontext() as opened:
-        yield replace(judge, store=opened if processes.size == 1 else BroadcastStore(opened, processes))
-
-
 def agree(question: str) -> bool:
     """Ask on the terminal; without one, nobody agrees."""
     return sys.stdin.isatty() and click.confirm(question, err=True)
 
 
-def say_what_the_demo_knows(judge: "Judge", images: Sequence["ImageLike"]) -> None:
-    """Say that the demo judge knows coloured shapes only, where it is shown anything else."""
-    from PIL import Image
-
-    from mlxpref.cli.output import note
-    from mlxpref.demo.pictures import SIZE
-
+def _warn_of_the_demo(judge: Judge, images: Iterable[ImageLike]) -> None:
+    """Say that the demo judge knows only coloured shapes, where it is shown anything else."""
     if judge.name != "demo":
         return
     for image in images:
         with suppress(DataError):
             size = image.size if isinstance(image, Image.Image) else judge.vlm.features.images.size(image)
             if size != (SIZE, SIZE):
-                note("the demo judge knows only its own coloured shapes: what it says of other pictures means nothing")
+                note("the demo judge knows only its own coloured shapes: its answers about other pictures mean nothing")
                 return

@@ -1,4 +1,4 @@
-"""The demo's story: measure the judge, train it, measure it again, and let it rank a folder of pictures."""
+"""`mlxpref demo`: measure the embedded judge, train it, measure it again, and let it rank a folder of pictures."""
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -6,8 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 
+from mlxpref.cli.options import FILE, json_option
+from mlxpref.cli.output import note, print_json, print_text, track_steps
+from mlxpref.cli.tables import print_evaluations, print_example, print_ranking
 from mlxpref.config import TrainSettings, read_settings, settings_from
 from mlxpref.data.find_images import find_images
 from mlxpref.demo import JUDGE
@@ -16,6 +20,7 @@ from mlxpref.demo.preferences import demo_preferences, prompt_text
 from mlxpref.errors import ConfigError
 from mlxpref.judge.evaluation import Evaluation, EvaluationSpec, evaluate
 from mlxpref.judge.judge import Judge
+from mlxpref.judge.loading import load_judge
 from mlxpref.judge.pair_verdict import PairVerdict
 from mlxpref.judge.ranking_result import Ranking
 from mlxpref.preferences import Preference
@@ -24,7 +29,7 @@ from mlxpref.report.html import thumbnail, write_page
 from mlxpref.training.run import RUN_FILES, start_run
 from mlxpref.training.trainer import StepReport
 
-__all__ = ["SAMPLE_PROMPT", "DemoResult", "demo_settings", "run_demo", "write_pictures"]
+__all__ = ["SAMPLE_PROMPT", "DemoResult", "demo", "demo_settings", "run_demo", "write_pictures"]
 
 TrackSteps = Callable[[Iterable[StepReport], int], Iterable[StepReport]]
 
@@ -95,6 +100,33 @@ class DemoResult:
             "html": str(self.html),
             "adapter": str(self.adapter),
         }
+
+
+@click.command()
+@click.option(
+    "--output",
+    type=FILE,
+    default=Path("mlxpref-demo"),
+    show_default=True,
+    help="Folder for pictures, adapter and page.",
+)
+@json_option
+def demo(output: Path, as_json: bool) -> None:
+    """The whole story offline: measure the embedded judge, train it, measure it again, rank pictures with reasons."""
+    note("the demo judge was taught by an annotator who lets picture quality decide over the prompt: expect 55 to 75 %")
+    result = run_demo(load_judge("demo"), output, track_steps, demo_settings())
+    if as_json:
+        print_json(result.to_json())
+        return
+    names = [f"{split}, {when}" for split in ("test pictures", "held-out prompts") for when in ("before", "after")]
+    print_evaluations([result.before, result.after, result.held_out_before, result.held_out_prompts], names)
+    if result.example:
+        print_example(result.example.to_json())
+    print_text(
+        f"trained for {result.steps} steps in {result.training_seconds:.0f} s; the adapter is in {result.adapter}"
+    )
+    print_ranking(result.ranking)
+    print_text(f"the whole story as a page: {result.html}")
 
 
 def demo_settings(**changes: Any) -> TrainSettings:

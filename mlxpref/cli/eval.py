@@ -1,216 +1,223 @@
-"""The commands that judge: compare, eval."""
+"""`mlxpref eval`: how often a judge, or the image scores of another tool, agree with people."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from mlxpref.cli.common import calibrated, image_cache, load_from_options, say_what_the_demo_knows, storing
-from mlxpref.cli.eval_strategies import ALIKE, choice_of, strategy_options
+from mlxpref.cli.common import image_cache, open_judge
 from mlxpref.cli.options import (
-    calibration_options,
-    chosen,
+    FILE,
+    DataOptions,
+    JudgeOptions,
     json_option,
-    judge_options,
-    prompt_option,
+    option,
+    option_group,
     settings_options,
-    store_options,
 )
+from mlxpref.cli.output import note, print_json
+from mlxpref.cli.tables import print_evaluations, print_strategies
 from mlxpref.config import JudgeSettings
+from mlxpref.data.load import check_preferences, load_preferences
 from mlxpref.errors import ConfigError, MlxprefError
+from mlxpref.judge.calibration import CalibrationFile
+from mlxpref.judge.evaluation import Evaluation, EvaluationSpec, evaluation_of_scores
+from mlxpref.judge.external_scores import match_scores, prefer_by_score, read_scores
+from mlxpref.judge.protocols import PROTOCOLS, VALIDATION_SPLIT, protocol_of, scored
+from mlxpref.judge.strategies import StrategyComparison, StrategyVariant, compare_strategies, strategy_variants
+from mlxpref.preferences import Preference, digest_of
+from mlxpref.report.reliability import FORMATS, draw_strategies
+from mlxpref.verdict import STRATEGIES
 
-if TYPE_CHECKING:
-    from mlxpref.judge.evaluation import Evaluation, EvaluationSpec
-    from mlxpref.preferences import Preference
-
-__all__ = ["compare", "evaluate_command"]
-
-
-@click.command(short_help="Which of two images people would prefer.")
-@click.argument("a", type=click.Path(path_type=Path))
-@click.argument("b", type=click.Path(path_type=Path))
-@prompt_option
-@calibration_options
-@judge_options
-@settings_options(JudgeSettings)
-@json_option
-def compare(
-    a: Path,
-    b: Path,
-    prompt: str,
-    calibration: Path | None,
-    no_calibration: bool,
-    model: str | None,
-    adapter: Path | None,
-    yes: bool,
-    any_base: bool,
-    as_json: bool,
-    **settings: Any,
-) -> None:
-    """Which of two images people would prefer, and why; judged in both orders."""
-    from mlxpref.cli.output import print_json
-    from mlxpref.cli.tables import pair_to_json, print_pair
-
-    decoded = image_cache(settings)
-    for path in (a, b):
-        decoded.check(path)
-    judge = load_from_options(model, adapter, yes, settings, 2, any_base, decoded)
-    calibrated(judge, calibration, no_calibration)
-    say_what_the_demo_knows(judge, (a, b))
-    verdict = judge.compare(a, b, prompt)
-    if as_json:
-        judged_by = {"prompt": prompt, "model": judge.name, "adapter": str(adapter) if adapter else None}
-        by = {"calibration": judge.calibration.summary() if judge.calibration else None}
-        print_json(judged_by | by | pair_to_json(a, b, verdict))
-    else:
-        print_pair(a, b, verdict)
+__all__ = ["StrategyOptions", "evaluate"]
 
 
-@click.command("eval", short_help="How often the judge, or any tool's scores, agree with people.")
-@click.option("--data", required=True, help="`demo`, a public data set by name, or a file or folder of your own.")
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder with the files of a public data set.")
-@click.option("--split", default="test", show_default=True, help="Which part of the data.")
-@click.option("--limit", type=click.IntRange(min=1), help="Judge only this many preferences.")
+@dataclass(frozen=True)
+class StrategyOptions:
+    """Which strategies, numbers of samples and ways of thinking are compared."""
+
+    strategy: str = option(
+        "--strategy", default="soft", show_default=True, help="soft, select or score; several with commas."
+    )
+    samples: str | None = option(
+        "--samples",
+        help="Completions per order: one is greedy, several are sampled; several numbers with commas.  [default: 1]",
+    )
+    think: str | None = option(
+        "--think",
+        type=click.Choice(["yes", "both"]),
+        is_flag=False,
+        flag_value="yes",
+        help="Reason before answering; `--think both` compares that with --no-think.  [default: yes]",
+    )
+    no_think: bool = option("--no-think", default=False, is_flag=True, help="Read the answer at once, without reasons.")
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(self._names) - set(STRATEGIES)):
+            raise click.BadParameter(
+                f"{', '.join(map(repr, unknown))}; known are {', '.join(STRATEGIES)}", param_hint="--strategy"
+            )
+        if self.think and self.no_think:
+            raise click.UsageError("--think and --no-think exclude each other; --think both compares them")
+        if not all(count.strip().isdecimal() and int(count) for count in (self.samples or "1").split(",")):
+            raise click.BadParameter(f"{self.samples!r}: give numbers from 1, such as 1,2,4,8", param_hint="--samples")
+
+    @property
+    def _names(self) -> list[str]:
+        return [name.strip() for name in self.strategy.split(",")]
+
+    @property
+    def counts(self) -> list[int]:
+        """The numbers of samples."""
+        return [int(count) for count in (self.samples or "1").split(",")]
+
+    @property
+    def thinking(self) -> list[bool]:
+        """With thinking, without, or both."""
+        return [True, False] if self.think == "both" else [not self.no_think]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The judge's settings that were given: those of the variant that takes the most memory."""
+        samples = {"samples": max(self.counts)} if self.samples else {}
+        return samples | ({"think": any(self.thinking)} if self.think or self.no_think else {})
+
+    @property
+    def variants(self) -> list[StrategyVariant]:
+        """Every variant that is asked for: by default one greedy sample with thinking."""
+        return strategy_variants([name for name in STRATEGIES if name in self._names], self.counts, self.thinking)
+
+
+@click.command("eval")
+@option_group(DataOptions, "source")
 @click.option("--protocol", help="imagereward, hpdv2, pickapic, hpdv3 or pairs.  [default: the data set's own]")
 @click.option(
     "--tie-threshold",
     type=click.FloatRange(0, 1),
     help="How far apart the probabilities of a tie are, for pickapic.  [default: chosen on validation_unique]",
 )
-@strategy_options
-@click.option(
-    "--scores", type=click.Path(path_type=Path), help="CSV file (image,score) of any tool, measured in a judge's place."
-)
-@click.option("--calibration", type=click.Path(path_type=Path), help="File of `mlxpref calibrate`, for strategy soft.")
-@judge_options
-@store_options
-@settings_options(JudgeSettings, only=ALIKE)
+@option_group(StrategyOptions, "strategies")
+@click.option("--plot", type=FILE, help="Draw how reliable probabilities are: .svg, .png.")
+@click.option("--scores", type=FILE, help="CSV file (image,score) of any tool, measured instead of a judge.")
+@option_group(JudgeOptions, "judge", only=("model", "adapter", "any_base", "yes", "calibration", "store", "no_store"))
+@settings_options(JudgeSettings, only=("max_tokens", "max_pixels", "seed", "rows"))
 @json_option
-def evaluate_command(
-    data: str,
-    data_dir: Path | None,
-    split: str,
-    limit: int | None,
+def evaluate(
+    source: DataOptions,
     protocol: str | None,
     tie_threshold: float | None,
-    strategy: str,
-    samples: str | None,
-    think: str | None,
-    no_think: bool,
+    strategies: StrategyOptions,
     plot: Path | None,
     scores: Path | None,
-    calibration: Path | None,
-    store: Path | None,
-    no_store: bool,
-    model: str | None,
-    adapter: Path | None,
-    yes: bool,
-    any_base: bool,
+    judge: JudgeOptions,
+    settings: dict[str, Any],
     as_json: bool,
-    **settings: Any,
 ) -> None:
-    """How often the judge agrees with people, by the data set's own protocol; every pair is judged in both orders."""
-    from mlxpref.cli.output import note, print_json
-    from mlxpref.cli.tables import print_evaluations
-    from mlxpref.data.load import check_preferences, load_preferences
-    from mlxpref.judge.evaluation import EvaluationSpec
-    from mlxpref.judge.protocols import protocol_of
+    """How often the judge agrees with people, by the data set's own protocol; every pair is judged in both orders.
 
-    choice = choice_of(strategy, samples, think, no_think, plot)
-    settings |= choice.settings
-    counting = _protocol(protocol or protocol_of(data), tie_threshold, scores)
-    if scores and (model or adapter or calibration or plot or chosen(settings)):
+    A judge is measured without its own calibration, unless --calibration names a file.
+    """
+    settings |= strategies.settings
+    spec = _spec(source, protocol, tie_threshold, scores)
+    if scores and (judge.model or judge.adapter or judge.calibration or plot or settings):
         raise click.UsageError(
             "--scores takes the place of a judge: leave out --model, --adapter, --calibration, --plot and settings"
         )
-    preferences = load_preferences(data, split, limit, data_dir=data_dir)
-    if limit and counting != "pairs":
-        note(f"--limit {limit}: the official number is that of the whole split, this one of a part")
+    if plot and (plot.suffix.lower() not in FORMATS or not plot.absolute().parent.is_dir()):
+        raise click.BadParameter(
+            f"{plot}: give a name that ends with {' or '.join(FORMATS)}, in a folder that exists", param_hint="--plot"
+        )
+    preferences = load_preferences(source.data, source.split, source.limit, data_dir=source.data_dir)
+    if source.limit and spec.protocol != "pairs":
+        note(f"--limit {source.limit}: the official number is that of the whole split, this one of a part")
     if scores:
-        evaluations = [_evaluate_scores(preferences, scores, EvaluationSpec(data, split, None, counting))]
+        _report(_evaluate_scores(preferences, scores, spec), None, as_json)
+        return
+    comparison, calibration = _evaluate_judge(source, preferences, spec, strategies, judge, settings, plot)
+    if len(comparison.rows) == 1:
+        _report(comparison.rows[0].evaluation, calibration, as_json)
+    elif as_json:
+        summary = calibration.summary() if calibration else None
+        print_json(
+            [
+                row.to_json() | {"calibration": summary if row.variant.strategy == "soft" else None}
+                for row in comparison.rows
+            ]
+        )
     else:
-        from mlxpref.cli.strategy_table import draw_strategies, report_strategies
-        from mlxpref.judge.strategies import compare_strategies
-        from mlxpref.power import keep_awake
-        from mlxpref.preferences import digest_of
-
-        validation = _validation(preferences, data, limit, data_dir, counting, tie_threshold)
-        judged = [*preferences, *validation]
-        decoded = image_cache(settings)
-        check_preferences(data, judged, decoded)
-        judge = load_from_options(model, adapter, yes, settings, 2 * len(judged), any_base, decoded)
-        judge.processes.check_same({"fingerprint of the preferences": digest_of(judged)})
-        judge = calibrated(judge, calibration, calibration is None)  # else a judge is measured as it is
-        say_what_the_demo_knows(judge, [image for p in judged for image in (p.a, p.b)])
-        with keep_awake(), storing(judge, store, no_store) as storing_judge:
-            spec = EvaluationSpec(data, split, protocol=counting, tie_threshold=tie_threshold)
-            found = compare_strategies(storing_judge, preferences, spec, choice.variants, validation)
-        if recalled := found.counts.recalled:
-            note(f"{recalled} of {recalled + found.counts.comparisons} comparisons were judged before")
-        if plot and judge.processes.is_main:
-            draw_strategies(found, plot)
-        if len(found.rows) > 1:
-            report_strategies(found, as_json, judge.calibration.summary() if judge.calibration else None)
-            return
-        evaluations = [found.rows[0].evaluation]
-    if as_json:
-        by = judge.calibration.summary() if calibration and judge.calibration else None
-        print_json(evaluations[0].to_json() | {"calibration": by})
-    else:
-        print_evaluations(evaluations)
+        print_strategies(comparison)
 
 
-def _protocol(name: str, tie_threshold: float | None, scores: Path | None) -> str:
-    """A protocol that exists, and has a tie threshold if one is given."""
-    from mlxpref.judge.protocols import PROTOCOLS
-
-    if name not in PROTOCOLS:
-        raise click.BadParameter(f"{name!r}; known are {', '.join(PROTOCOLS)}", param_hint="--protocol")
-    if tie_threshold is not None and (scores or not PROTOCOLS[name].ties):
+def _spec(
+    source: DataOptions, protocol: str | None, tie_threshold: float | None, scores: Path | None
+) -> EvaluationSpec:
+    """What is measured: by a protocol that exists, which has a tie threshold if one is given."""
+    protocol = protocol or protocol_of(source.data)
+    if protocol not in PROTOCOLS:
+        raise click.BadParameter(f"{protocol!r}; known are {', '.join(PROTOCOLS)}", param_hint="--protocol")
+    if tie_threshold is not None and (scores or not PROTOCOLS[protocol].ties):
         raise click.UsageError("--tie-threshold is for a judge and --protocol pickapic")
-    return name
+    return EvaluationSpec(source.data, source.split, protocol=protocol, tie_threshold=tie_threshold)
 
 
-def _evaluate_scores(preferences: Sequence["Preference"], path: Path, spec: "EvaluationSpec") -> "Evaluation":
+def _evaluate_judge(
+    source: DataOptions,
+    preferences: Sequence[Preference],
+    spec: EvaluationSpec,
+    strategies: StrategyOptions,
+    options: JudgeOptions,
+    settings: dict[str, Any],
+    plot: Path | None,
+) -> tuple[StrategyComparison, CalibrationFile | None]:
+    """Judge preferences by every variant that is asked for; a calibration is applied only where it is named."""
+    validation = _validation(source, preferences, spec)
+    needed = [*preferences, *validation]
+    decoded = image_cache(settings)
+    check_preferences(source.data, needed, decoded)
+    options = replace(options, no_calibration=options.calibration is None)
+    with open_judge([image for p in needed for image in (p.a, p.b)], options, settings, decoded) as judge:
+        judge.processes.check_same({"fingerprint of the preferences": digest_of(needed)})
+        comparison = compare_strategies(judge, preferences, spec, strategies.variants, validation)
+    if recalled := comparison.counts.recalled:
+        note(f"{recalled} of {recalled + comparison.counts.comparisons} comparisons were judged before")
+    if plot and judge.processes.is_main:
+        draw_strategies(comparison, plot)
+    return comparison, judge.calibration
+
+
+def _evaluate_scores(preferences: Sequence[Preference], path: Path, spec: EvaluationSpec) -> Evaluation:
     """Measure the scores of a file, without a model."""
-    from mlxpref.cli.output import note
-    from mlxpref.judge.evaluation import evaluation_of_scores
-    from mlxpref.judge.external_scores import match_scores, prefer_by_score, read_scores
-    from mlxpref.judge.protocols import scored
-
-    asked, given = scored(preferences, spec.protocol), read_scores(path)
-    scores = match_scores(given, asked, path)
-    if more := len(given) - len(scores):
-        note(f"{path}: {more} of {len(given)} scores are of images that were not asked for")
-    return evaluation_of_scores(preferences, prefer_by_score(scores, asked), spec)
+    needed, given = scored(preferences, spec.protocol), read_scores(path)
+    scores = match_scores(given, needed, path)
+    if unused := len(given) - len(scores):
+        note(f"{path}: {unused} of {len(given)} scores are of images that were not asked for")
+    return evaluation_of_scores(preferences, prefer_by_score(scores, needed), spec)
 
 
-def _validation(
-    preferences: Sequence["Preference"],
-    data: str,
-    limit: int | None,
-    data_dir: Path | None,
-    protocol: str,
-    tie_threshold: float | None,
-) -> list["Preference"]:
-    """What a tie threshold is chosen on; nothing where none is needed or one is given."""
-    from mlxpref.cli.output import note
-    from mlxpref.data.load import load_preferences
-    from mlxpref.judge.protocols import PROTOCOLS, VALIDATION_SPLIT
-
-    if tie_threshold is not None or not PROTOCOLS[protocol].ties:
+def _validation(source: DataOptions, preferences: Sequence[Preference], spec: EvaluationSpec) -> list[Preference]:
+    """The preferences on which a tie threshold is chosen; none where none is needed or one is given."""
+    if spec.tie_threshold is not None or not PROTOCOLS[spec.protocol].ties:
         return []
     try:
-        validation = load_preferences(data, VALIDATION_SPLIT, limit, data_dir=data_dir)
+        validation = load_preferences(source.data, VALIDATION_SPLIT, source.limit, data_dir=source.data_dir)
     except MlxprefError as error:
         raise type(error)(
-            f"{error}; --protocol {protocol} chooses its tie threshold there: or give --tie-threshold"
+            f"{error}; --protocol {spec.protocol} chooses its tie threshold there: or give --tie-threshold"
         ) from error
     if validation == list(preferences):
         raise ConfigError(
-            f"--protocol {protocol} chooses its tie threshold on other preferences, the split {VALIDATION_SPLIT}, and "
-            f"{data} has none of its own; give --tie-threshold"
+            f"--protocol {spec.protocol} chooses its tie threshold on other preferences, the split {VALIDATION_SPLIT}, "
+            f"and {source.data} has none of its own; give --tie-threshold"
         )
     note(f"the tie threshold is chosen on {len(validation)} preferences of {VALIDATION_SPLIT}, which are judged first")
     return validation
+
+
+def _report(evaluation: Evaluation, calibration: CalibrationFile | None, as_json: bool) -> None:
+    """Print one evaluation, as a table or as JSON."""
+    if as_json:
+        print_json(evaluation.to_json() | {"calibration": calibration.summary() if calibration else None})
+    else:
+        print_evaluations([evaluation])

@@ -1,28 +1,98 @@
-"""Command line options that several commands share, and those made from settings: one field, one option."""
+"""Options that several commands share. Those that belong together reach a command as one object."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
+from functools import wraps
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import click
 
 __all__ = [
-    "calibration_options",
-    "check_prompt_source",
-    "chosen",
+    "FILE",
+    "DataOptions",
+    "ImageOptions",
+    "JudgeOptions",
+    "check_prompt",
     "json_option",
-    "judge_options",
+    "option",
+    "option_group",
     "pairs_option",
-    "prompt_option",
-    "prompt_source_options",
     "settings_options",
-    "store_options",
 ]
 
-F = TypeVar("F", bound=Callable[..., Any])
+Command = Callable[..., Any]
+
+FILE = click.Path(path_type=Path)
+"""The type of an option that names a file or a folder."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+
+
+def option(*names: str, default: Any = None, **attributes: Any) -> Any:
+    """A field of a dataclass of options: `names` and `attributes` are those of `click.option`."""
+    if default is not None:
+        attributes["default"] = default
+    return field(default=default, metadata={"names": names, "attributes": attributes})
+
+
+def option_group(kind: type, name: str, only: tuple[str, ...] = ()) -> Callable[[Command], Command]:
+    """A decorator: the options that are fields of a dataclass (or those named) reach the command as one object, `name`.
+
+    A field that is not offered has its default.
+    """
+    options = {
+        f.name: click.option(*f.metadata["names"], f.name, **f.metadata["attributes"])
+        for f in fields(kind)
+        if not only or f.name in only
+    }
+    return lambda command: _together(command, options, name, lambda values: kind(**values))
+
+
+def settings_options(kind: type, only: tuple[str, ...] = ()) -> Callable[[Command], Command]:
+    """A decorator: an option for every field of a settings dataclass (or for those named).
+
+    The command gets those that were given in a dict, `settings`; the others keep their defaults.
+    """
+    offered = [f for f in fields(kind) if not only or f.name in only]
+    options = {f.name: _setting_option(f.name, f.default, f.metadata) for f in offered}
+
+    def given(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in values.items() if value is not None}
+
+    return lambda command: _together(command, options, "settings", given)
+
+
+def _together(
+    command: Command, options: Mapping[str, Callable[[Command], Command]], name: str, join: Callable[[Any], Any]
+) -> Command:
+    """A command with more options, whose values it gets joined in one argument, `name`."""
+
+    @wraps(command)
+    def joined(**values: Any) -> Any:
+        own = {option: values.pop(option) for option in options}
+        return command(**values, **{name: join(own)})
+
+    with_options: Command = joined
+    for decorate in reversed(list(options.values())):
+        with_options = decorate(with_options)
+    return with_options
+
+
+def _setting_option(name: str, default: Any, metadata: Mapping[str, Any]) -> Callable[[Command], Command]:
+    """The option of a setting; None where it is not given."""
+    flag = name.replace("_", "-")
+    shown = ("yes" if default else "no") if isinstance(default, bool) else default
+    text = metadata["help"] if default == "" else f"{metadata['help']}  [default: {shown}]"
+    if isinstance(default, bool):
+        return click.option(f"--{flag}/--no-{flag}", name, default=None, help=text)
+    if isinstance(default, str):
+        kind: Any = click.Choice(metadata["choices"]) if "choices" in metadata else click.STRING
+    else:
+        kind = (click.IntRange if isinstance(default, int) else click.FloatRange)(
+            metadata.get("minimum"), metadata.get("maximum")
+        )
+    return click.option(f"--{flag}", name, type=kind, default=None, help=text)
 
 
 class _Pairs(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.4
@@ -48,8 +118,8 @@ pairs_option = click.option(
 )
 
 
-def _checked_prompt(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
-    """A prompt that a judge can read: there is one, and the shell passed it on as text."""
+def check_prompt(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Refuse a prompt that is empty or that the shell did not pass on as text."""
     if value is None:
         return None
     if not value.strip():
@@ -59,106 +129,65 @@ def _checked_prompt(ctx: click.Context, parameter: click.Parameter, value: str |
     return value
 
 
-prompt_option = click.option("--prompt", required=True, callback=_checked_prompt, help="What the images were made for.")
+@dataclass(frozen=True)
+class ImageOptions:
+    """Where images are looked for and what they were made for: all for one prompt, or each for its own."""
+
+    prompt: str | None = option("--prompt", callback=check_prompt, help="What all images were made for.")
+    prompt_from: str | None = option(
+        "--prompt-from",
+        metavar="sidecar|png|FILE",
+        help="Each image's own prompt: a text file beside it, its metadata, or a CSV, JSON or JSONL file of all; "
+        "images are ranked among those of the same prompt.",
+    )
+    recursive: bool = option("--recursive", default=False, is_flag=True, help="Search folders within folders too.")
+
+    def __post_init__(self) -> None:
+        if (self.prompt is None) == (self.prompt_from is None):
+            raise click.UsageError("give either --prompt TEXT or --prompt-from sidecar|png|FILE")
 
 
-def prompt_source_options(command: F) -> F:
-    """The options that say what images were made for: all for one prompt, or each for its own."""
-    for option in (
-        click.option(
-            "--prompt-from",
-            metavar="sidecar|png|FILE",
-            help="Each image's own prompt: a text file beside it, its metadata, or a CSV, JSON or JSONL file of all; "
-            "images are ranked among those of the same prompt.",
-        ),
-        click.option("--prompt", callback=_checked_prompt, help="What all images were made for."),
-    ):
-        command = option(command)
-    return command
+@dataclass(frozen=True)
+class DataOptions:
+    """Which preferences of people are judged."""
+
+    data: str = option("--data", required=True, help="`demo`, a public data set by name, or a file or folder.")
+    data_dir: Path | None = option("--data-dir", type=FILE, help="Folder with the files of a public data set.")
+    split: str = option("--split", default="test", show_default=True, help="Which part of the data.")
+    limit: int | None = option("--limit", type=click.IntRange(min=1), help="Judge only this many preferences.")
 
 
-def check_prompt_source(prompt: str | None, prompt_from: str | None) -> None:
-    """Refuse both of the options above, and none of them."""
-    if (prompt is None) == (prompt_from is None):
-        raise click.UsageError("give either --prompt TEXT or --prompt-from sidecar|png|FILE")
+@dataclass(frozen=True)
+class JudgeOptions:
+    """Which judge, what it is calibrated by, and where its comparisons are kept."""
 
+    model: str | None = option(
+        "--model", help="Folder, Hugging Face id, or `demo`.  [default: $MLXPREF_MODEL, else recommended]"
+    )
+    adapter: Path | None = option(
+        "--adapter", type=FILE, help="Folder of a trained adapter, in the format of mlx-vlm or PEFT."
+    )
+    any_base: bool = option(
+        "--any-base", default=False, is_flag=True, help="Accept an adapter that was trained on another model."
+    )
+    yes: bool = option("--yes", default=False, is_flag=True, help="Agree to download the recommended judge.")
+    calibration: Path | None = option(
+        "--calibration",
+        type=FILE,
+        help="File of `mlxpref calibrate`.  [default: the judge's own if it was calibrated, for eval none]",
+    )
+    no_calibration: bool = option(
+        "--no-calibration", default=False, is_flag=True, help="Use no calibration, not even the judge's own."
+    )
+    store: Path | None = option(
+        "--store",
+        type=FILE,
+        help="File of finished comparisons, which are not judged again.  [default: in the user's cache]",
+    )
+    no_store: bool = option("--no-store", default=False, is_flag=True, help="Keep and recall no comparisons.")
 
-def judge_options(command: F) -> F:
-    """The options that say which judge, common to all commands that use one."""
-    for option in (
-        click.option("--yes", is_flag=True, help="Agree to download the recommended judge."),
-        click.option("--any-base", is_flag=True, help="Take an adapter that was trained on another model, too."),
-        click.option(
-            "--adapter",
-            type=click.Path(path_type=Path),
-            help="Folder of a trained adapter, mlx-vlm's format or PEFT's.",
-        ),
-        click.option(
-            "--model", help="Folder, Hugging Face id, or `demo`.  [default: $MLXPREF_MODEL, else recommended]"
-        ),
-    ):
-        command = option(command)
-    return command
-
-
-def calibration_options(command: F) -> F:
-    """The options that say what a judge is calibrated by."""
-    for option in (
-        click.option("--no-calibration", is_flag=True, help="Take the judge's answers as they are."),
-        click.option(
-            "--calibration",
-            type=click.Path(path_type=Path),
-            help="File of `mlxpref calibrate`.  [default: the judge's own, if it was calibrated]",
-        ),
-    ):
-        command = option(command)
-    return command
-
-
-def store_options(command: F) -> F:
-    """The options that say where finished comparisons are kept."""
-    for option in (
-        click.option("--no-store", is_flag=True, help="Keep no comparisons, and recall none."),
-        click.option(
-            "--store",
-            type=click.Path(path_type=Path),
-            help="File of finished comparisons, which are not judged again.  [default: in the user's cache]",
-        ),
-    ):
-        command = option(command)
-    return command
-
-
-def settings_options(kind: type, only: tuple[str, ...] = ()) -> Callable[[F], F]:
-    """A decorator that adds an option for every field of a settings dataclass (or for those named)."""
-
-    def decorate(command: F) -> F:
-        for f in reversed(fields(kind)):
-            if only and f.name not in only:
-                continue
-            flag = f.name.replace("_", "-")
-            text, minimum = f.metadata["help"], f.metadata.get("minimum")
-            if isinstance(f.default, bool):
-                option = click.option(f"--{flag}/--no-{flag}", f.name, default=None, help=_help(text, f.default))
-            elif isinstance(f.default, str):
-                choices = f.metadata.get("choices")
-                kind_of = click.Choice(choices) if choices else click.STRING
-                option = click.option(f"--{flag}", f.name, type=kind_of, default=None, help=_help(text, f.default))
-            else:
-                maximum = f.metadata.get("maximum")
-                number = (click.IntRange if isinstance(f.default, int) else click.FloatRange)(minimum, maximum)
-                option = click.option(f"--{flag}", f.name, type=number, default=None, help=_help(text, f.default))
-            command = option(command)
-        return command
-
-    return decorate
-
-
-def chosen(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that were given on the command line; the others keep their settings' defaults."""
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _help(text: str, default: Any) -> str:
-    shown = ("yes" if default else "no") if isinstance(default, bool) else default
-    return text if default == "" else f"{text}  [default: {shown}]"
+    def __post_init__(self) -> None:
+        if self.calibration and self.no_calibration:
+            raise click.UsageError("--calibration and --no-calibration exclude each other")
+        if self.store and self.no_store:
+            raise click.UsageError("--store and --no-store exclude each other")

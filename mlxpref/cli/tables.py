@@ -9,11 +9,13 @@ from mlxpref.cli.output import print_table, print_text
 from mlxpref.judge.evaluation import Evaluation
 from mlxpref.judge.pair_verdict import PairVerdict
 from mlxpref.judge.ranking_result import Ranking
+from mlxpref.judge.strategies import StrategyComparison, StrategyVariant
 from mlxpref.report.html import short_names
 from mlxpref.text import format_bytes
 from mlxpref.verdict import Verdict
 
 __all__ = [
+    "fidelity_line",
     "pair_to_json",
     "percent",
     "print_evaluations",
@@ -21,6 +23,7 @@ __all__ = [
     "print_pair",
     "print_ranking",
     "print_recipes",
+    "print_strategies",
 ]
 
 _REASONS = 3
@@ -60,7 +63,7 @@ def _sample_to_json(first: str, verdict: Verdict) -> dict[str, Any]:
 
 
 def print_pair(a: Path, b: Path, verdict: PairVerdict) -> None:
-    """Which image is preferred, how clearly, and what was said in both orders."""
+    """Which image is preferred, how clearly, and the judge's reasons in both orders."""
     if all(v.p_first("soft") is None for v in verdict.verdicts):
         print_text("undecided: no completion could be read")
     elif verdict.p_a == 0.5:
@@ -72,8 +75,8 @@ def print_pair(a: Path, b: Path, verdict: PairVerdict) -> None:
         (a, b, verdict.p_a_shown_first, verdict.a_shown_first),
         (b, a, verdict.p_a_shown_second, verdict.a_shown_second),
     ):
-        said = "unreadable" if p_a is None else f"{percent(p_a)} for {a}"
-        print_text(f"  {first} as image 1, {second} as image 2: {said}")
+        preference = "unreadable" if p_a is None else f"{percent(p_a)} for {a}"
+        print_text(f"  {first} as image 1, {second} as image 2: {preference}")
         for each in verdicts:
             if each.reasoning:
                 print_text(f"    {_cut(each.reasoning)}")
@@ -112,7 +115,7 @@ def print_ranking(ranking: Ranking) -> None:
 
 
 def print_example(example: dict[str, Any]) -> None:
-    """What a judge said of one pair before and after it was trained."""
+    """A judge's reasons about one pair before and after it was trained."""
     right = 1 if example["first_is_right"] else 2
     print_text(f"“{example['prompt']}”, of which people prefer image {right}:")
     for when in ("before", "after"):
@@ -143,6 +146,56 @@ def print_evaluations(evaluations: Sequence[Evaluation], names: Sequence[str] = 
         print_text(f"{name}: {'; '.join(_beside(e))}")
 
 
+def print_strategies(comparison: StrategyComparison) -> None:
+    """A line for each variant, what `soft` gains over the others, and what all of them took."""
+    first = comparison.rows[0].evaluation
+    with_official = first.spec.protocol != "pairs"
+    print_table(
+        ("strategy", "thinking", ">samples", *((">official",) if with_official else ()), ">accuracy", ">95 % interval",
+         ">ece", ">unreadable", ">tokens a pair", ">seconds a pair"),
+        (
+            (
+                *_variant(row.variant),
+                *((percent(row.evaluation.official.value),) if with_official else ()),
+                *_with_interval(metrics.accuracy, metrics.accuracy_low, metrics.accuracy_high),
+                _number(metrics.ece, 3),
+                percent(row.evaluation.unreadable),
+                _number(row.evaluation.tokens_per_pair, 1),
+                # Where nothing was judged now, no seconds are known.
+                "recalled" if math.isnan(row.evaluation.seconds_per_pair) else f"{row.evaluation.seconds_per_pair:.3f}",
+            )
+            for row in comparison.rows
+            for metrics in (row.evaluation.metrics,)
+        ),
+        title=f"{first.spec.data} {first.spec.split}: {first.metrics.pairs} pairs, each in both orders",
+    )  # fmt: skip
+    gains = [(row, other, gain) for row in comparison.rows for other, gain in row.minus.items()]
+    if gains:
+        print_table(
+            ("difference", "thinking", ">samples", ">points of accuracy", ">95 % interval"),
+            (
+                (f"soft - {other}", *_variant(row.variant)[1:], f"{100 * gain.accuracy:+.1f}",
+                 f"{100 * gain.low:+.1f} to {100 * gain.high:+.1f}")
+                for row, other, gain in gains
+            ),
+        )  # fmt: skip
+    if with_official:
+        print_text(f"official: {first.official.definition}")
+    if comparison.counts.tokens:
+        print_text(
+            "tokens are what a row needs by itself; its seconds are those of all completions that it is read from, "
+            "which other rows may share"
+        )
+    print_text(
+        f"all rows together: {comparison.counts.tokens} tokens in {comparison.seconds:.1f} s; always the first image "
+        f"of the file: {percent(first.metrics.first_image_baseline)}; {first.metrics.ties_dropped} ties dropped"
+    )
+
+
+def _variant(variant: StrategyVariant) -> tuple[object, ...]:
+    return variant.strategy, "yes" if variant.think else "no", variant.samples
+
+
 def print_recipes(rows: Sequence[dict[str, Any]]) -> None:
     """Recipes side by side (see `compare_recipes`): what each takes, and how far it is from the source."""
     print_table(
@@ -163,20 +216,30 @@ def print_recipes(rows: Sequence[dict[str, Any]]) -> None:
         print_text(f"not compared with the source: {reason}")
 
 
+def fidelity_line(fidelity: dict[str, Any], source: str) -> str:
+    """How far a model is from the one that it was made of, in a line."""
+    return (
+        f"beside {source}, on {fidelity['comparisons']} comparisons: the same verdict in {fidelity['agreement']:.1%}, "
+        f"KL of the answer {fidelity['kl_answer']:.2g} nats, probability of the first image off by "
+        f"{fidelity['p_first_difference']:.2g}, log-probability of a written token by "
+        f"{fidelity['token_logprob_difference']:.2g}"
+    )
+
+
 def _beside(e: Evaluation) -> list[str]:
     """What an evaluation took, and what it is measured against."""
-    said = []
+    parts = []
     if e.spec.protocol != "pairs":
         threshold = "" if e.spec.tie_threshold is None else f", tie threshold {e.spec.tie_threshold:g}"
-        said.append(f"official: {e.official.definition}{threshold}")
-        said.append(f"accuracy within prompts first: {percent(e.metrics.accuracy_macro)}")
+        parts.append(f"official: {e.official.definition}{threshold}")
+        parts.append(f"accuracy within prompts first: {percent(e.metrics.accuracy_macro)}")
     if e.spec.strategy is not None:
         a_pair = f"{_number(e.tokens_per_pair, 1)} tokens and {_number(e.seconds_per_pair, 2)} s a pair"
-        said.append(f"{e.tokens} tokens in {e.seconds:.1f} s, {a_pair}")
-    said.append(f"always the first image of the file: {percent(e.metrics.first_image_baseline)}")
+        parts.append(f"{e.tokens} tokens in {e.seconds:.1f} s, {a_pair}")
+    parts.append(f"always the first image of the file: {percent(e.metrics.first_image_baseline)}")
     if not math.isnan(e.human_ceiling):
-        said.append(f"two people agree on {percent(e.human_ceiling)}")
-    return [*said, f"{e.metrics.ties_dropped} ties dropped"]
+        parts.append(f"two people agree on {percent(e.human_ceiling)}")
+    return [*parts, f"{e.metrics.ties_dropped} ties dropped"]
 
 
 def _with_interval(value: float, low: float, high: float) -> tuple[str, str]:

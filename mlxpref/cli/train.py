@@ -1,49 +1,45 @@
-"""The commands that train judges: train, demo."""
+"""`mlxpref train`: teach a judge what people prefer."""
 
 import shlex
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from mlxpref.cli.common import agree, exit_on_sigterm, image_cache, load_from_options
-from mlxpref.cli.options import chosen, json_option, settings_options
-from mlxpref.config import TrainSettings
+from mlxpref.cli.common import agree, exit_on_sigterm, image_cache
+from mlxpref.cli.options import FILE, json_option, settings_options
+from mlxpref.cli.output import note, print_json, print_text, track_steps
+from mlxpref.config import TrainSettings, read_settings, settings_from
+from mlxpref.data.load import check_preferences
+from mlxpref.distributed import process_group
 from mlxpref.log import logger
+from mlxpref.power import keep_awake
+from mlxpref.training.run import Run, read_log, resume_run, start_run
+from mlxpref.training.step_report import StepReport
 
-if TYPE_CHECKING:
-    from mlxpref.training.run import Run
-    from mlxpref.training.step_report import StepReport
-
-__all__ = ["demo", "train", "warn_of_slowdown"]
+__all__ = ["train", "warn_of_slowdown"]
 
 
-@click.command(short_help="Teach a judge what people prefer.")
-@click.option("--output", type=click.Path(path_type=Path), help="Folder of the run.  [default: runs/<time>]")
-@click.option(
-    "--config", type=click.Path(path_type=Path), help="TOML file of settings, or a run.json; options go first."
-)
-@click.option("--resume", is_flag=True, help="Go on with the run in --output, by its own settings.")
+@click.command()
+@click.option("--output", type=FILE, help="Folder of the run.  [default: runs/<time>]")
+@click.option("--config", type=FILE, help="TOML file of settings, or a run.json; options go first.")
+@click.option("--resume", is_flag=True, help="Continue the run in --output, with its own settings.")
 @click.option("--yes", is_flag=True, help="Agree to download the recommended judge.")
 @settings_options(TrainSettings)
 @json_option
-def train(output: Path | None, config: Path | None, resume: bool, yes: bool, as_json: bool, **options: Any) -> None:
+def train(
+    output: Path | None, config: Path | None, resume: bool, yes: bool, settings: dict[str, Any], as_json: bool
+) -> None:
     """Train an adapter by GRPO with soft rewards; use it with --adapter in compare, rank and eval.
 
     The folder gets the adapter in mlx-vlm's format, run.json, log.jsonl, rollouts.jsonl, report.html and checkpoints. A
-    run that was ended, by Ctrl-C or in any other way, goes on with `mlxpref train --resume --output FOLDER`. Settings
+    run that was ended, by Ctrl-C or in any other way, continues with `mlxpref train --resume --output FOLDER`. Settings
     need not be given again, and only --save-every, --rows, --micro-batch and --recompute may differ.
     """
-    from mlxpref.cli.output import note, print_json, print_text
-    from mlxpref.config import read_settings, settings_from
-    from mlxpref.data.load import check_preferences
-    from mlxpref.distributed import process_group
-    from mlxpref.training.run import read_log, resume_run, start_run
-
-    given = (read_settings(config) if config else {}) | chosen(options)
+    given = (read_settings(config) if config else {}) | settings
     consent = (lambda question: True) if yes else agree
     processes = process_group()
     decoded = image_cache(given)
@@ -51,29 +47,26 @@ def train(output: Path | None, config: Path | None, resume: bool, yes: bool, as_
     if resume:
         run = resume_run(output, given, consent, check, processes=processes)
     else:
-        settings = settings_from(TrainSettings, given, str(config) if config else "")
-        run = start_run(settings, output, consent, check, processes=processes)
+        checked = settings_from(TrainSettings, given, str(config) if config else "")
+        run = start_run(checked, output, consent, check, processes=processes)
     if run:
         run.trainer.vlm.features.images = decoded
-        _run_to_its_end(run)
+        _train(run)
     if not processes.is_main:
         return
     folder = run.folder if run else output
     assert folder is not None
     steps = read_log(folder)
     if not any(step["updated"] for step in steps):
-        note(f"no step updated the adapter: it says what the judge says without it; see {folder / 'log.jsonl'}")
+        note(f"no step updated the adapter: the judge answers as without it; see {folder / 'log.jsonl'}")
     if as_json:
         print_json({"adapter": str(folder), "last_step": steps[-1] if steps else {}})
     else:
         print_text(f"adapter in {folder}; use it with --adapter {folder}")
 
 
-def _run_to_its_end(run: "Run") -> None:
-    """Train, and say where the run can be gone on with if it is ended before."""
-    from mlxpref.cli.output import note, track_steps
-    from mlxpref.power import keep_awake
-
+def _train(run: Run) -> None:
+    """Train to the end, and say how to continue where the run ends before."""
     count = run.trainer.step_count
     done = f", {run.done} of them done" if run.done else ""
     note(f"{len(run.preferences)} preferences, {count} steps{done}, into {run.folder}")
@@ -84,13 +77,13 @@ def _run_to_its_end(run: "Run") -> None:
     except BaseException:
         if run.done:
             note(
-                f"the adapter of step {run.done} of {count} is in {run.folder}; go on with: "
+                f"the adapter of step {run.done} of {count} is in {run.folder}; continue with: "
                 f"mlxpref train --resume --output {shlex.quote(str(run.folder))}"
             )
         raise
 
 
-def warn_of_slowdown(reports: "Iterable[StepReport]") -> "Iterator[StepReport]":
+def warn_of_slowdown(reports: Iterable[StepReport]) -> Iterator[StepReport]:
     """Pass on the reports of steps, and warn once where a run has become much slower than it was.
 
     Medians of ten steps are compared, and the first two steps are left out, since they warm up. Short completions are
@@ -110,33 +103,3 @@ def warn_of_slowdown(reports: "Iterable[StepReport]") -> "Iterator[StepReport]":
                     "shared; the result is the same"
                 )
         yield report
-
-
-@click.command(short_help="The whole story, offline.")
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    default=Path("mlxpref-demo"),
-    show_default=True,
-    help="Folder for pictures, adapter and page.",
-)
-@json_option
-def demo(output: Path, as_json: bool) -> None:
-    """The whole story offline: measure the embedded judge, train it, measure it again, rank pictures with reasons."""
-    from mlxpref.cli.demo import demo_settings, run_demo
-    from mlxpref.cli.output import note, print_json, print_text, track_steps
-    from mlxpref.cli.tables import print_evaluations, print_example, print_ranking
-
-    judge = load_from_options("demo", None, False, {})
-    note("the demo judge was taught by an annotator who lets picture quality decide over the prompt: expect 55 to 75 %")
-    story = run_demo(judge, output, track_steps, demo_settings())
-    if as_json:
-        print_json(story.to_json())
-        return
-    names = [f"{split}, {when}" for split in ("test pictures", "held-out prompts") for when in ("before", "after")]
-    print_evaluations([story.before, story.after, story.held_out_before, story.held_out_prompts], names)
-    if story.example:
-        print_example(story.example.to_json())
-    print_text(f"trained for {story.steps} steps in {story.training_seconds:.0f} s; the adapter is in {story.adapter}")
-    print_ranking(story.ranking)
-    print_text(f"the whole story as a page: {story.html}")

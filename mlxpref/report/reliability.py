@@ -10,11 +10,13 @@ import numpy as np
 from mlxpref.errors import ConfigError
 from mlxpref.files import replacing
 from mlxpref.judge.metrics import Floats, calibration_bins, calibration_error
+from mlxpref.judge.strategies import StrategyComparison
 from mlxpref.report.curves import COLOURS
 
-__all__ = ["FORMATS", "Panel", "draw_reliability"]
+__all__ = ["FORMATS", "Panel", "draw_reliability", "draw_strategies"]
 
 FORMATS = (".svg", ".png")  # the endings of drawings
+_MAX_COLUMNS = 4
 _MAX_DOT = 90.0  # square points
 _SIZE = (2.5, 2.9)  # inches of a panel
 
@@ -59,6 +61,18 @@ def draw_reliability(panels: Sequence[Panel], columns: int, path: Path) -> None:
                 figure.savefig(temporary, format=kind[1:], dpi=150, metadata={"Date": None} if kind == ".svg" else None)
         except OSError as error:
             raise ConfigError(f"{path}: the drawing cannot be written there ({error.strerror})") from error
+
+
+def draw_strategies(comparison: StrategyComparison, path: Path) -> None:
+    """Draw how reliable the probabilities of every row are, a column for each of several strategies."""
+    decided = [p.better != "tie" for p in comparison.preferences]
+    p_people = np.array([p.p_people for p in comparison.preferences])[decided]
+    panels = [
+        Panel(str(row.variant), np.array([verdict.p_a for verdict in row.evaluation.verdicts])[decided], p_people)
+        for row in comparison.rows
+    ]
+    strategies = len({row.variant.strategy for row in comparison.rows})
+    draw_reliability(panels, strategies if strategies > 1 else min(_MAX_COLUMNS, len(panels)), path)
 
 
 def _draw_panel(cell: Any, panel: Panel) -> None:

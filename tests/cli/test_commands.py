@@ -138,20 +138,27 @@ def row(a: str = "a", b: str = "b", p_a: float = 1.0, **more: Any) -> dict[str, 
 
 
 def test_help_loads_nothing_heavy() -> None:
-    program = f"""
+    program = """
 import sys
 from mlxpref.cli import main
-for arguments in [["--help"], ["--version"], *([command, "--help"] for command in {COMMANDS!r})]:
+for arguments in (["--help"], ["--version"]):
     try:
         main(arguments)
     except SystemExit as end:
         assert end.code == 0, arguments
-heavy = {{"mlx", "mlx_vlm", "mlx_lm", "rich", "transformers", "numpy", "PIL", "huggingface_hub"}} & set(sys.modules)
+heavy = {"mlx", "mlx_vlm", "mlx_lm", "rich", "transformers", "numpy", "PIL", "huggingface_hub"} & set(sys.modules)
 assert not heavy, heavy
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str) -> None:
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    assert result.output.startswith(f"Usage: main {command} ")
 
 
 def test_help_names_every_command_in_full() -> None:
@@ -500,7 +507,7 @@ def test_models_that_cannot_be_used(two: tuple[Path, Path], tmp_path: Path) -> N
     shutil.copy(Path(TINY) / "preprocessor_config.json", folder)
     weights = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
-    assert "model.safetensors: not readable as weights: its tensors end at byte" in judged_by(folder)
+    assert "model.safetensors: not readable as weights: " in judged_by(folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "llava"}))
     assert "'llava' is not supported; mlxpref judges with Qwen2-VL, Qwen2.5-VL, Qwen3-VL" in judged_by(folder)
@@ -565,7 +572,7 @@ def test_train_knows_every_reward(reward: str, tmp_path: Path) -> None:
         (("--data", "imagereward"), "its files are not here; download them with"),
         (("--data", "demo", "--reward", "nice"), "neither soft, brier, hard or score"),
         (("--data", "demo", "--kl", "inf"), "not a finite number"),
-        (("--data", "demo", "--max-tokens", "9999999"), "the model reads at most"),
+        (("--data", "demo", "--max-tokens", "9999999"), "--max-tokens"),
     ],
 )
 def test_train_refuses_in_one_line(arguments: tuple[str, ...], words: str, tmp_path: Path) -> None:

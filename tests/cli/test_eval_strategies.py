@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mlxpref.cli import main
-from mlxpref.cli.eval_strategies import choice_of
+from mlxpref.cli.eval import StrategyOptions
 from mlxpref.judge.strategies import StrategyVariant
 from mlxpref.report.reliability import FORMATS
 
@@ -89,15 +89,15 @@ def test_what_cannot_be_asked_for_is_refused_at_once(arguments: tuple[str, ...],
     assert said in " ".join(result.stderr.split())
 
 
-def test_choices_that_were_not_made_leave_the_settings_alone() -> None:
-    nothing = choice_of("soft", None, None, False, None)
+def test_options_that_are_not_given_leave_the_settings_alone() -> None:
+    nothing = StrategyOptions()
     assert nothing.settings == {}
     assert nothing.variants == [StrategyVariant("soft", True, 1)]
-    both = choice_of("soft", "4,1", "both", False, None)
+    both = StrategyOptions(samples="4,1", think="both")
     assert both.settings == {"samples": 4, "think": True}
     assert both.variants == [
         StrategyVariant("soft", False, 1),
         StrategyVariant("soft", True, 1),
         StrategyVariant("soft", True, 4),
     ]
-    assert choice_of("soft", None, None, True, None).settings == {"think": False}
+    assert StrategyOptions(no_think=True).settings == {"think": False}

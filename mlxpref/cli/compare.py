@@ -1,0 +1,36 @@
+"""`mlxpref compare`: which of two images people would prefer."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mlxpref.cli.common import image_cache, load_judge_for
+from mlxpref.cli.options import FILE, JudgeOptions, check_prompt, json_option, option_group, settings_options
+from mlxpref.cli.output import print_json
+from mlxpref.cli.tables import pair_to_json, print_pair
+from mlxpref.config import JudgeSettings
+
+__all__ = ["compare"]
+
+
+@click.command()
+@click.argument("a", type=FILE)
+@click.argument("b", type=FILE)
+@click.option("--prompt", required=True, callback=check_prompt, help="What the images were made for.")
+@option_group(JudgeOptions, "judge", only=("model", "adapter", "any_base", "yes", "calibration", "no_calibration"))
+@settings_options(JudgeSettings)
+@json_option
+def compare(a: Path, b: Path, prompt: str, judge: JudgeOptions, settings: dict[str, Any], as_json: bool) -> None:
+    """Which of two images people would prefer, and why; judged in both orders."""
+    decoded = image_cache(settings)
+    for path in (a, b):
+        decoded.check(path)
+    loaded = load_judge_for((a, b), judge, settings, decoded)
+    verdict = loaded.compare(a, b, prompt)
+    if as_json:
+        calibration = loaded.calibration.summary() if loaded.calibration else None
+        judged_by = {"model": loaded.name, "adapter": str(judge.adapter) if judge.adapter else None}
+        print_json({"prompt": prompt, **judged_by, "calibration": calibration, **pair_to_json(a, b, verdict)})
+    else:
+        print_pair(a, b, verdict)

@@ -1,0 +1,73 @@
+"""`mlxpref export`: an adapter in a form that others read."""
+
+from pathlib import Path
+
+import click
+
+from mlxpref.checkpoints.resolve import find_checkpoint
+from mlxpref.cli.common import agree, exit_on_sigterm
+from mlxpref.cli.convert import WriteOptions
+from mlxpref.cli.options import FILE, json_option, option_group
+from mlxpref.cli.output import print_json, print_text
+from mlxpref.cli.tables import fidelity_line
+from mlxpref.conversion.export import export_adapter
+from mlxpref.conversion.quantize import Recipe
+from mlxpref.engine.adapters import base_name
+from mlxpref.text import format_bytes
+
+__all__ = ["export"]
+
+
+@click.command()
+@click.argument("adapter", type=FILE)
+@click.argument("output", type=FILE)
+@click.option(
+    "--to",
+    required=True,
+    type=click.Choice(["peft", "fused", "hf"]),
+    help="A PEFT adapter, one MLX model, or one model for transformers.",
+)
+@click.option("--model", help="The model it was trained on.  [default: the one the adapter names]")
+@click.option("--recipe", help="With --to fused: quantize as `convert` does.  [default: each layer as it was]")
+@click.option("--group-size", type=click.Choice(["32", "64", "128"]), help="With --recipe.  [default: 64]")
+@click.option(
+    "--dtype",
+    type=click.Choice(["bfloat16", "float16", "float32"]),
+    help="Type of the weights that are not quantized.  [default: the model's own; PEFT float32]",
+)
+@option_group(WriteOptions, "writing")
+@click.option("--any-base", is_flag=True, help="Accept an adapter that was trained on another model.")
+@json_option
+def export(
+    adapter: Path,
+    output: Path,
+    to: str,
+    model: str | None,
+    recipe: str | None,
+    group_size: str | None,
+    dtype: str | None,
+    writing: WriteOptions,
+    any_base: bool,
+    as_json: bool,
+) -> None:
+    """Write ADAPTER (mlx-vlm's format or PEFT's) into the folder OUTPUT, in a form that others read.
+
+    `peft` is an adapter for PEFT, `fused` a full model for MLX, `hf` a full model for transformers. Each gets a model
+    card that says how to load it.
+    """
+    if to != "fused" and (recipe or group_size):
+        raise click.UsageError("--recipe and --group-size go with --to fused")
+    if group_size and not recipe:
+        raise click.UsageError("--group-size goes with --recipe")
+    quantization = Recipe.named(recipe, int(group_size or 64)) if recipe else None
+    name, base = find_checkpoint(model or base_name(adapter), agree)
+    with exit_on_sigterm():
+        written = export_adapter(
+            adapter, output, to, base, name, quantization, dtype, writing.shard_size, writing.overwrite, any_base
+        )
+    if as_json:
+        print_json(written)
+    else:
+        print_text(f"{written['path']}: {format_bytes(written['bytes'])}; {output / 'README.md'} says how to load it")
+        if written.get("fidelity"):
+            print_text(fidelity_line(written["fidelity"], "its base with the adapter on"))
