@@ -42,7 +42,7 @@ def one_line(error: BaseException, limit: int = 300) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:limit].removesuffix(":")
 
 
-def first_ten(items: Sequence[str], separator: str = "\n  ", count: int | None = None) -> str:
-    """The first ten items, joined, and how many more there are; `count` is of all, if `items` are only the first."""
-    left = (len(items) if count is None else count) - 10
-    return separator.join([*items[:10], *([f"and {left} more"] if left > 0 else [])])
+def first_ten(items: Sequence[str], separator: str = "\n  ") -> str:
+    """The first ten items, joined, and how many more there are."""
+    more = [f"and {len(items) - 10} more"] if len(items) > 10 else []
+    return separator.join([*items[:10], *more])

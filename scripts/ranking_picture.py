@@ -5,9 +5,11 @@ python -m scripts.ranking_picture /tmp/demo mlxpref/report/ranking-page.png
 """
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import click
+from PIL import Image
 from playwright.sync_api import sync_playwright
 
 import mlxpref
@@ -15,8 +17,8 @@ from mlxpref.cli.demo import SAMPLE_PROMPT
 from mlxpref.data.find_images import find_images
 from mlxpref.report.ranking_page import write_ranking_page
 
-WIDTH, HEIGHT = 1000, 960
-"""Pixels of the page that are shown."""
+WIDTH, HEIGHT = 1000, 1150
+"""Pixels of the page that are shown: the best two pictures."""
 
 
 @click.command(help=__doc__)
@@ -28,12 +30,14 @@ def main(demo: Path, output: Path, browser: str) -> None:
     ranking = judge.rank(find_images([demo / "pictures"]), SAMPLE_PROMPT, think_about="all", pairs="all")
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         page = Path(folder) / "ranking.html"
-        write_ranking_page(page, [ranking])
+        write_ranking_page(page, [replace(ranking, adapter=Path("demo/adapter"))])  # whoever looks has another folder
         window = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"])
         view = window.new_page(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme="light")
         view.goto(page.as_uri())
         view.screenshot(path=output)
         window.close()
+    with Image.open(output) as picture:
+        picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(output, optimize=True)
 
 
 if __name__ == "__main__":

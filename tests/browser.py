@@ -20,8 +20,8 @@ _REPORTED = ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAd
 
 def find_browser() -> str | None:
     """The path of an installed Chromium or Chrome."""
-    found = next(filter(None, map(shutil.which, _NAMES)), None)
-    return found or (str(_MAC) if _MAC.exists() else None)
+    path = next(filter(None, map(shutil.which, _NAMES)), None)
+    return path or (str(_MAC) if _MAC.exists() else None)
 
 
 class Browser:

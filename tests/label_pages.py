@@ -29,11 +29,11 @@ def pictures(folder: Path, count: int, size: tuple[int, int] = (60, 40)) -> list
 @contextmanager
 def served(output: Path, groups: dict[str, list[Path]], settings: LabelSettings | None = None) -> Iterator[LabelServer]:
     """A server of a labelling in a thread of this process."""
-    chosen = settings or LabelSettings()
+    label_settings = settings or LabelSettings()
     with LabelFile(output) as file:
         prompts = [PromptGroup(prompt, tuple(images)) for prompt, images in groups.items()]
-        tasks = prompt_tasks(prompts, output.parent, None, chosen.held_out, file.records)
-        server = LabelServer(LabelSession(file, tasks, chosen))
+        tasks = prompt_tasks(prompts, output.parent, None, label_settings.held_out, file.records)
+        server = LabelServer(LabelSession(file, tasks, label_settings))
         thread = Thread(target=server.run)
         thread.start()
         try:

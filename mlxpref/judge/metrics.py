@@ -142,8 +142,8 @@ def human_agreement(p_people: Floats, votes: ArrayLike) -> float:
 def calibration_bins(p: Floats, p_people: Floats) -> tuple[Floats, Floats, Floats]:
     """Of equally wide bins of probability: how many of (N,) fall in each, their sum, and the sum of people's shares."""
     bin_of = np.minimum((p * _BINS).astype(int), _BINS - 1)  # 1 falls in the last one
-    count, total, total_people = (np.bincount(bin_of, each, _BINS) for each in (np.ones_like(p), p, p_people))
-    return np.asarray(count, np.float64), np.asarray(total, np.float64), np.asarray(total_people, np.float64)
+    sums = [np.bincount(bin_of, each, _BINS).astype(np.float64) for each in (np.ones_like(p), p, p_people)]
+    return sums[0], sums[1], sums[2]
 
 
 def calibration_error(p: Floats, p_people: Floats) -> float:

@@ -58,7 +58,7 @@ def _section(ranking: Ranking, names: Sequence[str], load: LoadImage) -> dict[st
         "bias": _bias(ranking),
         "ticks": ticks,
         "cards": cards,
-        "remarks": [plain(warning) for warning in ranking.warnings],
+        "warnings": [plain(warning) for warning in ranking.warnings],
         "skipped": [plain(f"{each.path}: {each.error}") for each in ranking.skipped],
     }
 

@@ -103,7 +103,7 @@ def test_a_second_start_goes_on(folder: Path, tmp_path: Path) -> None:
     assert output.read_text() == json.dumps(record) + "\n"
 
 
-def test_an_output_behind_a_link_to_a_folder_finds_its_pictures(folder: Path, tmp_path: Path) -> None:
+def test_an_output_behind_a_link(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "deep" / "er").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "deep" / "er")
     output = tmp_path / "link" / "p.jsonl"

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from mlxpref.errors import DataError
-from mlxpref.judge.store import Store, default_store_path
+from mlxpref.judge.store import Store
 from mlxpref.verdict import Verdict
 
 WRITER = """
@@ -303,21 +303,3 @@ def test_a_full_disk_is_named(path: Path, store: Store) -> None:
         store.put_many({f"{i}".encode(): said(i) for i in range(5000)})
     checked(caught.value, path, "no space left")
     assert count(store) == 0
-
-
-def test_the_default_place_is_the_cache_folder_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    name = "comparisons.sqlite"
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("MLXPREF_CACHE", raising=False)
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(sys, "platform", "linux")
-    assert default_store_path() == tmp_path / ".cache" / "mlxpref" / name
-    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert default_store_path() == tmp_path / ".cache" / "mlxpref" / name
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
-    assert default_store_path() == tmp_path / "caches" / "mlxpref" / name
-    monkeypatch.setattr(sys, "platform", "darwin")
-    assert default_store_path() == tmp_path / "Library" / "Caches" / "mlxpref" / name
-    monkeypatch.setenv("MLXPREF_CACHE", str(tmp_path / "own"))
-    assert default_store_path() == tmp_path / "own" / name
-    assert list(tmp_path.iterdir()) == []

@@ -21,10 +21,10 @@ def test_what_was_clicked_is_learned(tmp_path: Path, browser: Browser) -> None:
         assert rate(page, Rater(rule_of, 0.05, random.Random(0)), 120) == 120
         page.click("#finish")
         page.wait_for_selector("text=Finished.")
-        said = json.loads(process.communicate(timeout=60)[0])
+        result = json.loads(process.communicate(timeout=60)[0])
         page.context.close()
-    assert said["answers"] == 120
-    assert said["repeats"]["of"] >= 5
+    assert result["answers"] == 120
+    assert result["repeats"]["of"] >= 5
     learned = learn(output, tmp_path / "adapter", "--no-think", "--steps", "12")
     before, after = learned["before"], learned["after"]
     assert 20 <= after["pairs"] == before["pairs"] <= 48, "what measures is the part that was held out"

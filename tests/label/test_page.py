@@ -46,8 +46,8 @@ def new_page(browser: Browser) -> Iterator[NewPage]:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[LabelServer]:
-    with served(tmp_path / "p.jsonl", {"a hat": pictures(tmp_path / "pictures", 6)}) as found:
-        yield found
+    with served(tmp_path / "p.jsonl", {"a hat": pictures(tmp_path / "pictures", 6)}) as running:
+        yield running
 
 
 def ready(page: Page, number: int | None = None) -> None:
@@ -190,7 +190,7 @@ def test_two_tabs_are_one_labelling(server: LabelServer, new_page: NewPage) -> N
     assert [line["number"] for line in lines(server.session.file.path)] == [1, 2, 3, 4]
 
 
-def test_a_killed_server_loses_nothing_and_is_gone_on_with(tmp_path: Path, new_page: NewPage) -> None:
+def test_a_killed_server_loses_nothing(tmp_path: Path, new_page: NewPage) -> None:
     pictures(tmp_path / "pictures", 6)
     output = tmp_path / "p.jsonl"
     options = ("--prompt", "a hat")
@@ -391,5 +391,5 @@ def test_the_page_fits_in_light_and_dark(tmp_path: Path, new_page: NewPage, widt
         ]
         assert all(name for role, name in named if role != "status")
         assert ("button", "The left picture is better") in named
-        if found := os.environ.get("MLXPREF_SCREENSHOTS"):
-            page.screenshot(path=Path(found) / f"label-{width}-{'dark' if dark else 'light'}.png", full_page=True)
+        if folder := os.environ.get("MLXPREF_SCREENSHOTS"):
+            page.screenshot(path=Path(folder) / f"label-{width}-{'dark' if dark else 'light'}.png", full_page=True)

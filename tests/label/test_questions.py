@@ -86,17 +86,17 @@ def test_repeats_are_in_swapped_order_and_not_soon() -> None:
 
 def test_a_rater_who_goes_by_place_is_found_out() -> None:
     records = answer(Questions(tasks(16), (), LabelSettings(repeats=0.2)), left, 120)
-    found = consistency(records)
-    assert found.agreed == 0
+    repeated = consistency(records)
+    assert repeated.agreed == 0
     assert enough(records, 0.2).needed is None
-    chosen = sum(record.shown_first == "a" for record in records)
-    assert 0.4 < chosen / len(records) < 0.6  # either image stands first as often
+    firsts = sum(record.shown_first == "a" for record in records)
+    assert 0.4 < firsts / len(records) < 0.6  # either image stands first as often
 
 
 def test_a_ranking_finds_the_order() -> None:
-    found = tasks(16)
-    answer(Questions(found, (), LabelSettings()), by_number, 40)
-    order = [image.index for image in rank_images(16, found[0].outcomes()).images]
+    (task,) = tasks(16)
+    answer(Questions([task], (), LabelSettings()), by_number, 40)
+    order = [image.index for image in rank_images(16, task.outcomes()).images]
     inversions = sum(a > b for a, b in itertools.combinations(order, 2))
     assert 1 - 4 * inversions / (16 * 15) > 0.8
 
@@ -156,13 +156,13 @@ def test_whole_prompts_are_held_out_and_stay_so() -> None:
     assert {task.held_out for task in tasks(5, 5, 5, 5, 5, held_out=0.0)} == {0}
 
 
-def test_prompts_that_come_one_after_the_other_are_not_all_held_out() -> None:
+def test_new_prompts_are_not_all_held_out() -> None:
     records: list[LabelRecord] = []
     measuring = 0
     for number in range(20):
         groups = [PromptGroup(f"prompt {number}", tuple(Path(f"/x/{number}-{j}.png") for j in range(5)))]
-        (task,) = found = prompt_tasks(groups, Path("/x"), None, 0.2, records)
-        records += answer(Questions(found, records, LabelSettings(repeats=0.0)), by_number)
+        (task,) = prompt_tasks(groups, Path("/x"), None, 0.2, records)
+        records += answer(Questions([task], records, LabelSettings(repeats=0.0)), by_number)
         measuring += task.held_out == 1
     assert 2 <= measuring <= 4
     shares = [record.split == TEST for record in records]
@@ -186,7 +186,7 @@ def test_of_one_prompt_single_pairs_are_held_out() -> None:
     assert splits == [task.split(a, b) for a, b in itertools.combinations(range(60), 2)]
 
 
-def test_as_many_pairs_are_planned_as_are_wanted_to_train() -> None:
+def test_enough_pairs_are_planned() -> None:
     wanted = enough((), 0.2).needed
     assert wanted is not None
     assert tasks(24)[0].budget == wanted > 48
@@ -196,27 +196,27 @@ def test_as_many_pairs_are_planned_as_are_wanted_to_train() -> None:
     assert wanted <= sum(task.budget for task in tasks(16, 16, 16)) < wanted + 3
 
 
-def test_records_of_pictures_that_are_gone_are_left_alone() -> None:
+def test_records_of_missing_pictures() -> None:
     records = answer(Questions(tasks(6), (), LabelSettings(repeats=0.0)), by_number)
     questions = Questions(tasks(4), records, LabelSettings(repeats=0.0))
     assert len(questions.active) == 6
     assert questions.current() == (16, None)
 
 
-def test_answers_at_once_from_many_threads_are_all_kept_or_refused(tmp_path: Path) -> None:
+def test_answers_from_many_threads(tmp_path: Path) -> None:
     with LabelFile(tmp_path / "p.jsonl") as file:
         session = LabelSession(file, tasks(12), LabelSettings())
-        kept: list[bool] = []
+        accepted: list[bool] = []
 
         def click() -> None:
-            while sum(kept) < 30:  # whoever is refused was too late, so somebody else was kept
+            while sum(accepted) < 30:  # whoever is refused was too late, so somebody else was accepted
                 state = session.state()
                 session.ranking(0)
                 if state["question"] is None:
                     assert state["asked"] == state["every"]
                 else:
-                    kept.append(session.answer(state["number"], "first", None))
-                if len(kept) % 7 == 0:
+                    accepted.append(session.answer(state["number"], "first", None))
+                if len(accepted) % 7 == 0:
                     session.undo(session.state()["number"])
 
         with ThreadPoolExecutor(4) as threads:
@@ -224,7 +224,7 @@ def test_answers_at_once_from_many_threads_are_all_kept_or_refused(tmp_path: Pat
                 each.result()
         numbers = [record.number for record in file.records]
         assert numbers == list(range(1, len(numbers) + 1))
-        assert sum(record.undoes is None for record in file.records) == sum(kept) >= 30
+        assert sum(record.undoes is None for record in file.records) == sum(accepted) >= 30
         assert active_records(file.records) == session.questions.active
 
 
@@ -233,8 +233,8 @@ def test_more_answers_are_wanted_of_who_is_less_sure() -> None:
     wanted = []
     for wrong in (0.0, 0.05, 0.1, 0.2):
         rng = np.random.default_rng(0)
-        said = [r if rng.random() > wrong else LabelRecord(*_turned(r)) for r in records]
-        wanted.append(enough(said, 0.2).needed or math.inf)
+        answers = [r if rng.random() > wrong else LabelRecord(*_turned(r)) for r in records]
+        wanted.append(enough(answers, 0.2).needed or math.inf)
     assert wanted == sorted(wanted)
     assert len(set(wanted)) == 4
 
@@ -246,18 +246,18 @@ def _turned(record: LabelRecord) -> tuple[object, ...]:
 
 @pytest.mark.parametrize("reliability", [0.58, 0.62, 0.75, 0.9, 0.95, 0.98])
 def test_the_wanted_answers_show_a_judge(reliability: float) -> None:
-    """Simulated judges, as reliable as the rater: told from guessing, and known to ten points, as is said."""
+    """Simulated judges, as reliable as the rater: they differ from guessing and are known to ten points."""
     agree = reliability**2 + (1 - reliability) ** 2
-    found = enough(_of_agreement(round(4000 * agree), 4000), 0.2)
-    assert found.reliability == pytest.approx(reliability, abs=0.01)
-    assert found.needed is not None
-    count = math.floor(0.2 * found.needed)
+    target = enough(_of_agreement(round(4000 * agree), 4000), 0.2)
+    assert target.reliability == pytest.approx(reliability, abs=0.01)
+    assert target.needed is not None
+    count = math.floor(0.2 * target.needed)
     right = np.random.default_rng(1).binomial(count, reliability, 4000) / count
     assert (right - 1.96 * 0.5 / math.sqrt(count) > 0.5).mean() > 0.74
     low, high = np.transpose([share_interval(round(share * count), count) for share in right])
     assert np.median(high - low) / 2 <= 0.1 + 1e-9
     assert ((low <= reliability) & (reliability <= high)).mean() > 0.9
-    assert found.held_out_needed == count
+    assert target.held_out_needed == count
 
 
 def _of_agreement(agreed: int, repeats: int) -> list[LabelRecord]:

@@ -21,8 +21,8 @@ from tests.label_pages import pictures, served
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[LabelServer]:
-    with served(tmp_path / "p.jsonl", {"a hat": pictures(tmp_path / "pictures", 5)}) as found:
-        yield found
+    with served(tmp_path / "p.jsonl", {"a hat": pictures(tmp_path / "pictures", 5)}) as running:
+        yield running
 
 
 class Answer:
@@ -63,7 +63,7 @@ def lines(server: LabelServer) -> list[dict[str, Any]]:
     return [json.loads(line) for line in server.session.file.path.read_text().splitlines()]
 
 
-def test_an_answer_is_on_the_disk_before_the_next_question(server: LabelServer) -> None:
+def test_an_answer_is_on_the_disk(server: LabelServer) -> None:
     state = ask(server, "/state").json
     after = send(server, "/answer", number=state["number"], choice="second", seconds=1.234)
     (line,) = lines(server)
@@ -196,7 +196,7 @@ def test_only_pixels_are_sent(tmp_path: Path) -> None:
         assert sizes["small", "large.png"] == (160, 80)
 
 
-def test_every_answer_forbids_what_a_page_could_be_made_to_do(server: LabelServer) -> None:
+def test_security_headers(server: LabelServer) -> None:
     for path in ("/", "/state", "/pictures/0", "/nothing"):
         headers = ask(server, path).headers
         assert headers["X-Content-Type-Options"] == "nosniff"
@@ -210,7 +210,7 @@ def test_every_answer_forbids_what_a_page_could_be_made_to_do(server: LabelServe
     assert "unsafe-inline" not in policy.partition("script-src")[2].partition(";")[0]
 
 
-def test_an_answer_that_cannot_be_kept_is_said_and_asked_again(server: LabelServer) -> None:
+def test_an_answer_that_cannot_be_kept(server: LabelServer) -> None:
     path = server.session.file.path
     path.rename(path.with_suffix(".moved"))
     answer = send(server, "/answer", number=1, choice="first", seconds=1)
@@ -249,8 +249,8 @@ def test_the_ranking_follows_the_answers(server: LabelServer) -> None:
             break
         better = "first" if state["question"][0] > state["question"][1] else "second"
         send(server, "/answer", number=state["number"], choice=better, seconds=1)
-    found = ask(server, "/ranking/0").json
-    assert [image["image"] for image in found["images"]] == [4, 3, 2, 1, 0]
-    assert all(image["low"] < image["strength"] < image["high"] for image in found["images"])
-    assert found["ticks"][0] <= min(image["low"] for image in found["images"])
+    ranking = ask(server, "/ranking/0").json
+    assert [image["image"] for image in ranking["images"]] == [4, 3, 2, 1, 0]
+    assert all(image["low"] < image["strength"] < image["high"] for image in ranking["images"])
+    assert ranking["ticks"][0] <= min(image["low"] for image in ranking["images"])
     assert ask(server, "/state").json["asked"] == 10

@@ -78,11 +78,11 @@ def test_soft_preference_is_the_mean_in_log_odds():
 
 @given(PROBABILITIES, PROBABILITIES)
 @relaxed
-def test_soft_preference_exchanging_the_images_gives_exactly_the_rest(first, second):
+def test_soft_preference_is_antisymmetric(first, second):
     assert soft_preference(1 - second, 1 - first) == 1 - soft_preference(first, second)
 
 
-def test_soft_preference_of_certainty_is_finite_and_stays_certain():
+def test_soft_preference_of_certainty_is_finite():
     assert 1 - 1e-11 < soft_preference(1, 1) < 1
     assert 0 < soft_preference(0.0, 0.0) < 1e-11
     assert soft_preference(np.float32(1), np.float32(0)) == 0.5
@@ -114,7 +114,7 @@ def without_bias_or_prior(monkeypatch):
     monkeypatch.setattr(bradley_terry, "PRIOR_DOUBT", 1e-6)
 
 
-def test_hard_outcomes_agree_with_choix_and_evalica(monkeypatch):
+def test_hard_outcomes_agree_with_others(monkeypatch):
     without_bias_or_prior(monkeypatch)
     wins = [(0, 1), (1, 2), (2, 0), (0, 2), (3, 0), (0, 3), (1, 3), (2, 1), (3, 2), (0, 1), (1, 3)]
     fit = fit_strengths(4, [PairOutcome(a, b, 1.0, 1.0) for a, b in wins])
@@ -130,7 +130,7 @@ def test_hard_outcomes_agree_with_choix_and_evalica(monkeypatch):
     assert fit.position_bias == pytest.approx(0, abs=1e-6)
 
 
-def test_fractional_outcomes_agree_with_choix_and_evalica(monkeypatch):
+def test_fractional_outcomes_agree_with_others(monkeypatch):
     without_bias_or_prior(monkeypatch)
     rng = np.random.default_rng(3)
     pairs = list(all_pairs(6))
@@ -188,7 +188,7 @@ def test_fits_solve_their_equations(judged):
             assert penalty == pytest.approx(noise / fit.deviation**2, rel=1e-3, abs=1e-6)
 
 
-def test_the_dispersion_of_votes_is_one_over_their_number_and_of_copies_more():
+def test_dispersion_of_votes_and_copies():
     """Three votes a comparison: 1/3. The same vote shown in both orders: the pair is worth one vote, dispersion 2."""
     rng = np.random.default_rng(8)
     pairs, strengths = random_pairs(200, 20, rng), rng.normal(0, 1, 200)
@@ -199,7 +199,7 @@ def test_the_dispersion_of_votes_is_one_over_their_number_and_of_copies_more():
     assert fit.position_bias_stderr < 1e-3  # the orders never differ, so the bias is known
 
 
-def test_shrinkage_of_a_sure_judge_is_not_taken_for_noise():
+def test_shrinkage_is_not_taken_for_noise():
     """No noise at all, strengths of deviation 3 on the default budget: the dispersion must be at its floor."""
     for seed in range(4):
         rng = np.random.default_rng(seed)
@@ -211,7 +211,7 @@ def test_shrinkage_of_a_sure_judge_is_not_taken_for_noise():
 
 
 @pytest.mark.parametrize("count", [4, 6, 12])
-def test_few_degrees_of_freedom_widen_as_students_quantile_does(count):
+def test_few_degrees_of_freedom_widen(count):
     """The same pair judged so often, p 0.4 or 0.6 in turn: every residual over both orders is 0.2, its variance 1/2."""
     fit = fit_strengths(2, [PairOutcome(0, 1, p, p) for p in (0.4, 0.6) * (count // 2)])
     assert fit.degrees_of_freedom == pytest.approx(count - 1, rel=0.01)
@@ -219,7 +219,7 @@ def test_few_degrees_of_freedom_widen_as_students_quantile_does(count):
     assert fit.dispersion == pytest.approx(noise * (stats.t.ppf(0.975, count - 1) / 1.96) ** 2, rel=0.02)
 
 
-def test_noise_that_cannot_be_seen_is_taken_from_the_caller():
+def test_unseen_noise_is_the_callers():
     pair = [PairOutcome(0, 1, 0.9, 0.9)]
     assert fit_strengths(2, pair).dispersion == 1.0
     assert rank_images(2, pair).images[0].tied_with == (1,)
@@ -250,7 +250,7 @@ def test_permuting_the_images_permutes_the_ranking(judged, random):
 
 @given(judged_sets())
 @relaxed
-def test_exchanging_the_identities_of_a_pair_changes_nothing(judged):
+def test_exchanged_identities_change_nothing(judged):
     count, outcomes = judged
 
     def rest(p):
@@ -265,7 +265,7 @@ def test_exchanging_the_identities_of_a_pair_changes_nothing(judged):
 
 @given(judged_sets())
 @relaxed
-def test_exchanging_the_places_turns_the_position_bias_around(judged):
+def test_exchanged_places_turn_the_bias(judged):
     count, outcomes = judged
     turned = [PairOutcome(o.a, o.b, o.p_a_shown_second, o.p_a_shown_first) for o in outcomes]
     one, other = fit_strengths(count, outcomes), fit_strengths(count, turned)
@@ -293,7 +293,7 @@ def test_every_set_gives_finite_consistent_numbers(judged):
     assert order[0][0] == 1
 
 
-def test_the_bias_is_recovered_and_does_not_touch_the_strengths():
+def test_the_bias_is_recovered():
     strengths = np.array([1.5, 0.9, 0.3, -0.3, -0.9, -1.5])
     for bias in (-2.0, 0.0, 1.0):
         outcomes = [
@@ -317,7 +317,7 @@ def test_one_sided_losses_are_finite_and_ordered():
     assert all(abs(image.strength) < 10 and 0.3 < image.stderr < 10 for image in ranked.images)
 
 
-def test_disconnected_sets_are_ordered_within_and_wide_between():
+def test_disconnected_sets():
     """Two islands of three images each: within an island differences resolve, between islands few do.
 
     Only that all strengths have one prior ties the islands: the best of one may be told from the worst of the other.
@@ -344,13 +344,13 @@ def test_two_images():
     assert best.p_best == pytest.approx(float(exact), abs=1e-6)
 
 
-def test_equal_images_share_a_rank_and_stand_in_order_of_index():
+def test_equal_images_share_a_rank():
     ranked = rank_images(3, [PairOutcome(a, b, 0.5, 0.5) for a, b in all_pairs(3)])
     assert [(i.index, i.rank, i.wins) for i in ranked.images] == [(0, 1, 0), (1, 1, 0), (2, 1, 0)]
     assert [i.p_best for i in ranked.images] == pytest.approx([1 / 3] * 3, abs=1e-9)
 
 
-def test_images_without_pairs_keep_the_prior_and_unjudged_pairs_do_not_count():
+def test_images_without_pairs_keep_the_prior():
     ranked = rank_images(3, [PairOutcome(0, 1, None, None)])
     assert [image.pairs for image in ranked.images] == [0, 0, 0]
     assert ranked.images[0].stderr == pytest.approx(PRIOR_DEVIATION * (2 / 3) ** 0.5)
@@ -388,7 +388,7 @@ def test_all_pairs_is_the_round_robin():
     assert list(all_pairs(1)) == []
 
 
-def test_tied_are_those_whose_difference_is_within_1_96_standard_errors():
+def test_ties_are_within_the_interval():
     ranked = rank_images(20, example(20))
     strengths, covariance = ranked.fit.strengths, ranked.fit.covariance
     for image in ranked.images:
@@ -415,7 +415,7 @@ def test_the_best_of_independent_strengths():
 
 
 @pytest.mark.parametrize("per_image", [2, 4, 9])
-def test_the_best_of_a_fitted_set_agrees_with_drawing_from_the_posterior(per_image):
+def test_best_agrees_with_posterior_draws(per_image):
     """Ring, default budget and all pairs of ten images; 100,000 draws of the joint normal know a share to 0.005."""
     rng = np.random.default_rng(per_image)
     for deviation in (0.3, 1.0, 2.0):
@@ -447,7 +447,7 @@ def coverage(truth_of, outcomes_of, count, repetitions):
     return held / repetitions
 
 
-def test_intervals_hold_the_truth_of_three_votes_a_comparison():
+def test_coverage_of_three_votes():
     """400 repetitions: 20 images, a fixed random design of 40 pairs (four an image), strengths drawn anew each time
     from a normal distribution of deviation 1, position bias 0.5, 3 Bernoulli votes a comparison, p = their share."""
     rng = np.random.default_rng(2024)
@@ -461,7 +461,7 @@ def test_intervals_hold_the_truth_of_three_votes_a_comparison():
 
 
 @pytest.mark.parametrize("deviation", [1.0, 5.0])
-def test_intervals_hold_the_truth_of_a_judge_with_noisy_log_odds(deviation):
+def test_coverage_of_noisy_log_odds(deviation):
     """300 repetitions of the same design with soft answers, of an unsure and of a very sure judge: log-odds =
     difference +- bias 0.5 + noise of deviation 0.3 that both orders of a pair share + noise of deviation 0.1 of each
     comparison. Averaging probabilities of noisy log-odds pulls them to 0.5 by 1 %: that error is counted here too."""
@@ -498,7 +498,7 @@ def adaptive_coverage(deviation, repetitions, count=20):
 
 
 @pytest.mark.slow
-def test_intervals_hold_the_truth_where_pairs_follow_from_earlier_answers():
+def test_coverage_of_adaptive_pairs():
     """120 repetitions of our pairs; their standard error is 0.7 %. With a prior of deviation 3 whatever the answers say
     79 % of intervals held the truth, with the deviation found but taken as known 91 %; now it is 94 %."""
     assert min(adaptive_coverage(1.0, 120)) > 0.905
@@ -516,7 +516,7 @@ def test_the_deviation_of_the_strengths_is_found(deviation):
     assert fit.deviation == pytest.approx(strengths.std(), rel=0.15)
 
 
-def test_the_found_deviation_is_the_best_of_its_marginal_likelihood():
+def test_the_deviation_maximises_its_likelihood():
     """Laplace's approximation on a grid of deviations, noise held: its maximum must be where `fit_strengths` is."""
     outcomes = example(20, seed=2)
     fit = fit_strengths(20, outcomes)
@@ -547,7 +547,7 @@ def test_the_found_deviation_is_the_best_of_its_marginal_likelihood():
     assert levels[np.argmax(evidence)] == pytest.approx(np.log(fit.deviation), abs=0.15)
 
 
-def test_few_or_uniform_answers_leave_a_sensible_deviation():
+def test_few_or_equal_answers():
     unknown = fit_strengths(5, [])
     assert unknown.deviation == pytest.approx(PRIOR_DEVIATION, rel=1e-2)
     even = fit_strengths(20, [PairOutcome(a, b, 0.5, 0.5) for a, b in all_pairs(20)])

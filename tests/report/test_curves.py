@@ -40,7 +40,7 @@ def test_names_stay_out_of_a_drawing_without_a_label() -> None:
     assert not any(word in drawn for word in ("frac", "<script"))
 
 
-def test_drawings_on_one_page_share_no_names_but_those_of_equal_parts() -> None:
+def test_drawings_share_only_equal_parts() -> None:
     drawn = [str(curve_svg({"a": [0.1, 0.2 * i]})) for i in (1, 2)]
     ids = [set(re.findall(r'id="([^"]*)"', drawing)) for drawing in drawn]
     for drawing, own in zip(drawn, ids, strict=True):

@@ -22,7 +22,7 @@ def story() -> SimpleNamespace:
     )  # fmt: skip
 
 
-def test_texts_are_escaped_and_nothing_is_loaded_from_elsewhere(tmp_path: Path) -> None:
+def test_texts_are_escaped(tmp_path: Path) -> None:
     ranked = [
         {"picture": thumbnail(picture(1)).uri, "name": HOSTILE, "rank": 1, "strength": 1.0, "low": 0.5, "high": 1.5,
          "wins": 3, "pairs": 4, "reason": HOSTILE}
@@ -31,12 +31,12 @@ def test_texts_are_escaped_and_nothing_is_loaded_from_elsewhere(tmp_path: Path) 
         "prompt": HOSTILE, "first": thumbnail(picture(1)).uri, "second": thumbnail(picture(2)).uri,
         "first_is_right": True, "before": HOSTILE, "after": HOSTILE, "p_before": 0.3, "p_after": 0.9,
     }  # fmt: skip
-    told = story()
+    result = story()
     write_page(
         tmp_path / "index.html",
         "demo.html",
-        story=told,
-        bars=[("test pictures, before", told.before, "before")],
+        story=result,
+        bars=[("test pictures, before", result.before, "before")],
         curve=curve_svg({"reward": [0.1, 0.5, 0.9]}, label="mean"),
         ranked=ranked,
         example=example,

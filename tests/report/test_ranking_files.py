@@ -20,8 +20,8 @@ from mlxpref.verdict import Verdict
 
 def ranked(images: Sequence[ImageLike], prompt: str = "a cube", why: str = "it is a cube") -> Ranking:
     """A ranking in which every image beats those after it."""
-    said = Verdict(f"<think>{why}</think><answer>1</answer>", 0.9, 0.1), Verdict("", 0.1, 0.9)
-    pairs = tuple(JudgedPair(a, b, PairVerdict((said[0],), (said[1],))) for a, b in all_pairs(len(images)))
+    verdicts = Verdict(f"<think>{why}</think><answer>1</answer>", 0.9, 0.1), Verdict("", 0.1, 0.9)
+    pairs = tuple(JudgedPair(a, b, PairVerdict((verdicts[0],), (verdicts[1],))) for a, b in all_pairs(len(images)))
     ranking = rank_images(len(images), [pair.verdict.outcome(pair.a, pair.b) for pair in pairs])
     return Ranking(prompt, tuple(images), ranking, pairs, 1.0)
 
@@ -70,9 +70,7 @@ def test_images_that_were_only_read_have_no_reason(tmp_path: Path, images: list[
     assert rows(tmp_path / "r.csv") == []
 
 
-def test_spreadsheets_run_nothing_and_paths_still_lead_to_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_spreadsheets_run_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names = [Path("=1+2.png"), Path("-a.png"), Path("@b.png"), Path("+c.png"), Path("d.png")]
     for name in names:
@@ -103,7 +101,7 @@ def test_any_text_survives_the_table(tmp_path: Path, prompt: str, why: str, name
     assert {row["prompt"].removeprefix("'") for row in table} == {prompt.removeprefix("'")}
 
 
-def test_names_that_are_not_utf8_and_images_from_memory_are_written(tmp_path: Path) -> None:
+def test_odd_names_and_images_from_memory(tmp_path: Path) -> None:
     odd = Path(os.fsdecode(b"caf\xe9.png"))
     write_ranking_csv(tmp_path / "r.csv", [ranked([odd, Image.new("RGB", (8, 8))])])
     assert [row["image"] for row in rows(tmp_path / "r.csv")] == ["caf\\udce9.png", "image 1"]

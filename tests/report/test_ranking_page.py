@@ -28,7 +28,7 @@ JUDGED = {(0, 1): 1.5, (0, 2): 2.5, (1, 2): 1.0}
 """Log-odds for the first of two images; image 3 is in no pair with 0."""
 
 
-def said(log_odds: float, text: str) -> Verdict:
+def verdict(log_odds: float, text: str) -> Verdict:
     p = float(1 / (1 + np.exp(-log_odds)))
     return Verdict(f"<think>{text}</think><answer>", p, 1 - p, tokens=9 if text else 0)
 
@@ -38,11 +38,13 @@ def ranking(images: Any = None, text: str = "first: clear", prompt: str = "a hat
     images = tuple(images or (picture(i) for i in range(4)))
     pairs = [
         JudgedPair(
-            a, b, PairVerdict((said(x + 0.3, text), said(x, text and "twice")), (said(0.3 - x, text and "back"),))
+            a,
+            b,
+            PairVerdict((verdict(x + 0.3, text), verdict(x, text and "twice")), (verdict(0.3 - x, text and "back"),)),
         )
         for (a, b), x in JUDGED.items()
     ]
-    pairs.append(JudgedPair(3, 2, PairVerdict((said(-1, ""),), (said(1.6, ""),))))
+    pairs.append(JudgedPair(3, 2, PairVerdict((verdict(-1, ""),), (verdict(1.6, ""),))))
     fit = rank_images(len(images), [pair.verdict.outcome(pair.a, pair.b) for pair in pairs], 0.05)
     return Ranking(prompt, images, fit, tuple(pairs), 1.5, "demo", **more)
 
@@ -59,7 +61,7 @@ def hostile(tmp_path: Path) -> Ranking:
     for i, file in enumerate(files):
         picture(i).save(file, "PNG")
     skipped = (Skipped(Path(HOSTILE), HOSTILE),)
-    return ranking(files, HOSTILE, HOSTILE, skipped=skipped, remarks=(HOSTILE,))
+    return ranking(files, HOSTILE, HOSTILE, skipped=skipped, warnings=(HOSTILE,))
 
 
 def test_texts_cannot_become_markup(hostile: Ranking, tmp_path: Path) -> None:
@@ -74,7 +76,7 @@ def test_texts_cannot_become_markup(hostile: Ranking, tmp_path: Path) -> None:
     assert data[0]["names"][1] == f"1{FILE}"
     reasoning = " ".join(HOSTILE.split())
     assert data[0]["pairs"][0][5][0][1] == reasoning
-    # The note; twice a remark, nav, heading, what was skipped, and reasons.
+    # The note; twice a warning, nav, heading, what was skipped, and reasons.
     assert " ".join(tags.text.split()).count(reasoning) == 1 + 2 * (1 + 1 + 1 + 2 + 3)
     policy = tags.all("meta")[1]["content"] or ""
     digest = base64.b64encode(hashlib.sha256(tags.scripts[1].encode()).digest()).decode()
@@ -92,7 +94,9 @@ def test_every_picture_is_inside_once(tmp_path: Path) -> None:
 def test_200_detailed_pictures_stay_under_15_mb(tmp_path: Path) -> None:
     """Nothing is harder to compress than noise; measured on 12 pictures of it and scaled."""
     images = [picture(i, (700, 500)) for i in range(12)]
-    pairs = [JudgedPair(i, i + 1, PairVerdict((said(1, "x" * 1000),), (said(-1, "x" * 1000),))) for i in range(11)]
+    pairs = [
+        JudgedPair(i, i + 1, PairVerdict((verdict(1, "x" * 1000),), (verdict(-1, "x" * 1000),))) for i in range(11)
+    ]
     fit = rank_images(12, [pair.verdict.outcome(pair.a, pair.b) for pair in pairs])
     page = page_of(tmp_path, Ranking("noise", tuple(images), fit, tuple(pairs), 1.0))
     assert len(page) / 12 * 200 < 15_000_000
@@ -112,13 +116,13 @@ def test_thumbnails_are_plain_and_upright(tmp_path: Path) -> None:
         assert image.convert("RGB").tobytes() == picture(1).tobytes()  # small ones are exact
 
 
-def test_a_reason_stands_beside_both_pictures_in_their_places(tmp_path: Path) -> None:
-    told = ranking()
-    page = page_of(tmp_path, told)
+def test_a_reason_is_beside_both_pictures(tmp_path: Path) -> None:
+    result = ranking()
+    page = page_of(tmp_path, result)
     assert page.count("judged without thinking, so without reasons</p>") == 1
-    for image in told.ranking.images:
+    for image in result.ranking.images:
         item = page.partition(f'<li id="image-0-{image.index}"')[2].partition("</li>")[0]
-        reason = told.reason(image)
+        reason = result.reason(image)
         assert (reason is None) == ("data-picture" not in item)
         if reason:
             shown = [int(attributes["data-picture"] or "") for attributes in Tags(item).all("figure")]
@@ -151,18 +155,18 @@ def test_what_is_uncertain_is_said(tmp_path: Path) -> None:
     assert equal.count(' class="tied"') == 3
 
 
-def test_remarks_stand_with_their_prompt(tmp_path: Path) -> None:
+def test_warnings_stand_with_their_prompt(tmp_path: Path) -> None:
     images = [picture(i) for i in range(4)]
-    first, second = (ranking(images, prompt, remarks=(f"about {prompt}",)) for prompt in ("a hat", "a shoe"))
+    first, second = (ranking(images, prompt, warnings=(f"about {prompt}",)) for prompt in ("a hat", "a shoe"))
     text = Tags(page_of(tmp_path, first, second)).text
     assert 0 < text.index("about a hat") < text.index("about a shoe")
 
 
 def test_the_script_gets_what_an_estimate_needs(tmp_path: Path) -> None:
-    told = ranking()
-    data = json.loads(Tags(page_of(tmp_path, told)).scripts[0])[0]
-    assert data["strengths"] == pytest.approx(told.ranking.fit.strengths, abs=1e-4)
-    errors = np.sqrt(difference_variance(told.ranking.fit.covariance))
+    result = ranking()
+    data = json.loads(Tags(page_of(tmp_path, result)).scripts[0])[0]
+    assert data["strengths"] == pytest.approx(result.ranking.fit.strengths, abs=1e-4)
+    errors = np.sqrt(difference_variance(result.ranking.fit.covariance))
     for a, b in ((0, 1), (1, 3), (2, 3)):
         assert data["deviations"][a][b - a - 1] / 1000 == pytest.approx(errors[a, b], abs=6e-4)
     assert [pair[:2] for pair in data["pairs"]] == [[0, 1], [0, 2], [1, 2], [3, 2]]
@@ -193,15 +197,15 @@ def shown(browser: Browser, selector: str) -> str:
 
 
 def test_any_two_pictures_are_compared_by_keyboard(browser: Browser, tmp_path: Path) -> None:
-    told = ranking()
-    page_of(tmp_path, told)
+    result = ranking()
+    page_of(tmp_path, result)
     browser.show_as(1000, 900)
     browser.open(tmp_path / "page.html")
     browser.press("Tab", "Enter")
     assert browser.run("document.activeElement.tagName + document.querySelector('dialog').open") == "SELECTtrue"
-    assert [image.index for image in told.ranking.images][:2] == [0, 1]
+    assert [image.index for image in result.ranking.images][:2] == [0, 1]
     text = shown(browser, "dialog")
-    p = told.pairs[0].verdict
+    p = result.pairs[0].verdict
     assert f"image 0 is preferred, {100 * p.p_a:.1f} %, both orders combined." in text
     for expected in (
         "image 0 shown first Image 1: image 0 Image 2: image 1",
@@ -215,9 +219,12 @@ def test_any_two_pictures_are_compared_by_keyboard(browser: Browser, tmp_path: P
     assert browser.run("document.querySelectorAll('dialog img').length") == 6
     browser.press("Tab", "ArrowDown", "ArrowDown")
     number = browser.run("document.querySelectorAll('select')[1].value")
-    assert int(number) == told.ranking.images[3].index == 3
+    assert int(number) == result.ranking.images[3].index == 3
     text = shown(browser, "dialog")
-    strengths, errors = told.ranking.fit.strengths, np.sqrt(difference_variance(told.ranking.fit.covariance))
+    strengths, errors = (
+        result.ranking.fit.strengths,
+        np.sqrt(difference_variance(result.ranking.fit.covariance)),
+    )
     middle, low, high = (
         100 / (1 + np.exp(-(strengths[0] - strengths[3] + x * errors[0, 3]))) for x in (0, -1.959964, 1.959964)
     )

@@ -35,15 +35,15 @@ def panels() -> list[Panel]:
     return [Panel(f"way {i}", np.clip(people + rng.normal(0, 0.4, 50), 0, 1), people) for i in range(5)]
 
 
-def test_a_drawing_shows_every_panel_with_its_error_and_counts(panels: list[Panel], tmp_path: Path) -> None:
+def test_every_panel_has_its_error_and_counts(panels: list[Panel], tmp_path: Path) -> None:
     path = tmp_path / "drawing.svg"
     draw_reliability(panels, 2, path)
     root = ElementTree.parse(path).getroot()
     texts = [element.text or "" for element in root.iter("{http://www.w3.org/2000/svg}text")]
-    said = " ".join(texts + ["".join(element.itertext()) for element in root.iter("{http://www.w3.org/2000/svg}tspan")])
+    text = " ".join(texts + ["".join(element.itertext()) for element in root.iter("{http://www.w3.org/2000/svg}tspan")])
     for panel in panels:
-        assert panel.title in said
-        assert f"{calibration_error(*panel.sides):.3f}" in said
+        assert panel.title in text
+        assert f"{calibration_error(*panel.sides):.3f}" in text
         for count in calibration_bins(*panel.sides)[0]:
             assert not count or f"{count:.0f}" in texts
     assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,37 @@
+"""As a library, mlxpref shows warnings by default, and progress where it is asked to."""
+
+import subprocess
+import sys
+
+import pytest
+
+from mlxpref.log import logger, showing, track
+from tests.messages import Tracked, messages
+
+PROGRAM = """
+import mlxpref, sys
+assert not {"mlx.core", "numpy", "PIL"} & set(sys.modules)
+from mlxpref import Judge, PairVerdict, Preference, Ranking, Verdict
+from mlxpref.log import logger
+logger.warning("rows are left out")
+logger.info("downloading")
+"""
+
+
+def test_a_program_that_does_not_configure_logging_sees_warnings() -> None:
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "rows are left out\n")
+
+
+def test_progress_is_shown_where_it_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    names = []
+    assert list(track("ab", 2, "reading")) == ["a", "b"]
+    with showing(Tracked(lambda work, count, what: names.append(f"{what}: {count}") or work)):
+        assert list(track("ab", 2, "reading")) == ["a", "b"]
+    assert list(track("ab", 2, "reading")) == ["a", "b"]
+    assert names == ["reading: 2"]
+    with messages() as lines:
+        logger.info("seen")
+    logger.info("not seen")
+    assert lines == ["seen"]
+    assert capsys.readouterr() == ("", "")
