@@ -13,8 +13,6 @@ from mlxpref.preferences import Preference
 __all__ = ["read_table"]
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
-_FIELD_LIMIT = 100_000
-"""The most characters of a cell: more means that a quote is never closed."""
 
 
 def read_table(path: Path, split: str | None = None) -> list[Preference]:
@@ -35,7 +33,6 @@ def _rows(path: Path) -> Iterator[tuple[int, Callable[[], dict[str, Any]]]]:
     first_line = text.partition("\n")[0]
     if delimiter == "," and ";" in first_line and "," not in first_line:
         delimiter = ";"  # as Excel writes it where the comma is in numbers
-    csv.field_size_limit(_FIELD_LIMIT)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         header = [name.strip() for name in next(reader, [])]

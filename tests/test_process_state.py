@@ -1,0 +1,96 @@
+"""A library leaves the process of its caller as it was: tried in a process of its own, where all is new."""
+
+import gc
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+REWARD = "import math\nprint('loaded')\ndef length(texts, **other):\n    return [math.log1p(len(t)) for t in texts]\n"
+
+
+def state() -> dict[str, Any]:
+    """What a caller set up in its process."""
+    import matplotlib as mpl
+
+    return {
+        "backend": mpl.get_backend(),
+        "gc": (gc.isenabled(), gc.get_threshold(), gc.get_freeze_count()),
+        "signals": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)],
+        "logging": [(each.level, list(each.handlers)) for each in map(logging.getLogger, ("", "mlxpref"))],
+        "streams": (sys.stdout, sys.stderr, sys.excepthook),
+        "environment": dict(os.environ),
+        "paths": (list(sys.path), Path.cwd()),
+    }
+
+
+def draws() -> list[float]:
+    """The next number of each of the caller's generators."""
+    import mlx.core as mx
+
+    return [random.random(), float(np.random.random()), float(mx.random.uniform().item())]
+
+
+def seed() -> None:
+    import mlx.core as mx
+
+    random.seed(1)
+    np.random.seed(1)
+    mx.random.seed(1)
+
+
+def use(folder: Path) -> None:
+    """Load, rank and train, with a reward of the caller's own and a page."""
+    import mlxpref
+    from mlxpref.demo.pictures import PictureSpec, render
+
+    judge = mlxpref.load("demo", think=False)
+    pictures = [
+        render(PictureSpec(each, "circle", "clean"), np.random.default_rng(0)) for each in ("red", "blue", "green")
+    ]
+    judge.rank(pictures, "a red circle")
+    few: dict[str, Any] = {"limit": 8, "steps": 2, "comparisons": 2, "group": 2, "max_tokens": 48}
+    reward = f"soft=1,{folder / 'rewards.py'}:length=0.1"
+    reports = list(mlxpref.train("demo", "demo", folder / "run", reward=reward, **few))
+    assert any(report.updated for report in reports)
+    assert (folder / "run" / "report.html").is_file()
+
+
+def main(folder: Path) -> None:
+    """Compare before with after."""
+    import matplotlib as mpl
+
+    import mlxpref  # noqa: F401
+
+    import mlx_vlm.utils  # noqa: F401  isort: skip  it sets a variable of the environment when it is imported
+
+    mpl.use("pdf")
+    (folder / "rewards.py").write_text(REWARD)
+    seed()
+    expected = draws()
+    seed()
+    before, filters = state(), len(warnings.filters)
+    use(folder)
+    after = state()
+    assert before == after, {name: (before[name], after[name]) for name in before if before[name] != after[name]}
+    assert draws() == expected
+    assert len(warnings.filters) == filters
+    files = [str(getattr(module, "__file__", "")) for module in list(sys.modules.values())]
+    assert not [file for file in files if file.startswith(str(folder))]
+
+
+def test_the_process_of_the_caller_stays_as_it_was(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, __file__, tmp_path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
