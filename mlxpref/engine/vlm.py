@@ -5,7 +5,9 @@ once and cached, embeddings are put together here, positions are explicit, and t
 caches of our own.
 """
 
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -247,7 +249,7 @@ def load_vlm(folder: Path | Checkpoint, max_pixels: int, dtype: mx.Dtype | None 
     from mlx_vlm.utils import load
 
     try:
-        with checkpoint.readable() as view:
+        with checkpoint.readable() as view, _random_state_kept():
             # Lazily, so that weights are converted one by one while they are read.
             model, processor = load(str(view), lazy=True, trust_remote_code=False)
         check_model(path, model)
@@ -263,6 +265,17 @@ def load_vlm(folder: Path | Checkpoint, max_pixels: int, dtype: mx.Dtype | None 
         raise
     except Exception as error:  # mlx-vlm raises anything from KeyError to RuntimeError for a damaged folder
         raise ModelError(f"{path}: cannot be loaded: {one_line(error)}") from error
+
+
+@contextmanager
+def _random_state_kept() -> Iterator[None]:
+    """Leave the caller's generators as they were: new layers draw weights, which those of the file replace at once."""
+    state, (high, low) = random.getstate(), mx.random.state[0].tolist()
+    try:
+        yield
+    finally:
+        random.setstate(state)
+        mx.random.seed(high << 32 | low)  # the two halves of a seed are MLX's state
 
 
 def _end_ids(config: Any, tokenizer: Any) -> frozenset[int]:
