@@ -25,6 +25,7 @@ from PIL import Image
 from mlxpref.checkpoints.checkpoint import Checkpoint
 from mlxpref.demo.pictures import PictureSpec, render
 from mlxpref.engine.adapters import load_adapter
+from mlxpref.engine.decoder import run_block
 from mlxpref.engine.template import USER_TEXT, comparison_messages
 from mlxpref.engine.vlm import load_vlm
 
@@ -108,12 +109,12 @@ def compare(
     vlm = load_vlm(folder, PIXELS, mx.float32)
     if adapter is not None:
         load_adapter(vlm.model, adapter)
-    prompt = vlm.prompt(first, second, PROMPT, "choice", think=True)
+    prompt = vlm.input(first, second, PROMPT, "choice", think=True)
     same_ids = prompt.ids.tolist() == found["input_ids"].tolist()
     report: dict[str, Any] = {"folder": str(folder), "positions": len(prompt), "input_ids_equal": same_ids}
     if not same_ids:
         return report
-    _, hidden = vlm.hidden([prompt])
+    hidden, _ = run_block(vlm.decoder, vlm.block([prompt]), recompute=False)
     ours = np.array(vlm.head(hidden)[0])
     finite = np.isfinite(ours)
     difference = np.abs(np.where(finite, ours, 0) - np.where(finite, found["logits"], 0))

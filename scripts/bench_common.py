@@ -106,10 +106,10 @@ def give_random_weights(vlm: VLM, model: Any) -> None:
             weights.append((name, mx.ones_like(old) if "norm" in name else drawn))
         language.update(tree_unflatten(weights))
         mx.eval(language.parameters())
-    vlm.ends = frozenset()
+    vlm.eos_ids = frozenset()
     # By chance a completion may close its reasons and answer: it is not to be seen.
-    for token in vlm.words.control("</think>"):
-        vlm.words.pieces[token] = ""
+    for token in vlm.tokenizer.encode_template_text("</think>"):
+        vlm.tokenizer.vocabulary[token] = ""
 
 
 def attach_equal_adapters(vlm: VLM, model: Any, rank: int) -> None:
@@ -140,7 +140,7 @@ def naive_inputs(vlm: VLM, processor: Any, shown: Sequence[Image.Image], think: 
     encoded = [processor.image_processor([image]) for image in shown]
     grids = np.concatenate([np.asarray(one["image_grid_thw"]) for one in encoded])
     merge = int(processor.image_processor.merge_size) ** 2
-    tokens = vlm.words.comparison(TEXT, "choice", think)
+    tokens = vlm.tokenizer.comparison(TEXT, "choice", think)
     first, second = ([vlm.image_token_id] * int(count) for count in grids.prod(axis=1) // merge)
     ids = [*tokens.before_first, *first, *tokens.before_second, *second, *tokens.after]
     patches = mx.array(np.concatenate([np.asarray(one["pixel_values"], np.float32) for one in encoded]))

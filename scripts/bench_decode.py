@@ -157,7 +157,7 @@ def main(rows: Sequence[int], pixels: int, tokens: int, repeats: int, quick: boo
         shown = list(permutations(pictures(_IMAGES, pixels, 0), 2))[: max(rows)]
         if len(shown) < max(rows):
             raise click.UsageError(f"at most {_IMAGES * (_IMAGES - 1)} rows")
-        prompts = [vlm.prompt(first, second, TEXT, "choice", think=True) for first, second in shown]
+        prompts = [vlm.input(first, second, TEXT, "choice", think=True) for first, second in shown]
         inputs = naive_inputs(vlm, processor, shown[0], think=True)
         runs: dict[str, Callable[[int], float]] = {_PEER: lambda _: write_alone(model, inputs, tokens)}
         for case in cases:

@@ -112,7 +112,7 @@ class Ours:
         """A group of completions, and their lengths."""
         first, second = prepared
         self.vlm.features.get_all(prepared)
-        prompt = self.vlm.prompt(first, second, TEXT, "choice", think=True)
+        prompt = self.vlm.input(first, second, TEXT, "choice", think=True)
         sampling = Sampling(self.case.group, 1.0, self.case.tokens, until="end", close=False)
         (group,) = roll_out(self.vlm, [prompt], sampling, [(0,)])
         completions = Completions.of([rollout.tokens for rollout in group])
@@ -169,14 +169,14 @@ def gradient_error(ours: Ours, peer: PeerTrainer) -> float:
     prepared = peer.prepare(0)
     if prepared["input_ids"].tolist() != prompt.ids.tolist():
         raise RuntimeError("the sides read different prompts")
-    silence = ours.vlm._silence
+    silence = ours.vlm._suppression
     try:
         # The peer's policy may say placeholders of images, ours may not: compared where both may.
-        ours.vlm._silence = mx.zeros_like(silence)
+        ours.vlm._suppression = mx.zeros_like(silence)
         found = dict(named(ours.gradient(prompt, completions)[1]))
         mx.eval(found)
     finally:
-        ours.vlm._silence = silence
+        ours.vlm._suppression = silence
     errors = []
     for name, wanted in named(peer.gradient(prepared, mx.array(completions.tokens), ours.case.advantages)):
         size = np.linalg.norm(np.array(wanted, np.float64))

@@ -116,7 +116,7 @@ class Naive:
     """The other side: mlx-vlm's own model, one comparison after another."""
 
     def __init__(self, vlm: VLM, model: Any, processor: Any, case: Case) -> None:
-        self.model, self.words, self.ends, self.case = model, vlm.words, vlm.ends, case
+        self.model, self.words, self.ends, self.case = model, vlm.tokenizer, vlm.eos_ids, case
         self._inputs = partial(naive_inputs, vlm, processor, think=case.think)
 
     def judge(self, number: int) -> Judged:
@@ -157,14 +157,14 @@ class Naive:
             if token in self.ends or len(ids) >= self.case.max_tokens:
                 break
             ids.append(token)
-            text += self.words.pieces[token]
+            text += self.words.vocabulary[token]
         return ids, None
 
     def closed(self, inputs: Mapping[str, mx.array], ids: Sequence[int], p_first: float | None) -> Said:
         """What was written; where the answer was not reached, closed and read as ours is, to compare it."""
         if p_first is None:
-            ended = "</think>" in "".join(self.words.pieces[i] for i in ids)
-            ids = [*ids, *self.words.control(ANSWER_OPEN if ended else CLOSING)]
+            ended = "</think>" in "".join(self.words.vocabulary[i] for i in ids)
+            ids = [*ids, *self.words.encode_template_text(ANSWER_OPEN if ended else CLOSING)]
             p_first = self.read(inputs, ids)
         return self.words.decode(ids), p_first
 
@@ -182,7 +182,7 @@ def bound_of(vlm: VLM, model: Any, case: Case, written: int) -> float:
     picture behind it once a picture; for every ordered pair the rest, which attends to all before it, and the head.
     Tokens that are written cost both ways the same.
     """
-    tokens = vlm.words.comparison(TEXT, "choice", case.think)
+    tokens = vlm.tokenizer.comparison(TEXT, "choice", case.think)
     image = (case.pixels // 28) ** 2
     start = len(tokens.before_first)
     first = image + len(tokens.before_second)

@@ -168,10 +168,10 @@ def _random(model: Model) -> VLM:
     processor = load(str(JUDGE), trust_remote_code=False)[1]
     processor.image_processor.max_pixels = 1 << 30
     vlm = VLM(built, processor, Checkpoint.open(JUDGE), 1 << 30)
-    vlm.ends = frozenset()
+    vlm.eos_ids = frozenset()
     for tag in ("</think>", "</answer>"):
-        for token in vlm.words.control(tag):
-            vlm.words.pieces[token] = ""
+        for token in vlm.tokenizer.encode_template_text(tag):
+            vlm.tokenizer.vocabulary[token] = ""
     return vlm
 
 
@@ -182,7 +182,7 @@ def _pictures(count: int, pixels: int) -> list[Image.Image]:
 
 def _text_tokens(vlm: VLM, pixels: int) -> int:
     first, second = _pictures(2, 28)
-    prompt = vlm.prompt(first, second, _TEXT, "choice", think=True)
+    prompt = vlm.input(first, second, _TEXT, "choice", think=True)
     return len(prompt) - sum(image.tokens for image in prompt.images)
 
 

@@ -15,9 +15,10 @@ import pytest
 from PIL import Image
 
 from mlxpref.engine.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from mlxpref.engine.kv_cache import BranchedKVCache, following_positions
+from mlxpref.engine.decoder import run_block
+from mlxpref.engine.kv_cache import BranchedKVCache, text_positions
 from mlxpref.engine.lora import linear_layers
-from mlxpref.engine.vlm import VLM, load_vlm
+from mlxpref.engine.vlm import VLM, ComparisonInput, load_vlm
 from mlxpref.judge.judge import Judge
 from tests.browser import Browser, find_browser
 
@@ -54,10 +55,15 @@ def picture(seed: int, size: tuple[int, int] = (84, 84)) -> Image.Image:
     return Image.fromarray(pixels)
 
 
+def hidden_states(vlm: VLM, comparisons: Sequence[ComparisonInput]) -> mx.array:
+    """The hidden states (B, L, D) of comparisons as right-padded rows."""
+    return run_block(vlm.decoder, vlm.block(comparisons), recompute=False)[0]
+
+
 def continued(vlm: VLM, cache: BranchedKVCache, ids: np.ndarray, start: np.ndarray) -> mx.array:
     """Logits (B, N, V) of a block of tokens (B, N) that every row goes on with, from its next position (B,)."""
-    cache.announce(np.zeros(ids.shape, np.int32))
-    return vlm.head(vlm.extend(cache, mx.array(ids), mx.array(following_positions(start, ids.shape[1])[0])))
+    cache.reserve(np.zeros(ids.shape, np.int32))
+    return vlm.head(vlm.extend(cache, mx.array(ids), mx.array(text_positions(start, ids.shape[1])[0])))
 
 
 def write_adapter(folder: Path, vlm: VLM, layers: Sequence[str] | None = None, rank: int = 4) -> Path:

@@ -29,7 +29,7 @@ from mlxpref.conversion.writer import (
     write_config,
 )
 from mlxpref.engine.adapters import read_adapter
-from mlxpref.engine.fusing import fuse_adapter
+from mlxpref.engine.lora import fuse_adapter
 from mlxpref.errors import MlxprefError, ModelError
 from mlxpref.text import one_line
 

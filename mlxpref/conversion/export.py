@@ -22,7 +22,7 @@ from mlxpref.conversion.writer import (
     write_config,
 )
 from mlxpref.engine.adapters import check_base, read_adapter
-from mlxpref.engine.fusing import fuse_adapter
+from mlxpref.engine.lora import fuse_adapter
 from mlxpref.engine.peft import PEFT_WEIGHTS, write_peft
 from mlxpref.log import logger
 

@@ -137,7 +137,7 @@ def answers_of(
         images = list(zip(features, features, strict=True))
         at_once, thinking = (
             [
-                vlm.prompt_of(both, text, "choice", think)
+                vlm.input_of(both, text, "choice", think)
                 for both, (_, _, text) in zip(images, comparisons[part], strict=True)
             ]
             for think in (False, True)
@@ -175,7 +175,7 @@ def _label_logprobs(vlm: VLM, logits: NDArray[np.float32]) -> NDArray[np.float64
     """The labels' log-probabilities (N, 2) from logits (N, V), summed over the variants of each."""
     with np.errstate(invalid="ignore"):  # of a broken model; see `Answers.finite`
         every = _logprobs(logits)
-        return np.stack([np.logaddexp.reduce(every[:, list(ids)], axis=-1) for ids in vlm.words.label_ids], axis=-1)
+        return np.stack([np.logaddexp.reduce(every[:, list(ids)], axis=-1) for ids in vlm.tokenizer.label_ids], axis=-1)
 
 
 def _logprobs(logits: NDArray[np.float32]) -> NDArray[np.float64]:

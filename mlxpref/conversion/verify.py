@@ -189,14 +189,14 @@ def _check_layers(vlm: VLM, plan: Mapping[str, LayerQuantization], shapes: Mappi
 
 def _check_words(vlm: VLM) -> None:
     """The answer's labels can be read, and the tokens around images and at the end of completions exist."""
-    _ = vlm.words.label_ids  # raises
-    pieces, config = vlm.words.pieces, vlm.model.config
+    _ = vlm.tokenizer.label_ids  # raises
+    pieces, config = vlm.tokenizer.vocabulary, vlm.model.config
     special = {name: getattr(config, name, None) for name in _SPECIAL} | {"image token": vlm.image_token_id}
     for name, token in special.items():
-        if token is not None and token not in vlm.words.added_ids:
+        if token is not None and token not in vlm.tokenizer.added_ids:
             raise ModelError(f"{name} {token} is no special token of its tokenizer")
-    if not vlm.ends or any(not 0 <= token < len(pieces) or not pieces[token] for token in vlm.ends):
-        raise ModelError(f"completions end with {sorted(vlm.ends) or 'no token'}, which its tokenizer does not have")
+    if not vlm.eos_ids or any(not 0 <= token < len(pieces) or not pieces[token] for token in vlm.eos_ids):
+        raise ModelError(f"completions end with {sorted(vlm.eos_ids) or 'no token'}, which its tokenizer does not have")
 
 
 def _check_same(wanted: Mapping[str, Any], found: Mapping[str, Any], what: str) -> None:

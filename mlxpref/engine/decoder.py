@@ -1,28 +1,32 @@
 """The language model's layers one by one, so that each can be recomputed in the backward pass.
 
-What a layer leaves for later, its keys and values, are outputs of the recomputed function: as a side effect on a cache
-they would be cut off from the gradient, and recomputing would make it silently wrong. What stands before a block, its
-stems, keeps its own rows; only inside a layer are they repeated for the rows that share them, so that no more than one
-layer's copies exist at a time.
+A layer's keys and values are outputs of the recomputed function. As a side effect on a cache they would be cut off from
+the gradient, and recomputing would make it silently wrong. The prefixes before a block keep their own rows; they are
+repeated for the rows that share them inside a layer only, so that the copies of no more than one layer exist at a time.
+
+Axes: B rows, L columns of a block, S columns that it sees, D width of a hidden state, H heads of queries, K heads of
+keys and values, W width of a head.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
+from mlx.utils import tree_flatten, tree_unflatten
 from numpy.typing import NDArray
 
 from mlxpref.checkpoints import bounds
-from mlxpref.engine.kv_cache import PADDING, LayerCache, mask_behind
-from mlxpref.engine.recompute import recomputed
+from mlxpref.engine.kv_cache import PADDING, LayerCache, attention_mask
 
 __all__ = [
     "Block",
     "KeysValues",
     "Prefix",
     "RotaryTables",
+    "checkpointed",
     "expand_rows",
     "rotary_tables",
     "run_block",
@@ -31,261 +35,302 @@ __all__ = [
 ]
 
 KeysValues = tuple[mx.array, mx.array]
+"""The keys and the values of one layer, (B, K, S, W) each."""
 RotaryTables = tuple[mx.array, mx.array] | None
+"""Cosines and sines (B, L, W) for all layers. None on Metal, where one kernel a layer rotates, as in mlx-vlm."""
 
 
 @dataclass(frozen=True)
 class Block:
     """Rows that run through the layers together.
 
-    `embeddings` (B, L, D), `positions` (3, B, L), `owners` (B, L) whose its columns are (see `RowCache`), `levels`
-    (B, L, D) each: what is added after the first layers (deepstack).
+    `embeddings` (B, L, D); `positions` (3, B, L); `branch_ids` (B, L), see `BranchedKVCache`; `deepstack`, (B, L, D)
+    each, is what is added after the first layers.
     """
 
     embeddings: mx.array
     positions: mx.array
-    owners: NDArray[np.int32]
-    levels: Sequence[mx.array] = ()
+    branch_ids: NDArray[np.int32]
+    deepstack: Sequence[mx.array] = ()
 
     def columns(self, start: int, end: int) -> "Block":
-        """Some columns of it."""
+        """The columns from `start` up to `end`."""
         part = slice(start, end)
         return Block(
             self.embeddings[:, part],
             self.positions[:, :, part],
-            self.owners[:, part],
-            [level[:, part] for level in self.levels],
+            self.branch_ids[:, part],
+            [level[:, part] for level in self.deepstack],
         )
 
 
 @dataclass(frozen=True)
 class Prefix:
-    """Keys and values of an earlier block by layer, and whose its columns are.
+    """An earlier block of P rows that later rows continue: its keys and values by layer, and its `branch_ids` (P, S).
 
-    `rows` (B,) says which of its rows each row of a later block goes on; many may share one.
+    `rows` (B,) is the prefix row that each row of a later block continues; many may share one.
     """
 
     layers: Sequence[KeysValues]
-    owners: NDArray[np.int32]
+    branch_ids: NDArray[np.int32]
     rows: NDArray[np.int64]
 
 
-def expand_rows(part: mx.array, rows: NDArray[np.int64]) -> mx.array:
-    """Rows of an array (P, ...) by number: (B, ...); gradients add up over a row's copies."""
-    count = part.shape[0]
-    group = len(rows) // count
-    if np.array_equal(rows, np.repeat(np.arange(count), group)):
-        return mx.repeat(part, group, axis=0) if group > 1 else part  # its gradient is a sum, not a scatter
-    return part[mx.array(rows)]
+def expand_rows(array: mx.array, rows: NDArray[np.int64]) -> mx.array:
+    """Rows of an array by number, (P, ...) -> (B, ...); gradients add up over the copies of a row."""
+    count = array.shape[0]
+    copies = len(rows) // count
+    if np.array_equal(rows, np.repeat(np.arange(count), copies)):
+        return mx.repeat(array, copies, axis=0) if copies > 1 else array  # its gradient is a sum, not a scatter
+    return array[mx.array(rows)]
 
 
 def run_block(
-    trunk: Any,
+    decoder: Any,
     block: Block,
-    stems: Sequence[Prefix] = (),
+    prefixes: Sequence[Prefix] = (),
     recompute: bool = True,
-    ends: NDArray[np.int64] | None = None,
-    in_turn: bool = False,
+    last_positions: NDArray[np.int64] | None = None,
+    eval_each_piece: bool = False,
 ) -> tuple[mx.array, list[KeysValues]]:
-    """Run a block through all layers: the hidden states (B, L, D) and each layer's new keys and values.
+    """Run a block through all layers; returns the hidden states (B, L, D) and each layer's new keys and values.
 
-    `stems` stand before it, outermost first. `recompute` keeps only what enters each layer and makes the rest again in
-    the backward pass. A long block runs in pieces, each behind those before it. With `ends` (B,), only the states
-    (B, D) at these columns: the last layer leaves out the others. `in_turn`, where there is no gradient, lets no more
-    than two pieces be under way: bounded work at a time, and Ctrl-C is heard in between.
+    `prefixes` stand before it, outermost first. `recompute` keeps only what enters each layer and computes the rest
+    again in the backward pass. A long block runs in pieces, each behind those before it. With `last_positions` (B,),
+    only the states (B, D) of these columns are returned, and the last layer leaves out the others. `eval_each_piece`,
+    where no gradient is needed, lets two pieces at most be under way: work stays bounded, and Ctrl-C is heard.
     """
-    rows, columns = block.owners.shape
+    rows, columns = block.branch_ids.shape
     size = bounds.piece_columns(rows)
-    depth = len(trunk.layers) - (ends is not None)
+    depth = len(decoder.layers) - (last_positions is not None)
     states: list[mx.array] = []
     pieces: list[Prefix] = []
-    under_way: list[mx.array] = []
     for start in range(0, columns, size):
         piece = block.columns(start, start + size) if columns > size else block
-        hidden, kept = run_layers(trunk, piece, [*stems, *pieces], recompute, depth)
+        hidden, new = run_layers(decoder, piece, [*prefixes, *pieces], recompute, depth)
+        if eval_each_piece and start + size < columns:
+            mx.async_eval(hidden, new)
+            if states:
+                mx.eval(states[-1])  # the piece before, so that the device has this one while the next is built
         states.append(hidden)
-        pieces.append(Prefix(kept, piece.owners, np.arange(rows)))
-        if in_turn and start + size < columns:
-            mx.async_eval(hidden, kept)
-            if under_way:
-                mx.eval(under_way)  # so that the device has one piece to go on with while the next is made
-            under_way = [hidden]
-    layers = [tuple(_joined(parts, axis=2) for parts in zip(*pairs, strict=True)) for pairs in _by_layer(pieces)]
-    hidden = _joined(states, axis=1)
-    if ends is not None:
-        hidden, last = _run_ends(trunk, block, stems, recompute, hidden, ends)
+        pieces.append(Prefix(new, piece.branch_ids, np.arange(rows)))
+    hidden = _concatenate(states, axis=1)  # (B, L, D)
+    layers = [
+        (_concatenate([keys for keys, _ in parts], axis=2), _concatenate([values for _, values in parts], axis=2))
+        for parts in zip(*(piece.layers for piece in pieces), strict=True)
+    ]  # (B, K, L, W)
+    if last_positions is not None:
+        hidden, last = _run_last_layer(decoder, block, prefixes, recompute, hidden, last_positions)
         layers.append(last)
-    return trunk.norm(hidden), layers  # type: ignore[return-value]
+    return decoder.norm(hidden), layers
 
 
 def run_layers(
-    trunk: Any, block: Block, stems: Sequence[Prefix], recompute: bool, depth: int
+    decoder: Any, block: Block, prefixes: Sequence[Prefix], recompute: bool, depth: int
 ) -> tuple[mx.array, list[KeysValues]]:
     """The first `depth` layers of `run_block`, all columns at once, without the norm at the end."""
-    turning = rotary_tables(trunk, block.embeddings, block.positions)
-    mask = mask_behind(_owners_before(block, stems), block.owners)
+    rotary = rotary_tables(decoder, block.embeddings, block.positions)
+    mask = attention_mask(_prefix_branch_ids(block, prefixes), block.branch_ids)
     attend = _attention(block.embeddings.dtype, recompute)
-    hidden, kept = block.embeddings, []
-    for number, layer in enumerate(trunk.layers[:depth]):
+    hidden, layers = block.embeddings, []
+    for number, layer in enumerate(decoder.layers[:depth]):
 
-        def run(states: mx.array, *parts: mx.array, layer: Any = layer) -> tuple[mx.array, ...]:
-            queries, keys, values = _projected(layer, states, block.owners.shape, block.positions, turning)
-            keys = mx.contiguous(keys)  # as a part of what was turned together, they would keep the queries in memory
-            mixed = attend(queries, *_behind(stems, parts, keys, values), scale=layer.self_attn.scale, mask=mask)
-            return _mixed_in(layer, states, mixed), keys, values
+        def run(states: mx.array, *before: mx.array, layer: Any = layer) -> tuple[mx.array, ...]:
+            queries, keys, values = _project(layer, states, block.branch_ids.shape, block.positions, rotary)
+            keys = mx.contiguous(keys)  # a slice of what was rotated together would keep the queries in memory
+            mixed = attend(
+                queries, *_behind(prefixes, before, keys, values), scale=layer.self_attn.scale, mask=mask
+            )  # (B, H, L, W)
+            return _finish_layer(layer, states, mixed), keys, values
 
-        through = recomputed(layer, run) if recompute else run
-        hidden, keys, values = through(hidden, *_parts_of(stems, number))
-        kept.append((keys, values))
-        if number < len(block.levels):
-            hidden = hidden + block.levels[number]
-    return hidden, kept
+        function = checkpointed(layer, run) if recompute else run
+        hidden, keys, values = function(hidden, *_prefix_arrays(prefixes, number))
+        layers.append((keys, values))
+        if number < len(block.deepstack):
+            hidden = hidden + block.deepstack[number]
+    return hidden, layers
 
 
 def run_step(
-    trunk: Any,
+    decoder: Any,
     embeddings: mx.array,
     positions: mx.array,
-    turning: RotaryTables,
-    layers: Sequence[LayerCache],
+    rotary: RotaryTables,
+    caches: Sequence[LayerCache],
     mask: mx.array | str | None,
 ) -> mx.array:
-    """Run embeddings (B, N, D) behind caches, which keep what is new, at positions (3, B, N): the states (B, N, D)."""
-    shape, states = embeddings.shape, embeddings.flatten(0, 1)  # in two axes, a product is one operation
+    """Run embeddings (B, N, D) at positions (3, B, N) behind caches, which keep what is new; the states (B, N, D)."""
+    shape = embeddings.shape
+    states = embeddings.flatten(0, 1)  # (B * N, D): in two axes a product is one operation
     attend = _attention(embeddings.dtype, recompute=False)
-    for layer, cache in zip(trunk.layers, layers, strict=True):
-        queries, keys, values = _projected(layer, states, shape[:2], positions, turning)
+    for layer, cache in zip(decoder.layers, caches, strict=True):
+        queries, keys, values = _project(layer, states, shape[:2], positions, rotary)
         mixed = attend(queries, *cache.update_and_fetch(keys, values), scale=layer.self_attn.scale, mask=mask)
-        states = _mixed_in(layer, states, mixed)
-    return trunk.norm(states).reshape(shape)  # type: ignore[no-any-return]
+        states = _finish_layer(layer, states, mixed)
+    out: mx.array = decoder.norm(states)
+    return out.reshape(shape)  # (B, N, D)
 
 
-def _run_ends(
-    trunk: Any, block: Block, stems: Sequence[Prefix], recompute: bool, hidden: mx.array, ends: NDArray[np.int64]
+def _run_last_layer(
+    decoder: Any,
+    block: Block,
+    prefixes: Sequence[Prefix],
+    recompute: bool,
+    hidden: mx.array,
+    last_positions: NDArray[np.int64],
 ) -> tuple[mx.array, KeysValues]:
-    """The last layer: keys and values of all columns, and the states (B, D) of one column a row."""
-    number, rows = len(trunk.layers) - 1, np.arange(len(ends))
-    layer, at = trunk.layers[number], (mx.array(rows), mx.array(ends))
-    positions = block.positions[:, at[0], at[1]][..., None]
-    turning = rotary_tables(trunk, block.embeddings, block.positions)
-    turning_at = rotary_tables(trunk, block.embeddings, positions)
-    reached = np.where(np.arange(block.owners.shape[1]) <= ends[:, None], block.owners, PADDING)
-    mask = mask_behind(
-        np.concatenate([_owners_before(block, stems), reached], axis=1), block.owners[rows, ends][:, None]
+    """The last layer: the states (B, D) of one column a row, and keys and values (B, K, L, W) of all columns."""
+    number, rows = len(decoder.layers) - 1, np.arange(len(last_positions))
+    layer, last = decoder.layers[number], (mx.array(rows), mx.array(last_positions))
+    positions = block.positions[:, last[0], last[1]][..., None]  # (3, B, L) -> (3, B, 1)
+    rotary = rotary_tables(decoder, block.embeddings, block.positions)
+    last_rotary = rotary_tables(decoder, block.embeddings, positions)
+    seen = np.where(np.arange(block.branch_ids.shape[1]) <= last_positions[:, None], block.branch_ids, PADDING)
+    mask = attention_mask(
+        np.concatenate([_prefix_branch_ids(block, prefixes), seen], axis=1),  # (B, S)
+        block.branch_ids[rows, last_positions][:, None],  # (B, 1)
     )
     if isinstance(mask, mx.array):
-        mask = mask[..., :-1]  # the query's own column is among those reached
+        mask = mask[..., :-1]  # (B, 1, 1, S): the query's own column is among those seen
 
-    def run(states: mx.array, *parts: mx.array) -> tuple[mx.array, ...]:
-        _, keys, values = _projected(layer, states, block.owners.shape, block.positions, turning)
+    def run(states: mx.array, *before: mx.array) -> tuple[mx.array, ...]:
+        _, keys, values = _project(layer, states, block.branch_ids.shape, block.positions, rotary)
         keys = mx.contiguous(keys)
-        state = states[at][:, None]
-        queries, _, _ = _projected(layer, state, state.shape[:2], positions, turning_at)
-        whole = _behind(stems, parts, keys, values)
+        state = states[last][:, None]  # (B, L, D) -> (B, 1, D)
+        queries, _, _ = _project(layer, state, state.shape[:2], positions, last_rotary)
+        whole = _behind(prefixes, before, keys, values)
         mixed = mx.fast.scaled_dot_product_attention(queries, *whole, scale=layer.self_attn.scale, mask=mask)
-        return _mixed_in(layer, state, mixed)[:, 0], keys, values
+        return _finish_layer(layer, state, mixed)[:, 0], keys, values  # (B, 1, D) -> (B, D)
 
-    through = recomputed(layer, run) if recompute else run
-    state, keys, values = through(hidden, *_parts_of(stems, number))
-    if number < len(block.levels):
-        state = state + block.levels[number][at]
+    function = checkpointed(layer, run) if recompute else run
+    state, keys, values = function(hidden, *_prefix_arrays(prefixes, number))
+    if number < len(block.deepstack):
+        state = state + block.deepstack[number][last]
     return state, (keys, values)
 
 
-def _by_layer(pieces: Sequence[Prefix]) -> Iterable[tuple[KeysValues, ...]]:
-    return zip(*(piece.layers for piece in pieces), strict=True)
+def checkpointed(module: nn.Module, run: Callable[..., tuple[mx.array, ...]]) -> Callable[..., tuple[mx.array, ...]]:
+    """`run`, a function that uses a module's weights, so that only its arguments are kept for the backward pass.
+
+    Gradients reach the module's trainable weights and all arguments. The function runs again when the gradients of all
+    its results are there. MLX's own checkpoint waits for the forward pass only, so that what is recomputed for one
+    piece of a prompt exists while another is at work: half as much memory again behind prompts of 1,168 tokens.
+    """
+    weights: dict[str, mx.array] = dict(tree_flatten(module.trainable_parameters()))
+    names, count = list(weights), len(weights)
+
+    def pure(*inputs: mx.array) -> tuple[mx.array, ...]:
+        module.update(tree_unflatten(list(zip(names, inputs[:count], strict=True))))
+        return run(*inputs[count:])
+
+    def gradients(inputs: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, ...]:
+        waiting = mx.depends(_as_list(inputs), _as_list(cotangents))
+        return tuple(mx.vjp(pure, waiting, _as_list(cotangents))[1])
+
+    function: Any = mx.custom_function(pure)
+    function.vjp(gradients)
+
+    def wrapped(*arguments: mx.array) -> tuple[mx.array, ...]:
+        return function(*weights.values(), *arguments)  # type: ignore[no-any-return]
+
+    return wrapped
 
 
-def _joined(parts: Sequence[mx.array], axis: int) -> mx.array:
+def _as_list(arrays: Any) -> list[mx.array]:
+    """MLX passes a single array bare."""
+    return list(arrays) if isinstance(arrays, tuple | list) else [arrays]
+
+
+def _concatenate(parts: Sequence[mx.array], axis: int) -> mx.array:
     return parts[0] if len(parts) == 1 else mx.concatenate(list(parts), axis=axis)
 
 
-def _owners_before(block: Block, stems: Sequence[Prefix]) -> NDArray[np.int32]:
-    """Whose the columns of the stems are, (B, columns)."""
-    nothing = np.zeros((len(block.owners), 0), np.int32)
-    return np.concatenate([nothing, *(stem.owners[stem.rows] for stem in stems)], axis=1)
+def _prefix_branch_ids(block: Block, prefixes: Sequence[Prefix]) -> NDArray[np.int32]:
+    """The branch ids of all prefixes for each row of a block, (B, S)."""
+    none = np.zeros((len(block.branch_ids), 0), np.int32)
+    return np.concatenate([none, *(prefix.branch_ids[prefix.rows] for prefix in prefixes)], axis=1)
 
 
-def _parts_of(stems: Sequence[Prefix], number: int) -> list[mx.array]:
-    """The keys and values of the stems in one layer, one behind the other."""
-    return [part for stem in stems for part in stem.layers[number]]
+def _prefix_arrays(prefixes: Sequence[Prefix], number: int) -> list[mx.array]:
+    """The keys and values of the prefixes in one layer: keys, values, keys, values, ..."""
+    return [array for prefix in prefixes for array in prefix.layers[number]]
 
 
 def _behind(
-    stems: Sequence[Prefix], parts: Sequence[mx.array], keys: mx.array, values: mx.array
+    prefixes: Sequence[Prefix], before: Sequence[mx.array], keys: mx.array, values: mx.array
 ) -> tuple[mx.array, mx.array]:
-    """Keys and values with those of the stems before them, whose rows are repeated for the rows that share them."""
-    before = [
-        expand_rows(part, stem.rows) for part, stem in zip(parts, [s for s in stems for _ in (0, 1)], strict=True)
-    ]
-    return _joined([*before[::2], keys], axis=2), _joined([*before[1::2], values], axis=2)
+    """Keys and values (B, K, L, W) behind those of the prefixes, in the order of `_prefix_arrays`: (B, K, S, W)."""
+    all_keys = [expand_rows(array, prefix.rows) for array, prefix in zip(before[::2], prefixes, strict=True)]
+    all_values = [expand_rows(array, prefix.rows) for array, prefix in zip(before[1::2], prefixes, strict=True)]
+    return _concatenate([*all_keys, keys], axis=2), _concatenate([*all_values, values], axis=2)
 
 
-def _mixed_in(layer: Any, states: mx.array, mixed: mx.array) -> mx.array:
-    """What follows attention in a layer: states (..., D), and what was attended to (B, heads, L, width)."""
-    states = states + layer.self_attn.o_proj(mixed.swapaxes(1, 2).reshape(*states.shape[:-1], -1))
-    out: mx.array = states + layer.mlp(layer.post_attention_layernorm(states))
-    return out
-
-
-def rotary_tables(trunk: Any, like: mx.array, positions: mx.array) -> RotaryTables:
-    """Cosines and sines (B, L, width) of the rotary embedding, once for all layers.
-
-    None on Metal, where each layer turns its own queries and keys in one kernel, as in mlx-vlm.
-    """
-    rotary = trunk.layers[0].self_attn.rotary_emb
+def rotary_tables(decoder: Any, like: mx.array, positions: mx.array) -> RotaryTables:
+    """The tables of positions (3, B, L), in the type of `like`."""
+    rotary = decoder.layers[0].self_attn.rotary_emb
     return None if rotary.fused_apply else rotary(like, positions)
 
 
-def _attention(dtype: mx.Dtype, recompute: bool) -> Any:
-    """The attention of a run.
-
-    Where activations are kept for the backward pass, so is softmax: the fused attention makes it again. Not in half
-    precision, in which scores outside of the fused attention would be rounded.
-    """
-    kept = dtype == mx.float32 and not recompute
-    return _attend if kept else mx.fast.scaled_dot_product_attention
-
-
-def _projected(
-    layer: Any, states: mx.array, shape: Sequence[int], positions: mx.array, turning: RotaryTables
+def _project(
+    layer: Any, states: mx.array, shape: Sequence[int], positions: mx.array, rotary: RotaryTables
 ) -> tuple[mx.array, mx.array, mx.array]:
-    """Queries, keys and values (B, heads, L, width) of a layer from states of a shape (B, L), turned to positions."""
+    """Queries (B, H, L, W), keys and values (B, K, L, W) of a layer, rotated to positions (3, B, L).
+
+    `states` are (B, L, D) or flattened (B * L, D); `shape` is (B, L).
+    """
     attention, states = layer.self_attn, layer.input_layernorm(states)
-    queries, keys, values = (
-        projection(states).reshape(*shape, heads, -1)
-        for projection, heads in (
-            (attention.q_proj, attention.n_heads),
-            (attention.k_proj, attention.n_kv_heads),
-            (attention.v_proj, attention.n_kv_heads),
-        )
-    )
+    queries = attention.q_proj(states).reshape(*shape, attention.n_heads, -1)  # (B, L, H, W)
+    keys = attention.k_proj(states).reshape(*shape, attention.n_kv_heads, -1)  # (B, L, K, W)
+    values = attention.v_proj(states).reshape(*shape, attention.n_kv_heads, -1)  # (B, L, K, W)
     if "q_norm" in attention:
         queries, keys = attention.q_norm(queries), attention.k_norm(keys)
-    queries, keys, values = (part.swapaxes(1, 2) for part in (queries, keys, values))
-    if turning is None:
+    queries, keys, values = (part.swapaxes(1, 2) for part in (queries, keys, values))  # (B, heads, L, W)
+    if rotary is None:
         queries, keys = attention.rotary_emb.apply_rotary(queries, keys, positions)
     else:
-        both = _turned(mx.concatenate([queries, keys], axis=1), *turning)
+        both = _rotate(mx.concatenate([queries, keys], axis=1), *rotary)  # (B, H + K, L, W)
         queries, keys = both[:, : attention.n_heads], both[:, attention.n_heads :]
     return queries, keys, values
 
 
-def _turned(part: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
-    """The rotary embedding (B, heads, L, width) of halves that belong together, by angles (B, L, width)."""
-    half = part.shape[-1] // 2
-    swapped = mx.concatenate([-part[..., half:], part[..., :half]], axis=-1)
-    return part * cos[:, None] + swapped * sin[:, None]
+def _rotate(x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
+    """The rotary embedding of x (B, heads, L, W), whose halves belong together, by angles (B, L, W)."""
+    half = x.shape[-1] // 2
+    swapped = mx.concatenate([-x[..., half:], x[..., :half]], axis=-1)  # (B, heads, L, W)
+    return x * cos[:, None] + swapped * sin[:, None]
 
 
-def _attend(queries: mx.array, keys: mx.array, values: mx.array, scale: float, mask: mx.array | str | None) -> mx.array:
-    """`mx.fast.scaled_dot_product_attention`, whose backward pass finds the softmax that the forward pass made."""
+def _finish_layer(layer: Any, states: mx.array, mixed: mx.array) -> mx.array:
+    """What follows attention: states (B, L, D) or (B * L, D), and attention's result (B, H, L, W)."""
+    mixed = mixed.swapaxes(1, 2).reshape(*states.shape[:-1], -1)  # (B, L, H, W) -> (B, L, H * W) or (B * L, H * W)
+    states = states + layer.self_attn.o_proj(mixed)
+    out: mx.array = states + layer.mlp(layer.post_attention_layernorm(states))
+    return out
+
+
+def _attention(dtype: mx.Dtype, recompute: bool) -> Any:
+    """The attention function of a run.
+
+    Where activations are kept for the backward pass, softmax is kept too, which the fused attention computes again. Not
+    in half precision, where scores outside of the fused attention would be rounded.
+    """
+    keep_softmax = dtype == mx.float32 and not recompute
+    return _plain_attention if keep_softmax else mx.fast.scaled_dot_product_attention
+
+
+def _plain_attention(
+    queries: mx.array, keys: mx.array, values: mx.array, scale: float, mask: mx.array | str | None
+) -> mx.array:
+    """`mx.fast.scaled_dot_product_attention`, whose backward pass finds the softmax of the forward pass.
+
+    Queries (B, H, L, W), keys and values (B, K, S, W), mask (B, 1, L, S) -> (B, H, L, W).
+    """
     rows, heads, columns, _ = queries.shape
-    grouped = (rows, keys.shape[1], heads // keys.shape[1] * columns, -1)
+    grouped = (rows, keys.shape[1], heads // keys.shape[1] * columns, -1)  # (B, K, H / K * L, W or S)
     scores = (queries * scale).reshape(grouped) @ keys.swapaxes(-1, -2)
-    scores = scores.reshape(rows, heads, columns, -1)
+    scores = scores.reshape(rows, heads, columns, -1)  # (B, H, L, S)
     if isinstance(mask, str):
-        mask = mx.array(np.tri(columns, keys.shape[2], keys.shape[2] - columns, dtype=bool))
+        mask = mx.array(np.tri(columns, keys.shape[2], keys.shape[2] - columns, dtype=bool))  # (L, S)
     if mask is not None:
         scores = mx.where(mask, scores, -mx.inf)
     return (mx.softmax(scores, axis=-1).reshape(grouped) @ values).reshape(queries.shape)

@@ -11,7 +11,7 @@ from PIL import Image
 from mlxpref.checkpoints import bounds
 from mlxpref.data.image_cache import ImageCache, content_of
 from mlxpref.data.images import load_image
-from mlxpref.engine.vision import encode
+from mlxpref.engine.vision import VisionEncoder
 from mlxpref.errors import ModelError
 from mlxpref.lru import LRU
 from mlxpref.preferences import ImageLike
@@ -53,7 +53,7 @@ class FeatureStore:
     """
 
     def __init__(self, tower: Any, processor: Any, max_pixels: int, memory: int = bounds.FEATURE_BYTES) -> None:
-        self._tower, self._processor = tower, processor
+        self._encoder, self._processor = VisionEncoder(tower), processor
         self.max_pixels = min(max_pixels, processor.max_pixels)
         self._min_pixels = min(processor.min_pixels, self.max_pixels)
         self.images = ImageCache(self.max_pixels)
@@ -128,7 +128,7 @@ class FeatureStore:
     def _encode(self, grid: tuple[int, int], queue: list[tuple[str, np.ndarray]]) -> dict[str, Features]:
         """Run images of one size through the tower together, and keep what comes out."""
         pixels = mx.array(np.concatenate([patches for _, patches in queue]))
-        merged, levels = encode(self._tower, pixels, grid)
+        merged, levels = self._encoder.encode(pixels, grid)
         mx.eval(merged, levels)
         self.runs += len(queue)
         encoded = {}

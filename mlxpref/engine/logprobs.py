@@ -1,8 +1,10 @@
-"""Scoring: what the policy gives the tokens of completions, with gradients that reach the prompt.
+"""Log-probabilities that the policy gives the tokens of completions, with gradients that reach the prompt.
 
-Each prompt runs once and its keys and values serve all rollouts of its group; gradients flow back into them. Layers are
-recomputed in the backward pass, and so is the head, in chunks of positions, one after the other: the logits of all
+Each prompt runs once and its keys and values serve all completions of its group; gradients flow back into them. Layers
+are recomputed in the backward pass, and so is the head, in chunks of positions, one after the other: the logits of all
 positions never exist at once.
+
+Axes: P prompts, G completions of each, R = P * G rows, T tokens of a completion, D width of a hidden state, V tokens.
 """
 
 from collections.abc import Sequence
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 
 from mlxpref.checkpoints import bounds
 from mlxpref.engine.decoder import Block, KeysValues, Prefix, run_block
-from mlxpref.engine.kv_cache import following_positions
+from mlxpref.engine.kv_cache import text_positions
 from mlxpref.engine.vlm import VLM, ComparisonInput
 
 __all__ = ["Completions", "Logprobs", "PromptState", "completion_logprobs", "prefill"]
@@ -25,18 +27,18 @@ _FINITE = -1e4
 
 @dataclass(frozen=True)
 class Completions:
-    """The completions of P groups of G: tokens (R, T), padded with 0, and lengths (R,); R = P G, group by group."""
+    """The completions of P groups, group by group: tokens (R, T), padded with 0, and lengths (R,)."""
 
     tokens: NDArray[np.int32]
     lengths: NDArray[np.int64]
 
     @classmethod
     def of(cls, rows: Sequence[Sequence[int]]) -> "Completions":
-        """Completions as they were written, padded to the longest."""
+        """Completions of different lengths, padded to the longest."""
         lengths = np.array([len(row) for row in rows])
         tokens = np.zeros((len(rows), int(lengths.max(initial=0))), np.int32)
-        for place, row in enumerate(rows):
-            tokens[place, : len(row)] = row
+        for number, row in enumerate(rows):
+            tokens[number, : len(row)] = row
         return cls(tokens, lengths)
 
     @property
@@ -52,23 +54,23 @@ class Completions:
 
 @dataclass(frozen=True)
 class PromptState:
-    """P prompts after they ran: keys and values by layer, whose their columns are, and what says the first token.
+    """P prompts after they ran: keys and values by layer, branch ids (P, S), and the states (P, D) of the last tokens.
 
-    `following` (P,) are the positions that come next, `states` (P, D).
+    `next_positions` (P,) are the positions of what follows.
     """
 
     layers: Sequence[KeysValues]
-    owners: NDArray[np.int32]
-    following: NDArray[np.int64]
+    branch_ids: NDArray[np.int32]
+    next_positions: NDArray[np.int64]
     states: mx.array
 
     @property
     def arrays(self) -> list[mx.array]:
         """What completions depend on: all keys and values, and the states."""
-        return [*(part for pair in self.layers for part in pair), self.states]
+        return [*(array for pair in self.layers for array in pair), self.states]
 
-    def of(self, arrays: Sequence[mx.array]) -> "PromptState":
-        """The same prompts, read with other arrays."""
+    def with_arrays(self, arrays: Sequence[mx.array]) -> "PromptState":
+        """The same prompts with other `arrays`."""
         return replace(self, layers=list(zip(arrays[:-1:2], arrays[1:-1:2], strict=True)), states=arrays[-1])
 
 
@@ -80,87 +82,87 @@ class Logprobs:
     label_logprobs: mx.array
 
 
-def prefill(vlm: VLM, prompts: Sequence[ComparisonInput], recompute: bool = True) -> PromptState:
-    """Run prompts once; see `run_block` for `recompute`."""
-    block = vlm.block(prompts)
-    ends = np.array([len(prompt) - 1 for prompt in prompts])
-    states, layers = run_block(vlm.language.model, block, recompute=recompute, ends=ends)
-    return PromptState(layers, block.owners, np.array([prompt.following for prompt in prompts]), states)
+def prefill(vlm: VLM, comparisons: Sequence[ComparisonInput], recompute: bool = True) -> PromptState:
+    """Run comparisons once; see `run_block` for `recompute`."""
+    block = vlm.block(comparisons)
+    last = np.array([len(comparison) - 1 for comparison in comparisons])
+    states, layers = run_block(vlm.decoder, block, recompute=recompute, last_positions=last)
+    next_positions = np.array([comparison.next_position for comparison in comparisons])
+    return PromptState(layers, block.branch_ids, next_positions, states)
 
 
 def completion_logprobs(
     vlm: VLM, prompts: PromptState, completions: Completions, temperature: float = 1.0, recompute: bool = True
 ) -> Logprobs:
-    """Score R completions of P prompts, R / P in a row for each; see `run_block` for `recompute`.
+    """The log-probabilities of R completions of P prompts, R / P in a row for each; see `run_block` for `recompute`.
 
     The temperature is that of the sampling, so that the policy scored is the policy that sampled; the labels'
     probabilities are read without it, as a judge reads them.
     """
-    states = _states(vlm, prompts, completions, recompute)
-    ends = states[mx.arange(len(completions.lengths)), mx.array(completions.lengths)]
-    label_logprobs = mx.concatenate([_label_logprobs(vlm, part) for part in _parts(vlm, ends)])
+    states = _states(vlm, prompts, completions, recompute)  # (R, T + 1, D)
+    last = states[mx.arange(len(completions.lengths)), mx.array(completions.lengths)]  # (R, D)
+    label_logprobs = mx.concatenate([_label_logprobs(vlm, chunk) for chunk in _chunks(vlm, last)])
     mask = completions.mask
-    written = np.flatnonzero(mask.reshape(-1))
+    written = np.flatnonzero(mask)  # (N,): the places of the tokens among R * T
     if not len(written):
         return Logprobs(mx.zeros(mask.shape), label_logprobs)
-    width = states.shape[-1]
-    saying = states[:, :-1].reshape(-1, width)[mx.array(written)]
+    before = states[:, :-1].reshape(-1, states.shape[-1])[mx.array(written)]  # (R, T, D) -> (R * T, D) -> (N, D)
     targets = mx.array(completions.tokens.reshape(-1)[written])
-    found = _chunked_logprobs(vlm, saying, targets, temperature)
+    token_logprobs = _chunked_logprobs(vlm, before, targets, temperature)
     place = np.zeros(mask.size, np.int32)
     place[written] = np.arange(len(written))
-    logprobs = mx.where(mx.array(mask), found[mx.array(place.reshape(mask.shape))], 0)
-    return Logprobs(logprobs, label_logprobs)
+    spread = token_logprobs[mx.array(place.reshape(mask.shape))]  # (N,) -> (R, T)
+    return Logprobs(mx.where(mx.array(mask), spread, 0), label_logprobs)
 
 
 def _states(vlm: VLM, prompts: PromptState, completions: Completions, recompute: bool) -> mx.array:
-    """The hidden states (R, T + 1, D) that say the first token, the second, ..., and what follows the last."""
-    trunk, group = vlm.language.model, len(completions.tokens) // len(prompts.following)
-    rows = np.repeat(np.arange(len(prompts.following)), group)
-    states = mx.repeat(prompts.states, group, 0)[:, None]
+    """The hidden states (R, T + 1, D) that predict the first token, the second, ..., and what follows the last."""
+    group = len(completions.tokens) // len(prompts.next_positions)
+    rows = np.repeat(np.arange(len(prompts.next_positions)), group)
+    first = mx.repeat(prompts.states, group, axis=0)[:, None]  # (P, D) -> (R, D) -> (R, 1, D)
     columns = completions.tokens.shape[1]
     if not columns:
-        return states
-    positions = mx.array(following_positions(prompts.following[rows], columns))
-    embeddings = trunk.embed_tokens(mx.array(completions.tokens))
+        return first
+    positions = mx.array(text_positions(prompts.next_positions[rows], columns))  # (3, R, T)
+    embeddings = vlm.decoder.embed_tokens(mx.array(completions.tokens))  # (R, T, D)
     block = Block(embeddings, positions, np.zeros(completions.tokens.shape, np.int32))
-    said, _ = run_block(trunk, block, [Prefix(prompts.layers, prompts.owners, rows)], recompute)
-    return mx.concatenate([states, said], axis=1)
+    states, _ = run_block(vlm.decoder, block, [Prefix(prompts.layers, prompts.branch_ids, rows)], recompute)
+    return mx.concatenate([first, states], axis=1)
 
 
-def _parts(vlm: VLM, values: mx.array) -> list[mx.array]:
-    """Values of positions in chunks whose logits fit the bound."""
-    size = max(1, bounds.HEAD_LOGITS // int(vlm.language.model.embed_tokens.weight.shape[0]))
-    return [values[i : i + size] for i in range(0, len(values), size)]
+def _chunks(vlm: VLM, array: mx.array) -> list[mx.array]:
+    """An array (N, ...) of positions in chunks whose logits keep to the bound."""
+    size = max(1, bounds.HEAD_LOGITS // int(vlm.decoder.embed_tokens.weight.shape[0]))
+    return [array[i : i + size] for i in range(0, len(array), size)]
 
 
 def _chunked_logprobs(vlm: VLM, states: mx.array, targets: mx.array, temperature: float) -> mx.array:
     """Log-probabilities (N,) of targets (N,) from hidden states (N, D), one chunk after the other."""
-    found: list[mx.array] = []
-    for part, target in zip(_parts(vlm, states), _parts(vlm, targets), strict=True):
-        if found:
+    logprobs: list[mx.array] = []
+    for chunk, target in zip(_chunks(vlm, states), _chunks(vlm, targets), strict=True):
+        if logprobs:
             # A chunk waits for the one before it, and backwards for the one after: else all logits exist at once.
-            part = part + 0 * mx.maximum(found[-1][:1, None], _FINITE).astype(part.dtype)
-        found.append(_token_logprobs(vlm, part, target, temperature))
-    return mx.concatenate(found)
+            chunk = chunk + 0 * mx.maximum(logprobs[-1][:1, None], _FINITE).astype(chunk.dtype)
+        logprobs.append(_token_logprobs(vlm, chunk, target, temperature))
+    return mx.concatenate(logprobs)
 
 
 def _token_logprobs(vlm: VLM, states: mx.array, targets: mx.array, temperature: float) -> mx.array:
-    """Log-probabilities (N,) of targets (N,) from hidden states (N, D); the logits are made again in the backward."""
+    """Log-probabilities (N,) of targets (N,) from hidden states (N, D); the logits are recomputed backwards."""
 
     def run(states: mx.array) -> mx.array:
-        logits = vlm.head(states) / temperature
+        logits = vlm.head(states) / temperature  # (N, V)
         return mx.take_along_axis(logits, targets[:, None], axis=-1)[:, 0] - mx.logsumexp(logits, axis=-1)
 
     return mx.checkpoint(run)(states)
 
 
 def _label_logprobs(vlm: VLM, states: mx.array) -> mx.array:
-    """Log-probabilities (N, 2) of the labels, all variants of each, from hidden states (N, D)."""
+    """Log-probabilities (N, 2) of the labels, all variants of each together, from hidden states (N, D)."""
 
     def run(states: mx.array) -> mx.array:
-        logits = vlm.head(states)
-        variants = [mx.logsumexp(logits[:, mx.array(ids)], axis=-1) for ids in vlm.words.label_ids]
-        return mx.stack(variants, axis=-1) - mx.logsumexp(logits, axis=-1, keepdims=True)
+        logits = vlm.head(states)  # (N, V)
+        labels = [mx.logsumexp(logits[:, mx.array(ids)], axis=-1) for ids in vlm.tokenizer.label_ids]  # (N,) each
+        return mx.stack(labels, axis=-1) - mx.logsumexp(logits, axis=-1, keepdims=True)
 
     return mx.checkpoint(run)(states)

@@ -1,7 +1,7 @@
-"""LoRA on the linear layers of the language model: which layers, putting adapters on them, and leaving them off."""
+"""LoRA on the linear layers of the language model: adapters put on, left off, and fused into the weights."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,7 +10,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.tuner.lora import LoRALinear
 
-__all__ = ["adapter_off", "adapter_weights", "attach_lora", "linear_layers"]
+__all__ = ["adapter_off", "adapter_weights", "attach_lora", "fuse_adapter", "linear_layers"]
 
 
 class FusedLoRALinear(LoRALinear):  # type: ignore[misc]
@@ -83,3 +83,15 @@ def adapter_off(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.update(tree_unflatten(list(weights.items())))
+
+
+def fuse_adapter(model: nn.Module, scale: float, weights: Mapping[str, mx.array]) -> None:
+    """Add scale * (A B)^T to the weights of the linear layers that an adapter is for, in place.
+
+    Lazy weights stay lazy. The sum is computed in float32 and has the weight's type. The layers must not be quantized.
+    """
+    layers: dict[str, Any] = dict(model.named_modules())
+    for name in sorted({key.rpartition(".")[0] for key in weights}):
+        layer = layers[name]
+        a, b = (weights[f"{name}.{part}"].astype(mx.float32) for part in ("lora_a", "lora_b"))  # (in, r), (r, out)
+        layer.weight = (layer.weight.astype(mx.float32) + scale * (a @ b).T).astype(layer.weight.dtype)  # (out, in)

@@ -1,10 +1,9 @@
-"""The prefix tree: what comparisons begin with alike runs once.
+"""The prefix cache: what several comparisons begin with runs once.
 
 Instruction and prompt are the same for all comparisons of a prompt; with the first image they are the same for all its
-opponents. Each beginning keeps its keys and values, and only what is new of a comparison runs behind them.
+opponents. The keys and values of each such prefix are kept, and only what is new of a comparison runs behind them.
 """
 
-from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
@@ -13,15 +12,16 @@ import numpy as np
 
 from mlxpref.checkpoints import bounds
 from mlxpref.engine.decoder import KeysValues, Prefix, expand_rows, run_block
-from mlxpref.engine.kv_cache import BranchedKVCache, owners_of
+from mlxpref.engine.kv_cache import BranchedKVCache, prompt_branch_ids
 from mlxpref.engine.vlm import VLM, ComparisonInput, TokenSegment
+from mlxpref.lru import LRU
 
 __all__ = ["PrefixCache"]
 
 
 @dataclass(frozen=True, eq=False)
 class _CachedPrefix:
-    """Keys and values of one beginning, (1, heads, columns, width) each, by layer."""
+    """Keys and values of one prefix by layer, (1, K, columns, W) each: K heads of a width W."""
 
     layers: tuple[KeysValues, ...]
 
@@ -31,104 +31,87 @@ class _CachedPrefix:
 
     @property
     def nbytes(self) -> int:
-        return sum(int(part.nbytes) for pair in self.layers for part in pair)
+        return sum(int(array.nbytes) for pair in self.layers for array in pair)
 
 
 class PrefixCache:
-    """Beginnings of comparisons, least recently used out first; the model must not change during its life.
-
-    `tokens` counts the prompt tokens that ran.
-    """
+    """Prefixes of comparisons, least recently used out first; the model must not change during its life."""
 
     def __init__(self, vlm: VLM, memory: int = bounds.PREFIX_BYTES) -> None:
-        self._vlm, self._memory = vlm, memory
-        self._kept: OrderedDict[Hashable, _CachedPrefix] = OrderedDict()
-        self._bytes = 0
-        self.tokens = 0
+        self._vlm = vlm
+        self._prefixes: LRU[Hashable, _CachedPrefix] = LRU(memory, lambda prefix: prefix.nbytes)
 
-    def prefill(self, prompts: Sequence[ComparisonInput]) -> tuple[BranchedKVCache, mx.array]:
-        """Run B prompts: their keys and values (made when they are asked for), and the logits (B, V) after each."""
-        parts = [prompt.parts for prompt in prompts]
-        openings = [(part[0].ids.tobytes(),) for part in parts]
-        # Features stand for their image: the key keeps them, so that none other can take their place in memory.
+    def prefill(self, comparisons: Sequence[ComparisonInput]) -> tuple[BranchedKVCache, mx.array]:
+        """Run B comparisons; returns their keys and values, and the logits (B, V) after each row's last token."""
+        parts = [comparison.parts for comparison in comparisons]
+        instructions = [(part[0].ids.tobytes(),) for part in parts]
+        # Features stand for their image: the key keeps them, so that no others can take their place in memory.
         firsts = [(part[0].ids.tobytes(), part[1].ids.tobytes(), part[1].images) for part in parts]
-        found: dict[Hashable, _CachedPrefix] = {}
-        self._begin(openings, [part[0] for part in parts], None, found)
-        self._begin(firsts, [part[1] for part in parts], openings, found)
-        return self._run([part[2] for part in parts], [_stem(openings, found), _stem(firsts, found)])
+        known = self._cached(instructions, [part[0] for part in parts])
+        known |= self._cached(firsts, [part[1] for part in parts], [known[key] for key in instructions])
+        prefixes = [_stack([known[key] for key in keys]) for keys in (instructions, firsts)]
+        states, new = self._run([part[2] for part in parts], prefixes)
+        prefixes.append(new)
+        branch_ids = np.concatenate([prefix.branch_ids[prefix.rows] for prefix in prefixes], axis=1)  # (B, S)
+        layers = [
+            (
+                mx.concatenate([expand_rows(prefix.layers[number][0], prefix.rows) for prefix in prefixes], axis=2),
+                mx.concatenate([expand_rows(prefix.layers[number][1], prefix.rows) for prefix in prefixes], axis=2),
+            )
+            for number in range(len(new.layers))
+        ]  # (B, K, S, W)
+        return BranchedKVCache.of(branch_ids, layers), self._vlm.head(states)
 
-    def _begin(
-        self,
-        keys: Sequence[Hashable],
-        segments: Sequence[TokenSegment],
-        behind: Sequence[Hashable] | None,
-        found: dict[Hashable, _CachedPrefix],
-    ) -> None:
-        """Find the beginnings that are kept, and run the others together, behind their own beginnings."""
-        for key in keys:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                found[key] = self._kept[key]
-        missing = [row for row, key in enumerate(keys) if key not in found and key not in keys[:row]]
+    def _cached(
+        self, keys: Sequence[Hashable], segments: Sequence[TokenSegment], before: Sequence[_CachedPrefix] = ()
+    ) -> dict[Hashable, _CachedPrefix]:
+        """The prefixes of B segments by key: those that are kept, and the others, which run together.
+
+        `before` is what each of the B segments stands behind, if anything.
+        """
+        known = {key: kept for key in dict.fromkeys(keys) if (kept := self._prefixes.get(key))}
+        missing = [row for row, key in enumerate(keys) if key not in known and key not in keys[:row]]
         if not missing:
-            return
-        stems = [_stem([behind[row] for row in missing], found)] if behind else []
-        _, ran = self._layers([segments[row] for row in missing], stems)
+            return known
+        prefixes = [_stack([before[row] for row in missing])] if before else []
+        _, new = self._run([segments[row] for row in missing], prefixes)
         for place, row in enumerate(missing):
             one, length = slice(place, place + 1), len(segments[row])
             # Copies: a slice would keep the whole batch in memory after its neighbours are forgotten.
-            found[keys[row]] = _CachedPrefix(
-                tuple((mx.contiguous(k[one, :, :length]), mx.contiguous(v[one, :, :length])) for k, v in ran.layers)
+            known[keys[row]] = _CachedPrefix(
+                tuple((mx.contiguous(k[one, :, :length]), mx.contiguous(v[one, :, :length])) for k, v in new.layers)
             )
-        mx.eval([part for row in missing for pair in found[keys[row]].layers for part in pair])
+        mx.eval([array for row in missing for pair in known[keys[row]].layers for array in pair])
         for row in missing:
-            self._keep(keys[row], found[keys[row]])
+            self._prefixes.put(keys[row], known[keys[row]])
+        return known
 
-    def _keep(self, key: Hashable, beginning: _CachedPrefix) -> None:
-        self._kept[key] = beginning
-        self._bytes += beginning.nbytes
-        while self._bytes > self._memory and len(self._kept) > 1:
-            _, oldest = self._kept.popitem(last=False)
-            self._bytes -= oldest.nbytes
-
-    def _layers(self, segments: Sequence[TokenSegment], stems: Sequence[Prefix]) -> tuple[mx.array, Prefix]:
-        """Run segments behind their stems through the layers: the states (B, D) at their ends, keys and values."""
-        self.tokens += sum(map(len, segments))
+    def _run(self, segments: Sequence[TokenSegment], before: Sequence[Prefix]) -> tuple[mx.array, Prefix]:
+        """Run B segments behind prefixes through the layers: the states (B, D) at their ends, and them as a prefix."""
         block = self._vlm.block(segments)
-        ends = np.array([len(segment) - 1 for segment in segments])
-        states, kept = run_block(self._vlm.language.model, block, stems, recompute=False, ends=ends, in_turn=True)
-        return states, Prefix(kept, block.owners, np.arange(len(segments)))
-
-    def _run(self, segments: Sequence[TokenSegment], stems: Sequence[Prefix]) -> tuple[BranchedKVCache, mx.array]:
-        states, new = self._layers(segments, stems)
-        parts = [*stems, new]
-        owners = np.concatenate([part.owners[part.rows] for part in parts], axis=1)
-        layers = [
-            (
-                mx.concatenate([expand_rows(part.layers[number][0], part.rows) for part in parts], axis=2),
-                mx.concatenate([expand_rows(part.layers[number][1], part.rows) for part in parts], axis=2),
-            )
-            for number in range(len(new.layers))
-        ]
-        return BranchedKVCache.of(owners, layers), self._vlm.head(states)
+        last = np.array([len(segment) - 1 for segment in segments])
+        states, layers = run_block(
+            self._vlm.decoder, block, before, recompute=False, last_positions=last, eval_each_piece=True
+        )
+        return states, Prefix(layers, block.branch_ids, np.arange(len(segments)))
 
 
-def _stem(keys: Sequence[Hashable], found: dict[Hashable, _CachedPrefix]) -> Prefix:
-    """The beginnings of B rows as one stem: each once, padded on the right to the longest."""
-    distinct = list(dict.fromkeys(keys))
-    place = {key: row for row, key in enumerate(distinct)}
-    beginnings = [found[key] for key in distinct]
-    columns = [beginning.columns for beginning in beginnings]
+def _stack(cached: Sequence[_CachedPrefix]) -> Prefix:
+    """The cached prefixes of B rows as one prefix of P rows: each once, padded on the right to the longest."""
+    distinct = list(dict.fromkeys(cached))
+    rows = {prefix: row for row, prefix in enumerate(distinct)}
+    lengths = [prefix.columns for prefix in distinct]
     layers = [
         (
-            mx.concatenate([_widened(beginning.layers[number][0], max(columns)) for beginning in beginnings]),
-            mx.concatenate([_widened(beginning.layers[number][1], max(columns)) for beginning in beginnings]),
+            mx.concatenate([_pad(prefix.layers[number][0], max(lengths)) for prefix in distinct]),
+            mx.concatenate([_pad(prefix.layers[number][1], max(lengths)) for prefix in distinct]),
         )
-        for number in range(len(beginnings[0].layers))
-    ]
-    return Prefix(layers, owners_of(columns, max(columns)), np.array([place[key] for key in keys]))
+        for number in range(len(distinct[0].layers))
+    ]  # (P, K, S, W)
+    return Prefix(layers, prompt_branch_ids(lengths, max(lengths)), np.array([rows[prefix] for prefix in cached]))
 
 
-def _widened(part: mx.array, columns: int) -> mx.array:
-    missing = columns - part.shape[2]
-    return mx.pad(part, [(0, 0), (0, 0), (0, missing), (0, 0)]) if missing else part
+def _pad(array: mx.array, columns: int) -> mx.array:
+    """Keys or values (1, K, S, W), padded to (1, K, columns, W)."""
+    missing = columns - array.shape[2]
+    return mx.pad(array, [(0, 0), (0, 0), (0, missing), (0, 0)]) if missing else array

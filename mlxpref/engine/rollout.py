@@ -1,8 +1,10 @@
 """Rollouts: completions of comparisons, written in batches and read where they answer.
 
 The completions of a comparison are branches of one row: its prompt's keys and values exist once. All advance together,
-one token a step, and tokens are chosen on the device; the host looks at them every few steps, and what is done leaves
-the batch. Random numbers are keyed by seed, comparison and sample, so what is sampled does not depend on the batch.
+one token a step, and tokens are chosen on the device. The host reads them every few steps, and finished completions
+leave the batch. Random numbers are keyed by seed, comparison and sample, so that samples do not depend on the batch.
+
+Axes: B rows, M branches of a row at most, S steps, V tokens of the vocabulary.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,10 +25,10 @@ from mlxpref.verdict import Verdict, at_answer, verdicts_from_json, verdicts_to_
 __all__ = ["Prefill", "Rollout", "Sampling", "roll_out"]
 
 _CROWDED = 0.75
-"""The share of rows that are still written, above which finished ones stay where they are."""
+"""The share of rows that are still written, above which finished ones stay in the batch."""
 
 Prefill = Callable[[Sequence[ComparisonInput]], tuple[BranchedKVCache, mx.array]]
-"""Runs prompts: their keys and values, and the logits (P, V) after each."""
+"""Runs comparisons: their keys and values, and the logits (B, V) after each."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Sampling:
     """How completions are written.
 
     `temperature` 0 takes the likeliest token. `until` "answer" stops at the answer position, where the labels'
-    probabilities are read; "end" goes on until the answer is written. `close` ends the reasoning of a completion that
+    probabilities are read; "end" continues until the answer is written. `close` ends the reasoning of a completion that
     runs out of tokens, so that it can be read all the same.
     """
 
@@ -48,7 +50,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Rollout:
-    """A completion: the tokens that were chosen with their log-probabilities, and the verdict that they say."""
+    """A completion: the tokens that were chosen with their log-probabilities, and the verdict that they give."""
 
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
@@ -59,23 +61,26 @@ class Rollout:
         return [self.tokens, self.logprobs, verdicts_to_json([self.verdict])]
 
     @classmethod
-    def from_json(cls, told: Sequence[Any]) -> "Rollout":
-        """What `to_json` gave."""
-        tokens, logprobs, verdicts = told
+    def from_json(cls, values: Sequence[Any]) -> "Rollout":
+        """The rollout that `to_json` wrote."""
+        tokens, logprobs, verdicts = values
         return cls(tuple(tokens), tuple(logprobs), *verdicts_from_json(verdicts))
 
 
 @dataclass
 class _Completion:
-    """One completion while it is being written: a branch of its comparison's row."""
+    """A completion while it is written: branch `branch` of its comparison's row, `position` that of its next token.
 
-    number: int
+    `tokens` are those that the model chose, `ids` those that stand in the row, with what was closed for it.
+    """
+
+    branch: int
     position: int
     uniforms: NDArray[np.float32]
     text: str
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    written: list[int] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
     labels: tuple[float, float] | None = None
     closed: bool = False
     done: bool = False
@@ -83,57 +88,57 @@ class _Completion:
 
 def roll_out(
     vlm: VLM,
-    prompts: Sequence[ComparisonInput],
+    comparisons: Sequence[ComparisonInput],
     sampling: Sampling,
     keys: Sequence[tuple[int, ...]],
     rows: int | None = None,
     prefill: Prefill | None = None,
 ) -> list[list[Rollout]]:
-    """Write `sampling.samples` completions for each of P prompts; a list of P lists.
+    """Write `sampling.samples` completions for each of P comparisons; returns P lists.
 
     `keys` tell the comparisons apart: the random numbers of a completion come from its key, its sample and the seed. A
-    prompt that already ends at its answer position is read at once, without a decoding step. At most `rows` completions
-    are written together, but those of one comparison always are. `prefill` runs the prompts where the model's own way,
-    each as a whole, is not the shortest.
+    comparison that already ends at its answer position is read at once, without a decoding step. At most `rows`
+    completions are written together, but those of one comparison always are. `prefill` runs the comparisons where the
+    model's own way, each as a whole, is not the shortest. Raises DataError for more tokens than the model reads.
     """
-    longest = max(len(prompt) for prompt in prompts)
+    longest = max(len(comparison) for comparison in comparisons)
     if longest + sampling.max_tokens > vlm.context:
         raise DataError(
             f"a comparison takes {longest} tokens and its completion up to {sampling.max_tokens}; "
             f"the model reads at most {vlm.context}: give a smaller --max-pixels or --max-tokens"
         )
-    size = len(prompts) if rows is None else max(1, rows // sampling.samples)
-    finished: list[list[Rollout]] = []
-    for start in range(0, len(prompts), size):
+    size = len(comparisons) if rows is None else max(1, rows // sampling.samples)
+    rollouts: list[list[Rollout]] = []
+    for start in range(0, len(comparisons), size):
         part = slice(start, start + size)
-        cache, logits = (prefill or vlm.prefill)(prompts[part])
+        cache, logits = (prefill or vlm.prefill)(comparisons[part])
         groups = [
-            [_new_branch(vlm, prompt, sampling, key, number) for number in range(sampling.samples)]
-            for prompt, key in zip(prompts[part], keys[part], strict=True)
+            [_start(vlm, comparison, sampling, key, number) for number in range(sampling.samples)]
+            for comparison, key in zip(comparisons[part], keys[part], strict=True)
         ]
         copies = bounds.prompt_copies(longest, sampling.max_tokens, sampling.samples)
         if copies > 1:
-            rows_of = np.repeat(np.arange(len(groups)), copies)
-            cache.take(rows_of.tolist())
-            logits = logits[mx.array(rows_of)]
+            copied = np.repeat(np.arange(len(groups)), copies)
+            cache.select_rows(copied.tolist())
+            logits = logits[mx.array(copied)]  # (P, V) -> (P * copies, V)
         _Batch(vlm, sampling, cache, [group[i::copies] for group in groups for i in range(copies)], logits).write()
-        finished += [[_finish(vlm, branch) for branch in group] for group in groups]
-    return finished
+        rollouts += [[_finish(vlm, completion) for completion in group] for group in groups]
+    return rollouts
 
 
-def _new_branch(
-    vlm: VLM, prompt: ComparisonInput, sampling: Sampling, key: tuple[int, ...], number: int
-) -> _Completion:
-    uniforms = np.random.default_rng([sampling.seed, *key, number]).random(sampling.max_tokens + bounds.ANSWER_TOKENS)
-    answers_at_once = tuple(prompt.ids[-len(vlm.words.no_thinking) :]) == vlm.words.no_thinking
-    return _Completion(number, prompt.following, uniforms.astype(np.float32), NO_THINKING if answers_at_once else "")
+def _start(vlm: VLM, comparison: ComparisonInput, sampling: Sampling, key: tuple[int, ...], number: int) -> _Completion:
+    count = sampling.max_tokens + bounds.ANSWER_TOKENS
+    uniforms = np.random.default_rng([sampling.seed, *key, number]).random(count)
+    ending = vlm.tokenizer.no_thinking_ids
+    text = NO_THINKING if tuple(comparison.ids[-len(ending) :]) == ending else ""
+    return _Completion(number, comparison.next_position, uniforms.astype(np.float32), text)
 
 
 class _Batch:
-    """Completions that are written together: for each row of a cache, the branches that are not done.
+    """Completions that are written together: for each row of a cache, those that are not done.
 
-    `logits` (B, M, V) say each branch's next token, for M the most branches of a row; `probabilities` are those of the
-    model itself, whatever the temperature.
+    `logits` (B, M, V) predict each completion's next token; `probabilities` are those of the model itself, whatever the
+    temperature.
     """
 
     def __init__(
@@ -141,99 +146,100 @@ class _Batch:
         vlm: VLM,
         sampling: Sampling,
         cache: BranchedKVCache,
-        groups: Sequence[list[_Completion]],
+        rows: Sequence[list[_Completion]],
         logits: mx.array,
     ) -> None:
         self.vlm, self.sampling, self.cache = vlm, sampling, cache
-        self.live = [list(group) for group in groups]
-        self._variants = mx.array([i for ids in vlm.words.label_ids for i in ids])
-        self.logits = mx.repeat(logits[:, None], max(map(len, groups)), axis=1)
+        self.rows = [list(row) for row in rows]
+        self._label_ids = mx.array([i for ids in vlm.tokenizer.label_ids for i in ids])
+        self.logits = mx.repeat(logits[:, None], max(map(len, rows)), axis=1)  # (B, V) -> (B, M, V)
         self.probabilities = mx.softmax(self.logits, axis=-1)
 
     def write(self) -> None:
-        """Write until every branch is done."""
+        """Write tokens until every completion is done."""
         self._read_labels()
-        written = 0
+        limit, written = self.sampling.max_tokens, 0
         while self._drop_finished():
-            if written == self.sampling.max_tokens and self._close():
+            if written == limit and self._close():
                 continue
-            limit = self.sampling.max_tokens
-            steps = min(bounds.STEPS_TOGETHER, (limit if written < limit else limit + bounds.ANSWER_TOKENS) - written)
+            most = limit if written < limit else limit + bounds.ANSWER_TOKENS
+            steps = min(bounds.STEPS_TOGETHER, most - written)
             self._advance(steps, written)
             written += steps
 
-    def _branches(self) -> list[tuple[int, int, _Completion]]:
-        """Every branch with its row and its place in the row."""
-        return [(row, place, branch) for row, group in enumerate(self.live) for place, branch in enumerate(group)]
+    def _completions(self) -> list[tuple[int, int, _Completion]]:
+        """Every completion with its row and its place in the row."""
+        return [(number, place, each) for number, row in enumerate(self.rows) for place, each in enumerate(row)]
 
-    def _placed(self, value: Callable[[_Completion], object], default: object, dtype: type) -> NDArray[Any]:
-        """One value a branch, (B, M), with a default where a row has fewer branches."""
-        columns = max(len(group) for group in self.live)
-        return np.array([[*map(value, group), *[default] * (columns - len(group))] for group in self.live], dtype)
+    def _gather(self, value: Callable[[_Completion], object], default: object, dtype: type) -> NDArray[Any]:
+        """One value a completion, (B, M) or (B, M, S), with a default where a row has fewer completions."""
+        columns = max(len(row) for row in self.rows)
+        return np.array([[*map(value, row), *[default] * (columns - len(row))] for row in self.rows], dtype)
 
     def _read_labels(self) -> None:
-        """Read the labels' probabilities of the branches that stand at their answer position now."""
-        if any(at_answer(branch.text) for _, _, branch in self._branches()):
-            labels = self._label_mass(self.probabilities[..., self._variants])
-            for row, place, branch in self._branches():
-                _update_status(branch, labels[row, place], self.sampling)
+        """Read the labels' probabilities of the completions that stand at their answer position now."""
+        if any(at_answer(completion.text) for _, _, completion in self._completions()):
+            labels = self._label_mass(self.probabilities[..., self._label_ids])
+            for row, place, completion in self._completions():
+                _update_status(completion, labels[row, place], self.sampling)
 
     def _label_mass(self, variants: mx.array) -> NDArray[np.float32]:
-        """The probabilities (..., 2) of the labels, summed over the variants (..., K) of both."""
-        count = len(self.vlm.words.label_ids[0])
-        found = np.array(variants)
-        return np.stack([found[..., :count].sum(-1), found[..., count:].sum(-1)], axis=-1)
+        """The probabilities (..., 2) of the labels, from those of the variants of both (..., variants)."""
+        count = len(self.vlm.tokenizer.label_ids[0])
+        values = np.array(variants)
+        return np.stack([values[..., :count].sum(-1), values[..., count:].sum(-1)], axis=-1)
 
     def _drop_finished(self) -> bool:
-        """Let go of what is done; whether anything is left."""
-        kept = [[place for place, branch in enumerate(group) if not branch.done] for group in self.live]
-        going = [row for row, places in enumerate(kept) if places]
-        if not going or all(len(places) == len(group) for places, group in zip(kept, self.live, strict=True)):
-            return bool(going)
-        rows = list(range(len(kept)))
-        if len(going) <= _CROWDED * len(kept):
-            self.cache.take(going)
-            rows = going
-        self.live = [[self.live[row][place] for place in kept[row]] for row in rows]
-        columns = max(len(group) for group in self.live)
-        places = np.array([kept[row] + [0] * (columns - len(kept[row])) for row in rows])
-        index = mx.array(np.array(rows))[:, None], mx.array(places)
+        """Let finished completions leave the batch; returns whether any are left."""
+        kept = [[place for place, each in enumerate(row) if not each.done] for row in self.rows]
+        unfinished = [number for number, places in enumerate(kept) if places]
+        if not unfinished or all(len(places) == len(row) for places, row in zip(kept, self.rows, strict=True)):
+            return bool(unfinished)
+        numbers = list(range(len(kept)))
+        if len(unfinished) <= _CROWDED * len(kept):
+            self.cache.select_rows(unfinished)
+            numbers = unfinished
+        self.rows = [[self.rows[number][place] for place in kept[number]] for number in numbers]
+        columns = max(len(row) for row in self.rows)
+        places = np.array([kept[number] + [0] * (columns - len(kept[number])) for number in numbers])
+        index = mx.array(np.array(numbers))[:, None], mx.array(places)  # (new B, 1), (new B, new M)
         self.logits, self.probabilities = self.logits[index], self.probabilities[index]
-        self.cache.forget([{branch.number for branch in group} for group in self.live])
+        self.cache.drop_branches([{completion.branch for completion in row} for row in self.rows])
         return True
 
     def _advance(self, steps: int, written: int) -> None:
-        """Write `steps` tokens of every branch on the device, then look at them."""
-        owners = self._placed(lambda branch: branch.number, PADDING, np.int32)
-        positions = mx.array(self._placed(lambda branch: branch.position, 0, np.int32))
+        """Write `steps` tokens of every completion on the device, then read them."""
+        branch_ids = self._gather(lambda each: each.branch, PADDING, np.int32)  # (B, M)
+        positions = mx.array(self._gather(lambda each: each.position, 0, np.int32))  # (B, M)
         blank = np.full(steps, 0.5, np.float32)
-        uniforms = mx.array(self._placed(lambda branch: branch.uniforms[written : written + steps], blank, np.float32))
-        self.cache.announce(owners, steps)
-        every = positions[..., None] + mx.arange(steps)
-        turning = self.vlm.turning(every.flatten(1))
-        angles = [part.reshape(*every.shape, -1) for part in turning] if turning else []
-        kept: tuple[list[mx.array], ...] = ([], [], [])
+        uniforms = mx.array(self._gather(lambda each: each.uniforms[written : written + steps], blank, np.float32))
+        self.cache.reserve(branch_ids, steps)
+        every = positions[..., None] + mx.arange(steps)  # (B, M, S)
+        tables = self.vlm.rotary_tables(every.flatten(1))  # of (B, M * S)
+        rotary = [table.reshape(*every.shape, -1) for table in tables] if tables else []  # (B, M, S, W) each
+        chosen: tuple[list[mx.array], ...] = ([], [], [])
         for step in range(steps):
             tokens, logprobs = self._choose(uniforms[..., step])
-            now = (angles[0][:, :, step], angles[1][:, :, step]) if angles else None
+            now = (rotary[0][:, :, step], rotary[1][:, :, step]) if rotary else None
             self.logits = self.vlm.head(self.vlm.extend(self.cache, tokens, every[..., step], now))
             self.probabilities = mx.softmax(self.logits, axis=-1)
-            found = tokens, logprobs, self.probabilities[..., self._variants]
-            mx.async_eval(self.logits, *found)
-            for values, value in zip(kept, found, strict=True):
+            results = tokens, logprobs, self.probabilities[..., self._label_ids]
+            mx.async_eval(self.logits, *results)
+            for values, value in zip(chosen, results, strict=True):
                 values.append(value)
-        tokens_now, logprobs_now = (np.array(mx.stack(values, axis=2)) for values in kept[:2])
-        labels_now = self._label_mass(mx.stack(kept[2], axis=2))
-        for row, place, branch in self._branches():
+        all_tokens, all_logprobs = (np.array(mx.stack(values, axis=2)) for values in chosen[:2])  # (B, M, S)
+        all_labels = self._label_mass(mx.stack(chosen[2], axis=2))  # (B, M, S, 2)
+        for row, place, completion in self._completions():
             for step in range(steps):
-                if not branch.done:
-                    _accept(self.vlm, branch, int(tokens_now[row, place, step]), float(logprobs_now[row, place, step]))
-                    _update_status(branch, labels_now[row, place, step], self.sampling)
+                if not completion.done:
+                    token, logprob = int(all_tokens[row, place, step]), float(all_logprobs[row, place, step])
+                    _accept(self.vlm, completion, token, logprob)
+                    _update_status(completion, all_labels[row, place, step], self.sampling)
 
     def _choose(self, uniforms: mx.array) -> tuple[mx.array, mx.array]:
-        """One token a branch (B, M), with its log-probability under the distribution it was drawn from.
+        """One token a completion (B, M), with its log-probability under the distribution it was drawn from.
 
-        Drawn by inverting the cumulative distribution at the branch's own uniform number.
+        Drawn by inverting the cumulative distribution at the completion's own uniform number (B, M).
         """
         temperature = self.sampling.temperature
         if temperature == 0:
@@ -241,80 +247,84 @@ class _Batch:
         else:
             scaled = temperature != 1
             probabilities = mx.softmax(self.logits / temperature, axis=-1) if scaled else self.probabilities
-            cumulative = mx.cumsum(probabilities, axis=-1)
+            cumulative = mx.cumsum(probabilities, axis=-1)  # (B, M, V)
             # Above 0, so that the first token is not taken where its probability is 0.
-            threshold = mx.maximum(uniforms[..., None] * cumulative[..., -1:], 1e-9)
+            threshold = mx.maximum(uniforms[..., None] * cumulative[..., -1:], 1e-9)  # (B, M, 1)
             tokens = mx.minimum((cumulative < threshold).sum(axis=-1), self.logits.shape[-1] - 1)
-            # Sums in parallel need not rise without exception: a token that cannot be is never taken.
+            # Sums in parallel need not rise without exception: an impossible token is never taken.
             possible = mx.take_along_axis(self.logits, tokens[..., None], axis=-1)[..., 0] > -mx.inf
             tokens = mx.where(possible, tokens, mx.argmax(self.logits, axis=-1).astype(tokens.dtype))
         return tokens, mx.log(mx.take_along_axis(probabilities, tokens[..., None], axis=-1)[..., 0])
 
     def _close(self) -> bool:
-        """End the reasoning of the branches that have no tokens left for it, in one block; whether there were any."""
-        closing = [item for item in self._branches() if item[2].labels is None and not item[2].closed]
+        """End the reasoning of the completions that have no tokens left for it; returns whether there were any.
+
+        The closing tokens run as one block (B, C * M): C tokens at most, each followed by those of the next place.
+        """
+        closing = [item for item in self._completions() if item[2].labels is None and not item[2].closed]
         if not closing:
             return False
-        forced = {
-            (row, place): self.vlm.words.control(ANSWER_OPEN if "</think>" in branch.text else CLOSING)
-            for row, place, branch in closing
+        closings = {
+            (row, place): self.vlm.tokenizer.encode_template_text(
+                ANSWER_OPEN if "</think>" in completion.text else CLOSING
+            )
+            for row, place, completion in closing
         }
         rows, places = self.logits.shape[:2]
-        ids = np.zeros((rows, max(map(len, forced.values())), places), np.int32)
-        owners, positions, last = np.full_like(ids, PADDING), np.zeros_like(ids), np.zeros((rows, places), np.int32)
-        for row, place, branch in closing:
-            words = forced[row, place]
-            ids[row, : len(words), place] = words
-            owners[row, : len(words), place] = branch.number
-            positions[row, : len(words), place] = branch.position + np.arange(len(words))
-            last[row, place] = (len(words) - 1) * places + place
-        blocks = [values.reshape(rows, -1) for values in (ids, owners, positions)]
-        self.cache.announce(blocks[1])
-        states = self.vlm.extend(self.cache, mx.array(blocks[0]), mx.array(blocks[2]))
-        closed = self.vlm.head(states[mx.arange(rows)[:, None], mx.array(last)])
-        is_closed = np.zeros((rows, places, 1), bool)
-        for row, place, branch in closing:
-            is_closed[row, place] = branch.closed = True
-            for token in forced[row, place]:
-                _append(self.vlm, branch, token)
+        ids = np.zeros((rows, max(map(len, closings.values())), places), np.int32)  # (B, C, M)
+        branch_ids, positions = np.full_like(ids, PADDING), np.zeros_like(ids)
+        last, is_closed = np.zeros((rows, places), np.int32), np.zeros((rows, places, 1), bool)
+        for row, place, completion in closing:
+            tokens = closings[row, place]
+            ids[row, : len(tokens), place] = tokens
+            branch_ids[row, : len(tokens), place] = completion.branch
+            positions[row, : len(tokens), place] = completion.position + np.arange(len(tokens))
+            last[row, place] = (len(tokens) - 1) * places + place
+            is_closed[row, place] = completion.closed = True
+            for token in tokens:
+                _append(self.vlm, completion, token)
+        self.cache.reserve(branch_ids.reshape(rows, -1))  # (B, C * M), as the two below
+        states = self.vlm.extend(self.cache, mx.array(ids.reshape(rows, -1)), mx.array(positions.reshape(rows, -1)))
+        closed = self.vlm.head(states[mx.arange(rows)[:, None], mx.array(last)])  # (B, M, V)
         self.logits = mx.where(mx.array(is_closed), closed, self.logits)
         self.probabilities = mx.softmax(self.logits, axis=-1)
         self._read_labels()
         return True
 
 
-def _accept(vlm: VLM, branch: _Completion, token: int, logprob: float) -> None:
+def _accept(vlm: VLM, completion: _Completion, token: int, logprob: float) -> None:
     """Take a token that the model chose."""
-    branch.tokens.append(token)
-    branch.logprobs.append(logprob)
-    branch.done = token in vlm.ends
-    _append(vlm, branch, token)
+    completion.tokens.append(token)
+    completion.logprobs.append(logprob)
+    completion.done = token in vlm.eos_ids
+    _append(vlm, completion, token)
 
 
-def _append(vlm: VLM, branch: _Completion, token: int) -> None:
-    branch.written.append(token)
-    branch.position += 1
-    if not branch.done:
-        branch.text += vlm.words.pieces[token]
+def _append(vlm: VLM, completion: _Completion, token: int) -> None:
+    completion.ids.append(token)
+    completion.position += 1
+    if not completion.done:
+        completion.text += vlm.tokenizer.vocabulary[token]
 
 
-def _update_status(branch: _Completion, labels: NDArray[np.float32], sampling: Sampling) -> None:
-    """Read the labels where a branch stands at its answer position, and see whether it has said what was asked for."""
-    if branch.labels is None and not branch.done and at_answer(branch.text):
-        branch.labels = float(labels[0]), float(labels[1])
-    read, count = branch.labels is not None, len(branch.tokens)
-    branch.done = (
-        branch.done
-        or (read and sampling.until == "answer")
-        or (read and "</answer>" in branch.text.rpartition("</think>")[2])
-        or (not read and not sampling.close and count >= sampling.max_tokens)
+def _update_status(completion: _Completion, labels: NDArray[np.float32], sampling: Sampling) -> None:
+    """Read the labels' probabilities (2,) at the answer position, and see whether the completion is done."""
+    if completion.labels is None and not completion.done and at_answer(completion.text):
+        completion.labels = float(labels[0]), float(labels[1])
+    answered, count = completion.labels is not None, len(completion.tokens)
+    completion.done = (
+        completion.done
+        or (answered and sampling.until == "answer")
+        or (answered and "</answer>" in completion.text.rpartition("</think>")[2])
+        or (not answered and not sampling.close and count >= sampling.max_tokens)
         or count >= sampling.max_tokens + bounds.ANSWER_TOKENS
     )
 
 
-def _finish(vlm: VLM, branch: _Completion) -> Rollout:
-    ids = [token for token in branch.written if token not in vlm.ends]
-    opening = NO_THINKING if branch.text.startswith(NO_THINKING) else ""
-    first, second = branch.labels or (0.0, 0.0)
-    verdict = Verdict(opening + vlm.words.decode(ids), first, second, branch.closed, len(branch.tokens))
-    return Rollout(tuple(branch.tokens), tuple(branch.logprobs), verdict)
+def _finish(vlm: VLM, completion: _Completion) -> Rollout:
+    ids = [token for token in completion.ids if token not in vlm.eos_ids]
+    opening = NO_THINKING if completion.text.startswith(NO_THINKING) else ""
+    first, second = completion.labels or (0.0, 0.0)
+    text = opening + vlm.tokenizer.decode(ids)
+    verdict = Verdict(text, first, second, completion.closed, len(completion.tokens))
+    return Rollout(tuple(completion.tokens), tuple(completion.logprobs), verdict)

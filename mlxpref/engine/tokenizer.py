@@ -1,4 +1,4 @@
-"""From words to token ids: the chat of a comparison with the user's text kept plain, and the answer's labels."""
+"""From text to token ids: the chat of a comparison with the user's text kept plain, and the answer's labels."""
 
 import json
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from mlxpref.engine.template import CLOSING, NO_THINKING, USER_TEXT, Form, comparison_messages
+from mlxpref.engine.template import NO_THINKING, USER_TEXT, Form, comparison_messages
 from mlxpref.errors import ModelError
 from mlxpref.text import one_line
 
@@ -32,16 +32,16 @@ class ComparisonTokens:
 class ComparisonTokenizer:
     """A checkpoint's tokenizer, used so that a prompt can never become anything but words.
 
-    Segments of our own text are encoded as the tokenizer always does; the user's text is encoded by the same
-    vocabulary without any added token, special or not, so that `<|im_end|>` or `<think>` in a prompt stays a
-    string of ordinary characters.
+    Text of the template is encoded as the tokenizer always does. A user's text is encoded by the same vocabulary
+    without any added token, special or not, so that `<|im_end|>` or `<think>` in a prompt stays a string of ordinary
+    characters. `hf_tokenizer` is the tokenizer of transformers.
     """
 
-    def __init__(self, tokenizer: Any, image_token_id: int) -> None:
-        self.tokenizer = tokenizer
-        self.image_token = str(tokenizer.convert_ids_to_tokens(image_token_id))
-        self._backend: Tokenizer = tokenizer.backend_tokenizer
-        self._rendered = cache(self._render)
+    def __init__(self, hf_tokenizer: Any, image_token_id: int) -> None:
+        self.hf_tokenizer = hf_tokenizer
+        self.image_token = str(hf_tokenizer.convert_ids_to_tokens(image_token_id))
+        self._backend: Tokenizer = hf_tokenizer.backend_tokenizer
+        self._template_ids = cache(self._encode_template)
 
     @cached_property
     def added_ids(self) -> frozenset[int]:
@@ -57,63 +57,61 @@ class ComparisonTokenizer:
         return Tokenizer.from_str(json.dumps(description))
 
     @cached_property
-    def pieces(self) -> list[str]:
-        """Every token as it stands in the vocabulary; ASCII characters stand for themselves."""
+    def vocabulary(self) -> list[str]:
+        """Every token by id, as it stands in the vocabulary; ASCII characters stand for themselves."""
         size = max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
-        return [piece or "" for piece in self.tokenizer.convert_ids_to_tokens(list(range(size)))]
+        return [token or "" for token in self.hf_tokenizer.convert_ids_to_tokens(list(range(size)))]
 
     @cached_property
     def label_ids(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The ids of each label's variants: the digit alone or after blanks."""
+        """The ids of each label's variants: the digit alone or after blanks; ModelError where there are none."""
         first, second = (
-            tuple(i for i, piece in enumerate(self.pieces) if piece.strip(_BLANKS) == label) for label in LABELS
+            tuple(i for i, token in enumerate(self.vocabulary) if token.strip(_BLANKS) == label) for label in LABELS
         )
         if not first or not second:
             raise ModelError("the tokenizer has no single token for the answers 1 and 2; choose another checkpoint")
         return first, second
 
     @cached_property
-    def closing(self) -> tuple[int, ...]:
-        """What is appended to a completion that ran out of tokens."""
-        return self.control(CLOSING)
-
-    @cached_property
-    def no_thinking(self) -> tuple[int, ...]:
+    def no_thinking_ids(self) -> tuple[int, ...]:
         """What a judge's completion begins with when it answers without thinking."""
-        return self.control(NO_THINKING)
+        return self.encode_template_text(NO_THINKING)
 
-    def control(self, text: str) -> tuple[int, ...]:
+    def encode_template_text(self, text: str) -> tuple[int, ...]:
         """Ids of our own text, in which added tokens mean what they say."""
         return tuple(self._backend.encode(text, add_special_tokens=False).ids)
 
-    def user(self, text: str) -> tuple[int, ...]:
+    def encode_user_text(self, text: str) -> tuple[int, ...]:
         """Ids of a user's text, in which nothing means more than its characters."""
         text = text.encode("utf-8", "replace").decode("utf-8")  # half a surrogate pair is no character
         ids = tuple(self._plain.encode(text, add_special_tokens=False).ids)
         if self.added_ids.isdisjoint(ids):
             return ids
-        # A vocabulary can hold an added token as an ordinary entry too: spelled out, it cannot arise.
+        # A vocabulary can hold an added token as an ordinary entry too: character by character it cannot arise.
         ids = tuple(i for character in text for i in self._plain.encode(character, add_special_tokens=False).ids)
         return tuple(i for i in ids if i not in self.added_ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of completion tokens; special tokens are left out."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+        return str(self.hf_tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def comparison(self, prompt: str, form: Form, think: bool) -> ComparisonTokens:
-        """The ids of a comparison for a prompt, ready for the judge to write (or, not thinking, to answer)."""
-        before_prompt, after_prompt, between, after = self._rendered(form)
+        """The ids of a comparison for a prompt, up to where the judge thinks or, without thinking, answers.
+
+        Raises ModelError for a checkpoint whose chat template cannot be used.
+        """
+        before_prompt, after_prompt, between, after = self._template_ids(form)
         return ComparisonTokens(
-            before_prompt + self.user(f" {prompt.strip()}") + after_prompt,
+            before_prompt + self.encode_user_text(f" {prompt.strip()}") + after_prompt,
             between,
-            after if think else after + self.no_thinking,
+            after if think else after + self.no_thinking_ids,
         )
 
-    def _render(self, form: Form) -> tuple[tuple[int, ...], ...]:
-        """The chat template's own words of a form, split at the user's text and at the two images."""
+    def _encode_template(self, form: Form) -> tuple[tuple[int, ...], ...]:
+        """The ids of the chat template's own text in a form, split at the user's text and at the two images."""
         messages = comparison_messages(form)
         try:
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            text = self.hf_tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         except Exception as error:  # a template is a program, which may raise anything
             raise ModelError(
                 f"the checkpoint's chat template cannot be used: {one_line(error)}; copy the original checkpoint's"
@@ -125,4 +123,4 @@ class ComparisonTokenizer:
                 "mlxpref needs the Instruct version of the model"
             )
         before_prompt, after_prompt = parts[0].split(USER_TEXT)
-        return tuple(self.control(part) for part in (before_prompt, after_prompt, parts[1], parts[2]))
+        return tuple(self.encode_template_text(part) for part in (before_prompt, after_prompt, parts[1], parts[2]))

@@ -229,7 +229,7 @@ def _reader(variant: StrategyVariant, judge: Judge, session: JudgingSession) -> 
     if judge.calibration and variant.strategy == "soft":
         conditions = replace(judge.conditions(variant.think, session), samples=variant.samples)
         rescaling = judge.calibration.rescaling(conditions)
-    return _VerdictReader(variant, judge.vlm.words, judge.settings.max_tokens, rescaling)
+    return _VerdictReader(variant, judge.vlm.tokenizer, judge.settings.max_tokens, rescaling)
 
 
 @dataclass(frozen=True)
@@ -271,5 +271,5 @@ class _VerdictReader:
         elif verdict.closed:  # all tokens went into the reasons
             tokens = self.max_tokens
         else:
-            tokens = max(0, verdict.tokens - len(self.tokenizer.control(verdict.text[end:])))
+            tokens = max(0, verdict.tokens - len(self.tokenizer.encode_template_text(verdict.text[end:])))
         return replace(verdict, text=verdict.text[:end], tokens=tokens)

@@ -104,7 +104,7 @@ class ModelVerdicts:
         self, batch: Sequence[tuple[Features, Features, str]], request: Request, session: JudgingSession
     ) -> list[Judgement]:
         inputs = [
-            self.vlm.prompt_of((first, second), prompt, request.form, request.think) for first, second, prompt in batch
+            self.vlm.input_of((first, second), prompt, request.form, request.think) for first, second, prompt in batch
         ]
         random_keys = [_random_key(*each) for each in batch]
         rollouts = roll_out(self.vlm, inputs, request.sampling, random_keys, prefill=session.prefixes.prefill)

@@ -105,7 +105,7 @@ def _one_group_in_parts(vlm: VLM, inputs: LossInputs, settings: TrainSettings) -
         def objective(weights: Any, arrays: list[mx.array], some: LossInputs = chunk) -> Part:
             vlm.model.update(weights)
             scored = completion_logprobs(
-                vlm, prompt.of(arrays), some.completions, settings.temperature, settings.recompute
+                vlm, prompt.with_arrays(arrays), some.completions, settings.temperature, settings.recompute
             )
             return *step_loss(scored, some, settings), scored.logprobs
 

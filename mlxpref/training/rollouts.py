@@ -66,7 +66,7 @@ def sample_groups(
     # Each image is encoded by itself: in a batch its features would differ in the last bits with what is beside it, and
     # a resumed run encodes it beside others.
     shown = [comparisons[i].comparison for i in mine]
-    inputs = [vlm.prompt(c.first, c.second, c.prompt, mix.form, settings.think) for c in shown]
+    inputs = [vlm.input(c.first, c.second, c.prompt, mix.form, settings.think) for c in shown]
     keys = [comparisons[i].key for i in mine]
     written = roll_out(vlm, inputs, sampling, keys, settings.rows) if inputs else []
     parts = processes.all_gather([[rollout.to_json() for rollout in group] for group in written])
@@ -75,7 +75,7 @@ def sample_groups(
         comparisons,
         [*[None] * mine.start, *inputs, *[None] * (len(comparisons) - mine.stop)],
         rollouts,
-        [[is_truncated(rollout, sampling, vlm.ends) for rollout in group] for group in rollouts],
+        [[is_truncated(rollout, sampling, vlm.eos_ids) for rollout in group] for group in rollouts],
     )
 
 

@@ -16,7 +16,7 @@ from mlxpref.checkpoints.memory import model_size
 from mlxpref.demo import JUDGE
 from mlxpref.engine.vlm import VLM, check_folder, load_vlm
 from mlxpref.errors import ModelError
-from tests.conftest import FAMILIES, GOLDEN, tiny_model
+from tests.conftest import FAMILIES, GOLDEN, hidden_states, tiny_model
 from tests.engine.test_vlm import golden_prompt, spoken
 from tests.variants import change_config, read_weights, write_transformers_5, write_weights
 
@@ -37,7 +37,7 @@ def one(tmp_path: Path) -> Path:
 
 def distance(vlm: VLM, golden: Golden) -> float:
     """The largest difference in logits from transformers, at all positions."""
-    _, hidden = vlm.hidden([golden_prompt(vlm, golden)])
+    hidden = hidden_states(vlm, [golden_prompt(vlm, golden)])
     return float(np.abs(spoken(vlm, vlm.head(hidden)[0]) - spoken(vlm, mx.array(golden["logits"]))).max())
 
 
@@ -63,7 +63,11 @@ def test_a_folder_of_transformers_5_has_the_same_logits(family: str, golden: Gol
     inputs = vlm.features._processor([Image.fromarray(golden["image0"]), Image.fromarray(golden["image1"])])
     assert np.abs(np.array(inputs["pixel_values"]) - golden["pixel_values"]).max() < 1e-5
     ours = tiny_model(family)
-    assert (vlm.ends, vlm.silent, vlm.words.label_ids) == (ours.ends, ours.silent, ours.words.label_ids)
+    assert (vlm.eos_ids, vlm.suppressed_ids, vlm.tokenizer.label_ids) == (
+        ours.eos_ids,
+        ours.suppressed_ids,
+        ours.tokenizer.label_ids,
+    )
     assert vlm.context == ours.context
 
 
@@ -94,7 +98,7 @@ def test_text_config_beside_the_same_keys(whole: bool, one: Path) -> None:
     assert read["image_token_id"] == text["image_token_id"]
     assert read["model_type"] == "qwen2_5_vl"
     assert "text_config" not in read
-    assert load_vlm(one, 512 * 512).layer_count == 2
+    assert len(load_vlm(one, 512 * 512).decoder.layers) == 2
 
 
 def test_a_view_has_all_files_but_code_and_is_gone_afterwards(one: Path, tmp_path: Path) -> None:
@@ -177,7 +181,7 @@ def test_ties_that_are_said_or_seen(folder: Path, golden: Golden, said: Any, sto
         assert "lm_head" in refusal(folder)
         return
     vlm = load_vlm(folder, 512 * 512)
-    assert vlm.language.args.tie_word_embeddings is not stored
+    assert vlm.language_model.args.tie_word_embeddings is not stored
     assert distance(vlm, golden) < 1e-3
 
 

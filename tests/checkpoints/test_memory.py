@@ -62,7 +62,7 @@ def test_sizes_are_those_of_the_loaded_model(folder: Path) -> None:
     assert size.weights == loaded_bytes(vlm)
     assert size.float_bytes == 4  # bfloat16 becomes float32 on a CPU
     assert size.max_pixels == load_vlm(folder, 1 << 30).features.max_pixels
-    comparison = vlm.prompt(picture(0), picture(1), "a hat", "choice", think=True)
+    comparison = vlm.input(picture(0), picture(1), "a hat", "choice", think=True)
     cache, logits = vlm.prefill([comparison])
     stored = [part for layer in cache.layers for part in (layer.keys, layer.values)]
     assert sum(int(part.nbytes) for part in stored if part is not None) == size.keys_values(len(comparison))

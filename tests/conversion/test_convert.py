@@ -25,7 +25,7 @@ from mlxpref.conversion.quantize import Recipe
 from mlxpref.conversion.verify import Check, check_record
 from mlxpref.engine.vlm import VLM, load_vlm
 from mlxpref.errors import ConfigError, ModelError
-from tests.conftest import GOLDEN, tiny_model
+from tests.conftest import GOLDEN, hidden_states, tiny_model
 from tests.engine.test_vlm import golden_prompt, spoken
 
 SOURCE = GOLDEN / "qwen2_vl"
@@ -40,7 +40,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def logits(vlm: VLM, golden: dict[str, Any]) -> np.ndarray:
-    _, hidden = vlm.hidden([golden_prompt(vlm, golden)])
+    hidden = hidden_states(vlm, [golden_prompt(vlm, golden)])
     return spoken(vlm, vlm.head(hidden)[0])
 
 
@@ -67,7 +67,7 @@ def test_an_unquantized_conversion_says_the_same(
     assert np.abs(logits(converted, golden) - spoken(converted, mx.array(golden["logits"]))).max() < 1e-3
     for form in ("choice", "scores"):
         for think in (True, False):
-            words = [vlm.words.comparison("a hat", form, think) for vlm in (converted, tiny_model(family))]
+            words = [vlm.tokenizer.comparison("a hat", form, think) for vlm in (converted, tiny_model(family))]
             assert words[0] == words[1]
 
 

@@ -22,11 +22,11 @@ from mlxpref.conversion.fidelity import (
     fidelity_of,
 )
 from mlxpref.demo import JUDGE
-from mlxpref.engine.kv_cache import following_positions
+from mlxpref.engine.kv_cache import text_positions
 from mlxpref.engine.vlm import VLM, load_vlm
 from mlxpref.errors import DataError
 from mlxpref.preferences import Preference
-from tests.conftest import GOLDEN, picture
+from tests.conftest import GOLDEN, hidden_states, picture
 
 COMPARISONS = built_in_comparisons()
 
@@ -39,7 +39,7 @@ def reference(folder: Path) -> Answers:
 def rounded(folder: Path, bits: int) -> VLM:
     """A model whose language layers went through a quantization, as floats again: quick on a CPU."""
     vlm = load_vlm(folder, 512 * 512)
-    for _, layer in vlm.language.named_modules():
+    for _, layer in vlm.language_model.named_modules():
         if isinstance(layer, nn.Linear | nn.Embedding):
             layer.weight = mx.dequantize(*mx.quantize(layer.weight, 32, bits), group_size=32, bits=bits)
     return vlm
@@ -122,21 +122,21 @@ def test_answers_are_what_the_model_says(tiny_vlm: VLM) -> None:
     comparisons = [(picture(1), picture(2, (112, 84)), "a hat"), (picture(3), picture(1), "two cats on a mat")]
     found = answers_of(tiny_vlm, comparisons)
     for i, (first, second, text) in enumerate(comparisons):
-        prompt = tiny_vlm.prompt(first, second, text, "choice", think=False)
-        _, hidden = tiny_vlm.hidden([prompt])
+        prompt = tiny_vlm.input(first, second, text, "choice", think=False)
+        hidden = hidden_states(tiny_vlm, [prompt])
         logits = np.array(tiny_vlm.head(hidden[:, -1]))[0].astype(np.float64)
         assert np.allclose(logits, found.logits[i], rtol=0, atol=1e-4)
         probabilities = np.exp(logits) / np.exp(logits).sum()
-        masses = [probabilities[list(ids)].sum() for ids in tiny_vlm.words.label_ids]
+        masses = [probabilities[list(ids)].sum() for ids in tiny_vlm.tokenizer.label_ids]
         assert found.label_logprobs[i] == pytest.approx(np.log(masses), abs=1e-4)
         assert found.p_first[i] == pytest.approx(masses[0] / sum(masses), abs=1e-4)
         tokens = np.array(found.completions[i])
         assert 0 < len(tokens) <= COMPLETION_TOKENS + 8
         # Greedy by hand, all tokens at once behind the prompt.
-        prompt = tiny_vlm.prompt(first, second, text, "choice", think=True)
+        prompt = tiny_vlm.input(first, second, text, "choice", think=True)
         cache, start = tiny_vlm.prefill([prompt])
-        cache.announce(np.zeros((1, len(tokens)), np.int32))
-        places = mx.array(following_positions(np.array([prompt.following]), len(tokens))[0])
+        cache.reserve(np.zeros((1, len(tokens)), np.int32))
+        places = mx.array(text_positions(np.array([prompt.next_position]), len(tokens))[0])
         after = tiny_vlm.head(tiny_vlm.extend(cache, mx.array(tokens[None]), places))[0]
         saying = mx.concatenate([start, after[:-1]]).astype(mx.float32)
         assert mx.argmax(saying, axis=-1).tolist() == tokens.tolist()

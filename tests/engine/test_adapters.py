@@ -17,7 +17,7 @@ from mlxpref.engine.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, load_adapte
 from mlxpref.engine.lora import linear_layers
 from mlxpref.engine.vlm import VLM, load_vlm
 from mlxpref.errors import ModelError
-from tests.conftest import GOLDEN, write_adapter
+from tests.conftest import GOLDEN, hidden_states, write_adapter
 from tests.engine.test_vlm import golden_prompt, spoken
 
 
@@ -26,7 +26,7 @@ def fresh(folder: Path) -> VLM:
 
 
 def logits(vlm: VLM, golden: dict[str, Any]) -> np.ndarray:
-    _, hidden = vlm.hidden([golden_prompt(vlm, golden)])
+    hidden = hidden_states(vlm, [golden_prompt(vlm, golden)])
     return spoken(vlm, vlm.head(hidden)[0, -1])
 
 

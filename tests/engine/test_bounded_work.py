@@ -7,18 +7,13 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxpref.checkpoints.memory import _Block
-from mlxpref.config import TrainSettings
-from mlxpref.engine import decoder as trunk
-from mlxpref.engine import image_features as features
-from mlxpref.engine import rollout
-from mlxpref.engine import vision as tower
-from mlxpref.engine.decoder import columns_of_piece
+from mlxpref.checkpoints import bounds
+from mlxpref.engine import decoder
 from mlxpref.engine.prefix_cache import PrefixCache
 from mlxpref.engine.rollout import Sampling, roll_out
 from mlxpref.engine.vlm import VLM
 from mlxpref.training import gradients
-from tests.conftest import FAMILIES, picture, tiny_model
+from tests.conftest import picture, tiny_model
 from tests.training.test_gradients import material, settings, trained
 
 __all__ = ["trained"]  # a fixture
@@ -47,51 +42,27 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, str, Callable[...
     return count
 
 
-def tokens_of(_: Any, block: trunk.Block, *others: Any) -> int:
-    return int(block.owners.size)
+def tokens_of(_: Any, block: decoder.Block, *others: Any) -> int:
+    return int(block.branch_ids.size)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 4, 5, 32, 64, 65, 100, 1000, 8192, 20000])
-def test_a_piece_has_no_more_tokens_than_a_device_may_be_busy_with(rows: int) -> None:
-    columns = columns_of_piece(rows)
-    assert rows * columns <= max(trunk._MOST, rows)
-    assert rows * columns >= min(512, trunk._MOST) / 2  # nor so few that the device waits
-    assert _Block(rows, 10**6).piece.columns == columns  # and the plan of memory knows
-    if rows <= 64:  # as many as the settings ask for if nobody changes them
-        assert columns == max(128, 512 // rows)
-
-
-@pytest.mark.parametrize("way", ["whole", "tree"])
+@pytest.mark.parametrize("way", ["whole", "prefix cache"])
 @pytest.mark.parametrize("rows", [1, 3])
 def test_prompts_are_evaluated_piece_by_piece(
     way: str, rows: int, monkeypatch: pytest.MonkeyPatch, counted: Callable[..., list[int]]
 ) -> None:
     vlm = tiny_model("qwen3_vl")
-    prompts = [vlm.prompt(picture(i, (336, 336)), picture(9, (336, 336)), "a hat", "choice", True) for i in range(rows)]
-    prefill = PrefixCache(vlm).prefill if way == "tree" else vlm.prefill
+    prompts = [vlm.input(picture(i, (336, 336)), picture(9, (336, 336)), "a hat", "choice", True) for i in range(rows)]
+    prefill = PrefixCache(vlm).prefill if way == "prefix cache" else vlm.prefill
     expected = np.array(prefill(prompts)[1])
-    monkeypatch.setattr(trunk, "_TOGETHER", 32)
-    monkeypatch.setattr(trunk, "_LEAST", 16)
-    sums = counted(trunk, "run_layers", tokens_of)
-    prefill = PrefixCache(vlm).prefill if way == "tree" else vlm.prefill
+    monkeypatch.setattr(bounds, "TARGET_TOKENS", 32)
+    monkeypatch.setattr(bounds, "MIN_COLUMNS", 16)
+    sums = counted(decoder, "run_layers", tokens_of)
+    prefill = PrefixCache(vlm).prefill if way == "prefix cache" else vlm.prefill
     found = np.array(prefill(prompts)[1])
     assert sum(sums) >= len(prompts[0]) > 100
     assert max(sums) <= 2 * max(32, rows * 16)  # one under way, and one behind it
     np.testing.assert_allclose(found, expected, atol=2e-5)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_the_tower_is_evaluated_block_by_block_on_a_bounded_batch(
-    family: str, monkeypatch: pytest.MonkeyPatch, counted: Callable[..., list[int]]
-) -> None:
-    vlm = tiny_model(family)
-    monkeypatch.setattr(features, "_BATCH_TOKENS", 40)
-    sums = counted(tower, "_attention", lambda attention, hidden, groups: int(hidden.shape[0] * hidden.shape[1]))
-    vlm.features.get_all([picture(100 + i, (168, 168)) for i in range(7)])
-    tokens = vlm.features.get(picture(100, (168, 168))).tokens
-    merge = int(vlm.model.vision_tower.spatial_merge_size) ** 2
-    assert sum(sums) == 7 * tokens * merge * len(vlm.model.vision_tower.blocks)
-    assert max(sums) < (40 + tokens) * merge
 
 
 def test_no_more_completions_than_a_micro_batch_are_learned_from_in_one_evaluation(
@@ -105,22 +76,16 @@ def test_no_more_completions_than_a_micro_batch_are_learned_from_in_one_evaluati
         assert max(sums) <= micro_batch
 
 
-def test_the_host_looks_every_eight_steps(counted: Callable[..., list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each step is handed to the device by itself, and no more than eight before they are waited for."""
+def test_few_steps_run_after_the_last_completion_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host reads what was written every few steps, so that no more than these are handed to the device ahead."""
     vlm = tiny_model("qwen2_vl")
-    handed: list[int] = []
-    whole = mx.async_eval
-    monkeypatch.setattr(mx, "async_eval", lambda *arrays: (handed.append(1), whole(*arrays))[1])
-    asked: list[int] = []
-    advance = rollout._Batch._advance
-
-    def advancing(self: Any, steps: int, written: int) -> None:
-        before = len(handed)
-        advance(self, steps, written)
-        asked.append(len(handed) - before)
-
-    monkeypatch.setattr(rollout._Batch, "_advance", advancing)
-    prompt = vlm.prompt(picture(0), picture(1), "a hat", "choice", True)
-    roll_out(vlm, [prompt], Sampling(max_tokens=TrainSettings().group * 3), [(0,)])
-    assert asked
-    assert max(asked) == rollout._STEPS == 8
+    steps: list[int] = []
+    extend = vlm.extend
+    monkeypatch.setattr(vlm, "extend", lambda *arguments: (steps.append(1), extend(*arguments))[1])
+    monkeypatch.setattr(vlm, "eos_ids", frozenset(range(0, 350, 12)))
+    comparison = vlm.input(picture(0), picture(1), "a hat", "choice", True)
+    sampling = Sampling(samples=3, temperature=1.0, max_tokens=200, close=False)
+    (group,) = roll_out(vlm, [comparison], sampling, [(0,)])
+    longest = max(len(rollout.tokens) for rollout in group)
+    assert longest < 200
+    assert longest <= len(steps) < longest + bounds.STEPS_TOGETHER

@@ -5,25 +5,25 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlxpref.engine.kv_cache import PADDING, SHARED, BranchedKVCache, image_positions, owners_of
+from mlxpref.engine.kv_cache import PADDING, SHARED, BranchedKVCache, image_positions, prompt_branch_ids
 from mlxpref.engine.vlm import load_vlm
 from tests.conftest import GOLDEN, picture, tiny_model
 
 
 def test_positions_of_text_are_counted() -> None:
-    positions = image_positions([4], start=3)
-    assert positions.ids.tolist() == [[3, 4, 5, 6]] * 3
-    assert positions.following == 7
+    positions, following = image_positions([4], start=3)
+    assert positions.tolist() == [[3, 4, 5, 6]] * 3
+    assert following == 7
 
 
 def test_positions_of_an_image_are_rows_and_columns() -> None:
-    positions = image_positions([1, (2, 3), 1])
-    assert positions.ids.tolist() == [
+    positions, following = image_positions([1, (2, 3), 1])
+    assert positions.tolist() == [
         [0, 1, 1, 1, 1, 1, 1, 4],
         [0, 1, 1, 1, 2, 2, 2, 4],
         [0, 1, 2, 3, 1, 2, 3, 4],
     ]
-    assert positions.following == 5
+    assert following == 5
 
 
 @settings(max_examples=30, deadline=None)
@@ -41,10 +41,10 @@ def test_positions_equal_mlx_vlms(texts: list[int], grids: list[tuple[int, int]]
             ids[-1] = start
             ids += [image] * (grid[0] * grid[1])
     sizes = mx.array([[1, 2 * h, 2 * w] for h, w in grids])
-    theirs, delta = vlm.language.get_rope_index(mx.array([ids]), sizes)
-    ours = image_positions([texts[0], grids[0], texts[1], grids[1], texts[2]])
-    assert np.array_equal(np.array(theirs)[:, 0], ours.ids)
-    assert ours.following == len(ids) + int(delta.item())
+    theirs, delta = vlm.language_model.get_rope_index(mx.array([ids]), sizes)
+    ours, following = image_positions([texts[0], grids[0], texts[1], grids[1], texts[2]])
+    assert np.array_equal(np.array(theirs)[:, 0], ours)
+    assert following == len(ids) + int(delta.item())
 
 
 def seen(rows: BranchedKVCache, columns: int, filled: int) -> list[list[list[bool]]]:
@@ -57,11 +57,11 @@ def seen(rows: BranchedKVCache, columns: int, filled: int) -> list[list[list[boo
 
 def test_a_padded_column_is_masked_for_later_blocks_only() -> None:
     rows = BranchedKVCache(1)
-    rows.announce(owners_of([3, 2], 3))
+    rows.reserve(prompt_branch_ids([3, 2], 3))
     assert rows.next_mask(3) == "causal"
-    rows.announce(np.array([[0], [0]]))
+    rows.reserve(np.array([[0], [0]]))
     assert seen(rows, 1, 3) == [[[True, True, True, True]], [[True, True, False, True]]]
-    rows.announce(np.array([[0, 0], [0, 0]]))
+    rows.reserve(np.array([[0, 0], [0, 0]]))
     assert seen(rows, 2, 4)[1] == [
         [True, True, False, True, True, False],
         [True, True, False, True, True, True],
@@ -70,15 +70,15 @@ def test_a_padded_column_is_masked_for_later_blocks_only() -> None:
 
 def test_rows_without_padding_need_no_mask() -> None:
     rows = BranchedKVCache(1)
-    rows.announce(owners_of([3, 3], 3))
-    rows.announce(np.array([[0], [0]]), steps=2)
+    rows.reserve(prompt_branch_ids([3, 3], 3))
+    rows.reserve(np.array([[0], [0]]), steps=2)
     assert rows.next_mask(1) is None
 
 
 def test_a_branch_sees_the_prompt_and_itself() -> None:
     rows = BranchedKVCache(1)
-    rows.announce(owners_of([2], 2))
-    rows.announce(np.array([[0, 1]]), steps=2)
+    rows.reserve(prompt_branch_ids([2], 2))
+    rows.reserve(np.array([[0, 1]]), steps=2)
     assert seen(rows, 2, 2)[0] == [[True, True, True, False], [True, True, False, True]]
     assert seen(rows, 2, 4)[0] == [[True, True, True, False, True, False], [True, True, False, True, False, True]]
 
@@ -86,13 +86,13 @@ def test_a_branch_sees_the_prompt_and_itself() -> None:
 def test_columns_that_nobody_sees_are_dropped() -> None:
     rows = BranchedKVCache(1)
     keys = mx.arange(14).reshape(2, 1, 7, 1)
-    rows.announce(np.array([[SHARED, SHARED, 0, 1, 0, 1, 1], [SHARED, PADDING, 0, 1, 0, 1, 1]]))
+    rows.reserve(np.array([[SHARED, SHARED, 0, 1, 0, 1, 1], [SHARED, PADDING, 0, 1, 0, 1, 1]]))
     rows.layers[0].update_and_fetch(keys, -keys)
-    rows.forget([{0, 1}, {0, 1}])
-    assert rows.owners.shape == (2, 7)  # everything is seen
-    rows.forget([{0}, {1}])
-    assert rows.owners.tolist() == [[SHARED, SHARED, 0, 0], [SHARED, 1, 1, 1]]
-    rows.announce(np.array([[0], [1]]))
+    rows.drop_branches([{0, 1}, {0, 1}])
+    assert rows.branch_ids.shape == (2, 7)  # everything is seen
+    rows.drop_branches([{0}, {1}])
+    assert rows.branch_ids.tolist() == [[SHARED, SHARED, 0, 0], [SHARED, 1, 1, 1]]
+    rows.reserve(np.array([[0], [1]]))
     kept, values = rows.layers[0].update_and_fetch(mx.zeros((2, 1, 1, 1)), mx.zeros((2, 1, 1, 1)))
     assert kept[:, 0, :, 0].tolist() == [[0, 1, 2, 4, 0], [7, 10, 12, 13, 0]]
     assert mx.array_equal(values, -kept)
@@ -100,13 +100,13 @@ def test_columns_that_nobody_sees_are_dropped() -> None:
 
 def test_rows_can_be_taken_in_any_order_and_twice() -> None:
     rows = BranchedKVCache(1)
-    rows.announce(owners_of([2, 1], 2))
+    rows.reserve(prompt_branch_ids([2, 1], 2))
     keys = mx.arange(8).reshape(2, 1, 2, 2)
     rows.layers[0].update_and_fetch(keys, -keys)
-    rows.take([1, 1, 0])
+    rows.select_rows([1, 1, 0])
     kept, _ = rows.layers[0].update_and_fetch(mx.zeros((3, 1, 1, 2)), mx.zeros((3, 1, 1, 2)))
     assert kept[:, 0, :2].tolist() == [keys[1, 0].tolist(), keys[1, 0].tolist(), keys[0, 0].tolist()]
-    assert rows.owners.tolist() == [[SHARED, PADDING], [SHARED, PADDING], [SHARED, SHARED]]
+    assert rows.branch_ids.tolist() == [[SHARED, PADDING], [SHARED, PADDING], [SHARED, SHARED]]
 
 
 def test_storage_grows_without_losing_anything() -> None:
@@ -123,8 +123,8 @@ def test_checkpoints_of_half_precision_run_in_half_precision() -> None:
     vlm = load_vlm(GOLDEN / "qwen2_5_vl", 512 * 512, mx.bfloat16)
     exact = tiny_model("qwen2_5_vl")
     images = picture(1, (140, 84)), picture(2, (84, 112))
-    cache, logits = vlm.prefill([vlm.prompt(*images, "a hat", "choice", True)])
-    _, expected = exact.prefill([exact.prompt(*images, "a hat", "choice", True)])
+    cache, logits = vlm.prefill([vlm.input(*images, "a hat", "choice", True)])
+    _, expected = exact.prefill([exact.input(*images, "a hat", "choice", True)])
     finite = np.isfinite(np.array(expected))
     assert logits.dtype == mx.float32
     assert cache.layers[0].keys is not None

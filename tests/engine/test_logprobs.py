@@ -14,7 +14,7 @@ from mlxpref.engine import logprobs as scoring
 from mlxpref.engine.logprobs import Completions, completion_logprobs, prefill
 from mlxpref.engine.lora import adapter_off, adapter_weights, attach_lora, linear_layers
 from mlxpref.engine.vlm import VLM, ComparisonInput, load_vlm
-from tests.conftest import GOLDEN, picture
+from tests.conftest import GOLDEN, hidden_states, picture
 
 GROUP = 3
 
@@ -34,7 +34,7 @@ def material(vlm: VLM) -> tuple[list[ComparisonInput], Completions]:
     """Three comparisons of different lengths, with completions of different lengths."""
     sizes = [(84, 84), (140, 84), (56, 112)]
     prompts = [
-        vlm.prompt(picture(i, s), picture(i + 9, sizes[0]), f"{i} hats", "choice", True) for i, s in enumerate(sizes)
+        vlm.input(picture(i, s), picture(i + 9, sizes[0]), f"{i} hats", "choice", True) for i, s in enumerate(sizes)
     ]
     rng = np.random.default_rng(0)
     rows = [rng.integers(5, 200, length).tolist() for length in (5, 2, 7, 1, 6, 3, 4, 7, 2)]
@@ -43,13 +43,13 @@ def material(vlm: VLM) -> tuple[list[ComparisonInput], Completions]:
 
 def full_sequence(vlm: VLM, prompt: ComparisonInput, tokens: list[int]) -> tuple[mx.array, mx.array]:
     """Log-probabilities and label log-probabilities by one forward over prompt and completion together."""
-    following = np.broadcast_to(prompt.following + np.arange(len(tokens)), (3, len(tokens)))
+    following = np.broadcast_to(prompt.next_position + np.arange(len(tokens)), (3, len(tokens)))
     positions = np.concatenate([prompt.positions, following], axis=1).astype(np.int32)
     ids = np.concatenate([prompt.ids, np.array(tokens, np.int32)])
-    _, hidden = vlm.hidden([ComparisonInput(ids, positions, prompt.images, 0)])
+    hidden = hidden_states(vlm, [ComparisonInput(ids, positions, prompt.images, 0)])
     logits = vlm.head(hidden)[0, len(prompt) - 1 :]
     logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-    labels = mx.stack([mx.logsumexp(logprobs[-1, mx.array(ids)]) for ids in vlm.words.label_ids])
+    labels = mx.stack([mx.logsumexp(logprobs[-1, mx.array(ids)]) for ids in vlm.tokenizer.label_ids])
     return logprobs[mx.arange(len(tokens)), mx.array(tokens)], labels
 
 
@@ -90,7 +90,7 @@ def test_the_logits_of_all_positions_never_exist_at_once(gradient: bool, monkeyp
     monkeypatch.setattr(bounds, "HEAD_LOGITS", vocabulary * chunk)
     weight = mx.random.normal((vocabulary, 32))
     model = SimpleNamespace(embed_tokens=SimpleNamespace(weight=weight))
-    vlm: Any = SimpleNamespace(head=lambda states: states @ weight.T, language=SimpleNamespace(model=model))
+    vlm: Any = SimpleNamespace(head=lambda states: states @ weight.T, decoder=model)
 
     def total(states: mx.array, targets: mx.array) -> mx.array:
         return scoring._chunked_logprobs(vlm, states, targets, 1.0).sum()
@@ -111,9 +111,7 @@ def test_a_chunk_after_an_impossible_token_is_not_spoilt(monkeypatch: pytest.Mon
     monkeypatch.setattr(bounds, "HEAD_LOGITS", 8 * 4)
     weight = mx.concatenate([mx.array([-mx.inf]), mx.zeros(7)])
     model = SimpleNamespace(embed_tokens=SimpleNamespace(weight=mx.zeros((8, 2))))
-    vlm: Any = SimpleNamespace(
-        head=lambda states: states.sum(1, keepdims=True) * 0 + weight, language=SimpleNamespace(model=model)
-    )
+    vlm: Any = SimpleNamespace(head=lambda states: states.sum(1, keepdims=True) * 0 + weight, decoder=model)
     targets = mx.array([0] + 7 * [1])
     found = np.array(scoring._chunked_logprobs(vlm, mx.ones((8, 2)), targets, 1.0))
     assert found[0] == -np.inf
@@ -130,7 +128,7 @@ def test_a_long_block_may_run_in_pieces(trained: VLM, monkeypatch: pytest.Monkey
 
 def test_recomputing_changes_nothing_and_takes_less_memory(trained: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounds, "HEAD_LOGITS", 1 << 16)
-    trained.language.model.layers *= 4  # the checkpoint has too few for one layer to be little of the whole
+    trained.decoder.layers *= 4  # the checkpoint has too few for one layer to be little of the whole
     prompts, _ = material(trained)
     rows = np.random.default_rng(0).integers(5, 200, (3 * 16, 40)).tolist()
     completions = Completions.of(rows)
@@ -160,7 +158,7 @@ def test_recomputing_changes_nothing_and_takes_less_memory(trained: VLM, monkeyp
 def test_gradients_through_a_quantized_base_are_those_of_full_sequences(bits: int, family: str) -> None:
     vlm = load_vlm(GOLDEN / family, 512 * 512)
     nn.quantize(
-        vlm.language.model.layers[0].mlp,
+        vlm.decoder.layers[0].mlp,
         group_size=32,
         bits=bits,
         class_predicate=lambda _, m: isinstance(m, nn.Linear),
@@ -177,9 +175,11 @@ def test_gradients_reach_the_prompt(trained: VLM, monkeypatch: pytest.MonkeyPatc
     whole = dict(tree_flatten(nn.value_and_grad(trained.model, shared)(trained.model)[1]))
     whole_run = scoring.run_block
 
-    def stopped(trunk: Any, block: Any, stems: Any = (), recompute: bool = True, ends: Any = None) -> Any:
-        states, kept = whole_run(trunk, block, stems, recompute, ends)
-        if not stems:
+    def stopped(
+        decoder: Any, block: Any, prefixes: Any = (), recompute: bool = True, last_positions: Any = None
+    ) -> Any:
+        states, kept = whole_run(decoder, block, prefixes, recompute, last_positions)
+        if not prefixes:
             return mx.stop_gradient(states), [(mx.stop_gradient(k), mx.stop_gradient(v)) for k, v in kept]
         return states, kept
 
@@ -198,11 +198,11 @@ def test_the_labels_are_read_after_the_last_token(trained: VLM) -> None:
 
 
 def test_without_completions_the_prompt_answers(trained: VLM) -> None:
-    prompts = [trained.prompt(picture(1), picture(2), "a hat", "choice", think=False)]
+    prompts = [trained.input(picture(1), picture(2), "a hat", "choice", think=False)]
     scores = completion_logprobs(trained, prefill(trained, prompts), Completions.of([[]]))
     assert scores.logprobs.shape == (1, 0)
     _, logits = trained.prefill(prompts)
-    expected = [mx.softmax(logits[0])[mx.array(ids)].sum().item() for ids in trained.words.label_ids]
+    expected = [mx.softmax(logits[0])[mx.array(ids)].sum().item() for ids in trained.tokenizer.label_ids]
     assert mx.exp(scores.label_logprobs[0]).tolist() == pytest.approx(expected, rel=1e-4)
 
 

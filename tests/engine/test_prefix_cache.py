@@ -1,14 +1,16 @@
 """The prefix tree: what is shared runs once, and nothing that is read or written changes by it."""
 
+from collections.abc import Sequence
 from itertools import permutations
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlxpref.engine.decoder import Block
 from mlxpref.engine.prefix_cache import PrefixCache
 from mlxpref.engine.rollout import Sampling, roll_out
-from mlxpref.engine.vlm import VLM, ComparisonInput
+from mlxpref.engine.vlm import VLM, ComparisonInput, TokenSegment
 from tests.conftest import continued, picture
 
 SIZES = [(84, 84), (140, 84), (56, 112), (84, 84)]
@@ -17,7 +19,7 @@ SIZES = [(84, 84), (140, 84), (56, 112), (84, 84)]
 def comparisons(vlm: VLM, think: bool = False, prompt: str = "a hat") -> list[ComparisonInput]:
     """All ordered pairs of pictures of several sizes."""
     pictures = [picture(seed, size) for seed, size in enumerate(SIZES)]
-    return [vlm.prompt(a, b, prompt, "choice", think) for a, b in permutations(pictures, 2)]
+    return [vlm.input(a, b, prompt, "choice", think) for a, b in permutations(pictures, 2)]
 
 
 def whole(vlm: VLM, prompts: list[ComparisonInput]) -> np.ndarray:
@@ -34,31 +36,47 @@ def test_probabilities_are_those_of_whole_prompts(tiny_vlm: VLM) -> None:
         assert np.abs(np.array(mx.softmax(logits, axis=-1)) - whole(tiny_vlm, batch)).max() < 1e-5
 
 
-def test_what_is_shared_runs_once(tiny_vlm: VLM) -> None:
-    prompts = comparisons(tiny_vlm)
-    tree = PrefixCache(tiny_vlm)
-    for start in range(0, len(prompts), 5):
-        tree.prefill(prompts[start : start + 5])
-    parts = [prompt.parts for prompt in prompts]
+@pytest.fixture
+def ran(tiny_vlm: VLM, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tokens the model runs, call by call."""
+    tokens: list[int] = []
+    block = tiny_vlm.block
+
+    def counting(segments: Sequence[TokenSegment]) -> Block:
+        tokens.append(sum(map(len, segments)))
+        return block(segments)
+
+    monkeypatch.setattr(tiny_vlm, "block", counting)
+    return tokens
+
+
+def test_what_is_shared_runs_once(tiny_vlm: VLM, ran: list[int]) -> None:
+    inputs = comparisons(tiny_vlm)
+    cache = PrefixCache(tiny_vlm)
+    for start in range(0, len(inputs), 5):
+        cache.prefill(inputs[start : start + 5])
+    parts = [each.parts for each in inputs]
     firsts = {id(part[1].images[0]): len(part[1]) for part in parts}
     assert len(firsts) == len(SIZES)
-    assert tree.tokens == len(parts[0][0]) + sum(firsts.values()) + sum(len(part[2]) for part in parts)
-    assert [sum(map(len, part)) for part in parts] == [len(prompt) for prompt in prompts]
+    assert sum(ran) == len(parts[0][0]) + sum(firsts.values()) + sum(len(part[2]) for part in parts)
+    assert [sum(map(len, part)) for part in parts] == [len(each) for each in inputs]
 
 
-def test_what_does_not_fit_is_run_again(tiny_vlm: VLM) -> None:
-    prompts = comparisons(tiny_vlm)
+def test_what_does_not_fit_is_run_again(tiny_vlm: VLM, ran: list[int]) -> None:
+    inputs = comparisons(tiny_vlm)
     roomy, narrow = PrefixCache(tiny_vlm), PrefixCache(tiny_vlm, memory=1)
-    for prompt in prompts:
-        expected, found = roomy.prefill([prompt])[1], narrow.prefill([prompt])[1]
-        assert np.abs(np.array(mx.softmax(found) - mx.softmax(expected))).max() < 1e-5
-    assert narrow.tokens > roomy.tokens
+    expected = [roomy.prefill([each])[1] for each in inputs]
+    once = sum(ran)
+    for each, logits in zip(inputs, expected, strict=True):
+        found = narrow.prefill([each])[1]
+        assert np.abs(np.array(mx.softmax(found) - mx.softmax(logits))).max() < 1e-5
+    assert sum(ran) > 2 * once
 
 
 def test_equal_texts_of_different_images_are_different(tiny_vlm: VLM) -> None:
     tree = PrefixCache(tiny_vlm)
-    first = tiny_vlm.prompt(picture(1), picture(3), "a hat", "choice", False)
-    second = tiny_vlm.prompt(picture(2), picture(3), "a hat", "choice", False)
+    first = tiny_vlm.input(picture(1), picture(3), "a hat", "choice", False)
+    second = tiny_vlm.input(picture(2), picture(3), "a hat", "choice", False)
     assert first.ids.tolist() == second.ids.tolist()
     logits = [tree.prefill([prompt])[1] for prompt in (first, second)]
     found = np.concatenate([np.array(mx.softmax(each, axis=-1)) for each in logits])
@@ -69,7 +87,7 @@ def test_equal_texts_of_different_images_are_different(tiny_vlm: VLM) -> None:
 def test_decoding_goes_on_behind_the_tree(tiny_vlm: VLM) -> None:
     prompts = comparisons(tiny_vlm, think=True)
     tokens = np.random.default_rng(0).integers(5, 200, (len(prompts), 3)).astype(np.int32)
-    starts = np.array([prompt.following for prompt in prompts])
+    starts = np.array([prompt.next_position for prompt in prompts])
     cache, _ = PrefixCache(tiny_vlm).prefill(prompts)
     expected, _ = tiny_vlm.prefill(prompts)
     difference = mx.softmax(continued(tiny_vlm, cache, tokens, starts), axis=-1) - mx.softmax(

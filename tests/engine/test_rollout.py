@@ -9,9 +9,9 @@ import pytest
 from mlxpref.checkpoints import bounds
 from mlxpref.engine.kv_cache import BranchedKVCache
 from mlxpref.engine.rollout import Rollout, Sampling, roll_out
-from mlxpref.engine.template import Form
+from mlxpref.engine.template import CLOSING, Form
 from mlxpref.engine.vlm import VLM, ComparisonInput
-from tests.conftest import continued, picture
+from tests.conftest import continued, hidden_states, picture
 
 KEYS = [(i,) for i in range(5)]
 
@@ -19,18 +19,18 @@ KEYS = [(i,) for i in range(5)]
 def prompts_of(vlm: VLM, count: int = 5, form: Form = "choice", think: bool = True) -> list[ComparisonInput]:
     sizes = [(84, 84), (140, 84), (56, 112)]
     return [
-        vlm.prompt(picture(i, sizes[i % 3]), picture(i + 50, sizes[i % 2]), f"a {i} hat", form, think)
+        vlm.input(picture(i, sizes[i % 3]), picture(i + 50, sizes[i % 2]), f"a {i} hat", form, think)
         for i in range(count)
     ]
 
 
-def recomputed(vlm: VLM, prompt: ComparisonInput, tokens: tuple[int, ...], temperature: float) -> np.ndarray:
+def recomputed_logprobs(vlm: VLM, prompt: ComparisonInput, tokens: tuple[int, ...], temperature: float) -> np.ndarray:
     """The log-probabilities of tokens by one forward over prompt and completion together."""
     positions = np.concatenate(
-        [prompt.positions, np.broadcast_to(prompt.following + np.arange(len(tokens)), (3, len(tokens)))], axis=1
+        [prompt.positions, np.broadcast_to(prompt.next_position + np.arange(len(tokens)), (3, len(tokens)))], axis=1
     )
     ids = np.concatenate([prompt.ids, np.array(tokens, np.int32)])
-    _, hidden = vlm.hidden([ComparisonInput(ids, positions.astype(np.int32), prompt.images, 0)])
+    hidden = hidden_states(vlm, [ComparisonInput(ids, positions.astype(np.int32), prompt.images, 0)])
     logits = vlm.head(hidden)[0, len(prompt) - 1 : -1] / (temperature or 1)
     chosen = logits[mx.arange(len(tokens)), mx.array(tokens)] - mx.logsumexp(logits, axis=-1)
     return np.array(chosen)
@@ -43,7 +43,7 @@ def test_sampled_logprobs_equal_recomputed_ones(tiny_vlm: VLM, temperature: floa
     for prompt, rollouts in zip(prompts, roll_out(tiny_vlm, prompts, sampling, KEYS[:5]), strict=True):
         for rollout in rollouts:
             written = rollout.tokens[: sampling.max_tokens]
-            expected = recomputed(tiny_vlm, prompt, written, temperature)
+            expected = recomputed_logprobs(tiny_vlm, prompt, written, temperature)
             assert np.abs(np.array(rollout.logprobs[: len(written)]) - expected).max() < 1e-4
 
 
@@ -64,16 +64,16 @@ def test_completions_that_end_at_different_times_leave_the_others_as_they_are(
     tiny_vlm: VLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Finished branches and rows are dropped, and what nobody sees any more is forgotten."""
-    monkeypatch.setattr(tiny_vlm, "ends", frozenset(range(0, 350, 12)))
+    monkeypatch.setattr(tiny_vlm, "eos_ids", frozenset(range(0, 350, 12)))
     monkeypatch.setattr("mlxpref.checkpoints.bounds.prompt_copies", lambda *_: 1)
-    dropped = {"take": 0, "forget": 0}
+    dropped = {"select_rows": 0, "drop_branches": 0}
     for name in dropped:
         original = getattr(BranchedKVCache, name)
 
         def counted(cache: BranchedKVCache, kept: Any, name: str = name, original: Any = original) -> None:
-            before = cache.owners.shape
+            before = cache.branch_ids.shape
             original(cache, kept)
-            dropped[name] += cache.owners.shape != before
+            dropped[name] += cache.branch_ids.shape != before
 
         monkeypatch.setattr(BranchedKVCache, name, counted)
     prompts = prompts_of(tiny_vlm)
@@ -83,13 +83,13 @@ def test_completions_that_end_at_different_times_leave_the_others_as_they_are(
     assert len(set(lengths)) > 10
     assert min(dropped.values()) > 0, dropped
     monkeypatch.undo()
-    monkeypatch.setattr(tiny_vlm, "ends", frozenset(range(0, 350, 12)))
+    monkeypatch.setattr(tiny_vlm, "eos_ids", frozenset(range(0, 350, 12)))
     assert bounds.prompt_copies(min(map(len, prompts)), 60, 16) > 1
     for key, (prompt, group) in enumerate(zip(prompts, together, strict=True)):
         alone = roll_out(tiny_vlm, [prompt], sampling, [KEYS[key]], rows=1)[0]
         assert all(same(a, b) for a, b in zip(alone, group, strict=True))
         for one in group:
-            expected = recomputed(tiny_vlm, prompt, one.tokens, 1.0)
+            expected = recomputed_logprobs(tiny_vlm, prompt, one.tokens, 1.0)
             assert np.abs(np.array(one.logprobs) - expected).max() < 1e-4
 
 
@@ -118,7 +118,7 @@ def test_tokens_are_drawn_as_often_as_their_probability_says(tiny_vlm: VLM) -> N
     expected = 1000 * np.append(p[likely], 1 - p[likely].sum())
     statistic = ((counts - expected) ** 2 / expected).sum()
     assert statistic < 30  # eight degrees of freedom: 26 is passed once in a thousand
-    assert not set(drawn.tolist()) & set(tiny_vlm.silent)
+    assert not set(drawn.tolist()) & set(tiny_vlm.suppressed_ids)
 
 
 def test_no_vision_token_is_ever_sampled(tiny_vlm: VLM) -> None:
@@ -126,7 +126,7 @@ def test_no_vision_token_is_ever_sampled(tiny_vlm: VLM) -> None:
     rollouts = roll_out(tiny_vlm, prompts_of(tiny_vlm, 3), sampling, KEYS[:3])
     tokens = {token for group in rollouts for rollout in group for token in rollout.tokens}
     assert len(tokens) > 100
-    assert not tokens & set(tiny_vlm.silent)
+    assert not tokens & set(tiny_vlm.suppressed_ids)
 
 
 def test_a_completion_that_runs_out_of_tokens_is_closed_and_read(tiny_vlm: VLM) -> None:
@@ -143,11 +143,11 @@ def test_a_completion_that_runs_out_of_tokens_is_closed_and_read(tiny_vlm: VLM) 
 def test_closing_reads_what_a_forward_over_the_closed_text_says(tiny_vlm: VLM) -> None:
     prompt = prompts_of(tiny_vlm, 1)[0]
     (rollout,) = roll_out(tiny_vlm, [prompt], Sampling(max_tokens=2), KEYS[:1])[0]
-    ids = (*rollout.tokens, *tiny_vlm.words.closing)
+    ids = (*rollout.tokens, *tiny_vlm.tokenizer.encode_template_text(CLOSING))
     cache, _ = tiny_vlm.prefill([prompt])
-    logits = continued(tiny_vlm, cache, np.array([ids], np.int32), np.array([prompt.following]))[0, -1]
+    logits = continued(tiny_vlm, cache, np.array([ids], np.int32), np.array([prompt.next_position]))[0, -1]
     p = np.array(mx.softmax(logits))
-    first, second = (p[list(ids)].sum() for ids in tiny_vlm.words.label_ids)
+    first, second = (p[list(ids)].sum() for ids in tiny_vlm.tokenizer.label_ids)
     assert rollout.verdict.p_label_first == pytest.approx(first, abs=1e-5)
     assert rollout.verdict.p_label_second == pytest.approx(second, abs=1e-5)
 

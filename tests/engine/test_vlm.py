@@ -14,7 +14,7 @@ from mlxpref.engine.image_features import Features
 from mlxpref.engine.kv_cache import image_positions
 from mlxpref.engine.vlm import VLM, ComparisonInput, load_vlm
 from mlxpref.errors import ModelError
-from tests.conftest import GOLDEN, continued, picture
+from tests.conftest import GOLDEN, continued, hidden_states, picture
 
 
 def prompt_of(vlm: VLM, ids: np.ndarray, images: tuple[Features, Features]) -> ComparisonInput:
@@ -31,8 +31,8 @@ def prompt_of(vlm: VLM, ids: np.ndarray, images: tuple[Features, Features]) -> C
             text = next((i for i in range(place, len(ids)) if ids[i] == vlm.image_token_id), len(ids)) - place
             blocks.append(text)
             place += text
-    positions = image_positions(blocks)
-    return ComparisonInput(ids.astype(np.int32), positions.ids, images, positions.following)
+    positions, following = image_positions(blocks)
+    return ComparisonInput(ids.astype(np.int32), positions, images, following)
 
 
 def golden_prompt(vlm: VLM, golden: dict[str, Any]) -> ComparisonInput:
@@ -42,17 +42,17 @@ def golden_prompt(vlm: VLM, golden: dict[str, Any]) -> ComparisonInput:
 
 def spoken(vlm: VLM, logits: mx.array) -> np.ndarray:
     """Logits without the tokens that can never be chosen."""
-    keep = np.setdiff1d(np.arange(logits.shape[-1]), vlm.silent)
+    keep = np.setdiff1d(np.arange(logits.shape[-1]), vlm.suppressed_ids)
     return np.array(logits)[..., keep]
 
 
 def test_logits_equal_transformers_at_every_position(tiny_vlm: VLM, golden: dict[str, Any]) -> None:
     prompt = golden_prompt(tiny_vlm, golden)
     assert np.array_equal(prompt.positions, golden["position_ids"])
-    assert prompt.following - len(prompt) == golden["rope_delta"]
+    assert prompt.next_position - len(prompt) == golden["rope_delta"]
     features = np.concatenate([np.array(image.merged) for image in prompt.images])
     assert np.abs(features - golden["vision"]).max() < 1e-3
-    _, hidden = tiny_vlm.hidden([prompt])
+    hidden = hidden_states(tiny_vlm, [prompt])
     difference = spoken(tiny_vlm, tiny_vlm.head(hidden)[0]) - spoken(tiny_vlm, mx.array(golden["logits"]))
     assert np.abs(difference).max() < 1e-3
 
@@ -72,7 +72,9 @@ def test_decoding_on_our_caches_equals_transformers_and_mlx_vlm(
     ours = []
     for step in range(len(golden["greedy_ids"])):
         ours.append(int(mx.argmax(logits[0]).item()))
-        logits = continued(tiny_vlm, cache, np.array([[ours[-1]]], np.int32), np.array([prompt.following + step]))[:, 0]
+        logits = continued(tiny_vlm, cache, np.array([[ours[-1]]], np.int32), np.array([prompt.next_position + step]))[
+            :, 0
+        ]
     assert ours == golden["greedy_ids"].tolist()
     model, processor = load(str(tiny_vlm.checkpoint.folder))
     model.update(_in_float32(model))
@@ -95,7 +97,7 @@ def comparisons(vlm: VLM) -> list[ComparisonInput]:
     sizes = [(84, 84), (140, 84), (56, 112), (168, 168)]
     pictures = [picture(i, size) for i, size in enumerate(sizes)]
     return [
-        vlm.prompt(first, second, "a hat" if i % 2 else "a small boat at night", "choice", i % 3 > 0)
+        vlm.input(first, second, "a hat" if i % 2 else "a small boat at night", "choice", i % 3 > 0)
         for i, (first, second) in enumerate((a, b) for a in pictures for b in pictures if a is not b)
     ]
 
@@ -115,7 +117,7 @@ def test_decoding_after_padding_changes_nothing(tiny_vlm: VLM) -> None:
     prompts = comparisons(tiny_vlm)[:6]
     tokens = np.random.default_rng(0).integers(5, 200, (len(prompts), 4)).astype(np.int32)
     cache, _ = tiny_vlm.prefill(prompts)
-    starts = np.array([prompt.following for prompt in prompts])
+    starts = np.array([prompt.next_position for prompt in prompts])
     steps = [continued(tiny_vlm, cache, tokens[:, t : t + 1], starts + t)[:, 0] for t in range(2)]
     block = continued(tiny_vlm, cache, tokens[:, 2:], starts + 2)
     together = mx.stack([*steps, block[:, 0], block[:, 1]], axis=1)
@@ -129,7 +131,7 @@ def test_decoding_after_padding_changes_nothing(tiny_vlm: VLM) -> None:
 def logprob(vlm: VLM, prompt: ComparisonInput, completion: tuple[int, ...] = (65, 66, 67)) -> float:
     """The log-probability of a completion."""
     cache, logits = vlm.prefill([prompt])
-    following = continued(vlm, cache, np.array([completion], np.int32), np.array([prompt.following]))
+    following = continued(vlm, cache, np.array([completion], np.int32), np.array([prompt.next_position]))
     rows = mx.concatenate([logits[:, None], following[:, :-1]], axis=1)[0]
     chosen = rows[mx.arange(len(completion)), mx.array(completion)] - mx.logsumexp(rows, axis=-1)
     return float(chosen.sum().item())
@@ -137,42 +139,42 @@ def logprob(vlm: VLM, prompt: ComparisonInput, completion: tuple[int, ...] = (65
 
 def test_a_completion_depends_on_prompt_images_and_their_places(tiny_vlm: VLM) -> None:
     first, second, other = picture(1), picture(2), picture(3)
-    base = logprob(tiny_vlm, tiny_vlm.prompt(first, second, "a hat", "choice", True))
+    base = logprob(tiny_vlm, tiny_vlm.input(first, second, "a hat", "choice", True))
     changed = {
-        "prompt": tiny_vlm.prompt(first, second, "a cat", "choice", True),
-        "first image": tiny_vlm.prompt(other, second, "a hat", "choice", True),
-        "second image": tiny_vlm.prompt(first, other, "a hat", "choice", True),
-        "places": tiny_vlm.prompt(second, first, "a hat", "choice", True),
-        "form": tiny_vlm.prompt(first, second, "a hat", "scores", True),
+        "prompt": tiny_vlm.input(first, second, "a cat", "choice", True),
+        "first image": tiny_vlm.input(other, second, "a hat", "choice", True),
+        "second image": tiny_vlm.input(first, other, "a hat", "choice", True),
+        "places": tiny_vlm.input(second, first, "a hat", "choice", True),
+        "form": tiny_vlm.input(first, second, "a hat", "scores", True),
     }
     for what, prompt in changed.items():
         assert abs(logprob(tiny_vlm, prompt) - base) > 1e-3, what
 
 
 def test_a_second_call_is_not_influenced_by_the_first(tiny_vlm: VLM) -> None:
-    prompt = tiny_vlm.prompt(picture(1), picture(2), "a hat", "choice", True)
+    prompt = tiny_vlm.input(picture(1), picture(2), "a hat", "choice", True)
     before = logprob(tiny_vlm, prompt)
-    longer = tiny_vlm.prompt(picture(3, (168, 168)), picture(4, (56, 168)), "something much longer", "scores", True)
+    longer = tiny_vlm.input(picture(3, (168, 168)), picture(4, (56, 168)), "something much longer", "scores", True)
     logprob(tiny_vlm, longer)
     # What mlx-vlm itself leaves behind on the model: positions and rope deltas of another prompt.
     sizes = mx.array([[1, *(2 * side for side in image.grid)] for image in longer.images])
-    tiny_vlm.language._position_ids, tiny_vlm.language._rope_deltas = tiny_vlm.language.get_rope_index(
-        mx.array(longer.ids[None]), sizes
+    tiny_vlm.language_model._position_ids, tiny_vlm.language_model._rope_deltas = (
+        tiny_vlm.language_model.get_rope_index(mx.array(longer.ids[None]), sizes)
     )
     assert logprob(tiny_vlm, prompt) == before
 
 
 def test_neither_vision_tokens_nor_rows_without_a_token_can_be_chosen(tiny_vlm: VLM) -> None:
-    _, logits = tiny_vlm.prefill([tiny_vlm.prompt(picture(1), picture(2), "a hat", "choice", True)])
-    assert tiny_vlm.image_token_id in tiny_vlm.silent
-    assert max(tiny_vlm.silent) == logits.shape[-1] - 1 > len(tiny_vlm.words.pieces)
-    assert np.isneginf(np.array(logits)[0, tiny_vlm.silent]).all()
+    _, logits = tiny_vlm.prefill([tiny_vlm.input(picture(1), picture(2), "a hat", "choice", True)])
+    assert tiny_vlm.image_token_id in tiny_vlm.suppressed_ids
+    assert max(tiny_vlm.suppressed_ids) == logits.shape[-1] - 1 > len(tiny_vlm.tokenizer.vocabulary)
+    assert np.isneginf(np.array(logits)[0, tiny_vlm.suppressed_ids]).all()
     assert np.isfinite(spoken(tiny_vlm, logits)).all()
 
 
 def test_the_chat_template_is_the_checkpoints_own(tiny_vlm: VLM) -> None:
-    text = tiny_vlm.words.tokenizer.decode(
-        tiny_vlm.prompt(picture(1), picture(2), "a hat", "choice", True).ids.tolist()
+    text = tiny_vlm.tokenizer.hf_tokenizer.decode(
+        tiny_vlm.input(picture(1), picture(2), "a hat", "choice", True).ids.tolist()
     )
     assert text.count("<|image_pad|>") == 18
     assert (

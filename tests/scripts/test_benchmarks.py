@@ -93,7 +93,7 @@ def test_bound_is_that_of_an_enumeration(tmp_path: Path) -> None:
 
     vlm, model, _ = load_both(tmp_path)
     case = Case(pixels=84, think=False, images=3, sample=1, max_tokens=1)
-    words = vlm.words.comparison(TEXT, "choice", False)
+    words = vlm.tokenizer.comparison(TEXT, "choice", False)
     cuts = [len(words.before_first), 9 + len(words.before_second), 9 + len(words.after)]
     naive = least = 0
     encoded, run = set(), set()

@@ -54,10 +54,10 @@ def descent(family: str, update: dict[str, Any], golden: dict[str, Any], **how: 
     weights = {name: mx.array(matrix) for name, matrix in parts(update, "weight:").items()}
     assert set(weights) == set(adapter_weights(vlm.model))
     vlm.model.load_weights(list(weights.items()), strict=False)
-    assert vlm.silent == update["silent"].tolist()
+    assert vlm.suppressed_ids == update["silent"].tolist()
     first, second = update["label_ids"].tolist()
-    assert (first[0], second[0]) == (*vlm.words.control("1"), *vlm.words.control("2"))
-    vlm.words.label_ids = tuple(first), tuple(second)
+    assert (first[0], second[0]) == (*vlm.tokenizer.encode_template_text("1"), *vlm.tokenizer.encode_template_text("2"))
+    vlm.tokenizer.label_ids = tuple(first), tuple(second)
     completions = Completions(update["tokens"], update["lengths"])
     inputs = LossInputs(
         prompts=[golden_prompt(vlm, golden)],
@@ -116,7 +116,7 @@ def test_what_flows_through_the_prompt_cannot_be_missed(
 ) -> None:
     def stopped(vlm: VLM, prompts: Sequence[ComparisonInput], recompute: bool = True) -> PromptState:
         found = prefill(vlm, prompts, recompute)
-        return found.of([mx.stop_gradient(array) for array in found.arrays])
+        return found.with_arrays([mx.stop_gradient(array) for array in found.arrays])
 
     monkeypatch.setattr("mlxpref.training.gradients.prefill", stopped)
     found = descent(family, update, golden, micro_batch=micro_batch)

@@ -34,9 +34,7 @@ def trained(family: str) -> VLM:
 def material(vlm: VLM, longest: int = 9) -> LossInputs:
     """Three groups of four completions of different lengths, one of them empty, with weights of all kinds."""
     sizes = [(84, 84), (140, 84), (56, 112)]
-    prompts = [
-        vlm.prompt(picture(i, size), picture(i + 9), f"{i} hats", "choice", True) for i, size in enumerate(sizes)
-    ]
+    prompts = [vlm.input(picture(i, size), picture(i + 9), f"{i} hats", "choice", True) for i, size in enumerate(sizes)]
     rng = np.random.default_rng(0)
     lengths = [longest, 2, 5, 1, 0, 6, 3, 4, 7, 2, longest, 8]
     completions = Completions.of([rng.integers(5, 200, length).tolist() for length in lengths])

@@ -73,7 +73,7 @@ def test_a_fresh_adapter_is_the_base_and_a_trained_one_is_not(fresh: VLM, tmp_pa
     preference = demo_preferences("test", 1)[0]
 
     def answer(vlm: VLM) -> mx.array:
-        return vlm.prefill([vlm.prompt(preference.a, preference.b, preference.prompt, "choice", False)])[1]
+        return vlm.prefill([vlm.input(preference.a, preference.b, preference.prompt, "choice", False)])[1]
 
     reports = run_small(fresh, tmp_path / "run", kl=0.1, think=False, steps=3, learning_rate=0.05)
     assert reports[0].kl == 0
@@ -229,10 +229,10 @@ def test_settings_files_are_checked(tmp_path: Path) -> None:
 
 
 def test_images_beyond_the_context_are_refused_with_the_numbers(fresh: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fresh.language.args, "max_position_embeddings", 50)
+    monkeypatch.setattr(fresh.language_model.args, "max_position_embeddings", 50)
     preference = demo_preferences("train", 1)[0]
     with pytest.raises(DataError, match=r"reads at most 50: give a smaller --max-pixels"):
-        fresh.prompt(preference.a, preference.b, preference.prompt, "choice", True)
+        fresh.input(preference.a, preference.b, preference.prompt, "choice", True)
 
 
 def test_training_unbiases_the_demo_judge(tmp_path: Path) -> None:
@@ -368,7 +368,7 @@ def test_sampling_ignores_the_checkpoints_generation_config(fresh: VLM) -> None:
     assert config["do_sample"]
     assert set(config) & {"top_k", "top_p", "repetition_penalty"}
     preference = demo_preferences("train", 1)[0]
-    prompt = fresh.prompt(preference.a, preference.b, preference.prompt, "choice", True)
+    prompt = fresh.input(preference.a, preference.b, preference.prompt, "choice", True)
     _, logits = fresh.prefill([prompt])
     ranks = np.argsort(np.argsort(-np.array(logits[0])))
     sampling = Sampling(samples=200, temperature=1.0, max_tokens=1)
@@ -428,7 +428,7 @@ def test_what_is_not_measured_is_null_in_the_log(fresh: VLM, tmp_path: Path) -> 
 
 def test_the_entropy_is_that_of_the_policy(fresh: VLM) -> None:
     preference = demo_preferences("train", 1)[0]
-    prompt = fresh.prompt(preference.a, preference.b, preference.prompt, "choice", True)
+    prompt = fresh.input(preference.a, preference.b, preference.prompt, "choice", True)
     p = np.array(mx.softmax(fresh.prefill([prompt])[1][0]), np.float64)
     chosen = TrainSettings(reward="hard", steps=1, comparisons=1, group=300, max_tokens=1, rows=300)
     (report,) = Trainer(fresh, [preference], chosen).steps()

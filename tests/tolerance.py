@@ -1,0 +1,26 @@
+"""How far two computations of one thing may lie apart that differ in the order of their additions only."""
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
+
+EPSILON = float(np.finfo(np.float32).eps)
+
+
+def tolerance(expected: mx.array | NDArray[np.float32], sums: int, layers: int = 1) -> float:
+    """A bound on the absolute difference of two float32 results, from the largest finite one.
+
+    A sum of n rounded products is off by about sqrt(n) units in the last place of its largest terms, in one order of
+    additions or another; `sums` is the longest n. `layers` such computations follow each other, with about ten sums and
+    functions each. Which order a library takes depends on the processor.
+    """
+    values = np.abs(np.array(expected, np.float64))
+    largest = float(values[np.isfinite(values)].max(initial=0))
+    return 10 * layers * EPSILON * float(np.sqrt(sums)) * largest
+
+
+def assert_equal_sums(found: mx.array, expected: mx.array, sums: int, layers: int = 1) -> None:
+    """Two float32 results are equal but for the order of their additions; see `tolerance`."""
+    assert found.shape == expected.shape
+    assert found.dtype == expected.dtype
+    assert float(mx.abs(found - expected).max()) <= tolerance(expected, sums, layers)
