@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from mlxpref.data.find_images import find_images
-from mlxpref.data.rows import Row, swapped
+from mlxpref.data.rows import Row, preferences_of, random_swaps
 from mlxpref.errors import DataError
-from mlxpref.preferences import Preference
+from mlxpref.preferences import ImageLike, Preference
 from mlxpref.text import first_ten
 
 __all__ = ["NAMES", "read_folders"]
@@ -30,7 +30,7 @@ def read_folders(folder: Path, split: str | None = None) -> list[Preference]:
         raise DataError(f"{folder}: holds no two folders {' or '.join('/ and '.join(names) + '/' for names in NAMES)}")
     better, worse = (_by_stem(folder / name) for name in pair)
     places = [*(folder / name for name in pair), folder / "prompts", folder]
-    problems, rows, images = list[str](), list[Row](), dict[str, Path]()
+    problems, rows, images = list[str](), list[Row](), dict[str, ImageLike]()
     for stem in dict.fromkeys([*better, *worse]):
         if stem not in better or stem not in worse:
             problems.append(f"{stem}: is only in {pair[0] if stem in better else pair[1]}")
@@ -46,10 +46,7 @@ def read_folders(folder: Path, split: str | None = None) -> list[Preference]:
     if problems:
         count = f"{len(problems)} of {len(rows) + len(problems)} pairs cannot be used"
         raise DataError(f"{folder}: {count}; correct or remove them:\n  {first_ten(problems)}")
-    return [
-        Preference(row.prompt, images[row.a], images[row.b], row.p_people, row.votes, row.group)
-        for row in swapped(rows, "folders")
-    ]
+    return preferences_of(random_swaps(rows, "folders"), images)
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:

@@ -1,9 +1,12 @@
 """HPDv3: pairs with the votes of several people, the preferred image always first, and one archive cut into parts."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from sys import intern
 from typing import Any
 
-from mlxpref.data.rows import Row, RowErrors, RowSampler, all_rows, missing, read_json_rows, swapped, with_images
+from mlxpref.data.catalog import missing_files
+from mlxpref.data.rows import Row, RowSampler, all_rows, parse_rows, random_swaps, read_json_rows, with_images
 from mlxpref.errors import DataError
 from mlxpref.preferences import Preference
 
@@ -19,7 +22,7 @@ def read_hpdv3(folder: Path, split: str, draw: RowSampler = all_rows) -> list[Pr
     """
     path = folder / f"{split}.json"
     if not path.is_file():
-        raise missing("hpdv3", split, f"there is no {path}")
+        raise missing_files("hpdv3", split, f"there is no {path}")
     rows = pair_rows(path)
     rows = [rows[i] for i in draw(len(rows))]
     return with_images("hpdv3", split, rows, folder, folder / "images.tar.gz")
@@ -27,23 +30,16 @@ def read_hpdv3(folder: Path, split: str, draw: RowSampler = all_rows) -> list[Pr
 
 def pair_rows(path: Path) -> list[Row]:
     """The pairs of a list, with names of images, sides drawn."""
-    faults, rows, number = RowErrors(path), list[Row](), 0
-    known: dict[str, str] = {}
-    for number, entry in read_json_rows(path):
-        try:
-            prompt, first, second = (entry[key] for key in ("prompt", "path1", "path2"))
-            if not all(isinstance(each, str) and each for each in (prompt, first, second)) or first == second:
-                raise DataError("prompt, path1 and path2 must be text, the paths two")
-            share, votes = _votes(entry.get("choice_dist"))
-            prompt, first, second = (known.setdefault(each, each) for each in (prompt, first, second))
-        except KeyError as error:
-            faults.add(f'row {number}: has no "{error.args[0]}"')
-        except (TypeError, ValueError, AttributeError, DataError) as error:
-            faults.add(f"row {number}: {error}")
-        else:
-            rows.append(Row(prompt, first, second, share, votes, prompt, "a" if share == 0.5 else None))
-    faults.settle(number)
-    return swapped(rows, "hpdv3")
+    return random_swaps(parse_rows(path, read_json_rows(path), _pair), "hpdv3")
+
+
+def _pair(entry: Any) -> Iterator[Row]:
+    texts = [entry[key] for key in ("prompt", "path1", "path2")]
+    if not all(isinstance(text, str) and text for text in texts) or texts[1] == texts[2]:
+        raise DataError("prompt, path1 and path2 must be text, the paths two")
+    prompt, first, second = map(intern, texts)  # in memory once, though they stand in many pairs
+    share, votes = _votes(entry.get("choice_dist"))
+    yield Row(prompt, first, second, share, votes, prompt, "a" if share == 0.5 else None)
 
 
 def _votes(distribution: Any) -> tuple[float, int]:

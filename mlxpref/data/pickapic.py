@@ -1,17 +1,14 @@
 """Pick-a-Pic: pairs in parquet tables, their JPEGs in the same rows; the tables are never in memory as a whole."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mlxpref.data.rows import RowErrors, RowSampler, all_rows, missing
-from mlxpref.errors import DataError
+from mlxpref.data.catalog import missing_files
+from mlxpref.data.rows import RowErrors, RowSampler, all_rows, read_columns
 from mlxpref.log import logger
 from mlxpref.preferences import PackedImage, Preference
-from mlxpref.text import one_line
 
 __all__ = ["read_pickapic"]
 
@@ -29,64 +26,41 @@ def read_pickapic(folder: Path, split: str, draw: RowSampler = all_rows, name: s
     split = "test_unique" if split == "test" else split
     shards = sorted((folder / "data").glob(f"{split}-*.parquet"))
     if not shards:
-        raise missing(name, split, f"there is no {split}-*.parquet in {folder / 'data'}")
-    _note_absent(name, split, shards)
+        raise missing_files(name, split, f"there is no {split}-*.parquet in {folder / 'data'}")
+    _log_absent(name, split, shards)
     labelled = [_labelled(shard, split) for shard in shards]
     taken = np.asarray(draw(sum(len(rows) for rows, _ in labelled)), np.int64)
     preferences, start = [], 0
-    prompts: dict[str, str] = {}
+    prompts: dict[str, str] = {}  # each is in memory once
     for shard, (rows, p_people) in zip(shards, labelled, strict=True):
-        kept = taken[(taken >= start) & (taken < start + len(rows))] - start
+        places = taken[(taken >= start) & (taken < start + len(rows))] - start
         start += len(rows)
-        captions = _columns(shard, ("caption",))["caption"] if len(kept) else []
-        for i in kept.tolist():
+        captions = read_columns(shard, ("caption",))["caption"] if len(places) else []
+        for i in places.tolist():
             row = int(rows[i])
-            prompt = prompts.setdefault(captions[row].as_py() or "", captions[row].as_py() or "")
+            prompt = captions[row].as_py() or ""
+            prompt = prompts.setdefault(prompt, prompt)
             a, b = (PackedImage(shard, f"{row}/{column}") for column in _IMAGES)
             preferences.append(Preference(prompt, a, b, float(p_people[i]), 1, prompt))
     return preferences
 
 
 def _labelled(shard: Path, split: str) -> tuple[Any, Any]:
-    """The numbers of a shard's rows that have a label, and their `p_people`."""
-    columns = _columns(shard, _LABELS, needed=(*_LABELS, "caption", *_IMAGES))
+    """The numbers (N,) of a shard's rows that have a label, and their `p_people` (N,)."""
+    columns = read_columns(shard, _LABELS, needed=("caption", *_IMAGES))
     has_label = np.asarray(columns["has_label"].to_numpy(), object) == True  # noqa: E712  null is no label
     first, second = (columns[name].to_numpy().astype(np.float64) for name in ("label_0", "label_1"))
     with np.errstate(invalid="ignore"):
         valid = (first >= 0) & (second >= 0) & (np.abs(first + second - 1) < 1e-6)
-    wrong = np.flatnonzero(has_label & ~valid)
-    faults = RowErrors(shard)
-    for row in wrong.tolist():
-        faults.add(f"row {row}: label_0 is {first[row]:g} and label_1 {second[row]:g}, not 1 together")
-    faults.settle(len(first))
+    errors = RowErrors(shard)
+    for row in np.flatnonzero(has_label & ~valid).tolist():
+        errors.add(f"row {row}: label_0 is {first[row]:g} and label_1 {second[row]:g}, not 1 together")
+    errors.raise_or_log(len(first))
     rows = np.flatnonzero(valid if split == "train" else valid & has_label)
     return rows, first[rows]
 
 
-def _columns(shard: Path, names: tuple[str, ...], needed: tuple[str, ...] = ()) -> Any:
-    """Some columns of a table; those `needed` must be there."""
-    with _opened(shard) as file:
-        if absent := [name for name in needed or names if name not in file.schema_arrow.names]:
-            pictures = " (a set without images)" if set(absent) & set(_IMAGES) else ""
-            raise DataError(
-                f"{shard}: it has no column {', '.join(absent)}{pictures}; download the data set's own files"
-            )
-        return file.read(columns=list(names))
-
-
-@contextmanager
-def _opened(shard: Path) -> Iterator[Any]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(shard) as file:
-            yield file
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{shard}: it is damaged ({one_line(error)}); download it again") from error
-
-
-def _note_absent(name: str, split: str, shards: list[Path]) -> None:
+def _log_absent(name: str, split: str, shards: list[Path]) -> None:
     """Say how many shards there are, where their names tell that there should be more."""
     count = shards[0].stem.partition("-of-")[2].partition("-")[0]
     if count.isdecimal() and len(shards) < int(count):

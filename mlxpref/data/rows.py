@@ -1,4 +1,4 @@
-"""What the readers of public data sets share: long lists read in pieces, unusable rows, sides, and images."""
+"""What the readers of public data sets share: long lists and tables, unusable rows, sides, and images."""
 
 import hashlib
 import json
@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxpref.data.archives import ArchiveCache
-from mlxpref.data.catalog import data_set_of, shown_size
+from mlxpref.data.catalog import missing_files
 from mlxpref.data.tar_gz import parts_of, unpack
-from mlxpref.errors import ConfigError, DataError
+from mlxpref.errors import DataError
 from mlxpref.files import cache_dir
 from mlxpref.log import logger, track
 from mlxpref.preferences import ImageLike, PackedImage, Preference, Side
@@ -25,11 +25,11 @@ __all__ = [
     "RowErrors",
     "RowSampler",
     "all_rows",
-    "missing",
+    "parse_rows",
     "preferences_of",
     "random_swaps",
+    "read_columns",
     "read_json_rows",
-    "swapped",
     "with_images",
 ]
 
@@ -42,7 +42,7 @@ _TOLERATED = 0.01
 _CHUNK = 4 * 2**20
 _ROW_LIMIT = 16 * 2**20
 """Characters that are read at once, and the most that one row may have."""
-_BETWEEN = re.compile(r"[\s,]*")
+_SEPARATORS = re.compile(r"[\s,\[\]]*")
 
 
 class Row(NamedTuple):
@@ -63,21 +63,20 @@ class RowErrors:
     def __init__(self, where: Path, what: str = "rows") -> None:
         self._where, self._what, self._errors = where, what, list[str]()
 
-    def add(self, what: str) -> None:
+    def add(self, error: str) -> None:
         """One more row, and what is wrong with it."""
-        self._errors.append(what)
+        self._errors.append(error)
 
-    def settle(self, rows: int) -> None:
-        """Say which of so many are left out; DataError if they are more than one in a hundred, or there is nothing."""
+    def raise_or_log(self, rows: int) -> None:
+        """Log which of so many are left out; DataError if they are more than one in a hundred, or there is nothing."""
         if not rows:
             raise DataError(f"{self._where}: it has no {self._what}; download it again")
-        if not self._errors:
-            return
         count = f"{self._where}: {len(self._errors)} of {rows} {self._what} cannot be used"
         if len(self._errors) > _TOLERATED * rows:
             raise DataError(f"{count}; download the data set again:\n  {first_ten(self._errors)}")
-        for line in f"{count} and are left out:\n  {first_ten(self._errors)}".split("\n"):
-            logger.warning(line)
+        if self._errors:
+            for line in f"{count} and are left out:\n  {first_ten(self._errors)}".split("\n"):
+                logger.warning(line)
 
 
 def all_rows(count: int) -> Sequence[int]:
@@ -85,38 +84,54 @@ def all_rows(count: int) -> Sequence[int]:
     return range(count)
 
 
-def read_json_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """The objects in a file that holds a JSON array of them, or one after the other, counted from 1.
+def parse_rows(path: Path, entries: Iterable[Any], parse: Callable[[Any], Iterable[Row]]) -> list[Row]:
+    """The rows that `parse` makes of the entries of a file; entries of which it raises an error are left out.
+
+    DataError for too many of these, see `RowErrors`.
+    """
+    errors, rows, number = RowErrors(path), list[Row](), 0
+    for number, entry in enumerate(entries, 1):
+        try:
+            rows += list(parse(entry))
+        except KeyError as error:
+            errors.add(f'row {number}: has no "{error.args[0]}"')
+        except (TypeError, ValueError, AttributeError, DataError) as error:
+            errors.add(f"row {number}: {error}")
+    errors.raise_or_log(number)
+    return rows
+
+
+def read_json_rows(path: Path) -> Iterator[Any]:
+    """The objects in a file that holds a JSON array of them, or one after the other.
 
     Only a piece of the file is in memory at a time. DataError for what is not JSON, and for a file that ends early.
     """
-    scan = json.JSONDecoder().raw_decode
+    decode = json.JSONDecoder().raw_decode
+    text, place, number, closed = "", 0, 0, True
     try:
         with path.open(encoding="utf-8-sig") as file:
-            text = file.read(_CHUNK)
-            place = len(text) - len(text.lstrip())
-            is_array = text[place : place + 1] == "["
-            place += is_array
-            number = 0
             while True:
-                place = _BETWEEN.match(text, place).end()  # type: ignore[union-attr]
-                if is_array and text[place : place + 1] == "]":
-                    return
+                gap = _SEPARATORS.match(text, place)
+                assert gap is not None  # it may be empty
+                place = gap.end()
+                if number == 0 and "[" in gap[0]:
+                    closed = False
+                closed = closed or "]" in gap[0]
                 try:
-                    value, end = scan(text, place)
+                    value, end = decode(text, place)
                 except json.JSONDecodeError as error:
                     more = file.read(_CHUNK)
-                    if not more and not is_array and place == len(text):
+                    if not more and place == len(text) and closed:
                         return
                     if not more or len(text) - place > _ROW_LIMIT:
-                        why = error.msg if more or place < len(text) else "it ends early"
+                        why = error.msg if place < len(text) else "it ends early"
                         raise DataError(
                             f"{path}: not valid JSON at row {number + 1} ({why}); download it again"
                         ) from error
                     text, place = text[place:] + more, 0
                     continue
                 number, place = number + 1, end
-                yield number, value
+                yield value
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8; download it again") from error
     except RecursionError as error:
@@ -125,16 +140,26 @@ def read_json_rows(path: Path) -> Iterator[tuple[int, Any]]:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the name") from error
 
 
-def random_swaps(key: str) -> Iterator[bool]:
-    """Whether to exchange a and b, drawn by `key`, for one row after the other: a list's order may tell the label."""
+def read_columns(path: Path, names: Sequence[str], needed: Sequence[str] = ()) -> Any:
+    """Columns of a parquet file as a table; DataError if it is damaged or lacks one of them, or of those `needed`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            if absent := [name for name in (*names, *needed) if name not in file.schema_arrow.names]:
+                raise DataError(f"{path}: it has no column {', '.join(absent)}; download the data set's own files")
+            return file.read(columns=list(names))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DataError(f"{path}: it is damaged ({str(error).splitlines()[0]}); download it again") from error
+
+
+def random_swaps(rows: Iterable[Row], key: str) -> list[Row]:
+    """The rows with a and b exchanged in half of them, drawn by `key`: a list's order may tell the label."""
     rng = np.random.default_rng(list(key.encode()))
-    while True:
-        yield from (rng.random(1024) < 0.5).tolist()
-
-
-def swapped(rows: Iterable[Row], key: str) -> list[Row]:
-    """The rows with a and b exchanged in half of them, drawn by `key`."""
-    return [_exchanged(row) if exchange else row for row, exchange in zip(rows, random_swaps(key), strict=False)]
+    rows = list(rows)
+    swaps = np.concatenate([rng.random(1024) for _ in range(0, len(rows), 1024)] or [np.empty(0)]) < 0.5
+    return [_exchanged(row) if swap else row for row, swap in zip(rows, swaps, strict=False)]
 
 
 def _exchanged(row: Row) -> Row:
@@ -142,22 +167,13 @@ def _exchanged(row: Row) -> Row:
     return Row(row.prompt, row.b, row.a, 1 - row.p_people, row.votes, row.group, label)
 
 
-def preferences_of(rows: Sequence[Row], images: Images) -> list[Preference]:
+def preferences_of(rows: Iterable[Row], images: Images) -> list[Preference]:
     """Rows with their images in the place of names; those of which an image is not there are left out."""
     return [
-        Preference(prompt, images[a], images[b], p_people, votes, group, label)
-        for prompt, a, b, p_people, votes, group, label in rows
-        if a in images and b in images
+        Preference(row.prompt, images[row.a], images[row.b], *row[3:])
+        for row in rows
+        if row.a in images and row.b in images
     ]
-
-
-def missing(name: str, split: str, what: str) -> ConfigError:
-    """The error for files of a data set that are not there: how they are had, and how large they are."""
-    size = shown_size(data_set_of(name).split(split))
-    return ConfigError(
-        f"--data {name}, split {split}: {what}; download it with `mlxpref data {name} --split {split}` ({size}), or "
-        "say with --data-dir where it is"
-    )
 
 
 def with_images(
@@ -169,9 +185,9 @@ def with_images(
     its name in place (in it they may be below `inside`), of a .tar.gz, also in parts, unpacked once into the user's
     cache.
     """
-    wanted = dict.fromkeys(image for row in rows for image in (row.a, row.b))
-    images: Images = {image: folder / image for image in _files_below(folder, wanted)}
-    absent = [image for image in wanted if image not in images]
+    names = dict.fromkeys(image for row in rows for image in (row.a, row.b))
+    images: Images = {image: folder / image for image in _files_below(folder, names)}
+    absent = [image for image in names if image not in images]
     plain, parts, problems = archive.with_suffix(""), parts_of(archive) if absent else [], []
     if absent and plain.is_file():
         images |= _inside(plain, absent, inside)
@@ -180,13 +196,14 @@ def with_images(
         problems = _unpack(archive, parts, absent, target)
         images |= {image: target / image for image in _files_below(target, absent)}
     elif not images:
-        raise missing(name, split, f"there is neither {archive.name}, whole or in parts, nor its images in {folder}")
+        what = f"there is neither {archive.name}, whole or in parts, nor its images in {folder}"
+        raise missing_files(name, split, what)
     else:
         problems = [f"{image}: is not in {folder}" for image in absent]
-    faults = RowErrors(archive, "images")
+    errors = RowErrors(archive, "images")
     for problem in problems:
-        faults.add(problem)
-    faults.settle(len(wanted))
+        errors.add(problem)
+    errors.raise_or_log(len(names))
     return preferences_of(rows, images)
 
 
@@ -201,7 +218,7 @@ def _inside(archive: Path, names: Iterable[str], folder: str) -> Images:
 
 
 def _unpack(archive: Path, parts: Sequence[Path], names: Sequence[str], target: Path) -> list[str]:
-    """Unpack what is not there yet, and say so; a line for each image that cannot be."""
+    """Unpack what is not there yet; a line for each image that cannot be unpacked."""
     there = set(_files_below(target, names))
     names = [name for name in names if name not in there]
     if not names:
@@ -215,7 +232,7 @@ def _unpack(archive: Path, parts: Sequence[Path], names: Sequence[str], target: 
 def _files_below(folder: Path, names: Iterable[str]) -> list[str]:
     """The names that are files below a folder: each of its folders is listed once, no file looked at."""
     listed: dict[str, set[str]] = {}
-    found = []
+    files = []
     for name in names:
         parent, _, last = name.rpartition("/")
         if parent not in listed:
@@ -223,8 +240,8 @@ def _files_below(folder: Path, names: Iterable[str]) -> list[str]:
             is_below = inner.is_dir() and ".." not in inner.parts and not parent.startswith("/")
             listed[parent] = set(os.listdir(inner)) if is_below else set()  # noqa: PTH208  half a million names
         if last in listed[parent]:
-            found.append(name)
-    return found
+            files.append(name)
+    return files
 
 
 def _stamp(parts: Sequence[Path]) -> str:

@@ -6,7 +6,7 @@ from itertools import combinations
 from pathlib import Path
 
 from mlxpref.data.catalog import Split
-from mlxpref.errors import DataError
+from mlxpref.data.rows import read_columns
 
 __all__ = ["files_for_limit"]
 
@@ -24,17 +24,16 @@ def files_for_limit(split: Split, lists: Files, images: Files, folder: Path, lim
     """
     if limit is None or split.together:
         yield lists + images
-        return
-    if lists:
+    elif lists:
         yield lists
         yield _first_archives([folder / path for path in lists], images, limit)
-        return
-    found = 0
-    for table in images:
-        yield [table]
-        found += _labelled_rows(folder / table)
-        if found >= limit:
-            return
+    else:
+        rows = 0
+        for table in images:
+            if rows < limit:
+                yield [table]
+                columns = read_columns(folder / table, ("has_label", "label_0")).to_pylist()
+                rows += sum(bool(row["has_label"]) and row["label_0"] != 0.5 for row in columns)
 
 
 def _first_archives(lists: Sequence[Path], archives: Files, limit: int) -> Files:
@@ -43,35 +42,17 @@ def _first_archives(lists: Sequence[Path], archives: Files, limit: int) -> Files
     place = {path.removesuffix(".zip"): i for i, path in enumerate(ordered)}
     groups: dict[str, list[tuple[int, int]]] = {}
     for path in lists:
-        columns = _columns(path, ["image_path", "prompt_id", "rank"])
-        for image, group, rank in zip(*columns, strict=True):
-            archive = str(image).rpartition("/")[0]
+        for row in read_columns(path, ("image_path", "prompt_id", "rank")).to_pylist():
+            archive = str(row["image_path"]).rpartition("/")[0]
             if archive in place:
-                groups.setdefault(str(group), []).append((place[archive], rank))
+                groups.setdefault(str(row["prompt_id"]), []).append((place[archive], row["rank"]))
+    # The number of pairs that are complete with the i-th archive.
     complete_with = Counter(
         max(i, j) for images in groups.values() for (i, rank), (j, other) in combinations(images, 2) if rank != other
     )
-    found = 0
+    pairs = 0
     for i in range(len(ordered)):
-        found += complete_with[i]
-        if found >= limit:
+        pairs += complete_with[i]
+        if pairs >= limit:
             return ordered[: i + 1]
     return ordered
-
-
-def _labelled_rows(table: Path) -> int:
-    """How many rows of a table have a label that is no tie."""
-    has_label, labels = _columns(table, ["has_label", "label_0"])
-    return sum(bool(has) and label != 0.5 for has, label in zip(has_label, labels, strict=True))
-
-
-def _columns(path: Path, names: list[str]) -> list[list[object]]:
-    """Some columns of a parquet file; DataError where it has them not."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(path, columns=names)
-        return [table.column(name).to_pylist() for name in names]
-    except (OSError, pa.ArrowException, KeyError) as error:
-        raise DataError(f"{path}: {' and '.join(names)} cannot be read from it; leave out --limit") from error

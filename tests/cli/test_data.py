@@ -205,14 +205,16 @@ def test_wrong_content_is_one_line_and_is_removed(serve: Serve, tmp_path: Path) 
 def test_a_full_disk_is_said_before_anything_is_downloaded(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     hub = serve("hpdv2")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10**9))
-    assert "must stay free, but only 1.0 GB are; make room, or give another disk" in error_of(run("hpdv2", "--yes"))
+    assert "must stay free, but only 1.0 GB are free; make room, or give another disk" in error_of(
+        run("hpdv2", "--yes")
+    )
     assert hub.downloaded() == []
 
 
 def test_offline_with_and_without_files(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub = serve("imagereward")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert "`mlxpref data imagereward --split test` (about 1.2 GB by its card)" in error_of(run("imagereward", "--yes"))
+    assert "download them with `mlxpref data imagereward --split test`" in error_of(run("imagereward", "--yes"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     online = json_of(run("imagereward", "--yes", "--json"))
     hub.requests.clear()

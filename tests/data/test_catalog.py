@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from mlxpref.data.catalog import CATALOG, data_set_of, files_of, folder_of, shown_size
+from mlxpref.data.catalog import CATALOG, data_set_of, folder_of
 from mlxpref.data.load import load_preferences
 from mlxpref.data.subset import files_for_limit
 from mlxpref.errors import ConfigError, DataError
@@ -41,7 +41,6 @@ def test_the_catalogue_is_sane() -> None:
         assert data_set.splits[-1].name == "test"
         for split in data_set.splits:
             assert split.images
-            assert (split.size is None) == (split.known_from == "")
             assert split.beside is None or data_set.split(split.beside)
 
 
@@ -49,7 +48,8 @@ def test_the_catalogue_is_sane() -> None:
 def test_the_patterns_of_a_split_are_files_of_its_layout(name: str, split: str, tmp_path: Path) -> None:
     """And of no other split, but for the archive that HPDv3's splits share."""
     files = paths_in(make_layout(name, tmp_path / "data", 2))
-    for pattern in files_of(name, split):
+    part = data_set_of(name).split(split)
+    for pattern in part.lists + part.images:
         matching = [path for path in files if fnmatchcase(path, pattern)]
         assert matching
         meant = "test_unique" if (name[:4], split) == ("pick", "test") else split
@@ -60,7 +60,7 @@ def test_unknown_names() -> None:
     with pytest.raises(ConfigError, match=r"unknown data set 'imagenet': known are imagereward, hpdv2, pickapic"):
         data_set_of("imagenet")
     with pytest.raises(ConfigError, match=r"split 'valid': imagereward has train, validation, test"):
-        files_of("imagereward", "valid")
+        data_set_of("imagereward").split("valid")
 
 
 def test_a_folder_of_ones_own_goes_first(cache: Path, tmp_path: Path) -> None:
@@ -88,25 +88,10 @@ def test_files_under_the_repositorys_other_name_are_found(cache: Path) -> None:
     assert folder_of("imagereward") != snapshot(cache, "THUDM/ImageRewardDB", "2" * 40) == folder_of("imagereward")
 
 
-@pytest.mark.parametrize(
-    ("name", "split", "said"),
-    [
-        ("imagereward", None, r"`mlxpref data imagereward --split test` \(about 1\.2 GB by its card\)"),
-        ("imagereward", "train", r"`mlxpref data imagereward --split train` \(about 20\.9 GB by its card\)"),
-        ("hpdv2", "test", r"`mlxpref data hpdv2 --split test` \(about 158 MB by the hub's list of files\)"),
-        ("hpdv3", "train", r"`mlxpref data hpdv3 --split train` \(the command shows the size and asks first\)"),
-    ],
-)
-def test_where_there_is_nothing_the_command_and_the_size_are_said(name: str, split: str | None, said: str) -> None:
-    with pytest.raises(ConfigError, match=rf"^--data {name}: .* {said}, or say with --data-dir where they are$"):
-        folder_of(name, None, split)
-
-
-def test_sizes_say_where_they_are_known_from() -> None:
-    shown = [shown_size(CATALOG[name].split(split)) for name, split in SPLITS]
-    assert all(
-        " by " in text or "from memory" in text or text == "the command shows the size and asks first" for text in shown
-    )
+def test_where_there_is_nothing_the_command_is_named() -> None:
+    for split, named in ((None, "test"), ("train", "train")):
+        with pytest.raises(ConfigError, match=rf"^--data hpdv2, .* with `mlxpref data hpdv2 --split {named}`, which"):
+            folder_of("hpdv2", None, split)
 
 
 def portions_of(name: str, split: str, folder: Path, limit: int | None) -> list[list[str]]:
@@ -122,8 +107,9 @@ def portions_of(name: str, split: str, folder: Path, limit: int | None) -> list[
 def test_without_a_limit_it_is_everything_at_once(name: str, tmp_path: Path) -> None:
     folder = make_layout(name, tmp_path / "data", 2)
     (portion,) = portions_of(name, "train", folder, None)
+    part = data_set_of(name).split("train")
     assert sorted(portion) == sorted(
-        path for path in paths_in(folder) if any(fnmatchcase(path, p) for p in files_of(name, "train"))
+        path for path in paths_in(folder) if any(fnmatchcase(path, p) for p in part.lists + part.images)
     )
 
 
@@ -169,7 +155,7 @@ def test_pickapic_needs_one_table_after_the_other(name: str, tmp_path: Path) -> 
 def test_a_list_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     folder = make_layout("imagereward", tmp_path / "data", 2)
     (folder / "metadata-test.parquet").write_bytes(b"no table")
-    with pytest.raises(DataError, match=r"metadata-test\.parquet: image_path and prompt_id and rank cannot be read"):
+    with pytest.raises(DataError, match=r"metadata-test\.parquet: it is damaged"):
         portions_of("imagereward", "test", folder, 1)
 
 

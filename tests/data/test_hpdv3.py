@@ -96,7 +96,7 @@ def test_names_that_lead_out_of_the_folder_are_not_followed(tmp_path: Path) -> N
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigError, match=r"there is no .*test\.json; download it with `mlxpref data hpdv3 --split test`"
+        ConfigError, match=r"there is no .*test\.json; download them with `mlxpref data hpdv3 --split test`"
     ):
         load_preferences("hpdv3", "test", data_dir=tmp_path)
     folder = make_layout("hpdv3", tmp_path)

@@ -199,7 +199,7 @@ def test_other_files_are_not_read(tmp_path: Path) -> None:
 
 
 def test_a_long_list_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    values = [{"n": i, "text": "é\u2028" * (i % 50)} for i in range(500)]
+    values = [{"n": i, "text": "é\u2028]" * (i % 50), "more": [{}, [i]]} for i in range(500)]
     path = tmp_path / "list.json"
     for text in (
         json.dumps(values),
@@ -209,11 +209,7 @@ def test_a_long_list_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.Monke
         path.write_text(text, "utf-8")
         for chunk in (1, 7, 1000):
             monkeypatch.setattr(rows, "_CHUNK", chunk)
-            assert list(read_json_rows(path)) == list(enumerate(values, 1))
-    path.write_text('["a", null, true, [1, [2.5]], {}]')
-    for chunk in (1, 3, 1000):
-        monkeypatch.setattr(rows, "_CHUNK", chunk)
-        assert [value for _, value in read_json_rows(path)] == ["a", None, True, [1, [2.5]], {}]
+            assert list(read_json_rows(path)) == values
 
 
 def test_a_row_without_end_does_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,7 +92,7 @@ def test_labels_that_make_no_sense(labels: tuple[float | None, float], tmp_path:
 
 def test_wrong_columns(tmp_path: Path) -> None:
     shard(tmp_path, [{key: value for key, value in ROW.items() if not key.startswith("jpg")}])
-    with pytest.raises(DataError, match=r"it has no column jpg_0, jpg_1 \(a set without images\)"):
+    with pytest.raises(DataError, match=r"it has no column jpg_0, jpg_1; download"):
         read_pickapic(tmp_path, "test")
     shard(tmp_path, [{"caption": "x"}])
     with pytest.raises(DataError, match="it has no column has_label, label_0, label_1, jpg_0, jpg_1"):
