@@ -284,7 +284,7 @@ def test_mlx_launch_ends_all_where_one_is_killed(tmp_path: Path) -> None:
         finally:
             launched.kill()
     assert "Node with rank 1 exited with code -9" in out.read_text()
-    assert f"go on with: mlxpref train --resume --output {run}" in out.read_text()
+    assert f"mlxpref train --resume --output {run}" in out.read_text()
     resumed = resume_run(run, {"save_every": 1})
     assert resumed
     done, reports = resumed.done, resumed.reports()

@@ -255,7 +255,8 @@ def load_vlm(folder: Path | Checkpoint, max_pixels: int, dtype: mx.Dtype | None 
 @contextmanager
 def _random_state_kept() -> Iterator[None]:
     """Leave the caller's generators as they were: new layers draw weights, which those of the file replace at once."""
-    state, (high, low) = random.getstate(), mx.random.state[0].tolist()
+    state = random.getstate()
+    high, low = mx.random.state[0].tolist()  # type: ignore[index]  # MLX's stubs call it an object
     try:
         yield
     finally:
