@@ -65,20 +65,16 @@ class Evaluation:
     def to_json(self) -> dict[str, Any]:
         """The evaluation as design.md's JSON of `eval`; null where nothing was measured."""
         spec = self.spec
-        values = {
+        values: dict[str, Any] = {
             "data": spec.data,
             "split": spec.split,
             "protocol": spec.protocol,
             "strategy": spec.strategy,
-            **asdict(self.metrics),
-            "unreadable": self.unreadable,
-            "tokens": self.tokens,
-            "seconds": self.seconds,
-            "official": asdict(self.official),
-            "human_ceiling": self.human_ceiling,
-            "tokens_per_pair": self.tokens_per_pair,
-            "seconds_per_pair": self.seconds_per_pair,
         }
+        values |= asdict(self.metrics)
+        values |= {name: getattr(self, name) for name in ("unreadable", "tokens", "seconds")}
+        values |= {"official": asdict(self.official), "human_ceiling": self.human_ceiling}
+        values |= {"tokens_per_pair": self.tokens_per_pair, "seconds_per_pair": self.seconds_per_pair}
         if spec.tie_threshold is not None:
             values["tie_threshold"] = spec.tie_threshold
         return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in values.items()}

@@ -1,4 +1,4 @@
-"""Any tool's scores of images, from a CSV file, beside the preferences of a data set."""
+"""Image scores of another tool, from a CSV file, matched with the images of preferences."""
 
 import csv
 import math
@@ -21,8 +21,8 @@ _COLUMNS = ("image", "score")
 def read_scores(path: Path) -> dict[str, float]:
     """The scores of a CSV file by image, in its order; higher is better.
 
-    The first line names the columns, of which `image` and `score` are taken. Raises one DataError for all rows that
-    cannot be used (no image, no finite number, an image that was there before): their count and the first ten.
+    The first line names the columns, of which `image` and `score` are taken. One DataError counts all rows without an
+    image, without a finite number or with an image of an earlier row, and shows the first ten.
     """
     scores: dict[str, float] = {}
     lines: dict[str, int] = {}
@@ -48,39 +48,36 @@ def read_scores(path: Path) -> dict[str, float]:
 
 
 def match_scores(scores: Mapping[str, float], preferences: Sequence[Preference], path: Path) -> dict[str, float]:
-    """The scores of the preferences' images, by `image_name`; what the data do not have is left out.
+    """The scores of the preferences' images, by `image_name`; scores of other images are left out.
 
-    A row's image is an image of the data if it is its path or the last parts of it and of no other's; of an image in
-    an archive, also the path that it would have if it were unpacked where the archive lies. `path` is the file of the
-    scores. Raises one DataError that names and counts images without a score, with several, and rows that mean several
-    images.
+    A row names an image of the data by its path or by the last parts of it, if no other path ends so. An image in an
+    archive also has the path that it would have if the archive were unpacked where it lies. `path` is the file of the
+    scores. One DataError counts and names images without a score or with several, and rows that name several images.
     """
     images = {image_name(image): image for p in preferences for image in (p.a, p.b)}
-    found: dict[str, list[str]] = defaultdict(list)
+    rows_of: dict[str, list[str]] = defaultdict(list)
     problems: list[str] = []
-    for row, meant in zip(scores, _meant(list(scores), images), strict=True):
-        if len(meant) > 1:
-            problems.append(f"{row} may be any of {len(meant)} images, such as {meant[0]} and {meant[1]}")
-        elif meant:
-            found[meant[0]].append(row)
-    problems += [f"{name} has {len(rows)} scores: {', '.join(rows)}" for name, rows in found.items() if len(rows) > 1]
+    for row, names in zip(scores, _named_images(list(scores), images), strict=True):
+        if len(names) > 1:
+            problems.append(f"{row} may be any of {len(names)} images, such as {names[0]} and {names[1]}")
+        elif names:
+            rows_of[names[0]].append(row)
+    problems += [f"{name} has {len(rows)} scores: {', '.join(rows)}" for name, rows in rows_of.items() if len(rows) > 1]
     if problems:
         raise DataError(
             f"{path}: {len(problems)} images are not clear; give longer paths, once:\n  {first_ten(problems)}"
         )
-    if missing := [name for name in images if name not in found]:
+    if missing := [name for name in images if name not in rows_of]:
         raise DataError(
             f"{path}: {len(missing)} of {len(images)} images have no score; add them:\n  {first_ten(missing)}"
         )
-    return {name: scores[rows[0]] for name, rows in found.items()}
+    return {name: scores[rows[0]] for name, rows in rows_of.items()}
 
 
 def prefer_by_score(scores: Mapping[str, float], preferences: Sequence[Preference]) -> Floats:
     """The preferences for a (N,) of a tool that scores images: 1 or 0 by the higher score, 0.5 for equal ones."""
-    a, b = (
-        np.array([scores[image_name(image)] for image in side], np.float64)
-        for side in ([p.a for p in preferences], [p.b for p in preferences])
-    )
+    a = np.array([scores[image_name(p.a)] for p in preferences], np.float64)
+    b = np.array([scores[image_name(p.b)] for p in preferences], np.float64)
     return 0.5 * (1 + np.sign(a - b))
 
 
@@ -106,8 +103,8 @@ def _rows(path: Path) -> Iterator[tuple[int, str, str]]:
         raise DataError(f"{path}: not a CSV file ({error})") from error
 
 
-def _meant(rows: Sequence[str], images: Mapping[str, ImageLike]) -> Iterator[list[str]]:
-    """For each row's image, the names of the images of the data that it may mean."""
+def _named_images(rows: Sequence[str], images: Mapping[str, ImageLike]) -> Iterator[list[str]]:
+    """For each row, the names of the images of the data that it may mean."""
     parts = [PurePath(row).parts for row in rows]
     lengths = {len(each) for each in parts}
     endings: dict[tuple[str, ...], dict[str, None]] = defaultdict(dict)

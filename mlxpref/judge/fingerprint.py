@@ -1,4 +1,4 @@
-"""Who judges, in one short text: the same for the same model and adapter, another one after any change to them."""
+"""The fingerprint of a judge: the same for the same model and adapter, another one after any change to them."""
 
 import hashlib
 from functools import cached_property
@@ -14,16 +14,16 @@ from mlxpref.engine.vlm import VLM
 __all__ = ["Fingerprint"]
 
 _FILES = ("*.json", "*.jinja", "*.txt")
-"""What a checkpoint holds beside weights: config, tokenizer, chat template, image processor."""
+"""The files beside the weights: config, tokenizer, chat template, image processor."""
 
 
 class Fingerprint:
-    """The fingerprint of a model as it stands in memory: its weights in their precision, its adapter, its files.
+    """The fingerprint of a model as it is in memory: its weights in their precision, its adapter, its files.
 
-    Weights are read where they are used, so that no name, copy or time of a file can make another model look like
-    this one. The adapter's are read byte by byte each time. The others are read once, for as long as they are the very
-    same arrays: of each matrix the sums of its rows and of its columns, at the speed of memory. Changes made on purpose
-    to keep all these sums would go unnoticed, and so would base weights that are written over in place.
+    Weights are read from memory, so that no name, copy or date of a file makes another model look like this one. The
+    adapter's are hashed byte by byte each time. Of the others, the sums of the rows and columns of each matrix are
+    hashed; they are computed once, as long as the arrays are the same objects. So base weights that are overwritten in
+    place go unnoticed, and so do changes made on purpose to keep all these sums.
     """
 
     def __init__(self, vlm: VLM) -> None:
@@ -39,7 +39,7 @@ class Fingerprint:
         digest = hashlib.sha256(self._files)
         for name, content in sorted((self._sums_of(base) | _bytes_of(adapter)).items()):
             digest.update(f"{name} {weights[name].dtype} {weights[name].shape} {len(content)}\n".encode() + content)
-        # What an adapter's product is multiplied by is a number of the layer, not a weight.
+        # The factor of an adapter's product is a number of the layer, not a weight.
         scales = [(name, layer.scale) for name, layer in model.named_modules() if f"{name}.lora_a" in adapter]
         digest.update(repr(sorted(scales)).encode())
         return digest.hexdigest()
@@ -47,9 +47,9 @@ class Fingerprint:
     @cached_property
     def _files(self) -> bytes:
         """The content of the checkpoint's small files, as one digest."""
-        found = (file for pattern in _FILES for file in self._vlm.checkpoint.folder.glob(pattern))
-        # Where a conversion came from, and when it was measured, changes nothing that the model says.
-        files = sorted(file for file in found if file.name != RECORD)
+        matches = (file for pattern in _FILES for file in self._vlm.checkpoint.folder.glob(pattern))
+        # The record of a conversion changes no answer.
+        files = sorted(file for file in matches if file.name != RECORD)
         contents = [f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}" for file in files]
         return "\n".join(contents).encode()
 

@@ -1,4 +1,4 @@
-"""What accuracy means on each public test set: the official definitions, as pure functions on arrays.
+"""Protocols: the official definitions of accuracy on each public test set, as pure functions on arrays.
 
 A prediction is the preference for a, from 0 to 1; a label is 1 where a is better, 0 where b is, 0.5 for a tie.
 """
@@ -35,9 +35,9 @@ _LABEL = {"a": 1.0, "b": 0.0, "tie": 0.5}
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a test set counts: every pair earns something, averaged over pairs, or within prompts first (`macro`).
+    """How a test set counts: the mean credit of pairs, or of prompts (`macro`).
 
-    `even` is what an undecided prediction earns; `ties` says that ties in the data count and can be predicted.
+    `even` is the credit of an undecided prediction; with `ties`, ties in the data count and can be predicted.
     """
 
     definition: str
@@ -65,7 +65,7 @@ PROTOCOLS: dict[str, Protocol] = {
 
 @dataclass(frozen=True)
 class Official:
-    """An official number with its 95 % interval, by bootstrap over prompts, and what it is."""
+    """An official number with its 95 % interval, by bootstrap over prompts, and its definition."""
 
     value: float
     low: float
@@ -90,23 +90,23 @@ def labels(preferences: Sequence[Preference]) -> Floats:
 
 
 def credit(protocol: str, p: Floats, label: Floats, threshold: float = 0.0) -> Floats:
-    """What each prediction (N,) earns, from 0 to 1, against its label (N,).
+    """The credit of each prediction (N,) for its label (N,), from 0 to 1.
 
     Where ties count, a prediction is a tie if the probabilities of both sides differ by `threshold` at most.
     """
     rule = _known(protocol)
-    said, right = np.sign(p - 0.5), np.sign(label - 0.5)
+    predicted, better = np.sign(p - 0.5), np.sign(label - 0.5)  # 1 is a, -1 is b, 0 is a tie
     if rule.ties:
-        said = np.where(np.abs((1 - p) - p) <= threshold, 0, said)
-        return np.where(said == right, 1, np.where((said == 0) | (right == 0), 0.5, 0))
-    return np.where(said == 0, rule.even, said == right)
+        predicted = np.where(np.abs((1 - p) - p) <= threshold, 0, predicted)
+        return np.where(predicted == better, 1, np.where((predicted == 0) | (better == 0), 0.5, 0))
+    return np.where(predicted == 0, rule.even, predicted == better)
 
 
 def official(protocol: str, p: Floats, label: Floats, groups: Sequence[str], threshold: float = 0.0) -> Official:
     """The official number of predictions (N,) against labels (N,) in groups (N,), which are prompts."""
     rule = _known(protocol)
-    earned, group = credit(protocol, p, label, threshold), group_numbers(groups)
-    total = np.asarray(np.bincount(group, earned), np.float64)
+    group = group_numbers(groups)
+    total = np.asarray(np.bincount(group, credit(protocol, p, label, threshold)), np.float64)
     size = np.asarray(np.bincount(group), np.float64)
     if rule.macro:
         total, size = total / size, np.ones_like(size)

@@ -24,14 +24,6 @@ _TABLE = "CREATE TABLE comparisons (key BLOB PRIMARY KEY, verdicts TEXT NOT NULL
 _KEYS_A_QUERY = 500
 """SQLite may be built to take no more than 999."""
 _REMEDY = "choose another file with --store FILE, or none with --no-store"
-_UNUSABLE = {
-    sqlite3.SQLITE_CANTOPEN,
-    sqlite3.SQLITE_READONLY,
-    sqlite3.SQLITE_IOERR,
-    sqlite3.SQLITE_PERM,
-    sqlite3.SQLITE_PROTOCOL,
-    sqlite3.SQLITE_NOLFS,
-}
 
 
 class Store:
@@ -164,13 +156,11 @@ def _translated(path: Path) -> Iterator[None]:
     except sqlite3.ProgrammingError:
         raise  # a mistake of ours, such as using a store that was closed
     except (sqlite3.Error, ValueError, TypeError) as error:
-        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF  # the higher bits are details
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF  # the higher bits are details
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            what = f"another program keeps the store to itself; wait for it, {_REMEDY}"
-        elif code == sqlite3.SQLITE_FULL:
-            what = f"no space left for the store; free some, {_REMEDY}"
-        elif code in _UNUSABLE:
-            what = f"the store cannot be read and written there ({error}); {_REMEDY}"
+            what = "another program keeps the store to itself; wait for it"
+        elif code in (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            what = f"damaged, or not a store ({error}); move it away or delete it"
         else:
-            what = f"damaged, or not a store ({error}); move it away or delete it, {_REMEDY}"
-        raise DataError(f"{path}: {what}") from error
+            what = f"the store cannot be read and written there ({error})"
+        raise DataError(f"{path}: {what}; {_REMEDY}") from error

@@ -301,5 +301,5 @@ def test_a_full_disk_is_named(path: Path, store: Store) -> None:
     store._connection.execute("PRAGMA max_page_count = 20")
     with pytest.raises(DataError) as caught:
         store.put_many({f"{i}".encode(): said(i) for i in range(5000)})
-    checked(caught.value, path, "no space left")
+    checked(caught.value, path, "cannot be read and written", "full")
     assert count(store) == 0
