@@ -9,22 +9,13 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
-
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import Progress as Bar
-from rich.table import Table
-from rich.text import Text
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlxpref.log import Progress, logger, showing
 from mlxpref.text import CONTROL, UNDECODED, plain
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
 
 __all__ = ["note", "print_json", "print_table", "print_text", "show_on_stderr", "track_steps"]
 
@@ -69,6 +60,10 @@ def print_text(line: str) -> None:
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> None:
     """Print a table on stdout; columns whose name begins with `>` are aligned to the right."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     if title:
         print_text(title)
     table = Table(box=None, pad_edge=False)
@@ -154,14 +149,18 @@ class _Shown(Progress):
         note(f"{name()}: {done} of {count} in {time.monotonic() - started:.1f} s")
 
 
-def _bar() -> Bar:
+def _bar() -> "Bar":
     """A bar with counts and times, on stderr."""
-    return Bar(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=Console(file=sys.stderr),
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
     )
+
+    name, left = TextColumn("{task.description}", markup=False), TextColumn("left")
+    columns = name, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), left, TimeRemainingColumn()
+    return Progress(*columns, console=Console(file=sys.stderr))
