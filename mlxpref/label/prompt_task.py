@@ -65,7 +65,7 @@ def prompt_tasks(
     held_out: float,
     records: Iterable[LabelRecord],
 ) -> list[PromptTask]:
-    """A task for each prompt, with nothing asked yet; names are relative to `folder`, where the records are kept.
+    """A task for each prompt, with nothing asked yet; names are relative to `folder`, where the records are.
 
     `pairs` are planned for each prompt; by default two an image, and for all prompts together at least as many as a
     usual rater needs. A share of `held_out` measures: whole prompts where there are five or more (the split of earlier

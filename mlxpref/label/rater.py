@@ -18,7 +18,7 @@ from mlxpref.ranking.intervals import share_interval
 __all__ = ["Consistency", "Enough", "consistency", "enough", "explain"]
 
 _MAX_ERROR = 0.1  # half the width of the 95 % interval within which a judge's accuracy is to be known
-_POWER = 0.8416212335729143  # the normal quantile of 80 %: how surely the difference is found if it is there
+_POWER = 0.8416212335729143  # the normal quantile of 80 %: how probably a real difference is detected
 _PRIOR_SAME, _PRIOR_REPEATS = 4, 5  # what is believed of a rater who has repeated nothing yet
 _MAX_RELIABILITY, _MIN_RELIABILITY = 0.98, 0.55
 _HELD_OUT = 0.2  # the share that is taken to be held out later, where a labelling holds nothing out

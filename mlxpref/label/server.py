@@ -206,7 +206,7 @@ def _on_error(request: Request, error: Exception) -> Response:
         return _error(error.status_code, error.detail)
     if isinstance(error, MlxprefError):
         return _error(500, str(error))
-    return _error(500, f"a mistake in mlxpref ({type(error).__name__}); all answers are kept: reload the page")
+    return _error(500, f"a mistake in mlxpref ({type(error).__name__}); no answer is lost: reload the page")
 
 
 def _error(status: int, text: str) -> Response:

@@ -1,24 +1,61 @@
-"""A labelling: its questions, the file of their answers, and what both say so far."""
+"""A labelling: its questions, its pictures, the file of the answers, and what these say so far."""
 
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import accumulate
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
 from mlxpref.config import LabelSettings
+from mlxpref.data.images import load_image
 from mlxpref.data.label_file import LabelFile, LabelRecord
-from mlxpref.label.pictures import Pictures
 from mlxpref.label.prompt_task import Choice, PromptTask
 from mlxpref.label.questions import Question, Questions
 from mlxpref.label.rater import consistency, enough, explain
+from mlxpref.lru import LRU
 from mlxpref.ranking.bradley_terry import PairOutcome, rank_images
 from mlxpref.ranking.intervals import share_interval
-from mlxpref.report.html import even_ticks, short_names
+from mlxpref.report.html import even_ticks, short_names, thumbnail
 
-__all__ = ["LabelSession"]
+__all__ = ["LabelSession", "Pictures"]
+
+_SIDE = 2048  # at most: as many pixels as a large screen gives one of two pictures
+_SMALL_SIDE = 160
+_CACHED_BYTES = 128 * 2**20
+
+
+class Pictures:
+    """Images by number as the page shows them: upright pixels on white and nothing else of the file, no EXIF, no name.
+
+    They are encoded when they are asked for; the last ones stay in memory.
+    """
+
+    def __init__(self, images: Sequence[Path]) -> None:
+        self.images = tuple(images)
+        self._encoded: LRU[int, bytes] = LRU(_CACHED_BYTES, len)
+
+    def whole(self, number: int) -> bytes:
+        """A picture as PNG, exact to the pixel up to `_SIDE`: a rater judges noise and blocks, too.
+
+        DataError where the file can no longer be read.
+        """
+        content = self._encoded.get(number)
+        if content is None:
+            picture = load_image(self.images[number])
+            picture.thumbnail((_SIDE, _SIDE))
+            file = io.BytesIO()
+            picture.save(file, "PNG", compress_level=1)
+            content = file.getvalue()
+            self._encoded.put(number, content)
+        return content
+
+    def small(self, number: int) -> bytes:
+        """A picture for a list, as WebP; DataError as in `whole`."""
+        return thumbnail(self.images[number], _SMALL_SIDE).content
 
 
 class LabelSession:
@@ -44,7 +81,7 @@ class LabelSession:
     def answer(self, number: int, choice: Choice, seconds: float | None) -> bool:
         """Keep an answer to the question that was shown under this number; False if that is no longer asked.
 
-        DataError where it cannot be kept: then nothing has changed.
+        DataError where it cannot be written: then nothing has changed.
         """
         with self._writing:
             current, question = self.questions.current()

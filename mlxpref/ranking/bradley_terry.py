@@ -273,10 +273,10 @@ class _Comparisons:
 
     def order_errors(self, parameters: Array, inverse: Array) -> tuple[Array, Array, Array]:
         """The same of the difference between the orders, for pairs that have both."""
-        residual, variance = self.residuals(parameters)
         both = ~np.isnan(self.p).any(axis=0)
-        weight = variance.sum(axis=0)[both]
-        return (residual[0] - residual[1])[both], weight, weight * inverse[-1, -1]
+        residual, variance = (each[:, both] for each in self.residuals(parameters))
+        weight = variance.sum(axis=0)
+        return residual[0] - residual[1], weight, weight * inverse[-1, -1]
 
 
 def _newton(data: _Comparisons, parameters: Array, penalty: float | Array, max_steps: int = 100) -> tuple[Array, Array]:

@@ -8,7 +8,7 @@ __all__ = ["PROBABILITY_MARGIN", "combine_orders", "log_odds", "probability", "s
 
 Array = NDArray[np.float64]
 
-PROBABILITY_MARGIN = 2.0**-40  # probabilities are kept this far (9e-13) from 0 and 1 before their log-odds are taken
+PROBABILITY_MARGIN = 2.0**-40  # the least distance (9e-13) from 0 and 1 of a probability whose log-odds are taken
 
 
 def log_odds(p: ArrayLike) -> Array:

@@ -59,7 +59,7 @@ def next_round(
     `asked` are the pairs of earlier rounds, either image first; none of them is asked again. `fit` is what their
     answers say, None before there are any. While pairs do not connect all images, only pairs that connect are picked,
     so count - 1 of them do. An image is in at most `MAX_PAIRS` of a round unless it cannot be filled otherwise. `top`:
-    how many of the best matter most, 1 by default. Equal images are told apart by `seed`; nothing else is random.
+    how many of the best matter most, 1 by default. `seed` orders equal images; nothing else is random.
     ConfigError: fewer than two images, a size or a top below 1.
     """
     if count < 2 or size < 1 or (top is not None and top < 1):

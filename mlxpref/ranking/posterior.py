@@ -20,8 +20,8 @@ def best_probabilities(strengths: Array, covariance: Array) -> Array:
     np.fill_diagonal(variance, 1.0)
     lead = (strengths[:, None] - strengths) / np.sqrt(np.maximum(variance, 1e-18))  # (N, N), in standard errors
     np.fill_diagonal(lead, np.inf)
-    kept = np.flatnonzero(ndtr(lead.min(axis=1)) > 1e-4 / len(strengths))  # (M,): the others cannot be the best
-    lead, variance, covariance = (square[np.ix_(kept, kept)] for square in (lead, variance, covariance))
+    able = np.flatnonzero(ndtr(lead.min(axis=1)) > 1e-4 / len(strengths))  # (M,): the others cannot be the best
+    lead, variance, covariance = (square[np.ix_(able, able)] for square in (lead, variance, covariance))
     behind = ndtr(-lead) + 1e-3  # (M, M): which opponents matter to each image
     np.fill_diagonal(behind, 0.0)
     total = behind.sum(axis=1, keepdims=True)
@@ -33,7 +33,7 @@ def best_probabilities(strengths: Array, covariance: Array) -> Array:
     loading = np.clip(shared / np.sqrt(common), 0, 0.98 * np.sqrt(variance))  # no steeper than the grid can follow
     grid = np.arange(-6, 6.01, 0.25)  # (G,) values of the common factor
     result = np.zeros(len(strengths))
-    for row, index in enumerate(kept):
+    for row, index in enumerate(able):
         ahead = (lead[row] * np.sqrt(variance[row]))[:, None] + loading[row][:, None] * grid  # (M, G)
         ahead = ahead / np.sqrt(variance[row] - loading[row] ** 2)[:, None]
         ahead[row] = np.inf

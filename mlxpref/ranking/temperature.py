@@ -13,7 +13,7 @@ __all__ = ["COLDEST", "EVEN", "HOTTEST", "TemperatureScaling", "fit_temperature"
 
 Array = NDArray[np.float64]
 
-COLDEST, HOTTEST = 0.01, 100.0  # temperatures are kept between these: log-odds never change their sign
+COLDEST, HOTTEST = 0.01, 100.0  # the bounds of a temperature: log-odds never change their sign
 EVEN = 1e-9  # log-odds below this are rounding
 MAX_LOG_ODDS = math.log(1 / PROBABILITY_MARGIN - 1)
 
@@ -39,13 +39,13 @@ class TemperatureScaling:
 def fit_temperature(p_a_shown_first: ArrayLike, p_a_shown_second: ArrayLike, p_people: ArrayLike) -> TemperatureScaling:
     """The scaling of N >= 1 pairs by maximum likelihood, all arguments (N,) and about image a.
 
-    The temperature minimises the cross-entropy between the share of people and what is used, the soft preference over
-    both orders; it is convex in 1 / temperature. Shares are drawn in as by two more answers, one for either side, among
-    the N (Platt 1999), which bounds the fit where the judge is always right. A judge that is no better than chance
+    The temperature minimises the cross-entropy between the share of people and the soft preference over both orders;
+    it is convex in 1 / temperature. Shares are moved towards 0.5 as by two more answers among the N, one for either
+    side (Platt 1999), which bounds the fit where the judge is always right. A judge that is no better than chance
     gets `HOTTEST`, and one whose soft preferences are all even 1, as there is nothing to scale.
 
-    The position bias then minimises the cross-entropy of the 2 N comparisons, where images that people prefer are
-    first as often as second, so it is that which makes the first image win as much as the second, whoever is right.
+    The position bias then minimises the cross-entropy of the 2 N comparisons. There the images that people prefer are
+    first as often as second, so that with this bias the first image wins as often as the second.
 
     Adding a constant to the log-odds of first images is undone exactly, and so is a factor of all log-odds.
     """

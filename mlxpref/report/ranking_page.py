@@ -130,7 +130,7 @@ def _bias(ranking: Ranking) -> str:
     bias, error = ranking.ranking.position_bias, ranking.ranking.position_bias_stderr
     size = f"{bias:+.2f} nats, standard error {error:.2f}"
     if abs(bias) <= Z95 * error:
-        return f"No position bias can be told from these pairs: {size}."
+        return f"These pairs show no position bias: {size}."
     place = "first" if bias > 0 else "second"
     return (
         f"This judge favours the image that is shown {place}: position bias {size}. Of two equally strong images it "

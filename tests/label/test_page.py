@@ -11,8 +11,8 @@ import pytest
 from playwright.sync_api import Page
 
 from mlxpref.config import LabelSettings
-from mlxpref.label.pictures import Pictures
 from mlxpref.label.server import LabelServer
+from mlxpref.label.session import Pictures
 from tests.browser import Browser
 from tests.conftest import picture
 from tests.label_pages import label_command, pictures, served
@@ -204,7 +204,7 @@ def test_a_killed_server_loses_nothing(tmp_path: Path, new_page: NewPage) -> Non
         process.wait(30)
         page.keyboard.press("ArrowLeft")
         page.wait_for_selector("#message.bad")
-        assert "The program behind this page has ended, and this was not kept" in page.inner_text("#message")
+        assert "The program behind this page has ended, and this answer is lost" in page.inner_text("#message")
     assert len(lines(output)) == 3
     output.write_bytes(output.read_bytes() + lines_of_half_an_answer(output))
     with label_command(tmp_path / "pictures", output, *options) as (address, process, _):

@@ -20,11 +20,11 @@ function say(text, bad = false) {
   byId("message").classList.toggle("bad", bad);
 }
 
-// While one request runs no other starts; a screen reader is told.
+// While one request runs no other starts; a screen reader says so.
 function work(isBusy) {
   busy = isBusy;
   byId("asking").setAttribute("aria-busy", isBusy);
-  if (!isBusy) for (const button of document.querySelectorAll(".chosen")) button.classList.remove("chosen");
+  if (!isBusy) for (const button of document.querySelectorAll(".picked")) button.classList.remove("picked");
 }
 
 async function ask(path, body) {
@@ -33,12 +33,12 @@ async function ask(path, body) {
   try {
     answer = await fetch(path, request);
   } catch {
-    const lost = body ? ", and this was not kept" : "";
+    const lost = body ? ", and this answer is lost" : "";
     throw new Error(`The program behind this page has ended${lost}. Start \`mlxpref label\` again: it continues after the last answer.`);
   }
-  const found = await answer.json().catch(() => ({ error: `The program behind this page gave no usable answer (${answer.status}): reload the page.` }));
-  if (found.error) throw new Error(found.error);
-  return { found, late: answer.status === 409 };
+  const reply = await answer.json().catch(() => ({ error: `The program behind this page gave no usable answer (${answer.status}): reload the page.` }));
+  if (reply.error) throw new Error(reply.error);
+  return { reply, late: answer.status === 409 };
 }
 
 function share({ count, of, low, high }) {
@@ -91,8 +91,8 @@ function showProgress() {
     `mlxpref train --data ${file} --output runs/taste\nmlxpref eval --data ${file} --adapter runs/taste`;
 }
 
-async function showState(found) {
-  state = found;
+async function showState(reply) {
+  state = reply;
   showProgress();
   await showQuestion();
   byId("asking").dataset.number = state.number;
@@ -104,9 +104,9 @@ async function change(path, body, words) {
   if (busy) return;
   work(true);
   try {
-    const { found, late } = await ask(path, { number: state.number, ...body });
+    const { reply, late } = await ask(path, { number: state.number, ...body });
     say(late ? "This was answered in another tab. Here is the current question." : words);
-    await showState(found);
+    await showState(reply);
   } catch (error) {
     say(error.message, true);
     work(false);
@@ -116,7 +116,7 @@ async function change(path, body, words) {
 function choose(choice) {
   if (busy || !state.question) return;
   const seconds = shownAt ? (performance.now() - shownAt) / 1000 : null;
-  for (const button of document.querySelectorAll(`.pictures [data-choice=${choice}]`)) button.classList.add("chosen");
+  for (const button of document.querySelectorAll(`.pictures [data-choice=${choice}]`)) button.classList.add("picked");
   const words = { first: "Left.", second: "Right.", tie: "A tie.", skip: "Skipped." };
   change("answer", { choice, seconds }, words[choice]);
 }
@@ -133,7 +133,7 @@ async function showRanking(now = false) {
   if (!old && state.number - ranking.number < (names.length <= FEW ? 1 : SELDOM)) return;
   ranking = { task, number: state.number, asked: true };
   try {
-    drawRanking((await ask(`ranking/${task}`)).found);
+    drawRanking((await ask(`ranking/${task}`)).reply);
   } catch (error) {
     if (!finished) say(error.message, true);
   }
@@ -223,4 +223,4 @@ byId("task").append(...prompts.map((prompt, number) => new Option(prompt, number
 byId("task").hidden = prompts.length < 2;
 byId("task").addEventListener("change", () => showRanking(true));
 
-ask("state").then(({ found }) => showState(found)).catch((error) => say(`${error.message} Then reload this page.`, true));
+ask("state").then(({ reply }) => showState(reply)).catch((error) => say(`${error.message} Then reload this page.`, true));

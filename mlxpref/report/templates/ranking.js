@@ -45,17 +45,17 @@ function sides(first, second) {
 // One order of a judged pair: the pictures in their places, the preference, and every sample.
 function order(first, second, a, pShown, samples) {
   const { names } = sections[open];
-  const said = element("div");
+  const answers = element("div");
   const preference = pShown === null ? "unreadable" : `${percent(pShown)} for ${names[a]}`;
-  said.append(element("p", preference + (samples.length > 1 ? `, the mean of ${samples.length} samples` : "")));
-  if (samples.every((sample) => !sample[1])) said.append(element("p", "judged without thinking, so without reasons"));
+  answers.append(element("p", preference + (samples.length > 1 ? `, the mean of ${samples.length} samples` : "")));
+  if (samples.every((sample) => !sample[1])) answers.append(element("p", "judged without thinking, so without reasons"));
   for (const [p, text, closed] of samples) {
     const about = [];
     if (samples.length > 1) about.push(p === null ? "unreadable" : `${percent(p)} for image 1`);
     if (closed) about.push("ran out of tokens and was read there");
-    if (text || about.length) said.append(element("blockquote", (about.length ? `(${about.join("; ")}) ` : "") + text));
+    if (text || about.length) answers.append(element("blockquote", (about.length ? `(${about.join("; ")}) ` : "") + text));
   }
-  const body = element("div", "", sides(first, second), said);
+  const body = element("div", "", sides(first, second), answers);
   body.className = "order";
   return [element("h3", `${names[first]} shown first`), body];
 }
@@ -103,9 +103,9 @@ function show() {
 function compare(section, a, b) {
   open = section;
   const { names, order: ranked } = sections[open];
-  for (const [select, chosen] of [[selects[0], a], [selects[1], b]]) {
+  for (const [select, index] of [[selects[0], a], [selects[1], b]]) {
     select.replaceChildren(...ranked.map(([index, rank]) => new Option(`${rank}. ${names[index]}`, index)));
-    select.value = chosen;
+    select.value = index;
   }
   show();
   dialog.showModal();
