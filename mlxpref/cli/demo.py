@@ -1,6 +1,6 @@
 """`mlxpref demo`: measure the embedded judge, train it, measure it again, and let it rank a folder of pictures."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,8 +30,6 @@ from mlxpref.training.run import RUN_FILES, start_run
 from mlxpref.training.trainer import StepReport
 
 __all__ = ["SAMPLE_PROMPT", "DemoResult", "demo", "demo_settings", "run_demo", "write_pictures"]
-
-TrackSteps = Callable[[Iterable[StepReport], int], Iterable[StepReport]]
 
 _WANTED = ("purple", "triangle")
 SAMPLE_PROMPT = prompt_text(*_WANTED)
@@ -114,7 +112,7 @@ class DemoResult:
 def demo(output: Path, as_json: bool) -> None:
     """The whole story offline: measure the embedded judge, train it, measure it again, rank pictures with reasons."""
     note("the demo judge was taught by an annotator who lets picture quality decide over the prompt: expect 55 to 75 %")
-    result = run_demo(load_judge("demo"), output, track_steps, demo_settings())
+    result = run_demo(load_judge("demo"), output, demo_settings())
     if as_json:
         print_json(result.to_json())
         return
@@ -135,7 +133,7 @@ def demo_settings(**changes: Any) -> TrainSettings:
     return settings_from(TrainSettings, read_settings(path) | changes, str(path))
 
 
-def run_demo(judge: Judge, folder: Path, track_steps: TrackSteps, settings: TrainSettings) -> DemoResult:
+def run_demo(judge: Judge, folder: Path, settings: TrainSettings) -> DemoResult:
     """Tell the whole story with the demo judge, which is trained in place, and write it into a folder.
 
     The folder gets `pictures`, the run's `adapter` and `index.html`; an earlier demo in it is replaced, anything else
@@ -221,7 +219,7 @@ def _write_page(story: DemoResult, reports: Sequence[StepReport]) -> None:
             "picture": thumbnail(ranking.images[image.index]).uri,
             "reason": ranking.reason_text(image),
         }
-        for image in ranking.ranking.images
+        for image in ranking.strengths.images
     ]
     example = None
     if story.example:

@@ -95,26 +95,19 @@ def _setting_option(name: str, default: Any, metadata: Mapping[str, Any]) -> Cal
     return click.option(f"--{flag}", name, type=kind, default=None, help=text)
 
 
-class _Pairs(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.4
-    """A number of pairs, or `all`."""
-
-    name = "N|all"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | Literal["all"]:
-        """The number, at least 1, or "all"."""
-        if value == "all":
-            return "all"
-        try:
-            count = int(value)
-        except ValueError:
-            self.fail(f"{value!r} is neither a number nor `all`", param, ctx)
-        if count < 1:
-            self.fail("at least 1 pair has to be judged", param, ctx)
-        return count
+def _pairs(ctx: click.Context, parameter: click.Parameter, value: str | None) -> int | Literal["all"] | None:
+    """A number of pairs, or "all"."""
+    if value is None:
+        return None
+    if value == "all":
+        return "all"
+    if not value.isdecimal() or int(value) == 0:
+        raise click.BadParameter(f"{value!r}: give a number from 1, or `all`")
+    return int(value)
 
 
 pairs_option = click.option(
-    "--pairs", type=_Pairs(), metavar="N|all", help="Pairs of a prompt's images.  [default: two an image]"
+    "--pairs", callback=_pairs, metavar="N|all", help="Pairs of a prompt's images.  [default: two an image]"
 )
 
 

@@ -11,11 +11,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mlxpref.log import Progress, logger, showing
+from mlxpref.log import Progress, logger, showing, track
 from mlxpref.text import CONTROL, UNDECODED, plain
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
+
+    from mlxpref.training.step_report import StepReport
 
 __all__ = ["note", "print_json", "print_table", "print_text", "show_on_stderr", "track_steps"]
 
@@ -80,31 +82,18 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title:
     _print("\n".join(line.rstrip() for line in captured.get().split("\n")).rstrip("\n"))
 
 
-def track_steps(reports: Iterable[Any], count: int) -> Iterator[Any]:
-    """Pass on the reports of training steps (`training.StepReport`); show reward, accuracy, speed and the time left."""
-    if sys.stderr.isatty():
-        with _bar() as progress:
-            task = progress.add_task("training", total=count)
-            for report in reports:
-                text = f"training: reward {report.reward:.2f}, accuracy {report.accuracy:.2f}{_speed(report)}"
-                progress.update(task, completed=report.step, description=text)
-                yield report
-        return
-    shown = time.monotonic()
-    for report in reports:
-        now = time.monotonic()
-        if now - shown >= _PLAIN_INTERVAL or report.step in (1, count):
-            note(
-                f"training: step {report.step} of {report.steps}, reward {report.reward:.3f}, "
-                f"accuracy {report.accuracy:.3f}{_speed(report)}, about {report.seconds_left:.0f} s left"
-            )
-            shown = now
-        yield report
+def track_steps(reports: "Iterable[StepReport]", count: int) -> "Iterator[StepReport]":
+    """Pass on the reports of `count` training steps; show reward, accuracy, speed and the time left."""
+    latest: StepReport | None = None
 
+    def name() -> str:
+        if latest is None:
+            return "training"
+        speed = f", {latest.tokens_per_second:.0f} tokens/s" if latest.tokens_per_second > 0 else ""
+        return f"training: step {latest.step}, reward {latest.reward:.2f}, accuracy {latest.accuracy:.2f}{speed}"
 
-def _speed(report: Any) -> str:
-    """How fast completions were written; nothing where none were."""
-    return f", {report.tokens_per_second:.0f} tokens/s" if report.tokens_per_second > 0 else ""
+    for latest in track(reports, count, name):
+        yield latest
 
 
 def _print(text: str) -> None:

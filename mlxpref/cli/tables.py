@@ -85,7 +85,7 @@ def print_pair(a: Path, b: Path, verdict: PairVerdict) -> None:
 def print_ranking(ranking: Ranking) -> None:
     """The order with intervals and ties, reasons for the best images, and what was left out."""
     names = short_names([ranking.name(i) for i in range(len(ranking.images))])
-    ranks = {image.index: image.rank for image in ranking.ranking.images}
+    ranks = {image.index: image.rank for image in ranking.strengths.images}
     print_table(
         (">rank", "image", ">strength", ">95 % interval", ">P(best)", ">won", "tied with ranks"),
         (
@@ -98,11 +98,11 @@ def print_ranking(ranking: Ranking) -> None:
                 f"{image.wins} of {image.pairs}",
                 _few([str(rank) for rank in sorted(ranks[other] for other in image.tied_with)], most=4),
             )
-            for image in ranking.ranking.images
+            for image in ranking.strengths.images
         ),
         title=f"“{ranking.prompt}”: {len(names)} images, {len(ranking.pairs)} pairs, each in both orders",
     )
-    for image in ranking.ranking.images[:_REASONS]:
+    for image in ranking.strengths.images[:_REASONS]:
         if reason := ranking.reason_text(image):
             print_text(f"{names[image.index]}, {_cut(reason)}")
     for warning in ranking.warnings:

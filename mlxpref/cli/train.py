@@ -72,7 +72,7 @@ def _train(run: Run) -> None:
     note(f"{len(run.preferences)} preferences, {count} steps{done}, into {run.folder}")
     try:
         with exit_on_sigterm(), keep_awake():
-            for _ in track_steps(warn_of_slowdown(run.reports()), count):
+            for _ in track_steps(warn_of_slowdown(run.reports()), count - run.done):
                 pass
     except BaseException:
         if run.done:

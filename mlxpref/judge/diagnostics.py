@@ -61,8 +61,8 @@ def _about_preferences(ranking: Ranking) -> Iterator[str]:
             f"the judge can hardly tell these images apart: of {len(ranking.pairs)} pairs, "
             f"{undecided} came out between 40 and 60 %"
         )
-    bias, error = ranking.ranking.position_bias, ranking.ranking.position_bias_stderr
-    spread = float(np.std(ranking.ranking.fit.strengths))
+    bias, error = ranking.strengths.position_bias, ranking.strengths.position_bias_stderr
+    spread = float(np.std(ranking.strengths.fit.strengths))
     if abs(bias) > max(spread, _STANDARD_ERRORS * error):
         place = "first" if bias > 0 else "second"
         yield (

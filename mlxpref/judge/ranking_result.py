@@ -41,13 +41,13 @@ class Reason:
 class Ranking:
     """Images in order for one prompt, with every pair that was judged.
 
-    The i-th image of `images` is number i in `pairs` and in `ranking`. An interval says how well this judge's own
+    The i-th image of `images` is number i in `pairs` and in `strengths`. An interval says how well this judge's own
     full ranking is known from the pairs asked, not what people think.
     """
 
     prompt: str
     images: tuple[ImageLike, ...]
-    ranking: StrengthRanking
+    strengths: StrengthRanking
     pairs: tuple[JudgedPair, ...]
     seconds: float
     model: str = ""
@@ -103,7 +103,7 @@ class Ranking:
                     "tied_with": [self.name(other) for other in image.tied_with],
                     "reason": self.reason_text(image),
                 }
-                for image in self.ranking.images
+                for image in self.strengths.images
             ],
             "pairs": [
                 {
@@ -116,8 +116,8 @@ class Ranking:
                 }
                 for pair in self.pairs
             ],
-            "position_bias": self.ranking.position_bias,
-            "position_bias_stderr": self.ranking.position_bias_stderr,
+            "position_bias": self.strengths.position_bias,
+            "position_bias_stderr": self.strengths.position_bias_stderr,
             "remarks": list(self.warnings),
             "planned_pairs": self.planned,
             "ending": self.ending,

@@ -32,7 +32,7 @@ def write_ranking_csv(path: Path, rankings: Sequence[Ranking]) -> None:
     writer.writerow(_COLUMNS)
     for ranking in rankings:
         names = [_path_cell(ranking.name(i)) for i in range(len(ranking.images))]
-        for image in ranking.ranking.images:
+        for image in ranking.strengths.images:
             numbers = (image.strength, image.stderr, image.low, image.high, image.p_best)
             writer.writerow(
                 (
@@ -69,7 +69,7 @@ def copy_top(rankings: Sequence[Ranking], count: int, folder: Path) -> list[Path
     for number, ranking in enumerate(rankings, 1):
         words = re.sub(r"[\W_]+", "-", ranking.prompt.casefold())[:40].strip("-")
         place = folder / f"{number:02}-{words}" if len(rankings) > 1 else folder
-        for rank, image in enumerate(ranking.ranking.images[:count], 1):
+        for rank, image in enumerate(ranking.strengths.images[:count], 1):
             source = ranking.images[image.index]
             if not isinstance(source, Path):
                 raise DataError(f"{ranking.name(image.index)} has no file; only files can be copied")

@@ -44,7 +44,7 @@ def write_ranking_page(
 
 def _section(ranking: Ranking, names: Sequence[str], load: LoadImage) -> dict[str, Any]:
     """What the template shows of one prompt; the pictures are read here."""
-    images = ranking.ranking.images
+    images = ranking.strengths.images
     ticks = even_ticks(min(image.low for image in images), max(image.high for image in images))
     cards = [_card(ranking, names, image, ticks, load) for image in images]
     for above, card in itertools.pairwise(cards):
@@ -70,7 +70,7 @@ def _card(
     start, middle, end = (
         100 * (x - ticks[0]) / (ticks[-1] - ticks[0]) for x in (image.low, image.strength, image.high)
     )
-    ranks = {other.index: other.rank for other in ranking.ranking.images}
+    ranks = {other.index: other.rank for other in ranking.strengths.images}
     reason = ranking.reason(image)
     return {
         "image": image,
@@ -127,7 +127,7 @@ def _best(first: dict[str, Any]) -> str:
 
 def _bias(ranking: Ranking) -> str:
     """How far the judge favours a place on the screen, and what that means."""
-    bias, error = ranking.ranking.position_bias, ranking.ranking.position_bias_stderr
+    bias, error = ranking.strengths.position_bias, ranking.strengths.position_bias_stderr
     size = f"{bias:+.2f} nats, standard error {error:.2f}"
     if abs(bias) <= Z95 * error:
         return f"These pairs show no position bias: {size}."
@@ -143,11 +143,11 @@ def _data(ranking: Ranking, names: Sequence[str]) -> dict[str, Any]:
 
     `deviations[i][j - i - 1]` is the standard error of the difference of strengths i and j > i, in thousandths.
     """
-    fit = ranking.ranking.fit
+    fit = ranking.strengths.fit
     deviations = np.rint(1000 * np.sqrt(difference_variance(fit.covariance))).astype(int)
     return {
         "names": names,
-        "order": [(image.index, image.rank) for image in ranking.ranking.images],
+        "order": [(image.index, image.rank) for image in ranking.strengths.images],
         "strengths": [round(strength, 4) for strength in fit.strengths.tolist()],
         "deviations": [row[i + 1 :] for i, row in enumerate(deviations.tolist())],
         "pairs": [_pair_data(pair) for pair in ranking.pairs],

@@ -263,7 +263,7 @@ def test_what_is_kept_is_as_it_was_said(demo_judge: MakeJudge, tmp_path: Path) -
         assert np.mean(scores[0]) == pytest.approx(0.5)
         assert np.ptp(scores[0]) < np.ptp(scores[1])
         ranked, before = judge.rank(images, "a hat", "none"), plain.rank(images, "a hat", "none")
-    assert [i.index for i in ranked.ranking.images] == [i.index for i in before.ranking.images]
+    assert [i.index for i in ranked.strengths.images] == [i.index for i in before.strengths.images]
     assert ranked.pairs[0].verdict.verdicts == before.pairs[0].verdict.verdicts
     assert abs(ranked.pairs[0].verdict.p_a - 0.5) < abs(before.pairs[0].verdict.p_a - 0.5)
 

@@ -128,8 +128,8 @@ def test_each_image_is_encoded_once_a_ranking(tiny_vlm: VLM) -> None:
 def test_permuting_the_images_permutes_the_ranking(tiny_vlm: VLM) -> None:
     images = [picture(i) for i in range(5)]
     order = [3, 0, 4, 2, 1]
-    one = tiny_judge(tiny_vlm).rank(images, "a hat", "none").ranking
-    other = tiny_judge(tiny_vlm).rank([images[i] for i in order], "a hat", "none").ranking
+    one = tiny_judge(tiny_vlm).rank(images, "a hat", "none").strengths
+    other = tiny_judge(tiny_vlm).rank([images[i] for i in order], "a hat", "none").strengths
     strengths = {image.index: image.strength for image in one.images}
     for image in other.images:
         assert image.strength == pytest.approx(strengths[order[image.index]], abs=1e-5)
@@ -155,7 +155,7 @@ def test_reasons_speak_of_the_image_they_stand_beside(demo_judge: MakeJudge) -> 
     preferences = demo_preferences("test", 3)
     images = [image for p in preferences for image in (p.a, p.b)]
     ranking = demo_judge().rank(images, preferences[0].prompt, "all")
-    for image in ranking.ranking.images:
+    for image in ranking.strengths.images:
         reason = ranking.reason_text(image)
         if reason:
             assert reason.startswith(("as image 1 beside image ", "as image 2 beside image "))
@@ -206,7 +206,7 @@ def test_what_was_judged_before_is_recalled_exactly(store: Store) -> None:
     assert (second.recalled, second.vision_runs) == (2 * first.planned, 0)
     assert first.tokens > second.tokens == 0
     assert second.pairs == first.pairs
-    assert second.ranking.images == first.ranking.images
+    assert second.strengths.images == first.strengths.images
     assert stored_count(store) == 2 * first.planned
 
 

@@ -82,7 +82,7 @@ def test_the_budget_is_asked_and_no_pair_twice() -> None:
     assert len(asked) == len(set(asked)) == ranking.planned == len(ranking.pairs) == 60
     assert not any(thinks for *_, thinks in rater.asked)
     assert ranking.ending == "done"
-    assert [image.index for image in ranking.ranking.images][:3] == rater.order[:3]
+    assert [image.index for image in ranking.strengths.images][:3] == rater.order[:3]
 
 
 def test_all_pairs_are_all_pairs() -> None:
@@ -108,7 +108,7 @@ def test_it_ends_when_the_top_is_settled() -> None:
     ranking = rank_pairs(rater.images, "a hat", rater, "none", pairs="all", top=1)
     assert ranking.ending == "settled"
     assert len(rater.asked) < 190
-    assert ranking.ranking.images[0].index == rater.order[0]
+    assert ranking.strengths.images[0].index == rater.order[0]
     assert any("settled" in remark for remark in ranking.warnings)
 
 
@@ -127,7 +127,7 @@ def test_interrupted_work_is_ranked(after: int) -> None:
     ranking = rank_pairs(rater.images, "a hat", rater, "top")
     assert ranking.ending == "interrupted"
     assert len(ranking.pairs) == after
-    assert len(ranking.ranking.images) == 20
+    assert len(ranking.strengths.images) == 20
     assert ranking.warnings[0].startswith(f"interrupted: the order is that of {after} pairs, 60 were planned")
 
 
@@ -160,5 +160,5 @@ def test_fewer_than_a_third_of_all_pairs_find_the_same_five_best() -> None:
         rater.strengths = np.random.default_rng([5, seed]).normal(0, 1, 32)
         ranking = rank_pairs(rater.images, "a hat", rater, "none", pairs=160, seed=seed)
         assert len(ranking.pairs) < 0.35 * 496
-        found.append({image.index for image in ranking.ranking.images[:5]} == set(rater.order[:5]))
+        found.append({image.index for image in ranking.strengths.images[:5]} == set(rater.order[:5]))
     assert all(found)

@@ -53,7 +53,7 @@ def test_a_ranking_is_a_table(tmp_path: Path, images: list[Path]) -> None:
         *(('a red,\n"big" cube', str(i + 1), str(images[i])) for i in range(3)),
         *(("Würfel", str(i - 2), str(images[i])) for i in (3, 4)),
     ]
-    best = ranking.ranking.images[0]
+    best = ranking.strengths.images[0]
     for name in ("strength", "stderr", "low", "high", "p_best"):
         assert float(table[0][name]) == pytest.approx(getattr(best, name), rel=1e-5)
     assert (table[0]["wins"], table[0]["pairs"]) == ("2", "2")

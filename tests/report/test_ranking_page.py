@@ -120,7 +120,7 @@ def test_a_reason_is_beside_both_pictures(tmp_path: Path) -> None:
     result = ranking()
     page = page_of(tmp_path, result)
     assert page.count("judged without thinking, so without reasons</p>") == 1
-    for image in result.ranking.images:
+    for image in result.strengths.images:
         item = page.partition(f'<li id="image-0-{image.index}"')[2].partition("</li>")[0]
         reason = result.reason(image)
         assert (reason is None) == ("data-picture" not in item)
@@ -143,7 +143,7 @@ def test_what_is_uncertain_is_said(tmp_path: Path) -> None:
         "This judge favours the image that is shown first: position bias +0.",
     ):
         assert expected in text
-    for image in lone.ranking.images:
+    for image in lone.strengths.images:
         assert f"{image.strength:+.2f} ({image.low:+.2f} to {image.high:+.2f})" in text
         assert f"{image.wins} of {image.pairs} pairs" in text
     tied = rank_images(4, [])
@@ -165,8 +165,8 @@ def test_warnings_stand_with_their_prompt(tmp_path: Path) -> None:
 def test_the_script_gets_what_an_estimate_needs(tmp_path: Path) -> None:
     result = ranking()
     data = json.loads(Tags(page_of(tmp_path, result)).scripts[0])[0]
-    assert data["strengths"] == pytest.approx(result.ranking.fit.strengths, abs=1e-4)
-    errors = np.sqrt(difference_variance(result.ranking.fit.covariance))
+    assert data["strengths"] == pytest.approx(result.strengths.fit.strengths, abs=1e-4)
+    errors = np.sqrt(difference_variance(result.strengths.fit.covariance))
     for a, b in ((0, 1), (1, 3), (2, 3)):
         assert data["deviations"][a][b - a - 1] / 1000 == pytest.approx(errors[a, b], abs=6e-4)
     assert [pair[:2] for pair in data["pairs"]] == [[0, 1], [0, 2], [1, 2], [3, 2]]
@@ -203,7 +203,7 @@ def test_any_two_pictures_are_compared_by_keyboard(browser: Browser, tmp_path: P
     browser.open(tmp_path / "page.html")
     browser.press("Tab", "Enter")
     assert browser.run("document.activeElement.tagName + document.querySelector('dialog').open") == "SELECTtrue"
-    assert [image.index for image in result.ranking.images][:2] == [0, 1]
+    assert [image.index for image in result.strengths.images][:2] == [0, 1]
     text = shown(browser, "dialog")
     p = result.pairs[0].verdict
     assert f"image 0 is preferred, {100 * p.p_a:.1f} %, both orders combined." in text
@@ -219,11 +219,11 @@ def test_any_two_pictures_are_compared_by_keyboard(browser: Browser, tmp_path: P
     assert browser.run("document.querySelectorAll('dialog img').length") == 6
     browser.press("Tab", "ArrowDown", "ArrowDown")
     number = browser.run("document.querySelectorAll('select')[1].value")
-    assert int(number) == result.ranking.images[3].index == 3
+    assert int(number) == result.strengths.images[3].index == 3
     text = shown(browser, "dialog")
     strengths, errors = (
-        result.ranking.fit.strengths,
-        np.sqrt(difference_variance(result.ranking.fit.covariance)),
+        result.strengths.fit.strengths,
+        np.sqrt(difference_variance(result.strengths.fit.covariance)),
     )
     middle, low, high = (
         100 / (1 + np.exp(-(strengths[0] - strengths[3] + x * errors[0, 3]))) for x in (0, -1.959964, 1.959964)
