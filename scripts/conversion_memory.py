@@ -34,7 +34,7 @@ def make_checkpoint(folder: Path, gigabytes: float, shard: int) -> None:
     from mlx_vlm.models.qwen2_5_vl import Model, ModelConfig, TextConfig, VisionConfig
 
     from mlxpref.conversion.export import hub_name
-    from mlxpref.conversion.writer import copy_side_files, stream_weights, write_config
+    from mlxpref.conversion.writer import write_model
 
     config = json.loads((GOLDEN / "config.json").read_text(encoding="utf-8"))
     layers = max(1, round(gigabytes * 1e9 / 2 / _LAYER))
@@ -56,9 +56,7 @@ def make_checkpoint(folder: Path, gigabytes: float, shard: int) -> None:
         lazy[hub_name(name, "qwen2_5_vl")] = (0.02 * mx.random.normal(shape, key=own)).astype(mx.bfloat16)
     del weights
     folder.mkdir(parents=True)
-    write_config(folder, config)
-    copy_side_files(GOLDEN, folder)
-    stream_weights(folder, lazy, shard, kind="pt")
+    write_model(folder, GOLDEN, config, lazy, shard, kind="pt")
 
 
 def memory(kind: str) -> int:

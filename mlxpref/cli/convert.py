@@ -16,7 +16,6 @@ from mlxpref.conversion.compare_recipes import compare_recipes
 from mlxpref.conversion.convert import convert as convert_folder
 from mlxpref.conversion.fidelity import built_in_comparisons, comparisons_of
 from mlxpref.conversion.quantize import Recipe
-from mlxpref.conversion.verify import Check
 from mlxpref.data.load import load_preferences
 from mlxpref.text import format_bytes
 
@@ -113,21 +112,23 @@ def convert(
     """Convert the checkpoint SOURCE (a folder or a Hugging Face id) into a quantized MLX folder OUTPUT.
 
     What was written is loaded again and checked, and compared with SOURCE on pairs of pictures. With --compare, each
-    recipe is measured; the folders are kept in OUTPUT if it is given.
+    recipe is measured and nothing is kept, so there is no OUTPUT.
     """
     recipes = recipe.recipes()
     if recipe.compare is None and output is None:
         raise click.UsageError("Missing argument 'OUTPUT': the folder for the model")
+    if recipe.compare is not None and output is not None:
+        raise click.UsageError("--compare measures recipes and keeps none: leave OUTPUT out, then convert by the best")
     comparisons = comparisons_of(load_preferences(preferences, "test")) if preferences else built_in_comparisons()
     name, path = find_checkpoint(source, agree, revision)
     common: dict[str, Any] = {"dtype": dtype, "shard_size": writing.shard_size, "name": name, "requantize": requantize}
     with exit_on_sigterm():
-        if output is None or recipe.compare is not None:
-            rows = compare_recipes(path, recipes, output, **common, comparisons=comparisons)
+        if output is None:
+            rows = compare_recipes(path, recipes, comparisons, **common)
             print_json(rows) if as_json else print_recipes(rows)
             return
-        check = Check(comparisons, fidelity)
-        written = convert_folder(path, output, recipes[0], **common, overwrite=writing.overwrite, check=check)
+        asked = comparisons if fidelity else ()
+        written = convert_folder(path, output, recipes[0], **common, overwrite=writing.overwrite, comparisons=asked)
     if as_json:
         print_json(written)
     else:

@@ -8,35 +8,37 @@ file under its final name) is an error or does not happen.
 import gc
 import re
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_flatten
 
 from mlxpref.checkpoints.checkpoint import Checkpoint
 from mlxpref.checkpoints.checks import check_folder, check_model
-from mlxpref.conversion.quantize import LayerQuantization, Recipe, plan_layers
-from mlxpref.conversion.verify import Check, revision_of, verify, write_record
-from mlxpref.conversion.writer import (
-    check_space,
-    copy_side_files,
-    folder_bytes,
-    new_folder,
-    stream_weights,
-    write_config,
+from mlxpref.conversion.fidelity import Answers, ask_source, compare_with_source
+from mlxpref.conversion.quantize import (
+    LayerQuantization,
+    Recipe,
+    cast,
+    dequantize,
+    plan_layers,
+    quantize,
+    quantized_layers,
 )
+from mlxpref.conversion.verify import naming_source, revision_of, verify, write_record
+from mlxpref.conversion.writer import check_space, folder_bytes, new_folder, write_model
 from mlxpref.engine.adapters import read_adapter
 from mlxpref.engine.lora import fuse_adapter
 from mlxpref.errors import MlxprefError, ModelError
+from mlxpref.preferences import Comparison
 from mlxpref.text import one_line
 
-__all__ = ["KEEP", "cast", "convert", "dequantize", "lazy_model", "plain_config", "quantized_layers"]
+__all__ = ["convert", "lazy_model", "plain_config"]
 
-KEEP = Recipe(None)
-"""Stands for: every layer as it is stored now. It is told from others by identity."""
+Plan = Mapping[str, LayerQuantization]
 _DTYPES = ("dtype", "torch_dtype")
 _UNUSED = re.compile(r"(position_ids|rotary_emb\.inv_freq)$")
 """What some checkpoints hold that is computed, not learned."""
@@ -47,7 +49,7 @@ _VISION = re.compile(r"^(model\.)?(visual|vision_tower)\.")
 def convert(
     source: Path | Checkpoint,
     output: Path,
-    recipe: Recipe = Recipe(),  # noqa: B008  it is frozen
+    recipe: Recipe | None = Recipe(),  # noqa: B008  it is frozen
     *,
     dtype: str | None = "bfloat16",
     shard_size: int = 5 * 10**9,
@@ -55,69 +57,57 @@ def convert(
     requantize: bool = False,
     adapter: Path | None = None,
     overwrite: bool = False,
-    check: Check | None = None,
+    comparisons: Sequence[Comparison] = (),
+    reference: Answers | None = None,
     finish: Callable[[Path], None] = lambda folder: None,
 ) -> dict[str, Any]:
     """Convert a checkpoint folder and return what was written, in design.md's terms.
 
-    `dtype` is that of what is not quantized, None its own. `name` is what the source is called elsewhere. A quantized
-    source is refused unless `requantize`, which goes through what its weights stand for. An `adapter` is put into the
-    weights first; with the recipe KEEP, layers are quantized as they were. `check` says what the result is compared
-    with its source on; None loads it and asks it once. `finish` may add files to the folder. ModelError for a source
-    that cannot be converted, ConfigError for an output that is in the way; both leave nothing behind.
+    `recipe` None stores each layer as it is stored now, `dtype` None keeps the type of what is not quantized. `name` is
+    what the source is called elsewhere. A quantized source is refused unless `requantize`, which goes through what its
+    weights stand for. An `adapter` is put into the weights first. The result is compared with its source on the
+    `comparisons`, where there are any; `reference` is what the source says of them, if that is known. `finish` may add
+    files to the folder. ModelError for a source that cannot be converted, ConfigError for an output that is in the way;
+    both leave nothing behind.
     """
     started = time.perf_counter()
     source = Checkpoint.open(source)
     check_folder(source)
-    check = check or _one_comparison()
     with new_folder(output, overwrite, [source.folder, *([adapter] if adapter else [])]) as folder:
         model = lazy_model(source)
-        before = quantized_layers(model)
-        if before and not requantize and recipe is not KEEP:
-            bits = sorted({layer.bits for layer in before.values()})
-            raise ModelError(
-                f"{source.folder}: is already quantized to {' and '.join(map(str, bits))} bit; convert the original "
-                "checkpoint instead, or agree to a second loss with --requantize"
-            )
-        plan, left = _prepare(model, recipe, before, adapter, dtype, source.folder)
+        _check_quantized_source(source.folder, model, recipe, requantize)
+        plan, unquantized = _apply(source.folder, model, recipe, adapter, dtype)
         weights: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
         del model
         gc.collect()  # the layers hold weights, and each other
         shapes = {key: tuple(weight.shape) for key, weight in weights.items()}
-        count = _weight_count(weights, plan)
-        stored = sum(int(weight.nbytes) for weight in weights.values())
+        stored, count = sum(int(weight.nbytes) for weight in weights.values()), _weight_count(weights, plan)
         check_space(output, stored)
-        write_config(folder, _config(source, recipe, plan, dtype))
-        copy_side_files(source.folder, folder)
-        _stream(source.folder, folder, weights, shard_size)
+        write_model(folder, source.folder, _config(source, recipe, plan, dtype), weights, shard_size)
         mx.clear_cache()
-        fidelity, skipped = verify(folder, source, plan, shapes, check, adapter)
-        made = {
-            "recipe": "kept" if recipe is KEEP else recipe.name,
-            "bits": recipe.bits,
-            "group_size": recipe.group_size,
-            "mode": recipe.mode,
+        # Source and result are never in memory together.
+        answers, skipped = (reference, None) if reference else ask_source(source, comparisons, adapter)
+        with naming_source(source.folder, folder):
+            fidelity = compare_with_source(verify(folder, source, plan, shapes), comparisons, answers)
+        asked = recipe or Recipe(None)
+        result = {
+            "recipe": recipe.name if recipe else "kept",
+            "bits": asked.bits,
+            "group_size": asked.group_size,
+            "mode": asked.mode,
             "quantized_layers": len(plan),
-            "left": left,
+            "left": unquantized,
             "bits_per_weight": round(8 * stored / count, 4),
             "fidelity": fidelity.to_json() if fidelity else None,
             "fidelity_skipped": skipped,
         }
         finish(folder)
-        origin = {
-            "source": name or str(source.folder),
-            "revision": revision_of(source.folder),
-            "identity": source.identity.to_json(),
-        }
-        write_record(folder, origin | {"adapter": str(adapter) if adapter else None, "dtype": dtype} | made)
+        origin: dict[str, Any] = {"source": name or str(source.folder), "revision": revision_of(source.folder)}
+        origin |= {"identity": source.identity.to_json(), "adapter": str(adapter) if adapter else None, "dtype": dtype}
+        write_record(folder, origin | result)
     seconds = round(time.perf_counter() - started, 2)
-    return {
-        "path": str(output),
-        "source": name or str(source.folder),
-        **made,
-        "bytes": folder_bytes(output),
-        "seconds": seconds,
-    }
+    written = {"path": str(output), "source": origin["source"], **result}
+    return written | {"bytes": folder_bytes(output), "seconds": seconds}
 
 
 def lazy_model(source: Checkpoint) -> nn.Module:
@@ -139,86 +129,42 @@ def lazy_model(source: Checkpoint) -> nn.Module:
     return model
 
 
-def quantized_layers(model: nn.Module) -> dict[str, LayerQuantization]:
-    """How each quantized layer of a model is stored, by module path."""
-    return {
-        path: LayerQuantization(layer.bits, layer.group_size, layer.mode)
-        for path, layer in model.named_modules()
-        if isinstance(layer, nn.QuantizedLinear | nn.QuantizedEmbedding)
-    }
-
-
-def dequantize(model: nn.Module, paths: Mapping[str, LayerQuantization]) -> None:
-    """Put the weights that quantized layers stand for in their place, lazily."""
-    layers = dict(model.named_modules())
-    plain = []
-    for path in paths:
-        layer: Any = layers[path]
-        weight = mx.dequantize(
-            layer.weight, layer.scales, layer.get("biases"), layer.group_size, layer.bits, mode=layer.mode
+def _check_quantized_source(source: Path, model: nn.Module, recipe: Recipe | None, requantize: bool) -> None:
+    """Refuse to lose precision a second time unless that was agreed to."""
+    bits = sorted({layer.bits for layer in quantized_layers(model).values()})
+    if bits and recipe and not requantize:
+        raise ModelError(
+            f"{source}: is already quantized to {' and '.join(map(str, bits))} bit; convert the original "
+            "checkpoint instead, or agree to a second loss with --requantize"
         )
-        outputs, inputs = weight.shape
-        if isinstance(layer, nn.QuantizedEmbedding):
-            made: Any = nn.Embedding(outputs, inputs)
-        else:
-            made = nn.Linear(inputs, outputs, bias="bias" in layer)
-            if "bias" in layer:
-                made.bias = layer.bias
-        made.weight = weight
-        plain.append((path, made))
-    model.update_modules(tree_unflatten(plain))
 
 
-def cast(model: nn.Module, dtype: mx.Dtype, apart_from: Collection[str] = ()) -> None:
-    """Make every floating point weight of a type, lazily, but for those of some layers."""
-    weights: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
-    changed = [
-        (key, weight.astype(dtype))
-        for key, weight in weights.items()
-        if mx.issubdtype(weight.dtype, mx.floating) and key.rpartition(".")[0] not in apart_from
-    ]
-    model.update(tree_unflatten(changed))
+def _apply(
+    source: Path, model: nn.Module, recipe: Recipe | None, adapter: Path | None, dtype: str | None
+) -> tuple[Plan, list[str]]:
+    """Make a lazy model what is asked for.
 
-
-def _prepare(
-    model: nn.Module,
-    recipe: Recipe,
-    before: Mapping[str, LayerQuantization],
-    adapter: Path | None,
-    dtype: str | None,
-    source: Path,
-) -> tuple[dict[str, LayerQuantization], list[str]]:
-    """Make a lazy model what is asked for; the plan of its quantized layers, and the layers that were left."""
-    plan, left = dict(before), list[str]()
-    touched = {} if recipe is KEEP else dict(before)
-    fitted = read_adapter(adapter, model) if adapter else None
-    if fitted:
-        layers = {key.rpartition(".")[0] for key in fitted[2]}
-        touched |= {path: layer for path, layer in before.items() if path in layers}
-    dequantize(model, touched)
+    Returns how its quantized layers are stored, and which layers stay unquantized though they were asked for.
+    """
+    before = quantized_layers(model)
+    changed = dict(before) if recipe else {}
+    _, scale, lora = read_adapter(adapter, model) if adapter else (0, 0.0, {})
+    changed |= {path: before[path] for path in {name.rpartition(".")[0] for name in lora} & before.keys()}
+    dequantize(model, changed)
     if dtype is not None:
-        cast(model, getattr(mx, dtype), apart_from=set(before) - set(touched))
-    if fitted:
-        fuse_adapter(model, fitted[1], fitted[2])
-    if recipe is not KEEP:
-        plan, left = plan_layers(model, recipe)
-        _refuse_nothing(source, model, recipe, plan)
-        touched = plan
-    _quantize(model, {path: plan[path] for path in touched})
-    return plan, left
+        cast(model, getattr(mx, dtype), apart_from=set(before) - set(changed))
+    if lora:
+        fuse_adapter(model, scale, lora)
+    if recipe is None:
+        quantize(model, changed)
+        return before, []
+    plan, unquantized = plan_layers(model, recipe)
+    _refuse_nothing(source, model, recipe, plan)
+    quantize(model, plan)
+    return plan, unquantized
 
 
-def _quantize(model: nn.Module, plan: Mapping[str, LayerQuantization]) -> None:
-    """Quantize layers as planned, lazily."""
-
-    def wanted(path: str, _: nn.Module) -> bool | dict[str, Any]:
-        layer = plan.get(path)
-        return {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode} if layer else False
-
-    nn.quantize(model, class_predicate=wanted)
-
-
-def _refuse_nothing(source: Path, model: Any, recipe: Recipe, plan: Mapping[str, LayerQuantization]) -> None:
+def _refuse_nothing(source: Path, model: Any, recipe: Recipe, plan: Plan) -> None:
     """Refuse a recipe that would change no layer of a part that it is for."""
     parts = {"language_model.": recipe.bits, "vision_tower.": recipe.vision_bits}
     for part, bits in parts.items():
@@ -230,13 +176,11 @@ def _refuse_nothing(source: Path, model: Any, recipe: Recipe, plan: Mapping[str,
             )
 
 
-def _config(
-    source: Checkpoint, recipe: Recipe, plan: Mapping[str, LayerQuantization], dtype: str | None
-) -> dict[str, Any]:
+def _config(source: Checkpoint, recipe: Recipe | None, plan: Plan, dtype: str | None) -> dict[str, Any]:
     """The config of the new folder, in the layout that mlx-vlm and the hub read."""
     config = plain_config(source.config, dtype)
     if plan:
-        usual = recipe.layer if recipe is not KEEP and recipe.layer else _commonest(plan)
+        usual = (recipe.default_layer if recipe else None) or _commonest(plan)
         entries = {path: vars(layer) for path, layer in sorted(plan.items()) if layer != usual}
         quantization = {**vars(usual), **entries}
         # The second name is what the hub's pages look for.
@@ -257,9 +201,9 @@ def plain_config(config: Mapping[str, Any], dtype: str | None) -> dict[str, Any]
     return plain
 
 
-def _commonest(plan: Mapping[str, LayerQuantization]) -> LayerQuantization:
-    found = list(plan.values())
-    return max(sorted(set(found), key=lambda layer: (layer.bits, layer.group_size)), key=found.count)
+def _commonest(plan: Plan) -> LayerQuantization:
+    layers = list(plan.values())
+    return max(sorted(set(layers), key=lambda layer: (layer.bits, layer.group_size)), key=layers.count)
 
 
 def _account(source: Checkpoint, model: nn.Module) -> None:
@@ -285,7 +229,7 @@ def _bare(name: str) -> str:
     return f"vision.{name[vision.end() :]}" if vision else _PREFIXES.sub("", name)
 
 
-def _weight_count(weights: Mapping[str, mx.array], plan: Mapping[str, LayerQuantization]) -> int:
+def _weight_count(weights: Mapping[str, mx.array], plan: Plan) -> int:
     """How many numbers the weights stand for; scales and biases of quantization are none."""
     total = 0
     for name, weight in weights.items():
@@ -297,17 +241,3 @@ def _weight_count(weights: Mapping[str, mx.array], plan: Mapping[str, LayerQuant
         elif key == "bias":
             total += weight.size
     return total
-
-
-def _stream(source: Path, folder: Path, weights: dict[str, mx.array], shard_size: int) -> None:
-    try:
-        stream_weights(folder, weights, shard_size)
-    except ModelError as error:
-        raise ModelError(f"{source}: {error}") from error
-
-
-def _one_comparison() -> Check:
-    """A check that asks the result once, and its source nothing."""
-    from mlxpref.conversion.fidelity import built_in_comparisons
-
-    return Check(built_in_comparisons()[:1], fidelity=False)

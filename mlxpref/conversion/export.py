@@ -8,19 +8,11 @@ from mlx.utils import tree_flatten
 
 from mlxpref.checkpoints.checkpoint import Checkpoint
 from mlxpref.checkpoints.safetensors import read_file_tensor_infos, read_tensor_infos
-from mlxpref.conversion.convert import KEEP, cast, convert, dequantize, lazy_model, plain_config, quantized_layers
+from mlxpref.conversion.convert import convert, lazy_model, plain_config
 from mlxpref.conversion.fidelity import built_in_comparisons
 from mlxpref.conversion.model_card import write_card
-from mlxpref.conversion.quantize import Recipe
-from mlxpref.conversion.verify import Check
-from mlxpref.conversion.writer import (
-    check_space,
-    copy_side_files,
-    folder_bytes,
-    new_folder,
-    stream_weights,
-    write_config,
-)
+from mlxpref.conversion.quantize import Recipe, cast, dequantize, quantized_layers
+from mlxpref.conversion.writer import check_space, folder_bytes, new_folder, write_model
 from mlxpref.engine.adapters import check_base, read_adapter
 from mlxpref.engine.lora import fuse_adapter
 from mlxpref.engine.peft import PEFT_WEIGHTS, write_peft
@@ -50,12 +42,11 @@ def export_adapter(
     base = Checkpoint.open(base)
     for line in check_base(adapter, base, any_base):
         logger.warning(line)
-    made: dict[str, Any] = {}
+    converted: dict[str, Any] = {}
     if to == "fused":
-        chosen = recipe or KEEP
-        made = convert(
-            base, output, chosen, dtype=dtype, shard_size=shard_size, name=base_name, requantize=True, adapter=adapter,
-            overwrite=overwrite, check=Check(built_in_comparisons()),
+        converted = convert(
+            base, output, recipe, dtype=dtype, shard_size=shard_size, name=base_name, requantize=True, adapter=adapter,
+            overwrite=overwrite, comparisons=built_in_comparisons(),
             finish=lambda folder: write_card(folder, to, adapter, base_name),
         )  # fmt: skip
     else:
@@ -66,14 +57,13 @@ def export_adapter(
             else:
                 fused = _fused_for_transformers(base, adapter, dtype)
                 check_space(output, sum(int(weight.nbytes) for weight in fused.values()))
-                write_config(folder, plain_config(base.config, dtype))
-                copy_side_files(base.folder, folder)
-                stream_weights(folder, fused, shard_size, kind="pt")
+                write_model(folder, base.folder, plain_config(base.config, dtype), fused, shard_size, kind="pt")
             write_card(folder, to, adapter, base_name)
     tensors = len(read_file_tensor_infos(output / PEFT_WEIGHTS) if to == "peft" else read_tensor_infos(output))
-    whole = {"path": str(output), "to": to, "adapter": str(adapter), "base_model": base_name, "tensors": tensors}
-    kept = {key: made[key] for key in ("recipe", "quantized_layers", "bits_per_weight", "fidelity") if key in made}
-    return whole | kept | {"bytes": folder_bytes(output)}
+    written = {"path": str(output), "to": to, "adapter": str(adapter), "base_model": base_name, "tensors": tensors}
+    names = ("recipe", "quantized_layers", "bits_per_weight", "fidelity")
+    written |= {name: converted[name] for name in names if name in converted}
+    return written | {"bytes": folder_bytes(output)}
 
 
 def _fused_for_transformers(base: Checkpoint, adapter: Path, dtype: str | None) -> dict[str, mx.array]:

@@ -3,40 +3,50 @@
 Two models are never in memory together: what one says is kept as `Answers`, arrays beside which the other's are put.
 """
 
+import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit, log_softmax, logsumexp
 
+from mlxpref.checkpoints.checkpoint import Checkpoint
+from mlxpref.checkpoints.memory import judging_plan, model_size
+from mlxpref.checkpoints.resolve import device_working_set
+from mlxpref.config import JudgeSettings
 from mlxpref.data.images import load_image
 from mlxpref.demo.preferences import demo_preferences
+from mlxpref.engine.adapters import load_adapter
 from mlxpref.engine.logprobs import Completions, completion_logprobs, prefill
 from mlxpref.engine.rollout import Sampling, roll_out
-from mlxpref.engine.vlm import VLM, ComparisonInput
-from mlxpref.preferences import ImageLike, Pair, Preference, shown
+from mlxpref.engine.vlm import VLM, ComparisonInput, load_vlm
+from mlxpref.errors import ModelError
+from mlxpref.log import logger
+from mlxpref.preferences import Comparison, Pair, Preference, shown
+from mlxpref.text import format_bytes
 
 __all__ = [
-    "COMPLETION_TOKENS",
-    "TOGETHER",
     "Answers",
-    "Comparison",
     "Fidelity",
     "answers_of",
+    "ask_source",
     "built_in_comparisons",
+    "compare_with_source",
     "comparisons_of",
     "fidelity_of",
 ]
 
-Comparison = tuple[ImageLike, ImageLike, str]
-"""The first image, the second image, and the prompt."""
-
+MAX_PIXELS = 512 * 512
+"""The pixels that images are shrunk to."""
 COMPLETION_TOKENS = 48
 """Tokens of a completion that are compared at most."""
 _BUILT_IN = 8
 """Pairs of built-in pictures."""
-TOGETHER = 8
+_TOGETHER = 8
 """Comparisons that run together: some 7,000 tokens at 512 x 512 pixels."""
 
 
@@ -67,8 +77,7 @@ class Answers:
     @property
     def p_first(self) -> NDArray[np.float64]:
         """The preference (N,) for the image on the first place, from 0 to 1."""
-        odds = self.label_logprobs[:, 1] - self.label_logprobs[:, 0]
-        return 1.0 / (1.0 + np.exp(np.clip(odds, -700.0, 700.0)))
+        return np.asarray(expit(self.label_logprobs[:, 0] - self.label_logprobs[:, 1]))
 
 
 @dataclass(frozen=True)
@@ -115,8 +124,55 @@ def comparisons_of(preferences: Sequence[Preference], limit: int = 64) -> list[C
 
 
 def _in_both_orders(preferences: Sequence[Preference]) -> list[Comparison]:
-    pairs = (Pair(p.a, p.b, p.prompt) for p in preferences)
-    return [(each.first, each.second, each.prompt) for pair in pairs for each in shown(pair)]
+    return [comparison for p in preferences for comparison in shown(Pair(p.a, p.b, p.prompt))]
+
+
+def ask_source(
+    source: Checkpoint, comparisons: Sequence[Comparison], adapter: Path | None = None
+) -> tuple[Answers | None, str | None]:
+    """What a source says of comparisons in its own precision, or why it was not asked.
+
+    The `adapter`, if there is one, is on. The source is out of memory afterwards. ModelError where it cannot be loaded.
+    """
+    if not comparisons:
+        return None, "it was not asked for"
+    settings = JudgeSettings(max_tokens=COMPLETION_TOKENS, max_pixels=MAX_PIXELS, rows=_TOGETHER)
+    needed, offered = judging_plan(model_size(source), settings, 2 * _TOGETHER).peak, device_working_set()
+    if needed > offered:
+        sizes = f"it needs about {format_bytes(needed)}, this device recommends at most {format_bytes(offered)}"
+        return None, f"the source does not fit in memory: {sizes}"
+    logger.info(f"asking {source.folder} about {len(comparisons)} comparisons, to see what the conversion changes")
+    vlm = load_vlm(source, MAX_PIXELS)
+    if adapter is not None:
+        load_adapter(vlm.model, adapter)
+    answers = answers_of(vlm, comparisons)
+    del vlm
+    gc.collect()
+    mx.clear_cache()
+    if not answers.finite:
+        return None, "the source's own log-probabilities are not finite"
+    return answers, None
+
+
+def compare_with_source(
+    vlm: VLM, comparisons: Sequence[Comparison], reference: Answers | None = None
+) -> Fidelity | None:
+    """How a converted model's answers differ from its source's, the `reference`; None without one.
+
+    Without a reference the model is still asked once. ModelError for answers that are no numbers, and for a model that
+    reads the comparisons as other tokens.
+    """
+    if reference is None:
+        answers = answers_of(vlm, built_in_comparisons()[:1], [()])
+    else:
+        answers = answers_of(vlm, comparisons, reference.completions)
+    if not answers.finite:
+        raise ModelError("its log-probabilities are not finite: take another precision for what is not quantized")
+    if reference is None:
+        return None
+    if answers.prompts != reference.prompts:
+        raise ModelError("it reads comparisons as other tokens than its source does")
+    return fidelity_of(reference, answers)
 
 
 def answers_of(
@@ -130,26 +186,22 @@ def answers_of(
     logits: list[NDArray[np.float32]] = []
     token_logprobs: list[NDArray[np.float32]] = []
     tokens: list[tuple[int, ...]] = []
-    asked: list[tuple[int, ...]] = []
-    for start in range(0, len(comparisons), TOGETHER):
-        part = slice(start, start + TOGETHER)
-        features = iter(vlm.features.get_all(image for each in comparisons[part] for image in each[:2]))
+    prompts: list[tuple[int, ...]] = []
+    for start in range(0, len(comparisons), _TOGETHER):
+        part = slice(start, start + _TOGETHER)
+        features = iter(vlm.features.get_all(image for c in comparisons[part] for image in (c.first, c.second)))
         images = list(zip(features, features, strict=True))
         at_once, thinking = (
-            [
-                vlm.input_of(both, text, "choice", think)
-                for both, (_, _, text) in zip(images, comparisons[part], strict=True)
-            ]
+            [vlm.input_of(both, c.prompt, "choice", think) for both, c in zip(images, comparisons[part], strict=True)]
             for think in (False, True)
         )
-        _, said = vlm.prefill(at_once)
-        logits.append(np.array(said))
+        logits.append(np.array(vlm.prefill(at_once)[1]))
         written = _written(vlm, thinking) if completions is None else [tuple(row) for row in completions[part]]
         tokens += written
         token_logprobs += _scored(vlm, thinking, written)
-        asked += [tuple(prompt.ids.tolist()) for prompt in (*at_once, *thinking)]
-    found = np.concatenate(logits)
-    return Answers(found, _label_logprobs(vlm, found), tuple(tokens), tuple(token_logprobs), tuple(asked))
+        prompts += [tuple(prompt.ids.tolist()) for prompt in (*at_once, *thinking)]
+    together = np.concatenate(logits)
+    return Answers(together, _label_logprobs(vlm, together), tuple(tokens), tuple(token_logprobs), tuple(prompts))
 
 
 def _written(vlm: VLM, prompts: Sequence[ComparisonInput]) -> list[tuple[int, ...]]:
@@ -163,25 +215,16 @@ def _scored(
     vlm: VLM, prompts: Sequence[ComparisonInput], completions: Sequence[Sequence[int]]
 ) -> Iterator[NDArray[np.float32]]:
     """The log-probabilities of the tokens of a completion for each prompt."""
-    found = np.array(
-        completion_logprobs(
-            vlm, prefill(vlm, prompts, recompute=False), Completions.of(completions), recompute=False
-        ).logprobs
-    )
-    return (row[: len(tokens)] for row, tokens in zip(found, completions, strict=True))
+    states = prefill(vlm, prompts, recompute=False)
+    rows = np.array(completion_logprobs(vlm, states, Completions.of(completions), recompute=False).logprobs)  # (N, T)
+    return (row[: len(tokens)] for row, tokens in zip(rows, completions, strict=True))
 
 
 def _label_logprobs(vlm: VLM, logits: NDArray[np.float32]) -> NDArray[np.float64]:
     """The labels' log-probabilities (N, 2) from logits (N, V), summed over the variants of each."""
     with np.errstate(invalid="ignore"):  # of a broken model; see `Answers.finite`
-        every = _logprobs(logits)
-        return np.stack([np.logaddexp.reduce(every[:, list(ids)], axis=-1) for ids in vlm.tokenizer.label_ids], axis=-1)
-
-
-def _logprobs(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """The log-probabilities (N, V) that logits (N, V) stand for."""
-    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
+        every = log_softmax(logits.astype(np.float64), axis=-1)
+        return np.stack([logsumexp(every[:, list(ids)], axis=-1) for ids in vlm.tokenizer.label_ids], axis=-1)
 
 
 def fidelity_of(reference: Answers, other: Answers) -> Fidelity:
@@ -191,7 +234,12 @@ def fidelity_of(reference: Answers, other: Answers) -> Fidelity:
     """
     if reference.prompts != other.prompts or reference.completions != other.completions:
         raise ValueError("answers to other questions than the reference's, or about other completions")
-    kl = np.array([_kl(*_logprobs(np.stack(pair))) for pair in zip(reference.logits, other.logits, strict=True)])
+    kl = np.array(
+        [
+            _kl(*log_softmax(np.stack(pair).astype(np.float64), axis=-1))
+            for pair in zip(reference.logits, other.logits, strict=True)
+        ]
+    )
     labels = np.abs(reference.label_logprobs - other.label_logprobs)
     sides = [np.sign(answers.label_logprobs[:, 0] - answers.label_logprobs[:, 1]) for answers in (reference, other)]
     tokens = [np.concatenate(answers.token_logprobs).astype(np.float64) for answers in (reference, other)]

@@ -1,19 +1,21 @@
-"""What is asked of a conversion, and what that means for each layer of a model: its bits, group size and mode."""
+"""What is asked of a conversion, what that means for each layer, and how lazy layers are made so."""
 
 import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_unflatten
 
 from mlxpref.errors import ConfigError
 
-__all__ = ["BITS", "RECIPES", "LayerQuantization", "Recipe", "plan_layers"]
+__all__ = ["LayerQuantization", "Recipe", "cast", "dequantize", "plan_layers", "quantize", "quantized_layers"]
 
-BITS = (2, 3, 4, 5, 6, 8)
+_BITS = (2, 3, 4, 5, 6, 8)
 _MIXED = ("mixed_2_6", "mixed_3_4", "mixed_3_5", "mixed_3_6", "mixed_3_8", "mixed_4_6", "mixed_4_8")
-RECIPES = ("none", *(str(bits) for bits in BITS), *_MIXED, "mxfp4")
-"""Every recipe that has a name."""
+_RECIPES = ("none", *(str(bits) for bits in _BITS), *_MIXED, "mxfp4")
 _MX_GROUP = 32
 """The group size that mxfp4 is defined with."""
 _LAYER = re.compile(r"^language_model\.model\.layers\.(\d+)\.")
@@ -30,7 +32,7 @@ class LayerQuantization:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is asked: `bits` None keeps the weights as they are.
+    """What is asked: `bits` None keeps the weights in floating point.
 
     `high_bits` are for the layers that matter more than others, `vision_bits` for the vision tower, None for its own
     precision. mxfp4 has 4 bits and groups of 32. ConfigError for what MLX does not have.
@@ -44,8 +46,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for bits in (self.bits, self.high_bits, self.vision_bits):
-            if bits is not None and bits not in BITS:
-                raise ConfigError(f"{bits} bits: MLX quantizes to {', '.join(map(str, BITS))}")
+            if bits is not None and bits not in _BITS:
+                raise ConfigError(f"{bits} bits: MLX quantizes to {', '.join(map(str, _BITS))}")
         if self.mode not in ("affine", "mxfp4") or self.group_size not in (32, 64, 128):
             raise ConfigError(f"mode {self.mode}, groups of {self.group_size}: give affine or mxfp4, and 32, 64 or 128")
         if self.mode == "mxfp4" and (self.bits, self.group_size, self.high_bits) != (4, _MX_GROUP, None):
@@ -53,9 +55,9 @@ class Recipe:
 
     @classmethod
     def named(cls, name: str, group_size: int = 64, vision_bits: int | None = None) -> "Recipe":
-        """The recipe of a name, one of RECIPES; ConfigError for any other."""
-        if name not in RECIPES:
-            raise ConfigError(f"recipe {name!r}: there are {', '.join(RECIPES)}")
+        """The recipe of a name, such as `none`, `4`, `mixed_4_8` or `mxfp4`; ConfigError for any other."""
+        if name not in _RECIPES:
+            raise ConfigError(f"recipe {name!r}: there are {', '.join(_RECIPES)}")
         if name == "none":
             return cls(None, group_size, vision_bits=vision_bits)
         if name == "mxfp4":
@@ -65,39 +67,39 @@ class Recipe:
 
     @property
     def name(self) -> str:
-        """What it is called: a name of RECIPES, with the vision tower's bits behind it if it has any."""
+        """The name for `named`, with the vision tower's bits behind it if it has any."""
         base = "none" if self.bits is None else "mxfp4" if self.mode == "mxfp4" else str(self.bits)
         if self.high_bits:
             base = f"mixed_{self.bits}_{self.high_bits}"
         return f"{base}+vision{self.vision_bits}" if self.vision_bits else base
 
     @property
-    def layer(self) -> LayerQuantization | None:
+    def default_layer(self) -> LayerQuantization | None:
         """How most layers are stored."""
         return None if self.bits is None else LayerQuantization(self.bits, self.group_size, self.mode)
 
 
 def plan_layers(model: nn.Module, recipe: Recipe) -> tuple[dict[str, LayerQuantization], list[str]]:
-    """How each layer is stored, by module path, and the layers that stay as they are though they were asked for.
+    """How each layer is stored, by module path, and the layers that stay unquantized though they were asked for.
 
     These are those whose width the group size does not divide. Mixed recipes give more bits to the value and down
     projections of the first and last eighth of the layers and of every third between, and to embedding and head.
     """
     plan: dict[str, LayerQuantization] = {}
-    left = []
+    unquantized = []
     for path, module in model.named_modules():
-        wanted = _wanted(path, model, recipe) if hasattr(module, "to_quantized") else None
-        if wanted is None:
+        layer = _asked(path, model, recipe) if hasattr(module, "to_quantized") else None
+        if layer is None:
             continue
         # mlx-vlm quantizes no layer on loading whose weights are not a multiple of 64.
-        if module.weight.ndim != 2 or module.weight.shape[-1] % wanted.group_size or module.weight.size % 64:
-            left.append(path)
+        if module.weight.ndim != 2 or module.weight.shape[-1] % layer.group_size or module.weight.size % 64:
+            unquantized.append(path)
         else:
-            plan[path] = wanted
-    return plan, left
+            plan[path] = layer
+    return plan, unquantized
 
 
-def _wanted(path: str, model: Any, recipe: Recipe) -> LayerQuantization | None:
+def _asked(path: str, model: Any, recipe: Recipe) -> LayerQuantization | None:
     """What a recipe asks of a layer."""
     if not path.startswith("language_model."):
         bits = recipe.vision_bits if path.startswith("vision_tower.") else None
@@ -105,14 +107,64 @@ def _wanted(path: str, model: Any, recipe: Recipe) -> LayerQuantization | None:
         return LayerQuantization(bits, _MX_GROUP) if bits else None
     if recipe.high_bits and _matters(path, len(model.language_model.model.layers)):
         return LayerQuantization(recipe.high_bits, recipe.group_size, recipe.mode)
-    return recipe.layer
+    return recipe.default_layer
 
 
 def _matters(path: str, count: int) -> bool:
-    """Whether a layer gets the higher bits of a mixed recipe (as llama.cpp's Q4_K_M and mlx-lm choose them)."""
-    found = _LAYER.match(path)
-    if found is None:
+    """Whether a layer gets the higher bits of a mixed recipe.
+
+    The layers are those of llama.cpp's Q4_K_M and of mlx-lm's `mixed_quant_predicate_builder`. Unlike there, the
+    embedding is among them, as it is the head where both are tied, and any group size will do.
+    """
+    match = _LAYER.match(path)
+    if match is None:
         return True  # embedding and head
-    index, eighth = int(found[1]), count // 8
-    chosen = index < eighth or index >= 7 * count // 8 or (index - eighth) % 3 == 2
-    return chosen and path.endswith(("v_proj", "down_proj"))
+    index, eighth = int(match[1]), count // 8
+    more = index < eighth or index >= 7 * count // 8 or (index - eighth) % 3 == 2
+    return more and path.endswith(("v_proj", "down_proj"))
+
+
+def quantized_layers(model: nn.Module) -> dict[str, LayerQuantization]:
+    """How each quantized layer of a model is stored, by module path."""
+    return {
+        path: LayerQuantization(layer.bits, layer.group_size, layer.mode)
+        for path, layer in model.named_modules()
+        if isinstance(layer, nn.QuantizedLinear | nn.QuantizedEmbedding)
+    }
+
+
+def quantize(model: nn.Module, plan: Mapping[str, LayerQuantization]) -> None:
+    """Quantize layers as planned, lazily."""
+    nn.quantize(model, class_predicate=lambda path, _: vars(plan[path]) if path in plan else False)
+
+
+def dequantize(model: nn.Module, paths: Collection[str]) -> None:
+    """Put the weights that quantized layers stand for in their place, lazily."""
+    layers = dict(model.named_modules())
+    plain = []
+    for path in paths:
+        layer: Any = layers[path]
+        weight = mx.dequantize(
+            layer.weight, layer.scales, layer.get("biases"), layer.group_size, layer.bits, mode=layer.mode
+        )  # (outputs, inputs)
+        outputs, inputs = weight.shape
+        if isinstance(layer, nn.QuantizedEmbedding):
+            dense: Any = nn.Embedding(outputs, inputs)
+        else:
+            dense = nn.Linear(inputs, outputs, bias="bias" in layer)
+            if "bias" in layer:
+                dense.bias = layer.bias
+        dense.weight = weight
+        plain.append((path, dense))
+    model.update_modules(tree_unflatten(plain))
+
+
+def cast(model: nn.Module, dtype: mx.Dtype, apart_from: Collection[str] = ()) -> None:
+    """Make every floating point weight of a type, lazily, but for those of some layers."""
+    weights: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
+    changed = [
+        (key, weight.astype(dtype))
+        for key, weight in weights.items()
+        if mx.issubdtype(weight.dtype, mx.floating) and key.rpartition(".")[0] not in apart_from
+    ]
+    model.update(tree_unflatten(changed))

@@ -13,24 +13,16 @@ import mlx.core as mx
 
 from mlxpref.checkpoints.files import CONFIG, INDEX, SIDE_FILES
 from mlxpref.errors import ConfigError, ModelError
-from mlxpref.files import free_bytes
+from mlxpref.files import free_bytes, sync
 from mlxpref.log import track
 from mlxpref.text import format_bytes
 
-__all__ = [
-    "check_space",
-    "copy_side_files",
-    "folder_bytes",
-    "new_folder",
-    "stream_weights",
-    "write_config",
-]
+__all__ = ["check_space", "folder_bytes", "new_folder", "write_model"]
 
 _FULL = re.compile("no space left|unable to write", re.IGNORECASE)
 """How MLX spells a full disk, with an exception of its own."""
 _SPARE = 64 * 2**20
 """Bytes beside the weights: tokenizer, templates, and what the file system adds."""
-_SINGLE = "model.safetensors"
 
 
 @contextlib.contextmanager
@@ -73,55 +65,65 @@ def check_space(output: Path, needed: int) -> None:
         raise ModelError(f"{output}: no space left for the model: {sizes}; free some, or give another output")
 
 
-def stream_weights(
+def write_model(
     folder: Path,
+    source: Path,
+    config: Mapping[str, Any],
     weights: dict[str, mx.array],
-    shard_size: int,
+    shard_size: int = 5 * 10**9,
     kind: str = "mlx",
 ) -> None:
-    """Write weights that may be lazy, each made when its turn comes and let go of with its file; `weights` is emptied.
+    """Write a model into a folder: a config, what its source has beside that, and weights; `weights` is emptied.
 
-    No more is in memory than one file of at most `shard_size` bytes (or one tensor, where that is larger) and what the
-    next tensor is made of. `kind` is the library that the files are for, "mlx" or "pt". Raises ModelError for a weight
-    that is not finite.
+    Nothing that would load code is written. Weights may be lazy: no more is in memory than one file of at most
+    `shard_size` bytes (or one tensor, where that is larger) and what the next tensor is made of. `kind` is the library
+    that the files are for, "mlx" or "pt". ModelError that names the source for a weight that is not finite.
     """
-    names = sorted(weights)
-    sizes = {name: int(weights[name].nbytes) for name in names}
-    shards = _shards(sizes, shard_size)
-    place: dict[str, str] = {}
-    file_of = {name: number for number, shard in enumerate(shards) for name in shard}
+    _write_json(folder / CONFIG, config)
+    _copy_side_files(source, folder)
+    _stream_weights(folder, source, weights, shard_size, kind)
+
+
+def _stream_weights(folder: Path, source: Path, weights: dict[str, mx.array], shard_size: int, kind: str) -> None:
+    """Write weights, each made when its turn comes and let go of with its file."""
+    from huggingface_hub import split_state_dict_into_shards_factory
+
+    shards = split_state_dict_into_shards_factory(
+        {name: int(weights[name].nbytes) for name in sorted(weights)},
+        get_storage_size=lambda size: size,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=shard_size,
+    )
+    last = {names[-1]: folder / file for file, names in shards.filename_to_tensors.items()}
+    names = [name for shard in shards.filename_to_tensors.values() for name in shard]
     made: dict[str, mx.array] = {}
     for name in track(names, len(names), "writing weights"):
-        made[name] = _made(name, weights.pop(name))
-        shard = shards[file_of[name]]
-        if name == shard[-1]:
-            file = _SINGLE if len(shards) == 1 else f"model-{file_of[name] + 1:05d}-of-{len(shards):05d}.safetensors"
-            mx.save_safetensors(str(folder / file), made, {"format": kind})
-            _sync(folder / file)
-            place |= dict.fromkeys(made, file)
+        made[name] = _made(source, name, weights.pop(name))
+        if file := last.get(name):
+            mx.save_safetensors(str(file), made, {"format": kind})
+            sync(file)
             made.clear()
             mx.clear_cache()
-    total = {"total_size": sum(sizes.values())}
-    text = json.dumps({"metadata": total, "weight_map": dict(sorted(place.items()))}, indent=2)
-    (folder / INDEX).write_text(text + "\n", encoding="utf-8")
+    index = {"metadata": shards.metadata, "weight_map": dict(sorted(shards.tensor_to_filename.items()))}
+    _write_json(folder / INDEX, index)
 
 
-def copy_side_files(source: Path, folder: Path) -> list[str]:
-    """Copy tokenizer, processors, templates and generation config, without what would load code; their names."""
-    names = [name for name in SIDE_FILES if (source / name).is_file()]
-    for name in names:
+def _copy_side_files(source: Path, folder: Path) -> None:
+    """Copy tokenizer, processors, templates and generation config."""
+    for name in SIDE_FILES:
+        if not (source / name).is_file():
+            continue
         content = (source / name).read_bytes()
         if name.endswith("config.json") and b"auto_map" in content:
-            kept = {key: value for key, value in json.loads(content).items() if key != "auto_map"}
-            content = json.dumps(kept, indent=2, ensure_ascii=False).encode() + b"\n"
-        (folder / name).write_bytes(content)
-    return names
+            _write_json(folder / name, json.loads(content))
+        else:
+            (folder / name).write_bytes(content)
 
 
-def write_config(folder: Path, config: Mapping[str, Any]) -> None:
-    """Write config.json, without what would load code."""
-    kept = {key: value for key, value in config.items() if key != "auto_map"}
-    (folder / CONFIG).write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file without what would load code."""
+    plain = {key: value for key, value in content.items() if key != "auto_map"}
+    file.write_text(json.dumps(plain, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def folder_bytes(folder: Path) -> int:
@@ -129,34 +131,16 @@ def folder_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def _shards(sizes: Mapping[str, int], most: int) -> list[list[str]]:
-    """Names in their order, as files of at most so many bytes, or of one tensor."""
-    shards: list[list[str]] = [[]]
-    size = 0
-    for name, added in sizes.items():
-        if shards[-1] and size + added > most:
-            shards.append([])
-            size = 0
-        shards[-1].append(name)
-        size += added
-    return shards
-
-
-def _made(name: str, weight: mx.array) -> mx.array:
+def _made(source: Path, name: str, weight: mx.array) -> mx.array:
     """A weight in memory, by itself; ModelError where it is not finite."""
     mx.eval(weight)
     if mx.issubdtype(weight.dtype, mx.floating) and not bool(mx.isfinite(weight).all().item()):
         raise ModelError(
-            f"{name} holds numbers that are not finite; download the checkpoint again, or give another dtype"
+            f"{source}: {name} holds numbers that are not finite; download the checkpoint again, or give another dtype"
         )
     # What it was made from is of other sizes than what comes next.
     mx.clear_cache()
     return weight
-
-
-def _sync(file: Path) -> None:
-    with file.open("rb") as stream:
-        os.fsync(stream.fileno())
 
 
 def _check_output(output: Path, overwrite: bool, apart_from: Sequence[Path]) -> None:

@@ -1,4 +1,4 @@
-"""Recipes side by side: smaller is less true, the source is asked once, and only what was asked for is kept."""
+"""Recipes side by side: smaller is less true, the source is asked once, and nothing is kept."""
 
 import tempfile
 from pathlib import Path
@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
+from mlxpref.checkpoints.checkpoint import Checkpoint
 from mlxpref.cli.tables import print_recipes
 from mlxpref.conversion import compare_recipes as recipe_comparison
-from mlxpref.conversion import verify as verification
+from mlxpref.conversion import fidelity as fidelity_module
 from mlxpref.conversion.compare_recipes import compare_recipes
+from mlxpref.conversion.convert import convert
 from mlxpref.conversion.fidelity import Fidelity, answers_of, built_in_comparisons, fidelity_of
 from mlxpref.conversion.quantize import Recipe
-from mlxpref.conversion.verify import check_record
 from mlxpref.demo import JUDGE
 from mlxpref.engine.vlm import load_vlm
 from mlxpref.errors import ConfigError, ModelError
@@ -52,47 +53,38 @@ def test_less_is_less_true(source: Path, own_temporary: Path) -> None:
     assert list(own_temporary.iterdir()) == []
 
 
-def test_the_source_is_asked_once_and_rows_hold_what_was_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_source_is_asked_once_and_rows_are_those_of_convert(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loaded = []
 
-    def load(folder: Path, *arguments: Any) -> Any:
-        loaded.append(folder)
-        return load_vlm(folder, *arguments)
+    def load(source: Checkpoint, *arguments: Any) -> Any:
+        loaded.append(source.folder)
+        return load_vlm(source, *arguments)
 
-    monkeypatch.setattr(verification, "load_vlm", load)
-    rows = compare_recipes(SOURCE, recipes("8", "mixed_4_8"), tmp_path / "out", name="owner/name", **COMMON)
-    assert loaded.count(SOURCE) == 1
-    assert len(loaded) == 3
-    assert {folder.name for folder in (tmp_path / "out").iterdir()} == {"8", "mixed_4_8"}
+    monkeypatch.setattr(fidelity_module, "load_vlm", load)
+    rows = compare_recipes(SOURCE, recipes("8", "mixed_4_8"), name="owner/name", **COMMON)
+    assert loaded == [SOURCE]
     reference = answers_of(load_vlm(SOURCE, 512 * 512), COMPARISONS)
     for row in rows:
-        folder = tmp_path / "out" / row["recipe"]
-        assert check_record(folder) == []
-        said = answers_of(load_vlm(folder, 512 * 512), COMPARISONS, reference.completions)
-        again = fidelity_of(reference, said)
+        folder = tmp_path / row["recipe"]
+        convert(SOURCE, folder, Recipe.named(row["recipe"], 32), dtype="float32", name="owner/name")
+        answers = answers_of(load_vlm(folder, 512 * 512), COMPARISONS, reference.completions)
+        again = fidelity_of(reference, answers)
         assert {key: row[key] for key in again.to_json()} == again.to_json()
-        assert row["bytes"] == sum(file.stat().st_size for file in folder.iterdir())
     assert rows[0]["bytes"] > rows[1]["bytes"]
 
 
-def test_what_is_in_the_way_is_said_before_anything_is_made(tmp_path: Path) -> None:
-    (tmp_path / "out" / "2").mkdir(parents=True)
-    (tmp_path / "out" / "2" / "mine.txt").write_text("precious")
-    with pytest.raises(ConfigError, match="2: is there already"):
-        compare_recipes(SOURCE, recipes("8", "2"), tmp_path / "out", **COMMON)
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["2"]
+def test_wrong_recipes_and_sources(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="given twice: 8, 8"):
-        compare_recipes(SOURCE, recipes("8", "8"), tmp_path / "new", **COMMON)
+        compare_recipes(SOURCE, recipes("8", "8"), **COMMON)
     with pytest.raises(ModelError, match="nowhere: no such model folder"):
-        compare_recipes(tmp_path / "nowhere", recipes("8"), tmp_path / "new", **COMMON)
-    assert not (tmp_path / "new").exists()
+        compare_recipes(tmp_path / "nowhere", recipes("8"), **COMMON)
 
 
 def test_a_comparison_that_is_interrupted_leaves_nothing_temporary(
     own_temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    convert = recipe_comparison.convert
-
     def interrupted(source: Path, output: Path, *arguments: Any, **options: Any) -> dict[str, Any]:
         convert(source, output, *arguments, **options)
         raise KeyboardInterrupt
@@ -106,7 +98,7 @@ def test_a_comparison_that_is_interrupted_leaves_nothing_temporary(
 def test_a_source_that_does_not_fit_is_said_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(verification, "device_working_set", lambda: 10**6)
+    monkeypatch.setattr(fidelity_module, "device_working_set", lambda: 10**6)
     rows = compare_recipes(SOURCE, recipes("8", "4"), **COMMON)
     assert [row["kl_answer"] for row in rows] == [None, None]
     assert all("does not fit in memory" in row["fidelity_skipped"] for row in rows)

@@ -10,9 +10,9 @@ import pytest
 
 from mlxpref.checkpoints.checkpoint import Checkpoint
 from mlxpref.checkpoints.safetensors import read_tensor_infos
-from mlxpref.conversion.convert import convert, lazy_model, quantized_layers
+from mlxpref.conversion.convert import convert, lazy_model
 from mlxpref.conversion.export import export_adapter, hub_name
-from mlxpref.conversion.quantize import Recipe
+from mlxpref.conversion.quantize import Recipe, quantized_layers
 from mlxpref.engine.adapters import ADAPTER_CONFIG, load_adapter
 from mlxpref.engine.lora import linear_layers
 from mlxpref.engine.peft import PEFT_WEIGHTS

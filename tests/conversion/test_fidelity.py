@@ -25,7 +25,7 @@ from mlxpref.demo import JUDGE
 from mlxpref.engine.kv_cache import text_positions
 from mlxpref.engine.vlm import VLM, load_vlm
 from mlxpref.errors import DataError
-from mlxpref.preferences import Preference
+from mlxpref.preferences import Comparison, Preference
 from tests.conftest import GOLDEN, hidden_states, picture
 
 COMPARISONS = built_in_comparisons()
@@ -119,9 +119,13 @@ def test_a_model_is_true_to_itself_and_less_with_every_bit_that_is_lost(folder: 
 
 def test_answers_are_what_the_model_says(tiny_vlm: VLM) -> None:
     """Against plain forwards of whole rows, one comparison at a time."""
-    comparisons = [(picture(1), picture(2, (112, 84)), "a hat"), (picture(3), picture(1), "two cats on a mat")]
+    comparisons = [
+        Comparison(picture(1), picture(2, (112, 84)), "a hat"),
+        Comparison(picture(3), picture(1), "two cats on a mat"),
+    ]
     found = answers_of(tiny_vlm, comparisons)
-    for i, (first, second, text) in enumerate(comparisons):
+    for i, comparison in enumerate(comparisons):
+        first, second, text = comparison.first, comparison.second, comparison.prompt
         prompt = tiny_vlm.input(first, second, text, "choice", think=False)
         hidden = hidden_states(tiny_vlm, [prompt])
         logits = np.array(tiny_vlm.head(hidden[:, -1]))[0].astype(np.float64)
@@ -173,12 +177,9 @@ def test_answers_to_other_questions_are_not_compared(tiny_vlm: VLM) -> None:
 def test_built_in_comparisons_show_each_pair_in_both_orders() -> None:
     assert len(COMPARISONS) >= 16
     for one, other in zip(COMPARISONS[::2], COMPARISONS[1::2], strict=True):
-        assert (one[0], one[1], one[2]) == (other[1], other[0], other[2])
-    again = built_in_comparisons()
-    assert [(a.tobytes(), b.tobytes(), t) for a, b, t in again] == [
-        (a.tobytes(), b.tobytes(), t) for a, b, t in COMPARISONS
-    ]
-    assert len({text for _, _, text in COMPARISONS}) > 4
+        assert one == Comparison(other.second, other.first, other.prompt)
+    assert built_in_comparisons() == COMPARISONS
+    assert len({comparison.prompt for comparison in COMPARISONS}) > 4
 
 
 def test_comparisons_of_preferences(tmp_path: Path) -> None:
@@ -186,8 +187,8 @@ def test_comparisons_of_preferences(tmp_path: Path) -> None:
     picture(0).save(file)
     preferences = [Preference(str(i), file, picture(i), 1.0) for i in range(10)]
     found = comparisons_of(preferences, limit=6)
-    assert [text for _, _, text in found] == ["0", "0", "3", "3", "6", "6"]
-    assert [first == file for first, _, _ in found] == [True, False] * 3
+    assert [comparison.prompt for comparison in found] == ["0", "0", "3", "3", "6", "6"]
+    assert [comparison.first == file for comparison in found] == [True, False] * 3
     assert len(comparisons_of(preferences)) == 20
     assert len(comparisons_of(preferences[:1], limit=1)) == 2
     shutil.move(file, tmp_path / "b.png")
