@@ -2,17 +2,15 @@
 
 import csv
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mlxpref.data.jsonl import check_keys, content_of, gather
+from mlxpref.data.jsonl import NumberedRow, check_keys, preferences_of_rows, read_file
 from mlxpref.errors import DataError
 from mlxpref.preferences import Preference
 
 __all__ = ["read_table"]
-
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
 def read_table(path: Path, split: str | None = None) -> list[Preference]:
@@ -21,32 +19,35 @@ def read_table(path: Path, split: str | None = None) -> list[Preference]:
     The first line names the columns: `prompt`, `a`, `b`, `p_a`, and perhaps `votes`, `group` and `split`; others are
     ignored. An empty cell is none. Raises one DataError for all bad rows: their count and the first ten.
     """
-    return gather(path, _rows(path), split, "a first line prompt,a,b,p_a and then one preference a line")
+    form = "a first line prompt,a,b,p_a and then one preference a line"
+    return preferences_of_rows(path, _rows(path), split, form)
 
 
-def _rows(path: Path) -> Iterator[tuple[int, Callable[[], dict[str, Any]]]]:
+def _rows(path: Path) -> Iterator[NumberedRow]:
     try:
-        text = content_of(path).decode()
+        text = read_file(path).decode()
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8; save the file as UTF-8") from error
-    delimiter = _DELIMITERS[path.suffix.lower()]
     first_line = text.partition("\n")[0]
-    if delimiter == "," and ";" in first_line and "," not in first_line:
-        delimiter = ";"  # as Excel writes it where the comma is in numbers
+    # Excel writes semicolons where the comma is in numbers.
+    comma = ";" if ";" in first_line and "," not in first_line else ","
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else comma
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         header = [name.strip() for name in next(reader, [])]
         if len(set(header)) < len(header):
             raise DataError(f"{path}: a column is named twice in the first line: {', '.join(header)}")
-        if header:
-            try:
-                check_keys(header)
-            except DataError as error:
-                raise DataError(f"{path}: its first line names the columns {', '.join(header)}: {error}") from error
+        try:
+            check_keys(header or ("prompt", "a", "b", "p_a"))
+        except DataError as error:
+            raise DataError(f"{path}: its first line names the columns {', '.join(header)}: {error}") from error
         for cells in reader:
             if any(cell.strip() for cell in cells):
-                yield reader.line_num, lambda cells=cells: _row(header, cells)  # type: ignore[misc]
-    except csv.Error as error:
+                try:
+                    yield reader.line_num, _row(header, cells)
+                except DataError as error:
+                    yield reader.line_num, error
+    except csv.Error as error:  # among others for a cell that is too long
         raise DataError(f"{path}: line {reader.line_num}: {error}; is a quote not closed?") from error
 
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from mlxpref.data.label_file import TEST, LabelRecord, pair_of
+from mlxpref.data.label_file import TEST, LabelRecord
 from mlxpref.ranking.bradley_terry import Z95
 from mlxpref.ranking.intervals import share_interval
 
@@ -77,10 +77,10 @@ def consistency(records: Iterable[LabelRecord]) -> Consistency:
     first_answers: dict[tuple[str, str, str], str] = {}
     pairs = []
     for record in records:
-        if record.p_people is not None and pair_of(record) in first_answers:
-            pairs.append((first_answers[pair_of(record)], record.answer))
+        if record.p_people is not None and record.pair in first_answers:
+            pairs.append((first_answers[record.pair], record.answer))
         elif record.p_people is not None:
-            first_answers[pair_of(record)] = record.answer
+            first_answers[record.pair] = record.answer
     agreed = sum(first == second for first, second in pairs)
     sides = [first == second for first, second in pairs if "tie" not in (first, second)]
     return Consistency(
@@ -99,8 +99,8 @@ def enough(records: Iterable[LabelRecord], held_out: float) -> Enough:
     tests = set()
     for record in records:
         if record.p_people is not None:
-            shares.setdefault(pair_of(record), []).append(record.p_people)
-            tests |= {pair_of(record)} if record.split == TEST else set()
+            shares.setdefault(record.pair, []).append(record.p_people)
+            tests |= {record.pair} if record.split == TEST else set()
     decided = {pair for pair, answers in shares.items() if sum(answers) != len(answers) / 2}
     tested = len(decided & tests)
     reliability = consistency(records).reliability

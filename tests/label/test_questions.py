@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mlxpref.config import LabelSettings
-from mlxpref.data.label_file import TEST, LabelFile, LabelRecord, active_records, pair_of
+from mlxpref.data.label_file import TEST, LabelFile, LabelRecord, active_records
 from mlxpref.data.prompts import PromptGroup
 from mlxpref.label.prompt_task import Choice, PromptTask, prompt_tasks
 from mlxpref.label.questions import Question, Questions
@@ -65,7 +65,7 @@ def test_the_first_pairs_connect_all_images() -> None:
 def test_every_pair_is_asked_once_and_then_no_more() -> None:
     questions = Questions(tasks(9), (), LabelSettings(repeats=0.0))
     records = answer(questions, by_number)
-    assert len({pair_of(record) for record in records}) == len(records) == 36
+    assert len({record.pair for record in records}) == len(records) == 36
     assert questions.current()[1] is None
     assert all(record.answer == "a" for record in records)
 
@@ -74,7 +74,7 @@ def test_repeats_are_in_swapped_order_and_not_soon() -> None:
     records = answer(Questions(tasks(16), (), LabelSettings(repeats=0.2)), by_number, 120)
     places: dict[tuple[str, ...], list[int]] = {}
     for place, record in enumerate(records):
-        places.setdefault(pair_of(record), []).append(place)
+        places.setdefault(record.pair, []).append(place)
     again = [both for both in places.values() if len(both) > 1]
     assert all(len(both) == 2 for both in again)
     assert 18 <= len(again) <= 24
@@ -107,7 +107,7 @@ def test_who_opens_the_file_again_is_asked_nothing_twice() -> None:
     for _ in range(6):
         questions = Questions(tasks(9), records, settings)
         records += answer(questions, by_number, 6)
-    assert len({pair_of(record) for record in records}) == 36
+    assert len({record.pair for record in records}) == 36
     assert [record.number for record in records] == list(range(1, 37))
 
 
@@ -126,13 +126,13 @@ def test_undo_asks_the_same_again_as_often_as_one_likes() -> None:
     assert questions.active == []
     records = answer(questions, by_number, 13)
     assert records[0].number == 25
-    assert len({pair_of(record) for record in records}) >= 12
+    assert len({record.pair for record in records}) >= 12
 
 
 def test_a_skipped_pair_does_not_come_back() -> None:
     questions = Questions(tasks(5), (), LabelSettings())
     records = answer(questions, lambda question: "skip")
-    assert len({pair_of(record) for record in records}) == len(records) == 10
+    assert len({record.pair for record in records}) == len(records) == 10
     assert questions.tasks[0].outcomes() == []
 
 
@@ -174,9 +174,9 @@ def test_a_pair_that_was_asked_keeps_its_split() -> None:
     questions = Questions(tasks(8, held_out=0.0, records=tuple(records)), records, LabelSettings(repeats=0.5))
     again = answer(questions, by_number)
     assert len(again) > 20
-    splits = {pair_of(record): record.split for record in records}
+    splits = {record.pair: record.split for record in records}
     assert set(splits.values()) == {"train", TEST}
-    assert all(record.split == splits[pair_of(record)] for record in again)
+    assert all(record.split == splits[record.pair] for record in again)
 
 
 def test_of_one_prompt_single_pairs_are_held_out() -> None:
