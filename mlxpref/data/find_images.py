@@ -21,7 +21,6 @@ __all__ = [
     "find_images",
     "fold_name",
     "locate",
-    "same_content",
 ]
 
 # What an image in a folder is called; HEIC and JPEG XL are among them so that they are named as skipped.
@@ -96,11 +95,6 @@ def find_duplicates(paths: Iterable[Path]) -> list[tuple[Path, ...]]:
     order = {path: i for i, path in enumerate(dict.fromkeys(paths))}
     groups = [same for alike in _grouped(order, _size) for same in _grouped(alike, _digest)]
     return sorted(groups, key=lambda group: order[group[0]])
-
-
-def same_content(a: Path, b: Path) -> bool:
-    """Whether two files can both be read and have identical bytes."""
-    return _size(a) is not None and _size(a) == _size(b) and (digest := _digest(a)) is not None and digest == _digest(b)
 
 
 def _grouped(paths: Iterable[Path], key: Callable[[Path], object]) -> list[tuple[Path, ...]]:

@@ -11,7 +11,8 @@ import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import IO
+from types import SimpleNamespace
+from typing import IO, Any
 
 from mlxpref.data.archives import MEMBER_BYTES, members_of
 from mlxpref.errors import DataError
@@ -36,8 +37,9 @@ def parts_of(archive: Path) -> list[Path]:
     ordered = sorted(filter(str.isdecimal, suffixes), key=int) or sorted(filter(_LETTERS.fullmatch, suffixes))
     if not ordered:
         return []
-    numbers = [_number(suffix) for suffix in ordered]
-    first = 1 if ordered[0].isdecimal() and numbers[0] == 1 else 0  # .01, too, is a common first part
+    # 07 is 7, ac is 2; .01, too, is a common first part.
+    numbers = [int(s) if s.isdecimal() else 26 * (ord(s[0]) - ord("a")) + ord(s[1]) - ord("a") for s in ordered]
+    first = 1 if ordered[0].isdecimal() and numbers[0] == 1 else 0
     if numbers != list(range(first, first + len(ordered))):
         raise DataError(f"{archive}: a part is missing, there are only .{', .'.join(ordered)}; download the others")
     return [suffixes[suffix] for suffix in ordered]
@@ -62,8 +64,11 @@ def unpack(parts: Sequence[Path], wanted: Iterable[str], target: Path) -> Iterat
     if not waiting:
         return
     count = len(waiting)
+    joined = _Joined(parts)
+    # Not GzipFile.read: what can be read before an error would be lost.
+    stream: Any = SimpleNamespace(read=gzip.GzipFile(fileobj=joined).read1) if _is_gzip(parts[0]) else joined  # type: ignore[call-overload]
     try:
-        with _Unpacked(parts) as stream, tarfile.open(fileobj=stream, mode="r|", bufsize=_BLOCK) as archive:
+        with tarfile.open(fileobj=stream, mode="r|", bufsize=_BLOCK) as archive:
             for member in members_of(archive):
                 if wanted_name := _wanted_name(member.name, waiting):
                     yield wanted_name, _write(archive, member, waiting.pop(wanted_name), target)
@@ -74,55 +79,32 @@ def unpack(parts: Sequence[Path], wanted: Iterable[str], target: Path) -> Iterat
             f"{parts[-1]}: the archive is damaged or ends early ({error}); {count - len(waiting)} of {count} images "
             "were found before that; download it again, all its parts"
         ) from error
+    finally:
+        joined.close()
     for name in waiting:
         yield name, f"is not in {parts[0].name}"
 
 
-class _Unpacked(io.RawIOBase):
-    """The parts of an archive as one decompressed stream."""
-
-    def __init__(self, parts: Sequence[Path]) -> None:
-        self._parts = _Joined(parts)
-        joined = io.BufferedReader(self._parts, _BLOCK)
-        zipped = joined.peek(2)[:2] == b"\x1f\x8b"
-        self._file: gzip.GzipFile | io.BufferedReader[_Joined] = gzip.GzipFile(fileobj=joined) if zipped else joined
-
-    def read(self, size: int = -1) -> bytes:
-        return self._file.read1(size)  # not read: what can be read before an error would be lost
-
-    def close(self) -> None:
-        self._file.close()
-        self._parts.close()
-
-
-class _Joined(io.RawIOBase):
-    """Files one after the other."""
+class _Joined:
+    """Files one after the other, read like one."""
 
     def __init__(self, parts: Sequence[Path]) -> None:
         self._left = iter(parts)
-        self._file: IO[bytes] | None = None
+        self._file: IO[bytes] = io.BytesIO()
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        while True:
-            if self._file is None:
-                part = next(self._left, None)
-                if part is None:
-                    return 0
-                self._file = part.open("rb")
-            content = self._file.read(len(buffer))
-            if content:
-                buffer[: len(content)] = content
-                return len(content)
+    def read(self, size: int = -1) -> bytes:
+        while not (content := self._file.read(size)) and (part := next(self._left, None)):
             self._file.close()
-            self._file = None
+            self._file = part.open("rb")
+        return content
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-        super().close()
+        self._file.close()
+
+
+def _is_gzip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == b"\x1f\x8b"
 
 
 def _problem(name: str) -> str | None:
@@ -159,8 +141,3 @@ def _write(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path, target
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror}); make room, or set MLXPREF_CACHE") from error
     return None
-
-
-def _number(suffix: str) -> int:
-    """Which part a suffix names: 07 is 7, ac is 2."""
-    return int(suffix) if suffix.isdecimal() else 26 * (ord(suffix[0]) - ord("a")) + ord(suffix[1]) - ord("a")

@@ -5,7 +5,7 @@ from unittest.mock import patch
 
 import pytest
 
-from mlxpref.data.find_images import check_images, find_duplicates, find_images, locate, same_content
+from mlxpref.data.find_images import check_images, find_duplicates, find_images, locate
 from mlxpref.data.image_cache import ImageCache
 from mlxpref.data.images import load_image
 from mlxpref.errors import DataError
@@ -122,11 +122,6 @@ def test_duplicates_are_files_of_the_same_bytes(tmp_path: Path) -> None:
     assert find_duplicates([*paths, x]) == [(x, z, u), (y, v)]
     assert find_duplicates(paths[::-1]) == [(u, z, x), (v, y)]
     assert find_duplicates([]) == []
-    assert same_content(x, z)
-    assert same_content(x, x)
-    assert not same_content(x, y)
-    assert not same_content(x, tmp_path / "gone")
-    assert not same_content(tmp_path / "folder", tmp_path / "folder")
 
 
 def test_only_files_of_equal_size_are_read(tmp_path: Path) -> None:
