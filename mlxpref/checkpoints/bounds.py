@@ -3,22 +3,6 @@
 They stand here, above both, so that neither copies a number of the other.
 """
 
-__all__ = [
-    "ANSWER_TOKENS",
-    "FEATURE_BYTES",
-    "HEAD_LOGITS",
-    "MAX_TOKENS",
-    "MIN_COLUMNS",
-    "PREFILL_TOKENS",
-    "PREFIX_BYTES",
-    "RUNS_AHEAD",
-    "STEPS_TOGETHER",
-    "TARGET_TOKENS",
-    "VISION_TOKENS",
-    "piece_columns",
-    "prompt_copies",
-]
-
 TARGET_TOKENS = 512
 """Tokens over all rows that keep a GPU busy: a longer block runs in pieces of about so many.
 

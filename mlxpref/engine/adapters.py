@@ -13,7 +13,7 @@ from mlxpref.checkpoints.checkpoint import Checkpoint
 from mlxpref.checkpoints.files import read_json_object
 from mlxpref.checkpoints.identity import Identity
 from mlxpref.checkpoints.safetensors import read_file_tensor_infos
-from mlxpref.engine.lora import attach_lora, linear_layers
+from mlxpref.engine.lora import attach_lora, linear_layers, linear_shape
 from mlxpref.engine.peft import AGAIN, is_peft, read_peft
 from mlxpref.engine.template import template_version
 from mlxpref.errors import ModelError
@@ -41,14 +41,14 @@ def load_adapter(model: nn.Module, folder: Path) -> None:
     mlx-vlm would load nothing and say nothing.
     """
     rank, scale, weights = read_adapter(folder, model)
-    attach_lora(model, sorted(_layers_of(weights)), rank, scale)
+    attach_lora(model, sorted({name.rpartition(".")[0] for name in weights}), rank, scale)
     model.load_weights(list(weights.items()), strict=False)
     model.eval()
     mx.eval(model.parameters())
 
 
 def read_adapter(folder: Path, model: nn.Module) -> tuple[int, float, dict[str, mx.array]]:
-    """Rank, scale, and weights by full names, of an adapter that was checked to fit a model."""
+    """Rank, scale, and weights by full names, (in, r) and (r, out), of an adapter; ModelError where it does not fit."""
     config, layers = _config(folder), linear_layers(model)
     if is_peft(folder) or "peft_type" in config:
         rank, scale, weights = read_peft(folder, layers)
@@ -80,10 +80,9 @@ def base_name(folder: Path) -> str:
 
 
 def check_base(folder: Path, checkpoint: Checkpoint, any_base: bool = False) -> list[str]:
-    """Refuse an adapter that was trained on another model than this checkpoint, however well it would fit.
+    """ModelError for an adapter that was trained on another model than this checkpoint, however well it would fit.
 
-    Returns what should be said of it: that it was not made here and names another base, that `any_base` let it pass,
-    that it was trained with other words.
+    Returns warnings: that it does not state its base, that `any_base` let it pass, that its words were others.
     """
     config, lines = _config(folder), []
     trained_on = Identity.from_json(config.get("base"))
@@ -103,9 +102,9 @@ def check_base(folder: Path, checkpoint: Checkpoint, any_base: bool = False) -> 
 def save_adapter(
     weights: Mapping[str, mx.array], folder: Path, rank: int, scale: float, base: Mapping[str, Any] | None = None
 ) -> None:
-    """Write an adapter into a folder, in mlx-vlm's format; each file replaces the one before at once.
+    """Write an adapter into a folder, in mlx-vlm's format; each file is replaced as a whole.
 
-    `base` says what it was trained on (see `base_of`); mlx-vlm passes over it.
+    `base` states what it was trained on (see `base_of`); mlx-vlm ignores it. ModelError where it cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = {
@@ -171,17 +170,13 @@ def _weights(folder: Path) -> dict[str, mx.array]:
     return weights
 
 
-def _layers_of(weights: Mapping[str, mx.array]) -> set[str]:
-    return {name.rpartition(".")[0] for name in weights}
-
-
 def _check(folder: Path, weights: Mapping[str, mx.array], layers: Mapping[str, nn.Module], rank: int) -> None:
-    """Refuse an adapter whose names or shapes are not this model's."""
+    """ModelError for an adapter whose names or shapes are not those of a model's linear layers."""
     for name, weight in sorted(weights.items()):
         layer, _, part = name.rpartition(".")
         if layer not in layers or part not in ("lora_a", "lora_b"):
             raise ModelError(f"{folder}: adapter of another model: the judge has no place for {name}")
-        outputs, inputs = _shape(layers[layer])
+        outputs, inputs = linear_shape(layers[layer])
         expected = (inputs, rank) if part == "lora_a" else (rank, outputs)
         if not mx.issubdtype(weight.dtype, mx.floating):
             raise ModelError(f"{folder}: damaged adapter: {name} holds {weight.dtype}, no numbers with a point")
@@ -191,9 +186,3 @@ def _check(folder: Path, weights: Mapping[str, mx.array], layers: Mapping[str, n
             )
         if f"{layer}.{'lora_b' if part == 'lora_a' else 'lora_a'}" not in weights:
             raise ModelError(f"{folder}: damaged adapter: {layer} has only one of lora_a and lora_b")
-
-
-def _shape(layer: nn.Module) -> tuple[int, int]:
-    """Outputs and inputs of a linear layer, quantized or not."""
-    outputs, inputs = layer.weight.shape
-    return outputs, inputs * 32 // layer.bits if isinstance(layer, nn.QuantizedLinear) else inputs

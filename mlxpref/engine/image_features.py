@@ -6,6 +6,7 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from mlxpref.checkpoints import bounds
@@ -15,11 +16,12 @@ from mlxpref.engine.vision import VisionEncoder
 from mlxpref.errors import ModelError
 from mlxpref.lru import LRU
 from mlxpref.preferences import ImageLike
+from mlxpref.text import one_line
 
 __all__ = ["FeatureStore", "Features", "SeenImages"]
 
 SeenImages = dict[int, tuple[Image.Image, str]]
-"""Images in memory that were looked at, by `id`, with their content: for as long as nobody can change them."""
+"""Images in memory by `id`, each with its content: valid for as long as nobody changes them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +55,7 @@ class FeatureStore:
     """
 
     def __init__(self, tower: Any, processor: Any, max_pixels: int, memory: int = bounds.FEATURE_BYTES) -> None:
-        self._encoder, self._processor = VisionEncoder(tower), processor
+        self._encoder, self.processor = VisionEncoder(tower), processor
         self.max_pixels = min(max_pixels, processor.max_pixels)
         self._min_pixels = min(processor.min_pixels, self.max_pixels)
         self.images = ImageCache(self.max_pixels)
@@ -70,7 +72,7 @@ class FeatureStore:
         With `seen`, an image in memory is looked at only once.
         """
         known: dict[str, Features] = {}
-        waiting: dict[tuple[int, int], list[tuple[str, np.ndarray]]] = {}  # by grid, in merged patches
+        waiting: dict[tuple[int, int], list[tuple[str, NDArray[np.float32]]]] = {}  # by grid, in merged patches
         keys = []
         for image in images:
             key, picture = self._key(image, {} if seen is None else seen)
@@ -80,8 +82,10 @@ class FeatureStore:
             if features := self._features.get(key):
                 known[key] = features
                 continue
-            if picture is None:
-                picture = self._picture(image)
+            if isinstance(image, Image.Image):
+                picture = picture or load_image(image, self.max_pixels)
+            else:
+                picture = self.images.picture(image, self.max_pixels)
             patches, grid = self._patches(picture)
             queue = waiting.setdefault(grid, [])
             queue.append((key, patches))
@@ -92,11 +96,11 @@ class FeatureStore:
         return [known[key] for key in keys]
 
     def contents(self, images: Iterable[ImageLike], seen: SeenImages | None = None) -> list[str]:
-        """The names of what images show (`Features.content`): they are decoded for that, unless they are known."""
+        """The names of what images show (`Features.content`); they are decoded for that, unless they are known."""
         return [self._key(image, {} if seen is None else seen)[0] for image in images]
 
     def _key(self, image: ImageLike, seen: SeenImages) -> tuple[str, Image.Image | None]:
-        """The content of an image as a key, with its picture where it is an image in memory that was not seen yet."""
+        """The content of an image, with its picture where it is an image in memory that was not seen yet."""
         if not isinstance(image, Image.Image):
             return self.images.content(image, self.max_pixels), None
         if id(image) in seen:
@@ -105,29 +109,23 @@ class FeatureStore:
         seen[id(image)] = image, content_of(picture)
         return seen[id(image)][1], picture
 
-    def _picture(self, image: ImageLike) -> Image.Image:
-        """The image under the pixel budget."""
-        if isinstance(image, Image.Image):
-            return load_image(image, self.max_pixels)
-        return self.images.picture(image, self.max_pixels)
-
-    def _patches(self, image: Image.Image) -> tuple[np.ndarray, tuple[int, int]]:
-        """Patches (P, F) of an image under the pixel budget, and its grid in merged patches."""
+    def _patches(self, picture: Image.Image) -> tuple[NDArray[np.float32], tuple[int, int]]:
+        """Patches (P, F) of a picture under the pixel budget, and its grid in merged patches."""
         size = {"min_pixels": self._min_pixels, "max_pixels": self.max_pixels}
         try:
-            inputs = self._processor([image], **size)
+            inputs = self.processor([picture], **size)
         except Exception as error:  # of settings that are no numbers, or not as many as there are colours
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             raise ModelError(
-                f"the checkpoint's image processor cannot be used: {reason}; copy its original preprocessor_config.json"
+                f"the checkpoint's image processor cannot be used: {one_line(error)}; copy its original "
+                "preprocessor_config.json"
             ) from error
-        merge = int(self._processor.merge_size)
+        merge = int(self.processor.merge_size)
         _, height, width = (int(v) for v in np.asarray(inputs["image_grid_thw"]).reshape(-1))
         return np.asarray(inputs["pixel_values"], np.float32), (height // merge, width // merge)
 
-    def _encode(self, grid: tuple[int, int], queue: list[tuple[str, np.ndarray]]) -> dict[str, Features]:
-        """Run images of one size through the tower together, and keep what comes out."""
-        pixels = mx.array(np.concatenate([patches for _, patches in queue]))
+    def _encode(self, grid: tuple[int, int], queue: list[tuple[str, NDArray[np.float32]]]) -> dict[str, Features]:
+        """Run N images of one size through the tower together, and keep their features."""
+        pixels = mx.array(np.concatenate([patches for _, patches in queue]))  # (N * P, F)
         merged, levels = self._encoder.encode(pixels, grid)
         mx.eval(merged, levels)
         self.runs += len(queue)

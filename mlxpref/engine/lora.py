@@ -10,7 +10,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.tuner.lora import LoRALinear
 
-__all__ = ["adapter_off", "adapter_weights", "attach_lora", "fuse_adapter", "linear_layers"]
+__all__ = ["adapter_off", "adapter_weights", "attach_lora", "fuse_adapter", "linear_layers", "linear_shape"]
 
 
 class FusedLoRALinear(LoRALinear):  # type: ignore[misc]
@@ -21,9 +21,7 @@ class FusedLoRALinear(LoRALinear):  # type: ignore[misc]
 
     def __init__(self, linear: nn.Module, rank: int, scale: float, key: mx.array) -> None:
         nn.Module.__init__(self)  # mlx-lm's own would draw from the caller's generator
-        outputs, inputs = linear.weight.shape
-        if isinstance(linear, nn.QuantizedLinear):
-            inputs = inputs * 32 // linear.bits
+        outputs, inputs = linear_shape(linear)
         bound = 1 / math.sqrt(inputs)
         self.linear, self.scale = linear, scale
         self.lora_a = mx.random.uniform(-bound, bound, (inputs, rank), key=key)
@@ -39,6 +37,12 @@ class FusedLoRALinear(LoRALinear):  # type: ignore[misc]
         return out
 
 
+def linear_shape(layer: nn.Module) -> tuple[int, int]:
+    """Outputs and inputs of a linear layer, quantized or not."""
+    outputs, inputs = layer.weight.shape
+    return outputs, inputs * 32 // layer.bits if isinstance(layer, nn.QuantizedLinear) else inputs
+
+
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The linear layers of a vision-language model's language layers, by their full names."""
     kinds = (nn.Linear, nn.QuantizedLinear)
@@ -49,7 +53,7 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def attach_lora(model: nn.Module, names: Sequence[str], rank: int, scale: float, seed: int = 0) -> None:
-    """Put fresh adapters on the named linear layers and freeze everything else; the model says what it said before.
+    """Put fresh adapters on the named linear layers and freeze everything else; the model gives what it gave before.
 
     The adapters are drawn from the seed. A name that is no linear layer of the model is a KeyError.
     """

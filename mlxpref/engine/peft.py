@@ -1,4 +1,4 @@
-"""PEFT's adapter format: read and written, and what in it cannot be had here refused with a reason.
+"""PEFT's adapter format, read and written; what is more than plain LoRA is refused with a reason.
 
 PEFT stores `base_model.model.<path>.lora_A.weight` (r, in) and `.lora_B.weight` (out, r), where <path> is the module's
 in transformers; MLX's layers hold `lora_a` (in, r) and `lora_b` (r, out). The scale is alpha / r, or alpha / sqrt(r).
@@ -31,20 +31,11 @@ _PLACES = (
     (re.compile(r"^lm_head$"), "language_model.lm_head"),
     (re.compile(r"^model\."), "language_model.model."),
 )
-_REFUSED = {
-    "rank_pattern": "ranks that differ between layers (rank_pattern)",
-    "alpha_pattern": "scales that differ between layers (alpha_pattern)",
-    "use_dora": "DoRA (use_dora), which scales whole weights beside the low-rank sum",
-    "lora_bias": "biases of its own (lora_bias)",
-    "modules_to_save": "whole modules beside LoRA (modules_to_save)",
-    "fan_in_fan_out": "transposed layers (fan_in_fan_out)",
-    "layer_replication": "repeated layers (layer_replication)",
-    "use_qalora": "QA-LoRA (use_qalora)",
-    "use_bdlora": "BD-LoRA (use_bdlora)",
-    "target_parameters": "parameters that are no layer (target_parameters)",
-    "trainable_token_indices": "embeddings of single tokens (trainable_token_indices)",
-    "alora_invocation_tokens": "activated LoRA (alora_invocation_tokens)",
-}
+_REFUSED = (
+    "rank_pattern", "alpha_pattern", "use_dora", "lora_bias", "modules_to_save", "fan_in_fan_out", "layer_replication",
+    "use_qalora", "use_bdlora", "target_parameters", "trainable_token_indices", "alora_invocation_tokens",
+)  # fmt: skip
+"""Keys of a config that make an adapter more than plain LoRA with one rank and one scale."""
 
 
 def is_peft(folder: Path) -> bool:
@@ -55,8 +46,8 @@ def is_peft(folder: Path) -> bool:
 def read_peft(folder: Path, layers: Collection[str]) -> tuple[int, float, dict[str, mx.array]]:
     """Rank, scale, and weights by MLX's names, of an adapter for a model with these linear layers.
 
-    What decides which layers are meant are the names of the tensors, whatever the config's targets. Raises ModelError
-    for another kind of adapter, or one with a tensor that has no place.
+    The names of the tensors decide which layers are meant, whatever the config's targets. Raises ModelError for another
+    kind of adapter, or one with a tensor that has no place.
     """
     if not (folder / PEFT_WEIGHTS).is_file():
         raise ModelError(f"{folder}: its weights are pickled (adapter_model.bin), which may run code; save safetensors")
@@ -66,18 +57,18 @@ def read_peft(folder: Path, layers: Collection[str]) -> tuple[int, float, dict[s
     assert isinstance(arrays, dict)
     weights: dict[str, mx.array] = {}
     for name, array in arrays.items():
-        found = _NAME.fullmatch(name)
-        path = _mlx_path(found["path"]) if found else None
-        if found is None or path is None or path not in layers:
+        match = _NAME.fullmatch(name)
+        path = _mlx_path(match["path"]) if match else ""
+        if match is None or path not in layers:
             raise ModelError(
                 f"{folder}: adapter of another model: the judge has no place for {name[:120]!r}; give it with its own"
             )
         if array.ndim != 2:
             raise ModelError(f"{folder}: damaged adapter: {name} has {array.ndim} dimensions, not 2; save it again")
-        key = f"{path}.lora_{found['part'].lower()}"
+        key = f"{path}.lora_{match['part'].lower()}"
         if key in weights:
             raise ModelError(f"{folder}: damaged adapter: {key} is there twice; save it again")
-        weights[key] = array.T
+        weights[key] = array.T  # (r, in) or (out, r) -> (in, r) or (r, out)
     return rank, scale, weights
 
 
@@ -117,15 +108,14 @@ def write_peft(folder: Path, weights: Mapping[str, mx.array], rank: int, scale: 
 
 
 def _config(folder: Path) -> tuple[int, float]:
-    """Rank and scale; ModelError for what plain LoRA cannot say."""
+    """Rank and scale; ModelError for what is not plain LoRA."""
     file = folder / _CONFIG
     config = read_json_object(file, remedy=AGAIN)
     kind = config.get("peft_type")
     if kind != "LORA":
         raise ModelError(f"{file}: a {str(kind)[:40]!r} adapter; only plain LoRA can be put on")
-    for key, what in _REFUSED.items():
-        if config.get(key):
-            raise ModelError(f"{file}: it has {what}; only plain LoRA can be put on: merge it with PEFT first")
+    if extras := [key for key in _REFUSED if config.get(key)]:
+        raise ModelError(f"{file}: it sets {', '.join(extras)}; only plain LoRA can be put on: merge with PEFT")
     if config.get("bias", "none") != "none":
         raise ModelError(f"{file}: it trains biases (bias {str(config['bias'])[:20]!r}); only plain LoRA can be put on")
     rank, alpha = config.get("r"), config.get("lora_alpha")
@@ -139,8 +129,8 @@ def _config(folder: Path) -> tuple[int, float]:
 def _mlx_path(path: str) -> str:
     """A module's path in mlx-vlm's models, from the one in transformers'."""
     for start, ours in _PLACES:
-        if found := start.match(path):
-            return ours + path[found.end() :]
+        if match := start.match(path):
+            return ours + path[match.end() :]
     return path
 
 

@@ -60,7 +60,7 @@ def test_a_folder_of_transformers_5_has_the_same_logits(family: str, golden: Gol
     vlm = load_vlm(folder, 512 * 512)
     assert distance(vlm, golden) < 1e-3
     assert vlm.checkpoint.folder == folder
-    inputs = vlm.features._processor([Image.fromarray(golden["image0"]), Image.fromarray(golden["image1"])])
+    inputs = vlm.features.processor([Image.fromarray(golden["image0"]), Image.fromarray(golden["image1"])])
     assert np.abs(np.array(inputs["pixel_values"]) - golden["pixel_values"]).max() < 1e-5
     ours = tiny_model(family)
     assert (vlm.eos_ids, vlm.suppressed_ids, vlm.tokenizer.label_ids) == (

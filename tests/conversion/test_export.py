@@ -137,7 +137,7 @@ def test_rank_stabilised_scales(tmp_path: Path) -> None:
         ({"peft_type": "LOHA"}, "'LOHA' adapter; only plain LoRA"),
         ({"rank_pattern": {"q_proj": 8}}, "rank_pattern"),
         ({"alpha_pattern": {"q_proj": 8}}, "alpha_pattern"),
-        ({"use_dora": True}, "DoRA"),
+        ({"use_dora": True}, "use_dora"),
         ({"bias": "all"}, "trains biases"),
         ({"lora_bias": True}, "lora_bias"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),

@@ -18,7 +18,7 @@ from tests.tolerance import assert_equal_sums
 
 
 def fresh(vlm: VLM, memory: int = 1 << 30, max_pixels: int = 512 * 512) -> FeatureStore:
-    return FeatureStore(vlm.model.vision_tower, vlm.features._processor, max_pixels, memory)
+    return FeatureStore(vlm.model.vision_tower, vlm.features.processor, max_pixels, memory)
 
 
 def test_images_encoded_together_equal_images_encoded_alone(tiny_vlm: VLM) -> None:
@@ -113,7 +113,7 @@ def test_memory_is_bounded_and_the_least_recently_used_goes_first(tiny_vlm: VLM)
 
 def test_images_go_in_under_the_pixel_budget_with_their_aspect_ratio(tiny_vlm: VLM) -> None:
     store = fresh(tiny_vlm, max_pixels=128 * 128)
-    patch = store._processor.patch_size * store._processor.merge_size
+    patch = store.processor.patch_size * store.processor.merge_size
     for size in ((1000, 250), (250, 1000), (640, 480), (3000, 2000)):
         height, width = store.get(picture(0, size)).grid
         assert height * width * patch**2 <= 128 * 128

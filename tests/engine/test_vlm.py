@@ -58,7 +58,7 @@ def test_logits_equal_transformers_at_every_position(tiny_vlm: VLM, golden: dict
 
 
 def test_the_processor_sees_the_same_pixels(tiny_vlm: VLM, golden: dict[str, Any]) -> None:
-    inputs = tiny_vlm.features._processor([Image.fromarray(golden["image0"]), Image.fromarray(golden["image1"])])
+    inputs = tiny_vlm.features.processor([Image.fromarray(golden["image0"]), Image.fromarray(golden["image1"])])
     assert np.abs(np.array(inputs["pixel_values"]) - golden["pixel_values"]).max() < 1e-5
 
 

@@ -366,7 +366,7 @@ def test_other_words_another_method_and_another_budget_are_judged(
 
 
 def small_budget(vlm: VLM) -> FeatureStore:
-    return FeatureStore(vlm.model.vision_tower, vlm.features._processor, 28 * 28 * 6)
+    return FeatureStore(vlm.model.vision_tower, vlm.features.processor, 28 * 28 * 6)
 
 
 def test_another_adapter_is_another_judge(store: Store, tmp_path: Path) -> None:
