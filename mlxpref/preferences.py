@@ -19,7 +19,7 @@ __all__ = [
     "Pair",
     "Preference",
     "Side",
-    "digest_of",
+    "data_fingerprint",
     "image_name",
     "placed",
     "share_for_first",
@@ -116,8 +116,8 @@ def image_name(image: ImageLike) -> str:
     return hashlib.sha256(image.tobytes()).hexdigest() if isinstance(image, Image.Image) else str(image)
 
 
-def digest_of(preferences: Sequence[Preference]) -> str:
-    """What preferences are, wherever their images lie: the same on every machine that has the same files."""
+def data_fingerprint(preferences: Sequence[Preference]) -> str:
+    """Return a hash of preferences and the names of their images: the same wherever the same files lie."""
     rows = [
         [p.prompt, *(image_name(image).rpartition("/")[2] for image in (p.a, p.b)), p.p_people, p.votes, p.group]
         for p in preferences

@@ -27,7 +27,7 @@ from mlxpref.judge.evaluation import Evaluation, EvaluationSpec, evaluation_of_s
 from mlxpref.judge.external_scores import match_scores, prefer_by_score, read_scores
 from mlxpref.judge.protocols import PROTOCOLS, VALIDATION_SPLIT, protocol_of, scored
 from mlxpref.judge.strategies import StrategyComparison, StrategyVariant, compare_strategies, strategy_variants
-from mlxpref.preferences import Preference, digest_of
+from mlxpref.preferences import Preference, data_fingerprint
 from mlxpref.report.reliability import FORMATS, draw_strategies
 from mlxpref.verdict import STRATEGIES
 
@@ -178,7 +178,7 @@ def _evaluate_judge(
     check_preferences(source.data, needed, decoded)
     options = replace(options, no_calibration=options.calibration is None)
     with open_judge([image for p in needed for image in (p.a, p.b)], options, settings, decoded) as judge:
-        judge.processes.check_same({"fingerprint of the preferences": digest_of(needed)})
+        judge.processes.check_same({"fingerprint of the preferences": data_fingerprint(needed)})
         comparison = compare_strategies(judge, preferences, spec, strategies.variants, validation)
     if recalled := comparison.counts.recalled:
         note(f"{recalled} of {recalled + comparison.counts.comparisons} comparisons were judged before")

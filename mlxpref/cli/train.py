@@ -69,7 +69,7 @@ def _train(run: Run) -> None:
     """Train to the end, and say how to continue where the run ends before."""
     count = run.trainer.step_count
     done = f", {run.done} of them done" if run.done else ""
-    note(f"{len(run.preferences)} preferences, {count} steps{done}, into {run.folder}")
+    note(f"{len(run.trainer.preferences)} preferences, {count} steps{done}, into {run.folder}")
     try:
         with exit_on_sigterm(), keep_awake():
             for _ in track_steps(warn_of_slowdown(run.reports()), count - run.done):

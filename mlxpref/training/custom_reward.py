@@ -21,7 +21,6 @@ import runpy
 import sys
 import traceback
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +39,8 @@ def load_rewards(text: str) -> RewardMix:
     ConfigError where the text is no mix, or a custom reward cannot be loaded.
     """
     mix = RewardMix.parse(text)
-    return RewardMix(
-        tuple(replace(part, function=load_reward(part.name)) if part.name in mix.custom else part for part in mix.parts)
-    )
+    functions = {name: load_reward(name) for name in mix.custom}
+    return RewardMix(tuple(part._replace(function=functions.get(part.name)) for part in mix.parts))
 
 
 def load_reward(name: str) -> CustomReward:

@@ -15,11 +15,10 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from mlxpref.config import TrainSettings
 from mlxpref.engine.logprobs import completion_logprobs, prefill
-from mlxpref.engine.lora import adapter_off
 from mlxpref.engine.vlm import VLM
 from mlxpref.training.loss import LossInputs, step_loss
 
-__all__ = ["GradientResult", "policy_gradient", "policy_logprobs", "reference_logprobs"]
+__all__ = ["GradientResult", "policy_gradient", "policy_logprobs"]
 
 Part = tuple[mx.array, mx.array, mx.array]
 """Of some completions: the loss (), how many tokens were clipped (), their log-probabilities (R, T)."""
@@ -70,14 +69,6 @@ def policy_logprobs(vlm: VLM, inputs: LossInputs, settings: TrainSettings) -> mx
             parts.append(_padded(scored.logprobs, inputs))
             mx.eval(parts[-1])
     return mx.concatenate(parts)
-
-
-def reference_logprobs(vlm: VLM, inputs: LossInputs, settings: TrainSettings) -> mx.array | None:
-    """Return the log-probabilities (R, T) of the model without the adapter; None where there are no completions."""
-    if not inputs.prompts:
-        return None
-    with adapter_off(vlm.model):
-        return policy_logprobs(vlm, inputs, settings)
 
 
 def _whole_groups(vlm: VLM, inputs: LossInputs, settings: TrainSettings) -> tuple[list[Part], Any]:

@@ -2,19 +2,20 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
+from mlx.utils import tree_map
 from numpy.typing import NDArray
 
 from mlxpref.config import TrainSettings
 from mlxpref.distributed import SINGLE_PROCESS, ProcessGroup
 from mlxpref.training.grpo import group_advantages, leave_one_out_advantages
 from mlxpref.training.rewards import EXACT_REWARDS, RewardMix, RewardPart, agreement_reward, length_reward
-from mlxpref.training.rollouts import RolloutGroups
+from mlxpref.training.rollouts import RolloutGroup
 from mlxpref.verdict import Verdict, is_well_formed, written_answer, written_scores
 
-__all__ = ["GroupRewards", "component_names", "reward_groups"]
+__all__ = ["GroupRewards", "reward_groups"]
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -25,17 +26,15 @@ _NEGLIGIBLE = 1e-6
 class GroupRewards:
     """The rewards and advantages of P groups of G rollouts, and what they follow from.
 
-    `rewards`, `advantages` (P, G).
-    `components` (P, G, K): each reward before its weight, in the order of `component_names`.
-    `correct` (P, G): whether a rollout leans to the majority's side; `well_formed` (P, G): whether its form is right.
-    `answered` (P, G): whether its answer position has a gradient of its own.
-    `in_loss` (P, G): whether its tokens are learned from.
-    `has_advantage` (P,): whether the rewards of a group teach anything; `has_gradient` (P,): whether anything of it
-    does, the divergence from the reference included.
+    `rewards`, `advantages` (P, G); `components` (P, G) each: the rewards that are added up, by name, before their
+    weights; `correct` (P, G): whether a rollout leans to the majority's side; `well_formed` (P, G): whether its form is
+    right; `answered` (P, G): whether its answer position has a gradient of its own; `in_loss` (P, G): whether its
+    tokens are learned from; `has_advantage` (P,): whether the rewards of a group teach anything; `has_gradient` (P,):
+    whether anything of it does, the divergence from the reference included.
     """
 
     rewards: Floats
-    components: Floats
+    components: dict[str, Floats]
     advantages: Floats
     correct: Bools
     well_formed: Bools
@@ -46,20 +45,15 @@ class GroupRewards:
 
     def __add__(self, others: "GroupRewards") -> "GroupRewards":
         """Return those of these groups, and then of others."""
-        return GroupRewards(*(np.concatenate([getattr(self, f.name), getattr(others, f.name)]) for f in fields(self)))
+        return GroupRewards(**tree_map(lambda one, other: np.concatenate([one, other]), vars(self), vars(others)))
 
     def select(self, groups: Sequence[int]) -> "GroupRewards":
         """Return those of some groups, by index."""
-        return GroupRewards(*(getattr(self, f.name)[list(groups)] for f in fields(self)))
-
-
-def component_names(mix: RewardMix, settings: TrainSettings) -> tuple[str, ...]:
-    """Return the names of the rewards that are added up: those of the mix, and `length` where there is a budget."""
-    return mix.names + (("length",) if settings.length_budget else ())
+        return GroupRewards(**tree_map(lambda values: values[groups], vars(self)))
 
 
 def reward_groups(
-    groups: RolloutGroups, settings: TrainSettings, mix: RewardMix, processes: ProcessGroup = SINGLE_PROCESS
+    groups: Sequence[RolloutGroup], settings: TrainSettings, mix: RewardMix, processes: ProcessGroup = SINGLE_PROCESS
 ) -> GroupRewards:
     """Return what groups of rollouts earn.
 
@@ -67,38 +61,38 @@ def reward_groups(
     process computes for its share. A truncated completion keeps its reward and its place in its group, as in TRL;
     `mask_truncated` leaves out what it teaches.
     """
-    verdicts = groups.verdicts
-    p1, p2 = _array(verdicts, lambda v: v.p_label_first), _array(verdicts, lambda v: v.p_label_second)
-    y = np.broadcast_to(np.array([[c.y] for c in groups.comparisons]), p1.shape)
+    p1, p2 = _array(groups, lambda v: v.p_label_first), _array(groups, lambda v: v.p_label_second)
+    y = np.broadcast_to(np.array([[group.comparison.y] for group in groups]), p1.shape)
     reached = p1 + p2 > 0
-    lean = p1 - p2 if mix.exact else _array(verdicts, _score_margin if mix.form == "scores" else _answer_margin)
+    lean = p1 - p2 if mix.exact else _array(groups, _score_margin if mix.form == "scores" else _answer_margin)
     ending = "1</answer>" if mix.exact else ""  # where the answer is integrated out, none was written
-    well_formed = _array(verdicts, lambda v: is_well_formed(v.text + ending, mix.form, settings.think)) > 0
+    well_formed = _array(groups, lambda v: is_well_formed(v.text + ending, mix.form, settings.think)) > 0
 
     def component(part: RewardPart) -> Floats:
         if part.function:
-            return _custom_rewards(part, groups, processes)
+            mine = [part.function(groups[i].comparison, groups[i].verdicts) for i in processes.shard(len(groups))]
+            return np.array([values for each in processes.all_gather(mine) for values in each])
         if part.name in EXACT_REWARDS:
             safe = np.where(reached, p1, 0.5), np.where(reached, p2, 0.5)
             return np.where(reached, EXACT_REWARDS[part.name](*safe, y, settings.format_weight), 0.0)
         return agreement_reward(lean, y, well_formed, settings.format_weight)
 
-    components = [component(part) for part in mix.parts]  # K of (P, G)
-    weights = [part.weight for part in mix.parts]
+    components = {part.name: component(part) for part in mix.parts}
+    rewards = np.asarray(sum(part.weight * components[part.name] for part in mix.parts))
     if settings.length_budget:
-        tokens = _array(verdicts, lambda v: v.tokens)
-        components.append(length_reward(tokens, settings.length_budget, settings.max_tokens))
-        weights.append(1.0)
-    rewards = np.asarray(sum(weight * each for weight, each in zip(weights, components, strict=True)))
+        tokens = _array(groups, lambda v: v.tokens)
+        components["length"] = length_reward(tokens, settings.length_budget, settings.max_tokens)
+        rewards = rewards + components["length"]
     advantages = leave_one_out_advantages(rewards) if mix.exact else group_advantages(rewards)
-    in_loss = ~np.array(groups.truncated) if settings.mask_truncated else np.ones_like(reached)
+    truncated = np.array([group.truncated for group in groups])
+    in_loss = ~truncated if settings.mask_truncated else np.ones_like(truncated)
     answered = reached & mix.exact
     # A label that is certain has no gradient left.
     uncertain = p1 * (1 - p1) + p2 * (1 - p2) > _NEGLIGIBLE
     has_advantage = np.any((np.abs(advantages) > _NEGLIGIBLE) & in_loss | answered & uncertain, axis=1)
     return GroupRewards(
         rewards=rewards,
-        components=np.stack(components, axis=-1),
+        components=components,
         advantages=advantages,
         correct=np.sign(lean) == np.sign(y - 0.5),
         well_formed=well_formed,
@@ -109,17 +103,9 @@ def reward_groups(
     )
 
 
-def _custom_rewards(part: RewardPart, groups: RolloutGroups, processes: ProcessGroup) -> Floats:
-    """The values (P, G) of a custom reward, whose function is called once a group, by one process."""
-    assert part.function
-    verdicts = groups.verdicts
-    mine = [part.function(groups.comparisons[i], verdicts[i]) for i in processes.shard(len(groups))]
-    return np.array([values for each in processes.all_gather(mine) for values in each])
-
-
-def _array(verdicts: Sequence[Sequence[Verdict]], value: Callable[[Verdict], float]) -> Floats:
+def _array(groups: Sequence[RolloutGroup], value: Callable[[Verdict], float]) -> Floats:
     """One number a verdict, (P, G)."""
-    return np.array([[value(verdict) for verdict in group] for group in verdicts], np.float64)
+    return np.array([[value(verdict) for verdict in group.verdicts] for group in groups], np.float64)
 
 
 def _answer_margin(verdict: Verdict) -> float:

@@ -16,7 +16,7 @@ from mlxpref.engine.vlm import ComparisonInput
 from mlxpref.training.group_rewards import GroupRewards
 from mlxpref.training.grpo import kl_to_reference, policy_objective, token_weights
 from mlxpref.training.rewards import RewardMix
-from mlxpref.training.rollouts import RolloutGroups
+from mlxpref.training.rollouts import RolloutGroup
 
 __all__ = ["LossInputs", "loss_inputs", "step_loss"]
 
@@ -25,13 +25,11 @@ __all__ = ["LossInputs", "loss_inputs", "step_loss"]
 class LossInputs:
     """What the loss of a step is computed from, beside the policy.
 
-    `prompts` (P) and `completions` (R, T): what is scored, and `mix`: the rewards.
-    `mask`, `weights` (R, T): where a token is learned from, and what it counts.
-    `answer_weights` (R,): what the answer position counts, 0 where it was not reached or is not integrated out.
-    `advantages`, `y` (R,).
-    `reference` (R, T): log-probabilities without the adapter, None without a divergence.
-    `old` (R, T): those before the step's first update, None at that update.
-    `sampled` (R, T): those of sampling, and `step_tokens`: how many tokens all processes learn from; only measured by.
+    `prompts` (P) and `completions` (R, T) are what is scored, `mix` the rewards. `mask`, `weights` (R, T): where a
+    token is learned from, and what it counts; `answer_weights` (R,): what the answer position counts, 0 where it was
+    not reached or is not integrated out; `advantages`, `y` (R,). Log-probabilities (R, T): `reference` without the
+    adapter, None without a divergence; `old` before the step's first update, None at that update; `sampled`. The latter
+    and `step_tokens`, how many tokens all processes learn from, serve measurements only.
     """
 
     prompts: Sequence[ComparisonInput]
@@ -60,7 +58,9 @@ class LossInputs:
         return replace(self, prompts=self.prompts[prompts], completions=completions, **by_token, **by_row)
 
 
-def loss_inputs(groups: RolloutGroups, rewards: GroupRewards, settings: TrainSettings, mix: RewardMix) -> LossInputs:
+def loss_inputs(
+    groups: Sequence[RolloutGroup], rewards: GroupRewards, settings: TrainSettings, mix: RewardMix
+) -> LossInputs:
     """Return what this process learns from a step: the groups with a gradient that it wrote itself.
 
     Weights are those of the whole step: groups that are left out stay in the count of what a token weighs. An answer
@@ -68,23 +68,23 @@ def loss_inputs(groups: RolloutGroups, rewards: GroupRewards, settings: TrainSet
     tokens weigh nothing, and the others of the step weigh more where tokens share a weight.
     """
     size = rewards.advantages.shape[1]
-    lengths = np.array([len(rollout.tokens) for group in groups.rollouts for rollout in group])  # (P G,) of the step
+    lengths = np.array([len(rollout.tokens) for group in groups for rollout in group.rollouts])  # (P G,) of the step
     answered, in_loss = rewards.answered.reshape(-1), rewards.in_loss.reshape(-1)
     columns = np.arange(int(lengths.max(initial=0)) + 1)  # one more for the answer position
     counted = (columns < (lengths + answered)[:, None]) & in_loss[:, None]
     weights = token_weights(counted, settings.loss_type, settings.max_tokens + mix.exact)
 
-    mine = [i for i, prompt in enumerate(groups.inputs) if prompt is not None and rewards.has_gradient[i]]
+    mine = [i for i, group in enumerate(groups) if group.input is not None and rewards.has_gradient[i]]
     rows = (np.array(mine, int)[:, None] * size + np.arange(size)).reshape(-1)  # (R,)
-    written = [rollout for i in mine for rollout in groups.rollouts[i]]
+    written = [rollout for i in mine for rollout in groups[i].rollouts]
     completions = Completions.of([rollout.tokens for rollout in written])
     mask = completions.mask & in_loss[rows][:, None]
     sampled = np.zeros(mask.shape)
     for row, rollout in enumerate(written):
         sampled[row, : len(rollout.tokens)] = rollout.logprobs
-    y = np.array([comparison.y for comparison in groups.comparisons])
+    y = np.array([group.comparison.y for group in groups])
     return LossInputs(
-        prompts=[prompt for i in mine if (prompt := groups.inputs[i]) is not None],
+        prompts=[prompt for i in mine if (prompt := groups[i].input)],
         completions=completions,
         mix=mix,
         mask=mx.array(mask),

@@ -7,8 +7,8 @@ not on a sampled answer, and the loss takes their exact gradient through P1 and 
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,24 +19,15 @@ from mlxpref.training.sampler import TrainingComparison
 from mlxpref.verdict import Strategy, Verdict
 
 __all__ = [
-    "BUILT_IN_REWARDS",
-    "EXACT_REWARDS",
-    "CustomReward",
-    "RewardMix",
-    "RewardPart",
-    "agreement_reward",
-    "brier_reward",
-    "length_reward",
+    "EXACT_REWARDS", "CustomReward", "RewardMix", "RewardPart", "agreement_reward", "brier_reward", "length_reward",
     "soft_reward",
-]
+]  # fmt: skip
 
 T = TypeVar("T")
 """A number, or an array of NumPy or MLX: plain arithmetic works on all, and MLX differentiates through it."""
 Floats = NDArray[np.float64]
 CustomReward = Callable[[TrainingComparison, Sequence[Verdict]], list[float]]
 """From what a group was shown, and its G verdicts, to G rewards."""
-
-BUILT_IN_REWARDS = ("soft", "brier", "hard", "score")
 
 
 def soft_reward(p1: T, p2: T, y: T, format_weight: float = 0.0) -> T:
@@ -77,13 +68,12 @@ def length_reward(tokens: Floats, budget: int, longest: int) -> Floats:
     return -np.clip((tokens - budget) / (longest - budget), 0.0, 1.0)
 
 
-@dataclass(frozen=True)
-class RewardPart:
+class RewardPart(NamedTuple):
     """One reward of a mix: a built-in one, or a `file.py:function` with the function once it is loaded."""
 
     name: str
     weight: float
-    function: CustomReward | None = field(default=None, compare=False)
+    function: CustomReward | None = None
 
 
 @dataclass(frozen=True)
@@ -135,7 +125,7 @@ class RewardMix:
     @property
     def custom(self) -> tuple[str, ...]:
         """The names of the rewards that are not built in."""
-        return tuple(name for name in self.names if name not in BUILT_IN_REWARDS)
+        return tuple(name for name in self.names if name not in (*EXACT_REWARDS, "hard", "score"))
 
     @property
     def exact(self) -> bool:

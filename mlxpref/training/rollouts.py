@@ -1,7 +1,7 @@
 """The rollouts of a step: what the policy writes about the comparisons that it is shown."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from mlxpref.config import TrainSettings
 from mlxpref.distributed import SINGLE_PROCESS, ProcessGroup
@@ -11,36 +11,25 @@ from mlxpref.training.rewards import RewardMix
 from mlxpref.training.sampler import TrainingComparison
 from mlxpref.verdict import Verdict
 
-__all__ = ["RolloutGroups", "is_truncated", "sample_groups"]
+__all__ = ["RolloutGroup", "is_truncated", "sample_groups"]
 
 
 @dataclass(frozen=True)
-class RolloutGroups:
-    """P groups of G rollouts: the comparisons shown, what was written, and whether it ran out of tokens.
+class RolloutGroup:
+    """The G rollouts of a comparison, and which of them ran out of tokens.
 
-    Of several processes, each knows all groups, and has the `inputs` of those that it wrote itself.
+    `input` is what the policy was shown, None where another process wrote the rollouts.
     """
 
-    comparisons: Sequence[TrainingComparison]
-    inputs: Sequence[ComparisonInput | None]
-    rollouts: Sequence[Sequence[Rollout]]
-    truncated: Sequence[Sequence[bool]]
-
-    def __len__(self) -> int:
-        return len(self.comparisons)
-
-    def __add__(self, others: "RolloutGroups") -> "RolloutGroups":
-        """Return these groups, and then others."""
-        return RolloutGroups(*([*getattr(self, f.name), *getattr(others, f.name)] for f in fields(self)))
-
-    def select(self, groups: Sequence[int]) -> "RolloutGroups":
-        """Return some of the groups, by index."""
-        return RolloutGroups(*([getattr(self, f.name)[i] for i in groups] for f in fields(self)))
+    comparison: TrainingComparison
+    input: ComparisonInput | None
+    rollouts: Sequence[Rollout]
+    truncated: Sequence[bool]
 
     @property
-    def verdicts(self) -> list[list[Verdict]]:
-        """P lists of G: what each rollout says."""
-        return [[rollout.verdict for rollout in group] for group in self.rollouts]
+    def verdicts(self) -> list[Verdict]:
+        """What each rollout says."""
+        return [rollout.verdict for rollout in self.rollouts]
 
 
 def sample_groups(
@@ -49,8 +38,8 @@ def sample_groups(
     settings: TrainSettings,
     mix: RewardMix,
     processes: ProcessGroup = SINGLE_PROCESS,
-) -> RolloutGroups:
-    """Let the policy write a group of rollouts for each comparison; each process writes its share, all know the whole.
+) -> list[RolloutGroup]:
+    """Let the policy write a group of rollouts for each comparison; each process writes its share, all get the whole.
 
     Without thinking there is one rollout a group where the answer is integrated out: all would be the same.
     """
@@ -65,18 +54,16 @@ def sample_groups(
     mine = processes.shard(len(comparisons))
     # Each image is encoded by itself: in a batch its features would differ in the last bits with what is beside it, and
     # a resumed run encodes it beside others.
-    shown = [comparisons[i].comparison for i in mine]
-    inputs = [vlm.input(c.first, c.second, c.prompt, mix.form, settings.think) for c in shown]
+    shown = {i: comparisons[i].comparison for i in mine}
+    inputs = {i: vlm.input(c.first, c.second, c.prompt, mix.form, settings.think) for i, c in shown.items()}
     keys = [comparisons[i].key for i in mine]
-    written = roll_out(vlm, inputs, sampling, keys, settings.rows) if inputs else []
+    written = roll_out(vlm, list(inputs.values()), sampling, keys, settings.rows) if inputs else []
     parts = processes.all_gather([[rollout.to_json() for rollout in group] for group in written])
-    rollouts = [[Rollout.from_json(each) for each in group] for part in parts for group in part]
-    return RolloutGroups(
-        comparisons,
-        [*[None] * mine.start, *inputs, *[None] * (len(comparisons) - mine.stop)],
-        rollouts,
-        [[is_truncated(rollout, sampling, vlm.eos_ids) for rollout in group] for group in rollouts],
-    )
+    groups = [[Rollout.from_json(rollout) for rollout in group] for part in parts for group in part]
+    return [
+        RolloutGroup(comparison, inputs.get(i), group, [is_truncated(each, sampling, vlm.eos_ids) for each in group])
+        for i, (comparison, group) in enumerate(zip(comparisons, groups, strict=True))
+    ]
 
 
 def is_truncated(rollout: Rollout, sampling: Sampling, eos_ids: frozenset[int]) -> bool:

@@ -2,19 +2,18 @@
 
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
 
-from mlxpref.judge.evaluation import Evaluation
 from mlxpref.preferences import image_name
 from mlxpref.training.group_rewards import GroupRewards
 from mlxpref.training.rewards import RewardMix
-from mlxpref.training.rollouts import RolloutGroups
+from mlxpref.training.rollouts import RolloutGroup
 
-__all__ = ["RolloutRecord", "StepReport", "Stopwatch", "held_out_metrics", "measured_shares", "rollout_records"]
+__all__ = ["RolloutRecord", "StepReport", "Stopwatch", "measured_shares", "rollout_records"]
 
 
 @dataclass(frozen=True)
@@ -39,12 +38,12 @@ class StepReport:
 
     Of all that was written, resampled groups included: `reward` and the unweighted `reward_parts` it is made of, both
     means; `accuracy`, the share of rollouts that agree with the majority; `truncated`, the share that ran out of
-    tokens; `entropy` of the policy a token, estimated by the mean of minus the log-probability of the tokens it chose.
-    `mismatch` is the mean distance between the log-probabilities of sampling and of scoring, `skipped` how many of the
-    `groups` taught nothing, `resampled` how many others were written to replace such. The seconds of rollout, score
-    (the reference), update and evaluation add up to `seconds`, the step's wall time; `tokens_per_second` is of the
-    rollout alone. `held_out` are the metrics of `eval` with the held-out preferences, where they were judged. Of
-    several processes, this one sent `sent_bytes` in the step and spent `wait_seconds` of it in exchanges.
+    tokens; `entropy` of the policy a token, the mean of minus the log-probability of the tokens it chose. `mismatch` is
+    the mean distance between the log-probabilities of sampling and of scoring, `skipped` how many of the `groups` have
+    no gradient, `resampled` how many others were written to replace such. The seconds of rollout, score (the
+    reference), update and evaluation add up to `seconds`; `tokens_per_second` is of the rollout alone. `held_out` are
+    the metrics of `eval` on the held-out preferences. Of several processes, this one sent `sent_bytes` in the step and
+    spent `wait_seconds` of it in exchanges.
     """
 
     step: int
@@ -81,46 +80,48 @@ class StepReport:
     rollouts: tuple[RolloutRecord, ...] = field(default=(), repr=False)
 
     def to_json(self) -> dict[str, Any]:
-        """The report as a line of log.jsonl; a number that is not finite, which JSON lacks, is null."""
-        return {f.name: _in_json(getattr(self, f.name)) for f in fields(self) if f.name != "rollouts"}
+        """Return the report as a line of log.jsonl; a number that is not finite, which JSON lacks, is null."""
+        return {f.name: _to_json(getattr(self, f.name)) for f in fields(self) if f.name != "rollouts"}
 
 
-def measured_shares(groups: RolloutGroups, rewards: GroupRewards, mix: RewardMix) -> dict[str, Any]:
+def measured_shares(groups: Sequence[RolloutGroup], rewards: GroupRewards, mix: RewardMix) -> dict[str, Any]:
     """Return the fields of a report that are means and sums over all groups that were written for a step."""
-    rollouts = [rollout for group in groups.rollouts for rollout in group]
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
     logprobs = [logprob for rollout in rollouts for logprob in rollout.logprobs]
-    labelled = mix.form == "choice"
+    labels_are_read = mix.form == "choice"
     return {
         "reward": float(rewards.rewards.mean()),
+        "reward_parts": {name: float(values.mean()) for name, values in rewards.components.items()},
         "accuracy": float(rewards.correct.mean()),
         "format_rate": float(rewards.well_formed.mean()),
-        "label_mass": float(np.mean([r.verdict.label_mass for r in rollouts])) if labelled else math.nan,
-        "truncated": float(np.mean(groups.truncated)),
+        "label_mass": float(np.mean([r.verdict.label_mass for r in rollouts])) if labels_are_read else math.nan,
+        "truncated": float(np.mean([group.truncated for group in groups])),
         "entropy": -float(np.mean(logprobs)) if logprobs else math.nan,
         "tokens": sum(rollout.verdict.tokens for rollout in rollouts),
     }
 
 
 def rollout_records(
-    step: int, groups: RolloutGroups, rewards: GroupRewards, mix: RewardMix
+    step: int, groups: Sequence[RolloutGroup], rewards: GroupRewards, mix: RewardMix
 ) -> tuple[RolloutRecord, ...]:
     """Return every rollout of groups, as it may be kept."""
     return tuple(
         RolloutRecord(
             step=step,
-            prompt=shown.comparison.prompt,
+            prompt=shown.prompt,
             first=first,
             second=second,
-            y=shown.y,
-            text=rollout.verdict.text,
-            p_first=rollout.verdict.p_first(mix.strategy),
-            label_mass=rollout.verdict.label_mass if mix.form == "choice" else None,
+            y=group.comparison.y,
+            text=verdict.text,
+            p_first=verdict.p_first(mix.strategy),
+            label_mass=verdict.label_mass if mix.form == "choice" else None,
             reward=float(rewards.rewards[i, j]),
             advantage=float(rewards.advantages[i, j]),
         )
-        for i, shown in enumerate(groups.comparisons)
-        for first, second in [(image_name(shown.comparison.first), image_name(shown.comparison.second))]
-        for j, rollout in enumerate(groups.rollouts[i])
+        for i, group in enumerate(groups)
+        for shown in [group.comparison.comparison]
+        for first, second in [(image_name(shown.first), image_name(shown.second))]
+        for j, verdict in enumerate(group.verdicts)
     )
 
 
@@ -143,12 +144,7 @@ class Stopwatch:
         return rounded | {"seconds": round(sum(rounded.values()), 4)}
 
 
-def held_out_metrics(evaluation: Evaluation) -> dict[str, float]:
-    """Return what a report says of a measurement; its seconds stand among those of the step."""
-    return asdict(evaluation.metrics) | {"unreadable": evaluation.unreadable}
-
-
-def _in_json(value: Any) -> Any:
+def _to_json(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {name: _in_json(each) for name, each in value.items()}
+        return {name: _to_json(each) for name, each in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value

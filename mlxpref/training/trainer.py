@@ -19,29 +19,22 @@ from mlx.utils import tree_flatten, tree_map_with_path, tree_unflatten
 
 from mlxpref.config import TrainSettings
 from mlxpref.distributed import SINGLE_PROCESS, ProcessGroup
-from mlxpref.engine.lora import adapter_weights, attach_lora, linear_layers
+from mlxpref.engine.lora import adapter_off, adapter_weights, attach_lora, linear_layers
 from mlxpref.engine.vlm import VLM
 from mlxpref.errors import ConfigError, DataError, MlxprefError, ModelError
 from mlxpref.preferences import Preference
 from mlxpref.training.custom_reward import load_rewards
-from mlxpref.training.gradients import policy_gradient, reference_logprobs
-from mlxpref.training.group_rewards import GroupRewards, component_names, reward_groups
+from mlxpref.training.gradients import policy_gradient, policy_logprobs
+from mlxpref.training.group_rewards import GroupRewards, reward_groups
 from mlxpref.training.held_out import HeldOut
 from mlxpref.training.loss import loss_inputs
 from mlxpref.training.policy_update import UpdateResult, update_policy
 from mlxpref.training.rewards import RewardMix
-from mlxpref.training.rollouts import RolloutGroups, sample_groups
+from mlxpref.training.rollouts import RolloutGroup, sample_groups
 from mlxpref.training.sampler import ComparisonSampler, held_out_split, subset_of_fraction
-from mlxpref.training.step_report import (
-    RolloutRecord,
-    StepReport,
-    Stopwatch,
-    held_out_metrics,
-    measured_shares,
-    rollout_records,
-)
+from mlxpref.training.step_report import StepReport, Stopwatch, measured_shares, rollout_records
 
-__all__ = ["RolloutRecord", "StepReport", "Trainer"]
+__all__ = ["StepReport", "Trainer"]
 
 _MAX_FAILURES = 3
 """Steps in a row whose loss or gradient may be not finite before training stops."""
@@ -53,12 +46,9 @@ class Trainer:
     """Trains the adapter of a model on preferences; the base weights never change.
 
     Iterate over `steps()`: the adapter is on the model from the start and better after every step. `preferences` are
-    those that are learned from, `held_out` measures with others. With `settings.patience`, the model has the adapter of
-    the best measurement once the iteration has come to its end; until then, `adapter` has its weights. `mix` are the
-    rewards of the settings where they are loaded already. Of several `processes`, each does its share of a step and
-    makes the same update; all report the same but for times, memory and bytes.
-
-    ConfigError, DataError or ModelError where the settings, the preferences or the model cannot be trained with.
+    those that are learned from, `held_out` measures with others. `mix` are the rewards of the settings where they are
+    loaded already. Of several `processes`, each does its share of a step and makes the same update; all report the same
+    but for times, memory and bytes. ConfigError, DataError or ModelError for what cannot be trained with.
     """
 
     def __init__(
@@ -99,17 +89,7 @@ class Trainer:
     @property
     def adapter(self) -> dict[str, mx.array]:
         """The weights that a user wants now, by their full names: with patience the best measured ones so far."""
-        return self.best_adapter or adapter_weights(self.vlm.model)
-
-    @property
-    def best_adapter(self) -> dict[str, mx.array]:
-        """The weights of the best measurement so far, by their full names; none without patience."""
-        return dict(self.held_out.best)
-
-    @property
-    def stopped_early(self) -> bool:
-        """Whether measurements without a better one ended training, or will when it continues."""
-        return self.held_out.should_stop
+        return self.held_out.best or adapter_weights(self.vlm.model)
 
     @property
     def state(self) -> tuple[dict[str, mx.array], dict[str, Any]]:
@@ -118,10 +98,8 @@ class Trainer:
         Random numbers are keyed by step, so no generator has a state.
         """
         best, measured = self.held_out.state
-        optimizer: dict[str, mx.array] = dict(tree_flatten(self.optimizer.state))
-        arrays = {f"optimizer.{name}": value for name, value in optimizer.items()}
-        arrays |= {f"adapter.{name}": weight for name, weight in adapter_weights(self.vlm.model).items()}
-        arrays |= {f"best.{name}": weight for name, weight in best.items()}
+        parts = {"optimizer": self.optimizer.state, "adapter": adapter_weights(self.vlm.model)}
+        arrays = dict(tree_flatten(parts | ({"best": best} if best else {})))
         return arrays, {"failures": self._failures, "held_out": measured}
 
     def restore(self, arrays: Mapping[str, mx.array], numbers: Mapping[str, Any]) -> None:
@@ -134,7 +112,8 @@ class Trainer:
     def steps(self, done: int = 0) -> Iterator[StepReport]:
         """Train after `done` steps, one report a step; ModelError after three steps in a row that are not finite.
 
-        `state` is complete whenever a report is yielded.
+        `state` is complete whenever a report is yielded. At the end the model has the best adapter with
+        `settings.patience`, else the last one.
         """
         started = time.perf_counter()
         for step in range(done + 1, self.step_count + 1):
@@ -151,8 +130,7 @@ class Trainer:
                     f"step {step}: loss or gradient was not finite {_MAX_FAILURES} times in a row; the adapter is that "
                     f"of the last finite step; try a smaller --learning-rate than {self.settings.learning_rate}"
                 )
-        if self.best_adapter:
-            self.vlm.model.update(tree_unflatten(list(self.best_adapter.items())))
+        self.vlm.model.update(tree_unflatten(list(self.adapter.items())))
 
     def _step(self, step: int) -> tuple[StepReport, bool]:
         """Make one step; return its report, and whether its loss and its gradient are finite."""
@@ -167,11 +145,12 @@ class Trainer:
         mx.clear_cache()  # what one phase let go of is of other sizes than what the next one needs
         watch.lap("rollout")
 
-        learned, earned = rollouts.select(used), rewards.select(used)
+        learned, earned = [rollouts[i] for i in used], rewards.select(used)
         inputs = loss_inputs(learned, earned, settings, mix)  # (R, T)
         updates = settings.updates_per_rollout if earned.has_gradient.any() else 0
-        if settings.kl and updates:
-            inputs = replace(inputs, reference=reference_logprobs(vlm, inputs, settings))  # (R, T)
+        if settings.kl and inputs.prompts:
+            with adapter_off(vlm.model):
+                inputs = replace(inputs, reference=policy_logprobs(vlm, inputs, settings))  # (R, T)
             watch.lap("score")
         result = UpdateResult()
         for update in range(updates):
@@ -191,14 +170,12 @@ class Trainer:
             watch.lap("evaluation")
         shares = measured_shares(rollouts, rewards, mix)
         seconds: dict[str, Any] = watch.seconds()
-        components = rewards.components.mean(axis=(0, 1)).tolist()  # (P, G, K) -> K
         report = StepReport(
             step=step,
             steps=self.step_count,
             **shares,
             **asdict(result),
             **seconds,
-            reward_parts=dict(zip(component_names(mix, settings), components, strict=True)),
             skipped=int((~earned.has_gradient).sum()),
             resampled=len(rollouts) - len(learned),
             groups=len(learned),
@@ -206,7 +183,7 @@ class Trainer:
             learning_rate=float(self.optimizer.learning_rate.item()),
             seconds_left=0.0,
             peak_bytes=int(mx.get_peak_memory()),
-            held_out=held_out_metrics(evaluation) if evaluation else None,
+            held_out=asdict(evaluation.metrics) | {"unreadable": evaluation.unreadable} if evaluation else None,
             sent_bytes=processes.sent_bytes - sent_bytes,
             wait_seconds=round(processes.wait_seconds - waited, 4),
             rollouts=rollout_records(step, learned, earned, mix),
@@ -214,8 +191,8 @@ class Trainer:
         return report, result.finite
 
     def _resample(
-        self, step: int, rollouts: RolloutGroups, rewards: GroupRewards
-    ) -> tuple[RolloutGroups, GroupRewards, list[int]]:
+        self, step: int, rollouts: list[RolloutGroup], rewards: GroupRewards
+    ) -> tuple[list[RolloutGroup], GroupRewards, list[int]]:
         """Give the places of groups without an advantage to other comparisons, up to `settings.resample` times.
 
         Returns all groups that were written for the step, and for each of its P places the index of the group that is
@@ -233,8 +210,8 @@ class Trainer:
             for group, (place, _) in enumerate(replaced, start=len(rollouts)):
                 used[place] = group
             others = sample_groups(self.vlm, comparisons, self.settings, self.mix, self.processes)
-            rollouts += others
-            rewards += reward_groups(others, self.settings, self.mix, self.processes)
+            rollouts = [*rollouts, *others]
+            rewards = rewards + reward_groups(others, self.settings, self.mix, self.processes)
         return rollouts, rewards, used
 
     def _keep_equal(self, step: int) -> None:
@@ -252,7 +229,7 @@ class Trainer:
             if abs(other - lengths[0]) > _ROUNDING * lengths[0]:
                 raise MlxprefError(
                     f"step {step}: process {rank} has another adapter than process 0 (of length {other}, not "
-                    f"{lengths[0]}); continue from the last checkpoint with --resume"
+                    f"{lengths[0]}); continue from the last saved step with --resume"
                 )
         if len(set(digests)) > 1:
             arrays, numbers = self.state

@@ -1,6 +1,5 @@
 """What rollouts earn: mixes of rewards, what is truncated, and which groups teach something."""
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,26 +8,26 @@ import pytest
 from mlxpref.config import TrainSettings
 from mlxpref.engine.rollout import Rollout
 from mlxpref.preferences import Comparison, Preference
-from mlxpref.training.group_rewards import GroupRewards, component_names, reward_groups
+from mlxpref.training.group_rewards import GroupRewards, reward_groups
 from mlxpref.training.rewards import CustomReward, RewardMix
-from mlxpref.training.rollouts import RolloutGroups
+from mlxpref.training.rollouts import RolloutGroup
 from mlxpref.training.sampler import TrainingComparison
 from mlxpref.verdict import Verdict
 from tests.conftest import picture
 
 
-def groups_of(verdicts: list[Verdict], truncated: list[bool] | None = None, y: float = 1.0) -> RolloutGroups:
-    """One group of rollouts that say this."""
+def group_of(verdicts: list[Verdict], truncated: list[bool] | None = None, y: float = 1.0) -> RolloutGroup:
+    """Rollouts that say this."""
     first, second = picture(0), picture(1)
     comparison = TrainingComparison(Preference("a hat", first, second, y), Comparison(first, second, "a hat"), y, ())
     rollouts = [Rollout((1,) * v.tokens, (0.0,) * v.tokens, v) for v in verdicts]
-    return RolloutGroups([comparison], [None], [rollouts], [truncated or [False] * len(verdicts)])
+    return RolloutGroup(comparison, None, rollouts, truncated or [False] * len(verdicts))
 
 
 def mix_of(reward: str, function: CustomReward | None = None) -> RewardMix:
     """The mix with a function in the place of its custom rewards."""
     mix = RewardMix.parse(reward)
-    return RewardMix(tuple(replace(part, function=function if part.name in mix.custom else None) for part in mix.parts))
+    return RewardMix(tuple(part._replace(function=function if part.name in mix.custom else None) for part in mix.parts))
 
 
 def rewarded(
@@ -40,7 +39,7 @@ def rewarded(
 ) -> GroupRewards:
     chosen = TrainSettings(**{"format_weight": 0.2} | settings)
     mix = mix_of(chosen.reward, (lambda *_: custom) if custom else None)  # type: ignore[arg-type, return-value]
-    return reward_groups(groups_of(verdicts, truncated, y), chosen, mix)
+    return reward_groups([group_of(verdicts, truncated, y)], chosen, mix)
 
 
 def thought(p1: float, p2: float, tokens: int = 10) -> Verdict:
@@ -56,8 +55,8 @@ def test_a_mix_adds_its_parts_by_weight() -> None:
     found = rewarded(group, [1.0, 2.0, 3.0], reward="soft=2,brier,own.py:f=0.5")
     soft = np.array([0.2 * 0.9 + 0.6, 0.2 * 0.9 + 0.1, 0.0])
     brier = np.array([0.9 * (1.2 - (2 / 3 - 1) ** 2), 0.9 * (1.2 - (1 / 9 - 1) ** 2), 0.0])
-    for number, part in enumerate((soft, brier, [1.0, 2.0, 3.0])):
-        assert found.components[0, :, number] == pytest.approx(part)
+    for name, part in {"soft": soft, "brier": brier, "own.py:f": [1.0, 2.0, 3.0]}.items():
+        assert found.components[name][0] == pytest.approx(part)
     assert found.rewards[0] == pytest.approx(2 * soft + brier + 0.5 * np.array([1, 2, 3]))
     others = [found.rewards[0][[1, 2]].mean(), found.rewards[0][[0, 2]].mean(), found.rewards[0][[0, 1]].mean()]
     assert found.advantages[0] == pytest.approx(found.rewards[0] - others)
@@ -82,11 +81,10 @@ def test_scores_may_stand_beside_a_custom_reward() -> None:
 
 def test_tokens_beyond_the_budget_cost_up_to_one() -> None:
     settings: dict[str, Any] = {"reward": "soft", "length_budget": 20, "max_tokens": 60}
-    assert component_names(RewardMix.parse("soft"), TrainSettings(**settings)) == ("soft", "length")
-    assert component_names(RewardMix.parse("soft"), TrainSettings()) == ("soft",)
     found = rewarded([thought(0.5, 0.5, tokens) for tokens in (1, 20, 30, 60, 68)], **settings)
-    assert found.components[0, :, 1] == pytest.approx([0, 0, -0.25, -1, -1])
-    assert found.rewards[0] == pytest.approx(0.7 + found.components[0, :, 1])
+    assert list(found.components) == ["soft", "length"]
+    assert found.components["length"][0] == pytest.approx([0, 0, -0.25, -1, -1])
+    assert found.rewards[0] == pytest.approx(0.7 + found.components["length"][0])
 
 
 def test_truncated_rollouts_stay_in_their_group() -> None:
@@ -118,7 +116,6 @@ def test_groups_can_be_joined_and_selected() -> None:
     assert both.rewards.shape == (2, 2)
     assert both.select([1]).rewards.tolist() == two.rewards.tolist()
     assert both.select([1, 0]).has_advantage.shape == (2,)
-    groups = groups_of(verdicts[0]) + groups_of(verdicts[1], y=0.0)
-    assert len(groups) == 2
-    assert groups.select([1]).verdicts == [verdicts[1]]
+    assert both.select([1]).components["soft"].tolist() == two.components["soft"].tolist()
+    groups = [group_of(verdicts[0]), group_of(verdicts[1], y=0.0)]
     assert reward_groups(groups, TrainSettings(), mix_of("soft")).rewards.tolist() == both.rewards.tolist()

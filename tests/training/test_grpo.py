@@ -23,7 +23,7 @@ from mlxpref.training.grpo import (
 )
 from mlxpref.training.loss import LossInputs, loss_inputs, step_loss
 from mlxpref.training.rewards import RewardMix
-from mlxpref.training.rollouts import RolloutGroups
+from mlxpref.training.rollouts import RolloutGroup
 from mlxpref.training.sampler import TrainingComparison
 from mlxpref.verdict import Verdict
 from tests.conftest import GOLDEN
@@ -175,12 +175,15 @@ def expected_reward(reason: mx.array, answers: mx.array, reward: str, y: float) 
     return (p * (mix.integrated(q[:, 0], q[:, 1], y, 0.2) + own)).sum()
 
 
-def groups_of(rollouts: list[list[Rollout]], shares: list[float]) -> RolloutGroups:
+def groups_of(rollouts: list[list[Rollout]], shares: list[float]) -> list[RolloutGroup]:
     """Groups of rollouts, whose comparisons have these shares of people for the first image."""
     shown = Comparison(Path(), Path(), "")
     comparisons = [TrainingComparison(Preference("", Path(), Path(), y), shown, y, ()) for y in shares]
-    prompts: Any = [object()] * len(shares)
-    return RolloutGroups(comparisons, prompts, rollouts, [[False] * len(group) for group in rollouts])
+    prompt: Any = object()
+    return [
+        RolloutGroup(comparison, prompt, group, [False] * len(group))
+        for comparison, group in zip(comparisons, rollouts, strict=True)
+    ]
 
 
 def one_gradient(reasons: tuple[int, ...], reward: str, y: float) -> np.ndarray:
@@ -263,7 +266,7 @@ def inputs_of(
     every = np.ones((2, 2), bool)
     earned = GroupRewards(
         rewards=np.ones((2, 2)),
-        components=np.ones((2, 2, 1)),
+        components={"soft": np.ones((2, 2))},
         advantages=np.ones((2, 2)),
         correct=every,
         well_formed=every,

@@ -83,7 +83,7 @@ def test_measuring_changes_nothing_but_the_report() -> None:
     for each in (chosen, other):
         list(each.steps())
     assert equal(weights_of(chosen), weights_of(other))
-    assert not chosen.best_adapter
+    assert not chosen.held_out.best
 
 
 def test_training_ends_without_a_better_measurement_and_the_best_adapter_is_kept(scripted: list[float]) -> None:
@@ -91,10 +91,10 @@ def test_training_ends_without_a_better_measurement_and_the_best_adapter_is_kept
     seen = []
     for report in chosen.steps():
         seen.append(weights_of(chosen))
-        assert chosen.stopped_early == (report.step == 4)  # 0.7 again is not better
+        assert chosen.held_out.should_stop == (report.step == 4)  # 0.7 again is not better
     assert len(seen) == 4
     assert equal(weights_of(chosen), seen[1])
-    assert equal(chosen.best_adapter, seen[1])
+    assert equal(chosen.held_out.best, seen[1])
     assert not equal(seen[1], seen[3])
 
 
@@ -102,7 +102,7 @@ def test_patience_that_does_not_run_out_keeps_the_best_too(scripted: list[float]
     chosen = trainer(patience=3)
     seen = [weights_of(chosen) for _ in chosen.steps()]
     assert len(seen) == 6
-    assert not chosen.stopped_early
+    assert not chosen.held_out.should_stop
     assert equal(weights_of(chosen), seen[4])
 
 
@@ -121,7 +121,7 @@ def test_a_run_that_is_taken_up_again_ends_where_it_would_have(cut: int, scripte
     assert [report.step for report in rest] == list(range(cut + 1, 5))
     assert [report.loss for report in rest] == [report.loss for report in reports[cut:]]
     assert equal(weights_of(again), weights_of(whole))
-    assert again.stopped_early
+    assert again.held_out.should_stop
 
 
 def test_the_state_of_a_new_trainer_can_be_given_back() -> None:

@@ -1,12 +1,14 @@
-"""Runs that were ended go on as if they had not been, and what cannot go on is said in one line."""
+"""Runs that were interrupted resume as if they had not been, and what cannot resume is said in one line."""
 
 import errno
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +24,8 @@ from mlxpref.config import TrainSettings, settings_from
 from mlxpref.demo.preferences import demo_preferences
 from mlxpref.engine.vlm import load_vlm
 from mlxpref.errors import ConfigError, DataError, MlxprefError, ModelError
-from mlxpref.training import held_out, run_record
-from mlxpref.training import resume as checkpoints
-from mlxpref.training import run as runs
+from mlxpref.training import held_out, resume, run_record
+from mlxpref.training import run as run_module
 from mlxpref.training.run import Run, resume_run, start_run
 from mlxpref.training.run_record import read_record
 from tests.conftest import GOLDEN
@@ -41,46 +42,38 @@ UPDATES = "updates_per_rollout"
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run with the settings of `QUICK` that nothing interrupted."""
-    folder = tmp_path_factory.mktemp("runs") / "unbroken"
-    begun(folder)
+    return begin(tmp_path_factory.mktemp("runs") / "unbroken")
+
+
+def begin(folder: Path, until: int | None = None, **changes: Any) -> Path:
+    """Train into a folder, and leave after a number of steps."""
+    advance(start_run(settings_from(TrainSettings, QUICK | changes), folder), until)
     return folder
 
 
-def begun(folder: Path, until: int | None = None, **changes: Any) -> Path:
-    """A run, left where its caller has seen a number of steps."""
-    leave(start_run(settings_from(TrainSettings, QUICK | changes), folder), until)
-    return folder
-
-
-def gone_on(folder: Path, until: int | None = None, **given: Any) -> str:
-    """Go on with a run; what was said."""
-    with messages() as said:
+def resumed(folder: Path, until: int | None = None, **given: Any) -> str:
+    """Resume a run; the messages."""
+    with messages() as lines:
         run = resume_run(folder, given)
         if run:
-            leave(run, until)
-    return "\n".join(line for line in said if "memory at the peak" not in line)
+            advance(run, until)
+    return "\n".join(line for line in lines if "memory at the peak" not in line)
 
 
-def leave(run: Run, until: int | None) -> None:
+def advance(run: Run, until: int | None) -> None:
     reports = run.reports()
     for report in reports:
         if report.step == until:
             reports.close()  # type: ignore[attr-defined]
 
 
-def left_by_kill(folder: Path, until: int, **changes: Any) -> Path:
-    """A run whose process died in the middle of a line, after a number of steps: nothing was saved at its end."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        save = Run._save
-        steps: list[int] = []
-
-        def saved(run: Run, *arguments: Any) -> None:
-            if run.done not in steps and run.done < until:
-                steps.append(run.done)
-                save(run, *arguments)
-
-        monkeypatch.setattr(Run, "_save", saved)
-        begun(folder, until, **changes)
+def killed(folder: Path, until: int, **changes: Any) -> Path:
+    """The folder of a run whose process died in the middle of a line, after a number of steps."""
+    run = start_run(settings_from(TrainSettings, QUICK | changes), folder.with_name("alive"))
+    for report in run.reports():
+        if report.step == until:
+            shutil.copytree(run.folder, folder)
+            break
     for name in ("log.jsonl", "rollouts.jsonl"):
         with (folder / name).open("a") as file:
             file.write('{"step": 99, "upd')
@@ -94,62 +87,69 @@ def timeless(value: Any) -> Any:
     return value
 
 
+def log_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def saved_step(folder: Path) -> int:
+    return int(json.loads((folder / "checkpoint" / "state.json").read_text())["step"])
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def assert_same(one: Path, other: Path) -> None:
     for name in ("adapters.safetensors", "rollouts.jsonl"):
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
-    logs = [[timeless(json.loads(line)) for line in (f / "log.jsonl").read_text().splitlines()] for f in (one, other)]
+    logs = [list(map(timeless, log_of(folder))) for folder in (one, other)]
     assert logs[0] == logs[1]
     assert [line["step"] for line in logs[0]] == list(range(1, len(logs[0]) + 1))
 
 
-SMALL_DEMO = {"model": "demo", "think": True, "max_tokens": 32, "learning_rate": 5e-3, "group": 3, "limit": 24}
+SMALL_DEMO = {"model": "demo", "think": True, "max_tokens": 24, "learning_rate": 5e-3, "limit": 24, "steps": 4}
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        pytest.param({}, id="one epoch"),
         pytest.param({"limit": 4}, id="several epochs"),
         pytest.param(
-            SMALL_DEMO | {"kl": 0.1, UPDATES: 2, "reward": "hard", "clip_low": 0.02, "steps": 4},
-            id="reasons, divergence, updates",
+            SMALL_DEMO | {"kl": 0.1, UPDATES: 2, "reward": "hard", "clip_low": 0.02}, id="reasons, divergence, updates"
         ),
         pytest.param(
-            SMALL_DEMO | {"held_out": 0.3, "held_out_limit": 3, "evaluate_every": 2, "patience": 3, "steps": 4},
-            id="held-out",
+            SMALL_DEMO | {"held_out": 0.3, "held_out_limit": 3, "evaluate_every": 2, "patience": 3}, id="held-out"
         ),
     ],
 )
 def test_a_run_in_three_parts_equals_an_unbroken_one(changes: dict[str, Any], tmp_path: Path) -> None:
     """Left after a step that was saved and after one that was not; then resumed to its end."""
-    begun(tmp_path / "whole", **changes)
-    folder = begun(tmp_path / "parts", until=1, **changes)
-    assert json.loads((folder / "checkpoint" / "state.json").read_text())["step"] == 1
-    assert gone_on(folder, until=4 if changes.get("steps", 6) > 4 else 3) == ""
+    begin(tmp_path / "whole", **changes)
+    folder = begin(tmp_path / "parts", until=1, **changes)
+    assert saved_step(folder) == 1
+    assert resumed(folder, until=3) == ""
     arrays = folder / "checkpoint" / "arrays.safetensors"
     before = arrays.read_bytes()
-    assert gone_on(folder) == ""
+    assert resumed(folder) == ""
     assert arrays.read_bytes() != before
     assert_same(folder, tmp_path / "whole")
-    assert json.loads((folder / "run.json").read_text())["resumed"][0]["after_step"] == 1
+    assert read_record(folder)["resumed"][0]["after_step"] == 1
 
 
-@pytest.mark.parametrize("until", [1, 3, 6])
-def test_a_run_that_died_goes_on_from_its_last_checkpoint(until: int, unbroken: Path, tmp_path: Path) -> None:
-    folder = left_by_kill(tmp_path / "run", until)
+@pytest.mark.parametrize("until", [1, 5])
+def test_a_killed_run_resumes_from_its_last_saved_step(until: int, unbroken: Path, tmp_path: Path) -> None:
+    folder = killed(tmp_path / "run", until)
     assert len((folder / "log.jsonl").read_text().splitlines()) == until + 1
-    said = gone_on(folder)
-    assert said == (f"{folder}: no checkpoint yet: the run starts over" if until == 1 else "")
+    assert resumed(folder) == (f"{folder}: no step was saved yet: the run starts over" if until == 1 else "")
     assert_same(folder, unbroken)
-    resumed = json.loads((folder / "run.json").read_text())["resumed"]
-    assert resumed == [{"after_step": (until - 1) // 2 * 2, "changed": {}}]
+    assert read_record(folder)["resumed"] == [{"after_step": until // 2 * 2, "changed": {}}]
 
 
 @pytest.mark.parametrize("update", [2, 5])
-def test_an_interrupt_within_an_update_goes_back_to_the_step_before(update: int, tmp_path: Path) -> None:
+def test_an_interrupted_update_is_forgotten(update: int, tmp_path: Path) -> None:
     """Of the two updates of a step, the first one must be forgotten: the step is done again as a whole."""
     changes = {UPDATES: 2, "kl": 0.1, "steps": 4}
-    begun(tmp_path / "whole", **changes)
+    begin(tmp_path / "whole", **changes)
     count = 0
     original = optim.Optimizer.update
 
@@ -163,21 +163,20 @@ def test_an_interrupt_within_an_update_goes_back_to_the_step_before(update: int,
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(optim.Optimizer, "update", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            begun(tmp_path / "parts", **changes)
+            begin(tmp_path / "parts", **changes)
     done = (update - 1) // 2
-    assert json.loads((tmp_path / "parts" / "checkpoint" / "state.json").read_text())["step"] == done
+    assert saved_step(tmp_path / "parts") == done
     saved = mx.load(str(tmp_path / "parts" / "adapters.safetensors"))
     assert any(weight.any().item() for name, weight in saved.items() if name.endswith("lora_b")) == bool(done)
-    assert gone_on(tmp_path / "parts") == ""
+    assert resumed(tmp_path / "parts") == ""
     assert_same(tmp_path / "parts", tmp_path / "whole")
 
 
-def test_a_run_whose_steps_taught_nothing_goes_on(tmp_path: Path) -> None:
+def test_a_run_whose_steps_taught_nothing_resumes(tmp_path: Path) -> None:
     """A random model never answers, so hard rewards are all 0 and the optimizer has done nothing."""
-    folder = begun(tmp_path / "run", until=2, reward="hard", steps=3)
-    assert gone_on(folder) == ""
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    assert [line["updated"] for line in lines] == [False] * 3
+    folder = begin(tmp_path / "run", until=2, reward="hard", steps=3)
+    assert resumed(folder) == ""
+    assert [line["updated"] for line in log_of(folder)] == [False] * 3
 
 
 def flip(file: Path) -> None:
@@ -189,57 +188,57 @@ def flip(file: Path) -> None:
 @pytest.mark.parametrize(
     ("damaged", "words", "after"),
     [
-        (["checkpoint"], "checkpoint: damaged; going on from the one before, of step 2", 2),
-        (["checkpoint", "checkpoint.previous"], "damaged, and no other checkpoint is there: the run starts over", 0),
+        (["checkpoint"], "checkpoint: damaged; the run continues from the one before, of step 2", 2),
+        (["checkpoint", "checkpoint.previous"], "damaged, and there is no other: the run starts over", 0),
     ],
 )
-def test_a_damaged_checkpoint_costs_steps_and_nothing_else(
+def test_a_damaged_state_costs_steps_and_nothing_else(
     damaged: Sequence[str], words: str, after: int, unbroken: Path, tmp_path: Path
 ) -> None:
-    folder = left_by_kill(tmp_path / "run", 5)
+    folder = killed(tmp_path / "run", 5)
     for name in damaged:
         flip(folder / name / "arrays.safetensors")
-    assert words in gone_on(folder)
+    assert words in resumed(folder)
     assert_same(folder, unbroken)
-    assert json.loads((folder / "run.json").read_text())["resumed"][0]["after_step"] == after
+    assert read_record(folder)["resumed"][0]["after_step"] == after
 
 
-def test_lines_that_are_missing_are_said_and_the_run_goes_on(unbroken: Path, tmp_path: Path) -> None:
-    folder = begun(tmp_path / "run", until=4)
+def test_missing_lines_are_said_and_the_run_continues(unbroken: Path, tmp_path: Path) -> None:
+    folder = begin(tmp_path / "run", until=4)
     log = folder / "log.jsonl"
     log.write_text(log.read_text()[:-5])
     (folder / "rollouts.jsonl").unlink()
-    said = gone_on(folder)
+    said = resumed(folder)
     assert f"{log}: lines of steps up to 4 are missing" in said
     assert f"{folder / 'rollouts.jsonl'}: lines of steps up to 4 are missing" in said
-    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [1, 2, 3, 5, 6]
+    assert [line["step"] for line in log_of(folder)] == [1, 2, 3, 5, 6]
     adapters = [(f / "adapters.safetensors").read_bytes() for f in (folder, unbroken)]
     assert adapters[0] == adapters[1]
 
 
-def test_a_complete_run_says_so_and_is_not_touched(unbroken: Path) -> None:
-    before = {path: path.read_bytes() for path in unbroken.rglob("*") if path.is_file()}
-    assert gone_on(unbroken) == f"{unbroken}: this run is complete after 6 steps; nothing is left to do"
+def test_a_complete_run_is_not_touched(unbroken: Path) -> None:
+    before = contents(unbroken)
+    assert resumed(unbroken) == f"{unbroken}: this run is complete after 6 steps; nothing is left to do"
     done = CliRunner().invoke(main, ["train", "--resume", "--output", str(unbroken), "--json"])
     assert done.exit_code == 0
     assert "this run is complete after 6 steps" in done.stderr
     assert json.loads(done.stdout)["last_step"]["step"] == 6
     assert list(mlxpref.train("demo", output=unbroken, resume=True)) == []
-    assert before == {path: path.read_bytes() for path in unbroken.rglob("*") if path.is_file()}
+    assert before == contents(unbroken)
 
 
-def test_python_goes_on_too(unbroken: Path, tmp_path: Path) -> None:
-    folder = begun(tmp_path / "run", until=4)
+def test_python_resumes_too(unbroken: Path, tmp_path: Path) -> None:
+    folder = begin(tmp_path / "run", until=4)
     assert [report.step for report in mlxpref.train("demo", TINY, folder, resume=True)] == [5, 6]
     assert_same(folder, unbroken)
 
 
-def test_settings_that_change_results_are_refused_by_name(tmp_path: Path) -> None:
-    folder = begun(tmp_path / "run", until=1)
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    with pytest.raises(ConfigError) as said:
-        gone_on(folder, learning_rate=0.5, group=2, seed=4)
-    assert "cannot go on with learning_rate 0.5 (it has 0.01), seed 4 (it has 0)" in str(said.value)
+def test_settings_that_change_results_are_refused(tmp_path: Path) -> None:
+    folder = begin(tmp_path / "run", until=1)
+    before = contents(folder)
+    with pytest.raises(ConfigError) as caught:
+        resumed(folder, learning_rate=0.5, group=2, seed=4)
+    assert "cannot continue with learning_rate 0.5 (it has 0.01), seed 4 (it has 0)" in str(caught.value)
     others = {
         int: lambda value: value + 1,
         float: lambda value: value / 2 + 0.25,
@@ -250,15 +249,15 @@ def test_settings_that_change_results_are_refused_by_name(tmp_path: Path) -> Non
     for name, value in asdict(settings_from(TrainSettings, QUICK)).items():
         if name not in free:
             with pytest.raises(ConfigError, match=name):
-                gone_on(folder, **{name: others[type(value)](value)})
-    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+                resumed(folder, **{name: others[type(value)](value)})
+    assert before == contents(folder)
 
 
-def test_memory_may_be_traded_for_time_and_is_recorded(unbroken: Path, tmp_path: Path) -> None:
-    folder = begun(tmp_path / "run", until=3)
-    said = gone_on(folder, save_every=1, micro_batch=2, recompute=False)
-    assert "micro_batch is 2, was 16, recompute is False, was True: the run goes on, but not to the last bit" in said
-    record = json.loads((folder / "run.json").read_text())
+def test_memory_may_be_traded_for_time(unbroken: Path, tmp_path: Path) -> None:
+    folder = begin(tmp_path / "run", until=3)
+    said = resumed(folder, save_every=1, micro_batch=2, recompute=False)
+    assert "micro_batch is 2, was 16, recompute is False, was True: the run continues, but not to the last bit" in said
+    record = read_record(folder)
     assert record["resumed"] == [{"after_step": 3, "changed": {"micro_batch": [16, 2], "recompute": [True, False]}}]
     assert (record["settings"]["save_every"], record["settings"]["micro_batch"]) == (1, 2)
     weights = [mx.load(str(f / "adapters.safetensors")) for f in (folder, unbroken)]
@@ -266,34 +265,33 @@ def test_memory_may_be_traded_for_time_and_is_recorded(unbroken: Path, tmp_path:
 
 
 def test_another_machine_or_version_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = begun(tmp_path / "run", until=1)
-    machine = json.loads((folder / "run.json").read_text())["machine"]
+    folder = begin(tmp_path / "run", until=1)
+    machine = read_record(folder)["machine"]
     if sys.platform == "linux" and machine["device"].startswith("cpu"):
         assert machine["blas_threads"] >= 1
-    monkeypatch.setattr(
-        run_record, "blas_in_use", lambda: {"blas_threads": 77, "blas_kernels": machine["blas_kernels"]}
-    )
+    blas = {"blas_threads": 77, "blas_kernels": machine["blas_kernels"]}
+    monkeypatch.setattr(run_record, "blas_in_use", lambda: blas)
     version = run_record.version
     monkeypatch.setattr(run_record, "version", lambda name: "0.99" if name == "mlx" else version(name))
-    said = gone_on(folder, until=2)
+    said = resumed(folder, until=2)
     assert f"mlx is 0.99, was {version('mlx')}, blas_threads is 77, was {machine['blas_threads']}: the run" in said
-    record = json.loads((folder / "run.json").read_text())
+    record = read_record(folder)
     assert record["machine"]["blas_threads"] == 77
     assert set(record["resumed"][0]["changed"]) == {"mlx", "blas_threads"}
-    assert gone_on(folder, until=3) == ""  # as it was the last time
+    assert resumed(folder, until=3) == ""  # as it was the last time
 
 
 @pytest.fixture
 def file_of_rows(tmp_path: Path) -> Callable[[float], Path]:
     """Preferences in a file; the first one's share can be chosen."""
 
-    def written(p_a: float) -> Path:
+    def written(share: float) -> Path:
         rows = []
         for index, preference in enumerate(demo_preferences("train", 4)):
             for side in "ab":
                 getattr(preference, side).save(tmp_path / f"{index}{side}.png")
-            share = p_a if index == 0 else preference.p_people
-            rows.append({"prompt": preference.prompt, "a": f"{index}a.png", "b": f"{index}b.png", "p_a": share})
+            p_people = preference.p_people if index else share
+            rows.append({"prompt": preference.prompt, "a": f"{index}a.png", "b": f"{index}b.png", "p_a": p_people})
         path = tmp_path / "rows.jsonl"
         path.write_text("\n".join(map(json.dumps, rows)))
         return path
@@ -303,30 +301,30 @@ def file_of_rows(tmp_path: Path) -> Callable[[float], Path]:
 
 def test_other_data_is_refused(file_of_rows: Callable[[float], Path], tmp_path: Path) -> None:
     data = file_of_rows(1.0)
-    folder = begun(tmp_path / "run", until=1, data=str(data), limit=0, steps=2)
+    folder = begin(tmp_path / "run", until=1, data=str(data), limit=0, steps=2)
     file_of_rows(0.9)
     with pytest.raises(DataError, match=r"rows.jsonl, whose preferences are not the same now; restore them"):
-        gone_on(folder)
+        resumed(folder)
     file_of_rows(1.0)
     moved = data.rename(tmp_path / "moved.jsonl")
-    assert gone_on(folder, data=str(moved)) == ""  # the name of the file does not matter
-    assert json.loads((folder / "run.json").read_text())["settings"]["data"] == str(moved)
+    assert resumed(folder, data=str(moved)) == ""  # the name of the file does not matter
+    assert read_record(folder)["settings"]["data"] == str(moved)
 
 
 def test_another_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = begun(tmp_path / "run", until=1)
+    folder = begin(tmp_path / "run", until=1)
     with pytest.raises(ModelError, match=r"the run trains .*qwen2_5_vl, and .*qwen2_vl is not that model now"):
-        gone_on(folder, model=str(GOLDEN / "qwen2_vl"))
+        resumed(folder, model=str(GOLDEN / "qwen2_vl"))
     monkeypatch.setattr("mlxpref.engine.adapters.template_version", lambda: "other")
-    with pytest.raises(ModelError, match="asks with other words"):
-        gone_on(folder)
+    with pytest.raises(ModelError, match="another template"):
+        resumed(folder)
 
 
-def test_a_model_in_memory_is_found_again_by_its_folder(unbroken: Path, tmp_path: Path) -> None:
+def test_a_model_in_memory_is_found_by_its_folder(unbroken: Path, tmp_path: Path) -> None:
     """As the demo trains it: run.json names no model."""
     settings = settings_from(TrainSettings, QUICK | {"model": ""})
-    leave(start_run(settings, tmp_path / "run", vlm=load_vlm(TINY, settings.max_pixels)), 3)
-    assert gone_on(tmp_path / "run") == ""
+    advance(start_run(settings, tmp_path / "run", vlm=load_vlm(TINY, settings.max_pixels)), 3)
+    assert resumed(tmp_path / "run") == ""
     assert_same(tmp_path / "run", unbroken)
 
 
@@ -334,58 +332,56 @@ def test_two_processes_cannot_train_into_one_folder(tmp_path: Path) -> None:
     run = start_run(settings_from(TrainSettings, QUICK), tmp_path / "run")
     reports = run.reports()
     next(reports)
-    before = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
+    before = contents(run.folder)
     with pytest.raises(ConfigError, match="another process is training there"):
-        gone_on(run.folder)
-    assert before == {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
+        resumed(run.folder)
+    assert before == contents(run.folder)
     reports.close()  # type: ignore[attr-defined]
-    assert gone_on(run.folder, until=2) == ""
+    assert resumed(run.folder, until=2) == ""
+
+
+class Full:
+    """A file without room for a third step."""
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+    def write(self, line: bytes) -> int:
+        if json.loads(line)["step"] > 2:
+            self.file.write(line[:10])
+            self.file.flush()
+            no_space()
+        return int(self.file.write(line))
+
+
+def no_space() -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 @pytest.mark.parametrize("full", ["checkpoint", "log.jsonl", "rollouts.jsonl"])
-def test_a_full_disk_is_one_line_and_the_last_checkpoint_is_good(
+def test_a_full_disk_is_one_line_and_the_saved_state_is_good(
     full: str, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The disk is full from the third step on; then there is room again."""
+    folder, write_state, open_file = tmp_path / "run", resume.write_state, run_module.open_for_append
 
-    def fail(*_: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def write(run: Path, state: Any) -> None:
+        with pytest.MonkeyPatch.context() as context:
+            if state.step > 2:
+                context.setattr(mx, "save_safetensors", lambda *_: no_space())
+            write_state(run, state)
 
-    class Full:
-        """A file without room for a third step."""
+    @contextmanager
+    def open_for_append(path: Path) -> Iterator[Any]:
+        with open_file(path) as file:
+            yield Full(file) if path.name == full else file
 
-        def __init__(self, file: Any) -> None:
-            self.file = file
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self.file, name)
-
-        def write(self, line: bytes) -> int:
-            if json.loads(line)["step"] > 2 and self.file.name.endswith(full):
-                self.file.write(line[:10])
-                self.file.flush()
-                fail()
-            return int(self.file.write(line))
-
-    build, opened = checkpoints._build, runs.open_for_append
+    monkeypatch.setattr(run_module, "open_for_append", open_for_append)
     if full == "checkpoint":
-        monkeypatch.setattr(
-            checkpoints, "_build", lambda folder, kept: fail() if kept.step > 2 else build(folder, kept)
-        )
-    else:
-        monkeypatch.setattr(runs, "open_for_append", lambda path: FullContext(opened(path)))
-
-    class FullContext:
-        def __init__(self, inner: Any) -> None:
-            self.inner = inner
-
-        def __enter__(self) -> Full:
-            return Full(self.inner.__enter__())
-
-        def __exit__(self, *arguments: Any) -> Any:
-            return self.inner.__exit__(*arguments)
-
-    folder = tmp_path / "run"
+        monkeypatch.setattr(run_module, "write_state", write)
     done = cli("train", *options(), "--output", folder)
     assert done.exit_code == 1
     error = done.stderr.splitlines()[-1]
@@ -395,8 +391,8 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_is_good(
     assert f"--resume --output {folder}" in error
     assert "Traceback" not in done.stderr
     monkeypatch.undo()
-    assert json.loads((folder / "checkpoint" / "state.json").read_text())["step"] == 2
-    assert gone_on(folder) == ""
+    assert saved_step(folder) == 2
+    assert resumed(folder) == ""
     assert_same(folder, unbroken)
 
 
@@ -422,72 +418,64 @@ def test_what_is_no_run_is_refused_in_one_line(folder: str | None, tmp_path: Pat
     done = cli("train", "--resume", *(("--output", tmp_path / folder) if folder else ()))
     assert done.exit_code == 1
     (line,) = done.stderr.splitlines()
-    words = {None: "give its folder with --output", "other": "run.json: not "}.get(folder, "no run to go on with")
+    words = {None: "give its folder with --output", "other": "run.json: not "}.get(folder, "no run to continue")
     assert line.startswith("Error: ")
     assert words in line
 
 
-def test_a_folder_with_a_run_is_refused_with_the_way_on(unbroken: Path) -> None:
-    with pytest.raises(MlxprefError, match="is not empty; give another --output, or go on with the run in it by --res"):
-        begun(unbroken)
+def test_a_folder_with_a_run_is_refused(unbroken: Path) -> None:
+    with pytest.raises(MlxprefError, match="is not empty; give another --output, or continue the run in it with --res"):
+        begin(unbroken)
 
 
 def test_a_folder_of_empty_folders_is_taken(tmp_path: Path) -> None:
     (tmp_path / "run" / "checkpoint").mkdir(parents=True)
-    begun(tmp_path / "run", steps=1)
+    begin(tmp_path / "run", steps=1)
     assert not (tmp_path / "run" / "checkpoint.previous").exists()
 
 
-def test_a_killed_process_goes_on_where_it_was(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_killed_process_resumes(tmp_path: Path) -> None:
     """SIGKILL in the middle of a real run, then `--resume` with nothing but the folder."""
     arguments = options(steps=20, comparisons=2, limit=40)
     whole, folder = tmp_path / "whole", tmp_path / "killed"
     assert cli("train", *arguments, "--output", whole).exit_code == 0
     script = [sys.executable, "-c", "from mlxpref.cli import main; main()"]
     with subprocess.Popen([*script, "train", *arguments, "--output", folder], stderr=subprocess.DEVNULL) as process:
-        for lines in lines_of(folder / "log.jsonl"):
-            if lines >= 5:
+        while process.poll() is None:
+            if (folder / "log.jsonl").exists() and (folder / "log.jsonl").read_text().count("\n") >= 5:
                 process.send_signal(signal.SIGKILL)
                 break
+            time.sleep(0.01)
     assert process.returncode == -signal.SIGKILL
-    begun_files = [folder / name for name in (".7.adapters.safetensors", ".adapter_config.json.7", ".run.json.7")]
-    for path in begun_files:
+    unfinished = [folder / name for name in (".7.adapters.safetensors", ".adapter_config.json.7", ".run.json.7")]
+    for path in unfinished:
         path.write_text("begun")
     done = cli("train", "--resume", "--output", folder)
     assert done.exit_code == 0, done.stderr
-    (resumed,) = json.loads((folder / "run.json").read_text())["resumed"]
-    assert 2 <= resumed["after_step"] < 20
-    assert not any(path.exists() for path in begun_files)
-    assert f"20 steps, {resumed['after_step']} of them done, into {folder}" in done.stderr
+    (resumption,) = read_record(folder)["resumed"]
+    assert 2 <= resumption["after_step"] < 20
+    assert not any(path.exists() for path in unfinished)
+    assert f"20 steps, {resumption['after_step']} of them done, into {folder}" in done.stderr
     assert_same(folder, whole)
 
 
-def lines_of(log: Path) -> Iterator[int]:
-    until = time.monotonic() + 60
-    while time.monotonic() < until:
-        yield log.read_text().count("\n") if log.exists() else 0
-        time.sleep(0.01)
+def test_an_interrupt_says_how_to_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, append = tmp_path / "a run", run_module.append_record
 
-
-def test_the_way_on_is_told_when_a_run_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "a run"
-    write = Run._write
-
-    def interrupted(run: Run, report: Any, files: Any) -> None:
-        if report.step == 4:
+    def interrupted(file: Any, record: Any) -> None:
+        if record["step"] == 4:
             raise KeyboardInterrupt
-        write(run, report, files)
+        append(file, record)
 
-    monkeypatch.setattr(Run, "_write", interrupted)
+    monkeypatch.setattr(run_module, "append_record", interrupted)
     done = cli("train", *options(), "--output", folder)
     assert done.exit_code == 130
-    assert f"the adapter of step 3 of 6 is in {folder}; go on with: mlxpref train --resume --output '{folder}'" in (
-        done.stderr
-    )
-    assert json.loads((folder / "checkpoint" / "state.json").read_text())["step"] == 3
+    assert f"mlxpref train --resume --output '{folder}'" in done.stderr
+    assert saved_step(folder) == 3
 
 
-def test_with_patience_what_is_saved_is_the_best_so_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_patience_the_best_adapter_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measure, found = held_out.evaluate, iter([0.5, 0.7, 0.6, 0.6])
 
     def scripted(*arguments: Any, **options: Any) -> Any:
@@ -503,21 +491,21 @@ def test_with_patience_what_is_saved_is_the_best_so_far(tmp_path: Path, monkeypa
         if report.step == 3:
             reports.close()  # type: ignore[attr-defined]
     assert saved[0] != saved[1] == saved[2] == (tmp_path / "adapters.safetensors").read_bytes()
-    assert any(not mx.array_equal(run.last.arrays[f"adapter.{n}"], w) for n, w in run.trainer.adapter.items())
-    assert gone_on(tmp_path) == ""
+    assert any(not mx.array_equal(run.state.arrays[f"adapter.{n}"], w) for n, w in run.trainer.adapter.items())
+    assert resumed(tmp_path) == ""
     assert (tmp_path / "adapters.safetensors").read_bytes() == saved[1]
     assert read_record(tmp_path)["ended"] == {"step": 4, "early": True}
     assert "<dt>steps</dt><dd>4 of 6</dd>" in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize("reward", ["soft=none", "soft,hard", "nowhere.py:reward"])
-def test_a_reward_that_cannot_be_is_refused_before_the_model_is_loaded(
+def test_a_wrong_reward_is_refused_before_the_model_is_loaded(
     reward: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def load(*_: Any) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr(runs, "load_vlm", load)
+    monkeypatch.setattr(run_module, "load_vlm", load)
     with pytest.raises(ConfigError, match=r"^reward "):
-        begun(tmp_path / "run", reward=reward)
+        begin(tmp_path / "run", reward=reward)
     assert not (tmp_path / "run").exists()
