@@ -129,8 +129,8 @@ class ProcessGroup:
             mx.eval(result)
         except RuntimeError as error:
             raise MlxprefError(
-                f"process {self.rank} of {self.size} has lost another process, whose own error says why ({error}); "
-                "start again, a training with --resume"
+                f"another of the {self.size} processes has ended; its own error says why ({error}); start again, "
+                "a training with --resume"
             ) from error
         finally:
             self.wait_seconds += time.perf_counter() - started

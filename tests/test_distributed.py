@@ -227,7 +227,7 @@ def test_rank_and_its_store(done: dict[int, Path], pictures: Path) -> None:
 
 
 def test_exchange_with_a_process_that_died(done: dict[int, Path]) -> None:
-    assert "process 0 of 2 has lost another process" in json.loads((done[2] / "lost.json").read_text())
+    assert "another of the 2 processes has ended" in json.loads((done[2] / "lost.json").read_text())
 
 
 @pytest.mark.parametrize(
