@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from mlxpref.data.find_images import find_images
+from mlxpref.data.prompts import read_prompt
 from mlxpref.data.rows import Row, preferences_of, random_swaps
 from mlxpref.errors import DataError
 from mlxpref.preferences import ImageLike, Preference
@@ -12,7 +13,6 @@ __all__ = ["NAMES", "read_folders"]
 
 NAMES = (("preferred", "rejected"), ("chosen", "rejected"), ("winner", "loser"), ("win", "lose"), ("better", "worse"))
 """What the two folders may be called."""
-_PROMPT_LIMIT = 10_000
 
 
 def read_folders(folder: Path, split: str | None = None) -> list[Preference]:
@@ -65,12 +65,7 @@ def _prompt(stem: str, places: list[Path]) -> str:
     path = next((file for file in files if file.is_file()), None)
     if path is None:
         raise DataError(f"has no prompt: neither {stem}.txt nor prompt.txt is there")
-    if path.stat().st_size > 4 * _PROMPT_LIMIT:
-        raise DataError(f"{path.name} is longer than a prompt of {_PROMPT_LIMIT:,} characters")
     try:
-        prompt = path.read_text(encoding="utf-8-sig").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path.name} cannot be read ({error})") from error
-    if not prompt:
-        raise DataError(f"{path.name} is empty")
-    return prompt
+        return read_prompt(path)
+    except DataError as error:
+        raise DataError(f"{path.name} {error}") from error

@@ -24,7 +24,7 @@ METADATA_LIMIT = 8 * 2**20
 _FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "JPEG2000", "GIF", "BMP", "PPM")
 _NEGATIVE = re.compile(r"^[ \t]*Negative prompt:", re.M)
 _SETTINGS = re.compile(r"^[ \t]*(?:Steps: ?\d+|Size: ?\d+x\d+)(?=,|[ \t]*\r?$)", re.M)
-_MAKE, _MODEL, _EXIF, _USER_COMMENT = 0x010F, 0x0110, 0x8769, 0x9286
+_MODEL, _EXIF, _USER_COMMENT = 0x0110, 0x8769, 0x9286
 _COMMENT_IN_XMP = "{http://ns.adobe.com/exif/1.0/}UserComment"
 
 
@@ -114,11 +114,8 @@ def _readings(texts: dict[str, str], exif: dict[int, Any]) -> Iterator[tuple[Cal
         yield _all_or_stated, texts.get("Description", "")
     if "prompt" in texts:
         yield _all_or_stated, texts["prompt"]
-    if "workflow" in texts:
-        yield _stated, texts["workflow"]
-    for tag, name in ((_MODEL, "prompt:"), (_MAKE, "workflow:")):  # ComfyUI's WebP and AVIF
-        if isinstance(value := exif.get(tag), str) and value.startswith(name):
-            yield _stated, value.removeprefix(name)
+    if isinstance(value := exif.get(_MODEL), str) and value.startswith("prompt:"):  # ComfyUI's WebP and AVIF
+        yield _stated, value.removeprefix("prompt:")
     if isinstance(comment := exif.get(_USER_COMMENT), bytes | str):
         yield _stated, _user_comment(comment)
     if "xmp" in texts:
@@ -155,7 +152,7 @@ def _in_json(value: dict[str, Any]) -> str | None:
     for prompt in found:
         if isinstance(prompt, str):
             return prompt
-    for graph in (value.get("prompt"), value.get("workflow"), value):
+    for graph in (value.get("prompt"), value):
         if isinstance(graph, dict) and (prompt := prompt_in_graph(graph)) is not None:
             return prompt
     return None

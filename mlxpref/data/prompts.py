@@ -24,7 +24,7 @@ from mlxpref.data.prompt_metadata import prompt_in_image, prompt_in_infotext
 from mlxpref.errors import ConfigError, DataError
 from mlxpref.text import first_ten
 
-__all__ = ["PromptGroup", "find_groups", "group_by_prompt", "prompts_of"]
+__all__ = ["PromptGroup", "find_groups", "group_by_prompt", "prompts_of", "read_prompt"]
 
 PROMPT_LIMIT = 10_000
 """The most characters of a prompt; longer text is something else, a document or a graph."""
@@ -117,6 +117,13 @@ def group_by_prompt(prompts: Mapping[Path, str]) -> tuple[list[PromptGroup], lis
     return groups, alone
 
 
+def read_prompt(path: Path) -> str:
+    """The prompt in a text file, also in one of AUTOMATIC1111's; DataError, which goes on after the file's name."""
+    text = _read_text(path)
+    prompt = prompt_in_infotext(text)
+    return _checked(text if prompt is None else prompt)
+
+
 def _checked(prompt: str) -> str:
     """A prompt as it is used; DataError if there is none in it."""
     prompt = re.sub(r"\r\n?", "\n", prompt).strip().strip("\ufeff\0").strip()
@@ -135,11 +142,9 @@ def _in_sidecar(image: Path) -> str | None:
         path = locate(name, image.parent)
         if path is not None and path.is_file():
             try:
-                text = _content(path)
+                return read_prompt(path)
             except DataError as error:
                 raise DataError(f"has a prompt file, {path.name}, that {error}") from error
-            prompt = prompt_in_infotext(text)
-            return text if prompt is None else prompt
     return None
 
 
@@ -150,25 +155,25 @@ def _in_list(path: Path, images: Sequence[Path]) -> Callable[[Path], str | None]
     """
     kind = path.suffix.lower()
     try:
-        rows = _ROWS[kind](_content(path))
+        rows = _ROWS[kind](_read_text(path))
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     by_path: dict[tuple[str, int], str] = {}
     by_name: dict[str, set[str]] = {}
-    bad: list[str] = []
+    errors: list[str] = []
     for where, row in rows:
         try:
             name, prompt = _image_and_prompt(row)
-            found = locate(name, path.parent)
-            if found is None:
+            image = locate(name, path.parent)
+            if image is None:
                 by_name.setdefault(fold_name(re.split(r"[/\\]", name)[-1]), set()).add(prompt)
-            elif by_path.setdefault(file_identity(found), prompt) != prompt:
+            elif by_path.setdefault(file_identity(image), prompt) != prompt:
                 raise DataError(f'"{name}" has another prompt in an earlier row')
         except DataError as error:
-            bad.append(f"{where}: {error}")
-    if bad:
-        count = f"{len(bad)} of {len(rows)} rows cannot be used"
-        raise DataError(f"{path}: {count}; correct or remove them:\n  {first_ten(bad)}")
+            errors.append(f"{where}: {error}")
+    if errors:
+        count = f"{len(errors)} of {len(rows)} rows cannot be used"
+        raise DataError(f"{path}: {count}; correct or remove them:\n  {first_ten(errors)}")
     if not rows:
         raise DataError(f"{path}: no prompts in this file; write {_EXAMPLES[kind]}")
     namesakes = Counter(fold_name(image.name) for image in images)
@@ -177,10 +182,10 @@ def _in_list(path: Path, images: Sequence[Path]) -> Callable[[Path], str | None]
         if (prompt := by_path.get(file_identity(image))) is not None:
             return prompt
         name = fold_name(image.name)
-        said = by_name.get(name, set())
-        if said and (len(said) > 1 or namesakes[name] > 1):
-            raise DataError(f"cannot be told by its name alone from others in {path}; give its path there")
-        return next(iter(said), None)
+        named = by_name.get(name, set())
+        if named and (len(named) > 1 or namesakes[name] > 1):
+            raise DataError(f"has the same name as another image in {path}; give its path there")
+        return next(iter(named), None)
 
     return prompt_of
 
@@ -241,7 +246,7 @@ def _json(text: str) -> Any:
         raise DataError(f"not valid JSON ({error})") from error
 
 
-def _content(path: Path) -> str:
+def _read_text(path: Path) -> str:
     """A text file; DataError, which goes on after its name, if it is none."""
     try:
         if path.exists() and not path.is_file():  # opening a named pipe would wait for ever

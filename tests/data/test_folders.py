@@ -59,7 +59,8 @@ def test_all_that_is_missing_is_named(tmp_path: Path) -> None:
         read_folders(tmp_path)
     lines = str(caught.value).splitlines()
     assert lines[0] == f"{tmp_path}: 30 of 31 pairs cannot be used; correct or remove them:"
-    assert lines[1:3] == ["  0: 0.txt is empty", "  1: 1.txt is longer than a prompt of 10,000 characters"]
+    assert lines[1] == "  0: 0.txt has an empty prompt"
+    assert lines[2] == "  1: 1.txt has a prompt of 100,000 characters, more than 10,000; shorten it"
     assert lines[3] == "  3: has no prompt: neither 3.txt nor prompt.txt is there"
     assert lines[-1] == "  and 20 more"
     made(tmp_path, {"prompt.txt": "x", "0.txt": "y", "1.txt": "z"})

@@ -204,7 +204,7 @@ def test_xmp_that_is_broken_or_a_bomb_is_an_error(tmp_path: Path) -> None:
 # malformed files
 
 
-@pytest.mark.parametrize("name", ["parameters", "invokeai_metadata", "prompt", "workflow"])
+@pytest.mark.parametrize("name", ["parameters", "invokeai_metadata", "prompt"])
 def test_malformed_json_is_an_error_and_nothing_worse(tmp_path: Path, name: str) -> None:
     for text in (
         '{"a": ',

@@ -37,7 +37,7 @@ def test_sidecars_are_text_beside_the_images(folder: Path) -> None:
     prompts, skipped = prompts_of(images, "sidecar")
     assert prompts == {images[0]: "a red cube\non grass", images[1]: "a red cube\non grass"}
     assert skipped == [
-        Skipped(images[2], "has an empty prompt"),
+        Skipped(images[2], "has a prompt file, 3.txt, that has an empty prompt"),
         Skipped(images[3], "has no text file of its name beside it"),
     ]
 
@@ -51,7 +51,7 @@ def test_sidecars_that_cannot_be_used_are_named(folder: Path) -> None:
     _, skipped = prompts_of(images, "sidecar")
     assert [skip.error for skip in skipped] == [
         "has a prompt file, 2.txt, that is not UTF-8; save it as UTF-8",
-        "has a prompt of 10,001 characters, more than 10,000; shorten it",
+        "has a prompt file, 3.txt, that has a prompt of 10,001 characters, more than 10,000; shorten it",
         "has no text file of its name beside it",
     ]
     with patch.object(prompts_module, "FILE_LIMIT", 3):
@@ -134,7 +134,7 @@ def test_names_that_may_mean_several_images_are_said(folder: Path) -> None:
     )
     prompts, skipped = prompts_of(images, str(path))
     assert prompts == {images[1]: "a cone", images[2]: "a cube"}
-    said = f"cannot be told by its name alone from others in {path}; give its path there"
+    said = f"has the same name as another image in {path}; give its path there"
     assert skipped == [Skipped(images[0], said), Skipped(images[3], said)]
 
 
