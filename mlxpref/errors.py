@@ -4,7 +4,7 @@ __all__ = ["ConfigError", "DataError", "MlxprefError", "ModelError"]
 
 
 class MlxprefError(Exception):
-    """The base of every error that mlxpref raises on purpose; raised itself where another process has failed."""
+    """The base of every error that mlxpref raises on purpose; raised itself when another process failed."""
 
 
 class ConfigError(MlxprefError):

@@ -4,7 +4,7 @@ They stand here, above both, so that neither copies a number of the other.
 """
 
 TARGET_TOKENS = 512
-"""Tokens over all rows that keep a GPU busy: a longer block runs in pieces of about so many.
+"""Tokens over all rows that keep a GPU busy: a longer block runs in pieces of about that size.
 
 What a column may not see of later pieces is never computed, nor do all scores exist at once.
 """
@@ -19,7 +19,7 @@ PREFILL_TOKENS = 16384
 PREFIX_BYTES = 2 << 30
 """Keys and values of prefixes that are kept: some 80 first images of 512 by 512 pixels at the size of a 7B model."""
 VISION_TOKENS = 1024
-"""Images of one size run through the vision tower together as soon as they have so many tokens.
+"""Images of one size run through the vision tower together as soon as they have that many tokens.
 
 On two CPU cores runs of 300 to 2,000 are alike; runs of 4,096 take a tenth to a half longer, because activations no
 longer fit in the cache.
@@ -29,13 +29,13 @@ FEATURE_BYTES = 2 << 30
 STEPS_TOGETHER = 8
 """Tokens that are written between two looks at them: a look waits for the device."""
 RUNS_AHEAD = 3
-"""More runs of so many steps that the storage of keys and values has room for when it has to grow."""
+"""Storage of keys and values that has to grow gets room for this many runs of STEPS_TOGETHER tokens."""
 ANSWER_TOKENS = 8
 """Tokens that a completion may still write after its reasoning was closed for it."""
 
 
 def piece_columns(rows: int) -> int:
-    """How many columns of so many rows run through the layers together."""
+    """How many columns of `rows` rows run through the layers together."""
     return max(min(MIN_COLUMNS, MAX_TOKENS // rows), TARGET_TOKENS // rows, 1)
 
 

@@ -123,7 +123,7 @@ def _named(hub_id: str, revision: str | None) -> str:
 def _recommended(judge: RecommendedJudge, revision: str | None, agree: Callable[[str], bool]) -> Path:
     """Download the recommended judge if its terms are agreed to."""
     size = f"about {judge.size_gb} GB"
-    with suppress(ModelError):  # its size is a courtesy; what is wrong with the hub is said when it is downloaded
+    with suppress(ModelError):  # the size is a courtesy; the download names what is wrong with the hub
         size = format_bytes(needed_bytes(ask_model(judge.id, revision)))
     terms = f"{_named(judge.id, revision)} ({size}, licence {judge.licence})"
     if not agree(f"No --model given: the recommended judge for this device is {terms}. Download it?"):

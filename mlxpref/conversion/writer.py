@@ -85,7 +85,7 @@ def write_model(
 
 
 def _stream_weights(folder: Path, source: Path, weights: dict[str, mx.array], shard_size: int, kind: str) -> None:
-    """Write weights, each made when its turn comes and let go of with its file."""
+    """Write weights; each is computed when its turn comes and freed with its file."""
     from huggingface_hub import split_state_dict_into_shards_factory
 
     shards = split_state_dict_into_shards_factory(

@@ -45,7 +45,7 @@ class ArchiveCache:
         self._lock = Lock()
 
     def read(self, image: PackedImage) -> bytes:
-        """The bytes of an image; DataError, one line that goes on after the image's name, if it cannot be read."""
+        """The bytes of an image; DataError if it cannot be read, one line that continues the image's name."""
         with self._lock:
             return self._opened(image.archive).read(image.member)
 

@@ -108,7 +108,7 @@ def _drawn_runs(count: int) -> Container[int]:
 
 
 def _drawn(limit: int | None, seed: int, count: int) -> list[int]:
-    """Which of so many rows are taken."""
+    """The numbers of the rows that are taken: all of `count`, or `limit` that are drawn."""
     if limit is None:
         return list(range(count))
     return sorted(np.random.default_rng(seed).permutation(count)[:limit].tolist())

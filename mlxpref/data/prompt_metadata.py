@@ -33,7 +33,7 @@ def prompt_in_image(path: Path) -> str | None:
 
     Read are PNG text and EXIF of AUTOMATIC1111, Forge, SD.Next, Fooocus, SwarmUI, InvokeAI, NovelAI and ComfyUI,
     and EXIF and XMP of Draw Things. The first that gives a prompt counts. Pixels are decoded only if nothing stands
-    before them. DataError, which goes on after the file's name, if metadata is there and cannot be used.
+    before them. DataError, which continues the file's name, if metadata is there and cannot be used.
     """
     problem: DataError | None = None
     for decode in (False, True):

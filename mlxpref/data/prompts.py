@@ -118,7 +118,7 @@ def group_by_prompt(prompts: Mapping[Path, str]) -> tuple[list[PromptGroup], lis
 
 
 def read_prompt(path: Path) -> str:
-    """The prompt in a text file, also in one of AUTOMATIC1111's; DataError, which goes on after the file's name."""
+    """The prompt in a text file, also in one of AUTOMATIC1111's; DataError, which continues the file's name."""
     text = _read_text(path)
     prompt = prompt_in_infotext(text)
     return _checked(text if prompt is None else prompt)
@@ -247,7 +247,7 @@ def _json(text: str) -> Any:
 
 
 def _read_text(path: Path) -> str:
-    """A text file; DataError, which goes on after its name, if it is none."""
+    """A text file; DataError, which continues its name, if it is none."""
     try:
         if path.exists() and not path.is_file():  # opening a named pipe would wait for ever
             raise DataError("is a folder or a device, not a text file")

@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 RowSampler = Callable[[int], Sequence[int] | NDArray[np.int64]]
-"""Which of so many rows are taken, in their order."""
+"""Given a number of rows, the numbers of those that are taken, in their order."""
 Images = dict[str, ImageLike]
 
 _TOLERATED = 0.01
@@ -68,7 +68,7 @@ class RowErrors:
         self._errors.append(error)
 
     def raise_or_log(self, rows: int) -> None:
-        """Log which of so many are left out; DataError if they are more than one in a hundred, or there is nothing."""
+        """Log which of `rows` are left out; DataError if they are more than one in a hundred, or if there are none."""
         if not rows:
             raise DataError(f"{self._where}: it has no {self._what}; download it again")
         count = f"{self._where}: {len(self._errors)} of {rows} {self._what} cannot be used"
@@ -80,7 +80,7 @@ class RowErrors:
 
 
 def all_rows(count: int) -> Sequence[int]:
-    """All of so many rows."""
+    """The numbers of all of `count` rows."""
     return range(count)
 
 

@@ -1,4 +1,4 @@
-"""Which files of a public data set have to be there for its first so many preferences."""
+"""Which files of a public data set its first preferences need."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -37,7 +37,7 @@ def files_for_limit(split: Split, lists: Files, images: Files, folder: Path, lim
 
 
 def _first_archives(lists: Sequence[Path], archives: Files, limit: int) -> Files:
-    """The first archives, by their numbers, that hold both images of so many pairs of unlike ranks."""
+    """The first archives, by their numbers, that hold both images of `limit` pairs of unlike ranks."""
     ordered = sorted(archives, key=lambda path: (len(path), path))
     place = {path.removesuffix(".zip"): i for i, path in enumerate(ordered)}
     groups: dict[str, list[tuple[int, int]]] = {}

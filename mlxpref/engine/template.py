@@ -1,4 +1,4 @@
-"""The words of a comparison: what the judge is told and asked, and the version of those words.
+"""The words of a comparison: what the judge reads before its answer, and the version of that text.
 
 The order is chosen for prefix sharing: everything up to the first image is the same for all comparisons of a
 prompt, everything up to the second image is the same for all opponents of one first image.

@@ -112,7 +112,7 @@ class VLM:
         return self.input_of((self.features.get(first), self.features.get(second)), prompt, form, think)
 
     def input_of(self, images: tuple[Features, Features], prompt: str, form: Form, think: bool) -> ComparisonInput:
-        """A comparison of two images that were encoded before; DataError where the model cannot read so many tokens."""
+        """The comparison of two images that were encoded before; DataError where it is too long for the model."""
         tokens = self.tokenizer.comparison(prompt, form, think)
         pads = [[self.image_token_id] * image.tokens for image in images]
         ids = [*tokens.before_first, *pads[0], *tokens.before_second, *pads[1], *tokens.after]

@@ -11,7 +11,7 @@ __all__ = ["warnings_for"]
 _UNDECIDED = 0.1
 """A soft preference so near to 0.5 says next to nothing."""
 _UNDECIDED_SHARE = 2 / 3
-"""The share of such pairs above which the judge is said not to be able to tell."""
+"""Above this share of such pairs a warning says that the judge cannot tell the images apart."""
 _STANDARD_ERRORS = 2.0
 """Standard errors from 0 at which a position bias is there at all."""
 

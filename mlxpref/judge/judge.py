@@ -144,7 +144,7 @@ class Judge:
     ) -> Iterator[Judgement]:
         """The verdicts on comparisons, `settings.samples` on each, in their order; lazily, a batch at a time.
 
-        With `write_answer` completions go on until the answer is written; otherwise they end where it is read.
+        With `write_answer` completions end after the answer, otherwise where it is read.
         """
         session = session or self.session()
         request = self._request(form, write_answer, self.settings.think if think is None else think, session)

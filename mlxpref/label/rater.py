@@ -111,7 +111,7 @@ def enough(records: Iterable[LabelRecord], held_out: float) -> Enough:
 
 
 def explain(target: Enough, repeated: Consistency, left: int) -> str:
-    """Why so many pairs are wanted, in sentences with the numbers behind it; `left` pairs can still be asked."""
+    """Why more pairs are wanted, in sentences with numbers; `left` pairs can still be asked."""
     same = f"You gave the same answer to {repeated.agreed} of {repeated.repeats} repeated pairs"
     if target.needed is None:
         return f"{same}, no more than by chance: a judge could not learn anything from them yet."

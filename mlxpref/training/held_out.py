@@ -46,7 +46,7 @@ class HeldOut:
         self._accuracy, self._measurements_since_best = -1.0, 0
 
     def is_due(self, step: int, steps: int) -> bool:
-        """Return whether a step of so many ends with a measurement."""
+        """Return whether step `step` of `steps` ends with a measurement."""
         return bool(self.preferences) and (step % self._settings.evaluate_every == 0 or step == steps)
 
     @property

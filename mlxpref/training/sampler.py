@@ -96,7 +96,7 @@ def subset_of_fraction(preferences: Sequence[Preference], fraction: float, seed:
 
 
 def random_subset(preferences: Sequence[Preference], most: int, seed: int) -> list[Preference]:
-    """Return at most so many of the preferences, drawn once, in their order."""
+    """Return at most `most` of the preferences, drawn once, in their order."""
     return _subset(preferences, most, _generator(seed, _MEASURED))
 
 

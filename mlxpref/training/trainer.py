@@ -142,7 +142,7 @@ class Trainer:
         rollouts = sample_groups(vlm, comparisons, settings, mix, processes)  # P x G completions
         rewards = reward_groups(rollouts, settings, mix, processes)  # (P, G)
         rollouts, rewards, used = self._resample(step, rollouts, rewards)  # all groups written; the P learned from
-        mx.clear_cache()  # what one phase let go of is of other sizes than what the next one needs
+        mx.clear_cache()  # the next phase needs arrays of other sizes than this one freed
         watch.lap("rollout")
 
         learned, earned = [rollouts[i] for i in used], rewards.select(used)
