@@ -51,14 +51,14 @@ HELD_OUT_PAIRS = 400
 
 @dataclass(frozen=True)
 class Example:
-    """One pair as it is shown with a first, and what the judge said of it before and after it was trained."""
+    """One pair as it is shown with a first, and the judge's verdicts on it before and after training."""
 
     preference: Preference
     before: PairVerdict
     after: PairVerdict
 
     def to_json(self) -> dict[str, Any]:
-        """What was said, with the preference for the first image, and which one people prefer."""
+        """Both reasonings, the preferences for the first image, and whether people prefer it."""
         return {
             "prompt": self.preference.prompt,
             "first_is_right": self.preference.p_people > 0.5,
@@ -71,7 +71,7 @@ class Example:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo found out."""
+    """What the demo measured and made."""
 
     before: Evaluation
     after: Evaluation
@@ -85,7 +85,7 @@ class DemoResult:
     adapter: Path
 
     def to_json(self) -> dict[str, Any]:
-        """The story as design.md's JSON of `demo`."""
+        """The JSON of `mlxpref demo`."""
         return {
             "before": self.before.to_json(),
             "after": self.after.to_json(),
@@ -134,84 +134,81 @@ def demo_settings(**changes: Any) -> TrainSettings:
 
 
 def run_demo(judge: Judge, folder: Path, settings: TrainSettings) -> DemoResult:
-    """Tell the whole story with the demo judge, which is trained in place, and write it into a folder.
+    """Measure the demo judge, train it in place, measure it again and let it rank pictures; write all into a folder.
 
-    The folder gets `pictures`, the run's `adapter` and `index.html`; an earlier demo in it is replaced, anything else
-    is refused.
+    The folder gets `pictures`, the run's `adapter` and `index.html`; an earlier demo in it is replaced. ConfigError for
+    a folder that holds anything else.
     """
     _clear(folder)
     pictures = write_pictures(folder)
-    test, held_out = (
-        demo_preferences("test", TEST_PAIRS, TEST_SEED),
-        demo_preferences("heldout", HELD_OUT_PAIRS, TEST_SEED),
-    )
+    test = demo_preferences("test", TEST_PAIRS, TEST_SEED)
+    held_out = demo_preferences("heldout", HELD_OUT_PAIRS, TEST_SEED)
 
-    def measured(preferences: Sequence[Preference], split: str) -> Evaluation:
-        return evaluate(judge, preferences, EvaluationSpec("demo", split))
+    def measure() -> tuple[Evaluation, Evaluation]:
+        specs = (EvaluationSpec("demo", "test"), EvaluationSpec("demo", "heldout"))
+        return evaluate(judge, test, specs[0]), evaluate(judge, held_out, specs[1])
 
-    before, held_out_before = measured(test, "test"), measured(held_out, "heldout")
+    before, held_out_before = measure()
     run = start_run(settings, folder / "adapter", vlm=judge.vlm)
     reports = list(track_steps(run.reports(), settings.steps))
     judge = replace(judge, adapter=run.folder)
-    after, held_out_after = measured(test, "test"), measured(held_out, "heldout")
-    ranking = judge.rank(find_images([pictures]), SAMPLE_PROMPT, think_about="all", pairs="all")
-    seconds = sum(report.seconds - report.evaluation_seconds for report in reports)
-    story = DemoResult(
-        before,
-        after,
-        held_out_before,
-        held_out_after,
-        len(reports),
-        seconds,
-        _example(test, before, after),
-        ranking,
-        folder / "index.html",
-        run.folder,
+    after, held_out_after = measure()
+    result = DemoResult(
+        before=before,
+        after=after,
+        held_out_before=held_out_before,
+        held_out_prompts=held_out_after,
+        steps=len(reports),
+        training_seconds=sum(report.seconds - report.evaluation_seconds for report in reports),
+        example=_example(test, before, after),
+        ranking=judge.rank(find_images([pictures]), SAMPLE_PROMPT, think_about="all", pairs="all"),
+        html=folder / "index.html",
+        adapter=run.folder,
     )
-    _write_page(story, reports)
-    return story
+    _write_page(result, reports)
+    return result
 
 
 def write_pictures(folder: Path) -> Path:
     """Write the sample pictures into a folder, named after what they show, and return the folder."""
     pictures = folder / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
-    for index, look in enumerate(_SAMPLES):
-        render(look, np.random.default_rng([7, index])).save(pictures / _file_name(look))
+    for index, spec in enumerate(_SAMPLES):
+        render(spec, np.random.default_rng([7, index])).save(pictures / _file_name(spec))
     return pictures
 
 
 def _clear(folder: Path) -> None:
-    """Make room for a demo where there was one, and nowhere else: only what a demo writes is ever removed."""
+    """Remove an earlier demo from a folder; ConfigError if the folder holds anything else."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder}: is a file; give a folder with --output")
-    written = {f"pictures/{_file_name(look)}" for look in _SAMPLES} | {f"adapter/{name}" for name in RUN_FILES}
-    found = [path for path in folder.rglob("*") if not path.is_dir()]
-    others = [path for path in found if path.relative_to(folder).as_posix() not in written | {"index.html"}]
+    written = {f"pictures/{_file_name(spec)}" for spec in _SAMPLES} | {f"adapter/{name}" for name in RUN_FILES}
+    files = [path for path in folder.rglob("*") if not path.is_dir()]
+    others = [path for path in files if path.relative_to(folder).as_posix() not in written | {"index.html"}]
     if others:
         raise ConfigError(f"{folder}: holds what no demo wrote, such as {others[0]}; give another --output")
-    for path in found:
+    for path in files:
         path.unlink()
     with suppress(OSError):  # it is empty, or not there
         (folder / "adapter").rmdir()
 
 
-def _file_name(look: PictureSpec) -> str:
-    return f"{look.colour}-{look.shape}-{look.quality}.png"
+def _file_name(spec: PictureSpec) -> str:
+    return f"{spec.colour}-{spec.shape}-{spec.quality}.png"
 
 
-def _write_page(story: DemoResult, reports: Sequence[StepReport]) -> None:
+def _write_page(result: DemoResult, reports: Sequence[StepReport]) -> None:
     curve = curve_svg(
         {"rollouts that agree": [r.accuracy for r in reports], "reward": [r.reward for r in reports]},
         label="mean over rollouts",
     )
     bars = [
-        ("test pictures, before", story.before, "before"),
-        ("test pictures, after", story.after, "after"),
-        ("held-out prompts, before", story.held_out_before, "before"),
-        ("held-out prompts, after", story.held_out_prompts, "after"),
+        ("test pictures, before", result.before, "before"),
+        ("test pictures, after", result.after, "after"),
+        ("held-out prompts, before", result.held_out_before, "before"),
+        ("held-out prompts, after", result.held_out_prompts, "after"),
     ]
-    ranking = story.ranking
+    ranking = result.ranking
     ranked = [
         vars(image)
         | {
@@ -222,17 +219,17 @@ def _write_page(story: DemoResult, reports: Sequence[StepReport]) -> None:
         for image in ranking.strengths.images
     ]
     example = None
-    if story.example:
-        shown = story.example.preference
-        example = story.example.to_json() | {"first": thumbnail(shown.a).uri, "second": thumbnail(shown.b).uri}
-    write_page(story.html, "demo.html", story=story, bars=bars, curve=curve, ranked=ranked, example=example)
+    if result.example:
+        shown = result.example.preference
+        example = result.example.to_json() | {"first": thumbnail(shown.a).uri, "second": thumbnail(shown.b).uri}
+    write_page(result.html, "demo.html", result=result, bars=bars, curve=curve, ranked=ranked, example=example)
 
 
 def _example(test: Sequence[Preference], before: Evaluation, after: Evaluation) -> Example | None:
     """The pair whose verdict most clearly went from wrong to right."""
-    found = [
+    corrected = [
         (abs(new.p_a - old.p_a), Example(preference, old, new))
         for preference, old, new in zip(test, before.verdicts, after.verdicts, strict=True)
         if (old.p_a > 0.5) != (preference.p_people > 0.5) == (new.p_a > 0.5)
     ]
-    return max(found, key=lambda item: item[0])[1] if found else None
+    return max(corrected, key=lambda item: item[0])[1] if corrected else None

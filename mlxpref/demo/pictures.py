@@ -20,6 +20,16 @@ QUALITIES = ("clean", "noisy", "blurry", "blocky")
 SIZE = 84
 """Width and height in pixels: six by six patches of the demo judge, nine tokens."""
 _OVERSAMPLING = 2
+_W = 0.33  # half the width of a cross's arms
+_CORNERS = {
+    "square": ((-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)),
+    "triangle": ((0, -1), (0.95, 0.8), (-0.95, 0.8)),
+    "cross": (
+        *((-_W, -1), (_W, -1), (_W, -_W), (1, -_W), (1, _W), (_W, _W)),
+        *((_W, 1), (-_W, 1), (-_W, _W), (-1, _W), (-1, -_W), (-_W, -_W)),
+    ),
+}
+"""Corners of the shapes, clockwise, in radii from the centre."""
 
 
 class PictureSpec(NamedTuple):
@@ -29,23 +39,19 @@ class PictureSpec(NamedTuple):
     shape: str
     quality: str
 
-    def matches(self, colour: str, shape: str) -> bool:
-        """Whether the picture shows what a prompt of this colour and shape asks for."""
-        return self.colour == colour and self.shape == shape
 
-
-def render(look: PictureSpec, rng: np.random.Generator) -> Image.Image:
-    """Draw one picture of a look: RGB, SIZE by SIZE."""
+def render(spec: PictureSpec, rng: np.random.Generator) -> Image.Image:
+    """Draw one picture: RGB, SIZE by SIZE."""
     side = SIZE * _OVERSAMPLING
     background = tuple(int(v) for v in rng.integers(170, 256, 3))
     image = Image.new("RGB", (side, side), background)
     radius = rng.uniform(0.24, 0.36) * side
     x, y = rng.uniform(radius + 4, side - radius - 4, 2)
     shade = rng.integers(-22, 23, 3)
-    fill = tuple(int(np.clip(base + delta, 0, 255)) for base, delta in zip(COLOURS[look.colour], shade, strict=True))
-    _draw_shape(ImageDraw.Draw(image), look.shape, x, y, radius, fill)
+    fill = tuple(int(np.clip(base + delta, 0, 255)) for base, delta in zip(COLOURS[spec.colour], shade, strict=True))
+    _draw_shape(ImageDraw.Draw(image), spec.shape, x, y, radius, fill)
     image = image.resize((SIZE, SIZE), Image.Resampling.BILINEAR)
-    return _spoil(image, look.quality, rng)
+    return _spoil(image, spec.quality, rng)
 
 
 def _draw_shape(
@@ -56,33 +62,9 @@ def _draw_shape(
     line = 2 * _OVERSAMPLING
     if shape == "circle":
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=fill, outline=outline, width=line)
-        return
-    if shape == "square":
-        half = 0.85 * radius
-        corners = [(x - half, y - half), (x + half, y - half), (x + half, y + half), (x - half, y + half)]
-    elif shape == "triangle":
-        corners = [
-            (x, y - radius),
-            (x + 0.95 * radius, y + 0.8 * radius),
-            (x - 0.95 * radius, y + 0.8 * radius),
-        ]
     else:
-        r, w = radius, 0.33 * radius
-        turns = [
-            (-w, -r),
-            (w, -r),
-            (w, -w),
-            (r, -w),
-            (r, w),
-            (w, w),
-            (w, r),
-            (-w, r),
-            (-w, w),
-            (-r, w),
-            (-r, -w),
-        ]
-        corners = [(x + dx, y + dy) for dx, dy in [*turns, (-w, -w)]]
-    draw.polygon(corners, fill=fill, outline=outline, width=line)
+        corners = [(x + dx * radius, y + dy * radius) for dx, dy in _CORNERS[shape]]
+        draw.polygon(corners, fill=fill, outline=outline, width=line)
 
 
 def _spoil(image: Image.Image, quality: str, rng: np.random.Generator) -> Image.Image:

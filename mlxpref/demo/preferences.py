@@ -35,7 +35,7 @@ _STREAMS = {"train": 1, "test": 2, "heldout": 3}
 
 @dataclass(frozen=True)
 class PairSpec:
-    """Two looks for one wanted colour and shape, with the aspect that decides and the better of the two."""
+    """Two pictures for one wanted colour and shape, with the aspect that decides and the better of the two."""
 
     colour: str
     shape: str
@@ -60,7 +60,7 @@ def draw_pair(
     prompts: tuple[tuple[str, str], ...] = TRAIN_PROMPTS,
     aspect: Aspect | None = None,
 ) -> PairSpec:
-    """A random scene: a prompt, the aspect that decides, and two looks that differ in it.
+    """A random pair: a prompt, the aspect that decides, and two pictures that differ in it.
 
     Where colour or shape decides, quality misleads more often than it helps. Where quality decides, a quarter of
     the pairs show the same wrong thing twice.
@@ -98,11 +98,11 @@ def demo_preferences(split: str, count: int, seed: int = 0) -> list[Preference]:
 
 
 def _preference(rng: np.random.Generator, prompts: tuple[tuple[str, str], ...], split: str) -> Preference:
-    scene = draw_pair(rng, prompts)
-    p_people = 1.0 if scene.better == "a" else 0.0
+    pair = draw_pair(rng, prompts)
+    p_people = 1.0 if pair.better == "a" else 0.0
     if split == "train" and rng.random() < LABEL_NOISE:
         p_people = 1.0 - p_people
-    return Preference(scene.prompt, render(scene.a, rng), render(scene.b, rng), p_people, group=scene.prompt)
+    return Preference(pair.prompt, render(pair.a, rng), render(pair.b, rng), p_people, group=pair.prompt)
 
 
 def _other(rng: np.random.Generator, names: tuple[str, ...], name: str) -> str:

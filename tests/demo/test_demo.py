@@ -47,7 +47,7 @@ def test_the_prompt_decides_before_quality() -> None:
     for _ in range(500):
         scene = draw_pair(rng)
         better, worse = (scene.a, scene.b) if scene.better == "a" else (scene.b, scene.a)
-        matches = [look.matches(scene.colour, scene.shape) for look in (better, worse)]
+        matches = [(spec.colour, spec.shape) == (scene.colour, scene.shape) for spec in (better, worse)]
         if scene.aspect == "quality":
             assert (better.colour, better.shape) == (worse.colour, worse.shape)
             assert better.quality == "clean" != worse.quality

@@ -13,7 +13,7 @@ from tests.conftest import picture
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'&"
 
 
-def story() -> SimpleNamespace:
+def demo_result() -> SimpleNamespace:
     metrics = SimpleNamespace(accuracy=0.9, accuracy_low=0.8, accuracy_high=0.95, pairs=400)
     evaluation = SimpleNamespace(metrics=metrics)
     return SimpleNamespace(
@@ -31,11 +31,11 @@ def test_texts_are_escaped(tmp_path: Path) -> None:
         "prompt": HOSTILE, "first": thumbnail(picture(1)).uri, "second": thumbnail(picture(2)).uri,
         "first_is_right": True, "before": HOSTILE, "after": HOSTILE, "p_before": 0.3, "p_after": 0.9,
     }  # fmt: skip
-    result = story()
+    result = demo_result()
     write_page(
         tmp_path / "index.html",
         "demo.html",
-        story=result,
+        result=result,
         bars=[("test pictures, before", result.before, "before")],
         curve=curve_svg({"reward": [0.1, 0.5, 0.9]}, label="mean"),
         ranked=ranked,
@@ -55,7 +55,7 @@ def test_a_missing_value_is_an_error_not_a_blank(tmp_path: Path) -> None:
     import jinja2
 
     with pytest.raises(jinja2.UndefinedError):
-        write_page(tmp_path / "index.html", "demo.html", story=story())
+        write_page(tmp_path / "index.html", "demo.html", result=demo_result())
     assert not (tmp_path / "index.html").exists()
 
 
