@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Union
 
-from mlxpref.checkpoints.files import CONFIG, read_json_object
+from mlxpref.checkpoints.files import CONFIG, check_complete, read_json_object
 from mlxpref.checkpoints.hf_config import Json, normalise, validate
 from mlxpref.checkpoints.identity import Identity, identity_of
 from mlxpref.checkpoints.safetensors import TensorInfo, read_tensor_infos
@@ -36,13 +36,9 @@ class Checkpoint:
 
     @cached_property
     def stored_config(self) -> Json:
-        """What config.json holds."""
-        if not self.folder.is_dir():
-            raise ModelError(f"{self.folder}: no such model folder; give a folder, a Hugging Face id or `demo`")
-        file = self.folder / CONFIG
-        if not file.is_file():
-            raise ModelError(f"{self.folder}: no config.json there; a model folder holds config, tokenizer and weights")
-        return read_json_object(file)
+        """What config.json holds; ModelError for a folder that lacks a file that every model has."""
+        check_complete(self.folder)
+        return read_json_object(self.folder / CONFIG)
 
     @cached_property
     def config(self) -> Json:

@@ -8,7 +8,6 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlxpref.checkpoints.checkpoint import Checkpoint
-from mlxpref.checkpoints.files import PROCESSORS
 from mlxpref.checkpoints.safetensors import TensorInfo
 from mlxpref.errors import ModelError
 
@@ -20,16 +19,7 @@ _CHUNK = 1 << 24
 
 
 def check_folder(checkpoint: Checkpoint) -> None:
-    """Refuse a folder that would load wrongly or not at all, in words that say what is missing."""
-    path = checkpoint.folder
-    _ = checkpoint.config  # raises
-    # Without these mlx-vlm takes defaults in silence, and the judge sees badly scaled images.
-    if not any((path / name).is_file() for name in PROCESSORS):
-        raise ModelError(f"{path}: no preprocessor_config.json there; copy it from the original checkpoint")
-    if not (path / "tokenizer.json").is_file():
-        raise ModelError(f"{path}: no tokenizer.json there; copy it from the original checkpoint")
-    if not any(path.glob("*.safetensors")):
-        raise ModelError(f"{path}: no .safetensors weights there; download the checkpoint again")
+    """Refuse a folder that would load wrongly or not at all; the ModelError says what is missing."""
     _check_sizes(checkpoint)
     _check_head(checkpoint)
 
@@ -117,10 +107,5 @@ def _same(first: TensorInfo, second: TensorInfo) -> bool:
     with first.file.open("rb") as one, second.file.open("rb") as other:
         one.seek(first.start)
         other.seek(second.start)
-        left = first.size
-        while left > 0:
-            size = min(left, _CHUNK)
-            if one.read(size) != other.read(size):
-                return False
-            left -= size
-    return True
+        sizes = (min(_CHUNK, first.size - done) for done in range(0, first.size, _CHUNK))
+        return all(one.read(size) == other.read(size) for size in sizes)

@@ -1,10 +1,18 @@
 """Models of the Hugging Face hub: the files of one that a judge needs, from the cache or downloaded."""
 
-import json
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from mlxpref.checkpoints.files import CONFIG, INDEX, PROCESSORS, RECORD, SIDE_FILES
+from mlxpref.checkpoints.files import (
+    CONFIG,
+    INDEX,
+    PROCESSORS,
+    RECORD,
+    SIDE_FILES,
+    TOKENIZER,
+    check_complete,
+    read_index,
+)
 from mlxpref.errors import DataError, ModelError
 from mlxpref.hub import Destination, HubFile, HubRepository, ask_hub, check_space, download_snapshot
 from mlxpref.log import logger
@@ -36,16 +44,12 @@ def cached_model(hub_id: str, revision: str | None = None) -> Path | None:
 
     try:
         config = try_to_load_from_cache(hub_id, CONFIG, revision=revision)
-        if not isinstance(config, str):
-            return None
-        folder = Path(config).parent
-        index = folder / INDEX
-        weights = set(json.loads(index.read_bytes())["weight_map"].values()) if index.exists() else set()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        folder = Path(config).parent if isinstance(config, str) else None
+        if folder:
+            check_complete(folder)
+    except (OSError, ValueError, ModelError):
         return None
-    complete = all((folder / str(name)).is_file() for name in [CONFIG, "tokenizer.json", *weights])
-    processor = any((folder / name).is_file() for name in PROCESSORS)
-    return folder if complete and processor and any(folder.glob("*.safetensors")) else None
+    return folder
 
 
 def needed_bytes(repository: HubRepository) -> int:
@@ -65,7 +69,7 @@ def download_model(repository: HubRepository) -> Path:
         _check_complete(repository)
         check_space(destination, [*side_files, *_all_weights(repository)])
         download_snapshot(repository, side_files)
-        weights = _weights(repository, destination.snapshot / INDEX)
+        weights = _weights(repository, destination.snapshot)
         if left := destination.bytes_left(weights):
             logger.info(f"{repository.hub_id}: {format_bytes(left)} of weights to download into {destination.root}")
         return download_snapshot(repository, weights)
@@ -88,20 +92,20 @@ def _all_weights(repository: HubRepository) -> list[HubFile]:
     return [file for file in kept if file.path == "model.safetensors"] or kept
 
 
-def _weights(repository: HubRepository, index: Path) -> list[HubFile]:
-    """The files that the index names, if there is one."""
-    if not index.is_file():
-        return _all_weights(repository)
+def _weights(repository: HubRepository, folder: Path) -> list[HubFile]:
+    """The weights that the index in a folder names, if there is one."""
     try:
-        names = sorted({str(name) for name in json.loads(index.read_bytes())["weight_map"].values()})
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        by_index = set(read_index(folder).values())
+    except ModelError as error:
         raise ModelError(f"{repository.hub_id}: {INDEX} is damaged on the hub; choose another --revision") from error
+    if not by_index:
+        return _all_weights(repository)
     by_path = {file.path: file for file in repository.files}
-    if absent := [name for name in names if name not in by_path]:
+    if absent := sorted(by_index - by_path.keys()):
         raise ModelError(
             f"{repository.hub_id}: {INDEX} names {absent[0]!r}, which the hub does not have; choose another --revision"
         )
-    return [by_path[name] for name in names]
+    return [by_path[name] for name in sorted(by_index)]
 
 
 def _check_complete(repository: HubRepository) -> None:
@@ -111,6 +115,6 @@ def _check_complete(repository: HubRepository) -> None:
         others = sorted({Path(path).suffix for path in paths} & {".bin", ".pt", ".pth", ".gguf"})
         why = f"only {', '.join(others)}, which mlxpref does not read" if others else "no weights"
         raise ModelError(f"{repository.hub_id}: no .safetensors on the hub, {why}; choose another model")
-    for names in ((CONFIG,), ("tokenizer.json",), PROCESSORS):
+    for names in ((CONFIG,), (TOKENIZER,), PROCESSORS):
         if not paths & set(names):
             raise ModelError(f"{repository.hub_id}: no {names[0]} on the hub; choose the original of this model")

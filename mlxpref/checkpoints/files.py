@@ -1,14 +1,29 @@
 """The files of a model folder by name, and JSON that is read as if it were hostile."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from mlxpref.errors import ModelError
 
-__all__ = ["CONFIG", "DOWNLOAD_AGAIN", "INDEX", "PROCESSORS", "RECORD", "SIDE_FILES", "printable", "read_json_object"]
+__all__ = [
+    "CONFIG",
+    "DOWNLOAD_AGAIN",
+    "INDEX",
+    "PROCESSORS",
+    "RECORD",
+    "SIDE_FILES",
+    "TOKENIZER",
+    "check_complete",
+    "printable",
+    "read_index",
+    "read_json_object",
+    "weight_files",
+]
 
 CONFIG = "config.json"
+TOKENIZER = "tokenizer.json"
 INDEX = "model.safetensors.index.json"
 """Says which tensor is in which file, where there are several."""
 RECORD = "mlxpref.json"
@@ -16,12 +31,56 @@ RECORD = "mlxpref.json"
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 """Settings of the image processor; a model has one of the two."""
 SIDE_FILES = (
-    *PROCESSORS, "video_preprocessor_config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+    *PROCESSORS, "video_preprocessor_config.json", "generation_config.json", TOKENIZER, "tokenizer_config.json",
     "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.json",
     "chat_template.jinja",
 )  # fmt: skip
 """What a model reads beside its config and its weights."""
 DOWNLOAD_AGAIN = "download the checkpoint again"
+_WEIGHTS = re.compile(r"\w[\w.+ -]{0,200}\.safetensors")
+
+
+def check_complete(folder: Path) -> None:
+    """Refuse a folder that lacks a file that every model has; ModelError says which and what to do."""
+    if not folder.is_dir():
+        raise ModelError(f"{folder}: no such model folder; give a folder, a Hugging Face id or `demo`")
+    if not (folder / CONFIG).is_file():
+        raise ModelError(f"{folder}: no config.json there; a model folder holds config, tokenizer and weights")
+    # Without these mlx-vlm takes defaults in silence, and the judge sees badly scaled images.
+    for names in (PROCESSORS, (TOKENIZER,)):
+        if not any((folder / name).is_file() for name in names):
+            raise ModelError(f"{folder}: no {names[0]} there; copy it from the original checkpoint")
+    weights = weight_files(folder)
+    if not weights:
+        raise ModelError(f"{folder}: no .safetensors weights there; {DOWNLOAD_AGAIN}")
+    if absent := [name for name in weights if not (folder / name).is_file()]:
+        raise ModelError(f"{folder / absent[0]}: no such file, though weights belong there; {DOWNLOAD_AGAIN}")
+
+
+def weight_files(folder: Path) -> list[str]:
+    """The names of a folder's files of weights, as mlx-vlm takes them: those of the index, or else all."""
+    if file_of := read_index(folder):
+        return sorted(set(file_of.values()))
+    names = (file.name for file in folder.glob("*.safetensors"))
+    return sorted(name for name in names if not name.startswith(".") and not name.endswith("consolidated.safetensors"))
+
+
+def read_index(folder: Path) -> dict[str, str]:
+    """The file of each tensor by the index of a folder, empty where there is none.
+
+    ModelError for an index that is damaged, or that leads to files outside of this very folder.
+    """
+    index = folder / INDEX
+    if not index.exists() and not index.is_symlink():
+        return {}
+    file_of = read_json_object(index).get("weight_map")
+    if not isinstance(file_of, dict) or not file_of:
+        raise ModelError(f"{index}: no weight_map that says which tensor is in which file; {DOWNLOAD_AGAIN}")
+    for tensor, name in file_of.items():
+        if not isinstance(name, str) or not _WEIGHTS.fullmatch(name):
+            wrong = f"{index}: puts {tensor!r:.120} into {name!r:.120}"
+            raise ModelError(f"{wrong}, which is no safetensors file of this folder; {DOWNLOAD_AGAIN}")
+    return file_of
 
 
 def read_json_object(file: Path, limit: int = 64 << 20, remedy: str = DOWNLOAD_AGAIN) -> dict[str, Any]:

@@ -5,14 +5,13 @@ these are refused here.
 """
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from mlxpref.checkpoints.files import DOWNLOAD_AGAIN, INDEX, printable, read_json_object
+from mlxpref.checkpoints.files import DOWNLOAD_AGAIN, INDEX, printable, read_index, weight_files
 from mlxpref.errors import ModelError
 
 __all__ = ["TensorInfo", "read_file_tensor_infos", "read_tensor_infos"]
@@ -23,7 +22,6 @@ _WIDTHS |= {"I8": 1, "U8": 1, "BOOL": 1}
 _LARGEST_AXIS = 2**31 - 1
 """MLX counts along an axis in 32 bits."""
 _AXES = 16
-_FILE_NAME = re.compile(r"\w[\w.+ -]{0,200}\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -48,18 +46,15 @@ def read_tensor_infos(folder: Path) -> dict[str, TensorInfo]:
     Empty for a folder without weights. Raises ModelError for files that are damaged or missing, and for an index that
     does not say what they hold.
     """
-    index = folder / INDEX
-    file_of = _read_index(index) if index.exists() or index.is_symlink() else None
-    names = _weight_files(folder) if file_of is None else sorted(set(file_of.values()))
     tensors: dict[str, TensorInfo] = {}
-    for name in names:
+    for name in weight_files(folder):
         for tensor, info in read_file_tensor_infos(folder / name).items():
             if tensor in tensors:
                 files = f"{tensors[tensor].file.name} and {name}"
                 raise ModelError(f"{folder}: {tensor!r} is in both {files}; {DOWNLOAD_AGAIN}")
             tensors[tensor] = info
-    if file_of is not None:
-        _check_index(index, file_of, tensors)
+    if file_of := read_index(folder):
+        _check_index(folder / INDEX, file_of, tensors)
     return tensors
 
 
@@ -86,24 +81,6 @@ def read_file_tensor_infos(file: Path, remedy: str = DOWNLOAD_AGAIN) -> dict[str
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"{file}: not readable as weights: {printable(error)}; {remedy}") from error
     return tensors
-
-
-def _weight_files(folder: Path) -> list[str]:
-    """The weight files of a folder without index, as mlx-vlm takes them."""
-    names = (file.name for file in folder.glob("*.safetensors"))
-    return sorted(name for name in names if not name.startswith(".") and not name.endswith("consolidated.safetensors"))
-
-
-def _read_index(index: Path) -> dict[str, str]:
-    """The file of each tensor by the index; ModelError for files outside of this very folder."""
-    file_of = read_json_object(index).get("weight_map")
-    if not isinstance(file_of, dict) or not file_of:
-        raise ModelError(f"{index}: no weight_map that says which tensor is in which file; {DOWNLOAD_AGAIN}")
-    for tensor, name in file_of.items():
-        if not isinstance(name, str) or not _FILE_NAME.fullmatch(name):
-            wrong = f"{index}: puts {tensor!r:.120} into {name!r:.120}"
-            raise ModelError(f"{wrong}, which is no safetensors file of this folder; {DOWNLOAD_AGAIN}")
-    return file_of
 
 
 def _check_index(index: Path, file_of: Mapping[str, str], tensors: Mapping[str, TensorInfo]) -> None:
