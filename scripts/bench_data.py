@@ -49,7 +49,7 @@ def main(pairs: int, limit: int | None, opened: Path | None) -> None:
         folder = Path(name)
         _write(folder, pairs)
         arguments = [] if limit is None else ["--limit", str(limit)]
-        command = [sys.executable, "-m", "scripts.bench_data", "--opened", name, *arguments]
+        command = [sys.executable, str(Path(__file__)), "--opened", name, *arguments]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         result = {"pairs": pairs, "megabytes": round((folder / "train.json").stat().st_size / 1e6)}
         print(json.dumps(result | json.loads(done.stdout)))

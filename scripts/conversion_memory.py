@@ -115,8 +115,7 @@ def measured(who: str, source: Path, output: Path, name: str, shard: int) -> dic
     """A conversion in a process of its own; what it wrote is removed."""
     command = [
         sys.executable,
-        "-m",
-        "scripts.conversion_memory",
+        str(Path(__file__)),
         "--child",
         who,
         str(source),

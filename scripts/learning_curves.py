@@ -1,13 +1,13 @@
-"""How the demo judge learns, by reward: `python -m scripts.learning_curves`.
+"""How the demo judge learns, by reward: `python scripts/learning_curves.py`.
 
 Every reward trains with and without thinking, with three seeds, for 30 and for 80 steps, each with its own schedule of
 the learning rate, 16 comparisons x 8 rollouts a step, otherwise as `mlxpref demo` does. `hard`, `naive soft` and `soft`
 learn from the demo's labels, `brier` and `soft, votes` from shares of ten votes (`scripts/learning_runs.py`).
 
-It writes `learning_curves.json` and `learning_curves.svg` beside this file, or where `--output` says, after every run,
-and prints the table; `--table` prints it from the file. Runs that the file has are not made again:
-to measure anew, give an empty folder. Two run at a time, each with one thread, so seconds are of one core of two that
-are busy.
+It writes `learning_curves.json` and `learning_curves.png` beside this file, or where `--output` says, after every run
+and prints the table; `--table` prints it from the file, `--figure FILE` draws it anew. Runs that the file has are not
+made again: to measure anew, give an empty folder. Two run at a time, each with one thread, so seconds are of one core
+of two that are busy.
 """
 
 import json
@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+from matplotlib.figure import Figure
 
 from mlxpref.cli.output import note, print_text
+from mlxpref.files import replacing
 from mlxpref.report.curves import COLOURS
 from scripts.kept_runs import make_runs, markdown, read_runs, spread
 
@@ -79,31 +81,23 @@ def table_of(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def draw(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Accuracy against steps and seconds, with thinking and without: the longest runs, mean and span of the seeds."""
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    from matplotlib import pyplot
-
+    """Draw accuracy against steps and seconds, with thinking and without: the longest runs, mean and span of seeds."""
     longest = max(run["steps"] for run in runs)
-    with pyplot.rc_context({"svg.hashsalt": "mlxpref", "font.size": 9}):
-        figure, panels = pyplot.subplots(2, 2, figsize=(9, 6), sharey=True)
-        for (down, think), (across, over) in product(enumerate((True, False)), enumerate(("step", "seconds"))):
-            axes = panels[down][across]
-            for name, colour in zip(REWARDS, COLOURS, strict=False):
-                kept = [r for r in runs if (r["reward"], r["think"], r["steps"]) == (name, think, longest)]
-                if kept:
-                    _draw_runs(axes, kept, over, name, colour)
-            axes.set_title(f"{'thinking' if think else 'without thinking'}, {longest} steps", fontsize=9)
-            axes.set_xlabel("steps" if over == "step" else "seconds of training")
-            axes.set_ylabel("accuracy" if across == 0 else "")
-            axes.grid(alpha=0.3)
-        panels[0][0].legend(fontsize=8, loc="lower right")
-        figure.tight_layout()
-        begun = path.with_name(f".{path.name}")
-        figure.savefig(begun, format="svg", metadata={"Date": None})
-        begun.replace(path)
-        pyplot.close(figure)
+    figure = Figure(figsize=(9, 6), layout="tight")
+    panels = figure.subplots(2, 2, sharey=True)
+    for (row, think), (column, over) in product(enumerate((True, False)), enumerate(("step", "seconds"))):
+        axes = panels[row][column]
+        for name, colour in zip(REWARDS, COLOURS, strict=False):
+            kept = [r for r in runs if (r["reward"], r["think"], r["steps"]) == (name, think, longest)]
+            if kept:
+                _draw_runs(axes, kept, over, name, colour)
+        axes.set_title(f"{'thinking' if think else 'without thinking'}, {longest} steps", fontsize=9)
+        axes.set_xlabel("steps" if over == "step" else "seconds of training")
+        axes.set_ylabel("accuracy" if column == 0 else "")
+        axes.grid(alpha=0.3)
+    panels[0][0].legend(fontsize=8, loc="lower right")
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=90)
 
 
 def _draw_runs(axes: Any, runs: Sequence[Mapping[str, Any]], over: str, name: str, colour: str) -> None:
@@ -120,19 +114,22 @@ def _draw_runs(axes: Any, runs: Sequence[Mapping[str, Any]], over: str, name: st
 )
 @click.option("--processes", default=2, show_default=True, help="Runs at a time, each with its share of the cores.")
 @click.option("--table", is_flag=True, help="Train nothing: print the table from the file.")
-def main(output: Path | None, processes: int, table: bool) -> None:
+@click.option("--figure", type=click.Path(path_type=Path), help="Train nothing: draw the file as this PNG.")
+def main(output: Path | None, processes: int, table: bool, figure: Path | None) -> None:
     """Train the demo judge with every reward, and write how it learned."""
     folder = output or Path(__file__).parent
     file = folder / "learning_curves.json"
     runs = read_runs(file)
-    if not table:
+    if figure:
+        draw(runs, figure)
+    elif not table:
         order = [json.dumps(plan) for plan in plans()]
 
         def place(run: Mapping[str, Any]) -> int:
             return order.index(json.dumps({key: run[key] for key in plans()[0]}))
 
         for done, run in make_runs(plans(), make_run, runs, file, processes, place):
-            draw(runs, folder / "learning_curves.svg")
+            draw(runs, folder / "learning_curves.png")
             kind = f"{run['reward']}, {'thinking' if run['think'] else 'not thinking'}, seed {run['seed']}"
             measured = f"{run['accuracy']:.3f}, {run['seconds']:.0f} s of training"
             note(f"{done}: {kind}, {run['steps']} steps: {measured}")

@@ -47,6 +47,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 Array = np.ndarray[Any, Any]
 Json = dict[str, Any]
 
+GOLDEN = Path(__file__).parent.parent / "tests" / "golden"
 GREEDY_TOKENS = 24
 MARGIN = 0.1
 """The least distance in logits of the best token from the second best, at every greedy step."""
@@ -386,7 +387,7 @@ def compute_gradient(folder: Path) -> dict[str, Array]:
 
 
 @click.command(help="Make the golden checkpoints and numbers; needs torch and transformers (see this file).")
-@click.option("--output", type=click.Path(path_type=Path), default=Path("tests/golden"), show_default=True)
+@click.option("--output", type=click.Path(path_type=Path), default=GOLDEN, show_default="tests/golden")
 @click.option("--only-gradient", is_flag=True, help="Make gradient.npz from the checkpoints that are there.")
 def main(output: Path, only_gradient: bool) -> None:
     torch.set_num_threads(1)

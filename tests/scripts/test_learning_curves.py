@@ -18,7 +18,7 @@ from scripts.learning_runs import AGREEMENT, VOTES, Plan, Sizes, preferences_of,
 from scripts.naive_soft import naive_soft
 
 FOLDER = Path(learning_curves.__file__).parent
-README = (FOLDER.parent / "README.md").read_text(encoding="utf-8")
+README = (FOLDER / "README.md").read_text(encoding="utf-8")
 NEEDED = {"reward", "think", "seed", "steps", "accuracy", "held_out_prompts", "position_consistency", "ece", "seconds"}
 
 
@@ -66,7 +66,7 @@ def test_rows_are_means_and_spans_over_seeds() -> None:
     assert "| soft | yes | 30 | 0.950 (0.900 to 1.000) |" in table_of([row])
 
 
-def test_the_file_has_every_run_and_the_readme_its_table() -> None:
+def test_the_file_has_every_run_and_the_page_its_table() -> None:
     runs = json.loads((FOLDER / "learning_curves.json").read_text(encoding="utf-8"))["runs"]
     assert all(set(run) >= NEEDED for run in runs)
     found = {(run["reward"], run["think"], run["seed"], run["steps"]) for run in runs}
