@@ -26,15 +26,13 @@ _HELD_OUT = 0.2  # the share that is taken to be held out later, where a labelli
 
 @dataclass(frozen=True)
 class Consistency:
-    """How many of the repeated answers agreed with the first one, and the 95 % interval of that share.
+    """How many of the repeated answers agreed with the first one.
 
     Of those that named a side both times, `same` named the same one and `turned` the other.
     """
 
     agreed: int
     repeats: int
-    low: float
-    high: float
     same: int
     turned: int
 
@@ -83,9 +81,7 @@ def consistency(records: Iterable[LabelRecord]) -> Consistency:
             first_answers[record.pair] = record.answer
     agreed = sum(first == second for first, second in pairs)
     sides = [first == second for first, second in pairs if "tie" not in (first, second)]
-    return Consistency(
-        agreed, len(pairs), *share_interval(agreed, len(pairs)), same=sum(sides), turned=len(sides) - sum(sides)
-    )
+    return Consistency(agreed, len(pairs), same=sum(sides), turned=len(sides) - sum(sides))
 
 
 def enough(records: Iterable[LabelRecord], held_out: float) -> Enough:

@@ -137,7 +137,7 @@ def fit_strengths(count: int, outcomes: Sequence[PairOutcome], default_dispersio
     Strengths and position bias have normal priors of mean 0. Probabilities are fractional outcomes of a
     quasi-likelihood (Papke & Wooldridge 1996) with variance dispersion * p (1 - p), so data count 1 / dispersion
     times: covariance = inverse (Hessian / dispersion + prior). How the dispersion is measured: `_measure_noise`; how
-    the deviation of the strengths' prior follows from the data: `_fit_prior`.
+    the deviation of the strengths' prior follows from the data: `_fit_prior_width`.
 
     That both are estimates widens the covariance: by Student's quantile over the normal one, squared, as few pairs
     know their own noise badly; and along d strengths / d log deviation by `SPREAD_CAUTION` times its inverse
