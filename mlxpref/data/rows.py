@@ -18,7 +18,7 @@ from mlxpref.errors import DataError
 from mlxpref.files import cache_dir
 from mlxpref.log import logger, track
 from mlxpref.preferences import ImageLike, PackedImage, Preference, Side
-from mlxpref.text import first_ten, format_bytes
+from mlxpref.text import first_ten, format_bytes, one_line
 
 __all__ = [
     "Row",
@@ -151,7 +151,7 @@ def read_columns(path: Path, names: Sequence[str], needed: Sequence[str] = ()) -
                 raise DataError(f"{path}: it has no column {', '.join(absent)}; download the data set's own files")
             return file.read(columns=list(names))
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{path}: it is damaged ({str(error).splitlines()[0]}); download it again") from error
+        raise DataError(f"{path}: it is damaged ({one_line(error)}); download it again") from error
 
 
 def random_swaps(rows: Iterable[Row], key: str) -> list[Row]:
