@@ -7,6 +7,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from huggingface_hub import ModelCard
 
 from mlxpref.checkpoints.checkpoint import Checkpoint
 from mlxpref.checkpoints.safetensors import read_tensor_infos
@@ -188,8 +189,7 @@ def test_a_card_says_how_it_was_made_and_how_to_load_it(tmp_path: Path) -> None:
     for to, loads in {"peft": "PeftModel", "fused": "mlx_vlm", "hf": "AutoModelForImageTextToText"}.items():
         export(adapter, tmp_path / to, to, "qwen2_5_vl")
         card = (tmp_path / to / "README.md").read_text()
-        front = card.split("---\n")[1]
-        assert 'base_model: "Owner/qwen2_5_vl"' in front
+        assert ModelCard(card).data.base_model == "Owner/qwen2_5_vl"
         assert all(text in card for text in (loads, "`soft`", "accuracy 0.875", "mine'.jsonl", "mlxpref rank"))
     (adapter / "run.json").unlink()
     (adapter / "log.jsonl").unlink()
