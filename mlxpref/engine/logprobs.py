@@ -19,7 +19,7 @@ from mlxpref.engine.decoder import Block, KeysValues, Prefix, run_block
 from mlxpref.engine.kv_cache import text_positions
 from mlxpref.engine.vlm import VLM, ComparisonInput
 
-__all__ = ["Completions", "Logprobs", "PromptState", "completion_logprobs", "prefill"]
+__all__ = ["Completions", "Logprobs", "PromptState", "chunked_logprobs", "completion_logprobs", "prefill"]
 
 _FINITE = -1e4
 """What a log-probability is raised to before it is multiplied by 0: minus infinity times 0 would be no number."""
@@ -108,7 +108,7 @@ def completion_logprobs(
         return Logprobs(mx.zeros(mask.shape), label_logprobs)
     before = states[:, :-1].reshape(-1, states.shape[-1])[mx.array(written)]  # (R, T, D) -> (R * T, D) -> (N, D)
     targets = mx.array(completions.tokens.reshape(-1)[written])
-    token_logprobs = _chunked_logprobs(vlm, before, targets, temperature)
+    token_logprobs = chunked_logprobs(vlm, before, targets, temperature)
     place = np.zeros(mask.size, np.int32)
     place[written] = np.arange(len(written))
     spread = token_logprobs[mx.array(place.reshape(mask.shape))]  # (N,) -> (R, T)
@@ -136,7 +136,7 @@ def _chunks(vlm: VLM, array: mx.array) -> list[mx.array]:
     return [array[i : i + size] for i in range(0, len(array), size)]
 
 
-def _chunked_logprobs(vlm: VLM, states: mx.array, targets: mx.array, temperature: float) -> mx.array:
+def chunked_logprobs(vlm: VLM, states: mx.array, targets: mx.array, temperature: float) -> mx.array:
     """Log-probabilities (N,) of targets (N,) from hidden states (N, D), one chunk after the other."""
     logprobs: list[mx.array] = []
     for chunk, target in zip(_chunks(vlm, states), _chunks(vlm, targets), strict=True):

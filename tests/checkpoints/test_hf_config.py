@@ -17,7 +17,7 @@ from mlxpref.demo import JUDGE
 from mlxpref.engine.vlm import VLM, check_folder, load_vlm
 from mlxpref.errors import ModelError
 from tests.conftest import FAMILIES, GOLDEN, hidden_states, tiny_model
-from tests.engine.test_vlm import golden_prompt, spoken
+from tests.engine.test_vlm import golden_input, spoken
 from tests.variants import change_config, read_weights, write_transformers_5, write_weights
 
 Golden = dict[str, Any]
@@ -37,7 +37,7 @@ def one(tmp_path: Path) -> Path:
 
 def distance(vlm: VLM, golden: Golden) -> float:
     """The largest difference in logits from transformers, at all positions."""
-    hidden = hidden_states(vlm, [golden_prompt(vlm, golden)])
+    hidden = hidden_states(vlm, [golden_input(vlm, golden)])
     return float(np.abs(spoken(vlm, vlm.head(hidden)[0]) - spoken(vlm, mx.array(golden["logits"]))).max())
 
 

@@ -27,7 +27,7 @@ from mlxpref.engine.vlm import VLM, load_vlm
 from mlxpref.errors import ConfigError, ModelError
 from mlxpref.files import sha256_of
 from tests.conftest import GOLDEN, hidden_states, tiny_model
-from tests.engine.test_vlm import golden_prompt, spoken
+from tests.engine.test_vlm import golden_input, spoken
 
 SOURCE = GOLDEN / "qwen2_vl"
 
@@ -41,7 +41,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def logits(vlm: VLM, golden: dict[str, Any]) -> np.ndarray:
-    hidden = hidden_states(vlm, [golden_prompt(vlm, golden)])
+    hidden = hidden_states(vlm, [golden_input(vlm, golden)])
     return spoken(vlm, vlm.head(hidden)[0])
 
 
@@ -307,7 +307,7 @@ def test_a_quantized_vision_tower_sees_what_its_weights_stand_for(
 ) -> None:
     """By its features: these tiny models make 0.004 of a logit out of 1e-6 in a feature."""
     pair = converted_and_dequantized(family, tmp_path / "out", Recipe(4, 32, vision_bits=8))
-    shown = [golden_prompt(vlm, golden).images for vlm in pair]
+    shown = [golden_input(vlm, golden).images for vlm in pair]
     for ours, theirs in zip(*shown, strict=True):
         for a, b in zip([ours.merged, *ours.deepstack], [theirs.merged, *theirs.deepstack], strict=True):
             assert float(mx.abs(a - b).max()) < 1e-4

@@ -14,6 +14,7 @@ from mlxpref.engine.rollout import Sampling, roll_out
 from mlxpref.engine.vlm import VLM
 from mlxpref.training import gradients
 from tests.conftest import picture, tiny_model
+from tests.tolerance import tolerance
 from tests.training.test_gradients import material, settings, trained
 
 __all__ = ["trained"]  # a fixture
@@ -52,25 +53,27 @@ def test_prompts_are_evaluated_piece_by_piece(
     way: str, rows: int, monkeypatch: pytest.MonkeyPatch, counted: Callable[..., list[int]]
 ) -> None:
     vlm = tiny_model("qwen3_vl")
-    prompts = [vlm.input(picture(i, (336, 336)), picture(9, (336, 336)), "a hat", "choice", True) for i in range(rows)]
+    inputs = [vlm.input(picture(i, (336, 336)), picture(9, (336, 336)), "a hat", "choice", True) for i in range(rows)]
     prefill = PrefixCache(vlm).prefill if way == "prefix cache" else vlm.prefill
-    expected = np.array(prefill(prompts)[1])
+    expected = np.array(prefill(inputs)[1])
     monkeypatch.setattr(bounds, "TARGET_TOKENS", 32)
     monkeypatch.setattr(bounds, "MIN_COLUMNS", 16)
     sums = counted(decoder, "run_layers", tokens_of)
     prefill = PrefixCache(vlm).prefill if way == "prefix cache" else vlm.prefill
-    found = np.array(prefill(prompts)[1])
-    assert sum(sums) >= len(prompts[0]) > 100
+    found = np.array(prefill(inputs)[1])
+    assert sum(sums) >= len(inputs[0]) > 100
     assert max(sums) <= 2 * max(32, rows * 16)  # one under way, and one behind it
-    np.testing.assert_allclose(found, expected, atol=2e-5)
+    finite = np.isfinite(expected)
+    np.testing.assert_array_equal(np.isfinite(found), finite)
+    assert np.abs(found - expected)[finite].max() < tolerance(expected, len(inputs[0]), layers=4)
 
 
 def test_no_more_completions_than_a_micro_batch_are_learned_from_in_one_evaluation(
     trained: VLM, counted: Callable[..., list[int]]
 ) -> None:
     inputs = material(trained)
-    for micro_batch in (1, 2, 4, 8):
-        sums = counted(gradients, "completion_logprobs", lambda vlm, prompts, part, *others: len(part.lengths))
+    for micro_batch in (1, 4):
+        sums = counted(gradients, "completion_logprobs", lambda vlm, inputs, part, *others: len(part.lengths))
         gradients.policy_gradient(trained, inputs, settings(micro_batch=micro_batch))
         assert sum(sums) == len(inputs.completions.lengths)
         assert max(sums) <= micro_batch

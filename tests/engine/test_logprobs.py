@@ -1,4 +1,4 @@
-"""Scoring: the shared prompt gives what full sequences give, values and gradients, and gradients reach it."""
+"""Scoring: the shared comparison gives what full sequences give, values and gradients, and gradients reach it."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +15,7 @@ from mlxpref.engine.logprobs import Completions, completion_logprobs, prefill
 from mlxpref.engine.lora import adapter_off, adapter_weights, attach_lora, linear_layers
 from mlxpref.engine.vlm import VLM, ComparisonInput, load_vlm
 from tests.conftest import GOLDEN, hidden_states, picture
+from tests.tolerance import tolerance
 
 GROUP = 3
 
@@ -33,55 +34,60 @@ def trained(family: str) -> VLM:
 def material(vlm: VLM) -> tuple[list[ComparisonInput], Completions]:
     """Three comparisons of different lengths, with completions of different lengths."""
     sizes = [(84, 84), (140, 84), (56, 112)]
-    prompts = [
+    inputs = [
         vlm.input(picture(i, s), picture(i + 9, sizes[0]), f"{i} hats", "choice", True) for i, s in enumerate(sizes)
     ]
     rng = np.random.default_rng(0)
     rows = [rng.integers(5, 200, length).tolist() for length in (5, 2, 7, 1, 6, 3, 4, 7, 2)]
-    return prompts, Completions.of(rows)
+    return inputs, Completions.of(rows)
 
 
-def full_sequence(vlm: VLM, prompt: ComparisonInput, tokens: list[int]) -> tuple[mx.array, mx.array]:
-    """Log-probabilities and label log-probabilities by one forward over prompt and completion together."""
-    following = np.broadcast_to(prompt.next_position + np.arange(len(tokens)), (3, len(tokens)))
-    positions = np.concatenate([prompt.positions, following], axis=1).astype(np.int32)
-    ids = np.concatenate([prompt.ids, np.array(tokens, np.int32)])
-    hidden = hidden_states(vlm, [ComparisonInput(ids, positions, prompt.images, 0)])
-    logits = vlm.head(hidden)[0, len(prompt) - 1 :]
+def full_sequence(vlm: VLM, comparison: ComparisonInput, tokens: list[int]) -> tuple[mx.array, mx.array]:
+    """Log-probabilities and label log-probabilities by one forward over comparison and completion together."""
+    following = np.broadcast_to(comparison.next_position + np.arange(len(tokens)), (3, len(tokens)))
+    positions = np.concatenate([comparison.positions, following], axis=1).astype(np.int32)
+    ids = np.concatenate([comparison.ids, np.array(tokens, np.int32)])
+    hidden = hidden_states(vlm, [ComparisonInput(ids, positions, comparison.images, 0)])
+    logits = vlm.head(hidden)[0, len(comparison) - 1 :]
     logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
     labels = mx.stack([mx.logsumexp(logprobs[-1, mx.array(ids)]) for ids in vlm.tokenizer.label_ids])
     return logprobs[mx.arange(len(tokens)), mx.array(tokens)], labels
 
 
 def losses(vlm: VLM) -> tuple[Any, Any]:
-    """The same weighted sum of log-probabilities, by the shared prompt and by full sequences."""
-    prompts, completions = material(vlm)
+    """The same weighted sum of log-probabilities, by the shared comparison and by full sequences."""
+    inputs, completions = material(vlm)
     weights = np.random.default_rng(1).normal(size=completions.tokens.shape) * completions.mask
 
     def shared(_: Any) -> mx.array:
-        scores = completion_logprobs(vlm, prefill(vlm, prompts), completions)
+        scores = completion_logprobs(vlm, prefill(vlm, inputs), completions)
         return (scores.logprobs * mx.array(weights.astype(np.float32))).sum() + scores.label_logprobs.sum()
 
     def full(_: Any) -> mx.array:
         total = mx.array(0.0)
         for row, length in enumerate(completions.lengths):
             tokens = completions.tokens[row, :length].tolist()
-            logprobs, labels = full_sequence(vlm, prompts[row // GROUP], tokens)
+            logprobs, labels = full_sequence(vlm, inputs[row // GROUP], tokens)
             total = total + (logprobs * mx.array(weights[row, :length].astype(np.float32))).sum() + labels.sum()
         return total
 
     return shared, full
 
 
+def assert_equal_gradients(found: dict[str, mx.array], expected: dict[str, mx.array]) -> None:
+    """Equal but for the order of additions, of which the largest gradient has as many as there are tokens."""
+    allowed = max(tolerance(weight, 512, layers=4) for weight in expected.values())
+    for name, weight in expected.items():
+        assert mx.abs(found[name] - weight).max().item() < allowed, name
+
+
 def test_the_shared_prompt_changes_neither_values_nor_gradients(trained: VLM) -> None:
     results = [nn.value_and_grad(trained.model, loss)(trained.model) for loss in losses(trained)]
     (value, gradient), (expected, expected_gradient) = results
-    assert value.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert value.item() == pytest.approx(expected.item(), abs=tolerance(expected, 512, layers=4))
     ours, theirs = dict(tree_flatten(gradient)), dict(tree_flatten(expected_gradient))
     assert set(ours) == set(adapter_weights(trained.model))
-    largest = max(mx.abs(w).max().item() for w in theirs.values())
-    for name, weight in theirs.items():
-        assert mx.abs(ours[name] - weight).max().item() < 1e-5 * largest, name
+    assert_equal_gradients(ours, theirs)
 
 
 @pytest.mark.parametrize("gradient", [False, True])
@@ -93,7 +99,7 @@ def test_the_logits_of_all_positions_never_exist_at_once(gradient: bool, monkeyp
     vlm: Any = SimpleNamespace(head=lambda states: states @ weight.T, decoder=model)
 
     def total(states: mx.array, targets: mx.array) -> mx.array:
-        return scoring._chunked_logprobs(vlm, states, targets, 1.0).sum()
+        return scoring.chunked_logprobs(vlm, states, targets, 1.0).sum()
 
     peaks = []
     for count in (8 * chunk, 32 * chunk):
@@ -113,32 +119,31 @@ def test_a_chunk_after_an_impossible_token_is_not_spoilt(monkeypatch: pytest.Mon
     model = SimpleNamespace(embed_tokens=SimpleNamespace(weight=mx.zeros((8, 2))))
     vlm: Any = SimpleNamespace(head=lambda states: states.sum(1, keepdims=True) * 0 + weight, decoder=model)
     targets = mx.array([0] + 7 * [1])
-    found = np.array(scoring._chunked_logprobs(vlm, mx.ones((8, 2)), targets, 1.0))
+    found = np.array(scoring.chunked_logprobs(vlm, mx.ones((8, 2)), targets, 1.0))
     assert found[0] == -np.inf
     np.testing.assert_allclose(found[1:], -np.log(7), rtol=1e-6)
 
 
 def test_a_long_block_may_run_in_pieces(trained: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bounds, "TARGET_TOKENS", 7)
-    monkeypatch.setattr(bounds, "MIN_COLUMNS", 7)
-    prompts, _ = material(trained)
-    assert min(map(len, prompts)) > 3 * 7
+    monkeypatch.setattr(bounds, "TARGET_TOKENS", 40)
+    monkeypatch.setattr(bounds, "MIN_COLUMNS", 40)
+    inputs, _ = material(trained)
+    assert min(map(len, inputs)) > 2 * 40
     test_the_shared_prompt_changes_neither_values_nor_gradients(trained)
 
 
+@pytest.mark.parametrize("family", ["qwen3_vl"])
 def test_recomputing_changes_nothing_and_takes_less_memory(trained: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounds, "HEAD_LOGITS", 1 << 16)
     trained.decoder.layers *= 4  # the checkpoint has too few for one layer to be little of the whole
-    prompts, _ = material(trained)
+    inputs, _ = material(trained)
     rows = np.random.default_rng(0).integers(5, 200, (3 * 16, 40)).tolist()
     completions = Completions.of(rows)
     found, peaks = [], []
     for recompute in (True, False):
 
         def loss(_: Any, recompute: bool = recompute) -> mx.array:
-            scores = completion_logprobs(
-                trained, prefill(trained, prompts, recompute), completions, recompute=recompute
-            )
+            scores = completion_logprobs(trained, prefill(trained, inputs, recompute), completions, recompute=recompute)
             return scores.logprobs.mean() + scores.label_logprobs.mean()
 
         mx.clear_cache()
@@ -148,14 +153,12 @@ def test_recomputing_changes_nothing_and_takes_less_memory(trained: VLM, monkeyp
         mx.eval(value, gradient)
         peaks.append(mx.get_peak_memory() - before)
         found.append(dict(tree_flatten(gradient)))
-    largest = max(mx.abs(w).max().item() for w in found[1].values())
-    for name, weight in found[1].items():
-        assert mx.abs(found[0][name] - weight).max().item() < 1e-5 * largest, name
+    assert_equal_gradients(found[0], found[1])
     assert peaks[0] < 0.6 * peaks[1]
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-def test_gradients_through_a_quantized_base_are_those_of_full_sequences(bits: int, family: str) -> None:
+@pytest.mark.parametrize(("family", "bits"), [("qwen2_vl", 8), ("qwen2_5_vl", 4), ("qwen3_vl", 4)])
+def test_gradients_through_a_quantized_base_are_those_of_full_sequences(family: str, bits: int) -> None:
     vlm = load_vlm(GOLDEN / family, 512 * 512)
     nn.quantize(
         vlm.decoder.layers[0].mlp,
@@ -190,26 +193,26 @@ def test_gradients_reach_the_prompt(trained: VLM, monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_labels_are_read_after_the_last_token(trained: VLM) -> None:
-    prompts, completions = material(trained)
-    scores = completion_logprobs(trained, prefill(trained, prompts), completions)
+    inputs, completions = material(trained)
+    scores = completion_logprobs(trained, prefill(trained, inputs), completions)
     for row, length in enumerate(completions.lengths):
-        _, labels = full_sequence(trained, prompts[row // GROUP], completions.tokens[row, :length].tolist())
+        _, labels = full_sequence(trained, inputs[row // GROUP], completions.tokens[row, :length].tolist())
         assert mx.abs(scores.label_logprobs[row] - labels).max().item() < 1e-4
 
 
 def test_without_completions_the_prompt_answers(trained: VLM) -> None:
-    prompts = [trained.input(picture(1), picture(2), "a hat", "choice", think=False)]
-    scores = completion_logprobs(trained, prefill(trained, prompts), Completions.of([[]]))
+    inputs = [trained.input(picture(1), picture(2), "a hat", "choice", think=False)]
+    scores = completion_logprobs(trained, prefill(trained, inputs), Completions.of([[]]))
     assert scores.logprobs.shape == (1, 0)
-    _, logits = trained.prefill(prompts)
+    _, logits = trained.prefill(inputs)
     expected = [mx.softmax(logits[0])[mx.array(ids)].sum().item() for ids in trained.tokenizer.label_ids]
     assert mx.exp(scores.label_logprobs[0]).tolist() == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_reference_is_the_base_also_inside_compiled_functions(trained: VLM, family: str) -> None:
     base = load_vlm(GOLDEN / family, 512 * 512)
-    prompts, completions = material(base)
-    expected = completion_logprobs(base, prefill(base, prompts), completions).logprobs
+    inputs, completions = material(base)
+    expected = completion_logprobs(base, prefill(base, inputs), completions).logprobs
     ours, _ = material(trained)
     on = completion_logprobs(trained, prefill(trained, ours), completions).logprobs
     with adapter_off(trained.model):

@@ -12,6 +12,7 @@ from mlxpref.engine.prefix_cache import PrefixCache
 from mlxpref.engine.rollout import Sampling, roll_out
 from mlxpref.engine.vlm import VLM, ComparisonInput, TokenSegment
 from tests.conftest import continued, picture
+from tests.tolerance import PROBABILITY
 
 SIZES = [(84, 84), (140, 84), (56, 112), (84, 84)]
 
@@ -33,7 +34,7 @@ def test_probabilities_are_those_of_whole_prompts(tiny_vlm: VLM) -> None:
     tree = PrefixCache(tiny_vlm)
     for batch in (prompts[:5], prompts[5:17], prompts[17:], prompts[3:4]):
         _, logits = tree.prefill(batch)
-        assert np.abs(np.array(mx.softmax(logits, axis=-1)) - whole(tiny_vlm, batch)).max() < 1e-5
+        assert np.abs(np.array(mx.softmax(logits, axis=-1)) - whole(tiny_vlm, batch)).max() < PROBABILITY
 
 
 @pytest.fixture
@@ -69,7 +70,7 @@ def test_what_does_not_fit_is_run_again(tiny_vlm: VLM, ran: list[int]) -> None:
     once = sum(ran)
     for each, logits in zip(inputs, expected, strict=True):
         found = narrow.prefill([each])[1]
-        assert np.abs(np.array(mx.softmax(found) - mx.softmax(logits))).max() < 1e-5
+        assert np.abs(np.array(mx.softmax(found) - mx.softmax(logits))).max() < PROBABILITY
     assert sum(ran) > 2 * once
 
 
@@ -80,8 +81,8 @@ def test_equal_texts_of_different_images_are_different(tiny_vlm: VLM) -> None:
     assert first.ids.tolist() == second.ids.tolist()
     logits = [tree.prefill([prompt])[1] for prompt in (first, second)]
     found = np.concatenate([np.array(mx.softmax(each, axis=-1)) for each in logits])
-    assert np.abs(found - whole(tiny_vlm, [first, second])).max() < 1e-5
-    assert np.abs(found[0] - found[1]).max() > 1e-5
+    assert np.abs(found - whole(tiny_vlm, [first, second])).max() < PROBABILITY
+    assert np.abs(found[0] - found[1]).max() > PROBABILITY
 
 
 def test_decoding_goes_on_behind_the_tree(tiny_vlm: VLM) -> None:
@@ -93,7 +94,7 @@ def test_decoding_goes_on_behind_the_tree(tiny_vlm: VLM) -> None:
     difference = mx.softmax(continued(tiny_vlm, cache, tokens, starts), axis=-1) - mx.softmax(
         continued(tiny_vlm, expected, tokens, starts), axis=-1
     )
-    assert np.abs(np.array(difference)).max() < 1e-5
+    assert np.abs(np.array(difference)).max() < PROBABILITY
 
 
 @pytest.mark.parametrize("samples", [1, 3])

@@ -15,10 +15,11 @@ from mlxpref.engine.kv_cache import image_positions
 from mlxpref.engine.vlm import VLM, ComparisonInput, load_vlm
 from mlxpref.errors import ModelError
 from tests.conftest import GOLDEN, continued, hidden_states, picture
+from tests.tolerance import PROBABILITY
 
 
-def prompt_of(vlm: VLM, ids: np.ndarray, images: tuple[Features, Features]) -> ComparisonInput:
-    """A prompt of ids that were made elsewhere."""
+def input_of(vlm: VLM, ids: np.ndarray, images: tuple[Features, Features]) -> ComparisonInput:
+    """A comparison of ids that were made elsewhere."""
     blocks: list[int | tuple[int, int]] = []
     waiting: Iterator[Features] = iter(images)
     place = 0
@@ -35,9 +36,9 @@ def prompt_of(vlm: VLM, ids: np.ndarray, images: tuple[Features, Features]) -> C
     return ComparisonInput(ids.astype(np.int32), positions, images, following)
 
 
-def golden_prompt(vlm: VLM, golden: dict[str, Any]) -> ComparisonInput:
+def golden_input(vlm: VLM, golden: dict[str, Any]) -> ComparisonInput:
     first, second = vlm.features.get_all([Image.fromarray(golden["image0"]), Image.fromarray(golden["image1"])])
-    return prompt_of(vlm, golden["input_ids"], (first, second))
+    return input_of(vlm, golden["input_ids"], (first, second))
 
 
 def spoken(vlm: VLM, logits: mx.array) -> np.ndarray:
@@ -47,12 +48,12 @@ def spoken(vlm: VLM, logits: mx.array) -> np.ndarray:
 
 
 def test_logits_equal_transformers_at_every_position(tiny_vlm: VLM, golden: dict[str, Any]) -> None:
-    prompt = golden_prompt(tiny_vlm, golden)
-    assert np.array_equal(prompt.positions, golden["position_ids"])
-    assert prompt.next_position - len(prompt) == golden["rope_delta"]
-    features = np.concatenate([np.array(image.merged) for image in prompt.images])
+    comparison = golden_input(tiny_vlm, golden)
+    assert np.array_equal(comparison.positions, golden["position_ids"])
+    assert comparison.next_position - len(comparison) == golden["rope_delta"]
+    features = np.concatenate([np.array(image.merged) for image in comparison.images])
     assert np.abs(features - golden["vision"]).max() < 1e-3
-    hidden = hidden_states(tiny_vlm, [prompt])
+    hidden = hidden_states(tiny_vlm, [comparison])
     difference = spoken(tiny_vlm, tiny_vlm.head(hidden)[0]) - spoken(tiny_vlm, mx.array(golden["logits"]))
     assert np.abs(difference).max() < 1e-3
 
@@ -67,14 +68,14 @@ def test_decoding_on_our_caches_equals_transformers_and_mlx_vlm(
 ) -> None:
     from mlx_vlm import load, stream_generate
 
-    prompt = golden_prompt(tiny_vlm, golden)
-    cache, logits = tiny_vlm.prefill([prompt])
+    comparison = golden_input(tiny_vlm, golden)
+    cache, logits = tiny_vlm.prefill([comparison])
     ours = []
     for step in range(len(golden["greedy_ids"])):
         ours.append(int(mx.argmax(logits[0]).item()))
-        logits = continued(tiny_vlm, cache, np.array([[ours[-1]]], np.int32), np.array([prompt.next_position + step]))[
-            :, 0
-        ]
+        logits = continued(
+            tiny_vlm, cache, np.array([[ours[-1]]], np.int32), np.array([comparison.next_position + step])
+        )[:, 0]
     assert ours == golden["greedy_ids"].tolist()
     model, processor = load(str(tiny_vlm.checkpoint.folder))
     model.update(_in_float32(model))
@@ -103,35 +104,35 @@ def comparisons(vlm: VLM) -> list[ComparisonInput]:
 
 
 def test_padding_and_batch_composition_change_nothing(tiny_vlm: VLM) -> None:
-    prompts = comparisons(tiny_vlm)
-    assert len({len(prompt) for prompt in prompts}) > 3
-    alone = [mx.softmax(tiny_vlm.prefill([prompt])[1], axis=-1) for prompt in prompts]
-    together = mx.softmax(tiny_vlm.prefill(prompts)[1], axis=-1)
-    shuffled = mx.softmax(tiny_vlm.prefill(prompts[::-1])[1], axis=-1)[::-1]
-    for i in range(len(prompts)):
-        assert np.abs(np.array(alone[i][0] - together[i])).max() < 1e-5
-        assert np.abs(np.array(alone[i][0] - shuffled[i])).max() < 1e-5
+    inputs = comparisons(tiny_vlm)
+    assert len({len(comparison) for comparison in inputs}) > 3
+    alone = [mx.softmax(tiny_vlm.prefill([comparison])[1], axis=-1) for comparison in inputs]
+    together = mx.softmax(tiny_vlm.prefill(inputs)[1], axis=-1)
+    shuffled = mx.softmax(tiny_vlm.prefill(inputs[::-1])[1], axis=-1)[::-1]
+    for i in range(len(inputs)):
+        assert np.abs(np.array(alone[i][0] - together[i])).max() < PROBABILITY
+        assert np.abs(np.array(alone[i][0] - shuffled[i])).max() < PROBABILITY
 
 
 def test_decoding_after_padding_changes_nothing(tiny_vlm: VLM) -> None:
-    prompts = comparisons(tiny_vlm)[:6]
-    tokens = np.random.default_rng(0).integers(5, 200, (len(prompts), 4)).astype(np.int32)
-    cache, _ = tiny_vlm.prefill(prompts)
-    starts = np.array([prompt.next_position for prompt in prompts])
+    inputs = comparisons(tiny_vlm)[:6]
+    tokens = np.random.default_rng(0).integers(5, 200, (len(inputs), 4)).astype(np.int32)
+    cache, _ = tiny_vlm.prefill(inputs)
+    starts = np.array([comparison.next_position for comparison in inputs])
     steps = [continued(tiny_vlm, cache, tokens[:, t : t + 1], starts + t)[:, 0] for t in range(2)]
     block = continued(tiny_vlm, cache, tokens[:, 2:], starts + 2)
     together = mx.stack([*steps, block[:, 0], block[:, 1]], axis=1)
-    for i, prompt in enumerate(prompts):
-        single, _ = tiny_vlm.prefill([prompt])
+    for i, comparison in enumerate(inputs):
+        single, _ = tiny_vlm.prefill([comparison])
         alone = continued(tiny_vlm, single, tokens[i : i + 1], starts[i : i + 1])
         difference = mx.softmax(together[i], axis=-1) - mx.softmax(alone[0], axis=-1)
-        assert np.abs(np.array(difference)).max() < 1e-5
+        assert np.abs(np.array(difference)).max() < PROBABILITY
 
 
-def logprob(vlm: VLM, prompt: ComparisonInput, completion: tuple[int, ...] = (65, 66, 67)) -> float:
+def logprob(vlm: VLM, comparison: ComparisonInput, completion: tuple[int, ...] = (65, 66, 67)) -> float:
     """The log-probability of a completion."""
-    cache, logits = vlm.prefill([prompt])
-    following = continued(vlm, cache, np.array([completion], np.int32), np.array([prompt.next_position]))
+    cache, logits = vlm.prefill([comparison])
+    following = continued(vlm, cache, np.array([completion], np.int32), np.array([comparison.next_position]))
     rows = mx.concatenate([logits[:, None], following[:, :-1]], axis=1)[0]
     chosen = rows[mx.arange(len(completion)), mx.array(completion)] - mx.logsumexp(rows, axis=-1)
     return float(chosen.sum().item())
@@ -147,21 +148,21 @@ def test_a_completion_depends_on_prompt_images_and_their_places(tiny_vlm: VLM) -
         "places": tiny_vlm.input(second, first, "a hat", "choice", True),
         "form": tiny_vlm.input(first, second, "a hat", "scores", True),
     }
-    for what, prompt in changed.items():
-        assert abs(logprob(tiny_vlm, prompt) - base) > 1e-3, what
+    for what, comparison in changed.items():
+        assert abs(logprob(tiny_vlm, comparison) - base) > 1e-3, what
 
 
 def test_a_second_call_is_not_influenced_by_the_first(tiny_vlm: VLM) -> None:
-    prompt = tiny_vlm.input(picture(1), picture(2), "a hat", "choice", True)
-    before = logprob(tiny_vlm, prompt)
+    comparison = tiny_vlm.input(picture(1), picture(2), "a hat", "choice", True)
+    before = logprob(tiny_vlm, comparison)
     longer = tiny_vlm.input(picture(3, (168, 168)), picture(4, (56, 168)), "something much longer", "scores", True)
     logprob(tiny_vlm, longer)
-    # What mlx-vlm itself leaves behind on the model: positions and rope deltas of another prompt.
+    # What mlx-vlm itself leaves behind on the model: positions and rope deltas of another comparison.
     sizes = mx.array([[1, *(2 * side for side in image.grid)] for image in longer.images])
     tiny_vlm.language_model._position_ids, tiny_vlm.language_model._rope_deltas = (
         tiny_vlm.language_model.get_rope_index(mx.array(longer.ids[None]), sizes)
     )
-    assert logprob(tiny_vlm, prompt) == before
+    assert logprob(tiny_vlm, comparison) == before
 
 
 def test_neither_vision_tokens_nor_rows_without_a_token_can_be_chosen(tiny_vlm: VLM) -> None:

@@ -17,7 +17,7 @@ from mlxpref.training.gradients import GradientResult, policy_gradient
 from mlxpref.training.loss import LossInputs
 from mlxpref.training.rewards import RewardMix
 from tests.conftest import GOLDEN
-from tests.engine.test_vlm import golden_prompt
+from tests.engine.test_vlm import golden_input
 
 CLOSE = 1e-4
 """How far a gradient may be from torch's, over the length of torch's: the rounding of float32.
@@ -60,7 +60,7 @@ def descent(family: str, update: dict[str, Any], golden: dict[str, Any], **how: 
     vlm.tokenizer.label_ids = tuple(first), tuple(second)
     completions = Completions(update["tokens"], update["lengths"])
     inputs = LossInputs(
-        prompts=[golden_prompt(vlm, golden)],
+        prompts=[golden_input(vlm, golden)],
         completions=completions,
         mix=RewardMix.parse("soft"),
         mask=mx.array(completions.mask),
