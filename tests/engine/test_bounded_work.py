@@ -65,7 +65,7 @@ def test_prompts_are_evaluated_piece_by_piece(
     assert max(sums) <= 2 * max(32, rows * 16)  # one under way, and one behind it
     finite = np.isfinite(expected)
     np.testing.assert_array_equal(np.isfinite(found), finite)
-    assert np.abs(found - expected)[finite].max() < tolerance(expected, len(inputs[0]), layers=4)
+    assert np.abs(found[finite] - expected[finite]).max() < tolerance(expected, len(inputs[0]), layers=4)
 
 
 def test_no_more_completions_than_a_micro_batch_are_learned_from_in_one_evaluation(
