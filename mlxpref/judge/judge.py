@@ -85,8 +85,8 @@ class Judge:
                 self._rescaling(think, session)
         self._encode_ahead(images, session)
 
-        def compare(asked: Iterable[Pair], think: bool) -> Iterator[PairVerdict]:
-            return self.pairs(asked, think=think, session=session)
+        def compare(pairs: Iterable[Pair], think: bool) -> Iterator[PairVerdict]:
+            return self.pairs(pairs, think=think, session=session)
 
         ranking = rank_pairs(images, prompt, compare, think_about, pairs, top, self.settings.seed, self.processes)
         encoded = self.vlm.features.runs - encoded_before

@@ -143,16 +143,16 @@ class _PairSchedule:
             self.verdicts.append(verdict)
 
     def _rounds(self, members: Sequence[int], budget: int, think: bool, top: int | None) -> Iterator[PairVerdict]:
-        asked: set[tuple[int, int]] = set()
+        scheduled: set[tuple[int, int]] = set()
         size = max(_ROUND, default_round(len(members)))
-        while len(asked) < budget:
+        while len(scheduled) < budget:
             fit = self._fit() if self.judged else None
-            if self.processes.broadcast(bool(fit and asked and top and is_settled(fit, top))):
+            if self.processes.broadcast(bool(fit and scheduled and top and is_settled(fit, top))):
                 return
             among = _part(fit, members) if fit else None
-            proposed = next_round(len(members), asked, among, min(size, budget - len(asked)), self.seed, top)
+            proposed = next_round(len(members), scheduled, among, min(size, budget - len(scheduled)), self.seed, top)
             agreed = [(a, b) for a, b in self.processes.broadcast(proposed)]
-            asked.update(agreed)
+            scheduled.update(agreed)
             numbers = [(members[a], members[b]) for a, b in agreed]
             verdicts = self.compare((Pair(self.images[a], self.images[b], self.prompt) for a, b in numbers), think)
             for (a, b), verdict in zip(numbers, verdicts, strict=True):

@@ -110,7 +110,7 @@ def compare_strategies(
     judge: Judge,
     preferences: Sequence[Preference],
     spec: EvaluationSpec,
-    asked: Sequence[StrategyVariant],
+    variants: Sequence[StrategyVariant],
     validation: Sequence[Preference] = (),
 ) -> StrategyComparison:
     """Judge preferences by every variant that is asked for, each in both orders, and measure each as `evaluate` does.
@@ -122,22 +122,22 @@ def compare_strategies(
     started = time.perf_counter()
     needed = to_judge(preferences, spec)
     session = judge.session()
-    readers = {variant: _reader(variant, judge, session) for variant in asked}
-    chosen: dict[StrategyVariant, _SharedCompletions] = {}
+    readers = {variant: _reader(variant, judge, session) for variant in variants}
+    on_validation: dict[StrategyVariant, _SharedCompletions] = {}
     if validation and PROTOCOLS[spec.protocol].ties and spec.tie_threshold is None:
-        chosen = _write(judge, validation, asked, session, f"judging {VALIDATION_SPLIT}")
-    written = _write(judge, needed, asked, session, "judging")
+        on_validation = _write(judge, validation, variants, session, f"judging {VALIDATION_SPLIT}")
+    written = _write(judge, needed, variants, session, "judging")
     evaluations = {}
     for variant, completions in written.items():
         threshold = spec.tie_threshold
-        if chosen:
-            threshold = tie_threshold_of(validation, readers[variant].read(chosen[variant].verdicts))
+        if on_validation:
+            threshold = tie_threshold_of(validation, readers[variant].read(on_validation[variant].verdicts))
         row_spec = replace(spec, strategy=variant.strategy, tie_threshold=threshold)
         verdicts = readers[variant].read(completions.verdicts)
         evaluations[variant] = evaluation_of(preferences, verdicts, row_spec, completions.seconds)
-    every = {id(completions): completions for completions in [*written.values(), *chosen.values()]}.values()
+    every = {id(completions): completions for completions in [*written.values(), *on_validation.values()]}.values()
     return StrategyComparison(
-        rows=tuple(StrategyRow(each, evaluations[each], _gains(each, evaluations, needed)) for each in asked),
+        rows=tuple(StrategyRow(each, evaluations[each], _gains(each, evaluations, needed)) for each in variants),
         preferences=tuple(needed),
         counts=JudgingCounts.of(verdict for completions in every for verdict in completions.verdicts),
         seconds=round(time.perf_counter() - started, 3),
@@ -194,12 +194,12 @@ class _SharedCompletions:
 def _write(
     judge: Judge,
     preferences: Sequence[Preference],
-    asked: Sequence[StrategyVariant],
+    variants: Sequence[StrategyVariant],
     session: JudgingSession,
     what: str,
 ) -> dict[StrategyVariant, _SharedCompletions]:
     """Write all completions about preferences, and return those that each variant reads."""
-    sources = {variant: _source(variant, asked) for variant in asked}
+    sources = {variant: _source(variant, variants) for variant in variants}
     shared = {source: _SharedCompletions(judge, source) for source in dict.fromkeys(sources.values())}
     pairs = [Pair(p.a, p.b, p.prompt) for p in preferences]
     size = max(_PAIRS, judge.settings.rows)
@@ -215,9 +215,9 @@ def _write(
     return {variant: shared[source] for variant, source in sources.items()}
 
 
-def _source(variant: StrategyVariant, asked: Sequence[StrategyVariant]) -> StrategyVariant:
+def _source(variant: StrategyVariant, variants: Sequence[StrategyVariant]) -> StrategyVariant:
     """The variant whose completions contain those of this one."""
-    others = [other for other in asked if other.think == variant.think]
+    others = [other for other in variants if other.think == variant.think]
     with_answer = variant.strategy == "soft" and any(other.strategy == "select" for other in others)
     samples = max(other.samples for other in others) if variant.samples > 1 else 1
     return StrategyVariant("select" if with_answer else variant.strategy, variant.think, samples)

@@ -1,7 +1,7 @@
 """Where verdicts on comparisons come from: the model, several processes that share the work, or the store.
 
-Each source stands around the one that it asks, and none changes what is said. All of them take comparisons lazily and
-give judgements in the same order, in batches of any size.
+Sources wrap each other, and none changes a verdict. All take comparisons lazily and give judgements in the same order,
+in batches of any size.
 """
 
 import hashlib
@@ -31,6 +31,8 @@ __all__ = [
     "VerdictSource",
 ]
 
+_Encoded = tuple[Features, Features, str]
+"""The images of a comparison as they are shown, and its prompt."""
 _LOOKAHEAD = 1024
 """Comparisons that are looked up in the store at most before a missing one is judged."""
 
@@ -94,15 +96,13 @@ class ModelVerdicts:
     ) -> Iterator[list[Judgement]]:
         """Judge comparisons, at most `request.batch_size` at a time, and fewer where their prompts are long."""
         waiting = iter(comparisons)
-        while asked := list(islice(waiting, request.batch_size)):
-            features = iter(self.vlm.features.get_all(_images(asked), session.seen))
-            shown = [(next(features), next(features), comparison.prompt) for comparison in asked]
-            for batch in _parts(shown):
+        while chunk := list(islice(waiting, request.batch_size)):
+            features = iter(self.vlm.features.get_all(_images(chunk), session.seen))
+            encoded = [(next(features), next(features), comparison.prompt) for comparison in chunk]
+            for batch in _split(encoded):
                 yield self._judge_batch(batch, request, session)
 
-    def _judge_batch(
-        self, batch: Sequence[tuple[Features, Features, str]], request: Request, session: JudgingSession
-    ) -> list[Judgement]:
+    def _judge_batch(self, batch: Sequence[_Encoded], request: Request, session: JudgingSession) -> list[Judgement]:
         inputs = [
             self.vlm.input_of((first, second), prompt, request.form, request.think) for first, second, prompt in batch
         ]
@@ -123,8 +123,8 @@ class ShardedVerdicts:
     ) -> Iterator[list[Judgement]]:
         """Judge comparisons, `request.batch_size` at a time."""
         waiting = iter(comparisons)
-        while asked := list(islice(waiting, request.batch_size)):
-            shard = [asked[index] for index in self.processes.shard(len(asked))]
+        while chunk := list(islice(waiting, request.batch_size)):
+            shard = [chunk[index] for index in self.processes.shard(len(chunk))]
             judged = [each for batch in self.source.batches(shard, request, session) for each in batch]
             gathered = self.processes.all_gather([verdicts_to_json(each.verdicts) for each in judged])
             yield [Judgement(verdicts_from_json(verdicts)) for part in gathered for verdicts in part]
@@ -181,19 +181,17 @@ def _images(comparisons: Sequence[Comparison]) -> list[ImageLike]:
     return [image for comparison in comparisons for image in (comparison.first, comparison.second)]
 
 
-def _parts(
-    shown: Sequence[tuple[Features, Features, str]],
-) -> Iterator[Sequence[tuple[Features, Features, str]]]:
-    """Comparisons in parts that keep to the bound on prompt tokens; one comparison at least."""
-    sizes = [first.tokens + second.tokens for first, second, _ in shown]
+def _split(encoded: Sequence[_Encoded]) -> Iterator[Sequence[_Encoded]]:
+    """Comparisons in parts that keep to the bound on prompt tokens; each has one comparison at least."""
+    sizes = [first.tokens + second.tokens for first, second, _ in encoded]
     start = 0
-    for end in range(1, len(shown) + 1):
-        if end == len(shown) or sum(sizes[start : end + 1]) > bounds.PREFILL_TOKENS:
-            yield shown[start:end]
+    for end in range(1, len(encoded) + 1):
+        if end == len(encoded) or sum(sizes[start : end + 1]) > bounds.PREFILL_TOKENS:
+            yield encoded[start:end]
             start = end
 
 
 def _random_key(first: Features, second: Features, prompt: str) -> tuple[int, ...]:
-    """What the random numbers of a comparison depend on: what is shown, not when or beside what."""
+    """The key of a comparison's random numbers: it depends on images and prompt, not on the batch."""
     digest = hashlib.sha256("\n".join([first.content, second.content, prompt]).encode("utf-8", "replace")).digest()
     return tuple(int.from_bytes(digest[i : i + 4], "big") for i in (0, 4, 8))

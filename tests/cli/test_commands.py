@@ -249,9 +249,7 @@ def test_rank(pictures: Path, think: str) -> None:
     assert "not what people think" in shown[-1]
 
 
-def test_rank_takes_files_and_folders_and_looks_deeper_on_request(
-    pictures: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rank_takes_files_and_folders(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(pictures.parent)
     deep = draw(pictures / "deep" / "deeper" / "a.png", 5)
     (pictures / ".DS_Store").write_text("x")
@@ -272,7 +270,7 @@ def test_rank_takes_files_and_folders_and_looks_deeper_on_request(
     assert f"  {deep} " in run("rank", "pictures/a.png", deep, "--prompt", "x", "--think", "none", *QUICK).stdout
 
 
-def test_names_and_prompts_of_any_kind_are_shown_and_do_nothing(tmp_path: Path) -> None:
+def test_any_name_and_prompt_is_shown_plainly(tmp_path: Path) -> None:
     names = ("with blanks.png", "ünï 你好 🎨.png", MARKUP, ESCAPE, UNDECODED)
     for number, name in enumerate(names):
         draw(tmp_path / "pictures" / name, number)
@@ -465,7 +463,7 @@ def test_bad_rows_are_gathered(rows: Callable[..., Path]) -> None:
     assert "1.5" in lines[2]
 
 
-def test_unreadable_images_of_preferences_are_named_before_the_work(
+def test_unreadable_images_are_named_first(
     rows: Callable[..., Path], pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (pictures / "b.png").write_bytes(b"")
@@ -542,7 +540,7 @@ def test_adapters_of_another_model_are_refused(
 SMALL_RUN = ("--data", "demo", "--limit", "6", "--comparisons", "2", "--group", "2", "--max-tokens", "4")
 
 
-def test_train_writes_a_run_that_can_be_used_and_fed_back(two: tuple[Path, Path], tmp_path: Path) -> None:
+def test_train_writes_a_run_that_can_be_repeated(two: tuple[Path, Path], tmp_path: Path) -> None:
     folder = tmp_path / "run"
     said = report("train", *SMALL_RUN, "--model", TINY, "--steps", "2", "--no-think", "--output", folder)
     assert said["adapter"] == str(folder)

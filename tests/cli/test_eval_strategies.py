@@ -89,7 +89,7 @@ def test_what_cannot_be_asked_for_is_refused_at_once(arguments: tuple[str, ...],
     assert said in " ".join(result.stderr.split())
 
 
-def test_options_that_are_not_given_leave_the_settings_alone() -> None:
+def test_options_not_given_change_no_setting() -> None:
     nothing = StrategyOptions()
     assert nothing.settings == {}
     assert nothing.variants == [StrategyVariant("soft", True, 1)]

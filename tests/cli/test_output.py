@@ -39,7 +39,7 @@ def test_text_is_plain_and_markup_is_not_eaten(capsys: pytest.CaptureFixture[str
     assert len(lines) == 5
 
 
-def test_json_escapes_what_a_terminal_would_obey_and_loses_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_escapes_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
     value = {"prompt": NASTY, "words": "你好 🎨", "n": None, "x": [1.5, True]}
     print_json(value)
     out = capsys.readouterr().out

@@ -94,16 +94,14 @@ def test_files_are_written(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "place"), [("--html", "missing/page.html"), ("--csv", "missing/table.csv"), ("--html", "")]
 )
-def test_a_file_that_cannot_be_written_is_refused_before_the_work(
-    folder: Path, tmp_path: Path, option: str, place: str
-) -> None:
+def test_unwritable_outputs_are_refused_first(folder: Path, tmp_path: Path, option: str, place: str) -> None:
     done = run("rank", folder, *PROMPT, option, tmp_path / place, *QUICK)
     assert done.exit_code == 1
     assert "folder" in done.stderr
     assert "pairs without thinking" not in done.stderr
 
 
-def test_copies_into_a_full_folder_are_refused_before_the_work(folder: Path) -> None:
+def test_copies_need_an_empty_folder(folder: Path) -> None:
     done = run("rank", folder, *PROMPT, "--copy-top", "2", folder, *QUICK)
     assert done.exit_code == 1
     assert "is no empty folder" in done.stderr

@@ -151,7 +151,7 @@ def test_the_first_image_wins_as_much_as_the_second() -> None:
 # What is measured
 
 
-def test_what_is_reported_is_of_prompts_that_were_not_fitted_to() -> None:
+def test_metrics_are_cross_fitted() -> None:
     """The fit of a fold does not know its own people: turning all of them changes nothing there."""
     first, second, people = judged(50, 2, 1)
     fold = np.arange(50) % 5
@@ -221,7 +221,7 @@ def test_orders_that_could_not_be_read_are_left_out() -> None:
 
 @given(st.floats(0.001, 0.999), st.floats(0.001, 0.999), st.floats(0.05, 20), st.floats(-5, 5))
 @relaxed
-def test_a_calibrated_pair_is_antisymmetric_and_free_of_bias(p: float, q: float, temperature: float, b: float) -> None:
+def test_calibrated_pairs_are_antisymmetric(p: float, q: float, temperature: float, b: float) -> None:
     orders = (Verdict("", p, 1 - p),), (Verdict("", q, 1 - q),)
     pair, exchanged = (
         PairVerdict(*each, rescaling=TemperatureScaling(temperature, b)) for each in (orders, orders[::-1])
@@ -338,7 +338,7 @@ def test_a_calibration_for_anything_else_is_refused(
     assert str(error.value).startswith(f"{path}: made for {said} (with thinking); ")
 
 
-def test_each_mode_needs_its_own_before_anything_is_judged(
+def test_each_mode_needs_its_calibration(
     demo_judge: MakeJudge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     judge = put_on(demo_judge(max_tokens=2), tmp_path / "c.json", TemperatureScaling(2.0, 0.0))
@@ -390,7 +390,7 @@ def people_who_are(calmer: float, preferences: Sequence[Preference], judge: Judg
     ]
 
 
-def test_calibration_lowers_the_error_of_the_demo_judge(demo_judge: MakeJudge) -> None:
+def test_calibration_lowers_the_demo_judges_error(demo_judge: MakeJudge) -> None:
     judge = demo_judge(think=False)
     fitted, test = (people_who_are(5, demo_preferences(split, 80), judge) for split in ("train", "test"))
     made = calibrate(judge, fitted, "demo", "train", think=False)
@@ -405,7 +405,7 @@ def test_calibration_lowers_the_error_of_the_demo_judge(demo_judge: MakeJudge) -
     assert after.accuracy == before.accuracy
 
 
-def test_the_demo_judge_comes_nearer_to_its_own_people(demo_judge: MakeJudge) -> None:
+def test_calibration_lowers_proper_scores(demo_judge: MakeJudge) -> None:
     """Both proper scores fall. The error in bins need not: how sure this judge is hardly says how right it is."""
     made = calibrate(demo_judge(), demo_preferences("test", 80), "demo", "test", think=False)
     assert made.after.nll < made.before.nll - 0.05
@@ -460,7 +460,7 @@ def test_the_command_calibrates_and_rank_applies_it(tmp_path: Path, monkeypatch:
     assert both.exit_code == 2
 
 
-def test_the_command_refuses_an_output_before_it_works(tmp_path: Path) -> None:
+def test_calibrate_refuses_an_output_first(tmp_path: Path) -> None:
     for output in (tmp_path, tmp_path / "no" / "c.json"):
         done = CliRunner().invoke(main, ["calibrate", "--data", "demo", "--output", str(output)])
         assert done.exit_code == 1

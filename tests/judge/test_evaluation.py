@@ -70,7 +70,7 @@ def test_brier_and_calibration_error_by_plain_loops() -> None:
     assert metrics.ece == pytest.approx(error / 400)
 
 
-def test_a_perfectly_calibrated_judge_has_no_calibration_error() -> None:
+def test_perfect_calibration_has_no_error() -> None:
     people = np.array([0.1, 0.3, 0.6, 0.8, 0.95])
     metrics = measure(people, people, people, list("abcde"))
     assert metrics.brier == pytest.approx(0)
@@ -80,7 +80,7 @@ def test_a_perfectly_calibrated_judge_has_no_calibration_error() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(*[st.floats(0.01, 0.99)] * 3), min_size=1, max_size=30), st.randoms())
-def test_nothing_but_the_baseline_depends_on_which_image_is_called_a(
+def test_metrics_do_not_depend_on_which_image_is_a(
     rows: list[tuple[float, float, float]], random: np.random.Generator
 ) -> None:
     rows = [(x, y, 0.6 if z == 0.5 else z) for x, y, z in rows]
@@ -105,7 +105,7 @@ def test_the_interval_is_that_of_groups_not_of_pairs() -> None:
     assert clustered.accuracy_low < clustered.accuracy < clustered.accuracy_high
 
 
-def test_a_judge_that_always_says_first_is_seen_through() -> None:
+def test_a_judge_that_always_says_first() -> None:
     people = np.array([1.0] * 59 + [0.0] * 41)
     metrics = measure(np.full(100, 0.9), np.full(100, 0.1), people, [str(i) for i in range(100)])
     assert metrics.first_image_baseline == pytest.approx(0.59)
@@ -114,7 +114,7 @@ def test_a_judge_that_always_says_first_is_seen_through() -> None:
     assert metrics.first_choice_rate == 1
 
 
-def test_evaluating_drops_ties_and_reports_the_contract(demo_judge: Callable[..., Judge]) -> None:
+def test_evaluation_json(demo_judge: Callable[..., Judge]) -> None:
     preferences = demo_preferences("test", 6)
     tied = [replace(preferences[0], p_people=0.5), *preferences[1:]]
     evaluation = evaluate(demo_judge(think=False), tied, EvaluationSpec("demo", "test"))
@@ -158,7 +158,7 @@ def of(*rows: tuple[float, str], label: Sequence[Any] = ()) -> list[Preference]:
     ]
 
 
-def test_verdicts_that_exist_are_measured_without_a_judge() -> None:
+def test_verdicts_are_measured_without_a_judge() -> None:
     preferences = of((1, "x"), (0.5, "x"), (0.5, "x"), (0.2, "y"), label=(None, "a", None, None))
     verdicts = said((0.8, 0.8), (0.4, None), (None, 0.3))
     found = evaluation_of(preferences, verdicts, EvaluationSpec("hpdv2", "test", protocol="hpdv2"), seconds=6.0)
@@ -175,7 +175,7 @@ def test_verdicts_that_exist_are_measured_without_a_judge() -> None:
         evaluation_of(preferences, verdicts[:2], found.spec, seconds=0)
 
 
-def test_seconds_are_of_the_pairs_that_were_judged_now() -> None:
+def test_seconds_per_pair_leave_recalled_pairs_out() -> None:
     def json_of(recalled: int) -> dict[str, Any]:
         verdicts = [
             replace(verdict, recalled=(number < recalled, number < recalled))
@@ -189,7 +189,7 @@ def test_seconds_are_of_the_pairs_that_were_judged_now() -> None:
     assert json.loads(json.dumps(json_of(2), allow_nan=False))["official"]["low"] == 1
 
 
-def test_pickapic_scores_ties_and_the_rest_leaves_them_out() -> None:
+def test_pickapic_counts_ties() -> None:
     preferences = of((1, "x"), (0.5, "y"), (0, "z"), (0.5, "w"))
     verdicts = said((0.9, 0.9), (0.55, 0.55), (0.45, 0.45), (0.9, 0.9))
 
@@ -210,7 +210,7 @@ def test_pickapic_scores_ties_and_the_rest_leaves_them_out() -> None:
         evaluation_of_scores(preferences[1::2], np.ones(2), EvaluationSpec("x", "y", None, "pickapic"))
 
 
-def test_a_tie_threshold_is_chosen_on_what_is_judged_first(demo_judge: Callable[..., Judge]) -> None:
+def test_tie_threshold_from_validation(demo_judge: Callable[..., Judge]) -> None:
     test = [replace(p, p_people=p_a) for p, p_a in zip(demo_preferences("test", 4), (1, 0.5, 0, 1), strict=True)]
     # All of these are ties: the smallest threshold that makes everything one is best.
     ties = [replace(p, p_people=0.5) for p in demo_preferences("heldout", 3)]
@@ -261,14 +261,14 @@ def ones_own(tmp_path: Path) -> Path:
     return path
 
 
-def test_data_without_the_split_of_the_tie_threshold_says_what_to_give() -> None:
+def test_a_missing_validation_split_names_the_option() -> None:
     result = run("--data", "demo", "--protocol", "pickapic", "--limit", "4")
     assert result.exit_code == 1
     assert "split 'validation_unique': the demo has train, test, heldout" in result.stderr
     assert "chooses its tie threshold there: or give --tie-threshold" in result.stderr
 
 
-def test_the_command_chooses_a_tie_threshold_and_says_so(ones_own: Path) -> None:
+def test_eval_chooses_a_tie_threshold(ones_own: Path) -> None:
     result = run("--data", ones_own, "--protocol", "pickapic", "--json", "--limit", "4")
     assert result.exit_code == 0, result.output
     assert "the tie threshold is chosen on 2 preferences of validation_unique, which are judged first" in result.stderr
@@ -281,7 +281,7 @@ def test_the_command_chooses_a_tie_threshold_and_says_so(ones_own: Path) -> None
     assert "validation_unique" not in given.stderr
 
 
-def test_a_tie_threshold_is_not_chosen_on_what_is_tested(ones_own: Path) -> None:
+def test_tie_threshold_needs_other_preferences(ones_own: Path) -> None:
     rows = [json.loads(line) for line in ones_own.read_text(encoding="utf-8").splitlines()]
     without = [json.dumps({key: value for key, value in row.items() if key != "split"}) for row in rows]
     ones_own.write_text("\n".join(without), encoding="utf-8")
@@ -333,7 +333,7 @@ def test_an_interrupted_evaluation_goes_on(ones_own: Path, tmp_path: Path, monke
 
 
 @pytest.mark.parametrize("name", ["imagereward", "hpdv2", "pickapic", "pickapic_v1", "hpdv3"])
-def test_a_public_data_set_is_measured_by_its_own_protocol(name: str, tmp_path: Path) -> None:
+def test_public_data_sets_have_their_protocol(name: str, tmp_path: Path) -> None:
     make_layout(name, tmp_path, prompts=2)
     result = run("--data", name, "--data-dir", tmp_path, "--no-think", "--json", "--max-pixels", "4096")
     assert result.exit_code == 0, result.output

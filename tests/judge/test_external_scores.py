@@ -84,7 +84,7 @@ def matched(rows: list[str], preferences: list[Preference]) -> dict[str, float]:
     return match_scores({row: float(number) for number, row in enumerate(rows)}, preferences, Path("scores.csv"))
 
 
-def test_an_image_is_named_by_its_path_or_the_end_of_it() -> None:
+def test_images_are_named_by_path_endings() -> None:
     preferences = of("/data/one/a.png", "/data/two/a.png", "/data/b.png")
     assert matched(["/data/one/a.png", "two/a.png", "./b.png", "c.png"], preferences) == {
         "/data/one/a.png": 0, "/data/two/a.png": 1, "/data/b.png": 2,
@@ -95,7 +95,7 @@ def test_a_path_that_is_whole_is_no_end_of_another() -> None:
     assert matched(["b/a.png", "a.png"], of("a.png", "b/a.png")) == {"b/a.png": 0, "a.png": 1}
 
 
-def test_an_image_in_an_archive_may_be_named_as_if_it_were_unpacked() -> None:
+def test_images_in_archives_have_unpacked_names() -> None:
     preferences = of(
         PackedImage(Path("/hub/images/test/test_1.zip"), "test_1/x.webp"),
         PackedImage(Path("/hub/images/test/test_2.zip"), "test_2/x.webp"),
@@ -105,7 +105,7 @@ def test_an_image_in_an_archive_may_be_named_as_if_it_were_unpacked() -> None:
     assert [found[str(p)] for p in (preferences[0].a, preferences[0].b, preferences[1].b)] == [0, 1, 2]
 
 
-def test_images_in_doubt_and_without_scores_are_named_and_counted() -> None:
+def test_ambiguous_and_missing_scores_are_named() -> None:
     preferences = of("/data/one/a.png", "/data/two/a.png", "/data/b.png")
     with pytest.raises(DataError) as error:
         matched(["a.png", "b.png", "data/b.png"], preferences)

@@ -41,7 +41,7 @@ def put(vlm: VLM, name: str, weight: mx.array) -> None:
     vlm.model.update(tree_unflatten([(name, weight)]))
 
 
-def test_it_is_the_same_for_a_copy_and_another_one_for_another_model(tmp_path: Path) -> None:
+def test_copies_have_the_same_fingerprint(tmp_path: Path) -> None:
     shutil.copytree(GOLDEN / "qwen2_vl", tmp_path / "copy")
     assert now(fresh(tmp_path / "copy")) == now(fresh())
     assert now(fresh(GOLDEN / "qwen2_5_vl")) != now(fresh())

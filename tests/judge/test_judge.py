@@ -42,7 +42,7 @@ def said(p_first: float) -> Verdict:
     return Verdict("<think>x</think><answer>", p_first, 1 - p_first)
 
 
-def test_a_pair_is_shown_in_both_orders_whatever_the_file_says() -> None:
+def test_a_pair_is_shown_in_both_orders() -> None:
     a, b = picture(1), picture(2)
     assert shown(Pair(a, b, "x")) == (Comparison(a, b, "x"), Comparison(b, a, "x"))
 
@@ -64,7 +64,7 @@ def test_an_additive_position_bias_cancels() -> None:
             assert PairVerdict((said(p[0]),), (said(p[1]),)).p_a == pytest.approx(1 / (1 + np.exp(-truth)))
 
 
-def test_samples_are_averaged_and_unreadable_ones_left_out() -> None:
+def test_samples_are_averaged() -> None:
     verdict = PairVerdict((said(0.9), said(0.5), Verdict("?")), (Verdict("?"),))
     assert verdict.p_a_shown_first == pytest.approx(0.7)
     assert verdict.p_a_shown_second is None
@@ -95,7 +95,7 @@ def test_samples_are_drawn_and_written_once_an_order(tiny_vlm: VLM) -> None:
     assert len({v.text for v in verdict.a_shown_first}) > 1
 
 
-def test_sampling_depends_on_what_is_shown_not_on_when(tiny_vlm: VLM) -> None:
+def test_sampling_depends_on_the_comparison_alone(tiny_vlm: VLM) -> None:
     judge = tiny_judge(tiny_vlm, samples=3)
     a, b = picture(1), picture(2)
     first = judge.compare(a, b, "a hat")
@@ -105,7 +105,7 @@ def test_sampling_depends_on_what_is_shown_not_on_when(tiny_vlm: VLM) -> None:
     assert swapped.p_a == pytest.approx(1 - first.p_a, abs=1e-5)
 
 
-def test_half_precision_does_not_put_preferences_on_a_grid() -> None:
+def test_half_precision_leaves_no_grid() -> None:
     from mlxpref.engine.vlm import load_vlm
     from tests.conftest import GOLDEN
 
@@ -135,7 +135,7 @@ def test_permuting_the_images_permutes_the_ranking(tiny_vlm: VLM) -> None:
         assert image.strength == pytest.approx(strengths[order[image.index]], abs=1e-5)
 
 
-def test_the_best_are_thought_about_and_the_others_read(tiny_vlm: VLM) -> None:
+def test_only_the_best_are_thought_about(tiny_vlm: VLM) -> None:
     images = [picture(i) for i in range(TOP + 2)]
     ranking = tiny_judge(tiny_vlm, max_tokens=2).rank(images, "a hat", "top", pairs="all")
     thought = [pair for pair in ranking.pairs if pair.verdict.verdicts[0].tokens]
@@ -162,7 +162,7 @@ def test_reasons_speak_of_the_image_they_stand_beside(demo_judge: MakeJudge) -> 
             assert f"beside image {image.index}:" not in reason
 
 
-def test_load_knows_the_demo_and_refuses_what_does_not_exist() -> None:
+def test_load() -> None:
     judge = mlxpref.load("demo", think=False)
     assert judge.name == "demo"
     assert not judge.settings.think
@@ -231,7 +231,7 @@ def test_more_images_are_judged_against_those_before(store: Store) -> None:
     assert [pair.p_a for pair in pairs] == pytest.approx(expected, abs=1e-5)
 
 
-def test_only_images_of_comparisons_that_are_not_known_are_encoded(store: Store) -> None:
+def test_images_of_known_comparisons_are_not_encoded(store: Store) -> None:
     images = [picture(i) for i in range(6)]
     pairs = all_of(images)
     list(later(store).pairs(pairs[:-1]))
@@ -328,7 +328,7 @@ def test_what_is_asked_otherwise_is_judged(
     assert recalls(judge())
 
 
-def test_greedy_answers_with_and_without_thinking_are_two(demo_judge: MakeJudge, store: Store) -> None:
+def test_thinking_is_in_the_key(demo_judge: MakeJudge, store: Store) -> None:
     judge = replace(demo_judge(max_tokens=4), store=store)
     assert not recalls(judge, write_answer=True, think=True)
     assert not recalls(judge, write_answer=True, think=False)
@@ -349,9 +349,7 @@ def test_what_makes_no_difference_is_not_judged_again(
     assert recalls(replace(demo_judge(**(settings | changed)), store=store))
 
 
-def test_other_words_another_method_and_another_budget_are_judged(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_template_method_and_pixels_are_in_the_key(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     judge = later(store)
     assert not recalls(judge)
     for place, name, value in (

@@ -45,7 +45,7 @@ def test_the_position_bias_of_real_judges(judge: str, rate: float) -> None:
 
 
 @pytest.mark.parametrize("judge", ["llava", "gpt4o", "idefics2", "videollava"])
-def test_eval_says_the_same_of_a_judge_that_saw_one_order_only(judge: str) -> None:
+def test_a_judge_that_saw_one_order(judge: str) -> None:
     people = p_first(votes()["people"])
     decided = people != 0.5
     said = p_first(votes()[judge])[decided]
@@ -59,7 +59,7 @@ def test_eval_says_the_same_of_a_judge_that_saw_one_order_only(judge: str) -> No
     assert metrics.both_orders_accuracy == metrics.position_consistency == 0
 
 
-def test_a_judge_that_is_never_decided_has_no_first_choice() -> None:
+def test_undecided_judges_have_no_first_choice() -> None:
     assert math.isnan(first_choice_rate(np.array([0.5, NAN])))
     assert first_choice_rate(np.array([0.5, NAN, 0.7, 0.6, 0.1])) == pytest.approx(2 / 3)
 
@@ -75,14 +75,14 @@ def test_an_order_that_cannot_be_read_leaves_the_other() -> None:
     assert metrics.brier == pytest.approx((0.2**2 + 0.7**2 + 0.5**2 + 0.5**2) / 4)
 
 
-def test_what_counts_as_better_may_differ_from_the_majority() -> None:
+def test_labels_may_differ_from_the_majority() -> None:
     p, people = np.array([0.9, 0.9]), np.array([0.5, 0.4])
     metrics = measure(p, p, people, ["x", "x"], a_is_better=np.array([True, True]))
     assert (metrics.accuracy, metrics.first_image_baseline) == (1, 1)
     assert metrics.brier == pytest.approx((0.4**2 + 0.5**2) / 2)
 
 
-def test_two_people_agree_as_often_as_direct_counting_says() -> None:
+def test_human_agreement_by_counting() -> None:
     rng = np.random.default_rng(0)
     ranks = [[list(rng.permutation(9)) for _ in range(10)] for _ in range(15)]
     shares, agreeing = [], []
@@ -103,7 +103,7 @@ def test_the_calibration_error_of_one_bin_by_hand() -> None:
     assert calibration_error(np.array([1.0, 0.0]), np.array([1.0, 0.0])) == 0
 
 
-def test_the_interval_is_that_of_a_bootstrap_written_as_loops() -> None:
+def test_interval_against_a_bootstrap_in_loops() -> None:
     rng = np.random.default_rng(1)
     total, size = rng.integers(0, 5, 30), np.full(30, 5)
     random = np.random.default_rng(2)
@@ -128,7 +128,7 @@ def test_a_share_of_nothing_may_be_anything() -> None:
     assert share_interval(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)  # Wilson's, by hand
 
 
-def test_an_interval_is_never_narrower_than_that_of_single_pairs() -> None:
+def test_intervals_are_at_least_wilsons() -> None:
     for groups in (["one"] * 8, ["one"] * 4 + ["two"] * 4, [str(i) for i in range(8)]):
         right = np.array([0.9] * 8)
         metrics = measure(right, right, np.ones(8), groups)

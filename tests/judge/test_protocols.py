@@ -87,7 +87,7 @@ def test_hpdv2_counts_inversions_within_prompts(seed: int) -> None:
     assert found.value != pytest.approx(official("pairs", *groups_of(groups, ties=False)).value, abs=1e-6)
 
 
-def test_hpdv2_of_equal_scores_is_the_mean_over_the_ways_to_sort_them() -> None:
+def test_hpdv2_credits_half_for_equal_scores() -> None:
     ranks = [2, 1, 3]
     first, second = (official("hpdv2", *groups_of([(s, ranks)], ties=False)).value for s in ([2, 3, 1], [3, 2, 1]))
     assert official("hpdv2", *groups_of([([2, 2, 1], ranks)], ties=False)).value == pytest.approx((first + second) / 2)
@@ -138,7 +138,7 @@ def test_pickapic_by_loops(rows: list[tuple[float, float]]) -> None:
 
 
 @pytest.mark.parametrize("protocol", list(PROTOCOLS))
-def test_turning_pairs_round_changes_no_official_number(protocol: str) -> None:
+def test_official_numbers_do_not_depend_on_which_image_is_a(protocol: str) -> None:
     rng = np.random.default_rng(3)
     p, label = rng.random(60).round(1), rng.integers(0, 2, 60).astype(float)
     turned = rng.random(60) < 0.5
@@ -149,7 +149,7 @@ def test_turning_pairs_round_changes_no_official_number(protocol: str) -> None:
     assert (found.low, found.high) == pytest.approx((other.low, other.high))
 
 
-def test_a_macro_interval_is_that_of_the_mean_over_prompts() -> None:
+def test_macro_interval() -> None:
     # One prompt of 400 pairs and 99 of one: the mean over prompts does not hang on the large one.
     label = np.ones(499)
     p = np.where(np.arange(499) < 400, 0.9, np.where(np.arange(499) % 2, 0.9, 0.1))

@@ -91,7 +91,7 @@ def test_all_pairs_are_all_pairs() -> None:
     assert sorted((a, b) for a, b, _ in rater.asked) == list(all_pairs(9))
 
 
-def test_the_best_are_thought_about_after_all_were_read() -> None:
+def test_thinking_replaces_judging_without() -> None:
     rater = Rater(25)
     ranking = rank_pairs(rater.images, "a hat", rater, "top")
     thought = [(a, b) for a, b, thinks in rater.asked if thinks]
@@ -131,7 +131,7 @@ def test_interrupted_work_is_ranked(after: int) -> None:
     assert ranking.warnings[0].startswith(f"interrupted: the order is that of {after} pairs, 60 were planned")
 
 
-def test_work_interrupted_before_it_said_anything_is_interrupted() -> None:
+def test_interrupted_before_the_first_verdict() -> None:
     rater = Rater(5, stop_after=0)
     with pytest.raises(KeyboardInterrupt):
         rank_pairs(rater.images, "a hat", rater)
@@ -152,7 +152,7 @@ def test_who_leads_is_said_while_the_work_goes_on() -> None:
     assert f"image {rater.order[0]}" in said[-1]
 
 
-def test_fewer_than_a_third_of_all_pairs_find_the_same_five_best() -> None:
+def test_a_third_of_all_pairs_finds_the_five_best() -> None:
     """Of 32 images, by a judge whose answers depend on place as much as on the picture."""
     found = []
     for seed in range(6):

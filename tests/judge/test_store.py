@@ -117,7 +117,7 @@ def test_verdicts_come_back_bit_by_bit(path: Path) -> None:
     assert all(type(v.closed) is bool and type(v.p_label_first) is float for kept in found.values() for v in kept)
 
 
-def test_many_are_found_at_once_and_those_that_are_not_there_are_left_out(store: Store) -> None:
+def test_many_keys_at_once(store: Store) -> None:
     items = {f"{i}".encode(): said(i) for i in range(1201)}
     store.put_many(items)
     assert store.get_many([*items, b"other"]) == items
@@ -165,7 +165,7 @@ def test_two_processes_write_at_once(path: Path, writer: Callable[..., subproces
 
 
 @pytest.mark.parametrize("after", [1, 40])
-def test_a_killed_process_loses_its_unfinished_batch_at_most(
+def test_a_killed_process_loses_one_batch_at_most(
     path: Path, writer: Callable[..., subprocess.Popen[str]], after: int
 ) -> None:
     size = 300
@@ -196,7 +196,7 @@ def test_a_file_that_is_no_database_is_named_and_stays(path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_database_of_another_program_is_named_and_stays(path: Path) -> None:
+def test_another_programs_database_stays(path: Path) -> None:
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE comparisons (key BLOB PRIMARY KEY, verdicts TEXT)")
     connection.close()

@@ -71,7 +71,7 @@ def assert_same(found: Sequence[PairVerdict], expected: Sequence[PairVerdict]) -
         assert (x.p_label_first, x.p_label_second) == pytest.approx((y.p_label_first, y.p_label_second), abs=1e-5)
 
 
-def test_ways_are_every_combination_but_thoughtless_samples() -> None:
+def test_strategy_variants() -> None:
     found = strategy_variants(["soft", "score"], [4, 1, 4], [True, False])
     assert found == [
         StrategyVariant("soft", False, 1), StrategyVariant("score", False, 1),
@@ -131,14 +131,14 @@ def test_what_is_shared_is_written_once(compared: Callable[..., StrategyComparis
     assert 0 < seconds[StrategyVariant("soft", True, 1)] == seconds[StrategyVariant("select", True, 1)] < found.seconds
 
 
-def test_rows_without_written_answers_do_not_write_them(compared: Callable[..., StrategyComparison]) -> None:
+def test_soft_without_thinking_writes_nothing(compared: Callable[..., StrategyComparison]) -> None:
     found = compared(strategy_variants(["soft"], [1], [False]))
     assert found.counts.tokens == 0
     assert found.rows[0].to_json()["tokens"] == 0
     assert found.rows[0].evaluation.seconds > 0
 
 
-def test_an_interrupted_comparison_goes_on_where_it_was(
+def test_an_interrupted_comparison_continues(
     demo_judge: Callable[..., Judge], preferences: list[Preference], tmp_path: Path
 ) -> None:
     asked = strategy_variants(["select", "score"], [1, 2], [True])
