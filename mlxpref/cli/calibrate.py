@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from mlxpref.cli.common import check_output, image_cache, open_judge
+from mlxpref.cli.common import check_output, image_cache
+from mlxpref.cli.judges import open_judge
 from mlxpref.cli.options import FILE, DataOptions, JudgeOptions, json_option, option_group, settings_options
 from mlxpref.cli.output import print_json, print_table, print_text
 from mlxpref.config import JudgeSettings

@@ -1,41 +1,23 @@
-"""What several commands do before their work: find the images, load the judge, open its store."""
+"""What several commands do before their work: find the images, check the outputs, ask."""
 
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
-from PIL import Image
 
-from mlxpref.cli.options import ImageOptions, JudgeOptions
+from mlxpref.cli.options import ImageOptions
 from mlxpref.cli.output import note
 from mlxpref.config import JudgeSettings
 from mlxpref.data.find_images import Skipped
 from mlxpref.data.image_cache import ImageCache
 from mlxpref.data.prompts import PromptGroup, find_groups
-from mlxpref.demo.pictures import SIZE
-from mlxpref.distributed import process_group
-from mlxpref.errors import ConfigError, DataError
-from mlxpref.judge.judge import Judge
-from mlxpref.judge.loading import calibrated, load_judge
-from mlxpref.judge.store import BroadcastStore, Store, default_store_path
-from mlxpref.power import keep_awake
-from mlxpref.preferences import ImageLike
+from mlxpref.errors import ConfigError
 
-__all__ = [
-    "INTERRUPTED",
-    "agree",
-    "check_output",
-    "exit_on_sigterm",
-    "image_cache",
-    "load_image_groups",
-    "load_judge_for",
-    "open_judge",
-]
+__all__ = ["INTERRUPTED", "agree", "check_output", "exit_on_sigterm", "image_cache", "load_image_groups"]
 
 INTERRUPTED = 130
 """The exit code of a command that was interrupted and printed a result nevertheless."""
@@ -54,44 +36,6 @@ def load_image_groups(
     for line in [*(f"skipped: {each.path}: {each.error}" for each in skipped), *notes]:
         note(line)
     return groups, skipped, notes
-
-
-def load_judge_for(
-    images: Sequence[ImageLike],
-    options: JudgeOptions,
-    settings: Mapping[str, Any],
-    decoded: ImageCache,
-    together: int | None = None,
-) -> Judge:
-    """The judge that the options name, calibrated, to judge `images`, of which `together` are one ranking (all)."""
-    consent = (lambda question: True) if options.yes else agree
-    judge = load_judge(options.model, options.adapter, settings, consent, together or len(images), options.any_base)
-    judge = replace(judge, processes=process_group())
-    judge.vlm.features.images = decoded
-    if judge.processes.size > 1:
-        judge.processes.check_same({"fingerprint of the judge": judge.conditions().judge})
-    judge = calibrated(judge, options.calibration or not options.no_calibration)
-    _warn_of_the_demo(judge, images)
-    return judge
-
-
-@contextmanager
-def open_judge(
-    images: Sequence[ImageLike],
-    options: JudgeOptions,
-    settings: Mapping[str, Any],
-    decoded: ImageCache,
-    together: int | None = None,
-) -> Iterator[Judge]:
-    """The same judge with its store open, while the machine is kept awake."""
-    judge = load_judge_for(images, options, settings, decoded, together)
-    processes = judge.processes
-    with keep_awake():
-        if options.no_store:
-            yield judge
-            return
-        with Store(options.store or default_store_path()) if processes.is_main else nullcontext() as store:
-            yield replace(judge, store=store if processes.size == 1 else BroadcastStore(store, processes))
 
 
 def check_output(option: str, path: Path) -> None:
@@ -113,15 +57,3 @@ def exit_on_sigterm() -> Iterator[None]:
 def agree(question: str) -> bool:
     """Ask on the terminal; without one, nobody agrees."""
     return sys.stdin.isatty() and click.confirm(question, err=True)
-
-
-def _warn_of_the_demo(judge: Judge, images: Iterable[ImageLike]) -> None:
-    """Say that the demo judge knows only coloured shapes, where it is shown anything else."""
-    if judge.name != "demo":
-        return
-    for image in images:
-        with suppress(DataError):
-            size = image.size if isinstance(image, Image.Image) else judge.vlm.features.images.size(image)
-            if size != (SIZE, SIZE):
-                note("the demo judge knows only its own coloured shapes: its answers about other pictures mean nothing")
-                return

@@ -5,7 +5,8 @@ from typing import Any
 
 import click
 
-from mlxpref.cli.common import image_cache, load_judge_for
+from mlxpref.cli.common import image_cache
+from mlxpref.cli.judges import load_judge_for
 from mlxpref.cli.options import FILE, JudgeOptions, check_prompt, json_option, option_group, settings_options
 from mlxpref.cli.output import print_json
 from mlxpref.cli.tables import pair_to_json, print_pair

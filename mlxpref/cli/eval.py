@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from mlxpref.cli.common import image_cache, open_judge
+from mlxpref.cli.common import image_cache
+from mlxpref.cli.judges import open_judge
 from mlxpref.cli.options import (
     FILE,
     DataOptions,

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 import click
 
-from mlxpref.cli.common import INTERRUPTED, check_output, image_cache, load_image_groups, open_judge
+from mlxpref.cli.common import INTERRUPTED, check_output, image_cache, load_image_groups
+from mlxpref.cli.judges import open_judge
 from mlxpref.cli.options import (
     FILE,
     ImageOptions,

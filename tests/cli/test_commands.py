@@ -581,6 +581,7 @@ def test_train_refuses_in_one_line(arguments: tuple[str, ...], words: str, tmp_p
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_training_with_the_adapter_saved(number: int, code: int, tmp_path: Path) -> None:
     arguments = [*SMALL_RUN, "--model", TINY, "--steps", "5000", "--no-think", "--output", str(tmp_path / "run")]

@@ -137,6 +137,7 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_leaves_nothing(number: int, code: int, tmp_path: Path) -> None:
     command = [*SCRIPT, "convert", "demo", tmp_path / "out", "--bits", "8", "--shard-size", "0.2MB"]

@@ -6,15 +6,18 @@ import socket
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from mlxpref.cli import main
 from mlxpref.config import LabelSettings
 from mlxpref.data.label_file import LabelFile
 from mlxpref.data.load import load_preferences
 from mlxpref.data.prompts import PromptGroup
 from mlxpref.label.prompt_task import prompt_tasks
+from mlxpref.label.server import LabelServer
 from mlxpref.label.session import LabelSession
 from tests.cli.test_commands import UNDECODED, run
-from tests.label_pages import label_command, pictures
+from tests.label_pages import pictures
 
 PROMPT = ("--prompt", "a hat")
 
@@ -25,13 +28,24 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "pictures"
 
 
-def started(folder: Path, output: Path, *options: str) -> str:
-    """What the command says before the page is there."""
-    with label_command(folder, output, *options) as (_, process, said):
-        process.terminate()
-        _, err = process.communicate(timeout=60)
-        assert "Traceback" not in err
-        return said
+@pytest.fixture
+def ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page ends as soon as it is served."""
+    serve = LabelServer.run
+
+    def end(server: LabelServer) -> bool:
+        server.end()
+        return serve(server)
+
+    monkeypatch.setattr(LabelServer, "run", end)
+
+
+def notes(folder: Path, output: Path, *options: str) -> str:
+    """What the command says on stderr; its page ends at once."""
+    arguments = ("label", folder, "--no-browser", "--output", output, *options)
+    done = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert done.exit_code == 0, done.output
+    return done.stderr
 
 
 @pytest.mark.parametrize(
@@ -67,28 +81,31 @@ def test_what_cannot_work_is_refused_at_once(folder: Path, tmp_path: Path) -> No
     assert not (tmp_path / "nowhere").exists()
 
 
+@pytest.mark.usefixtures("ends_at_once")
 def test_only_what_is_in_the_folder_is_shown(folder: Path, tmp_path: Path) -> None:
     secret = pictures(tmp_path / "secret", 1)[0]
     (folder / "link.png").symlink_to(secret)
     (folder / "inside.png").symlink_to(folder / "0001.png")
     (folder / UNDECODED).write_bytes((folder / "0002.png").read_bytes())
     (folder / "broken.png").write_bytes(b"\x89PNG")
-    said = started(folder, tmp_path / "p.jsonl", *PROMPT)
+    said = notes(folder, tmp_path / "p.jsonl", *PROMPT)
     assert "link.png: is a link that leads out of the folder" in said
     assert "has a name that is not UTF-8 text" in said
     assert "broken.png: is damaged" in said
     assert "\n4 images, 6 pairs planned of 6\n" in said, "a link within the folder is the file that it leads to"
 
 
+@pytest.mark.usefixtures("ends_at_once")
 def test_each_prompt_is_a_part_of_it(folder: Path, tmp_path: Path) -> None:
     for number, image in enumerate(sorted(folder.iterdir())):
         image.with_suffix(".txt").write_text(f"prompt {number // 2}")
-    assert "4 images of 2 prompts, 2 pairs planned of 2" in started(
+    assert "4 images of 2 prompts, 2 pairs planned of 2" in notes(
         folder, tmp_path / "p.jsonl", "--prompt-from", "sidecar"
     )
 
 
-def test_a_second_start_goes_on(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("ends_at_once")
+def test_a_second_start_continues(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "p.jsonl"
     record = {
         "number": 1, "prompt": "a hat", "a": "pictures/0000.png", "b": "pictures/0001.png", "p_a": 1.0, "answer": "a",
@@ -96,10 +113,9 @@ def test_a_second_start_goes_on(folder: Path, tmp_path: Path) -> None:
     }  # fmt: skip
     elsewhere = record | {"number": 2, "prompt": "a shoe"}
     output.write_text("".join(json.dumps(each) + "\n" for each in (record, elsewhere)))
-    said = started(folder, output, *PROMPT)
-    assert "p.jsonl: 2 lines are there, 1 of them stand and are about these images" in said
+    assert "p.jsonl: 2 lines are there, 1 of them stand and are about these images" in notes(folder, output, *PROMPT)
     os.truncate(output, output.stat().st_size - 40)
-    assert "the last line was cut off when it was written; it is removed" in started(folder, output, *PROMPT)
+    assert "the last line was cut off when it was written; it is removed" in notes(folder, output, *PROMPT)
     assert output.read_text() == json.dumps(record) + "\n"
 
 

@@ -390,16 +390,17 @@ def people_who_are(calmer: float, preferences: Sequence[Preference], judge: Judg
     ]
 
 
-def test_calibration_lowers_the_demo_judges_error(demo_judge: MakeJudge) -> None:
-    judge = demo_judge(think=False)
-    fitted, test = (people_who_are(5, demo_preferences(split, 80), judge) for split in ("train", "test"))
-    made = calibrate(judge, fitted, "demo", "train", think=False)
-    assert made.conditions == judge.conditions()
-    assert made.rescaling.temperature == pytest.approx(5, rel=0.25)
-    assert made.after.ece < made.before.ece / 2
-    before = evaluate(judge, test, EvaluationSpec("demo", "test")).metrics
-    judge = replace(judge, calibration=CalibrationFile(Path("c.json"), (made,)))
-    after = evaluate(judge, test, EvaluationSpec("demo", "test")).metrics
+def test_calibration_lowers_the_demo_judges_error(demo_judge: MakeJudge, tmp_path: Path) -> None:
+    with Store(tmp_path / "kept.sqlite") as store:
+        judge = replace(demo_judge(think=False), store=store)
+        fitted, test = (people_who_are(5, demo_preferences(split, 80), judge) for split in ("train", "test"))
+        made = calibrate(judge, fitted, "demo", "train", think=False)
+        assert made.conditions == judge.conditions()
+        assert made.rescaling.temperature == pytest.approx(5, rel=0.25)
+        assert made.after.ece < made.before.ece / 2
+        before = evaluate(judge, test, EvaluationSpec("demo", "test")).metrics
+        judge = replace(judge, calibration=CalibrationFile(Path("c.json"), (made,)))
+        after = evaluate(judge, test, EvaluationSpec("demo", "test")).metrics
     assert after.ece < before.ece / 2
     assert after.brier < before.brier
     assert after.accuracy == before.accuracy

@@ -29,7 +29,7 @@ from mlxpref.judge.rank import TOP
 from mlxpref.judge.store import Store
 from mlxpref.preferences import Comparison, Pair, shown
 from mlxpref.verdict import Verdict
-from tests.conftest import picture, write_adapter
+from tests.conftest import picture, tiny_model, write_adapter
 
 MakeJudge = Callable[..., Judge]
 
@@ -135,9 +135,9 @@ def test_permuting_the_images_permutes_the_ranking(tiny_vlm: VLM) -> None:
         assert image.strength == pytest.approx(strengths[order[image.index]], abs=1e-5)
 
 
-def test_only_the_best_are_thought_about(tiny_vlm: VLM) -> None:
+def test_only_the_best_are_thought_about() -> None:
     images = [picture(i) for i in range(TOP + 2)]
-    ranking = tiny_judge(tiny_vlm, max_tokens=2).rank(images, "a hat", "top", pairs="all")
+    ranking = tiny_judge(tiny_model("qwen2_5_vl"), max_tokens=2).rank(images, "a hat", "top", pairs="all")
     thought = [pair for pair in ranking.pairs if pair.verdict.verdicts[0].tokens]
     assert len(ranking.pairs) == (TOP + 2) * (TOP + 1) // 2
     assert len(thought) == TOP * (TOP - 1) // 2

@@ -1,0 +1,73 @@
+"""The judge of a command: loaded by its options, calibrated, with its store open."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
+from typing import Any
+
+from PIL import Image
+
+from mlxpref.cli.common import agree
+from mlxpref.cli.options import JudgeOptions
+from mlxpref.cli.output import note
+from mlxpref.data.image_cache import ImageCache
+from mlxpref.demo.pictures import SIZE
+from mlxpref.distributed import process_group
+from mlxpref.errors import DataError
+from mlxpref.judge.judge import Judge
+from mlxpref.judge.loading import calibrated, load_judge
+from mlxpref.judge.store import BroadcastStore, Store, default_store_path
+from mlxpref.power import keep_awake
+from mlxpref.preferences import ImageLike
+
+__all__ = ["load_judge_for", "open_judge"]
+
+
+def load_judge_for(
+    images: Sequence[ImageLike],
+    options: JudgeOptions,
+    settings: Mapping[str, Any],
+    decoded: ImageCache,
+    together: int | None = None,
+) -> Judge:
+    """The judge that the options name, calibrated, to judge `images`, of which `together` are one ranking (all)."""
+    consent = (lambda question: True) if options.yes else agree
+    judge = load_judge(options.model, options.adapter, settings, consent, together or len(images), options.any_base)
+    judge = replace(judge, processes=process_group())
+    judge.vlm.features.images = decoded
+    if judge.processes.size > 1:
+        judge.processes.check_same({"fingerprint of the judge": judge.conditions().judge})
+    judge = calibrated(judge, options.calibration or not options.no_calibration)
+    _warn_of_the_demo(judge, images)
+    return judge
+
+
+@contextmanager
+def open_judge(
+    images: Sequence[ImageLike],
+    options: JudgeOptions,
+    settings: Mapping[str, Any],
+    decoded: ImageCache,
+    together: int | None = None,
+) -> Iterator[Judge]:
+    """The same judge with its store open, while the machine is kept awake."""
+    judge = load_judge_for(images, options, settings, decoded, together)
+    processes = judge.processes
+    with keep_awake():
+        if options.no_store:
+            yield judge
+            return
+        with Store(options.store or default_store_path()) if processes.is_main else nullcontext() as store:
+            yield replace(judge, store=store if processes.size == 1 else BroadcastStore(store, processes))
+
+
+def _warn_of_the_demo(judge: Judge, images: Iterable[ImageLike]) -> None:
+    """Say that the demo judge knows only coloured shapes, where it is shown anything else."""
+    if judge.name != "demo":
+        return
+    for image in images:
+        with suppress(DataError):
+            size = image.size if isinstance(image, Image.Image) else judge.vlm.features.images.size(image)
+            if size != (SIZE, SIZE):
+                note("the demo judge knows only its own coloured shapes: its answers about other pictures mean nothing")
+                return
