@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -278,3 +279,5 @@ def test_the_page_fits_and_has_names_for_a_screen_reader(
     assert ("combobox", "The other image") in named
     assert all(name for _, name in named)
     assert complaints(browser) == []
+    if folder := os.environ.get("MLXPREF_SCREENSHOTS"):
+        browser.page.screenshot(path=Path(folder) / f"ranking-{width}-{'dark' if dark else 'light'}.png")
