@@ -3,7 +3,6 @@
 Nothing in a request names a file: pictures have numbers. Nothing of an image file but its pixels is ever sent.
 """
 
-import json
 import secrets
 import socket
 from collections.abc import Awaitable, Callable
@@ -29,7 +28,6 @@ from mlxpref.text import plain
 __all__ = ["LabelServer"]
 
 _HOSTS = ("127.0.0.1", "localhost")
-_MAX_BYTES = 4096  # of a request's body; an answer takes some sixty
 _MAX_SECONDS = 86_400.0  # of an answer; after a day the rater was away
 _KEEP_ALIVE = 3600  # seconds that a connection without requests stays open while a rater thinks
 _HEADERS = {
@@ -186,14 +184,9 @@ def _below(number: int, count: int) -> int:
 
 
 async def _body(request: Request) -> dict[str, Any]:
-    """The small JSON object of a request; HTTPException for anything else."""
-    content = b""
-    async for chunk in request.stream():
-        content += chunk
-        if len(content) > _MAX_BYTES:
-            raise HTTPException(413, f"more than {_MAX_BYTES} bytes")
+    """The JSON object of a request; HTTPException for anything else."""
     try:
-        body = json.loads(content)
+        body = await request.json()
     except (ValueError, RecursionError):
         body = None
     if not isinstance(body, dict):
