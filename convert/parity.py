@@ -43,12 +43,12 @@ def write_reference(folder: str, request: str, output: str) -> None:
     import transformers
     from PIL import Image
 
-    asked = json.loads(Path(request).read_text(encoding="utf-8"))
+    settings = json.loads(Path(request).read_text(encoding="utf-8"))
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
-    images = [Image.open(path).convert("RGB") for path in asked["images"]]
+    images = [Image.open(path).convert("RGB") for path in settings["images"]]
     features = dict(processor(images=images, return_tensors="pt"))
-    text = tokenizer.apply_chat_template(asked["messages"], tokenize=False, add_generation_prompt=True)
+    text = tokenizer.apply_chat_template(settings["messages"], tokenize=False, add_generation_prompt=True)
     first, second, rest = text.split("<|image_pad|>")
     pads = ["<|image_pad|>" * (int(grid.prod()) // processor.merge_size**2) for grid in features["image_grid_thw"]]
     ids = tokenizer(first + pads[0] + second + pads[1] + rest, return_tensors="pt")["input_ids"]
@@ -56,10 +56,10 @@ def write_reference(folder: str, request: str, output: str) -> None:
         folder, dtype=torch.float32, attn_implementation="eager"
     )
     kinds = (ids == model.config.image_token_id).int()
-    if asked["adapter"]:
+    if settings["adapter"]:
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, asked["adapter"])
+        model = PeftModel.from_pretrained(model, settings["adapter"])
     with torch.inference_mode():
         logits = model.eval()(input_ids=ids, mm_token_type_ids=kinds, **features).logits
     np.savez(output, input_ids=ids[0], logits=logits[0], pixel_values=features["pixel_values"])
@@ -76,8 +76,8 @@ def reference(
         json.dumps(comparison_messages("choice"), ensure_ascii=False).replace(USER_TEXT, f" {PROMPT}")
     )
     request, output = place / "request.json", place / "reference.npz"
-    asked = {"images": paths, "messages": messages, "adapter": str(adapter) if adapter else None}
-    request.write_text(json.dumps(asked), encoding="utf-8")
+    settings = {"images": paths, "messages": messages, "adapter": str(adapter) if adapter else None}
+    request.write_text(json.dumps(settings), encoding="utf-8")
     program = f"import sys\n{inspect.getsource(write_reference)}\nwrite_reference(*sys.argv[1:])"
     done = subprocess.run(
         [python, "-c", program, str(folder), str(request), str(output)],
@@ -105,24 +105,24 @@ def compare(
     first = render(PictureSpec("red", "circle", "clean"), rng)
     second = render(PictureSpec("blue", "cross", "noisy"), rng).crop((0, 0, 56, 84))
     with tempfile.TemporaryDirectory() as place:
-        found = reference(theirs or folder, [first, second], python, Path(place), None if theirs else adapter)
+        expected = reference(theirs or folder, [first, second], python, Path(place), None if theirs else adapter)
     vlm = load_vlm(folder, PIXELS, mx.float32)
     if adapter is not None:
         load_adapter(vlm.model, adapter)
-    prompt = vlm.input(first, second, PROMPT, "choice", think=True)
-    same_ids = prompt.ids.tolist() == found["input_ids"].tolist()
-    report: dict[str, Any] = {"folder": str(folder), "positions": len(prompt), "input_ids_equal": same_ids}
+    comparison = vlm.input(first, second, PROMPT, "choice", think=True)
+    same_ids = comparison.ids.tolist() == expected["input_ids"].tolist()
+    report: dict[str, Any] = {"folder": str(folder), "positions": len(comparison), "input_ids_equal": same_ids}
     if not same_ids:
         return report
-    hidden, _ = run_block(vlm.decoder, vlm.block([prompt]), recompute=False)
+    hidden, _ = run_block(vlm.decoder, vlm.block([comparison]), recompute=False)
     ours = np.array(vlm.head(hidden)[0])
     finite = np.isfinite(ours)
-    difference = np.abs(np.where(finite, ours, 0) - np.where(finite, found["logits"], 0))
+    difference = np.abs(np.where(finite, ours, 0) - np.where(finite, expected["logits"], 0))
     return report | {
         "largest_logit_difference": float(difference.max()),
-        "logit_deviation": float(found["logits"].std()),
+        "logit_deviation": float(expected["logits"].std()),
         "same_likeliest_token": float(
-            (ours.argmax(-1) == np.where(finite, found["logits"], -np.inf).argmax(-1)).mean()
+            (ours.argmax(-1) == np.where(finite, expected["logits"], -np.inf).argmax(-1)).mean()
         ),
     }
 
