@@ -193,26 +193,19 @@ def _append_rest(repository: HubRepository, file: HubFile, partial: Path) -> Non
 
 def _check(file: HubFile, path: Path) -> None:
     """Remove a file that is not what the hub states, with a DataError."""
-    size = path.stat().st_size
-    if size != file.size:
-        wrong = f"{size:,} bytes, not {file.size:,}"
-    elif (digest := _digest(path, file)) != file.digest:
-        wrong = f"checksum {digest[:12]}..., not {file.digest[:12]}..."
-    else:
+    with path.open("rb") as content:
+        if len(file.digest) == 64:
+            digest = hashlib.file_digest(content, "sha256").hexdigest()
+        else:
+            digest = hashlib.file_digest(content, lambda: hashlib.sha1(b"blob %d\0" % file.size)).hexdigest()
+    if (size := path.stat().st_size) == file.size and digest == file.digest:
         return
+    wrong = f"{size:,} bytes and checksum {digest[:12]}..., not {file.size:,} and {file.digest[:12]}..."
     path.unlink()
     raise DataError(
         f"{file.path}: its content is not what the hub states ({wrong}) and was removed; run the same command again to "
         "download it anew"
     )
-
-
-def _digest(path: Path, file: HubFile) -> str:
-    """The checksum of a file, of the kind that the hub states: a sha256, or git's sha1 of a blob."""
-    start = b"" if len(file.digest) == 64 else b"blob %d\0" % file.size
-    kind = hashlib.sha256 if len(file.digest) == 64 else hashlib.sha1
-    with path.open("rb") as content:
-        return hashlib.file_digest(content, lambda: kind(start)).hexdigest()
 
 
 def _size(path: Path) -> int:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ class DemoResult:
 
     before: Evaluation
     after: Evaluation
-    held_out_before: Evaluation
+    held_out_prompts_before: Evaluation
     held_out_prompts: Evaluation
     steps: int
     training_seconds: float
@@ -86,18 +86,10 @@ class DemoResult:
 
     def to_json(self) -> dict[str, Any]:
         """The JSON of `mlxpref demo`."""
-        return {
-            "before": self.before.to_json(),
-            "after": self.after.to_json(),
-            "held_out_prompts_before": self.held_out_before.to_json(),
-            "held_out_prompts": self.held_out_prompts.to_json(),
-            "steps": self.steps,
-            "training_seconds": round(self.training_seconds, 1),
-            "example": self.example.to_json() if self.example else None,
-            "ranking": self.ranking.to_json(),
-            "html": str(self.html),
-            "adapter": str(self.adapter),
-        }
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        plain = {name: value.to_json() for name, value in values.items() if hasattr(value, "to_json")}
+        paths = {name: str(value) for name, value in values.items() if isinstance(value, Path)}
+        return values | plain | paths | {"training_seconds": round(self.training_seconds, 1)}
 
 
 @click.command()
@@ -117,7 +109,7 @@ def demo(output: Path, as_json: bool) -> None:
         print_json(result.to_json())
         return
     names = [f"{split}, {when}" for split in ("test pictures", "held-out prompts") for when in ("before", "after")]
-    print_evaluations([result.before, result.after, result.held_out_before, result.held_out_prompts], names)
+    print_evaluations([result.before, result.after, result.held_out_prompts_before, result.held_out_prompts], names)
     if result.example:
         print_example(result.example.to_json())
     print_text(
@@ -156,7 +148,7 @@ def run_demo(judge: Judge, folder: Path, settings: TrainSettings) -> DemoResult:
     result = DemoResult(
         before=before,
         after=after,
-        held_out_before=held_out_before,
+        held_out_prompts_before=held_out_before,
         held_out_prompts=held_out_after,
         steps=len(reports),
         training_seconds=sum(report.seconds - report.evaluation_seconds for report in reports),
@@ -205,7 +197,7 @@ def _write_page(result: DemoResult, reports: Sequence[StepReport]) -> None:
     bars = [
         ("test pictures, before", result.before, "before"),
         ("test pictures, after", result.after, "after"),
-        ("held-out prompts, before", result.held_out_before, "before"),
+        ("held-out prompts, before", result.held_out_prompts_before, "before"),
         ("held-out prompts, after", result.held_out_prompts, "after"),
     ]
     ranking = result.ranking

@@ -3,7 +3,7 @@
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,36 +86,22 @@ def locate(name: str, folder: Path = Path()) -> Path | None:
     return None
 
 
-def find_duplicates(paths: Iterable[Path]) -> list[tuple[Path, ...]]:
+def find_duplicates(paths: Sequence[Path]) -> list[tuple[Path, ...]]:
     """Groups of files with identical bytes, in the order of their first one, each in the order given.
 
-    Only files of equal size are read, a piece at a time. A file that cannot be read is in no group: whoever needs its
-    content says why. An image saved again, in other bytes, is no duplicate here.
+    Only files of equal size are read. A file that cannot be read is in no group. An image saved again, in other bytes,
+    is no duplicate here.
     """
-    order = {path: i for i, path in enumerate(dict.fromkeys(paths))}
-    groups = [same for alike in _grouped(order, _size) for same in _grouped(alike, _digest)]
-    return sorted(groups, key=lambda group: order[group[0]])
-
-
-def _grouped(paths: Iterable[Path], key: Callable[[Path], object]) -> list[tuple[Path, ...]]:
-    """The files that share a key with another one; those whose key is None share it with none."""
-    groups: dict[object, list[Path]] = {}
-    for path in paths:
-        if (value := key(path)) is not None:
-            groups.setdefault(value, []).append(path)
-    return [tuple(group) for group in groups.values() if len(group) > 1]
-
-
-def _size(path: Path) -> int | None:
-    with suppress(OSError, ValueError):
-        return path.stat().st_size if path.is_file() else None
-    return None
-
-
-def _digest(path: Path) -> str | None:
-    with suppress(OSError):
-        return sha256_of(path)
-    return None
+    sizes, alike = dict[int, list[Path]](), dict[str, list[Path]]()
+    for path in dict.fromkeys(paths):
+        with suppress(OSError, ValueError):
+            sizes.setdefault(path.stat().st_size if path.is_file() else -1, []).append(path)
+    for size, same_size in sizes.items():
+        for path in same_size if size >= 0 and len(same_size) > 1 else ():
+            with suppress(OSError):
+                alike.setdefault(sha256_of(path), []).append(path)
+    groups = (tuple(group) for group in alike.values() if len(group) > 1)
+    return sorted(groups, key=lambda group: paths.index(group[0]))
 
 
 def file_identity(path: Path) -> tuple[str, int]:

@@ -36,8 +36,6 @@ _EXAMPLES = {
     ".json": f'{{"1.png": "a red cube"}} or [{EXAMPLE}]',
     ".jsonl": f"{EXAMPLE} on each line",
 }
-Rows = list[tuple[str, Any]]
-"""Where each row of a list stands, and what it holds."""
 
 
 @dataclass(frozen=True)
@@ -153,9 +151,8 @@ def _in_list(path: Path, images: Sequence[Path]) -> Callable[[Path], str | None]
 
     Names serve lists that were written elsewhere, with folders that are not here.
     """
-    kind = path.suffix.lower()
     try:
-        rows = _ROWS[kind](_read_text(path))
+        rows = _list_rows(path)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     by_path: dict[tuple[str, int], str] = {}
@@ -175,7 +172,7 @@ def _in_list(path: Path, images: Sequence[Path]) -> Callable[[Path], str | None]
         count = f"{len(errors)} of {len(rows)} rows cannot be used"
         raise DataError(f"{path}: {count}; correct or remove them:\n  {first_ten(errors)}")
     if not rows:
-        raise DataError(f"{path}: no prompts in this file; write {_EXAMPLES[kind]}")
+        raise DataError(f"{path}: no prompts in this file; write {_EXAMPLES[path.suffix.lower()]}")
     namesakes = Counter(fold_name(image.name) for image in images)
 
     def prompt_of(image: Path) -> str | None:
@@ -190,45 +187,31 @@ def _in_list(path: Path, images: Sequence[Path]) -> Callable[[Path], str | None]
     return prompt_of
 
 
-def _csv_rows(text: str) -> Rows:
-    reader = csv.reader(StringIO(text, newline=""), strict=True)
-    rows: Rows = []
+def _list_rows(path: Path) -> list[tuple[str, Any]]:
+    """Where each row of a list stands, and what it holds: an object, or a line of JSON."""
+    text, kind = _read_text(path), path.suffix.lower()
+    if kind == ".jsonl":  # only a line feed ends a line: JSON text may hold U+2028
+        return [(f"line {number}", line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if kind == ".json":
+        value = _json(text)
+        if isinstance(value, dict):
+            value = [{"image": image, "prompt": prompt} for image, prompt in value.items()]
+        if not isinstance(value, list):
+            raise DataError(f"neither a JSON object nor a list; write {_EXAMPLES['.json']}")
+        return [(f"row {number}", row) for number, row in enumerate(value, 1)]
+    reader = csv.DictReader(StringIO(text, newline=""), strict=True)
     try:
-        header = [name.strip().casefold() for name in next(reader, [])]
-        if not {"image", "prompt"} <= set(header):
+        reader.fieldnames = [name.strip().casefold() for name in reader.fieldnames or ()]
+        if not {"image", "prompt"} <= set(reader.fieldnames):
             raise DataError(f"the columns image and prompt are not named; write {_EXAMPLES['.csv']}")
-        line = reader.line_num + 1
-        for cells in reader:
-            if cells:
-                rows.append((f"line {line}", dict(zip(header, cells, strict=False))))
-            line = reader.line_num + 1
+        return [(f"line {reader.line_num}", row) for row in reader]
     except csv.Error as error:
         raise DataError(f"line {reader.line_num}: not valid CSV ({error}); correct it") from error
-    return rows
-
-
-def _json_rows(text: str) -> Rows:
-    value = _json(text)
-    if isinstance(value, tuple):
-        return [(f"row {number}", {"image": pair[0], "prompt": pair[1]}) for number, pair in enumerate(value, 1)]
-    if isinstance(value, list):
-        return [(f"row {number}", dict(row) if isinstance(row, tuple) else row) for number, row in enumerate(value, 1)]
-    raise DataError(f"neither a JSON object nor a list; write {_EXAMPLES['.json']}")
-
-
-def _jsonl_rows(text: str) -> Rows:
-    # Only a line feed ends a line: JSON text may hold U+2028.
-    return [(f"line {number}", line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-
-
-_ROWS = {".csv": _csv_rows, ".json": _json_rows, ".jsonl": _jsonl_rows}
 
 
 def _image_and_prompt(row: Any) -> tuple[str, str]:
     """The name and the prompt in a row; an empty prompt is one, so that its image is named as having it."""
-    if isinstance(row, str):
-        value = _json(row)
-        row = dict(value) if isinstance(value, tuple) else value
+    row = _json(row) if isinstance(row, str) else row
     if not isinstance(row, dict):
         raise DataError(f"not a JSON object like {EXAMPLE}")
     if bad := [f'"{key}"' for key in ("image", "prompt") if not isinstance(row.get(key), str)]:
@@ -239,9 +222,8 @@ def _image_and_prompt(row: Any) -> tuple[str, str]:
 
 
 def _json(text: str) -> Any:
-    """JSON, its objects as tuples of pairs: a path that is there twice is then seen."""
     try:
-        return json.loads(text, object_pairs_hook=tuple)
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DataError(f"not valid JSON ({error})") from error
 

@@ -196,7 +196,7 @@ def test_wrong_content_is_one_line_and_is_removed(serve: Serve, tmp_path: Path) 
     archive = "images/test/test_1.zip"
     repository.faults[archive] = bytes(len(repository.files[archive]))
     line = error_of(run("imagereward", "--yes"))
-    assert line.startswith(f"Error: {archive}: its content is not what the hub states (checksum ")
+    assert line.startswith(f"Error: {archive}: its content is not what the hub states (")
     assert [path.name for path in tmp_path.glob("cache/**/*.zip")] == []
     repository.faults.clear()
     assert run("imagereward", "--yes").exit_code == 0

@@ -127,5 +127,5 @@ def test_duplicates_are_files_of_the_same_bytes(tmp_path: Path) -> None:
 def test_only_files_of_equal_size_are_read(tmp_path: Path) -> None:
     for size in range(5):
         (tmp_path / str(size)).write_bytes(bytes(size))
-    with patch("mlxpref.data.find_images._digest", side_effect=AssertionError("read")):
+    with patch("mlxpref.data.find_images.sha256_of", side_effect=AssertionError("read")):
         assert find_duplicates(sorted(tmp_path.iterdir())) == []

@@ -155,7 +155,6 @@ def test_bad_rows_are_gathered(folder: Path) -> None:
     message = listed(folder, "list.json", json.dumps([{"image": "1.png", "prompt": str(i)} for i in range(14)]))
     assert "13 of 14 rows" in message
     assert message.endswith("\n  and 3 more")
-    assert 'row 2: "1.png" has another' in listed(folder, "list.json", '{"1.png": "a", "1.png": "b"}')
     message = listed(folder, "list.jsonl", '{"image": 3}\n[]\n"x"\n{"image": "1.png", "prompt": "\\ud800"}\n{')
     assert [line.split(" (")[0] for line in message.splitlines()[1:]] == [
         '  line 1: "image" and "prompt" missing or not text',
@@ -170,7 +169,7 @@ def test_lists_that_cannot_be_read_are_errors(folder: Path) -> None:
     assert "the columns image and prompt are not named; write a first line" in listed(folder, "a.csv", "image;prompt\n")
     assert "are not named" in listed(folder, "a.csv", "")
     assert "no prompts in this file" in listed(folder, "a.csv", "image,prompt\n")
-    assert "line 2: not valid CSV" in listed(folder, "a.csv", 'image,prompt\n1.png,"a cube\n')
+    assert "not valid CSV (unexpected end" in listed(folder, "a.csv", 'image,prompt\n1.png,"a cube\n')
     assert "not valid CSV (field larger" in listed(folder, "a.csv", "image,prompt\n1.png," + "x" * 200_000)
     assert "not valid JSON" in listed(folder, "a.json", "{'1.png': 'a cube'}")
     assert "not valid JSON" in listed(folder, "a.json", "[" * 100_000)
