@@ -30,20 +30,41 @@ from mlxpref.judge.protocols import PROTOCOLS, VALIDATION_SPLIT, protocol_of, sc
 from mlxpref.judge.strategies import StrategyComparison, StrategyVariant, compare_strategies, strategy_variants
 from mlxpref.preferences import Preference, data_fingerprint
 from mlxpref.report.reliability import FORMATS, draw_strategies
-from mlxpref.verdict import STRATEGIES
+from mlxpref.verdict import STRATEGIES, Strategy
 
 __all__ = ["StrategyOptions", "evaluate"]
+
+
+def _strategies(ctx: click.Context, parameter: click.Parameter, value: str) -> list[Strategy]:
+    """Strategies with commas between them, in the order of a table."""
+    names = [name.strip() for name in value.split(",")]
+    if unknown := sorted(set(names) - set(STRATEGIES)):
+        raise click.BadParameter(f"{', '.join(map(repr, unknown))}; known are {', '.join(STRATEGIES)}")
+    return [name for name in STRATEGIES if name in names]
+
+
+def _counts(ctx: click.Context, parameter: click.Parameter, value: str | None) -> list[int] | None:
+    """Numbers from 1 with commas between them."""
+    counts = value.split(",") if value else []
+    if not all(count.strip().isdecimal() and int(count) for count in counts):
+        raise click.BadParameter(f"{value!r}: give numbers from 1, such as 1,2,4,8")
+    return [int(count) for count in counts] or None
 
 
 @dataclass(frozen=True)
 class StrategyOptions:
     """Which strategies, numbers of samples and ways of thinking are compared."""
 
-    strategy: str = option(
-        "--strategy", default="soft", show_default=True, help="soft, select or score; several with commas."
+    strategies: Sequence[Strategy] = option(
+        "--strategy",
+        default="soft",
+        show_default=True,
+        callback=_strategies,
+        help="soft, select or score; several with commas.",
     )
-    samples: str | None = option(
+    samples: Sequence[int] | None = option(
         "--samples",
+        callback=_counts,
         help="Completions per order: one is greedy, several are sampled; several numbers with commas.  [default: 1]",
     )
     think: str | None = option(
@@ -56,39 +77,20 @@ class StrategyOptions:
     no_think: bool = option("--no-think", default=False, is_flag=True, help="Read the answer at once, without reasons.")
 
     def __post_init__(self) -> None:
-        if unknown := sorted(set(self._names) - set(STRATEGIES)):
-            raise click.BadParameter(
-                f"{', '.join(map(repr, unknown))}; known are {', '.join(STRATEGIES)}", param_hint="--strategy"
-            )
         if self.think and self.no_think:
             raise click.UsageError("--think and --no-think exclude each other; --think both compares them")
-        if not all(count.strip().isdecimal() and int(count) for count in (self.samples or "1").split(",")):
-            raise click.BadParameter(f"{self.samples!r}: give numbers from 1, such as 1,2,4,8", param_hint="--samples")
-
-    @property
-    def _names(self) -> list[str]:
-        return [name.strip() for name in self.strategy.split(",")]
-
-    @property
-    def counts(self) -> list[int]:
-        """The numbers of samples."""
-        return [int(count) for count in (self.samples or "1").split(",")]
-
-    @property
-    def thinking(self) -> list[bool]:
-        """With thinking, without, or both."""
-        return [True, False] if self.think == "both" else [not self.no_think]
 
     @property
     def settings(self) -> dict[str, Any]:
         """The judge's settings that were given: those of the variant that takes the most memory."""
-        samples = {"samples": max(self.counts)} if self.samples else {}
-        return samples | ({"think": any(self.thinking)} if self.think or self.no_think else {})
+        samples = {"samples": max(self.samples)} if self.samples else {}
+        return samples | ({"think": not self.no_think} if self.think or self.no_think else {})
 
     @property
     def variants(self) -> list[StrategyVariant]:
         """Every variant that is asked for: by default one greedy sample with thinking."""
-        return strategy_variants([name for name in STRATEGIES if name in self._names], self.counts, self.thinking)
+        thinking = [True, False] if self.think == "both" else [not self.no_think]
+        return strategy_variants(self.strategies, self.samples or [1], thinking)
 
 
 @click.command("eval")
@@ -99,7 +101,7 @@ class StrategyOptions:
     type=click.FloatRange(0, 1),
     help="How far apart the probabilities of a tie are, for pickapic.  [default: chosen on validation_unique]",
 )
-@option_group(StrategyOptions, "strategies")
+@option_group(StrategyOptions, "variants")
 @click.option("--plot", type=FILE, help="Draw how reliable probabilities are: .svg, .png.")
 @click.option("--scores", type=FILE, help="CSV file (image,score) of any tool, measured instead of a judge.")
 @option_group(JudgeOptions, "judge", only=("model", "adapter", "any_base", "yes", "calibration", "store", "no_store"))
@@ -109,7 +111,7 @@ def evaluate(
     source: DataOptions,
     protocol: str | None,
     tie_threshold: float | None,
-    strategies: StrategyOptions,
+    variants: StrategyOptions,
     plot: Path | None,
     scores: Path | None,
     judge: JudgeOptions,
@@ -120,7 +122,7 @@ def evaluate(
 
     A judge is measured without its own calibration, unless --calibration names a file.
     """
-    settings |= strategies.settings
+    settings |= variants.settings
     spec = _spec(source, protocol, tie_threshold, scores)
     if scores and (judge.model or judge.adapter or judge.calibration or plot or settings):
         raise click.UsageError(
@@ -136,7 +138,7 @@ def evaluate(
     if scores:
         _report(_evaluate_scores(preferences, scores, spec), None, as_json)
         return
-    comparison, calibration = _evaluate_judge(source, preferences, spec, strategies, judge, settings, plot)
+    comparison, calibration = _evaluate_judge(source, preferences, spec, variants, judge, settings, plot)
     if len(comparison.rows) == 1:
         _report(comparison.rows[0].evaluation, calibration, as_json)
     elif as_json:
@@ -167,7 +169,7 @@ def _evaluate_judge(
     source: DataOptions,
     preferences: Sequence[Preference],
     spec: EvaluationSpec,
-    strategies: StrategyOptions,
+    variants: StrategyOptions,
     options: JudgeOptions,
     settings: dict[str, Any],
     plot: Path | None,
@@ -180,7 +182,7 @@ def _evaluate_judge(
     options = replace(options, no_calibration=options.calibration is None)
     with open_judge([image for p in needed for image in (p.a, p.b)], options, settings, decoded) as judge:
         judge.processes.check_same({"fingerprint of the preferences": data_fingerprint(needed)})
-        comparison = compare_strategies(judge, preferences, spec, strategies.variants, validation)
+        comparison = compare_strategies(judge, preferences, spec, variants.variants, validation)
     if recalled := comparison.counts.recalled:
         note(f"{recalled} of {recalled + comparison.counts.comparisons} comparisons were judged before")
     if plot and judge.processes.is_main:

@@ -12,7 +12,7 @@ from mlxpref.errors import ConfigError, DataError
 from mlxpref.judge.judge import Judge
 from mlxpref.judge.metrics import Floats, Metrics, both_orders, human_agreement, measure
 from mlxpref.judge.pair_verdict import JudgingCounts, PairVerdict
-from mlxpref.judge.protocols import PROTOCOLS, VALIDATION_SPLIT, Official, best_threshold, labels, official, scored
+from mlxpref.judge.protocols import PROTOCOLS, Official, best_threshold, labels, official, scored
 from mlxpref.log import track
 from mlxpref.preferences import Pair, Preference
 from mlxpref.verdict import Strategy
@@ -80,23 +80,17 @@ class Evaluation:
         return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in values.items()}
 
 
-def evaluate(
-    judge: Judge,
-    preferences: Sequence[Preference],
-    spec: EvaluationSpec,
-    validation: Sequence[Preference] = (),
-) -> Evaluation:
+def evaluate(judge: Judge, preferences: Sequence[Preference], spec: EvaluationSpec) -> Evaluation:
     """Judge preferences, each in both orders, and measure the agreement with people.
 
-    Ties in the data are dropped, unless the protocol counts them. It then needs `spec.tie_threshold`, or `validation`:
-    preferences that are judged first, to choose it. ConfigError where it has neither, DataError where no preference is
-    left to judge.
+    Ties in the data are dropped, unless the protocol counts them; it then needs `spec.tie_threshold`, else ConfigError.
+    DataError where no preference is left to judge.
     """
-    if validation and spec.tie_threshold is None and PROTOCOLS[spec.protocol].ties:
-        verdicts = _judge_all(judge, validation, spec, f"judging {VALIDATION_SPLIT}")
-        spec = replace(spec, tie_threshold=tie_threshold_of(validation, verdicts))
+    assert spec.strategy is not None
     started = time.perf_counter()
-    verdicts = _judge_all(judge, to_judge(preferences, spec), spec, "judging")
+    needed = to_judge(preferences, spec)
+    work = judge.pairs((Pair(p.a, p.b, p.prompt) for p in needed), spec.strategy)
+    verdicts = list(track(work, len(needed), f"judging ({spec.strategy})"))
     return evaluation_of(preferences, verdicts, spec, time.perf_counter() - started)
 
 
@@ -150,12 +144,6 @@ def to_judge(preferences: Sequence[Preference], spec: EvaluationSpec) -> list[Pr
     if not needed:
         raise DataError(f"{spec.data}, split {spec.split}: no preference to judge ({len(preferences)} ties)")
     return needed
-
-
-def _judge_all(judge: Judge, preferences: Sequence[Preference], spec: EvaluationSpec, what: str) -> list[PairVerdict]:
-    assert spec.strategy is not None
-    work = judge.pairs((Pair(p.a, p.b, p.prompt) for p in preferences), spec.strategy)
-    return list(track(work, len(preferences), f"{what} ({spec.strategy})"))
 
 
 def _measured(

@@ -8,13 +8,12 @@ one is written apart; so are the completions of `score`, whose question is anoth
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from mlxpref.engine.tokenizer import ComparisonTokenizer
 from mlxpref.judge.evaluation import Evaluation, EvaluationSpec, evaluation_of, tie_threshold_of, to_judge
 from mlxpref.judge.judge import Judge
 from mlxpref.judge.metrics import agreement, group_numbers, interval
@@ -122,7 +121,7 @@ def compare_strategies(
     started = time.perf_counter()
     needed = to_judge(preferences, spec)
     session = judge.session()
-    readers = {variant: _reader(variant, judge, session) for variant in variants}
+    rescalings = {variant: _rescaling(variant, judge, session) for variant in variants}
     on_validation: dict[StrategyVariant, _SharedCompletions] = {}
     if validation and PROTOCOLS[spec.protocol].ties and spec.tie_threshold is None:
         on_validation = _write(judge, validation, variants, session, f"judging {VALIDATION_SPLIT}")
@@ -131,9 +130,10 @@ def compare_strategies(
     for variant, completions in written.items():
         threshold = spec.tie_threshold
         if on_validation:
-            threshold = tie_threshold_of(validation, readers[variant].read(on_validation[variant].verdicts))
+            verdicts = _read(on_validation[variant], variant, judge, rescalings[variant])
+            threshold = tie_threshold_of(validation, verdicts)
         row_spec = replace(spec, strategy=variant.strategy, tie_threshold=threshold)
-        verdicts = readers[variant].read(completions.verdicts)
+        verdicts = _read(completions, variant, judge, rescalings[variant])
         evaluations[variant] = evaluation_of(preferences, verdicts, row_spec, completions.seconds)
     every = {id(completions): completions for completions in [*written.values(), *on_validation.values()]}.values()
     return StrategyComparison(
@@ -175,7 +175,7 @@ class _SharedCompletions:
 
     def __init__(self, judge: Judge, variant: StrategyVariant) -> None:
         settings = replace(judge.settings, think=variant.think, samples=variant.samples)
-        # Each reader rescales what it reads.
+        # Each row is rescaled when it is read.
         self._judge = replace(judge, settings=settings, calibration=None)
         self.variant = variant
         self.verdicts: list[PairVerdict] = []
@@ -223,53 +223,41 @@ def _source(variant: StrategyVariant, variants: Sequence[StrategyVariant]) -> St
     return StrategyVariant("select" if with_answer else variant.strategy, variant.think, samples)
 
 
-def _reader(variant: StrategyVariant, judge: Judge, session: JudgingSession) -> "_VerdictReader":
-    """The reader of a variant; ConfigError where the judge is calibrated, but not for it."""
-    rescaling = None
-    if judge.calibration and variant.strategy == "soft":
-        conditions = replace(judge.conditions(variant.think, session), samples=variant.samples)
-        rescaling = judge.calibration.rescaling(conditions)
-    return _VerdictReader(variant, judge.vlm.tokenizer, judge.settings.max_tokens, rescaling)
+def _rescaling(variant: StrategyVariant, judge: Judge, session: JudgingSession) -> TemperatureScaling | None:
+    """The rescaling of a variant; ConfigError where the judge is calibrated, but not for it."""
+    if not judge.calibration or variant.strategy != "soft":
+        return None
+    return judge.calibration.rescaling(replace(judge.conditions(variant.think, session), samples=variant.samples))
 
 
-@dataclass(frozen=True)
-class _VerdictReader:
-    """Reads a variant's verdicts from shared completions, rescaled where the judge is calibrated for it."""
+def _read(
+    completions: _SharedCompletions, variant: StrategyVariant, judge: Judge, rescaling: TemperatureScaling | None
+) -> list[PairVerdict]:
+    """The pairs as they would be if the completions of this variant alone had been written."""
 
-    variant: StrategyVariant
-    tokenizer: ComparisonTokenizer
-    max_tokens: int
-    rescaling: TemperatureScaling | None
+    def own(samples: Sequence[Verdict]) -> tuple[Verdict, ...]:
+        first = samples[: variant.samples]
+        return (
+            tuple(_until_answer(each, variant, judge) for each in first) if variant.strategy == "soft" else tuple(first)
+        )
 
-    def read(self, pairs: Iterable[PairVerdict]) -> list[PairVerdict]:
-        """The pairs as they would be if this variant's completions alone had been written."""
-        return [
-            replace(
-                pair,
-                a_shown_first=self._own(pair.a_shown_first),
-                a_shown_second=self._own(pair.a_shown_second),
-                strategy=self.variant.strategy,
-                rescaling=self.rescaling,
-            )
-            for pair in pairs
-        ]
+    return [
+        PairVerdict(own(pair.a_shown_first), own(pair.a_shown_second), variant.strategy, rescaling, pair.recalled)
+        for pair in completions.verdicts
+    ]
 
-    def _own(self, completions: Sequence[Verdict]) -> tuple[Verdict, ...]:
-        """The variant's own samples, cut where it stops reading."""
-        samples = completions[: self.variant.samples]
-        return tuple(map(self._until_answer, samples)) if self.variant.strategy == "soft" else tuple(samples)
 
-    def _until_answer(self, verdict: Verdict) -> Verdict:
-        """A verdict as it is where the labels' probabilities are read, without the answer that was written after it."""
-        reasons_end = verdict.text.find("</think>")
-        answer = verdict.text.find("<answer>", reasons_end)
-        if verdict.label_mass == 0 or reasons_end < 0 or answer < 0:
-            return verdict
-        end = answer + len("<answer>")
-        if not self.variant.think:
-            tokens = 0
-        elif verdict.closed:  # all tokens went into the reasons
-            tokens = self.max_tokens
-        else:
-            tokens = max(0, verdict.tokens - len(self.tokenizer.encode_template_text(verdict.text[end:])))
-        return replace(verdict, text=verdict.text[:end], tokens=tokens)
+def _until_answer(verdict: Verdict, variant: StrategyVariant, judge: Judge) -> Verdict:
+    """A verdict as it is where the labels' probabilities are read, without the answer that was written after it."""
+    reasons_end = verdict.text.find("</think>")
+    answer = verdict.text.find("<answer>", reasons_end)
+    if verdict.label_mass == 0 or reasons_end < 0 or answer < 0:
+        return verdict
+    end = answer + len("<answer>")
+    if not variant.think:
+        tokens = 0
+    elif verdict.closed:  # all tokens went into the reasons
+        tokens = judge.settings.max_tokens
+    else:
+        tokens = max(0, verdict.tokens - len(judge.vlm.tokenizer.encode_template_text(verdict.text[end:])))
+    return replace(verdict, text=verdict.text[:end], tokens=tokens)

@@ -90,14 +90,14 @@ def test_what_cannot_be_asked_for_is_refused_at_once(arguments: tuple[str, ...],
 
 
 def test_options_not_given_change_no_setting() -> None:
-    nothing = StrategyOptions()
+    nothing = StrategyOptions(["soft"])
     assert nothing.settings == {}
     assert nothing.variants == [StrategyVariant("soft", True, 1)]
-    both = StrategyOptions(samples="4,1", think="both")
+    both = StrategyOptions(["soft"], [4, 1], "both")
     assert both.settings == {"samples": 4, "think": True}
     assert both.variants == [
         StrategyVariant("soft", False, 1),
         StrategyVariant("soft", True, 1),
         StrategyVariant("soft", True, 4),
     ]
-    assert StrategyOptions(no_think=True).settings == {"think": False}
+    assert StrategyOptions(["soft"], no_think=True).settings == {"think": False}

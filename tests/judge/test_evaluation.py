@@ -1,7 +1,6 @@
 """The metrics of `eval`, by hand-computed cases and by independent arithmetic; evaluations by every protocol."""
 
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,13 +20,11 @@ from mlxpref.judge.evaluation import EvaluationSpec, evaluate, evaluation_of, ev
 from mlxpref.judge.judge import Judge
 from mlxpref.judge.metrics import Metrics, measure
 from mlxpref.judge.pair_verdict import PairVerdict
-from mlxpref.log import showing
 from mlxpref.preferences import Preference
 from mlxpref.ranking.log_odds import soft_preference
 from mlxpref.verdict import Verdict
 from tests.conftest import GOLDEN
 from tests.data_layouts import make_layout
-from tests.messages import Tracked
 
 CONTRACT = [
     "data", "split", "protocol", "strategy", "pairs", "ties_dropped", "accuracy", "accuracy_low", "accuracy_high",
@@ -208,34 +205,6 @@ def test_pickapic_counts_ties() -> None:
     assert tie_threshold_of(preferences[:2], verdicts[:2]) == 0.2
     with pytest.raises(DataError, match="all 2 preferences are ties"):
         evaluation_of_scores(preferences[1::2], np.ones(2), EvaluationSpec("x", "y", None, "pickapic"))
-
-
-def test_tie_threshold_from_validation(demo_judge: Callable[..., Judge]) -> None:
-    test = [replace(p, p_people=p_a) for p, p_a in zip(demo_preferences("test", 4), (1, 0.5, 0, 1), strict=True)]
-    # All of these are ties: the smallest threshold that makes everything one is best.
-    ties = [replace(p, p_people=0.5) for p in demo_preferences("heldout", 3)]
-    asked: list[str] = []
-
-    def track(work: Any, count: int, what: Any) -> Any:
-        asked.append(f"{what}: {count}")
-        return work
-
-    judge = demo_judge(think=False)
-    spec = EvaluationSpec("x", "test", protocol="pickapic")
-    with showing(Tracked(track)):
-        found = evaluate(judge, test, spec, ties)
-    assert asked == ["judging validation_unique (soft): 3", "judging (soft): 4"]
-    needed = max(abs(2 * verdict.p_a - 1) for verdict in judge.pairs([*map(pair_of, ties)]))
-    assert found.spec.tie_threshold == pytest.approx(math.ceil(10 * needed) / 10)
-    with showing(Tracked(track)):
-        given = evaluate(judge, test, replace(spec, tie_threshold=0.1), ties)
-    assert (given.spec.tie_threshold, len(asked)) == (0.1, 3)
-
-
-def pair_of(preference: Preference) -> Any:
-    from mlxpref.preferences import Pair
-
-    return Pair(preference.a, preference.b, preference.prompt)
 
 
 QUICK = ("--model", str(GOLDEN / "qwen2_5_vl"), "--max-tokens", "4")
