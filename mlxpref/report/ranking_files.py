@@ -55,7 +55,7 @@ def write_ranking_csv(path: Path, rankings: Sequence[Ranking]) -> None:
 def check_copy_folder(folder: Path) -> None:
     """ConfigError unless a folder for copies is new or empty: no file may be replaced, no copy be ranked later."""
     if folder.exists() and (not folder.is_dir() or any(not path.name.startswith(".") for path in folder.iterdir())):
-        raise ConfigError(f"{folder}: is no empty folder; choose a new one for the copies")
+        raise ConfigError(f"{folder}: is not an empty folder; choose a new one for the copies")
 
 
 def copy_top(rankings: Sequence[Ranking], count: int, folder: Path) -> list[Path]:

@@ -104,7 +104,7 @@ def test_unwritable_outputs_are_refused_first(folder: Path, tmp_path: Path, opti
 def test_copies_need_an_empty_folder(folder: Path) -> None:
     done = run("rank", folder, *PROMPT, "--copy-top", "2", folder, *QUICK)
     assert done.exit_code == 1
-    assert "is no empty folder" in done.stderr
+    assert "is not an empty folder" in done.stderr
     assert "pairs without thinking" not in done.stderr
 
 

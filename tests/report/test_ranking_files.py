@@ -146,7 +146,7 @@ def test_a_folder_with_files_is_refused(tmp_path: Path, images: list[Path]) -> N
     (tmp_path / "file").touch()
     for folder in (tmp_path / "in", tmp_path / "file"):
         for check in (check_copy_folder, lambda place: copy_top([ranked(images)], 2, place)):
-            with pytest.raises(ConfigError, match="is no empty folder; choose a new one"):
+            with pytest.raises(ConfigError, match="is not an empty folder; choose a new one"):
                 check(folder)
     assert len(list((tmp_path / "in").iterdir())) == 5
     check_copy_folder(tmp_path / "new")
