@@ -6,6 +6,7 @@ import io
 import math
 import os.path
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from PIL import Image
 
 from mlxpref.data.images import load_image
+from mlxpref.errors import DataError
 from mlxpref.files import write_file
 from mlxpref.preferences import ImageLike
 
@@ -24,6 +26,7 @@ __all__ = [
     "render_page",
     "short_names",
     "thumbnail",
+    "try_thumbnail",
     "write_page",
 ]
 
@@ -95,6 +98,16 @@ def thumbnail(image: ImageLike, side: int = 320, load: LoadImage = load_image) -
         if lossless or file.tell() <= _THUMBNAIL_BYTES:
             break
     return Thumbnail(file.getvalue(), *picture.size)
+
+
+def try_thumbnail(image: ImageLike | None, side: int = 320, load: LoadImage = load_image) -> Thumbnail | None:
+    """As `thumbnail`; None where there is no image or none that can be read: a page is never lost for a picture."""
+    # A path may be a pipe, which would be waited for.
+    if image is None or (isinstance(image, Path) and not image.is_file()):
+        return None
+    with suppress(DataError, OSError):
+        return thumbnail(image, side, load)
+    return None
 
 
 def short_names(paths: Sequence[str]) -> list[str]:

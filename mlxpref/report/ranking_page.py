@@ -8,13 +8,11 @@ from typing import Any
 import numpy as np
 
 from mlxpref.data.images import load_image
-from mlxpref.errors import DataError
 from mlxpref.judge.ranking_result import JudgedPair, Ranking
-from mlxpref.preferences import ImageLike
 from mlxpref.ranking.bradley_terry import Z95, RankedImage
 from mlxpref.ranking.log_odds import probability
 from mlxpref.ranking.posterior import difference_variance
-from mlxpref.report.html import LoadImage, Thumbnail, even_ticks, page_script, short_names, thumbnail, write_page
+from mlxpref.report.html import LoadImage, even_ticks, page_script, short_names, try_thumbnail, write_page
 from mlxpref.text import plain
 from mlxpref.verdict import Strategy, Verdict
 
@@ -76,7 +74,7 @@ def _card(
         "image": image,
         "name": names[image.index],
         "path": plain(ranking.name(image.index)),
-        "picture": _picture(ranking.images[image.index], load),
+        "picture": try_thumbnail(ranking.images[image.index], load=load),
         "start": start,
         "middle": middle,
         "end": end,
@@ -86,14 +84,6 @@ def _card(
         "no_reason": _no_reason(ranking, image),
         "shown": [(i, names[i], ranks[i]) for i in (reason.first, reason.second)] if reason else [],
     }
-
-
-def _picture(image: ImageLike, load: LoadImage) -> Thumbnail | None:
-    """The thumbnail, or None: hours of judging are not lost because a file was moved meanwhile."""
-    try:
-        return thumbnail(image, load=load)
-    except DataError:
-        return None
 
 
 def _ties(image: RankedImage, ranks: dict[int, int]) -> str:

@@ -19,7 +19,7 @@ from mlxpref.data.images import load_image
 from mlxpref.errors import DataError
 from mlxpref.preferences import ImageLike, PackedImage
 from mlxpref.report.curves import COLOURS, curve_svg
-from mlxpref.report.html import LoadImage, Thumbnail, thumbnail, write_page
+from mlxpref.report.html import LoadImage, try_thumbnail, write_page
 from mlxpref.report.run_log import PHASES, Record, RunLog, format_number, number
 from mlxpref.text import plain
 
@@ -143,17 +143,7 @@ def _rollout(record: Record, images: Images, load: LoadImage) -> dict[str, Any]:
     return {
         "step": f"{number(record.get('step')):g}",
         "prompt": plain(record.get("prompt") or "")[:_MAX_CHARACTERS],
-        "sides": list(zip((_picture(image, load) for image in pair), paths, people, strict=True)),
+        "sides": list(zip((try_thumbnail(image, 200, load) for image in pair), paths, people, strict=True)),
         "text": "\n".join(map(plain, str(record.get("text") or "")[:_MAX_CHARACTERS].splitlines())),
         "numbers": [(name, value) for name, value in numbers if value],
     }
-
-
-def _picture(image: ImageLike | None, load: LoadImage) -> Thumbnail | None:
-    """The thumbnail, or None: what was trained for hours is not lost because a file was moved meanwhile."""
-    # A path that a file names may be a pipe, which would be waited for.
-    if image is None or (isinstance(image, Path) and not image.is_file()):
-        return None
-    with suppress(DataError, OSError):
-        return thumbnail(image, side=200, load=load)
-    return None
