@@ -1,14 +1,13 @@
-"""Images inside zip and tar archives and parquet tables, read where they are; nothing is written by this module.
+"""Images inside zip archives and parquet tables, read where they are; nothing is written by this module.
 
-Archives come from elsewhere: an image is bounded in size whatever it declares, an archive in the number of its members,
-and what cannot be read is a DataError that says why. A tar.gz cannot be read at random; see `mlxpref.data.tar_gz`.
+Archives come from elsewhere: an image is bounded in size whatever it declares, and what cannot be read is a DataError
+that says why. A tar.gz cannot be read at random; see `mlxpref.data.tar_gz`.
 """
 
-import tarfile
 import zipfile
 import zlib
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
@@ -19,12 +18,10 @@ from mlxpref.lru import LRU
 from mlxpref.preferences import PackedImage
 from mlxpref.text import one_line
 
-__all__ = ["MEMBER_BYTES", "MEMBER_COUNT", "ArchiveCache", "members_of", "named_image"]
+__all__ = ["MEMBER_BYTES", "ArchiveCache", "named_image"]
 
 MEMBER_BYTES = 200_000_000
 """The most bytes that a member may unpack to: many times the largest image, far below memory."""
-MEMBER_COUNT = 10_000_000
-"""The most members that a tar may have: more than any data set has images, so that reading one always ends."""
 _OPEN = 40
 """How many archives are kept open: more than ImageRewardDB's 32, far below a Mac's limit of 256 files."""
 
@@ -101,36 +98,6 @@ class _Zip:
             raise DataError(f"is damaged in its archive ({error}); download the archive again") from error
 
 
-class _Tar:
-    """An uncompressed tar: where its files begin and how long they are, by name."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._places: dict[str, tuple[int, int]] = {}
-        try:
-            with tarfile.open(path, mode="r:") as archive:
-                for member in members_of(archive):
-                    if member.isreg() and not member.issparse():
-                        self._places[member.name.removeprefix("./")] = member.offset_data, member.size
-        except (tarfile.TarError, ValueError, RecursionError) as error:
-            raise _damaged(path, error) from error
-
-    def has(self, member: str) -> bool:
-        return member in self._places
-
-    def read(self, member: str) -> bytes:
-        if member not in self._places:
-            raise _absent(member)
-        start, size = self._places[member]
-        _check_size(size)
-        with self._path.open("rb") as file:
-            file.seek(start)
-            content = file.read(size)
-        if len(content) < size:
-            raise DataError("is cut off by the end of its archive; download the archive again")
-        return content
-
-
 class _Table:
     """A parquet table; the columns of one of its row groups are in memory at a time."""
 
@@ -173,7 +140,7 @@ class _Table:
         return content
 
 
-_KINDS: dict[str, Callable[[Path], _Archive]] = {".zip": _Zip, ".tar": _Tar, ".parquet": _Table}
+_KINDS: dict[str, Callable[[Path], _Archive]] = {".zip": _Zip, ".parquet": _Table}
 
 
 def named_image(name: str) -> Path | PackedImage:
@@ -186,23 +153,8 @@ def named_image(name: str) -> Path | PackedImage:
     return path
 
 
-def members_of(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The members of a tar, one after the other, none kept; ReadError for one that leads back, or for too many."""
-    end = -1
-    for _ in range(MEMBER_COUNT):
-        member = archive.next()
-        if member is None:
-            return
-        archive.members.clear()  # type: ignore[attr-defined]
-        if archive.offset <= end:
-            raise tarfile.ReadError("a member of negative length")
-        end = archive.offset
-        yield member
-    raise tarfile.ReadError(f"more than {MEMBER_COUNT:,} members")
-
-
 def _check_size(size: int) -> None:
-    if not 0 <= size <= MEMBER_BYTES:
+    if size > MEMBER_BYTES:
         raise DataError(f"has {size:,} bytes unpacked, more than {MEMBER_BYTES:,}, the most that is read")
 
 

@@ -29,7 +29,7 @@ def read_hpdv2(folder: Path, split: str, draw: RowSampler = all_rows) -> list[Pr
         raise missing_files("hpdv2", split, f"there is no {path}")
     rows = train_rows(path) if split == "train" else ranking_rows(path)
     rows = [rows[i] for i in draw(len(rows))]
-    return with_images("hpdv2", split, rows, folder / split, folder / f"{split}.tar.gz", f"{split}/")
+    return with_images("hpdv2", split, rows, folder / split, folder / f"{split}.tar.gz")
 
 
 def train_rows(path: Path) -> list[Row]:

@@ -11,13 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxpref.data.archives import ArchiveCache
 from mlxpref.data.catalog import missing_files
 from mlxpref.data.tar_gz import parts_of, unpack
 from mlxpref.errors import DataError
 from mlxpref.files import cache_dir
 from mlxpref.log import logger, track
-from mlxpref.preferences import ImageLike, PackedImage, Preference, Side
+from mlxpref.preferences import ImageLike, Preference, Side
 from mlxpref.text import first_ten, format_bytes, one_line
 
 __all__ = [
@@ -176,22 +175,17 @@ def preferences_of(rows: Iterable[Row], images: Images) -> list[Preference]:
     ]
 
 
-def with_images(
-    name: str, split: str, rows: Sequence[Row], folder: Path, archive: Path, inside: str = ""
-) -> list[Preference]:
+def with_images(name: str, split: str, rows: Sequence[Row], folder: Path, archive: Path) -> list[Preference]:
     """The preferences of rows, with the images that they name; a few of which are not there are left out.
 
-    The images are files below `folder`, if somebody has unpacked them there, else members of `archive`: of a .tar of
-    its name in place (in it they may be below `inside`), of a .tar.gz, also in parts, unpacked once into the user's
-    cache.
+    The images are files below `folder`, if somebody has unpacked them there, else members of `archive`, a .tar.gz or a
+    .tar of its name, also in parts, which are unpacked once into the user's cache.
     """
     names = dict.fromkeys(image for row in rows for image in (row.a, row.b))
     images: Images = {image: folder / image for image in _files_below(folder, names)}
     absent = [image for image in names if image not in images]
-    plain, parts, problems = archive.with_suffix(""), parts_of(archive) if absent else [], []
-    if absent and plain.is_file():
-        images |= _inside(plain, absent, inside)
-    elif absent and parts:
+    parts, problems = parts_of(archive) or parts_of(archive.with_suffix("")) if absent else [], list[str]()
+    if parts:
         target = cache_dir() / "unpacked" / f"{archive.name.split('.')[0]}-{_stamp(parts)}"
         problems = _unpack(archive, parts, absent, target)
         images |= {image: target / image for image in _files_below(target, absent)}
@@ -205,16 +199,6 @@ def with_images(
         errors.add(problem)
     errors.raise_or_log(len(names))
     return preferences_of(rows, images)
-
-
-def _inside(archive: Path, names: Iterable[str], folder: str) -> Images:
-    """Members of a tar that is read in place, in a folder of it or in none."""
-    images: Images = {}
-    archives = ArchiveCache()
-    for name in names:
-        members = [PackedImage(archive, f"{folder}{name}"), PackedImage(archive, name)]
-        images[name] = next(filter(archives.has, members), members[0])
-    return images
 
 
 def _unpack(archive: Path, parts: Sequence[Path], names: Sequence[str], target: Path) -> list[str]:

@@ -1,7 +1,7 @@
 """Members of a tar.gz, which cannot be read at random: those that are wanted are written into a folder, in one pass.
 
-Archives come from elsewhere: only ordinary files are unpacked, only those asked for, each bounded in size, and nothing
-is ever written outside the folder.
+Archives come from elsewhere: only ordinary files are unpacked, only those asked for, each bounded in size, from a
+bounded number of members, and nothing is written outside the folder.
 """
 
 import gzip
@@ -14,12 +14,14 @@ from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 from typing import IO, Any
 
-from mlxpref.data.archives import MEMBER_BYTES, members_of
+from mlxpref.data.archives import MEMBER_BYTES
 from mlxpref.errors import DataError
 from mlxpref.files import replacing
 
 __all__ = ["parts_of", "unpack"]
 
+_MEMBER_COUNT = 10_000_000
+"""The most members that a tar may have: more than any data set has images, so that reading one always ends."""
 _BLOCK = 2**20
 _LETTERS = re.compile("[a-z]{2}")
 
@@ -69,7 +71,7 @@ def unpack(parts: Sequence[Path], wanted: Iterable[str], target: Path) -> Iterat
     stream: Any = SimpleNamespace(read=gzip.GzipFile(fileobj=joined).read1) if _is_gzip(parts[0]) else joined  # type: ignore[call-overload]
     try:
         with tarfile.open(fileobj=stream, mode="r|", bufsize=_BLOCK) as archive:
-            for member in members_of(archive):
+            for member in _members(archive):
                 if wanted_name := _wanted_name(member.name, waiting):
                     yield wanted_name, _write(archive, member, waiting.pop(wanted_name), target)
                 if not waiting:
@@ -105,6 +107,21 @@ class _Joined:
 def _is_gzip(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(2) == b"\x1f\x8b"
+
+
+def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """The members of a tar, one after the other, none kept; ReadError for one that leads back, or for too many."""
+    end = -1
+    for _ in range(_MEMBER_COUNT):
+        member = archive.next()
+        if member is None:
+            return
+        archive.members.clear()  # type: ignore[attr-defined]
+        if archive.offset <= end:
+            raise tarfile.ReadError("a member of negative length")
+        end = archive.offset
+        yield member
+    raise tarfile.ReadError(f"more than {_MEMBER_COUNT:,} members")
 
 
 def _problem(name: str) -> str | None:

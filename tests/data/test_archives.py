@@ -1,8 +1,7 @@
-"""Images in zip and tar archives and in tables, good ones and those that somebody made to do harm."""
+"""Images in zip archives and in tables, good ones and those that somebody made to do harm."""
 
 import io
 import struct
-import tarfile
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +20,7 @@ from mlxpref.errors import DataError
 from mlxpref.judge.ranking_result import name_of
 from mlxpref.preferences import PackedImage, image_name
 from tests.conftest import picture
-from tests.data_layouts import write_tar, write_zip
+from tests.data_layouts import write_zip
 
 
 def png(seed: int) -> bytes:
@@ -48,10 +47,6 @@ def problem(image: PackedImage) -> str:
 MAKERS: dict[str, Callable[[Path], list[PackedImage]]] = {
     "zip": lambda folder: [
         PackedImage(write_zip(folder / "a.zip", {f"a/{i}.png": png(i) for i in range(5)}), f"a/{i}.png")
-        for i in range(5)
-    ],
-    "tar": lambda folder: [
-        PackedImage(write_tar(folder / "a.tar", {f"./a/{i}.png": png(i) for i in range(5)}), f"a/{i}.png")
         for i in range(5)
     ],
     "parquet": lambda folder: [
@@ -109,7 +104,7 @@ def test_threads(kind: str, tmp_path: Path) -> None:
         assert list(pool.map(cache.read, images * 20)) == [png(i) for i in range(5)] * 20
 
 
-@pytest.mark.parametrize("kind", ["zip", "tar", "parquet"])
+@pytest.mark.parametrize("kind", ["zip", "parquet"])
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.95])
 def test_truncated_archives_are_named(kind: str, share: float, tmp_path: Path) -> None:
     images = MAKERS[kind](tmp_path)
@@ -121,13 +116,12 @@ def test_truncated_archives_are_named(kind: str, share: float, tmp_path: Path) -
             assert np.array_equal(np.asarray(load_image(image)), np.asarray(picture(i, (24, 16))))
         except DataError as error:
             messages.append(str(error))
-    # The end of a tar is padding, and what comes before the cut can be read.
-    assert messages or (kind == "tar" and share > 0.5)
+    assert messages
     assert all(str(images[0].archive) in message and "\n" not in message for message in messages)
 
 
 def test_archives_that_are_none_are_named(tmp_path: Path) -> None:
-    for name in ("a.zip", "a.tar", "a.parquet"):
+    for name in ("a.zip", "a.parquet"):
         (tmp_path / name).write_bytes(b"no archive" * 100)
         assert "its archive is damaged or not whole" in problem(PackedImage(tmp_path / name, "0/jpg_0"))
     assert "its archive cannot be opened (No such file" in problem(PackedImage(tmp_path / "gone.zip", "a"))
@@ -176,38 +170,6 @@ def test_encrypted_members_are_named(tmp_path: Path) -> None:
         content[content.index(mark) + place] |= 1
     path.write_bytes(bytes(content))
     assert "is encrypted" in problem(PackedImage(path, "1.png"))
-
-
-def test_a_tar_has_only_ordinary_files(tmp_path: Path) -> None:
-    (tmp_path / "secret.png").write_bytes(png(9))
-    with tarfile.open(tmp_path / "a.tar", "w") as archive:
-        for name, kind in (
-            ("link.png", tarfile.SYMTYPE),
-            ("hard.png", tarfile.LNKTYPE),
-            ("pipe.png", tarfile.FIFOTYPE),
-        ):
-            information = tarfile.TarInfo(name)
-            information.type, information.linkname = kind, str(tmp_path / "secret.png")
-            archive.addfile(information)
-    for name in ("link.png", "hard.png", "pipe.png"):
-        assert "is not there" in problem(PackedImage(tmp_path / "a.tar", name))
-
-
-def test_members_of_a_tar_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archives, "MEMBER_COUNT", 3)
-    path = write_tar(tmp_path / "a.tar", {f"{i}.png": png(1) for i in range(4)})
-    assert "not whole (ReadError: more than 3 members" in problem(PackedImage(path, "1.png"))
-
-
-def test_members_of_negative_length_do_not_lead_back_for_ever(tmp_path: Path) -> None:
-    path = write_tar(tmp_path / "a.tar", {"1.png": png(1), "2.png": png(2)})
-    content = bytearray(path.read_bytes())
-    header = content.index(b"2.png")
-    content[header + 124 : header + 136] = b"\xff" * 10 + struct.pack(">h", -512)  # its size, in base 256
-    content[header + 148 : header + 156] = b" " * 8
-    content[header + 148 : header + 156] = b"%06o\0 " % sum(content[header : header + 512])
-    path.write_bytes(bytes(content))
-    assert "damaged" in problem(PackedImage(path, "2.png"))
 
 
 @pytest.mark.parametrize("member", ["0", "0/", "-1/jpg_0", "2/jpg_0", "9" * 6000 + "/jpg_0", "x/jpg_0", "0/jpg_1", ""])

@@ -13,7 +13,6 @@ from mlxpref.data.image_cache import ImageCache
 from mlxpref.data.images import load_image
 from mlxpref.data.load import check_preferences, load_preferences
 from mlxpref.errors import ConfigError, DataError
-from mlxpref.preferences import PackedImage
 from tests.data_layouts import make_layout, write_split
 from tests.messages import messages
 
@@ -81,14 +80,14 @@ def test_only_images_of_the_drawn_pairs_are_unpacked(tmp_path: Path) -> None:
     assert len(list(image.parent.iterdir())) == 2
 
 
-def test_an_uncompressed_tar_is_read_in_place(tmp_path: Path) -> None:
+def test_an_uncompressed_tar_is_unpacked_too(tmp_path: Path) -> None:
     folder = make_layout("hpdv2", tmp_path)
     with tarfile.open(folder / "test.tar.gz") as old, tarfile.open(folder / "test.tar", "w") as new:
         for member in old:
             new.addfile(member, old.extractfile(member))
     (folder / "test.tar.gz").unlink()
     preferences = load_preferences("hpdv2", "test", data_dir=folder)
-    assert all(isinstance(p.a, PackedImage) and load_image(p.a).size == (84, 84) for p in preferences)
+    assert all(isinstance(p.a, Path) and load_image(p.a).size == (84, 84) for p in preferences)
 
 
 def test_pairs_have_one_vote_and_sides_are_drawn(tmp_path: Path) -> None:

@@ -1,12 +1,13 @@
 """What is wanted of a tar.gz, whole or in parts, is written into a folder, and nothing else is written anywhere."""
 
 import io
+import struct
 import tarfile
 from pathlib import Path
 
 import pytest
 
-from mlxpref.data import archives, tar_gz
+from mlxpref.data import tar_gz
 from mlxpref.data.tar_gz import parts_of, unpack
 from mlxpref.errors import DataError
 from tests.data_layouts import write_split, write_tar
@@ -148,9 +149,21 @@ def test_bombs_are_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     archive = write_tar(tmp_path / "a.tar.gz", {"bomb.jpg": bytes(50_000), "1.jpg": b"x"})
     done = dict(unpack([archive], ["bomb.jpg", "1.jpg"], tmp_path / "out"))
     assert done == {"bomb.jpg": "has 50,000 bytes, more than 10,000, the most that is read", "1.jpg": None}
-    monkeypatch.setattr(archives, "MEMBER_COUNT", 1)
+    monkeypatch.setattr(tar_gz, "_MEMBER_COUNT", 1)
     with pytest.raises(DataError, match=r"damaged or ends early \(more than 1 members\)"):
         list(unpack([archive], ["2.jpg"], tmp_path / "other"))
+
+
+def test_members_of_negative_length_do_not_lead_back_for_ever(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", {"1.png": bytes(700), "2.png": bytes(700)})
+    content = bytearray(path.read_bytes())
+    header = content.index(b"2.png")
+    content[header + 124 : header + 136] = b"\xff" * 10 + struct.pack(">h", -512)  # its size, in base 256
+    content[header + 148 : header + 156] = b" " * 8
+    content[header + 148 : header + 156] = b"%06o\0 " % sum(content[header : header + 512])
+    path.write_bytes(bytes(content))
+    with pytest.raises(DataError, match="damaged or ends early"):
+        list(unpack([path], ["3.png"], tmp_path / "out"))
 
 
 def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
