@@ -27,10 +27,10 @@ Widths = tuple[int, int, int]
 Held = tuple[float, float, float]
 
 # Arrays that exist at once while a layer runs: of the hidden width, of the MLP's inner width, of attention scores.
-_FORWARD = (8.5, 4.5, 1.1)
-_BACKWARD = (16, 14, 2.4)
+_FORWARD = (8, 4, 1.1)
+_BACKWARD = (16, 14, 2.6)
 _KEPT = (7, 5, 1)  # of a layer that is not recomputed, until its backward pass
-_KEYS = 4  # arrays of the keys that the rows of a layer see, repeated for the rows that share them
+_KEYS = 3  # arrays of the keys that the rows of a layer see, repeated for the rows that share them
 _LOGITS = 3 * 4  # bytes of three arrays of logits in float32
 _HEAD_CHUNKS = 6 * 4  # bytes of the most chunks of logits that exist in an update
 _BESIDE = 0.4  # share of the smaller of prompts and completions that is at work beside the larger in a backward pass
@@ -110,9 +110,9 @@ class ModelSize:
 
     def layer(self, held: Held, rows: int, columns: int, before: int = 0) -> int:
         """A layer at work on the last piece of a block (rows, columns), which sees `before` columns and the block."""
-        seen = before + columns
-        keys = _KEYS * rows * seen * self.key_width * self.float_bytes
-        return keys + self.activations(held, rows * min(columns, bounds.piece_columns(rows)), seen)
+        context = before + columns
+        keys = _KEYS * rows * context * self.key_width * self.float_bytes
+        return keys + self.activations(held, rows * min(columns, bounds.piece_columns(rows)), context)
 
     def vision_tower(self, images: int, tokens: int) -> int:
         """The vision tower at work on a batch of images of `tokens` each."""
@@ -120,10 +120,10 @@ class ModelSize:
         batch = min(images, -(-bounds.VISION_TOKENS // tokens))
         return self.activations(_FORWARD, batch * patches, patches, self.vision)
 
-    def activations(self, held: Held, tokens: int, seen: int, widths: Widths | None = None) -> int:
-        """Arrays that exist while a layer runs on tokens that see `seen` columns each."""
+    def activations(self, held: Held, tokens: int, context: int, widths: Widths | None = None) -> int:
+        """Arrays that exist while a layer runs on tokens that see `context` columns each."""
         hidden, inner, heads = widths or self.text
-        return int(tokens * (held[0] * hidden + held[1] * inner + held[2] * heads * seen) * self.float_bytes)
+        return int(tokens * (held[0] * hidden + held[1] * inner + held[2] * heads * context) * self.float_bytes)
 
     def rollout(self, prompts: int, prompt: int, samples: int, completion: int) -> int:
         """Completions at their longest: keys and values with the room they grow into, and the arrays of a step."""

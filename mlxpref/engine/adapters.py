@@ -85,12 +85,12 @@ def check_base(folder: Path, checkpoint: Checkpoint, any_base: bool = False) -> 
     Returns warnings: that it does not state its base, that `any_base` let it pass, that its words were others.
     """
     config, lines = _config(folder), []
-    trained_on = Identity.from_json(config.get("base"))
-    named = config.get("base_model") or config.get("base_model_name_or_path")
-    if trained_on is None:
-        lines.append(f"{folder}: it does not say by any fingerprint which model it was trained on (it names {named})")
-    elif not trained_on.is_same_model(checkpoint.identity):
-        what = f"{folder}: the adapter was trained on {named}, which this model is not"
+    identity = Identity.from_json(config.get("base"))
+    base = config.get("base_model") or config.get("base_model_name_or_path")
+    if identity is None:
+        lines.append(f"{folder}: it does not say by any fingerprint which model it was trained on (it names {base})")
+    elif not identity.is_same_model(checkpoint.identity):
+        what = f"{folder}: the adapter was trained on {base}, which this model is not"
         if not any_base:
             raise ModelError(f"{what}: give that with --model, or put it on all the same with --any-base")
         lines.append(what)

@@ -185,13 +185,13 @@ def _run_last_layer(
     positions = block.positions[:, last[0], last[1]][..., None]  # (3, B, L) -> (3, B, 1)
     rotary = rotary_tables(decoder, block.embeddings, block.positions)
     last_rotary = rotary_tables(decoder, block.embeddings, positions)
-    seen = np.where(np.arange(block.branch_ids.shape[1]) <= last_positions[:, None], block.branch_ids, PADDING)
+    visible = np.where(np.arange(block.branch_ids.shape[1]) <= last_positions[:, None], block.branch_ids, PADDING)
     mask = attention_mask(
-        np.concatenate([_prefix_branch_ids(block, prefixes), seen], axis=1),  # (B, S)
+        np.concatenate([_prefix_branch_ids(block, prefixes), visible], axis=1),  # (B, S)
         block.branch_ids[rows, last_positions][:, None],  # (B, 1)
     )
     if isinstance(mask, mx.array):
-        mask = mask[..., :-1]  # (B, 1, 1, S): the query's own column is among those seen
+        mask = mask[..., :-1]  # (B, 1, 1, S): the query's own column is among the visible ones
 
     def run(states: mx.array, *before: mx.array) -> tuple[mx.array, ...]:
         _, keys, values = _project(layer, states, block.branch_ids.shape, block.positions, rotary)

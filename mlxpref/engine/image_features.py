@@ -71,16 +71,16 @@ class FeatureStore:
 
         With `seen`, an image in memory is looked at only once.
         """
-        known: dict[str, Features] = {}
+        by_key: dict[str, Features] = {}
         waiting: dict[tuple[int, int], list[tuple[str, NDArray[np.float32]]]] = {}  # by grid, in merged patches
         keys = []
         for image in images:
             key, picture = self._key(image, {} if seen is None else seen)
             keys.append(key)
-            if key in known or any(key == other for queue in waiting.values() for other, _ in queue):
+            if key in by_key or any(key == other for queue in waiting.values() for other, _ in queue):
                 continue
             if features := self._features.get(key):
-                known[key] = features
+                by_key[key] = features
                 continue
             if isinstance(image, Image.Image):
                 picture = picture or load_image(image, self.max_pixels)
@@ -90,10 +90,10 @@ class FeatureStore:
             queue = waiting.setdefault(grid, [])
             queue.append((key, patches))
             if len(queue) * grid[0] * grid[1] >= bounds.VISION_TOKENS:
-                known.update(self._encode(grid, waiting.pop(grid)))
+                by_key.update(self._encode(grid, waiting.pop(grid)))
         for grid, queue in waiting.items():
-            known.update(self._encode(grid, queue))
-        return [known[key] for key in keys]
+            by_key.update(self._encode(grid, queue))
+        return [by_key[key] for key in keys]
 
     def contents(self, images: Iterable[ImageLike], seen: SeenImages | None = None) -> list[str]:
         """The names of what images show (`Features.content`); they are decoded for that, unless they are known."""

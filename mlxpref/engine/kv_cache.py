@@ -109,14 +109,13 @@ class BranchedKVCache:
     def drop_branches(self, live: Sequence[set[int]]) -> None:
         """Drop the columns that none of the live branches (one set a row) sees, if enough columns become free."""
         rows = zip(self.branch_ids, live, strict=True)
-        seen = np.stack([np.isin(ids, [SHARED, *branches]) for ids, branches in rows])  # (B, S)
-        count = int(seen.sum(axis=1).max(initial=0))
-        if count > _CROWDED * seen.shape[1]:
+        visible = np.stack([np.isin(ids, [SHARED, *branches]) for ids, branches in rows])  # (B, S)
+        count = int(visible.sum(axis=1).max(initial=0))
+        if count > _CROWDED * visible.shape[1]:
             return
-        order = np.argsort(~seen, axis=1, kind="stable")[:, :count]  # (B, count): the columns seen, in their order
-        kept = np.take_along_axis(seen, order, axis=1)
+        order = np.argsort(~visible, axis=1, kind="stable")[:, :count]  # (B, count)
         ids = np.take_along_axis(self.branch_ids, order, axis=1)
-        self.branch_ids = np.where(kept, ids, PADDING).astype(np.int32)
+        self.branch_ids = np.where(np.take_along_axis(visible, order, axis=1), ids, PADDING).astype(np.int32)
         index = mx.array(order)[:, None, :, None]  # (B, 1, count, 1)
         for layer in self.layers:
             layer.replace(lambda stored: mx.take_along_axis(stored, index, axis=2))  # (B, K, count, W)
@@ -140,9 +139,9 @@ def attention_mask(past: NDArray[np.int32], block: NDArray[np.int32], steps: int
         # Padding at the block's own end is hidden by causal order; later blocks find it among the branch ids.
         return "causal" if block.shape[1] > 1 else None
     whole = np.concatenate([past, *[block] * steps], axis=1)  # (B, S)
-    seen = (whole[:, None] == SHARED) | (whole[:, None] == block[:, :, None])  # (B, N, S)
+    visible = (whole[:, None] == SHARED) | (whole[:, None] == block[:, :, None])  # (B, N, S)
     before = np.tri(block.shape[1], whole.shape[1], whole.shape[1] - block.shape[1], dtype=bool)  # (N, S)
-    return mx.array((seen & before)[:, None])
+    return mx.array((visible & before)[:, None])
 
 
 def _grow(stored: mx.array, columns: int) -> mx.array:

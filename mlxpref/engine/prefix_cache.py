@@ -47,9 +47,9 @@ class PrefixCache:
         instructions = [(part[0].ids.tobytes(),) for part in parts]
         # Features stand for their image: the key keeps them, so that no others can take their place in memory.
         firsts = [(part[0].ids.tobytes(), part[1].ids.tobytes(), part[1].images) for part in parts]
-        known = self._cached(instructions, [part[0] for part in parts])
-        known |= self._cached(firsts, [part[1] for part in parts], [known[key] for key in instructions])
-        prefixes = [_stack([known[key] for key in keys]) for keys in (instructions, firsts)]
+        by_key = self._cached(instructions, [part[0] for part in parts])
+        by_key |= self._cached(firsts, [part[1] for part in parts], [by_key[key] for key in instructions])
+        prefixes = [_stack([by_key[key] for key in keys]) for keys in (instructions, firsts)]
         states, new = self._run([part[2] for part in parts], prefixes)
         prefixes.append(new)
         branch_ids = np.concatenate([prefix.branch_ids[prefix.rows] for prefix in prefixes], axis=1)  # (B, S)
@@ -69,22 +69,22 @@ class PrefixCache:
 
         `before` is what each of the B segments stands behind, if anything.
         """
-        known = {key: kept for key in dict.fromkeys(keys) if (kept := self._prefixes.get(key))}
-        missing = [row for row, key in enumerate(keys) if key not in known and key not in keys[:row]]
+        by_key = {key: prefix for key in dict.fromkeys(keys) if (prefix := self._prefixes.get(key))}
+        missing = [row for row, key in enumerate(keys) if key not in by_key and key not in keys[:row]]
         if not missing:
-            return known
+            return by_key
         prefixes = [_stack([before[row] for row in missing])] if before else []
         _, new = self._run([segments[row] for row in missing], prefixes)
         for place, row in enumerate(missing):
             one, length = slice(place, place + 1), len(segments[row])
             # Copies: a slice would keep the whole batch in memory after its neighbours are forgotten.
-            known[keys[row]] = _CachedPrefix(
+            by_key[keys[row]] = _CachedPrefix(
                 tuple((mx.contiguous(k[one, :, :length]), mx.contiguous(v[one, :, :length])) for k, v in new.layers)
             )
-        mx.eval([array for row in missing for pair in known[keys[row]].layers for array in pair])
+        mx.eval([array for row in missing for pair in by_key[keys[row]].layers for array in pair])
         for row in missing:
-            self._prefixes.put(keys[row], known[keys[row]])
-        return known
+            self._prefixes.put(keys[row], by_key[keys[row]])
+        return by_key
 
     def _run(self, segments: Sequence[TokenSegment], before: Sequence[Prefix]) -> tuple[mx.array, Prefix]:
         """Run B segments behind prefixes through the layers: the states (B, D) at their ends, and them as a prefix."""

@@ -191,17 +191,17 @@ class _Batch:
 
     def _drop_finished(self) -> bool:
         """Let finished completions leave the batch; returns whether any are left."""
-        kept = [[place for place, each in enumerate(row) if not each.done] for row in self.rows]
-        unfinished = [number for number, places in enumerate(kept) if places]
-        if not unfinished or all(len(places) == len(row) for places, row in zip(kept, self.rows, strict=True)):
+        live = [[place for place, each in enumerate(row) if not each.done] for row in self.rows]
+        unfinished = [number for number, places in enumerate(live) if places]
+        if not unfinished or all(len(places) == len(row) for places, row in zip(live, self.rows, strict=True)):
             return bool(unfinished)
-        numbers = list(range(len(kept)))
-        if len(unfinished) <= _CROWDED * len(kept):
+        numbers = list(range(len(live)))
+        if len(unfinished) <= _CROWDED * len(live):
             self.cache.select_rows(unfinished)
             numbers = unfinished
-        self.rows = [[self.rows[number][place] for place in kept[number]] for number in numbers]
+        self.rows = [[self.rows[number][place] for place in live[number]] for number in numbers]
         columns = max(len(row) for row in self.rows)
-        places = np.array([kept[number] + [0] * (columns - len(kept[number])) for number in numbers])
+        places = np.array([live[number] + [0] * (columns - len(live[number])) for number in numbers])
         index = mx.array(np.array(numbers))[:, None], mx.array(places)  # (new B, 1), (new B, new M)
         self.logits, self.probabilities = self.logits[index], self.probabilities[index]
         self.cache.drop_branches([{completion.branch for completion in row} for row in self.rows])
@@ -217,7 +217,7 @@ class _Batch:
         every = positions[..., None] + mx.arange(steps)  # (B, M, S)
         tables = self.vlm.rotary_tables(every.flatten(1))  # of (B, M * S)
         rotary = [table.reshape(*every.shape, -1) for table in tables] if tables else []  # (B, M, S, W) each
-        chosen: tuple[list[mx.array], ...] = ([], [], [])
+        outputs: tuple[list[mx.array], ...] = ([], [], [])
         for step in range(steps):
             tokens, logprobs = self._choose(uniforms[..., step])
             now = (rotary[0][:, :, step], rotary[1][:, :, step]) if rotary else None
@@ -225,10 +225,10 @@ class _Batch:
             self.probabilities = mx.softmax(self.logits, axis=-1)
             results = tokens, logprobs, self.probabilities[..., self._label_ids]
             mx.async_eval(self.logits, *results)
-            for values, value in zip(chosen, results, strict=True):
+            for values, value in zip(outputs, results, strict=True):
                 values.append(value)
-        all_tokens, all_logprobs = (np.array(mx.stack(values, axis=2)) for values in chosen[:2])  # (B, M, S)
-        all_labels = self._label_mass(mx.stack(chosen[2], axis=2))  # (B, M, S, 2)
+        all_tokens, all_logprobs = (np.array(mx.stack(values, axis=2)) for values in outputs[:2])  # (B, M, S)
+        all_labels = self._label_mass(mx.stack(outputs[2], axis=2))  # (B, M, S, 2)
         for row, place, completion in self._completions():
             for step in range(steps):
                 if not completion.done:

@@ -100,8 +100,8 @@ class VisionEncoder:
 
     def _layout(self, grid: tuple[int, int]) -> _Layout:
         """The layout of an image of `grid` merged patches."""
-        if (known := self._layouts.get(grid)) is not None:
-            return known
+        if (layout := self._layouts.get(grid)) is not None:
+            return layout
         tower, merge = self.tower, int(self.tower.spatial_merge_size)
         side = int(tower.window_size) // int(tower.patch_size) // merge if self._has_windows else 0
         layout = _make_layout(grid, merge, side, int(tower.rotary_pos_emb.dim), float(tower.rotary_pos_emb.theta))

@@ -270,8 +270,8 @@ def _as_type(x: mx.array, dtype: mx.Dtype) -> mx.array:
 
 def _eos_ids(config: Any, tokenizer: Any) -> frozenset[int]:
     """The tokens that end a completion, as config, generation config and tokenizer name them."""
-    named = getattr(config, "eos_token_id", None)
-    ids = named if isinstance(named, list | tuple) else [named]
+    value = getattr(config, "eos_token_id", None)
+    ids = value if isinstance(value, list | tuple) else [value]
     return frozenset(int(i) for i in [*ids, tokenizer.eos_token_id] if i is not None)
 
 
