@@ -114,10 +114,10 @@ def rate(page: Page, rater: Rater, answers: int) -> int:
     names, prompts = page.evaluate("[names, prompts]")
     for done in range(answers):
         page.wait_for_selector('#asking[aria-busy="false"]', state="attached")
-        number, question, sheet = page.evaluate("[state.number, state.question, state.sheet]")
+        number, question, task = page.evaluate("[state.number, state.question, state.task]")
         if question is None:
             return done
-        page.keyboard.press(KEYS[rater.choice(prompts[sheet], *(names[image] for image in question))])
+        page.keyboard.press(KEYS[rater.choice(prompts[task], *(names[image] for image in question))])
         asking.and_(page.locator(f'[data-number="{number + 1}"][aria-busy="false"]')).wait_for(state="attached")
     return answers
 
