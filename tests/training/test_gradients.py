@@ -72,12 +72,11 @@ def assert_same(found: GradientResult, expected: GradientResult) -> None:
         assert np.abs(np.array(ours[name] - weight)).max() < 1e-5 * largest, name
 
 
-@pytest.mark.parametrize("micro_batch", [1, 3, 4, 8])
-@pytest.mark.parametrize("recompute", [True, False])
-@pytest.mark.parametrize("level", ["token", "sequence"])
-def test_what_is_learned_from_together_changes_nothing(
-    trained: VLM, micro_batch: int, recompute: bool, level: str
-) -> None:
+@pytest.mark.parametrize(
+    ("micro_batch", "recompute", "level"),
+    [(1, True, "token"), (3, False, "sequence"), (3, True, "token"), (4, True, "sequence"), (8, False, "token")],
+)
+def test_micro_batches_change_nothing(trained: VLM, micro_batch: int, recompute: bool, level: str) -> None:
     inputs = material(trained)
     expected = policy_gradient(trained, inputs, settings(micro_batch=99, level=level))
     assert len(dict(tree_flatten(expected.gradient))) == len(adapter_weights(trained.model))
@@ -85,7 +84,7 @@ def test_what_is_learned_from_together_changes_nothing(
     assert_same(policy_gradient(trained, inputs, chosen), expected)
 
 
-def test_the_weights_stay_as_they_were(trained: VLM) -> None:
+def test_the_weights_stay(trained: VLM) -> None:
     inputs = material(trained)
     before = {name: np.array(weight) for name, weight in adapter_weights(trained.model).items()}
     policy_gradient(trained, inputs, settings(micro_batch=1))
@@ -93,8 +92,8 @@ def test_the_weights_stay_as_they_were(trained: VLM) -> None:
     assert all(np.array_equal(after[name], weight) for name, weight in before.items())
 
 
-@pytest.mark.parametrize("micro_batch", [1, 4, 99])
-def test_log_probabilities_are_those_of_the_update(trained: VLM, micro_batch: int) -> None:
+@pytest.mark.parametrize("micro_batch", [1, 99])
+def test_logprobs_are_those_of_the_gradient(trained: VLM, micro_batch: int) -> None:
     inputs = material(trained)
     expected = policy_gradient(trained, inputs, settings(micro_batch=99)).logprobs
     found = policy_logprobs(trained, inputs, settings(micro_batch=micro_batch))

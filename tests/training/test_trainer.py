@@ -1,7 +1,6 @@
 """Training: it learns, it repeats itself, it keeps what it learned, and it stops when it must."""
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from mlxpref.training.run import start_run, train
 from mlxpref.training.trainer import StepReport, Trainer
 from tests.conftest import GOLDEN
 
+TINY = GOLDEN / "qwen2_5_vl"
 SMALL: dict[str, Any] = {
     "limit": 24, "steps": 2, "comparisons": 3, "group": 3, "max_tokens": 6, "learning_rate": 1e-2, "warmup_steps": 1,
 }  # fmt: skip
@@ -36,7 +36,7 @@ SMALL: dict[str, Any] = {
 @pytest.fixture
 def fresh() -> VLM:
     """A tiny random model of its own; training changes it."""
-    return load_vlm(GOLDEN / "qwen2_5_vl", 512 * 512)
+    return load_vlm(TINY, 512 * 512)
 
 
 def run_small(vlm: VLM, folder: Path, **changes: Any) -> list[StepReport]:
@@ -49,14 +49,15 @@ def copied(vlm: VLM) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("think", [True, False])
-def test_the_same_seed_gives_the_same_adapter_and_log(think: bool, tmp_path: Path) -> None:
-    found = []
+def test_seeds(think: bool, tmp_path: Path) -> None:
+    adapters = []
     for number, seed in enumerate((0, 0, 1)):
-        vlm = load_vlm(GOLDEN / "qwen2_5_vl", 512 * 512)
+        vlm = load_vlm(TINY, 512 * 512)
         run_small(vlm, tmp_path / str(number), seed=seed, think=think)
-        found.append(copied(vlm))
-    assert all(np.array_equal(found[0][name], found[1][name]) for name in found[0])
-    assert any(not np.array_equal(found[0][name], found[2][name]) for name in found[0])
+        adapters.append(copied(vlm))
+    one, same, other = adapters
+    assert all(np.array_equal(one[name], same[name]) for name in one)
+    assert any(not np.array_equal(one[name], other[name]) for name in one)
     logs = [
         [
             {key: value for key, value in json.loads(line).items() if "second" not in key and key != "peak_bytes"}
@@ -68,8 +69,8 @@ def test_the_same_seed_gives_the_same_adapter_and_log(think: bool, tmp_path: Pat
     assert logs[0] == logs[1]
 
 
-def test_a_fresh_adapter_is_the_base_and_a_trained_one_is_not(fresh: VLM, tmp_path: Path) -> None:
-    base = load_vlm(GOLDEN / "qwen2_5_vl", 512 * 512)
+def test_only_a_trained_adapter_changes_answers(fresh: VLM, tmp_path: Path) -> None:
+    base = load_vlm(TINY, 512 * 512)
     preference = demo_preferences("test", 1)[0]
 
     def answer(vlm: VLM) -> mx.array:
@@ -83,7 +84,7 @@ def test_a_fresh_adapter_is_the_base_and_a_trained_one_is_not(fresh: VLM, tmp_pa
         assert mx.array_equal(answer(fresh), answer(base))
 
 
-def test_the_divergence_is_zero_for_a_fresh_adapter_and_positive_for_another(fresh: VLM, tmp_path: Path) -> None:
+def test_divergence(fresh: VLM, tmp_path: Path) -> None:
     settings = settings_from(TrainSettings, {"data": "demo", "kl": 1.0} | SMALL)
     run = start_run(settings, tmp_path / "run", vlm=fresh)
     reports = run.reports()
@@ -93,13 +94,13 @@ def test_the_divergence_is_zero_for_a_fresh_adapter_and_positive_for_another(fre
     assert next(reports).kl > 0.01
 
 
-def test_a_saved_adapter_gives_the_same_verdicts_here_and_in_mlx_vlm(fresh: VLM, tmp_path: Path) -> None:
+def test_a_saved_adapter_is_the_trained_one(fresh: VLM, tmp_path: Path) -> None:
     from mlx_vlm import load
 
     from mlxpref.engine.adapters import load_adapter
 
     run_small(fresh, tmp_path / "run", think=False, learning_rate=0.05)
-    again = load_vlm(GOLDEN / "qwen2_5_vl", 512 * 512)
+    again = load_vlm(TINY, 512 * 512)
     load_adapter(again.model, tmp_path / "run")
     preferences = demo_preferences("test", 4)
     judged = [
@@ -107,7 +108,7 @@ def test_a_saved_adapter_gives_the_same_verdicts_here_and_in_mlx_vlm(fresh: VLM,
         for vlm in (fresh, again)
     ]
     assert judged[0] == judged[1]
-    model, _ = load(str(GOLDEN / "qwen2_5_vl"), adapter_path=str(tmp_path / "run"))
+    model, _ = load(str(TINY), adapter_path=str(tmp_path / "run"))
     theirs = adapter_weights(model)
     ours = adapter_weights(fresh.model)
     assert set(theirs) == set(ours)
@@ -120,7 +121,7 @@ def _pairs(preferences: list[Any]) -> list[Any]:
     return [Pair(p.a, p.b, p.prompt) for p in preferences]
 
 
-def test_rollouts_of_a_group_differ_and_records_are_kept(fresh: VLM, tmp_path: Path) -> None:
+def test_rollouts_differ_and_are_recorded(fresh: VLM, tmp_path: Path) -> None:
     reports = run_small(fresh, tmp_path / "run")
     group = [record.text for record in reports[0].rollouts[:3]]
     assert len(set(group)) == 3
@@ -133,16 +134,16 @@ def test_rollouts_of_a_group_differ_and_records_are_kept(fresh: VLM, tmp_path: P
     }  # fmt: skip
 
 
-def test_a_run_can_be_fed_back(fresh: VLM, tmp_path: Path) -> None:
+def test_a_run_can_be_repeated(fresh: VLM, tmp_path: Path) -> None:
     run_small(fresh, tmp_path / "one")
     settings = settings_from(TrainSettings, read_settings(tmp_path / "one" / "run.json"))
-    again = load_vlm(GOLDEN / "qwen2_5_vl", 512 * 512)
+    again = load_vlm(TINY, 512 * 512)
     list(start_run(settings, tmp_path / "two", vlm=again).reports())
     one, two = ((tmp_path / name / "adapters.safetensors").read_bytes() for name in ("one", "two"))
     assert one == two
 
 
-def test_groups_that_teach_nothing_are_skipped_and_counted(fresh: VLM, tmp_path: Path) -> None:
+def test_groups_without_gradient_are_skipped(fresh: VLM, tmp_path: Path) -> None:
     """A random model never answers, so hard rewards are all 0."""
     before = copied(fresh)
     reports = run_small(fresh, tmp_path / "run", reward="hard")
@@ -157,7 +158,7 @@ def test_a_fraction_of_the_data_is_part_of_it(fresh: VLM) -> None:
     preferences = demo_preferences("train", 40)
     quarter = Trainer(fresh, preferences, TrainSettings(fraction=0.25)).preferences
     assert len(quarter) == 10
-    other = load_vlm(GOLDEN / "qwen2_5_vl", 512 * 512)
+    other = load_vlm(TINY, 512 * 512)
     half = Trainer(other, preferences, TrainSettings(fraction=0.5)).preferences
     assert {id(p) for p in quarter} <= {id(p) for p in half}
 
@@ -169,9 +170,7 @@ def test_ties_teach_brier_only(fresh: VLM) -> None:
     assert len(Trainer(fresh, tied, TrainSettings(reward="brier")).preferences) == 4
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_harms_nothing(
-    fresh: VLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run(fresh: VLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = gradients.step_loss
     monkeypatch.setattr(
         gradients, "step_loss", lambda *arguments: (original(*arguments)[0] * mx.array(float("nan")), mx.array(0.0))
@@ -206,7 +205,7 @@ def test_ctrl_c_saves_the_adapter_in_any_phase(
 
 
 def test_leaving_the_loop_early_saves_too(tmp_path: Path) -> None:
-    reports: Iterator[StepReport] = train("demo", GOLDEN / "qwen2_5_vl", tmp_path / "run", **SMALL | {"steps": 5})
+    reports: Iterator[StepReport] = train("demo", TINY, tmp_path / "run", **SMALL | {"steps": 5})
     next(reports)
     reports.close()  # type: ignore[attr-defined]
     assert (tmp_path / "run" / "adapters.safetensors").is_file()
@@ -228,33 +227,34 @@ def test_settings_files_are_checked(tmp_path: Path) -> None:
         settings_from(TrainSettings, {"level": "word"})
 
 
-def test_images_beyond_the_context_are_refused_with_the_numbers(fresh: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_beyond_the_context_are_refused(fresh: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fresh.language_model.args, "max_position_embeddings", 50)
     preference = demo_preferences("train", 1)[0]
     with pytest.raises(DataError, match=r"reads at most 50: give a smaller --max-pixels"):
         fresh.input(preference.a, preference.b, preference.prompt, "choice", True)
 
 
-def test_training_unbiases_the_demo_judge(tmp_path: Path) -> None:
-    """Half of the demo's training, measured on pictures that no training saw."""
-    judge = mlxpref.load("demo", think=True)
-    preferences = demo_preferences("test", 100, seed=1)
-    before = evaluate(judge, preferences, EvaluationSpec("demo", "test")).metrics.accuracy
-    settings = demo_settings(steps=25, comparisons=8, group=6)
+@pytest.mark.parametrize("think", [pytest.param(True, marks=pytest.mark.slow), False])
+def test_training_unbiases_the_demo_judge(think: bool, tmp_path: Path) -> None:
+    """A part of the demo's training, measured on pictures that no training saw."""
+    judge = mlxpref.load("demo", think=think)
+    preferences, spec = demo_preferences("test", 100, seed=1), EvaluationSpec("demo", "test")
+    before = evaluate(judge, preferences, spec).metrics.accuracy
+    settings = demo_settings(steps=15, comparisons=8, group=6, think=think)
     reports = list(start_run(settings, tmp_path / "run", vlm=judge.vlm).reports())
-    after = evaluate(judge, preferences, EvaluationSpec("demo", "test")).metrics.accuracy
-    assert len(reports) == 25
+    after = evaluate(judge, preferences, spec).metrics.accuracy
+    assert len(reports) == 15
     assert before < 0.78
     assert after > before + 0.1
     assert after > 0.8
 
 
-def test_the_fixture_of_the_shared_judge_has_no_adapter(demo_judge: Callable[..., Judge]) -> None:
+def test_the_shared_judge_has_no_adapter(demo_judge: Callable[..., Judge]) -> None:
     """Training in these tests must not leak into the judge that other tests share."""
     assert not adapter_weights(demo_judge().vlm.model)
 
 
-def test_a_reward_of_ones_own_is_learned_from(fresh: VLM, tmp_path: Path) -> None:
+def test_a_custom_reward_is_learned(fresh: VLM, tmp_path: Path) -> None:
     """It sees what it should, and what it rewards is written more often."""
     (tmp_path / "own.py").write_text(
         "def short(texts, p_first, prompt, images, y):\n"
@@ -281,7 +281,7 @@ def test_an_unknown_reward_is_refused(fresh: VLM, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_that_fails_before_its_first_step_leaves_its_folder_free(fresh: VLM, tmp_path: Path) -> None:
+def test_a_run_without_a_step_leaves_its_folder_free(fresh: VLM, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the model reads at most"):
         run_small(fresh, tmp_path / "run", max_tokens=10**7)
     assert not (tmp_path / "run").exists()
@@ -295,9 +295,7 @@ def test_the_adapter_is_saved_every_few_steps(fresh: VLM, tmp_path: Path) -> Non
     assert saved == [False, True, True, True]
 
 
-def test_an_interrupt_while_the_adapter_is_off_does_not_lose_it(
-    fresh: VLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupt_does_not_lose_the_adapter(fresh: VLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_small(fresh, tmp_path / "run", think=False)
     before = copied(fresh)
     update = type(fresh.model).update
@@ -313,20 +311,19 @@ def test_an_interrupt_while_the_adapter_is_off_does_not_lose_it(
     assert all(np.array_equal(before[name], weight) for name, weight in copied(fresh).items())
 
 
-def test_several_updates_clip_what_has_moved_too_far(tmp_path: Path) -> None:
-    found = {}
+def test_several_updates_clip(tmp_path: Path) -> None:
+    """What has moved too far is clipped, from the second update on."""
+    reports = {}
     for updates in (1, 3):
-        judge = mlxpref.load("demo")
-        settings = demo_settings(
-            steps=2, comparisons=4, group=4, updates_per_rollout=updates, clip_low=0.01, clip_high=0.01
-        )
-        found[updates] = list(start_run(settings, tmp_path / str(updates), vlm=judge.vlm).reports())
-    assert all(report.clip_fraction == 0 for report in found[1])
-    assert any(report.clip_fraction > 0 for report in found[3])
-    assert found[1][0].loss == pytest.approx(found[3][0].loss)
+        changes = {"updates_per_rollout": updates, "clip_low": 1e-3, "clip_high": 1e-3, "learning_rate": 0.05}
+        reward = own_file(tmp_path, "return [len(text) for text in texts]")
+        reports[updates] = run_small(load_vlm(TINY, 512 * 512), tmp_path / str(updates), reward=reward, **changes)
+    assert all(report.clip_fraction == 0 for report in reports[1])
+    assert any(report.clip_fraction > 0 for report in reports[3])
+    assert reports[1][0].loss == pytest.approx(reports[3][0].loss)
 
 
-def test_an_unanswered_rollout_cannot_spoil_the_gradient() -> None:
+def test_an_unanswered_rollout_has_no_gradient() -> None:
     """Label probabilities that underflow, where no answer counts, must not become not-a-number."""
     for reward in ("soft", "brier"):
         inputs = LossInputs(
@@ -346,21 +343,21 @@ def test_an_unanswered_rollout_cannot_spoil_the_gradient() -> None:
         assert gradient[1].tolist() == [0, 0]
 
 
-def test_what_an_adapter_was_trained_on_is_compared(fresh: VLM, tmp_path: Path) -> None:
+def test_an_adapter_knows_its_base(fresh: VLM, tmp_path: Path) -> None:
     from mlxpref.checkpoints.checkpoint import Checkpoint
     from mlxpref.engine.adapters import base_name, check_base
     from mlxpref.errors import ModelError
 
     run_small(fresh, tmp_path / "run", think=False)
     assert base_name(tmp_path / "run") == str(fresh.checkpoint.folder)
-    assert check_base(tmp_path / "run", Checkpoint.open(GOLDEN / "qwen2_5_vl")) == []
+    assert check_base(tmp_path / "run", Checkpoint.open(TINY)) == []
     with pytest.raises(ModelError, match=r"trained on .*qwen2_5_vl, which this model is not: .*--any-base"):
         check_base(tmp_path / "run", Checkpoint.open(GOLDEN / "qwen3_vl"))
     (line,) = check_base(tmp_path / "run", Checkpoint.open(GOLDEN / "qwen3_vl"), any_base=True)
     assert "which this model is not" in line
 
 
-def test_sampling_ignores_the_checkpoints_generation_config(fresh: VLM) -> None:
+def test_sampling_ignores_generation_config(fresh: VLM) -> None:
     """The golden checkpoint asks for top_k and repetition penalties; rollouts are drawn from the whole distribution."""
     from mlxpref.engine.rollout import Sampling, roll_out
 
@@ -381,37 +378,28 @@ def own_file(folder: Path, body: str) -> str:
     return f"{folder}/own.py:own"
 
 
-def test_a_report_says_what_each_reward_gave_and_where_the_time_went(tmp_path: Path) -> None:
-    judge = mlxpref.load("demo")
+def test_report(tmp_path: Path) -> None:
     own = own_file(tmp_path, "return [len(text) / 100 for text in texts]")
     settings = demo_settings(
-        steps=2, comparisons=3, group=3, reward=f"soft=2,{own}=0.5", length_budget=8, kl=0.1, limit=60,
+        steps=2, comparisons=2, group=3, reward=f"soft=2,{own}=0.5", length_budget=8, kl=0.1, limit=60,
         held_out=0.2, held_out_limit=4, evaluate_every=2,
     )  # fmt: skip
-    run = start_run(settings, tmp_path / "run", vlm=judge.vlm)
-    started = time.perf_counter()
-    reports, elapsed = [], 0.0
-    for report in run.reports():
-        reports.append(report)
-        elapsed = time.perf_counter() - started
+    reports = list(start_run(settings, tmp_path / "run", vlm=mlxpref.load("demo").vlm).reports())
     for report in reports:
         parts = report.reward_parts
         assert set(parts) == {"soft", own, "length"}
         assert report.reward == pytest.approx(2 * parts["soft"] + 0.5 * parts[own] + parts["length"])
-        texts = [record.text for record in report.rollouts]
-        assert parts[own] == pytest.approx(np.mean([len(text) / 100 for text in texts]))
-        read = [record.text for record in report.rollouts if record.label_mass]
-        assert read
-        assert all(text.endswith("<answer>") for text in read)
+        assert parts[own] == pytest.approx(np.mean([len(record.text) / 100 for record in report.rollouts]))
+        answered = [record.text for record in report.rollouts if record.label_mass]
+        assert answered
+        assert all(text.endswith("<answer>") for text in answered)
         assert -1 < parts["length"] < 0
         assert report.entropy > 0
         assert report.label_mass > 0.5
-        assert report.format_rate == pytest.approx(len(read) / 9)
+        assert report.format_rate == pytest.approx(len(answered) / 6)
         assert report.tokens_per_second == pytest.approx(report.tokens / report.rollout_seconds)
-        phases = [report.rollout_seconds, report.score_seconds, report.update_seconds]
-        assert all(seconds > 0.001 for seconds in phases)
-        assert report.seconds == pytest.approx(sum(phases) + report.evaluation_seconds, abs=1e-3)
-    assert sum(report.seconds for report in reports) == pytest.approx(elapsed, rel=0.1, abs=0.5)
+        phases = report.rollout_seconds + report.score_seconds + report.update_seconds + report.evaluation_seconds
+        assert report.seconds == pytest.approx(phases, abs=1e-3)
     assert [report.held_out is None for report in reports] == [True, False]
     assert [report.evaluation_seconds > 0 for report in reports] == [False, True]
     line = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[1])
@@ -419,7 +407,7 @@ def test_a_report_says_what_each_reward_gave_and_where_the_time_went(tmp_path: P
     assert line["reward_parts"]["soft"] == reports[1].reward_parts["soft"]
 
 
-def test_what_is_not_measured_is_null_in_the_log(fresh: VLM, tmp_path: Path) -> None:
+def test_what_is_not_measured_is_null(fresh: VLM, tmp_path: Path) -> None:
     (report,) = run_small(fresh, tmp_path / "run", think=False, steps=1)
     line = report.to_json()
     assert [line[name] for name in ("kl", "entropy", "held_out")] == [None, None, None]
@@ -435,10 +423,10 @@ def test_the_entropy_is_that_of_the_policy(fresh: VLM) -> None:
     assert report.entropy == pytest.approx(-(p[p > 0] * np.log(p[p > 0])).sum(), rel=0.1)
 
 
-def test_groups_without_signal_give_their_places_to_others(tmp_path: Path) -> None:
-    """Only where the first image is the better one do rollouts earn anything, and only there is a signal."""
+def test_resampling(tmp_path: Path) -> None:
+    """Only where the first image is the better one do rollouts earn anything, and only there is an advantage."""
     own = own_file(tmp_path, "return [y * len(text) for text in texts]")
-    found = {}
+    reports = {}
     changed: dict[str, dict[str, Any]] = {
         "none": {},
         "some": {"resample": 3},
@@ -446,20 +434,20 @@ def test_groups_without_signal_give_their_places_to_others(tmp_path: Path) -> No
         "divergence": {"resample": 3, "kl": 0.1},
     }
     for name, changes in changed.items():
-        vlm = load_vlm(GOLDEN / "qwen2_5_vl", 512 * 512)
-        found[name] = run_small(vlm, tmp_path / name, reward=own, comparisons=6, **changes)
-    assert any(report.skipped for report in found["none"])
-    for before, after in zip(found["none"], found["some"], strict=True):
+        vlm = load_vlm(TINY, 512 * 512)
+        reports[name] = run_small(vlm, tmp_path / name, reward=own, comparisons=6, steps=1, **changes)
+    assert any(report.skipped for report in reports["none"])
+    for before, after in zip(reports["none"], reports["some"], strict=True):
         assert before.resampled == 0
         assert after.resampled >= before.skipped
         assert after.groups == 6
         assert after.skipped < before.skipped or not before.skipped
         assert (after.tokens > before.tokens) == (after.resampled > 0)
-    # A divergence teaches by every group, and is no signal: the first step writes the same.
-    assert found["divergence"][0].resampled == found["some"][0].resampled
+    # A divergence gives every group a gradient, and none an advantage: the step writes the same.
+    assert reports["divergence"][0].resampled == reports["some"][0].resampled
     # What is drawn depends neither on what runs together nor on the machine.
     without_time = [
-        [[(r.y, r.text, r.reward, r.advantage) for r in report.rollouts] for report in found[name]]
+        [[(r.y, r.text, r.reward, r.advantage) for r in report.rollouts] for report in reports[name]]
         for name in ("some", "rows")
     ]
     assert without_time[0] == without_time[1]
@@ -471,24 +459,24 @@ def test_resampling_ends_where_the_data_do(fresh: VLM, tmp_path: Path) -> None:
     assert [report.skipped for report in reports] == [3, 3]
 
 
-def test_nothing_is_learned_from_truncated_completions_on_request(fresh: VLM, tmp_path: Path) -> None:
+def test_truncated_completions_may_be_masked(fresh: VLM, tmp_path: Path) -> None:
     """A random model never comes to an end."""
     own = own_file(tmp_path, "return [len(text) for text in texts]")
     masked = run_small(fresh, tmp_path / "masked", reward=own, mask_truncated=True)
     assert [report.truncated for report in masked] == [1, 1]
     assert [report.skipped for report in masked] == [3, 3]
     assert not any(report.updated for report in masked)
-    found = {}
+    reports = {}
     for mask in (True, False):  # with a divergence no group is skipped, and still nothing flows from its tokens
-        vlm = load_vlm(GOLDEN / "qwen2_5_vl", 512 * 512)
-        found[mask] = run_small(vlm, tmp_path / str(mask), reward=own, mask_truncated=mask, kl=0.1)
-    assert [report.grad_norm for report in found[True]] == [0, 0]
-    assert all(report.updated and report.grad_norm > 0 for report in found[False])
+        vlm = load_vlm(TINY, 512 * 512)
+        reports[mask] = run_small(vlm, tmp_path / str(mask), reward=own, mask_truncated=mask, kl=0.1)
+    assert [report.grad_norm for report in reports[True]] == [0, 0]
+    assert all(report.updated and report.grad_norm > 0 for report in reports[False])
 
 
-def test_completions_that_came_to_their_end_are_not_truncated(tmp_path: Path) -> None:
+def test_finished_completions_are_not_truncated(tmp_path: Path) -> None:
     judge = mlxpref.load("demo")
-    settings = demo_settings(steps=1, comparisons=3, group=2, max_tokens=60)
+    settings = demo_settings(steps=1, comparisons=1, group=2, max_tokens=60)
     for number, (changes, share) in enumerate(
         [({"reward": "soft"}, 0.0), ({"reward": "hard"}, 0.0), ({"reward": "hard", "max_tokens": 2}, 1.0)]
     ):
@@ -498,7 +486,7 @@ def test_completions_that_came_to_their_end_are_not_truncated(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("updates", [1, 2])
-def test_the_learning_rate_rises_then_falls_along_a_cosine(fresh: VLM, updates: int) -> None:
+def test_learning_rate(fresh: VLM, updates: int) -> None:
     chosen = TrainSettings(steps=6, warmup_steps=2, learning_rate=1e-2, updates_per_rollout=updates)
     rate = Trainer(fresh, demo_preferences("train", 4), chosen)._learning_rate()
     assert [float(rate(mx.array(number))) for number in (0, updates)] == pytest.approx(
@@ -508,7 +496,7 @@ def test_the_learning_rate_rises_then_falls_along_a_cosine(fresh: VLM, updates: 
     assert found == pytest.approx([1e-2, 8.68198e-3, 5.5e-3, 2.31802e-3, 1e-3], rel=1e-4)
 
 
-def test_an_update_that_is_not_finite_ends_those_of_its_rollouts(
+def test_an_update_that_is_not_finite_ends_the_step(
     fresh: VLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original, calls = trainer.policy_gradient, iter(range(99))
@@ -526,7 +514,7 @@ def test_an_update_that_is_not_finite_ends_those_of_its_rollouts(
     assert all(np.isfinite(weight).all() for weight in copied(fresh).values())
 
 
-def test_a_mix_that_would_judge_nothing_is_refused(fresh: VLM, tmp_path: Path) -> None:
+def test_a_mix_without_texts_is_refused(fresh: VLM, tmp_path: Path) -> None:
     own = own_file(tmp_path, "return [0 for _ in texts]")
     with pytest.raises(ConfigError, match=r"without thinking nothing is written that .*own.py:own could judge"):
         run_small(fresh, tmp_path / "run", reward=f"soft,{own}", think=False)
