@@ -39,10 +39,10 @@ def piece_columns(rows: int) -> int:
     return max(min(MIN_COLUMNS, MAX_TOKENS // rows), TARGET_TOKENS // rows, 1)
 
 
-def prompt_copies(prompt: int, completion: int, samples: int) -> int:
-    """How often a prompt's keys and values exist while `samples` completions are written behind it; lengths in tokens.
+def row_copies(length: int, completion: int, samples: int) -> int:
+    """How often a comparison's keys and values exist while `samples` completions are written behind it.
 
     Branches of one row look at each other's columns only to find them masked. As many branches share a row as write no
-    more columns than the prompt has, so a row is at most twice as long as it would be for one.
+    more columns than the comparison has, so a row is at most twice as long as it would be for one.
     """
-    return -(-samples // max(1, min(samples, prompt // completion)))
+    return -(-samples // max(1, min(samples, length // completion)))

@@ -125,12 +125,12 @@ class ModelSize:
         hidden, inner, heads = widths or self.text
         return int(tokens * (held[0] * hidden + held[1] * inner + held[2] * heads * context) * self.float_bytes)
 
-    def rollout(self, prompts: int, prompt: int, samples: int, completion: int) -> int:
+    def rollout(self, prompts: int, length: int, samples: int, completion: int) -> int:
         """Completions at their longest: keys and values with the room they grow into, and the arrays of a step."""
-        copies = bounds.prompt_copies(prompt, completion, samples)
+        copies = bounds.row_copies(length, completion, samples)
         rows, branches = prompts * copies, -(-samples // copies)
         room = bounds.STEPS_TOGETHER * (1 + bounds.RUNS_AHEAD)
-        columns = prompt + branches * room * math.ceil(completion / room)
+        columns = length + branches * room * math.ceil(completion / room)
         step = _LOGITS * rows * branches * self.vocabulary + self.layer(_FORWARD, rows, branches, columns - branches)
         return self.keys_values(rows * columns) + step
 
@@ -167,15 +167,15 @@ def training_plan(
     """
     images = 2 * min(preferences, settings.steps * settings.comparisons or preferences)
     tokens = model.image_tokens(settings.max_pixels)
-    prompt = 2 * tokens + text
+    length = 2 * tokens + text
     samples, completion = (settings.group, settings.max_tokens) if writes else (1, 0)
     together = min(settings.comparisons, max(1, settings.rows // samples))
     adapter = model.adapter(settings.rank)
     phases = {
         "vision": model.vision_tower(1, tokens),
-        "prefill": model.keys_values(together * prompt) + model.layer(_FORWARD, together, prompt),
-        "rollout": model.rollout(together, prompt, samples, completion) if writes else 0,
-        "update": 2 * adapter + _update(model, settings, prompt, samples, completion),
+        "prefill": model.keys_values(together * length) + model.layer(_FORWARD, together, length),
+        "rollout": model.rollout(together, length, samples, completion) if writes else 0,
+        "update": 2 * adapter + _update(model, settings, length, samples, completion),
     }
     if settings.held_out:
         judged = judging_plan(model, settings.judging, min(images, 2 * settings.held_out_limit), text)
@@ -183,19 +183,19 @@ def training_plan(
     return MemoryPlan(model.weights, 3 * adapter + model.features(images, tokens), phases)
 
 
-def _update(model: ModelSize, settings: TrainSettings, prompt: int, samples: int, completion: int) -> int:
+def _update(model: ModelSize, settings: TrainSettings, length: int, samples: int, completion: int) -> int:
     """What an update keeps for the backward pass, with the layer or the head at work; the adapter's gradients apart."""
     in_parts = samples > settings.micro_batch  # the completions of a group part by part, and then its prompt
     groups = 1 if in_parts else min(settings.comparisons, settings.micro_batch // samples)
     rows, layers = settings.micro_batch if in_parts else groups * samples, model.layers
-    blocks = [(groups, prompt, 0), (rows, completion, prompt)][: 2 if completion else 1]
+    blocks = [(groups, length, 0), (rows, completion, length)][: 2 if completion else 1]
     head = min(_LOGITS * rows * (completion + 1) * model.vocabulary, _HEAD_CHUNKS * bounds.HEAD_LOGITS)
     if not settings.recompute:
         return head + sum(layers * model.activations(_KEPT, row * new, old + new) for row, new, old in blocks)
     *smaller, larger = sorted(model.layer(_BACKWARD, *block) for block in blocks)
     beside = 0 if in_parts else int(_BESIDE * sum(smaller))
-    states = layers * (groups * prompt + rows * completion) * model.text[0] * model.float_bytes
-    return states + model.keys_values(2 * groups * prompt + rows * completion) + max(larger + beside, head)
+    states = layers * (groups * length + rows * completion) * model.text[0] * model.float_bytes
+    return states + model.keys_values(2 * groups * length + rows * completion) + max(larger + beside, head)
 
 
 def judging_plan(model: ModelSize, settings: JudgeSettings, images: int, text: int = _TEXT) -> MemoryPlan:

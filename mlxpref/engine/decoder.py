@@ -214,7 +214,7 @@ def checkpointed(module: nn.Module, run: Callable[..., tuple[mx.array, ...]]) ->
 
     Gradients reach the module's trainable weights and all arguments. The function runs again when the gradients of all
     its results are there. MLX's own checkpoint waits for the forward pass only, so that what is recomputed for one
-    piece of a prompt exists while another is at work: half as much memory again behind prompts of 1,168 tokens.
+    piece of a block exists while another is at work: half as much memory again behind 1,168 tokens.
     """
     weights: dict[str, mx.array] = dict(tree_flatten(module.trainable_parameters()))
     names, count = list(weights), len(weights)

@@ -38,7 +38,7 @@ class Features:
 
     @property
     def tokens(self) -> int:
-        """How many tokens the image takes in a prompt."""
+        """How many tokens the image takes in a comparison."""
         return self.grid[0] * self.grid[1]
 
     @property

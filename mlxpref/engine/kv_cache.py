@@ -1,4 +1,4 @@
-"""Keys and values of rows that share a forward pass: prompts, their branches, and which branch each column belongs to.
+"""Keys and values of rows that share a forward pass, and the branch that each of their columns belongs to.
 
 Everything about padding, branches and order is kept here: the models' own state and assumptions about positions never
 matter. Axes: B rows, N columns of a block, S columns so far, K heads of keys and values, W width of a head.
@@ -19,7 +19,7 @@ __all__ = [
     "LayerCache",
     "attention_mask",
     "image_positions",
-    "prompt_branch_ids",
+    "row_branch_ids",
     "text_positions",
 ]
 
@@ -63,8 +63,8 @@ class LayerCache:
 class BranchedKVCache:
     """The keys and values of B rows through all layers, and the branch that each column belongs to.
 
-    A row is a prompt and the branches that continue it, for instance the completions of a group. A branch sees the
-    shared columns before it and its own: the prompt is kept once, however many branches it has. Rows of different
+    A row is a comparison and the branches that continue it, for instance the completions of a group. A branch sees the
+    shared columns before it and its own: the comparison is kept once, however many branches it has. Rows of different
     lengths are right-padded. `branch_ids` (B, S) holds the branch, SHARED or PADDING.
     """
 
@@ -121,8 +121,8 @@ class BranchedKVCache:
             layer.replace(lambda stored: mx.take_along_axis(stored, index, axis=2))  # (B, K, count, W)
 
 
-def prompt_branch_ids(lengths: Sequence[int], columns: int) -> NDArray[np.int32]:
-    """The branch ids (B, `columns`) of right-padded prompts: shared as far as a row's length reaches."""
+def row_branch_ids(lengths: Sequence[int], columns: int) -> NDArray[np.int32]:
+    """The branch ids (B, `columns`) of right-padded rows: shared as far as a row's length reaches."""
     filled = np.arange(columns)[None] < np.asarray(lengths)[:, None]  # (1, columns) < (B, 1)
     return np.where(filled, SHARED, PADDING).astype(np.int32)
 
@@ -145,6 +145,7 @@ def attention_mask(past: NDArray[np.int32], block: NDArray[np.int32], steps: int
 
 
 def _grow(stored: mx.array, columns: int) -> mx.array:
+    """Stored keys or values (B, K, S, W) with room for more columns: (B, K, S + columns, W)."""
     rows, heads, _, width = stored.shape
     return mx.concatenate([stored, mx.zeros((rows, heads, columns, width), stored.dtype)], axis=2)
 

@@ -1,10 +1,11 @@
-"""Log-probabilities that the policy gives the tokens of completions, with gradients that reach the prompt.
+"""Log-probabilities that the policy gives the tokens of completions, with gradients that reach the comparison.
 
-Each prompt runs once and its keys and values serve all completions of its group; gradients flow back into them. Layers
-are recomputed in the backward pass, and so is the head, in chunks of positions, one after the other: the logits of all
-positions never exist at once.
+Each comparison runs once and its keys and values serve all completions of its group; gradients flow back into them.
+Layers are recomputed in the backward pass, and so is the head, in chunks of positions, one after the other: the logits
+of all positions never exist at once.
 
-Axes: P prompts, G completions of each, R = P * G rows, T tokens of a completion, D width of a hidden state, V tokens.
+Axes: P comparisons, G completions of each, R = P * G rows, T tokens of a completion, D width of a hidden state, V size
+of the vocabulary.
 """
 
 from collections.abc import Sequence
@@ -54,9 +55,9 @@ class Completions:
 
 @dataclass(frozen=True)
 class PromptState:
-    """P prompts after they ran: keys and values by layer, branch ids (P, S), and the states (P, D) of the last tokens.
+    """P comparisons after they ran: keys and values by layer, and the branch ids (P, S) of their columns.
 
-    `next_positions` (P,) are the positions of what follows.
+    `states` (P, D) are those of the last tokens, `next_positions` (P,) the positions of what follows.
     """
 
     layers: Sequence[KeysValues]
@@ -70,7 +71,7 @@ class PromptState:
         return [*(array for pair in self.layers for array in pair), self.states]
 
     def with_arrays(self, arrays: Sequence[mx.array]) -> "PromptState":
-        """The same prompts with other `arrays`."""
+        """The same comparisons with other `arrays`."""
         return replace(self, layers=list(zip(arrays[:-1:2], arrays[1:-1:2], strict=True)), states=arrays[-1])
 
 
@@ -92,14 +93,14 @@ def prefill(vlm: VLM, comparisons: Sequence[ComparisonInput], recompute: bool = 
 
 
 def completion_logprobs(
-    vlm: VLM, prompts: PromptState, completions: Completions, temperature: float = 1.0, recompute: bool = True
+    vlm: VLM, state: PromptState, completions: Completions, temperature: float = 1.0, recompute: bool = True
 ) -> Logprobs:
-    """The log-probabilities of R completions of P prompts, R / P in a row for each; see `run_block` for `recompute`.
+    """The log-probabilities of R completions of P comparisons, G in a row for each; see `run_block` for `recompute`.
 
     The temperature is that of the sampling, so that the policy scored is the policy that sampled; the labels'
     probabilities are read without it, as a judge reads them.
     """
-    states = _states(vlm, prompts, completions, recompute)  # (R, T + 1, D)
+    states = _states(vlm, state, completions, recompute)  # (R, T + 1, D)
     last = states[mx.arange(len(completions.lengths)), mx.array(completions.lengths)]  # (R, D)
     label_logprobs = mx.concatenate([_label_logprobs(vlm, chunk) for chunk in _chunks(vlm, last)])
     mask = completions.mask
@@ -115,18 +116,18 @@ def completion_logprobs(
     return Logprobs(mx.where(mx.array(mask), spread, 0), label_logprobs)
 
 
-def _states(vlm: VLM, prompts: PromptState, completions: Completions, recompute: bool) -> mx.array:
+def _states(vlm: VLM, state: PromptState, completions: Completions, recompute: bool) -> mx.array:
     """The hidden states (R, T + 1, D) that predict the first token, the second, ..., and what follows the last."""
-    group = len(completions.tokens) // len(prompts.next_positions)
-    rows = np.repeat(np.arange(len(prompts.next_positions)), group)
-    first = mx.repeat(prompts.states, group, axis=0)[:, None]  # (P, D) -> (R, D) -> (R, 1, D)
+    group = len(completions.tokens) // len(state.next_positions)
+    rows = np.repeat(np.arange(len(state.next_positions)), group)
+    first = mx.repeat(state.states, group, axis=0)[:, None]  # (P, D) -> (R, D) -> (R, 1, D)
     columns = completions.tokens.shape[1]
     if not columns:
         return first
-    positions = mx.array(text_positions(prompts.next_positions[rows], columns))  # (3, R, T)
+    positions = mx.array(text_positions(state.next_positions[rows], columns))  # (3, R, T)
     embeddings = vlm.decoder.embed_tokens(mx.array(completions.tokens))  # (R, T, D)
     block = Block(embeddings, positions, np.zeros(completions.tokens.shape, np.int32))
-    states, _ = run_block(vlm.decoder, block, [Prefix(prompts.layers, prompts.branch_ids, rows)], recompute)
+    states, _ = run_block(vlm.decoder, block, [Prefix(state.layers, state.branch_ids, rows)], recompute)
     return mx.concatenate([first, states], axis=1)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from mlxpref.checkpoints import bounds
 from mlxpref.engine.decoder import KeysValues, Prefix, expand_rows, run_block
-from mlxpref.engine.kv_cache import BranchedKVCache, prompt_branch_ids
+from mlxpref.engine.kv_cache import BranchedKVCache, row_branch_ids
 from mlxpref.engine.vlm import VLM, ComparisonInput, TokenSegment
 from mlxpref.lru import LRU
 
@@ -108,7 +108,7 @@ def _stack(cached: Sequence[_CachedPrefix]) -> Prefix:
         )
         for number in range(len(distinct[0].layers))
     ]  # (P, K, S, W)
-    return Prefix(layers, prompt_branch_ids(lengths, max(lengths)), np.array([rows[prefix] for prefix in cached]))
+    return Prefix(layers, row_branch_ids(lengths, max(lengths)), np.array([rows[prefix] for prefix in cached]))
 
 
 def _pad(array: mx.array, columns: int) -> mx.array:

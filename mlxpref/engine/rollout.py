@@ -1,6 +1,6 @@
 """Rollouts: completions of comparisons, written in batches and read where they answer.
 
-The completions of a comparison are branches of one row: its prompt's keys and values exist once. All advance together,
+The completions of a comparison are branches of one row: its keys and values exist once. All advance together,
 one token a step, and tokens are chosen on the device. The host reads them every few steps, and finished completions
 leave the batch. Random numbers are keyed by seed, comparison and sample, so that samples do not depend on the batch.
 
@@ -116,7 +116,7 @@ def roll_out(
             [_start(vlm, comparison, sampling, key, number) for number in range(sampling.samples)]
             for comparison, key in zip(comparisons[part], keys[part], strict=True)
         ]
-        copies = bounds.prompt_copies(longest, sampling.max_tokens, sampling.samples)
+        copies = bounds.row_copies(longest, sampling.max_tokens, sampling.samples)
         if copies > 1:
             copied = np.repeat(np.arange(len(groups)), copies)
             cache.select_rows(copied.tolist())
@@ -127,6 +127,7 @@ def roll_out(
 
 
 def _start(vlm: VLM, comparison: ComparisonInput, sampling: Sampling, key: tuple[int, ...], number: int) -> _Completion:
+    """A completion of a comparison before its first token."""
     count = sampling.max_tokens + bounds.ANSWER_TOKENS
     uniforms = np.random.default_rng([sampling.seed, *key, number]).random(count)
     ending = vlm.tokenizer.no_thinking_ids
@@ -301,6 +302,7 @@ def _accept(vlm: VLM, completion: _Completion, token: int, logprob: float) -> No
 
 
 def _append(vlm: VLM, completion: _Completion, token: int) -> None:
+    """Let a token stand in the row."""
     completion.ids.append(token)
     completion.position += 1
     if not completion.done:
@@ -322,6 +324,7 @@ def _update_status(completion: _Completion, labels: NDArray[np.float32], samplin
 
 
 def _finish(vlm: VLM, completion: _Completion) -> Rollout:
+    """The rollout of a completion that is done."""
     ids = [token for token in completion.ids if token not in vlm.eos_ids]
     opening = NO_THINKING if completion.text.startswith(NO_THINKING) else ""
     first, second = completion.labels or (0.0, 0.0)

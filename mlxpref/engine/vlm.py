@@ -25,7 +25,7 @@ from mlxpref.checkpoints.checks import check_folder, check_model, check_processo
 from mlxpref.checkpoints.hf_config import FAMILIES
 from mlxpref.engine.decoder import Block, RotaryTables, rotary_tables, run_block, run_step
 from mlxpref.engine.image_features import Features, FeatureStore
-from mlxpref.engine.kv_cache import BranchedKVCache, image_positions, prompt_branch_ids
+from mlxpref.engine.kv_cache import BranchedKVCache, image_positions, row_branch_ids
 from mlxpref.engine.template import Form
 from mlxpref.engine.tokenizer import ComparisonTokenizer
 from mlxpref.errors import DataError, MlxprefError, ModelError
@@ -138,7 +138,7 @@ class VLM:
         """B segments as right-padded rows, with the images' features in their places."""
         ids, positions = _pad(segments)
         embeddings = self.decoder.embed_tokens(mx.array(ids))  # (B, L, D)
-        branch_ids = prompt_branch_ids([len(segment) for segment in segments], ids.shape[1])
+        branch_ids = row_branch_ids([len(segment) for segment in segments], ids.shape[1])
         images = [image for segment in segments for image in segment.images]
         if not images:
             return Block(embeddings, mx.array(positions), branch_ids)

@@ -5,7 +5,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlxpref.engine.kv_cache import PADDING, SHARED, BranchedKVCache, image_positions, prompt_branch_ids
+from mlxpref.engine.kv_cache import PADDING, SHARED, BranchedKVCache, image_positions, row_branch_ids
 from mlxpref.engine.vlm import load_vlm
 from tests.conftest import GOLDEN, picture, tiny_model
 
@@ -57,7 +57,7 @@ def seen(rows: BranchedKVCache, columns: int, filled: int) -> list[list[list[boo
 
 def test_a_padded_column_is_masked_for_later_blocks_only() -> None:
     rows = BranchedKVCache(1)
-    rows.reserve(prompt_branch_ids([3, 2], 3))
+    rows.reserve(row_branch_ids([3, 2], 3))
     assert rows.next_mask(3) == "causal"
     rows.reserve(np.array([[0], [0]]))
     assert seen(rows, 1, 3) == [[[True, True, True, True]], [[True, True, False, True]]]
@@ -70,14 +70,14 @@ def test_a_padded_column_is_masked_for_later_blocks_only() -> None:
 
 def test_rows_without_padding_need_no_mask() -> None:
     rows = BranchedKVCache(1)
-    rows.reserve(prompt_branch_ids([3, 3], 3))
+    rows.reserve(row_branch_ids([3, 3], 3))
     rows.reserve(np.array([[0], [0]]), steps=2)
     assert rows.next_mask(1) is None
 
 
 def test_a_branch_sees_the_prompt_and_itself() -> None:
     rows = BranchedKVCache(1)
-    rows.reserve(prompt_branch_ids([2], 2))
+    rows.reserve(row_branch_ids([2], 2))
     rows.reserve(np.array([[0, 1]]), steps=2)
     assert seen(rows, 2, 2)[0] == [[True, True, True, False], [True, True, False, True]]
     assert seen(rows, 2, 4)[0] == [[True, True, True, False, True, False], [True, True, False, True, False, True]]
@@ -100,7 +100,7 @@ def test_columns_that_nobody_sees_are_dropped() -> None:
 
 def test_rows_can_be_taken_in_any_order_and_twice() -> None:
     rows = BranchedKVCache(1)
-    rows.reserve(prompt_branch_ids([2, 1], 2))
+    rows.reserve(row_branch_ids([2, 1], 2))
     keys = mx.arange(8).reshape(2, 1, 2, 2)
     rows.layers[0].update_and_fetch(keys, -keys)
     rows.select_rows([1, 1, 0])

@@ -68,7 +68,7 @@ def test_completions_that_end_at_different_times_leave_the_others_as_they_are(
 ) -> None:
     """Finished branches and rows are dropped, and columns that no branch sees any more."""
     monkeypatch.setattr(tiny_vlm, "eos_ids", frozenset(range(0, 350, 12)))
-    monkeypatch.setattr("mlxpref.checkpoints.bounds.prompt_copies", lambda *_: 1)
+    monkeypatch.setattr("mlxpref.checkpoints.bounds.row_copies", lambda *_: 1)
     dropped = {"select_rows": 0, "drop_branches": 0}
     for name in dropped:
         original = getattr(BranchedKVCache, name)
@@ -87,7 +87,7 @@ def test_completions_that_end_at_different_times_leave_the_others_as_they_are(
     assert min(dropped.values()) > 0, dropped
     monkeypatch.undo()
     monkeypatch.setattr(tiny_vlm, "eos_ids", frozenset(range(0, 350, 12)))
-    assert bounds.prompt_copies(min(map(len, inputs)), 60, 16) > 1
+    assert bounds.row_copies(min(map(len, inputs)), 60, 16) > 1
     for key, (comparison, group) in enumerate(zip(inputs, together, strict=True)):
         alone = roll_out(tiny_vlm, [comparison], sampling, [KEYS[key]], rows=1)[0]
         assert all(same(a, b) for a, b in zip(alone, group, strict=True))
