@@ -228,8 +228,8 @@ def _translated(hub_id: str, kind: RepositoryKind, file: HubFile | None = None) 
         raise
     except Exception as error:  # the hub's transport library raises its own errors, and changes between releases
         what = f"{hub_id}: {file.path}" if file else hub_id
-        kept = "; what was downloaded is kept, and the same command resumes it" if file else ""
-        raise DataError(f"{what}: {_reason(hub_id, kind, error)}{kept}") from error
+        resumed = "; what was downloaded is kept, and the same command resumes it" if file else ""
+        raise DataError(f"{what}: {_reason(hub_id, kind, error)}{resumed}") from error
 
 
 def _reason(hub_id: str, kind: RepositoryKind, error: Exception) -> str:

@@ -212,8 +212,8 @@ def _write_page(result: DemoResult, reports: Sequence[StepReport]) -> None:
     ]
     example = None
     if result.example:
-        shown = result.example.preference
-        example = result.example.to_json() | {"first": thumbnail(shown.a).uri, "second": thumbnail(shown.b).uri}
+        pair = result.example.preference
+        example = result.example.to_json() | {"first": thumbnail(pair.a).uri, "second": thumbnail(pair.b).uri}
     write_page(result.html, "demo.html", result=result, bars=bars, curve=curve, ranked=ranked, example=example)
 
 

@@ -41,8 +41,8 @@ def prompt_in_graph(graph: Any) -> str | None:
     if len(prompts) > 1:  # a pass that only enlarges often has an empty one
         prompts.pop("", None)
     if len(prompts) > 1:
-        shown = " and ".join(f"“{' '.join(text.split())[:40]}”" for text in list(prompts)[:2])
-        raise DataError(f"has {len(prompts)} different prompts in its ComfyUI graph ({shown}); name one in a file")
+        examples = " and ".join(f"“{' '.join(text.split())[:40]}”" for text in list(prompts)[:2])
+        raise DataError(f"has {len(prompts)} different prompts in its ComfyUI graph ({examples}); name one in a file")
     return next(iter(prompts), None)
 
 

@@ -58,8 +58,8 @@ class ImageCache:
     def picture(self, image: Path | PackedImage, max_pixels: int) -> Image.Image:
         """The image as `load_image` gives it, not to be changed; DataError if it cannot be read."""
         key = _key(image)
-        if kept := self._pictures.get(key) or self._latest.get(key):
-            factor, picture = kept
+        if entry := self._pictures.get(key) or self._latest.get(key):
+            factor, picture = entry
             wanted = reduction(self._sizes[key], max_pixels)
             if wanted == factor:
                 return picture

@@ -134,16 +134,16 @@ def merge_answers(
     for record in active_records(records):
         if record.p_people is not None:
             answers.setdefault((*record.pair, record.split), []).append(record)
-    gone = []
+    without_picture = []
     for (prompt, a, b, split), answered in answers.items():
         if missing := [name for name in (a, b) if locate(name, path.parent) is None]:
-            gone.append(missing[0])
+            without_picture.append(missing[0])
             continue
         p_people = sum(record.p_people or 0.0 for record in answered) / len(answered)
         merged.append((lines[id(answered[0])], {"prompt": prompt, "a": a, "b": b, "p_a": p_people, "split": split}))
-    if gone:
-        count = f"{len(gone)} of {len(answers)} pairs"
-        logger.warning(f"{path}: {count} are left out, as a picture is gone, such as {gone[0]}")
+    if without_picture:
+        count = f"{len(without_picture)} of {len(answers)} pairs"
+        logger.warning(f"{path}: {count} are left out, as a picture is gone, such as {without_picture[0]}")
     return sorted(merged, key=lambda row: row[0])
 
 

@@ -29,11 +29,11 @@ def read_pickapic(folder: Path, split: str, draw: RowSampler = all_rows, name: s
         raise missing_files(name, split, f"there is no {split}-*.parquet in {folder / 'data'}")
     _log_absent(name, split, shards)
     labelled = [_labelled(shard, split) for shard in shards]
-    taken = np.asarray(draw(sum(len(rows) for rows, _ in labelled)), np.int64)
+    chosen_rows = np.asarray(draw(sum(len(rows) for rows, _ in labelled)), np.int64)
     preferences, start = [], 0
     prompts: dict[str, str] = {}  # each is in memory once
     for shard, (rows, p_people) in zip(shards, labelled, strict=True):
-        places = taken[(taken >= start) & (taken < start + len(rows))] - start
+        places = chosen_rows[(chosen_rows >= start) & (chosen_rows < start + len(rows))] - start
         start += len(rows)
         captions = read_columns(shard, ("caption",))["caption"] if len(places) else []
         for i in places.tolist():

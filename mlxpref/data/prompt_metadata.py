@@ -148,8 +148,8 @@ def _in_json(value: dict[str, Any]) -> str | None:
     """The prompt in the JSON of SwarmUI, InvokeAI, Draw Things, Fooocus and NovelAI, or in a ComfyUI graph."""
     swarm = value.get("sui_image_params")
     caption = _at(value, "v4_prompt", "caption", "base_caption")
-    found = (_at(swarm, "prompt"), value.get("positive_prompt"), value.get("c"), value.get("prompt"), caption)
-    for prompt in found:
+    candidates = (_at(swarm, "prompt"), value.get("positive_prompt"), value.get("c"), value.get("prompt"), caption)
+    for prompt in candidates:
         if isinstance(prompt, str):
             return prompt
     for graph in (value.get("prompt"), value):
