@@ -37,18 +37,11 @@ _FIDELITY = ("agreement", "kl_answer", "kl_answer_max", "p_first_difference", "t
 
 def pair_to_json(a: Path, b: Path, verdict: PairVerdict) -> dict[str, Any]:
     """One pair of the JSON of `rank`, with the text of every sample."""
-    return {
-        "a": str(a),
-        "b": str(b),
-        "p_a": verdict.p_a,
-        "p_a_shown_first": verdict.p_a_shown_first,
-        "p_a_shown_second": verdict.p_a_shown_second,
-        "reasons": [v.reasoning for v in verdict.verdicts],
-        "samples": [
-            *(_sample_to_json("a", v) for v in verdict.a_shown_first),
-            *(_sample_to_json("b", v) for v in verdict.a_shown_second),
-        ],
-    }
+    samples = [
+        *(_sample_to_json("a", each) for each in verdict.a_shown_first),
+        *(_sample_to_json("b", each) for each in verdict.a_shown_second),
+    ]
+    return {"a": str(a), "b": str(b), **verdict.to_json(), "samples": samples}
 
 
 def _sample_to_json(first: str, verdict: Verdict) -> dict[str, Any]:

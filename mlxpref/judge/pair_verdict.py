@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from mlxpref.ranking.bradley_terry import PairOutcome
 from mlxpref.ranking.log_odds import combine_orders
@@ -41,6 +42,15 @@ class PairVerdict:
         """The soft preference for a, see `combine_orders`; 0.5 where neither order can be read."""
         p_a = combine_orders(self.p_a_shown_first, self.p_a_shown_second)
         return 0.5 if p_a is None else p_a
+
+    def to_json(self) -> dict[str, Any]:
+        """What JSON says of the pair, without the images' names."""
+        return {
+            "p_a": self.p_a,
+            "p_a_shown_first": self.p_a_shown_first,
+            "p_a_shown_second": self.p_a_shown_second,
+            "reasons": [verdict.reasoning for verdict in self.verdicts],
+        }
 
     def outcome(self, a: int, b: int) -> PairOutcome:
         """What this says for a ranking in which the pair's images have the numbers a and b."""

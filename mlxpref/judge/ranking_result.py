@@ -105,17 +105,7 @@ class Ranking:
                 }
                 for image in self.strengths.images
             ],
-            "pairs": [
-                {
-                    "a": self.name(pair.a),
-                    "b": self.name(pair.b),
-                    "p_a": pair.verdict.p_a,
-                    "p_a_shown_first": pair.verdict.p_a_shown_first,
-                    "p_a_shown_second": pair.verdict.p_a_shown_second,
-                    "reasons": [verdict.reasoning for verdict in pair.verdict.verdicts],
-                }
-                for pair in self.pairs
-            ],
+            "pairs": [{"a": self.name(p.a), "b": self.name(p.b), **p.verdict.to_json()} for p in self.pairs],
             "position_bias": self.strengths.position_bias,
             "position_bias_stderr": self.strengths.position_bias_stderr,
             "remarks": list(self.warnings),

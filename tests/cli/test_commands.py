@@ -506,6 +506,7 @@ def test_models_that_cannot_be_used(two: tuple[Path, Path], tmp_path: Path) -> N
     weights = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     assert "model.safetensors: not readable as weights: " in judged_by(folder)
+    (folder / "model.safetensors").write_bytes(weights)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "llava"}))
     assert "'llava' is not supported; mlxpref judges with Qwen2-VL, Qwen2.5-VL, Qwen3-VL" in judged_by(folder)
