@@ -37,15 +37,18 @@ def note(line: str) -> None:
 @contextlib.contextmanager
 def show_on_stderr() -> Iterator[None]:
     """Show the library's messages and progress on stderr: bars on a terminal, a line now and then in a file."""
-    handler, level = _Notes(), logger.level
+    handler, level, silence = _Notes(), logger.level, logging.NullHandler()
+    pillow = logging.getLogger("PIL")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
+    pillow.addHandler(silence)  # what it says of damaged images stands in our errors
     try:
         with showing(_Shown()):
             yield
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
+        pillow.removeHandler(silence)
 
 
 def print_json(value: Any) -> None:

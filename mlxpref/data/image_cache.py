@@ -12,7 +12,7 @@ from mlxpref.preferences import ImageLike, PackedImage
 __all__ = ["ImageCache", "content_of"]
 
 _PICTURE_BYTES = 1 << 28
-"""Bytes of pictures that are kept by default: some 340 of 512 by 512 pixels, or 85 of 1024 by 1024."""
+"""Bytes of pictures that are kept by default: 256 of 512 by 512 pixels, or 64 of 1024 by 1024."""
 _Key = tuple[Path | PackedImage, int, int, int]
 """A file or a part of one as it is now: with the inode, the size and the time of change of the file."""
 
@@ -94,7 +94,7 @@ def content_of(picture: Image.Image) -> str:
 
 
 def _bytes(picture: Image.Image) -> int:
-    return picture.width * picture.height * len(picture.getbands())
+    return 4 * picture.width * picture.height  # Pillow keeps four bytes of an RGB pixel
 
 
 def _key(image: Path | PackedImage) -> _Key:

@@ -43,7 +43,7 @@ def written(folder: Path, count: int, size: tuple[int, int] = (84, 84)) -> list[
 
 def test_a_picture_is_decoded_once_while_there_is_memory(tmp_path: Path, decodes: Counter[str]) -> None:
     paths = written(tmp_path, 5)
-    images = ImageCache(84 * 84, memory=3 * 84 * 84 * 3)
+    images = ImageCache(84 * 84, memory=3 * 84 * 84 * 4)
     for _ in range(2):
         for path in paths:
             images.check(path)
