@@ -72,13 +72,11 @@ def test_recipes(options: list[str], name: str, bits: int, tmp_path: Path) -> No
 
 
 def test_recipes_side_by_side() -> None:
-    rows = report("convert", TINY, "--compare", "none,8, 2", "--group-size", "32", "--dtype", "float32")
-    assert [row["recipe"] for row in rows] == ["none", "8", "2"]
+    rows = report("convert", TINY, "--compare", "none, 8", "--group-size", "32", "--dtype", "float32")
+    assert [row["recipe"] for row in rows] == ["none", "8"]
     assert all(set(row) > ROWS for row in rows)
-    assert rows[0]["bytes"] > rows[1]["bytes"] > rows[2]["bytes"]
-    assert 0 == rows[0]["kl_answer"] < rows[1]["kl_answer"] < rows[2]["kl_answer"]
-    result = run("convert", TINY, "--compare", "8,mixed_4_8", "--group-size", "32")
-    assert len(result.stdout.splitlines()) == 3
+    assert rows[0]["bytes"] > rows[1]["bytes"]
+    assert 0 == rows[0]["kl_answer"] < rows[1]["kl_answer"]
 
 
 def test_preferences_of_ones_own(tmp_path: Path, two: tuple[Path, Path]) -> None:

@@ -90,6 +90,7 @@ def _bytes(stored: Any) -> bytes:
         return content
 
 
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
 def test_a_quantized_base(family: str, golden: dict[str, Any], adapter: Path, tmp_path: Path) -> None:
     """Fused layers are quantized as they were; for transformers, all is what the quantized weights stand for."""
     convert(GOLDEN / family, tmp_path / "base", Recipe(8, 32, high_bits=None), dtype="float32")
