@@ -64,13 +64,13 @@ class Checkpoint:
 
         As mlx-vlm reads them: what the processor's own file says of the image processor goes first.
         """
-        stated: dict[str, Any] = {}
+        settings: dict[str, Any] = {}
         for name, part in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):
             with suppress(ModelError, ValueError, TypeError, KeyError):
                 config = read_json_object(self.folder / name)
-                stated.update(config[part] if part else config)
+                settings.update(config[part] if part else config)
         with suppress(ValueError, TypeError, KeyError, OverflowError):
-            return int(stated.get("max_pixels") or stated["size"]["longest_edge"])
+            return int(settings.get("max_pixels") or settings["size"]["longest_edge"])
         return None
 
     def weight_bytes(self, float_bytes: int | None = None) -> int:

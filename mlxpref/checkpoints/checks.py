@@ -15,7 +15,6 @@ __all__ = ["check_folder", "check_model", "check_processor"]
 
 _FLOATS = (mx.float32, mx.bfloat16, mx.float16)
 """The types that weights are computed in."""
-_CHUNK = 1 << 24
 
 
 def check_folder(checkpoint: Checkpoint) -> None:
@@ -49,51 +48,46 @@ def check_processor(path: Path, model: Any, processor: Any) -> None:
             f"{path}: the tokenizer has {tokens} tokens, the embedding {rows} rows; copy the original's tokenizer"
         )
     vision, images = model.config.vision_config, processor.image_processor
-    sizes = {
-        "patch_size": "patch_size",
-        "merge_size": "spatial_merge_size",
-        "temporal_patch_size": "temporal_patch_size",
-    }
-    for stated, needed in sizes.items():
-        found, wanted = getattr(images, stated), getattr(vision, needed)
-        if found != wanted:
+    for name, of_vision in (("patch_size",) * 2, ("merge_size", "spatial_merge_size"), ("temporal_patch_size",) * 2):
+        size, needed = getattr(images, name), getattr(vision, of_vision)
+        if size != needed:
             raise ModelError(
-                f"{path}: the image processor's {stated} is {reprlib.repr(found)}, the vision tower needs {wanted}; "
+                f"{path}: the image processor's {name} is {reprlib.repr(size)}, the vision tower needs {needed}; "
                 "copy preprocessor_config.json from the original checkpoint"
             )
 
 
 def _check_sizes(checkpoint: Checkpoint) -> None:
-    """Refuse a config of sizes that the folder's files do not fill, before anything of these sizes is made.
+    """Refuse sizes that the folder's files do not fill, before anything of these sizes is allocated.
 
-    Names and shapes one by one are mlx-vlm's to compare, when it loads. Raises ModelError.
+    mlx-vlm compares names and shapes one by one when it loads.
     """
     config, tensors = checkpoint.config, checkpoint.tensors
     text, vision = {**config, **(config.get("text_config") or {})}, config["vision_config"]
     layers, depth = text["num_hidden_layers"], vision.get("depth", 32)
     hidden, inner = text["hidden_size"], text["intermediate_size"]
     width = vision["embed_dim" if config["model_type"] == "qwen2_vl" else "hidden_size"]
-    stated = text["vocab_size"] * hidden + layers * 3 * hidden * inner + depth * 4 * width**2
+    weights = text["vocab_size"] * hidden + layers * 3 * hidden * inner + depth * 4 * width**2
     stored = sum(tensor.size for tensor in tensors.values())
     # 2 bits a weight are the fewest that MLX quantizes to.
-    if layers + depth > len(tensors) or stated > 4 * stored:
+    if layers + depth > len(tensors) or weights > 4 * stored:
+        claim = f"{layers + depth} layers and {weights / 1e6:.4g} million weights or more"
+        content = f"{len(tensors)} tensors in {stored / 1e6:.4g} MB"
         raise ModelError(
-            f"{checkpoint.folder}: config.json is of {layers + depth} layers and {stated / 1e6:.4g} million weights or "
-            f"more, the safetensors hold {len(tensors)} tensors in {stored / 1e6:.4g} MB: they are not of one model; "
-            "download the checkpoint again"
+            f"{checkpoint.folder}: config.json is of {claim}, the safetensors hold {content}: they are not of one "
+            "model; download the checkpoint again"
         )
 
 
 def _check_head(checkpoint: Checkpoint) -> None:
-    """Where the config says that the head is the embedding, one that is stored as well has to be the same."""
+    """Refuse a stored head that differs from the embedding where the config says that they are one."""
     stored, tensors = checkpoint.stored_config, checkpoint.tensors
     if not stored.get("tie_word_embeddings", (stored.get("text_config") or {}).get("tie_word_embeddings")):
         return
-    for name, head in tensors.items():
-        if "lm_head." not in name:
-            continue
-        twin = next((tensors[n] for n in tensors if n.endswith(f"embed_tokens.{name.rpartition('.')[2]}")), None)
-        if twin is None or not _same(head, twin):
+    for name in (name for name in tensors if "lm_head." in name):
+        key = name.rpartition(".")[2]
+        twin = next((tensors[other] for other in tensors if other.endswith(f"embed_tokens.{key}")), None)
+        if twin is None or not _same(tensors[name], twin):
             raise ModelError(
                 f"{checkpoint.folder}: config.json says that the head is the embedding, but {name} is another; set "
                 "tie_word_embeddings to what the model was trained with"
@@ -102,10 +96,5 @@ def _check_head(checkpoint: Checkpoint) -> None:
 
 def _same(first: TensorInfo, second: TensorInfo) -> bool:
     """Whether two tensors are stored as the same bytes."""
-    if (first.dtype, first.shape) != (second.dtype, second.shape):
-        return False
-    with first.file.open("rb") as one, second.file.open("rb") as other:
-        one.seek(first.start)
-        other.seek(second.start)
-        sizes = (min(_CHUNK, first.size - done) for done in range(0, first.size, _CHUNK))
-        return all(one.read(size) == other.read(size) for size in sizes)
+    same = (first.dtype, first.shape) == (second.dtype, second.shape)
+    return same and all(one == other for one, other in zip(first.chunks(), second.chunks(), strict=True))

@@ -1,6 +1,5 @@
 """Models of the Hugging Face hub: the files of one that a judge needs, from the cache or downloaded."""
 
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from mlxpref.checkpoints.files import (
@@ -23,7 +22,7 @@ __all__ = ["ask_model", "cached_model", "download_model", "needed_bytes"]
 _NEEDED = (CONFIG, INDEX, RECORD, *SIDE_FILES)
 """What is read beside the weights; no code, no weights that are pickled or of another program."""
 # Apart from those that the index names; the same weights once more, in the layout of their makers.
-_TWICE = ("consolidated*", "adapter*")
+_TWICE = ("consolidated", "adapter")
 
 
 def ask_model(hub_id: str, revision: str | None = None) -> HubRepository:
@@ -84,12 +83,11 @@ def _side_files(repository: HubRepository) -> list[HubFile]:
 
 def _all_weights(repository: HubRepository) -> list[HubFile]:
     """All safetensors in the repository's main folder, before the index is read."""
-    found = [file for file in repository.files if fnmatchcase(file.path, "*.safetensors") and "/" not in file.path]
-    kept = [file for file in found if not any(fnmatchcase(file.path, pattern) for pattern in _TWICE)]
+    top = (file for file in repository.files if file.path.endswith(".safetensors") and "/" not in file.path)
+    files = [file for file in top if not file.path.startswith(_TWICE)]
     if any(file.path == INDEX for file in repository.files):
-        sharded = [file for file in kept if "-of-" in file.path]
-        return sharded or kept
-    return [file for file in kept if file.path == "model.safetensors"] or kept
+        return [file for file in files if "-of-" in file.path] or files
+    return [file for file in files if file.path == "model.safetensors"] or files
 
 
 def _weights(repository: HubRepository, folder: Path) -> list[HubFile]:

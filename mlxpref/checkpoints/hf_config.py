@@ -1,7 +1,7 @@
 """A checkpoint's config.json in the hub's layout, whatever wrote it.
 
 transformers 5 keeps the language model's settings in `text_config` and its rotary embedding in `rope_parameters`;
-mlx-vlm reads neither of the Qwen2-VL families so. Nothing that a config could make mlx-vlm run or skip is kept.
+for the Qwen2-VL families mlx-vlm reads neither. Keys that make mlx-vlm run code or skip a part are dropped.
 """
 
 import reprlib
@@ -24,7 +24,7 @@ _OF_TEXT = (
     "rms_norm_eps", "vocab_size", "max_position_embeddings", "rope_theta", "rope_scaling", "rope_parameters",
     "hidden_act", "use_sliding_window", "layer_types",
 )  # fmt: skip
-"""What text_config says goes before what stands beside it, as in transformers; of other keys the outer one does."""
+"""Keys that text_config decides, as in transformers; all others are decided by the key beside text_config."""
 _DROPPED = ("auto_map", "model_file", "custom_pipelines", "dflash_config", "llm_config", "ple_storage", "skip_vision")
 """Code that mlx-vlm or transformers would run, and switches that lead mlx-vlm to another model than the family's."""
 
@@ -98,9 +98,9 @@ def _part(config: Mapping[str, Any], name: str, file: Path) -> Json:
 def _flat(config: Json, text: Json) -> Json:
     """A config of the Qwen2-VL families whose text_config was written beside the other keys."""
     parts = ("text_config", "vision_config")
-    stated = {key: value for key, value in text.items() if value is not None and key not in parts}
+    inner = {key: value for key, value in text.items() if value is not None and key not in parts}
     outer = {key: value for key, value in config.items() if key != "text_config" and value is not None}
-    flat = stated | outer | {key: stated[key] for key in _OF_TEXT if key in stated}
+    flat = inner | outer | {key: inner[key] for key in _OF_TEXT if key in inner}
     if "dtype" in flat:
         flat["torch_dtype"] = flat.pop("dtype")
     return flat
@@ -126,15 +126,15 @@ def _write_quantization(config: Json) -> None:
     for name in ("quantization", "quantization_config"):
         if config.get(name) is None:
             config.pop(name, None)
-    found = config.get("quantization_config")
-    if isinstance(found, dict) and "group_size" in found and "quant_method" not in found:
-        config.setdefault("quantization", found)
+    section = config.get("quantization_config")
+    if isinstance(section, dict) and "group_size" in section and "quant_method" not in section:
+        config.setdefault("quantization", section)
 
 
 def _write_tie(config: Json, language: Json, tensors: Iterable[str]) -> None:
     """State whether the head is the embedding: what the keys say, unless the weights have a head beside it.
 
-    Some trainers write both; mlx-vlm takes only one, and loads the head where it is said to be apart.
+    Some trainers write both; mlx-vlm takes one: it loads a head where the config says that it is not the embedding.
     """
     tied = config.get("tie_word_embeddings", language.get("tie_word_embeddings"))
     names = list(tensors)
@@ -170,8 +170,8 @@ def validate(config: Mapping[str, Any], file: Path) -> None:
 
 
 def _refuse(file: Path, name: str, value: Any, allowed: str) -> NoReturn:
-    stated = "missing" if value is None else reprlib.repr(value)
-    raise ModelError(f"{file}: {name} is {stated}, not {allowed}; use the checkpoint's original config")
+    shown = "missing" if value is None else reprlib.repr(value)
+    raise ModelError(f"{file}: {name} is {shown}, not {allowed}; use the checkpoint's original config")
 
 
 def _is_whole(value: Any) -> TypeGuard[int]:

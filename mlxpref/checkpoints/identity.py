@@ -54,19 +54,11 @@ def identity_of(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, T
     that was converted descends from its source; one that an adapter was fused into is a model of its own.
     """
     digest = hashlib.sha256()
-    stated = {key: value for key, value in config.items() if key not in _STORAGE}
-    digest.update(json.dumps(stated, sort_keys=True).encode())
-    streams = {file: file.open("rb") for file in {stored.file for stored in tensors.values()}}
-    try:
-        for name in sorted(tensors):
-            stored = tensors[name]
-            digest.update(json.dumps([name, stored.dtype, stored.shape]).encode())
-            stream = streams[stored.file]
-            stream.seek(stored.start)
-            digest.update(stream.read(min(_SAMPLE, stored.size)))
-    finally:
-        for stream in streams.values():
-            stream.close()
+    model = {key: value for key, value in config.items() if key not in _STORAGE}
+    digest.update(json.dumps(model, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(json.dumps([name, tensor.dtype, tensor.shape]).encode())
+        digest.update(next(tensor.chunks(_SAMPLE), b""))
     return Identity(digest.hexdigest()[:32], _ancestors(folder))
 
 

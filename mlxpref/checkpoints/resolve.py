@@ -106,14 +106,14 @@ def is_hub_id(name: str) -> bool:
 
 
 def _identified(name: str, revision: str | None) -> tuple[str, str | None]:
-    """The id and the revision that a name and an option say."""
-    hub_id, _, stated = name.partition("@")
-    if stated and revision and stated != revision:
+    """The id and the revision that a name and an option give; ModelError where they contradict each other."""
+    hub_id, _, own = name.partition("@")
+    if own and revision and own != revision:
         raise ModelError(f"{name}: another revision than {revision!r}, which was asked for; give one of them")
-    chosen = stated or revision
-    if chosen is not None and (not _REVISION.fullmatch(chosen) or ".." in chosen):
-        raise ModelError(f"{hub_id}: {chosen!r} is no revision; give a branch, a tag or a commit")
-    return hub_id, chosen
+    revision = own or revision
+    if revision is not None and (not _REVISION.fullmatch(revision) or ".." in revision):
+        raise ModelError(f"{hub_id}: {revision!r} is no revision; give a branch, a tag or a commit")
+    return hub_id, revision
 
 
 def _named(hub_id: str, revision: str | None) -> str:

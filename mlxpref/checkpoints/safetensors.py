@@ -5,7 +5,7 @@ these are refused here.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,8 +36,15 @@ class TensorInfo:
 
     @property
     def size(self) -> int:
-        """Its bytes."""
+        """How many bytes it has."""
         return self.end - self.start
+
+    def chunks(self, most: int = 1 << 24) -> Iterator[bytes]:
+        """Its bytes, at most so many at once; raises OSError."""
+        with self.file.open("rb") as stream:
+            stream.seek(self.start)
+            for done in range(0, self.size, most):
+                yield stream.read(min(most, self.size - done))
 
 
 def read_tensor_infos(folder: Path) -> dict[str, TensorInfo]:

@@ -1,6 +1,6 @@
 """Fidelity: how far what a model says is from what another one says of the same comparisons.
 
-Two models are never in memory together: what one says is kept as `Answers`, arrays beside which the other's are put.
+Two models are never in memory together: the answers of one are arrays that outlive it.
 """
 
 import gc
@@ -116,11 +116,11 @@ def comparisons_of(preferences: Sequence[Preference], limit: int = 64) -> list[C
     Every image is read once, so that one that cannot be is a DataError before there is any work to lose.
     """
     count = min(len(preferences), max(1, limit // 2))
-    chosen = [preferences[i * len(preferences) // count] for i in range(count)]
-    for preference in chosen:
+    spread = [preferences[i * len(preferences) // count] for i in range(count)]
+    for preference in spread:
         for image in (preference.a, preference.b):
             load_image(image)
-    return _in_both_orders(chosen)
+    return _in_both_orders(spread)
 
 
 def _in_both_orders(preferences: Sequence[Preference]) -> list[Comparison]:

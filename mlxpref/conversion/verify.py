@@ -1,7 +1,7 @@
-"""Verification: a folder that was written is a model only if it loads, is what was asked for, and speaks as its source.
+"""Verification of a written folder: it loads, is what was asked for, and has the files of its source.
 
-What is checked is what lies on the disk, loaded again: nothing that the conversion remembers. The record beside the
-weights, mlxpref.json, says where they come from and what was measured.
+The files on the disk are checked, loaded again; nothing that the conversion remembers. The record beside the weights,
+mlxpref.json, says where they come from and what was measured.
 """
 
 import json
@@ -76,8 +76,8 @@ def _check_files(folder: Path, source: Path) -> None:
             raise ModelError(f"{name} is {'missing' if (source / name).is_file() else 'none of its source'}")
         if (source / name).is_file() and _content(source / name) != _content(folder / name):
             raise ModelError(f"{name} is not its source's")
-    if found := sorted(file.name for file in folder.rglob("*.py")):
-        raise ModelError(f"it holds code, {found[0]}")
+    if code := sorted(file.name for file in folder.rglob("*.py")):
+        raise ModelError(f"it holds code, {code[0]}")
 
 
 def _content(file: Path) -> object:
@@ -122,15 +122,16 @@ def _check_tokens(vlm: VLM) -> None:
         raise ModelError(f"completions end with {sorted(vlm.eos_ids) or 'no token'}, which its tokenizer does not have")
 
 
-def _check_same(wanted: Mapping[str, Any], found: Mapping[str, Any], what: str) -> None:
-    """Refuse what is not as wanted, with the first difference."""
-    for name in sorted(wanted.keys() | found.keys()):
-        if name not in found:
-            raise ModelError(f"{what}: {name} is missing ({len(found)} there, {len(wanted)} expected)")
-        if name not in wanted:
-            raise ModelError(f"{what}: {name} was not expected ({len(found)} there, {len(wanted)} expected)")
-        if wanted[name] != found[name]:
-            raise ModelError(f"{what}: {name} is {found[name]}, not {wanted[name]}")
+def _check_same(expected: Mapping[str, Any], actual: Mapping[str, Any], what: str) -> None:
+    """Refuse what is not as expected, with the first difference."""
+    counts = f"({len(actual)} there, {len(expected)} expected)"
+    for name in sorted(expected.keys() | actual.keys()):
+        if name not in actual:
+            raise ModelError(f"{what}: {name} is missing {counts}")
+        if name not in expected:
+            raise ModelError(f"{what}: {name} was not expected {counts}")
+        if expected[name] != actual[name]:
+            raise ModelError(f"{what}: {name} is {actual[name]}, not {expected[name]}")
 
 
 def revision_of(folder: Path) -> str | None:
