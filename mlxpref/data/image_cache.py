@@ -29,8 +29,8 @@ class ImageCache:
         self.archives = ArchiveCache()
         self._free = memory
         self._sizes: dict[_Key, tuple[int, int]] = {}
-        self._pictures: dict[_Key, tuple[int, Image.Image]] = {}  # with the factor that it is reduced by
-        self._latest: dict[_Key, tuple[int, Image.Image]] = {}  # the one decoded last, where there was no memory left
+        self._pictures: dict[tuple[_Key, int], Image.Image] = {}  # by the factor that they are reduced by
+        self._latest: dict[tuple[_Key, int], Image.Image] = {}  # the one decoded last, where no memory was left
         self._contents: dict[tuple[_Key, int], str] = {}
 
     def check(self, image: Path | PackedImage) -> None:
@@ -58,13 +58,13 @@ class ImageCache:
     def picture(self, image: Path | PackedImage, max_pixels: int) -> Image.Image:
         """The image as `load_image` gives it, not to be changed; DataError if it cannot be read."""
         key = _key(image)
-        if entry := self._pictures.get(key) or self._latest.get(key):
-            factor, picture = entry
-            wanted = reduction(self._sizes[key], max_pixels)
-            if wanted == factor:
-                return picture
-            if factor == 1:
-                return picture.reduce(wanted)
+        if key in self._sizes:
+            factor = reduction(self._sizes[key], max_pixels)
+            for pictures in (self._pictures, self._latest):
+                if (key, factor) in pictures:
+                    return pictures[key, factor]
+                if (key, 1) in pictures:
+                    return pictures[key, 1].reduce(factor)
         return self._decoded(image, key, max_pixels)
 
     def load(self, image: ImageLike) -> Image.Image:
@@ -79,22 +79,19 @@ class ImageCache:
         self._sizes[key] = picture.size
         factor = reduction(picture.size, max_pixels)
         picture = picture.reduce(factor) if factor > 1 else picture
-        if key in self._pictures:
-            self._free += _bytes(self._pictures.pop(key)[1])
+        size = 4 * picture.width * picture.height  # Pillow keeps four bytes of an RGB pixel
         self._latest = {}
-        if fits := _bytes(picture) <= self._free:
-            self._free -= _bytes(picture)
-        (self._pictures if fits else self._latest)[key] = factor, picture
+        if size <= self._free:
+            self._free -= size
+            self._pictures[key, factor] = picture
+        else:
+            self._latest[key, factor] = picture
         return picture
 
 
 def content_of(picture: Image.Image) -> str:
     """A name of what a picture shows: a digest of its size and its pixels."""
     return hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()
-
-
-def _bytes(picture: Image.Image) -> int:
-    return 4 * picture.width * picture.height  # Pillow keeps four bytes of an RGB pixel
 
 
 def _key(image: Path | PackedImage) -> _Key:
