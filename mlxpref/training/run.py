@@ -58,9 +58,8 @@ Files = Mapping[str, BinaryIO]
 
 @dataclass
 class Run:
-    """One run: its settings, its folder, its trainer, its run.json, and the state after its last recorded step."""
+    """One run: its folder, its trainer, its run.json, and the state after its last recorded step."""
 
-    settings: TrainSettings
     folder: Path
     trainer: Trainer
     record: dict[str, Any]
@@ -87,7 +86,7 @@ class Run:
             try:
                 for report in self.trainer.steps(self.done):
                     self._record(report, files)
-                    if report.step % self.settings.save_every == 0:
+                    if report.step % self.trainer.settings.save_every == 0:
                         self._save(files)
                     yield report
             except BaseException as error:
@@ -128,7 +127,7 @@ class Run:
         for file in files.values():  # a state must not be on the disk before the lines that it counts
             os.fsync(file.fileno())
         write_state(self.folder, self.state)
-        settings = self.settings
+        settings = self.trainer.settings
         save_adapter(self.trainer.adapter, self.folder, settings.rank, settings.lora_scale, self.record["base"])
 
     def _restore(self, files: Files) -> None:
@@ -220,9 +219,8 @@ def resume_run(
     if changed:
         listed = ", ".join(f"{name} is {now}, was {then}" for name, (then, now) in changed.items())
         logger.warning(f"{folder}: {listed}: the run continues, but not to the last bit as it would have")
-    run.record["resumed"] = [
-        *before.get("resumed", []), {"after_step": state.step if state else 0, "changed": changed}
-    ]  # fmt: skip
+    resumption = {"after_step": state.step if state else 0, "changed": changed}
+    run.record["resumed"] = [*before.get("resumed", []), resumption]
     if state:
         try:
             run.trainer.restore(state.arrays, state.numbers)
@@ -266,17 +264,16 @@ def _read_run(
     folder: Path, given: Mapping[str, Any], processes: ProcessGroup
 ) -> tuple[dict[str, Any], TrainSettings, RunState | None]:
     """The record, the settings and the last saved state of a run, which the main process reads for all."""
-    state: RunState | None = None
-    found: Any = None
+    state, message = None, None
     if processes.is_main:
         record = read_record(folder)
         settings = resumed_settings(folder, record, given)
         state = read_state(folder)
-        found = [record, asdict(settings), state and state.without_arrays()]
-    record, chosen, numbers = processes.broadcast(found)
+        message = [record, asdict(settings), state and state.without_arrays()]
+    record, values, numbers = processes.broadcast(message)
     if numbers is not None:
         state = RunState(arrays=processes.broadcast_arrays(state.arrays if state else {}), **numbers)
-    return record, settings_from(TrainSettings, chosen), state
+    return record, settings_from(TrainSettings, values), state
 
 
 def _load(
@@ -303,11 +300,6 @@ def _load(
     base, used = base_of(vlm.checkpoint, settings.model), len(trainer.preferences)
     record = record_of(settings, base, preferences, used, processes.size)
     versions = {f"version of {name}": record["versions"][name] for name in ("mlxpref", "mlx", "mlx-vlm")}
-    processes.check_same(
-        versions
-        | {
-            "fingerprint of the model": base["base"]["fingerprint"],
-            "fingerprint of the preferences": record["data_fingerprint"],
-        }
-    )
-    return Run(settings, folder, trainer, record, RunState(0, *trainer.state, {_LOG: 0, _ROLLOUTS: 0}))
+    prints = {"model": base["base"]["fingerprint"], "preferences": record["data_fingerprint"]}
+    processes.check_same(versions | {f"fingerprint of the {name}": value for name, value in prints.items()})
+    return Run(folder, trainer, record, RunState(0, *trainer.state, {_LOG: 0, _ROLLOUTS: 0}))

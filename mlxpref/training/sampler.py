@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import compress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,10 +124,9 @@ def held_out_split(
         if count + sizes[i] <= share * len(preferences):
             held_out.append(names[i])
             count += sizes[i]
-    is_out = np.isin(labels, held_out or [names[np.argmin(sizes)]])
-    return [p for p, out in zip(preferences, is_out, strict=True) if not out], [
-        p for p, out in zip(preferences, is_out, strict=True) if out
-    ]
+    is_out = np.isin(labels, held_out or [names[np.argmin(sizes)]]).tolist()
+    learned, measured = (list(compress(preferences, part)) for part in ([not out for out in is_out], is_out))
+    return learned, measured
 
 
 def _connected(preferences: Sequence[Preference]) -> NDArray[np.int32]:

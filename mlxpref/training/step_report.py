@@ -6,14 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 
+from mlxpref.distributed import ProcessGroup
 from mlxpref.preferences import image_name
 from mlxpref.training.group_rewards import GroupRewards
 from mlxpref.training.rewards import RewardMix
 from mlxpref.training.rollouts import RolloutGroup
 
-__all__ = ["RolloutRecord", "StepReport", "Stopwatch", "measured_shares", "rollout_records"]
+__all__ = ["RolloutRecord", "StepMeter", "StepReport", "measured_shares", "rollout_records"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class RolloutRecord:
     advantage: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StepReport:
     """What one step did; shares from 0 to 1, seconds, natural logarithms; not a number where nothing was measured.
 
@@ -72,11 +74,11 @@ class StepReport:
     update_seconds: float
     evaluation_seconds: float
     seconds: float
-    seconds_left: float
+    seconds_left: float = 0.0
     peak_bytes: int
-    held_out: Mapping[str, float] | None = None
-    sent_bytes: int = 0
-    wait_seconds: float = 0.0
+    held_out: Mapping[str, float] | None
+    sent_bytes: int
+    wait_seconds: float
     rollouts: tuple[RolloutRecord, ...] = field(default=(), repr=False)
 
     def to_json(self) -> dict[str, Any]:
@@ -125,23 +127,33 @@ def rollout_records(
     )
 
 
-class Stopwatch:
-    """Counts the seconds of the phases of a step; what lies between two laps belongs to the later one."""
+class StepMeter:
+    """Measures a step: the seconds of its phases, its memory, and what this process exchanges with others."""
 
-    def __init__(self) -> None:
+    def __init__(self, processes: ProcessGroup) -> None:
+        mx.reset_peak_memory()
+        self._processes, self._before = processes, (processes.sent_bytes, processes.wait_seconds)
         self._last = time.perf_counter()
         self._seconds = dict.fromkeys(("rollout", "score", "update", "evaluation"), 0.0)
 
-    def lap(self, phase: str) -> None:
-        """Count the time since the last lap as seconds of a phase."""
+    def end_phase(self, phase: str) -> None:
+        """Count the time since the last phase ended as this one's, and free what the next one has no use for."""
+        mx.clear_cache()  # arrays of other sizes than the next phase needs
         now = time.perf_counter()
         self._seconds[phase] += now - self._last
         self._last = now
 
-    def seconds(self) -> dict[str, float]:
-        """Return the fields of a report: every phase's seconds, and `seconds`, their sum."""
-        rounded = {f"{phase}_seconds": round(seconds, 4) for phase, seconds in self._seconds.items()}
-        return rounded | {"seconds": round(sum(rounded.values()), 4)}
+    def fields(self, tokens: int) -> dict[str, Any]:
+        """Return the fields of a report that were measured here, of a step that wrote so many tokens."""
+        seconds = {f"{phase}_seconds": round(seconds, 4) for phase, seconds in self._seconds.items()}
+        sent_bytes, waited = self._before
+        return seconds | {
+            "seconds": round(sum(seconds.values()), 4),
+            "tokens_per_second": tokens / seconds["rollout_seconds"],
+            "peak_bytes": int(mx.get_peak_memory()),
+            "sent_bytes": self._processes.sent_bytes - sent_bytes,
+            "wait_seconds": round(self._processes.wait_seconds - waited, 4),
+        }
 
 
 def _to_json(value: Any) -> Any:

@@ -32,14 +32,14 @@ from mlxpref.training.policy_update import UpdateResult, update_policy
 from mlxpref.training.rewards import RewardMix
 from mlxpref.training.rollouts import RolloutGroup, sample_groups
 from mlxpref.training.sampler import ComparisonSampler, held_out_split, subset_of_fraction
-from mlxpref.training.step_report import StepReport, Stopwatch, measured_shares, rollout_records
+from mlxpref.training.step_report import StepMeter, StepReport, measured_shares, rollout_records
 
 __all__ = ["StepReport", "Trainer"]
 
 _MAX_FAILURES = 3
 """Steps in a row whose loss or gradient may be not finite before training stops."""
 _ROUNDING = 1e-3
-"""How far the lengths of the adapters of several machines may be apart between two comparisons of them."""
+"""How far the lengths of the adapters of several processes may be apart between two comparisons of them."""
 
 
 class Trainer:
@@ -119,8 +119,9 @@ class Trainer:
         for step in range(done + 1, self.step_count + 1):
             if self.held_out.should_stop:
                 break
-            report, finite = self._step(step)
-            self._failures = 0 if finite else self._failures + 1
+            report = self._step(step)
+            is_finite = math.isfinite(report.loss) and math.isfinite(report.grad_norm)
+            self._failures = 0 if is_finite else self._failures + 1
             if step % self.settings.save_every == 0:
                 self._keep_equal(step)
             seconds_left = (time.perf_counter() - started) / (step - done) * (self.step_count - step)
@@ -132,18 +133,16 @@ class Trainer:
                 )
         self.vlm.model.update(tree_unflatten(list(self.adapter.items())))
 
-    def _step(self, step: int) -> tuple[StepReport, bool]:
-        """Make one step; return its report, and whether its loss and its gradient are finite."""
+    def _step(self, step: int) -> StepReport:
+        """Make one step and return its report."""
         vlm, settings, mix, processes = self.vlm, self.settings, self.mix, self.processes
-        mx.reset_peak_memory()
-        watch, sent_bytes, waited = Stopwatch(), processes.sent_bytes, processes.wait_seconds
+        meter = StepMeter(processes)
 
         comparisons = self.sampler.for_step(step)  # P comparisons
         rollouts = sample_groups(vlm, comparisons, settings, mix, processes)  # P x G completions
         rewards = reward_groups(rollouts, settings, mix, processes)  # (P, G)
         rollouts, rewards, used = self._resample(step, rollouts, rewards)  # all groups written; the P learned from
-        mx.clear_cache()  # the next phase needs arrays of other sizes than this one freed
-        watch.lap("rollout")
+        meter.end_phase("rollout")
 
         learned, earned = [rollouts[i] for i in used], rewards.select(used)
         inputs = loss_inputs(learned, earned, settings, mix)  # (R, T)
@@ -151,7 +150,7 @@ class Trainer:
         if settings.kl and inputs.prompts:
             with adapter_off(vlm.model):
                 inputs = replace(inputs, reference=policy_logprobs(vlm, inputs, settings))  # (R, T)
-            watch.lap("score")
+            meter.end_phase("score")
         result = UpdateResult()
         for update in range(updates):
             gradient = policy_gradient(vlm, inputs, settings)
@@ -161,43 +160,34 @@ class Trainer:
                 break
             if update == 0:  # the old policy's log-probabilities are those of the scoring pass, not of sampling
                 inputs = replace(inputs, old=gradient.logprobs)
-        mx.clear_cache()
-        watch.lap("update")
+        meter.end_phase("update")
 
         evaluation = self.held_out.measure() if self.held_out.is_due(step, self.step_count) else None
         if evaluation:
-            mx.clear_cache()
-            watch.lap("evaluation")
+            meter.end_phase("evaluation")
         shares = measured_shares(rollouts, rewards, mix)
-        seconds: dict[str, Any] = watch.seconds()
-        report = StepReport(
+        return StepReport(
             step=step,
             steps=self.step_count,
             **shares,
             **asdict(result),
-            **seconds,
             skipped=int((~earned.has_gradient).sum()),
             resampled=len(rollouts) - len(learned),
             groups=len(learned),
-            tokens_per_second=shares["tokens"] / seconds["rollout_seconds"],
             learning_rate=float(self.optimizer.learning_rate.item()),
-            seconds_left=0.0,
-            peak_bytes=int(mx.get_peak_memory()),
             held_out=asdict(evaluation.metrics) | {"unreadable": evaluation.unreadable} if evaluation else None,
-            sent_bytes=processes.sent_bytes - sent_bytes,
-            wait_seconds=round(processes.wait_seconds - waited, 4),
             rollouts=rollout_records(step, learned, earned, mix),
+            **meter.fields(shares["tokens"]),
         )
-        return report, result.finite
 
     def _resample(
         self, step: int, rollouts: list[RolloutGroup], rewards: GroupRewards
     ) -> tuple[list[RolloutGroup], GroupRewards, list[int]]:
         """Give the places of groups without an advantage to other comparisons, up to `settings.resample` times.
 
-        Returns all groups that were written for the step, and for each of its P places the index of the group that is
-        learned from; as long as no comparison there has an advantage, it is the first one. Which ones come next depends
-        on the step alone, and their random numbers on step, place and attempt, so not on what runs together.
+        Returns all groups that were written for the step, their rewards, and for each of its P places the index of the
+        group that is learned from. Which comparisons come next depends on the step alone, and their random numbers on
+        step, place and attempt, so not on what runs together.
         """
         used, unused = list(range(len(rollouts))), self.sampler.unused(step)
         for attempt in range(1, self.settings.resample + 1):
