@@ -1,7 +1,7 @@
 """The judge of a command: loaded by its options, calibrated, with its store open."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from mlxpref.distributed import process_group
 from mlxpref.errors import DataError
 from mlxpref.judge.judge import Judge
 from mlxpref.judge.loading import calibrated, load_judge
-from mlxpref.judge.store import BroadcastStore, Store, default_store_path
+from mlxpref.judge.store import Store, default_store_path
 from mlxpref.power import keep_awake
 from mlxpref.preferences import ImageLike
 
@@ -52,13 +52,12 @@ def open_judge(
 ) -> Iterator[Judge]:
     """The same judge with its store open, while the machine is kept awake."""
     judge = load_judge_for(images, options, settings, decoded, together)
-    processes = judge.processes
     with keep_awake():
         if options.no_store:
             yield judge
             return
-        with Store(options.store or default_store_path()) if processes.is_main else nullcontext() as store:
-            yield replace(judge, store=store if processes.size == 1 else BroadcastStore(store, processes))
+        with Store(options.store or default_store_path(), processes=judge.processes) as store:
+            yield replace(judge, store=store)
 
 
 def _warn_of_the_demo(judge: Judge, images: Iterable[ImageLike]) -> None:

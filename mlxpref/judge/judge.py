@@ -18,7 +18,7 @@ from mlxpref.judge.fingerprint import Fingerprint
 from mlxpref.judge.pair_verdict import PairVerdict
 from mlxpref.judge.rank import PairBudget, ThinkAbout, rank_pairs
 from mlxpref.judge.ranking_result import Ranking
-from mlxpref.judge.store import BroadcastStore, Store
+from mlxpref.judge.store import Store
 from mlxpref.judge.verdict_source import (
     Judgement,
     JudgingSession,
@@ -53,7 +53,7 @@ class Judge:
     name: str = ""
     adapter: Path | None = None
     calibration: CalibrationFile | None = None
-    store: Store | BroadcastStore | None = None
+    store: Store | None = None
     processes: ProcessGroup = SINGLE_PROCESS
     fingerprint: Fingerprint = field(default=None, repr=False)  # type: ignore[assignment]  # made from the model
 

@@ -8,14 +8,14 @@ import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
-from mlxpref.distributed import ProcessGroup
+from mlxpref.distributed import SINGLE_PROCESS, ProcessGroup
 from mlxpref.errors import DataError
 from mlxpref.files import cache_dir
 from mlxpref.verdict import Verdict, verdicts_from_json, verdicts_to_json
 
-__all__ = ["BroadcastStore", "Store", "default_store_path"]
+__all__ = ["Store", "default_store_path"]
 
 _APPLICATION = int.from_bytes(b"mlxp", "big")
 _SCHEMA = 1
@@ -26,14 +26,19 @@ _REMEDY = "choose another file with --store FILE, or none with --no-store"
 
 
 class Store:
-    """The verdicts of comparisons by key; several processes may use one file at once.
+    """The verdicts of comparisons by key; several programs may use one file at once.
 
     All methods raise DataError for a file that cannot be used, which stays as it is. They wait at most `timeout`
     seconds for other writers. When `put_many` returns, its items survive the end of the process.
+
+    Of several `processes`, which ask for the same keys in the same order, only the main one opens the file.
     """
 
-    def __init__(self, path: Path, timeout: float = 60.0) -> None:
-        self.path = path
+    def __init__(self, path: Path, timeout: float = 60.0, processes: ProcessGroup = SINGLE_PROCESS) -> None:
+        self.path, self._processes = path, processes
+        self._connection: sqlite3.Connection
+        if not processes.is_main:
+            return
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -50,29 +55,40 @@ class Store:
 
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, tuple[Verdict, ...]]:
         """The verdicts of those keys that are in the store."""
-        known = {}
-        for start in range(0, len(keys), _KEYS_A_QUERY):
-            part = keys[start : start + _KEYS_A_QUERY]
-            query = f"SELECT key, verdicts FROM comparisons WHERE key IN ({','.join('?' * len(part))})"
-            with _translated(self.path):
-                known.update({key: _parse(text) for key, text in self._connection.execute(query, part)})
-        return known
+        known = self._query(keys) if self._processes.is_main else {}
+        values = self._processes.broadcast([known.get(key) for key in keys])
+        # By place, not by key: an image that one machine decodes to other bits must not lead the processes apart.
+        with _translated(self.path):
+            return {key: verdicts_from_json(each) for key, each in zip(keys, values, strict=True) if each is not None}
 
     def put_many(self, items: Mapping[bytes, Sequence[Verdict]]) -> None:
         """Keep verdicts by key, all or none of them; a key that is there already keeps its verdicts."""
-        rows = [(key, _serialize(verdicts)) for key, verdicts in items.items()]
+        if not self._processes.is_main:
+            return
+        rows = [(key, json.dumps(verdicts_to_json(verdicts))) for key, verdicts in items.items()]
         with _translated(self.path), self._transaction():
             self._connection.executemany("INSERT OR IGNORE INTO comparisons VALUES (?, ?)", rows)
 
     def close(self) -> None:
         """Close the file."""
-        self._connection.close()
+        if self._processes.is_main:
+            self._connection.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    def _query(self, keys: Sequence[bytes]) -> dict[bytes, list[list[Any]]]:
+        """The verdicts of keys as JSON has them."""
+        known = {}
+        for start in range(0, len(keys), _KEYS_A_QUERY):
+            part = keys[start : start + _KEYS_A_QUERY]
+            query = f"SELECT key, verdicts FROM comparisons WHERE key IN ({','.join('?' * len(part))})"
+            with _translated(self.path):
+                known.update({key: json.loads(text) for key, text in self._connection.execute(query, part)})
+        return known
 
     def _prepare(self) -> None:
         """Make the table in a new file; refuse a file that is not ours before anything in it changes."""
@@ -109,40 +125,9 @@ class Store:
             yield
 
 
-class BroadcastStore:
-    """A store that only process 0 opens: all processes ask it for the same keys, and it keeps for all.
-
-    So a store does not depend on how many processes there were, and no machine has half of it.
-    """
-
-    def __init__(self, store: Store | None, processes: ProcessGroup) -> None:
-        self._store, self._processes = store, processes
-
-    def get_many(self, keys: Sequence[bytes]) -> dict[bytes, tuple[Verdict, ...]]:
-        """The verdicts of those keys that are in the store; all processes ask for the same, in the same order."""
-        known = self._store.get_many(keys) if self._store else {}
-        values = self._processes.broadcast([verdicts_to_json(known[key]) if key in known else None for key in keys])
-        # By place, not by key: an image that one machine decodes to other bits must not lead the processes apart.
-        return {key: verdicts_from_json(value) for key, value in zip(keys, values, strict=True) if value is not None}
-
-    def put_many(self, items: Mapping[bytes, Sequence[Verdict]]) -> None:
-        """Keep verdicts by key, once for all processes."""
-        if self._store:
-            self._store.put_many(items)
-
-
 def default_store_path() -> Path:
     """The default place of the store: in $MLXPREF_CACHE, else in the user's cache folder."""
     return cache_dir() / "comparisons.sqlite"
-
-
-def _serialize(verdicts: Sequence[Verdict]) -> str:
-    """Verdicts as JSON, which holds every float exactly and half a surrogate pair as an escape."""
-    return json.dumps(verdicts_to_json(verdicts))
-
-
-def _parse(text: str) -> tuple[Verdict, ...]:
-    return verdicts_from_json(json.loads(text))
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from mlxpref.engine.prefix_cache import PrefixCache
 from mlxpref.engine.rollout import Sampling, roll_out
 from mlxpref.engine.template import Form
 from mlxpref.engine.vlm import VLM
-from mlxpref.judge.store import BroadcastStore, Store
+from mlxpref.judge.store import Store
 from mlxpref.preferences import Comparison, ImageLike
 from mlxpref.verdict import Verdict, verdicts_from_json, verdicts_to_json
 
@@ -135,7 +135,7 @@ class StoredVerdicts:
     """A store around a source: what it knows is recalled, what it does not know is judged and kept."""
 
     source: VerdictSource
-    store: Store | BroadcastStore
+    store: Store
     vlm: VLM
 
     def batches(
