@@ -91,7 +91,7 @@ class Destination:
         return self.root / file.path if self.folder else self.root / "blobs" / file.digest
 
     def partial(self, file: HubFile) -> Path:
-        """What there is of a file that is not whole."""
+        """The part of a file that is downloaded so far."""
         return (self.root / ".cache" / "mlxpref" if self.folder else self.root / "blobs") / f"{file.digest}.incomplete"
 
     def bytes_left(self, files: Iterable[HubFile]) -> int:
@@ -151,7 +151,7 @@ def download_snapshot(repository: HubRepository, files: Sequence[HubFile]) -> Pa
 def download(destination: Destination, file: HubFile) -> Path:
     """The path of a file that is whole and checked; a download that was interrupted is resumed.
 
-    A file that is there already is checked as well. DataError, one line, for whatever goes wrong; a file whose size or
+    A file that exists already is checked as well. DataError, one line, if anything goes wrong; a file whose size or
     checksum is not what the hub states is removed.
     """
     from huggingface_hub import hf_hub_download

@@ -89,7 +89,7 @@ def _offline_result(data_set: "DataSet", split: "Split", output: Path | None) ->
 
 
 def _agreed(data_set: "DataSet", split: "Split", destination: "Destination", limit: int | None, yes: bool) -> bool:
-    """Show what a download is, and ask unless there is nothing to ask."""
+    """Show the size and the licence; whether the user agrees, who is asked only if something is to be downloaded."""
     from mlxpref.cli.output import note
 
     repository = destination.repository

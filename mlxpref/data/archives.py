@@ -1,7 +1,7 @@
-"""Images inside zip archives and parquet tables, read where they are; nothing is written by this module.
+"""Images inside zip archives and parquet tables, read in place.
 
-Archives come from elsewhere: an image is bounded in size whatever it declares, and what cannot be read is a DataError
-that says why. A tar.gz cannot be read at random; see `mlxpref.data.tar_gz`.
+Archives are not trusted: the size of an image is bounded, whatever the archive declares. An image that cannot be read
+is a DataError that says why. A tar.gz has no random access; see `mlxpref.data.tar_gz`.
 """
 
 import zipfile
@@ -87,7 +87,7 @@ class _Zip:
         information = self._file.getinfo(member)
         if information.flag_bits & 1:
             raise DataError("is encrypted in its archive; unpack it with its password")
-        # Other methods unpack whatever a block holds at once: a bomb would be noticed too late.
+        # Other methods unpack a whole block at once: a bomb would be noticed too late.
         if information.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise DataError(f"is packed by method {information.compress_type}, which is not read; pack it as usual")
         _check_size(information.file_size)

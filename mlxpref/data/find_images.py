@@ -57,9 +57,9 @@ def check_images(paths: Iterable[Path], images: ImageCache) -> tuple[list[Path],
 def find_images(paths: Sequence[Path | str], recursive: bool = False) -> list[Path]:
     """The image files among files and folders, in natural order (2.png before 10.png), each once.
 
-    A file is taken whatever its name is; of a folder, the files that are named like images and not hidden
-    (`.DS_Store`, `._*`). Subfolders only if `recursive`. The order depends on the names alone, not on that of
-    `paths`. Raises DataError for a path that does not exist and for a folder without images.
+    A file is taken with any name; from a folder, the files that are named like images and are not hidden (`.DS_Store`,
+    `._*`). Subfolders are searched only if `recursive`. The order depends on the names alone, not on that of `paths`.
+    Raises DataError for a path that does not exist and for a folder without images.
     """
     files: list[Path] = []
     for given in paths:
@@ -77,7 +77,7 @@ def locate(name: str, folder: Path = Path()) -> Path | None:
     """The file or folder of this name, relative to `folder`, in whichever Unicode form its name is stored.
 
     "é" is one character or two: names written on a Mac often differ from those in text files, and Linux tells
-    them apart. None if there is none in any form.
+    them apart. None if no form exists.
     """
     for form in (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name)):
         with suppress(OSError, ValueError):  # the name is too long, or the folder may not be entered

@@ -60,7 +60,7 @@ def _by_stem(folder: Path) -> dict[str, Path]:
 
 
 def _prompt(stem: str, places: list[Path]) -> str:
-    """The prompt of a pair; the text file of its name goes before the one for all."""
+    """The prompt of a pair, from the text file of its own name, else from the one for all."""
     files = [*(place / f"{stem}.txt" for place in places), places[-1] / "prompt.txt"]
     path = next((file for file in files if file.is_file()), None)
     if path is None:

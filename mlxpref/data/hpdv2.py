@@ -22,7 +22,7 @@ def read_hpdv2(folder: Path, split: str, draw: RowSampler = all_rows) -> list[Pr
 
     Of the test, a pair's `p_people` is the share of the ten people who rank a above b, and its label the order of the
     official ranking, which that of the votes need not be. Of the training set each pair has one vote, and which image
-    is a is drawn: nothing says that the list's order tells nothing. `draw` chooses among the pairs.
+    is a is drawn, as the list's order may depend on the label. `draw` chooses among the pairs.
     """
     path = folder / f"{split}.json"
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""Images are decoded once, though several steps of a command need them: the check, the name, the encoding."""
+"""Decodes each image once for all steps of a command: the check, the name of its content, encoding, the page."""
 
 import hashlib
 from pathlib import Path
@@ -20,8 +20,8 @@ _Key = tuple[Path | PackedImage, int, int, int]
 class ImageCache:
     """Pictures of files and archives while they fit into `memory` bytes, and names of what they show.
 
-    What came first stays: images that are gone through twice in one order are decoded once as far as memory goes, and
-    twice beyond that. `max_pixels` is the pixel budget that is expected before the model is known.
+    The pictures that came first stay: of images that are needed twice in the same order, those that fit are decoded
+    once, the others twice. `max_pixels` is the pixel budget that is expected before the model is known.
     """
 
     def __init__(self, max_pixels: int, memory: int = _PICTURE_BYTES) -> None:

@@ -30,7 +30,7 @@ _LISTS = {"train": "train.json", "validation": "valid.json", "test": "test.json"
 def read_imagereward(folder: Path, split: str, draw: RowSampler = all_rows) -> list[Preference]:
     """The preferences of a split, `train`, `validation` or `test`, in a folder of the hub's layout or of GitHub's list.
 
-    GitHub's list goes first where both are there: the official numbers are its own. The label is the order of the
+    GitHub's list is preferred to the hub's table: the official numbers come from it. The label is the order of the
     ranks, 0.5 for equal ones. The ratings are not used: one person's difference of two ratings is no share of people.
     The order of the files tells the label (the earlier image wins 59 % of the test's pairs), so for training it is
     drawn which image is a; in validation and test a stays the earlier one, which the official baseline counts, and each

@@ -22,7 +22,7 @@ PIXEL_LIMIT = 89_478_485
 """The most pixels an image may have: Pillow's own limit against decompression bombs, 256 MiB of RGB."""
 ASPECT_LIMIT = 200
 """The most that the longer side may be of the shorter one: the models' image processors refuse more."""
-# Not all that Pillow knows: EPS would start Ghostscript, and rare parsers are a risk for no one's benefit.
+# Fewer formats than Pillow knows: EPS would start Ghostscript, and rare parsers are a risk without a use.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "TIFF", "BMP", "JPEG2000", "PPM")
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 _TO_JPEG = "convert it, on a Mac with `sips -s format jpeg FILE --out FILE.jpg`"
@@ -38,7 +38,7 @@ _TOO_LARGE = f"has more than {PIXEL_LIMIT:,} pixels, the most that is read; make
 def load_image(
     source: ImageLike | str, max_pixels: int | None = None, archives: ArchiveCache | None = None
 ) -> Image.Image:
-    """Read an image as it is meant to be seen: RGB, upright, on white, the first frame of an animation.
+    """Read an image as RGB: upright, on white, the first frame of an animation.
 
     `source` is a file, a part of one, or an image in memory, which stays as it is. Values beyond 8 bit are scaled, not
     clipped. Colour profiles are not applied: the models' own processors do not either. With `max_pixels`, the model's
@@ -105,12 +105,12 @@ def _decode(source: BinaryIO | Image.Image) -> Image.Image:
         except (UnidentifiedImageError, ImportError) as error:
             raise DataError(_REMEDIES["" if kind in formats else kind]) from error
         except Exception as error:
-            # Decoders raise whatever their parsers stumble on: OSError, SyntaxError, struct.error ...
+            # Decoders raise errors of many types: OSError, SyntaxError, struct.error ...
             raise DataError(f"is damaged ({one_line(error)}); make or download it again") from error
 
 
 def _kind(file: BinaryIO) -> str:
-    """What a file begins like, if its decoder may be missing; DataError if there is nothing to decode."""
+    """The format of a file whose decoder may be missing (HEIF, AVIF, JXL), else ""; DataError for an empty file."""
     try:
         head = file.read(64)
         file.seek(0)
@@ -145,7 +145,7 @@ def _finish(image: Image.Image) -> Image.Image:
     _check_size(image.size)
     image.load()
     picture = _flatten(_upright(image))
-    picture.info = {}  # text and profiles of megabytes that nobody asks for
+    picture.info = {}  # text and profiles, which may take megabytes
     return picture
 
 

@@ -32,7 +32,7 @@ def prompt_in_image(path: Path) -> str | None:
     """The positive prompt that an image's metadata states, or None if it states none.
 
     Read are PNG text and EXIF of AUTOMATIC1111, Forge, SD.Next, Fooocus, SwarmUI, InvokeAI, NovelAI and ComfyUI,
-    and EXIF and XMP of Draw Things. The first that gives a prompt counts. Pixels are decoded only if nothing stands
+    and EXIF and XMP of Draw Things. The first that gives a prompt counts. Pixels are decoded only if no text stands
     before them. DataError, which continues the file's name, if metadata is there and cannot be used.
     """
     problem: DataError | None = None
@@ -77,7 +77,7 @@ def _metadata(path: Path, decode: bool) -> tuple[dict[str, str], dict[int, Any]]
         except UnidentifiedImageError as error:
             raise DataError("is not an image of a format whose metadata is read; name its prompt in a file") from error
         except Exception as error:
-            # Pillow raises whatever its parsers stumble on, ValueError for text that unpacks to more than 1 MiB.
+            # Pillow raises errors of many types, such as ValueError for text that unpacks to more than 1 MiB.
             raise DataError(f"has metadata that cannot be read ({one_line(error)})") from error
 
 

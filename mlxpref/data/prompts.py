@@ -123,7 +123,7 @@ def read_prompt(path: Path) -> str:
 
 
 def _checked(prompt: str) -> str:
-    """A prompt as it is used; DataError if there is none in it."""
+    """A prompt without blanks around it, its lines ended by line feeds; DataError if it cannot be used."""
     prompt = re.sub(r"\r\n?", "\n", prompt).strip().strip("\ufeff\0").strip()
     if not prompt:
         raise DataError("has an empty prompt")
@@ -229,7 +229,7 @@ def _json(text: str) -> Any:
 
 
 def _read_text(path: Path) -> str:
-    """A text file; DataError, which continues its name, if it is none."""
+    """The text of a file; DataError, whose message continues the file's name, if it cannot be read."""
     try:
         if path.exists() and not path.is_file():  # opening a named pipe would wait for ever
             raise DataError("is a folder or a device, not a text file")

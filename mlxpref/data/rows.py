@@ -37,7 +37,7 @@ RowSampler = Callable[[int], Sequence[int] | NDArray[np.int64]]
 Images = dict[str, ImageLike]
 
 _TOLERATED = 0.01
-"""The share of rows that may be unusable: nobody can correct a public data set, and a few bad rows are not the rest."""
+"""The share of rows that may be unusable: a user cannot correct a public data set, and the other rows are good."""
 _CHUNK = 4 * 2**20
 _ROW_LIMIT = 16 * 2**20
 """Characters that are read at once, and the most that one row may have."""
@@ -229,6 +229,6 @@ def _files_below(folder: Path, names: Iterable[str]) -> list[str]:
 
 
 def _stamp(parts: Sequence[Path]) -> str:
-    """What tells an archive from another one of its name."""
+    """A digest that differs between two archives of the same name."""
     status = [(str(part.resolve()), part.stat().st_size, part.stat().st_mtime_ns) for part in parts]
     return hashlib.sha256(repr(status).encode()).hexdigest()[:12]

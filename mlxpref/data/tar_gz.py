@@ -29,7 +29,7 @@ _LETTERS = re.compile("[a-z]{2}")
 def parts_of(archive: Path) -> list[Path]:
     """The files that an archive is in: itself, or its parts NAME.00, NAME.01 ... or NAME.aa, NAME.ab ..., in order.
 
-    Empty where there is none. DataError where a part is missing between others, or before them.
+    Empty if the archive does not exist. DataError if a part is missing between others, or before them.
     """
     if archive.is_file():
         return [archive]
