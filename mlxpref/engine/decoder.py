@@ -64,7 +64,7 @@ class Block:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prefix:
     """An earlier block of P rows that later rows continue: its keys and values by layer, and its `branch_ids` (P, S).
 

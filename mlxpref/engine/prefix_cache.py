@@ -5,13 +5,12 @@ opponents. The keys and values of each such prefix are kept, and only what is ne
 """
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
 
 from mlxpref.checkpoints import bounds
-from mlxpref.engine.decoder import KeysValues, Prefix, expand_rows, run_block
+from mlxpref.engine.decoder import Prefix, expand_rows, run_block
 from mlxpref.engine.kv_cache import BranchedKVCache, row_branch_ids
 from mlxpref.engine.vlm import VLM, ComparisonInput, TokenSegment
 from mlxpref.lru import LRU
@@ -19,27 +18,12 @@ from mlxpref.lru import LRU
 __all__ = ["PrefixCache"]
 
 
-@dataclass(frozen=True, eq=False)
-class _CachedPrefix:
-    """Keys and values of one prefix by layer, (1, K, columns, W) each: K heads of a width W."""
-
-    layers: tuple[KeysValues, ...]
-
-    @property
-    def columns(self) -> int:
-        return int(self.layers[0][0].shape[2])
-
-    @property
-    def nbytes(self) -> int:
-        return sum(int(array.nbytes) for pair in self.layers for array in pair)
-
-
 class PrefixCache:
     """Prefixes of comparisons, least recently used out first; the model must not change during its life."""
 
     def __init__(self, vlm: VLM, memory: int = bounds.PREFIX_BYTES) -> None:
         self._vlm = vlm
-        self._prefixes: LRU[Hashable, _CachedPrefix] = LRU(memory, lambda prefix: prefix.nbytes)
+        self._prefixes: LRU[Hashable, Prefix] = LRU(memory, _nbytes)  # of one row each
 
     def prefill(self, comparisons: Sequence[ComparisonInput]) -> tuple[BranchedKVCache, mx.array]:
         """Run B comparisons; returns their keys and values, and the logits (B, V) after each row's last token."""
@@ -63,8 +47,8 @@ class PrefixCache:
         return BranchedKVCache.of(branch_ids, layers), self._vlm.head(states)
 
     def _cached(
-        self, keys: Sequence[Hashable], segments: Sequence[TokenSegment], before: Sequence[_CachedPrefix] = ()
-    ) -> dict[Hashable, _CachedPrefix]:
+        self, keys: Sequence[Hashable], segments: Sequence[TokenSegment], before: Sequence[Prefix] = ()
+    ) -> dict[Hashable, Prefix]:
         """The prefixes of B segments by key: those that are kept, and the others, which run together.
 
         `before` is what each of the B segments stands behind, if anything.
@@ -78,9 +62,8 @@ class PrefixCache:
         for place, row in enumerate(missing):
             one, length = slice(place, place + 1), len(segments[row])
             # Copies: a slice would keep the whole batch in memory after its neighbours are forgotten.
-            by_key[keys[row]] = _CachedPrefix(
-                tuple((mx.contiguous(k[one, :, :length]), mx.contiguous(v[one, :, :length])) for k, v in new.layers)
-            )
+            layers = [(mx.contiguous(k[one, :, :length]), mx.contiguous(v[one, :, :length])) for k, v in new.layers]
+            by_key[keys[row]] = Prefix(layers, row_branch_ids([length], length), np.zeros(1, np.int64))
         mx.eval([array for row in missing for pair in by_key[keys[row]].layers for array in pair])
         for row in missing:
             self._prefixes.put(keys[row], by_key[keys[row]])
@@ -96,11 +79,15 @@ class PrefixCache:
         return states, Prefix(layers, block.branch_ids, np.arange(len(segments)))
 
 
-def _stack(cached: Sequence[_CachedPrefix]) -> Prefix:
-    """The cached prefixes of B rows as one prefix of P rows: each once, padded on the right to the longest."""
+def _nbytes(prefix: Prefix) -> int:
+    return sum(int(array.nbytes) for pair in prefix.layers for array in pair)
+
+
+def _stack(cached: Sequence[Prefix]) -> Prefix:
+    """The prefixes of B rows as one prefix of P rows: each once, padded on the right to the longest."""
     distinct = list(dict.fromkeys(cached))
     rows = {prefix: row for row, prefix in enumerate(distinct)}
-    lengths = [prefix.columns for prefix in distinct]
+    lengths = [prefix.branch_ids.shape[1] for prefix in distinct]
     layers = [
         (
             mx.concatenate([_pad(prefix.layers[number][0], max(lengths)) for prefix in distinct]),

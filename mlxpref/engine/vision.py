@@ -36,14 +36,6 @@ class _Windows:
     cos: mx.array
     sin: mx.array
 
-    @property
-    def count(self) -> int:
-        return int(self.sin.shape[0])
-
-    @property
-    def length(self) -> int:
-        return int(self.sin.shape[3])
-
 
 @dataclass(frozen=True, eq=False)
 class _Layout:
@@ -124,7 +116,7 @@ def _attention(attention: Any, hidden: mx.array, groups: list[_Windows]) -> mx.a
     projected = attention.qkv(hidden)  # (N, P, 3 * D)
     outputs = []
     for group in groups:
-        windows, length = group.count, group.length
+        windows, length = int(group.sin.shape[0]), int(group.sin.shape[3])
         part = projected[:, group.start : group.start + windows * length]  # (N, W * L, 3 * D)
         part = part.reshape(count, windows, length, 3, heads, 2, size // 2)
         part = part.transpose(0, 1, 3, 4, 2, 5, 6)  # (N, W, 3, H, L, 2, size / 2)
