@@ -9,7 +9,6 @@ from typing import Any
 import mlxpref  # isort: skip  opens the fast BLAS before anything imports MLX
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,7 +16,7 @@ from PIL import Image
 from mlxpref.engine.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from mlxpref.engine.decoder import run_block
 from mlxpref.engine.kv_cache import BranchedKVCache, text_positions
-from mlxpref.engine.lora import linear_layers
+from mlxpref.engine.lora import linear_layers, linear_shape
 from mlxpref.engine.vlm import VLM, ComparisonInput, load_vlm
 from mlxpref.judge.judge import Judge
 from tests.browser import Browser, find_browser
@@ -73,10 +72,7 @@ def write_adapter(folder: Path, vlm: VLM, layers: Sequence[str] | None = None, r
     rng = np.random.default_rng(0)
     weights = {}
     for name in names:
-        layer = linear_layers(vlm.model)[name]
-        outputs, inputs = layer.weight.shape
-        if isinstance(layer, nn.QuantizedLinear):
-            inputs = inputs * 32 // layer.bits
+        outputs, inputs = linear_shape(linear_layers(vlm.model)[name])
         weights[f"{name}.lora_a"] = mx.array(0.2 * rng.standard_normal((inputs, rank)), mx.float32)
         weights[f"{name}.lora_b"] = mx.array(0.2 * rng.standard_normal((rank, outputs)), mx.float32)
     mx.save_safetensors(str(folder / ADAPTER_WEIGHTS), weights)

@@ -8,15 +8,7 @@ import hashlib
 import json
 from typing import Any, Literal
 
-__all__ = [
-    "ANSWER_OPEN",
-    "CLOSING",
-    "NO_THINKING",
-    "USER_TEXT",
-    "Form",
-    "comparison_messages",
-    "template_version",
-]
+__all__ = ["ANSWER_OPEN", "CLOSING", "NO_THINKING", "USER_TEXT", "Form", "comparison_messages", "template_version"]
 
 Form = Literal["choice", "scores"]
 
