@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -22,11 +23,11 @@ from mlxpref.judge.store import Store
 from mlxpref.judge.verdict_source import (
     Judgement,
     JudgingSession,
-    ModelVerdicts,
     Request,
-    ShardedVerdicts,
-    StoredVerdicts,
     VerdictSource,
+    judge_by_model,
+    judge_in_shards,
+    judge_unless_stored,
 )
 from mlxpref.preferences import Comparison, ImageLike, Pair, shown
 from mlxpref.ranking.bradley_terry import all_pairs
@@ -148,12 +149,12 @@ class Judge:
         """
         session = session or self.session()
         request = self._request(form, write_answer, self.settings.think if think is None else think, session)
-        source: VerdictSource = ModelVerdicts(self.vlm)
+        source: VerdictSource = partial(judge_by_model, self.vlm, request, session)
         if self.processes.size > 1:
-            source = ShardedVerdicts(source, self.processes)
+            source = partial(judge_in_shards, source, self.processes, request.batch_size)
         if self.store is not None:
-            source = StoredVerdicts(source, self.store, self.vlm)
-        for batch in source.batches(comparisons, request, session):
+            source = partial(judge_unless_stored, source, self.store, self.vlm, request, session)
+        for batch in source(comparisons):
             yield from batch
 
     def session(self) -> JudgingSession:

@@ -5,10 +5,9 @@ in batches of any size.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Protocol
 
 from mlxpref.checkpoints import bounds
 from mlxpref.distributed import ProcessGroup
@@ -24,15 +23,17 @@ from mlxpref.verdict import Verdict, verdicts_from_json, verdicts_to_json
 __all__ = [
     "Judgement",
     "JudgingSession",
-    "ModelVerdicts",
     "Request",
-    "ShardedVerdicts",
-    "StoredVerdicts",
     "VerdictSource",
+    "judge_by_model",
+    "judge_in_shards",
+    "judge_unless_stored",
 ]
 
 _Encoded = tuple[Features, Features, str]
 """The images of a comparison as they are shown, and its prompt."""
+_LookedUp = tuple[Comparison, bytes, tuple[Verdict, ...] | None]
+"""A comparison, its key, and what the store knows."""
 _LOOKAHEAD = 1024
 """Comparisons that are looked up in the store at most before a missing one is judged."""
 
@@ -76,104 +77,75 @@ class JudgingSession:
         self.fingerprint = ""
 
 
-class VerdictSource(Protocol):
-    """Something that judges comparisons."""
-
-    def batches(
-        self, comparisons: Iterable[Comparison], request: Request, session: JudgingSession
-    ) -> Iterator[list[Judgement]]:
-        """The judgements of comparisons, in their order, a batch at a time."""
+VerdictSource = Callable[[Iterable[Comparison]], Iterator[list[Judgement]]]
+"""Gives the judgements of comparisons, in their order, a batch at a time."""
 
 
-@dataclass(frozen=True)
-class ModelVerdicts:
-    """The model itself."""
-
-    vlm: VLM
-
-    def batches(
-        self, comparisons: Iterable[Comparison], request: Request, session: JudgingSession
-    ) -> Iterator[list[Judgement]]:
-        """Judge comparisons, at most `request.batch_size` at a time, and fewer where their prompts are long."""
-        waiting = iter(comparisons)
-        while chunk := list(islice(waiting, request.batch_size)):
-            features = iter(self.vlm.features.get_all(_images(chunk), session.seen))
-            encoded = [(next(features), next(features), comparison.prompt) for comparison in chunk]
-            for batch in _split(encoded):
-                yield self._judge_batch(batch, request, session)
-
-    def _judge_batch(self, batch: Sequence[_Encoded], request: Request, session: JudgingSession) -> list[Judgement]:
-        inputs = [
-            self.vlm.input_of((first, second), prompt, request.form, request.think) for first, second, prompt in batch
-        ]
-        random_keys = [_random_key(*each) for each in batch]
-        rollouts = roll_out(self.vlm, inputs, request.sampling, random_keys, prefill=session.prefixes.prefill)
-        return [Judgement(tuple(rollout.verdict for rollout in of_one)) for of_one in rollouts]
+def judge_by_model(
+    vlm: VLM, request: Request, session: JudgingSession, comparisons: Iterable[Comparison]
+) -> Iterator[list[Judgement]]:
+    """Judge comparisons, at most `request.batch_size` at a time, and fewer where their prompts are long."""
+    waiting = iter(comparisons)
+    while chunk := list(islice(waiting, request.batch_size)):
+        features = iter(vlm.features.get_all(_images(chunk), session.seen))
+        encoded = [(next(features), next(features), comparison.prompt) for comparison in chunk]
+        for batch in _split(encoded):
+            inputs = [
+                vlm.input_of((first, second), prompt, request.form, request.think) for first, second, prompt in batch
+            ]
+            random_keys = [_random_key(*each) for each in batch]
+            rollouts = roll_out(vlm, inputs, request.sampling, random_keys, prefill=session.prefixes.prefill)
+            yield [Judgement(tuple(rollout.verdict for rollout in of_one)) for of_one in rollouts]
 
 
-@dataclass(frozen=True)
-class ShardedVerdicts:
-    """Several processes that ask for the same: each judges its shard of a batch and gets the verdicts of all."""
-
-    source: VerdictSource
-    processes: ProcessGroup
-
-    def batches(
-        self, comparisons: Iterable[Comparison], request: Request, session: JudgingSession
-    ) -> Iterator[list[Judgement]]:
-        """Judge comparisons, `request.batch_size` at a time."""
-        waiting = iter(comparisons)
-        while chunk := list(islice(waiting, request.batch_size)):
-            shard = [chunk[index] for index in self.processes.shard(len(chunk))]
-            judged = [each for batch in self.source.batches(shard, request, session) for each in batch]
-            gathered = self.processes.all_gather([verdicts_to_json(each.verdicts) for each in judged])
-            yield [Judgement(verdicts_from_json(verdicts)) for part in gathered for verdicts in part]
+def judge_in_shards(
+    source: VerdictSource, processes: ProcessGroup, batch_size: int, comparisons: Iterable[Comparison]
+) -> Iterator[list[Judgement]]:
+    """Judge comparisons by several processes that ask for the same: each a shard of a batch; all get the verdicts."""
+    waiting = iter(comparisons)
+    while chunk := list(islice(waiting, batch_size)):
+        shard = [chunk[index] for index in processes.shard(len(chunk))]
+        verdicts = [verdicts_to_json(each.verdicts) for batch in source(shard) for each in batch]
+        yield [Judgement(verdicts_from_json(each)) for part in processes.all_gather(verdicts) for each in part]
 
 
-@dataclass(frozen=True)
-class StoredVerdicts:
-    """A store around a source: what it knows is recalled, what it does not know is judged and kept."""
+def judge_unless_stored(
+    source: VerdictSource,
+    store: Store,
+    vlm: VLM,
+    request: Request,
+    session: JudgingSession,
+    comparisons: Iterable[Comparison],
+) -> Iterator[list[Judgement]]:
+    """Recall comparisons from a store, or judge and keep them; a batch is kept before anything of it is given."""
 
-    source: VerdictSource
-    store: Store
-    vlm: VLM
+    def look_up(count: int) -> list[_LookedUp]:
+        """The next comparisons, with their keys and what the store knows."""
+        chunk = list(islice(waiting, count))
+        contents = iter(vlm.features.contents(_images(chunk), session.seen))
+        keys = [request.key(next(contents), next(contents), comparison.prompt) for comparison in chunk]
+        known = store.get_many(keys)
+        return [(comparison, key, known.get(key)) for comparison, key in zip(chunk, keys, strict=True)]
 
-    def batches(
-        self, comparisons: Iterable[Comparison], request: Request, session: JudgingSession
-    ) -> Iterator[list[Judgement]]:
-        """Recall or judge comparisons; a batch is kept before anything of it is given."""
-        waiting = iter(comparisons)
-        while looked_up := self._look_up(waiting, request, session):
-            missing = [(comparison, key) for comparison, key, verdicts in looked_up if verdicts is None]
-            batches = self.source.batches((comparison for comparison, _ in missing), request, session)
-            judged = self._keep(batches, [key for _, key in missing])
-            for _, _, verdicts in looked_up:  # one by one: nothing waits for a batch that comes after it
-                yield [next(judged) if verdicts is None else Judgement(verdicts, recalled=True)]
+    def judge(missing: Sequence[_LookedUp]) -> Iterator[Judgement]:
+        keys = iter([key for _, key, _ in missing])
+        for batch in source(comparison for comparison, _, _ in missing):
+            store.put_many({next(keys): judgement.verdicts for judgement in batch})
+            yield from batch
 
-    def _look_up(
-        self, waiting: Iterator[Comparison], request: Request, session: JudgingSession
-    ) -> list[tuple[Comparison, bytes, tuple[Verdict, ...] | None]]:
-        """The next comparisons with their keys and what the store knows; at most a batch of them is not known."""
-        looked_up: list[tuple[Comparison, bytes, tuple[Verdict, ...] | None]] = []
-        missing = 0
+    waiting = iter(comparisons)
+    while looked_up := look_up(request.batch_size):
+        missing = [each for each in looked_up if each[2] is None]
         # Known comparisons are given at once; they wait only while missing ones are gathered to a full batch.
-        while not looked_up or (0 < missing < request.batch_size and len(looked_up) < _LOOKAHEAD):
-            more = list(islice(waiting, request.batch_size - missing))
+        while 0 < len(missing) < request.batch_size and len(looked_up) < _LOOKAHEAD:
+            more = look_up(request.batch_size - len(missing))
             if not more:
                 break
-            contents = iter(self.vlm.features.contents(_images(more), session.seen))
-            keys = [request.key(next(contents), next(contents), comparison.prompt) for comparison in more]
-            known = self.store.get_many(keys)
-            looked_up += [(comparison, key, known.get(key)) for comparison, key in zip(more, keys, strict=True)]
-            missing += sum(key not in known for key in keys)
-        return looked_up
-
-    def _keep(self, batches: Iterable[list[Judgement]], keys: Sequence[bytes]) -> Iterator[Judgement]:
-        """Pass on the judgements of batches, each kept before; `keys` are those of all of them."""
-        following = iter(keys)
-        for batch in batches:
-            self.store.put_many({next(following): judgement.verdicts for judgement in batch})
-            yield from batch
+            looked_up += more
+            missing += [each for each in more if each[2] is None]
+        judged = judge(missing)
+        for _, _, verdicts in looked_up:  # one by one: nothing waits for a batch that comes after it
+            yield [next(judged) if verdicts is None else Judgement(verdicts, recalled=True)]
 
 
 def _images(comparisons: Sequence[Comparison]) -> list[ImageLike]:
