@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,17 +51,17 @@ def check_complete(folder: Path) -> None:
     for names in (PROCESSORS, (TOKENIZER,)):
         if not any((folder / name).is_file() for name in names):
             raise ModelError(f"{folder}: no {names[0]} there; copy it from the original checkpoint")
-    weights = weight_files(folder)
+    weights = weight_files(folder, read_index(folder))
     if not weights:
         raise ModelError(f"{folder}: no .safetensors weights there; {DOWNLOAD_AGAIN}")
     if absent := [name for name in weights if not (folder / name).is_file()]:
         raise ModelError(f"{folder / absent[0]}: no such file, though weights belong there; {DOWNLOAD_AGAIN}")
 
 
-def weight_files(folder: Path) -> list[str]:
+def weight_files(folder: Path, index: Mapping[str, str]) -> list[str]:
     """The names of a folder's files of weights, as mlx-vlm takes them: those of the index, or else all."""
-    if file_of := read_index(folder):
-        return sorted(set(file_of.values()))
+    if index:
+        return sorted(set(index.values()))
     names = (file.name for file in folder.glob("*.safetensors"))
     return sorted(name for name in names if not name.startswith(".") and not name.endswith("consolidated.safetensors"))
 

@@ -53,15 +53,15 @@ def read_tensor_infos(folder: Path) -> dict[str, TensorInfo]:
     Empty for a folder without weights. Raises ModelError for files that are damaged or missing, and for an index that
     does not say what they hold.
     """
-    tensors: dict[str, TensorInfo] = {}
-    for name in weight_files(folder):
+    index, tensors = read_index(folder), dict[str, TensorInfo]()
+    for name in weight_files(folder, index):
         for tensor, info in read_file_tensor_infos(folder / name).items():
             if tensor in tensors:
                 files = f"{tensors[tensor].file.name} and {name}"
                 raise ModelError(f"{folder}: {tensor!r} is in both {files}; {DOWNLOAD_AGAIN}")
             tensors[tensor] = info
-    if file_of := read_index(folder):
-        _check_index(folder / INDEX, file_of, tensors)
+    if index:
+        _check_index(folder / INDEX, index, tensors)
     return tensors
 
 

@@ -20,7 +20,7 @@ from mlxpref.checkpoints.files import RECORD, SIDE_FILES, read_json_object
 from mlxpref.conversion.fidelity import MAX_PIXELS
 from mlxpref.conversion.quantize import LayerQuantization, quantized_layers
 from mlxpref.engine.vlm import VLM, load_vlm
-from mlxpref.errors import ModelError
+from mlxpref.errors import DataError, ModelError
 from mlxpref.files import sha256_of, write_file
 
 __all__ = ["naming_source", "revision_of", "verify", "write_record"]
@@ -55,10 +55,10 @@ def verify(
 
 @contextmanager
 def naming_source(source: Path, folder: Path) -> Iterator[None]:
-    """Let a ModelError about a folder that is about to be removed name the source that the folder was made of."""
+    """Let an error about a folder that is about to be removed name the source that the folder was made of."""
     try:
         yield
-    except ModelError as error:
+    except (ModelError, DataError) as error:  # the latter where a comparison is too long for the model
         reason = str(error).removeprefix(f"{folder}: ").replace(f"{folder}/", "")
         raise ModelError(f"{source}: what was made of it cannot be used: {reason}; nothing was kept") from error
 

@@ -1,4 +1,4 @@
-"""Models from a hub of one's own: only what is needed, gone on with, at a revision, and what is said when it fails."""
+"""Models from a hub of one's own: the needed files, resumed, at a revision, and the message when a download fails."""
 
 import json
 import os
@@ -66,14 +66,14 @@ def refusal(name: str = NAME, revision: str | None = None) -> str:
     return str(caught.value)
 
 
-def test_only_what_is_needed_is_downloaded_and_can_be_loaded(hub: HubServer, repository: Repository) -> None:
-    with messages() as said:
+def test_only_needed_files_are_downloaded(hub: HubServer, repository: Repository) -> None:
+    with messages() as lines:
         name, folder = find_checkpoint(NAME, never)
     assert name == NAME
     assert {path.name for path in folder.iterdir()} == NEEDED == set(hub.downloaded())
     assert sorted(hub.downloaded()[-2:]) == SHARDS
     whole = sum(len(repository.files[path]) for path in NEEDED)
-    assert said[0] == f"downloading {NAME} ({whole / 1000:.0f} kB, licence apache-2.0) from the Hugging Face hub"
+    assert lines[0] == f"downloading {NAME} ({whole / 1000:.0f} kB, licence apache-2.0) from the Hugging Face hub"
     assert len(load_vlm(folder, 512 * 512).decoder.layers) == 2
     hub.requests.clear()
     assert find_checkpoint(NAME, never) == (NAME, folder)
@@ -127,8 +127,8 @@ def test_a_revision(hub: HubServer, repository: Repository, tmp_path: Path, monk
         (f"{NAME}@v1/beta", "v1/beta"),
         (NAME, commit),
     ):
-        found, folder = find_checkpoint(name, never, revision=revision)
-        assert found == f"{NAME}@{revision or 'v1/beta'}"
+        full_name, folder = find_checkpoint(name, never, revision=revision)
+        assert full_name == f"{NAME}@{revision or 'v1/beta'}"
         assert folder.name == commit
         assert json.loads((folder / "config.json").read_text())["max_position_embeddings"] == 1234
     _, main = find_checkpoint(NAME, never)

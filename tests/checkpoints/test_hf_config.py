@@ -54,7 +54,7 @@ def refusal(folder: Path) -> str:
 # What transformers 5 writes, and others
 
 
-def test_a_folder_of_transformers_5_has_the_same_logits(family: str, golden: Golden, tmp_path: Path) -> None:
+def test_the_logits_of_transformers_5(family: str, golden: Golden, tmp_path: Path) -> None:
     folder = write_transformers_5(GOLDEN / family, tmp_path / "v5")
     assert Checkpoint.open(folder).config != Checkpoint.open(folder).stored_config
     vlm = load_vlm(folder, 512 * 512)
@@ -71,7 +71,7 @@ def test_a_folder_of_transformers_5_has_the_same_logits(family: str, golden: Gol
     assert vlm.context == ours.context
 
 
-def test_the_memory_plan_of_a_folder_of_transformers_5_is_the_same(family: str, tmp_path: Path) -> None:
+def test_the_memory_plan_of_transformers_5(family: str, tmp_path: Path) -> None:
     folder = write_transformers_5(GOLDEN / family, tmp_path / "v5")
     assert model_size(Checkpoint.open(folder)) == model_size(Checkpoint.open(GOLDEN / family))
 
@@ -101,7 +101,7 @@ def test_text_config_beside_the_same_keys(whole: bool, one: Path) -> None:
     assert len(load_vlm(one, 512 * 512).decoder.layers) == 2
 
 
-def test_a_view_has_all_files_but_code_and_is_gone_afterwards(one: Path, tmp_path: Path) -> None:
+def test_a_view_has_all_files_but_code(one: Path, tmp_path: Path) -> None:
     folder = write_transformers_5(one, tmp_path / "v5")
     for name in ("modeling.py", "offload_index.json", "hf_quant_config.json"):
         (folder / name).write_text("{}")
@@ -169,15 +169,15 @@ def untied(weights: dict[str, mx.array]) -> dict[str, mx.array]:
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
-@pytest.mark.parametrize("said", [True, False, ...])
+@pytest.mark.parametrize("stated", [True, False, ...])
 @pytest.mark.parametrize("stored", [True, False])
-def test_ties_that_are_said_or_seen(folder: Path, golden: Golden, said: Any, stored: bool) -> None:
+def test_tied_and_untied_heads(folder: Path, golden: Golden, stated: Any, stored: bool) -> None:
     if stored:
         write_weights(folder, untied(read_weights(folder)))
     text = json.loads((folder / "config.json").read_text()).get("text_config")
     inner = {"text_config": {k: v for k, v in text.items() if k != "tie_word_embeddings"}} if text else {}
-    change_config(folder, tie_word_embeddings=said, **inner)
-    if said is False and not stored:
+    change_config(folder, tie_word_embeddings=stated, **inner)
+    if stated is False and not stored:
         assert "lm_head" in refusal(folder)
         return
     vlm = load_vlm(folder, 512 * 512)
@@ -185,7 +185,7 @@ def test_ties_that_are_said_or_seen(folder: Path, golden: Golden, said: Any, sto
     assert distance(vlm, golden) < 1e-3
 
 
-def test_a_tied_head_that_is_another_is_refused(one: Path) -> None:
+def test_a_tied_head_that_differs(one: Path) -> None:
     weights = untied(read_weights(one))
     weights["lm_head.weight"] = weights["lm_head.weight"] * 1.5
     write_weights(one, weights)
@@ -199,25 +199,25 @@ def without(part: str) -> Callable[[Path], None]:
     return lambda folder: write_weights(folder, {k: v for k, v in read_weights(folder).items() if part not in k})
 
 
-def test_a_vision_tower_without_weights_is_not_left_out_in_silence(folder: Path) -> None:
+def test_a_vision_tower_without_weights(folder: Path) -> None:
     without("visual.")(folder)
     assert "vision_tower" in refusal(folder) or "not of one model" in refusal(folder)
 
 
-def test_weights_of_a_type_that_is_not_computed_are_refused(one: Path) -> None:
+def test_weights_of_another_type(one: Path) -> None:
     weights = read_weights(one)
     name = next(name for name in weights if name.endswith("layers.0.mlp.up_proj.weight"))
     write_weights(one, weights | {name: mx.ones(weights[name].shape, mx.int32)})
     assert "up_proj.weight is stored as" in refusal(one)
 
 
-def test_an_image_processor_of_another_family_is_refused(one: Path) -> None:
+def test_an_image_processor_of_another_family(one: Path) -> None:
     file = one / "preprocessor_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"patch_size": 16}))
     assert "image processor's patch_size is 16, the vision tower needs 14" in refusal(one)
 
 
-def test_a_tokenizer_of_a_larger_vocabulary_is_refused(one: Path) -> None:
+def test_a_tokenizer_of_a_larger_vocabulary(one: Path) -> None:
     weights, rows = read_weights(one), 340
     for name in [name for name in weights if name.endswith("embed_tokens.weight")]:
         weights[name] = weights[name][:rows]
@@ -268,7 +268,7 @@ HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("how", HOSTILE)
-def test_a_config_that_no_model_can_have_is_refused(how: str, one: Path) -> None:
+def test_an_impossible_config(how: str, one: Path) -> None:
     changes, words = HOSTILE[how]
     change_config(one, **changes)
     assert words in refusal(one)
@@ -290,13 +290,14 @@ VISION: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("how", VISION)
-def test_a_vision_config_that_no_model_can_have_is_refused(how: str, one: Path) -> None:
+def test_an_impossible_vision_config(how: str, one: Path) -> None:
     config = json.loads((one / "config.json").read_text())
     change_config(one, vision_config=config["vision_config"] | VISION[how])
-    assert "vision_config" in refusal(one) or "not of one model" in refusal(one)
+    message = refusal(one)
+    assert any(reason in message for reason in ("vision_config.", "not of one model", "Unsupported model type"))
 
 
-def test_nothing_is_allocated_for_a_config_that_the_weights_do_not_fill(one: Path) -> None:
+def test_nothing_is_allocated_for_sizes_of_another_model(one: Path) -> None:
     change_config(one, intermediate_size=1 << 20, num_hidden_layers=2)
     mx.reset_peak_memory()
     with pytest.raises(ModelError, match="not of one model"):
@@ -304,7 +305,7 @@ def test_nothing_is_allocated_for_a_config_that_the_weights_do_not_fill(one: Pat
     assert mx.get_peak_memory() - mx.get_active_memory() < 1 << 20
 
 
-def test_what_is_no_folder_or_no_config(tmp_path: Path) -> None:
+def test_no_folder_or_no_config(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no such model folder"):
         _ = Checkpoint.open(tmp_path / "absent").config
     with pytest.raises(ModelError, match=r"no config\.json there"):

@@ -30,7 +30,7 @@ def test_each_model_has_every_field(model: dict[str, Any]) -> None:
 
 
 @each
-def test_a_licence_that_was_not_seen_allows_nothing(model: dict[str, Any]) -> None:
+def test_licences(model: dict[str, Any]) -> None:
     assert model["any_use"] == (model["licence"] in ("apache-2.0", "mit"))
     if "revision" in model:
         assert "revision" in model["checked"], "say where the revision was checked"
@@ -50,7 +50,7 @@ def test_recipes_can_be_asked_for(model: dict[str, Any]) -> None:
     assert Recipe.named(model["recipe"]).name == model["recipe"]
 
 
-def test_what_is_proposed_is_in_the_list_with_the_same_figures() -> None:
+def test_recommended_judges_are_in_the_list() -> None:
     known = {model.get("converted", model["source"]): model for model in MODELS}
     assert len({model["source"] for model in MODELS}) == len(MODELS) == len(known)
     for judge in recommended_judges():

@@ -1,4 +1,4 @@
-"""Which judge a name means, which one is proposed, and what is said where none can be had; nothing is downloaded."""
+"""Which judge a name means, which one is proposed, and the message where there is none; nothing is downloaded."""
 
 import json
 from pathlib import Path
@@ -100,7 +100,7 @@ def test_the_choice_follows_the_working_set() -> None:
         choose_judge(4 * GB)
 
 
-def test_the_working_set_of_this_device_is_a_number_of_bytes() -> None:
+def test_the_working_set_of_this_device() -> None:
     assert GB // 4 < device_working_set() < 10_000 * GB
 
 
@@ -138,7 +138,7 @@ def test_a_cached_judge_needs_no_hub_and_no_question(name: str | None, cache: Pa
     assert find_checkpoint(name, never) == (expected, snapshot)
 
 
-def test_an_interrupted_download_is_not_taken_for_a_judge(cache: Path) -> None:
+def test_an_interrupted_download(cache: Path) -> None:
     index = json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}})
     files = SIDE | {"model.safetensors.index.json": index, "model-1.safetensors": "x"}
     snapshot = put_into_cache(cache, "some/model", files)
@@ -151,7 +151,7 @@ def test_an_interrupted_download_is_not_taken_for_a_judge(cache: Path) -> None:
         find_checkpoint("some/model", never)
 
 
-def test_without_agreement_one_line_says_what_to_do() -> None:
+def test_without_agreement() -> None:
     asked = []
 
     def refuse(question: str) -> bool:
@@ -186,17 +186,17 @@ def test_a_download_is_announced_with_its_size(tmp_path: Path, monkeypatch: pyte
         asked.append(question)
         return True
 
-    with messages() as said:
+    with messages() as lines:
         assert find_checkpoint(None, agree) == (choose_judge(12 * GB).id, tmp_path)
         find_checkpoint("some/model", never)
     assert fetched == [choose_judge(12 * GB).id, "some/model"]
     assert "4.2 GB, licence apache-2.0" in asked[0]
-    assert "4.2 GB, licence apache-2.0" in said[0]
-    assert said[1:] == ["downloading some/model (4.2 GB, licence apache-2.0) from the Hugging Face hub"]
+    assert "4.2 GB, licence apache-2.0" in lines[0]
+    assert lines[1:] == ["downloading some/model (4.2 GB, licence apache-2.0) from the Hugging Face hub"]
 
 
 @pytest.mark.parametrize("missing", sorted(SIDE))
-def test_a_cached_judge_without_a_file_that_it_needs_is_none(missing: str, cache: Path) -> None:
+def test_an_incomplete_cached_judge(missing: str, cache: Path) -> None:
     snapshot = put_into_cache(cache, "some/model", SIDE | {"model.safetensors": "x"})
     assert find_checkpoint("some/model", never)[1] == snapshot
     (snapshot / missing).unlink()

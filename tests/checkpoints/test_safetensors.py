@@ -26,8 +26,8 @@ def write(file: Path, head: str | Mapping[str, Any], data: bytes = bytes(8)) -> 
     return file
 
 
-def refused(file: Path) -> str:
-    """What is said of a file, which is one line that names it."""
+def refusal(file: Path) -> str:
+    """The message for a file, which is one line that names it."""
     with pytest.raises(ModelError) as caught:
         read_file_tensor_infos(file)
     text = str(caught.value)
@@ -38,7 +38,7 @@ def refused(file: Path) -> str:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_heads_are_those_that_the_formats_library_reads(family: str) -> None:
+def test_heads_against_safetensors(family: str) -> None:
     heads = read_tensor_infos(GOLDEN / family)
     names = set()
     for file in (GOLDEN / family).glob("*.safetensors"):
@@ -57,9 +57,9 @@ def test_bytes_are_where_the_head_says(tmp_path: Path) -> None:
     arrays["c"] = arrays["c"].astype(np.float16)
     save_file(arrays, tmp_path / "model.safetensors", {"format": "pt"})
     content = (tmp_path / "model.safetensors").read_bytes()
-    found = read_tensor_infos(tmp_path)
-    assert found.keys() == arrays.keys()
-    for name, stored in found.items():
+    tensors = read_tensor_infos(tmp_path)
+    assert tensors.keys() == arrays.keys()
+    for name, stored in tensors.items():
         assert content[stored.start : stored.end] == arrays[name].tobytes()
 
 
@@ -108,42 +108,42 @@ LENIENT = {"a type that MLX does not read", "an axis beyond 32 bits", "many axes
 
 
 @pytest.mark.parametrize("how", HEADS)
-def test_a_hostile_head_is_refused(how: str, tmp_path: Path) -> None:
+def test_a_hostile_head_is_refusal(how: str, tmp_path: Path) -> None:
     file = write(tmp_path / "model.safetensors", HEADS[how])
-    assert "not readable as weights" in refused(file)
+    assert "not readable as weights" in refusal(file)
     if how not in LENIENT:
         with pytest.raises(SafetensorError), safe_open(file, "np") as opened:
             opened.keys()
 
 
 def test_the_sound_head_of_these_is_read(tmp_path: Path) -> None:
-    found = read_file_tensor_infos(write(tmp_path / "model.safetensors", {"a": SOUND}))
-    assert found["a"].shape == (2,)
-    assert found["a"].size == 8
+    tensors = read_file_tensor_infos(write(tmp_path / "model.safetensors", {"a": SOUND}))
+    assert tensors["a"].shape == (2,)
+    assert tensors["a"].size == 8
 
 
 @pytest.mark.parametrize(
     "content", [b"", b"\1\2", bytes(8), bytes(100), b"\xff" * 100, (10**8 + 1).to_bytes(8, "little")]
 )
-def test_a_head_of_no_possible_size_is_refused(content: bytes, tmp_path: Path) -> None:
+def test_a_head_of_no_possible_size_is_refusal(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(content)
-    refused(tmp_path / "model.safetensors")
+    refusal(tmp_path / "model.safetensors")
 
 
-def test_a_head_of_a_hundred_megabytes_is_not_read(tmp_path: Path) -> None:
+def test_a_head_of_a_hundred_megabytes(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     with file.open("wb") as stream:
         stream.write((101_000_000).to_bytes(8, "little"))
         stream.truncate(200_000_000)  # takes no room on the disk
-    assert "header too large" in refused(file)
+    assert "header too large" in refusal(file)
 
 
 @pytest.mark.parametrize("change", [-1, -1000, 1, 1000])
-def test_a_file_cut_or_extended_is_refused(change: int, tmp_path: Path) -> None:
+def test_a_file_cut_or_extended_is_refusal(change: int, tmp_path: Path) -> None:
     content = (GOLDEN / "qwen3_vl" / "model.safetensors").read_bytes()
     file = tmp_path / "model.safetensors"
     file.write_bytes(content[:change] if change < 0 else content + bytes(change))
-    assert "file not fully covered" in refused(file)
+    assert "file not fully covered" in refusal(file)
 
 
 def test_metadata_that_are_null_are_none(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def sharded(tmp_path: Path) -> Path:
 
 
 def index_error(folder: Path, text: str | None = None, **placed: Any) -> str:
-    """What is said of a folder whose index is another, or places some tensors elsewhere; None drops one."""
+    """The message for a folder whose index is another, or places some tensors elsewhere; None drops one."""
     index = json.loads((folder / INDEX).read_text())
     index["weight_map"] = {k: v for k, v in (index["weight_map"] | placed).items() if v is not None}
     (folder / INDEX).write_text(json.dumps(index) if text is None else text)
@@ -176,7 +176,7 @@ def index_error(folder: Path, text: str | None = None, **placed: Any) -> str:
     return str(caught.value)
 
 
-def test_links_as_the_hubs_cache_has_them_are_followed(sharded: Path, tmp_path: Path) -> None:
+def test_links_of_the_hubs_cache(sharded: Path, tmp_path: Path) -> None:
     links = tmp_path / "links"
     links.mkdir()
     for number, file in enumerate(sorted(sharded.iterdir())):
@@ -194,12 +194,12 @@ PLACES += ["\0.safetensors", "\n.safetensors", ".safetensors", "x" * 300 + ".saf
 
 
 @pytest.mark.parametrize("place", [*PLACES, 3, [], {}, True])
-def test_an_index_leads_to_files_of_its_folder_alone(place: Any, sharded: Path) -> None:
+def test_an_index_that_leads_elsewhere(place: Any, sharded: Path) -> None:
     assert "no safetensors file of this folder" in index_error(sharded, **{"lm_head.weight": place})
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": []}', '{"weight_map": {}}', "[" * 200_000, "3"])
-def test_an_index_that_is_none_is_refused(text: str, sharded: Path) -> None:
+def test_an_index_that_is_none_is_refusal(text: str, sharded: Path) -> None:
     assert index_error(sharded, text).startswith(f"{sharded / INDEX}: ")
 
 
@@ -213,7 +213,7 @@ def test_an_index_says_what_the_files_hold(sharded: Path) -> None:
     assert "no such file" in index_error(sharded, **{"x.weight": "model-3.safetensors"})
 
 
-def test_a_tensor_in_two_files_is_refused(sharded: Path) -> None:
+def test_a_tensor_in_two_files_is_refusal(sharded: Path) -> None:
     (sharded / INDEX).unlink()
     shutil.copy(sharded / "model-00001-of-00002.safetensors", sharded / "model.safetensors")
     with pytest.raises(ModelError, match="is in both"):
@@ -235,7 +235,7 @@ def test_a_missing_or_strange_file_is_named(sharded: Path) -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"\xff\xfe", b"[]", b"{", b"[" * 200_000, b'{"a": 1} x', b"9" * 9000, b"null", b'{"a": "\\ud800"}']
 )
-def test_json_that_is_no_object_is_refused(content: bytes, tmp_path: Path) -> None:
+def test_json_that_is_no_object_is_refusal(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(ModelError) as caught:
         read_json_object(tmp_path / "a.json")

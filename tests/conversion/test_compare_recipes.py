@@ -51,9 +51,7 @@ def test_less_is_less_true(own_temporary: Path) -> None:
     assert list(own_temporary.iterdir()) == []
 
 
-def test_the_source_is_asked_once_and_rows_are_those_of_convert(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows_are_those_of_convert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = []
 
     def load(source: Checkpoint, *arguments: Any) -> Any:
@@ -80,9 +78,7 @@ def test_wrong_recipes_and_sources(tmp_path: Path) -> None:
         compare_recipes(tmp_path / "nowhere", recipes("8"), **COMMON)
 
 
-def test_a_comparison_that_is_interrupted_leaves_nothing_temporary(
-    own_temporary: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interruption_leaves_nothing(own_temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(source: Path, output: Path, *arguments: Any, **options: Any) -> dict[str, Any]:
         convert(source, output, *arguments, **options)
         raise KeyboardInterrupt

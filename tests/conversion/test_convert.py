@@ -151,9 +151,7 @@ def test_outputs_in_the_way_are_refused(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("had_one", [False, True])
-def test_an_interrupted_conversion_leaves_things_as_they_were(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, had_one: bool
-) -> None:
+def test_an_interrupted_conversion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, had_one: bool) -> None:
     def interrupt(_: object) -> None:
         raise KeyboardInterrupt
 
@@ -171,7 +169,7 @@ def test_an_interrupted_conversion_leaves_things_as_they_were(
         assert entries(tmp_path) == []
 
 
-def test_an_interruption_while_replacing_keeps_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_while_replacing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     new, old = tmp_path / "new", tmp_path / "old"
     for folder in (new, old):
         folder.mkdir()
@@ -190,7 +188,7 @@ def test_an_interruption_while_replacing_keeps_the_old_folder(tmp_path: Path, mo
     assert entries(tmp_path) == ["new", "old"]
 
 
-def test_a_group_size_that_divides_nothing_is_an_error(tmp_path: Path, family: str) -> None:
+def test_a_group_size_that_divides_nothing(tmp_path: Path, family: str) -> None:
     with pytest.raises(
         ModelError, match=rf"{family}: no layer .* group size 128 .*hidden size 64.*smaller --group-size"
     ):
@@ -217,7 +215,7 @@ def test_incomplete_sources_are_refused(tmp_path: Path, missing: str, problem: s
     assert entries(tmp_path) == ["source"]
 
 
-def test_sources_that_cannot_be_converted_are_refused(tmp_path: Path) -> None:
+def test_sources_that_cannot_be_converted(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="nowhere: no such model folder"):
         convert(tmp_path / "nowhere", tmp_path / "out")
     source = tmp_path / "source"
@@ -234,7 +232,7 @@ def test_sources_that_cannot_be_converted_are_refused(tmp_path: Path) -> None:
     assert entries(tmp_path) == ["source"]
 
 
-def test_what_cannot_be_read_back_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def spoil(folder: Path) -> None:
         file = folder / "model.safetensors"
         file.write_bytes(file.read_bytes()[:-10])
@@ -245,7 +243,7 @@ def test_what_cannot_be_read_back_is_not_kept(tmp_path: Path, monkeypatch: pytes
     assert entries(tmp_path) == []
 
 
-def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The three ways in which the libraries below say so: Python's, the tokenizer's and MLX's."""
     for error in (
         OSError(28, "No space left on device"),
@@ -294,17 +292,13 @@ def converted_and_dequantized(family: str, folder: Path, recipe: Recipe) -> tupl
 
 
 @pytest.mark.parametrize("name", ["4", "mixed_3_6", "mxfp4", "8"])
-def test_a_quantized_model_says_what_its_weights_stand_for(
-    family: str, golden: dict[str, Any], tmp_path: Path, name: str
-) -> None:
+def test_a_quantized_model_against_its_weights(family: str, golden: dict[str, Any], tmp_path: Path, name: str) -> None:
     """The same model with its own dequantized weights, unquantized: an independent path through plain layers."""
     quantized, plain = converted_and_dequantized(family, tmp_path / "out", Recipe.named(name, 32))
     assert np.abs(logits(quantized, golden) - logits(plain, golden)).max() < 1e-3
 
 
-def test_a_quantized_vision_tower_sees_what_its_weights_stand_for(
-    family: str, golden: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_quantized_vision_tower_against_its_weights(family: str, golden: dict[str, Any], tmp_path: Path) -> None:
     """By its features: these tiny models make 0.004 of a logit out of 1e-6 in a feature."""
     pair = converted_and_dequantized(family, tmp_path / "out", Recipe(4, 32, vision_bits=8))
     shown = [golden_input(vlm, golden).images for vlm in pair]
@@ -313,14 +307,14 @@ def test_a_quantized_vision_tower_sees_what_its_weights_stand_for(
             assert float(mx.abs(a - b).max()) < 1e-4
 
 
-def test_the_vision_tower_is_quantized_on_request_only(tmp_path: Path, family: str) -> None:
+def test_the_vision_tower_is_quantized_on_request(tmp_path: Path, family: str) -> None:
     for bits in (None, 8):
-        made = convert(GOLDEN / family, tmp_path / f"out{bits}", Recipe(4, 32, vision_bits=bits))
+        report = convert(GOLDEN / family, tmp_path / f"out{bits}", Recipe(4, 32, vision_bits=bits))
         model = lazy_model(Checkpoint.open(tmp_path / f"out{bits}"))
         vision = {path: layer for path, layer in quantized_layers(model).items() if path.startswith("vision_tower")}
         assert {layer.bits for layer in vision.values()} == ({8} if bits else set())
-        assert made["quantized_layers"] == len(quantized_layers(model))
-        assert all(path.startswith("vision_tower") for path in made["left"])
+        assert report["quantized_layers"] == len(quantized_layers(model))
+        assert all(path.startswith("vision_tower") for path in report["left"])
 
 
 def test_files_are_no_larger_than_asked(tmp_path: Path) -> None:
@@ -350,9 +344,7 @@ def test_no_more_is_in_memory_than_a_file(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("*.safetensors"))) == 10
 
 
-def test_a_quantized_source_goes_through_what_its_weights_stand_for(
-    family: str, golden: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_quantized_source(family: str, golden: dict[str, Any], tmp_path: Path) -> None:
     convert(GOLDEN / family, tmp_path / "eight", Recipe(8, 32), dtype="float32")
     with pytest.raises(ModelError, match=r"is already quantized to 8 bit; convert the original.*--requantize"):
         convert(tmp_path / "eight", tmp_path / "four")
@@ -360,14 +352,14 @@ def test_a_quantized_source_goes_through_what_its_weights_stand_for(
     eight, plain = (load_vlm(tmp_path / name, max_pixels=512 * 512) for name in ("eight", "plain"))
     assert not quantized_layers(plain.model)
     assert np.abs(logits(eight, golden) - logits(plain, golden)).max() < 1e-3
-    made = convert(tmp_path / "eight", tmp_path / "four", Recipe(4, 32), requantize=True)
-    assert made["quantized_layers"] == len(quantized_layers(eight.model))
+    report = convert(tmp_path / "eight", tmp_path / "four", Recipe(4, 32), requantize=True)
+    assert report["quantized_layers"] == len(quantized_layers(eight.model))
     kept = convert(tmp_path / "eight", tmp_path / "kept", None, dtype=None)
     assert kept["recipe"] == "kept"
     assert quantized_layers(lazy_model(Checkpoint.open(tmp_path / "kept"))) == quantized_layers(eight.model)
 
 
-def test_what_is_missing_or_unknown_is_an_error(tmp_path: Path) -> None:
+def test_missing_and_unknown_tensors(tmp_path: Path) -> None:
     source = tmp_path / "source"
     shutil.copytree(GOLDEN / "qwen2_5_vl", source)
     arrays = mx.load(str(source / "model.safetensors"))
@@ -382,7 +374,7 @@ def test_what_is_missing_or_unknown_is_an_error(tmp_path: Path) -> None:
     assert entries(tmp_path) == ["source"]
 
 
-def test_numbers_that_are_not_finite_are_an_error(tmp_path: Path) -> None:
+def test_weights_that_are_not_finite(tmp_path: Path) -> None:
     source = tmp_path / "source"
     shutil.copytree(GOLDEN / "qwen2_5_vl", source)
     arrays = mx.load(str(source / "model.safetensors"))
@@ -395,9 +387,7 @@ def test_numbers_that_are_not_finite_are_an_error(tmp_path: Path) -> None:
     assert entries(tmp_path) == ["source"]
 
 
-def test_a_disk_without_room_is_refused_before_anything_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=60_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(ModelError, match=r"out: no space left for the model: 67.2 MB are needed, 60.0 MB are free"):
@@ -407,13 +397,13 @@ def test_a_disk_without_room_is_refused_before_anything_is_written(
 
 def test_the_record_says_where_it_comes_from(tmp_path: Path) -> None:
     asked = built_in_comparisons()[:2]
-    made = convert(GOLDEN / "qwen2_5_vl", tmp_path / "out", Recipe(8, 32), name="Owner/Name", comparisons=asked)
+    report = convert(GOLDEN / "qwen2_5_vl", tmp_path / "out", Recipe(8, 32), name="Owner/Name", comparisons=asked)
     record = json.loads((tmp_path / "out" / "mlxpref.json").read_text())
     assert (record["source"], record["recipe"], record["quantized_layers"]) == (
-        "Owner/Name", "8", made["quantized_layers"]
+        "Owner/Name", "8", report["quantized_layers"]
     )  # fmt: skip
-    assert record["fidelity"] == made["fidelity"]
-    assert made["fidelity"]["comparisons"] == 2
+    assert record["fidelity"] == report["fidelity"]
+    assert report["fidelity"]["comparisons"] == 2
     assert {"mlxpref", "mlx", "mlx-vlm", "transformers"} <= set(record["versions"])
     files = [path for path in (tmp_path / "out").iterdir() if path.name != "mlxpref.json"]
     assert record["sha256"] == {path.name: sha256_of(path) for path in files}

@@ -63,12 +63,12 @@ def test_every_form_says_the_same(family: str, golden: dict[str, Any], adapter: 
     export(adapter, tmp_path / "peft", "peft", family)
     assert np.abs(with_adapter(family, tmp_path / "peft", golden) - expected).max() < 1e-4
     for to in ("fused", "hf"):
-        made = export(adapter, tmp_path / to, to, family, dtype="float32", shard_size=200_000)
-        assert made["bytes"] == sum(file.stat().st_size for file in (tmp_path / to).iterdir())
+        report = export(adapter, tmp_path / to, to, family, dtype="float32", shard_size=200_000)
+        assert report["bytes"] == sum(file.stat().st_size for file in (tmp_path / to).iterdir())
         assert np.abs(logits(fresh(tmp_path / to), golden) - expected).max() < 1e-4
 
 
-def test_names_and_layouts_for_transformers_are_the_hubs(family: str, adapter: Path, tmp_path: Path) -> None:
+def test_the_hubs_names_and_layouts(family: str, adapter: Path, tmp_path: Path) -> None:
     export(adapter, tmp_path / "hf", "hf", family)
     theirs, ours = read_tensor_infos(GOLDEN / family), read_tensor_infos(tmp_path / "hf")
     assert {name: (x.shape, x.dtype) for name, x in theirs.items()} == {n: (x.shape, x.dtype) for n, x in ours.items()}
@@ -151,7 +151,7 @@ def test_rank_stabilised_scales(tmp_path: Path) -> None:
         ({"r": 8}, "another model"),
     ],
 )
-def test_what_plain_lora_cannot_say_is_refused(config: dict[str, Any], problem: str, tmp_path: Path) -> None:
+def test_adapters_that_are_not_plain_lora(config: dict[str, Any], problem: str, tmp_path: Path) -> None:
     folder = peft_folder(tmp_path, "qwen2_5_vl", **config)
     vlm = fresh(GOLDEN / "qwen2_5_vl")
     with pytest.raises(ModelError, match=problem) as caught:
@@ -160,7 +160,7 @@ def test_what_plain_lora_cannot_say_is_refused(config: dict[str, Any], problem: 
     assert str(folder) in str(caught.value)
 
 
-def test_tensors_without_a_place_are_never_passed_over(tmp_path: Path) -> None:
+def test_tensors_without_a_place(tmp_path: Path) -> None:
     vlm = fresh(GOLDEN / "qwen2_5_vl")
     for number, change in enumerate(
         [(".q_proj.", ".query."), ("lora_B", "lora_magnitude_vector"), ("layers.1", "layers.9")]
@@ -182,7 +182,7 @@ def test_peft_names_whole_paths(tmp_path: Path) -> None:
     assert all(target.startswith("model.language_model.layers.") for target in targets)
 
 
-def test_a_card_says_how_it_was_made_and_how_to_load_it(tmp_path: Path) -> None:
+def test_model_cards(tmp_path: Path) -> None:
     adapter = write_adapter(tmp_path / "adapter", tiny_model("qwen2_5_vl"))
     record = {"settings": {"data": "mine`.jsonl", "split": "train", "reward": "soft", "steps": 7}, "ended": {"step": 7}}
     (adapter / "run.json").write_text(json.dumps(record))

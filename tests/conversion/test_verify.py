@@ -42,8 +42,8 @@ SIDE = (
 
 
 @dataclass(frozen=True)
-class Made:
-    """A folder made by hand, and what was meant to be in it."""
+class Written:
+    """A folder written by hand, and what was meant to be in it."""
 
     folder: Path
     source: Path
@@ -62,11 +62,11 @@ class Made:
     def verify(self) -> VLM:
         return verify(self.folder, Checkpoint.open(self.source), self.plan, self.shapes)
 
-    def refused(self, reference: Answers | None = None, **changes: Any) -> str:
+    def refusal(self, reference: Answers | None = None, **changes: Any) -> str:
         """The line that names what is wrong."""
-        made = replace(self, **changes)
-        with pytest.raises(ModelError) as caught, naming_source(made.source, made.folder):
-            compare_with_source(made.verify(), COMPARISONS, reference)
+        written = replace(self, **changes)
+        with pytest.raises(ModelError) as caught, naming_source(written.source, written.folder):
+            compare_with_source(written.verify(), COMPARISONS, reference)
         line = str(caught.value)
         assert line.startswith(f"{self.source}: what was made of it cannot be used: ")
         assert line.endswith("; nothing was kept")
@@ -75,7 +75,7 @@ class Made:
         return line
 
 
-def make(folder: Path, family: str = "qwen2_5_vl", bits: int | None = None, mode: str = "affine") -> Made:
+def make(folder: Path, family: str = "qwen2_5_vl", bits: int | None = None, mode: str = "affine") -> Written:
     """A tiny checkpoint in MLX's layout, its language layers quantized by MLX, without any of our conversion."""
     source = GOLDEN / family
     model: Any = load_vlm(source, 512 * 512).model
@@ -93,7 +93,7 @@ def make(folder: Path, family: str = "qwen2_5_vl", bits: int | None = None, mode
     for file in source.glob("*.json"):
         if file.name != "config.json" and not file.name.endswith("index.json"):
             shutil.copy(file, folder / file.name)
-    return Made(folder, source, plan, {name: tuple(weight.shape) for name, weight in weights.items()})
+    return Written(folder, source, plan, {name: tuple(weight.shape) for name, weight in weights.items()})
 
 
 def change(file: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
@@ -102,15 +102,15 @@ def change(file: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
     file.write_text(json.dumps(value))
 
 
-def change_weights(made: Made, edit: Callable[[dict[str, mx.array]], Any]) -> None:
-    file = made.folder / "model.safetensors"
+def change_weights(written: Written, edit: Callable[[dict[str, mx.array]], Any]) -> None:
+    file = written.folder / "model.safetensors"
     weights: Any = mx.load(str(file))
     mx.eval(weights)
     edit(weights)
     mx.save_safetensors(str(file), weights, metadata={"format": "mlx"})
 
 
-def test_what_is_right_is_measured(family: str, tmp_path: Path) -> None:
+def test_a_right_folder_is_measured(family: str, tmp_path: Path) -> None:
     same = make(tmp_path / "same", family).compare()
     assert same == Fidelity(4, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, same.tokens)
     fidelities = [make(tmp_path / f"{bits}", family, bits).compare() for bits in (8, 4, 2)]
@@ -119,10 +119,10 @@ def test_what_is_right_is_measured(family: str, tmp_path: Path) -> None:
     assert json.loads(json.dumps(fidelities[0].to_json()))["kl_answer"] == kls[0]
 
 
-def test_mxfp4_and_layers_of_their_own_are_found(tmp_path: Path) -> None:
-    made = make(tmp_path / "fp4", bits=4, mode="mxfp4")
-    assert made.compare().kl_answer > 0
-    assert "mxfp4" in made.refused(plan={name: LayerQuantization(4, 32) for name in made.plan})
+def test_mxfp4(tmp_path: Path) -> None:
+    written = make(tmp_path / "fp4", bits=4, mode="mxfp4")
+    assert written.compare().kl_answer > 0
+    assert "mxfp4" in written.refusal(plan={name: LayerQuantization(4, 32) for name in written.plan})
 
 
 def test_a_source_is_not_loaded_without_need(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,86 +137,86 @@ def test_a_source_is_not_loaded_without_need(monkeypatch: pytest.MonkeyPatch) ->
     assert reason.endswith("at most 1.0 MB")
 
 
-def test_a_source_is_gone_from_memory_once_it_was_asked(tmp_path: Path) -> None:
+def test_a_source_is_out_of_memory_again(tmp_path: Path) -> None:
     """Two checkpoints at once would be the largest thing a conversion ever holds."""
-    made = make(tmp_path / "made")
+    written = make(tmp_path / "written")
     before = mx.get_active_memory()
-    answers, _ = ask_source(Checkpoint.open(made.source), COMPARISONS)
+    answers, _ = ask_source(Checkpoint.open(written.source), COMPARISONS)
     assert answers is not None
-    size = sum(4 * int(np.prod(shape)) for shape in made.shapes.values())
+    size = sum(4 * int(np.prod(shape)) for shape in written.shapes.values())
     assert mx.get_active_memory() - before < size / 4
 
 
-def test_an_adapter_in_the_weights_is_no_infidelity(tmp_path: Path) -> None:
-    made = make(tmp_path / "fused")
-    adapter = write_adapter(tmp_path / "adapter", load_vlm(made.source, 512 * 512))
+def test_an_adapter_in_the_weights(tmp_path: Path) -> None:
+    written = make(tmp_path / "fused")
+    adapter = write_adapter(tmp_path / "adapter", load_vlm(written.source, 512 * 512))
     lora: Any = mx.load(str(adapter / "adapters.safetensors"))
 
     def fuse(weights: dict[str, mx.array]) -> None:
-        for name in made.shapes:
+        for name in written.shapes:
             base = name.removesuffix(".weight")
             if f"{base}.lora_a" in lora:
                 weights[name] = weights[name] + 2.0 * (lora[f"{base}.lora_a"] @ lora[f"{base}.lora_b"]).T
 
-    change_weights(made, fuse)
-    assert made.compare(adapter).kl_answer < 1e-6 < 1e-3 < made.compare().kl_answer
+    change_weights(written, fuse)
+    assert written.compare(adapter).kl_answer < 1e-6 < 1e-3 < written.compare().kl_answer
 
 
-def test_weights_that_are_not_as_planned_are_named(tmp_path: Path) -> None:
-    made = make(tmp_path / "made", bits=8)
-    name = next(iter(made.plan))
-    fewer = {key: value for key, value in made.plan.items() if key != name}
-    assert f"quantized layers: {name} was not expected" in made.refused(plan=fewer)
-    assert f"{name} is LayerQuantization(bits=8, " in made.refused(plan={**made.plan, name: LayerQuantization(4, 32)})
-    assert "vision_tower.x is missing" in made.refused(plan={**made.plan, "vision_tower.x": LayerQuantization(8, 32)})
-    more = {**made.shapes, "language_model.model.layers.9.weight": (2, 2)}
-    assert "layers.9.weight is missing" in made.refused(shapes=more)
-    assert f"{name}.weight is " in made.refused(shapes={**made.shapes, f"{name}.weight": (1, 1)})
-    assert "was not expected" in made.refused(shapes=dict(list(made.shapes.items())[1:]))
-    change_weights(made, lambda weights: weights.pop(f"{name}.scales"))
-    assert f"{name}.scales is missing" in made.refused()
+def test_weights_not_as_planned(tmp_path: Path) -> None:
+    written = make(tmp_path / "written", bits=8)
+    name = next(iter(written.plan))
+    fewer = {key: value for key, value in written.plan.items() if key != name}
+    assert f"quantized layers: {name} was not expected" in written.refusal(plan=fewer)
+    for layer, problem in ((name, "is LayerQuantization(bits=8, "), ("vision_tower.x", "is missing")):
+        assert f"{layer} {problem}" in written.refusal(plan={**written.plan, layer: LayerQuantization(4, 32)})
+    more = {**written.shapes, "language_model.model.layers.9.weight": (2, 2)}
+    assert "layers.9.weight is missing" in written.refusal(shapes=more)
+    assert f"{name}.weight is " in written.refusal(shapes={**written.shapes, f"{name}.weight": (1, 1)})
+    assert "was not expected" in written.refusal(shapes=dict(list(written.shapes.items())[1:]))
+    change_weights(written, lambda weights: weights.pop(f"{name}.scales"))
+    assert f"{name}.scales is missing" in written.refusal()
 
 
-def test_truncated_weights_are_refused(tmp_path: Path) -> None:
-    made = make(tmp_path / "made", bits=8)
-    file = made.folder / "model.safetensors"
+def test_truncated_weights(tmp_path: Path) -> None:
+    written = make(tmp_path / "written", bits=8)
+    file = written.folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-    made.refused()
+    written.refusal()
 
 
-def test_numbers_that_are_none_are_refused(tmp_path: Path) -> None:
-    made = make(tmp_path / "made")
+def test_weights_that_are_not_finite(tmp_path: Path) -> None:
+    written = make(tmp_path / "written")
 
     def spoil(weights: dict[str, mx.array]) -> None:
         weights["language_model.model.norm.weight"] *= mx.nan
 
-    change_weights(made, spoil)
-    assert "not finite" in made.refused()
+    change_weights(written, spoil)
+    assert "not finite" in written.refusal()
 
 
 @pytest.mark.parametrize("name", SIDE)
-def test_files_that_are_missing_or_changed_are_named(name: str, tmp_path: Path) -> None:
-    made = make(tmp_path / "made")
-    file = made.folder / name
+def test_missing_or_changed_files(name: str, tmp_path: Path) -> None:
+    written = make(tmp_path / "written")
+    file = written.folder / name
     # What names remote code is not the source's own, and may go.
     source = tmp_path / "source"
-    shutil.copytree(made.source, source)
+    shutil.copytree(written.source, source)
     change(source / name, lambda value: value.update(auto_map={"AutoTokenizer": "code.py"}))
-    made = replace(made, source=source)
-    made.verify()
+    written = replace(written, source=source)
+    written.verify()
     change(file, lambda value: value.update(a_key_of_its_own=1))
-    assert f"{name} is not its source's" in made.refused()
+    assert f"{name} is not its source's" in written.refusal()
     file.unlink()
-    assert f"{name} is missing" in made.refused()
+    assert f"{name} is missing" in written.refusal()
 
 
-def test_files_that_the_source_lacks_are_named(tmp_path: Path) -> None:
-    made = make(tmp_path / "made")
-    (made.folder / "chat_template.jinja").write_text("{{ messages }}")
-    assert "chat_template.jinja is none of its source" in made.refused()
-    (made.folder / "chat_template.jinja").unlink()
-    (made.folder / "modeling.py").touch()
-    assert "it holds code, modeling.py" in made.refused()
+def test_files_that_the_source_lacks(tmp_path: Path) -> None:
+    written = make(tmp_path / "written")
+    (written.folder / "chat_template.jinja").write_text("{{ messages }}")
+    assert "chat_template.jinja is none of its source" in written.refusal()
+    (written.folder / "chat_template.jinja").unlink()
+    (written.folder / "modeling.py").touch()
+    assert "it holds code, modeling.py" in written.refusal()
 
 
 @pytest.mark.parametrize(
@@ -229,40 +229,38 @@ def test_files_that_the_source_lacks_are_named(tmp_path: Path) -> None:
         (lambda config: config.update(model_type="llava"), "'llava' is not supported"),
     ],
 )
-def test_a_config_of_another_model_is_named(
-    edit: Callable[[dict[str, Any]], Any], problem: str, tmp_path: Path
-) -> None:
-    made = make(tmp_path / "made")
-    change(made.folder / "config.json", edit)
-    assert problem in made.refused()
+def test_a_config_of_another_model(edit: Callable[[dict[str, Any]], Any], problem: str, tmp_path: Path) -> None:
+    written = make(tmp_path / "written")
+    change(written.folder / "config.json", edit)
+    assert problem in written.refusal()
 
 
-def test_tokens_that_the_tokenizer_lacks_are_named(tmp_path: Path) -> None:
+def test_tokens_that_the_tokenizer_lacks(tmp_path: Path) -> None:
     """Where source and folder agree, and both are wrong."""
-    made = make(tmp_path / "made")
+    written = make(tmp_path / "written")
     source = tmp_path / "source"
-    shutil.copytree(made.source, source)
-    for folder in (source, made.folder):
+    shutil.copytree(written.source, source)
+    for folder in (source, written.folder):
         change(folder / "config.json", lambda config: config.update(vision_start_token_id=40))
-    assert "vision_start_token_id 40 is no special token" in replace(made, source=source).refused()
+    assert "vision_start_token_id 40 is no special token" in replace(written, source=source).refusal()
 
 
-def test_other_tokens_than_the_source_reads_are_named(tmp_path: Path) -> None:
-    made = make(tmp_path / "made")
-    reference = answers_of(load_vlm(made.source, 512 * 512), COMPARISONS)
+def test_other_tokens_than_the_source_reads(tmp_path: Path) -> None:
+    written = make(tmp_path / "written")
+    reference = answers_of(load_vlm(written.source, 512 * 512), COMPARISONS)
     prompts = ((*reference.prompts[0], 1), *reference.prompts[1:])
-    assert "other tokens than its source" in made.refused(replace(reference, prompts=prompts))
+    assert "other tokens than its source" in written.refusal(replace(reference, prompts=prompts))
 
 
 def test_the_record_holds_every_file(tmp_path: Path) -> None:
-    made = make(tmp_path / "made")
-    (made.folder / "deeper").mkdir()
-    (made.folder / "deeper" / "file.txt").write_text("x")
-    write_record(made.folder, {"source": {"name": "a/b"}, "fidelity": None})
-    record = json.loads((made.folder / RECORD).read_text())
+    written = make(tmp_path / "written")
+    (written.folder / "deeper").mkdir()
+    (written.folder / "deeper" / "file.txt").write_text("x")
+    write_record(written.folder, {"source": {"name": "a/b"}, "fidelity": None})
+    record = json.loads((written.folder / RECORD).read_text())
     assert record["source"] == {"name": "a/b"}
     assert set(record["versions"]) == {"mlxpref", "mlx", "mlx-vlm", "transformers"}
-    files = {path.relative_to(made.folder).as_posix(): path for path in made.folder.rglob("*") if path.is_file()}
+    files = {path.relative_to(written.folder).as_posix(): path for path in written.folder.rglob("*") if path.is_file()}
     del files[RECORD]
     assert record["sha256"] == {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
 
