@@ -122,6 +122,7 @@ def test_a_watched_module_is_as_it_was() -> None:
     assert type(norm) is nn.RMSNorm
 
 
+@pytest.mark.slow
 def test_machines() -> None:
     one, apart, two, *paper = result_of("machines")["cases"]
     assert [case["sent_bytes"] for case in (one, apart)] == [0, 0]

@@ -22,7 +22,7 @@ README = (FOLDER / "README.md").read_text(encoding="utf-8")
 NEEDED = {"reward", "think", "seed", "steps", "accuracy", "held_out_prompts", "position_consistency", "ece", "seconds"}
 
 
-def test_shares_of_test_pictures_are_those_that_votes_are_drawn_with() -> None:
+def test_shares() -> None:
     test = preferences_of("votes", "test", 300, seed=0)
     assert {max(p.p_people, 1 - p.p_people) for p in test} == {max(x, 1 - x) for x in AGREEMENT.values()}
     learned = preferences_of("votes", "train", 600, seed=0)
@@ -32,13 +32,13 @@ def test_shares_of_test_pictures_are_those_that_votes_are_drawn_with() -> None:
     assert any(p.is_tie for p in learned)
 
 
-def test_seeds_have_other_pictures_and_other_orders() -> None:
+def test_seeds() -> None:
     first, second = (preferences_of("votes", "train", 4, seed) for seed in (0, 1))
     assert [p.prompt for p in first] != [p.prompt for p in second]
     assert settings_of(Plan("soft", "labels", True, 2, 30)).seed == 2
 
 
-def test_the_naive_reward_is_one_that_train_takes() -> None:
+def test_naive_reward() -> None:
     settings = settings_of(Plan("naive soft", "labels", True, 0, 30))
     assert load_reward(settings.reward)
     for name in REWARDS:
@@ -55,7 +55,7 @@ def test_a_run_is_measured() -> None:
     assert found.seconds > 0
 
 
-def test_rows_are_means_and_spans_over_seeds() -> None:
+def test_rows() -> None:
     runs = [
         {"reward": "soft", "labels": "labels", "think": True, "seed": seed, "steps": 30, "accuracy": accuracy,
          "held_out_prompts": 0.9, "position_consistency": 0.9, "ece": 0.1, "seconds": 10.0, "curve": []}
@@ -66,7 +66,7 @@ def test_rows_are_means_and_spans_over_seeds() -> None:
     assert "| soft | yes | 30 | 0.950 (0.900 to 1.000) |" in table_of([row])
 
 
-def test_the_file_has_every_run_and_the_page_its_table() -> None:
+def test_file_and_page_have_every_run() -> None:
     runs = json.loads((FOLDER / "learning_curves.json").read_text(encoding="utf-8"))["runs"]
     assert all(set(run) >= NEEDED for run in runs)
     found = {(run["reward"], run["think"], run["seed"], run["steps"]) for run in runs}
@@ -83,7 +83,7 @@ def made(plan: Mapping[str, Any]) -> dict[str, Any]:
     return {**plan, "double": 2 * plan["n"]}
 
 
-def test_only_missing_runs_are_made_and_what_is_done_is_kept(tmp_path: Path) -> None:
+def test_only_missing_runs_are_made(tmp_path: Path) -> None:
     file, known = tmp_path / "folder" / "runs.json", {"n": 1, "double": "known"}
     runs: list[dict[str, Any]] = [known]
     (_, new), *more = make_runs([{"n": 1}, {"n": 0}], made, runs, file, 1, lambda run: run["n"])

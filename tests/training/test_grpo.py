@@ -53,7 +53,7 @@ def test_losses_and_gradients_equal_trls(number: int) -> None:
         assert np.abs(np.array(gradient) - TRL["grads"][number]).max() < 1e-6
 
 
-def test_the_golden_cases_cover_what_training_can_be_asked_for() -> None:
+def test_golden_cases_cover_all_settings() -> None:
     kinds = {(c["loss_type"], c["level"], c["on_policy"], c["beta"] > 0, c["eps_high"] is not None) for c in CASES}
     assert len(kinds) == len(CASES) == 4 * 2 * 2 * 2 * 2
     assert not TRL["mask"].all(axis=1).all()
@@ -65,7 +65,7 @@ def test_the_golden_cases_cover_what_training_can_be_asked_for() -> None:
 
 
 @pytest.mark.parametrize("level", ["token", "sequence"])
-def test_what_is_called_clipped_has_no_gradient_and_nothing_else_has_none(level: Any) -> None:
+def test_clipped_tokens_have_no_gradient(level: Any) -> None:
     """The golden cases check neither the clip fraction nor, at the level of sequences, a ratio that is clipped."""
     mask, advantages = mx.array(TRL["mask"]), mx.array(TRL["adv"].astype(np.float32))
     old = mx.array(TRL["old"].astype(np.float32))
@@ -87,7 +87,7 @@ def test_what_is_called_clipped_has_no_gradient_and_nothing_else_has_none(level:
 
 
 @pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo"])
-def test_an_empty_completion_stays_in_the_count_of_completions(loss_type: Any) -> None:
+def test_empty_completions_count(loss_type: Any) -> None:
     mask = TRL["mask"]
     written = mask.any(axis=1)
     assert (written.sum(), len(written)) == (7, 8)
@@ -100,7 +100,7 @@ def test_an_empty_completion_stays_in_the_count_of_completions(loss_type: Any) -
     assert not nothing.any()
 
 
-def test_dr_grpo_weighs_tokens_alike_in_every_step() -> None:
+def test_dr_grpo_weights() -> None:
     """The longest that a completion may be, not the longest that there is: golden cases have one for both."""
     mask = TRL["mask"]
     assert token_weights(mask, "dr_grpo", 48)[mask] == pytest.approx(1 / (8 * 48))
@@ -109,7 +109,7 @@ def test_dr_grpo_weighs_tokens_alike_in_every_step() -> None:
 
 @pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo"])
 @pytest.mark.parametrize("batches", [1, 2, 4])
-def test_losses_are_those_of_the_whole_step_where_trls_may_be_of_micro_batches(loss_type: Any, batches: int) -> None:
+def test_losses_are_of_the_whole_step(loss_type: Any, batches: int) -> None:
     """Ours adds up over micro-batches to what one batch gives. TRL's bnpo does not: it is a mean of means."""
     mask = TRL["mask"]
     terms = np.repeat(np.arange(1.0, 9.0)[:, None], mask.shape[1], axis=1)
@@ -149,7 +149,7 @@ def test_leaving_one_out_compares_with_the_others() -> None:
     assert leave_one_out_advantages(rewards)[0] == pytest.approx([1 - 0.125, -0.625, 0.25 - 0.5])
 
 
-def test_kl_is_never_negative_and_zero_only_for_equals() -> None:
+def test_kl() -> None:
     draw = np.random.default_rng(0)
     logprobs = mx.array(draw.normal(size=5000).astype(np.float32))
     for scale in (1e-8, 1e-6, 1e-4, 1e-2, 1.0):  # rounding must not make it negative
@@ -252,7 +252,7 @@ def hard_variance(y: float, expected: np.ndarray) -> float:
     return float(second - (mean**2).sum())
 
 
-def test_a_group_in_which_all_agree_still_gets_answer_gradient() -> None:
+def test_answer_gradient_of_a_group_that_agrees() -> None:
     gradient = one_gradient((1, 1, 1), "soft", 1.0)
     assert np.abs(gradient[:REASONS]).max() < 1e-7
     assert gradient[REASONS + 3] > 0.01  # "1" after this reasoning becomes likelier

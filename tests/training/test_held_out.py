@@ -56,7 +56,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 @pytest.mark.parametrize("think", [True, False])
-def test_what_is_held_out_is_measured_as_eval_does_and_never_shown(think: bool) -> None:
+def test_held_out_is_measured_as_by_eval(think: bool) -> None:
     vlm = mlxpref.load("demo").vlm
     settings = demo_settings(steps=2, comparisons=3, group=2, think=think, held_out=0.2, held_out_limit=6)
     preferences = demo_preferences("train", 60)
@@ -73,12 +73,12 @@ def test_what_is_held_out_is_measured_as_eval_does_and_never_shown(think: bool) 
         assert last.held_out[name] == pytest.approx(getattr(expected, name), abs=1e-5), name
 
 
-def test_measurements_come_every_few_steps_and_at_the_end() -> None:
+def test_measurements_are_due() -> None:
     reports = list(trainer(steps=5, evaluate_every=2).steps())
     assert [report.held_out is not None for report in reports] == [False, True, False, True, True]
 
 
-def test_measuring_changes_nothing_but_the_report() -> None:
+def test_measuring_changes_nothing() -> None:
     chosen, other = trainer(), trainer(evaluate_every=99)
     for each in (chosen, other):
         list(each.steps())
@@ -86,7 +86,7 @@ def test_measuring_changes_nothing_but_the_report() -> None:
     assert not chosen.held_out.best
 
 
-def test_training_ends_without_a_better_measurement_and_the_best_adapter_is_kept(scripted: list[float]) -> None:
+def test_patience_ends_with_the_best_adapter(scripted: list[float]) -> None:
     chosen = trainer(patience=2)
     seen = []
     for report in chosen.steps():
@@ -98,7 +98,7 @@ def test_training_ends_without_a_better_measurement_and_the_best_adapter_is_kept
     assert not equal(seen[1], seen[3])
 
 
-def test_patience_that_does_not_run_out_keeps_the_best_too(scripted: list[float]) -> None:
+def test_patience_keeps_the_best_adapter(scripted: list[float]) -> None:
     chosen = trainer(patience=3)
     seen = [weights_of(chosen) for _ in chosen.steps()]
     assert len(seen) == 6
@@ -107,7 +107,7 @@ def test_patience_that_does_not_run_out_keeps_the_best_too(scripted: list[float]
 
 
 @pytest.mark.parametrize("cut", [1, 3, 4])
-def test_a_run_that_is_taken_up_again_ends_where_it_would_have(cut: int, scripted: list[float]) -> None:
+def test_patience_across_a_break(cut: int, scripted: list[float]) -> None:
     whole = trainer(patience=2)
     states, reports = [], []
     for report in whole.steps():
@@ -124,7 +124,7 @@ def test_a_run_that_is_taken_up_again_ends_where_it_would_have(cut: int, scripte
     assert again.held_out.should_stop
 
 
-def test_the_state_of_a_new_trainer_can_be_given_back() -> None:
+def test_restore() -> None:
     chosen = trainer()
     arrays, numbers = chosen.state
     first = [report.loss for report in chosen.steps()]
