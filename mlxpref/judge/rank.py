@@ -151,9 +151,9 @@ class _PairSchedule:
                 return
             among = _part(fit, members) if fit else None
             proposed = next_round(len(members), scheduled, among, min(size, budget - len(scheduled)), self.seed, top)
-            agreed = [(a, b) for a, b in self.processes.broadcast(proposed)]
-            scheduled.update(agreed)
-            numbers = [(members[a], members[b]) for a, b in agreed]
+            pairs = [(a, b) for a, b in self.processes.broadcast(proposed)]
+            scheduled.update(pairs)
+            numbers = [(members[a], members[b]) for a, b in pairs]
             verdicts = self.compare((Pair(self.images[a], self.images[b], self.prompt) for a, b in numbers), think)
             for (a, b), verdict in zip(numbers, verdicts, strict=True):
                 self.judged[a, b] = JudgedPair(a, b, verdict)

@@ -554,12 +554,12 @@ def test_train_writes_a_run_that_can_be_repeated(two: tuple[Path, Path], tmp_pat
     assert adapters[0] == adapters[1]
 
 
-@pytest.mark.parametrize("reward", ["soft", "brier", "hard", "score"])
-def test_train_knows_every_reward(reward: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("reward", ["soft", "score"])
+def test_train_takes_a_reward(reward: str, tmp_path: Path) -> None:
     arguments = (*SMALL_RUN, "--model", TINY, "--steps", "1", "--reward", reward, "--output", tmp_path / "run")
     done = run("train", *arguments)
     assert done.exit_code == 0
-    if reward in ("hard", "score"):  # a random model never answers, so nothing can be learned from
+    if reward == "score":  # a random model never answers, so nothing can be learned from
         assert "no step updated the adapter" in done.stderr
 
 
