@@ -1,4 +1,4 @@
-"""Files from a hub of one's own: whole, checked, gone on with, and what is said when something is wrong."""
+"""Files from a hub of the test: complete, checked, resumed, and what is said when something is wrong."""
 
 import errno
 import hashlib
@@ -78,7 +78,7 @@ def test_the_hub_is_asked_once_for_everything(hub: HubServer, repository: Reposi
         found.matching(["test.json", "train.json"])
 
 
-def test_a_file_comes_whole_and_only_once(place: Destination, hub: HubServer) -> None:
+def test_a_file_is_downloaded_once(place: Destination, hub: HubServer) -> None:
     for path in ("test.json", "test.tar.gz"):
         found = download(place, the(place, path))
         assert found.read_bytes() == FILES[path]
@@ -91,7 +91,7 @@ def test_a_file_comes_whole_and_only_once(place: Destination, hub: HubServer) ->
     assert left_over == []
 
 
-def test_what_is_in_the_cache_is_what_the_hubs_own_tools_find(hub: HubServer) -> None:
+def test_huggingface_hub_finds_the_same_files(hub: HubServer) -> None:
     place = Destination(ask_hub(HUB_ID))
     for path in FILES:
         download(place, the(place, path))
@@ -128,18 +128,14 @@ def test_two_at_once_download_a_file_once(place: Destination, hub: HubServer) ->
     assert ranges(hub) == [None]
 
 
-def test_a_broken_connection_is_gone_on_with_at_once(
-    place: Destination, repository: Repository, hub: HubServer
-) -> None:
+def test_a_broken_connection_is_resumed_at_once(place: Destination, repository: Repository, hub: HubServer) -> None:
     repository.faults["test.tar.gz"] = Cut(5_500)
     found = download(place, the(place, "test.tar.gz"))
     assert found.read_bytes() == ARCHIVE
     assert ranges(hub) == [None, "bytes=5000-"]
 
 
-def test_an_interrupted_download_is_gone_on_with_by_the_next_run(
-    place: Destination, repository: Repository, hub: HubServer
-) -> None:
+def test_an_interrupted_download_is_resumed(place: Destination, repository: Repository, hub: HubServer) -> None:
     file = the(place, "test.tar.gz")
     repository.faults["test.tar.gz"] = Cut(5_500, for_good=True)
     with pytest.raises(
@@ -213,14 +209,14 @@ def test_what_lies_there_is_checked_too(place: Destination) -> None:
         assert download(place, file).read_bytes() == FILES[path]
 
 
-def test_a_part_longer_than_its_file_is_begun_anew(place: Destination) -> None:
+def test_a_part_longer_than_its_file(place: Destination) -> None:
     file = the(place, "test.tar.gz")
     place.partial(file).parent.mkdir(parents=True)
     place.partial(file).write_bytes(ARCHIVE + b"more")
     assert download(place, file).read_bytes() == ARCHIVE
 
 
-def test_a_full_disk_is_said_before(place: Destination, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk(place: Destination, monkeypatch: pytest.MonkeyPatch) -> None:
     files = place.repository.files
     left = place.bytes_left(files)
     for free, fits in ((left + module.SPARE, True), (left + module.SPARE - 1, False)):

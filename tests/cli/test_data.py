@@ -60,7 +60,7 @@ def error_of(result: Result) -> str:
     return line
 
 
-def test_size_and_licence_are_shown_and_nothing_is_done_without_consent(serve: Serve, tmp_path: Path) -> None:
+def test_nothing_is_downloaded_without_consent(serve: Serve, tmp_path: Path) -> None:
     hub = serve("imagereward")
     result = run("imagereward")
     assert error_of(result) == "Error: imagereward: nothing was downloaded; agree with --yes"
@@ -90,7 +90,7 @@ def test_on_a_terminal_it_asks(serve: Serve, monkeypatch: pytest.MonkeyPatch, an
         assert len(asked) == 1, "what is here is not asked about again"
 
 
-def test_a_split_is_downloaded_and_then_found_by_name(serve: Serve, tmp_path: Path) -> None:
+def test_a_downloaded_split_is_found_by_name(serve: Serve, tmp_path: Path) -> None:
     hub = serve("imagereward")
     result = run("imagereward", "--yes")
     assert (result.exit_code, sorted(hub.downloaded())) == (0, TEST_FILES)
@@ -176,7 +176,7 @@ def test_the_split_that_a_protocol_also_reads_is_named(serve: Serve, tmp_path: P
     assert f"--data pickapic --data-dir '{tmp_path}/my data'" in result.stdout
 
 
-def test_an_interrupted_download_goes_on(serve: Serve) -> None:
+def test_an_interrupted_download_is_resumed(serve: Serve) -> None:
     hub = serve("imagereward")
     repository = hub.repositories["THUDM/ImageRewardDB"]
     archive = "images/test/test_2.zip"
@@ -202,7 +202,7 @@ def test_wrong_content_is_one_line_and_is_removed(serve: Serve, tmp_path: Path) 
     assert run("imagereward", "--yes").exit_code == 0
 
 
-def test_a_full_disk_is_said_before_anything_is_downloaded(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     hub = serve("hpdv2")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10**9))
     assert "must stay free, but only 1.0 GB are free; make room, or give another disk" in error_of(

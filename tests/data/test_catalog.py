@@ -72,7 +72,7 @@ def test_a_folder_of_ones_own_goes_first(cache: Path, tmp_path: Path) -> None:
         folder_of("hpdv2", tmp_path / "none")
 
 
-def test_the_caches_main_snapshot_goes_first_and_else_the_newest(cache: Path) -> None:
+def test_the_snapshot_is_main_or_the_newest(cache: Path) -> None:
     older, newer = (snapshot(cache, "ymhao/HPDv2", number * 40, seconds=int(number)) for number in "12")
     assert folder_of("hpdv2") == newer
     main = cache / "datasets--ymhao--HPDv2" / "refs" / "main"
@@ -119,7 +119,7 @@ def test_one_archive_is_needed_whole(tmp_path: Path) -> None:
         assert len(portion) == count
 
 
-def test_imagereward_needs_the_archives_that_hold_both_images(tmp_path: Path) -> None:
+def test_imagereward_needs_both_images_of_a_pair(tmp_path: Path) -> None:
     """Four rankings of 1, 2, 2, 3, two in each zip: five pairs each are no ties."""
     folder = make_layout("imagereward", tmp_path / "data", 4)
     zips = ["images/test/test_1.zip", "images/test/test_2.zip"]

@@ -158,7 +158,7 @@ def test_rows_that_cannot_be_used(name: str, entry: object, said: str, tmp_path:
     assert str(caught.value).startswith(f"{path}: 1 of 1 rows cannot be used; download the data set again:\n  {said}")
 
 
-def test_rankings_of_one_prompt_stay_apart_and_may_have_no_raters(tmp_path: Path) -> None:
+def test_rankings_of_one_prompt_stay_apart(tmp_path: Path) -> None:
     path = tmp_path / "test.json"
     without = {key: value for key, value in RANKING.items() if key != "raw_annotations"}
     path.write_text(json.dumps([RANKING, {**without, "rank": [2, 2]}]))

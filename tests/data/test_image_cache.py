@@ -104,7 +104,7 @@ def test_rank_decodes_each_image_once(tmp_path: Path, decodes: Counter[str], sto
     assert decodes == {path.name: 1 for path in [*paths, bad]}
 
 
-def test_photographs_are_decoded_twice_by_a_model_for_small_pictures(tmp_path: Path, decodes: Counter[str]) -> None:
+def test_a_model_for_small_pictures_decodes_twice(tmp_path: Path, decodes: Counter[str]) -> None:
     """Its own budget is smaller than the one that was expected: another reduction, and so other pixels."""
     written(tmp_path / "pictures", 2, (530, 530))
     run("rank", tmp_path / "pictures", "--prompt", "x", "--model", "demo", "--think", "none", "--max-pixels", 10_000)

@@ -89,7 +89,7 @@ def test_the_list_on_github_finds_its_images(tmp_path: Path) -> None:
     assert len(load_preferences("imagereward", "test", data_dir=folder)) == 24
 
 
-def test_the_list_on_github_finds_its_images_in_the_hubs_zips(tmp_path: Path) -> None:
+def test_the_list_on_github_with_the_hubs_zips(tmp_path: Path) -> None:
     folder = make_layout("imagereward", tmp_path)
     table = pq.read_table(folder / "metadata-test.parquet").to_pylist()
     names = [f"part-1/images/{Path(row['image_path']).name}" for row in table[:4]]
@@ -122,7 +122,7 @@ def test_only_what_is_there_is_read(tmp_path: Path) -> None:
         load_preferences("imagereward", "dev", data_dir=folder)
 
 
-def test_images_that_an_archive_lacks_are_named_before_the_work(tmp_path: Path) -> None:
+def test_images_that_an_archive_lacks(tmp_path: Path) -> None:
     folder = make_layout("imagereward", tmp_path)
     path = folder / "images" / "test" / "test_1.zip"
     with zipfile.ZipFile(path) as archive:
@@ -190,7 +190,7 @@ def test_tables_that_cannot_be_read(tmp_path: Path) -> None:
         read_imagereward(tmp_path, "test")
 
 
-def test_archives_that_hold_none_of_the_images_are_said_to_be_there(tmp_path: Path) -> None:
+def test_archives_that_hold_none_of_the_images(tmp_path: Path) -> None:
     ranking = {"id": "1", "prompt": "a hat", "generations": ["elsewhere/a.webp", "elsewhere/b.webp"], "ranking": [1, 2]}
     (tmp_path / "test.json").write_text(json.dumps([ranking]))
     (tmp_path / "images" / "test").mkdir(parents=True)

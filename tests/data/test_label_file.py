@@ -119,7 +119,7 @@ def test_a_full_disk_costs_one_answer_and_no_other(tmp_path: Path, monkeypatch: 
     assert path.read_bytes() == record(1).line() + record(2, "b").line()
 
 
-def test_what_could_not_be_taken_out_again_is_taken_out_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_an_answer_is_removed_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 

@@ -49,7 +49,7 @@ def problem(read: Callable[..., object], *arguments: object, kind: type[Exceptio
 # AUTOMATIC1111 and its descendants
 
 
-def test_the_prompt_stands_above_the_negative_prompt_and_the_settings() -> None:
+def test_the_form_of_automatic1111() -> None:
     assert prompt_in_infotext(INFOTEXT) == "a red cube, 4k\non grass\n"
     assert prompt_in_infotext(f"a red cube\n{SETTINGS}") == "a red cube\n"
     assert (

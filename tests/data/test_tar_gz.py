@@ -134,7 +134,7 @@ def test_links_and_devices_are_not_unpacked(kind: bytes, tmp_path: Path) -> None
     assert files_in(tmp_path / "out") == {"folder/1.jpg"}
 
 
-def test_a_link_that_is_in_the_folder_already_is_not_followed(tmp_path: Path) -> None:
+def test_a_link_in_the_folder_is_not_followed(tmp_path: Path) -> None:
     archive = write_tar(tmp_path / "a.tar.gz", {"sub/1.jpg": b"evil"})
     (tmp_path / "outside").mkdir()
     (tmp_path / "out").mkdir()
@@ -154,7 +154,7 @@ def test_bombs_are_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         list(unpack([archive], ["2.jpg"], tmp_path / "other"))
 
 
-def test_members_of_negative_length_do_not_lead_back_for_ever(tmp_path: Path) -> None:
+def test_members_of_negative_length(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", {"1.png": bytes(700), "2.png": bytes(700)})
     content = bytearray(path.read_bytes())
     header = content.index(b"2.png")

@@ -57,7 +57,7 @@ def test_the_prompt_decides_before_quality() -> None:
     assert (False, True) in seen  # quality misleads
 
 
-def test_labels_are_noisy_in_training_only_and_sides_are_balanced() -> None:
+def test_label_noise_and_sides() -> None:
     for split, noise in (("train", LABEL_NOISE), ("test", 0.0)):
         preferences = demo_preferences(split, 500)
         assert abs(np.mean([p.p_people for p in preferences]) - 0.5) < 0.07
