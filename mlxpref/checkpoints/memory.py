@@ -3,9 +3,9 @@
 A plan is the weights as they are stored, what else stays all the time (adapter and optimizer, image features, shared
 prefixes), and the largest of the phases that follow each other. A phase is keys and values, logits, and the arrays that
 MLX holds while one layer runs (`activations`), whose factors were fitted to the peaks that MLX 0.32.4 reports on a CPU
-for models of 0.6 and 300 million parameters; `scripts/memory_table.py --check` measures them again. None were measured
-on Metal. All attention scores count, as on a CPU: Metal's fused attention holds none of them in a forward pass, and is
-not used where there is a gradient (`use_fallback` in MLX's scaled_dot_product_attention.cpp).
+for models of 0.6 and 300 million parameters; `scripts/memory_table.py --check` measures them again. Metal was not
+measured: all attention scores count, as on a CPU, though its fused attention holds none of them in a forward pass (with
+a gradient it is not used, see `use_fallback` in MLX's scaled_dot_product_attention.cpp).
 """
 
 import math
@@ -33,7 +33,7 @@ _KEPT = (7, 5, 1)  # of a layer that is not recomputed, until its backward pass
 _KEYS = 3  # arrays of the keys that the rows of a layer see, repeated for the rows that share them
 _LOGITS = 3 * 4  # bytes of three arrays of logits in float32
 _HEAD_CHUNKS = 6 * 4  # bytes of the most chunks of logits that exist in an update
-_BESIDE = 0.4  # share of the smaller of prompts and completions that is at work beside the larger in a backward pass
+_BESIDE = 0.4  # share of the smaller of comparisons and completions that is at work beside the larger backwards
 _TEXT = 192  # tokens of a comparison beside its images: 110 of ours, and room for a prompt
 _QUESTION = 40  # how many of them follow the second image
 
@@ -125,10 +125,10 @@ class ModelSize:
         hidden, inner, heads = widths or self.text
         return int(tokens * (held[0] * hidden + held[1] * inner + held[2] * heads * context) * self.float_bytes)
 
-    def rollout(self, prompts: int, length: int, samples: int, completion: int) -> int:
+    def rollout(self, comparisons: int, length: int, samples: int, completion: int) -> int:
         """Completions at their longest: keys and values with the room they grow into, and the arrays of a step."""
         copies = bounds.row_copies(length, completion, samples)
-        rows, branches = prompts * copies, -(-samples // copies)
+        rows, branches = comparisons * copies, -(-samples // copies)
         room = bounds.STEPS_TOGETHER * (1 + bounds.RUNS_AHEAD)
         columns = length + branches * room * math.ceil(completion / room)
         step = _LOGITS * rows * branches * self.vocabulary + self.layer(_FORWARD, rows, branches, columns - branches)
@@ -178,20 +178,20 @@ def training_plan(
         "update": 2 * adapter + _update(model, settings, length, samples, completion),
     }
     if settings.held_out:
-        judged = judging_plan(model, settings.judging, min(images, 2 * settings.held_out_limit), text)
-        phases["evaluation"] = judged.peak - judged.weights
+        judging = judging_plan(model, settings.judging, min(images, 2 * settings.held_out_limit), text)
+        phases["evaluation"] = judging.peak - judging.weights
     return MemoryPlan(model.weights, 3 * adapter + model.features(images, tokens), phases)
 
 
 def _update(model: ModelSize, settings: TrainSettings, length: int, samples: int, completion: int) -> int:
     """What an update keeps for the backward pass, with the layer or the head at work; the adapter's gradients apart."""
-    in_parts = samples > settings.micro_batch  # the completions of a group part by part, and then its prompt
+    in_parts = samples > settings.micro_batch  # the completions of a group part by part, and then its comparison
     groups = 1 if in_parts else min(settings.comparisons, settings.micro_batch // samples)
     rows, layers = settings.micro_batch if in_parts else groups * samples, model.layers
     blocks = [(groups, length, 0), (rows, completion, length)][: 2 if completion else 1]
     head = min(_LOGITS * rows * (completion + 1) * model.vocabulary, _HEAD_CHUNKS * bounds.HEAD_LOGITS)
     if not settings.recompute:
-        return head + sum(layers * model.activations(_KEPT, row * new, old + new) for row, new, old in blocks)
+        return head + sum(layers * model.activations(_KEPT, row * new, before + new) for row, new, before in blocks)
     *smaller, larger = sorted(model.layer(_BACKWARD, *block) for block in blocks)
     beside = 0 if in_parts else int(_BESIDE * sum(smaller))
     states = layers * (groups * length + rows * completion) * model.text[0] * model.float_bytes
@@ -203,14 +203,14 @@ def judging_plan(model: ModelSize, settings: JudgeSettings, images: int, text: i
     tokens = model.image_tokens(settings.max_pixels)
     samples = settings.samples if settings.think else 1
     together = max(1, min(settings.rows // samples, bounds.PREFILL_TOKENS // (2 * tokens), images * (images - 1)))
-    old, new = tokens + text - _QUESTION, tokens + _QUESTION  # up to the second image, and from it on
-    completion, prefill = settings.max_tokens + bounds.ANSWER_TOKENS, min(together, images) * old + together * new
+    before, new = tokens + text - _QUESTION, tokens + _QUESTION  # up to the second image, and from it on
+    completion, prefill = settings.max_tokens + bounds.ANSWER_TOKENS, min(together, images) * before + together * new
     phases = {
         "vision": model.vision_tower(min(images, 2 * together), tokens),
-        "prefill": model.keys_values(prefill) + model.layer(_FORWARD, together, new, old),
-        "rollout": model.rollout(together, old + new, samples, completion) if settings.think else 0,
+        "prefill": model.keys_values(prefill) + model.layer(_FORWARD, together, new, before),
+        "rollout": model.rollout(together, before + new, samples, completion) if settings.think else 0,
     }
-    resident = model.features(images, tokens) + min(bounds.PREFIX_BYTES, model.keys_values(images * old))
+    resident = model.features(images, tokens) + min(bounds.PREFIX_BYTES, model.keys_values(images * before))
     return MemoryPlan(model.weights, resident, phases)
 
 
