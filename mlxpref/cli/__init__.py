@@ -36,8 +36,11 @@ _DISTRIBUTED = ("train", "eval", "rank")
 """The commands that several processes can share."""
 
 
-class _LazyGroup(click.Group):
-    """Imports a command when it is run, since MLX and the models' libraries take seconds; `--help` needs none."""
+class _Commands(click.Group):
+    """Imports a command when it is run, since MLX and the models' libraries take seconds; `--help` needs none.
+
+    Errors become one line and exit 1, Ctrl-C becomes exit 130.
+    """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -52,10 +55,6 @@ class _LazyGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
-
-
-class _TranslatingGroup(_LazyGroup):
-    """Turns errors into one line and exit 1, and Ctrl-C into exit 130."""
 
     def invoke(self, ctx: click.Context) -> Any:
         from mlxpref.cli.output import show_on_stderr  # rich takes a tenth of a second
@@ -101,7 +100,7 @@ def _plain_lines(text: str) -> str:
     return "\n".join(plain(line) for line in text.split("\n"))
 
 
-@click.group(cls=_TranslatingGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="mlxpref")
 @click.pass_context
 def main(ctx: click.Context) -> None:

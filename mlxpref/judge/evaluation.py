@@ -122,15 +122,9 @@ def evaluation_of_scores(preferences: Sequence[Preference], p_a: Floats, spec: E
     """
     threshold = 0.0 if PROTOCOLS[spec.protocol].ties else None
     evaluation = _measured(preferences, p_a, p_a, replace(spec, strategy=None, tie_threshold=threshold))
-    metrics = replace(
-        evaluation.metrics,
-        both_orders_accuracy=math.nan,
-        position_consistency=math.nan,
-        first_choice_rate=math.nan,
-        brier=math.nan,
-        ece=math.nan,
-    )
-    return replace(evaluation, metrics=metrics)
+    names = ("both_orders_accuracy", "position_consistency", "first_choice_rate", "brier", "ece")
+    undefined: dict[str, Any] = dict.fromkeys(names, math.nan)
+    return replace(evaluation, metrics=replace(evaluation.metrics, **undefined))
 
 
 def tie_threshold_of(preferences: Sequence[Preference], verdicts: Sequence[PairVerdict]) -> float:

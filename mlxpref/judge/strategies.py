@@ -237,9 +237,7 @@ def _read(
 
     def own(samples: Sequence[Verdict]) -> tuple[Verdict, ...]:
         first = samples[: variant.samples]
-        return (
-            tuple(_until_answer(each, variant, judge) for each in first) if variant.strategy == "soft" else tuple(first)
-        )
+        return tuple(_until_answer(each, variant, judge) if variant.strategy == "soft" else each for each in first)
 
     return [
         PairVerdict(own(pair.a_shown_first), own(pair.a_shown_second), variant.strategy, rescaling, pair.recalled)
