@@ -26,7 +26,7 @@ from mlxpref.errors import ConfigError, MlxprefError
 from mlxpref.judge.calibration import CalibrationFile
 from mlxpref.judge.evaluation import Evaluation, EvaluationSpec, evaluation_of_scores
 from mlxpref.judge.external_scores import match_scores, prefer_by_score, read_scores
-from mlxpref.judge.protocols import PROTOCOLS, VALIDATION_SPLIT, protocol_of, scored
+from mlxpref.judge.protocols import PROTOCOLS, VALIDATION_SPLIT, counted, protocol_of
 from mlxpref.judge.strategies import StrategyComparison, StrategyVariant, compare_strategies, strategy_variants
 from mlxpref.preferences import Preference, data_fingerprint
 from mlxpref.report.reliability import FORMATS, draw_strategies
@@ -67,7 +67,7 @@ class StrategyOptions:
         callback=_counts,
         help="Completions per order: one is greedy, several are sampled; several numbers with commas.  [default: 1]",
     )
-    think: str | None = option(
+    thinking: str | None = option(
         "--think",
         type=click.Choice(["yes", "both"]),
         is_flag=False,
@@ -77,20 +77,20 @@ class StrategyOptions:
     no_think: bool = option("--no-think", default=False, is_flag=True, help="Read the answer at once, without reasons.")
 
     def __post_init__(self) -> None:
-        if self.think and self.no_think:
+        if self.thinking and self.no_think:
             raise click.UsageError("--think and --no-think exclude each other; --think both compares them")
 
     @property
     def settings(self) -> dict[str, Any]:
         """The judge's settings that were given: those of the variant that takes the most memory."""
         samples = {"samples": max(self.samples)} if self.samples else {}
-        return samples | ({"think": not self.no_think} if self.think or self.no_think else {})
+        return samples | ({"think": not self.no_think} if self.thinking or self.no_think else {})
 
     @property
     def variants(self) -> list[StrategyVariant]:
         """Every variant that is asked for: by default one greedy sample with thinking."""
-        thinking = [True, False] if self.think == "both" else [not self.no_think]
-        return strategy_variants(self.strategies, self.samples or [1], thinking)
+        modes = [True, False] if self.thinking == "both" else [not self.no_think]
+        return strategy_variants(self.strategies, self.samples or [1], modes)
 
 
 @click.command("eval")
@@ -192,7 +192,7 @@ def _evaluate_judge(
 
 def _evaluate_scores(preferences: Sequence[Preference], path: Path, spec: EvaluationSpec) -> Evaluation:
     """Measure the scores of a file, without a model."""
-    needed, given = scored(preferences, spec.protocol), read_scores(path)
+    needed, given = counted(preferences, spec.protocol), read_scores(path)
     scores = match_scores(given, needed, path)
     if unused := len(given) - len(scores):
         note(f"{path}: {unused} of {len(given)} scores are of images that were not asked for")

@@ -12,7 +12,7 @@ from mlxpref.errors import ConfigError, DataError
 from mlxpref.judge.judge import Judge
 from mlxpref.judge.metrics import Floats, Metrics, both_orders, human_agreement, measure
 from mlxpref.judge.pair_verdict import JudgingCounts, PairVerdict
-from mlxpref.judge.protocols import PROTOCOLS, Official, best_threshold, labels, official, scored
+from mlxpref.judge.protocols import PROTOCOLS, Official, best_threshold, counted, labels, official
 from mlxpref.log import track
 from mlxpref.preferences import Pair, Preference
 from mlxpref.verdict import Strategy
@@ -48,7 +48,7 @@ class Evaluation:
 
     `tokens` were written and `seconds` taken by this run. `tokens_per_pair` counts what was recalled from a store too;
     `seconds_per_pair` is of the pairs that were judged now. `human_ceiling` is how often two people agree who saw the
-    same pair. `verdicts` are those of `protocols.scored`, in that order.
+    same pair. `verdicts` are those of `protocols.counted`, in that order.
     """
 
     spec: EvaluationSpec
@@ -97,7 +97,7 @@ def evaluate(judge: Judge, preferences: Sequence[Preference], spec: EvaluationSp
 def evaluation_of(
     preferences: Sequence[Preference], verdicts: Sequence[PairVerdict], spec: EvaluationSpec, seconds: float
 ) -> Evaluation:
-    """Measure the verdicts on `protocols.scored(preferences, spec.protocol)`, in that order.
+    """Measure the verdicts on `protocols.counted(preferences, spec.protocol)`, in that order.
 
     `seconds` is the time that this run took for those that were not recalled from a store.
     """
@@ -116,7 +116,7 @@ def evaluation_of(
 
 
 def evaluation_of_scores(preferences: Sequence[Preference], p_a: Floats, spec: EvaluationSpec) -> Evaluation:
-    """Measure a tool that scores images: `p_a` is 1, 0 or 0.5 for each of `protocols.scored(preferences, protocol)`.
+    """Measure a tool that scores images: `p_a` is 1, 0 or 0.5 for each of `protocols.counted(preferences, protocol)`.
 
     Scores have no probabilities and see no places, so all that is about these is NaN; only equal scores predict a tie.
     """
@@ -134,7 +134,7 @@ def tie_threshold_of(preferences: Sequence[Preference], verdicts: Sequence[PairV
 
 def to_judge(preferences: Sequence[Preference], spec: EvaluationSpec) -> list[Preference]:
     """The preferences that a protocol needs judged; DataError where there is none."""
-    needed = scored(preferences, spec.protocol)
+    needed = counted(preferences, spec.protocol)
     if not needed:
         raise DataError(f"{spec.data}, split {spec.split}: no preference to judge ({len(preferences)} ties)")
     return needed

@@ -19,11 +19,11 @@ __all__ = [
     "Official",
     "Protocol",
     "best_threshold",
+    "counted",
     "credit",
     "labels",
     "official",
     "protocol_of",
-    "scored",
 ]
 
 THRESHOLDS: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -79,8 +79,8 @@ def protocol_of(data: str) -> str:
     return name if name in PROTOCOLS else "pairs"
 
 
-def scored(preferences: Sequence[Preference], protocol: str) -> list[Preference]:
-    """The preferences that a protocol needs judged: those without a tie, or all where ties count."""
+def counted(preferences: Sequence[Preference], protocol: str) -> list[Preference]:
+    """The preferences that count in a protocol: those without a tie, or all where ties count."""
     return [p for p in preferences if _known(protocol).ties or p.better != "tie"]
 
 

@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 from scipy.stats import kendalltau
 
 from mlxpref.errors import ConfigError
-from mlxpref.judge.protocols import PROTOCOLS, THRESHOLDS, best_threshold, credit, labels, official, protocol_of, scored
+from mlxpref.judge.protocols import (
+    PROTOCOLS,
+    THRESHOLDS,
+    best_threshold,
+    counted,
+    credit,
+    labels,
+    official,
+    protocol_of,
+)
 from mlxpref.preferences import Preference
 
 
@@ -167,8 +176,8 @@ def preference(p_a: float, label: str | None = None) -> Preference:
 
 def test_what_is_scored_and_what_is_right() -> None:
     given = [preference(1), preference(0.5), preference(0.5, "b"), preference(0.3), preference(0.8, "tie")]
-    assert scored(given, "hpdv2") == [given[0], given[2], given[3]]
-    assert scored(given, "pickapic") == given
+    assert counted(given, "hpdv2") == [given[0], given[2], given[3]]
+    assert counted(given, "pickapic") == given
     assert labels(given).tolist() == [1, 0.5, 0, 0, 0.5]
 
 
