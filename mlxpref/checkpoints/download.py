@@ -20,8 +20,8 @@ from mlxpref.text import format_bytes
 __all__ = ["ask_model", "cached_model", "download_model", "needed_bytes"]
 
 _NEEDED = (CONFIG, INDEX, RECORD, *SIDE_FILES)
-"""What is read beside the weights; no code, no weights that are pickled or of another program."""
-# Apart from those that the index names; the same weights once more, in the layout of their makers.
+"""Files that are downloaded beside the weights: no code, no pickles, nothing of other programs."""
+# Names of weights that are a second copy in another layout, or of an adapter.
 _TWICE = ("consolidated", "adapter")
 
 
@@ -38,7 +38,7 @@ def ask_model(hub_id: str, revision: str | None = None) -> HubRepository:
 
 
 def cached_model(hub_id: str, revision: str | None = None) -> Path | None:
-    """The folder of a model in the Hugging Face cache; one that lacks a file that a judge needs is none."""
+    """The folder of a model in the Hugging Face cache, or None where a file that a judge needs is missing."""
     from huggingface_hub import try_to_load_from_cache
 
     try:
@@ -57,10 +57,9 @@ def needed_bytes(repository: HubRepository) -> int:
 
 
 def download_model(repository: HubRepository) -> Path:
-    """The folder of a model in the Hugging Face cache, after its download; ModelError, one line, where that fails.
+    """Download a model into the Hugging Face cache and return its folder; ModelError, one line, where that fails.
 
-    Files that are there already are not downloaded again. The weights come last, so that a folder with all of them has
-    all else.
+    Files in the cache are not downloaded again. The weights come last, so a folder with all of them is complete.
     """
     destination = Destination(repository)
     side_files = _side_files(repository)

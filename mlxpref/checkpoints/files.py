@@ -67,7 +67,7 @@ def weight_files(folder: Path, index: Mapping[str, str]) -> list[str]:
 
 
 def read_index(folder: Path) -> dict[str, str]:
-    """The file of each tensor by the index of a folder, empty where there is none.
+    """The name of the file that holds each tensor, from the index of a folder; empty for a folder without an index.
 
     ModelError for an index that is damaged, or that leads to files outside of this very folder.
     """
@@ -85,7 +85,7 @@ def read_index(folder: Path) -> dict[str, str]:
 
 
 def read_json_object(file: Path, limit: int = 64 << 20, remedy: str = DOWNLOAD_AGAIN) -> dict[str, Any]:
-    """The JSON object in a file of at most `limit` bytes; ModelError with a remedy for anything else."""
+    """The JSON object in a file of at most `limit` bytes. ModelError, which ends with `remedy`, for others."""
     try:
         if not file.is_file():
             raise ValueError("no such file")
@@ -94,7 +94,7 @@ def read_json_object(file: Path, limit: int = 64 << 20, remedy: str = DOWNLOAD_A
         if len(content) > limit:
             raise ValueError(f"larger than {limit} bytes")
         value = json.loads(content.decode("utf-8"))
-        if b"\\ud" in content.lower():  # half a character can be read, and then not be written
+        if b"\\ud" in content.lower():  # Python reads half a surrogate pair, but cannot write it
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         if not isinstance(value, dict):
             raise ValueError("no object at its top")
@@ -106,6 +106,6 @@ def read_json_object(file: Path, limit: int = 64 << 20, remedy: str = DOWNLOAD_A
 
 
 def printable(text: object) -> str:
-    """Text from a file on one line of at most 300 characters, all of which can be printed."""
+    """Text from a file on one line of at most 300 printable characters."""
     line = " ".join(str(text).split())[:300]
     return "".join(character if character.isprintable() else "?" for character in line)

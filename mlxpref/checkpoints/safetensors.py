@@ -1,7 +1,7 @@
 """What the weights of a model folder are, from the heads of its safetensors files; no weights are read.
 
-The format's own library refuses a head that is malformed. MLX overflows or ends the process on some that are sound, so
-these are refused here.
+The format's own library refuses malformed heads. MLX overflows or ends the process on some well-formed ones; these are
+refused here.
 """
 
 import math
@@ -48,7 +48,7 @@ class TensorInfo:
 
 
 def read_tensor_infos(folder: Path) -> dict[str, TensorInfo]:
-    """Every tensor of a model folder by name, of the files that its index names, or else of all that it has.
+    """Every tensor by name of the files that a folder's index names; without an index, of all weight files.
 
     Empty for a folder without weights. Raises ModelError for files that are damaged or missing, and for an index that
     does not say what they hold.
@@ -66,7 +66,10 @@ def read_tensor_infos(folder: Path) -> dict[str, TensorInfo]:
 
 
 def read_file_tensor_infos(file: Path, remedy: str = DOWNLOAD_AGAIN) -> dict[str, TensorInfo]:
-    """Every tensor of one safetensors file by name, in the order of its bytes; ModelError with a remedy for no such."""
+    """Every tensor of one safetensors file by name, in the order of the bytes.
+
+    Raises ModelError, which ends with `remedy`, for a file that is damaged or missing.
+    """
     if not file.is_file():
         raise ModelError(f"{file}: no such file, though weights belong there; {remedy}")
     tensors: dict[str, TensorInfo] = {}
@@ -74,11 +77,11 @@ def read_file_tensor_infos(file: Path, remedy: str = DOWNLOAD_AGAIN) -> dict[str
         with file.open("rb") as stream:
             end = 8 + int.from_bytes(stream.read(8), "little")
         with safe_open(file, framework="numpy") as weights:
-            for name in weights.offset_keys():  # in the order of their bytes, between which are no gaps
+            for name in weights.offset_keys():  # in the order of their bytes; the library refuses gaps
                 part = weights.get_slice(name)
                 dtype, shape = part.get_dtype(), tuple(part.get_shape())
                 if not name.isprintable() or len(name) > 300:
-                    raise ValueError(f"{name!r:.120} is no name of a tensor")
+                    raise ValueError(f"{name!r:.120} is not the name of a tensor")
                 if dtype not in _WIDTHS:
                     raise ValueError(f"{name!r} is stored as {dtype}, not as one of {', '.join(_WIDTHS)}")
                 if len(shape) > _AXES or any(axis > _LARGEST_AXIS for axis in shape):
@@ -95,6 +98,6 @@ def _check_index(index: Path, file_of: Mapping[str, str], tensors: Mapping[str, 
     for tensor, name in file_of.items():
         if tensor not in tensors or tensors[tensor].file.name != name:
             raise ModelError(f"{index}: puts {tensor!r:.120} into {name}, where it is not; {DOWNLOAD_AGAIN}")
-    for tensor in tensors.keys() - file_of.keys():
+    for tensor in sorted(tensors.keys() - file_of.keys()):
         file = tensors[tensor].file.name
         raise ModelError(f"{index}: does not name {tensor!r}, which is in {file}; {DOWNLOAD_AGAIN}")

@@ -1,8 +1,8 @@
-"""Conversion: a Hugging Face checkpoint becomes a quantized MLX folder, a weight at a time, and is checked by its own.
+"""Conversion: a Hugging Face checkpoint becomes a quantized MLX folder, which is checked and compared with its source.
 
-mlx-vlm maps names and layouts; its weights are lazy here, so that each is read, quantized and written when its turn
-comes. What mlx-vlm's own conversion does in silence (nothing quantized, recipes ignored, vision left out, a truncated
-file under its final name) is an error or does not happen.
+mlx-vlm maps names and layouts. Its weights are lazy here: each is read, quantized and written when its turn comes. What
+mlx-vlm's own conversion does without a message (nothing quantized, recipes ignored, vision left out, a truncated file
+under its final name) is an error or does not happen.
 """
 
 import gc
@@ -41,7 +41,7 @@ __all__ = ["convert", "lazy_model", "plain_config"]
 Plan = Mapping[str, LayerQuantization]
 _DTYPES = ("dtype", "torch_dtype")
 _UNUSED = re.compile(r"(position_ids|rotary_emb\.inv_freq)$")
-"""What some checkpoints hold that is computed, not learned."""
+"""Tensors of some checkpoints that are computed, not learned."""
 _PREFIXES = re.compile(r"^(model\.)?(language_model\.)?(model\.)?")
 _VISION = re.compile(r"^(model\.)?(visual|vision_tower)\.")
 
@@ -111,9 +111,9 @@ def convert(
 
 
 def lazy_model(source: Checkpoint) -> nn.Module:
-    """mlx-vlm's model with weights that are read when they are needed.
+    """mlx-vlm's model of a checkpoint, with lazy weights.
 
-    Every tensor of the source is accounted for: it is in the model, or is known not to be needed. ModelError otherwise.
+    ModelError for a tensor of the source that has no place in the model, and for one that is missing.
     """
     from mlx_vlm.utils import load_model
 
@@ -130,7 +130,7 @@ def lazy_model(source: Checkpoint) -> nn.Module:
 
 
 def _check_quantized_source(source: Path, model: nn.Module, recipe: Recipe | None, requantize: bool) -> None:
-    """Refuse to lose precision a second time unless that was agreed to."""
+    """Refuse a second loss of precision without `requantize`."""
     bits = sorted({layer.bits for layer in quantized_layers(model).values()})
     if bits and recipe and not requantize:
         raise ModelError(
@@ -142,9 +142,9 @@ def _check_quantized_source(source: Path, model: nn.Module, recipe: Recipe | Non
 def _apply(
     source: Path, model: nn.Module, recipe: Recipe | None, adapter: Path | None, dtype: str | None
 ) -> tuple[Plan, list[str]]:
-    """Make a lazy model what is asked for.
+    """Put an adapter into a lazy model, and change its type and quantization.
 
-    Returns how its quantized layers are stored, and which layers stay unquantized though they were asked for.
+    Returns how its quantized layers are stored, and which layers stay unquantized although the recipe includes them.
     """
     before = quantized_layers(model)
     changed = dict(before) if recipe else {}
@@ -165,7 +165,7 @@ def _apply(
 
 
 def _refuse_nothing(source: Path, model: Any, recipe: Recipe, plan: Plan) -> None:
-    """Refuse a recipe that would change no layer of a part that it is for."""
+    """Refuse a recipe that quantizes no layer of a part that it has bits for."""
     parts = {"language_model.": recipe.bits, "vision_tower.": recipe.vision_bits}
     for part, bits in parts.items():
         if bits and not any(path.startswith(part) for path in plan):
@@ -189,7 +189,7 @@ def _config(source: Checkpoint, recipe: Recipe | None, plan: Plan, dtype: str | 
 
 
 def plain_config(config: Mapping[str, Any], dtype: str | None) -> dict[str, Any]:
-    """A config of weights that are not quantized, of a type; None leaves the type as it is."""
+    """A config without quantization, for weights of a type; None leaves the type as it is."""
     plain = {key: value for key, value in config.items() if key not in ("quantization", "quantization_config")}
     for name in ("text_config", "vision_config"):
         if dtype is not None and isinstance(plain.get(name), dict):
@@ -207,7 +207,7 @@ def _commonest(plan: Plan) -> LayerQuantization:
 
 
 def _account(source: Checkpoint, model: nn.Module) -> None:
-    """Refuse a source of which a tensor would be dropped, or that lacks one."""
+    """Refuse a source with a tensor that would be dropped, or without one that is needed."""
     stored = {_bare(name) for name in source.tensors if not _UNUSED.search(name)}
     if source.config.get("tie_word_embeddings"):
         stored = {name for name in stored if not name.startswith("lm_head.")}
@@ -230,7 +230,7 @@ def _bare(name: str) -> str:
 
 
 def _weight_count(weights: Mapping[str, mx.array], plan: Plan) -> int:
-    """How many numbers the weights stand for; scales and biases of quantization are none."""
+    """How many numbers the weights stand for, without scales and biases of quantization."""
     total = 0
     for name, weight in weights.items():
         path, _, key = name.rpartition(".")

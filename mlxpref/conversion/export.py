@@ -33,7 +33,7 @@ def export_adapter(
     overwrite: bool = False,
     any_base: bool = False,
 ) -> dict[str, Any]:
-    """Write an adapter of the model in `base` into the folder `output`, with a model card; what was written.
+    """Write an adapter of the model in `base` into the folder `output`, with a model card; return what was written.
 
     `peft`: an adapter in float32 for PEFT. `fused`: the model for MLX with the adapter in its weights, quantized by
     `recipe`, None as its layers were. `hf`: the same for transformers, never quantized. `dtype` is that of weights that
@@ -93,5 +93,6 @@ def hub_name(name: str, family: str) -> str:
 
 
 def _as_torch(weight: mx.array) -> mx.array:
-    """A weight in torch's layout: the patches' convolution has its channels second there."""
+    """A weight in torch's layout, where the patches' convolution has its channels second."""
+    # (out, time, height, width, channels) -> (out, channels, time, height, width)
     return mx.contiguous(weight.transpose(0, 4, 1, 2, 3)) if weight.ndim == 5 else weight

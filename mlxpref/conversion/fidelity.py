@@ -1,4 +1,4 @@
-"""Fidelity: how far what a model says is from what another one says of the same comparisons.
+"""Fidelity: how far the answers of a model are from those of another one to the same comparisons.
 
 Two models are never in memory together: the answers of one are arrays that outlive it.
 """
@@ -52,7 +52,7 @@ _TOGETHER = 8
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """What a model says of N comparisons, without thinking and with it.
+    """The answers of a model to N comparisons, without thinking and with it.
 
     `logits` (N, V) stand at the answer position, `label_logprobs` (N, 2) are both labels' there, all variants of each,
     in nats. `completions` are N sequences of tokens that begin with thinking, `token_logprobs` what the model gives
@@ -111,9 +111,9 @@ def built_in_comparisons() -> list[Comparison]:
 
 
 def comparisons_of(preferences: Sequence[Preference], limit: int = 64) -> list[Comparison]:
-    """Comparisons of the images of preferences, each pair in both orders: at most `limit`, from all over the list.
+    """Comparisons of preferences spread over the list, each pair in both orders, at most `limit`.
 
-    Every image is read once, so that one that cannot be is a DataError before there is any work to lose.
+    Every image is decoded, so that a damaged one is a DataError before work starts.
     """
     count = min(len(preferences), max(1, limit // 2))
     spread = [preferences[i * len(preferences) // count] for i in range(count)]
@@ -130,7 +130,7 @@ def _in_both_orders(preferences: Sequence[Preference]) -> list[Comparison]:
 def ask_source(
     source: Checkpoint, comparisons: Sequence[Comparison], adapter: Path | None = None
 ) -> tuple[Answers | None, str | None]:
-    """What a source says of comparisons in its own precision, or why it was not asked.
+    """The answers of a source in its own precision, or why it was not asked.
 
     The `adapter`, if there is one, is on. The source is out of memory afterwards. ModelError where it cannot be loaded.
     """
@@ -178,7 +178,7 @@ def compare_with_source(
 def answers_of(
     vlm: VLM, comparisons: Sequence[Comparison], completions: Sequence[Sequence[int]] | None = None
 ) -> Answers:
-    """What a model says of comparisons, at least one; see `Answers`.
+    """The answers of a model to comparisons, at least one.
 
     `completions` are those of another model, to be scored; None lets this one write its own, the likeliest token each
     time. Both are scored in the same way, so that equal models give equal numbers.

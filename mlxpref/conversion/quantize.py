@@ -1,4 +1,4 @@
-"""What is asked of a conversion, what that means for each layer, and how lazy layers are made so."""
+"""Recipes of a conversion, what they ask of each layer, and changing lazy layers accordingly."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -32,7 +32,7 @@ class LayerQuantization:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is asked: `bits` None keeps the weights in floating point.
+    """The bits of a conversion; `bits` None keeps the weights in floating point.
 
     `high_bits` are for the layers that matter more than others, `vision_bits` for the vision tower, None for its own
     precision. mxfp4 has 4 bits and groups of 32. ConfigError for what MLX does not have.
@@ -80,9 +80,9 @@ class Recipe:
 
 
 def plan_layers(model: nn.Module, recipe: Recipe) -> tuple[dict[str, LayerQuantization], list[str]]:
-    """How each layer is stored, by module path, and the layers that stay unquantized though they were asked for.
+    """How each layer is to be stored, by module path; and layers that stay unquantized although they were asked for.
 
-    These are those whose width the group size does not divide. Mixed recipes give more bits to the value and down
+    The group size does not divide the width of the latter. Mixed recipes give more bits to the value and down
     projections of the first and last eighth of the layers and of every third between, and to embedding and head.
     """
     plan: dict[str, LayerQuantization] = {}
@@ -139,7 +139,7 @@ def quantize(model: nn.Module, plan: Mapping[str, LayerQuantization]) -> None:
 
 
 def dequantize(model: nn.Module, paths: Collection[str]) -> None:
-    """Put the weights that quantized layers stand for in their place, lazily."""
+    """Replace quantized layers by plain ones with the same weights, lazily."""
     layers = dict(model.named_modules())
     plain = []
     for path in paths:
@@ -160,7 +160,7 @@ def dequantize(model: nn.Module, paths: Collection[str]) -> None:
 
 
 def cast(model: nn.Module, dtype: mx.Dtype, apart_from: Collection[str] = ()) -> None:
-    """Make every floating point weight of a type, lazily, but for those of some layers."""
+    """Convert all floating point weights to a type, lazily, but for those of some layers."""
     weights: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
     changed = [
         (key, weight.astype(dtype))

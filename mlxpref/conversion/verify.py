@@ -64,7 +64,7 @@ def naming_source(source: Path, folder: Path) -> Iterator[None]:
 
 
 def _check_weights(written: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Every tensor that was to be written is in the files, in its shape, and no other."""
+    """The files hold every tensor that was to be written, in its shape, and no other."""
     stored = {name: tensor.shape for name, tensor in written.tensors.items()}
     _check_same(shapes, stored, "weights")
 
@@ -73,27 +73,27 @@ def _check_files(folder: Path, source: Path) -> None:
     """Tokenizer, chat template and processors are those of the source; remote code is not."""
     for name in SIDE_FILES:
         if (source / name).is_file() != (folder / name).is_file():
-            raise ModelError(f"{name} is {'missing' if (source / name).is_file() else 'none of its source'}")
+            raise ModelError(f"{name} is {'missing' if (source / name).is_file() else 'not in its source'}")
         if (source / name).is_file() and _content(source / name) != _content(folder / name):
-            raise ModelError(f"{name} is not its source's")
+            raise ModelError(f"{name} differs from its source's")
     if code := sorted(file.name for file in folder.rglob("*.py")):
         raise ModelError(f"it holds code, {code[0]}")
 
 
 def _content(file: Path) -> object:
-    """What a file says, apart from code that it names."""
+    """The content of a file without keys that name code."""
     if file.suffix != ".json":
         return file.read_bytes()
     return {key: value for key, value in read_json_object(file).items() if key not in _REMOTE_CODE}
 
 
 def _check_config(written: Checkpoint, source: Checkpoint) -> None:
-    """The config describes the model that the source's does, and only stores it in another way."""
+    """The config describes the same model as the source's; keys about storage may differ."""
     _check_same(_described(source.config), _described(written.config), "keys of config.json")
 
 
 def _described(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """What a config says of its model: a value for each key, those of parts after the part's name."""
+    """The keys of a config that describe the model, those of its parts as `part.key`."""
     values: dict[str, Any] = {}
     for key, value in config.items():
         if key in _OF_STORAGE:
@@ -123,7 +123,7 @@ def _check_tokens(vlm: VLM) -> None:
 
 
 def _check_same(expected: Mapping[str, Any], actual: Mapping[str, Any], what: str) -> None:
-    """Refuse what is not as expected, with the first difference."""
+    """Raise ModelError with the first difference."""
     counts = f"({len(actual)} there, {len(expected)} expected)"
     for name in sorted(expected.keys() | actual.keys()):
         if name not in actual:

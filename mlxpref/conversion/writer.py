@@ -1,4 +1,4 @@
-"""A model's folder in the making: beside its final name until it is whole, weights written as they are made."""
+"""Writing a model folder: beside its final name until it is complete, weights one by one."""
 
 import contextlib
 import json
@@ -27,10 +27,10 @@ _SPARE = 64 * 2**20
 
 @contextlib.contextmanager
 def new_folder(output: Path, overwrite: bool = False, apart_from: Sequence[Path] = ()) -> Iterator[Path]:
-    """A folder to write into, which takes the name `output` when all went well, and is gone when anything did not.
+    """A temporary folder to write into. It takes the name `output` when the block ends, and is removed after an error.
 
-    `apart_from` are folders that it is made from: it may not be one of them, hold one, or lie in one. ConfigError for
-    an output that is in the way, ModelError for a disk that is full.
+    `apart_from` are folders that the output may not be, contain or lie in. ConfigError for an output that is in the
+    way, ModelError for a full disk.
     """
     _check_output(output, overwrite, apart_from)
     final = output.resolve()
@@ -58,7 +58,7 @@ def new_folder(output: Path, overwrite: bool = False, apart_from: Sequence[Path]
 
 
 def check_space(output: Path, needed: int) -> None:
-    """Refuse before anything is written what the disk has no room for; `needed` in bytes of weights."""
+    """Raise ModelError if the disk of `output` has no room for `needed` bytes of weights."""
     free = free_bytes(output)
     if free < needed + _SPARE:
         sizes = f"{format_bytes(needed + _SPARE)} are needed, {format_bytes(free)} are free"
@@ -73,7 +73,7 @@ def write_model(
     shard_size: int = 5 * 10**9,
     kind: str = "mlx",
 ) -> None:
-    """Write a model into a folder: a config, what its source has beside that, and weights; `weights` is emptied.
+    """Write a config, the other files of the source, and weights into a folder; `weights` is emptied.
 
     Nothing that would load code is written. Weights may be lazy: no more is in memory than one file of at most
     `shard_size` bytes (or one tensor, where that is larger) and what the next tensor is made of. `kind` is the library
@@ -96,13 +96,13 @@ def _stream_weights(folder: Path, source: Path, weights: dict[str, mx.array], sh
     )
     last = {names[-1]: folder / file for file, names in shards.filename_to_tensors.items()}
     names = [name for shard in shards.filename_to_tensors.values() for name in shard]
-    made: dict[str, mx.array] = {}
+    tensors: dict[str, mx.array] = {}
     for name in track(names, len(names), "writing weights"):
-        made[name] = _made(source, name, weights.pop(name))
+        tensors[name] = _evaluated(source, name, weights.pop(name))
         if file := last.get(name):
-            mx.save_safetensors(str(file), made, {"format": kind})
+            mx.save_safetensors(str(file), tensors, {"format": kind})
             sync(file)
-            made.clear()
+            tensors.clear()
             mx.clear_cache()
     index = {"metadata": shards.metadata, "weight_map": dict(sorted(shards.tensor_to_filename.items()))}
     _write_json(folder / INDEX, index)
@@ -131,14 +131,14 @@ def folder_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def _made(source: Path, name: str, weight: mx.array) -> mx.array:
-    """A weight in memory, by itself; ModelError where it is not finite."""
+def _evaluated(source: Path, name: str, weight: mx.array) -> mx.array:
+    """Compute one weight; ModelError if it is not finite."""
     mx.eval(weight)
     if mx.issubdtype(weight.dtype, mx.floating) and not bool(mx.isfinite(weight).all().item()):
         raise ModelError(
             f"{source}: {name} holds numbers that are not finite; download the checkpoint again, or give another dtype"
         )
-    # What it was made from is of other sizes than what comes next.
+    # The buffers it was computed from have other sizes than those of the next weight.
     mx.clear_cache()
     return weight
 
@@ -159,7 +159,7 @@ def _check_output(output: Path, overwrite: bool, apart_from: Sequence[Path]) -> 
 
 
 def _replace(temporary: Path, final: Path) -> None:
-    """Put a finished folder in its place; what was there is removed only when the new one stands."""
+    """Rename a finished folder; an old one of that name is removed only afterwards."""
     old = final.with_name(f".{final.name}.old-{os.getpid()}")
     try:
         if final.exists():
