@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from mlxpref.judge.pair_verdict import PairVerdict
     from mlxpref.judge.ranking_result import Ranking
     from mlxpref.preferences import Preference
-    from mlxpref.training.trainer import StepReport
+    from mlxpref.training.step_report import StepReport
     from mlxpref.verdict import Verdict
 
 __all__ = [

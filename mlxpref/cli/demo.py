@@ -27,7 +27,7 @@ from mlxpref.preferences import Preference
 from mlxpref.report.curves import curve_svg
 from mlxpref.report.html import thumbnail, write_page
 from mlxpref.training.run import RUN_FILES, start_run
-from mlxpref.training.trainer import StepReport
+from mlxpref.training.step_report import StepReport
 
 __all__ = ["SAMPLE_PROMPT", "DemoResult", "demo", "demo_settings", "run_demo", "write_pictures"]
 

@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 
 from mlxpref.checkpoints.checkpoint import Checkpoint
 from mlxpref.checkpoints.checks import check_folder, check_model, check_processor
-from mlxpref.checkpoints.hf_config import FAMILIES
 from mlxpref.engine.decoder import Block, RotaryTables, rotary_tables, run_block, run_step
 from mlxpref.engine.image_features import Features, FeatureStore
 from mlxpref.engine.kv_cache import BranchedKVCache, image_positions, row_branch_ids
@@ -32,7 +31,7 @@ from mlxpref.errors import DataError, MlxprefError, ModelError
 from mlxpref.preferences import ImageLike
 from mlxpref.text import one_line
 
-__all__ = ["FAMILIES", "VLM", "ComparisonInput", "TokenSegment", "check_folder", "check_model", "load_vlm"]
+__all__ = ["VLM", "ComparisonInput", "TokenSegment", "load_vlm"]
 
 
 @dataclass(frozen=True, eq=False)

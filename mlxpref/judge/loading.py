@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from mlxpref.checkpoints.checkpoint import Checkpoint
+from mlxpref.checkpoints.checks import check_folder
 from mlxpref.checkpoints.memory import judging_plan, model_size, require_fit
 from mlxpref.checkpoints.resolve import find_checkpoint
 from mlxpref.config import JudgeSettings, settings_from
 from mlxpref.engine.adapters import check_base, load_adapter
-from mlxpref.engine.vlm import check_folder, load_vlm
+from mlxpref.engine.vlm import load_vlm
 from mlxpref.errors import DataError
 from mlxpref.judge.calibration import CALIBRATION_FILE, cached_calibrations, read_calibrations
 from mlxpref.judge.judge import Judge

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mlxpref.checkpoints.checkpoint import Checkpoint
+from mlxpref.checkpoints.checks import check_folder
 from mlxpref.checkpoints.memory import model_size, require_fit, training_plan
 from mlxpref.checkpoints.resolve import find_checkpoint
 from mlxpref.config import TrainSettings, settings_from
 from mlxpref.data.load import load_preferences
 from mlxpref.distributed import SINGLE_PROCESS, ProcessGroup, process_group
 from mlxpref.engine.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, base_of, save_adapter
-from mlxpref.engine.vlm import VLM, check_folder, load_vlm
+from mlxpref.engine.vlm import VLM, load_vlm
 from mlxpref.errors import ConfigError, DataError, MlxprefError, ModelError
 from mlxpref.files import append_record, lock, open_for_append, truncate_lines
 from mlxpref.judge.calibration import CALIBRATION_FILE
@@ -39,7 +40,8 @@ from mlxpref.training.run_record import (
     resumed_settings,
     write_record,
 )
-from mlxpref.training.trainer import StepReport, Trainer
+from mlxpref.training.step_report import StepReport
+from mlxpref.training.trainer import Trainer
 
 __all__ = ["RUN_FILES", "Run", "read_log", "resume_run", "start_run", "train"]
 

@@ -34,7 +34,7 @@ from mlxpref.training.rollouts import RolloutGroup, sample_groups
 from mlxpref.training.sampler import ComparisonSampler, held_out_split, subset_of_fraction
 from mlxpref.training.step_report import StepMeter, StepReport, measured_shares, rollout_records
 
-__all__ = ["StepReport", "Trainer"]
+__all__ = ["Trainer"]
 
 _MAX_FAILURES = 3
 """Steps in a row whose loss or gradient may be not finite before training stops."""

@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 from mlxpref.checkpoints.checkpoint import Checkpoint
+from mlxpref.checkpoints.checks import check_folder
 from mlxpref.checkpoints.memory import model_size
 from mlxpref.demo import JUDGE
-from mlxpref.engine.vlm import VLM, check_folder, load_vlm
+from mlxpref.engine.vlm import VLM, load_vlm
 from mlxpref.errors import ModelError
 from tests.conftest import FAMILIES, GOLDEN, hidden_states, tiny_model
 from tests.engine.test_vlm import golden_input, spoken

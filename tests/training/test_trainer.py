@@ -24,7 +24,8 @@ from mlxpref.training import gradients, rollouts, trainer
 from mlxpref.training.loss import LossInputs, step_loss
 from mlxpref.training.rewards import RewardMix
 from mlxpref.training.run import start_run, train
-from mlxpref.training.trainer import StepReport, Trainer
+from mlxpref.training.step_report import StepReport
+from mlxpref.training.trainer import Trainer
 from tests.conftest import GOLDEN
 
 TINY = GOLDEN / "qwen2_5_vl"
