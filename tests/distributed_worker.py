@@ -25,6 +25,11 @@ from mlxpref.training.trainer import Trainer
 DEMO: dict[str, Any] = {"data": "demo", "model": "demo", "limit": 24, "max_tokens": 16, "group": 3, "comparisons": 4}
 
 
+def shortness(texts: list[str], **other: Any) -> list[float]:
+    """A custom reward."""
+    return [-len(text) / 100 for text in texts]
+
+
 class Recorder(optim.SGD):
     """An optimizer that keeps the gradient and changes nothing."""
 

@@ -61,12 +61,11 @@ def load_reward(name: str) -> CustomReward:
         parameters, takes_any = {}, False  # type: ignore[assignment]
 
     def reward(comparison: TrainingComparison, verdicts: Sequence[Verdict]) -> list[float]:
-        shown = comparison.comparison
         arguments = {
             "texts": [v.text for v in verdicts],
             "p_first": [v.p_first("soft") for v in verdicts],
-            "prompt": shown.prompt,
-            "images": (load_image(shown.first), load_image(shown.second)),
+            "prompt": comparison.prompt,
+            "images": (load_image(comparison.first), load_image(comparison.second)),
             "y": comparison.y,
         }
         optional = {"tokens": [v.tokens for v in verdicts], "preference": comparison.preference}

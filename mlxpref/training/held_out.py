@@ -45,18 +45,16 @@ class HeldOut:
         self._vlm, self._settings, self._strategy, self._processes = vlm, settings, mix.strategy, processes
         self._accuracy, self._measurements_since_best = -1.0, 0
 
-    def is_due(self, step: int, steps: int) -> bool:
-        """Return whether step `step` of `steps` ends with a measurement."""
-        return bool(self.preferences) and (step % self._settings.evaluate_every == 0 or step == steps)
-
     @property
     def should_stop(self) -> bool:
         """Whether training should end."""
         return 0 < self._settings.patience <= self._measurements_since_best
 
-    def measure(self) -> Evaluation:
-        """Judge the held-out preferences with the adapter as it is now, and remember the adapter if it is the best."""
+    def measure(self, step: int, steps: int) -> Evaluation | None:
+        """Judge the held-out preferences and remember the best adapter; None where that is not due after a step."""
         settings = self._settings
+        if not self.preferences or (step % settings.evaluate_every and step < steps):
+            return None
         judge = Judge(self._vlm, settings.judging, processes=self._processes)
         evaluation = evaluate(judge, self.preferences, EvaluationSpec(settings.data, "held-out", self._strategy))
         # What decides when training ends must be the same number in all processes.

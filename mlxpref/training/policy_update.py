@@ -56,7 +56,11 @@ def update_policy(
 
     All processes make the same update. Nothing changes where the loss or the length of the gradient is not finite.
     """
-    distance, divergence = _distances(gradient.logprobs, inputs)
+    mask, logprobs = inputs.completions.mask, np.array(gradient.logprobs)  # (R, T)
+    distance = float(np.where(mask, np.abs(logprobs - inputs.sampled), 0).sum())
+    divergence = 0.0
+    if inputs.reference is not None:
+        divergence = float(np.where(mask, np.array(kl_to_reference(gradient.logprobs, inputs.reference)), 0).sum())
     loss, clipped, distance, divergence = processes.all_sum_numbers(
         float(np.array(gradient.loss)), float(np.array(gradient.clipped)), distance, divergence
     )
@@ -73,13 +77,3 @@ def update_policy(
     optimizer.update(vlm.model, total)
     mx.eval(vlm.model.trainable_parameters(), optimizer.state)
     return replace(result, updated=True)
-
-
-def _distances(logprobs: mx.array, inputs: LossInputs) -> tuple[float, float]:
-    """How far scoring is from sampling, and the divergence from the reference: sums over the tokens (R, T)."""
-    mask, scored = inputs.completions.mask, np.array(logprobs)
-    distance = np.where(mask, np.abs(scored - inputs.sampled), 0).sum()
-    divergence = 0.0
-    if inputs.reference is not None:
-        divergence = float(np.where(mask, np.array(kl_to_reference(logprobs, inputs.reference)), 0).sum())
-    return float(distance), divergence

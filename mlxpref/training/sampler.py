@@ -17,7 +17,7 @@ from scipy.sparse.csgraph import connected_components
 
 from mlxpref.config import TrainSettings
 from mlxpref.errors import DataError
-from mlxpref.preferences import Comparison, Pair, Preference, share_for_first, shown
+from mlxpref.preferences import Comparison, Preference, placed, share_for_first
 
 __all__ = ["ComparisonSampler", "TrainingComparison", "held_out_split", "random_subset", "subset_of_fraction"]
 
@@ -26,11 +26,10 @@ _FRACTION, _ORDER, _UNUSED, _HELD_OUT, _MEASURED = range(5)
 
 
 @dataclass(frozen=True)
-class TrainingComparison:
-    """One comparison of a step as it is shown, the share y of people who prefer its first image, its random key."""
+class TrainingComparison(Comparison):
+    """A comparison of a step, the preference it shows, the share y of people for its first image, its random key."""
 
     preference: Preference
-    comparison: Comparison
     y: float
     key: tuple[int, ...]
 
@@ -76,8 +75,9 @@ class ComparisonSampler:
     def _comparison(self, step: int, place: int, index: int, key: tuple[int, ...]) -> TrainingComparison:
         preference = self.preferences[index]
         a_first = ((step - 1) * self.comparisons + place) % 2 == 0
-        comparison = shown(Pair(preference.a, preference.b, preference.prompt))[0 if a_first else 1]
-        return TrainingComparison(preference, comparison, share_for_first(preference.p_people, a_first), key)
+        first, second = placed(preference.a, preference.b, a_first)
+        y = share_for_first(preference.p_people, a_first)
+        return TrainingComparison(first, second, preference.prompt, preference, y, key)
 
     def _draw_order(self, epoch: int) -> NDArray[np.int64]:
         """The order of the preferences in an epoch."""

@@ -110,7 +110,7 @@ def rollout_records(
     return tuple(
         RolloutRecord(
             step=step,
-            prompt=shown.prompt,
+            prompt=group.comparison.prompt,
             first=first,
             second=second,
             y=group.comparison.y,
@@ -121,8 +121,7 @@ def rollout_records(
             advantage=float(rewards.advantages[i, j]),
         )
         for i, group in enumerate(groups)
-        for shown in [group.comparison.comparison]
-        for first, second in [(image_name(shown.first), image_name(shown.second))]
+        for first, second in [(image_name(group.comparison.first), image_name(group.comparison.second))]
         for j, verdict in enumerate(group.verdicts)
     )
 

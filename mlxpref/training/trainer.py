@@ -1,8 +1,7 @@
 """Training: GRPO with LoRA and mixed rewards, as a generator that yields one report a step.
 
 A step shows comparisons, lets the policy write a group of rollouts for each, rewards them by what people prefer, and
-updates the adapter, once or `updates_per_rollout` times. Reasoning tokens get the policy gradient; where a reward
-integrates the answer out, the answer position gets its exact gradient with the weight of one token of its rollout.
+updates the adapter, once or `updates_per_rollout` times.
 """
 
 import hashlib
@@ -162,7 +161,7 @@ class Trainer:
                 inputs = replace(inputs, old=gradient.logprobs)
         meter.end_phase("update")
 
-        evaluation = self.held_out.measure() if self.held_out.is_due(step, self.step_count) else None
+        evaluation = self.held_out.measure(step, self.step_count)
         if evaluation:
             meter.end_phase("evaluation")
         shares = measured_shares(rollouts, rewards, mix)

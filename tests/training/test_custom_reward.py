@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mlxpref.errors import MlxprefError
-from mlxpref.preferences import Comparison, Preference
+from mlxpref.preferences import Preference
 from mlxpref.training.custom_reward import load_reward, load_rewards
 from mlxpref.training.sampler import TrainingComparison
 from mlxpref.verdict import Verdict
@@ -19,7 +19,7 @@ VERDICTS = [Verdict("<think>one", 0.6, 0.2, tokens=3), Verdict("<think>other", t
 def rewards_of(program: str, folder: Path) -> list[float]:
     (folder / "own.py").write_text(program)
     a, b = picture(1, (84, 56)), picture(2, (56, 84))
-    comparison = TrainingComparison(Preference("a hat", a, b, 0.8, votes=5), Comparison(b, a, "a hat"), 0.2, (3, 1))
+    comparison = TrainingComparison(b, a, "a hat", Preference("a hat", a, b, 0.8, votes=5), 0.2, (3, 1))
     return load_reward(f"{folder}/own.py:own")(comparison, VERDICTS)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from mlxpref.config import TrainSettings
 from mlxpref.engine.rollout import Rollout
-from mlxpref.preferences import Comparison, Preference
+from mlxpref.preferences import Preference
 from mlxpref.training.group_rewards import GroupRewards, reward_groups
 from mlxpref.training.rewards import CustomReward, RewardMix
 from mlxpref.training.rollouts import RolloutGroup
@@ -19,7 +19,7 @@ from tests.conftest import picture
 def group_of(verdicts: list[Verdict], truncated: list[bool] | None = None, y: float = 1.0) -> RolloutGroup:
     """Rollouts that say this."""
     first, second = picture(0), picture(1)
-    comparison = TrainingComparison(Preference("a hat", first, second, y), Comparison(first, second, "a hat"), y, ())
+    comparison = TrainingComparison(first, second, "a hat", Preference("a hat", first, second, y), y, ())
     rollouts = [Rollout((1,) * v.tokens, (0.0,) * v.tokens, v) for v in verdicts]
     return RolloutGroup(comparison, None, rollouts, truncated or [False] * len(verdicts))
 

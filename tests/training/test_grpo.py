@@ -12,7 +12,7 @@ import pytest
 from mlxpref.config import TrainSettings
 from mlxpref.engine.logprobs import Logprobs
 from mlxpref.engine.rollout import Rollout
-from mlxpref.preferences import Comparison, Preference
+from mlxpref.preferences import Preference
 from mlxpref.training.group_rewards import GroupRewards, reward_groups
 from mlxpref.training.grpo import (
     group_advantages,
@@ -177,8 +177,8 @@ def expected_reward(reason: mx.array, answers: mx.array, reward: str, y: float) 
 
 def groups_of(rollouts: list[list[Rollout]], shares: list[float]) -> list[RolloutGroup]:
     """Groups of rollouts, whose comparisons have these shares of people for the first image."""
-    shown = Comparison(Path(), Path(), "")
-    comparisons = [TrainingComparison(Preference("", Path(), Path(), y), shown, y, ()) for y in shares]
+    place = Path()
+    comparisons = [TrainingComparison(place, place, "", Preference("", place, place, y), y, ()) for y in shares]
     prompt: Any = object()
     return [
         RolloutGroup(comparison, prompt, group, [False] * len(group))

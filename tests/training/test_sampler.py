@@ -32,7 +32,7 @@ def steps_of(sampler: ComparisonSampler, count: int) -> list[list[TrainingCompar
 
 
 def a_first(comparison: TrainingComparison) -> bool:
-    return comparison.comparison.first is comparison.preference.a
+    return comparison.first is comparison.preference.a
 
 
 @pytest.mark.parametrize("count", [12, 13, 7])
@@ -51,7 +51,7 @@ def test_sides_alternate(count: int, size: int) -> None:
     assert len({c.key for c in shown}) == len(shown)
     for c in shown:
         assert c.y == (c.preference.p_people if a_first(c) else 1 - c.preference.p_people)
-        assert {id(c.comparison.first), id(c.comparison.second)} == {id(c.preference.a), id(c.preference.b)}
+        assert {id(c.first), id(c.second)} == {id(c.preference.a), id(c.preference.b)}
 
 
 def test_orders_differ_by_seed_and_epoch() -> None:
