@@ -55,15 +55,14 @@ def ranking_rows(path: Path) -> list[Row]:
 
 def _pair(entry: Any) -> Iterator[Row]:
     # A name and a prompt stand in many pairs: interned, they are in memory once.
-    prompt, names = entry["prompt"], entry.get("file_path") or entry["image_path"]
-    first, second = names
+    prompt, (first, second) = entry["prompt"], entry.get("file_path") or entry["image_path"]
     preference, other = entry["human_preference"]
     if preference not in (0, 1) or other not in (0, 1):
         raise DataError(f'"human_preference" is {preference} and {other}, not 1 and 0')
-    if not all(isinstance(each, str) for each in (prompt, first, second)):
+    if not (isinstance(prompt, str) and isinstance(first, str) and isinstance(second, str)):
         raise DataError("prompt and images must be text")
-    if damaged := [name for name in names if name in _DAMAGED]:
-        raise DataError(f"{damaged[0]} is known to be damaged")
+    if first in _DAMAGED or second in _DAMAGED:
+        raise DataError(f"{first if first in _DAMAGED else second} is known to be damaged")
     if first == second:
         raise DataError(f"names {first} twice")
     prompt = intern(prompt)

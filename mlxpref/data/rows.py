@@ -169,9 +169,9 @@ def _exchanged(row: Row) -> Row:
 def preferences_of(rows: Iterable[Row], images: Images) -> list[Preference]:
     """Rows with their images in the place of names; those of which an image is not there are left out."""
     return [
-        Preference(row.prompt, images[row.a], images[row.b], *row[3:])
-        for row in rows
-        if row.a in images and row.b in images
+        Preference(prompt, images[a], images[b], p_people, votes, group, label)
+        for prompt, a, b, p_people, votes, group, label in rows
+        if a in images and b in images
     ]
 
 
