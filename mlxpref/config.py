@@ -145,19 +145,19 @@ def settings_from(kind: type[S], values: Mapping[str, Any], where: str = "") -> 
 
     `where` is the file that the values come from, for the message.
     """
-    known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
+    settings = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
     try:
         for name in values:
-            if name not in known:
-                raise ConfigError(f"unknown setting {name!r}; known are {', '.join(known)}")
-        return kind(**{name: _checked(known[name], value) for name, value in values.items()})
+            if name not in settings:
+                raise ConfigError(f"unknown setting {name!r}; known are {', '.join(settings)}")
+        return kind(**{name: _checked(settings[name], value) for name, value in values.items()})
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}" if where else str(error)) from error
 
 
-def _checked(known: "Field[Any]", value: Any) -> Any:
+def _checked(setting: "Field[Any]", value: Any) -> Any:
     """The value of a field, a whole number as a float where the field is one; ConfigError for what it cannot be."""
-    kind, limits = type(known.default), known.metadata
+    kind, limits = type(setting.default), setting.metadata
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     wrong = ""
@@ -172,7 +172,7 @@ def _checked(known: "Field[Any]", value: Any) -> Any:
     elif "choices" in limits and value not in limits["choices"]:
         wrong = f"none of {', '.join(limits['choices'])}"
     if wrong:
-        raise ConfigError(f"setting {known.name}: {value!r} is {wrong}")
+        raise ConfigError(f"setting {setting.name}: {value!r} is {wrong}")
     return value
 
 

@@ -119,13 +119,13 @@ class ProcessGroup:
         flat = mx.array(row[None])
         return np.array(self._exchange(mx.distributed.all_gather, flat, flat.nbytes * (self.size - 1)))
 
-    def _exchange(self, exchange: Callable[[mx.array], mx.array], sent: mx.array, sent_bytes: int) -> mx.array:
+    def _exchange(self, exchange: Callable[[mx.array], mx.array], array: mx.array, sent_bytes: int) -> mx.array:
         """The result of an exchange of `sent`, once it is there; MlxprefError where a process is gone."""
-        mx.eval(sent)  # so that the time below is that of the exchange alone
+        mx.eval(array)  # so that the time below is that of the exchange alone
         self.sent_bytes += sent_bytes
-        started = time.perf_counter()
+        start = time.perf_counter()
         try:
-            result = exchange(sent)
+            result = exchange(array)
             mx.eval(result)
         except RuntimeError as error:
             raise MlxprefError(
@@ -133,7 +133,7 @@ class ProcessGroup:
                 "a training with --resume"
             ) from error
         finally:
-            self.wait_seconds += time.perf_counter() - started
+            self.wait_seconds += time.perf_counter() - start
         return result
 
 

@@ -105,8 +105,8 @@ def ask_hub(hub_id: str, kind: RepositoryKind = "dataset", revision: str | None 
     from huggingface_hub import HfApi
 
     with _translated(f"{hub_id}@{revision}" if revision else hub_id, kind):
-        ask = HfApi().dataset_info if kind == "dataset" else HfApi().model_info
-        info = ask(hub_id, revision=revision, files_metadata=True, timeout=_ASK_SECONDS)
+        get_info = HfApi().dataset_info if kind == "dataset" else HfApi().model_info
+        info = get_info(hub_id, revision=revision, files_metadata=True, timeout=_ASK_SECONDS)
     files = []
     for sibling in info.siblings or []:
         digest = (sibling.lfs.sha256 if sibling.lfs else sibling.blob_id) or ""
@@ -120,11 +120,11 @@ def ask_hub(hub_id: str, kind: RepositoryKind = "dataset", revision: str | None 
 
 def check_space(destination: Destination, files: Sequence[HubFile]) -> None:
     """DataError if what is left of some files does not fit where they are put, with some space to spare."""
-    left = destination.bytes_left(files)
+    rest = destination.bytes_left(files)
     free = free_bytes(destination.root)
-    if left and left + SPARE > free:
+    if rest and rest + SPARE > free:
         raise DataError(
-            f"{destination.root}: {format_bytes(left)} are to be downloaded and {format_bytes(SPARE)} must stay free, "
+            f"{destination.root}: {format_bytes(rest)} are to be downloaded and {format_bytes(SPARE)} must stay free, "
             f"but only {format_bytes(free)} are free; make room, or give another disk with "
             f"{_ELSEWHERE[destination.repository.kind]}"
         )

@@ -16,8 +16,8 @@ def plain(text: object) -> str:
 
     Control and direction characters are removed, line breaks become blanks, undecoded bytes are written as \\xff.
     """
-    shown = CONTROL.sub(lambda match: " " if match[0].isspace() else "", str(text))
-    return UNDECODED.sub(lambda match: f"\\x{ord(match[0]) & 0xFF:02x}", shown)
+    clean = CONTROL.sub(lambda match: " " if match[0].isspace() else "", str(text))
+    return UNDECODED.sub(lambda match: f"\\x{ord(match[0]) & 0xFF:02x}", clean)
 
 
 def format_bytes(count: float) -> str:

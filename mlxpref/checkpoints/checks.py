@@ -49,10 +49,10 @@ def check_processor(path: Path, model: Any, processor: Any) -> None:
         )
     vision, images = model.config.vision_config, processor.image_processor
     for name, of_vision in (("patch_size",) * 2, ("merge_size", "spatial_merge_size"), ("temporal_patch_size",) * 2):
-        size, needed = getattr(images, name), getattr(vision, of_vision)
-        if size != needed:
+        size, tower_size = getattr(images, name), getattr(vision, of_vision)
+        if size != tower_size:
             raise ModelError(
-                f"{path}: the image processor's {name} is {reprlib.repr(size)}, the vision tower needs {needed}; "
+                f"{path}: the image processor's {name} is {reprlib.repr(size)}, the vision tower needs {tower_size}; "
                 "copy preprocessor_config.json from the original checkpoint"
             )
 
@@ -68,11 +68,11 @@ def _check_sizes(checkpoint: Checkpoint) -> None:
     hidden, inner = text["hidden_size"], text["intermediate_size"]
     width = vision["embed_dim" if config["model_type"] == "qwen2_vl" else "hidden_size"]
     weights = text["vocab_size"] * hidden + layers * 3 * hidden * inner + depth * 4 * width**2
-    stored = sum(tensor.size for tensor in tensors.values())
+    stored_bytes = sum(tensor.size for tensor in tensors.values())
     # 2 bits a weight are the fewest that MLX quantizes to.
-    if layers + depth > len(tensors) or weights > 4 * stored:
+    if layers + depth > len(tensors) or weights > 4 * stored_bytes:
         claim = f"{layers + depth} layers and {weights / 1e6:.4g} million weights or more"
-        content = f"{len(tensors)} tensors in {stored / 1e6:.4g} MB"
+        content = f"{len(tensors)} tensors in {stored_bytes / 1e6:.4g} MB"
         raise ModelError(
             f"{checkpoint.folder}: config.json is of {claim}, the safetensors hold {content}: they are not of one "
             "model; download the checkpoint again"
@@ -81,8 +81,8 @@ def _check_sizes(checkpoint: Checkpoint) -> None:
 
 def _check_head(checkpoint: Checkpoint) -> None:
     """Refuse a stored head that differs from the embedding where the config says that they are one."""
-    stored, tensors = checkpoint.stored_config, checkpoint.tensors
-    if not stored.get("tie_word_embeddings", (stored.get("text_config") or {}).get("tie_word_embeddings")):
+    config, tensors = checkpoint.stored_config, checkpoint.tensors
+    if not config.get("tie_word_embeddings", (config.get("text_config") or {}).get("tie_word_embeddings")):
         return
     for name in (name for name in tensors if "lm_head." in name):
         key = name.rpartition(".")[2]

@@ -68,8 +68,8 @@ def download_model(repository: HubRepository) -> Path:
         check_space(destination, [*side_files, *_all_weights(repository)])
         download_snapshot(repository, side_files)
         weights = _weights(repository, destination.snapshot)
-        if left := destination.bytes_left(weights):
-            logger.info(f"{repository.hub_id}: {format_bytes(left)} of weights to download into {destination.root}")
+        if rest := destination.bytes_left(weights):
+            logger.info(f"{repository.hub_id}: {format_bytes(rest)} of weights to download into {destination.root}")
         return download_snapshot(repository, weights)
     except DataError as error:
         why = str(error).removeprefix(f"{repository.hub_id}: ")

@@ -170,8 +170,8 @@ def validate(config: Mapping[str, Any], file: Path) -> None:
 
 
 def _refuse(file: Path, name: str, value: Any, allowed: str) -> NoReturn:
-    shown = "missing" if value is None else reprlib.repr(value)
-    raise ModelError(f"{file}: {name} is {shown}, not {allowed}; use the checkpoint's original config")
+    text = "missing" if value is None else reprlib.repr(value)
+    raise ModelError(f"{file}: {name} is {text}, not {allowed}; use the checkpoint's original config")
 
 
 def _is_whole(value: Any) -> TypeGuard[int]:

@@ -43,8 +43,8 @@ class TensorInfo:
         """Its bytes, at most so many at once; raises OSError."""
         with self.file.open("rb") as stream:
             stream.seek(self.start)
-            for done in range(0, self.size, most):
-                yield stream.read(min(most, self.size - done))
+            for offset in range(0, self.size, most):
+                yield stream.read(min(most, self.size - offset))
 
 
 def read_tensor_infos(folder: Path) -> dict[str, TensorInfo]:

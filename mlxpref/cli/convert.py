@@ -127,24 +127,25 @@ def convert(
             rows = compare_recipes(path, recipes, comparisons, **common)
             print_json(rows) if as_json else print_recipes(rows)
             return
-        asked = comparisons if fidelity else ()
-        written = convert_folder(path, output, recipes[0], **common, overwrite=writing.overwrite, comparisons=asked)
+        result = convert_folder(
+            path, output, recipes[0], **common, overwrite=writing.overwrite, comparisons=comparisons if fidelity else ()
+        )
     if as_json:
-        print_json(written)
+        print_json(result)
     else:
-        _print_written(written, f"use it with --model {output}")
+        _print_written(result, f"use it with --model {output}")
 
 
-def _print_written(written: dict[str, Any], use: str) -> None:
+def _print_written(result: dict[str, Any], use: str) -> None:
     """What was written, in two lines: the folder, and how near it is to its source."""
-    layers = written["quantized_layers"]
-    recipe = f"{written['recipe']} bit" if str(written["recipe"]).isdigit() else written["recipe"]
+    layers = result["quantized_layers"]
+    recipe = f"{result['recipe']} bit" if str(result["recipe"]).isdigit() else result["recipe"]
     kind = f"{recipe}, {layers} layers quantized" if layers else "not quantized"
-    size = f"{format_bytes(written['bytes'])}, {written['bits_per_weight']:.2f} bits a weight"
-    print_text(f"{written['path']}: {kind}, {size}; {use}")
-    if written["left"]:
-        note(f"{len(written['left'])} layers were left as they were: the group size does not divide their width")
-    if written["fidelity"]:
-        print_text(fidelity_line(written["fidelity"], "its source"))
-    elif written["fidelity_skipped"]:
-        note(f"not compared with its source: {written['fidelity_skipped']}")
+    size = f"{format_bytes(result['bytes'])}, {result['bits_per_weight']:.2f} bits a weight"
+    print_text(f"{result['path']}: {kind}, {size}; {use}")
+    if result["left"]:
+        note(f"{len(result['left'])} layers were left as they were: the group size does not divide their width")
+    if result["fidelity"]:
+        print_text(fidelity_line(result["fidelity"], "its source"))
+    elif result["fidelity_skipped"]:
+        note(f"not compared with its source: {result['fidelity_skipped']}")

@@ -94,17 +94,17 @@ def _agreed(data_set: "DataSet", split: "Split", destination: "Destination", lim
 
     repository = destination.repository
     files = repository.matching(split.lists + split.images)
-    whole, left = sum(file.size for file in files), destination.bytes_left(files)
-    licence, here = repository.licence or data_set.licence, format_bytes(whole - left)
+    whole, rest = sum(file.size for file in files), destination.bytes_left(files)
+    licence, size_here = repository.licence or data_set.licence, format_bytes(whole - rest)
     note(f"{data_set.name}, split {split.name}: {repository.hub_id} on the hub, licence: {licence}")
-    note(f"{len(files)} files, {format_bytes(whole)}, of which {here} are here; into {destination.root}")
+    note(f"{len(files)} files, {format_bytes(whole)}, of which {size_here} are here; into {destination.root}")
     if split.together:
         note("the images that are used are unpacked into the user's cache: if all are, that takes as much room again")
     if limit is not None and split.together:
         note(f"--limit {limit}: the images are in one archive, which has to be downloaded whole")
     elif limit is not None:
         note(f"--limit {limit}: of these, only the archives that so many preferences need")
-    return left == 0 or yes or agree("Download it?")
+    return rest == 0 or yes or agree("Download it?")
 
 
 def _download(split: "Split", destination: "Destination", limit: int | None) -> dict[str, Any]:
@@ -115,20 +115,20 @@ def _download(split: "Split", destination: "Destination", limit: int | None) -> 
 
     lists, images = (destination.repository.matching(patterns) for patterns in (split.lists, split.images))
     by_path = {file.path: file for file in lists + images}
-    done: list[HubFile] = []
+    checked_files: list[HubFile] = []
     downloaded = 0
     for paths in files_for_limit(split, [f.path for f in lists], [f.path for f in images], destination.snapshot, limit):
         files = [by_path[path] for path in paths]
-        left = destination.bytes_left(files)
+        rest = destination.bytes_left(files)
         check_space(destination, files)
         names = f"{', '.join(paths[:3])}{' ...' if len(paths) > 3 else ''}"
-        note(f"{names}: {format_bytes(left)} to download" if left else f"{names}: here already, to be checked")
+        note(f"{names}: {format_bytes(rest)} to download" if rest else f"{names}: here already, to be checked")
         for file in files:
             download(destination, file)
-        done += files
-        downloaded += left
-    size = sum(file.size for file in done)
-    return _result(destination.snapshot, [file.path for file in done], size, downloaded, checked=True)
+        checked_files += files
+        downloaded += rest
+    size = sum(file.size for file in checked_files)
+    return _result(destination.snapshot, [file.path for file in checked_files], size, downloaded, checked=True)
 
 
 def _result(folder: Path, files: list[str], size: int, downloaded: int, checked: bool) -> dict[str, Any]:

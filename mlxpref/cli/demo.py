@@ -174,9 +174,9 @@ def _clear(folder: Path) -> None:
     """Remove an earlier demo from a folder; ConfigError if the folder holds anything else."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder}: is a file; give a folder with --output")
-    written = {f"pictures/{_file_name(spec)}" for spec in _SAMPLES} | {f"adapter/{name}" for name in RUN_FILES}
+    demo_files = {f"pictures/{_file_name(spec)}" for spec in _SAMPLES} | {f"adapter/{name}" for name in RUN_FILES}
     files = [path for path in folder.rglob("*") if not path.is_dir()]
-    others = [path for path in files if path.relative_to(folder).as_posix() not in written | {"index.html"}]
+    others = [path for path in files if path.relative_to(folder).as_posix() not in demo_files | {"index.html"}]
     if others:
         raise ConfigError(f"{folder}: holds what no demo wrote, such as {others[0]}; give another --output")
     for path in files:

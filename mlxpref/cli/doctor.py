@@ -113,10 +113,10 @@ def check_system() -> CheckResult:
     """The operating system, the processor and Python. MLX has no wheels for systems that it does not run on."""
     macos = platform.mac_ver()[0]
     system = f"macOS {macos}" if macos else platform.system()
-    found = f"{system}, {platform.machine()}, Python {platform.python_version()}"
+    value = f"{system}, {platform.machine()}, Python {platform.python_version()}"
     if on_battery():
-        return CheckResult(f"{found}, on battery", "note", "plug the charger in before a long run")
-    return CheckResult(found)
+        return CheckResult(f"{value}, on battery", "note", "plug the charger in before a long run")
+    return CheckResult(value)
 
 
 def installed_versions() -> dict[str, str]:
@@ -130,7 +130,7 @@ def installed_versions() -> dict[str, str]:
 
 def check_packages(versions: Mapping[str, str]) -> CheckResult:
     """The installed versions against the requirements that mlxpref's metadata states."""
-    wrong, wanted = [], []
+    wrong, requirements = [], []
     for requirement in map(Requirement, metadata.requires("mlxpref") or []):
         if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
             continue
@@ -138,20 +138,20 @@ def check_packages(versions: Mapping[str, str]) -> CheckResult:
         version = versions.get(name)
         if version is None or not range_.contains(version, prereleases=True):
             wrong.append(f"{name} {version}, not {range_}" if version else f"{name} is missing")
-            wanted.append(f'"{name}{range_}"')
+            requirements.append(f'"{name}{range_}"')
     if wrong:
-        return CheckResult("; ".join(wrong), "fails", f"pip install {' '.join(wanted)}")
+        return CheckResult("; ".join(wrong), "fails", f"pip install {' '.join(requirements)}")
     return CheckResult(", ".join(f"{name} {versions[name]}" for name in _SHOWN if name in versions))
 
 
 def check_builds(versions: Mapping[str, str]) -> CheckResult:
     """That there is one build of MLX, of MLX's own version: all builds install the same library file."""
     builds = {name: version for name, version in versions.items() if re.fullmatch(r"mlx-(cpu|metal|cuda.*)", name)}
-    found = ", ".join(f"{name} {version}" for name, version in sorted(builds.items())) or "none"
+    value = ", ".join(f"{name} {version}" for name, version in sorted(builds.items())) or "none"
     if list(builds.values()) == [versions.get("mlx")]:
-        return CheckResult(found)
+        return CheckResult(value)
     remedy = f"pip uninstall --yes mlx {' '.join(builds)} && pip install mlx (on Linux one of mlx[cpu] and mlx[cuda13])"
-    return CheckResult(f"{found}; mlx {versions.get('mlx')} needs one, of its version", "fails", remedy)
+    return CheckResult(f"{value}; mlx {versions.get('mlx')} needs one, of its version", "fails", remedy)
 
 
 def check_device(working_set: int) -> CheckResult:
@@ -160,29 +160,29 @@ def check_device(working_set: int) -> CheckResult:
 
     info, on_gpu = mx.device_info(), mx.default_device().type == mx.DeviceType.gpu
     backend = ("Metal" if mx.metal.is_available() else "CUDA") if on_gpu else "CPU"
-    found = f"{backend}, {info.get('device_name', 'unnamed')}, {format_bytes(working_set)} for a model"
+    value = f"{backend}, {info.get('device_name', 'unnamed')}, {format_bytes(working_set)} for a model"
     if on_gpu:
-        return CheckResult(found)
-    found += "; a real judge is slow on a CPU, and computes in float32"
+        return CheckResult(value)
+    value += "; a real judge is slow on a CPU, and computes in float32"
     if platform.system() == "Darwin":
         remedy = "Metal is not available: do not run it in a virtual machine or a sandbox"
     elif shutil.which("nvidia-smi"):
         remedy = 'use the NVIDIA GPU: pip uninstall mlx-cpu && pip install "mlx[cuda13]"'
     elif blas_in_use()["blas_kernels"] is None:
-        found += ", forty times slower with the BLAS of MLX's wheel"
+        value += ", forty times slower with the BLAS of MLX's wheel"
         remedy = "pip install --force-reinstall opencv-python: its wheel brings a fast BLAS, which mlxpref opens"
     else:
-        return CheckResult(found)
-    return CheckResult(found, "note", remedy)
+        return CheckResult(value)
+    return CheckResult(value, "note", remedy)
 
 
 def check_default_judge(working_set: int, hub: CheckResult) -> CheckResult:
     """The judge of a command without --model: whether it is here or can be downloaded."""
     model = os.environ.get("MLXPREF_MODEL", "")
-    found = f"$MLXPREF_MODEL is {model}" if model else "none"
+    value = f"$MLXPREF_MODEL is {model}" if model else "none"
     try:
         if not model:
-            model = found = choose_judge(working_set).id
+            model = value = choose_judge(working_set).id
         folder = Path(model)
         with suppress(RuntimeError):  # there is no such user
             folder = folder.expanduser()
@@ -190,31 +190,31 @@ def check_default_judge(working_set: int, hub: CheckResult) -> CheckResult:
             from mlxpref.checkpoints.checks import check_folder  # it imports MLX
 
             check_folder(Checkpoint.open(folder))
-            return CheckResult(found)
+            return CheckResult(value)
     except ModelError as error:
-        return CheckResult(f"{found}: no judge that can be used", "fails", str(error))
+        return CheckResult(f"{value}: no judge that can be used", "fails", str(error))
     if model == "demo":
-        return CheckResult(f"{found}, which knows coloured shapes only")
+        return CheckResult(f"{value}, which knows coloured shapes only")
     if not is_hub_id(model):
         remedy = "set MLXPREF_MODEL to a folder or a Hugging Face id, or unset it"
-        return CheckResult(f"{found}, which does not exist", "fails", remedy)
+        return CheckResult(f"{value}, which does not exist", "fails", remedy)
     hub_id, _, revision = model.partition("@")
     if cached_model(hub_id, revision or None):
-        return CheckResult(f"{found}, in the cache")
+        return CheckResult(f"{value}, in the cache")
     if hub.state == "ok":
-        return CheckResult(f"{found}, downloaded at its first use")
+        return CheckResult(f"{value}, downloaded at its first use")
     remedy = "connect to the hub, or name a judge's folder with --model or MLXPREF_MODEL; --model demo always works"
-    return CheckResult(f"{found}, which is not here and cannot be downloaded", "fails", remedy)
+    return CheckResult(f"{value}, which is not here and cannot be downloaded", "fails", remedy)
 
 
 def check_judge(judge: RecommendedJudge, working_set: int) -> CheckResult:
     """Whether a recommended judge fits the device, to judge and to train."""
     judges, trains = (gb * 1e9 <= working_set for gb in (judge.working_set_gb, judge.training_gb))
-    found = f"{judge.id}: {'judges' if judges else 'too large to judge'} ({judge.working_set_gb:.1f} GB), "
-    found += f"{'trains' if trains else 'too large to train'} ({judge.training_gb:.1f} GB), "
-    found += "in the cache" if cached_model(judge.id) else f"to download ({judge.size_gb:.1f} GB)"
-    found += "" if judge.any_use else f", licence {judge.licence}"
-    return CheckResult(found, "ok" if judges else "note")
+    value = f"{judge.id}: {'judges' if judges else 'too large to judge'} ({judge.working_set_gb:.1f} GB), "
+    value += f"{'trains' if trains else 'too large to train'} ({judge.training_gb:.1f} GB), "
+    value += "in the cache" if cached_model(judge.id) else f"to download ({judge.size_gb:.1f} GB)"
+    value += "" if judge.any_use else f", licence {judge.licence}"
+    return CheckResult(value, "ok" if judges else "note")
 
 
 def check_hub() -> CheckResult:
@@ -245,7 +245,7 @@ def check_cache(variable: str, folder_of: Callable[[], Path]) -> CheckResult:
         return CheckResult(f"{folder}: {existing} is no folder that can be written", "fails", remedy)
     files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
     size, free = sum(path.stat().st_size for path in files), free_bytes(folder)
-    found = f"{folder}: {format_bytes(size)}, {format_bytes(free)} free"
+    value = f"{folder}: {format_bytes(size)}, {format_bytes(free)} free"
     if free < _LITTLE:
-        return CheckResult(found, "note", f"make room, or set {variable} to another place")
-    return CheckResult(found)
+        return CheckResult(value, "note", f"make room, or set {variable} to another place")
+    return CheckResult(value)

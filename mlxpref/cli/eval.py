@@ -176,12 +176,12 @@ def _evaluate_judge(
 ) -> tuple[StrategyComparison, CalibrationFile | None]:
     """Judge preferences by every variant that is asked for; a calibration is applied only where it is named."""
     validation = _validation(source, preferences, spec)
-    needed = [*preferences, *validation]
+    all_preferences = [*preferences, *validation]
     decoded = image_cache(settings)
-    check_preferences(source.data, needed, decoded)
+    check_preferences(source.data, all_preferences, decoded)
     options = replace(options, no_calibration=options.calibration is None)
-    with open_judge([image for p in needed for image in (p.a, p.b)], options, settings, decoded) as judge:
-        judge.processes.check_same({"fingerprint of the preferences": data_fingerprint(needed)})
+    with open_judge([image for p in all_preferences for image in (p.a, p.b)], options, settings, decoded) as judge:
+        judge.processes.check_same({"fingerprint of the preferences": data_fingerprint(all_preferences)})
         comparison = compare_strategies(judge, preferences, spec, variants.variants, validation)
     if recalled := comparison.counts.recalled:
         note(f"{recalled} of {recalled + comparison.counts.comparisons} comparisons were judged before")
@@ -192,11 +192,11 @@ def _evaluate_judge(
 
 def _evaluate_scores(preferences: Sequence[Preference], path: Path, spec: EvaluationSpec) -> Evaluation:
     """Measure the scores of a file, without a model."""
-    needed, given = counted(preferences, spec.protocol), read_scores(path)
-    scores = match_scores(given, needed, path)
-    if unused := len(given) - len(scores):
-        note(f"{path}: {unused} of {len(given)} scores are of images that were not asked for")
-    return evaluation_of_scores(preferences, prefer_by_score(scores, needed), spec)
+    pairs, file_scores = counted(preferences, spec.protocol), read_scores(path)
+    scores = match_scores(file_scores, pairs, path)
+    if unused := len(file_scores) - len(scores):
+        note(f"{path}: {unused} of {len(file_scores)} scores are of images that were not asked for")
+    return evaluation_of_scores(preferences, prefer_by_score(scores, pairs), spec)
 
 
 def _validation(source: DataOptions, preferences: Sequence[Preference], spec: EvaluationSpec) -> list[Preference]:

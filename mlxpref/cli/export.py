@@ -62,12 +62,12 @@ def export(
     quantization = Recipe.named(recipe, int(group_size or 64)) if recipe else None
     name, base = find_checkpoint(model or base_name(adapter), agree)
     with exit_on_sigterm():
-        written = export_adapter(
+        result = export_adapter(
             adapter, output, to, base, name, quantization, dtype, writing.shard_size, writing.overwrite, any_base
         )
     if as_json:
-        print_json(written)
+        print_json(result)
     else:
-        print_text(f"{written['path']}: {format_bytes(written['bytes'])}; {output / 'README.md'} says how to load it")
-        if written.get("fidelity"):
-            print_text(fidelity_line(written["fidelity"], "its base with the adapter on"))
+        print_text(f"{result['path']}: {format_bytes(result['bytes'])}; {output / 'README.md'} says how to load it")
+        if result.get("fidelity"):
+            print_text(fidelity_line(result["fidelity"], "its base with the adapter on"))

@@ -84,7 +84,7 @@ def _shown_groups(groups: Sequence[PromptGroup], folder: Path) -> list[PromptGro
 
     The others are named on stderr; DataError where nothing is left.
     """
-    kept: list[PromptGroup] = []
+    readable_groups: list[PromptGroup] = []
     left_out: list[Skipped] = []
     top = Path(os.path.realpath(folder))
     for group in groups:
@@ -97,14 +97,14 @@ def _shown_groups(groups: Sequence[PromptGroup], folder: Path) -> list[PromptGro
             else:
                 images.append(image)
         if len(images) > 1:
-            kept.append(PromptGroup(group.prompt, tuple(images)))
+            readable_groups.append(PromptGroup(group.prompt, tuple(images)))
         else:
             left_out += [Skipped(image, "has nothing left to be compared with") for image in images]
-    if not kept:
+    if not readable_groups:
         raise DataError(f"{folder}: no two images of a prompt can be shown: {left_out[0].path} {left_out[0].error}")
     for each in left_out:
         note(f"skipped: {each.path}: {each.error}")
-    return kept
+    return readable_groups
 
 
 def _note_progress(session: LabelSession) -> None:
@@ -126,8 +126,8 @@ def _print_result(session: LabelSession) -> None:
         f"{progress['answers']} answers about {progress['asked']} pairs ({progress['ties']} ties, "
         f"{progress['skips']} skipped) in {session.file.path}"
     )
-    wanted = f" of {enough['needed']} wanted" if enough["needed"] else ""
-    print_text(f"{'enough' if enough['reached'] else 'not yet enough'} to train: {enough['decided']} pairs{wanted}")
+    target = f" of {enough['needed']} wanted" if enough["needed"] else ""
+    print_text(f"{'enough' if enough['reached'] else 'not yet enough'} to train: {enough['decided']} pairs{target}")
     print_text(enough["why"])
     print_text(f"learn them:   mlxpref train --data {path} --output runs/taste")
     print_text(f"measure that: mlxpref eval --data {path} --adapter runs/taste")

@@ -54,8 +54,8 @@ def settings_options(kind: type, only: tuple[str, ...] = ()) -> Callable[[Comman
 
     The command gets those that were given in a dict, `settings`; the others keep their defaults.
     """
-    offered = [f for f in fields(kind) if not only or f.name in only]
-    options = {f.name: _setting_option(f.name, f.default, f.metadata) for f in offered}
+    option_fields = [f for f in fields(kind) if not only or f.name in only]
+    options = {f.name: _setting_option(f.name, f.default, f.metadata) for f in option_fields}
 
     def given(values: Mapping[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in values.items() if value is not None}
@@ -82,8 +82,8 @@ def _together(
 def _setting_option(name: str, default: Any, metadata: Mapping[str, Any]) -> Callable[[Command], Command]:
     """The option of a setting; None where it is not given."""
     flag = name.replace("_", "-")
-    shown = ("yes" if default else "no") if isinstance(default, bool) else default
-    text = metadata["help"] if default == "" else f"{metadata['help']}  [default: {shown}]"
+    value = ("yes" if default else "no") if isinstance(default, bool) else default
+    text = metadata["help"] if default == "" else f"{metadata['help']}  [default: {value}]"
     if isinstance(default, bool):
         return click.option(f"--{flag}/--no-{flag}", name, default=None, help=text)
     if isinstance(default, str):

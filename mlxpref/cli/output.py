@@ -130,15 +130,15 @@ class _Shown(Progress):
                     yield item
                     bar.update(task, advance=1, description=plain(name()))
             return
-        started = shown = time.monotonic()
-        done = 0
-        for done, item in enumerate(work, start=1):
+        start = last_note = time.monotonic()
+        number = 0
+        for number, item in enumerate(work, start=1):
             yield item
             now = time.monotonic()
-            if now - shown >= _PLAIN_INTERVAL and done < count:
-                note(f"{name()}: {done} of {count}, about {(now - started) / done * (count - done):.0f} s left")
-                shown = now
-        note(f"{name()}: {done} of {count} in {time.monotonic() - started:.1f} s")
+            if now - last_note >= _PLAIN_INTERVAL and number < count:
+                note(f"{name()}: {number} of {count}, about {(now - start) / number * (count - number):.0f} s left")
+                last_note = now
+        note(f"{name()}: {number} of {count} in {time.monotonic() - start:.1f} s")
 
 
 def _bar() -> "Bar":

@@ -158,8 +158,8 @@ def _plan(judge: Judge, groups: Sequence[PromptGroup], think_about: ThinkAbout, 
     seconds = estimate_seconds(judge, images, groups[0].prompt, total)
     work = [f"{total.without_thinking} pairs without thinking"] if total.without_thinking else []
     work += [f"{total.with_thinking} pairs with thinking"] if total.with_thinking else []
-    expected = "some are known" if seconds is None else f"about {format_duration(seconds)}"
-    return f"{' and '.join(work)}, in both orders: {expected}"
+    time = "some are known" if seconds is None else f"about {format_duration(seconds)}"
+    return f"{' and '.join(work)}, in both orders: {time}"
 
 
 def _digest(groups: Sequence[PromptGroup]) -> str:

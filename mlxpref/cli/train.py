@@ -39,15 +39,15 @@ def train(
     run that was ended, by Ctrl-C or in any other way, continues with `mlxpref train --resume --output FOLDER`. Settings
     need not be given again, and only --save-every, --rows, --micro-batch and --recompute may differ.
     """
-    given = (read_settings(config) if config else {}) | settings
+    values = (read_settings(config) if config else {}) | settings
     consent = (lambda question: True) if yes else agree
     processes = process_group()
-    decoded = image_cache(given)
+    decoded = image_cache(values)
     check = partial(check_preferences, images=decoded)
     if resume:
-        run = resume_run(output, given, consent, check, processes=processes)
+        run = resume_run(output, values, consent, check, processes=processes)
     else:
-        checked = settings_from(TrainSettings, given, str(config) if config else "")
+        checked = settings_from(TrainSettings, values, str(config) if config else "")
         run = start_run(checked, output, consent, check, processes=processes)
     if run:
         run.trainer.vlm.features.images = decoded
@@ -68,8 +68,8 @@ def train(
 def _train(run: Run) -> None:
     """Train to the end, and say how to continue where the run ends before."""
     count = run.trainer.step_count
-    done = f", {run.done} of them done" if run.done else ""
-    note(f"{len(run.trainer.preferences)} preferences, {count} steps{done}, into {run.folder}")
+    progress = f", {run.done} of them done" if run.done else ""
+    note(f"{len(run.trainer.preferences)} preferences, {count} steps{progress}, into {run.folder}")
     try:
         with exit_on_sigterm(), keep_awake():
             for _ in track_steps(warn_of_slowdown(run.reports()), count - run.done):

@@ -37,11 +37,15 @@ def compare_recipes(
     rows = []
     for recipe in recipes:
         with TemporaryDirectory(prefix="mlxpref-") as place:
-            asked = comparisons if reference else ()
-            written = convert(
-                source, Path(place) / recipe.name, recipe, comparisons=asked, reference=reference, **options
+            result = convert(
+                source,
+                Path(place) / recipe.name,
+                recipe,
+                reference=reference,
+                comparisons=comparisons if reference else (),
+                **options,
             )
-        numbers = written["fidelity"] or dict.fromkeys(Fidelity.__dataclass_fields__)
-        row = {key: written[key] for key in _OF_CONVERSION} | {"left": len(written["left"])}
+        numbers = result["fidelity"] or dict.fromkeys(Fidelity.__dataclass_fields__)
+        row = {key: result[key] for key in _OF_CONVERSION} | {"left": len(result["left"])}
         rows.append(row | numbers | {"fidelity_skipped": skipped})
     return rows

@@ -70,7 +70,7 @@ def convert(
     files to the folder. ModelError for a source that cannot be converted, ConfigError for an output that is in the way;
     both leave nothing behind.
     """
-    started = time.perf_counter()
+    start = time.perf_counter()
     source = Checkpoint.open(source)
     check_folder(source)
     with new_folder(output, overwrite, [source.folder, *([adapter] if adapter else [])]) as folder:
@@ -81,23 +81,23 @@ def convert(
         del model
         gc.collect()  # the layers hold weights, and each other
         shapes = {key: tuple(weight.shape) for key, weight in weights.items()}
-        stored, count = sum(int(weight.nbytes) for weight in weights.values()), _weight_count(weights, plan)
-        check_space(output, stored)
+        weight_bytes, count = sum(int(weight.nbytes) for weight in weights.values()), _weight_count(weights, plan)
+        check_space(output, weight_bytes)
         write_model(folder, source.folder, _config(source, recipe, plan, dtype), weights, shard_size)
         mx.clear_cache()
         # Source and result are never in memory together.
         answers, skipped = (reference, None) if reference else ask_source(source, comparisons, adapter)
         with naming_source(source.folder, folder):
             fidelity = compare_with_source(verify(folder, source, plan, shapes), comparisons, answers)
-        asked = recipe or Recipe(None)
+        settings = recipe or Recipe(None)
         result = {
             "recipe": recipe.name if recipe else "kept",
-            "bits": asked.bits,
-            "group_size": asked.group_size,
-            "mode": asked.mode,
+            "bits": settings.bits,
+            "group_size": settings.group_size,
+            "mode": settings.mode,
             "quantized_layers": len(plan),
             "left": unquantized,
-            "bits_per_weight": round(8 * stored / count, 4),
+            "bits_per_weight": round(8 * weight_bytes / count, 4),
             "fidelity": fidelity.to_json() if fidelity else None,
             "fidelity_skipped": skipped,
         }
@@ -105,9 +105,9 @@ def convert(
         origin: dict[str, Any] = {"source": name or str(source.folder), "revision": revision_of(source.folder)}
         origin |= {"identity": source.identity.to_json(), "adapter": str(adapter) if adapter else None, "dtype": dtype}
         write_record(folder, origin | result)
-    seconds = round(time.perf_counter() - started, 2)
-    written = {"path": str(output), "source": origin["source"], **result}
-    return written | {"bytes": folder_bytes(output), "seconds": seconds}
+    seconds = round(time.perf_counter() - start, 2)
+    summary = {"path": str(output), "source": origin["source"], **result}
+    return summary | {"bytes": folder_bytes(output), "seconds": seconds}
 
 
 def lazy_model(source: Checkpoint) -> nn.Module:
@@ -208,16 +208,16 @@ def _commonest(plan: Plan) -> LayerQuantization:
 
 def _account(source: Checkpoint, model: nn.Module) -> None:
     """Refuse a source with a tensor that would be dropped, or without one that is needed."""
-    stored = {_bare(name) for name in source.tensors if not _UNUSED.search(name)}
+    tensor_names = {_bare(name) for name in source.tensors if not _UNUSED.search(name)}
     if source.config.get("tie_word_embeddings"):
-        stored = {name for name in stored if not name.startswith("lm_head.")}
-    loaded = {_bare(name) for name in dict(tree_flatten(model.parameters()))}
-    if unknown := sorted(stored - loaded):
+        tensor_names = {name for name in tensor_names if not name.startswith("lm_head.")}
+    model_names = {_bare(name) for name in dict(tree_flatten(model.parameters()))}
+    if unknown := sorted(tensor_names - model_names):
         raise ModelError(
             f"{source.folder}: {len(unknown)} of its tensors have no place in the model, {unknown[0]} for one; nothing "
             "is converted that would be lost"
         )
-    if missing := sorted(loaded - stored):
+    if missing := sorted(model_names - tensor_names):
         raise ModelError(
             f"{source.folder}: {len(missing)} tensors are missing, {missing[0]} for one; download it again"
         )

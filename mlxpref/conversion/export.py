@@ -42,9 +42,9 @@ def export_adapter(
     base = Checkpoint.open(base)
     for line in check_base(adapter, base, any_base):
         logger.warning(line)
-    converted: dict[str, Any] = {}
+    conversion: dict[str, Any] = {}
     if to == "fused":
-        converted = convert(
+        conversion = convert(
             base, output, recipe, dtype=dtype, shard_size=shard_size, name=base_name, requantize=True, adapter=adapter,
             overwrite=overwrite, comparisons=built_in_comparisons(),
             finish=lambda folder: write_card(folder, to, adapter, base_name),
@@ -60,10 +60,10 @@ def export_adapter(
                 write_model(folder, base.folder, plain_config(base.config, dtype), fused, shard_size, kind="pt")
             write_card(folder, to, adapter, base_name)
     tensors = len(read_file_tensor_infos(output / PEFT_WEIGHTS) if to == "peft" else read_tensor_infos(output))
-    written = {"path": str(output), "to": to, "adapter": str(adapter), "base_model": base_name, "tensors": tensors}
+    result = {"path": str(output), "to": to, "adapter": str(adapter), "base_model": base_name, "tensors": tensors}
     names = ("recipe", "quantized_layers", "bits_per_weight", "fidelity")
-    written |= {name: converted[name] for name in names if name in converted}
-    return written | {"bytes": folder_bytes(output)}
+    result |= {name: conversion[name] for name in names if name in conversion}
+    return result | {"bytes": folder_bytes(output)}
 
 
 def _fused_for_transformers(base: Checkpoint, adapter: Path, dtype: str | None) -> dict[str, mx.array]:

@@ -137,9 +137,9 @@ def ask_source(
     if not comparisons:
         return None, "it was not asked for"
     settings = JudgeSettings(max_tokens=COMPLETION_TOKENS, max_pixels=MAX_PIXELS, rows=_TOGETHER)
-    needed, offered = judging_plan(model_size(source), settings, 2 * _TOGETHER).peak, device_working_set()
-    if needed > offered:
-        sizes = f"it needs about {format_bytes(needed)}, this device recommends at most {format_bytes(offered)}"
+    peak, working_set = judging_plan(model_size(source), settings, 2 * _TOGETHER).peak, device_working_set()
+    if peak > working_set:
+        sizes = f"it needs about {format_bytes(peak)}, this device recommends at most {format_bytes(working_set)}"
         return None, f"the source does not fit in memory: {sizes}"
     logger.info(f"asking {source.folder} about {len(comparisons)} comparisons, to see what the conversion changes")
     vlm = load_vlm(source, MAX_PIXELS)
@@ -196,9 +196,9 @@ def answers_of(
             for think in (False, True)
         )
         logits.append(np.array(vlm.prefill(at_once)[1]))
-        written = _written(vlm, thinking) if completions is None else [tuple(row) for row in completions[part]]
-        tokens += written
-        token_logprobs += _scored(vlm, thinking, written)
+        rows = _written(vlm, thinking) if completions is None else [tuple(row) for row in completions[part]]
+        tokens += rows
+        token_logprobs += _scored(vlm, thinking, rows)
         prompts += [tuple(prompt.ids.tolist()) for prompt in (*at_once, *thinking)]
     together = np.concatenate(logits)
     return Answers(together, _label_logprobs(vlm, together), tuple(tokens), tuple(token_logprobs), tuple(prompts))

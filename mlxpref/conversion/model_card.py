@@ -62,8 +62,8 @@ def _last_measurement(log: Path) -> tuple[Any, list[tuple[str, float]]]:
         rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError, RecursionError):
         return None, []
-    measured = [row for row in rows if isinstance(row, dict) and isinstance(row.get("held_out"), dict)]
-    last = measured[-1] if measured else {"step": None, "held_out": {}}
+    evaluations = [row for row in rows if isinstance(row, dict) and isinstance(row.get("held_out"), dict)]
+    last = evaluations[-1] if evaluations else {"step": None, "held_out": {}}
     numbers = [(name, value) for name, value in last["held_out"].items() if isinstance(value, float)]
     return last.get("step"), [(name.replace("_", " "), value) for name, value in numbers]
 

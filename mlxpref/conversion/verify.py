@@ -43,11 +43,11 @@ def verify(
     `plan` says how each quantized layer is stored, `shapes` every tensor by name as it was written. ModelError for a
     folder that is not what it should be.
     """
-    written = Checkpoint.open(folder)
-    _check_weights(written, shapes)
+    checkpoint = Checkpoint.open(folder)
+    _check_weights(checkpoint, shapes)
     _check_files(folder, source.folder)
-    _check_config(written, source)
-    vlm = load_vlm(written, MAX_PIXELS)
+    _check_config(checkpoint, source)
+    vlm = load_vlm(checkpoint, MAX_PIXELS)
     _check_layers(vlm, plan, shapes)
     _check_tokens(vlm)
     return vlm
@@ -63,10 +63,10 @@ def naming_source(source: Path, folder: Path) -> Iterator[None]:
         raise ModelError(f"{source}: what was made of it cannot be used: {reason}; nothing was kept") from error
 
 
-def _check_weights(written: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def _check_weights(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """The files hold every tensor that was to be written, in its shape, and no other."""
-    stored = {name: tensor.shape for name, tensor in written.tensors.items()}
-    _check_same(shapes, stored, "weights")
+    file_shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
+    _check_same(shapes, file_shapes, "weights")
 
 
 def _check_files(folder: Path, source: Path) -> None:
@@ -87,9 +87,9 @@ def _content(file: Path) -> object:
     return {key: value for key, value in read_json_object(file).items() if key not in _REMOTE_CODE}
 
 
-def _check_config(written: Checkpoint, source: Checkpoint) -> None:
+def _check_config(checkpoint: Checkpoint, source: Checkpoint) -> None:
     """The config describes the same model as the source's; keys about storage may differ."""
-    _check_same(_described(source.config), _described(written.config), "keys of config.json")
+    _check_same(_described(source.config), _described(checkpoint.config), "keys of config.json")
 
 
 def _described(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -105,8 +105,8 @@ def _described(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _check_layers(vlm: VLM, plan: Mapping[str, LayerQuantization], shapes: Mapping[str, tuple[int, ...]]) -> None:
     """The loaded model has the tensors that were written and no others, and its layers are quantized as planned."""
     weights: dict[str, mx.array] = dict(tree_flatten(vlm.model.parameters()))
-    loaded = {name: tuple(weight.shape) for name, weight in weights.items()}
-    _check_same(shapes, loaded, "weights when it is loaded")
+    model_shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
+    _check_same(shapes, model_shapes, "weights when it is loaded")
     _check_same(plan, quantized_layers(vlm.model), "quantized layers")
 
 

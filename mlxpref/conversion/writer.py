@@ -152,7 +152,7 @@ def _check_output(output: Path, overwrite: bool, apart_from: Sequence[Path]) -> 
             raise ConfigError(f"{output}: is the source itself; give another output folder")
         if place in source.parents or source in place.parents:
             raise ConfigError(f"{output}: source and output must not lie within each other; give another output folder")
-    if any(here.resolve().is_relative_to(place) for here in (Path(), Path.home())):
+    if any(parent.resolve().is_relative_to(place) for parent in (Path(), Path.home())):
         raise ConfigError(f"{output}: is or holds the folder you are in, or your home; give a folder of its own")
     if output.exists() and any(output.iterdir()) and not overwrite:
         raise ConfigError(f"{output}: is not empty; give another folder, or --overwrite to replace it")

@@ -58,9 +58,9 @@ class ArchiveCache:
         try:
             status = path.stat()
             stamp = status.st_ino, status.st_size, status.st_mtime_ns
-            known = self._archives.get(path)
-            if known is not None and known[0] == stamp:  # else it was replaced meanwhile
-                return known[1]
+            entry = self._archives.get(path)
+            if entry is not None and entry[0] == stamp:  # else it was replaced meanwhile
+                return entry[1]
             if path.suffix not in _KINDS or not path.is_file():
                 raise DataError(f"is in {path.name}, which is no archive that is read in place ({', '.join(_KINDS)})")
             archive = _KINDS[path.suffix](path)

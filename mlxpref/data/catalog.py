@@ -39,8 +39,8 @@ class DataSet:
         for split in self.splits:
             if split.name == name:
                 return split
-        known = ", ".join(split.name for split in self.splits)
-        raise ConfigError(f"split {name!r}: {self.name} has {known}")
+        names = ", ".join(split.name for split in self.splits)
+        raise ConfigError(f"split {name!r}: {self.name} has {names}")
 
 
 def _imagereward(split: str) -> Split:

@@ -62,10 +62,10 @@ def find_images(paths: Sequence[Path | str], recursive: bool = False) -> list[Pa
     Raises DataError for a path that does not exist and for a folder without images.
     """
     files: list[Path] = []
-    for given in paths:
-        path = locate(str(given))
+    for name in paths:
+        path = locate(str(name))
         if path is None:
-            raise DataError(f"{given}: no such file or folder; check the name")
+            raise DataError(f"{name}: no such file or folder; check the name")
         files += _in_folder(path, recursive) if path.is_dir() else [path]
     unique: dict[tuple[str, int], Path] = {}
     for path in sorted(files, key=_natural_key):

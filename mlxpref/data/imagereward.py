@@ -42,18 +42,18 @@ def read_imagereward(folder: Path, split: str, draw: RowSampler = all_rows) -> l
     rows = list_rows(listed) if listed.is_file() else table_rows(table)
     rows = random_swaps(rows, "imagereward") if split == "train" else rows
     images = _images(folder, split, dict.fromkeys(name for row in rows for name in (row.a, row.b)))
-    there = [row for row in rows if row.a in images and row.b in images]
-    if not there:
+    usable = [row for row in rows if row.a in images and row.b in images]
+    if not usable:
         place = folder / "images" / split
         count = len(list(place.glob("*.zip")))
         damaged = f"none of its images is in the archives of {place}, {count} in number, which may be damaged"
         raise missing_files("imagereward", split, damaged if count else f"no archive of its images is in {place}")
-    if len(there) < len(rows):
+    if len(usable) < len(rows):
         logger.warning(
-            f"imagereward, split {split}: the images of {len(there)} of {len(rows)} pairs are in {folder}; "
+            f"imagereward, split {split}: the images of {len(usable)} of {len(rows)} pairs are in {folder}; "
             f"`mlxpref data imagereward --split {split}` downloads the others"
         )
-    return preferences_of([there[i] for i in draw(len(there))], images)
+    return preferences_of([usable[i] for i in draw(len(usable))], images)
 
 
 def list_rows(path: Path) -> list[Row]:
@@ -76,11 +76,11 @@ def table_rows(path: Path) -> list[Row]:
 
 
 def _rows(path: Path, rankings: Iterable[Any]) -> list[Row]:
-    seen = set[str]()
+    names = set[str]()
 
     def pairs(entry: Any) -> Iterator[Row]:
         name, prompt, images, ranks = (entry[key] for key in ("id", "prompt", "generations", "ranking"))
-        if not isinstance(name, str) or name in seen:
+        if not isinstance(name, str) or name in names:
             raise DataError(f"the id {name!r:.60} is no text, or that of another one")
         if not isinstance(prompt, str):
             raise DataError(f"{name}: no prompt, or two")
@@ -88,7 +88,7 @@ def _rows(path: Path, rankings: Iterable[Any]) -> list[Row]:
             raise DataError(f"{name}: images that are no text, or ranks that are no numbers")
         if len(images) != len(ranks) or len(set(images)) < len(images):
             raise DataError(f"{name}: {len(images)} images, perhaps one twice, and {len(ranks)} ranks")
-        seen.add(name)
+        names.add(name)
         for i, j in combinations(range(len(images)), 2):
             p_people = 1.0 if ranks[i] < ranks[j] else 0.0 if ranks[i] > ranks[j] else 0.5
             yield Row(prompt, images[i], images[j], p_people, 1, name)

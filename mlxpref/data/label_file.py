@@ -118,33 +118,33 @@ def merge_answers(
     It has their mean, and one vote, as one person gave them. What was undone or skipped is no row. Whoever has chosen
     pictures deletes the others: pairs of which one is gone are counted and left out.
     """
-    merged: list[tuple[int, dict[str, Any] | DataError]] = []
+    entries: list[tuple[int, dict[str, Any] | DataError]] = []
     records: list[LabelRecord] = []
     lines: dict[int, int] = {}
     for number, row in rows:
         if isinstance(row, DataError) or not row.keys() >= _LABEL_KEYS:
-            merged.append((number, row))
+            entries.append((number, row))
             continue
         try:
             records.append(record_of(row))
             lines[id(records[-1])] = number
         except DataError as error:
-            merged.append((number, error))
+            entries.append((number, error))
     answers: dict[tuple[str, ...], list[LabelRecord]] = {}
     for record in active_records(records):
         if record.p_people is not None:
             answers.setdefault((*record.pair, record.split), []).append(record)
     without_picture = []
-    for (prompt, a, b, split), answered in answers.items():
+    for (prompt, a, b, split), opinions in answers.items():
         if missing := [name for name in (a, b) if locate(name, path.parent) is None]:
             without_picture.append(missing[0])
             continue
-        p_people = sum(record.p_people or 0.0 for record in answered) / len(answered)
-        merged.append((lines[id(answered[0])], {"prompt": prompt, "a": a, "b": b, "p_a": p_people, "split": split}))
+        p_people = sum(record.p_people or 0.0 for record in opinions) / len(opinions)
+        entries.append((lines[id(opinions[0])], {"prompt": prompt, "a": a, "b": b, "p_a": p_people, "split": split}))
     if without_picture:
         count = f"{len(without_picture)} of {len(answers)} pairs"
         logger.warning(f"{path}: {count} are left out, as a picture is gone, such as {without_picture[0]}")
-    return sorted(merged, key=lambda row: row[0])
+    return sorted(entries, key=lambda row: row[0])
 
 
 class LabelFile:

@@ -80,14 +80,14 @@ def check_preferences(data: str, preferences: Sequence[Preference], images: Imag
     keeps what was decoded.
     """
     names = dict.fromkeys(image for p in preferences for image in (p.a, p.b) if not isinstance(image, Image.Image))
-    drawn = _drawn_runs(len(names))
+    sample = _drawn_runs(len(names))
     problems = []
     for number, image in enumerate(names):
         try:
-            there = images.archives.has(image) if isinstance(image, PackedImage) else image.is_file()
+            exists = images.archives.has(image) if isinstance(image, PackedImage) else image.is_file()
         except OSError:  # a name that no file can have
-            there = False
-        if not there or number in drawn:
+            exists = False
+        if not exists or number in sample:
             try:
                 images.check(image)
             except DataError as error:

@@ -72,20 +72,20 @@ def prompts_of(images: Sequence[Path], source: str) -> tuple[dict[Path, str], li
     text, without blanks around them and with "\\n" between lines. Raises DataError if a list cannot be read, for all
     its bad rows together, and if no image has a prompt.
     """
-    read: Callable[[Path], str | None]
+    find_prompt: Callable[[Path], str | None]
     if source == "sidecar":
-        read, none = _in_sidecar, "has no text file of its name beside it"
+        find_prompt, none = _in_sidecar, "has no text file of its name beside it"
     elif source == "png":
-        read, none = prompt_in_image, "has no prompt in its metadata"
+        find_prompt, none = prompt_in_image, "has no prompt in its metadata"
     elif Path(source).suffix.lower() in _EXAMPLES:
-        read, none = _in_list(Path(source), images), f"has no row in {source}"
+        find_prompt, none = _in_list(Path(source), images), f"has no row in {source}"
     else:
         raise ConfigError(f"{source}: prompts come from `sidecar`, `png`, or a .csv, .json or .jsonl file; name one")
     prompts: dict[Path, str] = {}
     skipped: list[Skipped] = []
     for image in images:
         try:
-            prompt = read(image)
+            prompt = find_prompt(image)
             if prompt is None:
                 raise DataError(none)
             prompts[image] = _checked(prompt)
@@ -214,8 +214,8 @@ def _image_and_prompt(row: Any) -> tuple[str, str]:
     row = _json(row) if isinstance(row, str) else row
     if not isinstance(row, dict):
         raise DataError(f"not a JSON object like {EXAMPLE}")
-    if bad := [f'"{key}"' for key in ("image", "prompt") if not isinstance(row.get(key), str)]:
-        raise DataError(f"{' and '.join(bad)} missing or not text")
+    if faults := [f'"{key}"' for key in ("image", "prompt") if not isinstance(row.get(key), str)]:
+        raise DataError(f"{' and '.join(faults)} missing or not text")
     if not row["image"].strip():
         raise DataError('"image" is empty')
     return row["image"].strip(), _checked(row["prompt"]) if row["prompt"].strip() else ""

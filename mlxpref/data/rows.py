@@ -203,8 +203,8 @@ def with_images(name: str, split: str, rows: Sequence[Row], folder: Path, archiv
 
 def _unpack(archive: Path, parts: Sequence[Path], names: Sequence[str], target: Path) -> list[str]:
     """Unpack what is not there yet; a line for each image that cannot be unpacked."""
-    there = set(_files_below(target, names))
-    names = [name for name in names if name not in there]
+    files = set(_files_below(target, names))
+    names = [name for name in names if name not in files]
     if not names:
         return []
     size = sum(part.stat().st_size for part in parts)

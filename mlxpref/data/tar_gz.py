@@ -36,15 +36,15 @@ def parts_of(archive: Path) -> list[Path]:
     if not archive.parent.is_dir():
         return []
     suffixes = {p.name.removeprefix(f"{archive.name}."): p for p in archive.parent.glob(f"{archive.name}.*")}
-    ordered = sorted(filter(str.isdecimal, suffixes), key=int) or sorted(filter(_LETTERS.fullmatch, suffixes))
-    if not ordered:
+    endings = sorted(filter(str.isdecimal, suffixes), key=int) or sorted(filter(_LETTERS.fullmatch, suffixes))
+    if not endings:
         return []
     # 07 is 7, ac is 2; .01, too, is a common first part.
-    numbers = [int(s) if s.isdecimal() else 26 * (ord(s[0]) - ord("a")) + ord(s[1]) - ord("a") for s in ordered]
-    first = 1 if ordered[0].isdecimal() and numbers[0] == 1 else 0
-    if numbers != list(range(first, first + len(ordered))):
-        raise DataError(f"{archive}: a part is missing, there are only .{', .'.join(ordered)}; download the others")
-    return [suffixes[suffix] for suffix in ordered]
+    numbers = [int(s) if s.isdecimal() else 26 * (ord(s[0]) - ord("a")) + ord(s[1]) - ord("a") for s in endings]
+    first = 1 if endings[0].isdecimal() and numbers[0] == 1 else 0
+    if numbers != list(range(first, first + len(endings))):
+        raise DataError(f"{archive}: a part is missing, there are only .{', .'.join(endings)}; download the others")
+    return [suffixes[suffix] for suffix in endings]
 
 
 def unpack(parts: Sequence[Path], wanted: Iterable[str], target: Path) -> Iterator[tuple[str, str | None]]:
@@ -66,9 +66,9 @@ def unpack(parts: Sequence[Path], wanted: Iterable[str], target: Path) -> Iterat
     if not waiting:
         return
     count = len(waiting)
-    joined = _Joined(parts)
+    whole = _Joined(parts)
     # Not GzipFile.read: what can be read before an error would be lost.
-    stream: Any = SimpleNamespace(read=gzip.GzipFile(fileobj=joined).read1) if _is_gzip(parts[0]) else joined  # type: ignore[call-overload]
+    stream: Any = SimpleNamespace(read=gzip.GzipFile(fileobj=whole).read1) if _is_gzip(parts[0]) else whole  # type: ignore[call-overload]
     try:
         with tarfile.open(fileobj=stream, mode="r|", bufsize=_BLOCK) as archive:
             for member in _members(archive):
@@ -82,7 +82,7 @@ def unpack(parts: Sequence[Path], wanted: Iterable[str], target: Path) -> Iterat
             "were found before that; download it again, all its parts"
         ) from error
     finally:
-        joined.close()
+        whole.close()
     for name in waiting:
         yield name, f"is not in {parts[0].name}"
 

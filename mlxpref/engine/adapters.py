@@ -177,12 +177,12 @@ def _check(folder: Path, weights: Mapping[str, mx.array], layers: Mapping[str, n
         if layer not in layers or part not in ("lora_a", "lora_b"):
             raise ModelError(f"{folder}: adapter of another model: the judge has no place for {name}")
         outputs, inputs = linear_shape(layers[layer])
-        expected = (inputs, rank) if part == "lora_a" else (rank, outputs)
+        shape = (inputs, rank) if part == "lora_a" else (rank, outputs)
         if not mx.issubdtype(weight.dtype, mx.floating):
             raise ModelError(f"{folder}: damaged adapter: {name} holds {weight.dtype}, no numbers with a point")
-        if weight.shape != expected:
+        if weight.shape != shape:
             raise ModelError(
-                f"{folder}: adapter of another model: {name} is {weight.shape}, the judge's layer takes {expected}"
+                f"{folder}: adapter of another model: {name} is {weight.shape}, the judge's layer takes {shape}"
             )
         if f"{layer}.{'lora_b' if part == 'lora_a' else 'lora_a'}" not in weights:
             raise ModelError(f"{folder}: damaged adapter: {layer} has only one of lora_a and lora_b")

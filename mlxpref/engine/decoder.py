@@ -156,8 +156,8 @@ def run_step(
         queries, keys, values = _project(layer, states, shape[:2], positions, rotary)
         mixed = attend(queries, *cache.update_and_fetch(keys, values), scale=layer.self_attn.scale, mask=mask)
         states = _finish_layer(layer, states, mixed)
-    out: mx.array = decoder.norm(states)
-    return out.reshape(shape)  # (B, N, D)
+    normed: mx.array = decoder.norm(states)
+    return normed.reshape(shape)  # (B, N, D)
 
 
 def _run_last_layer(
@@ -293,8 +293,8 @@ def _finish_layer(layer: Any, states: mx.array, mixed: mx.array) -> mx.array:
     """What follows attention: states (B, L, D) or (B * L, D), and attention's result (B, H, L, W)."""
     mixed = mixed.swapaxes(1, 2).reshape(*states.shape[:-1], -1)  # (B, L, H, W) -> (B, L, H * W) or (B * L, H * W)
     states = states + layer.self_attn.o_proj(mixed)
-    out: mx.array = states + layer.mlp(layer.post_attention_layernorm(states))
-    return out
+    result: mx.array = states + layer.mlp(layer.post_attention_layernorm(states))
+    return result
 
 
 def _attention(dtype: mx.Dtype, recompute: bool) -> Any:

@@ -103,7 +103,7 @@ class BranchedKVCache:
         """Keep these rows only, in this order; a row named twice is copied."""
         index = mx.array(np.asarray(rows, np.int32))
         for layer in self.layers:
-            layer.replace(lambda stored: stored[index])  # (old B, K, S, W) -> (new B, K, S, W)
+            layer.replace(lambda array: array[index])  # (old B, K, S, W) -> (new B, K, S, W)
         self.branch_ids = self.branch_ids[np.asarray(rows, int)]
 
     def drop_branches(self, live: Sequence[set[int]]) -> None:
@@ -118,7 +118,7 @@ class BranchedKVCache:
         self.branch_ids = np.where(np.take_along_axis(visible, order, axis=1), ids, PADDING).astype(np.int32)
         index = mx.array(order)[:, None, :, None]  # (B, 1, count, 1)
         for layer in self.layers:
-            layer.replace(lambda stored: mx.take_along_axis(stored, index, axis=2))  # (B, K, count, W)
+            layer.replace(lambda array: mx.take_along_axis(array, index, axis=2))  # (B, K, count, W)
 
 
 def row_branch_ids(lengths: Sequence[int], columns: int) -> NDArray[np.int32]:
@@ -144,10 +144,10 @@ def attention_mask(past: NDArray[np.int32], block: NDArray[np.int32], steps: int
     return mx.array((visible & before)[:, None])
 
 
-def _grow(stored: mx.array, columns: int) -> mx.array:
+def _grow(array: mx.array, columns: int) -> mx.array:
     """Stored keys or values (B, K, S, W) with room for more columns: (B, K, S + columns, W)."""
-    rows, heads, _, width = stored.shape
-    return mx.concatenate([stored, mx.zeros((rows, heads, columns, width), stored.dtype)], axis=2)
+    rows, heads, _, width = array.shape
+    return mx.concatenate([array, mx.zeros((rows, heads, columns, width), array.dtype)], axis=2)
 
 
 def image_positions(parts: Sequence[int | tuple[int, int]], start: int = 0) -> tuple[NDArray[np.int32], int]:

@@ -104,14 +104,14 @@ def completion_logprobs(
     last = states[mx.arange(len(completions.lengths)), mx.array(completions.lengths)]  # (R, D)
     label_logprobs = mx.concatenate([_label_logprobs(vlm, chunk) for chunk in _chunks(vlm, last)])
     mask = completions.mask
-    written = np.flatnonzero(mask)  # (N,): the places of the tokens among R * T
-    if not len(written):
+    places = np.flatnonzero(mask)  # (N,): the places of the tokens among R * T
+    if not len(places):
         return Logprobs(mx.zeros(mask.shape), label_logprobs)
-    before = states[:, :-1].reshape(-1, states.shape[-1])[mx.array(written)]  # (R, T, D) -> (R * T, D) -> (N, D)
-    targets = mx.array(completions.tokens.reshape(-1)[written])
+    before = states[:, :-1].reshape(-1, states.shape[-1])[mx.array(places)]  # (R, T, D) -> (R * T, D) -> (N, D)
+    targets = mx.array(completions.tokens.reshape(-1)[places])
     token_logprobs = chunked_logprobs(vlm, before, targets, temperature)
     place = np.zeros(mask.size, np.int32)
-    place[written] = np.arange(len(written))
+    place[places] = np.arange(len(places))
     spread = token_logprobs[mx.array(place.reshape(mask.shape))]  # (N,) -> (R, T)
     return Logprobs(mx.where(mx.array(mask), spread, 0), label_logprobs)
 

@@ -33,8 +33,8 @@ class FusedLoRALinear(LoRALinear):  # type: ignore[misc]
         if x.dtype == self.lora_b.dtype:
             return mx.addmm(y, low, self.lora_b, alpha=self.scale)
         # In half precision the float32 product is rounded before it is added, as mlx-lm does it.
-        out: mx.array = y + (self.scale * (low @ self.lora_b)).astype(x.dtype)
-        return out
+        result: mx.array = y + (self.scale * (low @ self.lora_b)).astype(x.dtype)
+        return result
 
 
 def linear_shape(layer: nn.Module) -> tuple[int, int]:
@@ -62,8 +62,8 @@ def attach_lora(model: nn.Module, names: Sequence[str], rank: int, scale: float,
     wrapped: list[tuple[str, Any]] = []
     for name in names:
         # Two draws a layer and the second one taken, so that a seed gives what mlx-lm's own layers get from it.
-        key, drawn = mx.random.split(mx.random.split(key)[0])
-        wrapped.append((name, FusedLoRALinear(layers[name], rank, scale, drawn)))
+        key, layer_key = mx.random.split(mx.random.split(key)[0])
+        wrapped.append((name, FusedLoRALinear(layers[name], rank, scale, layer_key)))
         layers[name].freeze()
     model.update_modules(tree_unflatten(wrapped))
 

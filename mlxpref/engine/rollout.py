@@ -159,14 +159,14 @@ class _Batch:
     def write(self) -> None:
         """Write tokens until every completion is done."""
         self._read_labels()
-        limit, written = self.sampling.max_tokens, 0
+        limit, count = self.sampling.max_tokens, 0
         while self._drop_finished():
-            if written == limit and self._close():
+            if count == limit and self._close():
                 continue
-            most = limit if written < limit else limit + bounds.ANSWER_TOKENS
-            steps = min(bounds.STEPS_TOGETHER, most - written)
-            self._advance(steps, written)
-            written += steps
+            most = limit if count < limit else limit + bounds.ANSWER_TOKENS
+            steps = min(bounds.STEPS_TOGETHER, most - count)
+            self._advance(steps, count)
+            count += steps
 
     def _completions(self) -> list[tuple[int, int, _Completion]]:
         """Every completion with its row and its place in the row."""
@@ -208,12 +208,12 @@ class _Batch:
         self.cache.drop_branches([{completion.branch for completion in row} for row in self.rows])
         return True
 
-    def _advance(self, steps: int, written: int) -> None:
+    def _advance(self, steps: int, start: int) -> None:
         """Write `steps` tokens of every completion on the device, then read them."""
         branch_ids = self._gather(lambda each: each.branch, PADDING, np.int32)  # (B, M)
         positions = mx.array(self._gather(lambda each: each.position, 0, np.int32))  # (B, M)
         blank = np.full(steps, 0.5, np.float32)
-        uniforms = mx.array(self._gather(lambda each: each.uniforms[written : written + steps], blank, np.float32))
+        uniforms = mx.array(self._gather(lambda each: each.uniforms[start : start + steps], blank, np.float32))
         self.cache.reserve(branch_ids, steps)
         every = positions[..., None] + mx.arange(steps)  # (B, M, S)
         tables = self.vlm.rotary_tables(every.flatten(1))  # of (B, M * S)

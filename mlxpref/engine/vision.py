@@ -70,9 +70,9 @@ class VisionEncoder:
         deepstack = list(getattr(tower, "deepstack_visual_indexes", ()))
 
         def merged(merger: Any) -> mx.array:
-            out: mx.array = merger(hidden)
-            out = out.reshape(-1, tokens, out.shape[-1])  # (N, height * width, D)
-            return out if layout.back is None else out[:, layout.back]
+            result: mx.array = merger(hidden)
+            result = result.reshape(-1, tokens, result.shape[-1])  # (N, height * width, D)
+            return result if layout.back is None else result[:, layout.back]
 
         hidden = _embed(tower.patch_embed.proj, patches)  # (N * P, D)
         hidden = hidden.reshape(-1, tokens * merge**2, hidden.shape[-1])  # (N, P, D)

@@ -146,11 +146,11 @@ class VLM:
         is_image = ids == self.image_token_id
         index = np.zeros(ids.shape, np.int32)  # (B, L): the row of an image token among all images' tokens
         index[is_image] = np.concatenate([starts[id(image)] + np.arange(image.tokens) for image in images])
-        rows, here = mx.array(index), mx.array(is_image)[..., None]  # (B, L), (B, L, 1)
+        rows, image_mask = mx.array(index), mx.array(is_image)[..., None]  # (B, L), (B, L, 1)
 
         def place(features: Sequence[mx.array], elsewhere: mx.array | int) -> mx.array:
             tokens = mx.concatenate(list(features)).astype(embeddings.dtype)  # (all images' tokens, D)
-            return mx.where(here, tokens[rows], elsewhere)  # (B, L, D)
+            return mx.where(image_mask, tokens[rows], elsewhere)  # (B, L, D)
 
         return Block(
             place([image.merged for image in distinct], embeddings),

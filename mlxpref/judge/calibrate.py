@@ -108,8 +108,8 @@ def _folds(groups: Sequence[str]) -> NDArray[np.intp]:
     number = group_numbers(groups)
     if not number.any():
         number = np.arange(len(groups))
-    drawn = np.random.default_rng(0).permutation(int(number.max()) + 1)
-    return drawn[number] % _FOLDS
+    order = np.random.default_rng(0).permutation(int(number.max()) + 1)
+    return order[number] % _FOLDS
 
 
 def _warnings(

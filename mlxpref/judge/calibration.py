@@ -106,15 +106,15 @@ class CalibrationFile:
     path: Path
     calibrations: tuple[Calibration, ...]
 
-    def rescaling(self, asked: JudgeConditions) -> TemperatureScaling:
+    def rescaling(self, conditions: JudgeConditions) -> TemperatureScaling:
         """The rescaling made for these conditions; ConfigError where there is none."""
         remedy = "; make one with `mlxpref calibrate`, or continue without (no --calibration, or --no-calibration)"
         for each in self.calibrations:
-            if each.conditions.think == asked.think:
-                if differences := asked.differences(each.conditions):
-                    raise ConfigError(f"{self.path}: made for {', '.join(differences)} ({asked.mode}){remedy}")
+            if each.conditions.think == conditions.think:
+                if differences := conditions.differences(each.conditions):
+                    raise ConfigError(f"{self.path}: made for {', '.join(differences)} ({conditions.mode}){remedy}")
                 return each.rescaling
-        raise ConfigError(f"{self.path}: has no calibration for judging {asked.mode}{remedy}")
+        raise ConfigError(f"{self.path}: has no calibration for judging {conditions.mode}{remedy}")
 
     def summary(self) -> dict[str, Any]:
         """The part of it that stands in the JSON of results."""
@@ -141,17 +141,17 @@ def read_calibrations(path: Path) -> CalibrationFile:
         raise DataError(f"{path}: not a calibration ({one_line(error)}); remove it and calibrate again") from error
 
 
-def write_calibration(path: Path, made: Iterable[Calibration]) -> CalibrationFile:
+def write_calibration(path: Path, calibrations: Iterable[Calibration]) -> CalibrationFile:
     """Write calibrations into a file and return all that it has then.
 
     They replace those of the same mode. One of the other mode stays if judge, template, method and image size are the
     same. ConfigError where the file cannot be written, DataError where it is no calibration.
     """
-    new = {each.conditions.think: each for each in made}
+    new = {each.conditions.think: each for each in calibrations}
     old = read_calibrations(path).calibrations if path.exists() else ()
     same_judge = {_without_mode(each.conditions) for each in new.values()}
-    merged = {each.conditions.think: each for each in old if _without_mode(each.conditions) in same_judge} | new
-    file = CalibrationFile(path, tuple(merged[think] for think in sorted(merged)))
+    by_mode = {each.conditions.think: each for each in old if _without_mode(each.conditions) in same_judge} | new
+    file = CalibrationFile(path, tuple(by_mode[think] for think in sorted(by_mode)))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, json.dumps({"calibrations": [each.to_json() for each in file.calibrations]}, indent=2) + "\n")

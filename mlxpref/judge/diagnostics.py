@@ -26,12 +26,12 @@ def warnings_for(ranking: Ranking, top: int | None = None) -> Iterator[str]:
 
 
 def _about_the_ending(ranking: Ranking, top: int | None) -> Iterator[str]:
-    judged = len(ranking.pairs)
+    pairs = len(ranking.pairs)
     if ranking.ending == "interrupted":
-        yield f"interrupted: the order is that of {judged} pairs, {ranking.planned} were planned"
+        yield f"interrupted: the order is that of {pairs} pairs, {ranking.planned} were planned"
     elif ranking.ending == "settled":
         what = "best image is" if top == 1 else f"top {top} is"
-        yield f"ended early: after {judged} pairs the {what} settled at 95 %; the order of the others is less sure"
+        yield f"ended early: after {pairs} pairs the {what} settled at 95 %; the order of the others is less sure"
 
 
 def _about_verdicts(ranking: Ranking) -> Iterator[str]:

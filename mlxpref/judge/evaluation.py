@@ -87,11 +87,11 @@ def evaluate(judge: Judge, preferences: Sequence[Preference], spec: EvaluationSp
     DataError where no preference is left to judge.
     """
     assert spec.strategy is not None
-    started = time.perf_counter()
-    needed = to_judge(preferences, spec)
-    work = judge.pairs((Pair(p.a, p.b, p.prompt) for p in needed), spec.strategy)
-    verdicts = list(track(work, len(needed), f"judging ({spec.strategy})"))
-    return evaluation_of(preferences, verdicts, spec, time.perf_counter() - started)
+    start = time.perf_counter()
+    pairs = to_judge(preferences, spec)
+    work = judge.pairs((Pair(p.a, p.b, p.prompt) for p in pairs), spec.strategy)
+    verdicts = list(track(work, len(pairs), f"judging ({spec.strategy})"))
+    return evaluation_of(preferences, verdicts, spec, time.perf_counter() - start)
 
 
 def evaluation_of(
@@ -134,27 +134,27 @@ def tie_threshold_of(preferences: Sequence[Preference], verdicts: Sequence[PairV
 
 def to_judge(preferences: Sequence[Preference], spec: EvaluationSpec) -> list[Preference]:
     """The preferences that a protocol needs judged; DataError where there is none."""
-    needed = counted(preferences, spec.protocol)
-    if not needed:
+    pairs = counted(preferences, spec.protocol)
+    if not pairs:
         raise DataError(f"{spec.data}, split {spec.split}: no preference to judge ({len(preferences)} ties)")
-    return needed
+    return pairs
 
 
 def _measured(
     preferences: Sequence[Preference], p_shown_first: Floats, p_shown_second: Floats, spec: EvaluationSpec
 ) -> Evaluation:
     """All that follows from the judge's probabilities (N,) of both orders and from people, without what it took."""
-    judged = to_judge(preferences, spec)
-    if not len(judged) == len(p_shown_first) == len(p_shown_second):
-        raise ValueError(f"{len(judged)} preferences to judge, {len(p_shown_first)} that were judged")
+    pairs = to_judge(preferences, spec)
+    if not len(pairs) == len(p_shown_first) == len(p_shown_second):
+        raise ValueError(f"{len(pairs)} preferences to judge, {len(p_shown_first)} that were judged")
     if PROTOCOLS[spec.protocol].ties and spec.tie_threshold is None:
         raise ConfigError(f"protocol {spec.protocol} needs a tie threshold; give --tie-threshold, from 0 to 1")
-    label, p_people = labels(judged), np.array([p.p_people for p in judged], np.float64)
-    votes, prompts = np.array([p.votes for p in judged]), np.array([p.group for p in judged])
+    label, p_people = labels(pairs), np.array([p.p_people for p in pairs], np.float64)
+    votes, prompts = np.array([p.votes for p in pairs]), np.array([p.group for p in pairs])
     decided = label != 0.5
     if not decided.any():
         raise DataError(
-            f"{spec.data}, split {spec.split}: all {len(judged)} preferences are ties, which have no better image"
+            f"{spec.data}, split {spec.split}: all {len(pairs)} preferences are ties, which have no better image"
         )
     p = both_orders(p_shown_first, p_shown_second)
     metrics = measure(

@@ -26,22 +26,22 @@ def read_scores(path: Path) -> dict[str, float]:
     """
     scores: dict[str, float] = {}
     lines: dict[str, int] = {}
-    bad: list[str] = []
+    errors: list[str] = []
     for number, image, score in _rows(path):
         try:
             value = float(score)
         except ValueError:
             value = math.nan
         if not image:
-            bad.append(f"line {number}: no image")
+            errors.append(f"line {number}: no image")
         elif not math.isfinite(value):
-            bad.append(f"line {number}: the score of {image} must be a finite number, not {score[:40]!r}")
+            errors.append(f"line {number}: the score of {image} must be a finite number, not {score[:40]!r}")
         elif image in lines:
-            bad.append(f"line {number}: {image} has a score already, in line {lines[image]}")
+            errors.append(f"line {number}: {image} has a score already, in line {lines[image]}")
         else:
             scores[image], lines[image] = value, number
-    if bad:
-        raise DataError(f"{path}: {len(bad)} rows cannot be used; correct or remove them:\n  {first_ten(bad)}")
+    if errors:
+        raise DataError(f"{path}: {len(errors)} rows cannot be used; correct or remove them:\n  {first_ten(errors)}")
     if not scores:
         raise DataError(f"{path}: no scores in this file; write rows like photo.png,0.7 below a line image,score")
     return scores

@@ -83,7 +83,7 @@ def measure(
     p = both_orders(p_shown_first, p_shown_second)
     a_is_better = p_people > 0.5 if a_is_better is None else a_is_better
     correct = agreement(p, a_is_better)
-    correct_in_order = [agreement(shown, a_is_better) for shown in (p_shown_first, p_shown_second)]
+    correct_in_order = [agreement(p_order, a_is_better) for p_order in (p_shown_first, p_shown_second)]
     consistent = np.sign(p_shown_first - 0.5) * np.sign(p_shown_second - 0.5) > 0
     group = group_numbers(groups)
     total, size = np.bincount(group, correct), np.bincount(group)
@@ -167,7 +167,7 @@ def interval(total: ArrayLike, size: ArrayLike) -> tuple[float, float]:
     shares: list[Floats] = []
     at_a_time = max(1, _DRAWN_TOGETHER // count)
     for start in range(0, _BOOTSTRAPS, at_a_time):
-        drawn = random.integers(count, size=(min(at_a_time, _BOOTSTRAPS - start), count))
-        shares.append(totals[drawn].sum(axis=1) / sizes[drawn].sum(axis=1))
+        samples = random.integers(count, size=(min(at_a_time, _BOOTSTRAPS - start), count))
+        shares.append(totals[samples].sum(axis=1) / sizes[samples].sum(axis=1))
     low, high = np.quantile(np.concatenate(shares), [0.025, 0.975])
     return float(low), float(high)

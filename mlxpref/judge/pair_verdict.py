@@ -87,6 +87,6 @@ class JudgingCounts:
                 verdict.recalled, (verdict.a_shown_first, verdict.a_shown_second), strict=True
             )
         ]
-        judged = [completions for recalled, completions in orders if not recalled]
-        tokens = sum(completion.tokens for completions in judged for completion in completions)
-        return cls(len(judged), len(orders) - len(judged), tokens)
+        new = [completions for recalled, completions in orders if not recalled]
+        tokens = sum(completion.tokens for completions in new for completion in completions)
+        return cls(len(new), len(orders) - len(new), tokens)

@@ -75,7 +75,7 @@ def rank_pairs(
     a `top` below 1. KeyboardInterrupt ends it, too: the pairs judged until then are ranked; where there is none, it is
     raised. Process 0 chooses the pairs for all `processes`, since machines may round differently.
     """
-    started = time.perf_counter()
+    start = time.perf_counter()
     if top is not None and top < 1:
         raise ConfigError(f"the top {top} cannot be found: 1 is the least")
     schedule = _PairSchedule(images, prompt, compare, seed, processes)
@@ -85,15 +85,15 @@ def rank_pairs(
     try:
         if budget.without_thinking:
             # Where thinking follows, this only has to find the images that are worth it.
-            wanted = max(top, TOP) if top and budget.with_thinking else top
-            schedule.run(everyone, budget.without_thinking, think=False, top=wanted)
+            finalists = max(top, TOP) if top and budget.with_thinking else top
+            schedule.run(everyone, budget.without_thinking, think=False, top=finalists)
         if budget.with_thinking:
             members = schedule.best(TOP) if budget.without_thinking else everyone
             schedule.run(members, budget.with_thinking, think=True, top=top)
         if top and len(schedule.verdicts) < budget.total:
             ending = "settled"
     except KeyboardInterrupt:
-        if not schedule.judged:
+        if not schedule.pairs:
             raise
         ending = "interrupted"
     counts = JudgingCounts.of(schedule.verdicts)
@@ -101,8 +101,8 @@ def rank_pairs(
         prompt,
         tuple(images),
         rank_images(len(images), schedule.outcomes),
-        tuple(schedule.judged.values()),
-        time.perf_counter() - started,
+        tuple(schedule.pairs.values()),
+        time.perf_counter() - start,
         planned=budget.total,
         ending=ending,
         tokens=counts.tokens,
@@ -120,14 +120,14 @@ class _PairSchedule:
     compare: Compare
     seed: int
     processes: ProcessGroup
-    judged: dict[tuple[int, int], JudgedPair] = field(default_factory=dict)
+    pairs: dict[tuple[int, int], JudgedPair] = field(default_factory=dict)
     verdicts: list[PairVerdict] = field(default_factory=list)
     _leaders: str = ""
 
     @property
     def outcomes(self) -> list[PairOutcome]:
         """All pairs so far, as a ranking needs them."""
-        return [pair.verdict.outcome(pair.a, pair.b) for pair in self.judged.values()]
+        return [pair.verdict.outcome(pair.a, pair.b) for pair in self.pairs.values()]
 
     def best(self, count: int) -> list[int]:
         """The numbers of the best images so far, ascending."""
@@ -146,7 +146,7 @@ class _PairSchedule:
         scheduled: set[tuple[int, int]] = set()
         size = max(_ROUND, default_round(len(members)))
         while len(scheduled) < budget:
-            fit = self._fit() if self.judged else None
+            fit = self._fit() if self.pairs else None
             if self.processes.broadcast(bool(fit and scheduled and top and is_settled(fit, top))):
                 return
             among = _part(fit, members) if fit else None
@@ -156,7 +156,7 @@ class _PairSchedule:
             numbers = [(members[a], members[b]) for a, b in pairs]
             verdicts = self.compare((Pair(self.images[a], self.images[b], self.prompt) for a, b in numbers), think)
             for (a, b), verdict in zip(numbers, verdicts, strict=True):
-                self.judged[a, b] = JudgedPair(a, b, verdict)
+                self.pairs[a, b] = JudgedPair(a, b, verdict)
                 yield verdict
 
     def _fit(self) -> StrengthFit:

@@ -55,8 +55,8 @@ class Store:
 
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, tuple[Verdict, ...]]:
         """The verdicts of those keys that are in the store."""
-        known = self._query(keys) if self._processes.is_main else {}
-        values = self._processes.broadcast([known.get(key) for key in keys])
+        by_key = self._query(keys) if self._processes.is_main else {}
+        values = self._processes.broadcast([by_key.get(key) for key in keys])
         # By place, not by key: an image that one machine decodes to other bits must not lead the processes apart.
         with _translated(self.path):
             return {key: verdicts_from_json(each) for key, each in zip(keys, values, strict=True) if each is not None}
@@ -82,13 +82,13 @@ class Store:
 
     def _query(self, keys: Sequence[bytes]) -> dict[bytes, list[list[Any]]]:
         """The verdicts of keys as JSON has them."""
-        known = {}
+        values = {}
         for start in range(0, len(keys), _KEYS_A_QUERY):
             part = keys[start : start + _KEYS_A_QUERY]
             query = f"SELECT key, verdicts FROM comparisons WHERE key IN ({','.join('?' * len(part))})"
             with _translated(self.path):
-                known.update({key: json.loads(text) for key, text in self._connection.execute(query, part)})
-        return known
+                values.update({key: json.loads(text) for key, text in self._connection.execute(query, part)})
+        return values
 
     def _prepare(self) -> None:
         """Make the table in a new file; refuse a file that is not ours before anything in it changes."""

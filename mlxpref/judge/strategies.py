@@ -118,16 +118,16 @@ def compare_strategies(
     comparison continues where it stopped. A tie threshold that has to be chosen is chosen for every row. ConfigError
     for a variant that the judge is not calibrated for, before any work is done.
     """
-    started = time.perf_counter()
-    needed = to_judge(preferences, spec)
+    start = time.perf_counter()
+    pairs = to_judge(preferences, spec)
     session = judge.session()
     rescalings = {variant: _rescaling(variant, judge, session) for variant in variants}
     on_validation: dict[StrategyVariant, _SharedCompletions] = {}
     if validation and PROTOCOLS[spec.protocol].ties and spec.tie_threshold is None:
         on_validation = _write(judge, validation, variants, session, f"judging {VALIDATION_SPLIT}")
-    written = _write(judge, needed, variants, session, "judging")
+    by_variant = _write(judge, pairs, variants, session, "judging")
     evaluations = {}
-    for variant, completions in written.items():
+    for variant, completions in by_variant.items():
         threshold = spec.tie_threshold
         if on_validation:
             verdicts = _read(on_validation[variant], variant, judge, rescalings[variant])
@@ -135,12 +135,12 @@ def compare_strategies(
         row_spec = replace(spec, strategy=variant.strategy, tie_threshold=threshold)
         verdicts = _read(completions, variant, judge, rescalings[variant])
         evaluations[variant] = evaluation_of(preferences, verdicts, row_spec, completions.seconds)
-    every = {id(completions): completions for completions in [*written.values(), *on_validation.values()]}.values()
+    every = {id(each): each for each in [*by_variant.values(), *on_validation.values()]}.values()
     return StrategyComparison(
-        rows=tuple(StrategyRow(each, evaluations[each], _gains(each, evaluations, needed)) for each in variants),
-        preferences=tuple(needed),
+        rows=tuple(StrategyRow(each, evaluations[each], _gains(each, evaluations, pairs)) for each in variants),
+        preferences=tuple(pairs),
         counts=JudgingCounts.of(verdict for completions in every for verdict in completions.verdicts),
-        seconds=round(time.perf_counter() - started, 3),
+        seconds=round(time.perf_counter() - start, 3),
     )
 
 
@@ -183,12 +183,12 @@ class _SharedCompletions:
 
     def extend(self, pairs: Sequence[Pair], session: JudgingSession) -> Iterator[PairVerdict]:
         """Judge more pairs."""
-        started = time.perf_counter()
+        start = time.perf_counter()
         for verdict in self._judge.pairs(pairs, self.variant.strategy, session=session):
-            self.seconds += time.perf_counter() - started
+            self.seconds += time.perf_counter() - start
             self.verdicts.append(verdict)
             yield verdict
-            started = time.perf_counter()
+            start = time.perf_counter()
 
 
 def _write(

@@ -44,6 +44,6 @@ def estimate_seconds(judge: Judge, images: Sequence[ImageLike], prompt: str, bud
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
+    start = time.perf_counter()
     work()
-    return time.perf_counter() - started
+    return time.perf_counter() - start

@@ -124,8 +124,8 @@ def judge_unless_stored(
         chunk = list(islice(waiting, count))
         contents = iter(vlm.features.contents(_images(chunk), session.seen))
         keys = [request.key(next(contents), next(contents), comparison.prompt) for comparison in chunk]
-        known = store.get_many(keys)
-        return [(comparison, key, known.get(key)) for comparison, key in zip(chunk, keys, strict=True)]
+        results = store.get_many(keys)
+        return [(comparison, key, results.get(key)) for comparison, key in zip(chunk, keys, strict=True)]
 
     def judge(missing: Sequence[_LookedUp]) -> Iterator[Judgement]:
         keys = iter([key for _, key, _ in missing])
@@ -143,9 +143,9 @@ def judge_unless_stored(
                 break
             looked_up += more
             missing += [each for each in more if each[2] is None]
-        judged = judge(missing)
+        judgements = judge(missing)
         for _, _, verdicts in looked_up:  # one by one: nothing waits for a batch that comes after it
-            yield [next(judged) if verdicts is None else Judgement(verdicts, recalled=True)]
+            yield [next(judgements) if verdicts is None else Judgement(verdicts, recalled=True)]
 
 
 def _images(comparisons: Sequence[Comparison]) -> list[ImageLike]:

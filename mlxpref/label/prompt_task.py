@@ -36,7 +36,7 @@ class PromptTask:
     names: tuple[str, ...]
     budget: int
     held_out: float
-    asked: dict[tuple[int, int], list[LabelRecord]] = field(default_factory=dict)
+    records: dict[tuple[int, int], list[LabelRecord]] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
@@ -45,7 +45,7 @@ class PromptTask:
 
     def split(self, a: int, b: int) -> str:
         """What a pair is for, always the same: to learn from, or to measure with."""
-        if records := self.asked.get((a, b)):
+        if records := self.records.get((a, b)):
             return records[0].split  # whatever share is held out now
         return TEST if _hash_share(self.prompt, self.names[a], self.names[b]) < self.held_out else TRAIN
 
@@ -53,7 +53,7 @@ class PromptTask:
         """The answers as a ranking needs them: the mean of each order."""
         return [
             PairOutcome(a, b, _mean_share(records, "a"), _mean_share(records, "b"))
-            for (a, b), records in self.asked.items()
+            for (a, b), records in self.records.items()
             if any(record.p_people is not None for record in records)
         ]
 
@@ -75,15 +75,15 @@ def prompt_tasks(
     root = os.path.realpath(folder)  # of both: a folder and a picture may be reached through links
     factor = 1.0
     if pairs is None:
-        needed = enough((), held_out).needed or 0
-        factor = max(1.0, needed / sum(pair_budget(len(group.images)) for group in groups))
+        pairs_in_all = enough((), held_out).needed or 0
+        factor = max(1.0, pairs_in_all / sum(pair_budget(len(group.images)) for group in groups))
     tasks = []
     for group in groups:
         pairs_of_names = sorted((os.path.relpath(os.path.realpath(image), root), image) for image in group.images)
         names, images = zip(*pairs_of_names, strict=True)
-        planned = pairs or math.ceil(factor * pair_budget(len(names)))
+        pairs_of_task = pairs or math.ceil(factor * pair_budget(len(names)))
         share = shares.get(group.prompt, held_out)
-        tasks.append(PromptTask(group.prompt, images, names, pair_budget(len(names), planned), share))
+        tasks.append(PromptTask(group.prompt, images, names, pair_budget(len(names), pairs_of_task), share))
     return tasks
 
 
@@ -102,11 +102,11 @@ def _held_out_prompts(prompts: Sequence[str], share: float, records: Iterable[La
     count = len({*prompts, *splits})
     if count < _MIN_PROMPTS:
         return {}
-    known = {prompt: share if len(used) > 1 else float(TEST in used) for prompt, used in splits.items()}
-    measuring = sum(known.values())
-    wanted = round(share * count - measuring) if measuring or not share else max(1, round(share * count))
-    new = sorted((prompt for prompt in prompts if prompt not in known), key=_hash_share)
-    return known | {prompt: float(number < wanted) for number, prompt in enumerate(new)}
+    shares = {prompt: share if len(kinds) > 1 else float(TEST in kinds) for prompt, kinds in splits.items()}
+    measuring = sum(shares.values())
+    new_count = round(share * count - measuring) if measuring or not share else max(1, round(share * count))
+    new = sorted((prompt for prompt in prompts if prompt not in shares), key=_hash_share)
+    return shares | {prompt: float(number < new_count) for number, prompt in enumerate(new)}
 
 
 def _hash_share(*texts: str) -> float:

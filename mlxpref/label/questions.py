@@ -114,7 +114,7 @@ class Questions:
             self._count(record)
             before, self._current = self._current, None
             if record.undoes is not None:
-                if before and (before.a, before.b) not in self.tasks[before.task].asked:
+                if before and (before.a, before.b) not in self.tasks[before.task].records:
                     self._ahead.insert(0, before)
                 places = self._places(record)
                 assert places is not None, "only records of these images can be undone"
@@ -134,11 +134,11 @@ class Questions:
                 if number is None or len(self._ahead) > self._reserve(number):
                     return
                 task = self.tasks[number]
-                outcomes, asked = task.outcomes(), self._asked_or_ahead(number)
+                outcomes, past_pairs = task.outcomes(), self._asked_or_ahead(number)
             count = len(task.names)
             size = max(_MIN_STRETCH if len(self.tasks) > 1 else 1, count // _IMAGES_PER_PAIR)
             fit = fit_strengths(count, outcomes) if outcomes else None
-            pairs = next_round(count, asked, fit, size, self._settings.seed)
+            pairs = next_round(count, past_pairs, fit, size, self._settings.seed)
             with self._lock:
                 self._ahead += [Question(number, a, b, self._draw_order(number, a, b)) for a, b in pairs]
 
@@ -149,17 +149,17 @@ class Questions:
         if places is None:
             return
         (number, a), (_, b) = places
-        asked = self.tasks[number].asked
+        records = self.tasks[number].records
         if record.undoes is None:
             self.active.append(record)
-            asked.setdefault((a, b), []).append(record)
+            records.setdefault((a, b), []).append(record)
             return
         undone = next((each for each in reversed(self.active) if each.number == record.undoes), None)
         if undone:
             self.active = [each for each in self.active if each is not undone]
-            asked[a, b] = [each for each in asked[a, b] if each is not undone]
-            if not asked[a, b]:
-                del asked[a, b]
+            records[a, b] = [each for each in records[a, b] if each is not undone]
+            if not records[a, b]:
+                del records[a, b]
 
     def _places(self, record: LabelRecord) -> tuple[tuple[int, int], tuple[int, int]] | None:
         """Task and number of a record's images; None for images that are not here."""
@@ -169,9 +169,9 @@ class Questions:
     def _most_open(self) -> int | None:
         """The task that is furthest from its budget and has a pair left to ask."""
         ahead = np.bincount([question.task for question in self._ahead], minlength=len(self.tasks)).tolist()
-        done = [len(task.asked) + more for task, more in zip(self.tasks, ahead, strict=True)]
-        open_tasks = [i for i, task in enumerate(self.tasks) if done[i] < task.total]
-        return min(open_tasks, key=lambda i: done[i] / self.tasks[i].budget, default=None)
+        counts = [len(task.records) + more for task, more in zip(self.tasks, ahead, strict=True)]
+        open_tasks = [i for i, task in enumerate(self.tasks) if counts[i] < task.total]
+        return min(open_tasks, key=lambda i: counts[i] / self.tasks[i].budget, default=None)
 
     def _reserve(self, number: int | None) -> int:
         """With so few pairs left the next round should be chosen: a quarter of a round, 0 where a fit is quick."""
@@ -180,7 +180,7 @@ class Questions:
     def _asked_or_ahead(self, number: int) -> set[tuple[int, int]]:
         """The pairs of a task that were asked or are about to be."""
         ahead = [*self._ahead, *([self._current] if self._current else [])]
-        return set(self.tasks[number].asked) | {(each.a, each.b) for each in ahead if each.task == number}
+        return set(self.tasks[number].records) | {(each.a, each.b) for each in ahead if each.task == number}
 
     def _draw_order(self, number: int, a: int, b: int) -> bool:
         """Whether a is shown first: drawn, but always the same for a pair."""
@@ -189,7 +189,7 @@ class Questions:
     def _repeat(self) -> Question | None:
         """A pair that was answered once and long enough ago, in swapped order, if it is time for one."""
         share = self._settings.repeats
-        counts = [len(records) for task in self.tasks for records in task.asked.values()]
+        counts = [len(records) for task in self.tasks for records in task.records.values()]
         if sum(counts) - len(counts) >= int(len(counts) * share / (1 - share)):
             return None
         candidates = list(self._repeatable())
@@ -197,12 +197,12 @@ class Questions:
             return None
         draw = np.random.default_rng([self._settings.seed, len(self.active)])
         number, a, b = candidates[int(draw.integers(len(candidates)))]
-        return Question(number, a, b, self.tasks[number].asked[a, b][0].shown_first == "b")
+        return Question(number, a, b, self.tasks[number].records[a, b][0].shown_first == "b")
 
     def _repeatable(self) -> Iterator[tuple[int, int, int]]:
         """Task and images of the pairs that were answered once, but not just now."""
         recent = {id(record) for record in self.active[-_REPEAT_DISTANCE:]}
         for number, task in enumerate(self.tasks):
-            for (a, b), records in task.asked.items():
+            for (a, b), records in task.records.items():
                 if len(records) == 1 and records[0].p_people is not None and id(records[0]) not in recent:
                     yield number, a, b

@@ -100,13 +100,13 @@ def enough(records: Iterable[LabelRecord], held_out: float) -> Enough:
     decided = {pair for pair, answers in shares.items() if sum(answers) != len(answers) / 2}
     tested = len(decided & tests)
     reliability = consistency(records).reliability
-    wanted = _held_out_pairs(reliability)
-    needed = wanted and math.ceil(wanted / (held_out or _HELD_OUT))
-    held_out_needed = wanted if held_out or wanted is None else 0
-    return Enough(len(decided), needed, tested, held_out_needed, reliability, _error(reliability, tested))
+    tested_needed = _held_out_pairs(reliability)
+    pairs_needed = tested_needed and math.ceil(tested_needed / (held_out or _HELD_OUT))
+    held_out_needed = tested_needed if held_out or tested_needed is None else 0
+    return Enough(len(decided), pairs_needed, tested, held_out_needed, reliability, _error(reliability, tested))
 
 
-def explain(target: Enough, repeated: Consistency, left: int) -> str:
+def explain(target: Enough, repeated: Consistency, pairs_left: int) -> str:
     """Why more pairs are wanted, in sentences with numbers; `left` pairs can still be asked."""
     same = f"You gave the same answer to {repeated.agreed} of {repeated.repeats} repeated pairs"
     if target.needed is None:
@@ -117,8 +117,8 @@ def explain(target: Enough, repeated: Consistency, left: int) -> str:
     text = f"{best}. {target.needed} pairs, {held_out}, are enough to measure that to \u00b110 points"
     if target.held_out:
         text += f"; the {target.held_out} held out so far measure it to \u00b1{100 * target.error:.0f}"
-    if target.needed - target.decided > left:
-        text += f". These pictures have only {left} pairs left: add more pictures"
+    if target.needed - target.decided > pairs_left:
+        text += f". These pictures have only {pairs_left} pairs left: add more pictures"
     return text + "."
 
 

@@ -166,11 +166,11 @@ class LabelServer:
 
     async def _change(self, change: Callable[..., bool], *arguments: Any) -> Response:
         """Make a change and respond with the state after it; 409 where it was about an earlier state."""
-        done = await run_in_threadpool(change, *arguments)
+        success = await run_in_threadpool(change, *arguments)
         if self.session.questions.is_low():
             # In the background: a rater does not wait for a fit of many images.
             Thread(target=self.session.questions.refill, daemon=True).start()
-        return JSONResponse(await run_in_threadpool(self.session.state), status_code=200 if done else 409)
+        return JSONResponse(await run_in_threadpool(self.session.state), status_code=200 if success else 409)
 
     async def _finish(self, request: Request) -> Response:
         self.end()  # which lets this response be sent

@@ -114,11 +114,11 @@ class LabelSession:
     def progress(self) -> dict[str, Any]:
         """How far the work is, what is known of the rater, and whether there is enough to train."""
         records = self.questions.active
-        asked, total = sum(len(task.asked) for task in self.tasks), sum(task.total for task in self.tasks)
+        asked_count, total = sum(len(task.records) for task in self.tasks), sum(task.total for task in self.tasks)
         firsts = [record.answer == record.shown_first for record in records if record.answer in ("a", "b")]
         repeated, target = consistency(records), enough(records, self.settings.held_out)
         return {
-            "asked": asked,
+            "asked": asked_count,
             "planned": sum(task.budget for task in self.tasks),
             "every": total,
             "answers": sum(record.p_people is not None for record in records),
@@ -130,7 +130,7 @@ class LabelSession:
                 "reached": target.reached,
                 **asdict(target),
                 "error": None if math.isnan(target.error) else target.error,
-                "why": explain(target, repeated, total - asked),
+                "why": explain(target, repeated, total - asked_count),
             },
         }
 

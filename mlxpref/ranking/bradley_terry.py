@@ -109,10 +109,10 @@ def rank_images(count: int, outcomes: Iterable[PairOutcome], default_dispersion:
 
     Permuting the images permutes the ranking. `default_dispersion` and errors as in `fit_strengths`.
     """
-    judged = [(pair, p_a) for pair in outcomes if (p_a := pair.p_a) is not None]
-    fit = fit_strengths(count, [pair for pair, _ in judged], default_dispersion)
+    preferences = [(pair, p_a) for pair in outcomes if (p_a := pair.p_a) is not None]
+    fit = fit_strengths(count, [pair for pair, _ in preferences], default_dispersion)
     wins, pairs = [0] * count, [0] * count
-    for pair, p_a in judged:
+    for pair, p_a in preferences:
         for index, won in ((pair.a, p_a > 0.5), (pair.b, p_a < 0.5)):
             wins[index] += won
             pairs[index] += 1
@@ -241,8 +241,8 @@ class _Comparisons:
 
     def residuals(self, parameters: Array) -> tuple[Array, Array]:
         """(N + 1,) -> p - P(a) and its Bernoulli variance for every comparison, (2, K) each, 0 where missing."""
-        expected = expit(self.log_odds(parameters))
-        return np.nan_to_num(self.p - expected), np.where(np.isnan(self.p), 0.0, expected * (1 - expected))
+        p_model = expit(self.log_odds(parameters))
+        return np.nan_to_num(self.p - p_model), np.where(np.isnan(self.p), 0.0, p_model * (1 - p_model))
 
     def loss(self, parameters: Array, penalty: float | Array) -> float:
         """Minus the log quasi-likelihood, plus the prior's term; `penalty` of every parameter, or one for all."""
@@ -306,11 +306,11 @@ def _deviation_step(strengths: Array, covariance: Array, log_deviation: float) -
     """A step of Fisher scoring of the log deviation of the strengths' prior, at most 1, and the information."""
     free, precision = len(strengths) - 1, math.exp(-2 * log_deviation)  # one degree of freedom is the mean's
     covariance = _centre(covariance) * precision
-    left = float(np.trace(covariance))
+    trace = float(np.trace(covariance))
     doubt = (log_deviation - math.log(PRIOR_DEVIATION)) / PRIOR_DOUBT**2
-    slope = precision * float(strengths @ strengths) + left - free - doubt
+    slope = precision * float(strengths @ strengths) + trace - free - doubt
     # 2 |I - covariance / deviation^2|^2, the share of every direction that the data know; plus the log-normal's.
-    information = 2 * (free - 2 * left + float((covariance**2).sum())) + PRIOR_DOUBT**-2.0
+    information = 2 * (free - 2 * trace + float((covariance**2).sum())) + PRIOR_DOUBT**-2.0
     return min(max(slope / information, -1.0), 1.0), information
 
 

@@ -68,14 +68,14 @@ def next_round(
     fit = fit or _prior_fit(count)
     shuffled = np.random.default_rng([seed, len(met)]).permutation(count)
     order = shuffled[np.argsort(-np.round(fit.strengths[shuffled], 9), kind="stable")]  # (N,) best first
-    gain, island, used = _InformationGain(fit, order, top or 1, size), _islands(count, met), np.zeros(count, np.int64)
+    gain, island, uses = _InformationGain(fit, order, top or 1, size), _islands(count, met), np.zeros(count, np.int64)
     max_pairs, reach = MAX_PAIRS, REACH
     a, b = _candidates(order, met, reach)
     value = gain.of(a, b)
-    picked: list[tuple[int, int]] = []
-    while len(picked) < size:
+    pairs: list[tuple[int, int]] = []
+    while len(pairs) < size:
         connects = island[a] != island[b] if island.any() else np.ones(len(a), np.bool_)
-        free = (used[a] < max_pairs) & (used[b] < max_pairs) & connects
+        free = (uses[a] < max_pairs) & (uses[b] < max_pairs) & connects
         if not free.any():
             # Neighbours in the order of different islands never met, so only the limits can be in the way.
             if len(a) and max_pairs < count:
@@ -87,16 +87,16 @@ def next_round(
             continue
         best = int(np.argmax(np.where(free, value, -1.0)))
         x, y = int(a[best]), int(b[best])
-        picked.append((min(x, y), max(x, y)))
-        met.add(picked[-1])
+        pairs.append((min(x, y), max(x, y)))
+        met.add(pairs[-1])
         gain.add(x, y)
-        used[[x, y]] += 1
+        uses[[x, y]] += 1
         low, high = sorted((island[x], island[y]))
         island[island == high] = low
         a, b, value = np.delete(a, best), np.delete(b, best), np.delete(value, best)
         touched = np.flatnonzero((a == x) | (a == y) | (b == x) | (b == y))
         value[touched] = gain.of(a[touched], b[touched])
-    return picked
+    return pairs
 
 
 def is_settled(fit: StrengthFit, top: int) -> bool:
@@ -129,7 +129,7 @@ class _InformationGain:
     def __init__(self, fit: StrengthFit, order: Indices, top: int, size: int) -> None:
         self.fit = fit
         self.explained = np.zeros((len(order), size))  # (N, size), column i: what pick i's answer says of every image
-        self.picked = 0
+        self.pair_count = 0
         top = min(top, len(order) - 1)
         rival = np.full(len(order), order[top - 1])
         rival[order[:top]] = order[top]
@@ -146,21 +146,21 @@ class _InformationGain:
 
     def add(self, x: int, y: int) -> None:
         """Take the pair into the round: its answer will lower the variance of differences (not their means)."""
-        before = self.explained[:, : self.picked]
+        before = self.explained[:, : self.pair_count]
         _, variance, noise = self._difference(np.array([x]), np.array([y]))
         change = self.fit.covariance[:, x] - self.fit.covariance[:, y] - before @ (before[x] - before[y])
-        self.explained[:, self.picked] = change / np.sqrt(variance + noise)
-        self.picked += 1
+        self.explained[:, self.pair_count] = change / np.sqrt(variance + noise)
+        self.pair_count += 1
 
     def _difference(self, a: Indices, b: Indices) -> tuple[Array, Array, Array]:
         """Mean and variance of differences, and the noise that an answer of both orders would have, each (K,)."""
-        covariance, before = self.fit.covariance, self.explained[:, : self.picked]
+        covariance, before = self.fit.covariance, self.explained[:, : self.pair_count]
         difference = self.fit.strengths[a] - self.fit.strengths[b]
         variance = covariance[a, a] + covariance[b, b] - 2 * covariance[a, b]
         variance = np.maximum(variance - ((before[a] - before[b]) ** 2).sum(axis=1), 1e-9)
         # The logistic of a normal variable has about this mean (MacKay 1992).
-        expected = expit(difference / np.sqrt(1 + math.pi / 8 * variance))
-        return difference, variance, self.fit.dispersion / (2 * np.maximum(expected * (1 - expected), 1e-9))
+        p_model = expit(difference / np.sqrt(1 + math.pi / 8 * variance))
+        return difference, variance, self.fit.dispersion / (2 * np.maximum(p_model * (1 - p_model), 1e-9))
 
 
 def _prior_fit(count: int) -> StrengthFit:
@@ -175,8 +175,8 @@ def _candidates(order: Indices, met: Collection[tuple[int, int]], reach: int) ->
     gaps = range(1, min(reach, count - 1) + 1)
     a = np.concatenate([order[: count - gap] for gap in gaps])
     b = np.concatenate([order[gap:] for gap in gaps])
-    known = np.array([low * count + high for low, high in met], np.int64)
-    new = ~np.isin(np.minimum(a, b) * count + np.maximum(a, b), known)
+    past_pairs = np.array([low * count + high for low, high in met], np.int64)
+    new = ~np.isin(np.minimum(a, b) * count + np.maximum(a, b), past_pairs)
     return a[new], b[new]
 
 

@@ -110,10 +110,10 @@ class RunLog:
         def total(*names: str) -> float:
             return math.fsum(value for name in names for value in self.column(name) if math.isfinite(value))
 
-        planned, tokens, seconds = number(self.records[-1].get("steps")), total("tokens"), total("rollout_seconds")
+        step_count, tokens, seconds = number(self.records[-1].get("steps")), total("tokens"), total("rollout_seconds")
         peak = np.nanmax([0.0, *self.column("peak_bytes")])
         facts = {
-            "steps": f"{self.steps[-1]:g}" + (f" of {planned:g}" if planned > 0 else ""),
+            "steps": f"{self.steps[-1]:g}" + (f" of {step_count:g}" if step_count > 0 else ""),
             "time": format_duration(total(*PHASES)),
             "tokens written": f"{tokens:,.0f}" if tokens else "",
             "tokens a second": format_number(tokens / seconds) if tokens and seconds else "",

@@ -126,12 +126,12 @@ def _extremes(records: Iterable[Record]) -> list[Record]:
     for record in records:
         if math.isfinite(number(record.get("step"))) and math.isfinite(number(record.get("reward"))):
             steps.setdefault(number(record["step"]), []).append(record)
-    ordered: Sequence[float] = sorted(steps)
-    shown = []
-    for place in sorted(set(np.linspace(0, len(ordered) - 1, _SHOWN_STEPS).round().astype(int))) if ordered else []:
-        ranked = sorted(steps[ordered[place]], key=lambda record: -number(record["reward"]))
-        shown += [ranked[0], *ranked[1:][-1:]]
-    return shown
+    numbers: Sequence[float] = sorted(steps)
+    rollouts = []
+    for place in sorted(set(np.linspace(0, len(numbers) - 1, _SHOWN_STEPS).round().astype(int))) if numbers else []:
+        ranked = sorted(steps[numbers[place]], key=lambda record: -number(record["reward"]))
+        rollouts += [ranked[0], *ranked[1:][-1:]]
+    return rollouts
 
 
 def _rollout(record: Record, images: Images, load: LoadImage) -> dict[str, Any]:

@@ -50,8 +50,8 @@ def policy_gradient(vlm: VLM, inputs: LossInputs, settings: TrainSettings) -> Gr
     for some, rows in _batches(inputs, settings.micro_batch):
         batch = inputs.part(some, rows)
         of_batch = _one_group_in_parts if rows.stop - rows.start > settings.micro_batch else _whole_groups
-        new, added = of_batch(vlm, batch, settings)
-        gradient = added if not parts else tree_map(mx.add, gradient, added)
+        new, batch_gradient = of_batch(vlm, batch, settings)
+        gradient = batch_gradient if not parts else tree_map(mx.add, gradient, batch_gradient)
         parts += [(loss, clipped, _padded(logprobs, inputs)) for loss, clipped, logprobs in new]
         mx.eval(gradient, parts)
     losses, clipped, logprobs = (list(each) for each in zip(*parts, strict=True))
@@ -100,8 +100,8 @@ def _one_group_in_parts(vlm: VLM, inputs: LossInputs, settings: TrainSettings) -
             )
             return *step_loss(scored, some, settings), scored.logprobs
 
-        part, added = mx.value_and_grad(objective, argnums=(0, 1))(weights, prompt.arrays)
-        gradient = added if gradient is None else tree_map(mx.add, gradient, added)
+        part, part_gradient = mx.value_and_grad(objective, argnums=(0, 1))(weights, prompt.arrays)
+        gradient = part_gradient if gradient is None else tree_map(mx.add, gradient, part_gradient)
         parts.append(part)
         mx.eval(_by_layer(*gradient), parts)
     vlm.model.update(weights)

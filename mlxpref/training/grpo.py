@@ -56,13 +56,13 @@ def token_weights(mask: NDArray[np.bool_], loss_type: LossType, max_tokens: int)
     counts tokens over all processes, bnpo over the local batch; over a whole step they are one); `dr_grpo`: every
     token 1 / (R max_tokens). Empty rollouts stay in the count.
     """
-    counted: Floats = mask.astype(np.float64)
+    weights: Floats = mask.astype(np.float64)
     if loss_type == "grpo":
-        lengths: Floats = counted.sum(axis=1, keepdims=True)
-        return counted / np.maximum(lengths, 1) / len(mask)
+        lengths: Floats = weights.sum(axis=1, keepdims=True)
+        return weights / np.maximum(lengths, 1) / len(mask)
     if loss_type == "dr_grpo":
-        return counted / (len(mask) * max_tokens)
-    return counted / max(float(counted.sum()), 1.0)
+        return weights / (len(mask) * max_tokens)
+    return weights / max(float(weights.sum()), 1.0)
 
 
 def policy_objective(
@@ -82,9 +82,9 @@ def policy_objective(
     """
     difference = logprobs - old
     if level == "sequence":
-        counted = mask.astype(difference.dtype)
-        lengths = mx.maximum(counted.sum(axis=1, keepdims=True), 1)
-        difference = (difference * counted).sum(axis=1, keepdims=True) / lengths  # (R, 1)
+        weights = mask.astype(difference.dtype)
+        lengths = mx.maximum(weights.sum(axis=1, keepdims=True), 1)
+        difference = (difference * weights).sum(axis=1, keepdims=True) / lengths  # (R, 1)
     ratio = mx.exp(difference)
     clipped = mx.clip(ratio, 1 - clip_low, 1 + clip_high)
     advantage = advantages[:, None]

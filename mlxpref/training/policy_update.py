@@ -40,8 +40,8 @@ class UpdateResult:
 
     def then(self, later: "UpdateResult") -> "UpdateResult":
         """Return what this update and a later one of the same step measured together."""
-        shown = self if later.finite else later
-        return replace(self, clip_fraction=later.clip_fraction, loss=shown.loss, grad_norm=shown.grad_norm)
+        source = self if later.finite else later
+        return replace(self, clip_fraction=later.clip_fraction, loss=source.loss, grad_norm=source.grad_norm)
 
 
 def update_policy(

@@ -54,11 +54,11 @@ def sample_groups(
     mine = processes.shard(len(comparisons))
     # Each image is encoded by itself: in a batch its features would differ in the last bits with what is beside it, and
     # a resumed run encodes it beside others.
-    shown = {i: comparisons[i] for i in mine}
-    inputs = {i: vlm.input(c.first, c.second, c.prompt, mix.form, settings.think) for i, c in shown.items()}
-    keys = [comparison.key for comparison in shown.values()]
-    written = roll_out(vlm, list(inputs.values()), sampling, keys, settings.rows) if inputs else []
-    parts = processes.all_gather([[rollout.to_json() for rollout in group] for group in written])
+    pairs = {i: comparisons[i] for i in mine}
+    inputs = {i: vlm.input(c.first, c.second, c.prompt, mix.form, settings.think) for i, c in pairs.items()}
+    keys = [comparison.key for comparison in pairs.values()]
+    rollouts = roll_out(vlm, list(inputs.values()), sampling, keys, settings.rows) if inputs else []
+    parts = processes.all_gather([[rollout.to_json() for rollout in group] for group in rollouts])
     groups = [[Rollout.from_json(rollout) for rollout in group] for part in parts for group in part]
     return [
         RolloutGroup(comparison, inputs.get(i), group, [is_truncated(each, sampling, vlm.eos_ids) for each in group])

@@ -246,12 +246,12 @@ def train(
     also when the loop is left early. With `resume` the run in `output` continues (see `resume_run`); a complete one
     yields nothing.
     """
-    given = {"data": data} | ({"model": str(model)} if model else {}) | settings
+    values = {"data": data} | ({"model": str(model)} if model else {}) | settings
     folder, processes = Path(output) if output else None, process_group()
     if resume:
-        run = resume_run(folder, given, processes=processes)
+        run = resume_run(folder, values, processes=processes)
     else:
-        run = start_run(settings_from(TrainSettings, given), folder, processes=processes)
+        run = start_run(settings_from(TrainSettings, values), folder, processes=processes)
     if run:
         yield from run.reports()
 
@@ -299,8 +299,8 @@ def _load(
         logger.info(f"about {format_bytes(plan.peak)} of memory at the peak, {format_bytes(plan.weights)} are weights")
         vlm = load_vlm(checkpoint, settings.max_pixels)
     trainer = Trainer(vlm, preferences, settings, mix, processes)
-    base, used = base_of(vlm.checkpoint, settings.model), len(trainer.preferences)
-    record = record_of(settings, base, preferences, used, processes.size)
+    base, count = base_of(vlm.checkpoint, settings.model), len(trainer.preferences)
+    record = record_of(settings, base, preferences, count, processes.size)
     versions = {f"version of {name}": record["versions"][name] for name in ("mlxpref", "mlx", "mlx-vlm")}
     prints = {"model": base["base"]["fingerprint"], "preferences": record["data_fingerprint"]}
     processes.check_same(versions | {f"fingerprint of the {name}": value for name, value in prints.items()})

@@ -79,13 +79,13 @@ def resumed_settings(folder: Path, record: Mapping[str, Any], given: Mapping[str
     """Return the settings of a run with those given that may change; ConfigError names the others."""
     before = asdict(settings_from(TrainSettings, record["settings"], str(folder / RUN_RECORD)))
     settings = settings_from(TrainSettings, before | dict(given))
-    refused = [
+    differences = [
         f"{name} {value} (it has {before[name]})"
         for name, value in asdict(settings).items()
         if value != before[name] and name not in (*_LOCATIONS, *_ROUNDING, "save_every")
     ]
-    if refused:
-        raise ConfigError(f"{folder}: the run cannot continue with {', '.join(refused)}; leave out what differs")
+    if differences:
+        raise ConfigError(f"{folder}: the run cannot continue with {', '.join(differences)}; leave out what differs")
     # Where a model in memory was trained, only its folder is known.
     return settings if settings.model else replace(settings, model=record["base"]["base_model"])
 

@@ -55,9 +55,9 @@ class ComparisonSampler:
 
     def unused(self, step: int) -> Iterator[int]:
         """Return the indices of the preferences that a step does not show, in a random order of the step's own."""
-        used = set(self._indices(step))
+        step_indices = set(self._indices(step))
         order = _generator(self.seed, _UNUSED, step).permutation(len(self.preferences)).tolist()
-        return (index for index in order if index not in used)
+        return (index for index in order if index not in step_indices)
 
     def replacement(self, step: int, place: int, index: int, attempt: int) -> TrainingComparison:
         """Return the comparison of another preference at a place of a step, the `attempt`th there.
@@ -125,8 +125,8 @@ def held_out_split(
             held_out.append(names[i])
             count += sizes[i]
     is_out = np.isin(labels, held_out or [names[np.argmin(sizes)]]).tolist()
-    learned, measured = (list(compress(preferences, part)) for part in ([not out for out in is_out], is_out))
-    return learned, measured
+    train, test = (list(compress(preferences, part)) for part in ([not out for out in is_out], is_out))
+    return train, test
 
 
 def _connected(preferences: Sequence[Preference]) -> NDArray[np.int32]:

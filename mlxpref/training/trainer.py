@@ -96,10 +96,10 @@ class Trainer:
 
         Random numbers are keyed by step, so no generator has a state.
         """
-        best, measured = self.held_out.state
+        best, evaluations = self.held_out.state
         parts = {"optimizer": self.optimizer.state, "adapter": adapter_weights(self.vlm.model)}
         arrays = dict(tree_flatten(parts | ({"best": best} if best else {})))
-        return arrays, {"failures": self._failures, "held_out": measured}
+        return arrays, {"failures": self._failures, "held_out": evaluations}
 
     def restore(self, arrays: Mapping[str, mx.array], numbers: Mapping[str, Any]) -> None:
         """Continue from the state of a trainer with the same settings and data; KeyError where a part is missing."""
@@ -114,7 +114,7 @@ class Trainer:
         `state` is complete whenever a report is yielded. At the end the model has the best adapter with
         `settings.patience`, else the last one.
         """
-        started = time.perf_counter()
+        start = time.perf_counter()
         for step in range(done + 1, self.step_count + 1):
             if self.held_out.should_stop:
                 break
@@ -123,7 +123,7 @@ class Trainer:
             self._failures = 0 if is_finite else self._failures + 1
             if step % self.settings.save_every == 0:
                 self._keep_equal(step)
-            seconds_left = (time.perf_counter() - started) / (step - done) * (self.step_count - step)
+            seconds_left = (time.perf_counter() - start) / (step - done) * (self.step_count - step)
             yield replace(report, seconds_left=seconds_left)
             if self._failures >= _MAX_FAILURES:
                 raise ModelError(
@@ -140,12 +140,12 @@ class Trainer:
         comparisons = self.sampler.for_step(step)  # P comparisons
         rollouts = sample_groups(vlm, comparisons, settings, mix, processes)  # P x G completions
         rewards = reward_groups(rollouts, settings, mix, processes)  # (P, G)
-        rollouts, rewards, used = self._resample(step, rollouts, rewards)  # all groups written; the P learned from
+        rollouts, rewards, groups = self._resample(step, rollouts, rewards)  # all groups written; the P learned from
         meter.end_phase("rollout")
 
-        learned, earned = [rollouts[i] for i in used], rewards.select(used)
-        inputs = loss_inputs(learned, earned, settings, mix)  # (R, T)
-        updates = settings.updates_per_rollout if earned.has_gradient.any() else 0
+        loss_rollouts, loss_rewards = [rollouts[i] for i in groups], rewards.select(groups)
+        inputs = loss_inputs(loss_rollouts, loss_rewards, settings, mix)  # (R, T)
+        updates = settings.updates_per_rollout if loss_rewards.has_gradient.any() else 0
         if settings.kl and inputs.prompts:
             with adapter_off(vlm.model):
                 inputs = replace(inputs, reference=policy_logprobs(vlm, inputs, settings))  # (R, T)
@@ -170,12 +170,12 @@ class Trainer:
             steps=self.step_count,
             **shares,
             **asdict(result),
-            skipped=int((~earned.has_gradient).sum()),
-            resampled=len(rollouts) - len(learned),
-            groups=len(learned),
+            skipped=int((~loss_rewards.has_gradient).sum()),
+            resampled=len(rollouts) - len(loss_rollouts),
+            groups=len(loss_rollouts),
             learning_rate=float(self.optimizer.learning_rate.item()),
             held_out=asdict(evaluation.metrics) | {"unreadable": evaluation.unreadable} if evaluation else None,
-            rollouts=rollout_records(step, learned, earned, mix),
+            rollouts=rollout_records(step, loss_rollouts, loss_rewards, mix),
             **meter.fields(shares["tokens"]),
         )
 
@@ -188,20 +188,20 @@ class Trainer:
         group that is learned from. Which comparisons come next depends on the step alone, and their random numbers on
         step, place and attempt, so not on what runs together.
         """
-        used, unused = list(range(len(rollouts))), self.sampler.unused(step)
+        groups, unused = list(range(len(rollouts))), self.sampler.unused(step)
         for attempt in range(1, self.settings.resample + 1):
-            idle = [place for place, group in enumerate(used) if not rewards.has_advantage[group]]
+            idle = [place for place, group in enumerate(groups) if not rewards.has_advantage[group]]
             # `unused` comes second: where `idle` ends, none of it may be taken for nothing.
             replaced = list(zip(idle, unused, strict=False))
             if not replaced:
                 break
             comparisons = [self.sampler.replacement(step, place, index, attempt) for place, index in replaced]
             for group, (place, _) in enumerate(replaced, start=len(rollouts)):
-                used[place] = group
+                groups[place] = group
             others = sample_groups(self.vlm, comparisons, self.settings, self.mix, self.processes)
             rollouts = [*rollouts, *others]
             rewards = rewards + reward_groups(others, self.settings, self.mix, self.processes)
-        return rollouts, rewards, used
+        return rollouts, rewards, groups
 
     def _keep_equal(self, step: int) -> None:
         """Give all processes the adapter of process 0 where their machines round differently.
