@@ -185,7 +185,7 @@ def test_what_is_not_used_takes_nothing() -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 2, 4, 5, 32, 64, 65, 100, 1000, 8192, 20000])
-def test_pieces_keep_a_device_busy_but_not_for_long(rows: int) -> None:
+def test_pieces_are_neither_short_nor_long(rows: int) -> None:
     columns = bounds.piece_columns(rows)
     assert rows * columns <= max(bounds.MAX_TOKENS, rows)
     assert rows * columns >= bounds.TARGET_TOKENS / 2
@@ -223,7 +223,7 @@ def advised(chosen: Any, flags: list[str]) -> Any:
         (judging, JudgeSettings(max_tokens=1024, max_pixels=1024 * 1024)),
     ],
 )
-def test_advice_fits_and_nothing_in_it_is_idle(
+def test_advice_fits_and_needs_each_option(
     plan_of: Any, chosen: Any, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     least = {"recompute": True, "micro_batch": 1, "rows": 1, "max_pixels": 128 * 128, "max_tokens": 32, "group": 2}
@@ -241,7 +241,7 @@ def test_advice_fits_and_nothing_in_it_is_idle(
             assert plan_of(advised(chosen, fewer)).peak > working_set
 
 
-def test_where_nothing_fits_the_weights_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_nothing_fits_weights_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "device_working_set", lambda: 5 * GB)
     with pytest.raises(ConfigError, match=r"no settings make it fit: its weights take 5\.6 GB; take a smaller model"):
         require_fit(training, TrainSettings(), "training")
@@ -264,7 +264,7 @@ def pictures(tmp_path: Path) -> list[Path]:
     return paths
 
 
-def test_training_that_does_not_fit_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_that_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = TrainSettings(steps=1, comparisons=4, max_tokens=64)
     plan = training_plan(model_size(Checkpoint(JUDGE)), chosen, 8)
     monkeypatch.setattr(memory, "device_working_set", lambda: (plan.weights + plan.peak) // 2)
@@ -281,9 +281,7 @@ def test_training_that_does_not_fit_leaves_nothing_behind(tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize("command", ["compare", "rank"])
-def test_judging_that_does_not_fit_is_refused(
-    command: str, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_judging_that_does_not_fit(command: str, pictures: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     plan = judging_plan(model_size(Checkpoint(JUDGE)), JudgeSettings(), 2)
     monkeypatch.setattr(memory, "device_working_set", lambda: plan.weights + 9 * (plan.peak - plan.weights) // 10)
     arguments = (command, *pictures, "--prompt", "a hat", "--model", "demo")

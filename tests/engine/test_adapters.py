@@ -31,9 +31,7 @@ def logits(vlm: VLM, golden: dict[str, Any]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("bits", [None, 4])
-def test_an_adapter_says_what_it_says_in_mlx_vlm(
-    family: str, golden: dict[str, Any], tmp_path: Path, bits: int | None
-) -> None:
+def test_an_adapter_equals_mlx_vlms(family: str, golden: dict[str, Any], tmp_path: Path, bits: int | None) -> None:
     from mlx_vlm import load
 
     folder = GOLDEN / family
@@ -69,7 +67,7 @@ def broken(folder: Path, config: Any = None, drop: str = "", rename: tuple[str, 
     return folder
 
 
-def test_adapters_of_another_model_are_refused_and_change_nothing(tmp_path: Path) -> None:
+def test_adapters_of_another_model_are_refused(tmp_path: Path) -> None:
     vlm = fresh(GOLDEN / "qwen2_5_vl")
     names = {name for name, _ in vlm.model.named_modules()}
     parameters = {"rank": 4, "scale": 2.0, "dropout": 0.0}

@@ -49,7 +49,7 @@ def tokens_of(_: Any, block: decoder.Block, *others: Any) -> int:
 
 @pytest.mark.parametrize("way", ["whole", "prefix cache"])
 @pytest.mark.parametrize("rows", [1, 3])
-def test_prompts_are_evaluated_piece_by_piece(
+def test_blocks_are_evaluated_piece_by_piece(
     way: str, rows: int, monkeypatch: pytest.MonkeyPatch, counted: Callable[..., list[int]]
 ) -> None:
     vlm = tiny_model("qwen3_vl")
@@ -68,9 +68,7 @@ def test_prompts_are_evaluated_piece_by_piece(
     assert np.abs(found[finite] - expected[finite]).max() < tolerance(expected, len(inputs[0]), layers=4)
 
 
-def test_no_more_completions_than_a_micro_batch_are_learned_from_in_one_evaluation(
-    trained: VLM, counted: Callable[..., list[int]]
-) -> None:
+def test_a_micro_batch_bounds_an_evaluation(trained: VLM, counted: Callable[..., list[int]]) -> None:
     inputs = material(trained)
     for micro_batch in (1, 4):
         sums = counted(gradients, "completion_logprobs", lambda vlm, inputs, part, *others: len(part.lengths))
@@ -79,7 +77,7 @@ def test_no_more_completions_than_a_micro_batch_are_learned_from_in_one_evaluati
         assert max(sums) <= micro_batch
 
 
-def test_few_steps_run_after_the_last_completion_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_steps_run_after_the_last_token(monkeypatch: pytest.MonkeyPatch) -> None:
     """The host reads what was written every few steps, so that no more than these are handed to the device ahead."""
     vlm = tiny_model("qwen2_vl")
     steps: list[int] = []

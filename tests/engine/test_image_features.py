@@ -21,7 +21,7 @@ def fresh(vlm: VLM, memory: int = 1 << 30, max_pixels: int = 512 * 512) -> Featu
     return FeatureStore(vlm.model.vision_tower, vlm.features.processor, max_pixels, memory)
 
 
-def test_images_encoded_together_equal_images_encoded_alone(tiny_vlm: VLM) -> None:
+def test_encoded_together_equals_encoded_alone(tiny_vlm: VLM) -> None:
     sizes = [(84, 84), (140, 84), (84, 84), (168, 140), (140, 84), (84, 84)]
     images = [picture(i, size) for i, size in enumerate(sizes)]
     together = fresh(tiny_vlm).get_all(images)

@@ -10,13 +10,13 @@ from mlxpref.engine.vlm import load_vlm
 from tests.conftest import GOLDEN, picture, tiny_model
 
 
-def test_positions_of_text_are_counted() -> None:
+def test_positions_of_text() -> None:
     positions, following = image_positions([4], start=3)
     assert positions.tolist() == [[3, 4, 5, 6]] * 3
     assert following == 7
 
 
-def test_positions_of_an_image_are_rows_and_columns() -> None:
+def test_positions_of_an_image() -> None:
     positions, following = image_positions([1, (2, 3), 1])
     assert positions.tolist() == [
         [0, 1, 1, 1, 1, 1, 1, 4],
@@ -55,7 +55,7 @@ def seen(rows: BranchedKVCache, columns: int, filled: int) -> list[list[list[boo
     return np.array(mask)[:, 0].tolist()  # type: ignore[no-any-return]
 
 
-def test_a_padded_column_is_masked_for_later_blocks_only() -> None:
+def test_a_padded_column_is_masked_for_later_blocks() -> None:
     rows = BranchedKVCache(1)
     rows.reserve(row_branch_ids([3, 2], 3))
     assert rows.next_mask(3) == "causal"
@@ -75,7 +75,7 @@ def test_rows_without_padding_need_no_mask() -> None:
     assert rows.next_mask(1) is None
 
 
-def test_a_branch_sees_the_prompt_and_itself() -> None:
+def test_a_branch_sees_the_shared_columns_and_its_own() -> None:
     rows = BranchedKVCache(1)
     rows.reserve(row_branch_ids([2], 2))
     rows.reserve(np.array([[0, 1]]), steps=2)
@@ -83,7 +83,7 @@ def test_a_branch_sees_the_prompt_and_itself() -> None:
     assert seen(rows, 2, 4)[0] == [[True, True, True, False, True, False], [True, True, False, True, False, True]]
 
 
-def test_columns_that_nobody_sees_are_dropped() -> None:
+def test_invisible_columns_are_dropped() -> None:
     rows = BranchedKVCache(1)
     keys = mx.arange(14).reshape(2, 1, 7, 1)
     rows.reserve(np.array([[SHARED, SHARED, 0, 1, 0, 1, 1], [SHARED, PADDING, 0, 1, 0, 1, 1]]))
@@ -98,7 +98,7 @@ def test_columns_that_nobody_sees_are_dropped() -> None:
     assert mx.array_equal(values, -kept)
 
 
-def test_rows_can_be_taken_in_any_order_and_twice() -> None:
+def test_rows_can_be_selected_in_any_order_and_twice() -> None:
     rows = BranchedKVCache(1)
     rows.reserve(row_branch_ids([2, 1], 2))
     keys = mx.arange(8).reshape(2, 1, 2, 2)
@@ -118,7 +118,7 @@ def test_storage_grows_without_losing_anything() -> None:
     assert mx.array_equal(values, 2 * keys)
 
 
-def test_checkpoints_of_half_precision_run_in_half_precision() -> None:
+def test_half_precision_runs_in_half_precision() -> None:
     """The engine is right for bf16 too; on a CPU it is not chosen by itself, because it is slow there."""
     vlm = load_vlm(GOLDEN / "qwen2_5_vl", 512 * 512, mx.bfloat16)
     exact = tiny_model("qwen2_5_vl")

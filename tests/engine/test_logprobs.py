@@ -81,7 +81,7 @@ def assert_equal_gradients(found: dict[str, mx.array], expected: dict[str, mx.ar
         assert mx.abs(found[name] - weight).max().item() < allowed, name
 
 
-def test_the_shared_prompt_changes_neither_values_nor_gradients(trained: VLM) -> None:
+def test_sharing_changes_neither_values_nor_gradients(trained: VLM) -> None:
     results = [nn.value_and_grad(trained.model, loss)(trained.model) for loss in losses(trained)]
     (value, gradient), (expected, expected_gradient) = results
     assert value.item() == pytest.approx(expected.item(), abs=tolerance(expected, 512, layers=4))
@@ -91,7 +91,7 @@ def test_the_shared_prompt_changes_neither_values_nor_gradients(trained: VLM) ->
 
 
 @pytest.mark.parametrize("gradient", [False, True])
-def test_the_logits_of_all_positions_never_exist_at_once(gradient: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_exist_in_chunks_only(gradient: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     vocabulary, chunk = 4096, 128
     monkeypatch.setattr(bounds, "HEAD_LOGITS", vocabulary * chunk)
     weight = mx.random.normal((vocabulary, 32))
@@ -113,7 +113,7 @@ def test_the_logits_of_all_positions_never_exist_at_once(gradient: bool, monkeyp
     assert peaks[1] < 1.2 * peaks[0]
 
 
-def test_a_chunk_after_an_impossible_token_is_not_spoilt(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_chunk_after_an_impossible_token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounds, "HEAD_LOGITS", 8 * 4)
     weight = mx.concatenate([mx.array([-mx.inf]), mx.zeros(7)])
     model = SimpleNamespace(embed_tokens=SimpleNamespace(weight=mx.zeros((8, 2))))
@@ -129,11 +129,11 @@ def test_a_long_block_may_run_in_pieces(trained: VLM, monkeypatch: pytest.Monkey
     monkeypatch.setattr(bounds, "MIN_COLUMNS", 40)
     inputs, _ = material(trained)
     assert min(map(len, inputs)) > 2 * 40
-    test_the_shared_prompt_changes_neither_values_nor_gradients(trained)
+    test_sharing_changes_neither_values_nor_gradients(trained)
 
 
 @pytest.mark.parametrize("family", ["qwen3_vl"])
-def test_recomputing_changes_nothing_and_takes_less_memory(trained: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recomputing_takes_less_memory(trained: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounds, "HEAD_LOGITS", 1 << 16)
     trained.decoder.layers *= 4  # the checkpoint has too few for one layer to be little of the whole
     inputs, _ = material(trained)
@@ -158,7 +158,7 @@ def test_recomputing_changes_nothing_and_takes_less_memory(trained: VLM, monkeyp
 
 
 @pytest.mark.parametrize(("family", "bits"), [("qwen2_vl", 8), ("qwen2_5_vl", 4), ("qwen3_vl", 4)])
-def test_gradients_through_a_quantized_base_are_those_of_full_sequences(family: str, bits: int) -> None:
+def test_gradients_through_a_quantized_base(family: str, bits: int) -> None:
     vlm = load_vlm(GOLDEN / family, 512 * 512)
     nn.quantize(
         vlm.decoder.layers[0].mlp,
@@ -170,10 +170,10 @@ def test_gradients_through_a_quantized_base_are_those_of_full_sequences(family: 
     mx.random.seed(1)
     weights = {n: 0.05 * mx.random.normal(w.shape) for n, w in adapter_weights(vlm.model).items()}
     vlm.model.load_weights(list(weights.items()), strict=False)
-    test_the_shared_prompt_changes_neither_values_nor_gradients(vlm)
+    test_sharing_changes_neither_values_nor_gradients(vlm)
 
 
-def test_gradients_reach_the_prompt(trained: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_reach_the_comparison(trained: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
     shared, _ = losses(trained)
     whole = dict(tree_flatten(nn.value_and_grad(trained.model, shared)(trained.model)[1]))
     whole_run = scoring.run_block
@@ -192,7 +192,7 @@ def test_gradients_reach_the_prompt(trained: VLM, monkeypatch: pytest.MonkeyPatc
     assert difference > 0.1 * sum(mx.abs(w).sum().item() for w in whole.values())
 
 
-def test_the_labels_are_read_after_the_last_token(trained: VLM) -> None:
+def test_labels_are_read_after_the_last_token(trained: VLM) -> None:
     inputs, completions = material(trained)
     scores = completion_logprobs(trained, prefill(trained, inputs), completions)
     for row, length in enumerate(completions.lengths):
@@ -200,7 +200,7 @@ def test_the_labels_are_read_after_the_last_token(trained: VLM) -> None:
         assert mx.abs(scores.label_logprobs[row] - labels).max().item() < 1e-4
 
 
-def test_without_completions_the_prompt_answers(trained: VLM) -> None:
+def test_without_completions_the_comparison_answers(trained: VLM) -> None:
     inputs = [trained.input(picture(1), picture(2), "a hat", "choice", think=False)]
     scores = completion_logprobs(trained, prefill(trained, inputs), Completions.of([[]]))
     assert scores.logprobs.shape == (1, 0)
@@ -209,7 +209,7 @@ def test_without_completions_the_prompt_answers(trained: VLM) -> None:
     assert mx.exp(scores.label_logprobs[0]).tolist() == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_reference_is_the_base_also_inside_compiled_functions(trained: VLM, family: str) -> None:
+def test_the_reference_is_the_base(trained: VLM, family: str) -> None:
     base = load_vlm(GOLDEN / family, 512 * 512)
     inputs, completions = material(base)
     expected = completion_logprobs(base, prefill(base, inputs), completions).logprobs

@@ -28,7 +28,7 @@ def whole(vlm: VLM, prompts: list[ComparisonInput]) -> np.ndarray:
     return np.stack([np.array(mx.softmax(vlm.prefill([prompt])[1][0])) for prompt in prompts])
 
 
-def test_probabilities_are_those_of_whole_prompts(tiny_vlm: VLM) -> None:
+def test_probabilities_equal_whole_comparisons(tiny_vlm: VLM) -> None:
     prompts = comparisons(tiny_vlm) + comparisons(tiny_vlm, prompt="two boats in the fog, at night")
     assert len({len(prompt) for prompt in prompts}) > 3
     tree = PrefixCache(tiny_vlm)
@@ -74,7 +74,7 @@ def test_what_does_not_fit_is_run_again(tiny_vlm: VLM, ran: list[int]) -> None:
     assert sum(ran) > 2 * once
 
 
-def test_equal_texts_of_different_images_are_different(tiny_vlm: VLM) -> None:
+def test_equal_texts_of_different_images_differ(tiny_vlm: VLM) -> None:
     tree = PrefixCache(tiny_vlm)
     first = tiny_vlm.input(picture(1), picture(3), "a hat", "choice", False)
     second = tiny_vlm.input(picture(2), picture(3), "a hat", "choice", False)
@@ -85,7 +85,7 @@ def test_equal_texts_of_different_images_are_different(tiny_vlm: VLM) -> None:
     assert np.abs(found[0] - found[1]).max() > PROBABILITY
 
 
-def test_decoding_goes_on_behind_the_tree(tiny_vlm: VLM) -> None:
+def test_decoding_continues_behind_the_cache(tiny_vlm: VLM) -> None:
     prompts = comparisons(tiny_vlm, think=True)
     tokens = np.random.default_rng(0).integers(5, 200, (len(prompts), 3)).astype(np.int32)
     starts = np.array([prompt.next_position for prompt in prompts])

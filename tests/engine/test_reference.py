@@ -46,7 +46,7 @@ def test_a_checkpoint_of_transformers_5_equals_transformers(family: str, tmp_pat
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_an_exported_adapter_says_the_same_in_peft_and_in_transformers(family: str, tmp_path: Path) -> None:
+def test_an_exported_adapter_equals_peft_and_transformers(family: str, tmp_path: Path) -> None:
     """Ours beside PEFT with the exported adapter, and beside transformers with the model that it was fused into."""
     ours = write_adapter(tmp_path / "ours", tiny_model(family))
     for to in ("peft", "hf"):

@@ -53,7 +53,7 @@ def same(a: Rollout, b: Rollout) -> bool:
     return a.tokens == b.tokens and np.allclose(a.logprobs, b.logprobs, atol=1e-4)
 
 
-def test_what_is_sampled_does_not_depend_on_the_batch(tiny_vlm: VLM) -> None:
+def test_samples_do_not_depend_on_the_batch(tiny_vlm: VLM) -> None:
     inputs = inputs_of(tiny_vlm)
     sampling = Sampling(samples=2, temperature=1.0, max_tokens=8, seed=3)
     together = roll_out(tiny_vlm, inputs, sampling, KEYS[:5])
@@ -63,9 +63,7 @@ def test_what_is_sampled_does_not_depend_on_the_batch(tiny_vlm: VLM) -> None:
 
 
 @pytest.mark.parametrize("family", ["qwen3_vl"])
-def test_completions_that_end_at_different_times_leave_the_others_as_they_are(
-    tiny_vlm: VLM, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_finished_completions_leave_the_others_alone(tiny_vlm: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
     """Finished branches and rows are dropped, and columns that no branch sees any more."""
     monkeypatch.setattr(tiny_vlm, "eos_ids", frozenset(range(0, 350, 12)))
     monkeypatch.setattr("mlxpref.checkpoints.bounds.row_copies", lambda *_: 1)
@@ -110,7 +108,7 @@ def test_samples_differ_by_seed_key_and_number(tiny_vlm: VLM) -> None:
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl"])
-def test_tokens_are_drawn_as_often_as_their_probability_says(tiny_vlm: VLM) -> None:
+def test_tokens_are_drawn_by_their_probability(tiny_vlm: VLM) -> None:
     """1,000 first tokens against the distribution they come from, by the chi-square statistic's own spread."""
     comparison = inputs_of(tiny_vlm, 1)[0]
     _, logits = tiny_vlm.prefill([comparison])
@@ -133,7 +131,7 @@ def test_no_vision_token_is_ever_sampled(tiny_vlm: VLM) -> None:
     assert not tokens & set(tiny_vlm.suppressed_ids)
 
 
-def test_a_completion_that_runs_out_of_tokens_is_closed_and_read(tiny_vlm: VLM) -> None:
+def test_a_completion_out_of_tokens_is_closed_and_read(tiny_vlm: VLM) -> None:
     for form, until in (("choice", "answer"), ("choice", "end"), ("scores", "end")):
         sampling = Sampling(max_tokens=3, until=until)  # type: ignore[arg-type]
         for (rollout,) in roll_out(tiny_vlm, inputs_of(tiny_vlm, form=form), sampling, KEYS[:5]):  # type: ignore[arg-type]
@@ -144,7 +142,7 @@ def test_a_completion_that_runs_out_of_tokens_is_closed_and_read(tiny_vlm: VLM) 
             assert 0 < rollout.verdict.label_mass <= 1
 
 
-def test_closing_reads_what_a_forward_over_the_closed_text_says(tiny_vlm: VLM) -> None:
+def test_closing_equals_a_forward_over_the_closed_text(tiny_vlm: VLM) -> None:
     comparison = inputs_of(tiny_vlm, 1)[0]
     (rollout,) = roll_out(tiny_vlm, [comparison], Sampling(max_tokens=2), KEYS[:1])[0]
     ids = (*rollout.tokens, *tiny_vlm.tokenizer.encode_template_text(CLOSING))

@@ -37,7 +37,7 @@ def test_the_images_stay_two_whatever_the_prompt_says(tiny_vlm: VLM) -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(st.text(st.characters(exclude_categories=("Cs",)), max_size=40))
-def test_user_text_survives_and_never_holds_an_added_token(text: str) -> None:
+def test_user_text_never_holds_an_added_token(text: str) -> None:
     words = tiny_model("qwen3_vl").tokenizer
     ids = words.encode_user_text(text)
     assert words.added_ids.isdisjoint(ids)
@@ -45,13 +45,13 @@ def test_user_text_survives_and_never_holds_an_added_token(text: str) -> None:
     assert words.hf_tokenizer.decode(list(ids), clean_up_tokenization_spaces=False) == normal
 
 
-def test_control_text_keeps_its_added_tokens() -> None:
+def test_template_text_keeps_its_added_tokens() -> None:
     words = tiny_model("qwen3_vl").tokenizer
     assert words.vocabulary[words.encode_template_text("</think>")[0]] == "</think>"
     assert words.encode_template_text("</think>")[0] in words.added_ids
 
 
-def test_ordinary_prompts_are_encoded_as_the_tokenizer_would(tiny_vlm: VLM) -> None:
+def test_ordinary_prompts_are_encoded_as_usual(tiny_vlm: VLM) -> None:
     """Splitting at the user's text changes nothing where there is nothing to keep apart."""
     text = tiny_vlm.tokenizer.hf_tokenizer.apply_chat_template(
         comparison_messages("choice"), tokenize=False, add_generation_prompt=True
@@ -66,7 +66,7 @@ def test_labels_are_found_in_all_their_variants(tiny_vlm: VLM) -> None:
     assert {tiny_vlm.tokenizer.hf_tokenizer.decode([i]).strip() for i in second} == {"2"}
 
 
-def test_the_forms_ask_different_questions_and_no_thinking_answers_at_once(tiny_vlm: VLM) -> None:
+def test_forms_ask_different_questions(tiny_vlm: VLM) -> None:
     words = tiny_vlm.tokenizer
     choice, scores = (words.comparison("a hat", form, True) for form in QUESTIONS)
     assert choice.before_first == scores.before_first

@@ -47,7 +47,7 @@ def spoken(vlm: VLM, logits: mx.array) -> np.ndarray:
     return np.array(logits)[..., keep]
 
 
-def test_logits_equal_transformers_at_every_position(tiny_vlm: VLM, golden: dict[str, Any]) -> None:
+def test_logits_equal_transformers(tiny_vlm: VLM, golden: dict[str, Any]) -> None:
     comparison = golden_input(tiny_vlm, golden)
     assert np.array_equal(comparison.positions, golden["position_ids"])
     assert comparison.next_position - len(comparison) == golden["rope_delta"]
@@ -63,9 +63,7 @@ def test_the_processor_sees_the_same_pixels(tiny_vlm: VLM, golden: dict[str, Any
     assert np.abs(np.array(inputs["pixel_values"]) - golden["pixel_values"]).max() < 1e-5
 
 
-def test_decoding_on_our_caches_equals_transformers_and_mlx_vlm(
-    tiny_vlm: VLM, golden: dict[str, Any], tmp_path: Path
-) -> None:
+def test_decoding_equals_transformers_and_mlx_vlm(tiny_vlm: VLM, golden: dict[str, Any], tmp_path: Path) -> None:
     from mlx_vlm import load, stream_generate
 
     comparison = golden_input(tiny_vlm, golden)
@@ -103,7 +101,7 @@ def comparisons(vlm: VLM) -> list[ComparisonInput]:
     ]
 
 
-def test_padding_and_batch_composition_change_nothing(tiny_vlm: VLM) -> None:
+def test_padding_and_batch_change_nothing(tiny_vlm: VLM) -> None:
     inputs = comparisons(tiny_vlm)
     assert len({len(comparison) for comparison in inputs}) > 3
     alone = [mx.softmax(tiny_vlm.prefill([comparison])[1], axis=-1) for comparison in inputs]
@@ -138,7 +136,7 @@ def logprob(vlm: VLM, comparison: ComparisonInput, completion: tuple[int, ...] =
     return float(chosen.sum().item())
 
 
-def test_a_completion_depends_on_prompt_images_and_their_places(tiny_vlm: VLM) -> None:
+def test_what_a_completion_depends_on(tiny_vlm: VLM) -> None:
     first, second, other = picture(1), picture(2), picture(3)
     base = logprob(tiny_vlm, tiny_vlm.input(first, second, "a hat", "choice", True))
     changed = {
@@ -152,7 +150,7 @@ def test_a_completion_depends_on_prompt_images_and_their_places(tiny_vlm: VLM) -
         assert abs(logprob(tiny_vlm, comparison) - base) > 1e-3, what
 
 
-def test_a_second_call_is_not_influenced_by_the_first(tiny_vlm: VLM) -> None:
+def test_calls_do_not_influence_each_other(tiny_vlm: VLM) -> None:
     comparison = tiny_vlm.input(picture(1), picture(2), "a hat", "choice", True)
     before = logprob(tiny_vlm, comparison)
     longer = tiny_vlm.input(picture(3, (168, 168)), picture(4, (56, 168)), "something much longer", "scores", True)
@@ -165,7 +163,7 @@ def test_a_second_call_is_not_influenced_by_the_first(tiny_vlm: VLM) -> None:
     assert logprob(tiny_vlm, comparison) == before
 
 
-def test_neither_vision_tokens_nor_rows_without_a_token_can_be_chosen(tiny_vlm: VLM) -> None:
+def test_suppressed_tokens_cannot_be_chosen(tiny_vlm: VLM) -> None:
     _, logits = tiny_vlm.prefill([tiny_vlm.input(picture(1), picture(2), "a hat", "choice", True)])
     assert tiny_vlm.image_token_id in tiny_vlm.suppressed_ids
     assert max(tiny_vlm.suppressed_ids) == logits.shape[-1] - 1 > len(tiny_vlm.tokenizer.vocabulary)
@@ -201,7 +199,7 @@ def test_the_chat_template_is_the_checkpoints_own(tiny_vlm: VLM) -> None:
         (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer.json"),
     ],
 )
-def test_a_damaged_checkpoint_is_refused_in_one_line(change: Any, words: str, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_refused(change: Any, words: str, tmp_path: Path) -> None:
     import shutil
 
     folder = Path(shutil.copytree(GOLDEN / "qwen2_5_vl", tmp_path / "model"))

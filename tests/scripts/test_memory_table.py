@@ -22,7 +22,7 @@ LIST = Path(__file__).parents[2] / "convert" / "models.toml"
 
 
 @pytest.mark.parametrize("run", [RUNS[number] for number in (0, 1, 5, 6)], ids=lambda run: f"{run.pixels}: {run.name}")
-def test_the_plan_is_within_25_percent_of_the_peak(run: Run) -> None:
+def test_the_plan_is_near_the_peak(run: Run) -> None:
     left = mx.get_active_memory()
     ((_, found),) = measure(MODELS[0], (run,))
     assert abs(found.error) < 0.25, f"planned {found.plan.peak / 1e6:.1f} MB, measured {found.peak / 1e6:.1f} MB"
@@ -66,7 +66,7 @@ RECOMMENDED = {
 
 
 @pytest.mark.parametrize("name", RECOMMENDED)
-def test_recommended_judges_train_in_what_is_stated(name: str) -> None:
+def test_memory_of_recommended_judges(name: str) -> None:
     (judge,) = [judge for judge in recommended_judges() if name in judge.id]
     model = RECOMMENDED[name]
     assert model.weights / GB == pytest.approx(judge.size_gb, abs=0.06)
@@ -75,7 +75,7 @@ def test_recommended_judges_train_in_what_is_stated(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["3B", "7B"])
-def test_sizes_in_the_list_of_models_are_those_of_the_shapes(name: str) -> None:
+def test_sizes_in_the_list_of_models(name: str) -> None:
     models = tomllib.loads(LIST.read_text(encoding="utf-8"))["model"]
     (model,) = [model for model in models if model["source"] == f"Qwen/Qwen2.5-VL-{name}-Instruct"]
     assert JUDGES[name].weights / GB == pytest.approx(model["source_gb"], abs=0.06)
