@@ -61,7 +61,7 @@ def reward_groups(
     process computes for its share. A truncated completion keeps its reward and its place in its group, as in TRL;
     `mask_truncated` leaves out what it teaches.
     """
-    p1, p2 = _array(groups, lambda v: v.p_label_first), _array(groups, lambda v: v.p_label_second)
+    p1, p2 = _array(groups, lambda v: v.p_label_first), _array(groups, lambda v: v.p_label_second)  # (P, G) each
     y = np.broadcast_to(np.array([[group.comparison.y] for group in groups]), p1.shape)
     reached = p1 + p2 > 0
     lean = p1 - p2 if mix.exact else _array(groups, _score_margin if mix.form == "scores" else _answer_margin)

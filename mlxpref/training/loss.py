@@ -71,14 +71,14 @@ def loss_inputs(
     lengths = np.array([len(rollout.tokens) for group in groups for rollout in group.rollouts])  # (P G,) of the step
     answered, in_loss = rewards.answered.reshape(-1), rewards.in_loss.reshape(-1)
     columns = np.arange(int(lengths.max(initial=0)) + 1)  # one more for the answer position
-    token_mask = (columns < (lengths + answered)[:, None]) & in_loss[:, None]
+    token_mask = (columns < (lengths + answered)[:, None]) & in_loss[:, None]  # (P G, T + 1)
     weights = token_weights(token_mask, settings.loss_type, settings.max_tokens + mix.exact)
 
     mine = [i for i, group in enumerate(groups) if group.input is not None and rewards.has_gradient[i]]
     rows = (np.array(mine, int)[:, None] * size + np.arange(size)).reshape(-1)  # (R,)
     rollouts = [rollout for i in mine for rollout in groups[i].rollouts]
     completions = Completions.of([rollout.tokens for rollout in rollouts])
-    mask = completions.mask & in_loss[rows][:, None]
+    mask = completions.mask & in_loss[rows][:, None]  # (R, T)
     sampled = np.zeros(mask.shape)
     for row, rollout in enumerate(rollouts):
         sampled[row, : len(rollout.tokens)] = rollout.logprobs

@@ -51,12 +51,11 @@ def sample_groups(
         until="answer" if mix.exact else "end",
         close=False,
     )
-    mine = processes.shard(len(comparisons))
     # Each image is encoded by itself: in a batch its features would differ in the last bits with what is beside it, and
     # a resumed run encodes it beside others.
-    pairs = {i: comparisons[i] for i in mine}
-    inputs = {i: vlm.input(c.first, c.second, c.prompt, mix.form, settings.think) for i, c in pairs.items()}
-    keys = [comparison.key for comparison in pairs.values()]
+    shard = {i: comparisons[i] for i in processes.shard(len(comparisons))}
+    inputs = {i: vlm.input(c.first, c.second, c.prompt, mix.form, settings.think) for i, c in shard.items()}
+    keys = [comparison.key for comparison in shard.values()]
     rollouts = roll_out(vlm, list(inputs.values()), sampling, keys, settings.rows) if inputs else []
     parts = processes.all_gather([[rollout.to_json() for rollout in group] for group in rollouts])
     groups = [[Rollout.from_json(rollout) for rollout in group] for part in parts for group in part]

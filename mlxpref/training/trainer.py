@@ -140,10 +140,10 @@ class Trainer:
         comparisons = self.sampler.for_step(step)  # P comparisons
         rollouts = sample_groups(vlm, comparisons, settings, mix, processes)  # P x G completions
         rewards = reward_groups(rollouts, settings, mix, processes)  # (P, G)
-        rollouts, rewards, groups = self._resample(step, rollouts, rewards)  # all groups written; the P learned from
+        rollouts, rewards, indices = self._resample(step, rollouts, rewards)  # all groups written; P learned from
         meter.end_phase("rollout")
 
-        loss_rollouts, loss_rewards = [rollouts[i] for i in groups], rewards.select(groups)
+        loss_rollouts, loss_rewards = [rollouts[i] for i in indices], rewards.select(indices)
         inputs = loss_inputs(loss_rollouts, loss_rewards, settings, mix)  # (R, T)
         updates = settings.updates_per_rollout if loss_rewards.has_gradient.any() else 0
         if settings.kl and inputs.prompts:
@@ -188,20 +188,20 @@ class Trainer:
         group that is learned from. Which comparisons come next depends on the step alone, and their random numbers on
         step, place and attempt, so not on what runs together.
         """
-        groups, unused = list(range(len(rollouts))), self.sampler.unused(step)
+        indices, unused = list(range(len(rollouts))), self.sampler.unused(step)
         for attempt in range(1, self.settings.resample + 1):
-            idle = [place for place, group in enumerate(groups) if not rewards.has_advantage[group]]
+            idle = [place for place, group in enumerate(indices) if not rewards.has_advantage[group]]
             # `unused` comes second: where `idle` ends, none of it may be taken for nothing.
             replaced = list(zip(idle, unused, strict=False))
             if not replaced:
                 break
             comparisons = [self.sampler.replacement(step, place, index, attempt) for place, index in replaced]
             for group, (place, _) in enumerate(replaced, start=len(rollouts)):
-                groups[place] = group
+                indices[place] = group
             others = sample_groups(self.vlm, comparisons, self.settings, self.mix, self.processes)
             rollouts = [*rollouts, *others]
             rewards = rewards + reward_groups(others, self.settings, self.mix, self.processes)
-        return rollouts, rewards, groups
+        return rollouts, rewards, indices
 
     def _keep_equal(self, step: int) -> None:
         """Give all processes the adapter of process 0 where their machines round differently.
