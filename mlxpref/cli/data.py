@@ -110,7 +110,7 @@ def _agreed(data_set: "DataSet", split: "Split", destination: "Destination", lim
 def _download(split: "Split", destination: "Destination", limit: int | None) -> dict[str, Any]:
     """Download what is needed."""
     from mlxpref.cli.output import note
-    from mlxpref.data.subset import files_for_limit
+    from mlxpref.data.catalog import files_for_limit
     from mlxpref.hub import check_space, download
 
     lists, images = (destination.repository.matching(patterns) for patterns in (split.lists, split.images))

@@ -7,7 +7,7 @@ is a DataError that says why. A tar.gz has no random access; see `mlxpref.data.t
 import zipfile
 import zlib
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
@@ -18,7 +18,7 @@ from mlxpref.lru import LRU
 from mlxpref.preferences import PackedImage
 from mlxpref.text import one_line
 
-__all__ = ["MEMBER_BYTES", "ArchiveCache", "named_image"]
+__all__ = ["MEMBER_BYTES", "ArchiveCache", "named_image", "read_columns"]
 
 MEMBER_BYTES = 200_000_000
 """The most bytes that a member may unpack to: many times the largest image, far below memory."""
@@ -151,6 +151,20 @@ def named_image(name: str) -> Path | PackedImage:
             if archive.suffix in _KINDS and archive.is_file():
                 return PackedImage(archive, path.relative_to(archive).as_posix())
     return path
+
+
+def read_columns(path: Path, names: Sequence[str], needed: Sequence[str] = ()) -> Any:
+    """Columns of a parquet file as a table; DataError if it is damaged or lacks one of them, or of those `needed`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            if absent := [name for name in (*names, *needed) if name not in file.schema_arrow.names]:
+                raise DataError(f"{path}: it has no column {', '.join(absent)}; download the data set's own files")
+            return file.read(columns=list(names))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DataError(f"{path}: it is damaged ({one_line(error)}); download it again") from error
 
 
 def _check_size(size: int) -> None:

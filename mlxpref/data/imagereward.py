@@ -5,7 +5,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from mlxpref.data.archives import ArchiveCache
+from mlxpref.data.archives import ArchiveCache, read_columns
 from mlxpref.data.catalog import missing_files
 from mlxpref.data.rows import (
     Row,
@@ -14,7 +14,6 @@ from mlxpref.data.rows import (
     parse_rows,
     preferences_of,
     random_swaps,
-    read_columns,
     read_json_rows,
 )
 from mlxpref.errors import DataError

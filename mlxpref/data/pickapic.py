@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from mlxpref.data.archives import read_columns
 from mlxpref.data.catalog import missing_files
-from mlxpref.data.rows import RowErrors, RowSampler, all_rows, read_columns
+from mlxpref.data.rows import RowErrors, RowSampler, all_rows
 from mlxpref.log import logger
 from mlxpref.preferences import PackedImage, Preference
 

@@ -17,7 +17,7 @@ from mlxpref.errors import DataError
 from mlxpref.files import cache_dir
 from mlxpref.log import logger, track
 from mlxpref.preferences import ImageLike, Preference, Side
-from mlxpref.text import first_ten, format_bytes, one_line
+from mlxpref.text import first_ten, format_bytes
 
 __all__ = [
     "Row",
@@ -27,7 +27,6 @@ __all__ = [
     "parse_rows",
     "preferences_of",
     "random_swaps",
-    "read_columns",
     "read_json_rows",
     "with_images",
 ]
@@ -137,20 +136,6 @@ def read_json_rows(path: Path) -> Iterator[Any]:
         raise DataError(f"{path}: not valid JSON (nested too deeply); download it again") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the name") from error
-
-
-def read_columns(path: Path, names: Sequence[str], needed: Sequence[str] = ()) -> Any:
-    """Columns of a parquet file as a table; DataError if it is damaged or lacks one of them, or of those `needed`."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file:
-            if absent := [name for name in (*names, *needed) if name not in file.schema_arrow.names]:
-                raise DataError(f"{path}: it has no column {', '.join(absent)}; download the data set's own files")
-            return file.read(columns=list(names))
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{path}: it is damaged ({one_line(error)}); download it again") from error
 
 
 def random_swaps(rows: Iterable[Row], key: str) -> list[Row]:

@@ -247,31 +247,22 @@ def test_wrong_usage(serve: Serve, tmp_path: Path) -> None:
     assert f"--output {tmp_path / 'file'}: is no folder" in error_of(run("imagereward", "--output", tmp_path / "file"))
 
 
-def test_from_an_empty_machine_to_an_adapter(serve: Serve, tmp_path: Path) -> None:
-    """As one does it: two commands, each a process of its own that reads its environment."""
-    endpoint = serve("imagereward").endpoint
+def test_a_process_of_its_own(serve: Serve, tmp_path: Path) -> None:
+    """It takes the hub and the cache from its environment, and finds there what another one downloaded."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
-    environment = {
-        **kept,
-        "HF_ENDPOINT": endpoint,
-        "HF_HOME": str(tmp_path / "home"),
-        "NO_PROXY": "127.0.0.1",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-    }
-    start = "from mlxpref.cli import main; main(prog_name='mlxpref')"
+    hub = {"HF_ENDPOINT": serve("imagereward").endpoint, "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1"}
 
-    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", start, *arguments]
-        return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    def call(**more: str) -> Any:
+        arguments = ["data", "imagereward", "--split", "train", "--limit", "4", "--yes", "--json"]
+        program = f"from mlxpref.cli import main; main({arguments!r}, prog_name='mlxpref')"
+        done = subprocess.run([sys.executable, "-c", program], env=kept | hub | more, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
 
-    downloaded = call("data", "imagereward", "--split", "train", "--limit", "4", "--yes")
-    assert downloaded.returncode == 0, downloaded.stderr
-    assert str(tmp_path / "home" / "hub") in downloaded.stdout
-    few = ("--fraction", "1", "--steps", "1", "--comparisons", "1", "--no-think", "--max-pixels", "4096")
-    trained = call("train", "--data", "imagereward", "--limit", "4", "--model", "demo", "--output", "run", *few)
-    assert trained.returncode == 0, trained.stderr
-    assert (tmp_path / "run" / "adapters.safetensors").is_file()
+    downloaded = call()
+    assert Path(downloaded["folder"]).is_relative_to(tmp_path / "home" / "hub")
+    again = call(HF_HUB_OFFLINE="1")
+    assert (again["folder"], again["checked"]) == (downloaded["folder"], False)
 
 
 def test_the_help_names_every_data_set() -> None:

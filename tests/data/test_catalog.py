@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from mlxpref.data.catalog import CATALOG, data_set_of, folder_of
+from mlxpref.data.catalog import CATALOG, data_set_of, files_for_limit, folder_of
 from mlxpref.data.load import load_preferences
-from mlxpref.data.subset import files_for_limit
 from mlxpref.errors import ConfigError, DataError
 from tests.data_layouts import LAYOUTS, make_layout
 
