@@ -19,8 +19,6 @@ from mlxpref.text import one_line
 
 __all__ = ["prompt_in_image", "prompt_in_infotext"]
 
-METADATA_LIMIT = 8 * 2**20
-"""The most characters of one piece of metadata that are looked at; a large ComfyUI graph has a tenth of that."""
 _FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "JPEG2000", "GIF", "BMP", "PPM")
 _NEGATIVE = re.compile(r"^[ \t]*Negative prompt:", re.M)
 _SETTINGS = re.compile(r"^[ \t]*(?:Steps: ?\d+|Size: ?\d+x\d+)(?=,|[ \t]*\r?$)", re.M)
@@ -39,8 +37,6 @@ def prompt_in_image(path: Path) -> str | None:
     for decode in (False, True):
         for read, text in _readings(*_metadata(path, decode)):
             try:
-                if len(text) > METADATA_LIMIT:
-                    raise DataError(f"has metadata of more than {METADATA_LIMIT:,} characters, which is not read")
                 if (prompt := read(text)) is not None:
                     return prompt
             except DataError as error:
