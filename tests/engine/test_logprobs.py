@@ -137,7 +137,7 @@ def test_recomputing_takes_less_memory(trained: VLM, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(bounds, "HEAD_LOGITS", 1 << 16)
     trained.decoder.layers *= 4  # the checkpoint has too few for one layer to be little of the whole
     inputs, _ = material(trained)
-    rows = np.random.default_rng(0).integers(5, 200, (3 * 16, 40)).tolist()
+    rows = np.random.default_rng(0).integers(5, 200, (3 * 8, 40)).tolist()
     completions = Completions.of(rows)
     found, peaks = [], []
     for recompute in (True, False):
