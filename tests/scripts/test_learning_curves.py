@@ -2,7 +2,8 @@
 
 import json
 import statistics
-from collections.abc import Mapping
+from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -77,20 +78,14 @@ def test_file_and_page_have_every_run() -> None:
     assert printed.strip() in README
 
 
-def made(plan: Mapping[str, Any]) -> dict[str, Any]:
-    if plan["n"] == 3:
-        raise ValueError("this one fails")
-    return {**plan, "double": 2 * plan["n"]}
-
-
 def test_only_missing_runs_are_made(tmp_path: Path) -> None:
     file, known = tmp_path / "folder" / "runs.json", {"n": 1, "double": "known"}
     runs: list[dict[str, Any]] = [known]
-    (_, new), *more = make_runs([{"n": 1}, {"n": 0}], made, runs, file, 1, lambda run: run["n"])
+    (_, new), *more = make_runs([{"n": 1}, {"n": 0}], partial(dict, double=0), runs, file, 1, itemgetter("n"))
     assert not more
     assert new == {"n": 0, "double": 0}
     assert runs == read_runs(file) == [new, known]
-    with pytest.raises(ValueError, match="this one fails"):
-        list(make_runs([{"n": 2}, {"n": 3}], made, runs, file, 1, lambda run: run["n"]))
-    assert [run["n"] for run in read_runs(file)] == [0, 1, 2]
+    with pytest.raises(KeyError, match="none"):
+        list(make_runs([{"n": 2}], itemgetter("none"), runs, file, 1, itemgetter("n")))
+    assert read_runs(file) == [new, known]
     assert read_runs(tmp_path / "none.json") == []
