@@ -98,17 +98,12 @@ class TrainSettings:
     )
     save_every: int = setting(20, "Steps between two saves of the adapter.", minimum=1)
     held_out: float = setting(
-        0.0,
-        "Share of the preferences, whole prompts, that measure training and are not learned from.",
-        minimum=0.0,
-        maximum=0.9,
+        0.0, "Share of the preferences, by whole prompts, held out to measure training.", minimum=0.0, maximum=0.9
     )
     held_out_limit: int = setting(200, "Held-out preferences that are judged at most.", minimum=1)
     evaluate_every: int = setting(20, "Steps between two measurements on the held-out preferences.", minimum=1)
     patience: int = setting(
-        0,
-        "Measurements without better accuracy after which training ends with the best adapter; 0 is never.",
-        minimum=0,
+        0, "Measurements without better accuracy that end training with the best adapter; 0 never ends.", minimum=0
     )
     loss_type: LossType = setting("dapo", "How the tokens of a step are weighted.", choices=get_args(LossType))
     level: Level = setting("token", "Importance ratio per token or per sequence.", choices=get_args(Level))
