@@ -5,15 +5,18 @@ for the Qwen2-VL families mlx-vlm reads neither. Keys that make mlx-vlm run code
 """
 
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
-from typing import Any, NoReturn, TypeGuard
+from typing import Any, TypeGuard
 
 from mlxpref.errors import ModelError
 
 __all__ = ["FAMILIES", "Json", "normalise", "validate"]
 
 Json = dict[str, Any]
+Problems = Iterator[tuple[str, Any, str]]
+"""What is wrong in a config: the key, its value, and what it has to be."""
 FAMILIES = {"qwen2_vl": "Qwen2-VL", "qwen2_5_vl": "Qwen2.5-VL", "qwen3_vl": "Qwen3-VL"}
 """The architectures that mlxpref judges with, by their model_type."""
 _CLASSES = dict(zip(FAMILIES, ("Qwen2VL", "Qwen2_5_VL", "Qwen3VL"), strict=True))
@@ -46,6 +49,7 @@ _VISION_MAY = {
 }  # fmt: skip
 _ACTIVATIONS = {"qwen2_vl": "quick_gelu", "qwen2_5_vl": "silu", "qwen3_vl": "gelu_pytorch_tanh"}
 """What mlx-vlm computes in the vision tower, whatever the config says; in the language model it is silu."""
+_SECTIONS = ("quantization", "quantization_config")
 _QUANTIZATION = {
     "mode": ("affine", "mxfp4", "nvfp4", "mxfp8"),
     "bits": (2, 3, 4, 5, 6, 8),
@@ -123,7 +127,7 @@ def _write_rope(language: Json, family: str, file: Path) -> None:
 
 def _write_quantization(config: Json) -> None:
     """mlx-vlm reads MLX's own quantization from `quantization` alone; null is none."""
-    for name in ("quantization", "quantization_config"):
+    for name in _SECTIONS:
         if config.get(name) is None:
             config.pop(name, None)
     section = config.get("quantization_config")
@@ -150,28 +154,18 @@ def validate(config: Mapping[str, Any], file: Path) -> None:
     """
     family = config["model_type"]
     text, vision = {**config, **(config.get("text_config") or {})}, config["vision_config"]
-    _check_sizes(text, _TEXT, _TEXT_MAY, file)
-    _check_sizes(vision, _VISION[family], _VISION_MAY, file, "vision_config.")
-    numbers = {name: text.get(name) for name in ("rms_norm_eps", "rope_theta")}
-    for name, value in (numbers | {"vision_config.mlp_ratio": vision.get("mlp_ratio", 4)}).items():
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1e15:
-            _refuse(file, name, value, "a number above 0")
-    _check_attention(text, family, file)
-    _check_vision(vision, family, file)
-    for name in _TOKENS:
-        value = config.get(name)
-        if value is not None and not (_is_whole(value) and value < text["vocab_size"]):
-            _refuse(file, name, value, f"a token of the {text['vocab_size']} that the vocabulary has")
-    if not isinstance(config["tie_word_embeddings"], bool):
-        _refuse(file, "tie_word_embeddings", config["tie_word_embeddings"], "true or false")
-    for part in (config, text):
-        for name in ("quantization", "quantization_config"):
-            _check_quantization(part.get(name), name, file)
-
-
-def _refuse(file: Path, name: str, value: Any, allowed: str) -> NoReturn:
-    text = "missing" if value is None else reprlib.repr(value)
-    raise ModelError(f"{file}: {name} is {text}, not {allowed}; use the checkpoint's original config")
+    problems = chain(
+        _sizes(text, _TEXT, _TEXT_MAY),
+        _sizes(vision, _VISION[family], _VISION_MAY, "vision_config."),
+        _numbers(text, vision),
+        _attention(text, family),
+        _vision(vision, family),
+        _tokens(config, text["vocab_size"]),
+        *(_quantization(part.get(name), name) for part in (config, text) for name in _SECTIONS),
+    )
+    for name, value, allowed in problems:
+        shown = "missing" if value is None else reprlib.repr(value)
+        raise ModelError(f"{file}: {name} is {shown}, not {allowed}; use the original checkpoint")
 
 
 def _is_whole(value: Any) -> TypeGuard[int]:
@@ -183,50 +177,64 @@ def _are_whole(values: Any) -> TypeGuard[list[int]]:
     return isinstance(values, list) and all(_is_whole(value) for value in values)
 
 
-def _check_sizes(
-    part: Mapping[str, Any], must: Mapping[str, int], may: Mapping[str, int], file: Path, where: str = ""
-) -> None:
-    """Refuse what is no whole number from 1 to the given one; what only `may` be there may also be null."""
+def _sizes(part: Mapping[str, Any], must: Mapping[str, int], may: Mapping[str, int], where: str = "") -> Problems:
+    """What is no whole number from 1 to the given one; what only `may` be there may also be null."""
     for name, most in {**must, **may}.items():
         value = part.get(name)
         if not (_is_whole(value) and 1 <= value <= most) and (name in must or value is not None):
-            _refuse(file, f"{where}{name}", value, f"a whole number from 1 to {most}")
+            yield f"{where}{name}", value, f"a whole number from 1 to {most}"
 
 
-def _check_attention(text: Mapping[str, Any], family: str, file: Path) -> None:
+def _numbers(text: Mapping[str, Any], vision: Mapping[str, Any]) -> Problems:
+    numbers = {name: text.get(name) for name in ("rms_norm_eps", "rope_theta")}
+    for name, value in (numbers | {"vision_config.mlp_ratio": vision.get("mlp_ratio", 4)}).items():
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1e15:
+            yield name, value, "a number above 0"
+
+
+def _attention(text: Mapping[str, Any], family: str) -> Problems:
     """Every layer attends to everything before it; the rotary embedding fills a head with three sections."""
     if text.get("hidden_act") not in (None, "silu"):
-        _refuse(file, "hidden_act", text["hidden_act"], "silu, which is all that mlx-vlm computes")
+        yield "hidden_act", text["hidden_act"], "silu, which is all that mlx-vlm computes"
     kinds = text.get("layer_types") or []
     if text.get("use_sliding_window") or not isinstance(kinds, list) or {*map(str, kinds)} - {"full_attention"}:
-        _refuse(file, "use_sliding_window or layer_types", True, "full attention, which is all that mlx-vlm computes")
+        yield "use_sliding_window or layer_types", True, "full attention, which is all that mlx-vlm computes"
     rope, head = text["rope_scaling"], text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
     section = rope.get("mrope_section")
     if not _are_whole(section) or len(section) != 3 or 2 * sum(section) != head:
-        _refuse(file, "rope_scaling.mrope_section", section, f"three whole numbers that fill half of a head's {head}")
+        yield "rope_scaling.mrope_section", section, f"three whole numbers that fill half of a head's {head}"
     for name in ("type", "rope_type"):
         if rope.get(name) not in (None, "default", "mrope"):
-            _refuse(file, f"rope_scaling.{name}", rope[name], "default or mrope, which is all that mlx-vlm computes")
+            yield f"rope_scaling.{name}", rope[name], "default or mrope, which is all that mlx-vlm computes"
     if rope.get("mrope_interleaved") not in (None, family == _NESTED):
-        _refuse(file, "rope_scaling.mrope_interleaved", rope["mrope_interleaved"], f"what {FAMILIES[family]} has")
+        yield "rope_scaling.mrope_interleaved", rope["mrope_interleaved"], f"what {FAMILIES[family]} has"
 
 
-def _check_vision(vision: Mapping[str, Any], family: str, file: Path) -> None:
+def _vision(vision: Mapping[str, Any], family: str) -> Problems:
     """The vision tower's heads, activation, and the lists of its blocks."""
     width = vision["embed_dim" if family == "qwen2_vl" else "hidden_size"]
     heads, depth = vision.get("num_heads", 16), vision.get("depth", 32)
     if width % heads or width // heads % 4:
-        _refuse(file, "vision_config.num_heads", heads, f"heads of four or a multiple of it in {width} numbers")
+        yield "vision_config.num_heads", heads, f"heads of four or a multiple of it in {width} numbers"
     if vision.get("hidden_act") not in (None, _ACTIVATIONS[family]):
-        _refuse(file, "vision_config.hidden_act", vision["hidden_act"], f"{_ACTIVATIONS[family]}, as mlx-vlm computes")
+        yield "vision_config.hidden_act", vision["hidden_act"], f"{_ACTIVATIONS[family]}, as mlx-vlm computes"
     for name in ("deepstack_visual_indexes", "fullatt_block_indexes"):
         blocks = vision.get(name) or []
         last = depth if name == "deepstack_visual_indexes" else 1 << 10
         if not _are_whole(blocks) or len({*blocks}) < len(blocks) or max(blocks, default=0) >= last:
-            _refuse(file, f"vision_config.{name}", blocks, f"a list of the {depth} blocks there are, each once")
+            yield f"vision_config.{name}", blocks, f"a list of the {depth} blocks there are, each once"
 
 
-def _check_quantization(section: Any, name: str, file: Path) -> None:
+def _tokens(config: Mapping[str, Any], vocabulary: int) -> Problems:
+    for name in _TOKENS:
+        value = config.get(name)
+        if value is not None and not (_is_whole(value) and value < vocabulary):
+            yield name, value, f"a token of the {vocabulary} that the vocabulary has"
+    if not isinstance(config["tie_word_embeddings"], bool):
+        yield "tie_word_embeddings", config["tie_word_embeddings"], "true or false"
+
+
+def _quantization(section: Any, name: str) -> Problems:
     """Quantization is MLX's own, of each layer that is named on its own, too.
 
     MLX ends the process on groups of 0; which bits and groups go together is for MLX to say.
@@ -234,15 +242,12 @@ def _check_quantization(section: Any, name: str, file: Path) -> None:
     if section is None:
         return
     if not isinstance(section, dict):
-        _refuse(file, name, section, "an object")
+        yield name, section, "an object"
     if section.get("quant_method"):
-        raise ModelError(
-            f"{file}: quantized by {reprlib.repr(section['quant_method'])}; mlxpref reads MLX's own quantization: use "
-            "the original checkpoint, or one that was converted from it"
-        )
+        yield f"{name}.quant_method", section["quant_method"], "MLX's own quantization, which alone mlxpref reads"
     layers = {f"{name} of {key[:80]}": value for key, value in section.items() if isinstance(value, dict)}
     for where, entry in {name: section, **layers}.items():
         for key, allowed in _QUANTIZATION.items():
             value = entry.get(key, "affine" if key == "mode" else None)
             if isinstance(value, bool) or value not in allowed:
-                _refuse(file, f"{where}: {key}", value, f"one of {', '.join(map(str, allowed))}")
+                yield f"{where}: {key}", value, f"one of {', '.join(map(str, allowed))}"

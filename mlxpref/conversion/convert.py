@@ -6,7 +6,6 @@ under its final name) is an error or does not happen.
 """
 
 import gc
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -40,10 +39,6 @@ __all__ = ["convert", "lazy_model", "plain_config"]
 
 Plan = Mapping[str, LayerQuantization]
 _DTYPES = ("dtype", "torch_dtype")
-_UNUSED = re.compile(r"(position_ids|rotary_emb\.inv_freq)$")
-"""Tensors of some checkpoints that are computed, not learned."""
-_PREFIXES = re.compile(r"^(model\.)?(language_model\.)?(model\.)?")
-_VISION = re.compile(r"^(model\.)?(visual|vision_tower)\.")
 
 
 def convert(
@@ -113,7 +108,8 @@ def convert(
 def lazy_model(source: Checkpoint) -> nn.Module:
     """mlx-vlm's model of a checkpoint, with lazy weights.
 
-    ModelError for a tensor of the source that has no place in the model, and for one that is missing.
+    ModelError for a tensor of the source that has no place in the model, and for one that is missing: mlx-vlm compares
+    all names and shapes, and `check_model` refuses a part that it leaves out.
     """
     from mlx_vlm.utils import load_model
 
@@ -125,7 +121,6 @@ def lazy_model(source: Checkpoint) -> nn.Module:
         raise
     except Exception as error:  # mlx-vlm raises anything from KeyError to RuntimeError for a damaged folder
         raise ModelError(f"{source.folder}: cannot be converted: {one_line(error)}") from error
-    _account(source, model)
     return model
 
 
@@ -206,38 +201,14 @@ def _commonest(plan: Plan) -> LayerQuantization:
     return max(sorted(set(layers), key=lambda layer: (layer.bits, layer.group_size)), key=layers.count)
 
 
-def _account(source: Checkpoint, model: nn.Module) -> None:
-    """Refuse a source with a tensor that would be dropped, or without one that is needed."""
-    tensor_names = {_bare(name) for name in source.tensors if not _UNUSED.search(name)}
-    if source.config.get("tie_word_embeddings"):
-        tensor_names = {name for name in tensor_names if not name.startswith("lm_head.")}
-    model_names = {_bare(name) for name in dict(tree_flatten(model.parameters()))}
-    if unknown := sorted(tensor_names - model_names):
-        raise ModelError(
-            f"{source.folder}: {len(unknown)} of its tensors have no place in the model, {unknown[0]} for one; nothing "
-            "is converted that would be lost"
-        )
-    if missing := sorted(model_names - tensor_names):
-        raise ModelError(
-            f"{source.folder}: {len(missing)} tensors are missing, {missing[0]} for one; download it again"
-        )
-
-
-def _bare(name: str) -> str:
-    """A tensor's name without what differs between layouts."""
-    vision = _VISION.match(name)
-    return f"vision.{name[vision.end() :]}" if vision else _PREFIXES.sub("", name)
-
-
 def _weight_count(weights: Mapping[str, mx.array], plan: Plan) -> int:
     """How many numbers the weights stand for, without scales and biases of quantization."""
     total = 0
     for name, weight in weights.items():
         path, _, key = name.rpartition(".")
-        if path not in plan:
+        layer = plan.get(path)
+        if layer is None or key == "bias":
             total += weight.size
         elif key == "weight":
-            total += weight.size * 32 // plan[path].bits
-        elif key == "bias":
-            total += weight.size
+            total += weight.size * 32 // layer.bits
     return total

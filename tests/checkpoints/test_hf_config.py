@@ -256,7 +256,7 @@ HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
     "no vision": ({"vision_config": ...}, "vision_config"),
     "a vision tower that is a list": ({"vision_config": [1]}, "vision_config is no object"),
     "text that is a number": ({"text_config": 7}, "text_config is no object"),
-    "GPTQ": ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantized by 'gptq'"),
+    "GPTQ": ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quant_method is 'gptq'"),
     "quantization of words": ({"quantization": "4 bit"}, "quantization is '4 bit'"),
     "one bit": ({"quantization": {"bits": 1, "group_size": 64}}, "bits is 1"),
     "groups of three": ({"quantization": {"bits": 4, "group_size": 3}}, "group_size is 3"),
