@@ -154,13 +154,13 @@ def validate(config: Mapping[str, Any], file: Path) -> None:
     """
     family = config["model_type"]
     text, vision = {**config, **(config.get("text_config") or {})}, config["vision_config"]
-    problems = chain(
+    problems = chain(  # lazily: what comes later counts on what was checked before
         _sizes(text, _TEXT, _TEXT_MAY),
         _sizes(vision, _VISION[family], _VISION_MAY, "vision_config."),
         _numbers(text, vision),
         _attention(text, family),
         _vision(vision, family),
-        _tokens(config, text["vocab_size"]),
+        _tokens(config, text),
         *(_quantization(part.get(name), name) for part in (config, text) for name in _SECTIONS),
     )
     for name, value, allowed in problems:
@@ -225,11 +225,11 @@ def _vision(vision: Mapping[str, Any], family: str) -> Problems:
             yield f"vision_config.{name}", blocks, f"a list of the {depth} blocks there are, each once"
 
 
-def _tokens(config: Mapping[str, Any], vocabulary: int) -> Problems:
+def _tokens(config: Mapping[str, Any], text: Mapping[str, Any]) -> Problems:
     for name in _TOKENS:
         value = config.get(name)
-        if value is not None and not (_is_whole(value) and value < vocabulary):
-            yield name, value, f"a token of the {vocabulary} that the vocabulary has"
+        if value is not None and not (_is_whole(value) and value < text["vocab_size"]):
+            yield name, value, f"a token of the {text['vocab_size']} that the vocabulary has"
     if not isinstance(config["tie_word_embeddings"], bool):
         yield "tie_word_embeddings", config["tie_word_embeddings"], "true or false"
 
