@@ -198,7 +198,6 @@ def resume_run(
     given: Mapping[str, Any],
     agree: Agree = lambda question: False,
     check: Check = lambda data, preferences: None,
-    vlm: VLM | None = None,
     processes: ProcessGroup = SINGLE_PROCESS,
 ) -> Run | None:
     """Load the run in a folder with its last saved state; None where it is complete.
@@ -214,7 +213,7 @@ def resume_run(
     if state and state.complete:
         logger.info(f"{folder}: this run is complete after {state.step} steps; nothing is left to do")
         return None
-    run = _load(settings, folder, agree, check, vlm, processes)
+    run = _load(settings, folder, agree, check, None, processes)
     if processes.is_main:  # the others have the same data and model as this one
         check_resumable(folder, before, run.record)
     changed = changed_since(before, run.record)
