@@ -36,7 +36,7 @@ def change_config(folder: Path, **changes: Any) -> dict[str, Any]:
 
 
 def write_transformers_5(source: Path, target: Path) -> Path:
-    """A copy as save_pretrained of transformers 5.23 writes it; see /work/shared/checkpoints/*_v5 of the project."""
+    """A copy in the layout that save_pretrained of transformers 5.23 writes."""
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.npz", "chat_template.json", "*processor_config*"))
     config = json.loads((source / "config.json").read_text())
     family = config["model_type"]
