@@ -1,4 +1,4 @@
-"""Adapters: LoRA weights and their config in mlx-vlm's format, put on a model only where they fit it."""
+"""Adapters: LoRA weights and their config in mlx-vlm's format, put on a model only if they fit it."""
 
 import json
 import math
@@ -35,10 +35,9 @@ ADAPTER_WEIGHTS = "adapters.safetensors"
 
 
 def load_adapter(model: nn.Module, folder: Path) -> None:
-    """Put a folder's adapter on a model in place: one in mlx-vlm's format, or one of PEFT.
+    """Put a folder's adapter, in mlx-vlm's format or PEFT's, on a model in place.
 
-    Names and shapes are checked before anything changes: an adapter of another model is a ModelError, where
-    mlx-vlm would load nothing and say nothing.
+    ModelError, before anything changes, for names or shapes of another model; mlx-vlm would silently load nothing.
     """
     rank, scale, weights = read_adapter(folder, model)
     attach_lora(model, sorted({name.rpartition(".")[0] for name in weights}), rank, scale)
@@ -62,16 +61,16 @@ def read_adapter(folder: Path, model: nn.Module) -> tuple[int, float, dict[str, 
 
 
 def base_of(checkpoint: Checkpoint, name: str = "") -> dict[str, Any]:
-    """What an adapter is trained on: the checkpoint's name and identity, and the version of the template.
+    """The base of an adapter: the checkpoint's name and identity, and the version of the template.
 
-    `name` is what the user calls it; a folder is named by its whole path, as later commands may run elsewhere.
+    `name` is the user's name for it; a folder gets its whole path, as later commands may run elsewhere.
     """
     called = str(checkpoint.folder.resolve()) if not name or Path(name).expanduser().exists() else name
     return {"base_model": called, "base": checkpoint.identity.to_json(), "template": template_version()}
 
 
 def base_name(folder: Path) -> str:
-    """What the model that an adapter was trained on is called; ModelError where the adapter does not say."""
+    """The name of an adapter's base model; ModelError where the adapter does not say it."""
     config = _config(folder)
     name = config.get("base_model") or config.get("base_model_name_or_path")
     if not isinstance(name, str) or not name.strip():
@@ -80,9 +79,9 @@ def base_name(folder: Path) -> str:
 
 
 def check_base(folder: Path, checkpoint: Checkpoint, any_base: bool = False) -> list[str]:
-    """ModelError for an adapter that was trained on another model than this checkpoint, however well it would fit.
+    """ModelError for an adapter that was trained on another model than this checkpoint, even if its shapes fit.
 
-    Returns warnings: that it does not state its base, that `any_base` let it pass, that its words were others.
+    Returns warnings: an adapter without a base, another base that `any_base` allows, another template.
     """
     config, lines = _config(folder), []
     identity = Identity.from_json(config.get("base"))
@@ -104,7 +103,7 @@ def save_adapter(
 ) -> None:
     """Write an adapter into a folder, in mlx-vlm's format; each file is replaced as a whole.
 
-    `base` states what it was trained on (see `base_of`); mlx-vlm ignores it. ModelError where it cannot be written.
+    `base` is the model it was trained on (see `base_of`); mlx-vlm ignores it. ModelError where it cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = {
@@ -161,7 +160,7 @@ def _weights(folder: Path) -> dict[str, mx.array]:
     file = folder / ADAPTER_WEIGHTS
     if not file.is_file():
         raise ModelError(f"{folder}: no {ADAPTER_WEIGHTS} there; an adapter folder is what `mlxpref train` writes")
-    read_file_tensor_infos(file, AGAIN)  # refuses what MLX would not survive
+    read_file_tensor_infos(file, AGAIN)  # refuses files that would crash MLX
     try:
         weights = mx.load(str(file))
     except (ValueError, RuntimeError) as error:

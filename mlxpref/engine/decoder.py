@@ -1,8 +1,8 @@
 """The language model's layers one by one, so that each can be recomputed in the backward pass.
 
-A layer's keys and values are outputs of the recomputed function. As a side effect on a cache they would be cut off from
-the gradient, and recomputing would make it silently wrong. The prefixes before a block keep their own rows; they are
-repeated for the rows that share them inside a layer only, so that the copies of no more than one layer exist at a time.
+A layer's keys and values are outputs of the recomputed function. As a side effect on a cache they would get no
+gradient, and recomputing would make it silently wrong. Prefixes keep their own rows; each layer repeats them for the
+rows that share them, so only one layer's copies exist at a time.
 
 Axes: B rows, L columns of a block, S columns that it sees, D width of a hidden state, H heads of queries, K heads of
 keys and values, W width of a head.
@@ -34,7 +34,7 @@ class Block:
     """Rows that run through the layers together.
 
     `embeddings` (B, L, D); `positions` (3, B, L); `branch_ids` (B, L), see `BranchedKVCache`; `deepstack`, (B, L, D)
-    each, is what is added after the first layers.
+    each, is added after the first layers.
     """
 
     embeddings: mx.array
@@ -84,10 +84,10 @@ def run_block(
 ) -> tuple[mx.array, list[KeysValues]]:
     """Run a block through all layers; returns the hidden states (B, L, D) and each layer's new keys and values.
 
-    `prefixes` stand before it, outermost first. `recompute` keeps only what enters each layer and computes the rest
-    again in the backward pass. A long block runs in pieces, each behind those before it. With `last_positions` (B,),
-    only the states (B, D) of these columns are returned, and the last layer leaves out the others. `eval_each_piece`,
-    where no gradient is needed, lets two pieces at most be under way: work stays bounded, and Ctrl-C is heard.
+    `prefixes` stand before it, outermost first. `recompute` keeps only each layer's inputs and computes the rest again
+    in the backward pass. A long block runs in pieces, each behind those before it. With `last_positions` (B,) it
+    returns only the states (B, D) of these columns, and the last layer skips the others. `eval_each_piece`, for calls
+    without a gradient, evaluates each piece while the next one is built: work stays bounded, and Ctrl-C works.
     """
     rows, columns = block.branch_ids.shape
     size = bounds.piece_columns(rows)
@@ -100,7 +100,7 @@ def run_block(
         if eval_each_piece and start + size < columns:
             mx.async_eval(hidden, new)
             if states:
-                mx.eval(states[-1])  # the piece before, so that the device has this one while the next is built
+                mx.eval(states[-1])  # the previous piece, so that the device works on this one while the next is built
         states.append(hidden)
         pieces.append(Prefix(new, piece.branch_ids, np.arange(rows)))
     hidden = _concatenate(states, axis=1)  # (B, L, D)
@@ -126,7 +126,7 @@ def run_layers(
 
         def run(states: mx.array, *before: mx.array, layer: Any = layer) -> tuple[mx.array, ...]:
             queries, keys, values = _project(layer, states, block.branch_ids.shape, block.positions, rotary)
-            keys = mx.contiguous(keys)  # a slice of what was rotated together would keep the queries in memory
+            keys = mx.contiguous(keys)  # a slice would keep the queries, rotated together with the keys, in memory
             mixed = attend(
                 queries, *_behind(prefixes, before, keys, values), scale=layer.self_attn.scale, mask=mask
             )  # (B, H, L, W)
@@ -148,9 +148,9 @@ def run_step(
     caches: Sequence[LayerCache],
     mask: mx.array | str | None,
 ) -> mx.array:
-    """Run embeddings (B, N, D) at positions (3, B, N) behind caches, which keep what is new; the states (B, N, D)."""
+    """Run embeddings (B, N, D) at positions (3, B, N) behind caches, and add to them; returns the states (B, N, D)."""
     shape = embeddings.shape
-    states = embeddings.flatten(0, 1)  # (B * N, D): in two axes a product is one operation
+    states = embeddings.flatten(0, 1)  # (B * N, D): with two axes a product is one operation
     attend = _attention(embeddings.dtype, recompute=False)
     for layer, cache in zip(decoder.layers, caches, strict=True):
         queries, keys, values = _project(layer, states, shape[:2], positions, rotary)
@@ -201,9 +201,9 @@ def _run_last_layer(
 def checkpointed(module: nn.Module, run: Callable[..., tuple[mx.array, ...]]) -> Callable[..., tuple[mx.array, ...]]:
     """`run`, a function that uses a module's weights, so that only its arguments are kept for the backward pass.
 
-    Gradients reach the module's trainable weights and all arguments. The function runs again when the gradients of all
-    its results are there. MLX's own checkpoint waits for the forward pass only, so that what is recomputed for one
-    piece of a block exists while another is at work: half as much memory again behind 1,168 tokens.
+    Gradients reach the module's trainable weights and all arguments. The function runs again once the gradients of all
+    its results exist. MLX's own checkpoint waits only for the forward pass, so recomputed arrays of several pieces of a
+    block exist together: half as much memory again behind 1,168 tokens.
     """
     weights: dict[str, mx.array] = dict(tree_flatten(module.trainable_parameters()))
     names, count = list(weights), len(weights)
@@ -290,7 +290,7 @@ def _rotate(x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
 
 
 def _finish_layer(layer: Any, states: mx.array, mixed: mx.array) -> mx.array:
-    """What follows attention: states (B, L, D) or (B * L, D), and attention's result (B, H, L, W)."""
+    """The rest of a layer after attention: states (B, L, D) or (B * L, D), and attention's result (B, H, L, W)."""
     mixed = mixed.swapaxes(1, 2).reshape(*states.shape[:-1], -1)  # (B, L, H, W) -> (B, L, H * W) or (B * L, H * W)
     states = states + layer.self_attn.o_proj(mixed)
     result: mx.array = states + layer.mlp(layer.post_attention_layernorm(states))
@@ -300,8 +300,8 @@ def _finish_layer(layer: Any, states: mx.array, mixed: mx.array) -> mx.array:
 def _attention(dtype: mx.Dtype, recompute: bool) -> Any:
     """The attention function of a run.
 
-    Where activations are kept for the backward pass, softmax is kept too, which the fused attention computes again. Not
-    in half precision, where scores outside of the fused attention would be rounded.
+    Without recomputing, plain attention keeps the softmax for the backward pass; the fused one computes it again. Half
+    precision needs the fused one, as plain attention would round the scores.
     """
     keep_softmax = dtype == mx.float32 and not recompute
     return _plain_attention if keep_softmax else mx.fast.scaled_dot_product_attention
@@ -310,7 +310,7 @@ def _attention(dtype: mx.Dtype, recompute: bool) -> Any:
 def _plain_attention(
     queries: mx.array, keys: mx.array, values: mx.array, scale: float, mask: mx.array | str | None
 ) -> mx.array:
-    """`mx.fast.scaled_dot_product_attention`, whose backward pass finds the softmax of the forward pass.
+    """`mx.fast.scaled_dot_product_attention` with a backward pass that reuses the forward pass's softmax.
 
     Queries (B, H, L, W), keys and values (B, K, S, W), mask (B, 1, L, S) -> (B, H, L, W).
     """

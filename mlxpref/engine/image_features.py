@@ -1,4 +1,4 @@
-"""Image features: every image goes through the frozen vision tower once, then comes from memory."""
+"""Image features: every image runs through the frozen vision tower once, then comes from memory."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,14 +21,14 @@ from mlxpref.text import one_line
 __all__ = ["FeatureStore", "Features", "SeenImages"]
 
 SeenImages = dict[int, tuple[Image.Image, str]]
-"""Images in memory by `id`, each with its content: valid for as long as nobody changes them."""
+"""Images in memory by `id`, each with its content; valid while nobody changes the images."""
 
 
 @dataclass(frozen=True, eq=False)
 class Features:
     """One image as the language model sees it: (tokens, D), its grid (height, width), and deepstack levels.
 
-    `content` is a name of what it shows, the same for equal pixels wherever they come from.
+    `content` is a name of its pixels, the same for equal pixels from any file.
     """
 
     merged: mx.array
@@ -48,10 +48,10 @@ class Features:
 
 
 class FeatureStore:
-    """Features of images, least recently used out first, keyed by content and pixel budget.
+    """Features of images by content and pixel budget; it drops the least recently used first.
 
-    `images` decodes files; a command that decoded them before puts its own cache there. `runs` counts the images that
-    went through the vision tower.
+    `images` decodes files; a command that decoded them before sets its own cache. `runs` counts the images that ran
+    through the vision tower.
     """
 
     def __init__(self, tower: Any, processor: Any, max_pixels: int, memory: int = bounds.FEATURE_BYTES) -> None:
@@ -67,9 +67,9 @@ class FeatureStore:
         return self.get_all([image])[0]
 
     def get_all(self, images: Iterable[ImageLike], seen: SeenImages | None = None) -> list[Features]:
-        """The features of images, those of one size encoded together.
+        """The features of images; encodes images of one size together.
 
-        With `seen`, an image in memory is looked at only once.
+        With `seen`, it hashes an image in memory only once.
         """
         by_key: dict[str, Features] = {}
         waiting: dict[tuple[int, int], list[tuple[str, NDArray[np.float32]]]] = {}  # by grid, in merged patches
@@ -96,11 +96,11 @@ class FeatureStore:
         return [by_key[key] for key in keys]
 
     def contents(self, images: Iterable[ImageLike], seen: SeenImages | None = None) -> list[str]:
-        """The names of what images show (`Features.content`); they are decoded for that, unless they are known."""
+        """The contents of images (`Features.content`); decodes images whose content is unknown."""
         return [self._key(image, {} if seen is None else seen)[0] for image in images]
 
     def _key(self, image: ImageLike, seen: SeenImages) -> tuple[str, Image.Image | None]:
-        """The content of an image, with its picture where it is an image in memory that was not seen yet."""
+        """The content of an image, with its picture for a new image in memory."""
         if not isinstance(image, Image.Image):
             return self.images.content(image, self.max_pixels), None
         if id(image) in seen:
@@ -114,7 +114,7 @@ class FeatureStore:
         size = {"min_pixels": self._min_pixels, "max_pixels": self.max_pixels}
         try:
             inputs = self.processor([picture], **size)
-        except Exception as error:  # of settings that are no numbers, or not as many as there are colours
+        except Exception as error:  # from settings that are no numbers, or not one a colour
             raise ModelError(
                 f"the checkpoint's image processor cannot be used: {one_line(error)}; copy its original "
                 "preprocessor_config.json"
@@ -124,14 +124,14 @@ class FeatureStore:
         return np.asarray(inputs["pixel_values"], np.float32), (height // merge, width // merge)
 
     def _encode(self, grid: tuple[int, int], queue: list[tuple[str, NDArray[np.float32]]]) -> dict[str, Features]:
-        """Run N images of one size through the tower together, and keep their features."""
+        """Run N images of one size through the tower together, and store their features."""
         pixels = mx.array(np.concatenate([patches for _, patches in queue]))  # (N * P, F)
         merged, levels = self._encoder.encode(pixels, grid)
         mx.eval(merged, levels)
         self.runs += len(queue)
         encoded = {}
         for place, (key, _) in enumerate(queue):
-            # Copies: a slice would keep the whole batch in memory after its neighbours are forgotten.
+            # Copies: a slice would keep the whole batch in memory.
             features = Features(
                 mx.contiguous(merged[place]), grid, tuple(mx.contiguous(level[place]) for level in levels), key
             )

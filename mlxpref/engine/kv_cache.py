@@ -1,7 +1,7 @@
-"""Keys and values of rows that share a forward pass, and the branch that each of their columns belongs to.
+"""Keys and values of rows that share a forward pass, and the branch of each of their columns.
 
-Everything about padding, branches and order is kept here: the models' own state and assumptions about positions never
-matter. Axes: B rows, N columns of a block, S columns so far, K heads of keys and values, W width of a head.
+This file alone handles padding, branches and order; the models' own state and positions play no role. Axes: B rows, N
+columns of a block, S columns so far, K heads of keys and values, W width of a head.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,9 +24,9 @@ __all__ = [
 ]
 
 SHARED, PADDING = -1, -2
-"""Columns that all branches of a row see, and that none sees; a branch's own columns have its number, from 0."""
+"""Columns that all branches of a row see, and that none sees; a branch's own columns have its number, from 0 on."""
 _CROWDED = 0.75
-"""The share of columns that are still seen, above which the others are not dropped."""
+"""Above this share of columns in use the others stay."""
 
 
 class LayerCache:
@@ -53,7 +53,7 @@ class LayerCache:
         return self.keys[:, :, :end], self.values[:, :, :end]
 
     def replace(self, function: Callable[[mx.array], mx.array]) -> None:
-        """Replace keys and values by what a function makes of the filled columns."""
+        """Replace keys and values by a function of the filled columns."""
         if self.keys is not None and self.values is not None:
             self.keys = function(self.keys[:, :, : self.offset])
             self.values = function(self.values[:, :, : self.offset])
@@ -64,8 +64,8 @@ class BranchedKVCache:
     """The keys and values of B rows through all layers, and the branch that each column belongs to.
 
     A row is a comparison and the branches that continue it, for instance the completions of a group. A branch sees the
-    shared columns before it and its own: the comparison is kept once, however many branches it has. Rows of different
-    lengths are right-padded. `branch_ids` (B, S) holds the branch, SHARED or PADDING.
+    shared columns before it and its own: the comparison is stored once for all its branches. Rows of different lengths
+    are right-padded. `branch_ids` (B, S) holds the branch, SHARED or PADDING.
     """
 
     def __init__(self, layer_count: int) -> None:
@@ -85,7 +85,7 @@ class BranchedKVCache:
     def reserve(self, branch_ids: NDArray[np.int32], steps: int = 1) -> None:
         """Prepare for a block with these branch ids (B, N), before it runs; `steps` such blocks follow each other.
 
-        More than one step is for blocks in which no branch has two columns.
+        Several steps need blocks in which no branch has two columns.
         """
         past = self.branch_ids if self.branch_ids.size else np.zeros((len(branch_ids), 0), np.int32)
         self._mask = attention_mask(past, branch_ids, steps)
@@ -94,7 +94,7 @@ class BranchedKVCache:
             layer.capacity = self.branch_ids.shape[1] + bounds.RUNS_AHEAD * steps * branch_ids.shape[1]
 
     def next_mask(self, columns: int) -> mx.array | str | None:
-        """What the next block may attend to: (B, 1, columns, S), or a shorthand for it."""
+        """The next block's attention mask: (B, 1, columns, S), or a shorthand for it."""
         if isinstance(self._mask, mx.array):
             return self._mask[..., : self.layers[0].offset + columns]
         return self._mask
@@ -128,15 +128,15 @@ def row_branch_ids(lengths: Sequence[int], columns: int) -> NDArray[np.int32]:
 
 
 def attention_mask(past: NDArray[np.int32], block: NDArray[np.int32], steps: int = 1) -> mx.array | str | None:
-    """What a block with these branch ids (B, N) sees of the columns before it and of itself, given theirs (B, past).
+    """The mask of a block with branch ids (B, N), over the columns before it with theirs (B, past) and its own.
 
-    Returns (B, 1, N, past + N), "causal", or None where everything is seen. Where `steps` such blocks follow each
-    other, the mask is that of the last; the masks of the earlier ones are its beginnings.
+    Returns (B, 1, N, past + N), "causal", or None if all is visible. For `steps` such blocks in a row it is the mask of
+    the last; the masks of the earlier ones are its beginnings.
     """
     first = block[:, :1]
     alone = ((past == SHARED) | (past == first)).all() and ((block == first) | (block == PADDING)).all()
     if alone and not (first == PADDING).any():
-        # Padding at the block's own end is hidden by causal order; later blocks find it among the branch ids.
+        # Causal order hides padding at the block's own end; the branch ids hide it from later blocks.
         return "causal" if block.shape[1] > 1 else None
     whole = np.concatenate([past, *[block] * steps], axis=1)  # (B, S)
     visible = (whole[:, None] == SHARED) | (whole[:, None] == block[:, :, None])  # (B, N, S)
@@ -154,8 +154,8 @@ def image_positions(parts: Sequence[int | tuple[int, int]], start: int = 0) -> t
     """The positions (3, L) of text and images in turn, as the Qwen-VL models count them, and the position after them.
 
     A part is a number of text tokens or an image's grid (height, width) in merged patches. Text counts up on all three
-    axes; an image keeps the first axis and counts rows and columns on the other two, and what follows it continues
-    after the longer of its sides (Qwen2-VL, arXiv 2409.12191, section 2.1).
+    axes; an image keeps the first axis and counts rows and columns on the other two, and text after it continues after
+    its longer side (Qwen2-VL, arXiv 2409.12191, section 2.1).
     """
     axes, position = [], start
     for part in parts:

@@ -1,8 +1,8 @@
 """Log-probabilities that the policy gives the tokens of completions, with gradients that reach the comparison.
 
-Each comparison runs once and its keys and values serve all completions of its group; gradients flow back into them.
-Layers are recomputed in the backward pass, and so is the head, in chunks of positions, one after the other: the logits
-of all positions never exist at once.
+Each comparison runs once and its keys and values serve all completions of its group; gradients flow back into them. The
+backward pass recomputes the layers, and the head in chunks of positions, one after the other: the logits of all
+positions never exist at once.
 
 Axes: P comparisons, G completions of each, R = P * G rows, T tokens of a completion, D width of a hidden state, V size
 of the vocabulary.
@@ -23,7 +23,7 @@ from mlxpref.engine.vlm import VLM, ComparisonInput
 __all__ = ["Completions", "Logprobs", "PromptState", "chunked_logprobs", "completion_logprobs", "prefill"]
 
 _FINITE = -1e4
-"""What a log-probability is raised to before it is multiplied by 0: minus infinity times 0 would be no number."""
+"""The least log-probability that is multiplied by 0: minus infinity times 0 is no number."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Completions:
 
     @property
     def mask(self) -> NDArray[np.bool_]:
-        """(R, T): where a token was written."""
+        """(R, T): where there is a token."""
         return np.arange(self.tokens.shape[1]) < self.lengths[:, None]
 
     def part(self, rows: slice) -> "Completions":
@@ -57,7 +57,7 @@ class Completions:
 class PromptState:
     """P comparisons after they ran: keys and values by layer, and the branch ids (P, S) of their columns.
 
-    `states` (P, D) are those of the last tokens, `next_positions` (P,) the positions of what follows.
+    `states` (P, D) are those of the last tokens, `next_positions` (P,) the positions after them.
     """
 
     layers: Sequence[KeysValues]
@@ -67,7 +67,7 @@ class PromptState:
 
     @property
     def arrays(self) -> list[mx.array]:
-        """What completions depend on: all keys and values, and the states."""
+        """The arrays that completions depend on: all keys and values, and the states."""
         return [*(array for pair in self.layers for array in pair), self.states]
 
     def with_arrays(self, arrays: Sequence[mx.array]) -> "PromptState":
@@ -77,7 +77,7 @@ class PromptState:
 
 @dataclass(frozen=True)
 class Logprobs:
-    """Log-probabilities (R, T) of the tokens, 0 where none was written, and (R, 2) of the labels after the last one."""
+    """Log-probabilities (R, T) of the tokens, 0 where there is none, and (R, 2) of the labels after the last one."""
 
     logprobs: mx.array
     label_logprobs: mx.array
@@ -97,8 +97,8 @@ def completion_logprobs(
 ) -> Logprobs:
     """The log-probabilities of R completions of P comparisons, G in a row for each; see `run_block` for `recompute`.
 
-    The temperature is that of the sampling, so that the policy scored is the policy that sampled; the labels'
-    probabilities are read without it, as a judge reads them.
+    The temperature is that of the sampling, so that the scored policy is the sampling policy; the labels' probabilities
+    ignore it, as in judging.
     """
     states = _states(vlm, state, completions, recompute)  # (R, T + 1, D)
     last = states[mx.arange(len(completions.lengths)), mx.array(completions.lengths)]  # (R, D)
@@ -117,7 +117,7 @@ def completion_logprobs(
 
 
 def _states(vlm: VLM, state: PromptState, completions: Completions, recompute: bool) -> mx.array:
-    """The hidden states (R, T + 1, D) that predict the first token, the second, ..., and what follows the last."""
+    """The hidden states (R, T + 1, D) that predict the first token, the second, ..., and the one after the last."""
     group = len(completions.tokens) // len(state.next_positions)
     rows = np.repeat(np.arange(len(state.next_positions)), group)
     first = mx.repeat(state.states, group, axis=0)[:, None]  # (P, D) -> (R, D) -> (R, 1, D)
@@ -142,7 +142,7 @@ def chunked_logprobs(vlm: VLM, states: mx.array, targets: mx.array, temperature:
     logprobs: list[mx.array] = []
     for chunk, target in zip(_chunks(vlm, states), _chunks(vlm, targets), strict=True):
         if logprobs:
-            # A chunk waits for the one before it, and backwards for the one after: else all logits exist at once.
+            # A chunk waits for the previous one, and backwards for the next one: else all logits exist at once.
             chunk = chunk + 0 * mx.maximum(logprobs[-1][:1, None], _FINITE).astype(chunk.dtype)
         logprobs.append(_token_logprobs(vlm, chunk, target, temperature))
     return mx.concatenate(logprobs)

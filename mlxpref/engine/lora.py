@@ -1,4 +1,4 @@
-"""LoRA on the linear layers of the language model: adapters put on, left off, and fused into the weights."""
+"""LoRA on the linear layers of the language model: adapters attached, switched off, and fused into the weights."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,9 +14,9 @@ __all__ = ["adapter_off", "adapter_weights", "attach_lora", "fuse_adapter", "lin
 
 
 class FusedLoRALinear(LoRALinear):  # type: ignore[misc]
-    """mlx-lm's layer, whose product is scaled and added within the matrix product: a fifth of a decoding step's work.
+    """mlx-lm's layer with the scale and the sum inside the matrix product: a fifth of a decoding step's work.
 
-    A is drawn with a key, B is zero, so a fresh adapter adds nothing.
+    A is random by a key, B is zero, so a fresh adapter adds nothing.
     """
 
     def __init__(self, linear: nn.Module, rank: int, scale: float, key: mx.array) -> None:
@@ -32,7 +32,7 @@ class FusedLoRALinear(LoRALinear):  # type: ignore[misc]
         low = x @ self.lora_a  # (..., rank)
         if x.dtype == self.lora_b.dtype:
             return mx.addmm(y, low, self.lora_b, alpha=self.scale)
-        # In half precision the float32 product is rounded before it is added, as mlx-lm does it.
+        # In half precision the float32 product is rounded before the sum, as in mlx-lm.
         result: mx.array = y + (self.scale * (low @ self.lora_b)).astype(x.dtype)
         return result
 
@@ -53,15 +53,15 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def attach_lora(model: nn.Module, names: Sequence[str], rank: int, scale: float, seed: int = 0) -> None:
-    """Put fresh adapters on the named linear layers and freeze everything else; the model gives what it gave before.
+    """Put fresh adapters on the named linear layers and freeze everything else; the outputs stay the same.
 
-    The adapters are drawn from the seed. A name that is no linear layer of the model is a KeyError.
+    The seed determines the adapters. KeyError for a name that is no linear layer of the model.
     """
     model.freeze()
     layers, key = dict(model.named_modules()), mx.random.key(seed)
     wrapped: list[tuple[str, Any]] = []
     for name in names:
-        # Two draws a layer and the second one taken, so that a seed gives what mlx-lm's own layers get from it.
+        # Two splits a layer, as in mlx-lm's own layers, so that a seed gives the same weights.
         key, layer_key = mx.random.split(mx.random.split(key)[0])
         wrapped.append((name, FusedLoRALinear(layers[name], rank, scale, layer_key)))
         layers[name].freeze()
@@ -76,10 +76,10 @@ def adapter_weights(model: nn.Module) -> dict[str, mx.array]:
 
 @contextmanager
 def adapter_off(model: nn.Module) -> Iterator[None]:
-    """Make the model its own reference for a while: every B matrix is zero, so the adapters add exactly nothing.
+    """Switch the adapters off for a while: every B matrix is zero, so they add exactly nothing.
 
-    The matrices are arrays of the model's state, so this holds inside compiled functions too, where changing a
-    layer's scale, a number fixed when the function was traced, would do nothing.
+    The matrices are arrays of the model's state, so this works inside compiled functions, too; a layer's scale is a
+    number that tracing fixes.
     """
     weights = {name: w for name, w in adapter_weights(model).items() if name.endswith("lora_b")}
     try:
@@ -90,7 +90,7 @@ def adapter_off(model: nn.Module) -> Iterator[None]:
 
 
 def fuse_adapter(model: nn.Module, scale: float, weights: Mapping[str, mx.array]) -> None:
-    """Add scale * (A B)^T to the weights of the linear layers that an adapter is for, in place.
+    """Add scale * (A B)^T to the weights of an adapter's linear layers, in place.
 
     Lazy weights stay lazy. The sum is computed in float32 and has the weight's type. The layers must not be quantized.
     """

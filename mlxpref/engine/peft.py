@@ -1,4 +1,4 @@
-"""PEFT's adapter format, read and written; what is more than plain LoRA is refused with a reason.
+"""Reads and writes PEFT's adapter format; refuses anything beyond plain LoRA with a reason.
 
 PEFT stores `base_model.model.<path>.lora_A.weight` (r, in) and `.lora_B.weight` (out, r), where <path> is the module's
 in transformers; MLX's layers hold `lora_a` (in, r) and `lora_b` (r, out). The scale is alpha / r, or alpha / sqrt(r).
@@ -24,7 +24,7 @@ AGAIN = "copy or train the adapter again"
 PEFT_WEIGHTS = "adapter_model.safetensors"
 _CONFIG = "adapter_config.json"
 _NAME = re.compile(r"base_model\.model\.(?P<path>.+)\.lora_(?P<part>[AB])(\.default)?\.weight")
-# Where transformers keeps the language model and the vision tower: since 4.52, and before (and in the hub's files).
+# Paths of the language model and the vision tower in transformers: since 4.52, and before (also in the hub's files).
 _PLACES = (
     (re.compile(r"^(model\.)?language_model\.(model\.)?"), "language_model.model."),
     (re.compile(r"^(model\.)?visual\."), "vision_tower."),
@@ -39,15 +39,15 @@ _REFUSED = (
 
 
 def is_peft(folder: Path) -> bool:
-    """Whether a folder holds an adapter of PEFT, to judge by its files."""
+    """Whether a folder holds an adapter of PEFT, by its files."""
     return (folder / PEFT_WEIGHTS).is_file() or (folder / "adapter_model.bin").is_file()
 
 
 def read_peft(folder: Path, layers: Collection[str]) -> tuple[int, float, dict[str, mx.array]]:
     """Rank, scale, and weights by MLX's names, of an adapter for a model with these linear layers.
 
-    The names of the tensors decide which layers are meant, whatever the config's targets. Raises ModelError for another
-    kind of adapter, or one with a tensor that has no place.
+    The tensors' names determine the layers, not the config's targets. ModelError for another kind of adapter, or a
+    tensor without a place.
     """
     if not (folder / PEFT_WEIGHTS).is_file():
         raise ModelError(f"{folder}: its weights are pickled (adapter_model.bin), which may run code; save safetensors")
@@ -75,7 +75,7 @@ def read_peft(folder: Path, layers: Collection[str]) -> tuple[int, float, dict[s
 def write_peft(folder: Path, weights: Mapping[str, mx.array], rank: int, scale: float, base_name: str) -> None:
     """Write weights by MLX's names as an adapter that PEFT puts on transformers' model.
 
-    Every target is named by its whole path: a bare `down_proj` would also mean the vision tower's.
+    Targets are whole paths: a bare `down_proj` would include the vision tower's.
     """
     arrays: dict[str, mx.array] = {}
     targets = set()
@@ -108,7 +108,7 @@ def write_peft(folder: Path, weights: Mapping[str, mx.array], rank: int, scale: 
 
 
 def _config(folder: Path) -> tuple[int, float]:
-    """Rank and scale; ModelError for what is not plain LoRA."""
+    """Rank and scale; ModelError for anything but plain LoRA."""
     file = folder / _CONFIG
     config = read_json_object(file, remedy=AGAIN)
     kind = config.get("peft_type")

@@ -1,7 +1,7 @@
-"""The prefix cache: what several comparisons begin with runs once.
+"""The prefix cache: equal beginnings of comparisons run once.
 
-Instruction and prompt are the same for all comparisons of a prompt; with the first image they are the same for all its
-opponents. The keys and values of each such prefix are kept, and only what is new of a comparison runs behind them.
+All comparisons of a prompt begin with the same instruction and prompt; those of one first image also share that image.
+The cache keeps the keys and values of each such prefix, and only the rest of a comparison runs behind them.
 """
 
 from collections.abc import Hashable, Sequence
@@ -19,7 +19,7 @@ __all__ = ["PrefixCache"]
 
 
 class PrefixCache:
-    """Prefixes of comparisons, least recently used out first; the model must not change during its life."""
+    """Prefixes of comparisons; drops the least recently used first. The model must not change during its life."""
 
     def __init__(self, vlm: VLM, memory: int = bounds.PREFIX_BYTES) -> None:
         self._vlm = vlm
@@ -29,7 +29,7 @@ class PrefixCache:
         """Run B comparisons; returns their keys and values, and the logits (B, V) after each row's last token."""
         parts = [comparison.parts for comparison in comparisons]
         instructions = [(part[0].ids.tobytes(),) for part in parts]
-        # Features stand for their image: the key keeps them, so that no others can take their place in memory.
+        # Features stand for their image: the key keeps them alive, so that their id stays unique.
         firsts = [(part[0].ids.tobytes(), part[1].ids.tobytes(), part[1].images) for part in parts]
         by_key = self._cached(instructions, [part[0] for part in parts])
         by_key |= self._cached(firsts, [part[1] for part in parts], [by_key[key] for key in instructions])
@@ -49,9 +49,9 @@ class PrefixCache:
     def _cached(
         self, keys: Sequence[Hashable], segments: Sequence[TokenSegment], before: Sequence[Prefix] = ()
     ) -> dict[Hashable, Prefix]:
-        """The prefixes of B segments by key: those that are kept, and the others, which run together.
+        """The prefixes of B segments by key, from the cache; the missing ones run together.
 
-        `before` is what each of the B segments stands behind, if anything.
+        `before` are the prefixes before the B segments, if any.
         """
         by_key = {key: prefix for key in dict.fromkeys(keys) if (prefix := self._prefixes.get(key))}
         missing = [row for row, key in enumerate(keys) if key not in by_key and key not in keys[:row]]
@@ -61,7 +61,7 @@ class PrefixCache:
         _, new = self._run([segments[row] for row in missing], prefixes)
         for place, row in enumerate(missing):
             one, length = slice(place, place + 1), len(segments[row])
-            # Copies: a slice would keep the whole batch in memory after its neighbours are forgotten.
+            # Copies: a slice would keep the whole batch in memory.
             layers = [(mx.contiguous(k[one, :, :length]), mx.contiguous(v[one, :, :length])) for k, v in new.layers]
             by_key[keys[row]] = Prefix(layers, row_branch_ids([length], length), np.zeros(1, np.int64))
         mx.eval([array for row in missing for pair in by_key[keys[row]].layers for array in pair])
@@ -70,7 +70,7 @@ class PrefixCache:
         return by_key
 
     def _run(self, segments: Sequence[TokenSegment], before: Sequence[Prefix]) -> tuple[mx.array, Prefix]:
-        """Run B segments behind prefixes through the layers: the states (B, D) at their ends, and them as a prefix."""
+        """Run B segments behind prefixes: the states (B, D) at their ends, and a prefix of them."""
         block = self._vlm.block(segments)
         last = np.array([len(segment) - 1 for segment in segments])
         states, layers = run_block(

@@ -1,4 +1,4 @@
-"""Rollouts: completions of comparisons, written in batches and read where they answer.
+"""Rollouts: batches of completions of comparisons, and the verdicts at their answers.
 
 The completions of a comparison are branches of one row: its keys and values exist once. All advance together,
 one token a step, and tokens are chosen on the device. The host reads them every few steps, and finished completions
@@ -25,19 +25,19 @@ from mlxpref.verdict import Verdict, at_answer, verdicts_from_json, verdicts_to_
 __all__ = ["Prefill", "Rollout", "Sampling", "roll_out"]
 
 _CROWDED = 0.75
-"""The share of rows that are still written, above which finished ones stay in the batch."""
+"""Above this share of unfinished rows the finished ones stay in the batch."""
 
 Prefill = Callable[[Sequence[ComparisonInput]], tuple[BranchedKVCache, mx.array]]
-"""Runs comparisons: their keys and values, and the logits (B, V) after each."""
+"""Runs comparisons; returns their keys and values, and the logits (B, V) after each."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How completions are written.
+    """The sampling of completions.
 
-    `temperature` 0 takes the likeliest token. `until` "answer" stops at the answer position, where the labels'
-    probabilities are read; "end" continues until the answer is written. `close` ends the reasoning of a completion that
-    runs out of tokens, so that it can be read all the same.
+    `temperature` 0 takes the likeliest token. `until` "answer" stops at the answer position, which gives the labels'
+    probabilities; "end" also writes the answer. `close` ends the reasoning of a completion that runs out of tokens, so
+    that it still gets an answer.
     """
 
     samples: int = 1
@@ -50,7 +50,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Rollout:
-    """A completion: the tokens that were chosen with their log-probabilities, and the verdict that they give."""
+    """A completion: the model's tokens with their log-probabilities, and the verdict."""
 
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
@@ -69,9 +69,9 @@ class Rollout:
 
 @dataclass
 class _Completion:
-    """A completion while it is written: branch `branch` of its comparison's row, `position` that of its next token.
+    """An unfinished completion: branch `branch` of its comparison's row; `position` is that of its next token.
 
-    `tokens` are those that the model chose, `ids` those that stand in the row, with what was closed for it.
+    `tokens` are the model's own, `ids` all tokens in the row, with the closing ones.
     """
 
     branch: int
@@ -97,9 +97,9 @@ def roll_out(
     """Write `sampling.samples` completions for each of P comparisons; returns P lists.
 
     `keys` tell the comparisons apart: the random numbers of a completion come from its key, its sample and the seed. A
-    comparison that already ends at its answer position is read at once, without a decoding step. At most `rows`
-    completions are written together, but those of one comparison always are. `prefill` runs the comparisons where the
-    model's own way, each as a whole, is not the shortest. Raises DataError for more tokens than the model reads.
+    comparison that already ends at its answer position needs no decoding step. At most `rows` completions run together,
+    but those of one comparison always do. `prefill` replaces the model's own, for instance by a prefix cache. DataError
+    for more tokens than the model reads.
     """
     longest = max(len(comparison) for comparison in comparisons)
     if longest + sampling.max_tokens > vlm.context:
@@ -136,9 +136,9 @@ def _start(vlm: VLM, comparison: ComparisonInput, sampling: Sampling, key: tuple
 
 
 class _Batch:
-    """Completions that are written together: for each row of a cache, those that are not done.
+    """A batch of completions: the unfinished ones of each row of a cache.
 
-    `logits` (B, M, V) predict each completion's next token; `probabilities` are those of the model itself, whatever the
+    `logits` (B, M, V) predict each completion's next token; `probabilities` are the model's own, without the
     temperature.
     """
 
@@ -173,12 +173,12 @@ class _Batch:
         return [(number, place, each) for number, row in enumerate(self.rows) for place, each in enumerate(row)]
 
     def _gather(self, value: Callable[[_Completion], object], default: object, dtype: type) -> NDArray[Any]:
-        """One value a completion, (B, M) or (B, M, S), with a default where a row has fewer completions."""
+        """One value a completion, (B, M) or (B, M, S); the default fills rows with fewer completions."""
         columns = max(len(row) for row in self.rows)
         return np.array([[*map(value, row), *[default] * (columns - len(row))] for row in self.rows], dtype)
 
     def _read_labels(self) -> None:
-        """Read the labels' probabilities of the completions that stand at their answer position now."""
+        """Read the labels' probabilities of the completions at their answer position."""
         if any(at_answer(completion.text) for _, _, completion in self._completions()):
             labels = self._label_mass(self.probabilities[..., self._label_ids])
             for row, place, completion in self._completions():
@@ -191,7 +191,7 @@ class _Batch:
         return np.stack([values[..., :count].sum(-1), values[..., count:].sum(-1)], axis=-1)
 
     def _drop_finished(self) -> bool:
-        """Let finished completions leave the batch; returns whether any are left."""
+        """Drop finished completions; returns whether any are left."""
         live = [[place for place, each in enumerate(row) if not each.done] for row in self.rows]
         unfinished = [number for number, places in enumerate(live) if places]
         if not unfinished or all(len(places) == len(row) for places, row in zip(live, self.rows, strict=True)):
@@ -240,7 +240,7 @@ class _Batch:
     def _choose(self, uniforms: mx.array) -> tuple[mx.array, mx.array]:
         """One token a completion (B, M), with its log-probability under the distribution it was drawn from.
 
-        Drawn by inverting the cumulative distribution at the completion's own uniform number (B, M).
+        Inverts the cumulative distribution at the completion's own uniform number (B, M).
         """
         temperature = self.sampling.temperature
         if temperature == 0:
@@ -249,16 +249,16 @@ class _Batch:
             scaled = temperature != 1
             probabilities = mx.softmax(self.logits / temperature, axis=-1) if scaled else self.probabilities
             cumulative = mx.cumsum(probabilities, axis=-1)  # (B, M, V)
-            # Above 0, so that the first token is not taken where its probability is 0.
+            # Above 0, so that a first token of probability 0 is never chosen.
             threshold = mx.maximum(uniforms[..., None] * cumulative[..., -1:], 1e-9)  # (B, M, 1)
             tokens = mx.minimum((cumulative < threshold).sum(axis=-1), self.logits.shape[-1] - 1)
-            # Sums in parallel need not rise without exception: an impossible token is never taken.
+            # Parallel sums may not rise monotonically: exclude impossible tokens.
             possible = mx.take_along_axis(self.logits, tokens[..., None], axis=-1)[..., 0] > -mx.inf
             tokens = mx.where(possible, tokens, mx.argmax(self.logits, axis=-1).astype(tokens.dtype))
         return tokens, mx.log(mx.take_along_axis(probabilities, tokens[..., None], axis=-1)[..., 0])
 
     def _close(self) -> bool:
-        """End the reasoning of the completions that have no tokens left for it; returns whether there were any.
+        """End the reasoning of completions without tokens left; returns whether there were any.
 
         The closing tokens run as one block (B, C * M): C tokens at most, each followed by those of the next place.
         """
@@ -294,7 +294,7 @@ class _Batch:
 
 
 def _accept(vlm: VLM, completion: _Completion, token: int, logprob: float) -> None:
-    """Take a token that the model chose."""
+    """Add the model's next token."""
     completion.tokens.append(token)
     completion.logprobs.append(logprob)
     completion.done = token in vlm.eos_ids
@@ -302,7 +302,7 @@ def _accept(vlm: VLM, completion: _Completion, token: int, logprob: float) -> No
 
 
 def _append(vlm: VLM, completion: _Completion, token: int) -> None:
-    """Let a token stand in the row."""
+    """Add a token to the row."""
     completion.ids.append(token)
     completion.position += 1
     if not completion.done:
@@ -310,7 +310,7 @@ def _append(vlm: VLM, completion: _Completion, token: int) -> None:
 
 
 def _update_status(completion: _Completion, labels: NDArray[np.float32], sampling: Sampling) -> None:
-    """Read the labels' probabilities (2,) at the answer position, and see whether the completion is done."""
+    """Read the labels' probabilities (2,) at the answer position, and set whether the completion is done."""
     if completion.labels is None and not completion.done and at_answer(completion.text):
         completion.labels = float(labels[0]), float(labels[1])
     answered, count = completion.labels is not None, len(completion.tokens)
@@ -324,7 +324,7 @@ def _update_status(completion: _Completion, labels: NDArray[np.float32], samplin
 
 
 def _finish(vlm: VLM, completion: _Completion) -> Rollout:
-    """The rollout of a completion that is done."""
+    """The rollout of a finished completion."""
     ids = [token for token in completion.ids if token not in vlm.eos_ids]
     opening = NO_THINKING if completion.text.startswith(NO_THINKING) else ""
     first, second = completion.labels or (0.0, 0.0)

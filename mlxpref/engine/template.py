@@ -1,7 +1,7 @@
-"""The words of a comparison: what the judge reads before its answer, and the version of that text.
+"""The text of a comparison, and its version.
 
-The order is chosen for prefix sharing: everything up to the first image is the same for all comparisons of a
-prompt, everything up to the second image is the same for all opponents of one first image.
+The order serves the prefix cache: all comparisons of a prompt share the text up to the first image, all opponents of
+one first image share everything up to the second image.
 """
 
 import hashlib
@@ -29,11 +29,11 @@ QUESTIONS: dict[Form, str] = {
 }
 ANSWER_OPEN = "<answer>"
 CLOSING = "</think><answer>"
-"""Appended to a completion that ran out of tokens, so that it can still be read."""
+"""Appended to a completion that ran out of tokens, so that it still answers."""
 NO_THINKING = "<think></think><answer>"
 """Begins the completion of a judge that answers without thinking."""
 USER_TEXT = "\ue000"
-"""Stands where the user's text goes; replaced after the chat template, so that it can only ever be plain text."""
+"""The place of the user's text, filled after the chat template runs, so that the text stays plain."""
 
 
 def comparison_messages(form: Form) -> list[dict[str, Any]]:
@@ -54,6 +54,6 @@ def comparison_messages(form: Form) -> list[dict[str, Any]]:
 
 
 def template_version() -> str:
-    """A short hash of every word above; kept with adapters, calibrations and stored results."""
+    """A short hash of every word above; stored with adapters, calibrations and results."""
     words = [comparison_messages("choice"), comparison_messages("scores"), CLOSING, NO_THINKING]
     return hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()[:12]

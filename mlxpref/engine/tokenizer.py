@@ -1,4 +1,4 @@
-"""From text to token ids: the chat of a comparison with the user's text kept plain, and the answer's labels."""
+"""Text to token ids: the chat of a comparison, with the user's text as plain words, and the answer's labels."""
 
 import json
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from mlxpref.text import one_line
 __all__ = ["LABELS", "ComparisonTokenizer", "ComparisonTokens"]
 
 LABELS = ("1", "2")
-"""What the judge writes for the image on the first and on the second place."""
+"""The judge's answers for the first and for the second image."""
 _BLANKS = "ĠĊĉč▁ \n\t\r"
 """Blank characters as they stand in byte-level and sentencepiece vocabularies."""
 
@@ -30,11 +30,11 @@ class ComparisonTokens:
 
 
 class ComparisonTokenizer:
-    """A checkpoint's tokenizer, used so that a prompt can never become anything but words.
+    """A checkpoint's tokenizer that encodes a prompt only as plain words.
 
-    Text of the template is encoded as the tokenizer always does. A user's text is encoded by the same vocabulary
-    without any added token, special or not, so that `<|im_end|>` or `<think>` in a prompt stays a string of ordinary
-    characters. `hf_tokenizer` is the tokenizer of transformers.
+    The template's text gets the tokenizer's usual encoding. A user's text gets the same vocabulary without added
+    tokens, special or not, so that `<|im_end|>` or `<think>` in a prompt stays a string of ordinary characters.
+    `hf_tokenizer` is the tokenizer of transformers.
     """
 
     def __init__(self, hf_tokenizer: Any, image_token_id: int) -> None:
@@ -58,7 +58,7 @@ class ComparisonTokenizer:
 
     @cached_property
     def vocabulary(self) -> list[str]:
-        """Every token by id, as it stands in the vocabulary; ASCII characters stand for themselves."""
+        """Every token by id, as in the vocabulary; ASCII characters stand for themselves."""
         size = max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
         return [token or "" for token in self.hf_tokenizer.convert_ids_to_tokens(list(range(size)))]
 
@@ -74,20 +74,20 @@ class ComparisonTokenizer:
 
     @cached_property
     def no_thinking_ids(self) -> tuple[int, ...]:
-        """What a judge's completion begins with when it answers without thinking."""
+        """The beginning of a completion without thinking."""
         return self.encode_template_text(NO_THINKING)
 
     def encode_template_text(self, text: str) -> tuple[int, ...]:
-        """Ids of our own text, in which added tokens mean what they say."""
+        """Ids of our own text, with added tokens."""
         return tuple(self._backend.encode(text, add_special_tokens=False).ids)
 
     def encode_user_text(self, text: str) -> tuple[int, ...]:
-        """Ids of a user's text, in which nothing means more than its characters."""
+        """Ids of a user's text, without added tokens."""
         text = text.encode("utf-8", "replace").decode("utf-8")  # half a surrogate pair is no character
         ids = tuple(self._plain.encode(text, add_special_tokens=False).ids)
         if self.added_ids.isdisjoint(ids):
             return ids
-        # A vocabulary can hold an added token as an ordinary entry too: character by character it cannot arise.
+        # A vocabulary may hold an added token as an ordinary entry, too: single characters cannot form it.
         ids = tuple(i for character in text for i in self._plain.encode(character, add_special_tokens=False).ids)
         return tuple(i for i in ids if i not in self.added_ids)
 
@@ -96,7 +96,7 @@ class ComparisonTokenizer:
         return str(self.hf_tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def comparison(self, prompt: str, form: Form, think: bool) -> ComparisonTokens:
-        """The ids of a comparison for a prompt, up to where the judge thinks or, without thinking, answers.
+        """The ids of a comparison up to the judge's reasons or, without thinking, its answer.
 
         Raises ModelError for a checkpoint whose chat template cannot be used.
         """

@@ -1,8 +1,8 @@
 """The vision towers of the Qwen-VL families, run over a batch of images of one size.
 
-mlx-vlm's own towers loop over images, and over windows, in every block. Here the images are an axis of the batch,
-all windows of one length are attended to in one call, and what depends on the size alone is computed once. Submodules
-and weights are the tower's own, quantized or not.
+mlx-vlm's own towers loop over images and windows in every block. Here the images are a batch axis, one attention call
+serves all windows of one length, and everything that depends only on the size is computed once. Submodules and weights
+are the tower's own, quantized or not.
 
 Axes: N images, P patches of an image, W windows of L patches, D width of a hidden state, H heads of a width `size`.
 """
@@ -21,7 +21,7 @@ __all__ = ["VisionEncoder"]
 _FUSED_HEADS = (64, 80, 128)
 """Head sizes for which Metal computes attention without holding all scores in memory."""
 _SIZES = 32
-"""Sizes of images whose layouts are kept: 0.6 MB each for a 7B model at 512 by 512 pixels."""
+"""Number of cached layouts of image sizes: 0.6 MB each for a 7B model at 512 by 512 pixels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +39,7 @@ class _Windows:
 
 @dataclass(frozen=True, eq=False)
 class _Layout:
-    """What follows from an image's size: an order of its merged patches, the way back, and who attends to whom."""
+    """The layout of an image size: an order of its merged patches, the way back, and the attention windows."""
 
     order: mx.array | None
     back: mx.array | None
@@ -60,10 +60,10 @@ class VisionEncoder:
     def encode(self, patches: mx.array, grid: tuple[int, int]) -> tuple[mx.array, list[mx.array]]:
         """Run N images of one size through the tower.
 
-        `patches` (N * P, F) are as the image processor orders them, `grid` is the height and width of an image in
-        merged patches. Returns merged patches (N, height * width, D) and Qwen3-VL's deepstack levels, each of the same
-        shape. Equals `tower(patches, sizes)` up to the order of float additions. Raises ValueError unless the patches
-        are whole images.
+        `patches` (N * P, F) are in the image processor's order, `grid` is the height and width of an image in merged
+        patches. Returns merged patches (N, height * width, D) and Qwen3-VL's deepstack levels, each of the same shape.
+        Equals `tower(patches, sizes)` up to the order of float additions. Raises ValueError unless the patches are
+        whole images.
         """
         tower, layout = self.tower, self._layout(grid)
         merge, tokens = int(tower.spatial_merge_size), grid[0] * grid[1]
@@ -136,7 +136,7 @@ def _rotate(x: mx.array, swapped: mx.array, cos: mx.array, sin: mx.array) -> mx.
 
 
 def _attend(queries: mx.array, keys: mx.array, values: mx.array) -> mx.array:
-    """Attention (N * W, H, L, size) without a mask; a head a little short of a fused size is filled up with zeros."""
+    """Attention (N * W, H, L, size) without a mask; zeros fill up a head a little short of a fused size."""
     size = int(queries.shape[-1])
     fused = next((fit for fit in _FUSED_HEADS if size <= fit <= 1.25 * size), size)
     if fused > size:
@@ -148,7 +148,7 @@ def _attend(queries: mx.array, keys: mx.array, values: mx.array) -> mx.array:
 def _make_layout(grid: tuple[int, int], merge: int, side: int, rotary: int, theta: float) -> _Layout:
     """The layout of an image of `grid` merged patches; windows are `side` by `side` of them, 0 for none.
 
-    `rotary` is the width of half a head, of which one half turns with the row and the other with the column.
+    `rotary` is the width of half a head: one half of it rotates with the row, the other with the column.
     """
     tokens = np.arange(grid[0] * grid[1])
     windows = _windows(tokens.reshape(grid), side) if side else [tokens[None]]
@@ -179,7 +179,7 @@ def _make_layout(grid: tuple[int, int], merge: int, side: int, rotary: int, thet
 
 
 def _windows(tokens: np.ndarray, side: int) -> list[np.ndarray]:
-    """Merged patches (height, width) as windows (W, L), those of one length together; the last ones are cut off."""
+    """Merged patches (height, width) as windows (W, L), those of one length together; the last ones are smaller."""
     groups: dict[int, list[np.ndarray]] = {}
     height, width = (size - size % side for size in tokens.shape)
     for rows in (tokens[:height], tokens[height:]):

@@ -1,7 +1,7 @@
 """The seam to mlx-vlm: a checkpoint as a stateless function from comparisons to logits.
 
-Everything that mlx-vlm's models remember between calls (positions, rope deltas) is bypassed: images are encoded once,
-embeddings are put together here, positions are explicit, and the language model's layers run on caches of our own.
+This file bypasses the state of mlx-vlm's models (positions, rope deltas): it encodes images once, builds embeddings,
+passes explicit positions, and runs the language model's layers on our own caches.
 
 Axes: B rows, L columns, N new columns, D width of a hidden state, V tokens of the vocabulary.
 """
@@ -50,8 +50,8 @@ class TokenSegment:
 class ComparisonInput(TokenSegment):
     """One comparison, ready to run: `next_position` is the position after it.
 
-    `cuts` are where its first image begins and where its second one does. What stands before the first cut is the same
-    for all comparisons of a prompt, what stands before the second is the same for all opponents of a first image.
+    `cuts` are the starts of its first and second image. All comparisons of a prompt share the tokens before the first
+    cut, all opponents of a first image those before the second.
     """
 
     next_position: int
@@ -71,8 +71,8 @@ class ComparisonInput(TokenSegment):
 class VLM:
     """A loaded vision-language model: text and images in, logits out; no state but cached image features.
 
-    `eos_ids` end a completion; `suppressed_ids` are never written: placeholders of images and videos, and rows of the
-    head that are no token.
+    `eos_ids` end a completion; completions never contain `suppressed_ids`: placeholders of images and videos, and rows
+    of the head that are no token.
     """
 
     def __init__(self, model: nn.Module, processor: Any, checkpoint: Checkpoint, max_pixels: int) -> None:
@@ -107,11 +107,11 @@ class VLM:
         return int(self.language_model.args.max_position_embeddings)
 
     def input(self, first: ImageLike, second: ImageLike, prompt: str, form: Form, think: bool) -> ComparisonInput:
-        """A comparison of two images as they are shown; DataError for an unreadable image, and see `input_of`."""
+        """A comparison of two images in the order shown; DataError for an unreadable image, and as in `input_of`."""
         return self.input_of((self.features.get(first), self.features.get(second)), prompt, form, think)
 
     def input_of(self, images: tuple[Features, Features], prompt: str, form: Form, think: bool) -> ComparisonInput:
-        """The comparison of two images that were encoded before; DataError where it is too long for the model."""
+        """The comparison of two encoded images; DataError where it is too long for the model."""
         tokens = self.tokenizer.comparison(prompt, form, think)
         pads = [[self.image_token_id] * image.tokens for image in images]
         ids = [*tokens.before_first, *pads[0], *tokens.before_second, *pads[1], *tokens.after]
@@ -164,7 +164,7 @@ class VLM:
     ) -> mx.array:
         """Run text tokens (B, N) at positions (B, N), for which the cache has reserved room: states (B, N, D).
 
-        `rotary` are the tables of these positions, where they are known.
+        `rotary` are the tables of these positions, if the caller has them.
         """
         rotary = rotary or self.rotary_tables(positions)
         axes = mx.broadcast_to(positions, (3, *ids.shape))  # (3, B, N)
@@ -183,7 +183,7 @@ class VLM:
         logits: mx.array = output(states).astype(mx.float32) + self._suppression
         if states.dtype == mx.float32:
             return logits
-        # Half precision puts a logit of 10 on a grid of 1/16: the labels' logits are computed again, in float32.
+        # Half precision rounds a logit of 10 to 1/16: compute the labels' logits again, in float32.
         ids, rows = self._label_rows
         labels = states.astype(mx.float32) @ rows.T  # (..., labels)
         return mx.put_along_axis(logits, mx.broadcast_to(ids, labels.shape), labels, axis=-1)
@@ -234,7 +234,7 @@ def load_vlm(folder: Path | Checkpoint, max_pixels: int, dtype: mx.Dtype | None 
 
     try:
         with checkpoint.readable() as view, _random_state_kept():
-            # Lazily, so that weights are converted one by one while they are read.
+            # Lazy, so that weights are converted one by one.
             model, processor = load(str(view), lazy=True, trust_remote_code=False)
         check_model(path, model)
         check_processor(path, model, processor)
@@ -253,7 +253,7 @@ def load_vlm(folder: Path | Checkpoint, max_pixels: int, dtype: mx.Dtype | None 
 
 @contextmanager
 def _random_state_kept() -> Iterator[None]:
-    """Leave the caller's generators as they were: new layers draw weights, which those of the file replace at once."""
+    """Restore the caller's generators: new layers draw random weights before the file's replace them."""
     state = random.getstate()
     high, low = mx.random.state[0].tolist()  # type: ignore[index]  # MLX's stubs call it an object
     try:
@@ -268,7 +268,7 @@ def _as_type(x: mx.array, dtype: mx.Dtype) -> mx.array:
 
 
 def _eos_ids(config: Any, tokenizer: Any) -> frozenset[int]:
-    """The tokens that end a completion, as config, generation config and tokenizer name them."""
+    """The tokens that end a completion, from config, generation config and tokenizer."""
     value = getattr(config, "eos_token_id", None)
     ids = value if isinstance(value, list | tuple) else [value]
     return frozenset(int(i) for i in [*ids, tokenizer.eos_token_id] if i is not None)

@@ -18,17 +18,16 @@ from mlxpref.ranking.pair_selection import pair_budget
 __all__ = ["Choice", "PromptTask", "answer_for", "prompt_tasks"]
 
 Choice = Literal["first", "second", "tie", "skip"]
-"""What is clicked: a place on the screen, or neither."""
-_MIN_PROMPTS = 5  # with fewer prompts single pairs are held out instead of whole prompts
+"""A click: a place on the screen, or neither."""
+_MIN_PROMPTS = 5  # fewer prompts hold out single pairs instead of whole prompts
 
 
 @dataclass
 class PromptTask:
-    """The images of a prompt, and the active records of each pair of them that was asked.
+    """The images of a prompt, and the active records by pair.
 
-    `names` are the images' paths as they are written in the file, sorted, so that a of a pair is the smaller number.
-    `budget` is how many pairs are planned, `held_out` the share of them that measures: 0 or 1 where whole prompts are
-    held out.
+    `names` are the images' paths as in the file, sorted, so that a of a pair is the smaller number. `budget` is the
+    planned number of pairs, `held_out` the share of them that measures: 0 or 1 where whole prompts are held out.
     """
 
     prompt: str
@@ -44,9 +43,9 @@ class PromptTask:
         return pair_budget(len(self.names), "all")
 
     def split(self, a: int, b: int) -> str:
-        """What a pair is for, always the same: to learn from, or to measure with."""
+        """The use of a pair, always the same: to learn from, or to measure with."""
         if records := self.records.get((a, b)):
-            return records[0].split  # whatever share is held out now
+            return records[0].split  # even if another share is held out now
         return TEST if _hash_share(self.prompt, self.names[a], self.names[b]) < self.held_out else TRAIN
 
     def outcomes(self) -> list[PairOutcome]:
@@ -65,14 +64,14 @@ def prompt_tasks(
     held_out: float,
     records: Iterable[LabelRecord],
 ) -> list[PromptTask]:
-    """A task for each prompt, with nothing asked yet; names are relative to `folder`, where the records are.
+    """A task for each prompt, still without records; names are relative to `folder`, where the records are.
 
     `pairs` are planned for each prompt; by default two an image, and for all prompts together at least as many as a
     usual rater needs. A share of `held_out` measures: whole prompts where there are five or more (the split of earlier
     records of a prompt stays), else single pairs.
     """
     shares = _held_out_prompts([group.prompt for group in groups], held_out, records)
-    root = os.path.realpath(folder)  # of both: a folder and a picture may be reached through links
+    root = os.path.realpath(folder)  # the folder and the pictures may be behind links
     factor = 1.0
     if pairs is None:
         pairs_in_all = enough((), held_out).needed or 0
@@ -95,7 +94,7 @@ def answer_for(choice: Choice, a_first: bool) -> Answer:
 
 
 def _held_out_prompts(prompts: Sequence[str], share: float, records: Iterable[LabelRecord]) -> dict[str, float]:
-    """1 for each prompt that measures, 0 for one to learn from; empty where single pairs are held out."""
+    """1 for prompts that measure, 0 for those to learn from; empty where single pairs are held out."""
     splits: dict[str, set[str]] = {}
     for record in records:
         splits.setdefault(record.prompt, set()).add(record.split)
@@ -116,7 +115,7 @@ def _hash_share(*texts: str) -> float:
 
 
 def _mean_share(records: Sequence[LabelRecord], shown_first: str) -> float | None:
-    """The mean share for a over the answers of one order; None where there is none."""
+    """The mean share for a over the answers of one order; None without answers."""
     shares = [
         record.p_people for record in records if record.shown_first == shown_first and record.p_people is not None
     ]

@@ -1,6 +1,6 @@
-"""What a rater is asked next: pairs that tell most, now and then an earlier one in swapped order.
+"""The next questions for a rater: the most informative pairs, and some earlier ones in swapped order.
 
-Everything follows from the active records, so that a rater who opens the file again continues where it ended.
+Everything follows from the active records: a rater who opens the file again continues where it ended.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,11 +21,11 @@ __all__ = ["Question", "Questions"]
 
 _IMAGES_PER_PAIR = 16  # a round has one pair for this many images: answers are costly, but a large fit takes seconds
 _MIN_STRETCH = 4  # pairs of a prompt before another prompt's turn comes: reading prompts takes time
-_REPEAT_DISTANCE = 8  # answers between a question and its repeat, so that it is not answered from memory
+_REPEAT_DISTANCE = 8  # answers between a question and its repeat, so that the rater has forgotten it
 
 
 class Question(NamedTuple):
-    """A pair of a task's images, by their numbers there, as it is shown."""
+    """A pair of a task's images by number, in the order shown."""
 
     task: int
     a: int
@@ -34,15 +34,15 @@ class Question(NamedTuple):
 
     @property
     def shown(self) -> tuple[int, int]:
-        """The image that stands first, and the second one."""
+        """The first image and the second one, as shown."""
         return placed(self.a, self.b, self.a_first)
 
 
 class Questions:
     """The questions of a labelling, one after the other, and the record that each answer becomes.
 
-    One question is the current one until it is answered, so that two tabs show the same. Methods may be called from
-    several threads; only `refill` takes long, for many images.
+    A question stays current until it is answered, so two tabs show the same. Several threads may call the methods; only
+    `refill` takes long, for many images.
     """
 
     def __init__(self, tasks: Sequence[PromptTask], records: Sequence[LabelRecord], settings: LabelSettings) -> None:
@@ -56,15 +56,15 @@ class Questions:
         self._ahead: list[Question] = []
         self._current: Question | None = None
         self.active: list[LabelRecord] = []
-        """The answers and skips of these images that were not undone."""
+        """The answers and skips for these images, without undone ones."""
         self._number = 1
         for record in records:
             self._count(record)
 
     def current(self) -> tuple[int, Question | None]:
-        """The number that the next record will have, and the question to be answered now.
+        """The number that the next record will have, and the current question, None after all pairs.
 
-        An answer to what was shown under another number came too late. None where all pairs were asked.
+        An answer under another number came too late.
         """
         while True:
             with self._lock:
@@ -72,20 +72,20 @@ class Questions:
                     self._current = self._repeat() or (self._ahead.pop(0) if self._ahead else None)
                 if self._current is not None or self._most_open() is None:
                     return self._number, self._current
-            self.refill()  # another thread may take its questions: then once more
+            self.refill()  # another thread may take the new questions: then repeat
 
     def upcoming(self) -> Question | None:
-        """What will probably be asked next, so that its pictures can be fetched."""
+        """The probable next question, so that the page can fetch its pictures."""
         with self._lock:
             return self._ahead[0] if self._ahead else None
 
     def outcomes(self, number: int) -> tuple[int, list[PairOutcome]]:
-        """The number that the next record will have, and the answers of a task until then."""
+        """The number that the next record will have, and a task's answers so far."""
         with self._lock:
             return self._number, self.tasks[number].outcomes()
 
     def answer(self, choice: Choice, seconds: float | None, time: str) -> LabelRecord:
-        """The record that an answer to the current question becomes; it counts only when `take` gets it."""
+        """The record that an answer to the current question becomes; it counts once `take` gets it."""
         assert self._current is not None
         number, a, b, a_first = self._current
         task = self.tasks[number]
@@ -102,14 +102,14 @@ class Questions:
         )
 
     def undo(self, time: str) -> LabelRecord | None:
-        """The record that undoes the last active one; None where there is none."""
+        """The record that undoes the last active one, if any."""
         if not self.active:
             return None
         last = self.active[-1]
         return replace(last, number=self._number, answer="undo", seconds=None, time=time, undoes=last.number)
 
     def take(self, record: LabelRecord) -> None:
-        """Count a record that was written; after an undo, its question is asked again."""
+        """Count a record that is in the file; an undo makes its question the current one again."""
         with self._lock:
             self._count(record)
             before, self._current = self._current, None
@@ -122,12 +122,12 @@ class Questions:
                 self._current = Question(number, a, b, record.shown_first == "a")
 
     def is_low(self) -> bool:
-        """Whether the next round should be chosen in the background, while there is still something to ask."""
+        """Whether to choose the next round in the background, while there are questions left."""
         with self._lock:
             return 0 < len(self._ahead) <= self._reserve(self._most_open())
 
     def refill(self) -> None:
-        """Choose the next round of pairs from the answers so far, unless another thread has."""
+        """Choose the next round of pairs from the answers so far, unless another thread did."""
         with self._refilling:
             with self._lock:
                 number = self._most_open()
@@ -162,19 +162,19 @@ class Questions:
                 del records[a, b]
 
     def _places(self, record: LabelRecord) -> tuple[tuple[int, int], tuple[int, int]] | None:
-        """Task and number of a record's images; None for images that are not here."""
+        """Task and number of a record's images; None for other images."""
         a, b = (self._place.get((record.prompt, name)) for name in (record.a, record.b))
         return (a, b) if a and b else None
 
     def _most_open(self) -> int | None:
-        """The task that is furthest from its budget and has a pair left to ask."""
+        """The task furthest from its budget that has pairs left."""
         ahead = np.bincount([question.task for question in self._ahead], minlength=len(self.tasks)).tolist()
         counts = [len(task.records) + more for task, more in zip(self.tasks, ahead, strict=True)]
         open_tasks = [i for i, task in enumerate(self.tasks) if counts[i] < task.total]
         return min(open_tasks, key=lambda i: counts[i] / self.tasks[i].budget, default=None)
 
     def _reserve(self, number: int | None) -> int:
-        """With so few pairs left the next round should be chosen: a quarter of a round, 0 where a fit is quick."""
+        """The number of questions left that starts the next round: a quarter of a round, 0 where a fit is quick."""
         return 0 if number is None else len(self.tasks[number].names) // _IMAGES_PER_PAIR // 4
 
     def _asked_or_ahead(self, number: int) -> set[tuple[int, int]]:
@@ -183,11 +183,11 @@ class Questions:
         return set(self.tasks[number].records) | {(each.a, each.b) for each in ahead if each.task == number}
 
     def _draw_order(self, number: int, a: int, b: int) -> bool:
-        """Whether a is shown first: drawn, but always the same for a pair."""
+        """Whether a is shown first: random, but always the same for a pair."""
         return bool(np.random.default_rng([self._settings.seed, number, a, b]).random() < 0.5)
 
     def _repeat(self) -> Question | None:
-        """A pair that was answered once and long enough ago, in swapped order, if it is time for one."""
+        """A pair with one answer, given long enough ago, in swapped order, if it is time for a repeat."""
         share = self._settings.repeats
         counts = [len(records) for task in self.tasks for records in task.records.values()]
         if sum(counts) - len(counts) >= int(len(counts) * share / (1 - share)):
@@ -200,7 +200,7 @@ class Questions:
         return Question(number, a, b, self.tasks[number].records[a, b][0].shown_first == "b")
 
     def _repeatable(self) -> Iterator[tuple[int, int, int]]:
-        """Task and images of the pairs that were answered once, but not just now."""
+        """Task and images of the pairs with one answer that is not recent."""
         recent = {id(record) for record in self.active[-_REPEAT_DISTANCE:]}
         for number, task in enumerate(self.tasks):
             for (a, b), records in task.records.items():

@@ -1,9 +1,9 @@
-"""What a rater's answers say of the rater: how often a repeated one is the same, and when there are enough to train.
+"""The rater's consistency over repeated answers, and the number of answers that training needs.
 
-A judge is measured on held-out answers, and cannot agree with them more often than the rater does. From the share of
-repeats that agree follows how often a single answer is what the rater holds, and from that how many held-out answers
-show what a judge learned. What a judge needs to learn depends on the judge and the taste: the demo judge learned a rule
-from a dozen answers (scripts/label_loop.py); of a real judge nothing was measured.
+A judge is measured on held-out answers, and cannot agree with them more often than the rater does. The share of repeats
+that agree gives the reliability of a single answer, and this gives the number of held-out answers that show what a
+judge learned. How many answers a judge needs to learn depends on the judge and the taste: the demo judge learned a rule
+from a dozen (scripts/label_loop.py); no real judge was measured.
 """
 
 import itertools
@@ -17,18 +17,18 @@ from mlxpref.ranking.intervals import share_interval
 
 __all__ = ["Consistency", "Enough", "consistency", "enough", "explain"]
 
-_MAX_ERROR = 0.1  # half the width of the 95 % interval within which a judge's accuracy is to be known
-_POWER = 0.8416212335729143  # the normal quantile of 80 %: how probably a real difference is detected
-_PRIOR_SAME, _PRIOR_REPEATS = 4, 5  # what is believed of a rater who has repeated nothing yet
+_MAX_ERROR = 0.1  # half the width that the 95 % interval of a judge's accuracy should have
+_POWER = 0.8416212335729143  # the normal quantile of 80 %, the probability to detect a real difference
+_PRIOR_SAME, _PRIOR_REPEATS = 4, 5  # the prior, before any repeat
 _MAX_RELIABILITY, _MIN_RELIABILITY = 0.98, 0.55
-_HELD_OUT = 0.2  # the share that is taken to be held out later, where a labelling holds nothing out
+_HELD_OUT = 0.2  # the share to hold out later, if a labelling holds nothing out
 
 
 @dataclass(frozen=True)
 class Consistency:
-    """How many of the repeated answers agreed with the first one.
+    """The number of repeated answers that agreed with the first one.
 
-    Of those that named a side both times, `same` named the same one and `turned` the other.
+    Of the repeats that named a side both times, `same` named the same side, `turned` the other.
     """
 
     agreed: int
@@ -38,9 +38,9 @@ class Consistency:
 
     @property
     def reliability(self) -> float:
-        """How often a single answer that names a side is what the rater holds, from 0.5 for guessing to nearly 1.
+        """The probability that an answer with a side is the rater's true opinion, from 0.5 for guessing to nearly 1.
 
-        Two answers agree if both or neither is: q^2 + (1 - q)^2. Few repeats are taken with a prior of 4 in 5.
+        Two answers agree if both are or neither is: q^2 + (1 - q)^2. The prior is 4 of 5 repeats that agree.
         """
         agreement = (self.same + _PRIOR_SAME) / (self.same + self.turned + _PRIOR_REPEATS)
         return min((1 + math.sqrt(max(2 * agreement - 1, 0.0))) / 2, _MAX_RELIABILITY)
@@ -50,9 +50,9 @@ class Consistency:
 class Enough:
     """Whether there are enough answers to train and measure a judge, and the numbers behind that.
 
-    Of the `decided` pairs, `held_out` measure. `needed` pairs are wanted, `held_out_needed` of them held out; both are
-    None where no number would do. `error` is half the width of the 95 % interval of a judge's accuracy on the held-out
-    pairs, if it is as reliable as the rater.
+    Of the `decided` pairs, `held_out` measure. `needed` pairs are enough, `held_out_needed` of them held out; both are
+    None if no number is. `error` is half the width of the 95 % interval of a judge's accuracy on the held-out pairs, if
+    it is as reliable as the rater.
     """
 
     decided: int
@@ -64,14 +64,14 @@ class Enough:
 
     @property
     def reached(self) -> bool:
-        """Whether nothing more is wanted."""
+        """Whether there are enough answers."""
         if self.needed is None or self.held_out_needed is None:
             return False
         return self.decided >= self.needed and self.held_out >= self.held_out_needed
 
 
 def consistency(records: Iterable[LabelRecord]) -> Consistency:
-    """How often answers to a pair that was asked again were the same, ties included; of active records."""
+    """The consistency of active records: agreement of repeated answers, ties included."""
     first_answers: dict[tuple[str, str, str], str] = {}
     pairs = []
     for record in records:
@@ -87,8 +87,8 @@ def consistency(records: Iterable[LabelRecord]) -> Consistency:
 def enough(records: Iterable[LabelRecord], held_out: float) -> Enough:
     """Whether active records are enough to train with and to measure; `held_out` is the share that measures.
 
-    Enough held-out pairs are those on which the accuracy of a judge as reliable as the rater is known to ten points
-    and differs from guessing, by a 95 % interval and in 80 % of cases.
+    Enough held-out pairs tell the accuracy of a judge as reliable as the rater to ten points (95 % interval), and tell
+    it from guessing in 80 % of cases.
     """
     records = list(records)
     shares: dict[tuple[str, str, str], list[float]] = {}
@@ -107,7 +107,7 @@ def enough(records: Iterable[LabelRecord], held_out: float) -> Enough:
 
 
 def explain(target: Enough, repeated: Consistency, pairs_left: int) -> str:
-    """Why more pairs are wanted, in sentences with numbers; `left` pairs can still be asked."""
+    """Why more pairs are needed, in sentences with numbers; `pairs_left` can still be asked."""
     same = f"You gave the same answer to {repeated.agreed} of {repeated.repeats} repeated pairs"
     if target.needed is None:
         return f"{same}, no more than by chance: a judge could not learn anything from them yet."
@@ -123,7 +123,7 @@ def explain(target: Enough, repeated: Consistency, pairs_left: int) -> str:
 
 
 def _held_out_pairs(reliability: float) -> int | None:
-    """The fewest pairs on which a judge that is right so often is known to ten points and differs from guessing."""
+    """The fewest pairs that tell a judge's accuracy to ten points, and from guessing."""
     q = reliability
     if q < _MIN_RELIABILITY:
         return None
@@ -132,6 +132,6 @@ def _held_out_pairs(reliability: float) -> int | None:
 
 
 def _error(share: float, count: int) -> float:
-    """Half the width of the interval of a share of `count`; NaN where that is 0."""
+    """Half the width of the interval of a share of `count`; NaN for 0."""
     low, high = share_interval(round(share * count), count)
     return (high - low) / 2 if count else math.nan

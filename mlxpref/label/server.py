@@ -1,6 +1,6 @@
-"""The server of the page: for this machine, for the address with its token, and for no other page.
+"""The page's server: it answers only this machine, the address with the token, and its own page.
 
-Nothing in a request names a file: pictures have numbers. Nothing of an image file but its pixels is ever sent.
+Requests name pictures by number, never files. The server sends only the pixels of an image file.
 """
 
 import secrets
@@ -44,7 +44,7 @@ _POLICY = (
 
 
 class LabelServer:
-    """Serves one labelling. The port is taken when the server is made, so that `address` is known before `run`."""
+    """Serves one labelling. The constructor takes the port, so `address` is known before `run`."""
 
     def __init__(self, session: LabelSession, port: int = 0) -> None:
         self.session = session
@@ -53,7 +53,7 @@ class LabelServer:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             self._socket.bind((_HOSTS[0], port))
-            self._socket.listen()  # a page that is opened before `run` waits for it
+            self._socket.listen()  # a page opened before `run` waits for it
         except OSError as error:
             self._socket.close()
             raise ConfigError(f"--port {port}: cannot be taken ({error.strerror}); leave it out") from error
@@ -66,7 +66,7 @@ class LabelServer:
 
     @property
     def address(self) -> str:
-        """Where the page is; anyone who knows it can answer."""
+        """The page's address; anyone who knows it can answer."""
         return f"http://{_HOSTS[0]}:{self.port}/{self.token}/"
 
     def run(self) -> bool:
@@ -80,7 +80,7 @@ class LabelServer:
         return True
 
     def end(self) -> None:
-        """Let `run` return once open requests are answered; may be called from any thread."""
+        """Let `run` return after the open requests; any thread may call it."""
         self._server.should_exit = True
 
     def _app(self) -> Starlette:
@@ -96,7 +96,7 @@ class LabelServer:
                 Route(root + "/undo", self._undo, methods=["POST"]),
                 Route(root + "/finish", self._finish, methods=["POST"]),
             ],
-            # The name of another site may lead to this machine, too: only its own names are served.
+            # Another site's name may lead to this machine, too: the server accepts only its own names.
             middleware=[
                 Middleware(BaseHTTPMiddleware, dispatch=self._guard),
                 Middleware(TrustedHostMiddleware, allowed_hosts=_HOSTS, www_redirect=False),
@@ -165,7 +165,7 @@ class LabelServer:
         return await self._change(self.session.undo, number)
 
     async def _change(self, change: Callable[..., bool], *arguments: Any) -> Response:
-        """Make a change and respond with the state after it; 409 where it was about an earlier state."""
+        """Make a change and respond with the new state; 409 where the request was about an earlier state."""
         success = await run_in_threadpool(change, *arguments)
         if self.session.questions.is_low():
             # In the background: a rater does not wait for a fit of many images.
@@ -173,7 +173,7 @@ class LabelServer:
         return JSONResponse(await run_in_threadpool(self.session.state), status_code=200 if success else 409)
 
     async def _finish(self, request: Request) -> Response:
-        self.end()  # which lets this response be sent
+        self.end()  # the server sends this response first
         return JSONResponse({})
 
 

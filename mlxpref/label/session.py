@@ -1,4 +1,4 @@
-"""A labelling: its questions, its pictures, the file of the answers, and what these say so far."""
+"""A labelling: its questions, pictures, file of answers, and the results so far."""
 
 import io
 import math
@@ -23,15 +23,15 @@ from mlxpref.report.html import even_ticks, short_names, thumbnail
 
 __all__ = ["LabelSession", "Pictures"]
 
-_SIDE = 2048  # at most: as many pixels as a large screen gives one of two pictures
+_SIDE = 2048  # at most: the share of a large screen for one of two pictures
 _SMALL_SIDE = 160
 _CACHED_BYTES = 128 * 2**20
 
 
 class Pictures:
-    """Images by number as the page shows them: upright pixels on white and nothing else of the file, no EXIF, no name.
+    """Images by number for the page: upright pixels on white, without EXIF, name or anything else of the file.
 
-    They are encoded when they are asked for; the last ones stay in memory.
+    They are encoded on request; the last ones stay in memory.
     """
 
     def __init__(self, images: Sequence[Path]) -> None:
@@ -39,7 +39,7 @@ class Pictures:
         self._encoded: LRU[int, bytes] = LRU(_CACHED_BYTES, len)
 
     def whole(self, number: int) -> bytes:
-        """A picture as PNG, exact to the pixel up to `_SIDE`: a rater judges noise and blocks, too.
+        """A picture as PNG, exact to the pixel up to `_SIDE`, because a rater judges noise and blocks, too.
 
         DataError where the file can no longer be read.
         """
@@ -59,9 +59,9 @@ class Pictures:
 
 
 class LabelSession:
-    """What the page shows and does. An answer is on the disk before it counts.
+    """The page's content and actions. An answer is on the disk before it counts.
 
-    Images have one number each over all prompts. Methods may be called from several threads.
+    Images are numbered over all prompts. Several threads may call the methods.
     """
 
     def __init__(self, file: LabelFile, tasks: Sequence[PromptTask], settings: LabelSettings) -> None:
@@ -79,9 +79,9 @@ class LabelSession:
         return short_names([str(image) for image in self.pictures.images])
 
     def answer(self, number: int, choice: Choice, seconds: float | None) -> bool:
-        """Keep an answer to the question that was shown under this number; False if that is no longer asked.
+        """Write an answer to the question with this number; False if the question is no longer current.
 
-        DataError where it cannot be written: then nothing has changed.
+        DataError if it cannot be written; nothing changes then.
         """
         with self._writing:
             current, question = self.questions.current()
@@ -91,7 +91,7 @@ class LabelSession:
             return True
 
     def undo(self, number: int) -> bool:
-        """Undo the last answer, if nothing was answered since the page with this number; DataError as in `answer`."""
+        """Undo the last answer, unless another one came after the page with this number; DataError as in `answer`."""
         with self._writing:
             record = self.questions.undo(_now())
             if record is None or number != record.number:
@@ -100,7 +100,7 @@ class LabelSession:
             return True
 
     def state(self) -> dict[str, Any]:
-        """What the page needs for the next question, and how far the work is."""
+        """The page's data for the next question, and the progress."""
         (number, question), upcoming = self.questions.current(), self.questions.upcoming()
         return {
             "number": number,
@@ -112,7 +112,7 @@ class LabelSession:
         }
 
     def progress(self) -> dict[str, Any]:
-        """How far the work is, what is known of the rater, and whether there is enough to train."""
+        """The progress, the rater's consistency, and whether there are enough answers to train."""
         records = self.questions.active
         asked_count, total = sum(len(task.records) for task in self.tasks), sum(task.total for task in self.tasks)
         firsts = [record.answer == record.shown_first for record in records if record.answer in ("a", "b")]
@@ -136,7 +136,7 @@ class LabelSession:
 
     def ranking(self, task: int) -> dict[str, Any]:
         """The images of a prompt by the answers so far, with intervals, and round numbers for their axis."""
-        with self._ranking:  # of 1,000 images it takes seconds: one at a time
+        with self._ranking:  # takes seconds for 1,000 images: one at a time
             number, outcomes = self.questions.outcomes(task)
             if self._rankings.get(task, (-1, {}))[0] != number:
                 self._rankings[task] = number, self._rank(task, outcomes)
@@ -164,11 +164,11 @@ class LabelSession:
         self.questions.take(record)
 
     def _numbers(self, question: Question) -> list[int]:
-        """The numbers of the two images over all prompts, in the places they are shown in."""
+        """The numbers of the two images over all prompts, in the order shown."""
         return [self._first[question.task] + place for place in question.shown]
 
     def to_json(self) -> dict[str, Any]:
-        """What `mlxpref label --json` prints at its end."""
+        """The JSON that `mlxpref label --json` prints at its end."""
         paths = [str(image) for image in self.pictures.images]
         rankings = []
         for number, task in enumerate(self.tasks):

@@ -1,1 +1,1 @@
-"""Numbers only: strengths and intervals from judged pairs, which pair to ask next, temperature."""
+"""Numbers only: strengths and intervals from judged pairs, the choice of the next pair, temperature."""

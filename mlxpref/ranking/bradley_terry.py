@@ -1,4 +1,4 @@
-"""From judged pairs to an order: soft Bradley-Terry strengths, how well they are known, and which images tie.
+"""Soft Bradley-Terry: judged pairs become strengths with their uncertainty, an order, and ties.
 
 Images are numbers from 0 to count - 1, strengths are log-odds in nats. The model, for N images:
 
@@ -25,18 +25,18 @@ __all__ = ["PairOutcome", "RankedImage", "StrengthFit", "StrengthRanking", "all_
 Array = NDArray[np.float64]
 
 PRIOR_DEVIATION = 3.0  # nats; of the position bias, and of strengths as expected before any answer
-PRIOR_DOUBT = 1.0  # how little is known of the deviation of strengths: a factor of e either way
-MAX_UPDATES = 12  # of noise and deviation; 2 to 5 do, where many answers are saturated more would change little
-SPREAD_CAUTION = 3.0  # how much less sure the fitted deviation is than its Fisher information says, see fit_strengths
+PRIOR_DOUBT = 1.0  # of the log deviation of strengths: a factor of e either way
+MAX_UPDATES = 12  # of noise and deviation; 2 to 5 suffice; with many saturated answers more change little
+SPREAD_CAUTION = 3.0  # the fitted deviation's variance over its inverse Fisher information, see fit_strengths
 MIN_DISPERSION = 1e-4  # however well the model fits, a comparison never counts for more than 10,000 votes
 Z95 = 1.959963984540054  # the normal quantile of a two-sided 95 % interval
 
 
 @dataclass(frozen=True)
 class PairOutcome:
-    """What the judge answered about images a and b: P(a preferred), once with a shown first, once with a second.
+    """The judge's answers about images a and b: P(a preferred) with a shown first, and with a shown second.
 
-    None or NaN where an order is missing. A pair judged again replaces its outcome: listed twice, it counts twice.
+    None or NaN is a missing order. List each pair once: a pair that is listed twice counts twice.
     """
 
     a: int
@@ -72,9 +72,9 @@ class StrengthFit:
 class RankedImage:
     """One image's place.
 
-    `rank` is 1 + the number of stronger images; `low` and `high` bound a 95 % interval (what it means: see the
-    top of this module); `p_best` is the probability to be the strongest; `wins` of its `pairs` had a soft
-    preference above 0.5 for it; `tied_with`: images whose difference from this one is not resolved at 95 %.
+    `rank` is 1 + the number of stronger images; `low` and `high` bound a 95 % interval (see the top of this module);
+    `p_best` is the probability to be the strongest; `wins` of its `pairs` had a soft preference above 0.5 for it;
+    `tied_with`: images whose difference from this one is not resolved at 95 %.
     """
 
     index: int
@@ -91,7 +91,7 @@ class RankedImage:
 
 @dataclass(frozen=True)
 class StrengthRanking:
-    """Images best first (equal strengths by index), how far the judge favours the first place, and the fit behind."""
+    """Images best first (equal strengths by index), how far the judge favours the first place, and the fit."""
 
     images: tuple[RankedImage, ...]
     position_bias: float
@@ -139,15 +139,15 @@ def fit_strengths(count: int, outcomes: Sequence[PairOutcome], default_dispersio
     times: covariance = inverse (Hessian / dispersion + prior). How the dispersion is measured: `_measure_noise`; how
     the deviation of the strengths' prior follows from the data: `_fit_prior_width`.
 
-    That both are estimates widens the covariance: by Student's quantile over the normal one, squared, as few pairs
-    know their own noise badly; and along d strengths / d log deviation by `SPREAD_CAUTION` times its inverse
-    information, which takes noise as known and answers as normal: with 1 instead, intervals after adaptive pairs
-    held 91 to 92 % where they now hold 92 to 95 %. The bias has a noise of its own, from the differences between the
-    two orders of a pair.
+    Both are estimates, which widens the covariance: by Student's quantile over the normal one, squared, as few pairs
+    estimate their noise badly; and along d strengths / d log deviation by `SPREAD_CAUTION` times its inverse
+    information, which takes noise as known and answers as normal: with 1 instead, 95 % intervals after adaptive pairs
+    cover 91 to 92 %, now 92 to 95 %. The bias has a noise of its own, from the differences between the two orders of a
+    pair.
 
-    Below two degrees of freedom (two images, a tree of pairs, only saturated answers) the noise cannot be seen and
-    `default_dispersion` stands in: 1 makes a comparison worth one vote; callers may pass what the judge showed
-    elsewhere.
+    Below two degrees of freedom (two images, a tree of pairs, only saturated answers) the noise cannot be measured and
+    `default_dispersion` replaces it: with 1 a comparison counts as one vote. Callers may pass the dispersion of the
+    judge's other pairs.
 
     DataError: fewer than two images, an index outside them, a pair of one image, a probability outside 0 to 1.
     """
@@ -193,12 +193,12 @@ def _measure_noise(data: "_Comparisons", default: float) -> tuple[Array, Array, 
 def _fit_prior_width(
     data: "_Comparisons", parameters: Array, inverse: Array, noise: float, freedom: float, default: float
 ) -> tuple[Array, float, float, float]:
-    """Parameters, noise, the log deviation of the strengths' prior, and the information that data have of it.
+    """Parameters, noise, the log deviation of the strengths' prior, and the data's information on it.
 
-    Empirical Bayes, as only a prior of the right width undoes what choosing pairs by earlier answers does: the best
-    so far owe some of their lead to luck. The deviation maximises the marginal likelihood under Laplace's
+    Empirical Bayes: where earlier answers choose the pairs, the best so far owe some of their lead to luck, and only a
+    prior of the right width takes that back. The deviation maximises the marginal likelihood under Laplace's
     approximation, times a log-normal prior (median `PRIOR_DEVIATION`, deviation of the logarithm `PRIOR_DOUBT`) that
-    decides where data say little and lets nothing collapse to 0 or run away. Noise is measured again beside it.
+    decides where data say little and keeps it from 0 and infinity. Each update measures the noise again.
     """
     count = data.size - 1
     mean_variance = noise * float(np.trace(_centre(inverse[:count, :count]))) / count
@@ -272,7 +272,7 @@ class _Comparisons:
         return residual.sum(axis=0), weight, weight * (inverse[a, a] + inverse[b, b] - 2 * inverse[a, b])
 
     def order_errors(self, parameters: Array, inverse: Array) -> tuple[Array, Array, Array]:
-        """The same of the difference between the orders, for pairs that have both."""
+        """As `pair_errors`, of the difference between the orders, for pairs that have both."""
         both = ~np.isnan(self.p).any(axis=0)
         residual, variance = (each[:, both] for each in self.residuals(parameters))
         weight = variance.sum(axis=0)
@@ -292,13 +292,13 @@ def _newton(data: _Comparisons, parameters: Array, penalty: float | Array, max_s
         while (loss := data.loss(parameters + step, penalty)) > bound - decrease:
             step, decrease = step / 2, decrease / 2
         parameters = parameters + step
-        if np.abs(step).max() < 1e-7:  # quadratic convergence: what is left is rounding
+        if np.abs(step).max() < 1e-7:  # quadratic convergence: the rest is rounding
             break
     return parameters, np.linalg.inv(data.derivatives(parameters, penalty)[1]).astype(np.float64, copy=False)
 
 
 def _penalty(count: int, noise: float, log_deviation: float) -> Array:
-    """What the priors of (N + 1,) parameters add to the Hessian, in units in which a comparison counts once."""
+    """The priors' diagonal (N + 1,) of the Hessian, in units in which a comparison counts once."""
     return noise * np.append(np.full(count, math.exp(-2 * log_deviation)), PRIOR_DEVIATION**-2.0)
 
 

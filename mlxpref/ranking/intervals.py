@@ -1,10 +1,10 @@
-"""The interval of a share that was counted."""
+"""The confidence interval of a counted share."""
 
 __all__ = ["share_interval"]
 
 
 def share_interval(count: int, of: int) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson 1927); from 0 to 1 where nothing was counted."""
+    """The 95 % interval of a share (Wilson 1927); from 0 to 1 where `of` is 0."""
     from scipy.stats import binomtest  # takes half a second to import
 
     if not of:

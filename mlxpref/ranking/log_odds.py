@@ -1,4 +1,4 @@
-"""Probabilities as log-odds, and the one rule by which the two orders of a pair become one preference."""
+"""Probabilities as log-odds, and the rule that combines the two orders of a pair into one preference."""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -8,14 +8,14 @@ __all__ = ["PROBABILITY_MARGIN", "combine_orders", "log_odds", "probability", "s
 
 Array = NDArray[np.float64]
 
-PROBABILITY_MARGIN = 2.0**-40  # the least distance (9e-13) from 0 and 1 of a probability whose log-odds are taken
+PROBABILITY_MARGIN = 2.0**-40  # log-odds are taken of probabilities at least this far (9e-13) from 0 and 1
 
 
 def log_odds(p: ArrayLike) -> Array:
     """Log-odds of probabilities, any shape -> the same shape, in nats; NaN stays NaN.
 
-    Exactly antisymmetric: `log_odds(1 - p)` is `-log_odds(p)` to the last bit, because 1 - (1 - p) is p on the grid
-    that `against` puts it on.
+    Exactly antisymmetric: `log_odds(1 - p)` is `-log_odds(p)` to the last bit, because 1 - (1 - p) is exactly p for the
+    rounded values of `against`.
     """
     against = 1 - np.clip(np.asarray(p, np.float64), PROBABILITY_MARGIN, 1 - PROBABILITY_MARGIN)
     return np.asarray(np.log(1 - against) - np.log(against))
@@ -30,8 +30,8 @@ def probability(x: ArrayLike) -> Array:
 def soft_preference(p_a_shown_first: ArrayLike, p_a_shown_second: ArrayLike) -> Array:
     """The preference for a over both orders: the mean of their log-odds, which cancels an additive position bias.
 
-    Both arguments are P(a preferred), of shapes that broadcast. NaN is a missing order: the other one stands alone,
-    position bias and all; where both are missing the result is NaN. Exactly antisymmetric: with a and b exchanged,
+    Both arguments are P(a preferred), of shapes that broadcast. NaN is a missing order: the result is the other order,
+    with its position bias, or NaN if both are missing. Exactly antisymmetric: with a and b exchanged,
     `soft_preference(1 - p_a_shown_second, 1 - p_a_shown_first)` gives 1 minus the result to the last bit.
     """
     first, second = np.broadcast_arrays(log_odds(p_a_shown_first), log_odds(p_a_shown_second))

@@ -1,8 +1,8 @@
-"""Which pairs to ask next, and when enough were asked. Images are numbers, strengths are log-odds in nats.
+"""The choice of the next pairs, and of when to stop. Images are numbers, strengths are log-odds in nats.
 
-A pair is worth asking where it is open who of the two is stronger, where an answer would take much of that doubt away,
-and more so if one of them could enter or leave the top: `next_round` picks by the product, and each pick lowers what
-others with the same images are worth.
+The gain of a pair is a product: the doubt which image is stronger, the share of that doubt that an answer removes, and
+the chance that one of them enters or leaves the top. `next_round` picks the largest; each pick lowers the gains of
+other pairs with its images.
 
 Choosing by earlier answers has a price: the best so far owe some of their lead to luck. `fit_strengths` fits the
 deviation of the strengths to the answers, which takes most of that back (scripts/ranking_coverage.py measures it).
@@ -26,12 +26,12 @@ Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
 
 REACH = 16  # candidates are at most this far apart in the current order, so that a round is linear in N
-MAX_PAIRS = 2  # of one image in a round: more would be asked before an answer could say that they are needless
+MAX_PAIRS = 2  # of one image in a round: an answer may make further pairs needless
 SETTLED = 0.95  # the probability at which a top is settled
 
 
 def pair_budget(count: int, pairs: int | Literal["all"] | None = None) -> int:
-    """How many pairs of `count` images are asked: `pairs`, all, or by default two an image; at most all there are."""
+    """How many pairs of `count` images to ask: `pairs`, "all", or by default two an image; at most all that exist."""
     total = count * (count - 1) // 2
     return total if pairs == "all" else min(2 * count if pairs is None else pairs, total)
 
@@ -54,11 +54,11 @@ def next_round(
 ) -> list[tuple[int, int]]:
     """The next `size` pairs (a, b), a < b, to ask of `count` images, or all that are left if they are no more.
 
-    `asked` are the pairs of earlier rounds, either image first; none of them is asked again. `fit` is what their
-    answers say, None before there are any. While pairs do not connect all images, only pairs that connect are picked,
-    so count - 1 of them do. An image is in at most `MAX_PAIRS` of a round unless it cannot be filled otherwise. `top`:
-    how many of the best matter most, 1 by default. `seed` orders equal images; nothing else is random.
-    ConfigError: fewer than two images, a size or a top below 1.
+    `asked` are the pairs of earlier rounds, either image first; none of them is asked again. `fit` is the fit to their
+    answers, None before the first. Until the pairs connect all images, it picks only pairs that connect, count - 1 in
+    all. An image is in at most `MAX_PAIRS` of a round, unless that leaves the round short. `top`: how many of the best
+    matter most, by default 1. `seed` orders equal images; nothing else is random. ConfigError: fewer than two images, a
+    size or a top below 1.
     """
     if count < 2 or size < 1 or (top is not None and top < 1):
         raise ConfigError(f"a round needs at least two images, one pair and top 1, not {count}, {size} and {top}")
@@ -77,7 +77,7 @@ def next_round(
         connects = island[a] != island[b] if island.any() else np.ones(len(a), np.bool_)
         free = (uses[a] < max_pairs) & (uses[b] < max_pairs) & connects
         if not free.any():
-            # Neighbours in the order of different islands never met, so only the limits can be in the way.
+            # Neighbours in the order from different islands never met: only the limits can exclude them.
             if len(a) and max_pairs < count:
                 max_pairs += 1
             else:
@@ -100,14 +100,13 @@ def next_round(
 
 
 def is_settled(fit: StrengthFit, top: int) -> bool:
-    """Whether the `top` strongest images are known to be that: the best one for 1, the set of them for more.
+    """Whether the posterior is sure which images are the `top` strongest, in any order among themselves.
 
-    True where the probabilities of the posterior that a member is weaker than a non-member add up to at most 5 %, so
-    that all members beat all others with 95 % at least: a statement about this judge's strengths, as far as model and
-    prior hold. Not promised: that 95 % of the runs that stop at the first True are right (looking often finds lucky
-    answers, and intervals of chosen pairs are a little narrow, see above; scripts/ranking_coverage.py measures it), nor
-    that it ever comes true: an unsure judge's top may stay open after all pairs.
-    All images, or more, are settled. ConfigError: a top below 1.
+    True where the posterior's probabilities that a member is weaker than a non-member add up to at most 5 %, so that
+    all members beat all others with at least 95 %, as far as model and prior hold. It does not promise that 95 % of the
+    runs that stop at the first True are right (frequent looks find lucky answers, and intervals of chosen pairs are a
+    little narrow; scripts/ranking_coverage.py measures it), nor that it ever becomes True: an unsure judge's top may
+    stay open after all pairs. A `top` of all images or more is settled. ConfigError: a top below 1.
     """
     if top < 1:
         raise ConfigError(f"the top {top} cannot be settled: 1 is the least")
@@ -119,11 +118,11 @@ def is_settled(fit: StrengthFit, top: int) -> bool:
 
 
 class _InformationGain:
-    """What asking a pair would tell, given a fit and the pairs already in the round.
+    """The information gain of pairs, given a fit and the pairs already in the round.
 
     The product of the doubt who is stronger, exp(-d^2 / 2v) for a difference of mean d and variance v (the normal
-    density at 0 against that at d), the share of v that an answer takes away, and 1 plus how open it is whether the
-    two are in the top. It only falls as other pairs of the round are added.
+    density at 0 against that at d), the share of v that an answer takes away, and 1 plus the doubt whether the two are
+    in the top. The gain only falls as the round grows.
     """
 
     def __init__(self, fit: StrengthFit, order: Indices, top: int, size: int) -> None:
@@ -145,7 +144,7 @@ class _InformationGain:
         return gain
 
     def add(self, x: int, y: int) -> None:
-        """Take the pair into the round: its answer will lower the variance of differences (not their means)."""
+        """Add a pair to the round: its answer will lower the variance of differences (not their means)."""
         before = self.explained[:, : self.pair_count]
         _, variance, noise = self._difference(np.array([x]), np.array([y]))
         change = self.fit.covariance[:, x] - self.fit.covariance[:, y] - before @ (before[x] - before[y])
@@ -164,7 +163,7 @@ class _InformationGain:
 
 
 def _prior_fit(count: int) -> StrengthFit:
-    """What is known before the first answer: the prior of `fit_strengths`, without its work."""
+    """The fit before the first answer: the prior of `fit_strengths`."""
     covariance = PRIOR_DEVIATION**2 * (np.eye(count) - 1 / count)
     return StrengthFit(np.zeros(count), covariance, 0.0, PRIOR_DEVIATION, 1.0, 0.0)
 
@@ -182,7 +181,7 @@ def _candidates(order: Indices, met: Collection[tuple[int, int]], reach: int) ->
 
 def _islands(count: int, met: Collection[tuple[int, int]]) -> Indices:
     """(N,): for every image the number of its island of images that pairs connect; all 0 if all are connected."""
-    from scipy.sparse import coo_array  # imported where it is needed: it takes a fifth of a second
+    from scipy.sparse import coo_array  # takes a fifth of a second to import
     from scipy.sparse.csgraph import connected_components
 
     a, b = np.array(sorted(met), np.int64).reshape(-1, 2).T

@@ -1,4 +1,4 @@
-"""What a joint normal posterior of strengths says of differences, and of who is best."""
+"""Variances of differences, and the probability to be best, from a joint normal posterior of strengths."""
 
 import numpy as np
 from numpy.typing import NDArray

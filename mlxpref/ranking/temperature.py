@@ -1,4 +1,4 @@
-"""Two numbers that make a judge's probabilities mean what they say: a temperature and a position bias."""
+"""A temperature and a position bias that rescale a judge's probabilities to the shares of people."""
 
 import math
 from collections.abc import Callable
@@ -31,7 +31,7 @@ class TemperatureScaling:
     position_bias: float = 0.0
 
     def p_first(self, p_first: ArrayLike) -> Array:
-        """Preferences for the first image, as the judge gave them -> as they should be; NaN stays."""
+        """The judge's preferences for the first image -> the rescaled ones; NaN stays NaN."""
         scaled = (log_odds(p_first) - self.position_bias) / self.temperature
         return probability(np.clip(scaled, -MAX_LOG_ODDS, MAX_LOG_ODDS))
 
@@ -39,15 +39,15 @@ class TemperatureScaling:
 def fit_temperature(p_a_shown_first: ArrayLike, p_a_shown_second: ArrayLike, p_people: ArrayLike) -> TemperatureScaling:
     """The scaling of N >= 1 pairs by maximum likelihood, all arguments (N,) and about image a.
 
-    The temperature minimises the cross-entropy between the share of people and the soft preference over both orders;
-    it is convex in 1 / temperature. Shares are moved towards 0.5 as by two more answers among the N, one for either
-    side (Platt 1999), which bounds the fit where the judge is always right. A judge that is no better than chance
-    gets `HOTTEST`, and one whose soft preferences are all even 1, as there is nothing to scale.
+    The temperature minimises the cross-entropy between the share of people and the soft preference over both orders; it
+    is convex in 1 / temperature. Shares are moved towards 0.5 as by two more answers among the N, one for either side
+    (Platt 1999), which bounds the fit where the judge is always right. A judge that is no better than chance gets
+    `HOTTEST`; a judge whose soft preferences are all even gets 1.
 
     The position bias then minimises the cross-entropy of the 2 N comparisons. There the images that people prefer are
     first as often as second, so that with this bias the first image wins as often as the second.
 
-    Adding a constant to the log-odds of first images is undone exactly, and so is a factor of all log-odds.
+    The scaling exactly undoes a constant added to the log-odds of first images, and a factor of all log-odds.
     """
     shown_first, shown_second = log_odds(p_a_shown_first), log_odds(p_a_shown_second)
     pair, count = (shown_first + shown_second) / 2, len(shown_first)
@@ -68,7 +68,7 @@ def fit_temperature(p_a_shown_first: ArrayLike, p_a_shown_second: ArrayLike, p_p
 
 
 def _root(rising: Callable[[float], float], low: float, high: float) -> float:
-    """Where a rising function is 0, or the end of the interval that is nearest to it."""
+    """The root of a rising function, or the nearest end of the interval if the root is outside."""
     from scipy.optimize import brentq
 
     if rising(low) >= 0:

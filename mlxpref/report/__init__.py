@@ -1,1 +1,1 @@
-"""What files show a person: pages, curves, CSV."""
+"""Files for people: pages, curves, CSV."""

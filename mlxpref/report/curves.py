@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 __all__ = ["COLOURS", "Dots", "curve_svg"]
 
-COLOURS = ("#2a78d6", "#1a936f", "#b3541e", "#8b5fd6", "#a8800c", "#c9417f")  # to be seen on white and on dark
+COLOURS = ("#2a78d6", "#1a936f", "#b3541e", "#8b5fd6", "#a8800c", "#c9417f")  # visible on white and on dark
 
 _STYLE: Any = {
     "svg.fonttype": "none",  # text stays text, so that the page's own fonts and colours apply to it
@@ -23,7 +23,7 @@ _STYLE: Any = {
 }
 # Names that nothing in a drawing refers to; the path of a collection begins with C and a digit.
 _PART_NAME = re.compile(r' id="(?!C\d)[\w.]+_\d+"')
-_MAX_MARKED = 30  # up to this many values each is marked: a value between two gaps is no line
+_MAX_MARKED = 30  # up to this many values each gets a dot: a value between two gaps draws no line
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ def curve_svg(
     share: bool = False,
     size: tuple[float, float] = (7, 2.8),
 ) -> Any:
-    """Curves over steps as an inline SVG for a template: thin the values, thick the mean of the last `smoothing`.
+    """Curves over steps as an inline SVG for a template: values thin, the mean of the last `smoothing` thick.
 
     `steps` is 1, 2, ... by default, `size` is in inches, a `share` is shown in percent. Values that are not finite are
-    gaps. Curves, then dots, have COLOURS in turn. A `label` of the values brings a legend; without it names do not
-    reach the drawing and may be anything.
+    gaps. Curves, then dots, take COLOURS in turn. A `label` of the values adds a legend; without it the drawing has no
+    names, so these may be anything.
     """
     import matplotlib as mpl
     from markupsafe import Markup
@@ -84,8 +84,8 @@ def curve_svg(
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     svg = file.getvalue()
-    # In the page's own colours, and without the names of parts, which other drawings have, too. Nothing but our own
-    # numbers and names is in it, so that it needs no escaping.
+    # The drawing takes the page's colours and drops the names of parts, which other drawings have, too. It holds only
+    # our own numbers and names, so it needs no escaping.
     return Markup(_PART_NAME.sub("", svg[svg.index("<svg") :].replace("#000000", "currentColor")))
 
 

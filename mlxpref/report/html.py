@@ -1,4 +1,4 @@
-"""Pages with everything inside, from templates that escape all texts; their thumbnails, names and axes."""
+"""Self-contained pages from templates that escape all texts; their thumbnails, names and axes."""
 
 import base64
 import hashlib
@@ -31,11 +31,11 @@ __all__ = [
 ]
 
 _THUMBNAIL_BYTES = 48_000  # 200 thumbnails of this size are 12.8 MB as data addresses
-_EXACT_SIDE = 128  # smaller pictures are shown enlarged, and their pixels are what is judged: these stay exact
+_EXACT_SIDE = 128  # pages enlarge smaller pictures, and people judge their pixels: these stay exact
 _AXIS_STEPS = 6  # about
 
 LoadImage = Callable[[ImageLike], Image.Image]
-"""What reads an image, such as `load_image`, or a memory of decoded ones."""
+"""Reads an image: `load_image`, or a cache of decoded images."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Thumbnail:
 
     @property
     def exact(self) -> bool:
-        """Whether it has the picture's own pixels, none of them blurred."""
+        """Whether it has the picture's exact pixels."""
         return max(self.width, self.height) <= _EXACT_SIDE
 
 
@@ -76,7 +76,7 @@ def render_page(template: str, **values: Any) -> str:
 
 
 def page_script(name: str) -> dict[str, Any]:
-    """A script of `report/templates` for a template: its `script`, and the `script_hash` by which a policy knows it."""
+    """A script of `report/templates` for a template: its `script`, and the `script_hash` for the page's policy."""
     from markupsafe import Markup
 
     script = (Path(__file__).parent / "templates" / name).read_text(encoding="utf-8")
@@ -87,7 +87,7 @@ def page_script(name: str) -> dict[str, Any]:
 def thumbnail(image: ImageLike, side: int = 320, load: LoadImage = load_image) -> Thumbnail:
     """An image at most `side` pixels wide and high, without EXIF or profile; DataError where it cannot be read.
 
-    `load` reads it. Its quality is reduced where it would take more than `_THUMBNAIL_BYTES`.
+    `load` reads it. A lower quality keeps it to `_THUMBNAIL_BYTES`.
     """
     picture = load(image).copy()
     picture.thumbnail((side, side))
@@ -101,8 +101,8 @@ def thumbnail(image: ImageLike, side: int = 320, load: LoadImage = load_image) -
 
 
 def try_thumbnail(image: ImageLike | None, side: int = 320, load: LoadImage = load_image) -> Thumbnail | None:
-    """As `thumbnail`; None where there is no image or none that can be read: a page is never lost for a picture."""
-    # A path may be a pipe, which would be waited for.
+    """As `thumbnail`, but None for no image or an unreadable one: a page is never lost for a picture."""
+    # A path may be a pipe, whose reading would wait forever.
     if image is None or (isinstance(image, Path) and not image.is_file()):
         return None
     with suppress(DataError, OSError):
@@ -111,13 +111,13 @@ def try_thumbnail(image: ImageLike | None, side: int = 320, load: LoadImage = lo
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
-    """The file names of images, or where two are the same, paths without the folders that all have in common."""
+    """The file names of images; if two are equal, the paths without the folders that all share."""
     names = [Path(path).name for path in paths]
     if len(set(names)) == len(names):
         return names
     try:
         return [os.path.relpath(path, os.path.commonpath(paths)) for path in paths]
-    except ValueError:  # some begin at the root, some do not
+    except ValueError:  # absolute and relative paths together
         return list(paths)
 
 

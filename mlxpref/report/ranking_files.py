@@ -17,7 +17,7 @@ _COLUMNS = (
     "prompt", "rank", "image", "strength", "stderr", "low", "high", "p_best", "wins", "pairs", "tied_with", "reason",
 )  # fmt: skip
 _FORMULA = re.compile(r"[=+\-@\t\r]")
-"""The beginnings of a cell that a spreadsheet takes for a formula, and may run."""
+"""A spreadsheet takes a cell that begins so for a formula, and may run it."""
 
 
 def write_ranking_csv(path: Path, rankings: Sequence[Ranking]) -> None:
@@ -53,7 +53,7 @@ def write_ranking_csv(path: Path, rankings: Sequence[Ranking]) -> None:
 
 
 def check_copy_folder(folder: Path) -> None:
-    """ConfigError unless a folder for copies is new or empty: no file may be replaced, no copy be ranked later."""
+    """ConfigError unless a folder for copies is new or empty, so that no file is replaced."""
     if folder.exists() and (not folder.is_dir() or any(not path.name.startswith(".") for path in folder.iterdir())):
         raise ConfigError(f"{folder}: is not an empty folder; choose a new one for the copies")
 

@@ -24,10 +24,10 @@ def write_ranking_page(
 ) -> None:
     """Write rankings, one for each prompt, as one page with everything inside; it works without a network.
 
-    Images are read one at a time by `load`; one that can no longer be read is named without its picture. `notes` stand
-    at the top, such as that the judge could not tell the images apart. Every picture is in the page once: the script
-    shows it again where it is compared. Texts reach the script as JSON and the page as text, and the page's own policy
-    lets no other script run and nothing be loaded.
+    `load` reads the images one at a time; an image that can no longer be read has a name but no picture. `notes` stand
+    at the top, such as that the judge could not tell the images apart. The page holds every picture once; the script
+    shows it again where it is compared. Texts reach the script as JSON and the page as text, and the page's policy
+    allows no other script and loads nothing.
     """
     names = [[plain(name) for name in short_names([r.name(i) for i in range(len(r.images))])] for r in rankings]
     write_page(
@@ -41,7 +41,7 @@ def write_ranking_page(
 
 
 def _section(ranking: Ranking, names: Sequence[str], load: LoadImage) -> dict[str, Any]:
-    """What the template shows of one prompt; the pictures are read here."""
+    """The template's values for one prompt; reads the pictures."""
     images = ranking.strengths.images
     ticks = even_ticks(min(image.low for image in images), max(image.high for image in images))
     cards = [_card(ranking, names, image, ticks, load) for image in images]
@@ -87,7 +87,7 @@ def _card(
 
 
 def _ties(image: RankedImage, ranks: dict[int, int]) -> str:
-    """The images that this one is tied with, in words."""
+    """The images tied with this one, in words."""
     if not image.tied_with:
         return "tied with no other image"
     if len(image.tied_with) == len(ranks) - 1:
@@ -105,7 +105,7 @@ def _no_reason(ranking: Ranking, image: RankedImage) -> str:
     verdicts = [v for pair in ranking.pairs if image.index in (pair.a, pair.b) for v in pair.verdict.verdicts]
     if not any(verdict.reasoning for verdict in verdicts):
         return "judged without thinking, so without reasons"
-    return "no reason that the judge wrote speaks for this place"
+    return "the judge wrote no reason for this place"
 
 
 def _best(first: dict[str, Any]) -> str:
@@ -116,7 +116,7 @@ def _best(first: dict[str, Any]) -> str:
 
 
 def _bias(ranking: Ranking) -> str:
-    """How far the judge favours a place on the screen, and what that means."""
+    """The judge's position bias, in words."""
     bias, error = ranking.strengths.position_bias, ranking.strengths.position_bias_stderr
     size = f"{bias:+.2f} nats, standard error {error:.2f}"
     if abs(bias) <= Z95 * error:
@@ -129,7 +129,7 @@ def _bias(ranking: Ranking) -> str:
 
 
 def _data(ranking: Ranking, names: Sequence[str]) -> dict[str, Any]:
-    """What the script needs to compare any two images of one prompt.
+    """The script's data to compare any two images of one prompt.
 
     `deviations[i][j - i - 1]` is the standard error of the difference of strengths i and j > i, in thousandths.
     """
@@ -158,7 +158,7 @@ def _pair_data(pair: JudgedPair) -> list[Any]:
 
 
 def _sample(verdict: Verdict, strategy: Strategy) -> list[Any]:
-    """[P(first image)], and of a verdict with reasoning also that, and whether it ran out of tokens."""
+    """[P(first image)]; with reasoning also its text, and whether it ran out of tokens."""
     p_first = _rounded(verdict.p_first(strategy))
     return [p_first, plain(verdict.reasoning), int(verdict.closed)] if verdict.reasoning else [p_first]
 

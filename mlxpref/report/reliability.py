@@ -1,4 +1,4 @@
-"""A drawing of reliability: whether people agree as often as a judge's probabilities say."""
+"""Reliability diagrams: whether people agree as often as a judge's probabilities say."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ _SIZE = (2.5, 2.9)  # inches of a panel
 
 @dataclass(frozen=True)
 class Panel:
-    """What one part of a drawing shows: preferences for a (N,), and the shares of people who prefer a (N,)."""
+    """One panel of a drawing: preferences for a (N,), and the shares of people who prefer a (N,)."""
 
     title: str
     p: Floats
@@ -31,7 +31,7 @@ class Panel:
 
     @property
     def sides(self) -> tuple[Floats, Floats]:
-        """Both sides of every pair (2 N,), so that nothing depends on which image is called a."""
+        """Both sides of every pair (2 N,), so that the choice of a makes no difference."""
         return np.concatenate([self.p, 1 - self.p]), np.concatenate([self.p_people, 1 - self.p_people])
 
 
@@ -39,7 +39,7 @@ def draw_reliability(panels: Sequence[Panel], columns: int, path: Path) -> None:
     """Draw panels, `columns` in a line, into a file whose name ends as one of FORMATS.
 
     A dot stands where a bin's mean probability and its share of people meet: on the diagonal people agree as often as
-    the judge says. Below are the counts. ConfigError for another ending or where the file cannot be written.
+    the judge says. Bars below show the counts. ConfigError for another ending or where the file cannot be written.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -48,7 +48,7 @@ def draw_reliability(panels: Sequence[Panel], columns: int, path: Path) -> None:
     kind = path.suffix.lower()
     if kind not in FORMATS:
         raise ConfigError(f"{path}: a drawing's name ends with {' or '.join(FORMATS)}")
-    # Text stays text, so that it can be found; without a fixed salt no two drawings would be the same file.
+    # Text stays text, so that it can be searched; a fixed salt makes equal drawings equal files.
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "mlxpref", "font.size": 8}):
         figure = Figure(figsize=(_SIZE[0] * columns + 0.4, _SIZE[1] * lines + 0.3), layout="constrained")
         cells: Any = figure.subfigures(lines, columns, squeeze=False)
@@ -64,7 +64,7 @@ def draw_reliability(panels: Sequence[Panel], columns: int, path: Path) -> None:
 
 
 def draw_strategies(comparison: StrategyComparison, path: Path) -> None:
-    """Draw how reliable the probabilities of every row are, a column for each of several strategies."""
+    """Draw the reliability of every row's probabilities, one column a strategy."""
     decided = [p.better != "tie" for p in comparison.preferences]
     p_people = np.array([p.p_people for p in comparison.preferences])[decided]
     panels = [

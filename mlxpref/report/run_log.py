@@ -1,4 +1,4 @@
-"""The log of a training run: its columns, what changed from its first to its last steps, and what it cost."""
+"""The log of a training run: its columns, its changes from the first to the last steps, and its cost."""
 
 import math
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ class FirstLast:
 
 @dataclass(frozen=True)
 class MetricChange:
-    """One row of the table of what changed, in words."""
+    """One row of the table of changes, in words."""
 
     name: str
     first: str
@@ -44,9 +44,9 @@ class MetricChange:
 
 
 class RunLog:
-    """The lines of log.jsonl in the order of their steps; of a step with several lines, what the later ones say.
+    """The lines of log.jsonl in the order of their steps; later lines of a step override earlier ones.
 
-    A value that is missing, null or no usable number is NaN.
+    A missing, null or unusable value is NaN.
     """
 
     def __init__(self, lines: Sequence[Record]) -> None:
@@ -58,14 +58,14 @@ class RunLog:
         self.records = [by_step[step] for step in self.steps]
 
     def column(self, *names: str) -> list[float]:
-        """The numbers of a field, or of a field of a field, one a step."""
+        """The numbers of a field or a nested field, one a step."""
         values: list[Any] = list(self.records)
         for name in names:
             values = [value.get(name) if isinstance(value, dict) else None for value in values]
         return [number(value) for value in values]
 
     def reward_parts(self) -> dict[str, list[float]]:
-        """The columns of the parts of the reward, where it has several."""
+        """The columns of the reward's parts, if it has several."""
         parts = [part for record in self.records if isinstance(part := record.get("reward_parts"), dict)]
         names = list(dict.fromkeys(name for part in parts for name in part))[:_MAX_PARTS]
         return {f"part: {plain(n)[:60]}": self.column("reward_parts", n) for n in names} if len(names) > 1 else {}
@@ -77,7 +77,7 @@ class RunLog:
         return Dots(*([row[i] for row in rows] for i in range(4)))
 
     def first_last(self, values: Sequence[float]) -> FirstLast | None:
-        """The means over both ends of a column, of ten values at most; None where nothing in it is finite."""
+        """The means over both ends of a column, of ten values at most; None if no value is finite."""
         finite = np.array([value for value in values if math.isfinite(value)])
         if not len(finite):
             return None
@@ -87,7 +87,7 @@ class RunLog:
         return FirstLast(float(first.mean()), float(last.mean()), math.sqrt(variance))
 
     def changes(self) -> list[MetricChange]:
-        """First and last means with the standard error of their difference, of what should move or should not."""
+        """The table of changes: first and last means, and the standard error of their difference."""
         if len(self.steps) < 2:
             return []
         numbers = {"reward": self.column("reward"), **self.reward_parts(), "entropy": self.column("entropy")}
@@ -103,7 +103,7 @@ class RunLog:
         return [_change(name, ends, share) for name, ends, share in rows if ends]
 
     def facts(self) -> list[tuple[str, str]]:
-        """What the run did and cost, as names and values."""
+        """The run's work and cost, as names and values."""
         if not self.steps:
             return []
 
@@ -125,7 +125,7 @@ class RunLog:
 
 
 def number(value: object) -> float:
-    """A number as it was logged; NaN for anything else, or where arithmetic with it would overflow."""
+    """A logged number as a float; NaN for anything else, or where arithmetic would overflow."""
     return float(value) if isinstance(value, int | float) and abs(value) < 1e100 else math.nan
 
 
@@ -138,7 +138,7 @@ def format_number(value: float, share: bool = False) -> str:
 def _change(name: str, ends: FirstLast, share: bool) -> MetricChange:
     unit = 100 if share else 1
     change, error = unit * (ends.last - ends.first), unit * ends.error
-    # As many places as the two leading digits of the error take, and no more of the change.
+    # As many places as the two leading digits of the error take.
     places = min(12, max(0, 1 - math.floor(math.log10(error)))) if error else 0
     text = f"{change:+.{places}f} ± {error:.{places}f}" if error else f"{change:+.3g}"
     return MetricChange(name, format_number(ends.first, share), format_number(ends.last, share), text)

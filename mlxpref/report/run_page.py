@@ -1,7 +1,7 @@
-"""The page of a training run: its curves, its settings, what was measured, and twenty of its rollouts.
+"""The page of a training run: its curves, settings, measurements, and twenty of its rollouts.
 
-It is made from the files of the run's folder alone, so also of an interrupted run: what is missing there is missing
-here. Texts of the files may be anything; none of them reaches a drawing.
+It needs only the files in the run's folder, which an interrupted run has, too, and leaves out what they lack. Texts of
+the files may be anything; none of them reaches a drawing.
 """
 
 import itertools
@@ -41,11 +41,11 @@ _FIGURES: tuple[tuple[str, str, bool, dict[str, str], dict[str, str]], ...] = (
     ("Clipped tokens", "In the last update of a step.", True, {"clipped": "clip_fraction"}, {}),
     ("Learning rate", "", False, {"rate": "learning_rate"}, {}),
     ("Groups without a signal", "", False, {"groups": "skipped"}, {}),
-    ("Tokens a second", "Where it falls, the machine may be throttled.", False, {"speed": "tokens_per_second"}, {}),
+    ("Tokens a second", "If it falls, the machine may be throttled.", False, {"speed": "tokens_per_second"}, {}),
     ("Seconds a step", "", False, {name: column for column, name in PHASES.items()}, {}),
 )
-"""Title, note, whether values are shares, curves and their columns, dots and their held-out metrics."""
-_SHOWN_STEPS = 10  # each shows the rollout with the most and the one with the least reward
+"""Title, note, whether values are shares, columns of curves by name, held-out metrics of dots by name."""
+_SHOWN_STEPS = 10  # each with the rollouts of the most and the least reward
 _MAX_CHARACTERS = 4000
 _NUMBERS = (("prefers image 1 with", "p_first", True), ("mass on labels", "label_mass", True),
             ("reward", "reward", False), ("advantage", "advantage", False))  # fmt: skip
@@ -58,7 +58,7 @@ def recorded_images(record: Record) -> tuple[ImageLike, ImageLike] | None:
 
 
 def write_run_page(folder: Path, images: Images = recorded_images, load: LoadImage = load_image) -> Path:
-    """Write report.html into the folder of a run, finished or not, with everything inside, and return its path.
+    """Write report.html, a self-contained page, into the folder of a run, finished or not, and return its path.
 
     `images` returns the two images of a line of rollouts.jsonl, in the places they were shown in, or None; `load`
     reads them. An image that cannot be read leaves its place empty. DataError for a folder without run.json and
@@ -85,7 +85,7 @@ def write_run_page(folder: Path, images: Images = recorded_images, load: LoadIma
 
 
 def _records(texts: Iterable[bytes]) -> Iterator[Record]:
-    """The JSON objects; a run that is killed while it writes leaves half a line, perhaps half a character."""
+    """The JSON objects in texts; skips half lines, which a killed run leaves."""
     for text in texts:
         with suppress(ValueError, RecursionError):
             if isinstance(value := json.loads(text), dict):
@@ -93,7 +93,7 @@ def _records(texts: Iterable[bytes]) -> Iterator[Record]:
 
 
 def _figures(log: RunLog) -> Iterator[dict[str, Any]]:
-    """The curves of a run; what was not logged, or was 0 in every step, has no figure."""
+    """The curves of a run; values that are missing, or 0 in every step, get no figure."""
     for title, note, share, columns, metrics in _FIGURES:
         curves = {name: log.column(column) for name, column in columns.items()}
         curves |= log.reward_parts() if title == "Reward" else {}
@@ -112,7 +112,7 @@ def _figures(log: RunLog) -> Iterator[dict[str, Any]]:
 
 
 def _rows(values: Record, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Everything in run.json as names and values, a table within it as `table.name`."""
+    """The entries of run.json as names and values, nested ones as `table.name`."""
     for name, value in values.items():
         if isinstance(value, dict):
             yield from _rows(value, f"{prefix}{name}.")
@@ -135,7 +135,7 @@ def _extremes(records: Iterable[Record]) -> list[Record]:
 
 
 def _rollout(record: Record, images: Images, load: LoadImage) -> dict[str, Any]:
-    """What the template shows of a line of rollouts.jsonl."""
+    """The template's values for a line of rollouts.jsonl."""
     y, pair = number(record.get("y")), images(record) or (None, None)
     paths = [plain(image) if isinstance(image, Path | PackedImage) else "" for image in pair]
     people = [format_number(share, True) for share in (y, 1 - y)]
