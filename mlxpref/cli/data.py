@@ -2,54 +2,36 @@
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+from huggingface_hub.constants import is_offline_mode
 
 from mlxpref.cli.common import agree
-from mlxpref.cli.options import json_option
+from mlxpref.cli.options import FILE, json_option
+from mlxpref.cli.output import note, print_json, print_text
+from mlxpref.data.catalog import CATALOG, DataSet, Split, files_for_limit, folder_of
 from mlxpref.errors import ConfigError
+from mlxpref.hub import Destination, HubFile, ask_hub, check_space, download
 from mlxpref.text import format_bytes
-
-if TYPE_CHECKING:
-    from mlxpref.data.catalog import DataSet, Split
-    from mlxpref.hub import Destination, HubFile
 
 __all__ = ["data"]
 
 
-def _data_set(ctx: click.Context, parameter: click.Parameter, value: str) -> "DataSet":
-    """The data set of a name; not a click.Choice, which would load the readers when any command starts."""
-    from mlxpref.data.catalog import data_set_of
-
-    try:
-        return data_set_of(value)
-    except ConfigError as error:
-        raise click.BadParameter(str(error)) from error
-
-
-@click.command(short_help="Download a public data set, or a part of it.")
-@click.argument("data_set", metavar="NAME", callback=_data_set)
+@click.command()
+@click.argument("name", type=click.Choice(list(CATALOG)), metavar="NAME")
 @click.option("--split", help="Which part.  [default: the test]")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the archives that this many preferences need.")
-@click.option(
-    "--output", type=click.Path(path_type=Path), help="Folder for the files.  [default: the Hugging Face cache]"
-)
+@click.option("--output", type=FILE, help="Folder for the files.  [default: the Hugging Face cache]")
 @click.option("--yes", is_flag=True, help="Agree to the download.")
 @json_option
-def data(
-    data_set: "DataSet", split: str | None, limit: int | None, output: Path | None, yes: bool, as_json: bool
-) -> None:
+def data(name: str, split: str | None, limit: int | None, output: Path | None, yes: bool, as_json: bool) -> None:
     """Download a split of the public data set NAME: imagereward, hpdv2, pickapic (v2), pickapic_v1 or hpdv3.
 
     Size and licence are shown first. An interrupted download is resumed, and every file is checked against the hub's
     checksum.
     """
-    from huggingface_hub.constants import is_offline_mode
-
-    from mlxpref.cli.output import note, print_json, print_text
-    from mlxpref.hub import Destination, ask_hub
-
+    data_set = CATALOG[name]
     part = data_set.split(split) if split else data_set.splits[-1]
     if output is not None and output.exists() and not output.is_dir():
         raise ConfigError(f"--output {output}: is no folder; give another one")
@@ -73,10 +55,8 @@ def data(
         note("HF_HUB_OFFLINE is set: the hub was not asked, so these files were not checked")
 
 
-def _offline_result(data_set: "DataSet", split: "Split", output: Path | None) -> dict[str, Any]:
+def _offline_result(data_set: DataSet, split: Split, output: Path | None) -> dict[str, Any]:
     """What of a split is here, without the hub; ConfigError where a kind of its files is missing."""
-    from mlxpref.data.catalog import folder_of
-
     folder = folder_of(data_set.name, output, split.name)
     files = {pattern: sorted(folder.glob(pattern)) for pattern in split.lists + split.images}
     if missing := [pattern for pattern, paths in files.items() if not paths]:
@@ -88,10 +68,8 @@ def _offline_result(data_set: "DataSet", split: "Split", output: Path | None) ->
     return _result(folder, names, sum(path.stat().st_size for path in paths), downloaded=0, checked=False)
 
 
-def _agreed(data_set: "DataSet", split: "Split", destination: "Destination", limit: int | None, yes: bool) -> bool:
+def _agreed(data_set: DataSet, split: Split, destination: Destination, limit: int | None, yes: bool) -> bool:
     """Show the size and the licence; whether the user agrees, who is asked only if something is to be downloaded."""
-    from mlxpref.cli.output import note
-
     repository = destination.repository
     files = repository.matching(split.lists + split.images)
     whole, rest = sum(file.size for file in files), destination.bytes_left(files)
@@ -107,12 +85,8 @@ def _agreed(data_set: "DataSet", split: "Split", destination: "Destination", lim
     return rest == 0 or yes or agree("Download it?")
 
 
-def _download(split: "Split", destination: "Destination", limit: int | None) -> dict[str, Any]:
+def _download(split: Split, destination: Destination, limit: int | None) -> dict[str, Any]:
     """Download what is needed."""
-    from mlxpref.cli.output import note
-    from mlxpref.data.catalog import files_for_limit
-    from mlxpref.hub import check_space, download
-
     lists, images = (destination.repository.matching(patterns) for patterns in (split.lists, split.images))
     by_path = {file.path: file for file in lists + images}
     checked_files: list[HubFile] = []

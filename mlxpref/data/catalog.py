@@ -9,7 +9,7 @@ from pathlib import Path
 from mlxpref.data.archives import read_columns
 from mlxpref.errors import ConfigError
 
-__all__ = ["CATALOG", "DataSet", "Split", "data_set_of", "files_for_limit", "folder_of", "missing_files"]
+__all__ = ["CATALOG", "DataSet", "Split", "files_for_limit", "folder_of", "missing_files"]
 
 Files = list[str]
 """Paths in the hub's layout."""
@@ -92,20 +92,13 @@ CATALOG = {
 """What `--data` and `mlxpref data` know by name; the last split of each is the test."""
 
 
-def data_set_of(name: str) -> DataSet:
-    """A data set by its name; ConfigError if there is none."""
-    if name not in CATALOG:
-        raise ConfigError(f"unknown data set {name!r}: known are {', '.join(CATALOG)}")
-    return CATALOG[name]
-
-
 def folder_of(name: str, data_dir: Path | None = None, split: str | None = None) -> Path:
     """The folder that holds a data set's files in the hub's layout: `data_dir`, else the hub cache's snapshot.
 
     Of several snapshots in the cache it is the one that the hub calls main, else the newest. Nothing is downloaded, and
     the files are not looked for. Raises ConfigError if there is no such folder, with the command that makes one.
     """
-    data_set = data_set_of(name)
+    data_set = CATALOG[name]
     if data_dir is not None:
         if data_dir.is_dir():
             return data_dir

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from mlxpref.data.catalog import CATALOG, data_set_of, files_for_limit, folder_of
+from mlxpref.data.catalog import CATALOG, files_for_limit, folder_of
 from mlxpref.data.load import load_preferences
 from mlxpref.errors import ConfigError, DataError
 from tests.data_layouts import LAYOUTS, make_layout
@@ -47,7 +47,7 @@ def test_the_catalogue_is_sane() -> None:
 def test_the_patterns_of_a_split_are_files_of_its_layout(name: str, split: str, tmp_path: Path) -> None:
     """And of no other split, but for the archive that HPDv3's splits share."""
     files = paths_in(make_layout(name, tmp_path / "data", 2))
-    part = data_set_of(name).split(split)
+    part = CATALOG[name].split(split)
     for pattern in part.lists + part.images:
         matching = [path for path in files if fnmatchcase(path, pattern)]
         assert matching
@@ -56,10 +56,8 @@ def test_the_patterns_of_a_split_are_files_of_its_layout(name: str, split: str, 
 
 
 def test_unknown_names() -> None:
-    with pytest.raises(ConfigError, match=r"unknown data set 'imagenet': known are imagereward, hpdv2, pickapic"):
-        data_set_of("imagenet")
     with pytest.raises(ConfigError, match=r"split 'valid': imagereward has train, validation, test"):
-        data_set_of("imagereward").split("valid")
+        CATALOG["imagereward"].split("valid")
 
 
 def test_a_folder_of_ones_own_goes_first(cache: Path, tmp_path: Path) -> None:
@@ -106,7 +104,7 @@ def portions_of(name: str, split: str, folder: Path, limit: int | None) -> list[
 def test_without_a_limit_it_is_everything_at_once(name: str, tmp_path: Path) -> None:
     folder = make_layout(name, tmp_path / "data", 2)
     (portion,) = portions_of(name, "train", folder, None)
-    part = data_set_of(name).split("train")
+    part = CATALOG[name].split("train")
     assert sorted(portion) == sorted(
         path for path in paths_in(folder) if any(fnmatchcase(path, p) for p in part.lists + part.images)
     )
