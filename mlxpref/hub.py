@@ -15,6 +15,16 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from huggingface_hub import HfApi, constants, file_download, hf_hub_download, hf_hub_url, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import WeakFileLock, build_hf_headers  # type: ignore[attr-defined]  # they are exported lazily
+
 from mlxpref.errors import DataError
 from mlxpref.files import free_bytes
 from mlxpref.text import format_bytes
@@ -76,8 +86,6 @@ class Destination:
         """The folder itself, or the repository's in the hub cache."""
         if self.folder is not None:
             return self.folder
-        from huggingface_hub import constants
-
         name = f"{self.repository.kind}s/{self.repository.hub_id}".replace("/", "--")
         return Path(constants.HF_HUB_CACHE).expanduser() / name
 
@@ -102,8 +110,6 @@ class Destination:
 
 def ask_hub(hub_id: str, kind: RepositoryKind = "dataset", revision: str | None = None) -> HubRepository:
     """What the hub says of a repository at a branch, tag or commit, or now; DataError where it cannot be asked."""
-    from huggingface_hub import HfApi
-
     with _translated(f"{hub_id}@{revision}" if revision else hub_id, kind):
         get_info = HfApi().dataset_info if kind == "dataset" else HfApi().model_info
         info = get_info(hub_id, revision=revision, files_metadata=True, timeout=_ASK_SECONDS)
@@ -135,8 +141,6 @@ def download_snapshot(repository: HubRepository, files: Sequence[HubFile]) -> Pa
 
     Files that are there already are not downloaded again; a file that was interrupted begins anew.
     """
-    from huggingface_hub import snapshot_download
-
     # By the name of the revision, so that the cache knows it by this name when the hub cannot be asked.
     with _translated(repository.hub_id, repository.kind):
         snapshot = snapshot_download(
@@ -154,9 +158,6 @@ def download(destination: Destination, file: HubFile) -> Path:
     A file that exists already is checked as well. DataError, one line, if anything goes wrong; a file whose size or
     checksum is not what the hub states is removed.
     """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]  # it is exported lazily
-
     repository = destination.repository
     content, partial = destination.content(file), destination.partial(file)
     with _translated(repository.hub_id, repository.kind, file):
@@ -178,17 +179,13 @@ def download(destination: Destination, file: HubFile) -> Path:
 
 def _append_rest(repository: HubRepository, file: HubFile, partial: Path) -> None:
     """Append to what there is of a file until it is whole."""
-    from huggingface_hub import hf_hub_url
-    from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
-
     if _size(partial) > file.size:
         partial.unlink()
     # By the commit, as main may move; not compressed, as a compressed stream cannot be resumed.
     url = hf_hub_url(repository.hub_id, file.path, repo_type=repository.kind, revision=repository.commit)
     headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
     with partial.open("ab") as target:
-        http_get(url, target, resume_size=target.tell(), headers=headers, expected_size=file.size)
+        file_download.http_get(url, target, resume_size=target.tell(), headers=headers, expected_size=file.size)
 
 
 def _check(file: HubFile, path: Path) -> None:
@@ -234,15 +231,6 @@ def _translated(hub_id: str, kind: RepositoryKind, file: HubFile | None = None) 
 
 def _reason(hub_id: str, kind: RepositoryKind, error: Exception) -> str:
     """What went wrong, and the remedy."""
-    from huggingface_hub import constants
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
     hub = f"the hub at {constants.ENDPOINT}"
     page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{hub_id.partition('@')[0]}"
     match error:
