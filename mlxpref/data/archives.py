@@ -7,11 +7,11 @@ is a DataError that says why. A tar.gz has no random access; see `mlxpref.data.t
 import zipfile
 import zlib
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
-from typing import Any, Protocol
+from typing import Any
 
 from mlxpref.errors import DataError
 from mlxpref.lru import LRU
@@ -26,19 +26,11 @@ _OPEN = 40
 """How many archives are kept open: more than ImageRewardDB's 32, far below a Mac's limit of 256 files."""
 
 
-class _Archive(Protocol):
-    def has(self, member: str) -> bool:
-        """Whether it is there, by the list of members."""
-
-    def read(self, member: str) -> bytes:
-        """Its content; DataError, without the archive's name, for what cannot be read."""
-
-
 class ArchiveCache:
     """Archives that are kept open, those used last. Safe for threads, which wait for each other."""
 
     def __init__(self) -> None:
-        self._archives: LRU[Path, tuple[tuple[int, ...], _Archive]] = LRU(_OPEN)
+        self._archives: LRU[Path, tuple[tuple[int, ...], _Zip | _Table]] = LRU(_OPEN)
         self._lock = Lock()
 
     def read(self, image: PackedImage) -> bytes:
@@ -54,7 +46,7 @@ class ArchiveCache:
             except DataError:
                 return False
 
-    def _opened(self, path: Path) -> _Archive:
+    def _opened(self, path: Path) -> "_Zip | _Table":
         try:
             status = path.stat()
             stamp = status.st_ino, status.st_size, status.st_mtime_ns
@@ -72,6 +64,8 @@ class ArchiveCache:
 
 
 class _Zip:
+    """Members are paths. `has` goes by the list of members; `read` raises DataErrors without the archive's name."""
+
     def __init__(self, path: Path) -> None:
         try:
             self._file = zipfile.ZipFile(path)
@@ -99,7 +93,7 @@ class _Zip:
 
 
 class _Table:
-    """A parquet table; the columns of one of its row groups are in memory at a time."""
+    """Members are "row/column". The columns of one row group are in memory at a time."""
 
     def __init__(self, path: Path) -> None:
         import pyarrow as pa
@@ -140,7 +134,7 @@ class _Table:
         return content
 
 
-_KINDS: dict[str, Callable[[Path], _Archive]] = {".zip": _Zip, ".parquet": _Table}
+_KINDS: dict[str, type[_Zip] | type[_Table]] = {".zip": _Zip, ".parquet": _Table}
 
 
 def named_image(name: str) -> Path | PackedImage:
