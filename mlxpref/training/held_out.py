@@ -39,7 +39,7 @@ class HeldOut:
             raise DataError(
                 f"all {len(preferences)} held-out preferences are ties, which measure nothing; give a larger --held-out"
             )
-        self.preferences = random_subset(decided, settings.held_out_limit, settings.seed)
+        self.preferences = random_subset(decided, settings.held_out_limit, settings.seed, "measured")
         self.best: dict[str, mx.array] = {}
         """The weights of the best adapter so far; none before the first measurement, or without patience."""
         self._vlm, self._settings, self._strategy, self._processes = vlm, settings, mix.strategy, processes

@@ -4,7 +4,6 @@ Everything is drawn by keys, (seed, 0, purpose, number), and nothing is remember
 asked for by itself. Rollouts draw by (seed, step, ...) with steps counted from 1.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,9 +18,9 @@ from mlxpref.config import TrainSettings
 from mlxpref.errors import DataError
 from mlxpref.preferences import Comparison, Preference, placed, share_for_first
 
-__all__ = ["ComparisonSampler", "TrainingComparison", "held_out_split", "random_subset", "subset_of_fraction"]
+__all__ = ["ComparisonSampler", "TrainingComparison", "held_out_split", "random_subset"]
 
-_FRACTION, _ORDER, _UNUSED, _HELD_OUT, _MEASURED = range(5)
+_PURPOSES = ("fraction", "order", "unused", "held out", "measured")
 """What random numbers are drawn for."""
 
 
@@ -45,7 +44,7 @@ class ComparisonSampler:
 
     def __init__(self, preferences: Sequence[Preference], settings: TrainSettings) -> None:
         self.preferences, self.seed, self.comparisons = preferences, settings.seed, settings.comparisons
-        self._first_order = _generator(settings.seed, _ORDER).permutation(len(preferences))
+        self._first_order = _generator(settings.seed, "order").permutation(len(preferences))
         # A step lies in one epoch or reaches into the next: two orders are enough.
         self._order = lru_cache(maxsize=2)(self._draw_order)
 
@@ -56,7 +55,7 @@ class ComparisonSampler:
     def unused(self, step: int) -> Iterator[int]:
         """Return the indices of the preferences that a step does not show, in a random order of the step's own."""
         step_indices = set(self._indices(step))
-        order = _generator(self.seed, _UNUSED, step).permutation(len(self.preferences)).tolist()
+        order = _generator(self.seed, "unused", step).permutation(len(self.preferences)).tolist()
         return (index for index in order if index not in step_indices)
 
     def replacement(self, step: int, place: int, index: int, attempt: int) -> TrainingComparison:
@@ -83,7 +82,7 @@ class ComparisonSampler:
         """The order of the preferences in an epoch."""
         if epoch == 0:
             return self._first_order
-        generator, count = _generator(self.seed, _ORDER, epoch), len(self.preferences)
+        generator, count = _generator(self.seed, "order", epoch), len(self.preferences)
         order = np.empty(count, np.int64)
         for half in range(2):
             # This half shows a first in even epochs, the other one in odd ones; a comes first at every other place.
@@ -91,14 +90,13 @@ class ComparisonSampler:
         return order
 
 
-def subset_of_fraction(preferences: Sequence[Preference], fraction: float, seed: int) -> list[Preference]:
-    """Return a fraction of the preferences, at least one, in their order; a smaller one is part of a larger one."""
-    return _subset(preferences, max(1, math.ceil(fraction * len(preferences))), _generator(seed, _FRACTION))
+def random_subset(preferences: Sequence[Preference], count: int, seed: int, purpose: str) -> list[Preference]:
+    """Return at most `count` of the preferences, drawn once for a purpose, in their order.
 
-
-def random_subset(preferences: Sequence[Preference], most: int, seed: int) -> list[Preference]:
-    """Return at most `most` of the preferences, drawn once, in their order."""
-    return _subset(preferences, most, _generator(seed, _MEASURED))
+    A smaller subset for the same purpose is part of a larger one.
+    """
+    indices = _generator(seed, purpose).permutation(len(preferences))[:count]
+    return [preferences[i] for i in sorted(indices)]
 
 
 def held_out_split(
@@ -120,7 +118,7 @@ def held_out_split(
             "it asks for; give data of several prompts, or no --held-out"
         )
     held_out, count = [], 0
-    for i in _generator(seed, _HELD_OUT).permutation(len(names)):
+    for i in _generator(seed, "held out").permutation(len(names)):
         if count + sizes[i] <= share * len(preferences):
             held_out.append(names[i])
             count += sizes[i]
@@ -145,9 +143,5 @@ def _connected(preferences: Sequence[Preference]) -> NDArray[np.int32]:
     return labels
 
 
-def _subset(preferences: Sequence[Preference], count: int, generator: np.random.Generator) -> list[Preference]:
-    return [preferences[i] for i in sorted(generator.permutation(len(preferences))[:count])]
-
-
-def _generator(seed: int, purpose: int, number: int = 0) -> np.random.Generator:
-    return np.random.default_rng([seed, 0, purpose, number])
+def _generator(seed: int, purpose: str, number: int = 0) -> np.random.Generator:
+    return np.random.default_rng([seed, 0, _PURPOSES.index(purpose), number])

@@ -30,7 +30,7 @@ from mlxpref.training.loss import loss_inputs
 from mlxpref.training.policy_update import UpdateResult, update_policy
 from mlxpref.training.rewards import RewardMix
 from mlxpref.training.rollouts import RolloutGroup, sample_groups
-from mlxpref.training.sampler import ComparisonSampler, held_out_split, subset_of_fraction
+from mlxpref.training.sampler import ComparisonSampler, held_out_split, random_subset
 from mlxpref.training.step_report import StepMeter, StepReport, measured_shares, rollout_records
 
 __all__ = ["Trainer"]
@@ -72,7 +72,8 @@ class Trainer:
                 "give other data, or --reward brier"
             )
         learned_from, held_out = held_out_split(usable, settings.held_out, settings.seed)
-        self.preferences = subset_of_fraction(learned_from, settings.fraction, settings.seed)
+        count = max(1, math.ceil(settings.fraction * len(learned_from)))
+        self.preferences = random_subset(learned_from, count, settings.seed, "fraction")
         self.held_out = HeldOut(vlm, held_out, settings, self.mix, processes)
         self.step_count = settings.steps or math.ceil(len(self.preferences) / settings.comparisons)
         if adapter_weights(vlm.model):

@@ -11,7 +11,7 @@ import pytest
 from mlxpref.config import TrainSettings
 from mlxpref.errors import DataError
 from mlxpref.preferences import Preference
-from mlxpref.training.sampler import ComparisonSampler, TrainingComparison, held_out_split, subset_of_fraction
+from mlxpref.training.sampler import ComparisonSampler, TrainingComparison, held_out_split, random_subset
 
 SHARES = (0.0, 0.1, 0.3, 0.6, 0.8, 1.0)
 
@@ -86,9 +86,9 @@ def test_replacements_are_unused_preferences() -> None:
         assert other.key == (step, place, 1)
 
 
-def test_smaller_fractions_are_part_of_larger_ones() -> None:
+def test_smaller_subsets_are_part_of_larger_ones() -> None:
     data = preferences(40)
-    quarter, half = (subset_of_fraction(data, fraction, seed=0) for fraction in (0.25, 0.5))
+    quarter, half = (random_subset(data, count, 0, "fraction") for count in (10, 20))
     assert (len(quarter), len(half)) == (10, 20)
     assert {id(p.a) for p in quarter} < {id(p.a) for p in half}
     assert half == [p for p in data if p in half]
