@@ -1,1 +1,1 @@
-"""A prompt and two images become verdicts, preferences and rankings; and how well these agree with people."""
+"""A prompt and two images become verdicts, preferences and rankings; metrics measure their agreement with people."""

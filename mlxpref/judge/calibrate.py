@@ -1,4 +1,4 @@
-"""Calibrating a judge: it judges preferences of people, and a rescaling of its answers is fitted to these."""
+"""Calibrating a judge: it judges people's preferences, and a rescaling of its answers is fitted to them."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ __all__ = ["calibrate", "calibration_metrics", "calibration_of", "cross_fitted"]
 
 _FOLDS = 5
 _FEWEST, _FEW = 10, 50
-"""Pairs below which nothing is fitted, and below which a warning says that the fit is rough."""
+"""Fewer pairs than the first raise an error; fewer than the second bring a warning that the fit is rough."""
 
 
 def calibrate(
@@ -32,8 +32,8 @@ def calibrate(
 ) -> Calibration:
     """Judge preferences, each in both orders, and fit a calibration for judging with or without thinking.
 
-    Ties are dropped, as in an evaluation. A calibration that the judge has makes no difference. DataError where fewer
-    than ten pairs could be read.
+    Ties are dropped, as in an evaluation; a calibration of the judge is ignored. DataError for fewer than ten readable
+    pairs.
     """
     decided = [p for p in preferences if p.better != "tie"]
     uncalibrated = replace(judge, calibration=None)
@@ -50,9 +50,9 @@ def calibration_of(
     data: str,
     split: str,
 ) -> Calibration:
-    """The calibration that fits a judge's verdicts on preferences, under the conditions that they were made in.
+    """Fit a calibration to a judge's verdicts on preferences, for the conditions of these verdicts.
 
-    Pairs of which an order could not be read are left out; DataError where fewer than ten are left.
+    Pairs with an unreadable order are left out; DataError where fewer than ten remain.
     """
     orders = np.array([(v.p_a_shown_first, v.p_a_shown_second) for v in verdicts], np.float64).reshape(-1, 2)
     readable = np.flatnonzero(~np.isnan(orders).any(axis=1)).tolist()

@@ -1,4 +1,4 @@
-"""calibration.json: how a judge's answers are rescaled, and which judge, asked how, that holds for."""
+"""calibration.json: the rescaling of a judge's answers, and the judge and settings that it is for."""
 
 import json
 import math
@@ -28,10 +28,10 @@ CALIBRATION_FILE = "calibration.json"
 
 @dataclass(frozen=True)
 class JudgeConditions:
-    """What a judge's soft preferences depend on beside the pair: a calibration holds for these and no others.
+    """The conditions of a judge's soft preferences, apart from the pair; a calibration holds only for them.
 
-    `judge` is the fingerprint of the model and its adapter, `template` the version of the words, `method` that of
-    judging itself. Without thinking one answer is read and nothing written: `samples` is 1 and `max_tokens` 0.
+    `judge` is the fingerprint of the model and its adapter, `template` the version of the template, `method` that of
+    the judging code. Without thinking `samples` is 1 and `max_tokens` 0.
     """
 
     judge: str
@@ -44,7 +44,7 @@ class JudgeConditions:
 
     @property
     def mode(self) -> str:
-        """Judging with thinking and without are calibrated separately."""
+        """Each of the two modes, with and without thinking, has its own calibration."""
         return "with thinking" if self.think else "without thinking"
 
     def differences(self, other: "JudgeConditions") -> list[str]:
@@ -60,9 +60,9 @@ class JudgeConditions:
 
 @dataclass(frozen=True)
 class CalibrationMetrics:
-    """How far soft preferences are from the shares of people: less is better.
+    """The distance of soft preferences from the shares of people: less is better.
 
-    `nll` is the cross-entropy in nats. `first_choice_rate` is about single orders: 0.5 is no position bias.
+    `nll` is the cross-entropy in nats. `first_choice_rate` is of single orders: 0.5 is no position bias.
     """
 
     nll: float
@@ -73,10 +73,10 @@ class CalibrationMetrics:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How the answers of one judge in one mode are rescaled, and how well that works.
+    """The rescaling of one judge's answers in one mode, and its effect.
 
-    `rescaling` is the fit to all `pairs`. `after` is measured on the same pairs as `before`, each rescaled by a fit to
-    other prompts (`folds` of them).
+    `rescaling` is the fit to all `pairs`. `after` is of the same pairs as `before`, each rescaled by a fit to other
+    prompts, in `folds` folds.
     """
 
     conditions: JudgeConditions
@@ -90,7 +90,7 @@ class Calibration:
     warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """The calibration as it stands in calibration.json."""
+        """The calibration as in calibration.json."""
         values = asdict(self)
         return values | {"remarks": values.pop("warnings")}
 
@@ -107,7 +107,7 @@ class CalibrationFile:
     calibrations: tuple[Calibration, ...]
 
     def rescaling(self, conditions: JudgeConditions) -> TemperatureScaling:
-        """The rescaling made for these conditions; ConfigError where there is none."""
+        """The rescaling for these conditions; ConfigError where there is none."""
         remedy = "; make one with `mlxpref calibrate`, or continue without (no --calibration, or --no-calibration)"
         for each in self.calibrations:
             if each.conditions.think == conditions.think:
@@ -117,7 +117,7 @@ class CalibrationFile:
         raise ConfigError(f"{self.path}: has no calibration for judging {conditions.mode}{remedy}")
 
     def summary(self) -> dict[str, Any]:
-        """The part of it that stands in the JSON of results."""
+        """The part of it for the JSON of results."""
         modes = [{"think": c.conditions.think, **asdict(c.rescaling), "pairs": c.pairs} for c in self.calibrations]
         return {"file": str(self.path), "modes": modes}
 
@@ -131,7 +131,7 @@ def cached_calibrations() -> Path:
 
 
 def read_calibrations(path: Path) -> CalibrationFile:
-    """The calibrations in a file; DataError where it is missing or something else."""
+    """The calibrations in a file; DataError for a missing or another file."""
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))["calibrations"]
         return CalibrationFile(path, tuple(_calibration(row) for row in rows))
@@ -142,7 +142,7 @@ def read_calibrations(path: Path) -> CalibrationFile:
 
 
 def write_calibration(path: Path, calibrations: Iterable[Calibration]) -> CalibrationFile:
-    """Write calibrations into a file and return all that it has then.
+    """Write calibrations into a file and return its whole content.
 
     They replace those of the same mode. One of the other mode stays if judge, template, method and image size are the
     same. ConfigError where the file cannot be written, DataError where it is no calibration.

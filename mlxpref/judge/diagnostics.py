@@ -1,4 +1,4 @@
-"""Warnings about a ranking: what the judge could not tell apart, answer or finish."""
+"""Warnings about a ranking: images that the judge could not tell apart, unreadable or cut-off answers."""
 
 from collections.abc import Iterator
 
@@ -9,15 +9,15 @@ from mlxpref.judge.ranking_result import Ranking
 __all__ = ["warnings_for"]
 
 _UNDECIDED = 0.1
-"""A soft preference so near to 0.5 says next to nothing."""
+"""A soft preference this near to 0.5 is undecided."""
 _UNDECIDED_SHARE = 2 / 3
-"""Above this share of such pairs a warning says that the judge cannot tell the images apart."""
+"""Above this share of undecided pairs a warning says that the judge cannot tell the images apart."""
 _STANDARD_ERRORS = 2.0
-"""Standard errors from 0 at which a position bias is there at all."""
+"""A position bias this many standard errors from 0 is real."""
 
 
 def warnings_for(ranking: Ranking, top: int | None = None) -> Iterator[str]:
-    """The warnings about a ranking, a line each; `top` is how many best images were asked for."""
+    """The warnings about a ranking, a line each; `top` is the number of best images in the request."""
     yield from _about_the_ending(ranking, top)
     if not ranking.prompt.strip():
         yield "the prompt is empty: the images were compared without knowing what they were made for"

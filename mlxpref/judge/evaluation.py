@@ -1,4 +1,4 @@
-"""Evaluations: how well a judge, or the image scores of another tool, agree with people by a test set's protocol."""
+"""Evaluations: the agreement of a judge, or of another tool's image scores, with people by a test set's protocol."""
 
 import math
 import time
@@ -30,9 +30,9 @@ __all__ = [
 
 @dataclass(frozen=True)
 class EvaluationSpec:
-    """What is measured and how: a split of some data, the strategy of the judge (None for image scores), a protocol.
+    """The plan of an evaluation: a split of some data, the judge's strategy (None for image scores), a protocol.
 
-    `tie_threshold` is for protocols that count ties: how far apart the probabilities of both sides may be in a tie.
+    `tie_threshold` is for protocols that count ties: the largest difference of both sides' probabilities in a tie.
     """
 
     data: str
@@ -44,11 +44,11 @@ class EvaluationSpec:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The JSON of `eval`: what was judged, how, and how well; NaN where there was nothing to measure.
+    """The result of `eval`; NaN where there was nothing to measure.
 
-    `tokens` were written and `seconds` taken by this run. `tokens_per_pair` counts what was recalled from a store too;
-    `seconds_per_pair` is of the pairs that were judged now. `human_ceiling` is how often two people agree who saw the
-    same pair. `verdicts` are those of `protocols.counted`, in that order.
+    `tokens` and `seconds` are of this run. `tokens_per_pair` includes verdicts from a store; `seconds_per_pair` covers
+    only newly judged pairs. `human_ceiling` is the probability that two people agree on a pair. `verdicts` are those of
+    `protocols.counted`, in that order.
     """
 
     spec: EvaluationSpec
@@ -63,7 +63,7 @@ class Evaluation:
     verdicts: tuple[PairVerdict, ...] = field(default=(), repr=False)
 
     def to_json(self) -> dict[str, Any]:
-        """The evaluation as design.md's JSON of `eval`; null where nothing was measured."""
+        """The evaluation as JSON of `eval`, with null for NaN."""
         spec = self.spec
         values: dict[str, Any] = {
             "data": spec.data,
@@ -83,8 +83,8 @@ class Evaluation:
 def evaluate(judge: Judge, preferences: Sequence[Preference], spec: EvaluationSpec) -> Evaluation:
     """Judge preferences, each in both orders, and measure the agreement with people.
 
-    Ties in the data are dropped, unless the protocol counts them; it then needs `spec.tie_threshold`, else ConfigError.
-    DataError where no preference is left to judge.
+    Ties in the data are dropped, unless the protocol counts them; ConfigError if it does and `spec.tie_threshold` is
+    missing. DataError without preferences to judge.
     """
     assert spec.strategy is not None
     start = time.perf_counter()
@@ -99,7 +99,7 @@ def evaluation_of(
 ) -> Evaluation:
     """Measure the verdicts on `protocols.counted(preferences, spec.protocol)`, in that order.
 
-    `seconds` is the time that this run took for those that were not recalled from a store.
+    `seconds` is this run's time for the verdicts that no store had.
     """
     assert spec.strategy is not None
     completions = [verdict for pair in verdicts for verdict in pair.verdicts]
@@ -118,7 +118,7 @@ def evaluation_of(
 def evaluation_of_scores(preferences: Sequence[Preference], p_a: Floats, spec: EvaluationSpec) -> Evaluation:
     """Measure a tool that scores images: `p_a` is 1, 0 or 0.5 for each of `protocols.counted(preferences, protocol)`.
 
-    Scores have no probabilities and see no places, so all that is about these is NaN; only equal scores predict a tie.
+    Scores have no probabilities and no position, so metrics of these are NaN; only equal scores predict a tie.
     """
     threshold = 0.0 if PROTOCOLS[spec.protocol].ties else None
     evaluation = _measured(preferences, p_a, p_a, replace(spec, strategy=None, tie_threshold=threshold))
@@ -128,12 +128,12 @@ def evaluation_of_scores(preferences: Sequence[Preference], p_a: Floats, spec: E
 
 
 def tie_threshold_of(preferences: Sequence[Preference], verdicts: Sequence[PairVerdict]) -> float:
-    """The tie threshold that fits the verdicts on a validation split best, ties included."""
+    """The tie threshold with the best fit to the verdicts on a validation split, ties included."""
     return best_threshold(both_orders(*_p_a_in_both_orders(verdicts)), labels(preferences))
 
 
 def to_judge(preferences: Sequence[Preference], spec: EvaluationSpec) -> list[Preference]:
-    """The preferences that a protocol needs judged; DataError where there is none."""
+    """The preferences to judge for a protocol; DataError where there is none."""
     pairs = counted(preferences, spec.protocol)
     if not pairs:
         raise DataError(f"{spec.data}, split {spec.split}: no preference to judge ({len(preferences)} ties)")
@@ -143,7 +143,7 @@ def to_judge(preferences: Sequence[Preference], spec: EvaluationSpec) -> list[Pr
 def _measured(
     preferences: Sequence[Preference], p_shown_first: Floats, p_shown_second: Floats, spec: EvaluationSpec
 ) -> Evaluation:
-    """All that follows from the judge's probabilities (N,) of both orders and from people, without what it took."""
+    """The evaluation of the judge's probabilities (N,) of both orders, without tokens and seconds."""
     pairs = to_judge(preferences, spec)
     if not len(pairs) == len(p_shown_first) == len(p_shown_second):
         raise ValueError(f"{len(pairs)} preferences to judge, {len(p_shown_first)} that were judged")

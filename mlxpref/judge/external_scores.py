@@ -21,8 +21,8 @@ _COLUMNS = ("image", "score")
 def read_scores(path: Path) -> dict[str, float]:
     """The scores of a CSV file by image, in its order; higher is better.
 
-    The first line names the columns, of which `image` and `score` are taken. One DataError counts all rows without an
-    image, without a finite number or with an image of an earlier row, and shows the first ten.
+    The first line names the columns, among them `image` and `score`. One DataError counts all rows without an image,
+    without a finite number or with an image of an earlier row, and shows the first ten.
     """
     scores: dict[str, float] = {}
     lines: dict[str, int] = {}
@@ -50,9 +50,9 @@ def read_scores(path: Path) -> dict[str, float]:
 def match_scores(scores: Mapping[str, float], preferences: Sequence[Preference], path: Path) -> dict[str, float]:
     """The scores of the preferences' images, by `image_name`; scores of other images are left out.
 
-    A row names an image of the data by its path or by the last parts of it, if no other path ends so. An image in an
-    archive also has the path that it would have if the archive were unpacked where it lies. `path` is the file of the
-    scores. One DataError counts and names images without a score or with several, and rows that name several images.
+    A row names an image of the data by its path, or by last parts of it that no other path has. An image in an archive
+    also has its path after unpacking in place. `path` is the file of the scores. One DataError counts and names images
+    without a score or with several, and rows that name several images.
     """
     images = {image_name(image): image for p in preferences for image in (p.a, p.b)}
     rows_of: dict[str, list[str]] = defaultdict(list)
@@ -104,7 +104,7 @@ def _rows(path: Path) -> Iterator[tuple[int, str, str]]:
 
 
 def _named_images(rows: Sequence[str], images: Mapping[str, ImageLike]) -> Iterator[list[str]]:
-    """For each row, the names of the images of the data that it may mean."""
+    """For each row, the names of the images of the data that match it."""
     parts = [PurePath(row).parts for row in rows]
     lengths = {len(each) for each in parts}
     endings: dict[tuple[str, ...], dict[str, None]] = defaultdict(dict)

@@ -1,4 +1,4 @@
-"""The fingerprint of a judge: the same for the same model and adapter, another one after any change to them."""
+"""The fingerprint of a judge: equal for the same model and adapter, different after any change to them."""
 
 import hashlib
 from functools import cached_property
@@ -18,12 +18,12 @@ _FILES = ("*.json", "*.jinja", "*.txt")
 
 
 class Fingerprint:
-    """The fingerprint of a model as it is in memory: its weights in their precision, its adapter, its files.
+    """The fingerprint of a model in memory: its weights in their precision, its adapter, its files.
 
-    Weights are read from memory, so that no name, copy or date of a file makes another model look like this one. The
-    adapter's are hashed byte by byte each time. Of the others, the sums of the rows and columns of each matrix are
-    hashed; they are computed once, as long as the arrays are the same objects. So base weights that are overwritten in
-    place go unnoticed, and so do changes made on purpose to keep all these sums.
+    It reads the weights from memory, so that no file's name, copy or date makes another model look like this one. It
+    hashes the adapter's bytes each time. Of the other matrices it hashes the sums of rows and columns, computed once
+    while the arrays are the same objects. So it misses base weights that are overwritten in place, and changes that
+    keep all these sums on purpose.
     """
 
     def __init__(self, vlm: VLM) -> None:
@@ -31,7 +31,7 @@ class Fingerprint:
         self._sums: dict[str, tuple[mx.array, bytes]] = {}
 
     def now(self) -> str:
-        """The fingerprint of the model and of the adapter that it has at this moment."""
+        """The fingerprint of the model and its current adapter."""
         model = self._vlm.model
         adapter = adapter_weights(model)
         weights: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
@@ -39,7 +39,7 @@ class Fingerprint:
         digest = hashlib.sha256(self._files)
         for name, content in sorted((self._sums_of(base) | _bytes_of(adapter)).items()):
             digest.update(f"{name} {weights[name].dtype} {weights[name].shape} {len(content)}\n".encode() + content)
-        # The factor of an adapter's product is a number of the layer, not a weight.
+        # An adapter's scale is a number of the layer, not a weight.
         scales = [(name, layer.scale) for name, layer in model.named_modules() if f"{name}.lora_a" in adapter]
         digest.update(repr(sorted(scales)).encode())
         return digest.hexdigest()
@@ -54,7 +54,7 @@ class Fingerprint:
         return "\n".join(contents).encode()
 
     def _sums_of(self, weights: dict[str, mx.array]) -> dict[str, bytes]:
-        """The sums of weights, remembered while they are the same arrays."""
+        """The sums of weights, cached while the arrays are the same objects."""
         before = self._sums
         self._sums = {
             name: before[name] if name in before and before[name][0] is weight else (weight, _sums(weight))
@@ -66,7 +66,7 @@ class Fingerprint:
 def _sums(weight: mx.array) -> bytes:
     """The sums of the rows and of the columns of a weight's bits.
 
-    Taken of 16 bits at a time: whole floats would be added modulo 2^32, where two changed signs cancel.
+    It adds 16 bits at a time: sums of 32 bits are modulo 2^32, where two changed signs cancel.
     """
     kind = mx.uint8 if weight.dtype.size == 1 else mx.uint16
     bits = weight.reshape(-1, weight.shape[-1] if weight.ndim > 1 else 1).view(kind)

@@ -37,16 +37,16 @@ from mlxpref.verdict import Strategy
 __all__ = ["Judge"]
 
 _METHOD = 1
-"""Raised where judging itself changes, so that earlier comparisons are no longer recalled."""
+"""The version of the judging code; a new number makes the store's earlier comparisons invalid."""
 
 
 @dataclass(frozen=True)
 class Judge:
     """A model that compares images. It remembers nothing between calls; results carry their own counts.
 
-    A `store` recalls comparisons that were judged before and keeps new ones. A `calibration` rescales soft
-    preferences, never verdicts or what the store keeps; ConfigError where it was made for other conditions. Several
-    `processes`, which must make the same calls, share the comparisons and all get every verdict.
+    A `store` keeps the verdicts of comparisons and recalls them. A `calibration` rescales soft preferences, never
+    verdicts or the store's content; ConfigError for one of other conditions. Several `processes`, which must make the
+    same calls, share the comparisons and all get every verdict.
     """
 
     vlm: VLM
@@ -62,7 +62,7 @@ class Judge:
         object.__setattr__(self, "fingerprint", self.fingerprint or Fingerprint(self.vlm))
 
     def compare(self, a: ImageLike, b: ImageLike, prompt: str) -> PairVerdict:
-        """Judge one pair in both orders: `p_a` of what is returned is the preference for a."""
+        """Judge one pair in both orders; `p_a` of the result is the preference for a."""
         return next(self.pairs([Pair(a, b, prompt)]))
 
     def rank(
@@ -76,13 +76,13 @@ class Judge:
     ) -> Ranking:
         """Rank at least two images, best first; see `rank_pairs` for `think_about`, `pairs` and `top`.
 
-        `skipped` are images that were left out; they stand in the result.
+        `skipped` are images that were left out; the result lists them.
         """
         encoded_before = self.vlm.features.runs
         budget = PairBudget.of(len(images), think_about, pairs)
         session = self.session()
         for think, count in ((False, budget.without_thinking), (True, budget.with_thinking)):
-            if count:  # what is not calibrated is refused before any work is done
+            if count:  # a missing calibration is an error before any work
                 self._rescaling(think, session)
         self._encode_ahead(images, session)
 
@@ -123,7 +123,7 @@ class Judge:
     ) -> Iterator[PairVerdict]:
         """Judge pairs, each in both orders, in their order; lazily, a batch at a time.
 
-        `think` overrides the setting of the same name. `session` holds what calls that belong together need once.
+        `think` overrides the setting of the same name. `session` shares work among calls.
         """
         session = session or self.session()
         rescaling = self._rescaling(think, session) if strategy == "soft" else None
@@ -145,7 +145,7 @@ class Judge:
     ) -> Iterator[Judgement]:
         """The verdicts on comparisons, `settings.samples` on each, in their order; lazily, a batch at a time.
 
-        With `write_answer` completions end after the answer, otherwise where it is read.
+        With `write_answer` completions end after the answer, otherwise at the answer position.
         """
         session = session or self.session()
         request = self._request(form, write_answer, self.settings.think if think is None else think, session)
@@ -162,7 +162,7 @@ class Judge:
         return JudgingSession(self.vlm)
 
     def conditions(self, think: bool | None = None, session: JudgingSession | None = None) -> JudgeConditions:
-        """What soft preferences depend on beside the pair, by the settings, with or without thinking."""
+        """The conditions of soft preferences by the settings, with or without thinking."""
         think = self.settings.think if think is None else think
         return JudgeConditions(
             judge=self._fingerprint_in(session or self.session()),
@@ -178,8 +178,8 @@ class Judge:
         return self.calibration.rescaling(self.conditions(think, session)) if self.calibration else None
 
     def _request(self, form: Form, write_answer: bool, think: bool, session: JudgingSession) -> Request:
-        """How comparisons are judged by the settings, asked in a form, with or without thinking."""
-        # Without thinking nothing is drawn before the answer, so more samples would say the same.
+        """The request for comparisons by the settings, in a form, with or without thinking."""
+        # Without thinking all samples would be equal.
         samples = self.settings.samples if think else 1
         sampling = Sampling(
             samples=samples,
@@ -193,9 +193,9 @@ class Judge:
         return Request(sampling, form, think, batch_size, digest)
 
     def _digest(self, sampling: Sampling, form: Form, think: bool, session: JudgingSession) -> bytes:
-        """A digest of all that verdicts depend on beside the comparison."""
+        """A digest of everything that verdicts depend on, apart from the comparison."""
         settings = asdict(sampling)
-        # What makes no difference is left out: greedy completions draw nothing, and an answer read at once writes none.
+        # Settings without effect are left out: greedy completions draw nothing, and without thinking none is written.
         if sampling.temperature == 0:
             del settings["seed"]
         if not think and sampling.until == "answer":
@@ -210,6 +210,6 @@ class Judge:
         return session.fingerprint
 
     def _encode_ahead(self, images: Sequence[ImageLike], session: JudgingSession) -> None:
-        """Encode images together, unless a store may know the comparisons or other processes do a part of them."""
+        """Encode images together, unless a store may have the comparisons or other processes share them."""
         if self.store is None and self.processes.size == 1:
             self.vlm.features.get_all(images, session.seen)

@@ -31,8 +31,8 @@ def load_judge(
 ) -> Judge:
     """Load a judge by name; see `find_checkpoint` for names and `agree`.
 
-    ConfigError where it would not fit the device while it judges pairs of `images` images, by default as many as make
-    a full batch. ModelError for an adapter that was trained on another model, unless `any_base`.
+    ConfigError if judging pairs of `images` images (by default a full batch) would not fit the device. ModelError for
+    an adapter of another model, unless `any_base`.
     """
     checked = settings_from(JudgeSettings, settings or {})
     name, path = find_checkpoint(model, agree)
@@ -56,9 +56,9 @@ def calibration_path(judge: Judge) -> Path:
 
 
 def calibrated(judge: Judge, calibration: Path | bool = True) -> Judge:
-    """The judge with the calibration in a file; True is its own, if there is one, False is none.
+    """The judge with the calibration in a file; True is its own, if any, False is none.
 
-    DataError for a file that is no calibration. Whether it was made for the judge shows when the judge is asked.
+    DataError for a file that is no calibration. A file of another judge raises an error only when the judge judges.
     """
     path = _own_calibration(judge) if calibration is True else calibration or None
     if path is None:
@@ -70,8 +70,8 @@ def calibrated(judge: Judge, calibration: Path | bool = True) -> Judge:
 
 def _own_calibration(judge: Judge) -> Path | None:
     """The judge's own calibration, if there is one."""
-    with suppress(DataError):  # no cache, so nothing is in it
-        # Without an adapter the place depends on all weights: they are read only where a calibration may be.
+    with suppress(DataError):  # there is no cache
+        # Without an adapter the place depends on all weights: read them only if there may be a calibration.
         if judge.adapter is not None or cached_calibrations().is_dir():
             path = calibration_path(judge)
             return path if path.exists() else None

@@ -1,4 +1,4 @@
-"""How often a judge agrees with people, and how far place decides: pure functions on probabilities and votes.
+"""The agreement of a judge with people, and its position bias: pure functions of probabilities and votes.
 
 A judge's preference is a probability from 0 to 1; 0.5 is undecided, NaN is unreadable.
 """
@@ -33,7 +33,7 @@ Bools = NDArray[np.bool_]
 _BOOTSTRAPS = 2000
 _BINS = 10
 _DRAWN_TOGETHER = 1 << 21
-"""Groups that are drawn at a time: 16 MB of numbers."""
+"""Groups per bootstrap chunk: 16 MB of numbers."""
 
 
 @dataclass(frozen=True)
@@ -65,13 +65,12 @@ def measure(
     """The agreement of a judge with people over N pairs, none of them a tie.
 
     `p_shown_first` and `p_shown_second` (N,) are the judge's preferences for a where it was shown first and second,
-    `p_people` (N,) the share of people who prefer a, `a_is_better` (N,) which side counts as right, by default that of
-    the majority. A pair counts as right where both orders, combined in log-odds, lean to that side; an even
-    preference is wrong.
+    `p_people` (N,) the share of people who prefer a, `a_is_better` (N,) the right side, by default the majority's. A
+    pair is right if both orders, combined in log-odds, lean to that side; an even preference is wrong.
 
     - `accuracy_low`, `accuracy_high`: 95 % interval, by bootstrap over groups, as pairs of a prompt are not
-      independent. It is never narrower than if they were, because drawing from few groups, or where nearly all is
-      right, says too little. The same for the same input.
+      independent. It is never narrower than for independent pairs, because the bootstrap fails with few groups or
+      nearly no errors. The same for the same input.
     - `accuracy_macro`: the mean over groups of each group's accuracy.
     - `both_orders_accuracy`: right in either order by itself.
     - `position_consistency`: the same image preferred in both orders.
@@ -110,22 +109,22 @@ def both_orders(p_shown_first: Floats, p_shown_second: Floats) -> Floats:
 
 
 def agreement(p: Floats, a_is_better: Bools) -> Bools:
-    """Whether preferences for a (N,) lean to the better side; an even or unreadable one does not."""
+    """Whether preferences for a (N,) lean to the better side; even or unreadable ones do not."""
     return np.where(a_is_better, p > 0.5, p < 0.5)
 
 
 def first_choice_rate(p_first: Floats) -> float:
-    """How often the image on the first place is preferred, of the comparisons (N,) that are decided.
+    """The share of decided comparisons (N,) that prefer the image on the first place.
 
-    From both orders of the same pairs this measures position bias; from one order only if the better image stands on
-    the first place in half of the pairs. NaN where nothing is decided.
+    Over both orders of the same pairs this measures position bias; over one order only if the better image is first in
+    half of the pairs. NaN if nothing is decided.
     """
     first, second = int((p_first > 0.5).sum()), int((p_first < 0.5).sum())
     return first / (first + second) if first + second else math.nan
 
 
 def human_agreement(p_people: Floats, votes: ArrayLike) -> float:
-    """How often two people who were asked about the same pair agree: a judge can hardly exceed that.
+    """The probability that two people agree on a pair: a ceiling for a judge.
 
     Of n votes, k are for a: (k (k-1) + (n-k) (n-k-1)) / (n (n-1)) of the pairs of voters agree. The mean over the
     pairs with two votes or more; NaN where there is none.
@@ -140,7 +139,7 @@ def human_agreement(p_people: Floats, votes: ArrayLike) -> float:
 
 
 def calibration_bins(p: Floats, p_people: Floats) -> tuple[Floats, Floats, Floats]:
-    """Of equally wide bins of probability: how many of (N,) fall in each, their sum, and the sum of people's shares."""
+    """For equal bins of probability: the count of (N,) in each, their sum, and the sum of people's shares."""
     bin_of = np.minimum((p * _BINS).astype(int), _BINS - 1)  # 1 falls in the last one
     sums = [np.bincount(bin_of, each, _BINS).astype(np.float64) for each in (np.ones_like(p), p, p_people)]
     return sums[0], sums[1], sums[2]

@@ -1,4 +1,4 @@
-"""What the judge says of a pair: every completion of both orders, and the preference for a that follows."""
+"""The verdict on a pair: every completion of both orders, and the preference for a."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -14,10 +14,10 @@ __all__ = ["JudgingCounts", "PairVerdict"]
 
 @dataclass(frozen=True)
 class PairVerdict:
-    """What the judge says of a pair: every completion of both orders, and the preferences that follow from them.
+    """The verdict on a pair: every completion of both orders, and the preferences that follow from them.
 
-    Completions are as they were written; `rescaling` is applied to the mean of an order's samples. `recalled` says of
-    each order whether a store had it.
+    Completions are not rescaled; `rescaling` applies to the mean of an order's samples. `recalled` says for each order
+    whether a store had it.
     """
 
     a_shown_first: tuple[Verdict, ...]
@@ -28,12 +28,12 @@ class PairVerdict:
 
     @property
     def p_a_shown_first(self) -> float | None:
-        """The preference for a where it was shown first, averaged over samples; None where unreadable."""
+        """The mean preference for a over samples that show it first; None if unreadable."""
         return self._p_first(self.a_shown_first)
 
     @property
     def p_a_shown_second(self) -> float | None:
-        """The preference for a where it was shown second, averaged over samples; None where unreadable."""
+        """The mean preference for a over samples that show it second; None if unreadable."""
         p_b = self._p_first(self.a_shown_second)
         return None if p_b is None else 1.0 - p_b
 
@@ -44,7 +44,7 @@ class PairVerdict:
         return 0.5 if p_a is None else p_a
 
     def to_json(self) -> dict[str, Any]:
-        """What JSON says of the pair, without the images' names."""
+        """The pair's JSON, without the images' names."""
         return {
             "p_a": self.p_a,
             "p_a_shown_first": self.p_a_shown_first,
@@ -53,7 +53,7 @@ class PairVerdict:
         }
 
     def outcome(self, a: int, b: int) -> PairOutcome:
-        """What this says for a ranking in which the pair's images have the numbers a and b."""
+        """The outcome for a ranking where the pair's images have the numbers a and b."""
         return PairOutcome(a, b, self.p_a_shown_first, self.p_a_shown_second)
 
     @property
@@ -71,7 +71,7 @@ class PairVerdict:
 
 @dataclass(frozen=True)
 class JudgingCounts:
-    """What it took to judge: comparisons judged now, comparisons that a store had, and tokens written now."""
+    """The work of judging: comparisons judged now, comparisons from a store, and tokens written now."""
 
     comparisons: int = 0
     recalled: int = 0

@@ -27,17 +27,17 @@ __all__ = [
 ]
 
 THRESHOLDS: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-"""The tie thresholds that Pick-a-Pic chooses from."""
+"""Pick-a-Pic's candidate tie thresholds."""
 VALIDATION_SPLIT = "validation_unique"
-"""The split on which Pick-a-Pic chooses it."""
+"""Pick-a-Pic's split for choosing it."""
 _LABEL = {"a": 1.0, "b": 0.0, "tie": 0.5}
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a test set counts: the mean credit of pairs, or of prompts (`macro`).
+    """A test set's definition of accuracy: the mean credit of pairs, or of prompts (`macro`).
 
-    `even` is the credit of an undecided prediction; with `ties`, ties in the data count and can be predicted.
+    `even` is the credit of an undecided prediction; with `ties`, ties in the data count and are a prediction.
     """
 
     definition: str
@@ -49,7 +49,7 @@ class Protocol:
 PROTOCOLS: dict[str, Protocol] = {
     "pairs": Protocol("share of pairs without a tie whose better image is preferred, undecided is wrong"),
     "imagereward": Protocol("ImageRewardDB: micro, over all pairs without a tie, undecided is wrong"),
-    # The official code sorts by score, which no pair leaves undecided: by chance it is an inversion or none.
+    # The official code sorts by score and decides every pair: an undecided one is an inversion by chance.
     "hpdv2": Protocol(
         "HPDv2: macro, mean over prompts of 1 - inversions / (n (n - 1) / 2), undecided is half an inversion",
         macro=True,
@@ -74,7 +74,7 @@ class Official:
 
 
 def protocol_of(data: str) -> str:
-    """The protocol of the data set that `--data` names: its own, or that of plain pairs."""
+    """The protocol of the data set in `--data`: its own, or that of plain pairs."""
     name = "pickapic" if data == "pickapic_v1" else data
     return name if name in PROTOCOLS else "pairs"
 

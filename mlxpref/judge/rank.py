@@ -1,4 +1,4 @@
-"""Ranking: pairs of images are chosen and judged in rounds, until the budget is spent or the top is settled."""
+"""Ranking: choose and judge pairs of images in rounds, until the budget is spent or the top is settled."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,19 +21,19 @@ from mlxpref.ranking.pair_selection import default_round, is_settled, next_round
 __all__ = ["TOP", "Compare", "PairBudget", "ThinkAbout", "rank_pairs"]
 
 ThinkAbout = Literal["top", "all", "none"]
-"""Which pairs are judged with thinking: those of the TOP best images, all, or none."""
+"""The pairs to judge with thinking: those of the TOP best images, all, or none."""
 TOP = 10
 Compare = Callable[[Iterable[Pair], bool], Iterable[PairVerdict]]
-"""A judge of pairs: the pairs, and whether to think about them."""
+"""Judges pairs; the second argument is whether to think."""
 _ROUND = 6
-"""The fewest pairs of a round: fewer would leave a judge that works in batches idle."""
+"""The fewest pairs of a round: fewer would leave a batch half empty."""
 _LEADERS = 3
-"""How many images the progress names."""
+"""The number of images that the progress names."""
 
 
 @dataclass(frozen=True)
 class PairBudget:
-    """How many pairs are judged without thinking, and how many with thinking after that."""
+    """The numbers of pairs to judge without thinking, and then with thinking."""
 
     without_thinking: int
     with_thinking: int
@@ -71,9 +71,9 @@ def rank_pairs(
 ) -> Ranking:
     """Judge pairs of at least two images by `compare` and rank them; see `PairBudget` for `think_about` and `pairs`.
 
-    With `top`, the work ends as soon as it is settled which images are the `top` best (`is_settled`); ConfigError for
-    a `top` below 1. KeyboardInterrupt ends it, too: the pairs judged until then are ranked; where there is none, it is
-    raised. Process 0 chooses the pairs for all `processes`, since machines may round differently.
+    With `top`, the work ends once the `top` best images are settled (`is_settled`); ConfigError for a `top` below 1.
+    KeyboardInterrupt ends it, too, and the pairs so far are ranked; without any, the interrupt is raised. Process 0
+    chooses the pairs for all `processes`, since machines may round differently.
     """
     start = time.perf_counter()
     if top is not None and top < 1:
@@ -84,7 +84,7 @@ def rank_pairs(
     ending: Ending = "done"
     try:
         if budget.without_thinking:
-            # Where thinking follows, this only has to find the images that are worth it.
+            # Before thinking, this only has to find the finalists.
             finalists = max(top, TOP) if top and budget.with_thinking else top
             schedule.run(everyone, budget.without_thinking, think=False, top=finalists)
         if budget.with_thinking:
@@ -113,7 +113,7 @@ def rank_pairs(
 
 @dataclass
 class _PairSchedule:
-    """Which pairs come next, and the verdicts so far; one with thinking replaces that of the same pair without."""
+    """The next pairs, and the verdicts so far; one with thinking replaces the pair's earlier one."""
 
     images: Sequence[ImageLike]
     prompt: str
@@ -126,7 +126,7 @@ class _PairSchedule:
 
     @property
     def outcomes(self) -> list[PairOutcome]:
-        """All pairs so far, as a ranking needs them."""
+        """All pairs so far, as input for a ranking."""
         return [pair.verdict.outcome(pair.a, pair.b) for pair in self.pairs.values()]
 
     def best(self, count: int) -> list[int]:
@@ -136,7 +136,7 @@ class _PairSchedule:
         return numbers
 
     def run(self, members: Sequence[int], budget: int, think: bool, top: int | None) -> None:
-        """Judge `budget` pairs among some images (ascending numbers), or fewer if the top is settled before."""
+        """Judge `budget` pairs among some images (ascending numbers), or fewer if the top settles earlier."""
         what = "with thinking" if think else "without thinking"
         work = self._rounds(members, budget, think, top)
         for verdict in track(work, budget, lambda: f"judging {what}{self._leaders}"):

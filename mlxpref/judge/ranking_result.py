@@ -16,7 +16,7 @@ from mlxpref.verdict import Verdict
 __all__ = ["Ending", "JudgedPair", "Ranking", "Reason", "name_of"]
 
 Ending = Literal["done", "settled", "interrupted"]
-"""Why no more pairs were judged: the budget was spent, the top was settled before that, or somebody interrupted it."""
+"""The reason for the end: the budget was spent, the top was settled, or the user interrupted."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class JudgedPair:
 
 @dataclass(frozen=True)
 class Reason:
-    """The reasoning about two images as they were shown, `first` and `second` by number."""
+    """The reasoning about two images by number, in the order shown."""
 
     first: int
     second: int
@@ -39,7 +39,7 @@ class Reason:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Images in order for one prompt, with every pair that was judged.
+    """The images of one prompt in order, with every judged pair.
 
     The i-th image of `images` is number i in `pairs` and in `strengths`. An interval says how well this judge's own
     full ranking is known from the pairs asked, not what people think.
@@ -65,9 +65,9 @@ class Ranking:
         return name_of(self.images, index)
 
     def reason(self, image: RankedImage) -> Reason | None:
-        """The reasoning of the comparison that most clearly puts an image at its place.
+        """The reasoning that most clearly explains an image's place.
 
-        For the upper half one that it won, for the others one that it lost; None where there is no reasoning.
+        For the upper half from a comparison that it won, for the others from a lost one; None without reasoning.
         """
         upper = image.rank <= (len(self.images) + 1) // 2
         clearest, reason = 0.0, None
@@ -83,7 +83,7 @@ class Ranking:
         return reason
 
     def reason_text(self, image: RankedImage) -> str | None:
-        """The reason of an image, with its place in it and its opponent."""
+        """The reason for an image's place, with its position and its opponent."""
         reason = self.reason(image)
         if reason is None:
             return None
@@ -91,7 +91,7 @@ class Ranking:
         return f"as image {place} beside {Path(self.name(other)).name}: {reason.text}"
 
     def to_json(self) -> dict[str, Any]:
-        """The ranking as design.md's JSON of `rank`."""
+        """The ranking as JSON of `rank`."""
         return {
             "prompt": self.prompt,
             "model": self.model,
@@ -134,7 +134,7 @@ def _orders(pair: JudgedPair) -> tuple[tuple[int, int, tuple[Verdict, ...]], ...
 
 
 def _clearest(verdicts: Sequence[Verdict], first_wins: bool) -> str | None:
-    """The reasoning of the verdict that most clearly says that the first image wins, or loses; None if none does."""
+    """The reasoning of the clearest verdict that the first image wins, or loses; None if there is none."""
     reasons = [
         (p if first_wins else 1 - p, verdict.reasoning)
         for verdict in verdicts

@@ -1,6 +1,6 @@
-"""The store: an SQLite file that keeps every finished comparison, so that it is judged once.
+"""The store: an SQLite file of all judged comparisons, so that none is judged twice.
 
-The judge makes the keys, which are bytes here; a value is the verdicts, exactly as they were.
+The judge makes the keys, which are bytes here; values are the exact verdicts.
 """
 
 import json
@@ -21,17 +21,17 @@ _APPLICATION = int.from_bytes(b"mlxp", "big")
 _SCHEMA = 1
 _TABLE = "CREATE TABLE comparisons (key BLOB PRIMARY KEY, verdicts TEXT NOT NULL)"
 _KEYS_A_QUERY = 500
-"""SQLite may be built to take no more than 999."""
+"""Some builds of SQLite allow only 999."""
 _REMEDY = "choose another file with --store FILE, or none with --no-store"
 
 
 class Store:
     """The verdicts of comparisons by key; several programs may use one file at once.
 
-    All methods raise DataError for a file that cannot be used, which stays as it is. They wait at most `timeout`
-    seconds for other writers. When `put_many` returns, its items survive the end of the process.
+    All methods raise DataError for an unusable file and leave it unchanged. They wait at most `timeout` seconds for
+    other writers. When `put_many` returns, its items survive the end of the process.
 
-    Of several `processes`, which ask for the same keys in the same order, only the main one opens the file.
+    Several `processes` must ask for the same keys in the same order; only the main one opens the file.
     """
 
     def __init__(self, path: Path, timeout: float = 60.0, processes: ProcessGroup = SINGLE_PROCESS) -> None:
@@ -57,12 +57,12 @@ class Store:
         """The verdicts of those keys that are in the store."""
         by_key = self._query(keys) if self._processes.is_main else {}
         values = self._processes.broadcast([by_key.get(key) for key in keys])
-        # By place, not by key: an image that one machine decodes to other bits must not lead the processes apart.
+        # By index, not by key: another machine may decode an image to other bits and so have another key.
         with _translated(self.path):
             return {key: verdicts_from_json(each) for key, each in zip(keys, values, strict=True) if each is not None}
 
     def put_many(self, items: Mapping[bytes, Sequence[Verdict]]) -> None:
-        """Keep verdicts by key, all or none of them; a key that is there already keeps its verdicts."""
+        """Store verdicts by key, all or none; an existing key keeps its verdicts."""
         if not self._processes.is_main:
             return
         rows = [(key, json.dumps(verdicts_to_json(verdicts))) for key, verdicts in items.items()]
@@ -81,7 +81,7 @@ class Store:
         self.close()
 
     def _query(self, keys: Sequence[bytes]) -> dict[bytes, list[list[Any]]]:
-        """The verdicts of keys as JSON has them."""
+        """The verdicts of keys as JSON."""
         values = {}
         for start in range(0, len(keys), _KEYS_A_QUERY):
             part = keys[start : start + _KEYS_A_QUERY]
@@ -91,7 +91,7 @@ class Store:
         return values
 
     def _prepare(self) -> None:
-        """Make the table in a new file; refuse a file that is not ours before anything in it changes."""
+        """Make the table in a new file; raise for another program's file before any change."""
         with self._transaction():
             application, version = (self._pragma(name) for name in ("application_id", "user_version"))
             empty = not self._connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]
@@ -105,10 +105,10 @@ class Store:
                     f"{self.path}: a store of another version of mlxpref (form {version}, this one reads {_SCHEMA}); "
                     f"{_REMEDY}"
                 )
-            # Written every time, so that a read-only file fails now and not when the first batch is done.
+            # Written every time, so that a read-only file fails now and not after the first batch.
             self._connection.execute(f"PRAGMA user_version = {_SCHEMA}")
-        # With a log beside the file nobody waits for readers, and a batch does not wait for the disk. Some network
-        # folders cannot have one, and another process may hold the file now: all works without it, only slower.
+        # With a write-ahead log writers do not wait for readers, nor a batch for the disk. Some network folders do not
+        # support it, and another process may hold the file now: without it the store is only slower.
         with suppress(sqlite3.OperationalError):
             self._pragma("journal_mode = WAL")
         self._pragma("synchronous = NORMAL")
@@ -119,7 +119,7 @@ class Store:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        """One transaction that may write from its beginning: done as a whole or not at all."""
+        """One write transaction: all or nothing."""
         with self._connection:
             self._connection.execute("BEGIN IMMEDIATE")
             yield
@@ -136,7 +136,7 @@ def _translated(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.ProgrammingError:
-        raise  # a mistake of ours, such as using a store that was closed
+        raise  # our own mistake, such as a closed store
     except (sqlite3.Error, ValueError, TypeError) as error:
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF  # the higher bits are details
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):

@@ -1,9 +1,9 @@
-"""Strategies compared in one run: ways to read a judge, by numbers of samples, with thinking and without.
+"""Compares strategies in one run: by numbers of samples, with thinking and without.
 
-Variants share what they can: every image is encoded once, and equal beginnings of prompts run once. `soft` and `select`
-read the same completions, one where the answer begins and one at its end; and as random numbers are keyed by sample,
-the first samples of the largest number are those of every smaller one. One sample is greedy and several are drawn, so
-one is written apart; so are the completions of `score`, whose question is another.
+Variants share work: every image is encoded once, and equal beginnings of prompts run once. `soft` and `select` read the
+same completions, one at the start of the answer and one at its end. Random numbers are keyed by sample, so smaller
+numbers of samples reuse the first ones of the largest. A single sample is greedy and needs its own completions, and so
+does `score`, which asks another question.
 """
 
 import time
@@ -36,12 +36,12 @@ __all__ = [
 ]
 
 _PAIRS = 32
-"""Pairs at least that all completions are written for before the next ones: their prompts must still be in memory."""
+"""All variants judge at least this many pairs before the next ones, while the prompts are in memory."""
 
 
 @dataclass(frozen=True)
 class StrategyVariant:
-    """One way to judge: how completions are read, whether they begin with reasons, and how many an order has."""
+    """One way to judge: the reading of completions, with or without reasons, and their number per order."""
 
     strategy: Strategy
     think: bool
@@ -55,7 +55,7 @@ class StrategyVariant:
 
 @dataclass(frozen=True)
 class Difference:
-    """How much more often one variant is right than another on the same pairs, from -1 to 1.
+    """The accuracy of one variant minus that of another on the same pairs, from -1 to 1.
 
     `low` to `high` is its 95 % interval, by bootstrap over prompts.
     """
@@ -67,10 +67,10 @@ class Difference:
 
 @dataclass(frozen=True)
 class StrategyRow:
-    """A variant with its evaluation, and how it compares with others of the same thinking and samples.
+    """A variant with its evaluation, and its differences from others of the same thinking and samples.
 
-    The evaluation's tokens are those that the variant needs by itself, up to where it stops reading. Its seconds are
-    those of all the completions that it was read from, which other rows may share.
+    The evaluation's tokens are those that the variant alone needs. Its seconds are of all completions that it read,
+    which other rows may share.
     """
 
     variant: StrategyVariant
@@ -85,7 +85,7 @@ class StrategyRow:
 
 @dataclass(frozen=True)
 class StrategyComparison:
-    """Every row, the preferences that were judged, and what all rows took together."""
+    """All rows, the judged preferences, and the total work."""
 
     rows: tuple[StrategyRow, ...]
     preferences: tuple[Preference, ...]
@@ -96,7 +96,7 @@ class StrategyComparison:
 def strategy_variants(
     strategies: Sequence[Strategy], samples: Sequence[int], thinking: Sequence[bool]
 ) -> list[StrategyVariant]:
-    """Every combination, in the order of a table; without thinking more samples would say the same."""
+    """Every combination, in the order of a table; without thinking only one sample, as all are equal."""
     return [
         StrategyVariant(strategy, think, count)
         for think in sorted(set(thinking))
@@ -112,11 +112,11 @@ def compare_strategies(
     variants: Sequence[StrategyVariant],
     validation: Sequence[Preference] = (),
 ) -> StrategyComparison:
-    """Judge preferences by every variant that is asked for, each in both orders, and measure each as `evaluate` does.
+    """Judge preferences by every variant, each in both orders, and measure each variant as `evaluate` does.
 
-    The strategy of `spec` and the judge's settings of thinking and samples are not used. With a store, an interrupted
-    comparison continues where it stopped. A tie threshold that has to be chosen is chosen for every row. ConfigError
-    for a variant that the judge is not calibrated for, before any work is done.
+    It ignores the strategy of `spec` and the judge's settings of thinking and samples. With a store, an interrupted
+    comparison continues where it stopped. Each row gets its own tie threshold where one must be chosen. ConfigError,
+    before any work, for a variant without a calibration if the judge has a calibration.
     """
     start = time.perf_counter()
     pairs = to_judge(preferences, spec)
@@ -147,7 +147,7 @@ def compare_strategies(
 def difference(
     one: Sequence[PairVerdict], other: Sequence[PairVerdict], preferences: Sequence[Preference]
 ) -> Difference:
-    """The accuracy of one variant less that of another on the same preferences; ties are left out."""
+    """The accuracy of one variant minus that of another on the same preferences, without ties."""
     label = labels(preferences)
     decided = label != 0.5
     correct = [
@@ -162,7 +162,7 @@ def difference(
 def _gains(
     variant: StrategyVariant, evaluations: Mapping[StrategyVariant, Evaluation], preferences: Sequence[Preference]
 ) -> dict[Strategy, Difference]:
-    """What `soft` gains over the other strategies that were asked for, with the same thinking and samples."""
+    """The gains of `soft` over the other strategies with the same thinking and samples."""
     if variant.strategy != "soft":
         return {}
     others = [other for other in evaluations if other != variant and replace(other, strategy="soft") == variant]
@@ -171,11 +171,11 @@ def _gains(
 
 
 class _SharedCompletions:
-    """Completions that rows share: the judge that writes them, its verdicts, and the seconds that it took."""
+    """Completions that rows share: the judge that writes them, its verdicts, and its seconds."""
 
     def __init__(self, judge: Judge, variant: StrategyVariant) -> None:
         settings = replace(judge.settings, think=variant.think, samples=variant.samples)
-        # Each row is rescaled when it is read.
+        # The rescaling happens when a row is read.
         self._judge = replace(judge, settings=settings, calibration=None)
         self.variant = variant
         self.verdicts: list[PairVerdict] = []
@@ -198,7 +198,7 @@ def _write(
     session: JudgingSession,
     what: str,
 ) -> dict[StrategyVariant, _SharedCompletions]:
-    """Write all completions about preferences, and return those that each variant reads."""
+    """Write all completions about preferences, and return each variant's."""
     sources = {variant: _source(variant, variants) for variant in variants}
     shared = {source: _SharedCompletions(judge, source) for source in dict.fromkeys(sources.values())}
     pairs = [Pair(p.a, p.b, p.prompt) for p in preferences]
@@ -233,7 +233,7 @@ def _rescaling(variant: StrategyVariant, judge: Judge, session: JudgingSession) 
 def _read(
     completions: _SharedCompletions, variant: StrategyVariant, judge: Judge, rescaling: TemperatureScaling | None
 ) -> list[PairVerdict]:
-    """The pairs as they would be if the completions of this variant alone had been written."""
+    """The pairs with only this variant's completions."""
 
     def own(samples: Sequence[Verdict]) -> tuple[Verdict, ...]:
         first = samples[: variant.samples]
@@ -246,7 +246,7 @@ def _read(
 
 
 def _until_answer(verdict: Verdict, variant: StrategyVariant, judge: Judge) -> Verdict:
-    """A verdict as it is where the labels' probabilities are read, without the answer that was written after it."""
+    """A verdict cut at the answer position, without the answer after it."""
     reasons_end = verdict.text.find("</think>")
     answer = verdict.text.find("<answer>", reasons_end)
     if verdict.label_mass == 0 or reasons_end < 0 or answer < 0:

@@ -1,4 +1,4 @@
-"""How long a ranking will take, from a small trial with the judge that will do it."""
+"""An estimate of a ranking's time from a small trial with its judge."""
 
 import math
 import time
@@ -17,10 +17,10 @@ _TRIAL_TOKENS = 8
 
 
 def estimate_seconds(judge: Judge, images: Sequence[ImageLike], prompt: str, budget: PairBudget) -> float | None:
-    """Seconds for a budget of pairs of images, all completions at full length; None if the store knows some of it.
+    """Seconds for a budget of pairs of images, all completions at full length; None if the store has some of them.
 
-    The first pair is judged without thinking, then with a few tokens; the others are taken to be like it. Larger
-    batches than one pair may be faster. Several processes share the pairs.
+    It judges the first pair without thinking, then with a few tokens, and assumes the same for the others. Batches of
+    several pairs may be faster. Several processes share the pairs.
     """
     steps = min(_TRIAL_TOKENS, judge.settings.max_tokens)
     settings = replace(judge.settings, max_tokens=steps, samples=1)

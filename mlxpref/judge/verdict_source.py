@@ -1,4 +1,4 @@
-"""Where verdicts on comparisons come from: the model, several processes that share the work, or the store.
+"""The sources of verdicts: the model, several processes that share the work, or the store.
 
 Sources wrap each other, and none changes a verdict. All take comparisons lazily and give judgements in the same order,
 in batches of any size.
@@ -31,11 +31,11 @@ __all__ = [
 ]
 
 _Encoded = tuple[Features, Features, str]
-"""The images of a comparison as they are shown, and its prompt."""
+"""The images of a comparison in the order shown, and its prompt."""
 _LookedUp = tuple[Comparison, bytes, tuple[Verdict, ...] | None]
-"""A comparison, its key, and what the store knows."""
+"""A comparison, its key, and the store's verdicts, if any."""
 _LOOKAHEAD = 1024
-"""Comparisons that are looked up in the store at most before a missing one is judged."""
+"""The most comparisons to look up in the store before a missing one is judged."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Request:
-    """How comparisons are judged: `batch_size` of them together, by all processes.
+    """The conditions of judging: `batch_size` comparisons together, over all processes.
 
     `digest` begins their keys in the store; it is empty where there is no store.
     """
@@ -65,10 +65,10 @@ class Request:
 
 
 class JudgingSession:
-    """What calls that belong together share, as long as neither model nor images change.
+    """The shared work of several calls, while neither model nor images change.
 
-    `prefixes` are the beginnings of prompts that have run, `seen` the contents of images in memory, and `fingerprint`
-    is that of the judge, empty until somebody asks for it.
+    `prefixes` caches the beginnings of prompts, `seen` holds the contents of images in memory, `fingerprint` is the
+    judge's, empty until the first use.
     """
 
     def __init__(self, vlm: VLM) -> None:
@@ -101,7 +101,7 @@ def judge_by_model(
 def judge_in_shards(
     source: VerdictSource, processes: ProcessGroup, batch_size: int, comparisons: Iterable[Comparison]
 ) -> Iterator[list[Judgement]]:
-    """Judge comparisons by several processes that ask for the same: each a shard of a batch; all get the verdicts."""
+    """Judge the same comparisons in several processes: each judges a shard of a batch, all get the verdicts."""
     waiting = iter(comparisons)
     while chunk := list(islice(waiting, batch_size)):
         shard = [chunk[index] for index in processes.shard(len(chunk))]
@@ -117,10 +117,10 @@ def judge_unless_stored(
     session: JudgingSession,
     comparisons: Iterable[Comparison],
 ) -> Iterator[list[Judgement]]:
-    """Recall comparisons from a store, or judge and keep them; a batch is kept before anything of it is given."""
+    """Recall comparisons from a store, or judge and store them; each batch is stored before it is returned."""
 
     def look_up(count: int) -> list[_LookedUp]:
-        """The next comparisons, with their keys and what the store knows."""
+        """The next comparisons, with their keys and the store's verdicts."""
         chunk = list(islice(waiting, count))
         contents = iter(vlm.features.contents(_images(chunk), session.seen))
         keys = [request.key(next(contents), next(contents), comparison.prompt) for comparison in chunk]
@@ -136,7 +136,7 @@ def judge_unless_stored(
     waiting = iter(comparisons)
     while looked_up := look_up(request.batch_size):
         missing = [each for each in looked_up if each[2] is None]
-        # Known comparisons are given at once; they wait only while missing ones are gathered to a full batch.
+        # Known comparisons wait only while missing ones fill a batch.
         while 0 < len(missing) < request.batch_size and len(looked_up) < _LOOKAHEAD:
             more = look_up(request.batch_size - len(missing))
             if not more:
@@ -144,7 +144,7 @@ def judge_unless_stored(
             looked_up += more
             missing += [each for each in more if each[2] is None]
         judgements = judge(missing)
-        for _, _, verdicts in looked_up:  # one by one: nothing waits for a batch that comes after it
+        for _, _, verdicts in looked_up:  # one by one: none waits for a later batch
             yield [next(judgements) if verdicts is None else Judgement(verdicts, recalled=True)]
 
 

@@ -1,18 +1,18 @@
-"""Custom rewards: a function in a Python file, `--reward rewards.py:helpful`, alone or beside others.
+"""Custom rewards: a function in a Python file, `--reward rewards.py:helpful`, alone or with other rewards.
 
 The function is called once a group and returns one finite number a rollout:
 
     def helpful(texts, p_first, prompt, images, y):
         return [float("because" in text) for text in texts]
 
-`texts` are the completions, `p_first` the probabilities that each gives to the first image (None where it cannot be
-read), `prompt` what the images were made for, `images` the two as they were shown (PIL, RGB), and `y` the share of
-people who prefer the first. A function that names them, or takes any keyword, also gets `tokens`, how many tokens each
-completion took, and `preference`, the pair as it stands in the data (`mlxpref.preferences.Preference`).
+`texts` are the completions, `p_first` their probabilities for the first image (None if unreadable), `prompt` the
+images' prompt, `images` the two in the order shown (PIL, RGB), and `y` the share of people who prefer the first. A
+function with these parameters, or with **keywords, also gets `tokens`, the length of each completion, and `preference`,
+the pair in the data (`mlxpref.preferences.Preference`).
 
-The policy gradient goes through all tokens, and none through `p_first`. Alone or beside `hard` the answers are sampled
-and stand in the texts; beside `soft` or `brier` (`--reward soft=1,rewards.py:helpful=0.5`) the texts end with
-`<answer>`, as the answer is integrated out. What the file prints goes to stderr: stdout is for results.
+The policy gradient covers all tokens, but not `p_first`. Alone or with `hard` the texts contain sampled answers; with
+`soft` or `brier` (`--reward soft=1,rewards.py:helpful=0.5`) they end with `<answer>`, as the answer is integrated out.
+The file's prints go to stderr: stdout is for results.
 """
 
 import inspect
@@ -34,7 +34,7 @@ __all__ = ["load_reward", "load_rewards"]
 
 
 def load_rewards(text: str) -> RewardMix:
-    """Return the mix that `--reward` names, with the functions of its custom rewards.
+    """Return the mix in `--reward`, with the functions of its custom rewards.
 
     ConfigError where the text is no mix, or a custom reward cannot be loaded.
     """
@@ -57,7 +57,7 @@ def load_reward(name: str) -> CustomReward:
     try:
         parameters = inspect.signature(function).parameters
         takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
-    except (TypeError, ValueError):  # a callable whose signature is not known
+    except (TypeError, ValueError):  # a callable without a known signature
         parameters, takes_any = {}, False  # type: ignore[assignment]
 
     def reward(comparison: TrainingComparison, verdicts: Sequence[Verdict]) -> list[float]:
@@ -80,7 +80,7 @@ def load_reward(name: str) -> CustomReward:
 
 
 def _run_file(path: Path) -> dict[str, Any]:
-    """Return the names that a Python file defines; it is not imported, so no module of its name stays behind."""
+    """Run a Python file and return its names, without an import that would leave a module behind."""
     try:
         return runpy.run_path(str(path), {"print": _print}, run_name=f"mlxpref_reward_{path.stem}")
     except Exception as error:
@@ -88,13 +88,13 @@ def _run_file(path: Path) -> dict[str, Any]:
 
 
 def _print(*values: object, **options: Any) -> None:
-    """Print to stderr unless a file is named."""
+    """Print to stderr unless there is a `file`."""
     options.setdefault("file", sys.stderr)
     print(*values, **options)
 
 
 def _line_of(error: Exception, path: Path) -> str:
-    """Return the file with the last of its lines that the error passed through."""
+    """Return the file with its last line in the error's traceback."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if Path(frame.filename) in (path, path.absolute())]
     line = lines[-1] if lines else getattr(error, "lineno", None)
@@ -102,7 +102,7 @@ def _line_of(error: Exception, path: Path) -> str:
 
 
 def _checked(values: Any, count: int, name: str) -> list[float]:
-    """Return a custom reward's values as numbers; MlxprefError where they are not `count` finite ones."""
+    """Return a custom reward's values as numbers; MlxprefError unless they are `count` finite ones."""
     try:
         rewards = [float(value) for value in values]
     except (TypeError, ValueError) as error:

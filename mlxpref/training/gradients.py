@@ -1,8 +1,8 @@
-"""The gradient of a step: a bounded number of completions at a time, and each prompt once.
+"""The gradient of a step: for a bounded number of completions at a time, and each prompt once.
 
-The loss is a sum over completions whose weights are those of the whole step, so what is computed together changes the
-result by the order of float additions only. Completions of one prompt that do not fit together run one part after the
-other behind its keys and values; their gradients by these are summed, and go through the prompt once.
+The loss is a sum over completions with the weights of the whole step, so the batches change only the order of float
+additions. A prompt's completions that do not fit together run in parts behind its keys and values; the sum of their
+gradients by these runs back through the prompt once.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,12 +21,12 @@ from mlxpref.training.loss import LossInputs, step_loss
 __all__ = ["GradientResult", "policy_gradient", "policy_logprobs"]
 
 Part = tuple[mx.array, mx.array, mx.array]
-"""Of some completions: the loss (), how many tokens were clipped (), their log-probabilities (R, T)."""
+"""Of some completions: the loss (), the number of clipped tokens (), their log-probabilities (R, T)."""
 
 
 @dataclass(frozen=True)
 class GradientResult:
-    """The loss () of R completions, its gradient, their log-probabilities (R, T), how many tokens were clipped ().
+    """The loss () of R completions, its gradient, their log-probabilities (R, T), the number of clipped tokens ().
 
     The gradient is a tree of arrays like the model's trainable weights.
     """
@@ -40,7 +40,7 @@ class GradientResult:
 def policy_gradient(vlm: VLM, inputs: LossInputs, settings: TrainSettings) -> GradientResult:
     """Return the gradient by the trainable weights, from `settings.micro_batch` completions at a time.
 
-    It is 0 where there are no completions: another process may have some.
+    It is 0 without completions: another process may have some.
     """
     weights = vlm.model.trainable_parameters()
     gradient: Any = tree_map(mx.zeros_like, weights)
@@ -59,7 +59,7 @@ def policy_gradient(vlm: VLM, inputs: LossInputs, settings: TrainSettings) -> Gr
 
 
 def policy_logprobs(vlm: VLM, inputs: LossInputs, settings: TrainSettings) -> mx.array:
-    """Return the log-probabilities (R, T) without a gradient, by the same arithmetic as `policy_gradient`."""
+    """Return the log-probabilities (R, T) without a gradient, with the arithmetic of `policy_gradient`."""
     parts = []
     for some, rows in _batches(inputs, settings.micro_batch):
         prompts = prefill(vlm, inputs.prompts[some], settings.recompute)
@@ -122,8 +122,8 @@ def _one_group_in_parts(vlm: VLM, inputs: LossInputs, settings: TrainSettings) -
 def _by_layer(by_weights: Any, by_arrays: Sequence[mx.array]) -> list[mx.array]:
     """Gradients by weights, and by `PromptState.arrays`, in the order of layers: the order of their evaluation.
 
-    One kind after the other, what only the second kind needs of every layer would exist until the first is done: two
-    to three times the memory.
+    In the order of kinds, every layer's arrays for the second kind would wait for the first: two to three times the
+    memory.
     """
     layers = [list(by_arrays[start : start + 2]) for start in range(0, len(by_arrays) - 1, 2)]
     weights: dict[str, mx.array] = dict(tree_flatten(by_weights))

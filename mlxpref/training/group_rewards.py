@@ -1,4 +1,4 @@
-"""What the rollouts of a step earn and teach: P groups of G rollouts, as arrays (P, G)."""
+"""The rewards and advantages of a step's rollouts: P groups of G rollouts, as arrays (P, G)."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -24,13 +24,13 @@ _NEGLIGIBLE = 1e-6
 
 @dataclass(frozen=True)
 class GroupRewards:
-    """The rewards and advantages of P groups of G rollouts, and what they follow from.
+    """The rewards and advantages of P groups of G rollouts, and their parts.
 
-    `rewards`, `advantages` (P, G); `components` (P, G) each: the rewards that are added up, by name, before their
-    weights; `correct` (P, G): whether a rollout leans to the majority's side; `well_formed` (P, G): whether its form is
-    right; `answered` (P, G): whether its answer position has a gradient of its own; `in_loss` (P, G): whether its
-    tokens are learned from; `has_advantage` (P,): whether the rewards of a group teach anything; `has_gradient` (P,):
-    whether anything of it does, the divergence from the reference included.
+    `rewards`, `advantages` (P, G); `components` (P, G) each: the unweighted parts of the reward by name; `correct` (P,
+    G): whether a rollout leans to the majority's side; `well_formed` (P, G): whether its form is right; `answered` (P,
+    G): whether its answer position has a gradient of its own; `in_loss` (P, G): whether its tokens are in the loss;
+    `has_advantage` (P,): whether a group has an advantage that is not 0; `has_gradient` (P,): whether it has any
+    gradient, with that of the divergence from the reference.
     """
 
     rewards: Floats
@@ -44,28 +44,28 @@ class GroupRewards:
     has_gradient: Bools
 
     def __add__(self, others: "GroupRewards") -> "GroupRewards":
-        """Return those of these groups, and then of others."""
+        """Return the rewards of these groups, followed by those of others."""
         return GroupRewards(**tree_map(lambda one, other: np.concatenate([one, other]), vars(self), vars(others)))
 
     def select(self, groups: Sequence[int]) -> "GroupRewards":
-        """Return those of some groups, by index."""
+        """Return the rewards of some groups, by index."""
         return GroupRewards(**tree_map(lambda values: values[groups], vars(self)))
 
 
 def reward_groups(
     groups: Sequence[RolloutGroup], settings: TrainSettings, mix: RewardMix, processes: ProcessGroup = SINGLE_PROCESS
 ) -> GroupRewards:
-    """Return what groups of rollouts earn.
+    """Return the rewards of groups of rollouts.
 
-    Every process computes all rewards from the same rollouts; custom ones, which may be slow or drawn at random, each
-    process computes for its share. A truncated completion keeps its reward and its place in its group, as in TRL;
-    `mask_truncated` leaves out what it teaches.
+    Every process computes all rewards from the same rollouts, but custom ones, which may be slow or random, only for
+    its share. A truncated completion keeps its reward and its place in its group, as in TRL; `mask_truncated` takes it
+    out of the loss.
     """
     p1, p2 = _array(groups, lambda v: v.p_label_first), _array(groups, lambda v: v.p_label_second)  # (P, G) each
     y = np.broadcast_to(np.array([[group.comparison.y] for group in groups]), p1.shape)
     reached = p1 + p2 > 0
     lean = p1 - p2 if mix.exact else _array(groups, _score_margin if mix.form == "scores" else _answer_margin)
-    ending = "1</answer>" if mix.exact else ""  # where the answer is integrated out, none was written
+    ending = "1</answer>" if mix.exact else ""  # an integrated answer is not written
     well_formed = _array(groups, lambda v: is_well_formed(v.text + ending, mix.form, settings.think)) > 0
 
     def component(part: RewardPart) -> Floats:
@@ -87,7 +87,7 @@ def reward_groups(
     truncated = np.array([group.truncated for group in groups])
     in_loss = ~truncated if settings.mask_truncated else np.ones_like(truncated)
     answered = reached & mix.exact
-    # A label that is certain has no gradient left.
+    # A certain label has no gradient.
     uncertain = p1 * (1 - p1) + p2 * (1 - p2) > _NEGLIGIBLE
     has_advantage = np.any((np.abs(advantages) > _NEGLIGIBLE) & in_loss | answered & uncertain, axis=1)
     return GroupRewards(
@@ -109,11 +109,11 @@ def _array(groups: Sequence[RolloutGroup], value: Callable[[Verdict], float]) ->
 
 
 def _answer_margin(verdict: Verdict) -> float:
-    """1/2 where a completion wrote the first label, -1/2 where the second, NaN where it is unreadable."""
+    """1/2 where a completion has the first label, -1/2 for the second, NaN if unreadable."""
     return 1.5 - (written_answer(verdict.text) or math.nan)
 
 
 def _score_margin(verdict: Verdict) -> float:
-    """The score that a completion wrote for the first image minus that for the second; NaN where unreadable."""
+    """A completion's score for the first image minus that for the second; NaN if unreadable."""
     first, second = written_scores(verdict.text) or (math.nan, math.nan)
     return first - second

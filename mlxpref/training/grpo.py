@@ -25,7 +25,7 @@ Floats = NDArray[np.float64]
 def group_advantages(rewards: Floats) -> Floats:
     """Return each reward minus its group's mean, over its group's standard deviation (n - 1), as GRPO defines it.
 
-    (P, G) -> (P, G), G at least 2. A group whose rewards are all equal teaches nothing: its row is zero.
+    (P, G) -> (P, G), G at least 2. The row of a group with equal rewards is zero.
     """
     centred: Floats = rewards - rewards.mean(axis=1, keepdims=True)
     deviation: Floats = rewards.std(axis=1, ddof=1, keepdims=True)
@@ -44,11 +44,11 @@ def leave_one_out_advantages(rewards: Floats) -> Floats:
 
 
 def token_weights(mask: NDArray[np.bool_], loss_type: LossType, max_tokens: int) -> Floats:
-    """Return what each token's term counts in the step's loss: (R, T) -> (R, T), zero outside the mask.
+    """Return each token's weight in the step's loss: (R, T) -> (R, T), zero outside the mask.
 
-    `grpo`: every rollout the same, its tokens share it; `bnpo` and `dapo`: every token of the step the same (TRL's dapo
-    counts tokens over all processes, bnpo over the local batch; over a whole step they are one); `dr_grpo`: every
-    token 1 / (R max_tokens). Empty rollouts stay in the count.
+    `grpo`: equal weights of rollouts, which their tokens share; `bnpo` and `dapo`: equal weights of the step's tokens
+    (TRL's dapo counts tokens over all processes, bnpo over the local batch; over a whole step they are equal);
+    `dr_grpo`: every token 1 / (R max_tokens). Empty rollouts count, too.
     """
     weights: Floats = mask.astype(np.float64)
     if loss_type == "grpo":
@@ -70,9 +70,9 @@ def policy_objective(
 ) -> tuple[mx.array, mx.array]:
     """Return the clipped surrogate of every token, to be maximised, and whether clipping took its gradient away.
 
-    (R, T), (R, T), (R,), (R, T) -> (R, T), (R, T). `old` are the log-probabilities of the policy that sampled, as the
-    scoring pass computes them; for the first update pass `mx.stop_gradient(logprobs)`: the ratio is then exactly 1.
-    `level` "sequence" uses one ratio a rollout, the geometric mean over its tokens.
+    (R, T), (R, T), (R,), (R, T) -> (R, T), (R, T). `old` are the sampling policy's log-probabilities from the scoring
+    pass; for the first update pass `mx.stop_gradient(logprobs)`: the ratio is then exactly 1. `level` "sequence" uses
+    one ratio a rollout, the geometric mean over its tokens.
     """
     difference = logprobs - old
     if level == "sequence":

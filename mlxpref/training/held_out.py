@@ -1,4 +1,4 @@
-"""Held-out preferences: how well a judge in training does on what no step shows it, and when that was best."""
+"""Held-out preferences: measure a judge in training on preferences that no step shows, and remember the best."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,10 +20,10 @@ __all__ = ["HeldOut"]
 
 
 class HeldOut:
-    """Measures by the code of `eval`: in both orders, greedily, thinking where training does, ties dropped.
+    """Measures with the code of `eval`: both orders, greedy, with thinking if training has it, without ties.
 
-    With `settings.patience`, the adapter with the best accuracy is remembered, the earliest of equal ones, and
-    `should_stop` says when as many measurements in a row were no better.
+    With `settings.patience` it remembers the adapter with the best accuracy, the earliest of equal ones, and
+    `should_stop` turns True after as many measurements in a row without a better one.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class HeldOut:
             )
         self.preferences = random_subset(decided, settings.held_out_limit, settings.seed, "measured")
         self.best: dict[str, mx.array] = {}
-        """The weights of the best adapter so far; none before the first measurement, or without patience."""
+        """The best adapter's weights so far; empty before the first measurement, or without patience."""
         self._vlm, self._settings, self._strategy, self._processes = vlm, settings, mix.strategy, processes
         self._accuracy, self._measurements_since_best = -1.0, 0
 
@@ -57,7 +57,7 @@ class HeldOut:
             return None
         judge = Judge(self._vlm, settings.judging, processes=self._processes)
         evaluation = evaluate(judge, self.preferences, EvaluationSpec(settings.data, "held-out", self._strategy))
-        # What decides when training ends must be the same number in all processes.
+        # The number that ends training must be equal in all processes.
         accuracy = float(self._processes.broadcast(evaluation.metrics.accuracy))
         self._measurements_since_best += 1
         if accuracy > self._accuracy:
@@ -67,7 +67,7 @@ class HeldOut:
 
     @property
     def state(self) -> tuple[dict[str, mx.array], dict[str, Any]]:
-        """What later measurements are compared with: the best adapter, and numbers."""
+        """The state for later measurements: the best adapter, and numbers."""
         return dict(self.best), {"accuracy": self._accuracy, "stale": self._measurements_since_best}
 
     def restore(self, best: Mapping[str, mx.array], numbers: Mapping[str, Any]) -> None:

@@ -1,6 +1,6 @@
-"""The loss of a training step, as a pure function of log-probabilities and of what they should become.
+"""The loss of a training step, as a pure function of log-probabilities and `LossInputs`.
 
-P prompts are those of the groups that this process learns from, R = P G rows their rollouts, T completion tokens.
+Letters: P prompts of this process's groups in the loss, R = P G rollouts of theirs, T completion tokens.
 """
 
 from collections.abc import Sequence
@@ -23,13 +23,13 @@ __all__ = ["LossInputs", "loss_inputs", "step_loss"]
 
 @dataclass(frozen=True)
 class LossInputs:
-    """What the loss of a step is computed from, beside the policy.
+    """The inputs of a step's loss, apart from the policy.
 
-    `prompts` (P) and `completions` (R, T) are what is scored, `mix` the rewards. `mask`, `weights` (R, T): where a
-    token is learned from, and what it counts; `answer_weights` (R,): what the answer position counts, 0 where it was
-    not reached or is not integrated out; `advantages`, `y` (R,). Log-probabilities (R, T): `reference` without the
-    adapter, None without a divergence; `old` before the step's first update, None at that update; `sampled`. The latter
-    and `step_tokens`, how many tokens all processes learn from, serve measurements only.
+    `prompts` (P) and `completions` (R, T) are to be scored, `mix` the rewards. `mask`, `weights` (R, T): the tokens in
+    the loss, and their weights; `answer_weights` (R,): the answer position's weight, 0 if it was not reached or is not
+    integrated out; `advantages`, `y` (R,). Log-probabilities (R, T): `reference` without the adapter, None without a
+    divergence; `old` before the step's first update, None at that update; `sampled` from sampling. `sampled` and
+    `step_tokens`, the tokens of all processes in the loss, serve only measurements.
     """
 
     prompts: Sequence[ComparisonInput]
@@ -46,7 +46,7 @@ class LossInputs:
     step_tokens: int = 1
 
     def part(self, prompts: slice, rows: slice) -> "LossInputs":
-        """Return those of some prompts and rows, as far as their completions reach."""
+        """Return the inputs of some prompts and rows, cut to their longest completion."""
         completions = self.completions.part(rows)
         columns = completions.tokens.shape[1]
         by_token = {
@@ -61,11 +61,11 @@ class LossInputs:
 def loss_inputs(
     groups: Sequence[RolloutGroup], rewards: GroupRewards, settings: TrainSettings, mix: RewardMix
 ) -> LossInputs:
-    """Return what this process learns from a step: the groups with a gradient that it wrote itself.
+    """Return this process's part of a step: the groups that it wrote and that have a gradient.
 
-    Weights are those of the whole step: groups that are left out stay in the count of what a token weighs. An answer
-    position counts as one more token of its rollout. Rollouts that are not in the loss count as empty ones: their
-    tokens weigh nothing, and the others of the step weigh more where tokens share a weight.
+    Weights are those of the whole step, including groups that are left out here. An answer position counts as one more
+    token of its rollout. Rollouts outside the loss count as empty: their tokens weigh nothing, and the step's others
+    weigh more where tokens share a weight.
     """
     size = rewards.advantages.shape[1]
     lengths = np.array([len(rollout.tokens) for group in groups for rollout in group.rollouts])  # (P G,) of the step
@@ -98,7 +98,7 @@ def loss_inputs(
 
 
 def step_loss(logprobs: Logprobs, inputs: LossInputs, settings: TrainSettings) -> tuple[mx.array, mx.array]:
-    """Return the loss of one update, and how many tokens lost their gradient to clipping; both add up over rows.
+    """Return the loss of one update, and the number of tokens without a gradient by clipping; both sum over rows.
 
     At a step's first update the rollouts are the policy's own and importance ratios are exactly 1. Reasoning tokens:
     the policy gradient, and the divergence from the reference. Answer positions: minus the rewards that are functions
@@ -118,7 +118,7 @@ def step_loss(logprobs: Logprobs, inputs: LossInputs, settings: TrainSettings) -
         divergence = kl_to_reference(logprobs.logprobs, inputs.reference)  # (R, T)
         loss = loss + settings.kl * _weighted_sum(divergence, inputs.weights)
     if inputs.mix.exact:
-        # Where no answer counts, safe values: what is multiplied by 0 must be finite in the backward pass, too.
+        # Safe values where no answer counts: factors of 0 must be finite, in the backward pass, too.
         labels = mx.where(inputs.answer_weights[:, None] > 0, logprobs.label_logprobs, -1.0)  # (R, 2)
         p1, p2 = mx.exp(labels[:, 0]), mx.exp(labels[:, 1])
         reward = inputs.mix.integrated(p1, p2, inputs.y, settings.format_weight)  # (R,)

@@ -19,11 +19,11 @@ __all__ = ["UpdateResult", "update_policy"]
 
 @dataclass(frozen=True)
 class UpdateResult:
-    """What the updates of a step measured: the first one, but `clip_fraction` the last one.
+    """The measurements of a step's updates: those of the first one, but the last one's `clip_fraction`.
 
     `mismatch` is the mean distance between the log-probabilities of sampling and of scoring, `kl` the divergence from
-    the reference a token, NaN where the reference was not asked. Where an update is not finite, `loss` and `grad_norm`
-    are its own, and no further one follows; `updated` says whether any came before it.
+    the reference a token, NaN without a reference. `loss` and `grad_norm` are those of an update that is not finite, if
+    any, which ends the step's updates; `updated` says whether there was one before it.
     """
 
     loss: float = 0.0
@@ -39,7 +39,7 @@ class UpdateResult:
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
     def then(self, later: "UpdateResult") -> "UpdateResult":
-        """Return what this update and a later one of the same step measured together."""
+        """Return the measurements of this update and a later one of the same step."""
         source = self if later.finite else later
         return replace(self, clip_fraction=later.clip_fraction, loss=source.loss, grad_norm=source.grad_norm)
 
@@ -52,9 +52,9 @@ def update_policy(
     settings: TrainSettings,
     processes: ProcessGroup = SINGLE_PROCESS,
 ) -> UpdateResult:
-    """Change the adapter by the clipped sum of all processes' gradients, and return what was measured.
+    """Change the adapter by the clipped sum of all processes' gradients, and return the measurements.
 
-    All processes make the same update. Nothing changes where the loss or the length of the gradient is not finite.
+    All processes make the same update. Nothing changes if the loss or the gradient's norm is not finite.
     """
     mask, logprobs = inputs.completions.mask, np.array(gradient.logprobs)  # (R, T)
     distance = float(np.where(mask, np.abs(logprobs - inputs.sampled), 0).sum())

@@ -1,8 +1,8 @@
-"""The saved state of a run: all that it needs to continue, kept so that a readable one is there whenever it dies.
+"""The saved state of a run, written so that a readable one exists even if the process dies at any time.
 
-A state is the folder `checkpoint` with arrays, with numbers, and with the checksums of both (as `sha256sum -c` reads
-them). It is written as `checkpoint.new`, brought to the disk, and only then takes the name `checkpoint` from the one
-before, which stays as `checkpoint.previous`.
+A state is the folder `checkpoint` with arrays, numbers and the checksums of both (for `sha256sum -c`). It is written as
+`checkpoint.new`, synced to the disk, and only then renamed to `checkpoint`; the one before stays as
+`checkpoint.previous`.
 """
 
 import json
@@ -23,14 +23,14 @@ __all__ = ["STATE_FILES", "RunState", "read_state", "write_state"]
 _LAST, _NEW, _PREVIOUS = "checkpoint", "checkpoint.new", "checkpoint.previous"
 _ARRAYS, _NUMBERS, _SUMS = "arrays.safetensors", "state.json", "SHA256SUMS"
 STATE_FILES = tuple(f"{folder}/{name}" for folder in (_LAST, _NEW, _PREVIOUS) for name in (_ARRAYS, _NUMBERS, _SUMS))
-"""Every file that states ever have in a run's folder."""
+"""All files of states in a run's folder."""
 
 
 @dataclass(frozen=True)
 class RunState:
-    """Where a run stood after a step; `complete` where that was its end.
+    """The state of a run after a step; `complete` if that was its end.
 
-    `arrays` and `numbers` are the trainer's state, `sizes` the bytes that each record file had then.
+    `arrays` and `numbers` are the trainer's state, `sizes` the bytes of each record file then.
     """
 
     step: int
@@ -40,16 +40,16 @@ class RunState:
     complete: bool = False
 
     def without_arrays(self) -> dict[str, Any]:
-        """Return what JSON can hold: all fields but the arrays."""
+        """Return all fields but the arrays, for JSON."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "arrays"}
 
 
 def write_state(run: Path, state: RunState) -> None:
-    """Make a state the last one in a run's folder; ConfigError where it cannot be written, the one before kept."""
+    """Make a state the last one in a run's folder; ConfigError if it cannot be written, and the one before stays."""
     last, new, previous = (run / name for name in (_LAST, _NEW, _PREVIOUS))
     try:
         if not last.exists() and _is_intact(new):
-            new.rename(last)  # the swap was cut off here, and this is the newest one
+            new.rename(last)  # the process died in the swap, and this is the newest one
         _build(new, state)
         if _is_intact(last):
             shutil.rmtree(previous, ignore_errors=True)
@@ -67,8 +67,8 @@ def write_state(run: Path, state: RunState) -> None:
 
 
 def read_state(run: Path) -> RunState | None:
-    """Return the last readable state in a run's folder, or None; warn where that is not simply the last one."""
-    # Where the process died within the swap, the newest one has not got its name yet.
+    """Return the last readable state in a run's folder, or None; warn if it is not the last one."""
+    # If the process died in the swap, the newest one is still `checkpoint.new`.
     for name in (_LAST, _NEW, _PREVIOUS):
         if not _is_intact(run / name):
             continue
@@ -85,7 +85,7 @@ def read_state(run: Path) -> RunState | None:
 
 
 def _build(folder: Path, state: RunState) -> None:
-    """Write a state as a folder and bring it to the disk; what cannot be finished is removed."""
+    """Write a state as a folder and sync it to the disk; remove an unfinished one."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     try:
@@ -100,7 +100,7 @@ def _build(folder: Path, state: RunState) -> None:
 
 
 def _is_intact(folder: Path) -> bool:
-    """Whether a folder is a state whose files are what was written."""
+    """Whether a folder is a state with intact files."""
     try:
         return (folder / _SUMS).read_bytes() == _sums(folder).encode()
     except OSError:

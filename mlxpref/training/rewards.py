@@ -24,16 +24,16 @@ __all__ = [
 ]  # fmt: skip
 
 T = TypeVar("T")
-"""A number, or an array of NumPy or MLX: plain arithmetic works on all, and MLX differentiates through it."""
+"""A number, or an array of NumPy or MLX; MLX differentiates through plain arithmetic."""
 Floats = NDArray[np.float64]
 CustomReward = Callable[[TrainingComparison, Sequence[Verdict]], list[float]]
-"""From what a group was shown, and its G verdicts, to G rewards."""
+"""Takes a group's comparison and its G verdicts, returns G rewards."""
 
 
 def soft_reward(p1: T, p2: T, y: T, format_weight: float = 0.0) -> T:
     """Return the expected agreement with people: `w (P1 + P2) + P1 y + P2 (1 - y)`.
 
-    It is not normalised, so probability outside the labels is lost. It teaches the better side.
+    It is not normalised, so probability outside the labels earns nothing. It teaches the better side.
     """
     return format_weight * (p1 + p2) + p1 * y + p2 * (1 - y)  # type: ignore[operator, no-any-return]
 
@@ -48,7 +48,7 @@ def brier_reward(p1: T, p2: T, y: T, format_weight: float = 0.0) -> T:
 
 
 EXACT_REWARDS: dict[str, Callable[..., Any]] = {"soft": soft_reward, "brier": brier_reward}
-"""The rewards that are functions of the labels' probabilities, so differentiable through them."""
+"""The rewards that are differentiable functions of the labels' probabilities."""
 
 
 def agreement_reward(lean: Floats, y: Floats, well_formed: NDArray[np.bool_], format_weight: float = 0.0) -> Floats:
@@ -61,7 +61,7 @@ def agreement_reward(lean: Floats, y: Floats, well_formed: NDArray[np.bool_], fo
 
 
 def length_reward(tokens: Floats, budget: int, longest: int) -> Floats:
-    """Return 0 up to a budget of tokens, from there falling evenly to -1 at the longest that a completion may be.
+    """Return 0 up to a budget of tokens, then fall linearly to -1 at the longest possible completion.
 
     The soft overlong punishment of DAPO, arXiv 2503.14476. The budget must be below the longest.
     """
@@ -69,7 +69,7 @@ def length_reward(tokens: Floats, budget: int, longest: int) -> Floats:
 
 
 class RewardPart(NamedTuple):
-    """One reward of a mix: a built-in one, or a `file.py:function` with the function once it is loaded."""
+    """One reward of a mix: a built-in one, or a `file.py:function` with its loaded function."""
 
     name: str
     weight: float
@@ -80,19 +80,19 @@ class RewardPart(NamedTuple):
 class RewardMix:
     """The rewards whose weighted sum a rollout earns.
 
-    Where one of them integrates the answer out (`exact`), completions end at the answer position: `soft` and `brier`
-    get their exact gradient there. Custom rewards then see the reasons and the labels' probabilities but no written
-    answer, and reach the reasons by the policy gradient. Where none does, answers are written.
+    If one of them integrates the answer out (`exact`), completions end at the answer position, where `soft` and `brier`
+    get their exact gradient. Custom rewards then see the reasons and the labels' probabilities but no written answer,
+    and act on the reasons by the policy gradient. Otherwise completions contain answers.
     """
 
     parts: tuple[RewardPart, ...]
 
     @classmethod
     def parse(cls, text: str) -> "RewardMix":
-        """Return the rewards that `--reward` names: `soft`, or several with weights, `soft=1,own.py:kind=0.5`.
+        """Return the rewards in `--reward`: `soft`, or several with weights, `soft=1,own.py:kind=0.5`.
 
-        Commas stand between rewards; what follows the last `=` of one is its weight, by default 1. ConfigError where a
-        weight is no number above 0, a name comes twice, or two rewards exclude each other.
+        Commas separate rewards; the weight follows the last `=`, by default 1. ConfigError for a weight that is no
+        number above 0, a repeated name, or two rewards that exclude each other.
         """
         parts = []
         for each in text.split(","):
@@ -139,7 +139,7 @@ class RewardMix:
 
     @property
     def strategy(self) -> Strategy:
-        """How the preference of a completion of that form is read."""
+        """The strategy that reads the preference of a completion of that form."""
         return "score" if self.form == "scores" else "soft"
 
     def integrated(self, p1: T, p2: T, y: T, format_weight: float = 0.0) -> T:

@@ -1,4 +1,4 @@
-"""The rollouts of a step: what the policy writes about the comparisons that it is shown."""
+"""The rollouts of a step: the policy's completions of its comparisons."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ __all__ = ["RolloutGroup", "is_truncated", "sample_groups"]
 class RolloutGroup:
     """The G rollouts of a comparison, and which of them ran out of tokens.
 
-    `input` is what the policy was shown, None where another process wrote the rollouts.
+    `input` is the policy's input, None if another process wrote the rollouts.
     """
 
     comparison: TrainingComparison
@@ -28,7 +28,7 @@ class RolloutGroup:
 
     @property
     def verdicts(self) -> list[Verdict]:
-        """What each rollout says."""
+        """The verdict of each rollout."""
         return [rollout.verdict for rollout in self.rollouts]
 
 
@@ -41,7 +41,7 @@ def sample_groups(
 ) -> list[RolloutGroup]:
     """Let the policy write a group of rollouts for each comparison; each process writes its share, all get the whole.
 
-    Without thinking there is one rollout a group where the answer is integrated out: all would be the same.
+    Without thinking a group has one rollout if the answer is integrated out: all would be equal.
     """
     sampling = Sampling(
         samples=settings.group if settings.think or not mix.exact else 1,
@@ -51,8 +51,8 @@ def sample_groups(
         until="answer" if mix.exact else "end",
         close=False,
     )
-    # Each image is encoded by itself: in a batch its features would differ in the last bits with what is beside it, and
-    # a resumed run encodes it beside others.
+    # Each image is encoded alone: the other images of a batch change the last bits of its features, and a resumed run
+    # would have other batches.
     shard = {i: comparisons[i] for i in processes.shard(len(comparisons))}
     inputs = {i: vlm.input(c.first, c.second, c.prompt, mix.form, settings.think) for i, c in shard.items()}
     keys = [comparison.key for comparison in shard.values()]
@@ -66,7 +66,7 @@ def sample_groups(
 
 
 def is_truncated(rollout: Rollout, sampling: Sampling, eos_ids: frozenset[int]) -> bool:
-    """Return whether a completion had neither ended nor said what was asked for when it ran out of tokens."""
+    """Return whether a completion ran out of tokens before its end and its answer."""
     if len(rollout.tokens) < sampling.max_tokens or rollout.tokens[-1] in eos_ids:
         return False
     answered = sampling.until == "answer" or "</answer>" in rollout.verdict.text.rpartition("</think>")[2]

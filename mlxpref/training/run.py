@@ -1,7 +1,7 @@
-"""A training run: from settings to a folder with the adapter and the records of how it came about, and its resuming.
+"""A training run: from settings to a folder with the adapter and its records; and its resuming.
 
-A run that was ended, in whatever way, resumes from its last saved state. On the same machine with the same versions it
-then makes the very adapter, and writes the very lines but for times and memory, that it would have made unbroken.
+An ended or killed run resumes from its last saved state. On the same machine with the same versions it then makes the
+same adapter, and the same records but for times and memory, as without the interruption.
 """
 
 import json
@@ -47,14 +47,14 @@ __all__ = ["RUN_FILES", "Run", "read_log", "resume_run", "start_run", "train"]
 
 _LOG, _ROLLOUTS = "log.jsonl", "rollouts.jsonl"
 RUN_FILES = (ADAPTER_WEIGHTS, ADAPTER_CONFIG, RUN_RECORD, _LOG, _ROLLOUTS, RUN_PAGE, CALIBRATION_FILE, *STATE_FILES)
-"""What a run, and who calibrates its adapter, leave in its folder."""
+"""The files of a run, and of its adapter's calibration, in its folder."""
 _ROLLOUTS_PER_STEP = 4
-"""How many rollouts of a step are kept in rollouts.jsonl."""
+"""The number of rollouts of a step in rollouts.jsonl."""
 
 Agree = Callable[[str], bool]
-"""From a question, such as whether to download a model, to the answer."""
+"""Answers a question, such as whether to download a model."""
 Check = Callable[[str, Sequence[Preference]], None]
-"""Raises an error for data, by name, and its preferences, if they cannot be trained on."""
+"""Takes the data's name and preferences; raises an error if they are unfit for training."""
 Files = Mapping[str, BinaryIO]
 
 
@@ -69,14 +69,14 @@ class Run:
 
     @property
     def done(self) -> int:
-        """Steps that are finished and recorded."""
+        """The number of recorded steps."""
         return self.state.step
 
     def reports(self) -> Iterator[StepReport]:
-        """Train and record; adapter and state are saved every few steps, and when the run ends or is interrupted.
+        """Train and record; save adapter and state every few steps, and at the end or an interruption.
 
-        Where the data end it before its first step, nothing is left behind, so that the folder can be used again. Of
-        several processes all train, and the main one records.
+        If bad data end it before its first step, it leaves an empty folder. All of several processes train, and the
+        main one records.
         """
         if not self.trainer.processes.is_main:
             for report in self.trainer.steps(self.done):
@@ -100,7 +100,7 @@ class Run:
             self._close(files)
 
     def _claim(self, stack: ExitStack) -> Files:
-        """Open the records for this process alone, and bring the folder to where the last saved state left it."""
+        """Open and lock the records, and reset the folder to the last saved state."""
         files = {name: stack.enter_context(open_for_append(self.folder / name)) for name in (_LOG, _ROLLOUTS)}
         if not lock(files[_LOG]):
             raise ConfigError(f"{self.folder}: another process is training there; wait for its end, or end it")
@@ -120,7 +120,7 @@ class Run:
         self.state = self._state_after(report.step, files)
 
     def _state_after(self, step: int, files: Files) -> RunState:
-        """Arrays never change once they are made: holding those of a step costs nothing until the next update."""
+        """The state after a step; its arrays are immutable, so holding them costs nothing until the next update."""
         sizes = {name: os.fstat(file.fileno()).st_size for name, file in files.items()}
         return RunState(step, *self.trainer.state, sizes)
 
@@ -133,7 +133,7 @@ class Run:
         save_adapter(self.trainer.adapter, self.folder, settings.rank, settings.lora_scale, self.record["base"])
 
     def _restore(self, files: Files) -> None:
-        """Go back to the last recorded step, as the one under way may have changed the adapter in part, and save it."""
+        """Go back to the last recorded step, as an unfinished one may have changed the adapter, and save it."""
         self.trainer.restore(self.state.arrays, self.state.numbers)
         self._save(files)
         self._write_page()
@@ -147,13 +147,13 @@ class Run:
         self._write_page()
 
     def _clear(self) -> None:
-        """Leave nothing in the folder."""
+        """Empty the folder."""
         for name in RUN_FILES:
             (self.folder / name).unlink(missing_ok=True)
         self.folder.rmdir()
 
     def _write_page(self) -> None:
-        """Show the run as a page; what keeps the page from being written must not cost the run."""
+        """Write the run's page; an error there must not cost the run."""
         images = (image for p in self.trainer.preferences for image in (p.a, p.b))
         in_memory = {image_name(image): image for image in images if not isinstance(image, Path)}
 
@@ -173,10 +173,10 @@ def start_run(
     vlm: VLM | None = None,
     processes: ProcessGroup = SINGLE_PROCESS,
 ) -> Run:
-    """Check everything, load what is needed, and write run.json; nothing is trained yet.
+    """Check the settings, load data and model, and write run.json, without training yet.
 
-    `output` None is runs/<time>; a folder that holds a file is refused. `check` may refuse the preferences before the
-    model is loaded. A `vlm` that is given is trained itself. ConfigError, DataError or ModelError for what is refused.
+    `output` None is runs/<time>. `check` may raise an error for the preferences before the model is loaded. A `vlm` is
+    trained itself. ConfigError for a folder with a file in it, or bad settings; DataError; ModelError.
     """
     folder = Path(processes.broadcast(str(output or Path("runs") / time.strftime("%Y%m%d-%H%M%S"))))
     settings = settings_from(TrainSettings, processes.broadcast(asdict(settings)))
@@ -202,10 +202,10 @@ def resume_run(
 ) -> Run | None:
     """Load the run in a folder with its last saved state; None where it is complete.
 
-    All settings come from its run.json. Those that are `given` must be the same, but for `save_every`, for `data` and
-    `model` where what they name is the same elsewhere, and for what trades memory for time (`rows`, `micro_batch`,
-    `recompute`), which rounds differently, as does another number of processes: a warning names these. ConfigError,
-    DataError or ModelError for anything else that is not as it was.
+    All settings come from its run.json. The `given` ones must be equal, except `save_every`, `data` and `model` for the
+    same content in another place, and `rows`, `micro_batch` and `recompute`, which trade memory for time. These three
+    and another number of processes round differently, and a warning names them. ConfigError, DataError or ModelError
+    for any other difference.
     """
     if folder is None:
         raise ConfigError("--resume: of which run? give its folder with --output")
@@ -241,9 +241,9 @@ def train(
 ) -> Iterator[StepReport]:
     """Train an adapter and yield a report after every step.
 
-    `settings` are the fields of `mlxpref.config.TrainSettings`. The adapter is saved in `output` (default runs/<time>),
-    also when the loop is left early. With `resume` the run in `output` continues (see `resume_run`); a complete one
-    yields nothing.
+    `settings` are the fields of `mlxpref.config.TrainSettings`. It saves the adapter in `output` (default runs/<time>),
+    also if the loop ends early. With `resume` the run in `output` continues (see `resume_run`); a complete one yields
+    nothing.
     """
     values = {"data": data} | ({"model": str(model)} if model else {}) | settings
     folder, processes = Path(output) if output else None, process_group()
@@ -264,7 +264,7 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 def _read_run(
     folder: Path, given: Mapping[str, Any], processes: ProcessGroup
 ) -> tuple[dict[str, Any], TrainSettings, RunState | None]:
-    """The record, the settings and the last saved state of a run, which the main process reads for all."""
+    """The record, the settings and the last saved state of a run; the main process reads them for all."""
     state, message = None, None
     if processes.is_main:
         record = read_record(folder)
@@ -280,9 +280,9 @@ def _read_run(
 def _load(
     settings: TrainSettings, folder: Path, agree: Agree, check: Check, vlm: VLM | None, processes: ProcessGroup
 ) -> Run:
-    """A run before its first step, without a change in its folder.
+    """Make a run before its first step, without a change in its folder.
 
-    What can be refused soonest comes first: the reward, then the data, then the model.
+    The quickest checks come first: the reward, then the data, then the model.
     """
     mix = load_rewards(settings.reward)
     data_dir = Path(settings.data_dir).expanduser() if settings.data_dir else None

@@ -1,4 +1,4 @@
-"""run.json: what a run is, for who wants to know or to repeat it, and what must be the same for it to resume."""
+"""run.json: the record of a run for its repetition, and the checks before it resumes."""
 
 import json
 import platform
@@ -25,15 +25,15 @@ __all__ = [
 RUN_RECORD = "run.json"
 
 _LOCATIONS = ("data", "data_dir", "model")
-"""Settings that only say where something is: fingerprints tell whether it is the same."""
+"""Settings that are places: fingerprints compare the content."""
 _ROUNDING = ("rows", "micro_batch", "recompute")
-"""Settings that trade memory for time; what they change is float addition."""
+"""Settings that trade memory for time; they change only the order of float additions."""
 
 
 def record_of(
     settings: TrainSettings, base: Mapping[str, Any], preferences: Sequence[Preference], used: int, processes: int = 1
 ) -> dict[str, Any]:
-    """Return what is needed to know, and to repeat, what a run did with the data, of which it learns from `used`."""
+    """Return the record to understand and repeat a run that learns from `used` of the preferences."""
     return {
         "started": time.strftime("%Y-%m-%d %H:%M:%S"),
         "settings": asdict(settings),
@@ -76,7 +76,7 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def resumed_settings(folder: Path, record: Mapping[str, Any], given: Mapping[str, Any]) -> TrainSettings:
-    """Return the settings of a run with those given that may change; ConfigError names the others."""
+    """Return a run's settings with the `given` ones that may change; ConfigError names the others."""
     before = asdict(settings_from(TrainSettings, record["settings"], str(folder / RUN_RECORD)))
     settings = settings_from(TrainSettings, before | dict(given))
     differences = [
@@ -86,12 +86,12 @@ def resumed_settings(folder: Path, record: Mapping[str, Any], given: Mapping[str
     ]
     if differences:
         raise ConfigError(f"{folder}: the run cannot continue with {', '.join(differences)}; leave out what differs")
-    # Where a model in memory was trained, only its folder is known.
+    # Of a model from memory only the folder is known.
     return settings if settings.model else replace(settings, model=record["base"]["base_model"])
 
 
 def check_resumable(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse to continue with another model, another template or other data than those of a run."""
+    """ConfigError for another model, template or data than those of a run."""
     if before["base"].get("base", {}).get("fingerprint") != now["base"]["base"]["fingerprint"]:
         raise ModelError(
             f"{folder}: the run trains {before['base'].get('base_model')}, and {now['base']['base_model']} is not that "
@@ -109,7 +109,7 @@ def check_resumable(folder: Path, before: Mapping[str, Any], now: Mapping[str, A
 
 
 def changed_since(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Return what may move the last bits of results: name, then what it was and what it is."""
+    """Return the differences that may change the last bits of results: by name, the old and the new value."""
     pairs = [(name, before["settings"].get(name), now["settings"][name]) for name in _ROUNDING]
     for part in ("versions", "machine"):
         pairs += [(name, before.get(part, {}).get(name, value), value) for name, value in now[part].items()]

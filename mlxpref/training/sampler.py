@@ -1,7 +1,7 @@
-"""Which comparisons a step shows, in what order and with which image first, and which preferences are held out.
+"""The comparisons of each step, their order and their first images, and the held-out preferences.
 
-Everything is drawn by keys, (seed, 0, purpose, number), and nothing is remembered from step to step: any step can be
-asked for by itself. Rollouts draw by (seed, step, ...) with steps counted from 1.
+All random numbers have keys, (seed, 0, purpose, number), without state between steps: any step is available directly.
+Rollouts use the keys (seed, step, ...) with steps from 1.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ from mlxpref.preferences import Comparison, Preference, placed, share_for_first
 __all__ = ["ComparisonSampler", "TrainingComparison", "held_out_split", "random_subset"]
 
 _PURPOSES = ("fraction", "order", "unused", "held out", "measured")
-"""What random numbers are drawn for."""
+"""The purposes of random numbers."""
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,15 @@ class TrainingComparison(Comparison):
 class ComparisonSampler:
     """Gives the comparisons of every step, `settings.comparisons` each: every preference once an epoch.
 
-    Sides alternate: of any consecutive comparisons half show a first (of an odd number, half but one), and each
-    preference shows its other image first in the next epoch. So what is learned cannot depend on how the data call the
-    images. The first epoch's random order deals the preferences into two halves, which show a first in turn; later
-    epochs shuffle each half.
+    Sides alternate: half of any consecutive comparisons show a first (up to one), and each preference shows its other
+    image first in the next epoch. So the result cannot depend on which image the data call a. The first epoch's random
+    order deals the preferences into two halves, which show a first in turn; later epochs shuffle each half.
     """
 
     def __init__(self, preferences: Sequence[Preference], settings: TrainSettings) -> None:
         self.preferences, self.seed, self.comparisons = preferences, settings.seed, settings.comparisons
         self._first_order = _generator(settings.seed, "order").permutation(len(preferences))
-        # A step lies in one epoch or reaches into the next: two orders are enough.
+        # A step lies in one epoch or two: two orders are enough.
         self._order = lru_cache(maxsize=2)(self._draw_order)
 
     def for_step(self, step: int) -> list[TrainingComparison]:
@@ -61,7 +60,7 @@ class ComparisonSampler:
     def replacement(self, step: int, place: int, index: int, attempt: int) -> TrainingComparison:
         """Return the comparison of another preference at a place of a step, the `attempt`th there.
 
-        The place decides which side shows a, as for the comparison that is replaced.
+        The place decides which side shows a, as before.
         """
         return self._comparison(step, place, index, (step, place, attempt))
 
@@ -85,7 +84,7 @@ class ComparisonSampler:
         generator, count = _generator(self.seed, "order", epoch), len(self.preferences)
         order = np.empty(count, np.int64)
         for half in range(2):
-            # This half shows a first in even epochs, the other one in odd ones; a comes first at every other place.
+            # This half shows a first in even epochs, the other in odd ones; a is first at every other place.
             order[(half + epoch + epoch * count) % 2 :: 2] = generator.permutation(self._first_order[half::2])
         return order
 
@@ -104,9 +103,8 @@ def held_out_split(
 ) -> tuple[list[Preference], list[Preference]]:
     """Return the preferences to learn from, and those to measure with, both in their order.
 
-    Preferences that a prompt or a group connects stay together: no prompt that is measured with was learned from. As
-    many are held out as whole groups fit into the share, in random order, and at least the smallest one. DataError
-    where all are connected.
+    Preferences that a prompt or a group connects stay together, so training sees no prompt of a measurement. Whole
+    groups, in random order, fill the share, with at least the smallest one. DataError if all are connected.
     """
     if not share:
         return list(preferences), []
@@ -128,7 +126,7 @@ def held_out_split(
 
 
 def _connected(preferences: Sequence[Preference]) -> NDArray[np.int32]:
-    """A label for each preference, the same for those that prompts and groups connect, if only by way of others."""
+    """A label for each preference, equal for those that prompts and groups connect, directly or through others."""
     nodes: dict[tuple[str, str], int] = {}  # a node for each prompt and each group, behind those of the preferences
     edges = [
         (i, len(preferences) + nodes.setdefault((kind, name), len(nodes)))

@@ -1,4 +1,4 @@
-"""What a step reports of itself: a line of log.jsonl, and the rollouts that it wrote."""
+"""The report of a step: a line of log.jsonl, and its rollouts."""
 
 import math
 import time
@@ -20,7 +20,7 @@ __all__ = ["RolloutRecord", "StepMeter", "StepReport", "measured_shares", "rollo
 
 @dataclass(frozen=True)
 class RolloutRecord:
-    """One rollout as it is kept in rollouts.jsonl; `first` and `second` as `image_name` calls them."""
+    """One rollout as in rollouts.jsonl; `first` and `second` are names by `image_name`."""
 
     step: int
     prompt: str
@@ -36,16 +36,15 @@ class RolloutRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
-    """What one step did; shares from 0 to 1, seconds, natural logarithms; not a number where nothing was measured.
+    """The report of one step: shares from 0 to 1, seconds, natural logarithms; NaN where nothing was measured.
 
-    Of all that was written, resampled groups included: `reward` and the unweighted `reward_parts` it is made of, both
-    means; `accuracy`, the share of rollouts that agree with the majority; `truncated`, the share that ran out of
-    tokens; `entropy` of the policy a token, the mean of minus the log-probability of the tokens it chose. `mismatch` is
-    the mean distance between the log-probabilities of sampling and of scoring, `skipped` how many of the `groups` have
-    no gradient, `resampled` how many others were written to replace such. The seconds of rollout, score (the
-    reference), update and evaluation add up to `seconds`; `tokens_per_second` is of the rollout alone. `held_out` are
-    the metrics of `eval` on the held-out preferences. Of several processes, this one sent `sent_bytes` in the step and
-    spent `wait_seconds` of it in exchanges.
+    Of all rollouts, with resampled groups: the means `reward` and `reward_parts`, its unweighted parts; `accuracy`, the
+    share of rollouts that agree with the majority; `truncated`, the share that ran out of tokens; `entropy` of the
+    policy a token, the mean of minus its tokens' log-probabilities. `mismatch` is the mean distance between the
+    log-probabilities of sampling and of scoring, `skipped` the number of `groups` without a gradient, `resampled` that
+    of replaced groups. The seconds of rollout, score (the reference), update and evaluation add up to `seconds`;
+    `tokens_per_second` is of the rollout alone. `held_out` are the metrics of `eval` on the held-out preferences. Of
+    several processes, this one sent `sent_bytes` in the step and spent `wait_seconds` of it in exchanges.
     """
 
     step: int
@@ -82,12 +81,12 @@ class StepReport:
     rollouts: tuple[RolloutRecord, ...] = field(default=(), repr=False)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the report as a line of log.jsonl; a number that is not finite, which JSON lacks, is null."""
+        """Return the report as a line of log.jsonl, with null for numbers that are not finite."""
         return {f.name: _to_json(getattr(self, f.name)) for f in fields(self) if f.name != "rollouts"}
 
 
 def measured_shares(groups: Sequence[RolloutGroup], rewards: GroupRewards, mix: RewardMix) -> dict[str, Any]:
-    """Return the fields of a report that are means and sums over all groups that were written for a step."""
+    """Return a report's means and sums over all groups of a step."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     logprobs = [logprob for rollout in rollouts for logprob in rollout.logprobs]
     labels_are_read = mix.form == "choice"
@@ -106,7 +105,7 @@ def measured_shares(groups: Sequence[RolloutGroup], rewards: GroupRewards, mix: 
 def rollout_records(
     step: int, groups: Sequence[RolloutGroup], rewards: GroupRewards, mix: RewardMix
 ) -> tuple[RolloutRecord, ...]:
-    """Return every rollout of groups, as it may be kept."""
+    """Return the records of all rollouts of groups."""
     return tuple(
         RolloutRecord(
             step=step,
@@ -127,7 +126,7 @@ def rollout_records(
 
 
 class StepMeter:
-    """Measures a step: the seconds of its phases, its memory, and what this process exchanges with others."""
+    """Measures a step: the seconds of its phases, its memory, and this process's exchanges with others."""
 
     def __init__(self, processes: ProcessGroup) -> None:
         mx.reset_peak_memory()
@@ -136,14 +135,14 @@ class StepMeter:
         self._seconds = dict.fromkeys(("rollout", "score", "update", "evaluation"), 0.0)
 
     def end_phase(self, phase: str) -> None:
-        """Count the time since the last phase ended as this one's, and free what the next one has no use for."""
-        mx.clear_cache()  # arrays of other sizes than the next phase needs
+        """Count the time since the last phase's end as this one's, and free cached memory."""
+        mx.clear_cache()  # the next phase needs other sizes
         now = time.perf_counter()
         self._seconds[phase] += now - self._last
         self._last = now
 
     def fields(self, tokens: int) -> dict[str, Any]:
-        """Return the fields of a report that were measured here, of a step that wrote so many tokens."""
+        """Return this meter's fields of a report, for a step of `tokens` tokens."""
         seconds = {f"{phase}_seconds": round(seconds, 4) for phase, seconds in self._seconds.items()}
         sent_bytes, waited = self._before
         return seconds | {

@@ -36,18 +36,18 @@ from mlxpref.training.step_report import StepMeter, StepReport, measured_shares,
 __all__ = ["Trainer"]
 
 _MAX_FAILURES = 3
-"""Steps in a row whose loss or gradient may be not finite before training stops."""
+"""Training stops after this many steps in a row whose loss or gradient is not finite."""
 _ROUNDING = 1e-3
-"""How far the lengths of the adapters of several processes may be apart between two comparisons of them."""
+"""The largest difference of several processes' adapter lengths between two checks."""
 
 
 class Trainer:
     """Trains the adapter of a model on preferences; the base weights never change.
 
-    Iterate over `steps()`: the adapter is on the model from the start and better after every step. `preferences` are
-    those that are learned from, `held_out` measures with others. `mix` are the rewards of the settings where they are
-    loaded already. Of several `processes`, each does its share of a step and makes the same update; all report the same
-    but for times, memory and bytes. ConfigError, DataError or ModelError for what cannot be trained with.
+    Iterate over `steps()`: the adapter is on the model from the start, and every step updates it. `preferences` are to
+    learn from, `held_out` measures with others. `mix` are the settings' rewards, if already loaded. Each of several
+    `processes` does its share of a step and makes the same update; all report the same but for times, memory and bytes.
+    ConfigError, DataError or ModelError for unusable settings, data or models.
     """
 
     def __init__(
@@ -88,14 +88,14 @@ class Trainer:
 
     @property
     def adapter(self) -> dict[str, mx.array]:
-        """The weights that a user wants now, by their full names: with patience the best measured ones so far."""
+        """The current weights by their full names, with patience the best ones so far."""
         return self.held_out.best or adapter_weights(self.vlm.model)
 
     @property
     def state(self) -> tuple[dict[str, mx.array], dict[str, Any]]:
-        """What the next step depends on beside the settings: adapters and the optimizer as arrays, and numbers.
+        """The state that the next step depends on: adapters and the optimizer as arrays, and numbers.
 
-        Random numbers are keyed by step, so no generator has a state.
+        Random numbers have keys by step, so there is no generator state.
         """
         best, evaluations = self.held_out.state
         parts = {"optimizer": self.optimizer.state, "adapter": adapter_weights(self.vlm.model)}
@@ -112,8 +112,8 @@ class Trainer:
     def steps(self, done: int = 0) -> Iterator[StepReport]:
         """Train after `done` steps, one report a step; ModelError after three steps in a row that are not finite.
 
-        `state` is complete whenever a report is yielded. At the end the model has the best adapter with
-        `settings.patience`, else the last one.
+        `state` is complete at every yield. At the end the model has the best adapter with `settings.patience`, else the
+        last one.
         """
         start = time.perf_counter()
         for step in range(done + 1, self.step_count + 1):
@@ -158,7 +158,7 @@ class Trainer:
             result = result.then(latest) if update else latest
             if not result.finite:
                 break
-            if update == 0:  # the old policy's log-probabilities are those of the scoring pass, not of sampling
+            if update == 0:  # the old policy's log-probabilities come from the scoring pass, not from sampling
                 inputs = replace(inputs, old=gradient.logprobs)
         meter.end_phase("update")
 
@@ -185,14 +185,14 @@ class Trainer:
     ) -> tuple[list[RolloutGroup], GroupRewards, list[int]]:
         """Give the places of groups without an advantage to other comparisons, up to `settings.resample` times.
 
-        Returns all groups that were written for the step, their rewards, and for each of its P places the index of the
-        group that is learned from. Which comparisons come next depends on the step alone, and their random numbers on
-        step, place and attempt, so not on what runs together.
+        Returns all groups of the step, their rewards, and for each of its P places the index of the group for the loss.
+        The next comparisons depend only on the step, their random numbers on step, place and attempt, not on the
+        batches.
         """
         indices, unused = list(range(len(rollouts))), self.sampler.unused(step)
         for attempt in range(1, self.settings.resample + 1):
             idle = [place for place, group in enumerate(indices) if not rewards.has_advantage[group]]
-            # `unused` comes second: where `idle` ends, none of it may be taken for nothing.
+            # `unused` comes second, so that the end of `idle` consumes none of it.
             replaced = list(zip(idle, unused, strict=False))
             if not replaced:
                 break
@@ -207,7 +207,7 @@ class Trainer:
     def _keep_equal(self, step: int) -> None:
         """Give all processes the adapter of process 0 where their machines round differently.
 
-        MlxprefError where the difference is more than that.
+        MlxprefError for a larger difference.
         """
         if self.processes.size == 1:
             return
@@ -226,7 +226,7 @@ class Trainer:
             self.restore(self.processes.broadcast_arrays(arrays), numbers)
 
     def _learning_rate(self) -> Any:
-        """The learning rate of every update: it rises from near 0, then falls along a cosine to a tenth."""
+        """The learning rate of every update: it rises from near 0, then falls along a cosine to a tenth of it."""
         settings = self.settings
         total = self.step_count * settings.updates_per_rollout
         warmup = min(settings.warmup_steps * settings.updates_per_rollout, max(total - 1, 1))
