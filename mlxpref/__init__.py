@@ -1,6 +1,5 @@
 """A judge of images that thinks before it answers, learns what people prefer, and runs on one's own machine."""
 
-from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ if TYPE_CHECKING:
     from mlxpref.judge.pair_verdict import PairVerdict
     from mlxpref.judge.ranking_result import Ranking
     from mlxpref.preferences import Preference
-    from mlxpref.training.step_report import StepReport
+    from mlxpref.training.run import train
     from mlxpref.verdict import Verdict
 
 __all__ = [
@@ -36,8 +35,9 @@ _MODULES = {
     "Preference": "mlxpref.preferences",
     "Ranking": "mlxpref.judge.ranking_result",
     "Verdict": "mlxpref.verdict",
+    "train": "mlxpref.training.run",
 }
-"""Where the classes are; they are imported when they are first used, since MLX alone takes a second to import."""
+"""Where these are defined; they are imported when they are first used, since MLX alone takes a second to import."""
 
 # Before anything imports MLX: it calls the BLAS whose symbols were loaded first.
 preload()
@@ -69,16 +69,3 @@ def load(
     name, folder = str(model) if model is not None else None, Path(adapter) if adapter else None
     judge = load_judge(name, folder, settings, any_base=any_base)
     return calibrated(judge, calibration if isinstance(calibration, bool) else Path(calibration))
-
-
-def train(
-    data: str, model: str | Path | None = None, output: str | Path | None = None, **settings: Any
-) -> Iterator["StepReport"]:
-    """Train an adapter and yield a report after every step: `for report in mlxpref.train("demo", "demo"): ...`.
-
-    `settings` are fields of `mlxpref.config.TrainSettings`. The adapter is written into `output` (default runs/<time>),
-    also when the loop is left early. Raises ConfigError, DataError or ModelError for what cannot be trained.
-    """
-    from mlxpref.training.run import train as train_and_record
-
-    return train_and_record(data, model, output, **settings)

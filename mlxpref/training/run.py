@@ -239,11 +239,11 @@ def resume_run(
 def train(
     data: str, model: str | Path | None = None, output: str | Path | None = None, resume: bool = False, **settings: Any
 ) -> Iterator[StepReport]:
-    """Train an adapter and yield a report after every step.
+    """Train an adapter and yield a report after every step: `for report in mlxpref.train("demo", "demo"): ...`.
 
     `settings` are the fields of `mlxpref.config.TrainSettings`. It saves the adapter in `output` (default runs/<time>),
     also if the loop ends early. With `resume` the run in `output` continues (see `resume_run`); a complete one yields
-    nothing.
+    nothing. ConfigError, DataError or ModelError for what cannot be trained.
     """
     values = {"data": data} | ({"model": str(model)} if model else {}) | settings
     folder, processes = Path(output) if output else None, process_group()
