@@ -29,8 +29,8 @@ class GroupRewards:
     `rewards`, `advantages` (P, G); `components` (P, G) each: the unweighted parts of the reward by name; `correct` (P,
     G): whether a rollout leans to the majority's side; `well_formed` (P, G): whether its form is right; `answered` (P,
     G): whether its answer position has a gradient of its own; `in_loss` (P, G): whether its tokens are in the loss;
-    `has_advantage` (P,): whether a group has an advantage that is not 0; `has_gradient` (P,): whether it has any
-    gradient, with that of the divergence from the reference.
+    `has_advantage` (P,): whether its rewards give a group a gradient, through advantages or answers; `has_gradient`
+    (P,): whether it has any gradient, with that of the divergence from the reference.
     """
 
     rewards: Floats

@@ -75,8 +75,8 @@ class Run:
     def reports(self) -> Iterator[StepReport]:
         """Train and record; save adapter and state every few steps, and at the end or an interruption.
 
-        If bad data end it before its first step, it leaves an empty folder. All of several processes train, and the
-        main one records.
+        If bad data end it before its first step, it removes the folder, so that the next run can use it. All of several
+        processes train, and the main one records.
         """
         if not self.trainer.processes.is_main:
             for report in self.trainer.steps(self.done):
@@ -147,7 +147,7 @@ class Run:
         self._write_page()
 
     def _clear(self) -> None:
-        """Empty the folder."""
+        """Remove the run's files and its folder."""
         for name in RUN_FILES:
             (self.folder / name).unlink(missing_ok=True)
         self.folder.rmdir()

@@ -91,7 +91,7 @@ def resumed_settings(folder: Path, record: Mapping[str, Any], given: Mapping[str
 
 
 def check_resumable(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """ConfigError for another model, template or data than those of a run."""
+    """Raise ModelError or DataError for another model, template or data than those of a run."""
     if before["base"].get("base", {}).get("fingerprint") != now["base"]["base"]["fingerprint"]:
         raise ModelError(
             f"{folder}: the run trains {before['base'].get('base_model')}, and {now['base']['base_model']} is not that "

@@ -226,7 +226,7 @@ class Trainer:
             self.restore(self.processes.broadcast_arrays(arrays), numbers)
 
     def _learning_rate(self) -> Any:
-        """The learning rate of every update: it rises from near 0, then falls along a cosine to a tenth of it."""
+        """The learning rate of every update: it rises from near 0 to its peak, then falls along a cosine to a tenth."""
         settings = self.settings
         total = self.step_count * settings.updates_per_rollout
         warmup = min(settings.warmup_steps * settings.updates_per_rollout, max(total - 1, 1))
