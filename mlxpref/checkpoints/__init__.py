@@ -1,1 +1,1 @@
-"""Model folders on disk, without an MLX model: find, download, read the config of any layout, check, plan memory."""
+"""Model folders on disk: find, download, read configs of any layout, check, plan memory; without an MLX model."""

@@ -1,4 +1,4 @@
-"""A model folder on disk: what its files say, each read once and passed on."""
+"""A model folder on disk; reads each of its files once."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -20,23 +20,23 @@ __all__ = ["Checkpoint"]
 _FLOAT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 """Bytes of the floating point types of a safetensors file."""
 _HIDDEN = ("offload_index.json", "hf_quant_config.json")
-"""Files that make mlx-vlm take missing weights for granted, or weights for quantized that are not MLX's."""
+"""Files that make mlx-vlm accept missing weights, or take foreign weights for quantized ones."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model folder; each property reads its files once. All raise ModelError for files that cannot be used."""
+    """A model folder; each property reads its files once. All raise ModelError for unusable files."""
 
     folder: Path
 
     @classmethod
     def open(cls, folder: Union[Path, "Checkpoint"]) -> "Checkpoint":
-        """The checkpoint in a folder; a checkpoint is returned as it is. Nothing is read yet."""
+        """The checkpoint in a folder, or the checkpoint itself. It reads nothing yet."""
         return folder if isinstance(folder, Checkpoint) else cls(folder)
 
     @cached_property
     def stored_config(self) -> Json:
-        """What config.json holds; ModelError for a folder that lacks a file that every model has."""
+        """The content of config.json; ModelError for a folder without a necessary file."""
         check_complete(self.folder)
         return read_json_object(self.folder / CONFIG)
 
@@ -55,14 +55,14 @@ class Checkpoint:
 
     @cached_property
     def identity(self) -> Identity:
-        """Which model it is, whatever the folder is called."""
+        """The model's identity, independent of the folder's name."""
         return identity_of(self.folder, self.config, self.tensors)
 
     @cached_property
     def max_pixels(self) -> int | None:
-        """The pixels that its image processor shrinks images to, or None where it does not say.
+        """The pixel budget of its image processor, or None without one.
 
-        As mlx-vlm reads them: what the processor's own file says of the image processor goes first.
+        As in mlx-vlm, the processor's own file overrides the image processor's.
         """
         settings: dict[str, Any] = {}
         for name, part in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):
@@ -74,7 +74,7 @@ class Checkpoint:
         return None
 
     def weight_bytes(self, float_bytes: int | None = None) -> int:
-        """What the loaded weights take; `float_bytes` is what a floating point number becomes, None as it is stored."""
+        """Bytes of the loaded weights; `float_bytes` is the size of a loaded floating point number, None as stored."""
         total = 0
         for tensor in self.tensors.values():
             width = _FLOAT_BYTES.get(tensor.dtype)
@@ -83,9 +83,9 @@ class Checkpoint:
 
     @contextmanager
     def readable(self) -> Iterator[Path]:
-        """A folder that mlx-vlm can load: this one, or a temporary one with the rewritten config and links to the rest.
+        """A folder that mlx-vlm can load: this one, or a temporary one with a new config and links to the rest.
 
-        The temporary one is gone afterwards; weights loaded from it, lazily too, keep their files open.
+        The temporary one is then removed; weights loaded from it, lazy ones, too, keep their files open.
         """
         if self.config == self.stored_config and not any((self.folder / name).exists() for name in _HIDDEN):
             yield self.folder

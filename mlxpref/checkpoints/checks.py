@@ -1,4 +1,4 @@
-"""Whether a folder and what was loaded from it are a whole model: files, parts, types of weights, sizes that agree."""
+"""Checks that a folder and its loaded model are complete: files, parts, types of weights, sizes that agree."""
 
 import reprlib
 from pathlib import Path
@@ -14,19 +14,19 @@ from mlxpref.errors import ModelError
 __all__ = ["check_folder", "check_model", "check_processor"]
 
 _FLOATS = (mx.float32, mx.bfloat16, mx.float16)
-"""The types that weights are computed in."""
+"""The types of weights that can be computed."""
 
 
 def check_folder(checkpoint: Checkpoint) -> None:
-    """Refuse a folder that would load wrongly or not at all; the ModelError says what is missing."""
+    """ModelError, with the missing part, for a folder that would load wrongly or not at all."""
     _check_sizes(checkpoint)
     _check_head(checkpoint)
 
 
 def check_model(path: Path, model: nn.Module) -> None:
-    """Refuse a model, loaded lazily or not, that lacks a part or whose weights have types that cannot be computed.
+    """ModelError for a model, lazy or not, that lacks a part or has weights of unusable types.
 
-    mlx-vlm drops a vision tower without weights in silence, and takes whole numbers for weights.
+    mlx-vlm silently drops a vision tower without weights, and accepts integers as weights.
     """
     for part in ("vision_tower", "language_model"):
         if getattr(model, part, None) is None:
@@ -41,7 +41,7 @@ def check_model(path: Path, model: nn.Module) -> None:
 
 
 def check_processor(path: Path, model: Any, processor: Any) -> None:
-    """Refuse a tokenizer or an image processor of another model: every token has a row, patches are of one size."""
+    """ModelError for a tokenizer or an image processor of another model: tokens without a row, other patches."""
     tokens, rows = len(processor.tokenizer), int(model.language_model.model.embed_tokens.weight.shape[0])
     if tokens > rows:
         raise ModelError(
@@ -58,7 +58,7 @@ def check_processor(path: Path, model: Any, processor: Any) -> None:
 
 
 def _check_sizes(checkpoint: Checkpoint) -> None:
-    """Refuse sizes that the folder's files do not fill, before anything of these sizes is allocated.
+    """ModelError for sizes that the folder's files do not fill, before any allocation of these sizes.
 
     mlx-vlm compares names and shapes one by one when it loads.
     """
@@ -80,7 +80,7 @@ def _check_sizes(checkpoint: Checkpoint) -> None:
 
 
 def _check_head(checkpoint: Checkpoint) -> None:
-    """Refuse a stored head that differs from the embedding where the config says that they are one."""
+    """ModelError for a stored head that differs from the embedding although the config ties them."""
     config, tensors = checkpoint.stored_config, checkpoint.tensors
     if not config.get("tie_word_embeddings", (config.get("text_config") or {}).get("tie_word_embeddings")):
         return

@@ -1,4 +1,4 @@
-"""Models of the Hugging Face hub: the files of one that a judge needs, from the cache or downloaded."""
+"""Models of the Hugging Face hub: a judge's files, from the cache or downloaded."""
 
 from pathlib import Path
 
@@ -20,13 +20,13 @@ from mlxpref.text import format_bytes
 __all__ = ["ask_model", "cached_model", "download_model", "needed_bytes"]
 
 _NEEDED = (CONFIG, INDEX, RECORD, *SIDE_FILES)
-"""Files that are downloaded beside the weights: no code, no pickles, nothing of other programs."""
-# Names of weights that are a second copy in another layout, or of an adapter.
+"""Files to download besides the weights: no code, no pickles, nothing of other programs."""
+# Names of second copies of weights in another layout, or of an adapter.
 _TWICE = ("consolidated", "adapter")
 
 
 def ask_model(hub_id: str, revision: str | None = None) -> HubRepository:
-    """What the hub says of a model, at a branch, tag or commit; ModelError where it cannot be asked."""
+    """The hub's entry of a model, at a branch, tag or commit; ModelError where the hub cannot be asked."""
     try:
         return ask_hub(hub_id, "model", revision)
     except DataError as error:
@@ -38,7 +38,7 @@ def ask_model(hub_id: str, revision: str | None = None) -> HubRepository:
 
 
 def cached_model(hub_id: str, revision: str | None = None) -> Path | None:
-    """The folder of a model in the Hugging Face cache, or None where a file that a judge needs is missing."""
+    """The folder of a model in the Hugging Face cache, or None if one of a judge's files is missing."""
     from huggingface_hub import try_to_load_from_cache
 
     try:
@@ -52,14 +52,14 @@ def cached_model(hub_id: str, revision: str | None = None) -> Path | None:
 
 
 def needed_bytes(repository: HubRepository) -> int:
-    """What is downloaded of a model, in bytes."""
+    """The bytes of a model to download."""
     return sum(file.size for file in (*_side_files(repository), *_all_weights(repository)))
 
 
 def download_model(repository: HubRepository) -> Path:
     """Download a model into the Hugging Face cache and return its folder; ModelError, one line, where that fails.
 
-    Files in the cache are not downloaded again. The weights come last, so a folder with all of them is complete.
+    It skips files in the cache. The weights come last, so a folder with all of them is complete.
     """
     destination = Destination(repository)
     side_files = _side_files(repository)
@@ -106,7 +106,7 @@ def _weights(repository: HubRepository, folder: Path) -> list[HubFile]:
 
 
 def _check_complete(repository: HubRepository) -> None:
-    """Refuse a repository that is no model for mlxpref before anything of it is downloaded."""
+    """ModelError, before any download, for a repository that is no model for mlxpref."""
     paths = {file.path for file in repository.files}
     if not _all_weights(repository):
         others = sorted({Path(path).suffix for path in paths} & {".bin", ".pt", ".pth", ".gguf"})

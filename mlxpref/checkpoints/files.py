@@ -1,4 +1,4 @@
-"""The files of a model folder by name, and JSON that is read as if it were hostile."""
+"""The files of a model folder by name, and a reader of untrusted JSON."""
 
 import json
 import re
@@ -26,28 +26,28 @@ __all__ = [
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
 INDEX = "model.safetensors.index.json"
-"""Says which tensor is in which file, where there are several."""
+"""The index: the file of each tensor, if there are several files."""
 RECORD = "mlxpref.json"
-"""Says where a converted folder comes from and what was measured of it."""
+"""The record of a converted folder: its source and its measurements."""
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
-"""Settings of the image processor; a model has one of the two."""
+"""Settings of the image processor; a model has one of these."""
 SIDE_FILES = (
     *PROCESSORS, "video_preprocessor_config.json", "generation_config.json", TOKENIZER, "tokenizer_config.json",
     "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.json",
     "chat_template.jinja",
 )  # fmt: skip
-"""What a model reads beside its config and its weights."""
+"""A model's files besides its config and its weights."""
 DOWNLOAD_AGAIN = "download the checkpoint again"
 _WEIGHTS = re.compile(r"\w[\w.+ -]{0,200}\.safetensors")
 
 
 def check_complete(folder: Path) -> None:
-    """Refuse a folder that lacks a file that every model has; ModelError says which and what to do."""
+    """ModelError, with the name and the remedy, for a folder without a necessary file."""
     if not folder.is_dir():
         raise ModelError(f"{folder}: no such model folder; give a folder, a Hugging Face id or `demo`")
     if not (folder / CONFIG).is_file():
         raise ModelError(f"{folder}: no config.json there; a model folder holds config, tokenizer and weights")
-    # Without these mlx-vlm takes defaults in silence, and the judge sees badly scaled images.
+    # Without these mlx-vlm silently uses defaults, and the judge sees badly scaled images.
     for names in (PROCESSORS, (TOKENIZER,)):
         if not any((folder / name).is_file() for name in names):
             raise ModelError(f"{folder}: no {names[0]} there; copy it from the original checkpoint")
@@ -59,7 +59,7 @@ def check_complete(folder: Path) -> None:
 
 
 def weight_files(folder: Path, index: Mapping[str, str]) -> list[str]:
-    """The names of a folder's files of weights, as mlx-vlm takes them: those of the index, or else all."""
+    """The names of a folder's files of weights, as in mlx-vlm: those of the index, or else all."""
     if index:
         return sorted(set(index.values()))
     names = (file.name for file in folder.glob("*.safetensors"))
@@ -69,7 +69,7 @@ def weight_files(folder: Path, index: Mapping[str, str]) -> list[str]:
 def read_index(folder: Path) -> dict[str, str]:
     """The name of the file that holds each tensor, from the index of a folder; empty for a folder without an index.
 
-    ModelError for an index that is damaged, or that leads to files outside of this very folder.
+    ModelError for an index that is damaged, or names files outside this folder.
     """
     index = folder / INDEX
     if not index.exists() and not index.is_symlink():
@@ -85,7 +85,7 @@ def read_index(folder: Path) -> dict[str, str]:
 
 
 def read_json_object(file: Path, limit: int = 64 << 20, remedy: str = DOWNLOAD_AGAIN) -> dict[str, Any]:
-    """The JSON object in a file of at most `limit` bytes. ModelError, which ends with `remedy`, for others."""
+    """The JSON object in a file of at most `limit` bytes. ModelError, ending with `remedy`, for others."""
     try:
         if not file.is_file():
             raise ValueError("no such file")

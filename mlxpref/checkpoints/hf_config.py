@@ -1,7 +1,7 @@
-"""A checkpoint's config.json in the hub's layout, whatever wrote it.
+"""A checkpoint's config.json in the hub's layout, from any writer.
 
-transformers 5 keeps the language model's settings in `text_config` and its rotary embedding in `rope_parameters`;
-for the Qwen2-VL families mlx-vlm reads neither. Keys that make mlx-vlm run code or skip a part are dropped.
+transformers 5 keeps the language model's settings in `text_config` and its rotary embedding in `rope_parameters`; for
+the Qwen2-VL families mlx-vlm reads neither. It drops keys that make mlx-vlm run code or skip a part.
 """
 
 import reprlib
@@ -16,9 +16,9 @@ __all__ = ["FAMILIES", "Json", "normalise", "validate"]
 
 Json = dict[str, Any]
 Problems = Iterator[tuple[str, Any, str]]
-"""What is wrong in a config: the key, its value, and what it has to be."""
+"""Errors in a config: the key, its value, and the allowed values."""
 FAMILIES = {"qwen2_vl": "Qwen2-VL", "qwen2_5_vl": "Qwen2.5-VL", "qwen3_vl": "Qwen3-VL"}
-"""The architectures that mlxpref judges with, by their model_type."""
+"""The supported architectures, by their model_type."""
 _CLASSES = dict(zip(FAMILIES, ("Qwen2VL", "Qwen2_5_VL", "Qwen3VL"), strict=True))
 _NESTED = "qwen3_vl"
 """The one family whose text_config is the hub's own layout; the others have its keys beside vision_config."""
@@ -27,12 +27,11 @@ _OF_TEXT = (
     "rms_norm_eps", "vocab_size", "max_position_embeddings", "rope_theta", "rope_scaling", "rope_parameters",
     "hidden_act", "use_sliding_window", "layer_types",
 )  # fmt: skip
-"""Keys that text_config decides, as in transformers; all others are decided by the key beside text_config."""
+"""Keys that text_config decides, as in transformers; the top level decides all others."""
 _DROPPED = ("auto_map", "model_file", "custom_pipelines", "dflash_config", "llm_config", "ple_storage", "skip_vision")
-"""Code that mlx-vlm or transformers would run, and switches that lead mlx-vlm to another model than the family's."""
+"""Code that mlx-vlm or transformers would run, and switches that make mlx-vlm load another model."""
 
-# The largest whole number that each size may be, so that a product of two is never too large to allocate. What must be
-# stated stands first.
+# The largest value of each size, so that a product of two can be allocated. Required sizes come first.
 _TEXT = {
     "hidden_size": 1 << 17, "num_hidden_layers": 1 << 10, "num_attention_heads": 1 << 12, "intermediate_size": 1 << 20,
     "vocab_size": 1 << 24,
@@ -48,7 +47,7 @@ _VISION_MAY = {
     "spatial_merge_size": 1 << 4, "temporal_patch_size": 1 << 4, "window_size": 1 << 16,
 }  # fmt: skip
 _ACTIVATIONS = {"qwen2_vl": "quick_gelu", "qwen2_5_vl": "silu", "qwen3_vl": "gelu_pytorch_tanh"}
-"""What mlx-vlm computes in the vision tower, whatever the config says; in the language model it is silu."""
+"""The vision tower's activation in mlx-vlm, which ignores the config; the language model's is silu."""
 _SECTIONS = ("quantization", "quantization_config")
 _QUANTIZATION = {
     "mode": ("affine", "mxfp4", "nvfp4", "mxfp8"),
@@ -59,9 +58,9 @@ _TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_
 
 
 def normalise(stored: Mapping[str, Any], tensors: Iterable[str], file: Path) -> Json:
-    """What a config.json says, in the hub's layout, without code and switches that lead to another model.
+    """The content of config.json in the hub's layout, without code and switches to another model.
 
-    `tensors` are the names of the stored weights; `file` is named in the ModelError for what no model says.
+    `tensors` are the names of the stored weights; `file` is for the ModelError about impossible values.
     """
     family = stored.get("model_type")
     if not isinstance(family, str) or family not in FAMILIES:
@@ -79,7 +78,7 @@ def normalise(stored: Mapping[str, Any], tensors: Iterable[str], file: Path) -> 
     language = config["text_config"] if family == _NESTED and text else config
     for key in _OF_TEXT:
         if key in language and language[key] is None:
-            del language[key]  # so that the default is taken
+            del language[key]  # so that the default applies
     _write_rope(language, family, file)
     if vision.get("model_type") == f"{family}_vision":
         vision = vision | {"model_type": family}
@@ -90,7 +89,7 @@ def normalise(stored: Mapping[str, Any], tensors: Iterable[str], file: Path) -> 
 
 
 def _part(config: Mapping[str, Any], name: str, file: Path) -> Json:
-    """A part of a config as a copy of its own; empty where it is not there or null."""
+    """A copy of a part of a config; empty if it is missing or null."""
     part = config.get(name)
     if part is None:
         return {}
@@ -100,7 +99,7 @@ def _part(config: Mapping[str, Any], name: str, file: Path) -> Json:
 
 
 def _flat(config: Json, text: Json) -> Json:
-    """A config of the Qwen2-VL families whose text_config was written beside the other keys."""
+    """A config of the Qwen2-VL families with the keys of text_config at the top level."""
     parts = ("text_config", "vision_config")
     inner = {key: value for key, value in text.items() if value is not None and key not in parts}
     outer = {key: value for key, value in config.items() if key != "text_config" and value is not None}
@@ -111,7 +110,7 @@ def _flat(config: Json, text: Json) -> Json:
 
 
 def _write_rope(language: Json, family: str, file: Path) -> None:
-    """Put the rotary embedding where the hub's layout has it: rope_theta, and the rest in rope_scaling."""
+    """Move the rotary embedding to the hub's layout: rope_theta, and the rest in rope_scaling."""
     parameters: Json = {}
     for name in ("rope_scaling", "rope_parameters"):
         parameters |= _part(language, name, file)
@@ -126,7 +125,7 @@ def _write_rope(language: Json, family: str, file: Path) -> None:
 
 
 def _write_quantization(config: Json) -> None:
-    """mlx-vlm reads MLX's own quantization from `quantization` alone; null is none."""
+    """mlx-vlm reads MLX's own quantization only from `quantization`; null is none."""
     for name in _SECTIONS:
         if config.get(name) is None:
             config.pop(name, None)
@@ -136,9 +135,9 @@ def _write_quantization(config: Json) -> None:
 
 
 def _write_tie(config: Json, language: Json, tensors: Iterable[str]) -> None:
-    """State whether the head is the embedding: what the keys say, unless the weights have a head beside it.
+    """Set whether the head is the embedding: as in the keys, unless the weights have a separate head.
 
-    Some trainers write both; mlx-vlm takes one: it loads a head where the config says that it is not the embedding.
+    Some trainers write both; mlx-vlm loads a head only if the config says that it is not the embedding.
     """
     tied = config.get("tie_word_embeddings", language.get("tie_word_embeddings"))
     names = list(tensors)
@@ -148,13 +147,13 @@ def _write_tie(config: Json, language: Json, tensors: Iterable[str]) -> None:
 
 
 def validate(config: Mapping[str, Any], file: Path) -> None:
-    """Raise ModelError for the first value that no model of the family has, or that mlx-vlm would pass over in silence.
+    """ModelError for the first value that no model of the family has, or that mlx-vlm would silently ignore.
 
-    `config` is in the hub's layout, `file` is named. Sizes that only contradict the weights are refused on loading.
+    `config` is in the hub's layout, `file` is for the message. Loading finds sizes that only contradict the weights.
     """
     family = config["model_type"]
     text, vision = {**config, **(config.get("text_config") or {})}, config["vision_config"]
-    problems = chain(  # lazily: what comes later counts on what was checked before
+    problems = chain(  # lazy: later checks rely on earlier ones
         _sizes(text, _TEXT, _TEXT_MAY),
         _sizes(vision, _VISION[family], _VISION_MAY, "vision_config."),
         _numbers(text, vision),
@@ -169,7 +168,7 @@ def validate(config: Mapping[str, Any], file: Path) -> None:
 
 
 def _is_whole(value: Any) -> TypeGuard[int]:
-    """Whether a value is a whole number from 0; true and false are none."""
+    """Whether a value is a whole number from 0, and no bool."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
@@ -178,7 +177,7 @@ def _are_whole(values: Any) -> TypeGuard[list[int]]:
 
 
 def _sizes(part: Mapping[str, Any], must: Mapping[str, int], may: Mapping[str, int], where: str = "") -> Problems:
-    """What is no whole number from 1 to the given one; what only `may` be there may also be null."""
+    """Sizes that are no whole number from 1 to the given one; those in `may` may also be null."""
     for name, most in {**must, **may}.items():
         value = part.get(name)
         if not (_is_whole(value) and 1 <= value <= most) and (name in must or value is not None):
@@ -193,7 +192,7 @@ def _numbers(text: Mapping[str, Any], vision: Mapping[str, Any]) -> Problems:
 
 
 def _attention(text: Mapping[str, Any], family: str) -> Problems:
-    """Every layer attends to everything before it; the rotary embedding fills a head with three sections."""
+    """Errors unless every layer has full attention and the rotary embedding fills a head with three sections."""
     if text.get("hidden_act") not in (None, "silu"):
         yield "hidden_act", text["hidden_act"], "silu, which is all that mlx-vlm computes"
     kinds = text.get("layer_types") or []
@@ -211,7 +210,7 @@ def _attention(text: Mapping[str, Any], family: str) -> Problems:
 
 
 def _vision(vision: Mapping[str, Any], family: str) -> Problems:
-    """The vision tower's heads, activation, and the lists of its blocks."""
+    """Errors in the vision tower's heads, activation, and lists of blocks."""
     width = vision["embed_dim" if family == "qwen2_vl" else "hidden_size"]
     heads, depth = vision.get("num_heads", 16), vision.get("depth", 32)
     if width % heads or width // heads % 4:
@@ -235,9 +234,9 @@ def _tokens(config: Mapping[str, Any], text: Mapping[str, Any]) -> Problems:
 
 
 def _quantization(section: Any, name: str) -> Problems:
-    """Quantization is MLX's own, of each layer that is named on its own, too.
+    """Errors unless the quantization, also of single layers, is MLX's own.
 
-    MLX ends the process on groups of 0; which bits and groups go together is for MLX to say.
+    MLX ends the process on groups of 0, and itself checks combinations of bits and groups.
     """
     if section is None:
         return

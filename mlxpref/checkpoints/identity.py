@@ -1,4 +1,4 @@
-"""Which model a folder holds, whatever it is called and however it is stored: what an adapter is known to belong to."""
+"""The identity of a folder's model, independent of its name and storage; adapters refer to it."""
 
 import hashlib
 import json
@@ -14,33 +14,33 @@ from mlxpref.errors import ModelError
 __all__ = ["Identity", "identity_of"]
 
 _SAMPLE = 4096
-"""The bytes of each tensor that count: enough to tell a model from its fine-tuned copies, quick at any size."""
+"""Bytes of each tensor in the hash: enough to tell a model from its fine-tuned copies, and quick."""
 _STORAGE = ("_name_or_path", "architectures", "auto_map", "transformers_version", "use_cache")
 
 
 @dataclass(frozen=True)
 class Identity:
-    """A folder's own fingerprint, and those of the folders that it was converted from."""
+    """A folder's own fingerprint, and those of the folders it was converted from."""
 
     own: str
     ancestors: tuple[str, ...] = ()
 
     @property
     def all(self) -> frozenset[str]:
-        """Every fingerprint that it answers to."""
+        """All its fingerprints."""
         return frozenset((self.own, *self.ancestors))
 
     def is_same_model(self, other: "Identity") -> bool:
-        """Whether two folders hold one model, the same weights or one's weights stored in another way."""
+        """Whether two folders hold the same weights, perhaps stored in another way."""
         return bool(self.all & other.all)
 
     def to_json(self) -> dict[str, Any]:
-        """As it is kept beside adapters and in mlxpref.json."""
+        """As in mlxpref.json and with adapters."""
         return {"fingerprint": self.own, "ancestors": list(self.ancestors)}
 
     @classmethod
     def from_json(cls, value: Any) -> "Identity | None":
-        """What `to_json` made, or None for anything else."""
+        """The identity that `to_json` wrote, or None for anything else."""
         if not isinstance(value, Mapping) or not isinstance(value.get("fingerprint"), str):
             return None
         ancestors = value.get("ancestors") or []
@@ -50,8 +50,8 @@ class Identity:
 def identity_of(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> Identity:
     """The identity of the model in a folder; ModelError where it cannot be read.
 
-    The fingerprint is of the config, of names, types and shapes of all tensors and of the first bytes of each. A folder
-    that was converted descends from its source; one that an adapter was fused into is a model of its own.
+    The fingerprint is of the config, of names, types and shapes of all tensors and of the first bytes of each. A
+    converted folder descends from its source; a folder with a fused adapter is a new model.
     """
     digest = hashlib.sha256()
     model = {key: value for key, value in config.items() if key not in _STORAGE}

@@ -1,11 +1,11 @@
-"""The memory that a run takes, planned from a checkpoint's shapes and the settings before anything is loaded.
+"""The memory plan of a run from a checkpoint's shapes and the settings, before loading.
 
-A plan is the weights as they are stored, what else stays all the time (adapter and optimizer, image features, shared
-prefixes), and the largest of the phases that follow each other. A phase is keys and values, logits, and the arrays that
-MLX holds while one layer runs (`activations`), whose factors were fitted to the peaks that MLX 0.32.4 reports on a CPU
-for models of 0.6 and 300 million parameters; `scripts/memory_table.py --check` measures them again. Metal was not
-measured: all attention scores count, as on a CPU, though its fused attention holds none of them in a forward pass (with
-a gradient it is not used, see `use_fallback` in MLX's scaled_dot_product_attention.cpp).
+A plan is the weights, other resident memory (adapter and optimizer, image features, shared prefixes), and the largest
+of the consecutive phases. A phase is keys and values, logits, and MLX's arrays for one running layer (`activations`),
+whose factors were fitted to the peaks of MLX 0.32.4 on a CPU for models of 0.6 and 300 million parameters;
+`scripts/memory_table.py --check` measures them again. Metal was not measured: all attention scores count, as on a CPU,
+though its fused attention holds none in a forward pass (it is not used with a gradient, see `use_fallback` in MLX's
+scaled_dot_product_attention.cpp).
 """
 
 import math
@@ -29,15 +29,15 @@ Held = tuple[float, float, float]
 # Arrays that exist at once while a layer runs: of the hidden width, of the MLP's inner width, of attention scores.
 _FORWARD = (8, 4, 1.1)
 _BACKWARD = (16, 14, 2.6)
-_KEPT = (7, 5, 1)  # of a layer that is not recomputed, until its backward pass
-_KEYS = 3  # arrays of the keys that the rows of a layer see, repeated for the rows that share them
+_KEPT = (7, 5, 1)  # of a layer without recomputing, until its backward pass
+_KEYS = 3  # arrays of a layer's visible keys, repeated for the rows that share them
 _LOGITS = 3 * 4  # bytes of three arrays of logits in float32
-_HEAD_CHUNKS = 6 * 4  # bytes of the most chunks of logits that exist in an update
-_BESIDE = 0.4  # share of the smaller of comparisons and completions that is at work beside the larger backwards
-_TEXT = 192  # tokens of a comparison beside its images: 110 of ours, and room for a prompt
-_QUESTION = 40  # how many of them follow the second image
+_HEAD_CHUNKS = 6 * 4  # bytes of the most chunks of logits in an update
+_BESIDE = 0.4  # share of the smaller of comparisons and completions in memory with the larger, backwards
+_TEXT = 192  # tokens of a comparison without its images: 110 of ours, and room for a prompt
+_QUESTION = 40  # of these, tokens after the second image
 
-# Settings that memory is saved by when they are halved, and the least that makes sense. The first two change no result.
+# Settings that save memory when halved, and their least useful values. The first two change no result.
 _LEAST = {"micro_batch": 1, "rows": 1, "max_pixels": 128 * 128, "max_tokens": 32, "group": 2}
 
 
@@ -47,8 +47,8 @@ class ModelSize:
 
     `text` and `vision` are the width of hidden states, the width inside the MLP and the attention heads of the layers
     of the language model and of the vision tower. `key_width` is the width of a token's keys in a layer; its values are
-    as wide. `image_width` is the width of an image token's features with all deepstack levels. `max_pixels` is what the
-    model's own processor shrinks images to. The methods return bytes, `image_tokens` apart.
+    as wide. `image_width` is the width of an image token's features with all deepstack levels. `max_pixels` is the
+    model's own pixel budget. All methods but `image_tokens` return bytes.
     """
 
     weights: int
@@ -68,7 +68,7 @@ class ModelSize:
     def from_config(
         cls, config: Mapping[str, Any], weights: int, float_bytes: int | None = None, max_pixels: int | None = None
     ) -> "ModelSize":
-        """The sizes that a checked config.json states; `float_bytes` None takes those of its dtype."""
+        """The sizes in a checked config.json; `float_bytes` None takes those of its dtype."""
         text, vision = {**config, **(config.get("text_config") or {})}, config["vision_config"]
         hidden, heads = int(text["hidden_size"]), int(text["num_attention_heads"])
         head = int(text.get("head_dim") or hidden // heads)
@@ -101,7 +101,7 @@ class ModelSize:
         return max(1, min(max_pixels, self.max_pixels) // self.pixels_per_token)
 
     def features(self, images: int, tokens: int) -> int:
-        """Features of images that are kept."""
+        """Cached features of images."""
         return min(bounds.FEATURE_BYTES, images * tokens * self.image_width * self.float_bytes)
 
     def keys_values(self, tokens: int) -> int:
@@ -109,24 +109,24 @@ class ModelSize:
         return 2 * tokens * self.layers * self.key_width * self.float_bytes
 
     def layer(self, held: Held, rows: int, columns: int, before: int = 0) -> int:
-        """A layer at work on the last piece of a block (rows, columns), which sees `before` columns and the block."""
+        """A running layer on the last piece of a block (rows, columns), which sees `before` columns and the block."""
         context = before + columns
         keys = _KEYS * rows * context * self.key_width * self.float_bytes
         return keys + self.activations(held, rows * min(columns, bounds.piece_columns(rows)), context)
 
     def vision_tower(self, images: int, tokens: int) -> int:
-        """The vision tower at work on a batch of images of `tokens` each."""
+        """The running vision tower on a batch of images of `tokens` each."""
         patches = tokens * self.patches_per_token
         batch = min(images, -(-bounds.VISION_TOKENS // tokens))
         return self.activations(_FORWARD, batch * patches, patches, self.vision)
 
     def activations(self, held: Held, tokens: int, context: int, widths: Widths | None = None) -> int:
-        """Arrays that exist while a layer runs on tokens that see `context` columns each."""
+        """Arrays of a running layer on tokens that see `context` columns each."""
         hidden, inner, heads = widths or self.text
         return int(tokens * (held[0] * hidden + held[1] * inner + held[2] * heads * context) * self.float_bytes)
 
     def rollout(self, comparisons: int, length: int, samples: int, completion: int) -> int:
-        """Completions at their longest: keys and values with the room they grow into, and the arrays of a step."""
+        """Completions at full length: keys and values with spare room, and the arrays of a step."""
         copies = bounds.row_copies(length, completion, samples)
         rows, branches = comparisons * copies, -(-samples // copies)
         room = bounds.STEPS_TOGETHER * (1 + bounds.RUNS_AHEAD)
@@ -136,7 +136,7 @@ class ModelSize:
 
 
 def model_size(checkpoint: Checkpoint) -> ModelSize:
-    """A checkpoint as this device loads it: on a CPU in float32. ModelError for files that cannot be used."""
+    """The sizes of a checkpoint on this device: on a CPU in float32. ModelError for unusable files."""
     import mlx.core as mx
 
     float_bytes = 4 if mx.default_device().type == mx.DeviceType.cpu else None
@@ -146,7 +146,7 @@ def model_size(checkpoint: Checkpoint) -> ModelSize:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes of a run: the `weights`, what else is `resident` all the time, and what each phase takes beside these."""
+    """Bytes of a run: the `weights`, other `resident` memory, and each phase's additional memory."""
 
     weights: int
     resident: int
@@ -154,7 +154,7 @@ class MemoryPlan:
 
     @property
     def peak(self) -> int:
-        """The most that exists at once."""
+        """The largest total at any time."""
         return self.weights + self.resident + max(self.phases.values())
 
 
@@ -163,7 +163,7 @@ def training_plan(
 ) -> MemoryPlan:
     """The plan of training on a number of preferences, whose images reach `max_pixels`.
 
-    `writes` says whether completions are written (they reach `max_tokens`), `text` are a comparison's other tokens.
+    `writes` says whether there are completions (of `max_tokens`), `text` are a comparison's other tokens.
     """
     images = 2 * min(preferences, settings.steps * settings.comparisons or preferences)
     tokens = model.image_tokens(settings.max_pixels)
@@ -184,8 +184,8 @@ def training_plan(
 
 
 def _update(model: ModelSize, settings: TrainSettings, length: int, samples: int, completion: int) -> int:
-    """What an update keeps for the backward pass, with the layer or the head at work; the adapter's gradients apart."""
-    in_parts = samples > settings.micro_batch  # the completions of a group part by part, and then its comparison
+    """An update's arrays for the backward pass and the running layer or head, without the adapter's gradients."""
+    in_parts = samples > settings.micro_batch  # a group's completions part by part, then its comparison
     groups = 1 if in_parts else min(settings.comparisons, settings.micro_batch // samples)
     rows, layers = settings.micro_batch if in_parts else groups * samples, model.layers
     blocks = [(groups, length, 0), (rows, completion, length)][: 2 if completion else 1]
@@ -215,7 +215,7 @@ def judging_plan(model: ModelSize, settings: JudgeSettings, images: int, text: i
 
 
 def require_fit(plan_of: Callable[[S], MemoryPlan], settings: S, work: str) -> MemoryPlan:
-    """The plan of a run that fits this device; else ConfigError, with the settings that would make it fit."""
+    """The plan of a run on this device; ConfigError, with settings that would fit, if it does not fit."""
     plan, working_set = plan_of(settings), device_working_set()
     if plan.peak <= working_set:
         return plan
@@ -227,7 +227,7 @@ def require_fit(plan_of: Callable[[S], MemoryPlan], settings: S, work: str) -> M
 
 
 def _fitting(settings: Any, fits: Callable[[dict[str, Any]], bool]) -> list[str]:
-    """Options that make it fit: of one setting each; where there is none, of several together."""
+    """Options that make it fit: each of one setting, or else several together."""
     steps: dict[str, list[Any]] = {} if getattr(settings, "recompute", True) else {"recompute": [True]}
     for name, least in _LEAST.items():
         steps[name] = [value for n in range(1, 40) if (value := getattr(settings, name, 0) >> n) >= least]

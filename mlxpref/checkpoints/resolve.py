@@ -1,4 +1,4 @@
-"""Which judge: a folder, a Hugging Face id, the demo, or the recommended one that fits this device."""
+"""Finds a judge: a folder, a Hugging Face id, the demo, or the recommended one for this device."""
 
 import os
 import re
@@ -43,7 +43,7 @@ class RecommendedJudge:
 
 
 def recommended_judges() -> list[RecommendedJudge]:
-    """The judges that mlxpref knows of, best first."""
+    """The recommended judges, best first."""
     text = files("mlxpref.checkpoints").joinpath("recommended.toml").read_text(encoding="utf-8")
     return [RecommendedJudge(**entry) for entry in tomllib.loads(text)["judge"]]
 
@@ -56,7 +56,7 @@ def device_working_set() -> int:
     recommended = info.get("max_recommended_working_set_size")
     if recommended:
         return int(recommended)
-    # A GPU of CUDA has memory of its own; on a CPU MLX states none.
+    # A CUDA GPU has its own memory; for a CPU MLX states none.
     memory = info.get("total_memory") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return int(memory) * 3 // 4
 
@@ -77,10 +77,10 @@ def find_checkpoint(
     agree: Callable[[str], bool],
     revision: str | None = None,
 ) -> tuple[str, Path]:
-    """The name and the folder of a judge, downloaded if it has to be.
+    """The name and the folder of a judge; downloads it if necessary.
 
-    None means $MLXPREF_MODEL, else the recommended judge, about which `agree` is asked once, before its download.
-    `revision` is a branch, tag or commit of a Hugging Face id, which may also be written owner/name@revision.
+    None means $MLXPREF_MODEL, else the recommended judge; before its download `agree` must return True. `revision` is a
+    branch, tag or commit of a Hugging Face id, which may also be written owner/name@revision.
     """
     name = os.environ.get("MLXPREF_MODEL", "") if model is None else model
     if model is not None and not name.strip():
@@ -90,7 +90,7 @@ def find_checkpoint(
         hub_id, revision = _identified(judge.id, revision)
         return _named(hub_id, revision), cached_model(hub_id, revision) or _recommended(judge, revision, agree)
     path = Path(name)
-    with suppress(RuntimeError):  # there is no such user
+    with suppress(RuntimeError):  # no such user
         path = path.expanduser()
     if name == "demo" or path.exists() or not is_hub_id(name):
         if revision:
@@ -106,7 +106,7 @@ def is_hub_id(name: str) -> bool:
 
 
 def _identified(name: str, revision: str | None) -> tuple[str, str | None]:
-    """The id and the revision that a name and an option give; ModelError where they contradict each other."""
+    """The id and the revision in a name and an option; ModelError if they contradict each other."""
     hub_id, _, own = name.partition("@")
     if own and revision and own != revision:
         raise ModelError(f"{name}: another revision than {revision!r}, which was asked for; give one of them")
@@ -121,9 +121,9 @@ def _named(hub_id: str, revision: str | None) -> str:
 
 
 def _recommended(judge: RecommendedJudge, revision: str | None, agree: Callable[[str], bool]) -> Path:
-    """Download the recommended judge if its terms are agreed to."""
+    """Download the recommended judge if the user agrees to its terms."""
     size = f"about {judge.size_gb} GB"
-    with suppress(ModelError):  # the size is a courtesy; the download names what is wrong with the hub
+    with suppress(ModelError):  # the size is optional; the download reports errors of the hub
         size = format_bytes(needed_bytes(ask_model(judge.id, revision)))
     terms = f"{_named(judge.id, revision)} ({size}, licence {judge.licence})"
     if not agree(f"No --model given: the recommended judge for this device is {terms}. Download it?"):

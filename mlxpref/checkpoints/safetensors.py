@@ -1,7 +1,7 @@
-"""What the weights of a model folder are, from the heads of its safetensors files; no weights are read.
+"""The tensors of a model folder, from the headers of its safetensors files, without reading weights.
 
-The format's own library refuses malformed heads. MLX overflows or ends the process on some well-formed ones; these are
-refused here.
+The format's own library refuses malformed headers. MLX overflows or ends the process on some well-formed ones, which
+raise ModelError here.
 """
 
 import math
@@ -18,9 +18,9 @@ __all__ = ["TensorInfo", "read_file_tensor_infos", "read_tensor_infos"]
 
 _WIDTHS = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2}
 _WIDTHS |= {"I8": 1, "U8": 1, "BOOL": 1}
-"""Bytes of the types that MLX reads; for some others mlx-vlm would write into the file."""
+"""Bytes of the types that MLX reads; for some other types mlx-vlm would write into the file."""
 _LARGEST_AXIS = 2**31 - 1
-"""MLX counts along an axis in 32 bits."""
+"""The longest axis: MLX counts in 32 bits."""
 _AXES = 16
 
 
@@ -36,11 +36,11 @@ class TensorInfo:
 
     @property
     def size(self) -> int:
-        """How many bytes it has."""
+        """Its size in bytes."""
         return self.end - self.start
 
     def chunks(self, most: int = 1 << 24) -> Iterator[bytes]:
-        """Its bytes, at most so many at once; raises OSError."""
+        """Its bytes in chunks of at most `most`; raises OSError."""
         with self.file.open("rb") as stream:
             stream.seek(self.start)
             for offset in range(0, self.size, most):
@@ -48,10 +48,10 @@ class TensorInfo:
 
 
 def read_tensor_infos(folder: Path) -> dict[str, TensorInfo]:
-    """Every tensor by name of the files that a folder's index names; without an index, of all weight files.
+    """Every tensor by name in the files of a folder's index, or in all weight files without an index.
 
-    Empty for a folder without weights. Raises ModelError for files that are damaged or missing, and for an index that
-    does not say what they hold.
+    Empty for a folder without weights. ModelError for damaged or missing files, and for an index that does not match
+    them.
     """
     index, tensors = read_index(folder), dict[str, TensorInfo]()
     for name in weight_files(folder, index):
@@ -68,7 +68,7 @@ def read_tensor_infos(folder: Path) -> dict[str, TensorInfo]:
 def read_file_tensor_infos(file: Path, remedy: str = DOWNLOAD_AGAIN) -> dict[str, TensorInfo]:
     """Every tensor of one safetensors file by name, in the order of the bytes.
 
-    Raises ModelError, which ends with `remedy`, for a file that is damaged or missing.
+    ModelError, ending with `remedy`, for a damaged or missing file.
     """
     if not file.is_file():
         raise ModelError(f"{file}: no such file, though weights belong there; {remedy}")
@@ -94,7 +94,7 @@ def read_file_tensor_infos(file: Path, remedy: str = DOWNLOAD_AGAIN) -> dict[str
 
 
 def _check_index(index: Path, file_of: Mapping[str, str], tensors: Mapping[str, TensorInfo]) -> None:
-    """Refuse an index that does not say what the files hold."""
+    """ModelError for an index that does not match the files."""
     for tensor, name in file_of.items():
         if tensor not in tensors or tensors[tensor].file.name != name:
             raise ModelError(f"{index}: puts {tensor!r:.120} into {name}, where it is not; {DOWNLOAD_AGAIN}")

@@ -1,1 +1,1 @@
-"""A Hugging Face folder becomes a converted folder, verified; adapters are exported."""
+"""Converts and verifies Hugging Face folders; exports adapters."""

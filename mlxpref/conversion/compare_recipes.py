@@ -1,4 +1,4 @@
-"""Recipes side by side: what each makes of a model, size against fidelity."""
+"""Compares recipes: the size and the fidelity of each one's model."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,17 +16,17 @@ from mlxpref.preferences import Comparison
 __all__ = ["compare_recipes"]
 
 _OF_CONVERSION = ("recipe", "bits", "group_size", "mode", "bytes", "bits_per_weight", "quantized_layers", "seconds")
-"""What a row has of the result of a conversion, beside the numbers of its fidelity."""
+"""A row's fields from the conversion's result, next to its fidelity."""
 
 
 def compare_recipes(
     source: Path | Checkpoint, recipes: Sequence[Recipe], comparisons: Sequence[Comparison], **options: Any
 ) -> list[dict[str, Any]]:
-    """Convert a checkpoint by each recipe and measure it: a row a recipe, in their order; no folder is kept.
+    """Convert a checkpoint by each recipe, measure it and delete it; returns a row a recipe, in their order.
 
-    `options` are those of `convert`. The source is asked once. A row has `recipe`, `bytes`, `bits_per_weight`,
-    `quantized_layers` and the numbers of `Fidelity`, which are None, with a reason in `fidelity_skipped`, where the
-    source does not fit in memory. Raises what `convert` raises, and ConfigError for a recipe that is given twice.
+    `options` are those of `convert`. The source answers once. A row has `recipe`, `bytes`, `bits_per_weight`,
+    `quantized_layers` and the numbers of `Fidelity`, which are None, with a reason in `fidelity_skipped`, if the source
+    does not fit in memory. Errors as in `convert`, and ConfigError for a repeated recipe.
     """
     source = Checkpoint.open(source)
     check_folder(source)

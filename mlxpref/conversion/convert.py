@@ -1,8 +1,8 @@
 """Conversion: a Hugging Face checkpoint becomes a quantized MLX folder, which is checked and compared with its source.
 
-mlx-vlm maps names and layouts. Its weights are lazy here: each is read, quantized and written when its turn comes. What
-mlx-vlm's own conversion does without a message (nothing quantized, recipes ignored, vision left out, a truncated file
-under its final name) is an error or does not happen.
+mlx-vlm maps names and layouts. Its weights are lazy here: they are read, quantized and written one by one. Silent
+failures of mlx-vlm's own conversion (nothing quantized, recipes ignored, vision left out, a truncated file under its
+final name) are errors or impossible here.
 """
 
 import gc
@@ -56,14 +56,13 @@ def convert(
     reference: Answers | None = None,
     finish: Callable[[Path], None] = lambda folder: None,
 ) -> dict[str, Any]:
-    """Convert a checkpoint folder and return what was written, in design.md's terms.
+    """Convert a checkpoint folder and return the result as JSON of `convert`.
 
-    `recipe` None stores each layer as it is stored now, `dtype` None keeps the type of what is not quantized. `name` is
-    what the source is called elsewhere. A quantized source is refused unless `requantize`, which goes through what its
-    weights stand for. An `adapter` is put into the weights first. The result is compared with its source on the
-    `comparisons`, where there are any; `reference` is what the source says of them, if that is known. `finish` may add
-    files to the folder. ModelError for a source that cannot be converted, ConfigError for an output that is in the way;
-    both leave nothing behind.
+    `recipe` None keeps the quantization of each layer, `dtype` None the type of unquantized weights. `name` is the
+    source's public name. A quantized source needs `requantize`, which dequantizes its weights first. An `adapter` is
+    fused into the weights first. `comparisons`, if any, compare the result with its source; `reference` are the
+    source's answers to them, if known. `finish` may add files to the folder. ModelError for a source that cannot be
+    converted, ConfigError for an existing output; both leave nothing behind.
     """
     start = time.perf_counter()
     source = Checkpoint.open(source)
@@ -74,13 +73,13 @@ def convert(
         plan, unquantized = _apply(source.folder, model, recipe, adapter, dtype)
         weights: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
         del model
-        gc.collect()  # the layers hold weights, and each other
+        gc.collect()  # the layers hold weights in reference cycles
         shapes = {key: tuple(weight.shape) for key, weight in weights.items()}
         weight_bytes, count = sum(int(weight.nbytes) for weight in weights.values()), _weight_count(weights, plan)
         check_space(output, weight_bytes)
         write_model(folder, source.folder, _config(source, recipe, plan, dtype), weights, shard_size)
         mx.clear_cache()
-        # Source and result are never in memory together.
+        # Never holds source and result in memory together.
         answers, skipped = (reference, None) if reference else ask_source(source, comparisons, adapter)
         with naming_source(source.folder, folder):
             fidelity = compare_with_source(verify(folder, source, plan, shapes), comparisons, answers)
@@ -108,8 +107,8 @@ def convert(
 def lazy_model(source: Checkpoint) -> nn.Module:
     """mlx-vlm's model of a checkpoint, with lazy weights.
 
-    ModelError for a tensor of the source that has no place in the model, and for one that is missing: mlx-vlm compares
-    all names and shapes, and `check_model` refuses a part that it leaves out.
+    ModelError for a tensor without a place in the model, and for a missing one: mlx-vlm compares all names and shapes,
+    and `check_model` finds parts that it leaves out.
     """
     from mlx_vlm.utils import load_model
 
@@ -125,7 +124,7 @@ def lazy_model(source: Checkpoint) -> nn.Module:
 
 
 def _check_quantized_source(source: Path, model: nn.Module, recipe: Recipe | None, requantize: bool) -> None:
-    """Refuse a second loss of precision without `requantize`."""
+    """ModelError for a second loss of precision without `requantize`."""
     bits = sorted({layer.bits for layer in quantized_layers(model).values()})
     if bits and recipe and not requantize:
         raise ModelError(
@@ -139,7 +138,7 @@ def _apply(
 ) -> tuple[Plan, list[str]]:
     """Put an adapter into a lazy model, and change its type and quantization.
 
-    Returns how its quantized layers are stored, and which layers stay unquantized although the recipe includes them.
+    Returns the plan of its quantized layers, and the layers of the recipe that stay unquantized.
     """
     before = quantized_layers(model)
     changed = dict(before) if recipe else {}
@@ -160,7 +159,7 @@ def _apply(
 
 
 def _refuse_nothing(source: Path, model: Any, recipe: Recipe, plan: Plan) -> None:
-    """Refuse a recipe that quantizes no layer of a part that it has bits for."""
+    """Raise an error if a recipe quantizes no layer of a part that it has bits for."""
     parts = {"language_model.": recipe.bits, "vision_tower.": recipe.vision_bits}
     for part, bits in parts.items():
         if bits and not any(path.startswith(part) for path in plan):
@@ -178,13 +177,13 @@ def _config(source: Checkpoint, recipe: Recipe | None, plan: Plan, dtype: str | 
         usual = (recipe.default_layer if recipe else None) or _commonest(plan)
         entries = {path: vars(layer) for path, layer in sorted(plan.items()) if layer != usual}
         quantization = {**vars(usual), **entries}
-        # The second name is what the hub's pages look for.
+        # The hub's pages read the second name.
         config |= {"quantization": quantization, "quantization_config": quantization}
     return config
 
 
 def plain_config(config: Mapping[str, Any], dtype: str | None) -> dict[str, Any]:
-    """A config without quantization, for weights of a type; None leaves the type as it is."""
+    """A config without quantization, for weights of a type; None keeps the type."""
     plain = {key: value for key, value in config.items() if key not in ("quantization", "quantization_config")}
     for name in ("text_config", "vision_config"):
         if dtype is not None and isinstance(plain.get(name), dict):
@@ -202,7 +201,7 @@ def _commonest(plan: Plan) -> LayerQuantization:
 
 
 def _weight_count(weights: Mapping[str, mx.array], plan: Plan) -> int:
-    """How many numbers the weights stand for, without scales and biases of quantization."""
+    """The number of weights before quantization, without scales and biases."""
     total = 0
     for name, weight in weights.items():
         path, _, key = name.rpartition(".")

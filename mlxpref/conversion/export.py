@@ -1,4 +1,4 @@
-"""An adapter taken elsewhere: as PEFT's, put into a model for MLX, or into one for transformers."""
+"""Exports an adapter: for PEFT, fused into a model for MLX, or into one for transformers."""
 
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,8 @@ def export_adapter(
     """Write an adapter of the model in `base` into the folder `output`, with a model card; return what was written.
 
     `peft`: an adapter in float32 for PEFT. `fused`: the model for MLX with the adapter in its weights, quantized by
-    `recipe`, None as its layers were. `hf`: the same for transformers, never quantized. `dtype` is that of weights that
-    are not quantized, None the model's own. An adapter of another model is a ModelError, unless `any_base`.
+    `recipe`, None as before. `hf`: the same for transformers, never quantized. `dtype` is the type of unquantized
+    weights, None the model's own. ModelError for an adapter of another model, unless `any_base`.
     """
     base = Checkpoint.open(base)
     for line in check_base(adapter, base, any_base):
@@ -93,6 +93,6 @@ def hub_name(name: str, family: str) -> str:
 
 
 def _as_torch(weight: mx.array) -> mx.array:
-    """A weight in torch's layout, where the patches' convolution has its channels second."""
+    """A weight in torch's layout: the patches' convolution has its channels second."""
     # (out, time, height, width, channels) -> (out, channels, time, height, width)
     return mx.contiguous(weight.transpose(0, 4, 1, 2, 3)) if weight.ndim == 5 else weight

@@ -1,6 +1,6 @@
-"""Fidelity: how far the answers of a model are from those of another one to the same comparisons.
+"""Fidelity: the distance of a model's answers from those of another one to the same comparisons.
 
-Two models are never in memory together: the answers of one are arrays that outlive it.
+Only one model is in memory at a time: its answers are arrays that outlive it.
 """
 
 import gc
@@ -41,22 +41,22 @@ __all__ = [
 ]
 
 MAX_PIXELS = 512 * 512
-"""The pixels that images are shrunk to."""
+"""The pixel budget of images."""
 COMPLETION_TOKENS = 48
-"""Tokens of a completion that are compared at most."""
+"""The most tokens of a completion to compare."""
 _BUILT_IN = 8
-"""Pairs of built-in pictures."""
+"""The number of pairs of built-in pictures."""
 _TOGETHER = 8
-"""Comparisons that run together: some 7,000 tokens at 512 x 512 pixels."""
+"""Comparisons in a batch: some 7,000 tokens at 512 x 512 pixels."""
 
 
 @dataclass(frozen=True, eq=False)
 class Answers:
     """The answers of a model to N comparisons, without thinking and with it.
 
-    `logits` (N, V) stand at the answer position, `label_logprobs` (N, 2) are both labels' there, all variants of each,
-    in nats. `completions` are N sequences of tokens that begin with thinking, `token_logprobs` what the model gives
-    them. `prompts` are the token ids of all that was asked.
+    `logits` (N, V) are of the answer position, `label_logprobs` (N, 2) of both labels there, over all variants, in
+    nats. `completions` are N sequences of tokens that begin with thinking, `token_logprobs` the model's
+    log-probabilities of them. `prompts` are the token ids of all comparisons.
     """
 
     logits: NDArray[np.float32]
@@ -67,7 +67,7 @@ class Answers:
 
     @property
     def finite(self) -> bool:
-        """Whether every number is one; logits of tokens that can never be chosen are minus infinity."""
+        """Whether all numbers are finite; logits of suppressed tokens are minus infinity."""
         return bool(
             np.isfinite(self.label_logprobs).all()
             and not np.isnan(self.logits).any()
@@ -82,12 +82,12 @@ class Answers:
 
 @dataclass(frozen=True)
 class Fidelity:
-    """How a model differs from a reference, on `comparisons`; probabilities in nats where they are logarithms.
+    """The differences of a model from a reference on `comparisons`; logarithms in nats.
 
     `kl_answer` is the divergence of its distribution at the answer position from the reference's, over all tokens: the
-    mean, and the most of any comparison. `agreement` is the share of comparisons in which both prefer the same image.
-    Differences are of size: of the preference for the first image, of the log-probabilities of the labels, and of
-    those of the `tokens` of completions that the reference wrote.
+    mean, and the maximum over comparisons. `agreement` is the share of comparisons where both prefer the same image.
+    Differences are absolute: of the preference for the first image, of the labels' log-probabilities, and of those of
+    the `tokens` in the reference's completions.
     """
 
     comparisons: int
@@ -101,7 +101,7 @@ class Fidelity:
     tokens: int
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in mlxpref.json."""
+        """As in mlxpref.json."""
         return asdict(self)
 
 
@@ -113,7 +113,7 @@ def built_in_comparisons() -> list[Comparison]:
 def comparisons_of(preferences: Sequence[Preference], limit: int = 64) -> list[Comparison]:
     """Comparisons of preferences spread over the list, each pair in both orders, at most `limit`.
 
-    Every image is decoded, so that a damaged one is a DataError before work starts.
+    Decodes every image, so that a damaged one is a DataError before work starts.
     """
     count = min(len(preferences), max(1, limit // 2))
     spread = [preferences[i * len(preferences) // count] for i in range(count)]
@@ -130,9 +130,9 @@ def _in_both_orders(preferences: Sequence[Preference]) -> list[Comparison]:
 def ask_source(
     source: Checkpoint, comparisons: Sequence[Comparison], adapter: Path | None = None
 ) -> tuple[Answers | None, str | None]:
-    """The answers of a source in its own precision, or why it was not asked.
+    """The answers of a source in its own precision, or the reason why there are none.
 
-    The `adapter`, if there is one, is on. The source is out of memory afterwards. ModelError where it cannot be loaded.
+    With the `adapter`, if any. The source leaves memory afterwards. ModelError if it cannot be loaded.
     """
     if not comparisons:
         return None, "it was not asked for"
@@ -157,10 +157,10 @@ def ask_source(
 def compare_with_source(
     vlm: VLM, comparisons: Sequence[Comparison], reference: Answers | None = None
 ) -> Fidelity | None:
-    """How a converted model's answers differ from its source's, the `reference`; None without one.
+    """The fidelity of a converted model to its source's answers, the `reference`; None without one.
 
-    Without a reference the model is still asked once. ModelError for answers that are no numbers, and for a model that
-    reads the comparisons as other tokens.
+    Without a reference the model still answers once. ModelError for answers that are not finite, and for a model with
+    other tokens for the comparisons.
     """
     if reference is None:
         answers = answers_of(vlm, built_in_comparisons()[:1], [()])
@@ -180,8 +180,8 @@ def answers_of(
 ) -> Answers:
     """The answers of a model to comparisons, at least one.
 
-    `completions` are those of another model, to be scored; None lets this one write its own, the likeliest token each
-    time. Both are scored in the same way, so that equal models give equal numbers.
+    `completions` are another model's, to be scored; None lets this one write its own, greedily. Both are scored in the
+    same way, so that equal models give equal numbers.
     """
     logits: list[NDArray[np.float32]] = []
     token_logprobs: list[NDArray[np.float32]] = []
@@ -228,7 +228,7 @@ def _label_logprobs(vlm: VLM, logits: NDArray[np.float32]) -> NDArray[np.float64
 
 
 def fidelity_of(reference: Answers, other: Answers) -> Fidelity:
-    """How a model's answers differ from a reference's, whose completions it scored.
+    """The fidelity of a model's answers to a reference's, with scores of the reference's completions.
 
     Raises ValueError for answers to other questions, or about other completions.
     """
@@ -257,9 +257,9 @@ def fidelity_of(reference: Answers, other: Answers) -> Fidelity:
 
 
 def _kl(p: NDArray[np.float64], q: NDArray[np.float64]) -> float:
-    """The divergence of q from p, from log-probabilities (V,); what neither can choose adds nothing.
+    """The divergence of q from p, from log-probabilities (V,); tokens impossible in both add nothing.
 
-    Summed as q - p - p log(q/p), which is the same, as both sum to 1: no term is negative, so that none of them cancel.
+    Sums q - p - p log(q/p), which is equal, as both sum to 1; no term is negative, so none cancel.
     """
     possible = p > -np.inf
     p, q = p[possible], q[possible]

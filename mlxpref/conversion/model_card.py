@@ -1,4 +1,4 @@
-"""The README.md of an exported adapter or model: what it is, what it was made with, how to load it anywhere."""
+"""The README.md of an exported adapter or model: its kind, its training, and how to load it."""
 
 import json
 from pathlib import Path
@@ -13,17 +13,17 @@ __all__ = ["write_card"]
 _SETTINGS = (
     "data", "split", "reward", "steps", "learning_rate", "rank", "lora_scale", "group", "comparisons", "think", "seed",
 )  # fmt: skip
-"""What a reader wants to know of a run; its run.json has them all."""
+"""The settings of a run for the card; run.json has them all."""
 _EXPORTS = {
     "peft": ("peft", "A LoRA adapter in PEFT's format"),
     "fused": ("mlx", "A model for MLX with a LoRA adapter in its weights"),
     "hf": ("transformers", "A model for transformers with a LoRA adapter in its weights"),
 }
-"""By what an adapter is exported to: the library that loads it, and what it is."""
+"""By the target of the export: the library that loads it, and its description."""
 
 
 def write_card(folder: Path, to: str, adapter: Path, base_name: str) -> None:
-    """Write the README.md of what an adapter was exported to; what its run recorded is in it, if it is there."""
+    """Write the README.md of an exported adapter, with its run's records, if any."""
     from huggingface_hub import ModelCard, ModelCardData
 
     name, (library, what) = plain(base_name), _EXPORTS[to]
@@ -45,7 +45,7 @@ def write_card(folder: Path, to: str, adapter: Path, base_name: str) -> None:
 
 
 def _settings(file: Path) -> list[tuple[str, str]]:
-    """What a run's record says of it, by name; empty without a record."""
+    """The settings in a run's record, by name; empty without a record."""
     try:
         record = read_json_object(file)
     except ModelError:
@@ -57,7 +57,7 @@ def _settings(file: Path) -> list[tuple[str, str]]:
 
 
 def _last_measurement(log: Path) -> tuple[Any, list[tuple[str, float]]]:
-    """The step and the numbers of a log's last measurement on held-out preferences; empty if there was none."""
+    """The step and the numbers of a log's last held-out measurement; empty if there is none."""
     try:
         rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError, RecursionError):
@@ -69,5 +69,5 @@ def _last_measurement(log: Path) -> tuple[Any, list[tuple[str, float]]]:
 
 
 def _code(value: object) -> str:
-    """A value that Markdown shows as it is between backticks."""
+    """A value as text for Markdown's backticks."""
     return plain(value).replace("`", "'")

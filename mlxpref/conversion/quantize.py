@@ -1,4 +1,4 @@
-"""Recipes of a conversion, what they ask of each layer, and changing lazy layers accordingly."""
+"""Recipes of a conversion, their plan for each layer, and the change of lazy layers."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -17,13 +17,13 @@ _BITS = (2, 3, 4, 5, 6, 8)
 _MIXED = ("mixed_2_6", "mixed_3_4", "mixed_3_5", "mixed_3_6", "mixed_3_8", "mixed_4_6", "mixed_4_8")
 _RECIPES = ("none", *(str(bits) for bits in _BITS), *_MIXED, "mxfp4")
 _MX_GROUP = 32
-"""The group size that mxfp4 is defined with."""
+"""The group size of mxfp4."""
 _LAYER = re.compile(r"^language_model\.model\.layers\.(\d+)\.")
 
 
 @dataclass(frozen=True)
 class LayerQuantization:
-    """How one layer is stored."""
+    """The storage of one layer."""
 
     bits: int
     group_size: int
@@ -34,8 +34,8 @@ class LayerQuantization:
 class Recipe:
     """The bits of a conversion; `bits` None keeps the weights in floating point.
 
-    `high_bits` are for the layers that matter more than others, `vision_bits` for the vision tower, None for its own
-    precision. mxfp4 has 4 bits and groups of 32. ConfigError for what MLX does not have.
+    `high_bits` are for the layers that matter most, `vision_bits` for the vision tower, None for its own precision.
+    mxfp4 has 4 bits and groups of 32. ConfigError for combinations that MLX lacks.
     """
 
     bits: int | None = 4
@@ -67,7 +67,7 @@ class Recipe:
 
     @property
     def name(self) -> str:
-        """The name for `named`, with the vision tower's bits behind it if it has any."""
+        """The name for `named`, followed by the vision tower's bits, if any."""
         base = "none" if self.bits is None else "mxfp4" if self.mode == "mxfp4" else str(self.bits)
         if self.high_bits:
             base = f"mixed_{self.bits}_{self.high_bits}"
@@ -75,15 +75,15 @@ class Recipe:
 
     @property
     def default_layer(self) -> LayerQuantization | None:
-        """How most layers are stored."""
+        """The storage of most layers."""
         return None if self.bits is None else LayerQuantization(self.bits, self.group_size, self.mode)
 
 
 def plan_layers(model: nn.Module, recipe: Recipe) -> tuple[dict[str, LayerQuantization], list[str]]:
-    """How each layer is to be stored, by module path; and layers that stay unquantized although they were asked for.
+    """The plan: each layer's storage by module path, and the layers of the recipe that stay unquantized.
 
-    The group size does not divide the width of the latter. Mixed recipes give more bits to the value and down
-    projections of the first and last eighth of the layers and of every third between, and to embedding and head.
+    The group size does not divide the width of these. Mixed recipes give more bits to the value and down projections of
+    the first and last eighth of the layers and of every third between, and to embedding and head.
     """
     plan: dict[str, LayerQuantization] = {}
     unquantized = []
@@ -91,7 +91,7 @@ def plan_layers(model: nn.Module, recipe: Recipe) -> tuple[dict[str, LayerQuanti
         layer = _asked(path, model, recipe) if hasattr(module, "to_quantized") else None
         if layer is None:
             continue
-        # mlx-vlm quantizes no layer on loading whose weights are not a multiple of 64.
+        # On loading mlx-vlm quantizes only layers whose weights are a multiple of 64.
         if module.weight.ndim != 2 or module.weight.shape[-1] % layer.group_size or module.weight.size % 64:
             unquantized.append(path)
         else:
@@ -100,10 +100,10 @@ def plan_layers(model: nn.Module, recipe: Recipe) -> tuple[dict[str, LayerQuanti
 
 
 def _asked(path: str, model: Any, recipe: Recipe) -> LayerQuantization | None:
-    """What a recipe asks of a layer."""
+    """A recipe's storage of a layer."""
     if not path.startswith("language_model."):
         bits = recipe.vision_bits if path.startswith("vision_tower.") else None
-        # Its widths are odd, so the smallest groups fit most of them.
+        # The smallest groups divide most of its unusual widths.
         return LayerQuantization(bits, _MX_GROUP) if bits else None
     if recipe.high_bits and _matters(path, len(model.language_model.model.layers)):
         return LayerQuantization(recipe.high_bits, recipe.group_size, recipe.mode)
@@ -113,8 +113,8 @@ def _asked(path: str, model: Any, recipe: Recipe) -> LayerQuantization | None:
 def _matters(path: str, count: int) -> bool:
     """Whether a layer gets the higher bits of a mixed recipe.
 
-    The layers are those of llama.cpp's Q4_K_M and of mlx-lm's `mixed_quant_predicate_builder`. Unlike there, the
-    embedding is among them, as it is the head where both are tied, and any group size will do.
+    The layers are those of llama.cpp's Q4_K_M and of mlx-lm's `mixed_quant_predicate_builder`. Unlike there, they
+    include the embedding, as it may be the head, too, and any group size works.
     """
     match = _LAYER.match(path)
     if match is None:
@@ -125,7 +125,7 @@ def _matters(path: str, count: int) -> bool:
 
 
 def quantized_layers(model: nn.Module) -> dict[str, LayerQuantization]:
-    """How each quantized layer of a model is stored, by module path."""
+    """The storage of each quantized layer of a model, by module path."""
     return {
         path: LayerQuantization(layer.bits, layer.group_size, layer.mode)
         for path, layer in model.named_modules()
@@ -160,7 +160,7 @@ def dequantize(model: nn.Module, paths: Collection[str]) -> None:
 
 
 def cast(model: nn.Module, dtype: mx.Dtype, apart_from: Collection[str] = ()) -> None:
-    """Convert all floating point weights to a type, lazily, but for those of some layers."""
+    """Convert all floating point weights, except some layers', to a type, lazily."""
     weights: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
     changed = [
         (key, weight.astype(dtype))

@@ -1,7 +1,7 @@
-"""Verification of a written folder: it loads, is what was asked for, and has the files of its source.
+"""Verification of a converted folder: it loads, matches the plan, and has its source's files.
 
-The files on the disk are checked, loaded again; nothing that the conversion remembers. The record beside the weights,
-mlxpref.json, says where they come from and what was measured.
+It checks the files on the disk after loading them again, nothing from the conversion's memory. The record next to the
+weights, mlxpref.json, holds their source and the measurements.
 """
 
 import json
@@ -30,7 +30,7 @@ _OF_STORAGE = (
     *_REMOTE_CODE, "quantization", "quantization_config", "dtype", "torch_dtype", "transformers_version",
     "_name_or_path", "architectures",
 )  # fmt: skip
-"""Keys of a config that say how it is stored, not what the model is."""
+"""Keys of a config about storage, not about the model."""
 _SPECIAL = ("image_token_id", "vision_start_token_id", "vision_end_token_id")
 _SNAPSHOT = re.compile(r"models--.+/snapshots/([0-9a-f]{40})")
 
@@ -38,10 +38,10 @@ _SNAPSHOT = re.compile(r"models--.+/snapshots/([0-9a-f]{40})")
 def verify(
     folder: Path, source: Checkpoint, plan: Mapping[str, LayerQuantization], shapes: Mapping[str, tuple[int, ...]]
 ) -> VLM:
-    """Check a folder that was made of a source, and return the model that was loaded from it.
+    """Check the converted folder of a source, and return the model loaded from it.
 
-    `plan` says how each quantized layer is stored, `shapes` every tensor by name as it was written. ModelError for a
-    folder that is not what it should be.
+    `plan` is the storage of each quantized layer, `shapes` those of the written tensors by name. ModelError for any
+    difference.
     """
     checkpoint = Checkpoint.open(folder)
     _check_weights(checkpoint, shapes)
@@ -55,10 +55,10 @@ def verify(
 
 @contextmanager
 def naming_source(source: Path, folder: Path) -> Iterator[None]:
-    """Let an error about a folder that is about to be removed name the source that the folder was made of."""
+    """Let errors about a temporary folder name the folder's source instead."""
     try:
         yield
-    except (ModelError, DataError) as error:  # the latter where a comparison is too long for the model
+    except (ModelError, DataError) as error:  # DataError for a comparison that is too long for the model
         reason = str(error).removeprefix(f"{folder}: ").replace(f"{folder}/", "")
         raise ModelError(f"{source}: what was made of it cannot be used: {reason}; nothing was kept") from error
 
@@ -103,7 +103,7 @@ def _described(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _check_layers(vlm: VLM, plan: Mapping[str, LayerQuantization], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """The loaded model has the tensors that were written and no others, and its layers are quantized as planned."""
+    """The loaded model has exactly the written tensors, and its layers are quantized as planned."""
     weights: dict[str, mx.array] = dict(tree_flatten(vlm.model.parameters()))
     model_shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
     _check_same(shapes, model_shapes, "weights when it is loaded")
@@ -141,9 +141,9 @@ def revision_of(folder: Path) -> str | None:
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
-    """Write mlxpref.json: a record, the versions of what made the folder, and the checksum of every file in it.
+    """Write mlxpref.json: a record, versions of the software, and the checksum of every file in the folder.
 
-    The last thing that is written into a folder: what comes later is in no checksum.
+    Write it last: later files have no checksum.
     """
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     checksums = {name: sha256_of(path) for name, path in files.items() if name != RECORD}

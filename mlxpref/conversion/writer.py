@@ -1,4 +1,4 @@
-"""Writing a model folder: beside its final name until it is complete, weights one by one."""
+"""Writing a model folder: under a temporary name until it is complete, weights one by one."""
 
 import contextlib
 import json
@@ -20,17 +20,17 @@ from mlxpref.text import format_bytes
 __all__ = ["check_space", "folder_bytes", "new_folder", "write_model"]
 
 _FULL = re.compile("no space left|unable to write", re.IGNORECASE)
-"""How MLX spells a full disk, with an exception of its own."""
+"""MLX's messages for a full disk, in its own exception."""
 _SPARE = 64 * 2**20
-"""Bytes beside the weights: tokenizer, templates, and what the file system adds."""
+"""Bytes besides the weights: tokenizer, templates, and the file system's overhead."""
 
 
 @contextlib.contextmanager
 def new_folder(output: Path, overwrite: bool = False, apart_from: Sequence[Path] = ()) -> Iterator[Path]:
     """A temporary folder to write into. It takes the name `output` when the block ends, and is removed after an error.
 
-    `apart_from` are folders that the output may not be, contain or lie in. ConfigError for an output that is in the
-    way, ModelError for a full disk.
+    `apart_from` are folders that the output may not be, contain or lie in. ConfigError for an unusable output,
+    ModelError for a full disk.
     """
     _check_output(output, overwrite, apart_from)
     final = output.resolve()
@@ -75,9 +75,9 @@ def write_model(
 ) -> None:
     """Write a config, the other files of the source, and weights into a folder; `weights` is emptied.
 
-    Nothing that would load code is written. Weights may be lazy: no more is in memory than one file of at most
-    `shard_size` bytes (or one tensor, where that is larger) and what the next tensor is made of. `kind` is the library
-    that the files are for, "mlx" or "pt". ModelError that names the source for a weight that is not finite.
+    It writes nothing that would load code. Weights may be lazy: memory holds one file of at most `shard_size` bytes (or
+    one larger tensor) and the sources of the next tensor. `kind` is the library for the files, "mlx" or "pt".
+    ModelError that names the source for a weight that is not finite.
     """
     _write_json(folder / CONFIG, config)
     _copy_side_files(source, folder)
@@ -85,7 +85,7 @@ def write_model(
 
 
 def _stream_weights(folder: Path, source: Path, weights: dict[str, mx.array], shard_size: int, kind: str) -> None:
-    """Write weights; each is computed when its turn comes and freed with its file."""
+    """Compute and write weights one by one; free them with their file."""
     from huggingface_hub import split_state_dict_into_shards_factory
 
     shards = split_state_dict_into_shards_factory(
@@ -121,7 +121,7 @@ def _copy_side_files(source: Path, folder: Path) -> None:
 
 
 def _write_json(file: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file without what would load code."""
+    """Write a JSON file without keys that load code."""
     plain = {key: value for key, value in content.items() if key != "auto_map"}
     file.write_text(json.dumps(plain, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -138,7 +138,7 @@ def _evaluated(source: Path, name: str, weight: mx.array) -> mx.array:
         raise ModelError(
             f"{source}: {name} holds numbers that are not finite; download the checkpoint again, or give another dtype"
         )
-    # The buffers it was computed from have other sizes than those of the next weight.
+    # The next weight needs buffers of other sizes.
     mx.clear_cache()
     return weight
 
@@ -159,7 +159,7 @@ def _check_output(output: Path, overwrite: bool, apart_from: Sequence[Path]) -> 
 
 
 def _replace(temporary: Path, final: Path) -> None:
-    """Rename a finished folder; an old one of that name is removed only afterwards."""
+    """Rename a finished folder, and then remove an old one of that name."""
     old = final.with_name(f".{final.name}.old-{os.getpid()}")
     try:
         if final.exists():
