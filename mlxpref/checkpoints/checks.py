@@ -48,6 +48,9 @@ def check_processor(path: Path, model: Any, processor: Any) -> None:
             f"{path}: the tokenizer has {tokens} tokens, the embedding {rows} rows; copy the original's tokenizer"
         )
     vision, images = model.config.vision_config, processor.image_processor
+    if not (images.max_pixels > 0 and images.min_pixels >= 0):
+        sizes = f"{reprlib.repr(images.min_pixels)} to {reprlib.repr(images.max_pixels)}"
+        raise ModelError(f"{path}: the image processor takes images of {sizes} pixels; copy the original's processor")
     for name, of_vision in (("patch_size",) * 2, ("merge_size", "spatial_merge_size"), ("temporal_patch_size",) * 2):
         size, tower_size = getattr(images, name), getattr(vision, of_vision)
         if size != tower_size:

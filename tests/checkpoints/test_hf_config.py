@@ -212,10 +212,17 @@ def test_weights_of_another_type(one: Path) -> None:
     assert "up_proj.weight is stored as" in refusal(one)
 
 
-def test_an_image_processor_of_another_family(one: Path) -> None:
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"patch_size": 16}, "image processor's patch_size is 16, the vision tower needs 14"),
+        ({"max_pixels": -100}, "takes images of 3136 to -100 pixels"),
+    ],
+)
+def test_an_impossible_image_processor(changes: dict[str, int], problem: str, one: Path) -> None:
     file = one / "preprocessor_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"patch_size": 16}))
-    assert "image processor's patch_size is 16, the vision tower needs 14" in refusal(one)
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    assert problem in refusal(one)
 
 
 def test_a_tokenizer_of_a_larger_vocabulary(one: Path) -> None:
