@@ -11,8 +11,6 @@ import sys
 from functools import cache
 from pathlib import Path
 
-__all__ = ["blas_in_use", "preload"]
-
 
 def preload() -> str | None:
     """Open opencv's OpenBLAS and return its path, or None where there is none or it is not wanted.

@@ -11,17 +11,6 @@ from typing import Any, Literal, TypeVar, get_args
 from mlxpref.errors import ConfigError
 from mlxpref.text import one_line
 
-__all__ = [
-    "JudgeSettings",
-    "LabelSettings",
-    "Level",
-    "LossType",
-    "TrainSettings",
-    "read_settings",
-    "setting",
-    "settings_from",
-]
-
 S = TypeVar("S")
 LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo"]
 Level = Literal["token", "sequence"]

@@ -22,8 +22,6 @@ from numpy.typing import NDArray
 
 from mlxpref.errors import MlxprefError
 
-__all__ = ["SINGLE_PROCESS", "ProcessGroup", "process_group"]
-
 _RANK_VARIABLES = ("MLX_RANK", "OMPI_COMM_WORLD_RANK")
 """What mlx.launch sets, the second by way of mpirun."""
 

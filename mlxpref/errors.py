@@ -1,7 +1,5 @@
 """The errors of mlxpref: each message says what is wrong, where, and what to do; the command line prints it."""
 
-__all__ = ["ConfigError", "DataError", "MlxprefError", "ModelError"]
-
 
 class MlxprefError(Exception):
     """The base of every error that mlxpref raises on purpose; raised itself when another process failed."""

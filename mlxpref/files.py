@@ -13,19 +13,6 @@ from typing import IO, Any, BinaryIO
 
 from mlxpref.errors import ConfigError, DataError
 
-__all__ = [
-    "append_record",
-    "cache_dir",
-    "free_bytes",
-    "lock",
-    "open_for_append",
-    "replacing",
-    "sha256_of",
-    "sync",
-    "truncate_lines",
-    "write_file",
-]
-
 
 @contextmanager
 def replacing(path: Path, durable: bool = True) -> Iterator[Path]:

@@ -29,8 +29,6 @@ from mlxpref.errors import DataError
 from mlxpref.files import free_bytes
 from mlxpref.text import format_bytes
 
-__all__ = ["Destination", "HubFile", "HubRepository", "ask_hub", "check_space", "download", "download_snapshot"]
-
 RepositoryKind = Literal["dataset", "model"]
 
 SPARE = 10**9

@@ -13,8 +13,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
 
-__all__ = ["Progress", "logger", "showing", "track"]
-
 T = TypeVar("T")
 
 logger = logging.getLogger("mlxpref")

@@ -5,8 +5,6 @@ from collections.abc import Callable, Hashable
 from threading import Lock
 from typing import Generic, TypeVar
 
-__all__ = ["LRU"]
-
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 

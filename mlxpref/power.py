@@ -8,8 +8,6 @@ from contextlib import contextmanager, suppress
 
 from mlxpref.log import logger
 
-__all__ = ["keep_awake", "on_battery"]
-
 _SWITCH = "MLXPREF_LONG_RUNS"
 """The environment variable that leaves the system alone where it is `off`."""
 _TIMEOUT = 5.0

@@ -12,20 +12,6 @@ from typing import Literal, TypeVar
 
 from PIL import Image
 
-__all__ = [
-    "Comparison",
-    "ImageLike",
-    "PackedImage",
-    "Pair",
-    "Preference",
-    "Side",
-    "data_fingerprint",
-    "image_name",
-    "placed",
-    "share_for_first",
-    "shown",
-]
-
 T = TypeVar("T")
 
 Side = Literal["a", "b", "tie"]

@@ -3,8 +3,6 @@
 import re
 from collections.abc import Sequence
 
-__all__ = ["CONTROL", "UNDECODED", "first_ten", "format_bytes", "format_duration", "one_line", "plain"]
-
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 """Characters that act on a terminal or turn the direction of text."""
 UNDECODED = re.compile(r"[\ud800-\udfff]")

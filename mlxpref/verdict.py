@@ -8,19 +8,6 @@ from typing import Any, Literal
 
 from mlxpref.text import CONTROL
 
-__all__ = [
-    "STRATEGIES",
-    "Strategy",
-    "Verdict",
-    "at_answer",
-    "is_well_formed",
-    "reasoning_of",
-    "verdicts_from_json",
-    "verdicts_to_json",
-    "written_answer",
-    "written_scores",
-]
-
 Strategy = Literal["soft", "select", "score"]
 STRATEGIES: tuple[Strategy, ...] = ("soft", "select", "score")
 

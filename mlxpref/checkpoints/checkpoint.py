@@ -15,8 +15,6 @@ from mlxpref.checkpoints.identity import Identity, identity_of
 from mlxpref.checkpoints.safetensors import TensorInfo, read_tensor_infos
 from mlxpref.errors import ModelError
 
-__all__ = ["Checkpoint"]
-
 _FLOAT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 """Bytes of the floating point types of a safetensors file."""
 _HIDDEN = ("offload_index.json", "hf_quant_config.json")

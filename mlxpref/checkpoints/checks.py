@@ -11,8 +11,6 @@ from mlxpref.checkpoints.checkpoint import Checkpoint
 from mlxpref.checkpoints.safetensors import TensorInfo
 from mlxpref.errors import ModelError
 
-__all__ = ["check_folder", "check_model", "check_processor"]
-
 _FLOATS = (mx.float32, mx.bfloat16, mx.float16)
 """The types of weights that can be computed."""
 

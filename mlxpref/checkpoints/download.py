@@ -17,8 +17,6 @@ from mlxpref.hub import Destination, HubFile, HubRepository, ask_hub, check_spac
 from mlxpref.log import logger
 from mlxpref.text import format_bytes
 
-__all__ = ["ask_model", "cached_model", "download_model", "needed_bytes"]
-
 _NEEDED = (CONFIG, INDEX, RECORD, *SIDE_FILES)
 """Files to download besides the weights: no code, no pickles, nothing of other programs."""
 # Names of second copies of weights in another layout, or of an adapter.

@@ -8,21 +8,6 @@ from typing import Any
 
 from mlxpref.errors import ModelError
 
-__all__ = [
-    "CONFIG",
-    "DOWNLOAD_AGAIN",
-    "INDEX",
-    "PROCESSORS",
-    "RECORD",
-    "SIDE_FILES",
-    "TOKENIZER",
-    "check_complete",
-    "printable",
-    "read_index",
-    "read_json_object",
-    "weight_files",
-]
-
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
 INDEX = "model.safetensors.index.json"

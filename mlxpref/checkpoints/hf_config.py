@@ -12,8 +12,6 @@ from typing import Any, TypeGuard
 
 from mlxpref.errors import ModelError
 
-__all__ = ["FAMILIES", "Json", "normalise", "validate"]
-
 Json = dict[str, Any]
 Problems = Iterator[tuple[str, Any, str]]
 """Errors in a config: the key, its value, and the allowed values."""

@@ -11,8 +11,6 @@ from mlxpref.checkpoints.files import RECORD, read_json_object
 from mlxpref.checkpoints.safetensors import TensorInfo
 from mlxpref.errors import ModelError
 
-__all__ = ["Identity", "identity_of"]
-
 _SAMPLE = 4096
 """Bytes of each tensor in the hash: enough to tell a model from its fine-tuned copies, and quick."""
 _STORAGE = ("_name_or_path", "architectures", "auto_map", "transformers_version", "use_cache")

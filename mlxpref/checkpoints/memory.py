@@ -20,8 +20,6 @@ from mlxpref.config import JudgeSettings, TrainSettings
 from mlxpref.errors import ConfigError
 from mlxpref.text import format_bytes
 
-__all__ = ["MemoryPlan", "ModelSize", "judging_plan", "model_size", "require_fit", "training_plan"]
-
 S = TypeVar("S", TrainSettings, JudgeSettings)
 Widths = tuple[int, int, int]
 Held = tuple[float, float, float]

@@ -15,15 +15,6 @@ from mlxpref.errors import ModelError
 from mlxpref.log import logger
 from mlxpref.text import format_bytes
 
-__all__ = [
-    "RecommendedJudge",
-    "choose_judge",
-    "device_working_set",
-    "find_checkpoint",
-    "is_hub_id",
-    "recommended_judges",
-]
-
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@.*)?")
 _REVISION = re.compile(r"[\w.-]+(/[\w.-]+)*")
 _GB = 1e9

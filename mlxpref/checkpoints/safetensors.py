@@ -14,8 +14,6 @@ from safetensors import SafetensorError, safe_open
 from mlxpref.checkpoints.files import DOWNLOAD_AGAIN, INDEX, printable, read_index, weight_files
 from mlxpref.errors import ModelError
 
-__all__ = ["TensorInfo", "read_file_tensor_infos", "read_tensor_infos"]
-
 _WIDTHS = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2}
 _WIDTHS |= {"I8": 1, "U8": 1, "BOOL": 1}
 """Bytes of the types that MLX reads; for some other types mlx-vlm would write into the file."""

@@ -16,8 +16,6 @@ from mlxpref.text import plain
 if TYPE_CHECKING:
     from mlxpref.distributed import ProcessGroup
 
-__all__ = ["main"]
-
 _COMMANDS = {
     "calibrate": ("calibrate:calibrate", "Make a judge's probabilities mean what they say."),
     "compare": ("compare:compare", "Which of two images people would prefer."),

@@ -16,8 +16,6 @@ from mlxpref.judge import calibrate as fitting
 from mlxpref.judge.calibration import Calibration, write_calibration
 from mlxpref.judge.loading import calibration_path
 
-__all__ = ["calibrate"]
-
 
 @click.command()
 @option_group(DataOptions, "source")

@@ -17,8 +17,6 @@ from mlxpref.data.image_cache import ImageCache
 from mlxpref.data.prompts import PromptGroup, find_groups
 from mlxpref.errors import ConfigError
 
-__all__ = ["INTERRUPTED", "agree", "check_output", "exit_on_sigterm", "image_cache", "load_image_groups"]
-
 INTERRUPTED = 130
 """The exit code of a command that was interrupted and printed a result nevertheless."""
 

@@ -12,8 +12,6 @@ from mlxpref.cli.output import print_json
 from mlxpref.cli.tables import pair_to_json, print_pair
 from mlxpref.config import JudgeSettings
 
-__all__ = ["compare"]
-
 
 @click.command()
 @click.argument("a", type=FILE)

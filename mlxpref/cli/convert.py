@@ -19,8 +19,6 @@ from mlxpref.conversion.quantize import Recipe
 from mlxpref.data.load import load_preferences
 from mlxpref.text import format_bytes
 
-__all__ = ["WriteOptions", "convert"]
-
 _BITS = click.Choice(["none", "2", "3", "4", "5", "6", "8"])
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(MB|GB)", re.IGNORECASE)
 

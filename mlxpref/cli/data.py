@@ -15,8 +15,6 @@ from mlxpref.errors import ConfigError
 from mlxpref.hub import Destination, HubFile, ask_hub, check_space, download
 from mlxpref.text import format_bytes
 
-__all__ = ["data"]
-
 
 @click.command()
 @click.argument("name", type=click.Choice(list(CATALOG)), metavar="NAME")

@@ -29,8 +29,6 @@ from mlxpref.report.html import thumbnail, write_page
 from mlxpref.training.run import RUN_FILES, start_run
 from mlxpref.training.step_report import StepReport
 
-__all__ = ["SAMPLE_PROMPT", "DemoResult", "demo", "demo_settings", "run_demo", "write_pictures"]
-
 _WANTED = ("purple", "triangle")
 SAMPLE_PROMPT = prompt_text(*_WANTED)
 _SAMPLES = (

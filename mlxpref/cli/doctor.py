@@ -31,8 +31,6 @@ from mlxpref.files import cache_dir, free_bytes
 from mlxpref.power import on_battery
 from mlxpref.text import format_bytes, one_line
 
-__all__ = ["CheckResult", "doctor"]
-
 _SHOWN = ("mlxpref", "mlx", "mlx-lm", "mlx-vlm", "transformers", "huggingface-hub")
 """The packages whose versions are shown; all that mlxpref requires are checked."""
 _LITTLE = 10**10  # free bytes; a judge of 8 billion parameters in 4 bits takes 6 GB

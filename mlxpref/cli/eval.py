@@ -32,8 +32,6 @@ from mlxpref.preferences import Preference, data_fingerprint
 from mlxpref.report.reliability import FORMATS, draw_strategies
 from mlxpref.verdict import STRATEGIES, Strategy
 
-__all__ = ["StrategyOptions", "evaluate"]
-
 
 def _strategies(ctx: click.Context, parameter: click.Parameter, value: str) -> list[Strategy]:
     """Strategies with commas between them, in the order of a table."""

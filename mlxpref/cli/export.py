@@ -15,8 +15,6 @@ from mlxpref.conversion.quantize import Recipe
 from mlxpref.engine.adapters import base_name
 from mlxpref.text import format_bytes
 
-__all__ = ["export"]
-
 
 @click.command()
 @click.argument("adapter", type=FILE)

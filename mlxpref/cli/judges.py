@@ -20,8 +20,6 @@ from mlxpref.judge.store import Store, default_store_path
 from mlxpref.power import keep_awake
 from mlxpref.preferences import ImageLike
 
-__all__ = ["load_judge_for", "open_judge"]
-
 
 def load_judge_for(
     images: Sequence[ImageLike],

@@ -24,8 +24,6 @@ from mlxpref.label.prompt_task import prompt_tasks
 from mlxpref.label.server import LabelServer
 from mlxpref.label.session import LabelSession
 
-__all__ = ["label"]
-
 
 @click.command()
 @click.argument("folder", type=FILE)

@@ -8,19 +8,6 @@ from typing import Any, Literal
 
 import click
 
-__all__ = [
-    "FILE",
-    "DataOptions",
-    "ImageOptions",
-    "JudgeOptions",
-    "check_prompt",
-    "json_option",
-    "option",
-    "option_group",
-    "pairs_option",
-    "settings_options",
-]
-
 Command = Callable[..., Any]
 
 FILE = click.Path(path_type=Path)

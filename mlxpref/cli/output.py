@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from mlxpref.training.step_report import StepReport
 
-__all__ = ["note", "print_json", "print_table", "print_text", "show_on_stderr", "track_steps"]
-
 T = TypeVar("T")
 
 _ESCAPED_IN_JSON = re.compile(rf"(?!\n)(?:{CONTROL.pattern}|{UNDECODED.pattern})")

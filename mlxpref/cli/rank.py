@@ -34,8 +34,6 @@ from mlxpref.report.ranking_files import check_copy_folder, copy_top, write_rank
 from mlxpref.report.ranking_page import write_ranking_page
 from mlxpref.text import format_duration
 
-__all__ = ["rank"]
-
 Pairs = int | Literal["all"] | None
 
 

@@ -14,18 +14,6 @@ from mlxpref.report.html import short_names
 from mlxpref.text import format_bytes
 from mlxpref.verdict import Verdict
 
-__all__ = [
-    "fidelity_line",
-    "pair_to_json",
-    "percent",
-    "print_evaluations",
-    "print_example",
-    "print_pair",
-    "print_ranking",
-    "print_recipes",
-    "print_strategies",
-]
-
 _REASONS = 3
 """How many images of a ranking get their reason printed."""
 _REASON_LENGTH = 400

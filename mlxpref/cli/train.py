@@ -20,8 +20,6 @@ from mlxpref.power import keep_awake
 from mlxpref.training.run import Run, read_log, resume_run, start_run
 from mlxpref.training.step_report import StepReport
 
-__all__ = ["train", "warn_of_slowdown"]
-
 
 @click.command()
 @click.option("--output", type=FILE, help="Folder of the run.  [default: runs/<time>]")

@@ -13,8 +13,6 @@ from mlxpref.conversion.quantize import Recipe
 from mlxpref.errors import ConfigError
 from mlxpref.preferences import Comparison
 
-__all__ = ["compare_recipes"]
-
 _OF_CONVERSION = ("recipe", "bits", "group_size", "mode", "bytes", "bits_per_weight", "quantized_layers", "seconds")
 """A row's fields from the conversion's result, next to its fidelity."""
 

@@ -35,8 +35,6 @@ from mlxpref.errors import MlxprefError, ModelError
 from mlxpref.preferences import Comparison
 from mlxpref.text import one_line
 
-__all__ = ["convert", "lazy_model", "plain_config"]
-
 Plan = Mapping[str, LayerQuantization]
 _DTYPES = ("dtype", "torch_dtype")
 

@@ -18,8 +18,6 @@ from mlxpref.engine.lora import fuse_adapter
 from mlxpref.engine.peft import PEFT_WEIGHTS, write_peft
 from mlxpref.log import logger
 
-__all__ = ["export_adapter"]
-
 
 def export_adapter(
     adapter: Path,

@@ -29,17 +29,6 @@ from mlxpref.log import logger
 from mlxpref.preferences import Comparison, Pair, Preference, shown
 from mlxpref.text import format_bytes
 
-__all__ = [
-    "Answers",
-    "Fidelity",
-    "answers_of",
-    "ask_source",
-    "built_in_comparisons",
-    "compare_with_source",
-    "comparisons_of",
-    "fidelity_of",
-]
-
 MAX_PIXELS = 512 * 512
 """The pixel budget of images."""
 COMPLETION_TOKENS = 48

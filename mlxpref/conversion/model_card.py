@@ -8,8 +8,6 @@ from mlxpref.checkpoints.files import read_json_object
 from mlxpref.errors import ModelError
 from mlxpref.text import plain
 
-__all__ = ["write_card"]
-
 _SETTINGS = (
     "data", "split", "reward", "steps", "learning_rate", "rank", "lora_scale", "group", "comparisons", "think", "seed",
 )  # fmt: skip

@@ -11,8 +11,6 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from mlxpref.errors import ConfigError
 
-__all__ = ["LayerQuantization", "Recipe", "cast", "dequantize", "plan_layers", "quantize", "quantized_layers"]
-
 _BITS = (2, 3, 4, 5, 6, 8)
 _MIXED = ("mixed_2_6", "mixed_3_4", "mixed_3_5", "mixed_3_6", "mixed_3_8", "mixed_4_6", "mixed_4_8")
 _RECIPES = ("none", *(str(bits) for bits in _BITS), *_MIXED, "mxfp4")

@@ -23,8 +23,6 @@ from mlxpref.engine.vlm import VLM, load_vlm
 from mlxpref.errors import DataError, ModelError
 from mlxpref.files import sha256_of, write_file
 
-__all__ = ["naming_source", "revision_of", "verify", "write_record"]
-
 _REMOTE_CODE = ("auto_map", "custom_pipelines")
 _OF_STORAGE = (
     *_REMOTE_CODE, "quantization", "quantization_config", "dtype", "torch_dtype", "transformers_version",

@@ -17,8 +17,6 @@ from mlxpref.files import free_bytes, sync
 from mlxpref.log import track
 from mlxpref.text import format_bytes
 
-__all__ = ["check_space", "folder_bytes", "new_folder", "write_model"]
-
 _FULL = re.compile("no space left|unable to write", re.IGNORECASE)
 """MLX's messages for a full disk, in its own exception."""
 _SPARE = 64 * 2**20

@@ -18,8 +18,6 @@ from mlxpref.lru import LRU
 from mlxpref.preferences import PackedImage
 from mlxpref.text import one_line
 
-__all__ = ["MEMBER_BYTES", "ArchiveCache", "named_image", "read_columns"]
-
 MEMBER_BYTES = 200_000_000
 """The most bytes that a member may unpack to: many times the largest image, far below memory."""
 _OPEN = 40

@@ -9,8 +9,6 @@ from pathlib import Path
 from mlxpref.data.archives import read_columns
 from mlxpref.errors import ConfigError
 
-__all__ = ["CATALOG", "DataSet", "Split", "files_for_limit", "folder_of", "missing_files"]
-
 Files = list[str]
 """Paths in the hub's layout."""
 

@@ -6,8 +6,6 @@ from typing import Any
 
 from mlxpref.errors import DataError
 
-__all__ = ["prompt_in_graph"]
-
 NODE_LIMIT = 5_000
 """The most nodes of a graph that is followed; large ones that people draw have some hundred."""
 Nodes = dict[str, dict[str, Any]]

@@ -10,8 +10,6 @@ from mlxpref.data.jsonl import NumberedRow, check_keys, preferences_of_rows, rea
 from mlxpref.errors import DataError
 from mlxpref.preferences import Preference
 
-__all__ = ["read_table"]
-
 
 def read_table(path: Path, split: str | None = None) -> list[Preference]:
     """The preferences of a .csv or .tsv file, in its order; see `jsonl.read_jsonl` for what its columns mean.

@@ -13,16 +13,6 @@ from mlxpref.errors import DataError
 from mlxpref.files import sha256_of
 from mlxpref.text import first_ten
 
-__all__ = [
-    "Skipped",
-    "check_images",
-    "file_identity",
-    "find_duplicates",
-    "find_images",
-    "fold_name",
-    "locate",
-]
-
 # What an image in a folder is called; HEIC and JPEG XL are among them so that they are named as skipped.
 _NAMES = re.compile(r".\.(apng|avif|bmp|gif|hei[cf]|hif|j2k|jfif|jp[2eg]|jpeg|jxl|mpo|p[bgnp]m|png|tiff?|webp)$", re.I)
 

@@ -9,8 +9,6 @@ from mlxpref.errors import DataError
 from mlxpref.preferences import ImageLike, Preference
 from mlxpref.text import first_ten
 
-__all__ = ["NAMES", "read_folders"]
-
 NAMES = (("preferred", "rejected"), ("chosen", "rejected"), ("winner", "loser"), ("win", "lose"), ("better", "worse"))
 """What the two folders may be called."""
 

@@ -11,8 +11,6 @@ from mlxpref.data.rows import Row, RowSampler, all_rows, parse_rows, random_swap
 from mlxpref.errors import DataError
 from mlxpref.preferences import Preference, Side
 
-__all__ = ["ranking_rows", "read_hpdv2", "train_rows"]
-
 _DAMAGED = {"00006811.jpg", "00168743.jpg", "00331911.jpg", "00310087.jpg"}
 """Images of the training set that another project's reader passes over as corrupt; not looked at here."""
 

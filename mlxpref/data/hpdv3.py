@@ -10,8 +10,6 @@ from mlxpref.data.rows import Row, RowSampler, all_rows, parse_rows, random_swap
 from mlxpref.errors import DataError
 from mlxpref.preferences import Preference
 
-__all__ = ["pair_rows", "read_hpdv3"]
-
 
 def read_hpdv3(folder: Path, split: str, draw: RowSampler = all_rows) -> list[Preference]:
     """The preferences of a split, `train` or `test`, in a folder of the hub's layout.

@@ -9,8 +9,6 @@ from mlxpref.data.archives import ArchiveCache
 from mlxpref.data.images import load_image, reduction
 from mlxpref.preferences import ImageLike, PackedImage
 
-__all__ = ["ImageCache", "content_of"]
-
 _PICTURE_BYTES = 1 << 28
 """Bytes of pictures that are kept by default: 256 of 512 by 512 pixels, or 64 of 1024 by 1024."""
 _Key = tuple[Path | PackedImage, int, int, int]

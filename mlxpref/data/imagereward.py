@@ -20,8 +20,6 @@ from mlxpref.errors import DataError
 from mlxpref.log import logger
 from mlxpref.preferences import ImageLike, PackedImage, Preference
 
-__all__ = ["list_rows", "read_imagereward", "table_rows"]
-
 _LISTS = {"train": "train.json", "validation": "valid.json", "test": "test.json"}
 """What the lists are called on GitHub."""
 

@@ -16,8 +16,6 @@ from mlxpref.errors import DataError
 from mlxpref.preferences import ImageLike, PackedImage
 from mlxpref.text import one_line
 
-__all__ = ["PIXEL_LIMIT", "load_image", "reduction"]
-
 PIXEL_LIMIT = 89_478_485
 """The most pixels an image may have: Pillow's own limit against decompression bombs, 256 MiB of RGB."""
 ASPECT_LIMIT = 200

@@ -13,8 +13,6 @@ from mlxpref.errors import DataError
 from mlxpref.preferences import Preference
 from mlxpref.text import first_ten
 
-__all__ = ["EXAMPLE", "NumberedRow", "check_keys", "preferences_of_rows", "read_file", "read_jsonl"]
-
 EXAMPLE = '{"prompt": "a red cube", "a": "1.png", "b": "2.png", "p_a": 0.7}'
 _REQUIRED = ("prompt", "a", "b", "p_a")
 _KNOWN = (*_REQUIRED, "votes", "group", "split")

@@ -19,8 +19,6 @@ from mlxpref.files import lock
 from mlxpref.log import logger
 from mlxpref.text import first_ten
 
-__all__ = ["TEST", "TRAIN", "Answer", "LabelFile", "LabelRecord", "active_records", "merge_answers", "record_of"]
-
 TRAIN, TEST = "train", "test"
 """The splits of records: what is learned from, and what measures."""
 Answer = Literal["a", "b", "tie", "skip", "undo"]

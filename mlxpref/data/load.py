@@ -23,8 +23,6 @@ from mlxpref.errors import ConfigError, DataError
 from mlxpref.preferences import PackedImage, Preference
 from mlxpref.text import first_ten
 
-__all__ = ["check_preferences", "load_preferences"]
-
 DEMO_COUNTS = {"train": 2000, "test": 400, "heldout": 400}
 """How many preferences of the demo are rendered when no limit is given."""
 _DECODED, _RUN = 2000, 20

@@ -11,8 +11,6 @@ from mlxpref.data.rows import RowErrors, RowSampler, all_rows
 from mlxpref.log import logger
 from mlxpref.preferences import PackedImage, Preference
 
-__all__ = ["read_pickapic"]
-
 _LABELS = ("has_label", "label_0", "label_1")
 _IMAGES = ("jpg_0", "jpg_1")
 

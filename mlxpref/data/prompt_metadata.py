@@ -17,8 +17,6 @@ from mlxpref.data.images import PIXEL_LIMIT
 from mlxpref.errors import DataError
 from mlxpref.text import one_line
 
-__all__ = ["prompt_in_image", "prompt_in_infotext"]
-
 _FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "JPEG2000", "GIF", "BMP", "PPM")
 _NEGATIVE = re.compile(r"^[ \t]*Negative prompt:", re.M)
 _SETTINGS = re.compile(r"^[ \t]*(?:Steps: ?\d+|Size: ?\d+x\d+)(?=,|[ \t]*\r?$)", re.M)

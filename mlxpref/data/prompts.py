@@ -24,8 +24,6 @@ from mlxpref.data.prompt_metadata import prompt_in_image, prompt_in_infotext
 from mlxpref.errors import ConfigError, DataError
 from mlxpref.text import first_ten
 
-__all__ = ["PromptGroup", "find_groups", "group_by_prompt", "prompts_of", "read_prompt"]
-
 PROMPT_LIMIT = 10_000
 """The most characters of a prompt; longer text is something else, a document or a graph."""
 FILE_LIMIT = 64 * 2**20

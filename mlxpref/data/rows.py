@@ -19,18 +19,6 @@ from mlxpref.log import logger, track
 from mlxpref.preferences import ImageLike, Preference, Side
 from mlxpref.text import first_ten, format_bytes
 
-__all__ = [
-    "Row",
-    "RowErrors",
-    "RowSampler",
-    "all_rows",
-    "parse_rows",
-    "preferences_of",
-    "random_swaps",
-    "read_json_rows",
-    "with_images",
-]
-
 RowSampler = Callable[[int], Sequence[int] | NDArray[np.int64]]
 """Given a number of rows, the numbers of those that are taken, in their order."""
 Images = dict[str, ImageLike]

@@ -18,8 +18,6 @@ from mlxpref.data.archives import MEMBER_BYTES
 from mlxpref.errors import DataError
 from mlxpref.files import replacing
 
-__all__ = ["parts_of", "unpack"]
-
 _MEMBER_COUNT = 10_000_000
 """The most members that a tar may have: more than any data set has images, so that reading one always ends."""
 _BLOCK = 2**20

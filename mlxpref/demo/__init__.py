@@ -2,7 +2,5 @@
 
 from pathlib import Path
 
-__all__ = ["JUDGE"]
-
 JUDGE = Path(__file__).parent / "judge"
 """The demo judge's checkpoint, in the Hugging Face layout."""

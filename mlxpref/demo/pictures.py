@@ -5,8 +5,6 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-__all__ = ["COLOURS", "QUALITIES", "SHAPES", "SIZE", "PictureSpec", "render"]
-
 COLOURS = {
     "red": (215, 40, 40),
     "green": (40, 170, 60),

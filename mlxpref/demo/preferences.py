@@ -13,17 +13,6 @@ import numpy as np
 from mlxpref.demo.pictures import COLOURS, QUALITIES, SHAPES, PictureSpec, render
 from mlxpref.preferences import Preference
 
-__all__ = [
-    "HELD_OUT",
-    "SPLITS",
-    "TRAIN_PROMPTS",
-    "Aspect",
-    "PairSpec",
-    "demo_preferences",
-    "draw_pair",
-    "prompt_text",
-]
-
 Aspect = Literal["colour", "shape", "quality"]
 ASPECTS: tuple[Aspect, ...] = ("colour", "shape", "quality")
 HELD_OUT = (("red", "triangle"), ("green", "square"), ("blue", "cross"), ("yellow", "circle"))

@@ -19,17 +19,6 @@ from mlxpref.engine.template import template_version
 from mlxpref.errors import ModelError
 from mlxpref.files import replacing, write_file
 
-__all__ = [
-    "ADAPTER_CONFIG",
-    "ADAPTER_WEIGHTS",
-    "base_name",
-    "base_of",
-    "check_base",
-    "load_adapter",
-    "read_adapter",
-    "save_adapter",
-]
-
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapters.safetensors"
 

@@ -21,8 +21,6 @@ from numpy.typing import NDArray
 from mlxpref.checkpoints import bounds
 from mlxpref.engine.kv_cache import PADDING, LayerCache, attention_mask
 
-__all__ = ["Block", "KeysValues", "Prefix", "RotaryTables", "expand_rows", "rotary_tables", "run_block", "run_step"]
-
 KeysValues = tuple[mx.array, mx.array]
 """The keys and the values of one layer, (B, K, S, W) each."""
 RotaryTables = tuple[mx.array, mx.array] | None

@@ -18,8 +18,6 @@ from mlxpref.lru import LRU
 from mlxpref.preferences import ImageLike
 from mlxpref.text import one_line
 
-__all__ = ["FeatureStore", "Features", "SeenImages"]
-
 SeenImages = dict[int, tuple[Image.Image, str]]
 """Images in memory by `id`, each with its content; valid while nobody changes the images."""
 

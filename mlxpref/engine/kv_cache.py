@@ -12,17 +12,6 @@ from numpy.typing import NDArray
 
 from mlxpref.checkpoints import bounds
 
-__all__ = [
-    "PADDING",
-    "SHARED",
-    "BranchedKVCache",
-    "LayerCache",
-    "attention_mask",
-    "image_positions",
-    "row_branch_ids",
-    "text_positions",
-]
-
 SHARED, PADDING = -1, -2
 """Columns that all branches of a row see, and that none sees; a branch's own columns have its number, from 0 on."""
 _CROWDED = 0.75

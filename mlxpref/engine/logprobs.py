@@ -20,8 +20,6 @@ from mlxpref.engine.decoder import Block, KeysValues, Prefix, run_block
 from mlxpref.engine.kv_cache import text_positions
 from mlxpref.engine.vlm import VLM, ComparisonInput
 
-__all__ = ["Completions", "Logprobs", "PromptState", "chunked_logprobs", "completion_logprobs", "prefill"]
-
 _FINITE = -1e4
 """The least log-probability that is multiplied by 0: minus infinity times 0 is no number."""
 

@@ -10,8 +10,6 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.tuner.lora import LoRALinear
 
-__all__ = ["adapter_off", "adapter_weights", "attach_lora", "fuse_adapter", "linear_layers", "linear_shape"]
-
 
 class FusedLoRALinear(LoRALinear):  # type: ignore[misc]
     """mlx-lm's layer with the scale and the sum inside the matrix product: a fifth of a decoding step's work.

@@ -18,8 +18,6 @@ from mlxpref.checkpoints.safetensors import read_file_tensor_infos
 from mlxpref.errors import ModelError
 from mlxpref.files import write_file
 
-__all__ = ["AGAIN", "PEFT_WEIGHTS", "is_peft", "read_peft", "write_peft"]
-
 AGAIN = "copy or train the adapter again"
 PEFT_WEIGHTS = "adapter_model.safetensors"
 _CONFIG = "adapter_config.json"

@@ -15,8 +15,6 @@ from mlxpref.engine.kv_cache import BranchedKVCache, row_branch_ids
 from mlxpref.engine.vlm import VLM, ComparisonInput, TokenSegment
 from mlxpref.lru import LRU
 
-__all__ = ["PrefixCache"]
-
 
 class PrefixCache:
     """Prefixes of comparisons; drops the least recently used first. The model must not change during its life."""

@@ -22,8 +22,6 @@ from mlxpref.engine.vlm import VLM, ComparisonInput
 from mlxpref.errors import DataError
 from mlxpref.verdict import Verdict, at_answer, verdicts_from_json, verdicts_to_json
 
-__all__ = ["Prefill", "Rollout", "Sampling", "roll_out"]
-
 _CROWDED = 0.75
 """Above this share of unfinished rows the finished ones stay in the batch."""
 

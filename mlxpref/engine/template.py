@@ -8,8 +8,6 @@ import hashlib
 import json
 from typing import Any, Literal
 
-__all__ = ["ANSWER_OPEN", "CLOSING", "NO_THINKING", "USER_TEXT", "Form", "comparison_messages", "template_version"]
-
 Form = Literal["choice", "scores"]
 
 SYSTEM = "You compare two images the way people do."

@@ -12,8 +12,6 @@ from mlxpref.engine.template import NO_THINKING, USER_TEXT, Form, comparison_mes
 from mlxpref.errors import ModelError
 from mlxpref.text import one_line
 
-__all__ = ["LABELS", "ComparisonTokenizer", "ComparisonTokens"]
-
 LABELS = ("1", "2")
 """The judge's answers for the first and for the second image."""
 _BLANKS = "ĠĊĉč▁ \n\t\r"

@@ -16,8 +16,6 @@ import numpy as np
 
 from mlxpref.lru import LRU
 
-__all__ = ["VisionEncoder"]
-
 _FUSED_HEADS = (64, 80, 128)
 """Head sizes for which Metal computes attention without holding all scores in memory."""
 _SIZES = 32

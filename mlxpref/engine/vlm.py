@@ -31,8 +31,6 @@ from mlxpref.errors import DataError, MlxprefError, ModelError
 from mlxpref.preferences import ImageLike
 from mlxpref.text import one_line
 
-__all__ = ["VLM", "ComparisonInput", "TokenSegment", "load_vlm"]
-
 
 @dataclass(frozen=True, eq=False)
 class TokenSegment:

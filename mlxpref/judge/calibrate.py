@@ -16,8 +16,6 @@ from mlxpref.log import track
 from mlxpref.preferences import Pair, Preference
 from mlxpref.ranking.temperature import COLDEST, EVEN, HOTTEST, TemperatureScaling, fit_temperature
 
-__all__ = ["calibrate", "calibration_metrics", "calibration_of", "cross_fitted"]
-
 _FOLDS = 5
 _FEWEST, _FEW = 10, 50
 """Fewer pairs than the first raise an error; fewer than the second bring a warning that the fit is rough."""

@@ -12,17 +12,6 @@ from mlxpref.files import cache_dir, write_file
 from mlxpref.ranking.temperature import TemperatureScaling
 from mlxpref.text import one_line
 
-__all__ = [
-    "CALIBRATION_FILE",
-    "Calibration",
-    "CalibrationFile",
-    "CalibrationMetrics",
-    "JudgeConditions",
-    "cached_calibrations",
-    "read_calibrations",
-    "write_calibration",
-]
-
 CALIBRATION_FILE = "calibration.json"
 
 

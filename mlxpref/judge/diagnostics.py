@@ -6,8 +6,6 @@ import numpy as np
 
 from mlxpref.judge.ranking_result import Ranking
 
-__all__ = ["warnings_for"]
-
 _UNDECIDED = 0.1
 """A soft preference this near to 0.5 is undecided."""
 _UNDECIDED_SHARE = 2 / 3

@@ -17,16 +17,6 @@ from mlxpref.log import track
 from mlxpref.preferences import Pair, Preference
 from mlxpref.verdict import Strategy
 
-__all__ = [
-    "Evaluation",
-    "EvaluationSpec",
-    "evaluate",
-    "evaluation_of",
-    "evaluation_of_scores",
-    "tie_threshold_of",
-    "to_judge",
-]
-
 
 @dataclass(frozen=True)
 class EvaluationSpec:

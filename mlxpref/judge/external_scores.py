@@ -13,8 +13,6 @@ from mlxpref.judge.metrics import Floats
 from mlxpref.preferences import ImageLike, PackedImage, Preference, image_name
 from mlxpref.text import first_ten
 
-__all__ = ["match_scores", "prefer_by_score", "read_scores"]
-
 _COLUMNS = ("image", "score")
 
 

@@ -11,8 +11,6 @@ from mlxpref.checkpoints.files import RECORD
 from mlxpref.engine.lora import adapter_weights
 from mlxpref.engine.vlm import VLM
 
-__all__ = ["Fingerprint"]
-
 _FILES = ("*.json", "*.jinja", "*.txt")
 """The files beside the weights: config, tokenizer, chat template, image processor."""
 

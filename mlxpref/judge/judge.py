@@ -34,8 +34,6 @@ from mlxpref.ranking.bradley_terry import all_pairs
 from mlxpref.ranking.temperature import TemperatureScaling
 from mlxpref.verdict import Strategy
 
-__all__ = ["Judge"]
-
 _METHOD = 1
 """The version of the judging code; a new number makes the store's earlier comparisons invalid."""
 

@@ -18,8 +18,6 @@ from mlxpref.judge.calibration import CALIBRATION_FILE, cached_calibrations, rea
 from mlxpref.judge.judge import Judge
 from mlxpref.log import logger
 
-__all__ = ["calibrated", "calibration_path", "load_judge"]
-
 
 def load_judge(
     model: str | None,

@@ -13,20 +13,6 @@ from numpy.typing import ArrayLike, NDArray
 from mlxpref.ranking.intervals import share_interval
 from mlxpref.ranking.log_odds import soft_preference
 
-__all__ = [
-    "Floats",
-    "Metrics",
-    "agreement",
-    "both_orders",
-    "calibration_bins",
-    "calibration_error",
-    "first_choice_rate",
-    "group_numbers",
-    "human_agreement",
-    "interval",
-    "measure",
-]
-
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 

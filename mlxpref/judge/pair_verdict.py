@@ -9,8 +9,6 @@ from mlxpref.ranking.log_odds import combine_orders
 from mlxpref.ranking.temperature import TemperatureScaling
 from mlxpref.verdict import Strategy, Verdict
 
-__all__ = ["JudgingCounts", "PairVerdict"]
-
 
 @dataclass(frozen=True)
 class PairVerdict:

@@ -12,20 +12,6 @@ from mlxpref.errors import ConfigError
 from mlxpref.judge.metrics import Floats, group_numbers, interval
 from mlxpref.preferences import Preference
 
-__all__ = [
-    "PROTOCOLS",
-    "THRESHOLDS",
-    "VALIDATION_SPLIT",
-    "Official",
-    "Protocol",
-    "best_threshold",
-    "counted",
-    "credit",
-    "labels",
-    "official",
-    "protocol_of",
-]
-
 THRESHOLDS: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Pick-a-Pic's candidate tie thresholds."""
 VALIDATION_SPLIT = "validation_unique"

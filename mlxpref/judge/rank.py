@@ -18,8 +18,6 @@ from mlxpref.preferences import ImageLike, Pair
 from mlxpref.ranking.bradley_terry import PairOutcome, StrengthFit, fit_strengths, rank_images
 from mlxpref.ranking.pair_selection import default_round, is_settled, next_round, pair_budget
 
-__all__ = ["TOP", "Compare", "PairBudget", "ThinkAbout", "rank_pairs"]
-
 ThinkAbout = Literal["top", "all", "none"]
 """The pairs to judge with thinking: those of the TOP best images, all, or none."""
 TOP = 10

@@ -13,8 +13,6 @@ from mlxpref.preferences import ImageLike
 from mlxpref.ranking.bradley_terry import RankedImage, StrengthRanking
 from mlxpref.verdict import Verdict
 
-__all__ = ["Ending", "JudgedPair", "Ranking", "Reason", "name_of"]
-
 Ending = Literal["done", "settled", "interrupted"]
 """The reason for the end: the budget was spent, the top was settled, or the user interrupted."""
 

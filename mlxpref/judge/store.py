@@ -15,8 +15,6 @@ from mlxpref.errors import DataError
 from mlxpref.files import cache_dir
 from mlxpref.verdict import Verdict, verdicts_from_json, verdicts_to_json
 
-__all__ = ["Store", "default_store_path"]
-
 _APPLICATION = int.from_bytes(b"mlxp", "big")
 _SCHEMA = 1
 _TABLE = "CREATE TABLE comparisons (key BLOB PRIMARY KEY, verdicts TEXT NOT NULL)"

@@ -25,16 +25,6 @@ from mlxpref.preferences import Pair, Preference
 from mlxpref.ranking.temperature import TemperatureScaling
 from mlxpref.verdict import Strategy, Verdict
 
-__all__ = [
-    "Difference",
-    "StrategyComparison",
-    "StrategyRow",
-    "StrategyVariant",
-    "compare_strategies",
-    "difference",
-    "strategy_variants",
-]
-
 _PAIRS = 32
 """All variants judge at least this many pairs before the next ones, while the prompts are in memory."""
 

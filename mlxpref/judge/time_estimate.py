@@ -11,8 +11,6 @@ from mlxpref.judge.pair_verdict import PairVerdict
 from mlxpref.judge.rank import PairBudget
 from mlxpref.preferences import ImageLike, Pair
 
-__all__ = ["estimate_seconds"]
-
 _TRIAL_TOKENS = 8
 
 

@@ -20,16 +20,6 @@ from mlxpref.judge.store import Store
 from mlxpref.preferences import Comparison, ImageLike
 from mlxpref.verdict import Verdict, verdicts_from_json, verdicts_to_json
 
-__all__ = [
-    "Judgement",
-    "JudgingSession",
-    "Request",
-    "VerdictSource",
-    "judge_by_model",
-    "judge_in_shards",
-    "judge_unless_stored",
-]
-
 _Encoded = tuple[Features, Features, str]
 """The images of a comparison in the order shown, and its prompt."""
 _LookedUp = tuple[Comparison, bytes, tuple[Verdict, ...] | None]

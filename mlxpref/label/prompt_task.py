@@ -15,8 +15,6 @@ from mlxpref.preferences import share_for_first
 from mlxpref.ranking.bradley_terry import PairOutcome
 from mlxpref.ranking.pair_selection import pair_budget
 
-__all__ = ["Choice", "PromptTask", "answer_for", "prompt_tasks"]
-
 Choice = Literal["first", "second", "tie", "skip"]
 """A click: a place on the screen, or neither."""
 _MIN_PROMPTS = 5  # fewer prompts hold out single pairs instead of whole prompts

@@ -17,8 +17,6 @@ from mlxpref.preferences import placed
 from mlxpref.ranking.bradley_terry import PairOutcome, fit_strengths
 from mlxpref.ranking.pair_selection import next_round
 
-__all__ = ["Question", "Questions"]
-
 _IMAGES_PER_PAIR = 16  # a round has one pair for this many images: answers are costly, but a large fit takes seconds
 _MIN_STRETCH = 4  # pairs of a prompt before another prompt's turn comes: reading prompts takes time
 _REPEAT_DISTANCE = 8  # answers between a question and its repeat, so that the rater has forgotten it

@@ -15,8 +15,6 @@ from mlxpref.data.label_file import TEST, LabelRecord
 from mlxpref.ranking.bradley_terry import Z95
 from mlxpref.ranking.intervals import share_interval
 
-__all__ = ["Consistency", "Enough", "consistency", "enough", "explain"]
-
 _MAX_ERROR = 0.1  # half the width that the 95 % interval of a judge's accuracy should have
 _POWER = 0.8416212335729143  # the normal quantile of 80 %, the probability to detect a real difference
 _PRIOR_SAME, _PRIOR_REPEATS = 4, 5  # the prior, before any repeat

@@ -25,8 +25,6 @@ from mlxpref.label.session import LabelSession
 from mlxpref.report.html import page_script, render_page
 from mlxpref.text import plain
 
-__all__ = ["LabelServer"]
-
 _HOSTS = ("127.0.0.1", "localhost")
 _MAX_SECONDS = 86_400.0  # of an answer; after a day the rater was away
 _KEEP_ALIVE = 3600  # seconds that a connection without requests stays open while a rater thinks

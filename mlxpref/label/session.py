@@ -21,8 +21,6 @@ from mlxpref.ranking.bradley_terry import PairOutcome, rank_images
 from mlxpref.ranking.intervals import share_interval
 from mlxpref.report.html import even_ticks, short_names, thumbnail
 
-__all__ = ["LabelSession", "Pictures"]
-
 _SIDE = 2048  # at most: the share of a large screen for one of two pictures
 _SMALL_SIDE = 160
 _CACHED_BYTES = 128 * 2**20

@@ -20,8 +20,6 @@ from mlxpref.errors import DataError
 from mlxpref.ranking.log_odds import combine_orders
 from mlxpref.ranking.posterior import best_probabilities, difference_variance
 
-__all__ = ["PairOutcome", "RankedImage", "StrengthFit", "StrengthRanking", "all_pairs", "fit_strengths", "rank_images"]
-
 Array = NDArray[np.float64]
 
 PRIOR_DEVIATION = 3.0  # nats; of the position bias, and of strengths as expected before any answer

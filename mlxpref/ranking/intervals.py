@@ -1,7 +1,5 @@
 """The confidence interval of a counted share."""
 
-__all__ = ["share_interval"]
-
 
 def share_interval(count: int, of: int) -> tuple[float, float]:
     """The 95 % interval of a share (Wilson 1927); from 0 to 1 where `of` is 0."""

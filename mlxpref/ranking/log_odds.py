@@ -4,8 +4,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
-__all__ = ["PROBABILITY_MARGIN", "combine_orders", "log_odds", "probability", "soft_preference"]
-
 Array = NDArray[np.float64]
 
 PROBABILITY_MARGIN = 2.0**-40  # log-odds are taken of probabilities at least this far (9e-13) from 0 and 1

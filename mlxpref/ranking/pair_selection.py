@@ -20,8 +20,6 @@ from mlxpref.errors import ConfigError
 from mlxpref.ranking.bradley_terry import PRIOR_DEVIATION, StrengthFit, all_pairs
 from mlxpref.ranking.posterior import difference_variance
 
-__all__ = ["default_round", "is_settled", "next_round", "pair_budget"]
-
 Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
 

@@ -4,8 +4,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
-__all__ = ["best_probabilities", "difference_variance"]
-
 Array = NDArray[np.float64]
 
 

@@ -9,8 +9,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from mlxpref.ranking.log_odds import PROBABILITY_MARGIN, log_odds, probability
 
-__all__ = ["COLDEST", "EVEN", "HOTTEST", "TemperatureScaling", "fit_temperature"]
-
 Array = NDArray[np.float64]
 
 COLDEST, HOTTEST = 0.01, 100.0  # the bounds of a temperature: log-odds never change their sign

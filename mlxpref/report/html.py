@@ -18,18 +18,6 @@ from mlxpref.errors import DataError
 from mlxpref.files import write_file
 from mlxpref.preferences import ImageLike
 
-__all__ = [
-    "LoadImage",
-    "Thumbnail",
-    "even_ticks",
-    "page_script",
-    "render_page",
-    "short_names",
-    "thumbnail",
-    "try_thumbnail",
-    "write_page",
-]
-
 _THUMBNAIL_BYTES = 48_000  # 200 thumbnails of this size are 12.8 MB as data addresses
 _EXACT_SIDE = 128  # pages enlarge smaller pictures, and people judge their pixels: these stay exact
 _AXIS_STEPS = 6  # about

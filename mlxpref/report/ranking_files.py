@@ -11,8 +11,6 @@ from mlxpref.errors import ConfigError, DataError
 from mlxpref.files import write_file
 from mlxpref.judge.ranking_result import Ranking
 
-__all__ = ["check_copy_folder", "copy_top", "write_ranking_csv"]
-
 _COLUMNS = (
     "prompt", "rank", "image", "strength", "stderr", "low", "high", "p_best", "wins", "pairs", "tied_with", "reason",
 )  # fmt: skip

@@ -16,8 +16,6 @@ from mlxpref.report.html import LoadImage, even_ticks, page_script, short_names,
 from mlxpref.text import plain
 from mlxpref.verdict import Strategy, Verdict
 
-__all__ = ["write_ranking_page"]
-
 
 def write_ranking_page(
     path: Path, rankings: Sequence[Ranking], notes: Sequence[str] = (), load: LoadImage = load_image

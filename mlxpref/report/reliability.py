@@ -13,8 +13,6 @@ from mlxpref.judge.metrics import Floats, calibration_bins, calibration_error
 from mlxpref.judge.strategies import StrategyComparison
 from mlxpref.report.curves import COLOURS
 
-__all__ = ["FORMATS", "Panel", "draw_reliability", "draw_strategies"]
-
 FORMATS = (".svg", ".png")  # the endings of drawings
 _MAX_COLUMNS = 4
 _MAX_DOT = 90.0  # square points

@@ -10,8 +10,6 @@ import numpy as np
 from mlxpref.report.curves import Dots
 from mlxpref.text import format_bytes, format_duration, plain
 
-__all__ = ["PHASES", "FirstLast", "MetricChange", "Record", "RunLog", "format_number", "number"]
-
 Record = dict[str, Any]
 
 PHASES = {

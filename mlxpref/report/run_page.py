@@ -23,8 +23,6 @@ from mlxpref.report.html import LoadImage, try_thumbnail, write_page
 from mlxpref.report.run_log import PHASES, Record, RunLog, format_number, number
 from mlxpref.text import plain
 
-__all__ = ["RUN_PAGE", "recorded_images", "write_run_page"]
-
 RUN_PAGE = "report.html"  # the file name of the page in the folder of a run
 
 Images = Callable[[Record], tuple[ImageLike, ImageLike] | None]

@@ -30,8 +30,6 @@ from mlxpref.training.rewards import CustomReward, RewardMix
 from mlxpref.training.sampler import TrainingComparison
 from mlxpref.verdict import Verdict
 
-__all__ = ["load_reward", "load_rewards"]
-
 
 def load_rewards(text: str) -> RewardMix:
     """Return the mix in `--reward`, with the functions of its custom rewards.

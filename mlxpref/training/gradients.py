@@ -18,8 +18,6 @@ from mlxpref.engine.logprobs import completion_logprobs, prefill
 from mlxpref.engine.vlm import VLM
 from mlxpref.training.loss import LossInputs, step_loss
 
-__all__ = ["GradientResult", "policy_gradient", "policy_logprobs"]
-
 Part = tuple[mx.array, mx.array, mx.array]
 """Of some completions: the loss (), the number of clipped tokens (), their log-probabilities (R, T)."""
 

@@ -15,8 +15,6 @@ from mlxpref.training.rewards import EXACT_REWARDS, RewardMix, RewardPart, agree
 from mlxpref.training.rollouts import RolloutGroup
 from mlxpref.verdict import Verdict, is_well_formed, written_answer, written_scores
 
-__all__ = ["GroupRewards", "reward_groups"]
-
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 _NEGLIGIBLE = 1e-6

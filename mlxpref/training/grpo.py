@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 
 from mlxpref.config import Level, LossType
 
-__all__ = ["group_advantages", "kl_to_reference", "leave_one_out_advantages", "policy_objective", "token_weights"]
-
 Floats = NDArray[np.float64]
 
 

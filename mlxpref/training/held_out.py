@@ -16,8 +16,6 @@ from mlxpref.preferences import Preference
 from mlxpref.training.rewards import RewardMix
 from mlxpref.training.sampler import random_subset
 
-__all__ = ["HeldOut"]
-
 
 class HeldOut:
     """Measures with the code of `eval`: both orders, greedy, with thinking if training has it, without ties.

@@ -18,8 +18,6 @@ from mlxpref.training.grpo import kl_to_reference, policy_objective, token_weigh
 from mlxpref.training.rewards import RewardMix
 from mlxpref.training.rollouts import RolloutGroup
 
-__all__ = ["LossInputs", "loss_inputs", "step_loss"]
-
 
 @dataclass(frozen=True)
 class LossInputs:

@@ -14,8 +14,6 @@ from mlxpref.training.gradients import GradientResult
 from mlxpref.training.grpo import kl_to_reference
 from mlxpref.training.loss import LossInputs
 
-__all__ = ["UpdateResult", "update_policy"]
-
 
 @dataclass(frozen=True)
 class UpdateResult:

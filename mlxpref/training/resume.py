@@ -18,8 +18,6 @@ from mlxpref.errors import ConfigError
 from mlxpref.files import sha256_of, sync
 from mlxpref.log import logger
 
-__all__ = ["STATE_FILES", "RunState", "read_state", "write_state"]
-
 _LAST, _NEW, _PREVIOUS = "checkpoint", "checkpoint.new", "checkpoint.previous"
 _ARRAYS, _NUMBERS, _SUMS = "arrays.safetensors", "state.json", "SHA256SUMS"
 STATE_FILES = tuple(f"{folder}/{name}" for folder in (_LAST, _NEW, _PREVIOUS) for name in (_ARRAYS, _NUMBERS, _SUMS))

@@ -18,11 +18,6 @@ from mlxpref.errors import ConfigError
 from mlxpref.training.sampler import TrainingComparison
 from mlxpref.verdict import Strategy, Verdict
 
-__all__ = [
-    "EXACT_REWARDS", "CustomReward", "RewardMix", "RewardPart", "agreement_reward", "brier_reward", "length_reward",
-    "soft_reward",
-]  # fmt: skip
-
 T = TypeVar("T")
 """A number, or an array of NumPy or MLX; MLX differentiates through plain arithmetic."""
 Floats = NDArray[np.float64]

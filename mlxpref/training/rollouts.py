@@ -11,8 +11,6 @@ from mlxpref.training.rewards import RewardMix
 from mlxpref.training.sampler import TrainingComparison
 from mlxpref.verdict import Verdict
 
-__all__ = ["RolloutGroup", "is_truncated", "sample_groups"]
-
 
 @dataclass(frozen=True)
 class RolloutGroup:

@@ -43,8 +43,6 @@ from mlxpref.training.run_record import (
 from mlxpref.training.step_report import StepReport
 from mlxpref.training.trainer import Trainer
 
-__all__ = ["RUN_FILES", "Run", "read_log", "resume_run", "start_run", "train"]
-
 _LOG, _ROLLOUTS = "log.jsonl", "rollouts.jsonl"
 RUN_FILES = (ADAPTER_WEIGHTS, ADAPTER_CONFIG, RUN_RECORD, _LOG, _ROLLOUTS, RUN_PAGE, CALIBRATION_FILE, *STATE_FILES)
 """The files of a run, and of its adapter's calibration, in its folder."""

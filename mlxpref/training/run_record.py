@@ -18,10 +18,6 @@ from mlxpref.files import write_file
 from mlxpref.preferences import Preference, data_fingerprint
 from mlxpref.text import one_line
 
-__all__ = [
-    "RUN_RECORD", "changed_since", "check_resumable", "read_record", "record_of", "resumed_settings", "write_record",
-]  # fmt: skip
-
 RUN_RECORD = "run.json"
 
 _LOCATIONS = ("data", "data_dir", "model")

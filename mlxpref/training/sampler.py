@@ -18,8 +18,6 @@ from mlxpref.config import TrainSettings
 from mlxpref.errors import DataError
 from mlxpref.preferences import Comparison, Preference, placed, share_for_first
 
-__all__ = ["ComparisonSampler", "TrainingComparison", "held_out_split", "random_subset"]
-
 _PURPOSES = ("fraction", "order", "unused", "held out", "measured")
 """The purposes of random numbers."""
 

@@ -15,8 +15,6 @@ from mlxpref.training.group_rewards import GroupRewards
 from mlxpref.training.rewards import RewardMix
 from mlxpref.training.rollouts import RolloutGroup
 
-__all__ = ["RolloutRecord", "StepMeter", "StepReport", "measured_shares", "rollout_records"]
-
 
 @dataclass(frozen=True)
 class RolloutRecord:

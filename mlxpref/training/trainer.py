@@ -33,8 +33,6 @@ from mlxpref.training.rollouts import RolloutGroup, sample_groups
 from mlxpref.training.sampler import ComparisonSampler, held_out_split, random_subset
 from mlxpref.training.step_report import StepMeter, StepReport, measured_shares, rollout_records
 
-__all__ = ["Trainer"]
-
 _MAX_FAILURES = 3
 """Training stops after this many steps in a row whose loss or gradient is not finite."""
 _ROUNDING = 1e-3
