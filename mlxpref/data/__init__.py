@@ -1,1 +1,1 @@
-"""Images and preferences in: files, folders, archives, prompts, public data sets."""
+"""Reads images and preferences: files, folders, archives, prompts, public data sets."""

@@ -1,7 +1,7 @@
 """Images inside zip archives and parquet tables, read in place.
 
-Archives are not trusted: the size of an image is bounded, whatever the archive declares. An image that cannot be read
-is a DataError that says why. A tar.gz has no random access; see `mlxpref.data.tar_gz`.
+Archives are not trusted: the size of an image is bounded, even if the archive declares less. DataError, with the
+reason, for an unreadable image. A tar.gz has no random access; see `mlxpref.data.tar_gz`.
 """
 
 import zipfile
@@ -19,25 +19,25 @@ from mlxpref.preferences import PackedImage
 from mlxpref.text import one_line
 
 MEMBER_BYTES = 200_000_000
-"""The most bytes that a member may unpack to: many times the largest image, far below memory."""
+"""The most bytes of an unpacked member: many times the largest image, far below memory."""
 _OPEN = 40
-"""How many archives are kept open: more than ImageRewardDB's 32, far below a Mac's limit of 256 files."""
+"""The number of open archives: more than ImageRewardDB's 32, far below a Mac's limit of 256 files."""
 
 
 class ArchiveCache:
-    """Archives that are kept open, those used last. Safe for threads, which wait for each other."""
+    """Keeps the last used archives open. Safe for threads, which wait for each other."""
 
     def __init__(self) -> None:
         self._archives: LRU[Path, tuple[tuple[int, ...], _Zip | _Table]] = LRU(_OPEN)
         self._lock = Lock()
 
     def read(self, image: PackedImage) -> bytes:
-        """The bytes of an image; DataError if it cannot be read, one line that continues the image's name."""
+        """The bytes of an image; DataError, one line that continues the image's name, if it cannot be read."""
         with self._lock:
             return self._opened(image.archive).read(image.member)
 
     def has(self, image: PackedImage) -> bool:
-        """Whether an archive lists an image, which is not read; False where the archive itself cannot be read."""
+        """Whether an archive lists an image, without reading the image; False for an unreadable archive."""
         with self._lock:
             try:
                 return self._opened(image.archive).has(image.member)
@@ -49,7 +49,7 @@ class ArchiveCache:
             status = path.stat()
             stamp = status.st_ino, status.st_size, status.st_mtime_ns
             entry = self._archives.get(path)
-            if entry is not None and entry[0] == stamp:  # else it was replaced meanwhile
+            if entry is not None and entry[0] == stamp:  # else the file was replaced
                 return entry[1]
             if path.suffix not in _KINDS or not path.is_file():
                 raise DataError(f"is in {path.name}, which is no archive that is read in place ({', '.join(_KINDS)})")
@@ -79,7 +79,7 @@ class _Zip:
         information = self._file.getinfo(member)
         if information.flag_bits & 1:
             raise DataError("is encrypted in its archive; unpack it with its password")
-        # Other methods unpack a whole block at once: a bomb would be noticed too late.
+        # Other methods unpack whole blocks, so a bomb would be found too late.
         if information.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise DataError(f"is packed by method {information.compress_type}, which is not read; pack it as usual")
         _check_size(information.file_size)
@@ -91,7 +91,7 @@ class _Zip:
 
 
 class _Table:
-    """Members are "row/column". The columns of one row group are in memory at a time."""
+    """Members are "row/column". Memory holds the columns of one row group."""
 
     def __init__(self, path: Path) -> None:
         import pyarrow as pa
@@ -136,17 +136,17 @@ _KINDS: dict[str, type[_Zip] | type[_Table]] = {".zip": _Zip, ".parquet": _Table
 
 
 def named_image(name: str) -> Path | PackedImage:
-    """The image that `preferences.image_name` called so: inside an archive where a part of the name is one."""
+    """The image with this `preferences.image_name`: inside an archive if a part of the name is one."""
     path = Path(name)
     for archive in path.parents:
-        with suppress(OSError, ValueError):  # a name that no file can have
+        with suppress(OSError, ValueError):  # an impossible file name
             if archive.suffix in _KINDS and archive.is_file():
                 return PackedImage(archive, path.relative_to(archive).as_posix())
     return path
 
 
 def read_columns(path: Path, names: Sequence[str], needed: Sequence[str] = ()) -> Any:
-    """Columns of a parquet file as a table; DataError if it is damaged or lacks one of them, or of those `needed`."""
+    """Columns of a parquet file as a table; DataError if it is damaged or lacks one of `names` or `needed`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -1,4 +1,4 @@
-"""The public data sets that mlxpref reads: where they are, their licences, and which files a split or a limit needs."""
+"""The public data sets: their places and licences, and the files that a split or a limit needs."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -17,9 +17,9 @@ Files = list[str]
 class Split:
     """One part of a data set: the files it needs, as patterns of their paths in the hub's repository.
 
-    `lists` say which pairs there are, `images` hold the pictures (and, where there are no lists, the pairs as well).
-    The images of one `together` cannot be had in part: they are one archive, or one cut into pieces. `beside` is
-    another split that its official protocol reads.
+    `lists` hold the pairs, `images` the pictures (and, without lists, the pairs as well). The images of a split that is
+    `together` are one archive, perhaps in pieces, and cannot be downloaded in part. `beside` is another split that its
+    official protocol reads.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Split:
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set on the Hugging Face hub; `aliases` are other ids under which the same files may be in the cache."""
+    """A data set on the Hugging Face hub; `aliases` are other ids of the same files in the cache."""
 
     name: str
     hub_id: str
@@ -57,7 +57,7 @@ def _hpdv2(split: str) -> Split:
 
 
 def _pickapic(split: str) -> Split:
-    # Its readers call `test_unique` the test; its tie threshold is chosen on validation_unique.
+    # `test_unique` is the official test; its tie threshold is chosen on validation_unique.
     is_test = split.startswith("test")
     files = "test_unique" if is_test else split
     return Split(split, (), (f"data/{files}-*.parquet",), beside="validation_unique" if is_test else None)
@@ -87,14 +87,14 @@ CATALOG = {
         DataSet("hpdv3", "MizzenAI/HPDv3", "MIT", tuple(map(_hpdv3, ("train", "test")))),
     )
 }
-"""What `--data` and `mlxpref data` know by name; the last split of each is the test."""
+"""The data sets of `--data` and `mlxpref data` by name; the last split of each is the test."""
 
 
 def folder_of(name: str, data_dir: Path | None = None, split: str | None = None) -> Path:
     """The folder that holds a data set's files in the hub's layout: `data_dir`, else the hub cache's snapshot.
 
-    Of several snapshots in the cache it is the one that the hub calls main, else the newest. Nothing is downloaded, and
-    the files are not looked for. Raises ConfigError if there is no such folder, with the command that makes one.
+    Of several snapshots in the cache it returns the hub's main, else the newest. It downloads nothing and does not
+    check the files. ConfigError, with the command that makes the folder, if there is none.
     """
     data_set = CATALOG[name]
     if data_dir is not None:
@@ -108,7 +108,7 @@ def folder_of(name: str, data_dir: Path | None = None, split: str | None = None)
 
 
 def missing_files(name: str, split: str, what: str) -> ConfigError:
-    """The error for files of a data set that are not there, with the command that downloads them."""
+    """The error for missing files of a data set, with the command that downloads them."""
     return ConfigError(
         f"--data {name}, split {split}: {what}; download them with `mlxpref data {name} --split {split}`, which shows "
         "their size first, or say with --data-dir where they are"
@@ -116,9 +116,9 @@ def missing_files(name: str, split: str, what: str) -> ConfigError:
 
 
 def _snapshot(hub_id: str) -> Path | None:
-    """The snapshot of a data set in the hub cache that is main's, else the newest; None if there is none."""
-    # Not through snapshot_download: it refuses a snapshot of which only one split was downloaded, and this one is all
-    # that is needed. The names below are the hub's documented cache layout.
+    """The main snapshot of a data set in the hub cache, else the newest; None if there is none."""
+    # Not by snapshot_download, which raises an error for a snapshot with only one split, though that is enough here.
+    # The names below are the hub's documented cache layout.
     from huggingface_hub import constants
 
     repository = Path(constants.HF_HUB_CACHE).expanduser() / f"datasets--{hub_id.replace('/', '--')}"
@@ -135,10 +135,9 @@ def _snapshot(hub_id: str) -> Path | None:
 def files_for_limit(split: Split, lists: Files, images: Files, folder: Path, limit: int | None) -> Iterator[Files]:
     """The files that a split's first `limit` preferences need, in portions: each lies in `folder` before the next.
 
-    Ties are not counted, as training drops them. Without a limit, and where the images are in one archive, it is all of
-    the files at once. Otherwise it is the lists, and of the archives that they name the fewest first ones that hold
-    both images of enough pairs; or one table after the other, until there are enough rows. Raises DataError for a list
-    or a table that cannot be read.
+    Ties do not count, as training drops them. Without a limit, or with all images in one archive, it returns all files
+    at once. Otherwise it returns the lists, then the fewest first archives with both images of enough pairs; or one
+    table after the other, until there are enough rows. DataError for an unreadable list or table.
     """
     if limit is None or split.together:
         yield lists + images
@@ -155,7 +154,7 @@ def files_for_limit(split: Split, lists: Files, images: Files, folder: Path, lim
 
 
 def _first_archives(lists: Sequence[Path], archives: Files, limit: int) -> Files:
-    """The first archives, by their numbers, that hold both images of `limit` pairs of unlike ranks."""
+    """The first archives, by their numbers, with both images of `limit` pairs that are no tie."""
     ordered = sorted(archives, key=lambda path: (len(path), path))
     place = {path.removesuffix(".zip"): i for i, path in enumerate(ordered)}
     groups: dict[str, list[tuple[int, int]]] = {}
@@ -164,7 +163,7 @@ def _first_archives(lists: Sequence[Path], archives: Files, limit: int) -> Files
             archive = str(row["image_path"]).rpartition("/")[0]
             if archive in place:
                 groups.setdefault(str(row["prompt_id"]), []).append((place[archive], row["rank"]))
-    # The number of pairs that are complete with the i-th archive.
+    # The number of pairs that the i-th archive completes.
     complete_with = Counter(
         max(i, j) for images in groups.values() for (i, rank), (j, other) in combinations(images, 2) if rank != other
     )

@@ -1,4 +1,4 @@
-"""The prompt in a ComfyUI graph: the text that the sampler of an image was given."""
+"""The prompt in a ComfyUI graph: the input text of an image's sampler."""
 
 import re
 from collections.abc import Iterator
@@ -7,13 +7,13 @@ from typing import Any
 from mlxpref.errors import DataError
 
 NODE_LIMIT = 5_000
-"""The most nodes of a graph that is followed; large ones that people draw have some hundred."""
+"""The most nodes of a graph; large real ones have some hundred."""
 Nodes = dict[str, dict[str, Any]]
 """Number of a node -> its `class_type` and `inputs`; an input is a value, or a link [number, output]."""
 
-# What a prompt's text is called, on encoders, string nodes and wildcard nodes ...
+# Names of a prompt's text, on encoders, string nodes and wildcard nodes ...
 _TEXT = re.compile(r"text|prompt|string|value|positive|clip_?[lg]$|t5xxl|mt5xl|bert|llama", re.I)
-# ... and what it goes through on its way to a sampler: conditioning, guiders, pipes, reroutes and switches.
+# ... and of its way to a sampler: conditioning, guiders, pipes, reroutes and switches.
 _WAY = re.compile(rf"{_TEXT.pattern}|cond|guider|pipe|any(_\d+)?$|^(input|source)_?\d*$|^on_(true|false)$|^$", re.I)
 _NOT_THE_PROMPT = re.compile(
     r"negative|^neg_|system|wildcard_text|encoder|model|name|path|file|style|mode|type|delimiter|separator|^log_", re.I
@@ -22,21 +22,21 @@ _STARTS = ("positive", "guider", "conditioning", "text_embeds", "basic_pipe", "p
 
 
 def prompt_in_graph(graph: Any) -> str | None:
-    """The positive prompt of a graph in the form that runs, which ComfyUI writes as `prompt`.
+    """The positive prompt of a graph in ComfyUI's form for running, `prompt`.
 
-    It is followed from the `positive` input of each sampler back through conditioning, reroutes and string nodes to
-    text; the texts of several nodes are lines, each once. What a node makes of its text is not known: where it replaces
-    words or asks a language model, this is its input. None if there is no text. DataError if samplers have different
-    prompts, or a switch chose one: then the graph does not say which of them the image shows.
+    It follows the `positive` input of each sampler back through conditioning, reroutes and string nodes to text; the
+    texts of several nodes are lines, each once. Where a node replaces words or asks a language model, it returns the
+    node's input. None if there is no text. DataError if samplers have different prompts, or a switch chose one: then
+    the graph does not tell the image's prompt.
     """
     nodes = _nodes(graph)
     if len(nodes) > NODE_LIMIT:
         raise DataError(f"has a ComfyUI graph of {len(nodes):,} nodes, more than {NODE_LIMIT:,}, which is not read")
     starts = [start for node in nodes.values() if (start := _start(node)) is not None]
-    if not starts:  # nodes that call a service have a prompt, and no sampler
+    if not starts:  # nodes that call a service have a prompt but no sampler
         starts = [node["inputs"]["prompt"] for node in nodes.values() if "prompt" in node["inputs"]]
     prompts = {text: None for start in starts if (text := _text_behind(nodes, start)) is not None}
-    if len(prompts) > 1:  # a pass that only enlarges often has an empty one
+    if len(prompts) > 1:  # an upscaling pass often has an empty one
         prompts.pop("", None)
     if len(prompts) > 1:
         examples = " and ".join(f"“{' '.join(text.split())[:40]}”" for text in list(prompts)[:2])
@@ -62,7 +62,7 @@ def _text_behind(nodes: Nodes, start: Any) -> str | None:
 
 
 def _texts(nodes: Nodes, start: str) -> Iterator[str]:
-    """The texts that a node is made from, in order; no node is entered twice, so loops end."""
+    """The texts behind a node, in order; it enters no node twice, so loops end."""
     entered: set[str] = set()
     ahead: list[tuple[str | None, str]] = [(start, "")]  # a node's number, or None and a text
     while ahead:
@@ -73,7 +73,7 @@ def _texts(nodes: Nodes, start: str) -> Iterator[str]:
             continue
         entered.add(number)
         kind, inputs = nodes[number]["class_type"], nodes[number]["inputs"]
-        if "positive" in inputs:  # the node has the negative prompt, too
+        if "positive" in inputs:  # the node also has the negative prompt
             inputs = {"positive": inputs["positive"]}
         behind: list[tuple[str | None, str]] = []
         for name, value in inputs.items():
@@ -91,7 +91,7 @@ def _is(names: re.Pattern[str], name: str) -> bool:
 
 
 def _link(value: Any, nodes: Nodes) -> str | None:
-    """The node that an input is linked to, if it is."""
+    """The node that an input links to, if any."""
     number = str(value[0]) if isinstance(value, list) and len(value) == 2 else ""
     return number if number in nodes else None
 

@@ -1,4 +1,4 @@
-"""One's own preferences in a spreadsheet: a CSV or TSV file with the columns of the JSONL rows."""
+"""A user's preferences in a spreadsheet: a CSV or TSV file with the columns of the JSONL rows."""
 
 import csv
 import io
@@ -12,10 +12,10 @@ from mlxpref.preferences import Preference
 
 
 def read_table(path: Path, split: str | None = None) -> list[Preference]:
-    """The preferences of a .csv or .tsv file, in its order; see `jsonl.read_jsonl` for what its columns mean.
+    """The preferences of a .csv or .tsv file, in its order; for the columns see `jsonl.read_jsonl`.
 
     The first line names the columns: `prompt`, `a`, `b`, `p_a`, and perhaps `votes`, `group` and `split`; others are
-    ignored. An empty cell is none. Raises one DataError for all bad rows: their count and the first ten.
+    ignored. An empty cell is a missing value. One DataError for all bad rows: their count and the first ten.
     """
     form = "a first line prompt,a,b,p_a and then one preference a line"
     return preferences_of_rows(path, _rows(path), split, form)
@@ -27,7 +27,7 @@ def _rows(path: Path) -> Iterator[NumberedRow]:
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8; save the file as UTF-8") from error
     first_line = text.partition("\n")[0]
-    # Excel writes semicolons where the comma is in numbers.
+    # Excel separates by semicolons where numbers have decimal commas.
     comma = ";" if ";" in first_line and "," not in first_line else ","
     delimiter = "\t" if path.suffix.lower() == ".tsv" else comma
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
@@ -45,7 +45,7 @@ def _rows(path: Path) -> Iterator[NumberedRow]:
                     yield reader.line_num, _row(header, cells)
                 except DataError as error:
                     yield reader.line_num, error
-    except csv.Error as error:  # among others for a cell that is too long
+    except csv.Error as error:  # for example a cell that is too long
         raise DataError(f"{path}: line {reader.line_num}: {error}; is a quote not closed?") from error
 
 

@@ -1,4 +1,4 @@
-"""The image files among files and folders: which there are, which can be read, and which are the same."""
+"""Finds image files in files and folders, unreadable ones, and duplicates."""
 
 import os
 import re
@@ -13,20 +13,20 @@ from mlxpref.errors import DataError
 from mlxpref.files import sha256_of
 from mlxpref.text import first_ten
 
-# What an image in a folder is called; HEIC and JPEG XL are among them so that they are named as skipped.
+# Suffixes of images in a folder; HEIC and JPEG XL are here so that they are reported as skipped.
 _NAMES = re.compile(r".\.(apng|avif|bmp|gif|hei[cf]|hif|j2k|jfif|jp[2eg]|jpeg|jxl|mpo|p[bgnp]m|png|tiff?|webp)$", re.I)
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """An image file that is left out, and why."""
+    """An image file that is left out, and the reason."""
 
     path: Path
     error: str
 
 
 def check_images(paths: Iterable[Path], images: ImageCache) -> tuple[list[Path], list[Skipped]]:
-    """The files that can be read, and the others, each with the reason; `images` keeps what was decoded for that.
+    """The readable files, and the others, each with the reason; `images` caches the decoded ones.
 
     Raises DataError, with the first reasons, if fewer than two can be read.
     """
@@ -47,9 +47,9 @@ def check_images(paths: Iterable[Path], images: ImageCache) -> tuple[list[Path],
 def find_images(paths: Sequence[Path | str], recursive: bool = False) -> list[Path]:
     """The image files among files and folders, in natural order (2.png before 10.png), each once.
 
-    A file is taken with any name; from a folder, the files that are named like images and are not hidden (`.DS_Store`,
-    `._*`). Subfolders are searched only if `recursive`. The order depends on the names alone, not on that of `paths`.
-    Raises DataError for a path that does not exist and for a folder without images.
+    A file may have any name; in a folder it takes files that are named like images and not hidden (`.DS_Store`, `._*`).
+    Subfolders only if `recursive`. The order depends only on the names, not on that of `paths`. DataError for a path
+    that does not exist and for a folder without images.
     """
     files: list[Path] = []
     for name in paths:
@@ -64,23 +64,23 @@ def find_images(paths: Sequence[Path | str], recursive: bool = False) -> list[Pa
 
 
 def locate(name: str, folder: Path = Path()) -> Path | None:
-    """The file or folder of this name, relative to `folder`, in whichever Unicode form its name is stored.
+    """The file or folder of this name, relative to `folder`, in any Unicode form of the name.
 
-    "é" is one character or two: names written on a Mac often differ from those in text files, and Linux tells
-    them apart. None if no form exists.
+    "é" is one character or two: names from a Mac often differ from those in text files, and Linux distinguishes them.
+    None if no form exists.
     """
     for form in (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name)):
-        with suppress(OSError, ValueError):  # the name is too long, or the folder may not be entered
+        with suppress(OSError, ValueError):  # the name is too long, or the folder is not accessible
             if (folder / form).exists():
                 return folder / form
     return None
 
 
 def find_duplicates(paths: Sequence[Path]) -> list[tuple[Path, ...]]:
-    """Groups of files with identical bytes, in the order of their first one, each in the order given.
+    """Groups of files with identical bytes, by their first one, each in the order of `paths`.
 
-    Only files of equal size are read. A file that cannot be read is in no group. An image saved again, in other bytes,
-    is no duplicate here.
+    It reads only files of equal size. An unreadable file is in no group, and an image saved again, in other bytes, is
+    no duplicate.
     """
     sizes, alike = dict[int, list[Path]](), dict[str, list[Path]]()
     for path in dict.fromkeys(paths):
@@ -106,7 +106,7 @@ def fold_name(name: str) -> str:
 
 
 def _in_folder(folder: Path, recursive: bool) -> list[Path]:
-    """The images of a folder; if there are none, an error that says where some would be."""
+    """The images of a folder; DataError, with a hint, if there are none."""
     if files := list(_walk(folder, recursive, set())):
         return files
     deeper = not recursive and any(_walk(folder, True, set()))
@@ -115,7 +115,7 @@ def _in_folder(folder: Path, recursive: bool) -> list[Path]:
 
 
 def _walk(folder: Path, recursive: bool, entered: set[str]) -> Iterator[Path]:
-    """The image files below a folder; links to folders are followed, but no folder is entered twice."""
+    """The image files below a folder; it follows links to folders, but enters no folder twice."""
     entered.add(os.path.realpath(folder))
     try:
         visible = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]

@@ -1,4 +1,4 @@
-"""One's own preferences as two folders: what was preferred in one, what was not in the other, under the same names."""
+"""A user's preferences as two folders, preferred and rejected images, with equal names."""
 
 from pathlib import Path
 
@@ -10,16 +10,16 @@ from mlxpref.preferences import ImageLike, Preference
 from mlxpref.text import first_ten
 
 NAMES = (("preferred", "rejected"), ("chosen", "rejected"), ("winner", "loser"), ("win", "lose"), ("better", "worse"))
-"""What the two folders may be called."""
+"""The names of the two folders."""
 
 
 def read_folders(folder: Path, split: str | None = None) -> list[Preference]:
     """The preferences of a folder that holds `preferred/` and `rejected/` (or other NAMES), in the order of names.
 
-    `preferred/cat.png` was preferred to `rejected/cat.jpg`: the stems are the same. The prompt of both is in `cat.txt`,
-    in either folder, beside them in `prompts/` or in the folder itself, else in one `prompt.txt` for all. Where the
-    folder holds a folder named like the split, that one is read. Which image is a is drawn, as the folders tell the
-    label. Raises one DataError for all names without a partner or a prompt.
+    `preferred/cat.png` was preferred to `rejected/cat.jpg`: the stems are equal. Their prompt is in `cat.txt`, in
+    either folder, in `prompts/` or in the folder itself, else in one `prompt.txt` for all. If there is a subfolder with
+    the split's name, it reads that one. It draws which image is a, as the folders tell the label. One DataError for all
+    names without a partner or a prompt.
     """
     if split and (folder / split).is_dir():
         folder = folder / split
@@ -58,7 +58,7 @@ def _by_stem(folder: Path) -> dict[str, Path]:
 
 
 def _prompt(stem: str, places: list[Path]) -> str:
-    """The prompt of a pair, from the text file of its own name, else from the one for all."""
+    """The prompt of a pair, from its own text file, else from the one for all."""
     files = [*(place / f"{stem}.txt" for place in places), places[-1] / "prompt.txt"]
     path = next((file for file in files if file.is_file()), None)
     if path is None:

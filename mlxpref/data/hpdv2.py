@@ -1,4 +1,4 @@
-"""HPDv2: pairs to train with, and rankings of nine or ten images by ten people each to test with."""
+"""HPDv2: training pairs, and test rankings of nine or ten images by ten people each."""
 
 from collections.abc import Iterator
 from itertools import combinations
@@ -12,15 +12,15 @@ from mlxpref.errors import DataError
 from mlxpref.preferences import Preference, Side
 
 _DAMAGED = {"00006811.jpg", "00168743.jpg", "00331911.jpg", "00310087.jpg"}
-"""Images of the training set that another project's reader passes over as corrupt; not looked at here."""
+"""Training images that another project's reader skips as corrupt; not checked here."""
 
 
 def read_hpdv2(folder: Path, split: str, draw: RowSampler = all_rows) -> list[Preference]:
     """The preferences of a split, `train` or `test`, in a folder of the hub's layout.
 
-    Of the test, a pair's `p_people` is the share of the ten people who rank a above b, and its label the order of the
-    official ranking, which that of the votes need not be. Of the training set each pair has one vote, and which image
-    is a is drawn, as the list's order may depend on the label. `draw` chooses among the pairs.
+    In the test a pair's `p_people` is the share of the ten people who rank a above b, and its label the order of the
+    official ranking, which may differ from that of the votes. Training pairs have one vote each, with a drawn at
+    random, as the list's order may depend on the label. `draw` chooses among the pairs.
     """
     path = folder / f"{split}.json"
     if not path.is_file():
@@ -31,7 +31,7 @@ def read_hpdv2(folder: Path, split: str, draw: RowSampler = all_rows) -> list[Pr
 
 
 def train_rows(path: Path) -> list[Row]:
-    """The pairs of train.json, with names of images, sides drawn."""
+    """The pairs of train.json, with names of images and random sides."""
     return random_swaps(parse_rows(path, read_json_rows(path), _pair), "hpdv2")
 
 
@@ -52,7 +52,7 @@ def ranking_rows(path: Path) -> list[Row]:
 
 
 def _pair(entry: Any) -> Iterator[Row]:
-    # A name and a prompt stand in many pairs: interned, they are in memory once.
+    # Many pairs share names and prompts: interned, they are in memory once.
     prompt, (first, second) = entry["prompt"], entry.get("file_path") or entry["image_path"]
     preference, other = entry["human_preference"]
     if preference not in (0, 1) or other not in (0, 1):

@@ -14,9 +14,9 @@ from mlxpref.preferences import Preference
 def read_hpdv3(folder: Path, split: str, draw: RowSampler = all_rows) -> list[Preference]:
     """The preferences of a split, `train` or `test`, in a folder of the hub's layout.
 
-    path1 is always the preferred image, so it is drawn which one is a. Its share of the votes is max(choice_dist) over
-    their sum, or 1 where none are given, as in the test. The confidence is not used: it is no share of people. `draw`
-    chooses among the pairs.
+    path1 is always the preferred image, so a is drawn at random. Its share of the votes is max(choice_dist) over their
+    sum, or 1 without votes, as in the test. The confidence is ignored: it is no share of people. `draw` chooses among
+    the pairs.
     """
     path = folder / f"{split}.json"
     if not path.is_file():
@@ -27,7 +27,7 @@ def read_hpdv3(folder: Path, split: str, draw: RowSampler = all_rows) -> list[Pr
 
 
 def pair_rows(path: Path) -> list[Row]:
-    """The pairs of a list, with names of images, sides drawn."""
+    """The pairs of a list, with names of images and random sides."""
     return random_swaps(parse_rows(path, read_json_rows(path), _pair), "hpdv3")
 
 
@@ -35,13 +35,13 @@ def _pair(entry: Any) -> Iterator[Row]:
     texts = [entry[key] for key in ("prompt", "path1", "path2")]
     if not all(isinstance(text, str) and text for text in texts) or texts[1] == texts[2]:
         raise DataError("prompt, path1 and path2 must be text, the paths two")
-    prompt, first, second = map(intern, texts)  # in memory once, though they stand in many pairs
+    prompt, first, second = map(intern, texts)  # in memory once for many pairs
     share, votes = _votes(entry.get("choice_dist"))
     yield Row(prompt, first, second, share, votes, prompt, "a" if share == 0.5 else None)
 
 
 def _votes(distribution: Any) -> tuple[float, int]:
-    """The share of the votes that the preferred image has, and how many there are."""
+    """The preferred image's share of the votes, and their number."""
     if not distribution:  # null, or none
         return 1.0, 1
     first, second = distribution

@@ -1,4 +1,4 @@
-"""Decodes each image once for all steps of a command: the check, the name of its content, encoding, the page."""
+"""Decodes each image once for all steps of a command: check, content name, encoding, page."""
 
 import hashlib
 from pathlib import Path
@@ -10,16 +10,16 @@ from mlxpref.data.images import load_image, reduction
 from mlxpref.preferences import ImageLike, PackedImage
 
 _PICTURE_BYTES = 1 << 28
-"""Bytes of pictures that are kept by default: 256 of 512 by 512 pixels, or 64 of 1024 by 1024."""
+"""Default bytes of cached pictures: 256 of 512 by 512 pixels, or 64 of 1024 by 1024."""
 _Key = tuple[Path | PackedImage, int, int, int]
-"""A file or a part of one as it is now: with the inode, the size and the time of change of the file."""
+"""A file or a part of one in its current state: with inode, size and time of change."""
 
 
 class ImageCache:
-    """Pictures of files and archives while they fit into `memory` bytes, and names of what they show.
+    """Pictures of files and archives, up to `memory` bytes, and names of their contents.
 
-    The pictures that came first stay: of images that are needed twice in the same order, those that fit are decoded
-    once, the others twice. `max_pixels` is the pixel budget that is expected before the model is known.
+    The first pictures stay: if a command needs images twice in the same order, it decodes those that fit once, the
+    others twice. `max_pixels` is the expected pixel budget before the model is known.
     """
 
     def __init__(self, max_pixels: int, memory: int = _PICTURE_BYTES) -> None:
@@ -27,15 +27,15 @@ class ImageCache:
         self.archives = ArchiveCache()
         self._free = memory
         self._sizes: dict[_Key, tuple[int, int]] = {}
-        self._pictures: dict[tuple[_Key, int], Image.Image] = {}  # by the factor that they are reduced by
-        self._latest: dict[tuple[_Key, int], Image.Image] = {}  # the one decoded last, where no memory was left
+        self._pictures: dict[tuple[_Key, int], Image.Image] = {}  # by their factor of reduction
+        self._latest: dict[tuple[_Key, int], Image.Image] = {}  # the last one that did not fit
         self._contents: dict[tuple[_Key, int], str] = {}
 
     def check(self, image: Path | PackedImage) -> None:
-        """Decode an image unless it is known; DataError if it cannot be read."""
+        """Decode an image unless it is cached; DataError if it cannot be read."""
         if _key(image) not in self._sizes:
             self.picture(image, self.max_pixels)
-            if self._latest:  # its picture will be gone when its content is asked for
+            if self._latest:  # its picture will be dropped before its content is needed
                 self.content(image, self.max_pixels)
 
     def size(self, image: Path | PackedImage) -> tuple[int, int]:
@@ -46,7 +46,7 @@ class ImageCache:
         return self._sizes[key]
 
     def content(self, image: Path | PackedImage, max_pixels: int) -> str:
-        """A name of what an image shows, the same for equal pixels wherever they are; DataError if it is unreadable."""
+        """A name of an image's content, the same for equal pixels in any file; DataError if it is unreadable."""
         key = _key(image)
         factor = reduction(self.size(image), max_pixels)
         if (key, factor) not in self._contents:
@@ -54,7 +54,7 @@ class ImageCache:
         return self._contents[key, factor]
 
     def picture(self, image: Path | PackedImage, max_pixels: int) -> Image.Image:
-        """The image as `load_image` gives it, not to be changed; DataError if it cannot be read."""
+        """The image of `load_image`, not to be changed; DataError if it cannot be read."""
         key = _key(image)
         if key in self._sizes:
             factor = reduction(self._sizes[key], max_pixels)
@@ -66,13 +66,13 @@ class ImageCache:
         return self._decoded(image, key, max_pixels)
 
     def load(self, image: ImageLike) -> Image.Image:
-        """An image to look at, not to be changed, under the pixel budget that is expected; DataError as above."""
+        """An image for display, not to be changed, under the expected pixel budget; DataError as above."""
         if isinstance(image, Image.Image):
             return load_image(image)
         return self.picture(image, self.max_pixels)
 
     def _decoded(self, image: Path | PackedImage, key: _Key, max_pixels: int) -> Image.Image:
-        """Decode an image, and keep its picture where there is memory for it."""
+        """Decode an image, and keep its picture if there is memory for it."""
         picture = load_image(image, archives=self.archives)
         self._sizes[key] = picture.size
         factor = reduction(picture.size, max_pixels)
@@ -88,7 +88,7 @@ class ImageCache:
 
 
 def content_of(picture: Image.Image) -> str:
-    """A name of what a picture shows: a digest of its size and its pixels."""
+    """A name of a picture's content: a digest of its size and its pixels."""
     return hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()
 
 

@@ -21,17 +21,17 @@ from mlxpref.log import logger
 from mlxpref.preferences import ImageLike, PackedImage, Preference
 
 _LISTS = {"train": "train.json", "validation": "valid.json", "test": "test.json"}
-"""What the lists are called on GitHub."""
+"""The names of the lists on GitHub."""
 
 
 def read_imagereward(folder: Path, split: str, draw: RowSampler = all_rows) -> list[Preference]:
     """The preferences of a split, `train`, `validation` or `test`, in a folder of the hub's layout or of GitHub's list.
 
-    GitHub's list is preferred to the hub's table: the official numbers come from it. The label is the order of the
-    ranks, 0.5 for equal ones. The ratings are not used: one person's difference of two ratings is no share of people.
-    The order of the files tells the label (the earlier image wins 59 % of the test's pairs), so for training it is
-    drawn which image is a; in validation and test a stays the earlier one, which the official baseline counts, and each
-    pair is judged in both orders anyway. Only pairs whose archives are there are taken; `draw` chooses among these.
+    It prefers GitHub's list to the hub's table, as the official numbers come from it. The label is the order of the
+    ranks, 0.5 for equal ones. It ignores the ratings: one person's difference of two ratings is no share of people. The
+    order of the files tells the label (the earlier image wins 59 % of the test's pairs), so for training a is drawn at
+    random; in validation and test a is the earlier one, as in the official baseline, and judging uses both orders
+    anyway. It takes only pairs with an archive here; `draw` chooses among these.
     """
     listed, table = folder / _LISTS[split], folder / f"metadata-{split}.parquet"
     if not listed.is_file() and not table.is_file():
@@ -62,7 +62,7 @@ def table_rows(path: Path) -> list[Row]:
     """All pairs of a metadata table of one row an image, in its order; the images of a prompt_id are one ranking."""
     rankings: dict[str, dict[str, Any]] = {}
     for row in read_columns(path, ("image_path", "prompt_id", "prompt", "rank")).to_pylist():
-        # A prompt_id that stands for two prompts would mix their images: the second prompt makes the entry unusable.
+        # A prompt_id with two prompts would mix their images: the second prompt makes the entry unusable.
         name = row["prompt_id"]
         ranking = rankings.setdefault(name, {"id": name, "prompt": row["prompt"], "generations": [], "ranking": []})
         if ranking["prompt"] != row["prompt"]:
@@ -94,18 +94,18 @@ def _rows(path: Path, rankings: Iterable[Any]) -> list[Row]:
 
 
 def _images(folder: Path, split: str, names: Iterable[str]) -> dict[str, ImageLike]:
-    """The images that are there: files below the folder or its `images`, else members of the split's zips."""
+    """The images here: files below the folder or its `images`, else members of the split's zips."""
     by_name = {path.stem: path for path in sorted((folder / "images" / split).glob("*.zip"))}
     archives = ArchiveCache()
     images: dict[str, ImageLike] = {}
     for name in names:
         *_, parent, last = ("", *name.split("/"))
-        # A member lies in a folder of its zip's name or in none.
+        # A member is in a folder with its zip's name, or in none.
         zips = [by_name[parent]] if parent in by_name else by_name.values()
         members = (PackedImage(path, member) for path in zips for member in (f"{path.stem}/{last}", last))
         if member := next(filter(archives.has, members), None):
             images[name] = member
-        elif parent in by_name:  # its archive is there, so it is an error that the image is not
+        elif parent in by_name:  # its archive is here, so a missing image is an error
             images[name] = PackedImage(by_name[parent], f"{parent}/{last}")
         elif ".." not in name.split("/") and not name.startswith("/"):
             beside = next((place / name for place in (folder, folder / "images") if (place / name).is_file()), None)

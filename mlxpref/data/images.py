@@ -19,8 +19,8 @@ from mlxpref.text import one_line
 PIXEL_LIMIT = 89_478_485
 """The most pixels an image may have: Pillow's own limit against decompression bombs, 256 MiB of RGB."""
 ASPECT_LIMIT = 200
-"""The most that the longer side may be of the shorter one: the models' image processors refuse more."""
-# Fewer formats than Pillow knows: EPS would start Ghostscript, and rare parsers are a risk without a use.
+"""The largest ratio of the sides: the models' image processors refuse more."""
+# Fewer formats than Pillow knows: EPS would start Ghostscript, and rare parsers are a needless risk.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "TIFF", "BMP", "JPEG2000", "PPM")
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 _TO_JPEG = "convert it, on a Mac with `sips -s format jpeg FILE --out FILE.jpg`"
@@ -38,10 +38,10 @@ def load_image(
 ) -> Image.Image:
     """Read an image as RGB: upright, on white, the first frame of an animation.
 
-    `source` is a file, a part of one, or an image in memory, which stays as it is. Values beyond 8 bit are scaled, not
-    clipped. Colour profiles are not applied: the models' own processors do not either. With `max_pixels`, the model's
-    pixel budget, an image of at least 16 times as many pixels is reduced (see `reduction`); none is ever cropped or
-    enlarged. `archives` are those that stay open. Raises DataError, one line, for what cannot be read.
+    `source` is a file, a part of one, or an image in memory, which is not changed. Values beyond 8 bit are scaled, not
+    clipped. Colour profiles are ignored, as by the models' own processors. With `max_pixels`, the model's pixel budget,
+    an image of at least 16 times as many pixels is reduced (see `reduction`); none is ever cropped or enlarged.
+    `archives` keeps archives open. DataError, one line, for unreadable images.
     """
     source = Path(source) if isinstance(source, str) else source
     try:
@@ -58,22 +58,22 @@ def load_image(
 
 
 def reduction(size: tuple[int, int], max_pixels: int | None) -> int:
-    """The side of the blocks of pixels that are averaged into one of an image far above the pixel budget, else 1.
+    """The side of the pixel blocks to average in an image far above the pixel budget, else 1.
 
-    The model's processor resizes to the budget with a bicubic filter, and its result must be the reference's: so
-    nothing is touched below 16 times the budget (2048 x 2048 for 512 x 512). Above, at least twice the budget's
-    width and height remain: box and bicubic together then differ from bicubic alone by 0.6 of 255 levels at most
-    (mean over HPDv2 images). JPEG's quick draft mode is not used: a JPEG and its PNG must give the same pixels.
+    The model's processor resizes to the budget with a bicubic filter, and the result must match the reference: so
+    images below 16 times the budget (2048 x 2048 for 512 x 512) stay unchanged. Above, at least twice the budget's
+    width and height remain: box and bicubic together then differ from bicubic alone by at most 0.6 of 255 levels (mean
+    over HPDv2 images). It avoids JPEG's quick draft mode: a JPEG and its PNG must give the same pixels.
     """
     return max(1, math.isqrt(size[0] * size[1] // (4 * max_pixels))) if max_pixels else 1
 
 
 def _open(source: Path | PackedImage, archives: ArchiveCache) -> BinaryIO:
-    """A file, or a part of one in memory, to read from."""
+    """An open file, or a part of one in memory."""
     if isinstance(source, PackedImage):
         return io.BytesIO(archives.read(source))
     try:
-        if source.exists() and not source.is_file():  # opening a named pipe would wait for ever
+        if source.exists() and not source.is_file():  # opening a named pipe would wait forever
             raise DataError("is a folder or a device, not an image file")
         return source.open("rb")
     except (OSError, ValueError) as error:
@@ -85,7 +85,7 @@ def _decode(source: BinaryIO | Image.Image) -> Image.Image:
     Image.init()
     formats = [name for name in _FORMATS if name in Image.OPEN]
     with warnings.catch_warnings():
-        # Pillow warns of damage that it can repair; what it cannot repair, it raises.
+        # Pillow warns of damage that it can repair, and raises errors for other damage.
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
@@ -93,7 +93,7 @@ def _decode(source: BinaryIO | Image.Image) -> Image.Image:
                 return _finish(source)
             if kind == "HEIF":
                 return _decode_heif(source)
-            # Never a path: Pillow maps one into memory, and then garbles rotated plain TIFF files.
+            # Never a path: Pillow would map the file into memory and garble rotated plain TIFF files.
             with Image.open(source, formats=formats) as image:
                 return _finish(image)
         except (DataError, MemoryError):
@@ -123,14 +123,14 @@ def _kind(file: BinaryIO) -> str:
 
 
 def _decode_heif(file: BinaryIO) -> Image.Image:
-    """A HEIC image; ImportError where its decoder, which mlxpref does not bring along, is not installed."""
+    """A HEIC image; ImportError without its decoder, which is no requirement of mlxpref."""
     container = importlib.import_module("pillow_heif").open_heif(file)
     _check_size(container.size)
     return _finish(container.to_pillow())
 
 
 def _check_size(size: tuple[int, int]) -> None:
-    """Refuse an image that its header already shows to be of no use."""
+    """DataError for a size in the header that no model can use."""
     width, height = size
     if width * height > PIXEL_LIMIT:
         raise DataError(_TOO_LARGE)
@@ -143,25 +143,25 @@ def _finish(image: Image.Image) -> Image.Image:
     _check_size(image.size)
     image.load()
     picture = _flatten(_upright(image))
-    picture.info = {}  # text and profiles, which may take megabytes
+    picture.info = {}  # drop text and profiles, which may take megabytes
     return picture
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """A copy, turned as its EXIF says; damaged EXIF is no reason to lose the picture."""
+    """A copy, rotated by its EXIF; damaged EXIF is ignored."""
     with suppress(Exception):
         return ImageOps.exif_transpose(image)
     return image.copy()
 
 
 def _flatten(image: Image.Image) -> Image.Image:
-    """8 bit RGB of an image of any mode, composited on white where it is transparent."""
+    """8 bit RGB of an image of any mode, on white where it is transparent."""
     if image.mode == "F" or image.mode.startswith("I"):
         image = _eight_bit(image)
     if not image.has_transparency_data:
         return image.convert("RGB")
     if image.mode == "La":
-        image = image.convert("LA")  # Pillow has no direct way from premultiplied grey
+        image = image.convert("LA")  # Pillow cannot convert premultiplied grey directly
     image = image.convert("RGBA")
     white = Image.new("RGB", image.size, "white")
     white.paste(image, mask=image.getchannel("A"))
@@ -171,8 +171,8 @@ def _flatten(image: Image.Image) -> Image.Image:
 def _eight_bit(image: Image.Image) -> Image.Image:
     """Grey of 16 bit, 32 bit or floating point as 8 bit grey; Pillow's own conversion would clip it to white.
 
-    Modes I and F do not say what white is: here it is the first of the usual values that holds the brightest
-    pixel. Floats may exceed it fourfold: otherwise one pixel of 1.01, a highlight, would turn the rest black.
+    Modes I and F do not define white: here it is the first of the usual values above the brightest pixel. Floats may
+    exceed it fourfold: otherwise one highlight of 1.01 would turn the rest black.
     """
     values = np.asarray(image)
     if image.mode.startswith("I;16"):

@@ -1,4 +1,4 @@
-"""One's own preferences: a JSONL file, one preference a line, its images beside it."""
+"""A user's preferences: a JSONL file, one preference a line, with image files next to it."""
 
 import json
 import re
@@ -17,7 +17,7 @@ EXAMPLE = '{"prompt": "a red cube", "a": "1.png", "b": "2.png", "p_a": 0.7}'
 _REQUIRED = ("prompt", "a", "b", "p_a")
 _KNOWN = (*_REQUIRED, "votes", "group", "split")
 NumberedRow = tuple[int, dict[str, Any] | DataError]
-"""The number of a line, and its keys and values, or why it has none."""
+"""The number of a line, and its keys and values, or its error."""
 
 
 def read_jsonl(path: Path, split: str | None = None) -> list[Preference]:
@@ -25,16 +25,16 @@ def read_jsonl(path: Path, split: str | None = None) -> list[Preference]:
 
     A row has `prompt`, `a` and `b` (image files, relative to this file) and `p_a` (the share of people who prefer a,
     from 0 to 1); it may have `votes` (how many people, default 1), `group` (default the prompt) and `split`. Other keys
-    are ignored, unless one looks like one of these misspelt. If rows name a split, those of `split` are taken. For the
-    clicks of `mlxpref label` see `label_file.merge_answers`. Images are not opened, only looked for. Raises one
-    DataError for all bad rows: their count and the first ten.
+    are ignored, but a likely misspelling of these is an error. If rows have splits, it takes those of `split`. For the
+    clicks of `mlxpref label` see `label_file.merge_answers`. It checks that image files exist, without opening them.
+    One DataError for all bad rows: their count and the first ten.
     """
     rows = merge_answers(_rows(path), path)
     return preferences_of_rows(path, rows, split, f"one a line, like {EXAMPLE}")
 
 
 def preferences_of_rows(path: Path, rows: Iterable[NumberedRow], split: str | None, form: str) -> list[Preference]:
-    """The preferences in the rows of a file; DataError for all rows that cannot be used, and for a file without any."""
+    """The preferences in the rows of a file; DataError for all bad rows together, and for a file without rows."""
     preferences: list[tuple[str | None, Preference]] = []
     errors: list[str] = []
     for number, row in rows:
@@ -61,7 +61,7 @@ def preferences_of_rows(path: Path, rows: Iterable[NumberedRow], split: str | No
 
 
 def read_file(path: Path) -> bytes:
-    """The bytes of a file without the mark that some editors begin it with."""
+    """The bytes of a file without a byte order mark."""
     try:
         return path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     except OSError as error:
@@ -69,7 +69,7 @@ def read_file(path: Path) -> bytes:
 
 
 def check_keys(keys: Collection[str]) -> None:
-    """Refuse a row without all required keys, or with one that looks like one of these misspelt."""
+    """DataError for a row without all required keys, or with a likely misspelling of a key."""
     absent = [key for key in _KNOWN if key not in keys]
     for key in keys:
         if key not in _KNOWN and (meant := get_close_matches(key.casefold(), absent, 1, 0.8)):
@@ -79,7 +79,7 @@ def check_keys(keys: Collection[str]) -> None:
 
 
 def _rows(path: Path) -> Iterator[NumberedRow]:
-    """The lines that are not blank, counted from 1; only a line feed ends one: JSON text may hold U+2028."""
+    """The lines that are not blank, counted from 1; only line feeds separate them, as JSON may hold U+2028."""
     for number, line in enumerate(read_file(path).split(b"\n"), 1):
         if line.strip():
             try:
@@ -105,7 +105,7 @@ def _row(line: bytes) -> dict[str, Any]:
 
 
 def _preference(row: dict[str, Any], folder: Path) -> tuple[str | None, Preference]:
-    """A row as split and preference; DataError with everything that is wrong in it."""
+    """A row as split and preference; DataError with all its errors."""
     prompt, p_people, votes = row["prompt"], row["p_a"], row.get("votes", 1)
     problems = [f'"{key}" must be text, not empty' for key in ("prompt", "a", "b") if not _is_text(row[key])]
     problems += [f'"{key}" must be text' for key in ("group", "split") if not isinstance(row.get(key, ""), str)]
@@ -126,5 +126,5 @@ def _preference(row: dict[str, Any], folder: Path) -> tuple[str | None, Preferen
 
 
 def _is_text(value: object) -> bool:
-    """Whether this is text with something in it; half of a surrogate pair, which JSON can spell, is not."""
+    """Whether this is text that is not blank and has no half of a surrogate pair, which JSON allows."""
     return isinstance(value, str) and bool(value.strip()) and not re.search("[\ud800-\udfff]", value)

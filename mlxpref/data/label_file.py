@@ -1,7 +1,7 @@
-"""The file of a labelling: every click is one line, and no line is ever changed or taken out.
+"""The file of a labelling: one line a click; lines are never changed or removed.
 
-A line is a row of preferences (`prompt`, `a`, `b`, `p_a`) with more keys: which `answer` it was, which image was shown
-first, its number. A skip and an undo are lines, too, whose `p_a` is null.
+A line is a row of preferences (`prompt`, `a`, `b`, `p_a`) with more keys: the `answer`, the image that was shown first,
+its number. Skips and undos are lines, too, with `p_a` null.
 """
 
 import errno
@@ -20,13 +20,13 @@ from mlxpref.log import logger
 from mlxpref.text import first_ten
 
 TRAIN, TEST = "train", "test"
-"""The splits of records: what is learned from, and what measures."""
+"""The splits of records: to learn from, and to measure with."""
 Answer = Literal["a", "b", "tie", "skip", "undo"]
 _P_PEOPLE: Mapping[str, float] = {"a": 1.0, "b": 0.0, "tie": 0.5}
 _LABEL_KEYS = frozenset({"number", "answer", "shown_first"})
-"""The keys by which a row of preferences is known for a line of a labelling."""
+"""The keys that identify a line of a labelling."""
 _BEGIN = b'{"number": '
-"""What every line begins with, so that half of one is known for what it is."""
+"""The beginning of every line, to recognise half a line."""
 _NOT_OURS = "not a line that `mlxpref label` wrote"
 
 
@@ -34,9 +34,9 @@ _NOT_OURS = "not a line that `mlxpref label` wrote"
 class LabelRecord:
     """One line: a pair as it was shown, and the answer.
 
-    `number` counts the lines, `a` and `b` are the images' paths as they are written, relative to the file's folder,
-    `shown_first` says which of them stood first. `seconds` are from seeing the pair to the click, `time` is UTC.
-    `undoes` is the number of the line that an undo takes back; its other fields are that line's.
+    `number` counts the lines, `a` and `b` are the images' paths, relative to the file's folder, `shown_first` is the
+    one that was first. `seconds` are from the pair's display to the click, `time` is UTC. `undoes` is the number of the
+    line that an undo takes back; its other fields are that line's.
     """
 
     number: int
@@ -52,16 +52,16 @@ class LabelRecord:
 
     @property
     def p_people(self) -> float | None:
-        """The preference for a that was stated; None for a skip and an undo."""
+        """The answer's preference for a; None for a skip and an undo."""
         return _P_PEOPLE.get(self.answer)
 
     @property
     def pair(self) -> tuple[str, str, str]:
-        """What records about the same pair share: prompt, a and b."""
+        """The key of a pair: prompt, a and b."""
         return self.prompt, self.a, self.b
 
     def line(self) -> bytes:
-        """The record as it is written, with its line feed."""
+        """The record as a line, with its line feed."""
         row = {}
         for name, value in asdict(self).items():
             if name == "answer":
@@ -72,7 +72,7 @@ class LabelRecord:
 
 
 def record_of(row: Mapping[str, Any]) -> LabelRecord:
-    """The record that a row of a file is; DataError for what no labelling wrote."""
+    """The record in a row of a file; DataError for rows that no labelling wrote."""
     try:
         record = LabelRecord(**{name: value for name, value in row.items() if name != "p_a"})
     except TypeError as error:
@@ -93,9 +93,9 @@ def record_of(row: Mapping[str, Any]) -> LabelRecord:
 
 
 def active_records(records: Iterable[LabelRecord]) -> list[LabelRecord]:
-    """The answers and skips that were not undone, in their order.
+    """The answers and skips without undone ones, in their order.
 
-    An undo is about the nearest line of that number before it, so that files may be put one behind the other.
+    An undo refers to the nearest earlier line of that number, so that files may be concatenated.
     """
     active: dict[int, LabelRecord] = {}
     latest: dict[int, int] = {}
@@ -113,8 +113,8 @@ def merge_answers(
 ) -> list[tuple[int, dict[str, Any] | DataError]]:
     """The numbered rows of a file of preferences, with one row for all answers of a labelling about the same pair.
 
-    It has their mean, and one vote, as one person gave them. What was undone or skipped is no row. Whoever has chosen
-    pictures deletes the others: pairs of which one is gone are counted and left out.
+    It has their mean, and one vote, as one person gave them. Undone and skipped answers are no rows. Users may delete
+    pictures after choosing: a warning counts pairs without one, which are left out.
     """
     entries: list[tuple[int, dict[str, Any] | DataError]] = []
     records: list[LabelRecord] = []
@@ -146,10 +146,10 @@ def merge_answers(
 
 
 class LabelFile:
-    """A file of records that is appended to; no other process can open it meanwhile.
+    """A locked file of records, to append to.
 
-    What `append` was given is on the disk when it returns. A line that was cut off by the end of a process is taken
-    out when the file is opened, and a warning says so. DataError for a file that holds anything else.
+    When `append` returns, the record is on the disk. Opening the file removes a last line that a process left
+    unfinished, with a warning. DataError for a file with anything else.
     """
 
     def __init__(self, path: Path) -> None:
@@ -163,13 +163,13 @@ class LabelFile:
                 raise ConfigError(f"{path}: another `mlxpref label` writes there; use its page, or end it")
             self.records = self._read()
             self._size = os.fstat(self._file.fileno()).st_size
-            """The bytes of the records; more than that was left by an answer that could not be written."""
+            """The bytes of the records; a failed write may leave more."""
         except BaseException:
             self._file.close()
             raise
 
     def append(self, record: LabelRecord) -> None:
-        """Add a record; DataError, with the file as it was, where it cannot be written."""
+        """Add a record; DataError, with the file unchanged, if it cannot be written."""
         descriptor, line = self._file.fileno(), record.line()
         try:
             if not self.path.exists() or not os.path.samestat(self.path.stat(), os.fstat(descriptor)):
@@ -191,7 +191,7 @@ class LabelFile:
         self.records.append(record)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close and unlock the file."""
         self._file.close()
 
     def __enter__(self) -> Self:
@@ -213,7 +213,7 @@ class LabelFile:
             errors.append("the end: no line of `mlxpref label`")
         if errors:
             raise DataError(f"{self.path}: holds other lines; give another --output:\n  {first_ten(errors)}")
-        if tail:  # a record that only lacks its line feed, or the half of one
+        if tail:  # a record without its line feed, or half a record
             try:
                 records.append(_parsed(tail))
                 self._file.write(b"\n")
@@ -238,6 +238,6 @@ def _parsed(line: bytes) -> LabelRecord:
 def _is_cut_off(tail: bytes) -> bool:
     """Whether this may be the beginning of a line of ours, or what a file system leaves in its place."""
     with suppress(ValueError, RecursionError):
-        row = json.loads(tail)  # a whole line: one of ours, but for its line feed, or somebody else's
+        row = json.loads(tail)  # a whole line without its line feed, ours or not
         return isinstance(row, dict) and row.keys() >= _LABEL_KEYS
     return tail.startswith(_BEGIN) or _BEGIN.startswith(tail) or not tail.strip(b"\0")

@@ -1,4 +1,4 @@
-"""Data sets of preferences by name, one reader a file."""
+"""Loads preferences by the data's name; each format has its own file."""
 
 from collections.abc import Callable, Container, Sequence
 from functools import partial
@@ -24,9 +24,9 @@ from mlxpref.preferences import PackedImage, Preference
 from mlxpref.text import first_ten
 
 DEMO_COUNTS = {"train": 2000, "test": 400, "heldout": 400}
-"""How many preferences of the demo are rendered when no limit is given."""
+"""The number of demo preferences without a limit."""
 _DECODED, _RUN = 2000, 20
-"""How many images are decoded before the work, and how many of them one after the other."""
+"""The number of images to decode before the work, and the length of a run of them."""
 _PUBLIC: dict[str, Callable[[Path, str, RowSampler], list[Preference]]] = {
     "imagereward": read_imagereward,
     "hpdv2": read_hpdv2,
@@ -44,14 +44,14 @@ _KNOWN = (
 def load_preferences(
     data: str, split: str, limit: int | None = None, seed: int = 0, data_dir: Path | None = None
 ) -> list[Preference]:
-    """The preferences that `--data` names: `demo`, a public data set, or a file or folder of one's own.
+    """The preferences of `--data`: `demo`, a public data set, or a user's file or folder.
 
-    `demo` has the splits train, test and heldout; `seed` decides what is rendered. The files of a public data set
-    (`catalog.CATALOG`) are in `data_dir` or in the hub's cache; see the readers for what they make of them. One's own
-    are a .jsonl, .csv or .tsv file (`jsonl.read_jsonl`) or two folders (`folders.read_folders`): they have the splits
-    that they name; if they name none, `split` is ignored. `limit` draws that many preferences at random by `seed`, kept
-    in order, as the first ones are often all of one prompt; a smaller limit draws some of those of a larger one. Raises
-    ConfigError for an unknown name or split and for files that are not there, DataError for what is wrong in them.
+    `demo` has the splits train, test and heldout; `seed` determines its pictures. The files of a public data set
+    (`catalog.CATALOG`) are in `data_dir` or in the hub's cache; see its reader. A user's preferences are a .jsonl, .csv
+    or .tsv file (`jsonl.read_jsonl`) or two folders (`folders.read_folders`), with their own splits; without any,
+    `split` is ignored. `limit` draws that many preferences by `seed`, in their order, as the first ones are often all
+    of one prompt; a smaller limit draws a subset of a larger one's. ConfigError for an unknown name or split and for
+    missing files, DataError for errors in them.
     """
     if limit is not None and limit < 1:
         raise ConfigError(f"limit {limit}: it must be at least 1")
@@ -71,11 +71,10 @@ def load_preferences(
 
 
 def check_preferences(data: str, preferences: Sequence[Preference], images: ImageCache) -> None:
-    """Refuse data with images that cannot be read now, not in the middle of the work; DataError names the first ten.
+    """Find unreadable images before the work; DataError names the first ten.
 
-    Every image is looked for, in its folder or in its archive's list. Up to _DECODED are decoded, all of them or as
-    many in runs drawn at random: a damaged one among more than that may be found only when it is its turn. `images`
-    keeps what was decoded.
+    It checks that every image exists, in its folder or in its archive's list, and decodes up to _DECODED of them, in
+    random runs if there are more: the work may then still find a damaged one. `images` caches the decoded ones.
     """
     names = dict.fromkeys(image for p in preferences for image in (p.a, p.b) if not isinstance(image, Image.Image))
     sample = _drawn_runs(len(names))
@@ -83,7 +82,7 @@ def check_preferences(data: str, preferences: Sequence[Preference], images: Imag
     for number, image in enumerate(names):
         try:
             exists = images.archives.has(image) if isinstance(image, PackedImage) else image.is_file()
-        except OSError:  # a name that no file can have
+        except OSError:  # an impossible file name
             exists = False
         if not exists or number in sample:
             try:
@@ -98,7 +97,7 @@ def check_preferences(data: str, preferences: Sequence[Preference], images: Imag
 
 
 def _drawn_runs(count: int) -> Container[int]:
-    """Numbers of the images to decode: in runs, since an archive's neighbours are read together."""
+    """Numbers of the images to decode: in runs, since archives read neighbours together."""
     if count <= _DECODED:
         return range(count)
     starts = np.random.default_rng(0).choice(count // _RUN, _DECODED // _RUN, replace=False) * _RUN
@@ -106,7 +105,7 @@ def _drawn_runs(count: int) -> Container[int]:
 
 
 def _drawn(limit: int | None, seed: int, count: int) -> list[int]:
-    """The numbers of the rows that are taken: all of `count`, or `limit` that are drawn."""
+    """The numbers of the rows to take: all of `count`, or `limit` random ones."""
     if limit is None:
         return list(range(count))
     return sorted(np.random.default_rng(seed).permutation(count)[:limit].tolist())

@@ -1,4 +1,4 @@
-"""Pick-a-Pic: pairs in parquet tables, their JPEGs in the same rows; the tables are never in memory as a whole."""
+"""Pick-a-Pic: pairs in parquet tables, with JPEGs in the same rows; tables are never in memory as a whole."""
 
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,9 @@ _IMAGES = ("jpg_0", "jpg_1")
 def read_pickapic(folder: Path, split: str, draw: RowSampler = all_rows, name: str = "pickapic") -> list[Preference]:
     """The preferences of a split, in a folder of the hub's layout; `test` is `test_unique`, the official one.
 
-    a is image 0, `p_people` is label_0 (1, 0, or 0.5 for a tie), the group is the prompt. Outside the training set only
-    rows with a label are taken, as the authors do. Shards that are not there are passed over; `draw` chooses among the
-    rows of the others. First only labels are read, then the prompts of the rows that are taken, never an image.
+    a is image 0, `p_people` is label_0 (1, 0, or 0.5 for a tie), the group is the prompt. Outside the training set it
+    takes only rows with a label, as the authors do. It skips missing shards; `draw` chooses among the rows of the
+    others. It reads first the labels, then the prompts of the chosen rows, and no images.
     """
     split = "test_unique" if split == "test" else split
     shards = sorted((folder / "data").glob(f"{split}-*.parquet"))
@@ -30,7 +30,7 @@ def read_pickapic(folder: Path, split: str, draw: RowSampler = all_rows, name: s
     labelled = [_labelled(shard, split) for shard in shards]
     chosen_rows = np.asarray(draw(sum(len(rows) for rows, _ in labelled)), np.int64)
     preferences, start = [], 0
-    prompts: dict[str, str] = {}  # each is in memory once
+    prompts: dict[str, str] = {}  # each in memory once
     for shard, (rows, p_people) in zip(shards, labelled, strict=True):
         places = chosen_rows[(chosen_rows >= start) & (chosen_rows < start + len(rows))] - start
         start += len(rows)
@@ -45,7 +45,7 @@ def read_pickapic(folder: Path, split: str, draw: RowSampler = all_rows, name: s
 
 
 def _labelled(shard: Path, split: str) -> tuple[Any, Any]:
-    """The numbers (N,) of a shard's rows that have a label, and their `p_people` (N,)."""
+    """The numbers (N,) of a shard's rows with a label, and their `p_people` (N,)."""
     columns = read_columns(shard, _LABELS, needed=("caption", *_IMAGES))
     has_label = np.asarray(columns["has_label"].to_numpy(), object) == True  # noqa: E712  null is no label
     first, second = (columns[name].to_numpy().astype(np.float64) for name in ("label_0", "label_1"))
@@ -60,7 +60,7 @@ def _labelled(shard: Path, split: str) -> tuple[Any, Any]:
 
 
 def _log_absent(name: str, split: str, shards: list[Path]) -> None:
-    """Say how many shards there are, where their names tell that there should be more."""
+    """Log the number of shards if their names tell that there should be more."""
     count = shards[0].stem.partition("-of-")[2].partition("-")[0]
     if count.isdecimal() and len(shards) < int(count):
         logger.warning(

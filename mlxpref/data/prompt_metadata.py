@@ -1,4 +1,4 @@
-"""The prompt that an image was made from, as the tools that make images write it into their files."""
+"""The prompt in an image's metadata, as image generators write it."""
 
 import json
 import re
@@ -25,11 +25,11 @@ _COMMENT_IN_XMP = "{http://ns.adobe.com/exif/1.0/}UserComment"
 
 
 def prompt_in_image(path: Path) -> str | None:
-    """The positive prompt that an image's metadata states, or None if it states none.
+    """The positive prompt in an image's metadata, or None if there is none.
 
-    Read are PNG text and EXIF of AUTOMATIC1111, Forge, SD.Next, Fooocus, SwarmUI, InvokeAI, NovelAI and ComfyUI,
-    and EXIF and XMP of Draw Things. The first that gives a prompt counts. Pixels are decoded only if no text stands
-    before them. DataError, which continues the file's name, if metadata is there and cannot be used.
+    It reads PNG text and EXIF of AUTOMATIC1111, Forge, SD.Next, Fooocus, SwarmUI, InvokeAI, NovelAI and ComfyUI, and
+    EXIF and XMP of Draw Things, and returns the first prompt. It decodes pixels only if there is no text before them.
+    DataError, which continues the file's name, for unusable metadata.
     """
     problem: DataError | None = None
     for decode in (False, True):
@@ -45,10 +45,10 @@ def prompt_in_image(path: Path) -> str | None:
 
 
 def prompt_in_infotext(text: str) -> str | None:
-    """The positive prompt of AUTOMATIC1111's text: what stands above the negative prompt or the last settings.
+    """The positive prompt of AUTOMATIC1111's text: the lines above the negative prompt or the last settings.
 
-    None if the text has neither. A line of a prompt that itself begins with "Negative prompt:" ends it, in
-    AUTOMATIC1111 as here: the format has no way to tell.
+    None if the text has neither. A prompt's own line that begins with "Negative prompt:" ends it, as in AUTOMATIC1111:
+    the format is ambiguous.
     """
     if negative := _NEGATIVE.search(text):
         return text[: negative.start()]
@@ -57,7 +57,7 @@ def prompt_in_infotext(text: str) -> str | None:
 
 
 def _metadata(path: Path, decode: bool) -> tuple[dict[str, str], dict[int, Any]]:
-    """The texts and the EXIF tags of an image; with `decode`, those that some tools write behind a PNG's pixels."""
+    """The texts and the EXIF tags of an image; with `decode`, those behind a PNG's pixels."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -76,7 +76,7 @@ def _metadata(path: Path, decode: bool) -> tuple[dict[str, str], dict[int, Any]]
 
 
 def _texts(image: Image.Image) -> dict[str, str]:
-    """The texts of an image by name; PNG text in UTF-8 where the format wants Latin-1, as tools write it, put right."""
+    """The texts of an image by name; corrects PNG text in UTF-8, which tools write instead of Latin-1."""
     texts: dict[str, str] = {}
     for name, value in image.info.items():
         if isinstance(value, bytes) and name == "xmp":
@@ -90,7 +90,7 @@ def _texts(image: Image.Image) -> dict[str, str]:
 
 
 def _exif(image: Image.Image) -> dict[int, Any]:
-    """The EXIF tags of an image, those about the photograph among them; damaged EXIF counts as none."""
+    """The EXIF tags of an image, with those about the photograph; damaged EXIF counts as none."""
     with suppress(Exception):
         exif = image.getexif()
         return {**exif.get_ifd(_EXIF), **exif}
@@ -98,7 +98,7 @@ def _exif(image: Image.Image) -> dict[int, Any]:
 
 
 def _readings(texts: dict[str, str], exif: dict[int, Any]) -> Iterator[tuple[Callable[[str], str | None], str]]:
-    """The texts that may state the prompt, each with how it is read, the usual ones first."""
+    """The texts that may hold the prompt, each with its reader, the usual ones first."""
     if "parameters" in texts:
         yield _all_or_stated, texts["parameters"]
     if "invokeai_metadata" in texts:
@@ -117,16 +117,16 @@ def _readings(texts: dict[str, str], exif: dict[int, Any]) -> Iterator[tuple[Cal
 
 
 def _all_or_stated(text: str) -> str | None:
-    """The prompt that a text states, or where it has no form known here, all of it."""
+    """The prompt in a text, or all of the text if its form is unknown."""
     plain = text.strip()
-    if re.match(r'\{\s*("|\})', plain):  # JSON; {red|blue} is how prompts spell a choice
+    if re.match(r'\{\s*("|\})', plain):  # JSON; {red|blue} is a choice in a prompt
         return _stated(text)
     prompt = prompt_in_infotext(plain)
     return plain or None if prompt is None else prompt
 
 
 def _stated(text: str) -> str | None:
-    """The prompt that a text states: JSON of some tool, or AUTOMATIC1111's form."""
+    """The prompt in a text: JSON of some tool, or AUTOMATIC1111's form."""
     text = text.strip("\0 \t\r\n")
     if not text.startswith("{"):
         return prompt_in_infotext(text)
@@ -161,8 +161,8 @@ def _at(value: Any, *names: str) -> Any:
 def _user_comment(comment: bytes | str) -> str:
     """EXIF's comment: eight bytes that name the encoding, and text.
 
-    UNICODE is UTF-16 in a byte order that the standard leaves open; of the two readings the one with more ASCII is
-    right, since settings and JSON are full of it.
+    UNICODE is UTF-16 in either byte order; it returns the reading with more ASCII, since settings and JSON are full of
+    it.
     """
     if isinstance(comment, str):
         return comment
@@ -177,7 +177,7 @@ def _user_comment(comment: bytes | str) -> str:
 
 def _in_xmp(packet: str) -> str | None:
     """The prompt in the comment of an XMP packet, which Draw Things writes."""
-    if "<!DOCTYPE" in packet or "<!ENTITY" in packet:  # a few of them can unpack to gigabytes
+    if "<!DOCTYPE" in packet or "<!ENTITY" in packet:  # a few of these can unpack to gigabytes
         raise DataError("has XMP metadata that defines entities, which is not read")
     if _COMMENT_IN_XMP.rpartition("}")[2] not in packet:
         return None

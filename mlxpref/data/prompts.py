@@ -1,4 +1,4 @@
-"""Where the prompt of each image comes from: a text file beside it, its own metadata, or a list of all."""
+"""Finds the prompt of each image: in a text file next to it, its own metadata, or a list of all."""
 
 import csv
 import json
@@ -25,9 +25,9 @@ from mlxpref.errors import ConfigError, DataError
 from mlxpref.text import first_ten
 
 PROMPT_LIMIT = 10_000
-"""The most characters of a prompt; longer text is something else, a document or a graph."""
+"""The most characters of a prompt; longer text is a document or a graph."""
 FILE_LIMIT = 64 * 2**20
-"""The most bytes of a text file or a list that are read."""
+"""The most bytes of a text file or a list."""
 EXAMPLE = '{"image": "1.png", "prompt": "a red cube"}'
 _EXAMPLES = {
     ".csv": "a first line image,prompt and then one image a line",
@@ -47,9 +47,9 @@ class PromptGroup:
 def find_groups(
     places: Sequence[Path], recursive: bool, prompt: str | None, source: str | None, images: ImageCache
 ) -> tuple[list[PromptGroup], list[Skipped], list[str]]:
-    """The images of each prompt in files and folders, those that are left out, and what there is to say of them.
+    """The images of each prompt in files and folders, those that are left out, and notes.
 
-    All are of `prompt`, unless `source` (see `prompts_of`) gives each its own. `images` decodes each image once.
+    All have `prompt`, unless `source` (see `prompts_of`) gives each its own. `images` decodes each image once.
     """
     readable, skipped = check_images(find_images(places, recursive), images)
     groups = [PromptGroup(prompt or "", tuple(readable))]
@@ -62,7 +62,7 @@ def find_groups(
 
 
 def prompts_of(images: Sequence[Path], source: str) -> tuple[dict[Path, str], list[Skipped]]:
-    """The prompt of each image, in the order of `images`, and the images that have none, each with the reason.
+    """The prompt of each image, in the order of `images`, and the images without one, each with the reason.
 
     `source` is `sidecar` (`cat.png.txt` or `cat.txt` beside `cat.png`; of AUTOMATIC1111's text files the positive
     prompt), `png` (the metadata of PNG, JPEG, WebP and AVIF, see `prompt_in_image`) or a list: a CSV file with columns
@@ -95,9 +95,9 @@ def prompts_of(images: Sequence[Path], source: str) -> tuple[dict[Path, str], li
 
 
 def group_by_prompt(prompts: Mapping[Path, str]) -> tuple[list[PromptGroup], list[Skipped]]:
-    """Images of equal prompts together, in order of first appearance, and those that are alone with theirs.
+    """The groups of images with equal prompts, in order of first appearance, and single images.
 
-    One image cannot be ranked. Raises DataError if every image is alone.
+    A single image cannot be ranked. DataError if there is no group.
     """
     images: dict[str, list[Path]] = {}
     for path, prompt in prompts.items():
@@ -121,19 +121,19 @@ def read_prompt(path: Path) -> str:
 
 
 def _checked(prompt: str) -> str:
-    """A prompt without blanks around it, its lines ended by line feeds; DataError if it cannot be used."""
+    """A prompt without blanks around it, with line feeds between lines; DataError if it cannot be used."""
     prompt = re.sub(r"\r\n?", "\n", prompt).strip().strip("\ufeff\0").strip()
     if not prompt:
         raise DataError("has an empty prompt")
     if len(prompt) > PROMPT_LIMIT:
         raise DataError(f"has a prompt of {len(prompt):,} characters, more than {PROMPT_LIMIT:,}; shorten it")
-    if re.search("[\ud800-\udfff]", prompt):  # half of a surrogate pair, which JSON can spell
+    if re.search("[\ud800-\udfff]", prompt):  # half of a surrogate pair, which JSON allows
         raise DataError("has a prompt that is not valid Unicode; write it again")
     return prompt
 
 
 def _in_sidecar(image: Path) -> str | None:
-    """The prompt in the text file beside an image; the one that also names the format goes before the other."""
+    """The prompt in the text file next to an image; `cat.png.txt` goes before `cat.txt`."""
     for name in (f"{image.name}.txt", f"{image.stem}.txt"):
         path = locate(name, image.parent)
         if path is not None and path.is_file():
@@ -145,9 +145,9 @@ def _in_sidecar(image: Path) -> str | None:
 
 
 def _in_list(path: Path, images: Sequence[Path]) -> Callable[[Path], str | None]:
-    """A list of prompts as a function of the image: by its path, or by its name where that can mean no other.
+    """A list of prompts as a function of the image: by its path, or by its name if that is unique.
 
-    Names serve lists that were written elsewhere, with folders that are not here.
+    Names are for lists from elsewhere, with folders that do not exist here.
     """
     try:
         rows = _list_rows(path)
@@ -186,9 +186,9 @@ def _in_list(path: Path, images: Sequence[Path]) -> Callable[[Path], str | None]
 
 
 def _list_rows(path: Path) -> list[tuple[str, Any]]:
-    """Where each row of a list stands, and what it holds: an object, or a line of JSON."""
+    """The place and the content of each row of a list: an object, or a line of JSON."""
     text, kind = _read_text(path), path.suffix.lower()
-    if kind == ".jsonl":  # only a line feed ends a line: JSON text may hold U+2028
+    if kind == ".jsonl":  # only line feeds separate lines, as JSON may hold U+2028
         return [(f"line {number}", line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if kind == ".json":
         value = _json(text)
@@ -208,7 +208,7 @@ def _list_rows(path: Path) -> list[tuple[str, Any]]:
 
 
 def _image_and_prompt(row: Any) -> tuple[str, str]:
-    """The name and the prompt in a row; an empty prompt is one, so that its image is named as having it."""
+    """The name and the prompt in a row; the prompt may be empty, which the image's error reports."""
     row = _json(row) if isinstance(row, str) else row
     if not isinstance(row, dict):
         raise DataError(f"not a JSON object like {EXAMPLE}")
@@ -227,9 +227,9 @@ def _json(text: str) -> Any:
 
 
 def _read_text(path: Path) -> str:
-    """The text of a file; DataError, whose message continues the file's name, if it cannot be read."""
+    """The text of a file; DataError, which continues the file's name, if it cannot be read."""
     try:
-        if path.exists() and not path.is_file():  # opening a named pipe would wait for ever
+        if path.exists() and not path.is_file():  # opening a named pipe would wait forever
             raise DataError("is a folder or a device, not a text file")
         with path.open("rb") as file:
             content = file.read(FILE_LIMIT + 1)

@@ -1,4 +1,4 @@
-"""What the readers of public data sets share: long lists and tables, unusable rows, sides, and images."""
+"""Shared parts of the readers of public data sets: long lists, unusable rows, random sides, images."""
 
 import hashlib
 import json
@@ -20,14 +20,14 @@ from mlxpref.preferences import ImageLike, Preference, Side
 from mlxpref.text import first_ten, format_bytes
 
 RowSampler = Callable[[int], Sequence[int] | NDArray[np.int64]]
-"""Given a number of rows, the numbers of those that are taken, in their order."""
+"""Takes a number of rows, returns the numbers of the rows to take, in their order."""
 Images = dict[str, ImageLike]
 
 _TOLERATED = 0.01
-"""The share of rows that may be unusable: a user cannot correct a public data set, and the other rows are good."""
+"""The largest share of unusable rows: a user cannot correct a public data set, and the other rows are good."""
 _CHUNK = 4 * 2**20
 _ROW_LIMIT = 16 * 2**20
-"""Characters that are read at once, and the most that one row may have."""
+"""Characters to read at a time, and the most of one row."""
 _SEPARATORS = re.compile(r"[\s,\[\]]*")
 
 
@@ -44,17 +44,17 @@ class Row(NamedTuple):
 
 
 class RowErrors:
-    """The rows, or images, of a public data set that cannot be used: named, counted, and left out, if they are few."""
+    """The unusable rows, or images, of a public data set: few of them are logged and left out."""
 
     def __init__(self, where: Path, what: str = "rows") -> None:
         self._where, self._what, self._errors = where, what, list[str]()
 
     def add(self, error: str) -> None:
-        """One more row, and what is wrong with it."""
+        """Add a row's error."""
         self._errors.append(error)
 
     def raise_or_log(self, rows: int) -> None:
-        """Log which of `rows` are left out; DataError if they are more than one in a hundred, or if there are none."""
+        """Log the unusable ones of `rows`; DataError if they are more than one in a hundred, or without rows."""
         if not rows:
             raise DataError(f"{self._where}: it has no {self._what}; download it again")
         count = f"{self._where}: {len(self._errors)} of {rows} {self._what} cannot be used"
@@ -71,7 +71,7 @@ def all_rows(count: int) -> Sequence[int]:
 
 
 def parse_rows(path: Path, entries: Iterable[Any], parse: Callable[[Any], Iterable[Row]]) -> list[Row]:
-    """The rows that `parse` makes of the entries of a file; entries of which it raises an error are left out.
+    """The rows that `parse` makes of a file's entries, without entries for which it raises an error.
 
     DataError for too many of these, see `RowErrors`.
     """
@@ -90,7 +90,7 @@ def parse_rows(path: Path, entries: Iterable[Any], parse: Callable[[Any], Iterab
 def read_json_rows(path: Path) -> Iterator[Any]:
     """The objects in a file that holds a JSON array of them, or one after the other.
 
-    Only a piece of the file is in memory at a time. DataError for what is not JSON, and for a file that ends early.
+    Memory holds only a piece of the file. DataError for invalid JSON, and for a file that ends early.
     """
     decode = json.JSONDecoder().raw_decode
     text, place, number, closed = "", 0, 0, True
@@ -127,7 +127,7 @@ def read_json_rows(path: Path) -> Iterator[Any]:
 
 
 def random_swaps(rows: Iterable[Row], key: str) -> list[Row]:
-    """The rows with a and b exchanged in half of them, drawn by `key`: a list's order may tell the label."""
+    """The rows with a and b exchanged in a random half, by `key`: a list's order may tell the label."""
     rng = np.random.default_rng(list(key.encode()))
     rows = list(rows)
     swaps = np.concatenate([rng.random(1024) for _ in range(0, len(rows), 1024)] or [np.empty(0)]) < 0.5
@@ -140,7 +140,7 @@ def _exchanged(row: Row) -> Row:
 
 
 def preferences_of(rows: Iterable[Row], images: Images) -> list[Preference]:
-    """Rows with their images in the place of names; those of which an image is not there are left out."""
+    """Rows with images instead of names, without rows whose images are missing."""
     return [
         Preference(prompt, images[a], images[b], p_people, votes, group, label)
         for prompt, a, b, p_people, votes, group, label in rows
@@ -149,10 +149,10 @@ def preferences_of(rows: Iterable[Row], images: Images) -> list[Preference]:
 
 
 def with_images(name: str, split: str, rows: Sequence[Row], folder: Path, archive: Path) -> list[Preference]:
-    """The preferences of rows, with the images that they name; a few of which are not there are left out.
+    """The preferences of rows with their images, without the few rows whose images are missing.
 
-    The images are files below `folder`, if somebody has unpacked them there, else members of `archive`, a .tar.gz or a
-    .tar of its name, also in parts, which are unpacked once into the user's cache.
+    The images are files below `folder`, if unpacked there, else members of `archive`, a .tar.gz or a .tar of its name,
+    also in parts, which it unpacks once into the user's cache.
     """
     names = dict.fromkeys(image for row in rows for image in (row.a, row.b))
     images: Images = {image: folder / image for image in _files_below(folder, names)}
@@ -175,7 +175,7 @@ def with_images(name: str, split: str, rows: Sequence[Row], folder: Path, archiv
 
 
 def _unpack(archive: Path, parts: Sequence[Path], names: Sequence[str], target: Path) -> list[str]:
-    """Unpack what is not there yet; a line for each image that cannot be unpacked."""
+    """Unpack the missing images; returns a line for each image that cannot be unpacked."""
     files = set(_files_below(target, names))
     names = [name for name in names if name not in files]
     if not names:
@@ -187,7 +187,7 @@ def _unpack(archive: Path, parts: Sequence[Path], names: Sequence[str], target: 
 
 
 def _files_below(folder: Path, names: Iterable[str]) -> list[str]:
-    """The names that are files below a folder: each of its folders is listed once, no file looked at."""
+    """The names that are files below a folder; it lists each folder once, without a look at files."""
     listed: dict[str, set[str]] = {}
     files = []
     for name in names:
@@ -202,6 +202,6 @@ def _files_below(folder: Path, names: Iterable[str]) -> list[str]:
 
 
 def _stamp(parts: Sequence[Path]) -> str:
-    """A digest that differs between two archives of the same name."""
+    """A digest that tells archives of the same name apart."""
     status = [(str(part.resolve()), part.stat().st_size, part.stat().st_mtime_ns) for part in parts]
     return hashlib.sha256(repr(status).encode()).hexdigest()[:12]

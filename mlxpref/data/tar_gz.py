@@ -1,7 +1,7 @@
-"""Members of a tar.gz, which cannot be read at random: those that are wanted are written into a folder, in one pass.
+"""Unpacks chosen members of a tar.gz, which has no random access, into a folder in one pass.
 
-Archives come from elsewhere: only ordinary files are unpacked, only those asked for, each bounded in size, from a
-bounded number of members, and nothing is written outside the folder.
+Archives are not trusted: it unpacks only ordinary files, only the wanted ones, of bounded size, from a bounded number
+of members, and writes nothing outside the folder.
 """
 
 import gzip
@@ -19,15 +19,15 @@ from mlxpref.errors import DataError
 from mlxpref.files import replacing
 
 _MEMBER_COUNT = 10_000_000
-"""The most members that a tar may have: more than any data set has images, so that reading one always ends."""
+"""The most members of a tar: more than any data set's images, so that reading always ends."""
 _BLOCK = 2**20
 _LETTERS = re.compile("[a-z]{2}")
 
 
 def parts_of(archive: Path) -> list[Path]:
-    """The files that an archive is in: itself, or its parts NAME.00, NAME.01 ... or NAME.aa, NAME.ab ..., in order.
+    """The files of an archive: itself, or its parts NAME.00, NAME.01 ... or NAME.aa, NAME.ab ..., in order.
 
-    Empty if the archive does not exist. DataError if a part is missing between others, or before them.
+    Empty if there is no archive. DataError for a missing part between others, or before them.
     """
     if archive.is_file():
         return [archive]
@@ -46,10 +46,10 @@ def parts_of(archive: Path) -> list[Path]:
 
 
 def unpack(parts: Sequence[Path], wanted: Iterable[str], target: Path) -> Iterator[tuple[str, str | None]]:
-    """Write the wanted members of an archive into a folder, and yield each with what is wrong with it, if anything is.
+    """Write the wanted members of an archive into a folder, and yield each with its error, if any.
 
-    A member of a longer path is meant, too: `1.jpg` is `test/1.jpg`. It becomes `target/1.jpg`. What is there already
-    is not written again. The archive is read until all are found. Memory does not grow with it. DataError for one that
+    A name may be the end of a member's path: `1.jpg` is `test/1.jpg`, and becomes `target/1.jpg`. It skips existing
+    files and stops after the last wanted member. Memory does not grow with the archive. DataError for an archive that
     is damaged or ends early.
     """
     target.mkdir(parents=True, exist_ok=True)
@@ -108,7 +108,7 @@ def _is_gzip(path: Path) -> bool:
 
 
 def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The members of a tar, one after the other, none kept; ReadError for one that leads back, or for too many."""
+    """The members of a tar, one by one, none kept; ReadError for one that leads back, or for too many."""
     end = -1
     for _ in range(_MEMBER_COUNT):
         member = archive.next()
@@ -123,7 +123,7 @@ def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 
 
 def _problem(name: str) -> str | None:
-    """Why a name of a list cannot be a file below a folder."""
+    """The error of a name that cannot be a file below a folder, if any."""
     path = PurePosixPath(name)
     if not path.name or path.is_absolute() or ".." in path.parts or "\0" in name:
         return "is not a name of a file below a folder"
@@ -131,13 +131,13 @@ def _problem(name: str) -> str | None:
 
 
 def _wanted_name(member: str, waiting: dict[str, Path]) -> str | None:
-    """The wanted name that a member of the archive is: its path, or the end of it."""
+    """The wanted name of a member: its path, or the end of it."""
     parts = PurePosixPath(member).parts
     return next((name for i in range(len(parts)) if (name := "/".join(parts[i:])) in waiting), None)
 
 
 def _write(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path, target: Path) -> str | None:
-    """Write a member, beside its name first; what is wrong with it, if anything is."""
+    """Write a member, first under a temporary name; returns its error, if any."""
     if not member.isreg() or member.issparse():
         return "is a link or a device in the archive, not a file"
     if member.size > MEMBER_BYTES:
