@@ -9,6 +9,7 @@ import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import mode
 from typing import Any
 
 import mlx.core as mx
@@ -172,7 +173,7 @@ def _config(source: Checkpoint, recipe: Recipe | None, plan: Plan, dtype: str | 
     """The config of the new folder, in the layout that mlx-vlm and the hub read."""
     config = plain_config(source.config, dtype)
     if plan:
-        usual = (recipe.default_layer if recipe else None) or _commonest(plan)
+        usual = (recipe.default_layer if recipe else None) or mode(plan.values())
         entries = {path: vars(layer) for path, layer in sorted(plan.items()) if layer != usual}
         quantization = {**vars(usual), **entries}
         # The hub's pages read the second name.
@@ -191,11 +192,6 @@ def plain_config(config: Mapping[str, Any], dtype: str | None) -> dict[str, Any]
     if dtype is not None and not set(_DTYPES) & set(plain):
         plain["torch_dtype"] = dtype
     return plain
-
-
-def _commonest(plan: Plan) -> LayerQuantization:
-    layers = list(plan.values())
-    return max(sorted(set(layers), key=lambda layer: (layer.bits, layer.group_size)), key=layers.count)
 
 
 def _weight_count(weights: Mapping[str, mx.array], plan: Plan) -> int:

@@ -42,7 +42,6 @@ def verify(
     difference.
     """
     checkpoint = Checkpoint.open(folder)
-    _check_weights(checkpoint, shapes)
     _check_files(folder, source.folder)
     _check_config(checkpoint, source)
     vlm = load_vlm(checkpoint, MAX_PIXELS)
@@ -59,12 +58,6 @@ def naming_source(source: Path, folder: Path) -> Iterator[None]:
     except (ModelError, DataError) as error:  # DataError for a comparison that is too long for the model
         reason = str(error).removeprefix(f"{folder}: ").replace(f"{folder}/", "")
         raise ModelError(f"{source}: what was made of it cannot be used: {reason}; nothing was kept") from error
-
-
-def _check_weights(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """The files hold every tensor that was to be written, in its shape, and no other."""
-    file_shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
-    _check_same(shapes, file_shapes, "weights")
 
 
 def _check_files(folder: Path, source: Path) -> None:
@@ -104,7 +97,7 @@ def _check_layers(vlm: VLM, plan: Mapping[str, LayerQuantization], shapes: Mappi
     """The loaded model has exactly the written tensors, and its layers are quantized as planned."""
     weights: dict[str, mx.array] = dict(tree_flatten(vlm.model.parameters()))
     model_shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
-    _check_same(shapes, model_shapes, "weights when it is loaded")
+    _check_same(shapes, model_shapes, "weights")
     _check_same(plan, quantized_layers(vlm.model), "quantized layers")
 
 
