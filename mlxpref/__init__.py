@@ -1,4 +1,4 @@
-"""A judge of images that thinks before it answers, learns what people prefer, and runs on one's own machine."""
+"""A judge of images that thinks before it answers, learns what people prefer, and runs on your own machine."""
 
 from importlib import import_module
 from pathlib import Path
@@ -39,7 +39,7 @@ _MODULES = {
 }
 """Where these are defined; they are imported when they are first used, since MLX alone takes a second to import."""
 
-# Before anything imports MLX: it calls the BLAS whose symbols were loaded first.
+# Before anything imports MLX, which calls the first loaded BLAS.
 preload()
 
 
@@ -58,11 +58,11 @@ def load(
 ) -> "Judge":
     """Load a judge: a checkpoint folder, a Hugging Face id, or "demo"; None means $MLXPREF_MODEL.
 
-    `calibration` is a file of `mlxpref calibrate`; True applies the one of this judge if there is one, False none.
-    `adapter` is a folder in mlx-vlm's format or in PEFT's; an adapter that was trained on another model is refused
-    unless `any_base`. `settings` are fields of `mlxpref.config.JudgeSettings`, such as `think=False`. Which calibration
-    is applied, and what is doubtful about an adapter, is logged (see `mlxpref.log`). Raises ModelError where the model
-    or the adapter cannot be loaded, ConfigError for a setting that does not exist.
+    `calibration` is a file of `mlxpref calibrate`; True applies this judge's own, if any, False none. `adapter` is a
+    folder in mlx-vlm's format or in PEFT's; one of another model is a ModelError unless `any_base`. `settings` are
+    fields of `mlxpref.config.JudgeSettings`, such as `think=False`. The log names the calibration and doubts about an
+    adapter (see `mlxpref.log`). ModelError if the model or the adapter cannot be loaded, ConfigError for an unknown
+    setting.
     """
     from mlxpref.judge.loading import calibrated, load_judge
 

@@ -13,16 +13,16 @@ from pathlib import Path
 
 
 def preload() -> str | None:
-    """Open opencv's OpenBLAS and return its path, or None where there is none or it is not wanted.
+    """Open opencv's OpenBLAS and return its path; None if there is none or no need.
 
-    Does nothing off Linux, once MLX is loaded, or where MLX's CUDA build is installed.
+    It does nothing off Linux, after MLX is loaded, or with MLX's CUDA build.
     """
     library = _opened()
     return library._name if library else None
 
 
 def blas_in_use() -> dict[str, int | str | None]:
-    """Threads and kernels of the BLAS that was opened: the last bits of products depend on both; else None."""
+    """Threads and kernels of the opened BLAS, or None; the last bits of products depend on both."""
     library = _opened()
     if library is None:
         return {"blas_threads": None, "blas_kernels": None}
@@ -33,7 +33,7 @@ def blas_in_use() -> dict[str, int | str | None]:
 
 @cache
 def _opened() -> ctypes.CDLL | None:
-    """The library, opened the first time that this is asked."""
+    """The library, opened at the first call."""
     if sys.platform != "linux" or "mlx.core" in sys.modules or _is_installed("mlx_cuda"):
         return None
     spec = importlib.util.find_spec("cv2")
@@ -49,7 +49,7 @@ def _opened() -> ctypes.CDLL | None:
 
 
 def _is_installed(prefix: str) -> bool:
-    """Whether a distribution whose metadata folder starts with `prefix` stands beside MLX."""
+    """Whether there is a distribution next to MLX whose metadata folder starts with `prefix`."""
     spec = importlib.util.find_spec("mlx")
     places = spec.submodule_search_locations if spec else None
     return any(True for place in places or [] for _ in Path(place).parent.glob(f"{prefix}*.dist-info"))

@@ -1,4 +1,4 @@
-"""Settings: each is one field of a frozen dataclass, from which its option, its help and its key in files follow."""
+"""Settings: each is a field of a frozen dataclass, which defines its option, its help and its key in files."""
 
 import json
 import math
@@ -23,7 +23,7 @@ def setting(default: Any, text: str, **limits: Any) -> Any:
 
 @dataclass(frozen=True)
 class JudgeSettings:
-    """How a judge sees images, reasons and answers."""
+    """Settings of a judge's images, reasons and answers."""
 
     think: bool = setting(True, "Reason before answering; without, the answer is read at once.")
     samples: int = setting(1, "Completions per order: one is greedy, several are sampled.", minimum=1)
@@ -35,7 +35,7 @@ class JudgeSettings:
 
 @dataclass(frozen=True)
 class LabelSettings:
-    """How a person is asked for preferences."""
+    """Settings of asking a person for preferences."""
 
     repeats: float = setting(
         0.1, "Share of questions that repeat an earlier pair in swapped order.", minimum=0.0, maximum=0.5
@@ -49,7 +49,7 @@ class LabelSettings:
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """How a judge is trained. The defaults are starting points for a real judge and were not measured on one."""
+    """Settings of training. The defaults are starting points for a real judge and were not measured on one."""
 
     data: str = setting(
         "",
@@ -106,7 +106,7 @@ class TrainSettings:
     seed: int = setting(0, "Seed of all random numbers.", minimum=0)
 
     def __post_init__(self) -> None:
-        """Refuse settings that contradict each other with a ConfigError."""
+        """ConfigError for settings that contradict each other."""
         if self.length_budget >= self.max_tokens:
             raise ConfigError(f"setting length_budget: {self.length_budget} is not below max_tokens, {self.max_tokens}")
         if self.patience and not self.held_out:
@@ -114,7 +114,7 @@ class TrainSettings:
 
     @property
     def judging(self) -> JudgeSettings:
-        """How held-out preferences are judged: greedily, and as many prompts at a time as there are in the rollouts."""
+        """Settings for judging held-out preferences: greedy, with as many prompts at a time as in the rollouts."""
         return JudgeSettings(
             think=self.think,
             max_tokens=self.max_tokens,
@@ -127,7 +127,7 @@ class TrainSettings:
 def settings_from(kind: type[S], values: Mapping[str, Any], where: str = "") -> S:
     """Settings of a kind from values by name; ConfigError for an unknown name, a wrong type or a value off limits.
 
-    `where` is the file that the values come from, for the message.
+    `where` is the file of the values, for the message.
     """
     settings = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
     try:
@@ -140,7 +140,7 @@ def settings_from(kind: type[S], values: Mapping[str, Any], where: str = "") -> 
 
 
 def _checked(setting: "Field[Any]", value: Any) -> Any:
-    """The value of a field, a whole number as a float where the field is one; ConfigError for what it cannot be."""
+    """The value of a field, whole numbers as floats for a float field; ConfigError for an invalid value."""
     kind, limits = type(setting.default), setting.metadata
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)

@@ -1,10 +1,10 @@
-"""Several processes that share one piece of work, on one machine or on many, started by `mlx.launch`.
+"""Several processes of `mlx.launch` that share one piece of work, on one machine or on many.
 
 All processes run the same program on the same data. Each does its shard, and the exchanges here give every process the
-whole result. Every process has to make every exchange, in the same order. With one process, nothing is sent and the
-exchanges return what they were given. No other module uses `mx.distributed`.
+whole result. Every process must make every exchange, in the same order. With one process, exchanges return their
+arguments. No other module uses `mx.distributed`.
 
-Where a process ends with an error or is killed, `mlx.launch` ends the others.
+If a process fails or is killed, `mlx.launch` ends the others.
 """
 
 import json
@@ -23,14 +23,14 @@ from numpy.typing import NDArray
 from mlxpref.errors import MlxprefError
 
 _RANK_VARIABLES = ("MLX_RANK", "OMPI_COMM_WORLD_RANK")
-"""What mlx.launch sets, the second by way of mpirun."""
+"""Environment variables of mlx.launch, the second through mpirun."""
 
 
 class ProcessGroup:
     """This process among `size` processes. The one with `rank` 0 is the main process: it writes files and prints.
 
-    `sent_bytes` counts what this process has sent to the next one in the ring, `wait_seconds` the seconds that its
-    exchanges took, including the wait for others.
+    `sent_bytes` counts this process's bytes to the next one in the ring, `wait_seconds` the seconds of its exchanges,
+    including the wait for others.
     """
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
@@ -44,11 +44,11 @@ class ProcessGroup:
         return self.rank == 0
 
     def shard(self, count: int) -> range:
-        """The indices, of `count` things, that this process works on: consecutive, and equally many up to one."""
+        """This process's indices of `count` items: consecutive, and equally many up to one."""
         return range(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
     def all_sum(self, tree: Any) -> Any:
-        """The sum of a tree of arrays over all processes, added in float32; MlxprefError where a process is gone.
+        """The sum of a tree of arrays over all processes, added in float32; MlxprefError if a process has ended.
 
         The trees have the same shapes everywhere. All arrays travel in one exchange.
         """
@@ -68,7 +68,7 @@ class ProcessGroup:
         return [math.fsum(column) for column in zip(*self.all_gather(numbers), strict=True)]
 
     def all_gather(self, value: Any) -> list[Any]:
-        """The value of every process, by rank: anything that JSON holds, floats to the last bit."""
+        """The value of every process, by rank: any JSON value, with exact floats."""
         if self.size == 1:
             return [value]
         text = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -81,7 +81,7 @@ class ProcessGroup:
         return self.all_gather(value if self.is_main else None)[0]
 
     def broadcast_arrays(self, arrays: Mapping[str, mx.array]) -> dict[str, mx.array]:
-        """The main process's arrays, to the last bit, in every process; what the others pass is ignored."""
+        """The main process's exact arrays, in every process; the others' arguments are ignored."""
         if self.size == 1:
             return dict(arrays)
         described = [
@@ -97,7 +97,7 @@ class ProcessGroup:
         return {name: mx.view(part, getattr(mx, kind)).reshape(shape) for (name, shape, kind, _), part in named}
 
     def check_same(self, values: Mapping[str, str]) -> None:
-        """MlxprefError where a process has another value than the main process; each value's name is for a person."""
+        """MlxprefError if a process has another value than the main process; the names are for the message."""
         main, *others = self.all_gather(dict(values))
         for rank, other in enumerate(others, start=1):
             for name in values:
@@ -108,7 +108,7 @@ class ProcessGroup:
                     )
 
     def _sum(self, flat: mx.array) -> mx.array:
-        """The sum of one array over all processes; in a ring, all but one part of it is sent twice."""
+        """The sum of one array over all processes; a ring sends all but one part of it twice."""
         sent_bytes = 2 * flat.nbytes * (self.size - 1) // self.size
         return self._exchange(mx.distributed.all_sum, flat, sent_bytes)
 
@@ -118,8 +118,8 @@ class ProcessGroup:
         return np.array(self._exchange(mx.distributed.all_gather, flat, flat.nbytes * (self.size - 1)))
 
     def _exchange(self, exchange: Callable[[mx.array], mx.array], array: mx.array, sent_bytes: int) -> mx.array:
-        """The result of an exchange of `sent`, once it is there; MlxprefError where a process is gone."""
-        mx.eval(array)  # so that the time below is that of the exchange alone
+        """The evaluated result of an exchange of `array`; MlxprefError if a process has ended."""
+        mx.eval(array)  # so that the time below is only of the exchange
         self.sent_bytes += sent_bytes
         start = time.perf_counter()
         try:
@@ -140,7 +140,7 @@ SINGLE_PROCESS = ProcessGroup()
 
 
 def process_group() -> ProcessGroup:
-    """The processes that `mlx.launch` started with this one, connected; MlxprefError where they do not connect.
+    """Connect the processes that `mlx.launch` started with this one; MlxprefError if that fails.
 
     Without a launcher this is SINGLE_PROCESS.
     """
@@ -157,5 +157,5 @@ def process_group() -> ProcessGroup:
 
 
 def _ends(sizes: Sequence[int]) -> list[int]:
-    """Where parts of these sizes end in the array that holds them one after the other, but for the last one."""
+    """The ends of parts of these sizes in their concatenation, without the last one."""
     return [int(end) for end in np.cumsum(sizes)[:-1]]

@@ -2,7 +2,7 @@
 
 
 class MlxprefError(Exception):
-    """The base of every error that mlxpref raises on purpose; raised itself when another process failed."""
+    """The base of all errors of mlxpref; itself raised for failures of other processes."""
 
 
 class ConfigError(MlxprefError):

@@ -1,4 +1,4 @@
-"""Files that lose nothing: replaced at once, locked by one writer, appended to line by line; and where caches lie."""
+"""Safe files: atomic replacement, a lock for one writer, appending line by line; and the places of caches."""
 
 import fcntl
 import hashlib
@@ -16,12 +16,12 @@ from mlxpref.errors import ConfigError, DataError
 
 @contextmanager
 def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
-    """A path beside `path` to write a file to, which takes the name `path` when the block ends without an error.
+    """A temporary path for a file, which is renamed to `path` if the block ends without an error.
 
-    A reader of `path` sees the old file or the new one, never a part. A `durable` file is on the disk before it takes
-    the name. After an error nothing is left of the new file. Raises OSError where the file cannot be renamed.
+    A reader of `path` sees the old file or the new one, never a part. A `durable` file is on the disk before the
+    renaming. After an error the new file is removed. Raises OSError if the file cannot be renamed.
     """
-    # It ends as `path` does: MLX and matplotlib look at the ending.
+    # With the ending of `path`, which MLX and matplotlib use.
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         yield temporary
@@ -33,13 +33,13 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
 
 
 def write_file(path: Path, content: str | bytes) -> None:
-    """Replace a file by this content at once, text as UTF-8; raises OSError."""
+    """Atomically replace a file's content, text as UTF-8; raises OSError."""
     with replacing(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def sync(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk; raises OSError."""
+    """Sync a file, or the names in a folder, to the disk; raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -48,7 +48,7 @@ def sync(path: Path) -> None:
 
 
 def lock(file: IO[bytes]) -> bool:
-    """Keep other processes from locking an open file until it is closed; False if one has locked it already."""
+    """Lock an open file until it is closed; False if another process has locked it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -60,7 +60,7 @@ def lock(file: IO[bytes]) -> bool:
 
 @contextmanager
 def open_for_append(path: Path) -> Iterator[BinaryIO]:
-    """A file to append to; an error of its last flush is passed over, as `append_record` has raised it before."""
+    """A file to append to; ignores an error of its last flush, which `append_record` has already raised."""
     file = path.open("ab")
     try:
         yield file
@@ -95,13 +95,13 @@ def sha256_of(path: Path) -> str:
 
 
 def free_bytes(path: Path) -> int:
-    """The free bytes of the disk on which a path lies or would lie; raises OSError."""
+    """The free bytes of a path's disk, even if the path does not exist; raises OSError."""
     existing = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
     return shutil.disk_usage(existing).free
 
 
 def cache_dir() -> Path:
-    """The folder of what can be made again: $MLXPREF_CACHE, else `mlxpref` in the user's cache folder.
+    """The folder for caches: $MLXPREF_CACHE, else `mlxpref` in the user's cache folder.
 
     DataError for a user without a home folder.
     """
@@ -114,5 +114,5 @@ def cache_dir() -> Path:
     if sys.platform == "darwin":
         return home / "Library" / "Caches" / "mlxpref"
     caches = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    # The standard says to ignore a path that is not absolute.
+    # The XDG standard ignores paths that are not absolute.
     return (caches if caches.is_absolute() else home / ".cache") / "mlxpref"

@@ -1,7 +1,7 @@
-"""The Hugging Face hub: what a repository holds, under which licence, and its files on this disk, whole and checked.
+"""The Hugging Face hub: a repository's files and licence, and checked downloads of the files.
 
-Models come through huggingface_hub's `snapshot_download`. That begins an interrupted file anew when a command is run
-again (huggingface_hub 2.4, its issue 4196), which is too late at a data set's 32 GB: `download` resumes such files.
+Models come through huggingface_hub's `snapshot_download`. That restarts an interrupted file in the next command
+(huggingface_hub 2.4, its issue 4196), which is too slow for a data set's 32 GB: `download` resumes such files.
 """
 
 import errno
@@ -32,7 +32,7 @@ from mlxpref.text import format_bytes
 RepositoryKind = Literal["dataset", "model"]
 
 SPARE = 10**9
-"""Bytes that must stay free where files are put."""
+"""Bytes that must stay free on the disk of a download."""
 _DIGEST = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 _ASK_SECONDS = 30.0
 _ELSEWHERE = {"dataset": "--output (or HF_HOME)", "model": "HF_HOME"}
@@ -40,7 +40,7 @@ _ELSEWHERE = {"dataset": "--output (or HF_HOME)", "model": "HF_HOME"}
 
 @dataclass(frozen=True)
 class HubFile:
-    """A file as the hub states it: its path, its size in bytes, and its sha256 (git's own sha1 where it is in git)."""
+    """A file's entry on the hub: its path, its size in bytes, and its sha256 (for files in git, git's own sha1)."""
 
     path: str
     size: int
@@ -49,7 +49,7 @@ class HubFile:
 
 @dataclass(frozen=True)
 class HubRepository:
-    """A repository of the hub as it is now, or at a `revision`; `licence` is None where its card names none."""
+    """A repository of the hub, now or at a `revision`; `licence` is None if its card names none."""
 
     hub_id: str
     kind: RepositoryKind
@@ -74,7 +74,7 @@ class HubRepository:
 
 @dataclass(frozen=True)
 class Destination:
-    """Where the files of a repository are put: into a folder in the hub's layout, or into the hub cache (None)."""
+    """The place for a repository's files: a folder in the hub's layout, or the hub cache (None)."""
 
     repository: HubRepository
     folder: Path | None = None
@@ -93,21 +93,21 @@ class Destination:
         return self.folder or self.root / "snapshots" / self.repository.commit
 
     def content(self, file: HubFile) -> Path:
-        """The file itself; in the hub cache, the snapshot's path is a link to it."""
+        """The file's content; in the hub cache, the snapshot's path is a link to it."""
         return self.root / file.path if self.folder else self.root / "blobs" / file.digest
 
     def partial(self, file: HubFile) -> Path:
-        """The part of a file that is downloaded so far."""
+        """The downloaded part of an unfinished file."""
         return (self.root / ".cache" / "mlxpref" if self.folder else self.root / "blobs") / f"{file.digest}.incomplete"
 
     def bytes_left(self, files: Iterable[HubFile]) -> int:
-        """How much of some files is still to be downloaded."""
+        """The bytes of files still to download."""
         absent = {file.digest: file for file in files if not self.content(file).is_file()}
         return sum(max(0, file.size - _size(self.partial(file))) for file in absent.values())
 
 
 def ask_hub(hub_id: str, kind: RepositoryKind = "dataset", revision: str | None = None) -> HubRepository:
-    """What the hub says of a repository at a branch, tag or commit, or now; DataError where it cannot be asked."""
+    """The hub's entry of a repository, at a branch, tag or commit, or now; DataError if the hub cannot be asked."""
     with _translated(f"{hub_id}@{revision}" if revision else hub_id, kind):
         get_info = HfApi().dataset_info if kind == "dataset" else HfApi().model_info
         info = get_info(hub_id, revision=revision, files_metadata=True, timeout=_ASK_SECONDS)
@@ -123,7 +123,7 @@ def ask_hub(hub_id: str, kind: RepositoryKind = "dataset", revision: str | None 
 
 
 def check_space(destination: Destination, files: Sequence[HubFile]) -> None:
-    """DataError if what is left of some files does not fit where they are put, with some space to spare."""
+    """DataError if the rest of some files does not fit on the disk, with some space to spare."""
     rest = destination.bytes_left(files)
     free = free_bytes(destination.root)
     if rest and rest + SPARE > free:
@@ -135,11 +135,11 @@ def check_space(destination: Destination, files: Sequence[HubFile]) -> None:
 
 
 def download_snapshot(repository: HubRepository, files: Sequence[HubFile]) -> Path:
-    """The folder in the hub cache that holds these files of a repository; DataError, one line, where that fails.
+    """Download files of a repository into the hub cache and return their folder; DataError, one line, if that fails.
 
-    Files that are there already are not downloaded again; a file that was interrupted begins anew.
+    It skips existing files, and restarts an interrupted file.
     """
-    # By the name of the revision, so that the cache knows it by this name when the hub cannot be asked.
+    # By the revision's name, so that the cache knows it by this name offline.
     with _translated(repository.hub_id, repository.kind):
         snapshot = snapshot_download(
             repository.hub_id,
@@ -151,10 +151,10 @@ def download_snapshot(repository: HubRepository, files: Sequence[HubFile]) -> Pa
 
 
 def download(destination: Destination, file: HubFile) -> Path:
-    """The path of a file that is whole and checked; a download that was interrupted is resumed.
+    """Download and check a file, or resume its download, and return its path.
 
-    A file that exists already is checked as well. DataError, one line, if anything goes wrong; a file whose size or
-    checksum is not what the hub states is removed.
+    It checks an existing file, too, and removes a file with another size or checksum than the hub's. DataError, one
+    line, for any error.
     """
     repository = destination.repository
     content, partial = destination.content(file), destination.partial(file)
@@ -170,16 +170,16 @@ def download(destination: Destination, file: HubFile) -> Path:
                 partial.replace(content)
         if destination.folder:
             return content
-        # It gives a file in the cache its path in the snapshot.
+        # Links a file in the cache to its path in the snapshot.
         path = hf_hub_download(repository.hub_id, file.path, repo_type=repository.kind, revision=repository.revision)
     return _same_commit(Path(path), repository)
 
 
 def _append_rest(repository: HubRepository, file: HubFile, partial: Path) -> None:
-    """Append to what there is of a file until it is whole."""
+    """Append the rest to a partial file."""
     if _size(partial) > file.size:
         partial.unlink()
-    # By the commit, as main may move; not compressed, as a compressed stream cannot be resumed.
+    # By commit, as main may move; uncompressed, as a compressed stream cannot be resumed.
     url = hf_hub_url(repository.hub_id, file.path, repo_type=repository.kind, revision=repository.commit)
     headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
     with partial.open("ab") as target:
@@ -187,7 +187,7 @@ def _append_rest(repository: HubRepository, file: HubFile, partial: Path) -> Non
 
 
 def _check(file: HubFile, path: Path) -> None:
-    """Remove a file that is not what the hub states, with a DataError."""
+    """Remove a file with another size or checksum than the hub's, and raise DataError."""
     with path.open("rb") as content:
         if len(file.digest) == 64:
             digest = hashlib.file_digest(content, "sha256").hexdigest()
@@ -208,7 +208,7 @@ def _size(path: Path) -> int:
 
 
 def _same_commit(path: Path, repository: HubRepository) -> Path:
-    """A path in the cache, if it belongs to the commit that the hub named before."""
+    """A path in the cache; DataError if it belongs to another commit than the repository's."""
     if repository.commit not in path.parts:
         raise DataError(f"{repository.hub_id} was changed on the hub meanwhile; run the same command again")
     return path
@@ -216,7 +216,7 @@ def _same_commit(path: Path, repository: HubRepository) -> Path:
 
 @contextmanager
 def _translated(hub_id: str, kind: RepositoryKind, file: HubFile | None = None) -> Iterator[None]:
-    """Whatever goes wrong between the hub and here as a DataError of one line, with what to do about it."""
+    """Turn all errors of the hub and the connection into a DataError of one line, with a remedy."""
     try:
         yield
     except DataError:
@@ -228,7 +228,7 @@ def _translated(hub_id: str, kind: RepositoryKind, file: HubFile | None = None) 
 
 
 def _reason(hub_id: str, kind: RepositoryKind, error: Exception) -> str:
-    """What went wrong, and the remedy."""
+    """The reason of an error, and the remedy."""
     hub = f"the hub at {constants.ENDPOINT}"
     page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{hub_id.partition('@')[0]}"
     match error:

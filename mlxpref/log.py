@@ -1,8 +1,8 @@
 """Messages and progress. The library itself prints nothing.
 
-Messages go to `logger`, the logger "mlxpref": as warnings what a user has to know to trust a result, such as rows that
-were left out, and as infos what is being done, such as a download. Where logging is not configured, Python shows the
-warnings on stderr; `logging.basicConfig(level=logging.INFO)` shows both. The command line shows both as plain lines.
+Messages go to `logger`, the logger "mlxpref": warnings about the trust in a result, such as rows that were left out,
+and infos about the work, such as a download. Without configuration Python shows the warnings on stderr;
+`logging.basicConfig(level=logging.INFO)` shows both. The command line shows both as plain lines.
 
 Progress goes to the object that `showing` sets in the current context; by default nothing is shown.
 """
@@ -19,10 +19,10 @@ logger = logging.getLogger("mlxpref")
 
 
 class Progress:
-    """Is told how far work has come and shows nothing; subclasses show it."""
+    """Receives the progress of work and shows nothing; subclasses show it."""
 
     def track(self, work: Iterable[T], count: int, what: str | Callable[[], str]) -> Iterator[T]:
-        """Pass on at most `count` things; `what` names the work, a function is called whenever the name is shown."""
+        """Pass on at most `count` items; `what` names the work, or is a function that returns the current name."""
         return iter(work)
 
 
@@ -31,7 +31,7 @@ _progress: ContextVar[Progress] = ContextVar("mlxpref_progress", default=Progres
 
 @contextmanager
 def showing(progress: Progress) -> Iterator[None]:
-    """Let an object show the progress of what runs inside the block."""
+    """Let an object show the progress of work inside the block."""
     token = _progress.set(progress)
     try:
         yield
@@ -40,5 +40,5 @@ def showing(progress: Progress) -> Iterator[None]:
 
 
 def track(work: Iterable[T], count: int, what: str | Callable[[], str]) -> Iterator[T]:
-    """Pass on things as they come and show how many of `count` there were; see `Progress.track`."""
+    """Pass on items and show how many of `count` are done; see `Progress.track`."""
     return _progress.get().track(work, count, what)

@@ -1,4 +1,4 @@
-"""A memory of bounded size that forgets what was used longest ago."""
+"""A cache of bounded size that drops the least recently used values."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -12,7 +12,7 @@ V = TypeVar("V")
 class LRU(Generic[K, V]):
     """Values by key whose sizes sum to `limit` at most; the newest value always stays. Safe for threads.
 
-    `size` gives the size of a value, in bytes where the limit is in bytes; by default values are counted.
+    `size` gives the size of a value, in bytes if the limit is in bytes; by default each counts 1.
     """
 
     def __init__(self, limit: int, size: Callable[[V], int] = lambda value: 1) -> None:
@@ -21,14 +21,14 @@ class LRU(Generic[K, V]):
         self._lock = Lock()
 
     def get(self, key: K) -> V | None:
-        """The value of a key, which is now the last one to be forgotten; None if there is none."""
+        """The value of a key, which becomes the most recently used; None if there is none."""
         with self._lock:
             if key in self._values:
                 self._values.move_to_end(key)
             return self._values.get(key)
 
     def put(self, key: K, value: V) -> None:
-        """Remember a value, and forget old ones where the limit is exceeded."""
+        """Store a value, and drop old ones above the limit."""
         with self._lock:
             if key in self._values:
                 self._total -= self._size(self._values.pop(key))

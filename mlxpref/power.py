@@ -1,4 +1,4 @@
-"""A Mac during a long run: kept awake, its memory wired, a warning on battery. On other systems nothing is done."""
+"""For a long run on a Mac: keep it awake, wire its memory, warn on battery. Does nothing on other systems."""
 
 import os
 import platform
@@ -9,16 +9,16 @@ from contextlib import contextmanager, suppress
 from mlxpref.log import logger
 
 _SWITCH = "MLXPREF_LONG_RUNS"
-"""The environment variable that leaves the system alone where it is `off`."""
+"""The environment variable whose value `off` disables all this."""
 _TIMEOUT = 5.0
-"""Seconds that a tool of the system may take to answer."""
+"""Timeout in seconds of the system's tools."""
 
 
 @contextmanager
 def keep_awake() -> Iterator[None]:
-    """Keep a Mac from sleeping, and what MLX holds in memory, as long as the block runs; the display may sleep.
+    """Keep a Mac awake and MLX's memory wired while the block runs; the display may sleep.
 
-    A warning says that the Mac is on battery. Where macOS refuses one of these, the block runs without it.
+    Warns if the Mac is on battery. If macOS refuses one of these, the block runs without it.
     """
     if platform.system() != "Darwin" or os.environ.get(_SWITCH, "").strip().lower() == "off":
         yield
@@ -32,7 +32,7 @@ def keep_awake() -> Iterator[None]:
 
 
 def on_battery() -> bool:
-    """Whether this is a Mac that says that it runs on its battery."""
+    """Whether this is a Mac on battery."""
     if platform.system() != "Darwin":
         return False
     try:
@@ -46,7 +46,7 @@ def on_battery() -> bool:
 def _caffeinated() -> Iterator[None]:
     """Keep the system awake; if this process is killed, `-w` ends caffeinate, too.
 
-    The display is not kept awake: macOS 26 is known to end GPU work that runs while it draws (mlx issue 3267).
+    The display may sleep: macOS 26 is known to end GPU work that runs while it draws (mlx issue 3267).
     """
     process = None
     with suppress(OSError):
@@ -62,7 +62,7 @@ def _caffeinated() -> Iterator[None]:
 
 @contextmanager
 def _wired() -> Iterator[None]:
-    """Let MLX keep as much memory wired as the device recommends; macOS does so from version 15 on."""
+    """Let MLX wire as much memory as the device recommends, on macOS 15 or later."""
     import mlx.core as mx
 
     limit = None
@@ -74,5 +74,5 @@ def _wired() -> Iterator[None]:
     finally:
         if limit is not None:
             with suppress(ValueError, RuntimeError):
-                mx.synchronize()  # the limit must not change under work that is still running
+                mx.synchronize()  # the limit must not change during running work
                 mx.set_wired_limit(limit)

@@ -1,4 +1,4 @@
-"""Preferences, pairs and comparisons: two images by identity (a, b) and as they are shown (first, second).
+"""Preferences, pairs and comparisons: two images by identity (a, b) or in the order shown (first, second).
 
 Only this file and `judge/pair_verdict.py` turn identities into places on the screen and places into identities.
 """
@@ -19,7 +19,7 @@ Side = Literal["a", "b", "tie"]
 
 @dataclass(frozen=True, slots=True)
 class PackedImage:
-    """An image inside an archive or a table, read from there when it is needed.
+    """An image inside an archive or a table, read on demand.
 
     `member` is its path in a zip or tar file, or "row/column" in a parquet file.
     """
@@ -32,17 +32,17 @@ class PackedImage:
 
 
 ImageLike = Path | PackedImage | Image.Image
-"""A file or a part of one, read when it is needed, or an image in memory."""
+"""A file or a part of one, read on demand, or an image in memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """A labelled pair as it stands in the data.
+    """A labelled pair in the data.
 
-    `a` and `b` are identities, not places on the screen: which one is shown first is decided later, never by
-    the file. `p_people` is the share of people who prefer a (1 or 0 for a hard label, 0.5 for a tie), `votes` how many
-    people were asked, `group` the prompt or ranking that the pair was taken from. `label` is what the data set's own
-    test counts as better, where that does not follow from the votes.
+    `a` and `b` are identities, not places on the screen: the file never decides which one is shown first. `p_people` is
+    the share of people who prefer a (1 or 0 for a hard label, 0.5 for a tie), `votes` the number of people, `group` the
+    prompt or ranking of the pair. `label` is the better side in the data set's own test, if it does not follow from the
+    votes.
     """
 
     prompt: str
@@ -55,18 +55,18 @@ class Preference:
 
     @property
     def is_tie(self) -> bool:
-        """Whether as many people prefer a as prefer b."""
+        """Whether equally many people prefer a and b."""
         return self.p_people == 0.5
 
     @property
     def better(self) -> Side:
-        """The side that counts as right in a test: the data set's own label, else the majority's."""
+        """The right side in a test: the data set's own label, else the majority's."""
         return self.label or ("tie" if self.is_tie else "a" if self.p_people > 0.5 else "b")
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two images by identity, and the prompt they are judged for."""
+    """Two images by identity, and their prompt."""
 
     a: ImageLike
     b: ImageLike
@@ -75,7 +75,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two images as they are shown, and the prompt they are judged for."""
+    """Two images in the order shown, and their prompt."""
 
     first: ImageLike
     second: ImageLike
@@ -83,7 +83,7 @@ class Comparison:
 
 
 def placed(a: T, b: T, a_first: bool) -> tuple[T, T]:
-    """What stands first on the screen, and what stands second."""
+    """The first and the second one on the screen."""
     return (a, b) if a_first else (b, a)
 
 
@@ -93,17 +93,17 @@ def shown(pair: Pair) -> tuple[Comparison, Comparison]:
 
 
 def share_for_first(p_people: float, a_first: bool) -> float:
-    """The share of people who prefer the image that is shown first; given that share, the one who prefer a."""
+    """The share of people who prefer the first image; from that share, the share for a."""
     return p_people if a_first else 1.0 - p_people
 
 
 def image_name(image: ImageLike) -> str:
-    """What an image of the data is called in records: where it is, or its pixels where it is in memory."""
+    """The name of an image in records: its place, or a digest of its pixels for an image in memory."""
     return hashlib.sha256(image.tobytes()).hexdigest() if isinstance(image, Image.Image) else str(image)
 
 
 def data_fingerprint(preferences: Sequence[Preference]) -> str:
-    """Return a hash of preferences and the names of their images: the same wherever the same files lie."""
+    """Return a hash of preferences and their images' names, the same in any folder."""
     rows = [
         [p.prompt, *(image_name(image).rpartition("/")[2] for image in (p.a, p.b)), p.p_people, p.votes, p.group]
         for p in preferences

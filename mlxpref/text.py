@@ -1,16 +1,16 @@
-"""Text that a person reads: safe in a terminal, with sizes, durations, errors and long lists in one form."""
+"""Text for people: safe in a terminal; sizes, durations, errors and long lists in one form."""
 
 import re
 from collections.abc import Sequence
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-"""Characters that act on a terminal or turn the direction of text."""
+"""Characters that control a terminal or the direction of text."""
 UNDECODED = re.compile(r"[\ud800-\udfff]")
-"""Bytes of a file name that are not UTF-8, as Python holds them; they cannot be printed."""
+"""Python's characters for bytes of a file name that are not UTF-8; they cannot be printed."""
 
 
 def plain(text: object) -> str:
-    """Text on one line that does nothing to a terminal.
+    """Text on one line without control characters.
 
     Control and direction characters are removed, line breaks become blanks, undecoded bytes are written as \\xff.
     """

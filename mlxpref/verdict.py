@@ -1,4 +1,4 @@
-"""A verdict: what one completion says about the two images of a comparison."""
+"""A verdict: one completion's answer about the two images of a comparison."""
 
 import math
 import re
@@ -19,11 +19,11 @@ _SCORES = re.compile(rf"\s*{_NUMBER}[\s,;/]+{_NUMBER}\s*")
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one completion says: its text, and the probabilities of both labels at its answer position.
+    """One completion's answer: its text, and the probabilities of both labels at its answer position.
 
-    A label's probability is summed over its token variants; both are 0 where the position was not reached, and the
-    verdict is unreadable then. `closed` means that the completion ran out of tokens and was read after an end of
-    reasoning that was appended. `tokens` is the number of tokens written.
+    A label's probability is the sum over its token variants. Both are 0 if the completion did not reach the position;
+    the verdict is then unreadable. `closed` means that the completion ran out of tokens and got an appended end of
+    reasoning. `tokens` is the number of written tokens.
     """
 
     text: str
@@ -34,12 +34,12 @@ class Verdict:
 
     @property
     def label_mass(self) -> float:
-        """The probability of either label; what lacks to 1 is that of tokens that are no answer."""
+        """The probability of both labels together; the rest is on tokens that are no answer."""
         return self.p_label_first + self.p_label_second
 
     @property
     def reasoning(self) -> str:
-        """The reasons that were written before the answer."""
+        """The reasons before the answer."""
         return reasoning_of(self.text)
 
     def p_first(self, strategy: Strategy) -> float | None:
@@ -97,10 +97,10 @@ def written_scores(text: str) -> tuple[float, float] | None:
 
 
 def verdicts_to_json(verdicts: Sequence[Verdict]) -> list[list[Any]]:
-    """Verdicts as lists, which JSON holds exactly."""
+    """Verdicts as lists, exact in JSON."""
     return [[v.text, v.p_label_first, v.p_label_second, v.closed, v.tokens] for v in verdicts]
 
 
 def verdicts_from_json(rows: Sequence[Sequence[Any]]) -> tuple[Verdict, ...]:
-    """The verdicts of which `verdicts_to_json` made these lists."""
+    """The verdicts in lists of `verdicts_to_json`."""
     return tuple(Verdict(*row) for row in rows)

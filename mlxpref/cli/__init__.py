@@ -17,25 +17,25 @@ if TYPE_CHECKING:
     from mlxpref.distributed import ProcessGroup
 
 _COMMANDS = {
-    "calibrate": ("calibrate:calibrate", "Make a judge's probabilities mean what they say."),
-    "compare": ("compare:compare", "Which of two images people would prefer."),
+    "calibrate": ("calibrate:calibrate", "Fit a judge's probabilities to people's preferences."),
+    "compare": ("compare:compare", "Predict which of two images people prefer."),
     "convert": ("convert:convert", "Make a quantized folder of a checkpoint."),
     "data": ("data:data", "Download a public data set, or a part of it."),
-    "demo": ("demo:demo", "The whole story, offline."),
-    "doctor": ("doctor:doctor", "What would fail here, and what to do about it."),
-    "eval": ("eval:evaluate", "How often the judge, or any tool's scores, agree with people."),
+    "demo": ("demo:demo", "Measure, train and rank with the demo judge, offline."),
+    "doctor": ("doctor:doctor", "Find what would fail here, with remedies."),
+    "eval": ("eval:evaluate", "Measure the agreement of a judge, or of any scores, with people."),
     "export": ("export:export", "Write an adapter for PEFT, as one fused model, or for transformers."),
     "label": ("label:label", "State your own preferences on a local page."),
     "rank": ("rank:rank", "Rank images or folders, with reasons."),
     "train": ("train:train", "Teach a judge what people prefer."),
 }
-"""Where each command is, as `module:function` of this package, and its line in the help."""
+"""Each command's place, as `module:function` of this package, and its line in the help."""
 _DISTRIBUTED = ("train", "eval", "rank")
 """The commands that several processes can share."""
 
 
 class _Commands(click.Group):
-    """Imports a command when it is run, since MLX and the models' libraries take seconds; `--help` needs none.
+    """Imports a command only to run it, since MLX and the models' libraries take seconds; `--help` needs none.
 
     Errors become one line and exit 1, Ctrl-C becomes exit 130.
     """
@@ -69,10 +69,10 @@ class _Commands(click.Group):
                 return super().invoke(ctx)
         except MlxprefError as error:
             raise click.ClickException(_plain_lines(f"{sender}{error}")) from error
-        except click.UsageError as error:  # it may quote file names, too
+        except click.UsageError as error:  # it may quote file names
             raise click.UsageError(_plain_lines(error.format_message()), error.ctx) from error
         except OSError as error:
-            if error.errno == errno.EPIPE:  # `| head` has read enough; click ends quietly
+            if error.errno == errno.EPIPE:  # `| head` closed the pipe; click ends quietly
                 raise
             where, why = error.filename or "the output", error.strerror or type(error).__name__
             raise click.ClickException(
@@ -85,7 +85,7 @@ class _Commands(click.Group):
 
 
 def _launched_processes() -> "ProcessGroup | None":
-    """The processes that mlx.launch started with this one; None, without importing MLX, where there are none."""
+    """The processes that mlx.launch started with this one, or None, without an import of MLX."""
     if not {"MLX_RANK", "OMPI_COMM_WORLD_RANK"} & os.environ.keys():
         return None
     from mlxpref.distributed import process_group

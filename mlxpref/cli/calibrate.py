@@ -40,8 +40,8 @@ def calibrate(
 ) -> None:
     """Fit a temperature and a position bias to what people prefer; `rank` and `compare` then apply them.
 
-    Use a split that the judge was not trained on. A calibration holds for one judge and its settings; judging with
-    thinking and without have one each. The gain that is shown is that on prompts which were not fitted to.
+    Use a split that the judge was not trained on. A calibration holds for one judge and its settings, separately with
+    thinking and without. The table shows the gain on prompts outside the fit.
     """
     if output is not None:
         check_output("--output", output)
@@ -61,7 +61,7 @@ def calibrate(
 
 
 def _print(calibrations: list[Calibration], path: Path) -> None:
-    """What was fitted, and what it changes on prompts that it was not fitted to."""
+    """Print the fit, and its effect on prompts outside the fit."""
     print_table(
         ("calibrated", ">pairs", ">temperature", ">position bias", ">nll", ">brier", ">ece", ">first chosen"),
         (

@@ -1,4 +1,4 @@
-"""What several commands do before their work: find the images, check the outputs, ask."""
+"""Shared preparations of commands: find the images, check the outputs, ask the user."""
 
 import signal
 import sys
@@ -18,11 +18,11 @@ from mlxpref.data.prompts import PromptGroup, find_groups
 from mlxpref.errors import ConfigError
 
 INTERRUPTED = 130
-"""The exit code of a command that was interrupted and printed a result nevertheless."""
+"""The exit code of an interrupted command that still printed a result."""
 
 
 def image_cache(settings: Mapping[str, Any]) -> ImageCache:
-    """A memory of decoded images for a judge with these settings."""
+    """A cache of decoded images for a judge with these settings."""
     return ImageCache(settings.get("max_pixels", JudgeSettings().max_pixels))
 
 
@@ -37,14 +37,14 @@ def load_image_groups(
 
 
 def check_output(option: str, path: Path) -> None:
-    """Refuse now a file that could not be written when the work is done."""
+    """ConfigError, before the work, for a file that could not be written after it."""
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise ConfigError(f"{option} {path}: is a folder, or in a folder that does not exist; give another file")
 
 
 @contextmanager
 def exit_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM raise SystemExit, as Ctrl-C raises KeyboardInterrupt: what is done is saved first."""
+    """Let SIGTERM raise SystemExit, as Ctrl-C raises KeyboardInterrupt, so that finished work is saved."""
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         yield
@@ -53,5 +53,5 @@ def exit_on_sigterm() -> Iterator[None]:
 
 
 def agree(question: str) -> bool:
-    """Ask on the terminal; without one, nobody agrees."""
+    """Ask on the terminal; False without one."""
     return sys.stdin.isatty() and click.confirm(question, err=True)

@@ -1,4 +1,4 @@
-"""`mlxpref convert`: a checkpoint into a quantized MLX folder, loaded again and compared with its source."""
+"""`mlxpref convert`: convert a checkpoint to a quantized MLX folder, check it, and compare it with its source."""
 
 import re
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ def _bytes(ctx: click.Context, parameter: click.Parameter, value: str) -> int:
 
 @dataclass(frozen=True)
 class WriteOptions:
-    """How a model folder is written."""
+    """The options of writing a model folder."""
 
     shard_size: int = option(
         "--shard-size", default="5GB", show_default=True, callback=_bytes, help="The most bytes of a file of weights."
@@ -43,7 +43,7 @@ class WriteOptions:
 
 @dataclass(frozen=True)
 class RecipeOptions:
-    """How weights are quantized: by one recipe, or by several to compare."""
+    """The options of quantization: one recipe, or several to compare."""
 
     bits: str | None = option("--bits", type=_BITS, help="Bits a weight of the language model.  [default: 4]")
     group_size: str | None = option(
@@ -61,7 +61,7 @@ class RecipeOptions:
     compare: str | None = option("--compare", help="Recipes side by side, as 4,8,mixed_4_8: size against fidelity.")
 
     def recipes(self) -> list[Recipe]:
-        """The recipes that the options ask for: one, or those of --compare."""
+        """The recipes of the options: one, or those of --compare."""
         if sum(each is not None for each in (self.compare, self.recipe, self.bits or self.mode)) > 1:
             raise click.UsageError("--compare, --recipe, and --bits with --mode exclude each other")
         vision_bits = None if self.vision_bits == "none" else int(self.vision_bits)
@@ -109,8 +109,8 @@ def convert(
 ) -> None:
     """Convert the checkpoint SOURCE (a folder or a Hugging Face id) into a quantized MLX folder OUTPUT.
 
-    What was written is loaded again and checked, and compared with SOURCE on pairs of pictures. With --compare, each
-    recipe is measured and nothing is kept, so there is no OUTPUT.
+    It loads and checks the new folder, and compares it with SOURCE on pairs of pictures. With --compare it measures
+    each recipe and keeps nothing, so there is no OUTPUT.
     """
     recipes = recipe.recipes()
     if recipe.compare is None and output is None:
@@ -135,7 +135,7 @@ def convert(
 
 
 def _print_written(result: dict[str, Any], use: str) -> None:
-    """What was written, in two lines: the folder, and how near it is to its source."""
+    """Print the result in two lines: the folder, and its fidelity to its source."""
     layers = result["quantized_layers"]
     recipe = f"{result['recipe']} bit" if str(result["recipe"]).isdigit() else result["recipe"]
     kind = f"{recipe}, {layers} layers quantized" if layers else "not quantized"

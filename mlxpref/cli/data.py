@@ -1,4 +1,4 @@
-"""The command that downloads public data sets: size and licence first, then only what is asked for."""
+"""`mlxpref data`: download a split of a public data set, after its size and licence."""
 
 import shlex
 from pathlib import Path
@@ -26,8 +26,7 @@ from mlxpref.text import format_bytes
 def data(name: str, split: str | None, limit: int | None, output: Path | None, yes: bool, as_json: bool) -> None:
     """Download a split of the public data set NAME: imagereward, hpdv2, pickapic (v2), pickapic_v1 or hpdv3.
 
-    Size and licence are shown first. An interrupted download is resumed, and every file is checked against the hub's
-    checksum.
+    It shows size and licence first, resumes an interrupted download, and checks every file against the hub's checksum.
     """
     data_set = CATALOG[name]
     part = data_set.split(split) if split else data_set.splits[-1]
@@ -54,7 +53,7 @@ def data(name: str, split: str | None, limit: int | None, output: Path | None, y
 
 
 def _offline_result(data_set: DataSet, split: Split, output: Path | None) -> dict[str, Any]:
-    """What of a split is here, without the hub; ConfigError where a kind of its files is missing."""
+    """The files of a split on this disk, without the hub; ConfigError if a kind of them is missing."""
     folder = folder_of(data_set.name, output, split.name)
     files = {pattern: sorted(folder.glob(pattern)) for pattern in split.lists + split.images}
     if missing := [pattern for pattern, paths in files.items() if not paths]:
@@ -67,7 +66,7 @@ def _offline_result(data_set: DataSet, split: Split, output: Path | None) -> dic
 
 
 def _agreed(data_set: DataSet, split: Split, destination: Destination, limit: int | None, yes: bool) -> bool:
-    """Show the size and the licence; whether the user agrees, who is asked only if something is to be downloaded."""
+    """Show the size and the licence; returns whether the user agrees, without a question if there is no download."""
     repository = destination.repository
     files = repository.matching(split.lists + split.images)
     whole, rest = sum(file.size for file in files), destination.bytes_left(files)
@@ -84,7 +83,7 @@ def _agreed(data_set: DataSet, split: Split, destination: Destination, limit: in
 
 
 def _download(split: Split, destination: Destination, limit: int | None) -> dict[str, Any]:
-    """Download what is needed."""
+    """Download the files of a split, or those for a limit."""
     lists, images = (destination.repository.matching(patterns) for patterns in (split.lists, split.images))
     by_path = {file.path: file for file in lists + images}
     checked_files: list[HubFile] = []
@@ -108,7 +107,7 @@ def _result(folder: Path, files: list[str], size: int, downloaded: int, checked:
 
 
 def _next_command(name: str, split: str, limit: int | None, output: Path | None) -> str:
-    """The command that uses what was downloaded."""
+    """The command that uses the downloaded files."""
     where = f" --data-dir {shlex.quote(str(output))}" if output else ""
     part = f" --limit {limit}" if limit else ""
     verb = "train" if split == "train" else f"eval --split {split}"

@@ -1,4 +1,4 @@
-"""`mlxpref demo`: measure the embedded judge, train it, measure it again, and let it rank a folder of pictures."""
+"""`mlxpref demo`: measure the embedded judge, train it, measure it again, and let it rank pictures."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -43,13 +43,13 @@ _SAMPLES = (
 )
 TEST_PAIRS = 400
 TEST_SEED = 20261123
-"""Of pictures that are looked at here only; settings were chosen with those of other seeds."""
+"""Seed of pictures for the demo only; settings were chosen with other seeds."""
 HELD_OUT_PAIRS = 400
 
 
 @dataclass(frozen=True)
 class Example:
-    """One pair as it is shown with a first, and the judge's verdicts on it before and after training."""
+    """One pair with a shown first, and the judge's verdicts on it before and after training."""
 
     preference: Preference
     before: PairVerdict
@@ -69,7 +69,7 @@ class Example:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo measured and made."""
+    """The demo's measurements and files."""
 
     before: Evaluation
     after: Evaluation
@@ -118,7 +118,7 @@ def demo(output: Path, as_json: bool) -> None:
 
 
 def demo_settings(**changes: Any) -> TrainSettings:
-    """How the demo judge is trained: training.toml, with changes."""
+    """The settings of the demo's training: training.toml, with changes."""
     path = JUDGE.parent / "training.toml"
     return settings_from(TrainSettings, read_settings(path) | changes, str(path))
 
@@ -127,7 +127,7 @@ def run_demo(judge: Judge, folder: Path, settings: TrainSettings) -> DemoResult:
     """Measure the demo judge, train it in place, measure it again and let it rank pictures; write all into a folder.
 
     The folder gets `pictures`, the run's `adapter` and `index.html`; an earlier demo in it is replaced. ConfigError for
-    a folder that holds anything else.
+    a folder with anything else in it.
     """
     _clear(folder)
     pictures = write_pictures(folder)
@@ -160,7 +160,7 @@ def run_demo(judge: Judge, folder: Path, settings: TrainSettings) -> DemoResult:
 
 
 def write_pictures(folder: Path) -> Path:
-    """Write the sample pictures into a folder, named after what they show, and return the folder."""
+    """Write the sample pictures into a folder, named by their content, and return the folder."""
     pictures = folder / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
     for index, spec in enumerate(_SAMPLES):
@@ -216,7 +216,7 @@ def _write_page(result: DemoResult, reports: Sequence[StepReport]) -> None:
 
 
 def _example(test: Sequence[Preference], before: Evaluation, after: Evaluation) -> Example | None:
-    """The pair whose verdict most clearly went from wrong to right."""
+    """The pair whose verdict changed most clearly from wrong to right."""
     corrected = [
         (abs(new.p_a - old.p_a), Example(preference, old, new))
         for preference, old, new in zip(test, before.verdicts, after.verdicts, strict=True)

@@ -1,4 +1,4 @@
-"""The command doctor: what would fail or be slow on this machine, and what to do about it."""
+"""`mlxpref doctor`: find what would fail or be slow on this machine, with remedies."""
 
 import os
 import platform
@@ -32,15 +32,15 @@ from mlxpref.power import on_battery
 from mlxpref.text import format_bytes, one_line
 
 _SHOWN = ("mlxpref", "mlx", "mlx-lm", "mlx-vlm", "transformers", "huggingface-hub")
-"""The packages whose versions are shown; all that mlxpref requires are checked."""
+"""The packages whose versions it shows; it checks all requirements of mlxpref."""
 _LITTLE = 10**10  # free bytes; a judge of 8 billion parameters in 4 bits takes 6 GB
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What a check found: all is well, a note on what is slow or missing, or something that makes a command fail.
+    """The result of a check: ok, a note on something slow or missing, or a failure of some command.
 
-    `remedy` says in one line what to do where the state is not ok.
+    `remedy` says in one line what to do if the state is not ok.
     """
 
     found: str
@@ -49,12 +49,12 @@ class CheckResult:
     name: str = ""
 
 
-@click.command(short_help="What would fail here, and what to do about it.")
+@click.command(short_help="Find what would fail here, with remedies.")
 @json_option
 def doctor(as_json: bool) -> None:
     """Check this machine, its packages, MLX, judges, the hub and caches; exit 1 where a command would fail.
 
-    A `note` names what is slow or missing but not needed. Nothing is downloaded or changed; the hub is asked once
+    A `note` names something slow, or missing but optional. It downloads and changes nothing, and asks the hub once
     whether it answers, unless HF_HUB_OFFLINE is set.
     """
     from mlxpref.cli.output import print_json, print_table, print_text
@@ -75,7 +75,7 @@ def doctor(as_json: bool) -> None:
 
 
 def examine() -> list[CheckResult]:
-    """The results of all checks; those that need MLX are left out where it does not work."""
+    """The results of all checks; skips those that need MLX if it does not work."""
     from huggingface_hub import constants
 
     versions = installed_versions()
@@ -87,7 +87,7 @@ def examine() -> list[CheckResult]:
     hub = safely("hub", check_hub)
     try:
         working_set = device_working_set()
-    except Exception as error:  # a library that lacks its symbols, or is built for another machine
+    except Exception as error:  # a library without its symbols, or for another machine
         remedy = "pip install --force-reinstall mlx, and mlx-cpu or mlx's CUDA package on Linux"
         results.append(CheckResult(f"cannot be used: {one_line(error)}", "fails", remedy, "MLX"))
     else:
@@ -100,7 +100,7 @@ def examine() -> list[CheckResult]:
 
 
 def safely(name: str, check: Callable[..., CheckResult], *arguments: Any) -> CheckResult:
-    """The result of a check; an error of the check itself is a note, since it says nothing of what was checked."""
+    """The result of a check; an error of the check itself is only a note."""
     try:
         return replace(check(*arguments), name=name)
     except Exception as error:
@@ -118,7 +118,7 @@ def check_system() -> CheckResult:
 
 
 def installed_versions() -> dict[str, str]:
-    """The versions of all packages by name; one with broken metadata is left out, and so counts as missing."""
+    """The versions of all packages by name; one with broken metadata counts as missing."""
     versions: dict[str, str] = {}
     for distribution in metadata.distributions():
         with suppress(Exception):
@@ -127,7 +127,7 @@ def installed_versions() -> dict[str, str]:
 
 
 def check_packages(versions: Mapping[str, str]) -> CheckResult:
-    """The installed versions against the requirements that mlxpref's metadata states."""
+    """Compare the installed versions with the requirements in mlxpref's metadata."""
     wrong, requirements = [], []
     for requirement in map(Requirement, metadata.requires("mlxpref") or []):
         if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
@@ -143,7 +143,7 @@ def check_packages(versions: Mapping[str, str]) -> CheckResult:
 
 
 def check_builds(versions: Mapping[str, str]) -> CheckResult:
-    """That there is one build of MLX, of MLX's own version: all builds install the same library file."""
+    """Check for one build of MLX, of MLX's own version: all builds install the same library file."""
     builds = {name: version for name, version in versions.items() if re.fullmatch(r"mlx-(cpu|metal|cuda.*)", name)}
     value = ", ".join(f"{name} {version}" for name, version in sorted(builds.items())) or "none"
     if list(builds.values()) == [versions.get("mlx")]:
@@ -153,7 +153,7 @@ def check_builds(versions: Mapping[str, str]) -> CheckResult:
 
 
 def check_device(working_set: int) -> CheckResult:
-    """What MLX computes on, and how much memory a model may take there."""
+    """MLX's device, and its memory for a model."""
     import mlx.core as mx
 
     info, on_gpu = mx.device_info(), mx.default_device().type == mx.DeviceType.gpu
@@ -175,17 +175,17 @@ def check_device(working_set: int) -> CheckResult:
 
 
 def check_default_judge(working_set: int, hub: CheckResult) -> CheckResult:
-    """The judge of a command without --model: whether it is here or can be downloaded."""
+    """Check that the judge of a command without --model is here or can be downloaded."""
     model = os.environ.get("MLXPREF_MODEL", "")
     value = f"$MLXPREF_MODEL is {model}" if model else "none"
     try:
         if not model:
             model = value = choose_judge(working_set).id
         folder = Path(model)
-        with suppress(RuntimeError):  # there is no such user
+        with suppress(RuntimeError):  # no such user
             folder = folder.expanduser()
         if folder.exists():
-            from mlxpref.checkpoints.checks import check_folder  # it imports MLX
+            from mlxpref.checkpoints.checks import check_folder  # imports MLX
 
             check_folder(Checkpoint.open(folder))
             return CheckResult(value)
@@ -206,7 +206,7 @@ def check_default_judge(working_set: int, hub: CheckResult) -> CheckResult:
 
 
 def check_judge(judge: RecommendedJudge, working_set: int) -> CheckResult:
-    """Whether a recommended judge fits the device, to judge and to train."""
+    """Check whether a recommended judge fits the device, for judging and for training."""
     judges, trains = (gb * 1e9 <= working_set for gb in (judge.working_set_gb, judge.training_gb))
     value = f"{judge.id}: {'judges' if judges else 'too large to judge'} ({judge.working_set_gb:.1f} GB), "
     value += f"{'trains' if trains else 'too large to train'} ({judge.training_gb:.1f} GB), "
@@ -216,11 +216,11 @@ def check_judge(judge: RecommendedJudge, working_set: int) -> CheckResult:
 
 
 def check_hub() -> CheckResult:
-    """Whether models and data can be downloaded; where not, what is here works without. No token is sent."""
+    """Check whether models and data can be downloaded; it sends no token."""
     from huggingface_hub import constants, get_session, get_token
 
     token = "a token is set" if get_token() else "no token, which only gated models need"
-    endpoint = re.sub(r"//[^/]*@", "//", constants.ENDPOINT)  # that of a mirror may hold a password
+    endpoint = re.sub(r"//[^/]*@", "//", constants.ENDPOINT)  # a mirror's may hold a password
     if constants.HF_HUB_OFFLINE:
         return CheckResult(f"HF_HUB_OFFLINE is set, so nothing is downloaded; {token}", "note", "unset it")
     try:
@@ -235,7 +235,7 @@ def check_hub() -> CheckResult:
 
 
 def check_cache(variable: str, folder_of: Callable[[], Path]) -> CheckResult:
-    """Whether a cache can be written, how large it is, and how much is free on its disk."""
+    """Check whether a cache can be written, its size, and the free space on its disk."""
     folder = folder_of()
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.R_OK | os.W_OK | os.X_OK):

@@ -1,4 +1,4 @@
-"""`mlxpref eval`: how often a judge, or the image scores of another tool, agree with people."""
+"""`mlxpref eval`: measure the agreement of a judge, or of another tool's image scores, with people."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -34,7 +34,7 @@ from mlxpref.verdict import STRATEGIES, Strategy
 
 
 def _strategies(ctx: click.Context, parameter: click.Parameter, value: str) -> list[Strategy]:
-    """Strategies with commas between them, in the order of a table."""
+    """Strategies separated by commas, in the order of a table."""
     names = [name.strip() for name in value.split(",")]
     if unknown := sorted(set(names) - set(STRATEGIES)):
         raise click.BadParameter(f"{', '.join(map(repr, unknown))}; known are {', '.join(STRATEGIES)}")
@@ -42,7 +42,7 @@ def _strategies(ctx: click.Context, parameter: click.Parameter, value: str) -> l
 
 
 def _counts(ctx: click.Context, parameter: click.Parameter, value: str | None) -> list[int] | None:
-    """Numbers from 1 with commas between them."""
+    """Numbers from 1, separated by commas."""
     counts = value.split(",") if value else []
     if not all(count.strip().isdecimal() and int(count) for count in counts):
         raise click.BadParameter(f"{value!r}: give numbers from 1, such as 1,2,4,8")
@@ -51,7 +51,7 @@ def _counts(ctx: click.Context, parameter: click.Parameter, value: str | None) -
 
 @dataclass(frozen=True)
 class StrategyOptions:
-    """Which strategies, numbers of samples and ways of thinking are compared."""
+    """The strategies, numbers of samples and ways of thinking to compare."""
 
     strategies: Sequence[Strategy] = option(
         "--strategy",
@@ -80,13 +80,13 @@ class StrategyOptions:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The judge's settings that were given: those of the variant that takes the most memory."""
+        """The judge's settings in the options, for the variant with the most memory."""
         samples = {"samples": max(self.samples)} if self.samples else {}
         return samples | ({"think": not self.no_think} if self.thinking or self.no_think else {})
 
     @property
     def variants(self) -> list[StrategyVariant]:
-        """Every variant that is asked for: by default one greedy sample with thinking."""
+        """The variants in the options: by default one greedy sample with thinking."""
         modes = [True, False] if self.thinking == "both" else [not self.no_think]
         return strategy_variants(self.strategies, self.samples or [1], modes)
 
@@ -116,9 +116,9 @@ def evaluate(
     settings: dict[str, Any],
     as_json: bool,
 ) -> None:
-    """How often the judge agrees with people, by the data set's own protocol; every pair is judged in both orders.
+    """Measure the judge's agreement with people, by the data set's own protocol and in both orders of every pair.
 
-    A judge is measured without its own calibration, unless --calibration names a file.
+    It ignores the judge's own calibration, unless --calibration names a file.
     """
     settings |= variants.settings
     spec = _spec(source, protocol, tie_threshold, scores)
@@ -154,7 +154,7 @@ def evaluate(
 def _spec(
     source: DataOptions, protocol: str | None, tie_threshold: float | None, scores: Path | None
 ) -> EvaluationSpec:
-    """What is measured: by a protocol that exists, which has a tie threshold if one is given."""
+    """The evaluation's plan; errors for an unknown protocol, and for a tie threshold that it does not use."""
     protocol = protocol or protocol_of(source.data)
     if protocol not in PROTOCOLS:
         raise click.BadParameter(f"{protocol!r}; known are {', '.join(PROTOCOLS)}", param_hint="--protocol")
@@ -172,7 +172,7 @@ def _evaluate_judge(
     settings: dict[str, Any],
     plot: Path | None,
 ) -> tuple[StrategyComparison, CalibrationFile | None]:
-    """Judge preferences by every variant that is asked for; a calibration is applied only where it is named."""
+    """Judge preferences by every variant; only --calibration applies a calibration."""
     validation = _validation(source, preferences, spec)
     all_preferences = [*preferences, *validation]
     decoded = image_cache(settings)
@@ -198,7 +198,7 @@ def _evaluate_scores(preferences: Sequence[Preference], path: Path, spec: Evalua
 
 
 def _validation(source: DataOptions, preferences: Sequence[Preference], spec: EvaluationSpec) -> list[Preference]:
-    """The preferences on which a tie threshold is chosen; none where none is needed or one is given."""
+    """The preferences for choosing a tie threshold; empty if none is needed or one is given."""
     if spec.tie_threshold is not None or not PROTOCOLS[spec.protocol].ties:
         return []
     try:

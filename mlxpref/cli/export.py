@@ -1,4 +1,4 @@
-"""`mlxpref export`: an adapter in a form that others read."""
+"""`mlxpref export`: write an adapter for other tools."""
 
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def export(
     any_base: bool,
     as_json: bool,
 ) -> None:
-    """Write ADAPTER (mlx-vlm's format or PEFT's) into the folder OUTPUT, in a form that others read.
+    """Write ADAPTER (mlx-vlm's format or PEFT's) into the folder OUTPUT, in a form for other tools.
 
     `peft` is an adapter for PEFT, `fused` a full model for MLX, `hf` a full model for transformers. Each gets a model
     card that says how to load it.

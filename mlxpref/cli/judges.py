@@ -1,4 +1,4 @@
-"""The judge of a command: loaded by its options, calibrated, with its store open."""
+"""Loads the judge of a command by its options, with its calibration and its store."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -28,7 +28,7 @@ def load_judge_for(
     decoded: ImageCache,
     together: int | None = None,
 ) -> Judge:
-    """The judge that the options name, calibrated, to judge `images`, of which `together` are one ranking (all)."""
+    """The calibrated judge of the options for `images`, with up to `together` (default all) in one ranking."""
     consent = (lambda question: True) if options.yes else agree
     judge = load_judge(options.model, options.adapter, settings, consent, together or len(images), options.any_base)
     judge = replace(judge, processes=process_group())
@@ -48,7 +48,7 @@ def open_judge(
     decoded: ImageCache,
     together: int | None = None,
 ) -> Iterator[Judge]:
-    """The same judge with its store open, while the machine is kept awake."""
+    """The same judge with its store open; keeps the machine awake."""
     judge = load_judge_for(images, options, settings, decoded, together)
     with keep_awake():
         if options.no_store:
@@ -59,7 +59,7 @@ def open_judge(
 
 
 def _warn_of_the_demo(judge: Judge, images: Iterable[ImageLike]) -> None:
-    """Say that the demo judge knows only coloured shapes, where it is shown anything else."""
+    """Warn that the demo judge knows only coloured shapes, if there are other images."""
     if judge.name != "demo":
         return
     for image in images:

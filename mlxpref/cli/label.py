@@ -50,9 +50,9 @@ def label(
 ) -> None:
     """State which of two pictures you prefer, on a page that only this machine can open.
 
-    Every click is kept at once; the same command continues where the last one ended. Without --pairs, two pairs an
-    image are planned, and more where training needs them. `mlxpref train --data FILE` learns the answers that are not
-    held out, `mlxpref eval --data FILE` measures with those that are.
+    It saves every click at once; the same command continues where the last one ended. Without --pairs it plans two
+    pairs an image, and more if training needs them. `mlxpref train --data FILE` learns from the answers that are not
+    held out, `mlxpref eval --data FILE` measures with the others.
     """
     check_output("--output", output)
     if output.suffix.lower() != ".jsonl":
@@ -78,9 +78,9 @@ def label(
 
 
 def _shown_groups(groups: Sequence[PromptGroup], folder: Path) -> list[PromptGroup]:
-    """The images that the page can show: in the folder, with a name that can be written, two or more of a prompt.
+    """The images for the page: in the folder, with a UTF-8 name, two or more of a prompt.
 
-    The others are named on stderr; DataError where nothing is left.
+    It names the others on stderr; DataError if nothing is left.
     """
     readable_groups: list[PromptGroup] = []
     left_out: list[Skipped] = []
@@ -106,7 +106,7 @@ def _shown_groups(groups: Sequence[PromptGroup], folder: Path) -> list[PromptGro
 
 
 def _note_progress(session: LabelSession) -> None:
-    """Say how much is planned and how much an existing file already holds."""
+    """Print the planned pairs, and the answers in an existing file."""
     progress = session.progress()
     images, prompts = len(session.pictures.images), len(session.tasks)
     of = f" of {prompts} prompts" if prompts > 1 else ""
@@ -117,7 +117,7 @@ def _note_progress(session: LabelSession) -> None:
 
 
 def _print_result(session: LabelSession) -> None:
-    """What was answered, and what to do with it."""
+    """Print the answers and the next commands."""
     progress, path = session.progress(), shlex.quote(str(session.file.path))
     enough = progress["enough"]
     print_text(
@@ -133,9 +133,9 @@ def _print_result(session: LabelSession) -> None:
 
 @contextmanager
 def _open_page(address: str) -> Iterator[None]:
-    """Open the page, unless there is no screen: a browser in the terminal would be in the way.
+    """Open the page in a browser, unless there is no screen: a browser in the terminal would disturb.
 
-    The address goes through a file that only this user can read, since everybody sees the arguments of a process.
+    The address is in a file that only this user can read, since all users see a process's arguments.
     """
     if sys.platform != "darwin" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         yield

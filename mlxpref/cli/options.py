@@ -1,4 +1,4 @@
-"""Options that several commands share. Those that belong together reach a command as one object."""
+"""Options of several commands. Related ones reach a command as one object."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -11,7 +11,7 @@ import click
 Command = Callable[..., Any]
 
 FILE = click.Path(path_type=Path)
-"""The type of an option that names a file or a folder."""
+"""The type of options for files and folders."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
@@ -24,9 +24,9 @@ def option(*names: str, default: Any = None, **attributes: Any) -> Any:
 
 
 def option_group(kind: type, name: str, only: tuple[str, ...] = ()) -> Callable[[Command], Command]:
-    """A decorator: the options that are fields of a dataclass (or those named) reach the command as one object, `name`.
+    """A decorator: options for the fields of a dataclass (or for `only`) reach the command as one object, `name`.
 
-    A field that is not offered has its default.
+    Other fields have their defaults.
     """
     options = {
         f.name: click.option(*f.metadata["names"], f.name, **f.metadata["attributes"])
@@ -37,9 +37,9 @@ def option_group(kind: type, name: str, only: tuple[str, ...] = ()) -> Callable[
 
 
 def settings_options(kind: type, only: tuple[str, ...] = ()) -> Callable[[Command], Command]:
-    """A decorator: an option for every field of a settings dataclass (or for those named).
+    """A decorator: options for the fields of a settings dataclass (or for `only`).
 
-    The command gets those that were given in a dict, `settings`; the others keep their defaults.
+    The command gets the given ones in a dict, `settings`; the others keep their defaults.
     """
     option_fields = [f for f in fields(kind) if not only or f.name in only]
     options = {f.name: _setting_option(f.name, f.default, f.metadata) for f in option_fields}
@@ -53,7 +53,7 @@ def settings_options(kind: type, only: tuple[str, ...] = ()) -> Callable[[Comman
 def _together(
     command: Command, options: Mapping[str, Callable[[Command], Command]], name: str, join: Callable[[Any], Any]
 ) -> Command:
-    """A command with more options, whose values it gets joined in one argument, `name`."""
+    """A command with more options, whose joined values are one argument, `name`."""
 
     @wraps(command)
     def joined(**values: Any) -> Any:
@@ -67,7 +67,7 @@ def _together(
 
 
 def _setting_option(name: str, default: Any, metadata: Mapping[str, Any]) -> Callable[[Command], Command]:
-    """The option of a setting; None where it is not given."""
+    """The option of a setting; None if the user does not give it."""
     flag = name.replace("_", "-")
     value = ("yes" if default else "no") if isinstance(default, bool) else default
     text = metadata["help"] if default == "" else f"{metadata['help']}  [default: {value}]"
@@ -99,7 +99,7 @@ pairs_option = click.option(
 
 
 def check_prompt(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
-    """Refuse a prompt that is empty or that the shell did not pass on as text."""
+    """Raise an error for an empty prompt, or one that is no text."""
     if value is None:
         return None
     if not value.strip():
@@ -111,7 +111,7 @@ def check_prompt(ctx: click.Context, parameter: click.Parameter, value: str | No
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """Where images are looked for and what they were made for: all for one prompt, or each for its own."""
+    """The places of images, and their prompts: one for all, or each its own."""
 
     prompt: str | None = option("--prompt", callback=check_prompt, help="What all images were made for.")
     prompt_from: str | None = option(
@@ -129,7 +129,7 @@ class ImageOptions:
 
 @dataclass(frozen=True)
 class DataOptions:
-    """Which preferences of people are judged."""
+    """The preferences of people to judge."""
 
     data: str = option("--data", required=True, help="`demo`, a public data set by name, or a file or folder.")
     data_dir: Path | None = option("--data-dir", type=FILE, help="Folder with the files of a public data set.")
@@ -139,7 +139,7 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class JudgeOptions:
-    """Which judge, what it is calibrated by, and where its comparisons are kept."""
+    """The judge, its calibration, and its store."""
 
     model: str | None = option(
         "--model", help="Folder, Hugging Face id, or `demo`.  [default: $MLXPREF_MODEL, else recommended]"

@@ -1,4 +1,4 @@
-"""What a person sees: messages and progress on stderr, tables and JSON on stdout."""
+"""The command line's output: messages and progress on stderr, tables and JSON on stdout."""
 
 import codecs
 import contextlib
@@ -24,11 +24,11 @@ T = TypeVar("T")
 _ESCAPED_IN_JSON = re.compile(rf"(?!\n)(?:{CONTROL.pattern}|{UNDECODED.pattern})")
 _NO_WIDTH = 10_000
 _PLAIN_INTERVAL = 10.0
-"""Seconds between two lines of progress where stderr is a file."""
+"""Seconds between two lines of progress if stderr is a file."""
 
 
 def note(line: str) -> None:
-    """Print one line beside the results, on stderr."""
+    """Print one line on stderr."""
     print(plain(line), file=sys.stderr, flush=True)
 
 
@@ -39,7 +39,7 @@ def show_on_stderr() -> Iterator[None]:
     pillow = logging.getLogger("PIL")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
-    pillow.addHandler(silence)  # what it says of damaged images stands in our errors
+    pillow.addHandler(silence)  # our errors report damaged images
     try:
         with showing(_Shown()):
             yield
@@ -50,7 +50,7 @@ def show_on_stderr() -> Iterator[None]:
 
 
 def print_json(value: Any) -> None:
-    """Print a result as JSON on stdout; what a terminal would not show is escaped, so nothing is lost."""
+    """Print a result as JSON on stdout; escapes characters that a terminal would not show."""
     is_utf8 = codecs.lookup(sys.stdout.encoding or "utf-8").name == "utf-8"
     text = json.dumps(value, ensure_ascii=not is_utf8, indent=2)
     _print(_ESCAPED_IN_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
@@ -76,7 +76,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title:
         )
     for row in rows:
         table.add_row(*(Text(plain(cell)) for cell in row))
-    # A file or a pipe has no width: give it room, so that no cell is folded there.
+    # A file or a pipe has no width: give it room, so that no cell is folded.
     console = Console(width=None if sys.stdout.isatty() else _NO_WIDTH)
     with console.capture() as captured:
         console.print(table)
@@ -98,12 +98,12 @@ def track_steps(reports: "Iterable[StepReport]", count: int) -> "Iterator[StepRe
 
 
 def _print(text: str) -> None:
-    """Write to stdout now: what its encoding lacks is spelled out, and a full disk is noticed here."""
+    """Write to stdout and flush; escapes characters outside its encoding, raises errors such as a full disk."""
     encoding = sys.stdout.encoding or "utf-8"
     try:
         print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
     except OSError:
-        # Python flushes once more at its end, and would fail there with words and an exit code of its own.
+        # Python flushes again at exit, and would fail there with its own message and exit code.
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise

@@ -1,4 +1,4 @@
-"""`mlxpref rank`: images in, an order out, as a table, JSON, a page, a spreadsheet or copies."""
+"""`mlxpref rank`: rank images; the order is a table, JSON, a page, a spreadsheet or copies."""
 
 import hashlib
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ Pairs = int | Literal["all"] | None
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """Where a ranking goes beside stdout."""
+    """The outputs of a ranking besides stdout."""
 
     html: Path | None = option("--html", type=FILE, help="Write a page with pictures and reasons.")
     csv: Path | None = option("--csv", type=FILE, help="Write a table for a spreadsheet.")
@@ -52,7 +52,7 @@ class OutputOptions:
     )
 
     def check(self) -> None:
-        """Refuse now what could not be written when the work is done."""
+        """Raise errors, before the work, for outputs that could not be written after it."""
         for name, path in (("--html", self.html), ("--csv", self.csv)):
             if path is not None:
                 check_output(name, path)
@@ -60,7 +60,7 @@ class OutputOptions:
             check_copy_folder(self.copy_top[1])
 
     def write(self, rankings: Sequence[Ranking], notes: Sequence[str], decoded: ImageCache) -> None:
-        """Write what was asked for and say where it is."""
+        """Write the outputs and print their places."""
         if self.html is not None:
             write_ranking_page(self.html, rankings, notes, decoded.load)
             note(f"page: {self.html}")
@@ -75,7 +75,7 @@ class OutputOptions:
 @click.argument("images", nargs=-1, required=True, type=FILE)
 @option_group(ImageOptions, "source")
 @pairs_option
-@click.option("--top", type=click.IntRange(min=1), help="End as soon as it is settled which images are the K best.")
+@click.option("--top", type=click.IntRange(min=1), help="End as soon as the K best images are settled.")
 @click.option(
     "--think",
     "think_about",
@@ -99,10 +99,10 @@ def rank(
     settings: dict[str, Any],
     as_json: bool,
 ) -> None:
-    """Rank images, or folders of images, best first and with reasons; every pair is judged in both orders.
+    """Rank images, or folders of images, best first and with reasons, by pairs in both orders.
 
-    Ctrl-C ranks what was judged until then. Finished comparisons are kept: the same command, with more images or more
-    pairs, judges only what is new.
+    Ctrl-C ranks by the pairs so far. Finished comparisons are stored: the same command, with more images or more pairs,
+    judges only new ones.
     """
     outputs.check()
     decoded = image_cache(settings)
@@ -133,10 +133,10 @@ def _rank_all(
     top: int | None,
     skipped: Sequence[Skipped],
 ) -> list[Ranking]:
-    """Rank the images of each prompt; images that were left out stand with the first one."""
+    """Rank the images of each prompt; the first ranking lists the images that were left out."""
     encoded_before = judge.vlm.features.runs
     note(_plan(judge, groups, think_about, pairs))
-    encoded = judge.vlm.features.runs - encoded_before  # by the trial that estimates the time
+    encoded = judge.vlm.features.runs - encoded_before  # by the trial for the time estimate
     rankings: list[Ranking] = []
     for group in groups:
         if len(groups) > 1:
@@ -149,7 +149,7 @@ def _rank_all(
 
 
 def _plan(judge: Judge, groups: Sequence[PromptGroup], think_about: ThinkAbout, pairs: Pairs) -> str:
-    """What is to be done, and how long it may take."""
+    """The planned pairs, and an estimate of the time."""
     budgets = [PairBudget.of(len(group.images), think_about, pairs) for group in groups]
     total = PairBudget(sum(each.without_thinking for each in budgets), sum(each.with_thinking for each in budgets))
     images = [image for group in groups for image in group.images]

@@ -1,4 +1,4 @@
-"""Results as a person reads them: a pair, a ranking, an evaluation."""
+"""Prints results for people: a pair, a ranking, an evaluation."""
 
 import math
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ from mlxpref.text import format_bytes
 from mlxpref.verdict import Verdict
 
 _REASONS = 3
-"""How many images of a ranking get their reason printed."""
+"""The number of images of a ranking with a printed reason."""
 _REASON_LENGTH = 400
-"""Characters of a reason that are printed; JSON has all of it."""
+"""The most printed characters of a reason; JSON has all of it."""
 
 _FIDELITY = ("agreement", "kl_answer", "kl_answer_max", "p_first_difference", "token_logprob_difference")
-"""What is printed of a recipe's fidelity."""
+"""The printed fields of a recipe's fidelity."""
 
 
 def pair_to_json(a: Path, b: Path, verdict: PairVerdict) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def _sample_to_json(first: str, verdict: Verdict) -> dict[str, Any]:
 
 
 def print_pair(a: Path, b: Path, verdict: PairVerdict) -> None:
-    """Which image is preferred, how clearly, and the judge's reasons in both orders."""
+    """Print the preferred image, its probability, and the judge's reasons in both orders."""
     if all(v.p_first("soft") is None for v in verdict.verdicts):
         print_text("undecided: no completion could be read")
     elif verdict.p_a == 0.5:
@@ -64,7 +64,7 @@ def print_pair(a: Path, b: Path, verdict: PairVerdict) -> None:
 
 
 def print_ranking(ranking: Ranking) -> None:
-    """The order with intervals and ties, reasons for the best images, and what was left out."""
+    """Print the order with intervals and ties, reasons for the best images, and the images left out."""
     names = short_names([ranking.name(i) for i in range(len(ranking.images))])
     ranks = {image.index: image.rank for image in ranking.strengths.images}
     print_table(
@@ -96,7 +96,7 @@ def print_ranking(ranking: Ranking) -> None:
 
 
 def print_example(example: dict[str, Any]) -> None:
-    """A judge's reasons about one pair before and after it was trained."""
+    """Print a judge's reasons about one pair before and after training."""
     right = 1 if example["first_is_right"] else 2
     print_text(f"“{example['prompt']}”, of which people prefer image {right}:")
     for when in ("before", "after"):
@@ -104,7 +104,7 @@ def print_example(example: dict[str, Any]) -> None:
 
 
 def print_evaluations(evaluations: Sequence[Evaluation], names: Sequence[str] = ()) -> None:
-    """A line for each evaluation, under its name if it has one, and what it is measured against."""
+    """Print a line for each evaluation, with its name, if any, and its baselines."""
     names = names or [f"{e.spec.data} {e.spec.split}, {e.spec.strategy or 'scores'}" for e in evaluations]
     # The official number of plain pairs is their accuracy.
     with_official = any(e.spec.protocol != "pairs" for e in evaluations)
@@ -128,7 +128,7 @@ def print_evaluations(evaluations: Sequence[Evaluation], names: Sequence[str] = 
 
 
 def print_strategies(comparison: StrategyComparison) -> None:
-    """A line for each variant, what `soft` gains over the others, and what all of them took."""
+    """Print a line for each variant, the gains of `soft` over the others, and the total work."""
     first = comparison.rows[0].evaluation
     with_official = first.spec.protocol != "pairs"
     print_table(
@@ -142,7 +142,7 @@ def print_strategies(comparison: StrategyComparison) -> None:
                 _number(metrics.ece, 3),
                 percent(row.evaluation.unreadable),
                 _number(row.evaluation.tokens_per_pair, 1),
-                # Where nothing was judged now, no seconds are known.
+                # Without newly judged pairs the seconds are unknown.
                 "recalled" if math.isnan(row.evaluation.seconds_per_pair) else f"{row.evaluation.seconds_per_pair:.3f}",
             )
             for row in comparison.rows
@@ -178,7 +178,7 @@ def _variant(variant: StrategyVariant) -> tuple[object, ...]:
 
 
 def print_recipes(rows: Sequence[dict[str, Any]]) -> None:
-    """Recipes side by side (see `compare_recipes`): what each takes, and how far it is from the source."""
+    """Print a row for each recipe (see `compare_recipes`): its size, and its fidelity to the source."""
     print_table(
         ("recipe", ">size", ">bits a weight", ">layers quantized", ">same verdict", ">KL of the answer",
          ">largest KL", ">P(first) off by", ">log P(token) off by"),
@@ -198,7 +198,7 @@ def print_recipes(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def fidelity_line(fidelity: dict[str, Any], source: str) -> str:
-    """How far a model is from the one that it was made of, in a line."""
+    """The fidelity of a model to its source, in a line."""
     return (
         f"beside {source}, on {fidelity['comparisons']} comparisons: the same verdict in {fidelity['agreement']:.1%}, "
         f"KL of the answer {fidelity['kl_answer']:.2g} nats, probability of the first image off by "
@@ -208,7 +208,7 @@ def fidelity_line(fidelity: dict[str, Any], source: str) -> str:
 
 
 def _beside(e: Evaluation) -> list[str]:
-    """What an evaluation took, and what it is measured against."""
+    """The work and the baselines of an evaluation."""
     parts = []
     if e.spec.protocol != "pairs":
         threshold = "" if e.spec.tie_threshold is None else f", tie threshold {e.spec.tie_threshold:g}"
@@ -232,7 +232,7 @@ def _number(value: float, digits: int) -> str:
 
 
 def percent(share: float | None) -> str:
-    """A share as a person reads it; None could not be read, NaN was not measured."""
+    """A share in percent; None is unreadable, NaN not measured."""
     return "unreadable" if share is None else "n/a" if math.isnan(share) else f"{100 * share:.1f} %"
 
 
@@ -241,6 +241,6 @@ def _cut(reason: str) -> str:
 
 
 def _few(names: Sequence[str], most: int = 2) -> str:
-    """The first names; one name more is named rather than counted."""
+    """The first names, and the number of the others if there are several."""
     most = len(names) if len(names) == most + 1 else most
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

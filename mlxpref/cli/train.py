@@ -33,9 +33,9 @@ def train(
 ) -> None:
     """Train an adapter by GRPO with soft rewards; use it with --adapter in compare, rank and eval.
 
-    The folder gets the adapter in mlx-vlm's format, run.json, log.jsonl, rollouts.jsonl, report.html and checkpoints. A
-    run that was ended, by Ctrl-C or in any other way, continues with `mlxpref train --resume --output FOLDER`. Settings
-    need not be given again, and only --save-every, --rows, --micro-batch and --recompute may differ.
+    The folder gets the adapter in mlx-vlm's format, run.json, log.jsonl, rollouts.jsonl, report.html and checkpoints.
+    An interrupted or killed run continues with `mlxpref train --resume --output FOLDER`, with its own settings; only
+    --save-every, --rows, --micro-batch and --recompute may differ.
     """
     values = (read_settings(config) if config else {}) | settings
     consent = (lambda question: True) if yes else agree
@@ -64,7 +64,7 @@ def train(
 
 
 def _train(run: Run) -> None:
-    """Train to the end, and say how to continue where the run ends before."""
+    """Train to the end; if the run ends early, print how to continue."""
     count = run.trainer.step_count
     progress = f", {run.done} of them done" if run.done else ""
     note(f"{len(run.trainer.preferences)} preferences, {count} steps{progress}, into {run.folder}")
@@ -82,10 +82,10 @@ def _train(run: Run) -> None:
 
 
 def warn_of_slowdown(reports: Iterable[StepReport]) -> Iterator[StepReport]:
-    """Pass on the reports of steps, and warn once where a run has become much slower than it was.
+    """Pass on the reports of steps, and warn once if the run becomes much slower.
 
-    Medians of ten steps are compared, and the first two steps are left out, since they warm up. Short completions are
-    slower a token on a cool machine, too: where the latest steps wrote fewer tokens than the early ones, no warning.
+    It compares medians of ten steps, without the first two, which warm up. Short completions are slower a token on a
+    cool machine, too: no warning if the latest steps wrote fewer tokens than the early ones.
     """
     steps: list[tuple[float, int]] = []  # tokens a second and tokens of each step that wrote any
     warned = False

@@ -152,12 +152,12 @@ def _apply(
         quantize(model, changed)
         return before, []
     plan, unquantized = plan_layers(model, recipe)
-    _refuse_nothing(source, model, recipe, plan)
+    _check_any_quantized(source, model, recipe, plan)
     quantize(model, plan)
     return plan, unquantized
 
 
-def _refuse_nothing(source: Path, model: Any, recipe: Recipe, plan: Plan) -> None:
+def _check_any_quantized(source: Path, model: Any, recipe: Recipe, plan: Plan) -> None:
     """Raise an error if a recipe quantizes no layer of a part that it has bits for."""
     parts = {"language_model.": recipe.bits, "vision_tower.": recipe.vision_bits}
     for part, bits in parts.items():

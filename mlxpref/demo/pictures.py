@@ -31,7 +31,7 @@ _CORNERS = {
 
 
 class PictureSpec(NamedTuple):
-    """What a picture shows; the rendering adds place, size, shade and background by chance."""
+    """The content of a picture; the rendering adds random place, size, shade and background."""
 
     colour: str
     shape: str
@@ -55,7 +55,7 @@ def render(spec: PictureSpec, rng: np.random.Generator) -> Image.Image:
 def _draw_shape(
     draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, radius: float, fill: tuple[int, ...]
 ) -> None:
-    """Draw the shape with a dark outline: its sharpness is what tells good pictures from spoiled ones."""
+    """Draw the shape with a dark outline, whose sharpness tells good pictures from spoiled ones."""
     outline = tuple(v // 3 for v in fill)
     line = 2 * _OVERSAMPLING
     if shape == "circle":
@@ -66,7 +66,7 @@ def _draw_shape(
 
 
 def _spoil(image: Image.Image, quality: str, rng: np.random.Generator) -> Image.Image:
-    """The picture as its quality has it: unchanged, noisy, blurry or blocky."""
+    """The picture in its quality: unchanged, noisy, blurry or blocky."""
     if quality == "blurry":
         return image.filter(ImageFilter.GaussianBlur(rng.uniform(2.0, 3.5)))
     if quality == "blocky":

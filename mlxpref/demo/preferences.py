@@ -1,8 +1,8 @@
-"""The demo's preferences: whether a picture shows what the prompt asks for decides before its quality.
+"""The demo's preferences: a picture that matches the prompt wins; between equals, quality decides.
 
-The pictures of the training and the test split are rendered from different random streams, so no picture is in
-both. Five per cent of the training labels are wrong, no test label is. The prompts of HELD_OUT are in no training
-comparison, neither of the demo's training nor of the judge's warm-up.
+Training and test pictures come from different random streams, so none is in both. Five per cent of the training labels
+are wrong, no test label is. No training comparison has a prompt of HELD_OUT, neither in the demo nor in the judge's
+warm-up.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ _STREAMS = {"train": 1, "test": 2, "heldout": 3}
 
 @dataclass(frozen=True)
 class PairSpec:
-    """Two pictures for one wanted colour and shape, with the aspect that decides and the better of the two."""
+    """Two pictures for one prompt's colour and shape, with the deciding aspect and the better one."""
 
     colour: str
     shape: str
@@ -35,12 +35,12 @@ class PairSpec:
 
     @property
     def prompt(self) -> str:
-        """The text prompt that both pictures are judged for."""
+        """The prompt of both pictures."""
         return prompt_text(self.colour, self.shape)
 
 
 def prompt_text(colour: str, shape: str) -> str:
-    """The prompt that asks for a shape of a colour."""
+    """The prompt for a shape of a colour."""
     return f"{'an' if colour[0] in 'aeiou' else 'a'} {colour} {shape}"
 
 
@@ -49,7 +49,7 @@ def draw_pair(
     prompts: tuple[tuple[str, str], ...] = TRAIN_PROMPTS,
     aspect: Aspect | None = None,
 ) -> PairSpec:
-    """A random pair: a prompt, the aspect that decides, and two pictures that differ in it.
+    """A random pair: a prompt, the deciding aspect, and two pictures that differ in it.
 
     Where colour or shape decides, quality misleads more often than it helps. Where quality decides, a quarter of
     the pairs show the same wrong thing twice.
