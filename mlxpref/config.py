@@ -144,19 +144,19 @@ def _checked(setting: "Field[Any]", value: Any) -> Any:
     kind, limits = type(setting.default), setting.metadata
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    wrong = ""
+    error = ""
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        wrong = f"not {kind.__name__}"
+        error = f"not {kind.__name__}"
     elif isinstance(value, float) and not math.isfinite(value):
-        wrong = "not a finite number"
+        error = "not a finite number"
     elif "maximum" in limits and value > limits["maximum"]:
-        wrong = f"above {limits['maximum']}"
+        error = f"above {limits['maximum']}"
     elif "minimum" in limits and value < limits["minimum"]:
-        wrong = f"below {limits['minimum']}"
+        error = f"below {limits['minimum']}"
     elif "choices" in limits and value not in limits["choices"]:
-        wrong = f"none of {', '.join(limits['choices'])}"
-    if wrong:
-        raise ConfigError(f"setting {setting.name}: {value!r} is {wrong}")
+        error = f"none of {', '.join(limits['choices'])}"
+    if error:
+        raise ConfigError(f"setting {setting.name}: {value!r} is {error}")
     return value
 
 

@@ -58,8 +58,8 @@ class ProcessGroup:
         flat = mx.concatenate([array.reshape(-1).astype(mx.float32) for array in arrays])  # (numbers of all arrays,)
         total = self._sum(flat)
         parts = mx.split(total, _ends([array.size for array in arrays]))
-        named = zip(names, arrays, parts, strict=True)
-        return tree_unflatten([(name, part.reshape(array.shape).astype(array.dtype)) for name, array, part in named])
+        entries = zip(names, arrays, parts, strict=True)
+        return tree_unflatten([(name, part.reshape(array.shape).astype(array.dtype)) for name, array, part in entries])
 
     def all_sum_numbers(self, *numbers: float) -> list[float]:
         """The sum of each number over all processes; every process gets the same bits."""
@@ -84,17 +84,17 @@ class ProcessGroup:
         """The main process's exact arrays, in every process; the others' arguments are ignored."""
         if self.size == 1:
             return dict(arrays)
-        described = [
+        descriptions = [
             [name, array.shape, str(array.dtype).rpartition(".")[2], array.nbytes] for name, array in arrays.items()
         ]
-        described = self.broadcast(described)
-        sizes = [nbytes for *_, nbytes in described]
+        descriptions = self.broadcast(descriptions)
+        sizes = [nbytes for *_, nbytes in descriptions]
         flat = mx.zeros(sum(sizes), mx.uint8)  # the others add zeros to the main process's bytes
         if self.is_main:
             flat = mx.concatenate([mx.view(array.reshape(-1), mx.uint8) for array in arrays.values()])
         total = self._sum(flat)
-        named = zip(described, mx.split(total, _ends(sizes)), strict=True)
-        return {name: mx.view(part, getattr(mx, kind)).reshape(shape) for (name, shape, kind, _), part in named}
+        entries = zip(descriptions, mx.split(total, _ends(sizes)), strict=True)
+        return {name: mx.view(part, getattr(mx, kind)).reshape(shape) for (name, shape, kind, _), part in entries}
 
     def check_same(self, values: Mapping[str, str]) -> None:
         """MlxprefError if a process has another value than the main process; the names are for the message."""

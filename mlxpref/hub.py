@@ -195,10 +195,10 @@ def _check(file: HubFile, path: Path) -> None:
             digest = hashlib.file_digest(content, lambda: hashlib.sha1(b"blob %d\0" % file.size)).hexdigest()
     if (size := path.stat().st_size) == file.size and digest == file.digest:
         return
-    wrong = f"{size:,} bytes and checksum {digest[:12]}..., not {file.size:,} and {file.digest[:12]}..."
+    sizes = f"{size:,} bytes and checksum {digest[:12]}..., not {file.size:,} and {file.digest[:12]}..."
     path.unlink()
     raise DataError(
-        f"{file.path}: its content is not what the hub states ({wrong}) and was removed; run the same command again to "
+        f"{file.path}: its content is not what the hub states ({sizes}) and was removed; run the same command again to "
         "download it anew"
     )
 
@@ -223,8 +223,8 @@ def _translated(hub_id: str, kind: RepositoryKind, file: HubFile | None = None) 
         raise
     except Exception as error:  # the hub's transport library raises its own errors, and changes between releases
         what = f"{hub_id}: {file.path}" if file else hub_id
-        resumed = "; what was downloaded is kept, and the same command resumes it" if file else ""
-        raise DataError(f"{what}: {_reason(hub_id, kind, error)}{resumed}") from error
+        hint = "; what was downloaded is kept, and the same command resumes it" if file else ""
+        raise DataError(f"{what}: {_reason(hub_id, kind, error)}{hint}") from error
 
 
 def _reason(hub_id: str, kind: RepositoryKind, error: Exception) -> str:

@@ -30,11 +30,11 @@ def check_model(path: Path, model: nn.Module) -> None:
         if getattr(model, part, None) is None:
             raise ModelError(f"{path}: no weights of the {part} there; use a checkpoint that has them")
     for name, module in model.named_modules():
-        packed = {"weight": (mx.uint32,)} if "scales" in module else {}
-        if packed and module.mode != "affine":
-            packed["scales"] = (mx.uint8,)
+        types = {"weight": (mx.uint32,)} if "scales" in module else {}
+        if types and module.mode != "affine":
+            types["scales"] = (mx.uint8,)
         for key, value in module.items():
-            if isinstance(value, mx.array) and value.dtype not in packed.get(key, _FLOATS) and not key.startswith("_"):
+            if isinstance(value, mx.array) and value.dtype not in types.get(key, _FLOATS) and not key.startswith("_"):
                 raise ModelError(f"{path}: {name}.{key} is stored as {value.dtype}; download the checkpoint again")
 
 

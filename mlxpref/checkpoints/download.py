@@ -29,9 +29,9 @@ def ask_model(hub_id: str, revision: str | None = None) -> HubRepository:
         return ask_hub(hub_id, "model", revision)
     except DataError as error:
         name = f"{hub_id}@{revision}" if revision else hub_id
-        why = str(error).removeprefix(f"{name}: ")
+        reason = str(error).removeprefix(f"{name}: ")
         raise ModelError(
-            f"{name}: no such folder, not in the local cache, and it cannot be downloaded: {why}"
+            f"{name}: no such folder, not in the local cache, and it cannot be downloaded: {reason}"
         ) from error
 
 
@@ -70,8 +70,8 @@ def download_model(repository: HubRepository) -> Path:
             logger.info(f"{repository.hub_id}: {format_bytes(rest)} of weights to download into {destination.root}")
         return download_snapshot(repository, weights)
     except DataError as error:
-        why = str(error).removeprefix(f"{repository.hub_id}: ")
-        raise ModelError(f"{repository.hub_id}: {why}") from error
+        reason = str(error).removeprefix(f"{repository.hub_id}: ")
+        raise ModelError(f"{repository.hub_id}: {reason}") from error
 
 
 def _side_files(repository: HubRepository) -> list[HubFile]:
@@ -108,8 +108,8 @@ def _check_complete(repository: HubRepository) -> None:
     paths = {file.path for file in repository.files}
     if not _all_weights(repository):
         others = sorted({Path(path).suffix for path in paths} & {".bin", ".pt", ".pth", ".gguf"})
-        why = f"only {', '.join(others)}, which mlxpref does not read" if others else "no weights"
-        raise ModelError(f"{repository.hub_id}: no .safetensors on the hub, {why}; choose another model")
+        content = f"only {', '.join(others)}, which mlxpref does not read" if others else "no weights"
+        raise ModelError(f"{repository.hub_id}: no .safetensors on the hub, {content}; choose another model")
     for names in ((CONFIG,), (TOKENIZER,), PROCESSORS):
         if not paths & set(names):
             raise ModelError(f"{repository.hub_id}: no {names[0]} on the hub; choose the original of this model")

@@ -64,8 +64,8 @@ def read_index(folder: Path) -> dict[str, str]:
         raise ModelError(f"{index}: no weight_map that says which tensor is in which file; {DOWNLOAD_AGAIN}")
     for tensor, name in file_of.items():
         if not isinstance(name, str) or not _WEIGHTS.fullmatch(name):
-            wrong = f"{index}: puts {tensor!r:.120} into {name!r:.120}"
-            raise ModelError(f"{wrong}, which is no safetensors file of this folder; {DOWNLOAD_AGAIN}")
+            entry = f"{index}: puts {tensor!r:.120} into {name!r:.120}"
+            raise ModelError(f"{entry}, which is no safetensors file of this folder; {DOWNLOAD_AGAIN}")
     return file_of
 
 

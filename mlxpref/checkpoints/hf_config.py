@@ -55,18 +55,18 @@ _QUANTIZATION = {
 _TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 
 
-def normalise(stored: Mapping[str, Any], tensors: Iterable[str], file: Path) -> Json:
+def normalise(config_json: Mapping[str, Any], tensors: Iterable[str], file: Path) -> Json:
     """The content of config.json in the hub's layout, without code and switches to another model.
 
     `tensors` are the names of the stored weights; `file` is for the ModelError about impossible values.
     """
-    family = stored.get("model_type")
+    family = config_json.get("model_type")
     if not isinstance(family, str) or family not in FAMILIES:
         names = ", ".join(FAMILIES.values())
         raise ModelError(
             f"{file.parent}: architecture {str(family)[:60]!r} is not supported; mlxpref judges with {names}"
         )
-    config = {key: value for key, value in stored.items() if key not in _DROPPED}
+    config = {key: value for key, value in config_json.items() if key not in _DROPPED}
     config["architectures"] = [f"{_CLASSES[family]}ForConditionalGeneration"]
     text, vision = (_part(config, name, file) for name in ("text_config", "vision_config"))
     if "text_config" in config and family != _NESTED:
@@ -161,8 +161,8 @@ def validate(config: Mapping[str, Any], file: Path) -> None:
         *(_quantization(part.get(name), name) for part in (config, text) for name in _SECTIONS),
     )
     for name, value, allowed in problems:
-        shown = "missing" if value is None else reprlib.repr(value)
-        raise ModelError(f"{file}: {name} is {shown}, not {allowed}; use the original checkpoint")
+        value_text = "missing" if value is None else reprlib.repr(value)
+        raise ModelError(f"{file}: {name} is {value_text}, not {allowed}; use the original checkpoint")
 
 
 def _is_whole(value: Any) -> TypeGuard[int]:
@@ -244,7 +244,7 @@ def _quantization(section: Any, name: str) -> Problems:
         yield f"{name}.quant_method", section["quant_method"], "MLX's own quantization, which alone mlxpref reads"
     layers = {f"{name} of {key[:80]}": value for key, value in section.items() if isinstance(value, dict)}
     for where, entry in {name: section, **layers}.items():
-        for key, allowed in _QUANTIZATION.items():
+        for key, values in _QUANTIZATION.items():
             value = entry.get(key, "affine" if key == "mode" else None)
-            if isinstance(value, bool) or value not in allowed:
-                yield f"{where}: {key}", value, f"one of {', '.join(map(str, allowed))}"
+            if isinstance(value, bool) or value not in values:
+                yield f"{where}: {key}", value, f"one of {', '.join(map(str, values))}"

@@ -74,9 +74,9 @@ class _Commands(click.Group):
         except OSError as error:
             if error.errno == errno.EPIPE:  # `| head` closed the pipe; click ends quietly
                 raise
-            where, why = error.filename or "the output", error.strerror or type(error).__name__
+            where, reason = error.filename or "the output", error.strerror or type(error).__name__
             raise click.ClickException(
-                _plain_lines(f"{sender}{where}: {why}; correct that and run it again")
+                _plain_lines(f"{sender}{where}: {reason}; correct that and run it again")
             ) from error
         except (KeyboardInterrupt, click.Abort) as error:
             if not sender:

@@ -46,18 +46,18 @@ def calibrate(
     if output is not None:
         check_output("--output", output)
     preferences = load_preferences(source.data, source.split, source.limit, data_dir=source.data_dir)
-    decoded = image_cache(settings)
-    check_preferences(source.data, preferences, decoded)
+    cache = image_cache(settings)
+    check_preferences(source.data, preferences, cache)
     images = [image for p in preferences for image in (p.a, p.b)]
-    with open_judge(images, replace(judge, no_calibration=True), settings, decoded) as loaded:
+    with open_judge(images, replace(judge, no_calibration=True), settings, cache) as loaded:
         path = output or calibration_path(loaded)
         modes = [False, True] if think is None else [think]
-        fitted = [fitting.calibrate(loaded, preferences, source.data, source.split, mode) for mode in modes]
-    write_calibration(path, fitted)
+        calibrations = [fitting.calibrate(loaded, preferences, source.data, source.split, mode) for mode in modes]
+    write_calibration(path, calibrations)
     if as_json:
-        print_json({"file": str(path), "calibrations": [each.to_json() for each in fitted]})
+        print_json({"file": str(path), "calibrations": [each.to_json() for each in calibrations]})
     else:
-        _print(fitted, path)
+        _print(calibrations, path)
 
 
 def _print(calibrations: list[Calibration], path: Path) -> None:

@@ -27,10 +27,10 @@ def image_cache(settings: Mapping[str, Any]) -> ImageCache:
 
 
 def load_image_groups(
-    places: Sequence[Path], options: ImageOptions, decoded: ImageCache
+    places: Sequence[Path], options: ImageOptions, cache: ImageCache
 ) -> tuple[list[PromptGroup], list[Skipped], list[str]]:
     """The images of each prompt, those that were left out, and notes; all that is left out is named on stderr."""
-    groups, skipped, notes = find_groups(places, options.recursive, options.prompt, options.prompt_from, decoded)
+    groups, skipped, notes = find_groups(places, options.recursive, options.prompt, options.prompt_from, cache)
     for line in [*(f"skipped: {each.path}: {each.error}" for each in skipped), *notes]:
         note(line)
     return groups, skipped, notes

@@ -22,10 +22,10 @@ from mlxpref.config import JudgeSettings
 @json_option
 def compare(a: Path, b: Path, prompt: str, judge: JudgeOptions, settings: dict[str, Any], as_json: bool) -> None:
     """Which of two images people would prefer, and why; judged in both orders."""
-    decoded = image_cache(settings)
+    cache = image_cache(settings)
     for path in (a, b):
-        decoded.check(path)
-    loaded = load_judge_for((a, b), judge, settings, decoded)
+        cache.check(path)
+    loaded = load_judge_for((a, b), judge, settings, cache)
     verdict = loaded.compare(a, b, prompt)
     if as_json:
         calibration = loaded.calibration.summary() if loaded.calibration else None

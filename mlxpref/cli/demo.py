@@ -199,7 +199,7 @@ def _write_page(result: DemoResult, reports: Sequence[StepReport]) -> None:
         ("held-out prompts, after", result.held_out_prompts, "after"),
     ]
     ranking = result.ranking
-    ranked = [
+    places = [
         vars(image)
         | {
             "name": Path(ranking.name(image.index)).name,
@@ -212,14 +212,14 @@ def _write_page(result: DemoResult, reports: Sequence[StepReport]) -> None:
     if result.example:
         pair = result.example.preference
         example = result.example.to_json() | {"first": thumbnail(pair.a).uri, "second": thumbnail(pair.b).uri}
-    write_page(result.html, "demo.html", result=result, bars=bars, curve=curve, ranked=ranked, example=example)
+    write_page(result.html, "demo.html", result=result, bars=bars, curve=curve, ranked=places, example=example)
 
 
 def _example(test: Sequence[Preference], before: Evaluation, after: Evaluation) -> Example | None:
     """The pair whose verdict changed most clearly from wrong to right."""
-    corrected = [
+    examples = [
         (abs(new.p_a - old.p_a), Example(preference, old, new))
         for preference, old, new in zip(test, before.verdicts, after.verdicts, strict=True)
         if (old.p_a > 0.5) != (preference.p_people > 0.5) == (new.p_a > 0.5)
     ]
-    return max(corrected, key=lambda item: item[0])[1] if corrected else None
+    return max(examples, key=lambda item: item[0])[1] if examples else None

@@ -91,10 +91,10 @@ def examine() -> list[CheckResult]:
         remedy = "pip install --force-reinstall mlx, and mlx-cpu or mlx's CUDA package on Linux"
         results.append(CheckResult(f"cannot be used: {one_line(error)}", "fails", remedy, "MLX"))
     else:
-        sized = [judge for judge in recommended_judges() if judge.working_set_gb]
+        judges = [judge for judge in recommended_judges() if judge.working_set_gb]
         results.append(safely("device", check_device, working_set))
         results.append(safely("default judge", check_default_judge, working_set, hub))
-        results += [safely("judge", check_judge, judge, working_set) for judge in sized]
+        results += [safely("judge", check_judge, judge, working_set) for judge in judges]
     results += [hub, safely("hub cache", check_cache, "HF_HOME", lambda: Path(constants.HF_HUB_CACHE).expanduser())]
     return [*results, safely("mlxpref cache", check_cache, "MLXPREF_CACHE", cache_dir)]
 
@@ -128,17 +128,17 @@ def installed_versions() -> dict[str, str]:
 
 def check_packages(versions: Mapping[str, str]) -> CheckResult:
     """Compare the installed versions with the requirements in mlxpref's metadata."""
-    wrong, requirements = [], []
+    errors, requirements = [], []
     for requirement in map(Requirement, metadata.requires("mlxpref") or []):
         if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
             continue
         name, range_ = canonicalize_name(requirement.name), requirement.specifier
         version = versions.get(name)
         if version is None or not range_.contains(version, prereleases=True):
-            wrong.append(f"{name} {version}, not {range_}" if version else f"{name} is missing")
+            errors.append(f"{name} {version}, not {range_}" if version else f"{name} is missing")
             requirements.append(f'"{name}{range_}"')
-    if wrong:
-        return CheckResult("; ".join(wrong), "fails", f"pip install {' '.join(requirements)}")
+    if errors:
+        return CheckResult("; ".join(errors), "fails", f"pip install {' '.join(requirements)}")
     return CheckResult(", ".join(f"{name} {versions[name]}" for name in _SHOWN if name in versions))
 
 

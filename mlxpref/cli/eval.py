@@ -175,10 +175,10 @@ def _evaluate_judge(
     """Judge preferences by every variant; only --calibration applies a calibration."""
     validation = _validation(source, preferences, spec)
     all_preferences = [*preferences, *validation]
-    decoded = image_cache(settings)
-    check_preferences(source.data, all_preferences, decoded)
+    cache = image_cache(settings)
+    check_preferences(source.data, all_preferences, cache)
     options = replace(options, no_calibration=options.calibration is None)
-    with open_judge([image for p in all_preferences for image in (p.a, p.b)], options, settings, decoded) as judge:
+    with open_judge([image for p in all_preferences for image in (p.a, p.b)], options, settings, cache) as judge:
         judge.processes.check_same({"fingerprint of the preferences": data_fingerprint(all_preferences)})
         comparison = compare_strategies(judge, preferences, spec, variants.variants, validation)
     if recalled := comparison.counts.recalled:

@@ -25,14 +25,14 @@ def load_judge_for(
     images: Sequence[ImageLike],
     options: JudgeOptions,
     settings: Mapping[str, Any],
-    decoded: ImageCache,
+    cache: ImageCache,
     together: int | None = None,
 ) -> Judge:
     """The calibrated judge of the options for `images`, with up to `together` (default all) in one ranking."""
     consent = (lambda question: True) if options.yes else agree
     judge = load_judge(options.model, options.adapter, settings, consent, together or len(images), options.any_base)
     judge = replace(judge, processes=process_group())
-    judge.vlm.features.images = decoded
+    judge.vlm.features.images = cache
     if judge.processes.size > 1:
         judge.processes.check_same({"fingerprint of the judge": judge.conditions().judge})
     judge = calibrated(judge, options.calibration or not options.no_calibration)
@@ -45,11 +45,11 @@ def open_judge(
     images: Sequence[ImageLike],
     options: JudgeOptions,
     settings: Mapping[str, Any],
-    decoded: ImageCache,
+    cache: ImageCache,
     together: int | None = None,
 ) -> Iterator[Judge]:
     """The same judge with its store open; keeps the machine awake."""
-    judge = load_judge_for(images, options, settings, decoded, together)
+    judge = load_judge_for(images, options, settings, cache, together)
     with keep_awake():
         if options.no_store:
             yield judge

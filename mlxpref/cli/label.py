@@ -57,23 +57,23 @@ def label(
     check_output("--output", output)
     if output.suffix.lower() != ".jsonl":
         raise ConfigError(f"--output {output}: `train` and `eval` know answers by .jsonl; give a name that ends in it")
-    checked = settings_from(LabelSettings, settings)
+    label_settings = settings_from(LabelSettings, settings)
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; give the one that holds the images")
     groups = _shown_groups(load_image_groups([folder], source, image_cache({}))[0], folder)
     with LabelFile(output) as file:
-        tasks = prompt_tasks(groups, output.absolute().parent, pairs, checked.held_out, file.records)
-        session = LabelSession(file, tasks, checked)
+        tasks = prompt_tasks(groups, output.absolute().parent, pairs, label_settings.held_out, file.records)
+        session = LabelSession(file, tasks, label_settings)
         _note_progress(session)
-        server = LabelServer(session, checked.port)
+        server = LabelServer(session, label_settings.port)
         note(f"the page, for this machine only; it ends with Ctrl-C: {server.address}")
         with _open_page(server.address) if browser else nullcontext():
-            finished = server.run()
+            is_finished = server.run()
         if as_json:
             print_json(session.to_json())
         else:
             _print_result(session)
-    if not finished:
+    if not is_finished:
         raise SystemExit(INTERRUPTED)
 
 

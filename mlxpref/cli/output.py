@@ -78,9 +78,9 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title:
         table.add_row(*(Text(plain(cell)) for cell in row))
     # A file or a pipe has no width: give it room, so that no cell is folded.
     console = Console(width=None if sys.stdout.isatty() else _NO_WIDTH)
-    with console.capture() as captured:
+    with console.capture() as capture:
         console.print(table)
-    _print("\n".join(line.rstrip() for line in captured.get().split("\n")).rstrip("\n"))
+    _print("\n".join(line.rstrip() for line in capture.get().split("\n")).rstrip("\n"))
 
 
 def track_steps(reports: "Iterable[StepReport]", count: int) -> "Iterator[StepReport]":

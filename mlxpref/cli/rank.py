@@ -59,10 +59,10 @@ class OutputOptions:
         if self.copy_top is not None:
             check_copy_folder(self.copy_top[1])
 
-    def write(self, rankings: Sequence[Ranking], notes: Sequence[str], decoded: ImageCache) -> None:
+    def write(self, rankings: Sequence[Ranking], notes: Sequence[str], cache: ImageCache) -> None:
         """Write the outputs and print their places."""
         if self.html is not None:
-            write_ranking_page(self.html, rankings, notes, decoded.load)
+            write_ranking_page(self.html, rankings, notes, cache.load)
             note(f"page: {self.html}")
         if self.csv is not None:
             write_ranking_csv(self.csv, rankings)
@@ -105,15 +105,15 @@ def rank(
     judges only new ones.
     """
     outputs.check()
-    decoded = image_cache(settings)
-    groups, skipped, notes = load_image_groups(images, source, decoded)
+    cache = image_cache(settings)
+    groups, skipped, notes = load_image_groups(images, source, cache)
     everything = [image for group in groups for image in group.images]
-    with open_judge(everything, judge, settings, decoded, max(len(group.images) for group in groups)) as loaded:
+    with open_judge(everything, judge, settings, cache, max(len(group.images) for group in groups)) as loaded:
         loaded.processes.check_same({"digest of the images": _digest(groups)})
         rankings = _rank_all(loaded, groups, think_about, pairs, top, skipped)
     calibration = loaded.calibration
     if loaded.processes.is_main:
-        outputs.write(rankings, [*notes, f"calibrated by {calibration}"] if calibration else notes, decoded)
+        outputs.write(rankings, [*notes, f"calibrated by {calibration}"] if calibration else notes, cache)
     if as_json:
         summary = {"calibration": calibration.summary() if calibration else None}
         results = [ranking.to_json() | summary for ranking in rankings]
@@ -136,7 +136,7 @@ def _rank_all(
     """Rank the images of each prompt; the first ranking lists the images that were left out."""
     encoded_before = judge.vlm.features.runs
     note(_plan(judge, groups, think_about, pairs))
-    encoded = judge.vlm.features.runs - encoded_before  # by the trial for the time estimate
+    trial_runs = judge.vlm.features.runs - encoded_before  # by the trial for the time estimate
     rankings: list[Ranking] = []
     for group in groups:
         if len(groups) > 1:
@@ -144,7 +144,7 @@ def _rank_all(
         rankings.append(judge.rank(group.images, group.prompt, think_about, () if rankings else skipped, pairs, top))
         if rankings[-1].ending == "interrupted":
             break
-    rankings[0] = replace(rankings[0], vision_runs=rankings[0].vision_runs + encoded)
+    rankings[0] = replace(rankings[0], vision_runs=rankings[0].vision_runs + trial_runs)
     return rankings
 
 

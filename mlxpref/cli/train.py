@@ -40,15 +40,15 @@ def train(
     values = (read_settings(config) if config else {}) | settings
     consent = (lambda question: True) if yes else agree
     processes = process_group()
-    decoded = image_cache(values)
-    check = partial(check_preferences, images=decoded)
+    cache = image_cache(values)
+    check = partial(check_preferences, images=cache)
     if resume:
         run = resume_run(output, values, consent, check, processes=processes)
     else:
-        checked = settings_from(TrainSettings, values, str(config) if config else "")
-        run = start_run(checked, output, consent, check, processes=processes)
+        train_settings = settings_from(TrainSettings, values, str(config) if config else "")
+        run = start_run(train_settings, output, consent, check, processes=processes)
     if run:
-        run.trainer.vlm.features.images = decoded
+        run.trainer.vlm.features.images = cache
         _train(run)
     if not processes.is_main:
         return
@@ -88,14 +88,14 @@ def warn_of_slowdown(reports: Iterable[StepReport]) -> Iterator[StepReport]:
     cool machine, too: no warning if the latest steps wrote fewer tokens than the early ones.
     """
     steps: list[tuple[float, int]] = []  # tokens a second and tokens of each step that wrote any
-    warned = False
+    has_warned = False
     for report in reports:
         if report.tokens:
             steps.append((report.tokens_per_second, report.tokens))
-        if not warned and len(steps) >= 22:
+        if not has_warned and len(steps) >= 22:
             (fast, many), (slow, few) = (map(median, zip(*part, strict=True)) for part in (steps[2:12], steps[-10:]))
             if slow < 0.7 * fast and few >= 0.8 * many:
-                warned = True
+                has_warned = True
                 logger.warning(
                     f"{slow:.0f} tokens/s, {fast:.0f} at first: the machine is hot, on battery, short of memory or "
                     "shared; the result is the same"

@@ -140,16 +140,16 @@ def _apply(
     Returns the plan of its quantized layers, and the layers of the recipe that stay unquantized.
     """
     before = quantized_layers(model)
-    changed = dict(before) if recipe else {}
+    layers = dict(before) if recipe else {}
     _, scale, lora = read_adapter(adapter, model) if adapter else (0, 0.0, {})
-    changed |= {path: before[path] for path in {name.rpartition(".")[0] for name in lora} & before.keys()}
-    dequantize(model, changed)
+    layers |= {path: before[path] for path in {name.rpartition(".")[0] for name in lora} & before.keys()}
+    dequantize(model, layers)
     if dtype is not None:
-        cast(model, getattr(mx, dtype), apart_from=set(before) - set(changed))
+        cast(model, getattr(mx, dtype), apart_from=set(before) - set(layers))
     if lora:
         fuse_adapter(model, scale, lora)
     if recipe is None:
-        quantize(model, changed)
+        quantize(model, layers)
         return before, []
     plan, unquantized = plan_layers(model, recipe)
     _check_any_quantized(source, model, recipe, plan)

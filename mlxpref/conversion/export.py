@@ -53,9 +53,9 @@ def export_adapter(
                 rank, scale, weights = read_adapter(adapter, lazy_model(base))
                 write_peft(folder, weights, rank, scale, base_name)
             else:
-                fused = _fused_for_transformers(base, adapter, dtype)
-                check_space(output, sum(int(weight.nbytes) for weight in fused.values()))
-                write_model(folder, base.folder, plain_config(base.config, dtype), fused, shard_size, kind="pt")
+                model_weights = _fused_for_transformers(base, adapter, dtype)
+                check_space(output, sum(int(weight.nbytes) for weight in model_weights.values()))
+                write_model(folder, base.folder, plain_config(base.config, dtype), model_weights, shard_size, kind="pt")
             write_card(folder, to, adapter, base_name)
     tensors = len(read_file_tensor_infos(output / PEFT_WEIGHTS) if to == "peft" else read_tensor_infos(output))
     result = {"path": str(output), "to": to, "adapter": str(adapter), "base_model": base_name, "tensors": tensors}

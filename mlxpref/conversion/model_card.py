@@ -50,8 +50,8 @@ def _settings(file: Path) -> list[tuple[str, str]]:
         return []
     settings = record["settings"] if isinstance(record.get("settings"), dict) else {}
     rows = [(name.replace("_", " "), _code(settings[name])) for name in _SETTINGS if name in settings]
-    ended = record["ended"] if isinstance(record.get("ended"), dict) else {}
-    return rows + ([("ended after step", _code(ended["step"]))] if "step" in ended else [])
+    ending = record["ended"] if isinstance(record.get("ended"), dict) else {}
+    return rows + ([("ended after step", _code(ending["step"]))] if "step" in ending else [])
 
 
 def _last_measurement(log: Path) -> tuple[Any, list[tuple[str, float]]]:

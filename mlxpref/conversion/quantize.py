@@ -160,9 +160,9 @@ def dequantize(model: nn.Module, paths: Collection[str]) -> None:
 def cast(model: nn.Module, dtype: mx.Dtype, apart_from: Collection[str] = ()) -> None:
     """Convert all floating point weights, except some layers', to a type, lazily."""
     weights: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
-    changed = [
+    updates = [
         (key, weight.astype(dtype))
         for key, weight in weights.items()
         if mx.issubdtype(weight.dtype, mx.floating) and key.rpartition(".")[0] not in apart_from
     ]
-    model.update(tree_unflatten(changed))
+    model.update(tree_unflatten(updates))

@@ -33,16 +33,16 @@ def new_folder(output: Path, overwrite: bool = False, apart_from: Sequence[Path]
     _check_output(output, overwrite, apart_from)
     final = output.resolve()
     temporary = final.with_name(f".{final.name}.partial-{os.getpid()}")
-    created = [folder for folder in final.parents if not folder.exists()]
+    parents = [folder for folder in final.parents if not folder.exists()]
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         yield temporary
         _replace(temporary, final)
     except OSError as error:
-        why = "no space left" if error.errno == 28 else error.strerror or error
+        reason = "no space left" if error.errno == 28 else error.strerror or error
         raise ModelError(
-            f"{output}: cannot be written: {why}; free some space or give another place, nothing was kept"
+            f"{output}: cannot be written: {reason}; free some space or give another place, nothing was kept"
         ) from error
     except RuntimeError as error:
         if _FULL.search(str(error)):
@@ -51,15 +51,15 @@ def new_folder(output: Path, overwrite: bool = False, apart_from: Sequence[Path]
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         with contextlib.suppress(OSError):  # not empty: the model is there
-            for folder in created:
+            for folder in parents:
                 folder.rmdir()
 
 
-def check_space(output: Path, needed: int) -> None:
-    """Raise ModelError if the disk of `output` has no room for `needed` bytes of weights."""
+def check_space(output: Path, size: int) -> None:
+    """Raise ModelError if the disk of `output` has no room for `size` bytes of weights."""
     free = free_bytes(output)
-    if free < needed + _SPARE:
-        sizes = f"{format_bytes(needed + _SPARE)} are needed, {format_bytes(free)} are free"
+    if free < size + _SPARE:
+        sizes = f"{format_bytes(size + _SPARE)} are needed, {format_bytes(free)} are free"
         raise ModelError(f"{output}: no space left for the model: {sizes}; free some, or give another output")
 
 

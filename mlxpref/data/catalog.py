@@ -155,8 +155,8 @@ def files_for_limit(split: Split, lists: Files, images: Files, folder: Path, lim
 
 def _first_archives(lists: Sequence[Path], archives: Files, limit: int) -> Files:
     """The first archives, by their numbers, with both images of `limit` pairs that are no tie."""
-    ordered = sorted(archives, key=lambda path: (len(path), path))
-    place = {path.removesuffix(".zip"): i for i, path in enumerate(ordered)}
+    names = sorted(archives, key=lambda path: (len(path), path))
+    place = {path.removesuffix(".zip"): i for i, path in enumerate(names)}
     groups: dict[str, list[tuple[int, int]]] = {}
     for path in lists:
         for row in read_columns(path, ("image_path", "prompt_id", "rank")).to_pylist():
@@ -168,8 +168,8 @@ def _first_archives(lists: Sequence[Path], archives: Files, limit: int) -> Files
         max(i, j) for images in groups.values() for (i, rank), (j, other) in combinations(images, 2) if rank != other
     )
     pairs = 0
-    for i in range(len(ordered)):
+    for i in range(len(names)):
         pairs += complete_with[i]
         if pairs >= limit:
-            return ordered[: i + 1]
-    return ordered
+            return names[: i + 1]
+    return names

@@ -63,15 +63,15 @@ def _text_behind(nodes: Nodes, start: Any) -> str | None:
 
 def _texts(nodes: Nodes, start: str) -> Iterator[str]:
     """The texts behind a node, in order; it enters no node twice, so loops end."""
-    entered: set[str] = set()
+    visited: set[str] = set()
     ahead: list[tuple[str | None, str]] = [(start, "")]  # a node's number, or None and a text
     while ahead:
         number, text = ahead.pop()
         if number is None:
             yield text.strip()
-        if number is None or number in entered:
+        if number is None or number in visited:
             continue
-        entered.add(number)
+        visited.add(number)
         kind, inputs = nodes[number]["class_type"], nodes[number]["inputs"]
         if "positive" in inputs:  # the node also has the negative prompt
             inputs = {"positive": inputs["positive"]}

@@ -38,9 +38,9 @@ def check_images(paths: Iterable[Path], images: ImageCache) -> tuple[list[Path],
         except DataError as error:
             skipped.append(Skipped(path, str(error).removeprefix(f"{path}: ")))
     if len(readable) < 2:
-        why = first_ten([f"{skip.path} {skip.error}" for skip in skipped], "; ")
+        reasons = first_ten([f"{skip.path} {skip.error}" for skip in skipped], "; ")
         count = f"{len(readable)} of {len(readable) + len(skipped)}"
-        raise DataError(f"two images are needed, {count} can be read{': ' if why else ''}{why}")
+        raise DataError(f"two images are needed, {count} can be read{': ' if reasons else ''}{reasons}")
     return readable, skipped
 
 

@@ -37,7 +37,7 @@ def train_rows(path: Path) -> list[Row]:
 
 def ranking_rows(path: Path) -> list[Row]:
     """All pairs of each ranking of test.json, with names of images; each ranking is a group of its own."""
-    numbered = enumerate(read_json_rows(path), 1)
+    entries = enumerate(read_json_rows(path), 1)
     groups: set[str] = set()
 
     def pairs(numbered_entry: tuple[int, Any]) -> Iterator[Row]:
@@ -48,7 +48,7 @@ def ranking_rows(path: Path) -> list[Row]:
         groups.add(group)
         yield from rows
 
-    return parse_rows(path, numbered, pairs)
+    return parse_rows(path, entries, pairs)
 
 
 def _pair(entry: Any) -> Iterator[Row]:

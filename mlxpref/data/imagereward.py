@@ -33,18 +33,18 @@ def read_imagereward(folder: Path, split: str, draw: RowSampler = all_rows) -> l
     random; in validation and test a is the earlier one, as in the official baseline, and judging uses both orders
     anyway. It takes only pairs with an archive here; `draw` chooses among these.
     """
-    listed, table = folder / _LISTS[split], folder / f"metadata-{split}.parquet"
-    if not listed.is_file() and not table.is_file():
-        raise missing_files("imagereward", split, f"there is neither {table} nor {listed.name}")
-    rows = list_rows(listed) if listed.is_file() else table_rows(table)
+    list_file, table = folder / _LISTS[split], folder / f"metadata-{split}.parquet"
+    if not list_file.is_file() and not table.is_file():
+        raise missing_files("imagereward", split, f"there is neither {table} nor {list_file.name}")
+    rows = list_rows(list_file) if list_file.is_file() else table_rows(table)
     rows = random_swaps(rows, "imagereward") if split == "train" else rows
     images = _images(folder, split, dict.fromkeys(name for row in rows for name in (row.a, row.b)))
     usable = [row for row in rows if row.a in images and row.b in images]
     if not usable:
         place = folder / "images" / split
         count = len(list(place.glob("*.zip")))
-        damaged = f"none of its images is in the archives of {place}, {count} in number, which may be damaged"
-        raise missing_files("imagereward", split, damaged if count else f"no archive of its images is in {place}")
+        problem = f"none of its images is in the archives of {place}, {count} in number, which may be damaged"
+        raise missing_files("imagereward", split, problem if count else f"no archive of its images is in {place}")
     if len(usable) < len(rows):
         logger.warning(
             f"imagereward, split {split}: the images of {len(usable)} of {len(rows)} pairs are in {folder}; "

@@ -27,11 +27,11 @@ def read_pickapic(folder: Path, split: str, draw: RowSampler = all_rows, name: s
     if not shards:
         raise missing_files(name, split, f"there is no {split}-*.parquet in {folder / 'data'}")
     _log_absent(name, split, shards)
-    labelled = [_labelled(shard, split) for shard in shards]
-    chosen_rows = np.asarray(draw(sum(len(rows) for rows, _ in labelled)), np.int64)
+    labels = [_labelled(shard, split) for shard in shards]
+    chosen_rows = np.asarray(draw(sum(len(rows) for rows, _ in labels)), np.int64)
     preferences, start = [], 0
     prompts: dict[str, str] = {}  # each in memory once
-    for shard, (rows, p_people) in zip(shards, labelled, strict=True):
+    for shard, (rows, p_people) in zip(shards, labels, strict=True):
         places = chosen_rows[(chosen_rows >= start) & (chosen_rows < start + len(rows))] - start
         start += len(rows)
         captions = read_columns(shard, ("caption",))["caption"] if len(places) else []

@@ -177,10 +177,10 @@ def _in_list(path: Path, images: Sequence[Path]) -> Callable[[Path], str | None]
         if (prompt := by_path.get(file_identity(image))) is not None:
             return prompt
         name = fold_name(image.name)
-        named = by_name.get(name, set())
-        if named and (len(named) > 1 or namesakes[name] > 1):
+        prompts_of_name = by_name.get(name, set())
+        if prompts_of_name and (len(prompts_of_name) > 1 or namesakes[name] > 1):
             raise DataError(f"has the same name as another image in {path}; give its path there")
-        return next(iter(named), None)
+        return next(iter(prompts_of_name), None)
 
     return prompt_of
 

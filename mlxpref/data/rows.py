@@ -110,9 +110,9 @@ def read_json_rows(path: Path) -> Iterator[Any]:
                     if not more and place == len(text) and closed:
                         return
                     if not more or len(text) - place > _ROW_LIMIT:
-                        why = error.msg if place < len(text) else "it ends early"
+                        reason = error.msg if place < len(text) else "it ends early"
                         raise DataError(
-                            f"{path}: not valid JSON at row {number + 1} ({why}); download it again"
+                            f"{path}: not valid JSON at row {number + 1} ({reason}); download it again"
                         ) from error
                     text, place = text[place:] + more, 0
                     continue
@@ -188,15 +188,15 @@ def _unpack(archive: Path, parts: Sequence[Path], names: Sequence[str], target: 
 
 def _files_below(folder: Path, names: Iterable[str]) -> list[str]:
     """The names that are files below a folder; it lists each folder once, without a look at files."""
-    listed: dict[str, set[str]] = {}
+    contents: dict[str, set[str]] = {}
     files = []
     for name in names:
         parent, _, last = name.rpartition("/")
-        if parent not in listed:
+        if parent not in contents:
             inner = folder / parent
             is_below = inner.is_dir() and ".." not in inner.parts and not parent.startswith("/")
-            listed[parent] = set(os.listdir(inner)) if is_below else set()  # noqa: PTH208  half a million names
-        if last in listed[parent]:
+            contents[parent] = set(os.listdir(inner)) if is_below else set()  # noqa: PTH208  half a million names
+        if last in contents[parent]:
             files.append(name)
     return files
 

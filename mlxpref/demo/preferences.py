@@ -58,9 +58,9 @@ def draw_pair(
     aspect = aspect or ASPECTS[int(rng.integers(3))]
     wrong_colour = _other(rng, tuple(COLOURS), colour)
     wrong_shape = _other(rng, SHAPES, shape)
-    spoiled = QUALITIES[int(rng.integers(1, len(QUALITIES)))]
+    low_quality = QUALITIES[int(rng.integers(1, len(QUALITIES)))]
     good, bad = (colour, shape), (colour, shape)
-    good_quality, bad_quality = "clean", spoiled
+    good_quality, bad_quality = "clean", low_quality
     chance = rng.random()
     if aspect == "quality":
         if chance < 0.25:
@@ -68,7 +68,7 @@ def draw_pair(
     else:
         bad = (wrong_colour, shape) if aspect == "colour" else (colour, wrong_shape)
         if chance < 0.5:
-            good_quality, bad_quality = spoiled, "clean"
+            good_quality, bad_quality = low_quality, "clean"
         elif chance >= 0.75:
             bad_quality = "clean"
     better, worse = PictureSpec(*good, good_quality), PictureSpec(*bad, bad_quality)

@@ -54,8 +54,8 @@ def base_of(checkpoint: Checkpoint, name: str = "") -> dict[str, Any]:
 
     `name` is the user's name for it; a folder gets its whole path, as later commands may run elsewhere.
     """
-    called = str(checkpoint.folder.resolve()) if not name or Path(name).expanduser().exists() else name
-    return {"base_model": called, "base": checkpoint.identity.to_json(), "template": template_version()}
+    label = str(checkpoint.folder.resolve()) if not name or Path(name).expanduser().exists() else name
+    return {"base_model": label, "base": checkpoint.identity.to_json(), "template": template_version()}
 
 
 def base_name(folder: Path) -> str:

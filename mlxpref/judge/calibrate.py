@@ -33,12 +33,12 @@ def calibrate(
     Ties are dropped, as in an evaluation; a calibration of the judge is ignored. DataError for fewer than ten readable
     pairs.
     """
-    decided = [p for p in preferences if p.better != "tie"]
+    pairs = [p for p in preferences if p.better != "tie"]
     uncalibrated = replace(judge, calibration=None)
     conditions = uncalibrated.conditions(think)
-    work = uncalibrated.pairs((Pair(p.a, p.b, p.prompt) for p in decided), think=think)
-    verdicts = list(track(work, len(decided), f"judging {conditions.mode}"))
-    return calibration_of(decided, verdicts, conditions, data, split)
+    work = uncalibrated.pairs((Pair(p.a, p.b, p.prompt) for p in pairs), think=think)
+    verdicts = list(track(work, len(pairs), f"judging {conditions.mode}"))
+    return calibration_of(pairs, verdicts, conditions, data, split)
 
 
 def calibration_of(
@@ -83,21 +83,21 @@ def cross_fitted(
     first, second = p_a_shown_first.copy(), p_a_shown_second.copy()
     for number in np.unique(fold):
         held_out, others = fold == number, fold != number
-        fitted = fit_temperature(p_a_shown_first[others], p_a_shown_second[others], p_people[others])
-        first[held_out] = fitted.p_first(p_a_shown_first[held_out])
-        second[held_out] = 1 - fitted.p_first(1 - p_a_shown_second[held_out])
+        scaling = fit_temperature(p_a_shown_first[others], p_a_shown_second[others], p_people[others])
+        first[held_out] = scaling.p_first(p_a_shown_first[held_out])
+        second[held_out] = 1 - scaling.p_first(1 - p_a_shown_second[held_out])
     return first, second
 
 
 def calibration_metrics(p_a_shown_first: Floats, p_a_shown_second: Floats, p_people: Floats) -> CalibrationMetrics:
     """How far the soft preferences of N pairs are from the shares of people, (N,) each."""
     p = both_orders(p_a_shown_first, p_a_shown_second)
-    first_chosen = first_choice_rate(np.concatenate([p_a_shown_first, 1 - p_a_shown_second]))
+    first_rate = first_choice_rate(np.concatenate([p_a_shown_first, 1 - p_a_shown_second]))
     return CalibrationMetrics(
         nll=float(-(p_people * np.log(p) + (1 - p_people) * np.log1p(-p)).mean()),
         brier=float(((p - p_people) ** 2).mean()),
         ece=calibration_error(np.concatenate([p, 1 - p]), np.concatenate([p_people, 1 - p_people])),
-        first_choice_rate=0.5 if math.isnan(first_chosen) else first_chosen,  # nothing was decided
+        first_choice_rate=0.5 if math.isnan(first_rate) else first_rate,  # nothing was decided
     )
 
 

@@ -43,8 +43,8 @@ class JudgeConditions:
             "template": "other words of asking",
             "method": "another way of judging",
         }
-        changed = [f.name for f in fields(self) if getattr(self, f.name) != getattr(other, f.name)]
-        return [words.get(name, f"{name} {getattr(other, name)}, not {getattr(self, name)}") for name in changed]
+        names = [f.name for f in fields(self) if getattr(self, f.name) != getattr(other, f.name)]
+        return [words.get(name, f"{name} {getattr(other, name)}, not {getattr(self, name)}") for name in names]
 
 
 @dataclass(frozen=True)

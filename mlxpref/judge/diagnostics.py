@@ -37,11 +37,11 @@ def _about_verdicts(ranking: Ranking) -> Iterator[str]:
     unreadable = sum(verdict.p_first("soft") is None for verdict in verdicts)
     if unreadable:
         yield f"{unreadable} of {len(verdicts)} answers could not be read and count for nothing"
-    reasoned = [verdict for verdict in verdicts if verdict.tokens]
-    closed = sum(verdict.closed for verdict in reasoned)
+    completions = [verdict for verdict in verdicts if verdict.tokens]
+    closed = sum(verdict.closed for verdict in completions)
     if closed:
         yield (
-            f"{closed} of {len(reasoned)} completions ran out of tokens and were closed there: "
+            f"{closed} of {len(completions)} completions ran out of tokens and were closed there: "
             "a larger --max-tokens lets them finish"
         )
     mass = [verdict.label_mass for verdict in verdicts if verdict.label_mass > 0]

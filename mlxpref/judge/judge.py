@@ -88,12 +88,12 @@ class Judge:
             return self.pairs(pairs, think=think, session=session)
 
         ranking = rank_pairs(images, prompt, compare, think_about, pairs, top, self.settings.seed, self.processes)
-        encoded = self.vlm.features.runs - encoded_before
+        runs = self.vlm.features.runs - encoded_before
         return replace(
             ranking,
             model=self.name,
             adapter=self.adapter,
-            vision_runs=encoded if ranking.ending == "interrupted" else int(self.processes.all_sum_numbers(encoded)[0]),
+            vision_runs=runs if ranking.ending == "interrupted" else int(self.processes.all_sum_numbers(runs)[0]),
             skipped=tuple(skipped),
         )
 

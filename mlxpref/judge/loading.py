@@ -32,18 +32,18 @@ def load_judge(
     ConfigError if judging pairs of `images` images (by default a full batch) would not fit the device. ModelError for
     an adapter of another model, unless `any_base`.
     """
-    checked = settings_from(JudgeSettings, settings or {})
+    judge_settings = settings_from(JudgeSettings, settings or {})
     name, path = find_checkpoint(model, agree)
     checkpoint = Checkpoint.open(path)
     check_folder(checkpoint)
     size = model_size(checkpoint)
-    require_fit(lambda s: judging_plan(size, s, images or checked.rows), checked, "judging")
+    require_fit(lambda s: judging_plan(size, s, images or judge_settings.rows), judge_settings, "judging")
     for line in check_base(adapter, checkpoint, any_base) if adapter is not None else ():
         logger.warning(line)
-    vlm = load_vlm(checkpoint, checked.max_pixels)
+    vlm = load_vlm(checkpoint, judge_settings.max_pixels)
     if adapter is not None:
         load_adapter(vlm.model, adapter)
-    return Judge(vlm, checked, name, adapter)
+    return Judge(vlm, judge_settings, name, adapter)
 
 
 def calibration_path(judge: Judge) -> Path:

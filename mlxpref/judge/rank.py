@@ -129,8 +129,8 @@ class _PairSchedule:
 
     def best(self, count: int) -> list[int]:
         """The numbers of the best images so far, ascending."""
-        ranked = rank_images(len(self.images), self.outcomes).images[:count]
-        numbers: list[int] = self.processes.broadcast(sorted(image.index for image in ranked))
+        images = rank_images(len(self.images), self.outcomes).images[:count]
+        numbers: list[int] = self.processes.broadcast(sorted(image.index for image in images))
         return numbers
 
     def run(self, members: Sequence[int], budget: int, think: bool, top: int | None) -> None:
@@ -141,16 +141,16 @@ class _PairSchedule:
             self.verdicts.append(verdict)
 
     def _rounds(self, members: Sequence[int], budget: int, think: bool, top: int | None) -> Iterator[PairVerdict]:
-        scheduled: set[tuple[int, int]] = set()
+        past_pairs: set[tuple[int, int]] = set()
         size = max(_ROUND, default_round(len(members)))
-        while len(scheduled) < budget:
+        while len(past_pairs) < budget:
             fit = self._fit() if self.pairs else None
-            if self.processes.broadcast(bool(fit and scheduled and top and is_settled(fit, top))):
+            if self.processes.broadcast(bool(fit and past_pairs and top and is_settled(fit, top))):
                 return
             among = _part(fit, members) if fit else None
-            proposed = next_round(len(members), scheduled, among, min(size, budget - len(scheduled)), self.seed, top)
-            pairs = [(a, b) for a, b in self.processes.broadcast(proposed)]
-            scheduled.update(pairs)
+            proposals = next_round(len(members), past_pairs, among, min(size, budget - len(past_pairs)), self.seed, top)
+            pairs = [(a, b) for a, b in self.processes.broadcast(proposals)]
+            past_pairs.update(pairs)
             numbers = [(members[a], members[b]) for a, b in pairs]
             verdicts = self.compare((Pair(self.images[a], self.images[b], self.prompt) for a, b in numbers), think)
             for (a, b), verdict in zip(numbers, verdicts, strict=True):

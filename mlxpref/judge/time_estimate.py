@@ -23,7 +23,7 @@ def estimate_seconds(judge: Judge, images: Sequence[ImageLike], prompt: str, bud
     steps = min(_TRIAL_TOKENS, judge.settings.max_tokens)
     settings = replace(judge.settings, max_tokens=steps, samples=1)
     trial = replace(judge, settings=settings, calibration=None, processes=SINGLE_PROCESS)
-    unstored = replace(trial, store=None)
+    trial_judge = replace(trial, store=None)
     session = judge.session()
 
     def judged(trial: Judge, think: bool) -> PairVerdict:
@@ -31,11 +31,11 @@ def estimate_seconds(judge: Judge, images: Sequence[ImageLike], prompt: str, bud
 
     if any(judged(trial, think=False).recalled):  # on a GPU this compiles the kernels, too
         return None
-    a_pair = _seconds(lambda: judged(unstored, think=False))
+    a_pair = _seconds(lambda: judged(trial_judge, think=False))
     an_image = _seconds(lambda: judge.vlm.features.get_all(images[2:3]))
     total = len(images[2:]) * an_image + budget.total * a_pair
     if budget.with_thinking:
-        a_token = max(0.0, _seconds(lambda: judged(unstored, think=True)) - a_pair) / steps
+        a_token = max(0.0, _seconds(lambda: judged(trial_judge, think=True)) - a_pair) / steps
         completions = 2 * judge.settings.samples * budget.with_thinking
         total += math.ceil(completions / judge.settings.rows) * judge.settings.max_tokens * a_token
     return total / judge.processes.size

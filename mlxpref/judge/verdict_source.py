@@ -78,8 +78,8 @@ def judge_by_model(
     waiting = iter(comparisons)
     while chunk := list(islice(waiting, request.batch_size)):
         features = iter(vlm.features.get_all(_images(chunk), session.seen))
-        encoded = [(next(features), next(features), comparison.prompt) for comparison in chunk]
-        for batch in _split(encoded):
+        features_and_prompts = [(next(features), next(features), comparison.prompt) for comparison in chunk]
+        for batch in _split(features_and_prompts):
             inputs = [
                 vlm.input_of((first, second), prompt, request.form, request.think) for first, second, prompt in batch
             ]
@@ -143,13 +143,13 @@ def _images(comparisons: Sequence[Comparison]) -> list[ImageLike]:
     return [image for comparison in comparisons for image in (comparison.first, comparison.second)]
 
 
-def _split(encoded: Sequence[_Encoded]) -> Iterator[Sequence[_Encoded]]:
+def _split(inputs: Sequence[_Encoded]) -> Iterator[Sequence[_Encoded]]:
     """Comparisons in parts that keep to the bound on prompt tokens; each has one comparison at least."""
-    sizes = [first.tokens + second.tokens for first, second, _ in encoded]
+    sizes = [first.tokens + second.tokens for first, second, _ in inputs]
     start = 0
-    for end in range(1, len(encoded) + 1):
-        if end == len(encoded) or sum(sizes[start : end + 1]) > bounds.PREFILL_TOKENS:
-            yield encoded[start:end]
+    for end in range(1, len(inputs) + 1):
+        if end == len(inputs) or sum(sizes[start : end + 1]) > bounds.PREFILL_TOKENS:
+            yield inputs[start:end]
             start = end
 
 

@@ -77,9 +77,9 @@ def consistency(records: Iterable[LabelRecord]) -> Consistency:
             pairs.append((first_answers[record.pair], record.answer))
         elif record.p_people is not None:
             first_answers[record.pair] = record.answer
-    agreed = sum(first == second for first, second in pairs)
+    agreements = sum(first == second for first, second in pairs)
     sides = [first == second for first, second in pairs if "tie" not in (first, second)]
-    return Consistency(agreed, len(pairs), same=sum(sides), turned=len(sides) - sum(sides))
+    return Consistency(agreements, len(pairs), same=sum(sides), turned=len(sides) - sum(sides))
 
 
 def enough(records: Iterable[LabelRecord], held_out: float) -> Enough:
@@ -95,13 +95,13 @@ def enough(records: Iterable[LabelRecord], held_out: float) -> Enough:
         if record.p_people is not None:
             shares.setdefault(record.pair, []).append(record.p_people)
             tests |= {record.pair} if record.split == TEST else set()
-    decided = {pair for pair, answers in shares.items() if sum(answers) != len(answers) / 2}
-    tested = len(decided & tests)
+    decided_pairs = {pair for pair, answers in shares.items() if sum(answers) != len(answers) / 2}
+    test_count = len(decided_pairs & tests)
     reliability = consistency(records).reliability
-    tested_needed = _held_out_pairs(reliability)
-    pairs_needed = tested_needed and math.ceil(tested_needed / (held_out or _HELD_OUT))
-    held_out_needed = tested_needed if held_out or tested_needed is None else 0
-    return Enough(len(decided), pairs_needed, tested, held_out_needed, reliability, _error(reliability, tested))
+    held_out_target = _held_out_pairs(reliability)
+    target = held_out_target and math.ceil(held_out_target / (held_out or _HELD_OUT))
+    held_out_needed = held_out_target if held_out or held_out_target is None else 0
+    return Enough(len(decided_pairs), target, test_count, held_out_needed, reliability, _error(reliability, test_count))
 
 
 def explain(target: Enough, repeated: Consistency, pairs_left: int) -> str:

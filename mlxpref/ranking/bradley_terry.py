@@ -114,8 +114,8 @@ def rank_images(count: int, outcomes: Iterable[PairOutcome], default_dispersion:
         for index, won in ((pair.a, p_a > 0.5), (pair.b, p_a < 0.5)):
             wins[index] += won
             pairs[index] += 1
-    rounded = np.round(fit.strengths, 9)  # strengths that differ by rounding only share a rank
-    rank = 1 + count - np.searchsorted(np.sort(rounded), rounded, side="right")
+    strengths = np.round(fit.strengths, 9)  # strengths that differ by rounding only share a rank
+    rank = 1 + count - np.searchsorted(np.sort(strengths), strengths, side="right")
     error = np.sqrt(np.diag(fit.covariance))
     bounds = fit.strengths - Z95 * error, fit.strengths + Z95 * error
     p_best = best_probabilities(fit.strengths, fit.covariance)
@@ -314,8 +314,8 @@ def _deviation_step(strengths: Array, covariance: Array, log_deviation: float) -
 
 def _centre(covariance: Array) -> Array:
     """(N, N) covariance -> that of the differences from the mean."""
-    centred: Array = covariance - covariance.mean(axis=0) - covariance.mean(axis=1)[:, None] + covariance.mean()
-    return centred
+    result: Array = covariance - covariance.mean(axis=0) - covariance.mean(axis=1)[:, None] + covariance.mean()
+    return result
 
 
 def _dispersion(residual: Array, weight: Array, leverage: Array, default: float) -> tuple[float, float]:

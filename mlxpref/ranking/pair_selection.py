@@ -60,15 +60,16 @@ def next_round(
     """
     if count < 2 or size < 1 or (top is not None and top < 1):
         raise ConfigError(f"a round needs at least two images, one pair and top 1, not {count}, {size} and {top}")
-    met = {(min(pair), max(pair)) for pair in asked}
-    if size >= count * (count - 1) // 2 - len(met):
-        return [pair for pair in all_pairs(count) if pair not in met]
+    past_pairs = {(min(pair), max(pair)) for pair in asked}
+    if size >= count * (count - 1) // 2 - len(past_pairs):
+        return [pair for pair in all_pairs(count) if pair not in past_pairs]
     fit = fit or _prior_fit(count)
-    shuffled = np.random.default_rng([seed, len(met)]).permutation(count)
-    order = shuffled[np.argsort(-np.round(fit.strengths[shuffled], 9), kind="stable")]  # (N,) best first
-    gain, island, uses = _InformationGain(fit, order, top or 1, size), _islands(count, met), np.zeros(count, np.int64)
+    permutation = np.random.default_rng([seed, len(past_pairs)]).permutation(count)
+    order = permutation[np.argsort(-np.round(fit.strengths[permutation], 9), kind="stable")]  # (N,) best first
+    gain, island = _InformationGain(fit, order, top or 1, size), _islands(count, past_pairs)
+    uses = np.zeros(count, np.int64)
     max_pairs, reach = MAX_PAIRS, REACH
-    a, b = _candidates(order, met, reach)
+    a, b = _candidates(order, past_pairs, reach)
     value = gain.of(a, b)
     pairs: list[tuple[int, int]] = []
     while len(pairs) < size:
@@ -80,20 +81,20 @@ def next_round(
                 max_pairs += 1
             else:
                 reach *= 2
-                a, b = _candidates(order, met, reach)
+                a, b = _candidates(order, past_pairs, reach)
                 value = gain.of(a, b)
             continue
         best = int(np.argmax(np.where(free, value, -1.0)))
         x, y = int(a[best]), int(b[best])
         pairs.append((min(x, y), max(x, y)))
-        met.add(pairs[-1])
+        past_pairs.add(pairs[-1])
         gain.add(x, y)
         uses[[x, y]] += 1
         low, high = sorted((island[x], island[y]))
         island[island == high] = low
         a, b, value = np.delete(a, best), np.delete(b, best), np.delete(value, best)
-        touched = np.flatnonzero((a == x) | (a == y) | (b == x) | (b == y))
-        value[touched] = gain.of(a[touched], b[touched])
+        neighbours = np.flatnonzero((a == x) | (a == y) | (b == x) | (b == y))
+        value[neighbours] = gain.of(a[neighbours], b[neighbours])
     return pairs
 
 
@@ -177,12 +178,12 @@ def _candidates(order: Indices, met: Collection[tuple[int, int]], reach: int) ->
     return a[new], b[new]
 
 
-def _islands(count: int, met: Collection[tuple[int, int]]) -> Indices:
+def _islands(count: int, past_pairs: Collection[tuple[int, int]]) -> Indices:
     """(N,): for every image the number of its island of images that pairs connect; all 0 if all are connected."""
     from scipy.sparse import coo_array  # takes a fifth of a second to import
     from scipy.sparse.csgraph import connected_components
 
-    a, b = np.array(sorted(met), np.int64).reshape(-1, 2).T
+    a, b = np.array(sorted(past_pairs), np.int64).reshape(-1, 2).T
     graph = coo_array((np.ones(len(a)), (a, b)), (count, count))
     return np.asarray(connected_components(graph, directed=False)[1], np.int64)
 

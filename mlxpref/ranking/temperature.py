@@ -30,8 +30,8 @@ class TemperatureScaling:
 
     def p_first(self, p_first: ArrayLike) -> Array:
         """The judge's preferences for the first image -> the rescaled ones; NaN stays NaN."""
-        scaled = (log_odds(p_first) - self.position_bias) / self.temperature
-        return probability(np.clip(scaled, -MAX_LOG_ODDS, MAX_LOG_ODDS))
+        x = (log_odds(p_first) - self.position_bias) / self.temperature
+        return probability(np.clip(x, -MAX_LOG_ODDS, MAX_LOG_ODDS))
 
 
 def fit_temperature(p_a_shown_first: ArrayLike, p_a_shown_second: ArrayLike, p_people: ArrayLike) -> TemperatureScaling:

@@ -127,8 +127,8 @@ def _extremes(records: Iterable[Record]) -> list[Record]:
     numbers: Sequence[float] = sorted(steps)
     rollouts = []
     for place in sorted(set(np.linspace(0, len(numbers) - 1, _SHOWN_STEPS).round().astype(int))) if numbers else []:
-        ranked = sorted(steps[numbers[place]], key=lambda record: -number(record["reward"]))
-        rollouts += [ranked[0], *ranked[1:][-1:]]
+        records_of_step = sorted(steps[numbers[place]], key=lambda record: -number(record["reward"]))
+        rollouts += [records_of_step[0], *records_of_step[1:][-1:]]
     return rollouts
 
 

@@ -63,8 +63,8 @@ def policy_logprobs(vlm: VLM, inputs: LossInputs, settings: TrainSettings) -> mx
         prompts = prefill(vlm, inputs.prompts[some], settings.recompute)
         for chunk in _chunks(rows, settings.micro_batch):
             completions = inputs.completions.part(chunk)
-            scored = completion_logprobs(vlm, prompts, completions, settings.temperature, settings.recompute)
-            parts.append(_padded(scored.logprobs, inputs))
+            logprobs = completion_logprobs(vlm, prompts, completions, settings.temperature, settings.recompute)
+            parts.append(_padded(logprobs.logprobs, inputs))
             mx.eval(parts[-1])
     return mx.concatenate(parts)
 
@@ -74,8 +74,8 @@ def _whole_groups(vlm: VLM, inputs: LossInputs, settings: TrainSettings) -> tupl
 
     def objective(_: nn.Module) -> Part:
         prompts = prefill(vlm, inputs.prompts, settings.recompute)
-        scored = completion_logprobs(vlm, prompts, inputs.completions, settings.temperature, settings.recompute)
-        return *step_loss(scored, inputs, settings), scored.logprobs
+        logprobs = completion_logprobs(vlm, prompts, inputs.completions, settings.temperature, settings.recompute)
+        return *step_loss(logprobs, inputs, settings), logprobs.logprobs
 
     part, gradient = nn.value_and_grad(vlm.model, objective)(vlm.model)
     return [part], gradient
@@ -93,10 +93,10 @@ def _one_group_in_parts(vlm: VLM, inputs: LossInputs, settings: TrainSettings) -
 
         def objective(weights: Any, arrays: list[mx.array], some: LossInputs = chunk) -> Part:
             vlm.model.update(weights)
-            scored = completion_logprobs(
+            logprobs = completion_logprobs(
                 vlm, prompt.with_arrays(arrays), some.completions, settings.temperature, settings.recompute
             )
-            return *step_loss(scored, some, settings), scored.logprobs
+            return *step_loss(logprobs, some, settings), logprobs.logprobs
 
         part, part_gradient = mx.value_and_grad(objective, argnums=(0, 1))(weights, prompt.arrays)
         gradient = part_gradient if gradient is None else tree_map(mx.add, gradient, part_gradient)

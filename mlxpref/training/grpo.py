@@ -25,9 +25,9 @@ def group_advantages(rewards: Floats) -> Floats:
 
     (P, G) -> (P, G), G at least 2. The row of a group with equal rewards is zero.
     """
-    centred: Floats = rewards - rewards.mean(axis=1, keepdims=True)
+    difference: Floats = rewards - rewards.mean(axis=1, keepdims=True)
     deviation: Floats = rewards.std(axis=1, ddof=1, keepdims=True)
-    return centred / (deviation + 1e-4)
+    return difference / (deviation + 1e-4)
 
 
 def leave_one_out_advantages(rewards: Floats) -> Floats:

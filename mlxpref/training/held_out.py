@@ -32,12 +32,12 @@ class HeldOut:
         mix: RewardMix,
         processes: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
-        decided = [p for p in preferences if not p.is_tie]
-        if settings.held_out and not decided:
+        without_ties = [p for p in preferences if not p.is_tie]
+        if settings.held_out and not without_ties:
             raise DataError(
                 f"all {len(preferences)} held-out preferences are ties, which measure nothing; give a larger --held-out"
             )
-        self.preferences = random_subset(decided, settings.held_out_limit, settings.seed, "measured")
+        self.preferences = random_subset(without_ties, settings.held_out_limit, settings.seed, "measured")
         self.best: dict[str, mx.array] = {}
         """The best adapter's weights so far; empty before the first measurement, or without patience."""
         self._vlm, self._settings, self._strategy, self._processes = vlm, settings, mix.strategy, processes

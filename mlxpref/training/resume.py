@@ -57,9 +57,9 @@ def write_state(run: Path, state: RunState) -> None:
         new.rename(last)
         sync(run)
     except (OSError, RuntimeError) as error:  # MLX raises the latter for a full disk
-        why = error.strerror if isinstance(error, OSError) else error
+        reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(
-            f"{last}: step {state.step} cannot be saved ({why}); what was saved before is still there: "
+            f"{last}: step {state.step} cannot be saved ({reason}); what was saved before is still there: "
             f"correct that, and continue with --resume --output {run}"
         ) from error
 
@@ -76,8 +76,8 @@ def read_state(run: Path) -> RunState | None:
         if name != _LAST and (run / _LAST).exists():
             logger.warning(f"{run / _LAST}: damaged; the run continues from the one before, of step {state.step}")
         return state
-    damaged = [str(run / name) for name in (_LAST, _PREVIOUS) if (run / name).exists()]
-    problem = f"{', '.join(damaged)}: damaged, and there is no other" if damaged else f"{run}: no step was saved yet"
+    folders = [str(run / name) for name in (_LAST, _PREVIOUS) if (run / name).exists()]
+    problem = f"{', '.join(folders)}: damaged, and there is no other" if folders else f"{run}: no step was saved yet"
     logger.warning(f"{problem}: the run starts over")
     return None
 

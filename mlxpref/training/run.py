@@ -103,8 +103,8 @@ class Run:
         if not lock(files[_LOG]):
             raise ConfigError(f"{self.folder}: another process is training there; wait for its end, or end it")
         for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG, RUN_RECORD):
-            for unfinished in self.folder.glob(f".*{name}*"):  # of a process that was killed
-                unfinished.unlink()
+            for remnant in self.folder.glob(f".*{name}*"):  # of a process that was killed
+                remnant.unlink()
         for name, file in files.items():
             truncate_lines(file, self.state.sizes[name])
         write_record(self.folder, self.record)
@@ -214,11 +214,11 @@ def resume_run(
     run = _load(settings, folder, agree, check, None, processes)
     if processes.is_main:  # the others have the same data and model as this one
         check_resumable(folder, before, run.record)
-    changed = changed_since(before, run.record)
-    if changed:
-        listed = ", ".join(f"{name} is {now}, was {then}" for name, (then, now) in changed.items())
-        logger.warning(f"{folder}: {listed}: the run continues, but not to the last bit as it would have")
-    resumption = {"after_step": state.step if state else 0, "changed": changed}
+    changes = changed_since(before, run.record)
+    if changes:
+        text = ", ".join(f"{name} is {now}, was {then}" for name, (then, now) in changes.items())
+        logger.warning(f"{folder}: {text}: the run continues, but not to the last bit as it would have")
+    resumption = {"after_step": state.step if state else 0, "changed": changes}
     run.record["resumed"] = [*before.get("resumed", []), resumption]
     if state:
         try:

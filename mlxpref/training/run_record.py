@@ -109,4 +109,4 @@ def changed_since(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str
     pairs = [(name, before["settings"].get(name), now["settings"][name]) for name in _ROUNDING]
     for part in ("versions", "machine"):
         pairs += [(name, before.get(part, {}).get(name, value), value) for name, value in now[part].items()]
-    return {name: [then, value] for name, then, value in pairs if then != value}
+    return {name: [earlier, value] for name, earlier, value in pairs if earlier != value}

@@ -142,13 +142,13 @@ class StepMeter:
     def fields(self, tokens: int) -> dict[str, Any]:
         """Return this meter's fields of a report, for a step of `tokens` tokens."""
         seconds = {f"{phase}_seconds": round(seconds, 4) for phase, seconds in self._seconds.items()}
-        sent_bytes, waited = self._before
+        sent_bytes, wait_seconds = self._before
         return seconds | {
             "seconds": round(sum(seconds.values()), 4),
             "tokens_per_second": tokens / seconds["rollout_seconds"],
             "peak_bytes": int(mx.get_peak_memory()),
             "sent_bytes": self._processes.sent_bytes - sent_bytes,
-            "wait_seconds": round(self._processes.wait_seconds - waited, 4),
+            "wait_seconds": round(self._processes.wait_seconds - wait_seconds, 4),
         }
 
 

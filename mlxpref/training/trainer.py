@@ -191,11 +191,11 @@ class Trainer:
         for attempt in range(1, self.settings.resample + 1):
             idle = [place for place, group in enumerate(indices) if not rewards.has_advantage[group]]
             # `unused` comes second, so that the end of `idle` consumes none of it.
-            replaced = list(zip(idle, unused, strict=False))
-            if not replaced:
+            places = list(zip(idle, unused, strict=False))
+            if not places:
                 break
-            comparisons = [self.sampler.replacement(step, place, index, attempt) for place, index in replaced]
-            for group, (place, _) in enumerate(replaced, start=len(rollouts)):
+            comparisons = [self.sampler.replacement(step, place, index, attempt) for place, index in places]
+            for group, (place, _) in enumerate(places, start=len(rollouts)):
                 indices[place] = group
             others = sample_groups(self.vlm, comparisons, self.settings, self.mix, self.processes)
             rollouts = [*rollouts, *others]
