@@ -1,4 +1,4 @@
-"""The errors of mlxpref: each message says what is wrong, where, and what to do; the command line prints it."""
+"""The errors of mlxpref: each message names the problem, its place and the remedy; the command line prints it."""
 
 
 class MlxprefError(Exception):

@@ -19,7 +19,7 @@ FAMILIES = {"qwen2_vl": "Qwen2-VL", "qwen2_5_vl": "Qwen2.5-VL", "qwen3_vl": "Qwe
 """The supported architectures, by their model_type."""
 _CLASSES = dict(zip(FAMILIES, ("Qwen2VL", "Qwen2_5_VL", "Qwen3VL"), strict=True))
 _NESTED = "qwen3_vl"
-"""The one family whose text_config is the hub's own layout; the others have its keys beside vision_config."""
+"""The one family whose text_config is the hub's own layout; the others have its keys at the top level."""
 _OF_TEXT = (
     "hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim",
     "rms_norm_eps", "vocab_size", "max_position_embeddings", "rope_theta", "rope_scaling", "rope_parameters",

@@ -117,7 +117,7 @@ class ImageOptions:
     prompt_from: str | None = option(
         "--prompt-from",
         metavar="sidecar|png|FILE",
-        help="Each image's own prompt: a text file beside it, its metadata, or a CSV, JSON or JSONL file of all; "
+        help="Each image's own prompt: a text file next to it, its metadata, or a CSV, JSON or JSONL file of all; "
         "images are ranked among those of the same prompt.",
     )
     recursive: bool = option("--recursive", default=False, is_flag=True, help="Search folders within folders too.")

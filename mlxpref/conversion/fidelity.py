@@ -156,7 +156,7 @@ def compare_with_source(
     else:
         answers = answers_of(vlm, comparisons, reference.completions)
     if not answers.finite:
-        raise ModelError("its log-probabilities are not finite: take another precision for what is not quantized")
+        raise ModelError("its log-probabilities are not finite: take another type for unquantized weights")
     if reference is None:
         return None
     if answers.prompts != reference.prompts:

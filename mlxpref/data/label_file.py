@@ -236,7 +236,7 @@ def _parsed(line: bytes) -> LabelRecord:
 
 
 def _is_cut_off(tail: bytes) -> bool:
-    """Whether this may be the beginning of a line of ours, or what a file system leaves in its place."""
+    """Whether this may be the beginning of our line, or a file system's rest of one."""
     with suppress(ValueError, RecursionError):
         row = json.loads(tail)  # a whole line without its line feed, ours or not
         return isinstance(row, dict) and row.keys() >= _LABEL_KEYS

@@ -64,7 +64,7 @@ def find_groups(
 def prompts_of(images: Sequence[Path], source: str) -> tuple[dict[Path, str], list[Skipped]]:
     """The prompt of each image, in the order of `images`, and the images without one, each with the reason.
 
-    `source` is `sidecar` (`cat.png.txt` or `cat.txt` beside `cat.png`; of AUTOMATIC1111's text files the positive
+    `source` is `sidecar` (`cat.png.txt` or `cat.txt` next to `cat.png`; of AUTOMATIC1111's text files the positive
     prompt), `png` (the metadata of PNG, JPEG, WebP and AVIF, see `prompt_in_image`) or a list: a CSV file with columns
     image and prompt, or JSON or JSONL like `_EXAMPLES`, with images relative to the list's folder. Prompts are plain
     text, without blanks around them and with "\\n" between lines. Raises DataError if a list cannot be read, for all

@@ -82,7 +82,7 @@ def run_block(
 ) -> tuple[mx.array, list[KeysValues]]:
     """Run a block through all layers; returns the hidden states (B, L, D) and each layer's new keys and values.
 
-    `prefixes` stand before it, outermost first. `recompute` keeps only each layer's inputs and computes the rest again
+    `prefixes` come before it, outermost first. `recompute` keeps only each layer's inputs and computes the rest again
     in the backward pass. A long block runs in pieces, each behind those before it. With `last_positions` (B,) it
     returns only the states (B, D) of these columns, and the last layer skips the others. `eval_each_piece`, for calls
     without a gradient, evaluates each piece while the next one is built: work stays bounded, and Ctrl-C works.

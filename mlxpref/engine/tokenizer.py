@@ -15,7 +15,7 @@ from mlxpref.text import one_line
 LABELS = ("1", "2")
 """The judge's answers for the first and for the second image."""
 _BLANKS = "ĠĊĉč▁ \n\t\r"
-"""Blank characters as they stand in byte-level and sentencepiece vocabularies."""
+"""Blank characters in byte-level and sentencepiece vocabularies."""
 
 
 @dataclass(frozen=True)

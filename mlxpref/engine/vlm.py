@@ -91,7 +91,7 @@ class VLM:
 
     @property
     def language_model(self) -> Any:
-        """The language model: its layers in `.model`, its head beside them or tied."""
+        """The language model: its layers in `.model`, its head next to them or tied."""
         return self.model.language_model
 
     @property

@@ -12,7 +12,7 @@ from mlxpref.engine.lora import adapter_weights
 from mlxpref.engine.vlm import VLM
 
 _FILES = ("*.json", "*.jinja", "*.txt")
-"""The files beside the weights: config, tokenizer, chat template, image processor."""
+"""The files next to the weights: config, tokenizer, chat template, image processor."""
 
 
 class Fingerprint:

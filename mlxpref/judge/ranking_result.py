@@ -39,8 +39,8 @@ class Reason:
 class Ranking:
     """The images of one prompt in order, with every judged pair.
 
-    The i-th image of `images` is number i in `pairs` and in `strengths`. An interval says how well this judge's own
-    full ranking is known from the pairs asked, not what people think.
+    The i-th image of `images` is number i in `pairs` and in `strengths`. An interval says how precisely the pairs tell
+    this judge's own full ranking, not what people think.
     """
 
     prompt: str

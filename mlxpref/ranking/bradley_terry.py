@@ -4,8 +4,8 @@ Images are numbers from 0 to count - 1, strengths are log-odds in nats. The mode
 
     logit P(first preferred) = strength of the first - strength of the second + position bias
 
-An interval says how well this judge's own full ranking is known from the pairs asked, not what people think. It does
-not shrink to nothing when every pair was asked: a pair is one draw of what the judge might have answered.
+An interval says how precisely the pairs so far tell this judge's own full ranking, not what people think. It stays wide
+after all pairs, because a pair is one draw of the judge's possible answers.
 """
 
 import math
@@ -53,8 +53,8 @@ class StrengthFit:
     """The normal posterior of strengths and position bias.
 
     `strengths` (N,) have mean 0, `covariance` (N, N) is that of the centred strengths, `position_bias` is above 0 if
-    the judge favours the first image, `dispersion` is the noise of a comparison against that of one vote (1/3: as
-    good as three votes), `degrees_of_freedom` is what it was estimated from, `deviation` that of the strengths' prior.
+    the judge favours the first image, `dispersion` is the noise of a comparison against that of one vote (1/3: as good
+    as three votes), `degrees_of_freedom` are those of its estimate, `deviation` is that of the strengths' prior.
     """
 
     strengths: Array

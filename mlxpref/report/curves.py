@@ -88,7 +88,7 @@ def curve_svg(
 
 
 def _running_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
-    """(T,) -> (T,): the mean of the finite ones among the last `window` values; NaN where there is none."""
+    """(T,) -> (T,): the mean of the finite values among the last `window`; NaN without any."""
     finite, ones = np.isfinite(values), np.ones(window)
     sums = np.convolve(np.where(finite, values, 0.0), ones)[: len(values)]
     counts = np.rint(np.convolve(finite.astype(float), ones)[: len(values)])

@@ -97,7 +97,7 @@ def _ties(image: RankedImage, ranks: dict[int, int]) -> str:
 
 
 def _no_reason(ranking: Ranking, image: RankedImage) -> str:
-    """Why an image has no reason beside it."""
+    """The cause of a missing reason, in words."""
     if not image.pairs:
         return "not judged: no pair with this image was asked"
     verdicts = [v for pair in ranking.pairs if image.index in (pair.a, pair.b) for v in pair.verdict.verdicts]

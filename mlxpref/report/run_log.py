@@ -19,7 +19,7 @@ PHASES = {
     "evaluation_seconds": "held-out evaluation",
 }  # the parts of a step's seconds, in the order of their time
 _COMPARED = 10  # steps at either end
-_MAX_PARTS = 5  # of a reward, beside the whole
+_MAX_PARTS = 5  # of a reward, with the whole
 
 
 @dataclass(frozen=True)

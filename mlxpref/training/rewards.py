@@ -108,7 +108,7 @@ class RewardMix:
         if bool(names & EXACT_REWARDS.keys()) + ("hard" in names) + ("score" in names) > 1:
             raise ConfigError(
                 f"reward {text!r}: soft and brier integrate the answer out, hard reads a written one and score two "
-                "written numbers; take one of the three kinds, with rewards of your own beside it"
+                "written numbers; take one of the three kinds, with your own rewards added"
             )
         return cls(tuple(parts))
 

@@ -55,7 +55,7 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> None:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """Return the run.json of a folder; ConfigError where there is none that a run wrote."""
+    """Return the run.json of a folder; ConfigError if there is no run's record."""
     file = folder / RUN_RECORD
     try:
         record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
