@@ -76,8 +76,8 @@ def _rng(seed: int, split: str) -> Random:
 
 def _prompts(rng: Random, count: int) -> list[tuple[str, str]]:
     """Prompts, all of them before any comes again."""
-    drawn = rng.permutation(len(TRAIN_PROMPTS))
-    return [TRAIN_PROMPTS[drawn[i % len(drawn)]] for i in range(count)]
+    order = rng.permutation(len(TRAIN_PROMPTS))
+    return [TRAIN_PROMPTS[order[i % len(order)]] for i in range(count)]
 
 
 def _looks(prompt: tuple[str, str]) -> list[PictureSpec]:

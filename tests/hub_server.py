@@ -137,8 +137,8 @@ class _Handler(BaseHTTPRequestHandler):
         for old, new in self.server.renamed.items():
             if f"/{old}" in path:
                 return self._answer(b"", 307, {"Location": self.path.replace(f"/{old}", f"/{new}", 1)})
-        asked = (self.headers.get("Range"), self.headers.get("Authorization"))
-        self.server.requests.append(Request(self.command, path, *asked))
+        headers = (self.headers.get("Range"), self.headers.get("Authorization"))
+        self.server.requests.append(Request(self.command, path, *headers))
         for hub_id, repository in self.server.repositories.items():
             prefix = "/datasets/" if repository.kind == "dataset" else "/"
             if path.startswith(f"/api/{repository.kind}s/{hub_id}"):
@@ -153,10 +153,10 @@ class _Handler(BaseHTTPRequestHandler):
             return self._error(401, "RepoNotFound")
         if rest.startswith("/tree/"):
             return self._answer(json.dumps([self._tree_entry(repository, path) for path in repository.files]).encode())
-        found = self._at(repository, rest.removeprefix("/revision/") or "main")
-        if found is None:
+        entry = self._at(repository, rest.removeprefix("/revision/") or "main")
+        if entry is None:
             return self._error(404, "RevisionNotFound")
-        repository = found
+        repository = entry
         information = {
             "_id": "0",
             "id": hub_id,
@@ -189,10 +189,10 @@ class _Handler(BaseHTTPRequestHandler):
         revision, path = map(unquote, urlsplit(self.path).path.split("/resolve/", 1)[1].split("/", 1))
         if (repository.gated or repository.private) and not is_far and not self._has_token():
             return self._error(401, "GatedRepo" if repository.gated else "RepoNotFound")
-        found = self._at(repository, revision)
-        if found is None:
+        entry = self._at(repository, revision)
+        if entry is None:
             return self._error(404, "RevisionNotFound")
-        repository = found
+        repository = entry
         if path not in repository.files:
             return self._error(404, "EntryNotFound")
         whole, fault = repository.files[path], repository.faults.get(path)
@@ -208,8 +208,8 @@ class _Handler(BaseHTTPRequestHandler):
             where = f"{self.server.far_endpoint}{urlsplit(self.path).path}"
             return self._answer(b"", 302, headers | {"Location": where})
         status, start = 200, 0
-        if asked := self.headers.get("Range"):
-            start = int(asked.removeprefix("bytes=").split("-")[0])
+        if range_ := self.headers.get("Range"):
+            start = int(range_.removeprefix("bytes=").split("-")[0])
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
             content, status = content[start:], 206
         if isinstance(fault, Cut) and path not in self.server.cuts and self.command == "GET":

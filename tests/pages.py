@@ -36,9 +36,9 @@ class Tags(HTMLParser):
 def complaints(browser: Browser) -> list[Any]:
     """Errors, console lines, refused loads, and addresses asked for beyond the page itself."""
     bad = ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded")
-    asked = [p["request"]["url"] for method, p in browser.events if method == "Network.requestWillBeSent"]
-    asked = [address for address in asked if not address.startswith("data:")]
-    return [event for event in browser.events if event[0] in bad] + asked[1:]
+    addresses = [p["request"]["url"] for method, p in browser.events if method == "Network.requestWillBeSent"]
+    addresses = [address for address in addresses if not address.startswith("data:")]
+    return [event for event in browser.events if event[0] in bad] + addresses[1:]
 
 
 def assert_no_script_gets_in(browser: Browser) -> None:

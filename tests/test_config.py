@@ -42,14 +42,14 @@ def test_every_setting_of_training_is_an_option() -> None:
     def command(settings: dict[str, Any]) -> None:
         click.echo(repr(settings))
 
-    given = {
+    inputs = {
         "--updates-per-rollout": 3, "--length-budget": 64, "--resample": 2, "--held-out": 0.1, "--held-out-limit": 50,
         "--evaluate-every": 5, "--patience": 2,
     }  # fmt: skip
-    arguments = [str(word) for pair in given.items() for word in pair] + ["--mask-truncated"]
-    found = eval(CliRunner().invoke(command, arguments).output)
-    expected = {name[2:].replace("-", "_"): value for name, value in given.items()}
-    assert found == expected | {"mask_truncated": True}
+    arguments = [str(word) for pair in inputs.items() for word in pair] + ["--mask-truncated"]
+    result = eval(CliRunner().invoke(command, arguments).output)
+    expected = {name[2:].replace("-", "_"): value for name, value in inputs.items()}
+    assert result == expected | {"mask_truncated": True}
     assert CliRunner().invoke(command, ["--loss-type", "steep"]).exit_code == 2
 
 
@@ -59,12 +59,12 @@ def test_every_setting_is_an_option_with_its_help_and_default() -> None:
     def command(settings: dict[str, Any]) -> None:
         click.echo(repr(settings))
 
-    shown = " ".join(CliRunner().invoke(command, ["--help"]).output.split())
+    output = " ".join(CliRunner().invoke(command, ["--help"]).output.split())
     for field in fields(JudgeSettings):
-        assert f"--{field.name.replace('_', '-')}" in shown
-        assert field.metadata["help"] in shown
-    assert "[default: 262144]" in shown
-    assert "[default: yes]" in shown
+        assert f"--{field.name.replace('_', '-')}" in output
+        assert field.metadata["help"] in output
+    assert "[default: 262144]" in output
+    assert "[default: yes]" in output
     assert CliRunner().invoke(command, []).output == "{}\n"
     assert eval(CliRunner().invoke(command, ["--no-think", "--samples", "2"]).output) == {"think": False, "samples": 2}
     for wrong in (["--samples", "0"], ["--samples", "many"]):

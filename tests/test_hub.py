@@ -65,27 +65,27 @@ def ranges(hub: HubServer) -> list[str | None]:
 
 
 def test_the_hub_is_asked_once_for_everything(hub: HubServer, repository: Repository) -> None:
-    found = ask_hub(HUB_ID)
-    assert (found.commit, found.licence) == (repository.commit, "apache-2.0")
-    assert {file.path: (file.size, file.digest) for file in found.files} == {
+    result = ask_hub(HUB_ID)
+    assert (result.commit, result.licence) == (repository.commit, "apache-2.0")
+    assert {file.path: (file.size, file.digest) for file in result.files} == {
         "README.md": (7, hashlib.sha1(b"blob 7\0# HPDv2").hexdigest()),
         "test.json": (len(LIST), hashlib.sha1(b"blob %d\0" % len(LIST) + LIST).hexdigest()),
         "test.tar.gz": (len(ARCHIVE), hashlib.sha256(ARCHIVE).hexdigest()),
     }
     assert len(hub.requests) == 1
-    assert [file.path for file in found.matching(["*.tar.gz", "test.*"])] == ["test.tar.gz", "test.json"]
+    assert [file.path for file in result.matching(["*.tar.gz", "test.*"])] == ["test.tar.gz", "test.json"]
     with pytest.raises(DataError, match=r"ymhao/HPDv2: the hub has no train\.json there"):
-        found.matching(["test.json", "train.json"])
+        result.matching(["test.json", "train.json"])
 
 
 def test_a_file_is_downloaded_once(place: Destination, hub: HubServer) -> None:
     for path in ("test.json", "test.tar.gz"):
-        found = download(place, the(place, path))
-        assert found.read_bytes() == FILES[path]
-        assert found == place.snapshot / path
-    asked = len(hub.downloaded())
+        result = download(place, the(place, path))
+        assert result.read_bytes() == FILES[path]
+        assert result == place.snapshot / path
+    count = len(hub.downloaded())
     assert download(place, the(place, "test.tar.gz")) == place.snapshot / "test.tar.gz"
-    assert len(hub.downloaded()) == asked == 2
+    assert len(hub.downloaded()) == count == 2
     assert place.bytes_left(place.repository.files) == len(FILES["README.md"])
     left_over = [path for path in place.root.rglob("*.incomplete") if path.is_file()]
     assert left_over == []
@@ -98,9 +98,9 @@ def test_huggingface_hub_finds_the_same_files(hub: HubServer) -> None:
     hub.requests.clear()
     assert snapshot_download(HUB_ID, repo_type="dataset") == str(place.snapshot) == str(folder_of("hpdv2", None))
     assert hub.downloaded() == []
-    (found,) = scan_cache_dir(constants.HF_HUB_CACHE).repos
-    assert (found.repo_id, found.repo_type, found.nb_files) == (HUB_ID, "dataset", 3)
-    assert found.size_on_disk == sum(map(len, FILES.values()))
+    (result,) = scan_cache_dir(constants.HF_HUB_CACHE).repos
+    assert (result.repo_id, result.repo_type, result.nb_files) == (HUB_ID, "dataset", 3)
+    assert result.size_on_disk == sum(map(len, FILES.values()))
 
 
 def test_some_files_of_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,8 +130,8 @@ def test_two_at_once_download_a_file_once(place: Destination, hub: HubServer) ->
 
 def test_a_broken_connection_is_resumed_at_once(place: Destination, repository: Repository, hub: HubServer) -> None:
     repository.faults["test.tar.gz"] = Cut(5_500)
-    found = download(place, the(place, "test.tar.gz"))
-    assert found.read_bytes() == ARCHIVE
+    result = download(place, the(place, "test.tar.gz"))
+    assert result.read_bytes() == ARCHIVE
     assert ranges(hub) == [None, "bytes=5000-"]
 
 
@@ -165,8 +165,8 @@ def test_what_a_process_left_is_resumed(
         f"destination = Destination(ask_hub({HUB_ID!r}), Path({str(tmp_path / 'mine')!r}))\n"
         "download(destination, *destination.repository.matching(['large.tar.gz']))"
     )
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
-    environment = kept | {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1"}
+    rest = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
+    environment = rest | {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1"}
     place = Destination(ask_hub(HUB_ID), tmp_path / "mine")
     partial = place.partial(the(place, "large.tar.gz"))
     with subprocess.Popen([sys.executable, "-c", program], env=environment, stderr=subprocess.DEVNULL) as process:

@@ -13,8 +13,8 @@ def test_long_lists() -> None:
 
 
 def test_durations() -> None:
-    shown = [format_duration(seconds) for seconds in (0.04, 2.44, 9.96, 59.4, 59.6, 185, 3600, 7799)]
-    assert shown == ["0.0 s", "2.4 s", "10 s", "59 s", "1 min 00 s", "3 min 05 s", "1 h 00 min", "2 h 09 min"]
+    output = [format_duration(seconds) for seconds in (0.04, 2.44, 9.96, 59.4, 59.6, 185, 3600, 7799)]
+    assert output == ["0.0 s", "2.4 s", "10 s", "59 s", "1 min 00 s", "3 min 05 s", "1 h 00 min", "2 h 09 min"]
 
 
 def test_errors_on_one_line() -> None:

@@ -19,11 +19,11 @@ def tolerance(expected: mx.array | NDArray[np.float32], sums: int, layers: int =
     return 10 * layers * EPSILON * float(np.sqrt(sums)) * largest
 
 
-def assert_equal_sums(found: mx.array, expected: mx.array, sums: int, layers: int = 1) -> None:
+def assert_equal_sums(result: mx.array, expected: mx.array, sums: int, layers: int = 1) -> None:
     """Two float32 results are equal but for the order of their additions; see `tolerance`."""
-    assert found.shape == expected.shape
-    assert found.dtype == expected.dtype
-    assert float(mx.abs(found - expected).max()) <= tolerance(expected, sums, layers)
+    assert result.shape == expected.shape
+    assert result.dtype == expected.dtype
+    assert float(mx.abs(result - expected).max()) <= tolerance(expected, sums, layers)
 
 
 PROBABILITY = tolerance(np.ones(1, np.float32), sums=256, layers=4)

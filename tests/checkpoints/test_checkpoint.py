@@ -50,8 +50,8 @@ ONCE = {"config.json": 1, "model.safetensors": 1}
 def test_convert(tmp_path: Path, reads: Counter[Path]) -> None:
     run("convert", "demo", tmp_path / "out")
     assert of_model(reads, JUDGE) == ONCE
-    (written,) = {file.parent for file in reads} - {JUDGE.resolve()}
-    assert of_model(reads, written) == ONCE  # to verify it
+    (folder,) = {file.parent for file in reads} - {JUDGE.resolve()}
+    assert of_model(reads, folder) == ONCE  # to verify it
 
 
 def test_convert_compare(reads: Counter[Path]) -> None:

@@ -222,9 +222,9 @@ def test_a_process_of_its_own_is_led_there_by_hf_endpoint(
         f"print(find_checkpoint({NAME!r}, lambda question: False)[1])"
     )
     environment = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1"}
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING", "MLXPREF_MODEL"))}
+    rest = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING", "MLXPREF_MODEL"))}
     done = subprocess.run(
-        [sys.executable, "-c", program], env=kept | environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", program], env=rest | environment, capture_output=True, text=True, check=True
     )
     folder = Path(done.stdout.strip())
     assert folder.is_relative_to(tmp_path / "home")
@@ -232,6 +232,6 @@ def test_a_process_of_its_own_is_led_there_by_hf_endpoint(
     assert f"downloading {NAME}" in done.stderr
     offline = environment | {"HF_HUB_OFFLINE": "1"}
     again = subprocess.run(
-        [sys.executable, "-c", program], env=kept | offline, capture_output=True, text=True, check=True
+        [sys.executable, "-c", program], env=rest | offline, capture_output=True, text=True, check=True
     )
     assert again.stdout == done.stdout

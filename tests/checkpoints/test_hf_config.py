@@ -91,8 +91,8 @@ def test_text_config_beside_the_same_keys(whole: bool, one: Path) -> None:
     config = json.loads((one / "config.json").read_text())
     text = {key: value for key, value in config.items() if key != "vision_config"}
     nested = text | {"model_type": "qwen2_5_vl_text", "image_token_id": None, "num_hidden_layers": 2}
-    kept = {"hidden_size": 1, "num_hidden_layers": 5} if whole else dict.fromkeys(["hidden_size", "vocab_size"], ...)
-    change_config(one, text_config=nested, **kept)
+    keys = {"hidden_size": 1, "num_hidden_layers": 5} if whole else dict.fromkeys(["hidden_size", "vocab_size"], ...)
+    change_config(one, text_config=nested, **keys)
     read = Checkpoint.open(one).config
     assert read["num_hidden_layers"] == 2
     assert read["hidden_size"] == text["hidden_size"]

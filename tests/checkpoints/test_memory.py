@@ -171,17 +171,19 @@ def test_more_judging_takes_no_less(model: ModelSize, chosen: JudgeSettings, ima
 
 
 def test_what_is_not_used_takes_nothing() -> None:
-    chosen = TrainSettings()
-    silent = training_plan(SEVEN, replace(chosen, think=False), PREFERENCES, writes=False)
-    assert silent == training_plan(SEVEN, replace(chosen, think=False, max_tokens=2000), PREFERENCES, writes=False)
+    settings = TrainSettings()
+    silent = training_plan(SEVEN, replace(settings, think=False), PREFERENCES, writes=False)
+    assert silent == training_plan(SEVEN, replace(settings, think=False, max_tokens=2000), PREFERENCES, writes=False)
     assert silent.phases["rollout"] == 0
     assert judging_plan(SEVEN, JudgeSettings(think=False), 9).phases["rollout"] == 0
     assert "evaluation" not in silent.phases
-    kept = training_plan(SEVEN, replace(chosen, recompute=False), PREFERENCES)
-    assert kept.peak > 3 * training_plan(SEVEN, chosen, PREFERENCES).peak
-    assert training_plan(SEVEN, replace(chosen, steps=1), 1000) == training_plan(SEVEN, chosen, chosen.comparisons)
+    plan = training_plan(SEVEN, replace(settings, recompute=False), PREFERENCES)
+    assert plan.peak > 3 * training_plan(SEVEN, settings, PREFERENCES).peak
+    assert training_plan(SEVEN, replace(settings, steps=1), 1000) == training_plan(
+        SEVEN, settings, settings.comparisons
+    )
     small = replace(SEVEN, max_pixels=256 * 256)
-    assert training_plan(small, chosen, 9) == training_plan(SEVEN, replace(chosen, max_pixels=256 * 256), 9)
+    assert training_plan(small, settings, 9) == training_plan(SEVEN, replace(settings, max_pixels=256 * 256), 9)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 4, 5, 32, 64, 65, 100, 1000, 8192, 20000])
@@ -195,12 +197,12 @@ def test_pieces_are_neither_short_nor_long(rows: int) -> None:
 # Advice
 
 
-def training(chosen: TrainSettings) -> MemoryPlan:
-    return training_plan(SEVEN, chosen, 1000)
+def training(settings: TrainSettings) -> MemoryPlan:
+    return training_plan(SEVEN, settings, 1000)
 
 
-def judging(chosen: JudgeSettings) -> MemoryPlan:
-    return judging_plan(SEVEN, chosen, 32)
+def judging(settings: JudgeSettings) -> MemoryPlan:
+    return judging_plan(SEVEN, settings, 32)
 
 
 def options(line: str) -> list[list[str]]:
@@ -208,10 +210,10 @@ def options(line: str) -> list[list[str]]:
     return [part.split() for part in line.split(": try ")[1].split(" or ")]
 
 
-def advised(chosen: Any, flags: list[str]) -> Any:
+def advised(settings: Any, flags: list[str]) -> Any:
     """Settings with these options."""
     pairs = re.findall(r"--([a-z-]+)(?: (\d+))?", " ".join(flags))
-    return replace(chosen, **{name.replace("-", "_"): int(value) if value else True for name, value in pairs})
+    return replace(settings, **{name.replace("-", "_"): int(value) if value else True for name, value in pairs})
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
@@ -265,8 +267,8 @@ def pictures(tmp_path: Path) -> list[Path]:
 
 
 def test_training_that_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen = TrainSettings(steps=1, comparisons=4, max_tokens=64)
-    plan = training_plan(model_size(Checkpoint(JUDGE)), chosen, 8)
+    settings = TrainSettings(steps=1, comparisons=4, max_tokens=64)
+    plan = training_plan(model_size(Checkpoint(JUDGE)), settings, 8)
     monkeypatch.setattr(memory, "device_working_set", lambda: (plan.weights + plan.peak) // 2)
     command = ("train", "--data", "demo", "--model", "demo", "--limit", "8", "--steps", "1", "--comparisons", "4")
     command = (*command, "--max-tokens", "64")

@@ -86,12 +86,12 @@ def test_the_recommended_list_is_sane() -> None:
 
 
 def test_the_choice_follows_the_working_set() -> None:
-    chosen = [choose_judge(size * GB) for size in (200, 16, 11, 10, 5)]
-    assert [judge.working_set_gb for judge in chosen] == sorted((j.working_set_gb for j in chosen), reverse=True)
-    assert chosen[0] == recommended_judges()[0]
-    assert "8B" in chosen[2].id
-    assert "7B" in chosen[3].id
-    assert "4B" in chosen[4].id
+    judges = [choose_judge(size * GB) for size in (200, 16, 11, 10, 5)]
+    assert [judge.working_set_gb for judge in judges] == sorted((j.working_set_gb for j in judges), reverse=True)
+    assert judges[0] == recommended_judges()[0]
+    assert "8B" in judges[2].id
+    assert "7B" in judges[3].id
+    assert "4B" in judges[4].id
     for size in range(5 * GB, 40 * GB, GB // 2):
         judge = choose_judge(size)
         assert judge.any_use
@@ -152,18 +152,18 @@ def test_an_interrupted_download(cache: Path) -> None:
 
 
 def test_without_agreement() -> None:
-    asked = []
+    questions = []
 
     def refuse(question: str) -> bool:
-        asked.append(question)
+        questions.append(question)
         return False
 
     judge = choose_judge(12 * GB)
     terms = f"{judge.id} (about {judge.size_gb} GB, licence {judge.licence})"
     with pytest.raises(ModelError) as caught:
         find_checkpoint(None, refuse)
-    assert len(asked) == 1
-    assert terms in asked[0]
+    assert len(questions) == 1
+    assert terms in questions[0]
     assert terms in str(caught.value)
     assert "--yes" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -180,17 +180,17 @@ def test_an_unreachable_hub_is_one_line(name: str | None) -> None:
 
 
 def test_a_download_is_announced_with_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fetched, asked = fake_hub(monkeypatch, tmp_path), []
+    fetched, questions = fake_hub(monkeypatch, tmp_path), []
 
     def agree(question: str) -> bool:
-        asked.append(question)
+        questions.append(question)
         return True
 
     with messages() as lines:
         assert find_checkpoint(None, agree) == (choose_judge(12 * GB).id, tmp_path)
         find_checkpoint("some/model", never)
     assert fetched == [choose_judge(12 * GB).id, "some/model"]
-    assert "4.2 GB, licence apache-2.0" in asked[0]
+    assert "4.2 GB, licence apache-2.0" in questions[0]
     assert "4.2 GB, licence apache-2.0" in lines[0]
     assert lines[1:] == ["downloading some/model (4.2 GB, licence apache-2.0) from the Hugging Face hub"]
 

@@ -162,11 +162,11 @@ def test_every_command_has_help(command: str) -> None:
 
 
 def test_help_names_every_command_in_full() -> None:
-    shown = run("--help").output
-    listed = [line.split(maxsplit=1) for line in shown.partition("Commands:")[2].splitlines() if line.strip()]
+    output = run("--help").output
+    listed = [line.split(maxsplit=1) for line in output.partition("Commands:")[2].splitlines() if line.strip()]
     assert tuple(name for name, _ in listed) == COMMANDS
     assert not any("..." in text for _, text in listed), "cut off"
-    assert run("-h").output == shown
+    assert run("-h").output == output
 
 
 @pytest.mark.parametrize(
@@ -198,55 +198,55 @@ def test_wrong_usage_ends_with_2(arguments: list[str]) -> None:
 
 def test_compare(two: tuple[Path, Path]) -> None:
     a, b = two
-    said = report("compare", a, b, "--prompt", "a shape", *QUICK)
-    assert set(said) == COMPARE_KEYS
-    assert (said["a"], said["b"], said["model"], said["adapter"]) == (str(a), str(b), TINY, None)
-    assert [sample["first"] for sample in said["samples"]] == ["a", "b"]
-    assert len(said["reasons"]) == 2
-    assert all(0 < sample["tokens"] <= 6 + 8 for sample in said["samples"])
-    assert said["p_a_shown_first"] == said["samples"][0]["p_first"]
-    assert said["p_a_shown_second"] == 1 - said["samples"][1]["p_first"]
-    winner = a if said["p_a"] > 0.5 else b
+    result = report("compare", a, b, "--prompt", "a shape", *QUICK)
+    assert set(result) == COMPARE_KEYS
+    assert (result["a"], result["b"], result["model"], result["adapter"]) == (str(a), str(b), TINY, None)
+    assert [sample["first"] for sample in result["samples"]] == ["a", "b"]
+    assert len(result["reasons"]) == 2
+    assert all(0 < sample["tokens"] <= 6 + 8 for sample in result["samples"])
+    assert result["p_a_shown_first"] == result["samples"][0]["p_first"]
+    assert result["p_a_shown_second"] == 1 - result["samples"][1]["p_first"]
+    winner = a if result["p_a"] > 0.5 else b
     lines = run("compare", a, b, "--prompt", "a shape", *QUICK).stdout.splitlines()
-    assert lines[0] == f"{winner} is preferred, {100 * max(said['p_a'], 1 - said['p_a']):.1f} %"
+    assert lines[0] == f"{winner} is preferred, {100 * max(result['p_a'], 1 - result['p_a']):.1f} %"
     orders = [line for line in lines if line.startswith(f"  {two[0].parent}")]
-    assert orders[0] == f"  {a} as image 1, {b} as image 2: {100 * said['p_a_shown_first']:.1f} % for {a}"
-    assert orders[1] == f"  {b} as image 1, {a} as image 2: {100 * said['p_a_shown_second']:.1f} % for {a}"
+    assert orders[0] == f"  {a} as image 1, {b} as image 2: {100 * result['p_a_shown_first']:.1f} % for {a}"
+    assert orders[1] == f"  {b} as image 1, {a} as image 2: {100 * result['p_a_shown_second']:.1f} % for {a}"
 
 
 def test_compare_without_thinking_and_with_samples(two: tuple[Path, Path]) -> None:
-    said = report("compare", *two, "--prompt", "a shape", *QUICK, "--no-think", "--samples", "3")
-    assert [sample["tokens"] for sample in said["samples"]] == [0, 0]
-    assert said["reasons"] == ["", ""]
+    result = report("compare", *two, "--prompt", "a shape", *QUICK, "--no-think", "--samples", "3")
+    assert [sample["tokens"] for sample in result["samples"]] == [0, 0]
+    assert result["reasons"] == ["", ""]
     arguments = ("compare", *two, "--prompt", "a shape", *QUICK, "--samples", "2")
-    said = report(*arguments)
-    assert [sample["first"] for sample in said["samples"]] == ["a", "a", "b", "b"]
-    texts = [sample["text"] for sample in said["samples"]]
+    result = report(*arguments)
+    assert [sample["first"] for sample in result["samples"]] == ["a", "a", "b", "b"]
+    texts = [sample["text"] for sample in result["samples"]]
     assert len(set(texts)) > 1
-    read = [sample["p_first"] for sample in said["samples"][:2] if sample["p_first"] is not None]
-    assert said["p_a_shown_first"] == pytest.approx(np.mean(read))
+    read = [sample["p_first"] for sample in result["samples"][:2] if sample["p_first"] is not None]
+    assert result["p_a_shown_first"] == pytest.approx(np.mean(read))
     assert [sample["text"] for sample in report(*arguments)["samples"]] == texts
     assert [sample["text"] for sample in report(*arguments, "--seed", "1")["samples"]] != texts
 
 
 @pytest.mark.parametrize("think", ["top", "all", "none"])
 def test_rank(pictures: Path, think: str) -> None:
-    said = report("rank", pictures, "--prompt", "a shape", "--think", think, *QUICK)
-    assert set(said) == RANK_KEYS
-    assert (said["prompt"], said["model"], said["adapter"], said["skipped"]) == ("a shape", TINY, None, [])
-    assert {frozenset(image) for image in said["images"]} == {frozenset(IMAGE_KEYS)}
-    assert {frozenset(pair) for pair in said["pairs"]} == {frozenset(PAIR_KEYS)}
-    assert sorted(image["path"] for image in said["images"]) == [str(pictures / f"{name}.png") for name in "abc"]
-    assert [image["rank"] for image in said["images"]] == sorted(image["rank"] for image in said["images"])
-    assert sum(image["p_best"] for image in said["images"]) == pytest.approx(1, abs=1e-6)
-    assert len(said["pairs"]) == 3
-    assert said["vision_runs"] == 3
-    assert (said["tokens"] == 0) == (think == "none")
-    assert all(len(pair["reasons"]) == 2 for pair in said["pairs"])
-    shown = run("rank", pictures, "--prompt", "a shape", "--think", think, *QUICK).stdout.splitlines()
-    assert shown[0] == "“a shape”: 3 images, 3 pairs, each in both orders"
-    assert [line.split()[1] for line in shown[2:5]] == [Path(image["path"]).name for image in said["images"]]
-    assert "not what people think" in shown[-1]
+    result = report("rank", pictures, "--prompt", "a shape", "--think", think, *QUICK)
+    assert set(result) == RANK_KEYS
+    assert (result["prompt"], result["model"], result["adapter"], result["skipped"]) == ("a shape", TINY, None, [])
+    assert {frozenset(image) for image in result["images"]} == {frozenset(IMAGE_KEYS)}
+    assert {frozenset(pair) for pair in result["pairs"]} == {frozenset(PAIR_KEYS)}
+    assert sorted(image["path"] for image in result["images"]) == [str(pictures / f"{name}.png") for name in "abc"]
+    assert [image["rank"] for image in result["images"]] == sorted(image["rank"] for image in result["images"])
+    assert sum(image["p_best"] for image in result["images"]) == pytest.approx(1, abs=1e-6)
+    assert len(result["pairs"]) == 3
+    assert result["vision_runs"] == 3
+    assert (result["tokens"] == 0) == (think == "none")
+    assert all(len(pair["reasons"]) == 2 for pair in result["pairs"])
+    output = run("rank", pictures, "--prompt", "a shape", "--think", think, *QUICK).stdout.splitlines()
+    assert output[0] == "“a shape”: 3 images, 3 pairs, each in both orders"
+    assert [line.split()[1] for line in output[2:5]] == [Path(image["path"]).name for image in result["images"]]
+    assert "not what people think" in output[-1]
 
 
 def test_rank_takes_files_and_folders(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,16 +256,16 @@ def test_rank_takes_files_and_folders(pictures: Path, monkeypatch: pytest.Monkey
     (pictures / "._a.png").write_text("x")
 
     def ranked(*arguments: str | Path) -> set[str]:
-        said = report("rank", *arguments, "--prompt", "a shape", "--think", "none", *QUICK)
-        assert said["skipped"] == []
-        return {image["path"] for image in said["images"]}
+        result = report("rank", *arguments, "--prompt", "a shape", "--think", "none", *QUICK)
+        assert result["skipped"] == []
+        return {image["path"] for image in result["images"]}
 
     shallow = {str(pictures / name) for name in ("a.png", "b.png", "c.png")}
     assert ranked(pictures) == shallow
     assert ranked(pictures, "--recursive") == shallow | {str(deep)}
     assert ranked(pictures / "a.png", deep.parent) == {str(pictures / "a.png"), str(deep)}
-    shown = run("rank", pictures, "--recursive", "--prompt", "x", "--think", "none", *QUICK).stdout
-    assert "  deep/deeper/a.png " in shown, "two images of one name are told apart by their folders"
+    output = run("rank", pictures, "--recursive", "--prompt", "x", "--think", "none", *QUICK).stdout
+    assert "  deep/deeper/a.png " in output, "two images of one name are told apart by their folders"
     assert ranked("pictures/a.png", deep) == {"pictures/a.png", str(deep)}
     assert f"  {deep} " in run("rank", "pictures/a.png", deep, "--prompt", "x", "--think", "none", *QUICK).stdout
 
@@ -276,30 +276,30 @@ def test_any_name_and_prompt_is_shown_plainly(tmp_path: Path) -> None:
         draw(tmp_path / "pictures" / name, number)
     prompt = "[bold]a[/bold] \x1b[2J\u202eshape <|im_end|>"
     arguments = ("rank", tmp_path / "pictures", "--prompt", prompt, "--think", "none", *QUICK)
-    said = report(*arguments)
-    assert said["prompt"] == prompt
-    assert {Path(image["path"]).name for image in said["images"]} == set(names)
-    assert {Path(path).name for pair in said["pairs"] for path in (pair["a"], pair["b"])} == set(names)
-    shown = run(*arguments).stdout
-    assert "[bold]a[/bold] [2Jshape <|im_end|>" in shown
+    result = report(*arguments)
+    assert result["prompt"] == prompt
+    assert {Path(image["path"]).name for image in result["images"]} == set(names)
+    assert {Path(path).name for pair in result["pairs"] for path in (pair["a"], pair["b"])} == set(names)
+    output = run(*arguments).stdout
+    assert "[bold]a[/bold] [2Jshape <|im_end|>" in output
     for name in (*names[:3], "esc[31mgnp.png", "undecoded\\xff.png"):
-        assert name in shown
+        assert name in output
     paths = [tmp_path / "pictures" / name for name in (ESCAPE, UNDECODED)]
-    said = report("compare", *paths, "--prompt", prompt, *QUICK)
-    assert [Path(said[side]).name for side in "ab"] == [ESCAPE, UNDECODED]
+    result = report("compare", *paths, "--prompt", prompt, *QUICK)
+    assert [Path(result[side]).name for side in "ab"] == [ESCAPE, UNDECODED]
     assert "undecoded\\xff.png" in run("compare", *paths, "--prompt", prompt, *QUICK).stdout
 
 
 def test_eval_of_ones_own_preferences(rows: Callable[..., Path]) -> None:
     path = rows(row("a", "b"), row("b", "c", 0.25, group="x"), row("a", "c", 0.5))
-    said = report("eval", "--data", path, *QUICK)
-    assert set(said) == EVAL_KEYS
-    assert list(said)[:4] == ["data", "split", "protocol", "strategy"]
-    assert (said["data"], said["split"], said["pairs"], said["ties_dropped"]) == (str(path), "test", 2, 1)
-    assert said["first_image_baseline"] == 0.5
-    assert 0 <= said["accuracy_low"] <= said["accuracy"] <= said["accuracy_high"] <= 1
-    shown = run("eval", "--data", path, *QUICK).stdout
-    assert "1 ties dropped" in shown
+    result = report("eval", "--data", path, *QUICK)
+    assert set(result) == EVAL_KEYS
+    assert list(result)[:4] == ["data", "split", "protocol", "strategy"]
+    assert (result["data"], result["split"], result["pairs"], result["ties_dropped"]) == (str(path), "test", 2, 1)
+    assert result["first_image_baseline"] == 0.5
+    assert 0 <= result["accuracy_low"] <= result["accuracy"] <= result["accuracy_high"] <= 1
+    output = run("eval", "--data", path, *QUICK).stdout
+    assert "1 ties dropped" in output
     assert report("eval", "--data", path, *QUICK, "--no-think")["tokens"] == 0
     path = rows(row("a", "b"), row("b", "c"))
     assert report("eval", "--data", path, *QUICK, "--limit", "1")["pairs"] == 1
@@ -318,8 +318,8 @@ def test_eval_of_several_strategies(rows: Callable[..., Path]) -> None:
 
 def test_eval_of_the_demo() -> None:
     for split in ("test", "heldout", "train"):
-        said = report("eval", "--data", "demo", "--split", split, "--limit", "3", "--model", "demo", "--no-think")
-        assert (said["data"], said["split"], said["pairs"]) == ("demo", split, 3)
+        result = report("eval", "--data", "demo", "--split", split, "--limit", "3", "--model", "demo", "--no-think")
+        assert (result["data"], result["split"], result["pairs"]) == ("demo", split, 3)
 
 
 def test_the_demo_judge_says_what_it_knows(two: tuple[Path, Path], tmp_path: Path) -> None:
@@ -340,9 +340,9 @@ def test_the_environment_names_the_judge(two: tuple[Path, Path], monkeypatch: py
 def test_an_adapter_changes_the_answer(two: tuple[Path, Path], tmp_path: Path) -> None:
     adapter = write_adapter(tmp_path / "adapter", tiny_model("qwen2_5_vl"))
     arguments = ("compare", *two, "--prompt", "x", "--no-think", "--model", TINY)
-    without, said = report(*arguments), report(*arguments, "--adapter", adapter)
-    assert said["adapter"] == str(adapter)
-    assert abs(said["p_a_shown_first"] - without["p_a_shown_first"]) > 1e-4
+    without, result = report(*arguments), report(*arguments, "--adapter", adapter)
+    assert result["adapter"] == str(adapter)
+    assert abs(result["p_a_shown_first"] - without["p_a_shown_first"]) > 1e-4
 
 
 # Streams and exit codes, in processes of their own
@@ -354,9 +354,9 @@ def test_stdout_is_json_and_stderr_the_rest(pictures: Path) -> None:
     (pictures / "text.png").write_text("x")
     done = in_a_process("rank", str(pictures), "--prompt", "x", "--json", *QUICK)
     assert done.returncode == 0, done.stderr.decode()
-    said = json.loads(done.stdout)
-    assert set(said) == RANK_KEYS
-    assert {os.fsencode(image["path"]) for image in said["images"]} >= {os.fsencode(pictures / UNDECODED)}
+    result = json.loads(done.stdout)
+    assert set(result) == RANK_KEYS
+    assert {os.fsencode(image["path"]) for image in result["images"]} >= {os.fsencode(pictures / UNDECODED)}
     assert b"\x1b" not in done.stdout + done.stderr
     lines = done.stderr.decode().splitlines()
     assert lines[0].startswith(f"skipped: {pictures / 'text.png'}: ")
@@ -437,11 +437,11 @@ def test_damaged_images_are_skipped_named_and_counted(pictures: Path) -> None:
     assert f"text {MARKUP}: is damaged or not an image" in notes[2]
     assert "undecoded\\xff.png: is empty" in notes[3]
     assert "4 skipped: bomb.png, cut.png and 2 more" in result.stdout
-    said = report("rank", pictures, "--prompt", "x", "--think", "none", *QUICK)
-    assert [Path(each["path"]).name for each in said["skipped"]] == [
+    ranking = report("rank", pictures, "--prompt", "x", "--think", "none", *QUICK)
+    assert [Path(each["path"]).name for each in ranking["skipped"]] == [
         "bomb.png", "cut.png", f"text {MARKUP}", UNDECODED,
     ]  # fmt: skip
-    assert len(said["images"]) == 4
+    assert len(ranking["images"]) == 4
     for name in ("a.png", "b.png", "c.png"):
         (pictures / name).unlink()
     line = refused("rank", pictures, "--prompt", "x", *QUICK)
@@ -543,9 +543,9 @@ SMALL_RUN = ("--data", "demo", "--limit", "6", "--comparisons", "2", "--group", 
 
 def test_train_writes_a_run_that_can_be_repeated(two: tuple[Path, Path], tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    said = report("train", *SMALL_RUN, "--model", TINY, "--steps", "2", "--no-think", "--output", folder)
-    assert said["adapter"] == str(folder)
-    assert said["last_step"]["step"] == 2
+    result = report("train", *SMALL_RUN, "--model", TINY, "--steps", "2", "--no-think", "--output", folder)
+    assert result["adapter"] == str(folder)
+    assert result["last_step"]["step"] == 2
     assert report("compare", *two, "--prompt", "x", *QUICK, "--adapter", folder)["adapter"] == str(folder)
     assert len((folder / "log.jsonl").read_text().splitlines()) == 2
     again = run("train", "--config", folder / "run.json", "--output", tmp_path / "again")

@@ -34,15 +34,15 @@ def compared(two: tuple[Path, Path], *arguments: str | Path) -> float:
 
 def test_what_was_converted_judges(tmp_path: Path, two: tuple[Path, Path]) -> None:
     output = tmp_path / "four bit"
-    said = report("convert", TINY, output)
-    assert set(said) == KEYS
-    assert (said["path"], said["recipe"], said["bits"], said["group_size"]) == (str(output), "4", 4, 64)
-    assert said["source"] == TINY
-    assert said["bytes"] == sum(file.stat().st_size for file in output.iterdir())
-    assert said["fidelity"]["agreement"] >= 0.5
+    result = report("convert", TINY, output)
+    assert set(result) == KEYS
+    assert (result["path"], result["recipe"], result["bits"], result["group_size"]) == (str(output), "4", 4, 64)
+    assert result["source"] == TINY
+    assert result["bytes"] == sum(file.stat().st_size for file in output.iterdir())
+    assert result["fidelity"]["agreement"] >= 0.5
     assert 0 < compared(two, "--model", output) < 1
     record = json.loads((output / "mlxpref.json").read_text())
-    assert record["fidelity"] == said["fidelity"]
+    assert record["fidelity"] == result["fidelity"]
     assert "is not empty" in refused("convert", TINY, output)
 
 
@@ -63,9 +63,9 @@ def test_an_unquantized_conversion_says_the_very_same(tmp_path: Path, two: tuple
     ],
 )
 def test_recipes(options: list[str], name: str, bits: int, tmp_path: Path) -> None:
-    said = report("convert", TINY, tmp_path / "out", *options, "--no-fidelity", "--shard-size", "0.1MB")
-    assert (said["recipe"].split("+")[0], said["bits"]) == (name, bits)
-    assert said["fidelity"] is None
+    result = report("convert", TINY, tmp_path / "out", *options, "--no-fidelity", "--shard-size", "0.1MB")
+    assert (result["recipe"].split("+")[0], result["bits"]) == (name, bits)
+    assert result["fidelity"] is None
     assert len(list((tmp_path / "out").glob("model-*-of-*.safetensors"))) > 1
     weights = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())["weight_map"]
     assert any("vision" in key and key.endswith("scales") for key in weights) == ("--vision-bits" in options)
@@ -83,16 +83,16 @@ def test_preferences_of_ones_own(tmp_path: Path, two: tuple[Path, Path]) -> None
     rows = [{"prompt": "a shape", "a": f"pictures/{two[0].name}", "b": f"pictures/{two[1].name}", "p_a": 1}]
     file = tmp_path / "mine.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)))
-    said = report("convert", TINY, tmp_path / "out", "--preferences", file)
-    assert said["fidelity"]["comparisons"] == 2
+    result = report("convert", TINY, tmp_path / "out", "--preferences", file)
+    assert result["fidelity"]["comparisons"] == 2
     assert "nowhere" in refused("convert", TINY, tmp_path / "new", "--preferences", tmp_path / "nowhere.jsonl")
 
 
 def test_a_quantized_source_is_taken_on_request(tmp_path: Path) -> None:
     report("convert", TINY, tmp_path / "eight", "--bits", "8", "--no-fidelity")
     assert "--requantize" in refused("convert", tmp_path / "eight", tmp_path / "four")
-    said = report("convert", tmp_path / "eight", tmp_path / "four", "--requantize", "--no-fidelity")
-    assert said["bits"] == 4
+    result = report("convert", tmp_path / "eight", tmp_path / "four", "--requantize", "--no-fidelity")
+    assert result["bits"] == 4
 
 
 @pytest.mark.parametrize(
@@ -167,8 +167,8 @@ def test_an_adapter_elsewhere_says_the_same(tmp_path: Path, two: tuple[Path, Pat
     adapter = write_adapter(tmp_path / "adapter", tiny_model("qwen2_5_vl"))
     expected = compared(two, "--model", TINY, "--adapter", adapter)
     assert abs(expected - compared(two, "--model", TINY)) > 1e-3
-    said = report("export", adapter, tmp_path / "peft", "--to", "peft", "--model", TINY)
-    assert said["path"] == str(tmp_path / "peft")
+    result = report("export", adapter, tmp_path / "peft", "--to", "peft", "--model", TINY)
+    assert result["path"] == str(tmp_path / "peft")
     assert abs(compared(two, "--model", TINY, "--adapter", tmp_path / "peft") - expected) < 1e-4
     for to in ("fused", "hf"):
         run_ = run("export", adapter, tmp_path / to, "--to", to, "--model", TINY, "--dtype", "float32")

@@ -75,19 +75,19 @@ def test_nothing_is_downloaded_without_consent(serve: Serve, tmp_path: Path) -> 
 @pytest.mark.parametrize("answer", [True, False])
 def test_on_a_terminal_it_asks(serve: Serve, monkeypatch: pytest.MonkeyPatch, answer: bool) -> None:
     hub = serve("imagereward")
-    asked: list[str] = []
+    questions: list[str] = []
 
     def ask(question: str) -> bool:
-        asked.append(question)
+        questions.append(question)
         return answer
 
     monkeypatch.setattr(import_module("mlxpref.cli.data"), "agree", ask)  # `mlxpref.cli.data` is the command
     assert run("imagereward").exit_code == (0 if answer else 1)
-    assert asked == ["Download it?"]
+    assert questions == ["Download it?"]
     assert bool(hub.downloaded()) == answer
     if answer:
         assert run("imagereward").exit_code == 0
-        assert len(asked) == 1, "what is here is not asked about again"
+        assert len(questions) == 1, "what is here is not asked about again"
 
 
 def test_a_downloaded_split_is_found_by_name(serve: Serve, tmp_path: Path) -> None:
@@ -109,8 +109,8 @@ def test_a_downloaded_split_is_found_by_name(serve: Serve, tmp_path: Path) -> No
 def test_every_data_set_can_be_read_after_its_download(name: str, serve: Serve, tmp_path: Path) -> None:
     serve(name)
     for split in ("train", "test"):
-        found = json_of(run(name, "--split", split, "--yes", "--json", "--output", tmp_path / "mine"))
-        assert (found["folder"], found["checked"]) == (str(tmp_path / "mine"), True)
+        result = json_of(run(name, "--split", split, "--yes", "--json", "--output", tmp_path / "mine"))
+        assert (result["folder"], result["checked"]) == (str(tmp_path / "mine"), True)
         read = load_preferences(name, split, data_dir=tmp_path / "mine")
         assert len(read) == len(load_preferences(name, split, data_dir=tmp_path / "origin" / name)) > 0
 
@@ -249,13 +249,13 @@ def test_wrong_usage(serve: Serve, tmp_path: Path) -> None:
 
 def test_a_process_of_its_own(serve: Serve, tmp_path: Path) -> None:
     """It takes the hub and the cache from its environment, and finds there what another one downloaded."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
+    rest = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
     hub = {"HF_ENDPOINT": serve("imagereward").endpoint, "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1"}
 
     def call(**more: str) -> Any:
         arguments = ["data", "imagereward", "--split", "train", "--limit", "4", "--yes", "--json"]
         program = f"from mlxpref.cli import main; main({arguments!r}, prog_name='mlxpref')"
-        done = subprocess.run([sys.executable, "-c", program], env=kept | hub | more, capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-c", program], env=rest | hub | more, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 

@@ -88,11 +88,11 @@ def test_only_what_is_in_the_folder_is_shown(folder: Path, tmp_path: Path) -> No
     (folder / "inside.png").symlink_to(folder / "0001.png")
     (folder / UNDECODED).write_bytes((folder / "0002.png").read_bytes())
     (folder / "broken.png").write_bytes(b"\x89PNG")
-    said = notes(folder, tmp_path / "p.jsonl", *PROMPT)
-    assert "link.png: is a link that leads out of the folder" in said
-    assert "has a name that is not UTF-8 text" in said
-    assert "broken.png: is damaged" in said
-    assert "\n4 images, 6 pairs planned of 6\n" in said, "a link within the folder is the file that it leads to"
+    result = notes(folder, tmp_path / "p.jsonl", *PROMPT)
+    assert "link.png: is a link that leads out of the folder" in result
+    assert "has a name that is not UTF-8 text" in result
+    assert "broken.png: is damaged" in result
+    assert "\n4 images, 6 pairs planned of 6\n" in result, "a link within the folder is the file that it leads to"
 
 
 @pytest.mark.usefixtures("ends_at_once")

@@ -88,7 +88,7 @@ def test_progress_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys
     monkeypatch.setattr(sys, "stderr", Terminal())
     with show_on_stderr():
         assert list(track(iter("abc"), 3, "judging [x]")) == ["a", "b", "c"]
-    shown = sys.stderr.getvalue()  # type: ignore[attr-defined]
-    assert "judging" in shown
-    assert "3/3" in shown
+    output = sys.stderr.getvalue()  # type: ignore[attr-defined]
+    assert "judging" in output
+    assert "3/3" in output
     assert capsys.readouterr().out == ""

@@ -32,8 +32,8 @@ def folder(tmp_path: Path) -> Path:
 def ranked(*arguments: str | Path) -> dict[str, Any]:
     done = run("rank", *arguments, "--json")
     assert done.exit_code == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
 
 
 def test_pairs_are_two_an_image_unless_said_otherwise(folder: Path) -> None:
@@ -79,8 +79,8 @@ def test_the_time_is_said_before_the_work(folder: Path) -> None:
 def test_files_are_written(folder: Path, tmp_path: Path) -> None:
     page, table, best = tmp_path / "page.html", tmp_path / "table.csv", tmp_path / "best"
     outputs = ("--html", page, "--csv", table, "--copy-top", "3", best)
-    found = ranked(folder, *PROMPT, "--think", "none", *outputs, *QUICK)
-    order = [Path(image["path"]).name for image in found["images"]]
+    result = ranked(folder, *PROMPT, "--think", "none", *outputs, *QUICK)
+    order = [Path(image["path"]).name for image in result["images"]]
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [Path(row["image"]).name for row in rows] == order
@@ -156,9 +156,9 @@ def test_the_same_file_twice_is_noticed(folder: Path) -> None:
 
 
 def test_the_work_ends_when_the_top_is_settled(folder: Path) -> None:
-    found = ranked(folder, *PROMPT, "--think", "none", "--pairs", "all", "--top", "12", *QUICK)
-    assert found["ending"] == "settled", "that all twelve are the twelve best is known at once"
-    assert len(found["pairs"]) < found["planned_pairs"] == 66
+    result = ranked(folder, *PROMPT, "--think", "none", "--pairs", "all", "--top", "12", *QUICK)
+    assert result["ending"] == "settled", "that all twelve are the twelve best is known at once"
+    assert len(result["pairs"]) < result["planned_pairs"] == 66
 
 
 def stored(path: Path) -> int:
@@ -183,15 +183,15 @@ def test_interrupted_work_is_ranked_and_kept(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=120)
     assert process.returncode == 130, err.decode()
-    found = json.loads(out)
-    assert found["ending"] == "interrupted"
-    assert 0 < len(found["pairs"]) < 780
-    assert len(found["images"]) == 40
+    result = json.loads(out)
+    assert result["ending"] == "interrupted"
+    assert 0 < len(result["pairs"]) < 780
+    assert len(result["images"]) == 40
     assert b"Traceback" not in err
 
 
 def test_broken_images_are_named(folder: Path) -> None:
     (folder / "broken.png").write_bytes(b"\x89PNG")
     Image.new("RGB", (8, 8)).save(folder / "fine.png")
-    found = ranked(folder, *PROMPT, "--think", "none", "--pairs", "3", *QUICK)
-    assert [Path(each["path"]).name for each in found["skipped"]] == ["broken.png"]
+    result = ranked(folder, *PROMPT, "--think", "none", "--pairs", "3", *QUICK)
+    assert [Path(each["path"]).name for each in result["skipped"]] == ["broken.png"]

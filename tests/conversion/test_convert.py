@@ -61,9 +61,9 @@ def test_an_unquantized_conversion_says_the_same(
     family: str, golden: dict[str, Any], tmp_path: Path, dtype: str
 ) -> None:
     output = tmp_path / "converted"
-    written = convert(GOLDEN / family, output, Recipe(None), dtype=dtype)
-    assert (written["path"], written["bits"], written["quantized_layers"]) == (str(output), None, 0)
-    assert written["bytes"] == sum(path.stat().st_size for path in output.iterdir())
+    result = convert(GOLDEN / family, output, Recipe(None), dtype=dtype)
+    assert (result["path"], result["bits"], result["quantized_layers"]) == (str(output), None, 0)
+    assert result["bytes"] == sum(path.stat().st_size for path in output.iterdir())
     converted = load_vlm(output, max_pixels=512 * 512)
     assert np.abs(logits(converted, golden) - spoken(converted, mx.array(golden["logits"]))).max() < 1e-3
     for form in ("choice", "scores"):
@@ -77,13 +77,13 @@ def test_a_quantized_conversion_says_nearly_the_same(
     family: str, golden: dict[str, Any], tmp_path: Path, bits: int, group_size: int, closeness: float
 ) -> None:
     output = tmp_path / "converted"
-    written = convert(GOLDEN / family, output, Recipe(bits, group_size))
+    result = convert(GOLDEN / family, output, Recipe(bits, group_size))
     vlm = load_vlm(output, max_pixels=512 * 512)
     layers = dict(vlm.model.named_modules())
     quantized = {
         name for name, layer in layers.items() if isinstance(layer, nn.QuantizedLinear | nn.QuantizedEmbedding)
     }
-    assert written["quantized_layers"] == len(quantized) >= 14
+    assert result["quantized_layers"] == len(quantized) >= 14
     assert not any("vision" in name for name in quantized)
     source = dict(tiny_model(family).model.named_modules())
     for name in quantized:
@@ -301,8 +301,8 @@ def test_a_quantized_model_against_its_weights(family: str, golden: dict[str, An
 def test_a_quantized_vision_tower_against_its_weights(family: str, golden: dict[str, Any], tmp_path: Path) -> None:
     """By its features: these tiny models make 0.004 of a logit out of 1e-6 in a feature."""
     pair = converted_and_dequantized(family, tmp_path / "out", Recipe(4, 32, vision_bits=8))
-    shown = [golden_input(vlm, golden).images for vlm in pair]
-    for ours, theirs in zip(*shown, strict=True):
+    features = [golden_input(vlm, golden).images for vlm in pair]
+    for ours, theirs in zip(*features, strict=True):
         for a, b in zip([ours.merged, *ours.deepstack], [theirs.merged, *theirs.deepstack], strict=True):
             assert float(mx.abs(a - b).max()) < 1e-4
 
@@ -354,8 +354,8 @@ def test_a_quantized_source(family: str, golden: dict[str, Any], tmp_path: Path)
     assert np.abs(logits(eight, golden) - logits(plain, golden)).max() < 1e-3
     report = convert(tmp_path / "eight", tmp_path / "four", Recipe(4, 32), requantize=True)
     assert report["quantized_layers"] == len(quantized_layers(eight.model))
-    kept = convert(tmp_path / "eight", tmp_path / "kept", None, dtype=None)
-    assert kept["recipe"] == "kept"
+    result = convert(tmp_path / "eight", tmp_path / "kept", None, dtype=None)
+    assert result["recipe"] == "kept"
     assert quantized_layers(lazy_model(Checkpoint.open(tmp_path / "kept"))) == quantized_layers(eight.model)
 
 
@@ -396,8 +396,8 @@ def test_a_disk_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_record_says_where_it_comes_from(tmp_path: Path) -> None:
-    asked = built_in_comparisons()[:2]
-    report = convert(GOLDEN / "qwen2_5_vl", tmp_path / "out", Recipe(8, 32), name="Owner/Name", comparisons=asked)
+    comparisons = built_in_comparisons()[:2]
+    report = convert(GOLDEN / "qwen2_5_vl", tmp_path / "out", Recipe(8, 32), name="Owner/Name", comparisons=comparisons)
     record = json.loads((tmp_path / "out" / "mlxpref.json").read_text())
     assert (record["source"], record["recipe"], record["quantized_layers"]) == (
         "Owner/Name", "8", report["quantized_layers"]

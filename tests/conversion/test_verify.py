@@ -64,9 +64,9 @@ class Written:
 
     def refusal(self, reference: Answers | None = None, **changes: Any) -> str:
         """The line that names what is wrong."""
-        written = replace(self, **changes)
-        with pytest.raises(ModelError) as caught, naming_source(written.source, written.folder):
-            compare_with_source(written.verify(), COMPARISONS, reference)
+        case = replace(self, **changes)
+        with pytest.raises(ModelError) as caught, naming_source(case.source, case.folder):
+            compare_with_source(case.verify(), COMPARISONS, reference)
         line = str(caught.value)
         assert line.startswith(f"{self.source}: what was made of it cannot be used: ")
         assert line.endswith("; nothing was kept")
@@ -120,9 +120,9 @@ def test_a_right_folder_is_measured(family: str, tmp_path: Path) -> None:
 
 
 def test_mxfp4(tmp_path: Path) -> None:
-    written = make(tmp_path / "fp4", bits=4, mode="mxfp4")
-    assert written.compare().kl_answer > 0
-    assert "mxfp4" in written.refusal(plan={name: LayerQuantization(4, 32) for name in written.plan})
+    case = make(tmp_path / "fp4", bits=4, mode="mxfp4")
+    assert case.compare().kl_answer > 0
+    assert "mxfp4" in case.refusal(plan={name: LayerQuantization(4, 32) for name in case.plan})
 
 
 def test_a_source_is_not_loaded_without_need(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,84 +139,84 @@ def test_a_source_is_not_loaded_without_need(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_source_is_out_of_memory_again(tmp_path: Path) -> None:
     """Two checkpoints at once would be the largest thing a conversion ever holds."""
-    written = make(tmp_path / "written")
+    case = make(tmp_path / "written")
     before = mx.get_active_memory()
-    answers, _ = ask_source(Checkpoint.open(written.source), COMPARISONS)
+    answers, _ = ask_source(Checkpoint.open(case.source), COMPARISONS)
     assert answers is not None
-    size = sum(4 * int(np.prod(shape)) for shape in written.shapes.values())
+    size = sum(4 * int(np.prod(shape)) for shape in case.shapes.values())
     assert mx.get_active_memory() - before < size / 4
 
 
 def test_an_adapter_in_the_weights(tmp_path: Path) -> None:
-    written = make(tmp_path / "fused")
-    adapter = write_adapter(tmp_path / "adapter", load_vlm(written.source, 512 * 512))
+    case = make(tmp_path / "fused")
+    adapter = write_adapter(tmp_path / "adapter", load_vlm(case.source, 512 * 512))
     lora: Any = mx.load(str(adapter / "adapters.safetensors"))
 
     def fuse(weights: dict[str, mx.array]) -> None:
-        for name in written.shapes:
+        for name in case.shapes:
             base = name.removesuffix(".weight")
             if f"{base}.lora_a" in lora:
                 weights[name] = weights[name] + 2.0 * (lora[f"{base}.lora_a"] @ lora[f"{base}.lora_b"]).T
 
-    change_weights(written, fuse)
-    assert written.compare(adapter).kl_answer < 1e-6 < 1e-3 < written.compare().kl_answer
+    change_weights(case, fuse)
+    assert case.compare(adapter).kl_answer < 1e-6 < 1e-3 < case.compare().kl_answer
 
 
 def test_weights_not_as_planned(tmp_path: Path) -> None:
-    written = make(tmp_path / "written", bits=8)
-    name = next(iter(written.plan))
-    fewer = {key: value for key, value in written.plan.items() if key != name}
-    assert f"quantized layers: {name} was not expected" in written.refusal(plan=fewer)
+    case = make(tmp_path / "written", bits=8)
+    name = next(iter(case.plan))
+    fewer = {key: value for key, value in case.plan.items() if key != name}
+    assert f"quantized layers: {name} was not expected" in case.refusal(plan=fewer)
     for layer, problem in ((name, "is LayerQuantization(bits=8, "), ("vision_tower.x", "is missing")):
-        assert f"{layer} {problem}" in written.refusal(plan={**written.plan, layer: LayerQuantization(4, 32)})
-    more = {**written.shapes, "language_model.model.layers.9.weight": (2, 2)}
-    assert "layers.9.weight is missing" in written.refusal(shapes=more)
-    assert f"{name}.weight is " in written.refusal(shapes={**written.shapes, f"{name}.weight": (1, 1)})
-    assert "was not expected" in written.refusal(shapes=dict(list(written.shapes.items())[1:]))
-    change_weights(written, lambda weights: weights.pop(f"{name}.scales"))
-    assert f"{name}." in written.refusal()
+        assert f"{layer} {problem}" in case.refusal(plan={**case.plan, layer: LayerQuantization(4, 32)})
+    more = {**case.shapes, "language_model.model.layers.9.weight": (2, 2)}
+    assert "layers.9.weight is missing" in case.refusal(shapes=more)
+    assert f"{name}.weight is " in case.refusal(shapes={**case.shapes, f"{name}.weight": (1, 1)})
+    assert "was not expected" in case.refusal(shapes=dict(list(case.shapes.items())[1:]))
+    change_weights(case, lambda weights: weights.pop(f"{name}.scales"))
+    assert f"{name}." in case.refusal()
 
 
 def test_truncated_weights(tmp_path: Path) -> None:
-    written = make(tmp_path / "written", bits=8)
-    file = written.folder / "model.safetensors"
+    case = make(tmp_path / "written", bits=8)
+    file = case.folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-    written.refusal()
+    case.refusal()
 
 
 def test_weights_that_are_not_finite(tmp_path: Path) -> None:
-    written = make(tmp_path / "written")
+    case = make(tmp_path / "written")
 
     def spoil(weights: dict[str, mx.array]) -> None:
         weights["language_model.model.norm.weight"] *= mx.nan
 
-    change_weights(written, spoil)
-    assert "not finite" in written.refusal()
+    change_weights(case, spoil)
+    assert "not finite" in case.refusal()
 
 
 @pytest.mark.parametrize("name", SIDE)
 def test_missing_or_changed_files(name: str, tmp_path: Path) -> None:
-    written = make(tmp_path / "written")
-    file = written.folder / name
+    case = make(tmp_path / "written")
+    file = case.folder / name
     # What names remote code is not the source's own, and may go.
     source = tmp_path / "source"
-    shutil.copytree(written.source, source)
+    shutil.copytree(case.source, source)
     change(source / name, lambda value: value.update(auto_map={"AutoTokenizer": "code.py"}))
-    written = replace(written, source=source)
-    written.verify()
+    case = replace(case, source=source)
+    case.verify()
     change(file, lambda value: value.update(a_key_of_its_own=1))
-    assert f"{name} differs from its source's" in written.refusal()
+    assert f"{name} differs from its source's" in case.refusal()
     file.unlink()
-    assert f"{name} is missing" in written.refusal()
+    assert f"{name} is missing" in case.refusal()
 
 
 def test_files_that_the_source_lacks(tmp_path: Path) -> None:
-    written = make(tmp_path / "written")
-    (written.folder / "chat_template.jinja").write_text("{{ messages }}")
-    assert "chat_template.jinja is not in its source" in written.refusal()
-    (written.folder / "chat_template.jinja").unlink()
-    (written.folder / "modeling.py").touch()
-    assert "it holds code, modeling.py" in written.refusal()
+    case = make(tmp_path / "written")
+    (case.folder / "chat_template.jinja").write_text("{{ messages }}")
+    assert "chat_template.jinja is not in its source" in case.refusal()
+    (case.folder / "chat_template.jinja").unlink()
+    (case.folder / "modeling.py").touch()
+    assert "it holds code, modeling.py" in case.refusal()
 
 
 @pytest.mark.parametrize(
@@ -230,37 +230,37 @@ def test_files_that_the_source_lacks(tmp_path: Path) -> None:
     ],
 )
 def test_a_config_of_another_model(edit: Callable[[dict[str, Any]], Any], problem: str, tmp_path: Path) -> None:
-    written = make(tmp_path / "written")
-    change(written.folder / "config.json", edit)
-    assert problem in written.refusal()
+    case = make(tmp_path / "written")
+    change(case.folder / "config.json", edit)
+    assert problem in case.refusal()
 
 
 def test_tokens_that_the_tokenizer_lacks(tmp_path: Path) -> None:
     """Where source and folder agree, and both are wrong."""
-    written = make(tmp_path / "written")
+    case = make(tmp_path / "written")
     source = tmp_path / "source"
-    shutil.copytree(written.source, source)
-    for folder in (source, written.folder):
+    shutil.copytree(case.source, source)
+    for folder in (source, case.folder):
         change(folder / "config.json", lambda config: config.update(vision_start_token_id=40))
-    assert "vision_start_token_id 40 is no special token" in replace(written, source=source).refusal()
+    assert "vision_start_token_id 40 is no special token" in replace(case, source=source).refusal()
 
 
 def test_other_tokens_than_the_source_reads(tmp_path: Path) -> None:
-    written = make(tmp_path / "written")
-    reference = answers_of(load_vlm(written.source, 512 * 512), COMPARISONS)
+    case = make(tmp_path / "written")
+    reference = answers_of(load_vlm(case.source, 512 * 512), COMPARISONS)
     prompts = ((*reference.prompts[0], 1), *reference.prompts[1:])
-    assert "other tokens than its source" in written.refusal(replace(reference, prompts=prompts))
+    assert "other tokens than its source" in case.refusal(replace(reference, prompts=prompts))
 
 
 def test_the_record_holds_every_file(tmp_path: Path) -> None:
-    written = make(tmp_path / "written")
-    (written.folder / "deeper").mkdir()
-    (written.folder / "deeper" / "file.txt").write_text("x")
-    write_record(written.folder, {"source": {"name": "a/b"}, "fidelity": None})
-    record = json.loads((written.folder / RECORD).read_text())
+    case = make(tmp_path / "written")
+    (case.folder / "deeper").mkdir()
+    (case.folder / "deeper" / "file.txt").write_text("x")
+    write_record(case.folder, {"source": {"name": "a/b"}, "fidelity": None})
+    record = json.loads((case.folder / RECORD).read_text())
     assert record["source"] == {"name": "a/b"}
     assert set(record["versions"]) == {"mlxpref", "mlx", "mlx-vlm", "transformers"}
-    files = {path.relative_to(written.folder).as_posix(): path for path in written.folder.rglob("*") if path.is_file()}
+    files = {path.relative_to(case.folder).as_posix(): path for path in case.folder.rglob("*") if path.is_file()}
     del files[RECORD]
     assert record["sha256"] == {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
 

@@ -93,11 +93,11 @@ def test_where_there_is_nothing_the_command_is_named() -> None:
 
 def portions_of(name: str, split: str, folder: Path, limit: int | None) -> list[list[str]]:
     """All portions, where every file is there."""
-    wanted, files = CATALOG[name].split(split), paths_in(folder)
+    part, files = CATALOG[name].split(split), paths_in(folder)
     lists, images = (
-        [path for p in patterns for path in files if fnmatchcase(path, p)] for patterns in (wanted.lists, wanted.images)
+        [path for p in patterns for path in files if fnmatchcase(path, p)] for patterns in (part.lists, part.images)
     )
-    return list(files_for_limit(wanted, lists, images, folder, limit))
+    return list(files_for_limit(part, lists, images, folder, limit))
 
 
 @pytest.mark.parametrize("name", ["imagereward", "hpdv2", "pickapic", "pickapic_v1", "hpdv3"])
@@ -120,8 +120,8 @@ def test_imagereward_needs_both_images_of_a_pair(tmp_path: Path) -> None:
     """Four rankings of 1, 2, 2, 3, two in each zip: five pairs each are no ties."""
     folder = make_layout("imagereward", tmp_path / "data", 4)
     zips = ["images/test/test_1.zip", "images/test/test_2.zip"]
-    for limit, needed in ((1, zips[:1]), (10, zips[:1]), (11, zips), (20, zips), (1000, zips)):
-        assert portions_of("imagereward", "test", folder, limit) == [["metadata-test.parquet"], needed]
+    for limit, files in ((1, zips[:1]), (10, zips[:1]), (11, zips), (20, zips), (1000, zips)):
+        assert portions_of("imagereward", "test", folder, limit) == [["metadata-test.parquet"], files]
 
 
 def test_the_first_archives_are_those_of_the_lowest_numbers(tmp_path: Path) -> None:
@@ -137,8 +137,8 @@ def test_the_first_archives_are_those_of_the_lowest_numbers(tmp_path: Path) -> N
     zips = [f"images/train/train_{part}.zip" for part in (10, 2, 3)]
     split = CATALOG["imagereward"].split("train")
     for limit, parts in ((2, (2, 3)), (3, (2, 3, 10))):
-        _, needed = files_for_limit(split, ["metadata-train.parquet"], zips, tmp_path, limit)
-        assert needed == [f"images/train/train_{part}.zip" for part in parts]
+        _, files = files_for_limit(split, ["metadata-train.parquet"], zips, tmp_path, limit)
+        assert files == [f"images/train/train_{part}.zip" for part in parts]
 
 
 @pytest.mark.parametrize("name", ["pickapic", "pickapic_v1"])

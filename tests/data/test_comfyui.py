@@ -123,9 +123,9 @@ def test_prompts_are_followed_through_graphs(tmp_path: Path, nodes: dict[str, An
     graph = {**BASE, **nodes}
     assert prompt_in_graph(graph) == expected
     assert prompt_in_graph(dict(reversed(graph.items()))) == expected
-    written = json.dumps(graph)
-    assert prompt_in_image(png(tmp_path / "a.png", {"prompt": written})) == expected
-    assert prompt_in_image(commented(tmp_path / "a.webp", "prompt:" + written, 0x0110, False)) == expected
+    text = json.dumps(graph)
+    assert prompt_in_image(png(tmp_path / "a.png", {"prompt": text})) == expected
+    assert prompt_in_image(commented(tmp_path / "a.webp", "prompt:" + text, 0x0110, False)) == expected
     comment = b"UNICODE\0" + json.dumps({"prompt": graph, "workflow": {}}).encode("utf-16-le")
     assert prompt_in_image(commented(tmp_path / "a.jpg", comment)) == expected
 

@@ -83,9 +83,9 @@ def test_bad_rows_are_gathered(folder: Path) -> None:
     lines = ["prompt,a,b,p_a", "x,1.png,2.png,1", *bad, *["x,1.png,1.png,1"] * 8]
     with pytest.raises(DataError) as caught:
         read_table(written(folder, "\n".join(lines)))
-    said = str(caught.value).splitlines()
-    assert said[0].endswith("p.csv: 14 of 15 rows cannot be used; correct or remove them:")
-    assert said[1:7] == [
+    result = str(caught.value).splitlines()
+    assert result[0].endswith("p.csv: 14 of 15 rows cannot be used; correct or remove them:")
+    assert result[1:7] == [
         "  line 3: 3 cells under 4 columns",
         '  line 4: "b" is "gone.png": no such file',
         "  line 5: \"p_a\" must be a number, not 'much'",
@@ -93,4 +93,4 @@ def test_bad_rows_are_gathered(folder: Path) -> None:
         '  line 7: "prompt" missing',
         '  line 8: "p_a" must be a number from 0 to 1, not 2.0',
     ]
-    assert said[-1] == "  and 4 more"
+    assert result[-1] == "  and 4 more"

@@ -56,12 +56,12 @@ def test_files_and_folders_mix_and_repeats_are_removed(tmp_path: Path, monkeypat
     odd = tmp_path / ".odd.txt"
     odd.touch()
     (tmp_path / "link.png").symlink_to(folder / "a.png")
-    given = [folder, odd, folder / "a.png", folder / ".." / "folder" / "b.heic", tmp_path / "link.png"]
-    found = find_images(given)
-    assert found == find_images(given[::-1])
-    assert len(found) == 3
-    assert odd in found
-    assert (folder / "a.png") in found
+    paths = [folder, odd, folder / "a.png", folder / ".." / "folder" / "b.heic", tmp_path / "link.png"]
+    result = find_images(paths)
+    assert result == find_images(paths[::-1])
+    assert len(result) == 3
+    assert odd in result
+    assert (folder / "a.png") in result
     monkeypatch.chdir(folder)
     assert find_images(["a.png", folder / "a.png", "."]) == [folder / "a.png", Path("b.heic")]
 
@@ -70,9 +70,9 @@ def test_both_unicode_forms_of_a_name_are_found(tmp_path: Path) -> None:
     composed, decomposed = (unicodedata.normalize(form, "café.png") for form in ("NFC", "NFD"))
     saved(tmp_path / decomposed)
     for name in (composed, decomposed):
-        found = locate(name, tmp_path)
-        assert found is not None
-        assert load_image(found).size == (24, 16)
+        result = locate(name, tmp_path)
+        assert result is not None
+        assert load_image(result).size == (24, 16)
         assert len(find_images([tmp_path / name, tmp_path])) == 1
     assert locate("missing.png", tmp_path) is None
     assert locate("long" * 100, tmp_path) is None
@@ -94,10 +94,10 @@ def test_links_that_lead_back_or_nowhere_do_no_harm(tmp_path: Path) -> None:
     (inner / "back").symlink_to(tmp_path)
     (inner / "broken.png").symlink_to(tmp_path / "gone.png")
     (inner / "self.png").symlink_to(inner / "self.png")
-    found = find_images([tmp_path, inner], recursive=True)
-    assert found == [inner / name for name in ("a.png", "broken.png", "self.png")]
+    result = find_images([tmp_path, inner], recursive=True)
+    assert result == [inner / name for name in ("a.png", "broken.png", "self.png")]
     with pytest.raises(DataError, match="1 of 3 can be read"):
-        check_images(found, ImageCache(1000))
+        check_images(result, ImageCache(1000))
 
 
 def test_missing_and_empty_folders_are_errors(tmp_path: Path) -> None:

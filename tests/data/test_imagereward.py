@@ -50,10 +50,10 @@ def test_the_official_counts(tmp_path: Path) -> None:
 
 
 def groups_of(preferences: list[Any]) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {}
+    result: dict[str, list[float]] = {}
     for preference in preferences:
-        found.setdefault(preference.group, []).append(preference.p_people)
-    return found
+        result.setdefault(preference.group, []).append(preference.p_people)
+    return result
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
@@ -109,9 +109,9 @@ def test_only_what_is_there_is_read(tmp_path: Path) -> None:
     assert len(preferences) == 12
     assert "the images of 12 of 24 pairs are in" in (note := lines[0])
     assert "`mlxpref data imagereward --split train`" in note
-    drawn = load_preferences("imagereward", "train", 5, data_dir=folder)
-    assert len(drawn) == 5
-    assert all(p in preferences for p in drawn)
+    sample = load_preferences("imagereward", "train", 5, data_dir=folder)
+    assert len(sample) == 5
+    assert all(p in preferences for p in sample)
     (folder / "images" / "train" / "train_1.zip").unlink()
     with pytest.raises(ConfigError, match=r"no archive of its images .* `mlxpref data imagereward --split train`"):
         load_preferences("imagereward", "train", data_dir=folder)

@@ -58,12 +58,12 @@ def test_a_line_that_was_cut_off_anywhere_is_removed(tmp_path: Path) -> None:
     for end in range(last, len(whole) + 1):
         path = tmp_path / f"{end}.jsonl"
         path.write_bytes(whole[:end])
-        with messages() as said, LabelFile(path) as file:
-            kept = 3 if end >= len(whole) - 1 else 2  # all but the line feed is a whole record
-            assert [each.number for each in file.records] == list(range(1, kept + 1))
+        with messages() as warnings, LabelFile(path) as file:
+            count = 3 if end >= len(whole) - 1 else 2  # all but the line feed is a whole record
+            assert [each.number for each in file.records] == list(range(1, count + 1))
             file.append(record(9))
-        assert bool(said) == (last < end < len(whole) - 1)
-        assert path.read_bytes() == whole[: last if kept == 2 else len(whole)] + record(9).line()
+        assert bool(warnings) == (last < end < len(whole) - 1)
+        assert path.read_bytes() == whole[: last if count == 2 else len(whole)] + record(9).line()
 
 
 def test_what_a_file_system_leaves_of_a_line_is_removed(tmp_path: Path) -> None:
@@ -140,8 +140,8 @@ def test_other_programs_may_use_the_words_of_ours(tmp_path: Path) -> None:
         picture(i).save(tmp_path / f"{i}.png")
     row = {"prompt": "x", "a": "1.png", "b": "2.png", "p_a": 0.7, "answer": "1", "number": 3}
     (tmp_path / "p.jsonl").write_text(json.dumps(row) + "\n")
-    (found,) = load_preferences(str(tmp_path / "p.jsonl"), "train")
-    assert found.p_people == 0.7
+    (preference,) = load_preferences(str(tmp_path / "p.jsonl"), "train")
+    assert preference.p_people == 0.7
 
 
 def test_a_file_that_was_taken_away_is_noticed(tmp_path: Path) -> None:
@@ -179,13 +179,13 @@ def test_a_data_set_of_what_stands(tmp_path: Path) -> None:
         record(7, "tie", a="1.png", b="3.png"),
         record(8, "a"),
     )
-    found = load_preferences(str(path), "train")
-    assert [(p.a.name, p.b.name, p.votes) for p in found] == [  # type: ignore[union-attr]
+    preferences = load_preferences(str(path), "train")
+    assert [(p.a.name, p.b.name, p.votes) for p in preferences] == [  # type: ignore[union-attr]
         ("1.png", "2.png", 1),
         ("2.png", "3.png", 1),
         ("1.png", "3.png", 1),
     ]
-    assert [p.p_people for p in found] == pytest.approx([2 / 3, 0, 0.5])
+    assert [p.p_people for p in preferences] == pytest.approx([2 / 3, 0, 0.5])
     (tmp_path / "2.png").unlink()
     with messages() as lines:
         (left,) = load_preferences(str(path), "train")

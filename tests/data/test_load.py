@@ -144,23 +144,23 @@ def test_a_file_is_loaded_by_its_name(folder: Path) -> None:
     path = written(folder, *({**GOOD, "p_a": i / 50} for i in range(50)))
     everything = load_preferences(str(path), "test", None, 0)
     assert [p.p_people for p in everything] == [i / 50 for i in range(50)]
-    drawn = load_preferences(str(path), "test", 10, 0)
-    assert [p.p_people for p in drawn] == sorted(p.p_people for p in drawn)
-    assert len({p.p_people for p in drawn}) == 10
-    assert drawn == load_preferences(str(path), "test", 10, 0)
-    assert drawn != load_preferences(str(path), "test", 10, 1)
-    assert {p.p_people for p in drawn} <= {p.p_people for p in load_preferences(str(path), "test", 20, 0)}
+    sample = load_preferences(str(path), "test", 10, 0)
+    assert [p.p_people for p in sample] == sorted(p.p_people for p in sample)
+    assert len({p.p_people for p in sample}) == 10
+    assert sample == load_preferences(str(path), "test", 10, 0)
+    assert sample != load_preferences(str(path), "test", 10, 1)
+    assert {p.p_people for p in sample} <= {p.p_people for p in load_preferences(str(path), "test", 20, 0)}
     assert len(load_preferences(str(path), "test", 1000, 0)) == 50
 
 
 def test_the_demo_is_loaded_by_its_name() -> None:
-    drawn, rendered = load_preferences("demo", "heldout", 3, 5), demo_preferences("heldout", 3, 5)
-    assert [(p.prompt, p.p_people) for p in drawn] == [(p.prompt, p.p_people) for p in rendered]
-    for one, other in zip(drawn, rendered, strict=True):
+    sample, rendered = load_preferences("demo", "heldout", 3, 5), demo_preferences("heldout", 3, 5)
+    assert [(p.prompt, p.p_people) for p in sample] == [(p.prompt, p.p_people) for p in rendered]
+    for one, other in zip(sample, rendered, strict=True):
         assert isinstance(one.a, Image.Image)
         assert isinstance(other.a, Image.Image)
         assert np.array_equal(np.asarray(one.a), np.asarray(other.a))
-    assert {p.prompt for p in drawn} <= {prompt_text(*look) for look in HELD_OUT}
+    assert {p.prompt for p in sample} <= {prompt_text(*look) for look in HELD_OUT}
     assert set(DEMO_COUNTS) == set(SPLITS)
 
 

@@ -48,25 +48,25 @@ def test_the_hub_layout(name: str, split: str, count: int, tmp_path: Path) -> No
 
 def test_images_are_not_read_with_the_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_layout("pickapic", tmp_path)
-    asked: list[str] = []
+    reads: list[str] = []
     original = pq.ParquetFile.read
 
     def reading(self: pq.ParquetFile, columns: list[str]) -> pa.Table:
-        asked.extend(columns)
+        reads.extend(columns)
         return original(self, columns=columns)
 
     monkeypatch.setattr(pq.ParquetFile, "read", reading)
     (preference,) = read_pickapic(folder, "train", lambda count: [5])
-    assert asked == ["has_label", "label_0", "label_1"] * 2 + ["caption"]  # of two shards, the prompts of one
+    assert reads == ["has_label", "label_0", "label_1"] * 2 + ["caption"]  # of two shards, the prompts of one
     assert str(preference.a).endswith("/1/jpg_0")
 
 
 def test_draws_are_kept_in_order(tmp_path: Path) -> None:
     folder = make_layout("pickapic", tmp_path)
     everything = load_preferences("pickapic", "train", data_dir=folder)
-    drawn = load_preferences("pickapic", "train", 5, data_dir=folder)
-    assert [everything.index(p) for p in drawn] == sorted(everything.index(p) for p in drawn)
-    assert set(load_preferences("pickapic", "train", 2, data_dir=folder)) <= set(drawn)
+    sample = load_preferences("pickapic", "train", 5, data_dir=folder)
+    assert [everything.index(p) for p in sample] == sorted(everything.index(p) for p in sample)
+    assert set(load_preferences("pickapic", "train", 2, data_dir=folder)) <= set(sample)
 
 
 def test_only_rows_with_a_label_are_taken(tmp_path: Path) -> None:

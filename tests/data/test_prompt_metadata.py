@@ -79,13 +79,13 @@ def test_what_automatic1111_writes_is_read_back(tmp_path: Path, said: list[str],
     # These bytes mean "Ã©" by the format and "é" by most who write them: the latter is what is read.
     assume(text.isascii() or not is_utf8(text))
     path = png(tmp_path / "a.png", {"parameters": text})
-    found = prompt_in_image(path)
-    assert found is not None
-    assert found.strip() == prompt.strip()
+    result = prompt_in_image(path)
+    assert result is not None
+    assert result.strip() == prompt.strip()
     comment = b"UNICODE\0" + text.encode("utf-16-be")
-    found = prompt_in_image(commented(tmp_path / "a.jpg", comment))
-    assert found is not None
-    assert found.strip() == prompt.strip()
+    result = prompt_in_image(commented(tmp_path / "a.jpg", comment))
+    assert result is not None
+    assert result.strip() == prompt.strip()
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "webp", "png", "tif"])
@@ -189,13 +189,13 @@ def test_xmp_of_draw_things_is_read(tmp_path: Path, packet: str) -> None:
 
 def test_xmp_that_is_broken_or_a_bomb_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
-    for packet, said in (
+    for packet, message in (
         (xmp(ELEMENT)[:-40], "not valid XML"),
         ('<!DOCTYPE x [<!ENTITY a "b">]>' + xmp(ELEMENT), "defines entities"),
         (xmp(ELEMENT.replace('"uc"', "uc")), "not valid JSON"),
     ):
         SMALL.save(path, xmp=packet.encode())
-        assert said in problem(prompt_in_image, path)
+        assert message in problem(prompt_in_image, path)
     SMALL.save(path, xmp=xmp().encode())
     assert prompt_in_image(path) is None
 

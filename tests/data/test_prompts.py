@@ -134,8 +134,8 @@ def test_names_that_may_mean_several_images_are_said(folder: Path) -> None:
     )
     prompts, skipped = prompts_of(images, str(path))
     assert prompts == {images[1]: "a cone", images[2]: "a cube"}
-    said = f"has the same name as another image in {path}; give its path there"
-    assert skipped == [Skipped(images[0], said), Skipped(images[3], said)]
+    message = f"has the same name as another image in {path}; give its path there"
+    assert skipped == [Skipped(images[0], message), Skipped(images[3], message)]
 
 
 def test_bad_rows_are_gathered(folder: Path) -> None:

@@ -25,9 +25,9 @@ def pixels(image: object) -> bytes:
 def test_splits_share_no_picture_and_no_held_out_prompt() -> None:
     splits = {split: demo_preferences(split, 200) for split in ("train", "test", "heldout")}
     pictures = {split: {pixels(i) for p in ps for i in (p.a, p.b)} for split, ps in splits.items()}
-    assert all(len(found) == 400 for found in pictures.values())
+    assert all(len(images) == 400 for images in pictures.values())
     assert pictures["train"].isdisjoint(pictures["test"] | pictures["heldout"])
-    held_out = {prompt_text(*wanted) for wanted in HELD_OUT}
+    held_out = {prompt_text(*names) for names in HELD_OUT}
     assert {p.prompt for p in splits["heldout"]} == held_out
     assert held_out.isdisjoint({p.prompt for p in splits["train"] + splits["test"]})
     assert len(TRAIN_PROMPTS) + len(HELD_OUT) == 24
@@ -43,7 +43,7 @@ def test_a_longer_list_begins_with_the_shorter_one() -> None:
 
 def test_the_prompt_decides_before_quality() -> None:
     rng = np.random.default_rng(0)
-    seen = set()
+    qualities = set()
     for _ in range(500):
         scene = draw_pair(rng)
         better, worse = (scene.a, scene.b) if scene.better == "a" else (scene.b, scene.a)
@@ -53,8 +53,8 @@ def test_the_prompt_decides_before_quality() -> None:
             assert better.quality == "clean" != worse.quality
         else:
             assert matches == [True, False]
-            seen.add((better.quality == "clean", worse.quality == "clean"))
-    assert (False, True) in seen  # quality misleads
+            qualities.add((better.quality == "clean", worse.quality == "clean"))
+    assert (False, True) in qualities  # quality misleads
 
 
 def test_label_noise_and_sides() -> None:

@@ -62,8 +62,8 @@ def broken(folder: Path, config: Any = None, drop: str = "", rename: tuple[str, 
     if config is not None:
         (folder / ADAPTER_CONFIG).write_text(config if isinstance(config, str) else json.dumps(config))
     weights = mx.load(str(folder / ADAPTER_WEIGHTS))
-    kept = {name.replace(*rename): weight for name, weight in weights.items() if not drop or not name.endswith(drop)}
-    mx.save_safetensors(str(folder / ADAPTER_WEIGHTS), kept)
+    arrays = {name.replace(*rename): weight for name, weight in weights.items() if not drop or not name.endswith(drop)}
+    mx.save_safetensors(str(folder / ADAPTER_WEIGHTS), arrays)
     return folder
 
 

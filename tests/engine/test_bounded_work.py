@@ -60,12 +60,12 @@ def test_blocks_are_evaluated_piece_by_piece(
     monkeypatch.setattr(bounds, "MIN_COLUMNS", 16)
     sums = counted(decoder, "run_layers", tokens_of)
     prefill = PrefixCache(vlm).prefill if way == "prefix cache" else vlm.prefill
-    found = np.array(prefill(inputs)[1])
+    result = np.array(prefill(inputs)[1])
     assert sum(sums) >= len(inputs[0]) > 100
     assert max(sums) <= 2 * max(32, rows * 16)  # one under way, and one behind it
     finite = np.isfinite(expected)
-    np.testing.assert_array_equal(np.isfinite(found), finite)
-    assert np.abs(found[finite] - expected[finite]).max() < tolerance(expected, len(inputs[0]), layers=4)
+    np.testing.assert_array_equal(np.isfinite(result), finite)
+    assert np.abs(result[finite] - expected[finite]).max() < tolerance(expected, len(inputs[0]), layers=4)
 
 
 def test_a_micro_batch_bounds_an_evaluation(trained: VLM, counted: Callable[..., list[int]]) -> None:

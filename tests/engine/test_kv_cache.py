@@ -93,9 +93,9 @@ def test_invisible_columns_are_dropped() -> None:
     rows.drop_branches([{0}, {1}])
     assert rows.branch_ids.tolist() == [[SHARED, SHARED, 0, 0], [SHARED, 1, 1, 1]]
     rows.reserve(np.array([[0], [1]]))
-    kept, values = rows.layers[0].update_and_fetch(mx.zeros((2, 1, 1, 1)), mx.zeros((2, 1, 1, 1)))
-    assert kept[:, 0, :, 0].tolist() == [[0, 1, 2, 4, 0], [7, 10, 12, 13, 0]]
-    assert mx.array_equal(values, -kept)
+    columns, values = rows.layers[0].update_and_fetch(mx.zeros((2, 1, 1, 1)), mx.zeros((2, 1, 1, 1)))
+    assert columns[:, 0, :, 0].tolist() == [[0, 1, 2, 4, 0], [7, 10, 12, 13, 0]]
+    assert mx.array_equal(values, -columns)
 
 
 def test_rows_can_be_selected_in_any_order_and_twice() -> None:
@@ -104,8 +104,8 @@ def test_rows_can_be_selected_in_any_order_and_twice() -> None:
     keys = mx.arange(8).reshape(2, 1, 2, 2)
     rows.layers[0].update_and_fetch(keys, -keys)
     rows.select_rows([1, 1, 0])
-    kept, _ = rows.layers[0].update_and_fetch(mx.zeros((3, 1, 1, 2)), mx.zeros((3, 1, 1, 2)))
-    assert kept[:, 0, :2].tolist() == [keys[1, 0].tolist(), keys[1, 0].tolist(), keys[0, 0].tolist()]
+    columns, _ = rows.layers[0].update_and_fetch(mx.zeros((3, 1, 1, 2)), mx.zeros((3, 1, 1, 2)))
+    assert columns[:, 0, :2].tolist() == [keys[1, 0].tolist(), keys[1, 0].tolist(), keys[0, 0].tolist()]
     assert rows.branch_ids.tolist() == [[SHARED, PADDING], [SHARED, PADDING], [SHARED, SHARED]]
 
 

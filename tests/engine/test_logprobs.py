@@ -74,11 +74,11 @@ def losses(vlm: VLM) -> tuple[Any, Any]:
     return shared, full
 
 
-def assert_equal_gradients(found: dict[str, mx.array], expected: dict[str, mx.array]) -> None:
+def assert_equal_gradients(actual: dict[str, mx.array], expected: dict[str, mx.array]) -> None:
     """Equal but for the order of additions, of which the largest gradient has as many as there are tokens."""
     allowed = max(tolerance(weight, 512, layers=4) for weight in expected.values())
     for name, weight in expected.items():
-        assert mx.abs(found[name] - weight).max().item() < allowed, name
+        assert mx.abs(actual[name] - weight).max().item() < allowed, name
 
 
 def test_sharing_changes_neither_values_nor_gradients(trained: VLM) -> None:
@@ -119,9 +119,9 @@ def test_a_chunk_after_an_impossible_token(monkeypatch: pytest.MonkeyPatch) -> N
     model = SimpleNamespace(embed_tokens=SimpleNamespace(weight=mx.zeros((8, 2))))
     vlm: Any = SimpleNamespace(head=lambda states: states.sum(1, keepdims=True) * 0 + weight, decoder=model)
     targets = mx.array([0] + 7 * [1])
-    found = np.array(scoring.chunked_logprobs(vlm, mx.ones((8, 2)), targets, 1.0))
-    assert found[0] == -np.inf
-    np.testing.assert_allclose(found[1:], -np.log(7), rtol=1e-6)
+    actual = np.array(scoring.chunked_logprobs(vlm, mx.ones((8, 2)), targets, 1.0))
+    assert actual[0] == -np.inf
+    np.testing.assert_allclose(actual[1:], -np.log(7), rtol=1e-6)
 
 
 def test_a_long_block_may_run_in_pieces(trained: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +139,7 @@ def test_recomputing_takes_less_memory(trained: VLM, monkeypatch: pytest.MonkeyP
     inputs, _ = material(trained)
     rows = np.random.default_rng(0).integers(5, 200, (3 * 8, 40)).tolist()
     completions = Completions.of(rows)
-    found, peaks = [], []
+    actual, peaks = [], []
     for recompute in (True, False):
 
         def loss(_: Any, recompute: bool = recompute) -> mx.array:
@@ -152,8 +152,8 @@ def test_recomputing_takes_less_memory(trained: VLM, monkeypatch: pytest.MonkeyP
         value, gradient = nn.value_and_grad(trained.model, loss)(trained.model)
         mx.eval(value, gradient)
         peaks.append(mx.get_peak_memory() - before)
-        found.append(dict(tree_flatten(gradient)))
-    assert_equal_gradients(found[0], found[1])
+        actual.append(dict(tree_flatten(gradient)))
+    assert_equal_gradients(actual[0], actual[1])
     assert peaks[0] < 0.6 * peaks[1]
 
 
@@ -181,10 +181,10 @@ def test_gradients_reach_the_comparison(trained: VLM, monkeypatch: pytest.Monkey
     def stopped(
         decoder: Any, block: Any, prefixes: Any = (), recompute: bool = True, last_positions: Any = None
     ) -> Any:
-        states, kept = whole_run(decoder, block, prefixes, recompute, last_positions)
+        states, layers = whole_run(decoder, block, prefixes, recompute, last_positions)
         if not prefixes:
-            return mx.stop_gradient(states), [(mx.stop_gradient(k), mx.stop_gradient(v)) for k, v in kept]
-        return states, kept
+            return mx.stop_gradient(states), [(mx.stop_gradient(k), mx.stop_gradient(v)) for k, v in layers]
+        return states, layers
 
     monkeypatch.setattr(scoring, "run_block", stopped)
     cut = dict(tree_flatten(nn.value_and_grad(trained.model, shared)(trained.model)[1]))

@@ -69,8 +69,8 @@ def test_what_does_not_fit_is_run_again(tiny_vlm: VLM, ran: list[int]) -> None:
     expected = [roomy.prefill([each])[1] for each in inputs]
     once = sum(ran)
     for each, logits in zip(inputs, expected, strict=True):
-        found = narrow.prefill([each])[1]
-        assert np.abs(np.array(mx.softmax(found) - mx.softmax(logits))).max() < PROBABILITY
+        result = narrow.prefill([each])[1]
+        assert np.abs(np.array(mx.softmax(result) - mx.softmax(logits))).max() < PROBABILITY
     assert sum(ran) > 2 * once
 
 
@@ -80,9 +80,9 @@ def test_equal_texts_of_different_images_differ(tiny_vlm: VLM) -> None:
     second = tiny_vlm.input(picture(2), picture(3), "a hat", "choice", False)
     assert first.ids.tolist() == second.ids.tolist()
     logits = [tree.prefill([prompt])[1] for prompt in (first, second)]
-    found = np.concatenate([np.array(mx.softmax(each, axis=-1)) for each in logits])
-    assert np.abs(found - whole(tiny_vlm, [first, second])).max() < PROBABILITY
-    assert np.abs(found[0] - found[1]).max() > PROBABILITY
+    result = np.concatenate([np.array(mx.softmax(each, axis=-1)) for each in logits])
+    assert np.abs(result - whole(tiny_vlm, [first, second])).max() < PROBABILITY
+    assert np.abs(result[0] - result[1]).max() > PROBABILITY
 
 
 def test_decoding_continues_behind_the_cache(tiny_vlm: VLM) -> None:
@@ -103,5 +103,5 @@ def test_rollouts_do_not_depend_on_it(tiny_vlm: VLM, samples: int) -> None:
     sampling = Sampling(samples=samples, temperature=1.0, max_tokens=10)
     keys = [(i, 7) for i in range(5)]  # no draw of theirs lies so near a boundary that rounding decides
     expected = roll_out(tiny_vlm, prompts, sampling, keys)
-    found = roll_out(tiny_vlm, prompts, sampling, keys, rows=2 * samples, prefill=PrefixCache(tiny_vlm).prefill)
-    assert [[r.tokens for r in group] for group in found] == [[r.tokens for r in group] for group in expected]
+    result = roll_out(tiny_vlm, prompts, sampling, keys, rows=2 * samples, prefill=PrefixCache(tiny_vlm).prefill)
+    assert [[r.tokens for r in group] for group in result] == [[r.tokens for r in group] for group in expected]

@@ -34,8 +34,8 @@ def recomputed_logprobs(
     ids = np.concatenate([comparison.ids, np.array(tokens, np.int32)])
     hidden = hidden_states(vlm, [ComparisonInput(ids, positions.astype(np.int32), comparison.images, 0)])
     logits = vlm.head(hidden)[0, len(comparison) - 1 : -1] / (temperature or 1)
-    chosen = logits[mx.arange(len(tokens)), mx.array(tokens)] - mx.logsumexp(logits, axis=-1)
-    return np.array(chosen)
+    logprobs = logits[mx.arange(len(tokens)), mx.array(tokens)] - mx.logsumexp(logits, axis=-1)
+    return np.array(logprobs)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0, 0.7])
@@ -44,9 +44,9 @@ def test_sampled_logprobs_equal_recomputed_ones(tiny_vlm: VLM, temperature: floa
     sampling = Sampling(samples=2, temperature=temperature, max_tokens=6)
     for comparison, rollouts in zip(inputs, roll_out(tiny_vlm, inputs, sampling, KEYS[:5]), strict=True):
         for rollout in rollouts:
-            written = rollout.tokens[: sampling.max_tokens]
-            expected = recomputed_logprobs(tiny_vlm, comparison, written, temperature)
-            assert np.abs(np.array(rollout.logprobs[: len(written)]) - expected).max() < 1e-4
+            tokens = rollout.tokens[: sampling.max_tokens]
+            expected = recomputed_logprobs(tiny_vlm, comparison, tokens, temperature)
+            assert np.abs(np.array(rollout.logprobs[: len(tokens)]) - expected).max() < 1e-4
 
 
 def same(a: Rollout, b: Rollout) -> bool:
@@ -114,13 +114,13 @@ def test_tokens_are_drawn_by_their_probability(tiny_vlm: VLM) -> None:
     _, logits = tiny_vlm.prefill([comparison])
     p = np.array(mx.softmax(logits[0], axis=-1), np.float64)
     sampling = Sampling(samples=1000, temperature=1.0, max_tokens=1, until="answer")
-    drawn = np.array([rollout.tokens[0] for rollout in roll_out(tiny_vlm, [comparison], sampling, KEYS[:1])[0]])
+    tokens = np.array([rollout.tokens[0] for rollout in roll_out(tiny_vlm, [comparison], sampling, KEYS[:1])[0]])
     likely = np.argsort(-p)[:8]
-    counts = np.array([(drawn == token).sum() for token in likely] + [(~np.isin(drawn, likely)).sum()])
+    counts = np.array([(tokens == token).sum() for token in likely] + [(~np.isin(tokens, likely)).sum()])
     expected = 1000 * np.append(p[likely], 1 - p[likely].sum())
     statistic = ((counts - expected) ** 2 / expected).sum()
     assert statistic < 30  # eight degrees of freedom: 26 is passed once in a thousand
-    assert not set(drawn.tolist()) & set(tiny_vlm.suppressed_ids)
+    assert not set(tokens.tolist()) & set(tiny_vlm.suppressed_ids)
 
 
 def test_no_vision_token_is_ever_sampled(tiny_vlm: VLM) -> None:

@@ -132,8 +132,8 @@ def logprob(vlm: VLM, comparison: ComparisonInput, completion: tuple[int, ...] =
     cache, logits = vlm.prefill([comparison])
     following = continued(vlm, cache, np.array([completion], np.int32), np.array([comparison.next_position]))
     rows = mx.concatenate([logits[:, None], following[:, :-1]], axis=1)[0]
-    chosen = rows[mx.arange(len(completion)), mx.array(completion)] - mx.logsumexp(rows, axis=-1)
-    return float(chosen.sum().item())
+    logprobs = rows[mx.arange(len(completion)), mx.array(completion)] - mx.logsumexp(rows, axis=-1)
+    return float(logprobs.sum().item())
 
 
 def test_what_a_completion_depends_on(tiny_vlm: VLM) -> None:

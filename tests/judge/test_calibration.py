@@ -70,7 +70,7 @@ def entropy(log_odds: Floats, p_people: Floats) -> float:
 @pytest.mark.parametrize(("temperature", "bias"), [(1, 0), (4, 3), (0.3, -0.2)])
 def test_the_fit_is_that_of_plain_gradient_descent(temperature: float, bias: float) -> None:
     first, second, people = judged(300, temperature, bias)
-    found = fit_temperature(first, second, people)
+    fit = fit_temperature(first, second, people)
     pair = (log_odds(first) + log_odds(second)) / 2
     orders = np.concatenate([log_odds(first), -log_odds(second)])
     shares = np.concatenate([people, 1 - people])
@@ -80,27 +80,27 @@ def test_the_fit_is_that_of_plain_gradient_descent(temperature: float, bias: flo
         pull = pair @ (probability(slope * pair) - people) + 2 * pair @ (probability(slope * pair) - 0.5) / 300
         slope -= 4 * pull / (pair @ pair)
         shift += 4 * float((probability(slope * (orders - shift)) - shares).sum()) / (slope * len(orders))
-    assert found.temperature == pytest.approx(1 / slope, rel=1e-6)
-    assert found.position_bias == pytest.approx(shift, abs=1e-6)
+    assert fit.temperature == pytest.approx(1 / slope, rel=1e-6)
+    assert fit.position_bias == pytest.approx(shift, abs=1e-6)
 
 
 def test_no_other_temperature_or_bias_fits_better() -> None:
     first, second, people = judged(200, 2, 1)
-    found = fit_temperature(first, second, people)
+    fit = fit_temperature(first, second, people)
     pair, drawn_in = (log_odds(first) + log_odds(second)) / 2, (200 * people + 1) / 202
     orders, shares = np.concatenate([log_odds(first), -log_odds(second)]), np.concatenate([people, 1 - people])
     grid = np.linspace(0.5, 5, 451)
     best = grid[np.argmin([entropy(pair / t, drawn_in) for t in grid])]
-    assert found.temperature == pytest.approx(best, abs=0.011)
+    assert fit.temperature == pytest.approx(best, abs=0.011)
     grid = np.linspace(-1, 3, 401)
-    best = grid[np.argmin([entropy((orders - b) / found.temperature, shares) for b in grid])]
-    assert found.position_bias == pytest.approx(best, abs=0.011)
+    best = grid[np.argmin([entropy((orders - b) / fit.temperature, shares) for b in grid])]
+    assert fit.position_bias == pytest.approx(best, abs=0.011)
 
 
 def test_the_truth_is_found_from_many_pairs() -> None:
-    found = fit_temperature(*judged(20_000, 3, 2))
-    assert found.temperature == pytest.approx(3, rel=0.05)
-    assert found.position_bias == pytest.approx(2, abs=0.05)
+    fit = fit_temperature(*judged(20_000, 3, 2))
+    assert fit.temperature == pytest.approx(3, rel=0.05)
+    assert fit.position_bias == pytest.approx(2, abs=0.05)
 
 
 @given(st.integers(0, 20), st.floats(-3, 3), st.floats(0.2, 4))
@@ -144,8 +144,8 @@ def test_hopeless_and_perfect_judges_are_bounded() -> None:
 
 def test_the_first_image_wins_as_much_as_the_second() -> None:
     first, second, people = judged(50, 2, 4)
-    found = fit_temperature(first, second, people)
-    assert found.p_first(np.concatenate([first, 1 - second])).mean() == pytest.approx(0.5)
+    fit = fit_temperature(first, second, people)
+    assert fit.p_first(np.concatenate([first, 1 - second])).mean() == pytest.approx(0.5)
 
 
 # What is measured
@@ -174,17 +174,17 @@ def made_of(first: Floats, second: Floats, people: Floats, groups: Sequence[str]
 
 def test_a_calibration_reports_what_it_gains() -> None:
     first, second, people = judged(1000, 4, 2)
-    made = made_of(first, second, people, [f"prompt {i % 40}" for i in range(1000)])
-    assert (made.pairs, made.folds, made.warnings) == (1000, 5, ())
-    assert made.rescaling.temperature == pytest.approx(fit_temperature(first, second, people).temperature)
+    calibration = made_of(first, second, people, [f"prompt {i % 40}" for i in range(1000)])
+    assert (calibration.pairs, calibration.folds, calibration.warnings) == (1000, 5, ())
+    assert calibration.rescaling.temperature == pytest.approx(fit_temperature(first, second, people).temperature)
     pair = (log_odds(first) + log_odds(second)) / 2
-    assert made.before.nll == pytest.approx(entropy(pair, people) / 1000)
-    assert made.before.brier == pytest.approx(((probability(pair) - people) ** 2).mean())
-    assert made.after.nll < made.before.nll - 0.3
-    assert made.after.brier < made.before.brier
-    assert made.after.ece < 0.05 < made.before.ece
-    assert made.before.first_choice_rate > 0.6
-    assert made.after.first_choice_rate == pytest.approx(0.5, abs=0.01)
+    assert calibration.before.nll == pytest.approx(entropy(pair, people) / 1000)
+    assert calibration.before.brier == pytest.approx(((probability(pair) - people) ** 2).mean())
+    assert calibration.after.nll < calibration.before.nll - 0.3
+    assert calibration.after.brier < calibration.before.brier
+    assert calibration.after.ece < 0.05 < calibration.before.ece
+    assert calibration.before.first_choice_rate > 0.6
+    assert calibration.after.first_choice_rate == pytest.approx(0.5, abs=0.01)
 
 
 @pytest.mark.parametrize(
@@ -201,17 +201,17 @@ def test_what_makes_a_calibration_doubtful_is_said(count: int, wrong: bool, grou
     people = (both_orders(first, second) < 0.5).astype(float) if wrong else people
     if said == "it does not help":
         first, second = np.full(count, 0.5), np.full(count, 0.5)
-    made = made_of(first, second, people, [f"{i % groups}" for i in range(count)])
-    assert any(said in remark for remark in made.warnings), made.warnings
+    calibration = made_of(first, second, people, [f"{i % groups}" for i in range(count)])
+    assert any(said in remark for remark in calibration.warnings), calibration.warnings
 
 
 def test_orders_that_could_not_be_read_are_left_out() -> None:
     preferences = demo_preferences("test", 12)
-    said = PairVerdict((Verdict("", 0.8, 0.2),), (Verdict("", 0.5, 0.5),))
-    verdicts = [said] * 11 + [replace(said, a_shown_second=(Verdict("?"),))]
-    made = calibration_of(preferences, verdicts, CONDITIONS, "demo", "test")
-    assert made.pairs == 11
-    assert made.warnings[0] == "1 pairs could not be read in both orders: left out"
+    pair = PairVerdict((Verdict("", 0.8, 0.2),), (Verdict("", 0.5, 0.5),))
+    verdicts = [pair] * 11 + [replace(pair, a_shown_second=(Verdict("?"),))]
+    calibration = calibration_of(preferences, verdicts, CONDITIONS, "demo", "test")
+    assert calibration.pairs == 11
+    assert calibration.warnings[0] == "1 pairs could not be read in both orders: left out"
     with pytest.raises(DataError, match="9 pairs were judged and could be read in both orders; at least 10"):
         calibration_of(preferences[2:], verdicts[2:], CONDITIONS, "demo", "test")
 
@@ -235,8 +235,8 @@ def test_calibrated_pairs_are_antisymmetric(p: float, q: float, temperature: flo
 
 
 def test_samples_are_averaged_before_they_are_rescaled() -> None:
-    said = (Verdict("", 0.9, 0.1), Verdict("", 0.5, 0.5), Verdict("?"))
-    pair = PairVerdict(said, (Verdict("?"),), rescaling=TemperatureScaling(2.0, 1.0))
+    verdicts = (Verdict("", 0.9, 0.1), Verdict("", 0.5, 0.5), Verdict("?"))
+    pair = PairVerdict(verdicts, (Verdict("?"),), rescaling=TemperatureScaling(2.0, 1.0))
     assert pair.p_a_shown_first == pytest.approx(probability((log_odds(0.7) - 1) / 2))
     assert pair.p_a_shown_second is None
     assert PairVerdict((Verdict("?"),), (Verdict("?"),), rescaling=TemperatureScaling(2.0, 1.0)).p_a == 0.5
@@ -245,8 +245,8 @@ def test_samples_are_averaged_before_they_are_rescaled() -> None:
 def put_on(asked: Judge, path: Path, rescaling: TemperatureScaling, think: bool = False, **changes: Any) -> Judge:
     """Write a calibration for a judge, with conditions changed, and return the judge with it."""
     conditions = replace(asked.conditions(think), **changes)
-    made = replace(made_of(*judged(20, 1, 0), ["x"] * 20), conditions=conditions, rescaling=rescaling)
-    write_calibration(path, [made])
+    calibration = replace(made_of(*judged(20, 1, 0), ["x"] * 20), conditions=conditions, rescaling=rescaling)
+    write_calibration(path, [calibration])
     return calibrated(asked, path)
 
 
@@ -281,15 +281,15 @@ def test_only_soft_preferences_are_rescaled(demo_judge: MakeJudge, tmp_path: Pat
 
 
 def test_a_file_is_read_as_it_was_written(tmp_path: Path) -> None:
-    made = made_of(*judged(60, 2, 1), [f"{i % 7}" for i in range(60)])
+    calibration = made_of(*judged(60, 2, 1), [f"{i % 7}" for i in range(60)])
     path = tmp_path / "new folder" / CALIBRATION_FILE
-    written = write_calibration(path, [made])
-    assert read_calibrations(path) == written == CalibrationFile(path, (made,))
-    thinking = replace(made, conditions=replace(CONDITIONS, think=True, max_tokens=256))
-    assert write_calibration(path, [thinking]).calibrations == (made, thinking)
-    again = replace(made, rescaling=TemperatureScaling(9.0, 0.0))
+    result = write_calibration(path, [calibration])
+    assert read_calibrations(path) == result == CalibrationFile(path, (calibration,))
+    thinking = replace(calibration, conditions=replace(CONDITIONS, think=True, max_tokens=256))
+    assert write_calibration(path, [thinking]).calibrations == (calibration, thinking)
+    again = replace(calibration, rescaling=TemperatureScaling(9.0, 0.0))
     assert write_calibration(path, [again]).calibrations == (again, thinking)
-    other = replace(made, conditions=replace(CONDITIONS, judge="another"))
+    other = replace(calibration, conditions=replace(CONDITIONS, judge="another"))
     assert write_calibration(path, [other]).calibrations == (other,)
     assert [file.name for file in path.parent.iterdir()] == [CALIBRATION_FILE]
 
@@ -360,8 +360,8 @@ def test_the_place_of_a_judges_own_calibration(tmp_path: Path) -> None:
     assert own.parent == cached_calibrations()
     put_on(judge, own, TemperatureScaling(2.0, 0.25))
     with messages() as lines:
-        found = mlxpref.load("demo", think=False)
-    assert found.calibration == read_calibrations(own)
+        fit = mlxpref.load("demo", think=False)
+    assert fit.calibration == read_calibrations(own)
     assert lines == [f"calibrated by {own} (without thinking: temperature 2, position bias +0.25)"]
     assert mlxpref.load("demo", calibration=False).calibration is None
     adapter = write_adapter(tmp_path / "adapter", judge.vlm)
@@ -382,8 +382,8 @@ def test_the_place_of_a_judges_own_calibration(tmp_path: Path) -> None:
 def people_who_are(calmer: float, preferences: Sequence[Preference], judge: Judge) -> list[Preference]:
     """The preferences of ten people each who see what the judge sees and are less sure of it."""
     rng = np.random.default_rng(3)
-    said = judge.pairs(Pair(p.a, p.b, p.prompt) for p in preferences)
-    sure = [probability(log_odds(pair.p_a) / calmer) for pair in said]
+    verdicts = judge.pairs(Pair(p.a, p.b, p.prompt) for p in preferences)
+    sure = [probability(log_odds(pair.p_a) / calmer) for pair in verdicts]
     return [
         replace(p, p_people=float(rng.binomial(10, share)) / 10, votes=10)
         for p, share in zip(preferences, sure, strict=True)
@@ -394,12 +394,12 @@ def test_calibration_lowers_the_demo_judges_error(demo_judge: MakeJudge, tmp_pat
     with Store(tmp_path / "kept.sqlite") as store:
         judge = replace(demo_judge(think=False), store=store)
         fitted, test = (people_who_are(5, demo_preferences(split, 80), judge) for split in ("train", "test"))
-        made = calibrate(judge, fitted, "demo", "train", think=False)
-        assert made.conditions == judge.conditions()
-        assert made.rescaling.temperature == pytest.approx(5, rel=0.25)
-        assert made.after.ece < made.before.ece / 2
+        calibration = calibrate(judge, fitted, "demo", "train", think=False)
+        assert calibration.conditions == judge.conditions()
+        assert calibration.rescaling.temperature == pytest.approx(5, rel=0.25)
+        assert calibration.after.ece < calibration.before.ece / 2
         before = evaluate(judge, test, EvaluationSpec("demo", "test")).metrics
-        judge = replace(judge, calibration=CalibrationFile(Path("c.json"), (made,)))
+        judge = replace(judge, calibration=CalibrationFile(Path("c.json"), (calibration,)))
         after = evaluate(judge, test, EvaluationSpec("demo", "test")).metrics
     assert after.ece < before.ece / 2
     assert after.brier < before.brier
@@ -408,11 +408,13 @@ def test_calibration_lowers_the_demo_judges_error(demo_judge: MakeJudge, tmp_pat
 
 def test_calibration_lowers_proper_scores(demo_judge: MakeJudge) -> None:
     """Both proper scores fall. The error in bins need not: how sure this judge is hardly says how right it is."""
-    made = calibrate(demo_judge(), demo_preferences("test", 80), "demo", "test", think=False)
-    assert made.after.nll < made.before.nll - 0.05
-    assert made.after.brier < made.before.brier - 0.02
-    assert made.after.ece > made.before.ece
-    assert made.warnings[-1].startswith("the probabilities come nearer to people's, yet the calibration error rises")
+    calibration = calibrate(demo_judge(), demo_preferences("test", 80), "demo", "test", think=False)
+    assert calibration.after.nll < calibration.before.nll - 0.05
+    assert calibration.after.brier < calibration.before.brier - 0.02
+    assert calibration.after.ece > calibration.before.ece
+    assert calibration.warnings[-1].startswith(
+        "the probabilities come nearer to people's, yet the calibration error rises"
+    )
 
 
 # The commands
@@ -429,16 +431,16 @@ def test_the_command_calibrates_and_rank_applies_it(tmp_path: Path, monkeypatch:
     def run(command: str, *arguments: str) -> Any:
         return CliRunner().invoke(main, [command, "--model", "demo", *arguments])
 
-    asked = ("--data", "demo", "--split", "train", "--limit", "30", "--no-think")
-    done = run("calibrate", *asked, "--json")
+    questions = ("--data", "demo", "--split", "train", "--limit", "30", "--no-think")
+    done = run("calibrate", *questions, "--json")
     assert done.exit_code == 0, done.output
-    said = json.loads(done.stdout)
-    [made] = said["calibrations"]
-    path = Path(said["file"])
+    result = json.loads(done.stdout)
+    [calibration] = result["calibrations"]
+    path = Path(result["file"])
     assert path.parent == tmp_path / "cache" / "calibrations"
-    assert read_calibrations(path).calibrations[0].rescaling == TemperatureScaling(**made["rescaling"])
-    assert (made["data"], made["split"], made["pairs"]) == ("demo", "train", 30)
-    table = run("calibrate", *asked).stdout
+    assert read_calibrations(path).calibrations[0].rescaling == TemperatureScaling(**calibration["rescaling"])
+    assert (calibration["data"], calibration["split"], calibration["pairs"]) == ("demo", "train", 30)
+    table = run("calibrate", *questions).stdout
     assert f"written to {path}" in table
     assert "30 pairs are few" in table
 
@@ -447,12 +449,12 @@ def test_the_command_calibrates_and_rank_applies_it(tmp_path: Path, monkeypatch:
     assert f"calibrated by {path} (" in with_it.stderr
     applied = json.loads(with_it.stdout)
     assert applied["calibration"] == {
-        "file": str(path), "modes": [{"think": False, **made["rescaling"], "pairs": 30}]
+        "file": str(path), "modes": [{"think": False, **calibration["rescaling"], "pairs": 30}]
     }  # fmt: skip
     without = json.loads(run("rank", *ranking, "--think", "none", "--no-calibration").stdout)
     assert without["calibration"] is None
     for one, other in zip(applied["pairs"], without["pairs"], strict=True):
-        expected = log_odds(other["p_a"]) / made["rescaling"]["temperature"]
+        expected = log_odds(other["p_a"]) / calibration["rescaling"]["temperature"]
         assert log_odds(one["p_a"]) == pytest.approx(expected, abs=1e-6)
     thinking = run("rank", *ranking, "--think", "all")
     assert thinking.exit_code == 1

@@ -158,18 +158,18 @@ def of(*rows: tuple[float, str], label: Sequence[Any] = ()) -> list[Preference]:
 def test_verdicts_are_measured_without_a_judge() -> None:
     preferences = of((1, "x"), (0.5, "x"), (0.5, "x"), (0.2, "y"), label=(None, "a", None, None))
     verdicts = said((0.8, 0.8), (0.4, None), (None, 0.3))
-    found = evaluation_of(preferences, verdicts, EvaluationSpec("hpdv2", "test", protocol="hpdv2"), seconds=6.0)
+    result = evaluation_of(preferences, verdicts, EvaluationSpec("hpdv2", "test", protocol="hpdv2"), seconds=6.0)
     # The 5:5 pair with a label counts, the one without is dropped; the mean over prompts is that of 1/2 and 1.
-    assert (found.metrics.pairs, found.metrics.ties_dropped) == (3, 1)
-    assert found.metrics.accuracy == pytest.approx(2 / 3)
-    assert found.official.value == pytest.approx((1 / 2 + 1) / 2)
-    assert "1 - inversions" in found.official.definition
-    assert found.metrics.brier == pytest.approx((0.2**2 + 0.1**2 + 0.1**2) / 3)
-    assert found.human_ceiling == pytest.approx((1 + 20 / 45 + 29 / 45) / 3)
-    assert found.unreadable == pytest.approx(2 / 6)
-    assert (found.tokens, found.tokens_per_pair, found.seconds_per_pair) == (12, 12 / 3, 2.0)
+    assert (result.metrics.pairs, result.metrics.ties_dropped) == (3, 1)
+    assert result.metrics.accuracy == pytest.approx(2 / 3)
+    assert result.official.value == pytest.approx((1 / 2 + 1) / 2)
+    assert "1 - inversions" in result.official.definition
+    assert result.metrics.brier == pytest.approx((0.2**2 + 0.1**2 + 0.1**2) / 3)
+    assert result.human_ceiling == pytest.approx((1 + 20 / 45 + 29 / 45) / 3)
+    assert result.unreadable == pytest.approx(2 / 6)
+    assert (result.tokens, result.tokens_per_pair, result.seconds_per_pair) == (12, 12 / 3, 2.0)
     with pytest.raises(ValueError, match="3 preferences to judge, 2 that were judged"):
-        evaluation_of(preferences, verdicts[:2], found.spec, seconds=0)
+        evaluation_of(preferences, verdicts[:2], result.spec, seconds=0)
 
 
 def test_seconds_per_pair_leave_recalled_pairs_out() -> None:
@@ -242,12 +242,12 @@ def test_eval_chooses_a_tie_threshold(ones_own: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "the tie threshold is chosen on 2 preferences of validation_unique, which are judged first" in result.stderr
     assert "--limit 4: the official number is that of the whole split, this one of a part" in result.stderr
-    found = json.loads(result.stdout)
-    assert list(found) == [*CONTRACT, "tie_threshold", "calibration"]
-    assert (found["protocol"], found["pairs"], found["ties_dropped"]) == ("pickapic", 3, 1)
-    given = run("--data", ones_own, "--protocol", "pickapic", "--json", "--tie-threshold", found["tie_threshold"])
-    assert json.loads(given.stdout)["official"] == found["official"]
-    assert "validation_unique" not in given.stderr
+    actual = json.loads(result.stdout)
+    assert list(actual) == [*CONTRACT, "tie_threshold", "calibration"]
+    assert (actual["protocol"], actual["pairs"], actual["ties_dropped"]) == ("pickapic", 3, 1)
+    fixed = run("--data", ones_own, "--protocol", "pickapic", "--json", "--tie-threshold", actual["tie_threshold"])
+    assert json.loads(fixed.stdout)["official"] == actual["official"]
+    assert "validation_unique" not in fixed.stderr
 
 
 def test_tie_threshold_needs_other_preferences(ones_own: Path) -> None:
@@ -293,10 +293,10 @@ def test_an_interrupted_evaluation_goes_on(ones_own: Path, tmp_path: Path, monke
     assert result.exit_code == 0, result.output
     assert "4 of 6 comparisons were judged before" in result.stderr
     assert batches == 3 + 1
-    found = json.loads(result.stdout)
+    actual = json.loads(result.stdout)
     timed = {"tokens", "seconds", "seconds_per_pair"}
-    assert {k: v for k, v in found.items() if k not in timed} == {k: v for k, v in whole.items() if k not in timed}
-    assert found["tokens"] < whole["tokens"] == 3 * whole["tokens_per_pair"]
+    assert {k: v for k, v in actual.items() if k not in timed} == {k: v for k, v in whole.items() if k not in timed}
+    assert actual["tokens"] < whole["tokens"] == 3 * whole["tokens_per_pair"]
     again = json.loads(run(*arguments, *store).stdout)
     assert (batches, again["tokens"], again["seconds_per_pair"]) == (4, 0, None)
 
@@ -306,10 +306,10 @@ def test_public_data_sets_have_their_protocol(name: str, tmp_path: Path) -> None
     make_layout(name, tmp_path, prompts=2)
     result = run("--data", name, "--data-dir", tmp_path, "--no-think", "--json", "--max-pixels", "4096")
     assert result.exit_code == 0, result.output
-    found = json.loads(result.stdout)
-    assert found["protocol"] == name.removesuffix("_v1")
-    assert found["pairs"] > 0
-    assert ("tie_threshold" in found) == ("validation_unique" in result.stderr) == name.startswith("pickapic")
-    assert (found["human_ceiling"] is not None) == (name == "hpdv2")
+    actual = json.loads(result.stdout)
+    assert actual["protocol"] == name.removesuffix("_v1")
+    assert actual["pairs"] > 0
+    assert ("tie_threshold" in actual) == ("validation_unique" in result.stderr) == name.startswith("pickapic")
+    assert (actual["human_ceiling"] is not None) == (name == "hpdv2")
     if name in ("imagereward", "hpdv3"):
-        assert found["official"]["value"] == found["accuracy"]
+        assert actual["official"]["value"] == actual["accuracy"]

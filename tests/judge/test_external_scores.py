@@ -30,8 +30,8 @@ def write(tmp_path: Path) -> Write:
 
 def of(*images: str | Path | PackedImage) -> list[Preference]:
     """Preferences of neighbours."""
-    found = [Path(image) if isinstance(image, str) else image for image in images]
-    return [Preference("x", a, b, 1.0) for a, b in pairwise(found)]
+    result = [Path(image) if isinstance(image, str) else image for image in images]
+    return [Preference("x", a, b, 1.0) for a, b in pairwise(result)]
 
 
 def test_columns_are_found_by_name(write: Write) -> None:
@@ -101,8 +101,8 @@ def test_images_in_archives_have_unpacked_names() -> None:
         PackedImage(Path("/hub/images/test/test_2.zip"), "test_2/x.webp"),
         PackedImage(Path("/hub/test.parquet"), "7/jpg_0"),
     )
-    found = matched(["images/test/test_1/x.webp", "test_2.zip/test_2/x.webp", "test.parquet/7/jpg_0"], preferences)
-    assert [found[str(p)] for p in (preferences[0].a, preferences[0].b, preferences[1].b)] == [0, 1, 2]
+    result = matched(["images/test/test_1/x.webp", "test_2.zip/test_2/x.webp", "test.parquet/7/jpg_0"], preferences)
+    assert [result[str(p)] for p in (preferences[0].a, preferences[0].b, preferences[1].b)] == [0, 1, 2]
 
 
 def test_ambiguous_and_missing_scores_are_named() -> None:
@@ -150,14 +150,14 @@ def test_eval_of_scores_needs_no_model(ones_own: Path, write: Write) -> None:
     assert done.exit_code == 0, done.stderr
     # Four images are of ties.
     assert done.stderr.splitlines() == [f"{path}: 5 of 21 scores are of images that were not asked for"]
-    said = json.loads(done.stdout)
-    assert (said["pairs"], said["ties_dropped"], said["strategy"], said["tokens"]) == (8, 2, None, 0)
-    assert said["accuracy"] == said["official"]["value"] == said["first_image_baseline"] == 7 / 8
+    result = json.loads(done.stdout)
+    assert (result["pairs"], result["ties_dropped"], result["strategy"], result["tokens"]) == (8, 2, None, 0)
+    assert result["accuracy"] == result["official"]["value"] == result["first_image_baseline"] == 7 / 8
     unknown = {"both_orders_accuracy", "position_consistency", "first_choice_rate", "brier", "ece", "unreadable",
                "seconds", "tokens_per_pair", "seconds_per_pair", "calibration"}  # fmt: skip
-    assert {key for key, value in said.items() if value is None} == unknown | {"strategy"}
+    assert {key for key, value in result.items() if value is None} == unknown | {"strategy"}
     # 8:2 and 2:8, 10:0, 6:4, and four times 9:1: of 45 pairs of people 29, 45, 21 and 36 agree.
-    assert said["human_ceiling"] == pytest.approx((29 / 45 * 2 + 1 + 21 / 45 + 4 * 36 / 45) / 8)
+    assert result["human_ceiling"] == pytest.approx((29 / 45 * 2 + 1 + 21 / 45 + 4 * 36 / 45) / 8)
 
 
 def test_eval_of_scores_by_every_protocol(ones_own: Path, write: Write) -> None:
@@ -165,25 +165,25 @@ def test_eval_of_scores_by_every_protocol(ones_own: Path, write: Write) -> None:
     path = write(
         "image,score", "0a.png,1", "0b.png,1", "1a.png,1", "1b.png,1", *(x for i in range(2, 10) for x in a_first(i))
     )
-    found = {}
+    actual = {}
     for protocol in ("pairs", "imagereward", "hpdv2", "pickapic", "hpdv3"):
         result = run("--data", ones_own, "--scores", path, "--protocol", protocol, "--json")
         assert result.exit_code == 0, result.output
-        found[protocol] = json.loads(result.stdout)
+        actual[protocol] = json.loads(result.stdout)
     # Pairs 0 and 5 are ties; a is better in all others but 2.
-    assert all(each["pairs"] == 8 and each["accuracy"] == 6 / 8 for each in found.values())
-    assert {found[name]["official"]["value"] for name in ("pairs", "imagereward", "hpdv3")} == {6 / 8}
+    assert all(each["pairs"] == 8 and each["accuracy"] == 6 / 8 for each in actual.values())
+    assert {actual[name]["official"]["value"] for name in ("pairs", "imagereward", "hpdv3")} == {6 / 8}
     # Prompts: 0 has pairs 3, 6, 9; 1 has 1, 4, 7; 2 has 2, 8.
-    assert found["hpdv2"]["official"]["value"] == pytest.approx((1 + 2.5 / 3 + 1 / 2) / 3)
-    assert found["hpdv2"]["accuracy_macro"] == pytest.approx((1 + 2 / 3 + 1 / 2) / 3)
+    assert actual["hpdv2"]["official"]["value"] == pytest.approx((1 + 2.5 / 3 + 1 / 2) / 3)
+    assert actual["hpdv2"]["accuracy_macro"] == pytest.approx((1 + 2 / 3 + 1 / 2) / 3)
     # 0 is a tie found, 5 a tie missed, 1 undecided, 2 wrong, six right.
-    assert found["pickapic"]["official"]["value"] == pytest.approx((1 + 0.5 + 0.5 + 0 + 6) / 10)
-    assert found["pickapic"]["tie_threshold"] == 0
-    shown = run("--data", ones_own, "--scores", path, "--protocol", "hpdv2").stdout.splitlines()
-    assert shown[0].split()[:3] == ["judged", "pairs", "official"]
-    assert shown[1].split()[-5:] == ["n/a"] * 5
-    assert "two people agree on" in shown[2]
-    assert "HPDv2: macro" in shown[2]
+    assert actual["pickapic"]["official"]["value"] == pytest.approx((1 + 0.5 + 0.5 + 0 + 6) / 10)
+    assert actual["pickapic"]["tie_threshold"] == 0
+    output = run("--data", ones_own, "--scores", path, "--protocol", "hpdv2").stdout.splitlines()
+    assert output[0].split()[:3] == ["judged", "pairs", "official"]
+    assert output[1].split()[-5:] == ["n/a"] * 5
+    assert "two people agree on" in output[2]
+    assert "HPDv2: macro" in output[2]
 
 
 def test_what_does_not_go_with_scores(ones_own: Path, write: Write) -> None:

@@ -33,8 +33,8 @@ def now(vlm: VLM) -> str:
 
 
 def weight_of(vlm: VLM, name: str) -> mx.array:
-    found: mx.array = dict(tree_flatten(vlm.model.parameters()))[name]
-    return found
+    result: mx.array = dict(tree_flatten(vlm.model.parameters()))[name]
+    return result
 
 
 def put(vlm: VLM, name: str, weight: mx.array) -> None:
@@ -82,27 +82,27 @@ def test_the_files_beside_the_weights_count(tmp_path: Path, name: str) -> None:
 def test_the_adapter_counts_as_it_is_at_the_time(tmp_path: Path) -> None:
     vlm = fresh()
     of = Fingerprint(vlm)
-    seen = [of.now()]
+    prints = [of.now()]
     load_adapter(vlm.model, write_adapter(tmp_path / "adapter", vlm))
-    seen.append(of.now())
+    prints.append(of.now())
     name = f"{NAME}.lora_b"
     trained = weight_of(vlm, name)
     for factor in (1.0001, -1):
         put(vlm, name, trained * factor)
-        seen.append(of.now())
+        prints.append(of.now())
     trained[0, 0] = 7.0  # in place: the same array as before
     put(vlm, name, trained)
-    seen.append(of.now())
+    prints.append(of.now())
     layer = dict(vlm.model.named_modules())[NAME]
     layer.scale *= 2
-    seen.append(of.now())
+    prints.append(of.now())
     with adapter_off(vlm.model):
-        seen.append(of.now())
-    assert len(set(seen)) == len(seen)
-    assert of.now() == now(vlm) == seen[-2]
+        prints.append(of.now())
+    assert len(set(prints)) == len(prints)
+    assert of.now() == now(vlm) == prints[-2]
     other = fresh()
     attach_lora(other.model, list(linear_layers(other.model)), rank=4, scale=2.0)
-    assert now(other) not in seen
+    assert now(other) not in prints
 
 
 def test_weights_that_stay_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:

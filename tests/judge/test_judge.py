@@ -261,22 +261,22 @@ def test_what_is_missing_is_judged_in_full_batches(store: Store, monkeypatch: py
 
 
 def test_a_batch_is_kept_before_anything_of_it_is_said(store: Store) -> None:
-    asked = []
+    calls = []
 
     def pairs() -> Iterator[Pair]:
         for pair in all_of([picture(i) for i in range(6)]):
-            asked.append(pair)
+            calls.append(pair)
             yield pair
 
     work = later(store, rows=6).pairs(pairs())
     assert stored_count(store) == 0
     next(work)
     assert stored_count(store) == 6
-    assert len(asked) == 3
+    assert len(calls) == 3
     list(work)
-    asked.clear()
+    calls.clear()
     next(later(store, rows=6).pairs(pairs()))
-    assert len(asked) == 3  # no more is asked for where everything is known
+    assert len(calls) == 3  # no more is asked for where everything is known
 
 
 A, B = picture(1), picture(2)
@@ -291,11 +291,11 @@ def one_more(image: Image.Image) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def recalls(judge: Judge, **asked: Any) -> bool:
+def recalls(judge: Judge, **request: Any) -> bool:
     """Ask about one comparison; whether it was recalled."""
-    asked = ASKED | asked
-    comparison = Comparison(asked.pop("first"), asked.pop("second"), asked.pop("prompt"))
-    (judgement,) = judge.judgements([comparison], **asked)
+    request = ASKED | request
+    comparison = Comparison(request.pop("first"), request.pop("second"), request.pop("prompt"))
+    (judgement,) = judge.judgements([comparison], **request)
     return judgement.recalled
 
 

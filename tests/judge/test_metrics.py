@@ -48,8 +48,8 @@ def test_the_position_bias_of_real_judges(judge: str, rate: float) -> None:
 def test_a_judge_that_saw_one_order(judge: str) -> None:
     people = p_first(votes()["people"])
     decided = people != 0.5
-    said = p_first(votes()[judge])[decided]
-    metrics = measure(said, np.full(len(said), NAN), people[decided], [str(i) for i in range(len(said))])
+    p = p_first(votes()[judge])[decided]
+    metrics = measure(p, np.full(len(p), NAN), people[decided], [str(i) for i in range(len(p))])
     pairs = [(a, b) for a, b in zip(votes()[judge], votes()["people"], strict=True) if b in "12"]
     first = [a for a, _ in pairs if a in "12"].count("1")
     assert metrics.pairs == len(pairs) == 1306
@@ -109,8 +109,8 @@ def test_interval_against_a_bootstrap_in_loops() -> None:
     random = np.random.default_rng(2)
     shares = []
     for _ in range(4000):
-        drawn = [int(random.integers(30)) for _ in range(30)]
-        shares.append(sum(total[i] for i in drawn) / sum(size[i] for i in drawn))
+        indices = [int(random.integers(30)) for _ in range(30)]
+        shares.append(sum(total[i] for i in indices) / sum(size[i] for i in indices))
     assert interval(total, size) == pytest.approx(np.quantile(shares, [0.025, 0.975]), abs=0.01)
     assert interval(total, size) == interval(total, size)
     assert interval([3], [4]) == (0.75, 0.75)

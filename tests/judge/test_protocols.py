@@ -56,9 +56,9 @@ def random_groups(seed: int, ties: bool) -> list[tuple[list[float], list[int]]]:
 def test_imagereward_by_hand() -> None:
     # Ranks 1, 2, 2: the pair (1, 2) is a tie and dropped. Scores 3, 3, 1: (0, 1) is undecided, so wrong; (0, 2) right.
     p, label, names = groups_of([([3, 3, 1], [1, 2, 2]), ([1, 2], [1, 2])], ties=False)
-    found = official("imagereward", p, label, names)
+    result = official("imagereward", p, label, names)
     assert len(p) == 3
-    assert found.value == pytest.approx(1 / 3)
+    assert result.value == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -72,15 +72,15 @@ def test_imagereward_by_loops(seed: int) -> None:
                     total, correct = total + 1, correct + (scores[i] > scores[j])
                 elif ranks[i] > ranks[j]:
                     total, correct = total + 1, correct + (scores[i] < scores[j])
-    found = official("imagereward", *groups_of(groups, ties=False))
-    assert found.value == pytest.approx(correct / total)
-    assert found.low < found.value < found.high
+    result = official("imagereward", *groups_of(groups, ties=False))
+    assert result.value == pytest.approx(correct / total)
+    assert result.low < result.value < result.high
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_hpdv2_counts_inversions_within_prompts(seed: int) -> None:
     groups = random_groups(seed, ties=False)
-    kept, taus = [], []
+    shares, taus = [], []
     for scores, ranks in groups:
         predicted = sorted(range(len(scores)), key=lambda i, scores=scores: -scores[i])
         places = [predicted.index(i) for i in range(len(scores))]
@@ -88,12 +88,12 @@ def test_hpdv2_counts_inversions_within_prompts(seed: int) -> None:
             (places[i] > places[j] and ranks[i] < ranks[j]) or (places[i] < places[j] and ranks[i] > ranks[j])
             for i, j in combinations(range(len(ranks)), 2)
         )
-        kept.append(1 - inversions / (len(ranks) * (len(ranks) - 1) / 2))
+        shares.append(1 - inversions / (len(ranks) * (len(ranks) - 1) / 2))
         taus.append((kendalltau(scores, [-rank for rank in ranks]).statistic + 1) / 2)
-    found = official("hpdv2", *groups_of(groups, ties=False))
-    assert found.value == pytest.approx(sum(kept) / len(kept)) == pytest.approx(sum(taus) / len(taus))
+    result = official("hpdv2", *groups_of(groups, ties=False))
+    assert result.value == pytest.approx(sum(shares) / len(shares)) == pytest.approx(sum(taus) / len(taus))
     # The groups are of 4 to 10 images, so that pairs by themselves give another number.
-    assert found.value != pytest.approx(official("pairs", *groups_of(groups, ties=False)).value, abs=1e-6)
+    assert result.value != pytest.approx(official("pairs", *groups_of(groups, ties=False)).value, abs=1e-6)
 
 
 def test_hpdv2_credits_half_for_equal_scores() -> None:
@@ -127,11 +127,11 @@ def pickapic_by_loops(p: np.ndarray, label: np.ndarray, threshold: float) -> flo
     earned = 0.0
     for p_0, y in zip(p, label, strict=True):
         p_1 = 1 - p_0
-        said = "tie" if abs(p_1 - p_0) <= threshold else "0" if p_0 > p_1 else "1"
+        prediction = "tie" if abs(p_1 - p_0) <= threshold else "0" if p_0 > p_1 else "1"
         right = "tie" if y == 0.5 else "0" if y == 1 else "1"
-        if said == right:
+        if prediction == right:
             earned += 1
-        elif "tie" in (said, right):
+        elif "tie" in (prediction, right):
             earned += 0.5
     return earned / len(p)
 
@@ -152,10 +152,10 @@ def test_official_numbers_do_not_depend_on_which_image_is_a(protocol: str) -> No
     p, label = rng.random(60).round(1), rng.integers(0, 2, 60).astype(float)
     turned = rng.random(60) < 0.5
     names = [str(i % 7) for i in range(60)]
-    found = official(protocol, p, label, names, 0.25)
+    result = official(protocol, p, label, names, 0.25)
     other = official(protocol, np.where(turned, 1 - p, p), np.where(turned, 1 - label, label), names, 0.25)
-    assert found.value == pytest.approx(other.value)
-    assert (found.low, found.high) == pytest.approx((other.low, other.high))
+    assert result.value == pytest.approx(other.value)
+    assert (result.low, result.high) == pytest.approx((other.low, other.high))
 
 
 def test_macro_interval() -> None:
@@ -175,10 +175,10 @@ def preference(p_a: float, label: str | None = None) -> Preference:
 
 
 def test_what_is_scored_and_what_is_right() -> None:
-    given = [preference(1), preference(0.5), preference(0.5, "b"), preference(0.3), preference(0.8, "tie")]
-    assert counted(given, "hpdv2") == [given[0], given[2], given[3]]
-    assert counted(given, "pickapic") == given
-    assert labels(given).tolist() == [1, 0.5, 0, 0, 0.5]
+    inputs = [preference(1), preference(0.5), preference(0.5, "b"), preference(0.3), preference(0.8, "tie")]
+    assert counted(inputs, "hpdv2") == [inputs[0], inputs[2], inputs[3]]
+    assert counted(inputs, "pickapic") == inputs
+    assert labels(inputs).tolist() == [1, 0.5, 0, 0, 0.5]
 
 
 def test_every_data_set_has_its_own_protocol() -> None:

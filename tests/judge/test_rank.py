@@ -78,8 +78,8 @@ def test_a_budget_of_nothing_is_refused() -> None:
 def test_the_budget_is_asked_and_no_pair_twice() -> None:
     rater = Rater(30)
     ranking = rank_pairs(rater.images, "a hat", rater, "none")
-    asked = [(a, b) for a, b, _ in rater.asked]
-    assert len(asked) == len(set(asked)) == ranking.planned == len(ranking.pairs) == 60
+    questions = [(a, b) for a, b, _ in rater.asked]
+    assert len(questions) == len(set(questions)) == ranking.planned == len(ranking.pairs) == 60
     assert not any(thinks for *_, thinks in rater.asked)
     assert ranking.ending == "done"
     assert [image.index for image in ranking.strengths.images][:3] == rater.order[:3]
@@ -113,12 +113,12 @@ def test_it_ends_when_the_top_is_settled() -> None:
 
 
 def test_the_same_seed_asks_the_same() -> None:
-    asked = []
+    questions = []
     for seed in (1, 1, 2):
         rater = Rater(16)
         rank_pairs(rater.images, "a hat", rater, "none", seed=seed)
-        asked.append(rater.asked)
-    assert asked[0] == asked[1] != asked[2]
+        questions.append(rater.asked)
+    assert questions[0] == questions[1] != questions[2]
 
 
 @pytest.mark.parametrize("after", [1, 7, 40])
@@ -138,27 +138,27 @@ def test_interrupted_before_the_first_verdict() -> None:
 
 
 def test_who_leads_is_said_while_the_work_goes_on() -> None:
-    rater, said = Rater(12, scale=4.0), []
+    rater, names = Rater(12, scale=4.0), []
 
     def track(work: Iterable[PairVerdict], count: int, what: object) -> Iterator[PairVerdict]:
         for verdict in work:
-            said.append(what())  # type: ignore[operator]
+            names.append(what())  # type: ignore[operator]
             yield verdict
 
     with showing(Tracked(track)):
         rank_pairs(rater.images, "a hat", rater, "none")
-    assert said[0] == "judging without thinking"
-    assert said[-1].startswith("judging without thinking; leading: image ")
-    assert f"image {rater.order[0]}" in said[-1]
+    assert names[0] == "judging without thinking"
+    assert names[-1].startswith("judging without thinking; leading: image ")
+    assert f"image {rater.order[0]}" in names[-1]
 
 
 def test_a_third_of_all_pairs_finds_the_five_best() -> None:
     """Of 32 images, by a judge whose answers depend on place as much as on the picture."""
-    found = []
+    hits = []
     for seed in range(6):
         rater = Rater(32, bias=1.0)
         rater.strengths = np.random.default_rng([5, seed]).normal(0, 1, 32)
         ranking = rank_pairs(rater.images, "a hat", rater, "none", pairs=160, seed=seed)
         assert len(ranking.pairs) < 0.35 * 496
-        found.append({image.index for image in ranking.strengths.images[:5]} == set(rater.order[:5]))
-    assert all(found)
+        hits.append({image.index for image in ranking.strengths.images[:5]} == set(rater.order[:5]))
+    assert all(hits)

@@ -112,9 +112,9 @@ def test_verdicts_come_back_bit_by_bit(path: Path) -> None:
     with Store(path) as store:
         store.put_many(items)
     with Store(path) as store:
-        found = store.get_many(list(items))
-    assert {key: bits(kept) for key, kept in found.items()} == {key: bits(kept) for key, kept in items.items()}
-    assert all(type(v.closed) is bool and type(v.p_label_first) is float for kept in found.values() for v in kept)
+        result = store.get_many(list(items))
+    assert {key: bits(kept) for key, kept in result.items()} == {key: bits(kept) for key, kept in items.items()}
+    assert all(type(v.closed) is bool and type(v.p_label_first) is float for kept in result.values() for v in kept)
 
 
 def test_many_keys_at_once(store: Store) -> None:
@@ -271,10 +271,10 @@ def test_a_folder_that_cannot_be_written_to_is_named(exists: bool) -> None:
             connection.close()
             path.chmod(0o444)
         path.parent.chmod(0o555)
-        found = subprocess.run([*SOMEBODY, sys.executable, "-c", OPENER, str(path)], capture_output=True, text=True)
+        result = subprocess.run([*SOMEBODY, sys.executable, "-c", OPENER, str(path)], capture_output=True, text=True)
         path.parent.chmod(0o700)
-    assert found.returncode == 1
-    line = found.stderr.splitlines()[-1]
+    assert result.returncode == 1
+    line = result.stderr.splitlines()[-1]
     assert line.startswith(f"mlxpref.errors.DataError: {path}: the store cannot be read and written there")
     assert "--no-store" in line
     assert ("readonly" in line) == exists

@@ -58,12 +58,12 @@ def said(preferences: Sequence[Preference], judge: Judge, strategy: Strategy) ->
     return list(judge.pairs([Pair(p.a, p.b, p.prompt) for p in preferences], strategy))
 
 
-def assert_same(found: Sequence[PairVerdict], expected: Sequence[PairVerdict]) -> None:
+def assert_same(result: Sequence[PairVerdict], expected: Sequence[PairVerdict]) -> None:
     """The same completions, read alike; probabilities up to what a batch's shape changes in a sum."""
-    assert [pair.strategy for pair in found] == [pair.strategy for pair in expected]
+    assert [pair.strategy for pair in result] == [pair.strategy for pair in expected]
     pairs = [
         (x, y)
-        for one, two in zip(found, expected, strict=True)
+        for one, two in zip(result, expected, strict=True)
         for x, y in zip(one.verdicts, two.verdicts, strict=True)
     ]
     for x, y in pairs:
@@ -72,8 +72,8 @@ def assert_same(found: Sequence[PairVerdict], expected: Sequence[PairVerdict]) -
 
 
 def test_strategy_variants() -> None:
-    found = strategy_variants(["soft", "score"], [4, 1, 4], [True, False])
-    assert found == [
+    result = strategy_variants(["soft", "score"], [4, 1, 4], [True, False])
+    assert result == [
         StrategyVariant("soft", False, 1), StrategyVariant("score", False, 1),
         StrategyVariant("soft", True, 1), StrategyVariant("score", True, 1),
         StrategyVariant("soft", True, 4), StrategyVariant("score", True, 4),
@@ -93,14 +93,14 @@ def test_each_row_says_what_it_would_by_itself(
     rows = {row.variant: row for row in compared(strategy_variants(STRATEGIES, counts, [think])).rows}
     judge = demo_judge(max_tokens=TOKENS, think=think, samples=samples)
     for strategy in STRATEGIES:
-        found = rows[StrategyVariant(strategy, think, samples)].evaluation
+        result = rows[StrategyVariant(strategy, think, samples)].evaluation
         expected = said(preferences, judge, strategy)
-        assert_same(found.verdicts, expected)
+        assert_same(result.verdicts, expected)
         completions = [verdict for pair in expected for verdict in pair.verdicts]
         assert any(verdict.closed for verdict in completions) == think
-        written = sum(verdict.tokens for verdict in completions)
-        assert found.tokens == written
-        assert found.tokens_per_pair == pytest.approx(written / len(preferences))
+        count = sum(verdict.tokens for verdict in completions)
+        assert result.tokens == count
+        assert result.tokens_per_pair == pytest.approx(count / len(preferences))
 
 
 def test_a_row_is_measured_as_eval_does(
@@ -113,35 +113,35 @@ def test_a_row_is_measured_as_eval_does(
 
 
 def test_what_is_shared_is_written_once(compared: Callable[..., StrategyComparison]) -> None:
-    found = compared(strategy_variants(["soft", "select"], [1, 2, 4], [True]))
-    tokens = {row.variant: row.evaluation.tokens for row in found.rows}
+    result = compared(strategy_variants(["soft", "select"], [1, 2, 4], [True]))
+    tokens = {row.variant: row.evaluation.tokens for row in result.rows}
     assert (
-        found.counts.tokens == tokens[StrategyVariant("select", True, 1)] + tokens[StrategyVariant("select", True, 4)]
+        result.counts.tokens == tokens[StrategyVariant("select", True, 1)] + tokens[StrategyVariant("select", True, 4)]
     )
     # What soft does not read of a completion is its answer: a label and an ending.
     for count in (1, 2, 4):
         assert tokens[StrategyVariant("soft", True, count)] < tokens[StrategyVariant("select", True, count)]
     assert tokens[StrategyVariant("soft", True, 2)] < tokens[StrategyVariant("soft", True, 4)]
     # Rows that share completions have the seconds of all of them.
-    seconds = {row.variant: row.evaluation.seconds for row in found.rows}
+    seconds = {row.variant: row.evaluation.seconds for row in result.rows}
     assert (
         len({seconds[StrategyVariant(strategy, True, count)] for strategy in ("soft", "select") for count in (2, 4)})
         == 1
     )
-    assert 0 < seconds[StrategyVariant("soft", True, 1)] == seconds[StrategyVariant("select", True, 1)] < found.seconds
+    assert 0 < seconds[StrategyVariant("soft", True, 1)] == seconds[StrategyVariant("select", True, 1)] < result.seconds
 
 
 def test_soft_without_thinking_writes_nothing(compared: Callable[..., StrategyComparison]) -> None:
-    found = compared(strategy_variants(["soft"], [1], [False]))
-    assert found.counts.tokens == 0
-    assert found.rows[0].to_json()["tokens"] == 0
-    assert found.rows[0].evaluation.seconds > 0
+    result = compared(strategy_variants(["soft"], [1], [False]))
+    assert result.counts.tokens == 0
+    assert result.rows[0].to_json()["tokens"] == 0
+    assert result.rows[0].evaluation.seconds > 0
 
 
 def test_an_interrupted_comparison_continues(
     demo_judge: Callable[..., Judge], preferences: list[Preference], tmp_path: Path
 ) -> None:
-    asked = strategy_variants(["select", "score"], [1, 2], [True])
+    variants = strategy_variants(["select", "score"], [1, 2], [True])
 
     def stopped(work: Iterable[PairVerdict], total: int, what: object) -> Iterator[PairVerdict]:
         yield from islice(work, len(preferences) + 1)
@@ -150,17 +150,17 @@ def test_an_interrupted_comparison_continues(
     with Store(tmp_path / "store.sqlite") as store:
         judge = replace(demo_judge(max_tokens=TOKENS), store=store)
         with pytest.raises(KeyboardInterrupt), showing(Tracked(stopped)):
-            compare_strategies(judge, preferences, SPEC, asked)
-        found = compare_strategies(judge, preferences, SPEC, asked)
-        assert found.counts.recalled >= 2 * len(preferences)
-        assert found.counts.comparisons + found.counts.recalled == 4 * 2 * len(preferences)
+            compare_strategies(judge, preferences, SPEC, variants)
+        result = compare_strategies(judge, preferences, SPEC, variants)
+        assert result.counts.recalled >= 2 * len(preferences)
+        assert result.counts.comparisons + result.counts.recalled == 4 * 2 * len(preferences)
         whole = demo_judge(max_tokens=TOKENS)
-        expected = compare_strategies(whole, preferences, SPEC, asked)
-        for row, other in zip(found.rows, expected.rows, strict=True):
+        expected = compare_strategies(whole, preferences, SPEC, variants)
+        for row, other in zip(result.rows, expected.rows, strict=True):
             assert_same(row.evaluation.verdicts, other.evaluation.verdicts)
             assert row.evaluation.tokens_per_pair == other.evaluation.tokens_per_pair
         # Nothing is judged a third time; then seconds are not known.
-        again = compare_strategies(judge, preferences, SPEC, asked)
+        again = compare_strategies(judge, preferences, SPEC, variants)
         assert again.counts == JudgingCounts(0, 4 * 2 * len(preferences), 0)
         assert again.rows[0].to_json()["seconds_per_pair"] is None
 
@@ -171,23 +171,23 @@ def test_what_was_kept_for_eval_is_recalled(
     with Store(tmp_path / "store.sqlite") as store:
         judge = replace(demo_judge(max_tokens=TOKENS), store=store)
         evaluate(judge, preferences, replace(SPEC, strategy="select"))
-        found = compare_strategies(judge, preferences, SPEC, strategy_variants(["soft", "select"], [1], [True]))
-        assert found.counts == JudgingCounts(comparisons=0, recalled=2 * len(preferences), tokens=0)
+        result = compare_strategies(judge, preferences, SPEC, strategy_variants(["soft", "select"], [1], [True]))
+        assert result.counts == JudgingCounts(comparisons=0, recalled=2 * len(preferences), tokens=0)
 
 
 def test_thresholds_of_ties_are_chosen_for_every_row(compared: Callable[..., StrategyComparison]) -> None:
     validation = [replace(p, p_people=0.5) for p in demo_preferences("test", 2, 6)]
-    found = compared(
+    result = compared(
         strategy_variants(["soft", "select"], [1], [False]), replace(SPEC, protocol="pickapic"), validation
     )
     # Everything was a tie where it was chosen: the least threshold with which everything is.
-    p = [np.array([v.p_a for v in row.evaluation.verdicts]) for row in found.rows]
+    p = [np.array([v.p_a for v in row.evaluation.verdicts]) for row in result.rows]
     assert len(p[0]) == 6
-    assert found.rows[1].evaluation.spec.tie_threshold == 1.0
-    assert 0 < (found.rows[0].evaluation.spec.tie_threshold or 0) <= 1.0
+    assert result.rows[1].evaluation.spec.tie_threshold == 1.0
+    assert 0 < (result.rows[0].evaluation.spec.tie_threshold or 0) <= 1.0
     given_spec = replace(SPEC, protocol="pickapic", tie_threshold=0.5)
-    given = compared(strategy_variants(["soft"], [1], [False]), given_spec, validation)
-    assert given.rows[0].evaluation.spec.tie_threshold == 0.5
+    fixed = compared(strategy_variants(["soft"], [1], [False]), given_spec, validation)
+    assert fixed.rows[0].evaluation.spec.tie_threshold == 0.5
 
 
 def test_nothing_to_judge_is_an_error(demo_judge: Callable[..., Judge], preferences: list[Preference]) -> None:
@@ -212,26 +212,26 @@ def test_a_difference_by_hand_and_its_interval() -> None:
     one, other = (
         [pair_verdict(0.9 if good == (p > 0.5) else 0.1) for good, p in zip(row, people, strict=True)] for row in right
     )
-    found = difference(one, other, preferences)
-    assert found.accuracy == pytest.approx(0.5)
+    result = difference(one, other, preferences)
+    assert result.accuracy == pytest.approx(0.5)
     # 50 prompts differ by 1 or by 0: the interval is that of 50 draws, not of 400.
-    assert found.high - found.low == pytest.approx(2 * 1.96 * np.sqrt(0.25 / 50), rel=0.15)
-    assert difference(other, one, preferences).accuracy == -found.accuracy
+    assert result.high - result.low == pytest.approx(2 * 1.96 * np.sqrt(0.25 / 50), rel=0.15)
+    assert difference(other, one, preferences).accuracy == -result.accuracy
     same = difference(one, one, preferences)
     assert (same.accuracy, same.low, same.high) == (0, 0, 0)
     # Ties have no better image: they are left out.
     tied = [*preferences, replace(blank, p_people=0.5)]
-    assert difference([*one, pair_verdict(0.9)], [*other, pair_verdict(0.9)], tied) == found
+    assert difference([*one, pair_verdict(0.9)], [*other, pair_verdict(0.9)], tied) == result
 
 
 def test_soft_is_compared_with_the_others_of_its_kind(compared: Callable[..., StrategyComparison]) -> None:
-    found = compared(strategy_variants(STRATEGIES, [1, 2], [True]))
-    for row in found.rows:
+    result = compared(strategy_variants(STRATEGIES, [1, 2], [True]))
+    for row in result.rows:
         assert set(row.minus) == ({"select", "score"} if row.variant.strategy == "soft" else set())
         report = row.to_json()
         assert (report["think"], report["samples"]) == (True, row.variant.samples)
         for other, minus in row.minus.items():
-            accuracy = {r.variant: r.evaluation.metrics.accuracy for r in found.rows}
+            accuracy = {r.variant: r.evaluation.metrics.accuracy for r in result.rows}
             gained = accuracy[row.variant] - accuracy[replace(row.variant, strategy=other)]
             assert minus.accuracy == pytest.approx(gained)
             assert report[f"minus_{other}"] == {"accuracy": minus.accuracy, "low": minus.low, "high": minus.high}
@@ -241,8 +241,8 @@ def test_soft_is_compared_with_the_others_of_its_kind(compared: Callable[..., St
 def test_other_families_end_and_stop_alike(tiny_vlm: VLM, preferences: list[Preference], samples: int) -> None:
     """Random weights write nonsense, which is closed: the answer's probabilities are those read where it begins."""
     judge = Judge(tiny_vlm, JudgeSettings(max_tokens=5, samples=samples))
-    asked = strategy_variants(["soft", "select"], [samples], [True])
-    soft = compare_strategies(judge, preferences[:2], SPEC, asked).rows[0].evaluation
+    variants = strategy_variants(["soft", "select"], [samples], [True])
+    soft = compare_strategies(judge, preferences[:2], SPEC, variants).rows[0].evaluation
     assert_same(soft.verdicts, said(preferences[:2], judge, "soft"))
 
 
@@ -250,14 +250,14 @@ def test_rows_are_calibrated_where_the_judge_is(
     demo_judge: Callable[..., Judge], preferences: list[Preference], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     judge = demo_judge(max_tokens=TOKENS, samples=2)
-    asked = strategy_variants(["soft", "select"], [2], [True])
-    plain = compare_strategies(judge, preferences, SPEC, asked)
+    variants = strategy_variants(["soft", "select"], [2], [True])
+    plain = compare_strategies(judge, preferences, SPEC, variants)
     quality = CalibrationMetrics(0.0, 0.0, 0.0, 0.5)
     rescaling = TemperatureScaling(temperature=3.0, position_bias=0.5)
     calibration = Calibration(judge.conditions(), rescaling, "demo", "train", 1, 1, quality, quality)
     judge = replace(judge, calibration=CalibrationFile(tmp_path / "calibration.json", (calibration,)))
-    found = compare_strategies(judge, preferences, SPEC, asked)
-    for row, before in zip(found.rows, plain.rows, strict=True):
+    result = compare_strategies(judge, preferences, SPEC, variants)
+    for row, before in zip(result.rows, plain.rows, strict=True):
         for one, other in zip(row.evaluation.verdicts, before.evaluation.verdicts, strict=True):
             p = other.p_a_shown_first
             if row.variant.strategy == "soft" and p is not None:

@@ -142,12 +142,12 @@ def test_a_double_click_is_one_answer(server: LabelServer, new_page: NewPage) ->
 def test_undo_shows_the_same_pair_again(server: LabelServer, new_page: NewPage) -> None:
     page = new_page(server.address)
     assert page.is_disabled("#undo")
-    seen = []
+    states = []
     for step in range(1, 4):
-        seen.append(shown(page))
+        states.append(shown(page))
         page.keyboard.press("ArrowLeft")
         ready(page, step + 1)
-    for step, before in enumerate(reversed(seen), 4):
+    for step, before in enumerate(reversed(states), 4):
         page.keyboard.press("u")
         ready(page, step + 1)
         assert shown(page) == before
@@ -199,7 +199,7 @@ def test_a_killed_server_loses_nothing(tmp_path: Path, new_page: NewPage) -> Non
         for step in range(1, 4):
             page.keyboard.press("ArrowLeft")
             ready(page, step + 1)
-        asked = shown(page)
+        question = shown(page)
         os.kill(process.pid, signal.SIGKILL)
         process.wait(30)
         page.keyboard.press("ArrowLeft")
@@ -211,7 +211,7 @@ def test_a_killed_server_loses_nothing(tmp_path: Path, new_page: NewPage) -> Non
         page = new_page(address)
         assert number(page) == 4
         assert "3, 0 of them ties" in page.inner_text("#answer-count")
-        assert shown(page) == asked, "the question that was open is asked again"
+        assert shown(page) == question, "the question that was open is asked again"
         page.keyboard.press("ArrowRight")
         ready(page, 5)
     assert [line["number"] for line in lines(output)] == [1, 2, 3, 4]
@@ -274,8 +274,8 @@ def test_a_thousand_pictures(tmp_path: Path, new_page: NewPage) -> None:
         for step in range(1, 81):  # more than a round, which is chosen anew in the background
             page.keyboard.press("ArrowLeft")
             ready(page, step + 1)
-        asked = {(line["a"], line["b"]) for line in lines(server.session.file.path)}
-        assert len(asked) >= 72
+        pairs = {(line["a"], line["b"]) for line in lines(server.session.file.path)}
+        assert len(pairs) >= 72
         page.click("summary")
         page.wait_for_selector(".ranked li")
         assert page.locator(".ranked li").count() == 1000

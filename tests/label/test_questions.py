@@ -113,11 +113,11 @@ def test_who_opens_the_file_again_is_asked_nothing_twice() -> None:
 
 def test_undo_asks_the_same_again_as_often_as_one_likes() -> None:
     questions = Questions(tasks(9), (), LabelSettings())
-    shown = []
+    past = []
     for _ in range(12):
-        shown.append(questions.current()[1])
+        past.append(questions.current()[1])
         answer(questions, by_number, 1)
-    for question in reversed(shown):
+    for question in reversed(past):
         undone = questions.undo("")
         assert undone is not None
         questions.take(undone)
@@ -187,13 +187,13 @@ def test_of_one_prompt_single_pairs_are_held_out() -> None:
 
 
 def test_enough_pairs_are_planned() -> None:
-    wanted = enough((), 0.2).needed
-    assert wanted is not None
-    assert tasks(24)[0].budget == wanted > 48
+    expected = enough((), 0.2).needed
+    assert expected is not None
+    assert tasks(24)[0].budget == expected > 48
     assert tasks(8)[0].budget == 28
     assert tasks(200)[0].budget == 400
     assert tasks(24, pairs=30)[0].budget == 30
-    assert wanted <= sum(task.budget for task in tasks(16, 16, 16)) < wanted + 3
+    assert expected <= sum(task.budget for task in tasks(16, 16, 16)) < expected + 3
 
 
 def test_records_of_missing_pictures() -> None:
@@ -230,13 +230,13 @@ def test_answers_from_many_threads(tmp_path: Path) -> None:
 
 def test_more_answers_are_wanted_of_who_is_less_sure() -> None:
     records = answer(Questions(tasks(20), (), LabelSettings(repeats=0.3)), by_number, 200)
-    wanted = []
+    expected = []
     for wrong in (0.0, 0.05, 0.1, 0.2):
         rng = np.random.default_rng(0)
         answers = [r if rng.random() > wrong else LabelRecord(*_turned(r)) for r in records]
-        wanted.append(enough(answers, 0.2).needed or math.inf)
-    assert wanted == sorted(wanted)
-    assert len(set(wanted)) == 4
+        expected.append(enough(answers, 0.2).needed or math.inf)
+    assert expected == sorted(expected)
+    assert len(set(expected)) == 4
 
 
 def _turned(record: LabelRecord) -> tuple[object, ...]:

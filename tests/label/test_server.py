@@ -118,11 +118,11 @@ def test_another_host_is_refused(server: LabelServer, host: str) -> None:
     "origin", ["http://evil.example", "null", "https://127.0.0.1:{port}", "http://127.0.0.1:1", ""]
 )
 def test_another_origin_is_refused(server: LabelServer, origin: str) -> None:
-    given = origin.format(port=server.port)
+    address = origin.format(port=server.port)
     body = json.dumps({"number": 1, "choice": "first", "seconds": 1}).encode()
-    assert ask(server, "/answer", body, Origin=given).status == 403
-    if given:
-        assert ask(server, "/state", Origin=given).status == 403
+    assert ask(server, "/answer", body, Origin=address).status == 403
+    if address:
+        assert ask(server, "/state", Origin=address).status == 403
     assert lines(server) == []
     assert (
         ask(server, "/state", Origin=f"http://localhost:{server.port}", Host=f"localhost:{server.port}").status == 200

@@ -421,8 +421,8 @@ def test_best_agrees_with_posterior_draws(per_image):
     for deviation in (0.3, 1.0, 2.0):
         pairs = random_pairs(10, per_image, rng) if per_image < 9 else list(all_pairs(10))
         fit = fit_strengths(10, voted(pairs, rng.normal(0, deviation, 10), rng))
-        drawn = rng.multivariate_normal(fit.strengths, fit.covariance, 100_000, check_valid="ignore", method="eigh")
-        shares = np.bincount(drawn.argmax(axis=1), minlength=10) / 100_000
+        samples = rng.multivariate_normal(fit.strengths, fit.covariance, 100_000, check_valid="ignore", method="eigh")
+        shares = np.bincount(samples.argmax(axis=1), minlength=10) / 100_000
         p_best = best_probabilities(fit.strengths, fit.covariance)
         np.testing.assert_allclose(p_best, shares, atol=0.045)
         assert shares[p_best == 0].sum() < 5e-4  # what is not worth counting

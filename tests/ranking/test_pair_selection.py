@@ -23,11 +23,11 @@ def judge_of(strengths, rng, votes=3, bias=0.5):
 
 def in_rounds(judge, count, budget, size=None, seed=0, top=None):
     """The pairs of every round until the budget is used up, and the last fit."""
-    rounds, asked, fit = [], [], None
-    while len(asked) < budget:
-        rounds.append(next_round(count, asked, fit, min(size or default_round(count), budget - len(asked)), seed, top))
-        asked += rounds[-1]
-        fit = fit_strengths(count, [judge[pair] for pair in asked])
+    rounds, pairs, fit = [], [], None
+    while len(pairs) < budget:
+        rounds.append(next_round(count, pairs, fit, min(size or default_round(count), budget - len(pairs)), seed, top))
+        pairs += rounds[-1]
+        fit = fit_strengths(count, [judge[pair] for pair in pairs])
     return rounds, fit
 
 
@@ -55,14 +55,14 @@ def test_rounds_repeat_nothing_and_connect_all(count, size, seed, top, deviation
     judge = judge_of(rng.normal(0, 3 * deviation, count), rng)
     budget = min(3 * count, len(judge))
     rounds, fit = in_rounds(judge, count, budget, size, seed, top)
-    asked = [pair for one in rounds for pair in one]
-    assert len(asked) == budget == len(set(asked))
-    assert all(0 <= a < b < count for a, b in asked)
+    pairs = [pair for one in rounds for pair in one]
+    assert len(pairs) == budget == len(set(pairs))
+    assert all(0 <= a < b < count for a, b in pairs)
     assert [len(one) for one in rounds[:-1]] == [size] * (len(rounds) - 1)
-    assert connected(count, asked[: count - 1])
-    rest = next_round(count, asked, fit, len(judge), seed, top)
-    assert sorted(asked + rest) == list(all_pairs(count))
-    assert next_round(count, asked + rest, fit, size, seed, top) == []
+    assert connected(count, pairs[: count - 1])
+    rest = next_round(count, pairs, fit, len(judge), seed, top)
+    assert sorted(pairs + rest) == list(all_pairs(count))
+    assert next_round(count, pairs + rest, fit, size, seed, top) == []
 
 
 def test_a_round_spreads_over_the_images():
@@ -89,8 +89,8 @@ def test_the_seed_decides_and_nothing_else():
     assert once == again
     assert once != other
     first, fit = in_rounds(judge, 12, 12)
-    asked = [pair for one in first for pair in one]
-    assert next_round(12, asked, fit, 6) == next_round(12, {(b, a) for a, b in asked}, fit, 6)
+    pairs = [pair for one in first for pair in one]
+    assert next_round(12, pairs, fit, 6) == next_round(12, {(b, a) for a, b in pairs}, fit, 6)
 
 
 def test_two_images_and_a_thousand():
@@ -110,9 +110,9 @@ def test_images_that_came_later_are_asked_first():
     """Twenty images are known; for three more nothing was asked yet."""
     rng = np.random.default_rng(5)
     judge = judge_of(rng.normal(0, 1, 23), rng)
-    asked = [pair for one in in_rounds(judge, 20, 60)[0] for pair in one]
-    fit = fit_strengths(23, [judge[pair] for pair in asked])
-    assert {20, 21, 22} <= {image for pair in next_round(23, asked, fit, 3) for image in pair}
+    pairs = [pair for one in in_rounds(judge, 20, 60)[0] for pair in one]
+    fit = fit_strengths(23, [judge[pair] for pair in pairs])
+    assert {20, 21, 22} <= {image for pair in next_round(23, pairs, fit, 3) for image in pair}
 
 
 def test_what_is_open_is_asked_and_what_is_known_is_not():

@@ -126,8 +126,8 @@ def test_a_reason_is_beside_both_pictures(tmp_path: Path) -> None:
         reason = result.reason(image)
         assert (reason is None) == ("data-picture" not in item)
         if reason:
-            shown = [int(attributes["data-picture"] or "") for attributes in Tags(item).all("figure")]
-            assert shown == [reason.first, reason.second]
+            pictures = [int(attributes["data-picture"] or "") for attributes in Tags(item).all("figure")]
+            assert pictures == [reason.first, reason.second]
             assert item.index("<b>Image 1</b>") < item.index("<b>Image 2</b>") < item.index(reason.text)
 
 

@@ -100,17 +100,17 @@ def test_twenty_rollouts_spread_over_the_run(whole: Path) -> None:
 
 
 def test_images_in_memory_are_found_by_the_caller(tmp_path: Path) -> None:
-    asked: list[dict[str, Any]] = []
+    records: list[dict[str, Any]] = []
 
     def images(record: dict[str, Any]) -> tuple[ImageLike, ImageLike] | None:
-        asked.append(record)
+        records.append(record)
         return (picture(1), picture(2)) if record["prompt"] == "a hat" else None
 
     lines = [rollout(1, 0.0), rollout(1, 1.0), rollout(1, 2.0, prompt="a shoe"), rollout(1, 0.5)]
     page = write_run_page(run_in(tmp_path, [step_line(1)], lines), images).read_text()
     assert page.count("data:image/") == 2
     assert page.count("no picture") == 2
-    assert [record["reward"] for record in asked] == [2.0, 0.0]  # of those shown only
+    assert [record["reward"] for record in records] == [2.0, 0.0]  # of those shown only
 
 
 def test_half_a_line_and_what_is_no_record_are_left_out(tmp_path: Path) -> None:

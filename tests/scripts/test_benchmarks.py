@@ -39,12 +39,12 @@ def test_grpo() -> None:
     assert case["gradient_error"] < 1e-5
     # Each picture once; the peer encodes both for every completion that it writes or trains.
     assert (ours["vision_runs"], peer["vision_runs"]) == (2, 2 * 2 * group)
-    prompt, written = case["prompt_tokens"], case["completion_tokens"]
+    prompt, completion = case["prompt_tokens"], case["completion_tokens"]
     assert ours["prefill_tokens"] == prompt
     # The peer's last token of the prompt runs alone.
     assert peer["prefill_tokens"] == group * (prompt - 1)
-    assert prompt + group * (written - 1) <= ours["trained_tokens"] <= prompt + group * written
-    assert peer["trained_tokens"] == group * (prompt + written - 1)
+    assert prompt + group * (completion - 1) <= ours["trained_tokens"] <= prompt + group * completion
+    assert peer["trained_tokens"] == group * (prompt + completion - 1)
 
 
 def test_rank() -> None:

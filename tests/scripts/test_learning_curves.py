@@ -49,11 +49,11 @@ def test_naive_reward() -> None:
 
 
 def test_a_run_is_measured() -> None:
-    found = run(Plan("brier", "votes", False, 0, 1), Sizes(points=4, test=6, held_out=4))
-    assert [point.step for point in found.curve] == [0, 1]
-    assert found.judgements == 12
-    assert 0 < found.ece < 1
-    assert found.seconds > 0
+    result = run(Plan("brier", "votes", False, 0, 1), Sizes(points=4, test=6, held_out=4))
+    assert [point.step for point in result.curve] == [0, 1]
+    assert result.judgements == 12
+    assert 0 < result.ece < 1
+    assert result.seconds > 0
 
 
 def test_rows() -> None:
@@ -70,8 +70,8 @@ def test_rows() -> None:
 def test_file_and_page_have_every_run() -> None:
     runs = json.loads((FOLDER / "learning_curves.json").read_text(encoding="utf-8"))["runs"]
     assert all(set(run) >= NEEDED for run in runs)
-    found = {(run["reward"], run["think"], run["seed"], run["steps"]) for run in runs}
-    assert found == {
+    result = {(run["reward"], run["think"], run["seed"], run["steps"]) for run in runs}
+    assert result == {
         (r, think, seed, steps) for r in REWARDS for think in (True, False) for seed in SEEDS for steps in STEPS
     }
     printed = CliRunner().invoke(main, ["--table"], catch_exceptions=False).stdout

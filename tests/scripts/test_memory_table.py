@@ -24,8 +24,8 @@ LIST = Path(__file__).parents[2] / "convert" / "models.toml"
 @pytest.mark.parametrize("run", [RUNS[number] for number in (0, 1, 5, 6)], ids=lambda run: f"{run.pixels}: {run.name}")
 def test_the_plan_is_near_the_peak(run: Run) -> None:
     left = mx.get_active_memory()
-    ((_, found),) = measure(MODELS[0], (run,))
-    assert abs(found.error) < 0.25, f"planned {found.plan.peak / 1e6:.1f} MB, measured {found.peak / 1e6:.1f} MB"
+    ((_, result),) = measure(MODELS[0], (run,))
+    assert abs(result.error) < 0.25, f"planned {result.plan.peak / 1e6:.1f} MB, measured {result.peak / 1e6:.1f} MB"
     gc.collect()
     assert mx.get_active_memory() - left < 300_000  # the weights take 3 MB
 
@@ -36,13 +36,13 @@ def test_the_table_is_what_the_plan_says() -> None:
     assert len({(row["mac_gib"], row["judge"], row["bits"]) for row in rows}) == len(rows) == 30
     for row in rows:
         model, fits = quantized(row["judge"], row["bits"]), row["peak_bytes"] <= row["working_set_bytes"]
-        chosen = replace(TrainSettings(), micro_batch=row["micro_batch"])
-        assert training_plan(model, chosen, 1000).peak == row["peak_bytes"]
+        settings = replace(TrainSettings(), micro_batch=row["micro_batch"])
+        assert training_plan(model, settings, 1000).peak == row["peak_bytes"]
         for name in LADDERS:
             assert (row[name] is not None) == fits
             if fits:
-                chosen = replace(TrainSettings(), micro_batch=1, **{name: row[name]})
-                assert training_plan(model, chosen, 1000).peak <= row["working_set_bytes"]
+                settings = replace(TrainSettings(), micro_batch=1, **{name: row[name]})
+                assert training_plan(model, settings, 1000).peak <= row["working_set_bytes"]
 
 
 def qwen3(hidden: int, inner: int, vision_hidden: int, vision_inner: int, gigabytes: float) -> ModelSize:
@@ -79,7 +79,7 @@ def test_sizes_in_the_list_of_models(name: str) -> None:
     models = tomllib.loads(LIST.read_text(encoding="utf-8"))["model"]
     (model,) = [model for model in models if model["source"] == f"Qwen/Qwen2.5-VL-{name}-Instruct"]
     assert JUDGES[name].weights / GB == pytest.approx(model["source_gb"], abs=0.06)
-    written = quantized(name, 4).weights / GB
-    assert written == pytest.approx(model["converted_gb"], abs=0.06)
+    size = quantized(name, 4).weights / GB
+    assert size == pytest.approx(model["converted_gb"], abs=0.06)
     largest = JUDGES[name].vocabulary * JUDGES[name].text[0] * 2 / GB
-    assert min(written, 5) + largest + 0.3 == pytest.approx(model["conversion_gb"], abs=0.06)
+    assert min(size, 5) + largest + 0.3 == pytest.approx(model["conversion_gb"], abs=0.06)

@@ -44,19 +44,19 @@ def test_the_last_line_has_every_strategy(folder):
     assert "raters, 3 votes, soft: 4 of 4" in result.stderr
     table, last = result.stdout.rstrip("\n").rsplit("\n", 1)
     assert "Judge: biased" in table
-    found = json.loads(last)
+    actual = json.loads(last)
     for key, cases in (
         ("strategies", {(1, False), (1, True), (3, False), (3, True)}),
         ("biased_judge", {(3, False), (3, True)}),
     ):
-        rows = found[key]
+        rows = actual[key]
         assert {(row["votes"], row["soft"]) for row in rows} == cases
         for case in cases:
             assert {row["name"] for row in rows if (row["votes"], row["soft"]) == case} == set(bench.STRATEGIES)
         assert all(-1 <= row["tau"] <= 1 and 0 <= row["top1"] <= row["top1_tied"] <= 1 for row in rows)
         pairs = {name: {row["comparisons"] for row in rows if row["name"] == name} for name in ("ours", "all pairs")}
         assert pairs == {"ours": {6.0, 8.0, 12.0}, "all pairs": {15.0}}
-    assert json.loads(run(folder, "--repeats", 2, "--biased-repeats", 1).stdout.rsplit("\n", 2)[1]) == found
+    assert json.loads(run(folder, "--repeats", 2, "--biased-repeats", 1).stdout.rsplit("\n", 2)[1]) == actual
 
 
 def test_a_folder_without_test_json_is_said(tmp_path):
@@ -117,22 +117,22 @@ def test_the_last_line_of_the_second_bench_has_coverage_tops_and_time():
         figures.main, ["--repeats", "2", "--top-repeats", "1", "--largest", "100"], catch_exceptions=False
     )
     assert result.exit_code == 0, result.stderr
-    found = json.loads(result.stdout.rstrip("\n").rsplit("\n", 1)[1])
-    held = found["coverage"]
+    actual = json.loads(result.stdout.rstrip("\n").rsplit("\n", 1)[1])
+    held = actual["coverage"]
     names = ["fixed", "ours", "ours, top 1", "swiss"]
     assert [(row["deviation"], row["name"]) for row in held] == [(d, name) for d in (0.5, 1.0, 2.0) for name in names]
     assert all(0.6 < row["strengths"] <= 1 and 0.6 < row["differences"] <= 1 for row in held)
     assert all(row["pairs"] == 40 for row in held if row["name"] != "ours, top 1")
-    assert [(row["answers"], row["deviation"]) for row in found["top5"]] == list(figures.JUDGES)
-    assert all(0 < row["stable_share"] <= (297 + 6) / 496 for row in found["top5"])
-    assert [(row["images"], row["pairs"]) for row in found["time"]] == [(100, 200)]
+    assert [(row["answers"], row["deviation"]) for row in actual["top5"]] == list(figures.JUDGES)
+    assert all(0 < row["stable_share"] <= (297 + 6) / 496 for row in actual["top5"])
+    assert [(row["images"], row["pairs"]) for row in actual["time"]] == [(100, 200)]
 
 
 def test_asking_until_a_budget_or_a_settled_top():
     answers = sure_answers([4, 2, 0, 1, 3, 5])
     for ask in (figures.ask_until, figures.ask_swiss):
-        asked, fit = ask(6, answers, 14, 0)
-        assert len(asked) == len(set(asked)) == 14
+        pairs, fit = ask(6, answers, 14, 0)
+        assert len(pairs) == len(set(pairs)) == 14
         assert figures.top_of(fit.strengths, 2) == {4, 2}
     strengths = np.linspace(4, -4, 20)
     sure = {(a, b): PairOutcome(a, b, *[1 / (1 + np.exp(strengths[b] - strengths[a]))] * 2) for a, b in all_pairs(20)}
@@ -142,14 +142,14 @@ def test_asking_until_a_budget_or_a_settled_top():
 def test_a_top_is_found_when_it_is_right_for_good(monkeypatch):
     """Ten images; the fits after 6, 12 and 18 pairs are given: right, wrong, right."""
     wrong, right = np.arange(10.0)[::-1], np.arange(10.0)
-    given = iter([right, right, wrong, right])  # of all pairs, then of each round
+    strengths = iter([right, right, wrong, right])  # of all pairs, then of each round
     unsure = fit_strengths(10, [])
-    monkeypatch.setattr(figures, "fit_of", lambda *_: replace(unsure, strengths=next(given)))
-    found = figures.top_found(10, sure_answers(range(10)), right, 18, 0, 2)
-    assert found["stable_share"] == 18 / 45
-    assert (found["settled_share"], found["settled"]) == (18 / 45, 0)
-    assert (found["stable"], found["right"], found["true"], found["all_true"]) == (1, 1, 1, 1)
-    given = iter([right, right, right, wrong])
-    found = figures.top_found(10, sure_answers(range(10)), wrong, 18, 0, 2)
-    assert (found["stable_share"], found["stable"]) == (24 / 45, 0)
-    assert (found["right"], found["true"], found["all_true"]) == (0, 1, 0)
+    monkeypatch.setattr(figures, "fit_of", lambda *_: replace(unsure, strengths=next(strengths)))
+    result = figures.top_found(10, sure_answers(range(10)), right, 18, 0, 2)
+    assert result["stable_share"] == 18 / 45
+    assert (result["settled_share"], result["settled"]) == (18 / 45, 0)
+    assert (result["stable"], result["right"], result["true"], result["all_true"]) == (1, 1, 1, 1)
+    strengths = iter([right, right, right, wrong])
+    result = figures.top_found(10, sure_answers(range(10)), wrong, 18, 0, 2)
+    assert (result["stable_share"], result["stable"]) == (24 / 45, 0)
+    assert (result["right"], result["true"], result["all_true"]) == (0, 1, 0)

@@ -70,9 +70,9 @@ def descent(family: str, update: dict[str, Any], golden: dict[str, Any], **how: 
     return policy_gradient(vlm, inputs, TrainSettings(reward="soft", level="token", **how))
 
 
-def distances(found: GradientResult, update: dict[str, Any]) -> dict[str, float]:
+def distances(result: GradientResult, update: dict[str, Any]) -> dict[str, float]:
     """How far the gradient of each matrix is from torch's, over the length of torch's."""
-    ours, theirs = dict(tree_flatten(found.gradient)), parts(update, "gradient:")
+    ours, theirs = dict(tree_flatten(result.gradient)), parts(update, "gradient:")
     assert set(ours) == set(theirs)
     return {name: float(np.linalg.norm(ours[name] - g) / np.linalg.norm(g)) for name, g in theirs.items()}
 
@@ -81,11 +81,11 @@ def distances(found: GradientResult, update: dict[str, Any]) -> dict[str, float]
 def test_loss_logprobs_and_gradients_equal_torch(
     family: str, update: dict[str, Any], golden: dict[str, Any], micro_batch: int, recompute: bool
 ) -> None:
-    found = descent(family, update, golden, micro_batch=micro_batch, recompute=recompute)
-    assert abs(found.loss.item() - update["loss"]) < 1e-5
-    assert found.clipped.item() == update["clipped"]
-    assert np.abs(np.array(found.logprobs) - update["logprobs"]).max() < 1e-4
-    far = {name: distance for name, distance in distances(found, update).items() if distance > CLOSE}
+    result = descent(family, update, golden, micro_batch=micro_batch, recompute=recompute)
+    assert abs(result.loss.item() - update["loss"]) < 1e-5
+    assert result.clipped.item() == update["clipped"]
+    assert np.abs(np.array(result.logprobs) - update["logprobs"]).max() < 1e-4
+    far = {name: distance for name, distance in distances(result, update).items() if distance > CLOSE}
     assert not far
 
 
@@ -106,8 +106,8 @@ def test_loss_logprobs_and_gradients_equal_torch(
 def test_no_part_of_the_loss_can_be_missed(
     family: str, update: dict[str, Any], golden: dict[str, Any], what: str, value: Any
 ) -> None:
-    found = descent(family, update | {what: value}, golden)
-    assert max(distances(found, update).values()) > 10 * CLOSE
+    result = descent(family, update | {what: value}, golden)
+    assert max(distances(result, update).values()) > 10 * CLOSE
 
 
 @pytest.mark.parametrize("micro_batch", [1, 99])
@@ -115,10 +115,10 @@ def test_what_flows_through_the_prompt_cannot_be_missed(
     family: str, update: dict[str, Any], golden: dict[str, Any], micro_batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stopped(vlm: VLM, prompts: Sequence[ComparisonInput], recompute: bool = True) -> PromptState:
-        found = prefill(vlm, prompts, recompute)
-        return found.with_arrays([mx.stop_gradient(array) for array in found.arrays])
+        result = prefill(vlm, prompts, recompute)
+        return result.with_arrays([mx.stop_gradient(array) for array in result.arrays])
 
     monkeypatch.setattr("mlxpref.training.gradients.prefill", stopped)
-    found = descent(family, update, golden, micro_batch=micro_batch)
-    assert abs(found.loss.item() - update["loss"]) < 1e-5
-    assert min(distances(found, update).values()) > 10 * CLOSE
+    result = descent(family, update, golden, micro_batch=micro_batch)
+    assert abs(result.loss.item() - update["loss"]) < 1e-5
+    assert min(distances(result, update).values()) > 10 * CLOSE

@@ -61,11 +61,11 @@ def settings(**changes: Any) -> TrainSettings:
     return replace(TrainSettings(reward="soft", kl=0.1, level="token"), **changes)
 
 
-def assert_same(found: GradientResult, expected: GradientResult) -> None:
-    assert float(np.array(found.loss)) == pytest.approx(float(np.array(expected.loss)), rel=1e-5)
-    assert found.clipped.item() == expected.clipped.item()
-    assert mx.abs(found.logprobs - expected.logprobs).max().item() < 1e-4  # type: ignore[operator]
-    ours, theirs = dict(tree_flatten(found.gradient)), dict(tree_flatten(expected.gradient))
+def assert_same(result: GradientResult, expected: GradientResult) -> None:
+    assert float(np.array(result.loss)) == pytest.approx(float(np.array(expected.loss)), rel=1e-5)
+    assert result.clipped.item() == expected.clipped.item()
+    assert mx.abs(result.logprobs - expected.logprobs).max().item() < 1e-4  # type: ignore[operator]
+    ours, theirs = dict(tree_flatten(result.gradient)), dict(tree_flatten(expected.gradient))
     assert set(ours) == set(theirs)
     largest = max(np.abs(np.array(weight)).max() for weight in theirs.values())
     for name, weight in theirs.items():
@@ -80,8 +80,8 @@ def test_micro_batches_change_nothing(trained: VLM, micro_batch: int, recompute:
     inputs = material(trained)
     expected = policy_gradient(trained, inputs, settings(micro_batch=99, level=level))
     assert len(dict(tree_flatten(expected.gradient))) == len(adapter_weights(trained.model))
-    chosen = settings(micro_batch=micro_batch, recompute=recompute, level=level)
-    assert_same(policy_gradient(trained, inputs, chosen), expected)
+    options = settings(micro_batch=micro_batch, recompute=recompute, level=level)
+    assert_same(policy_gradient(trained, inputs, options), expected)
 
 
 def test_the_weights_stay(trained: VLM) -> None:
@@ -96,8 +96,8 @@ def test_the_weights_stay(trained: VLM) -> None:
 def test_logprobs_are_those_of_the_gradient(trained: VLM, micro_batch: int) -> None:
     inputs = material(trained)
     expected = policy_gradient(trained, inputs, settings(micro_batch=99)).logprobs
-    found = policy_logprobs(trained, inputs, settings(micro_batch=micro_batch))
-    assert mx.abs(found - expected).max().item() < 1e-4  # type: ignore[operator]
+    result = policy_logprobs(trained, inputs, settings(micro_batch=micro_batch))
+    assert mx.abs(result - expected).max().item() < 1e-4  # type: ignore[operator]
 
 
 def test_less_together_takes_less_memory(trained: VLM) -> None:

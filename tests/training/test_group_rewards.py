@@ -37,9 +37,9 @@ def rewarded(
     y: float = 1.0,
     **settings: Any,
 ) -> GroupRewards:
-    chosen = TrainSettings(**{"format_weight": 0.2} | settings)
-    mix = mix_of(chosen.reward, (lambda *_: custom) if custom else None)  # type: ignore[arg-type, return-value]
-    return reward_groups([group_of(verdicts, truncated, y)], chosen, mix)
+    options = TrainSettings(**{"format_weight": 0.2} | settings)
+    mix = mix_of(options.reward, (lambda *_: custom) if custom else None)  # type: ignore[arg-type, return-value]
+    return reward_groups([group_of(verdicts, truncated, y)], options, mix)
 
 
 def thought(p1: float, p2: float, tokens: int = 10) -> Verdict:
@@ -52,39 +52,39 @@ def wrote(answer: str, tokens: int = 10) -> Verdict:
 
 def test_a_mix_adds_its_parts_by_weight() -> None:
     group = [thought(0.6, 0.3), thought(0.1, 0.8), Verdict("<think>so")]
-    found = rewarded(group, [1.0, 2.0, 3.0], reward="soft=2,brier,own.py:f=0.5")
+    result = rewarded(group, [1.0, 2.0, 3.0], reward="soft=2,brier,own.py:f=0.5")
     soft = np.array([0.2 * 0.9 + 0.6, 0.2 * 0.9 + 0.1, 0.0])
     brier = np.array([0.9 * (1.2 - (2 / 3 - 1) ** 2), 0.9 * (1.2 - (1 / 9 - 1) ** 2), 0.0])
     for name, part in {"soft": soft, "brier": brier, "own.py:f": [1.0, 2.0, 3.0]}.items():
-        assert found.components[name][0] == pytest.approx(part)
-    assert found.rewards[0] == pytest.approx(2 * soft + brier + 0.5 * np.array([1, 2, 3]))
-    others = [found.rewards[0][[1, 2]].mean(), found.rewards[0][[0, 2]].mean(), found.rewards[0][[0, 1]].mean()]
-    assert found.advantages[0] == pytest.approx(found.rewards[0] - others)
-    assert found.answered[0].tolist() == [True, True, False]
-    assert found.correct[0].tolist() == [True, False, False]
+        assert result.components[name][0] == pytest.approx(part)
+    assert result.rewards[0] == pytest.approx(2 * soft + brier + 0.5 * np.array([1, 2, 3]))
+    others = [result.rewards[0][[1, 2]].mean(), result.rewards[0][[0, 2]].mean(), result.rewards[0][[0, 1]].mean()]
+    assert result.advantages[0] == pytest.approx(result.rewards[0] - others)
+    assert result.answered[0].tolist() == [True, True, False]
+    assert result.correct[0].tolist() == [True, False, False]
 
 
 def test_without_an_exact_reward_written_answers_count() -> None:
-    found = rewarded([wrote("1"), wrote("2"), wrote("")], [0.0, 0.0, 4.0], reward="hard,own.py:f=0.5")
-    assert found.rewards[0] == pytest.approx([1.2, 0.2, 2.0])
-    assert not found.answered.any()
-    assert found.correct[0].tolist() == [True, False, False]
-    assert found.advantages[0].sum() == pytest.approx(0)
-    assert found.advantages[0].std(ddof=1) == pytest.approx(1, rel=1e-3)  # as GRPO divides
+    result = rewarded([wrote("1"), wrote("2"), wrote("")], [0.0, 0.0, 4.0], reward="hard,own.py:f=0.5")
+    assert result.rewards[0] == pytest.approx([1.2, 0.2, 2.0])
+    assert not result.answered.any()
+    assert result.correct[0].tolist() == [True, False, False]
+    assert result.advantages[0].sum() == pytest.approx(0)
+    assert result.advantages[0].std(ddof=1) == pytest.approx(1, rel=1e-3)  # as GRPO divides
 
 
 def test_scores_may_stand_beside_a_custom_reward() -> None:
-    found = rewarded([wrote("7 4"), wrote("1 8"), wrote("x")], [0.0, 5.0, 0.0], reward="own.py:f,score")
-    assert found.rewards[0] == pytest.approx([1.2, 5.2, 0.0])
-    assert found.correct[0].tolist() == [True, False, False]
+    result = rewarded([wrote("7 4"), wrote("1 8"), wrote("x")], [0.0, 5.0, 0.0], reward="own.py:f,score")
+    assert result.rewards[0] == pytest.approx([1.2, 5.2, 0.0])
+    assert result.correct[0].tolist() == [True, False, False]
 
 
 def test_tokens_beyond_the_budget_cost_up_to_one() -> None:
     settings: dict[str, Any] = {"reward": "soft", "length_budget": 20, "max_tokens": 60}
-    found = rewarded([thought(0.5, 0.5, tokens) for tokens in (1, 20, 30, 60, 68)], **settings)
-    assert list(found.components) == ["soft", "length"]
-    assert found.components["length"][0] == pytest.approx([0, 0, -0.25, -1, -1])
-    assert found.rewards[0] == pytest.approx(0.7 + found.components["length"][0])
+    result = rewarded([thought(0.5, 0.5, tokens) for tokens in (1, 20, 30, 60, 68)], **settings)
+    assert list(result.components) == ["soft", "length"]
+    assert result.components["length"][0] == pytest.approx([0, 0, -0.25, -1, -1])
+    assert result.rewards[0] == pytest.approx(0.7 + result.components["length"][0])
 
 
 def test_truncated_rollouts_stay_in_their_group() -> None:

@@ -75,8 +75,8 @@ def test_clipped_tokens_have_no_gradient(level: Any) -> None:
         return (surrogate * mask).sum(), clipped
 
     (value, clipped), gradient = mx.value_and_grad(objective)(mx.array(TRL["logps"].astype(np.float32)))
-    found, expected = (np.array(gradient) == 0)[TRL["mask"]], np.array(clipped)[TRL["mask"]]
-    assert found.tolist() == expected.tolist()
+    result, expected = (np.array(gradient) == 0)[TRL["mask"]], np.array(clipped)[TRL["mask"]]
+    assert result.tolist() == expected.tolist()
     assert 0 < expected.sum() < expected.size
     difference, lengths = (TRL["logps"] - TRL["old"]) * TRL["mask"], TRL["mask"].sum(axis=1, keepdims=True)
     if level == "sequence":
@@ -89,12 +89,12 @@ def test_clipped_tokens_have_no_gradient(level: Any) -> None:
 @pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo"])
 def test_empty_completions_count(loss_type: Any) -> None:
     mask = TRL["mask"]
-    written = mask.any(axis=1)
-    assert (written.sum(), len(written)) == (7, 8)
-    with_it, without = token_weights(mask, loss_type, 12), token_weights(mask[written], loss_type, 12)
+    nonempty = mask.any(axis=1)
+    assert (nonempty.sum(), len(nonempty)) == (7, 8)
+    with_it, without = token_weights(mask, loss_type, 12), token_weights(mask[nonempty], loss_type, 12)
     share = 7 / 8 if loss_type in ("grpo", "dr_grpo") else 1.0
-    assert with_it[written] == pytest.approx(share * without)
-    assert not with_it[~written].any()
+    assert with_it[nonempty] == pytest.approx(share * without)
+    assert not with_it[~nonempty].any()
     nothing = token_weights(np.zeros_like(mask), loss_type, 12)
     assert np.isfinite(nothing).all()
     assert not nothing.any()

@@ -48,8 +48,8 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     original = held_out.evaluate
 
     def measured(*arguments: Any, **options: Any) -> Any:
-        found = original(*arguments, **options)
-        return replace(found, metrics=replace(found.metrics, accuracy=waiting.pop(0)))
+        result = original(*arguments, **options)
+        return replace(result, metrics=replace(result.metrics, accuracy=waiting.pop(0)))
 
     monkeypatch.setattr(held_out, "evaluate", measured)
     return waiting
@@ -88,22 +88,22 @@ def test_measuring_changes_nothing() -> None:
 
 def test_patience_ends_with_the_best_adapter(scripted: list[float]) -> None:
     chosen = trainer(patience=2)
-    seen = []
+    states = []
     for report in chosen.steps():
-        seen.append(weights_of(chosen))
+        states.append(weights_of(chosen))
         assert chosen.held_out.should_stop == (report.step == 4)  # 0.7 again is not better
-    assert len(seen) == 4
-    assert equal(weights_of(chosen), seen[1])
-    assert equal(chosen.held_out.best, seen[1])
-    assert not equal(seen[1], seen[3])
+    assert len(states) == 4
+    assert equal(weights_of(chosen), states[1])
+    assert equal(chosen.held_out.best, states[1])
+    assert not equal(states[1], states[3])
 
 
 def test_patience_keeps_the_best_adapter(scripted: list[float]) -> None:
     chosen = trainer(patience=3)
-    seen = [weights_of(chosen) for _ in chosen.steps()]
-    assert len(seen) == 6
+    states = [weights_of(chosen) for _ in chosen.steps()]
+    assert len(states) == 6
     assert not chosen.held_out.should_stop
-    assert equal(weights_of(chosen), seen[4])
+    assert equal(weights_of(chosen), states[4])
 
 
 @pytest.mark.parametrize("cut", [1, 3, 4])

@@ -29,29 +29,29 @@ def state(step: int) -> RunState:
 
 
 def read(run: Path) -> tuple[RunState | None, str]:
-    with messages() as said:
-        return read_state(run), "\n".join(said)
+    with messages() as warnings:
+        return read_state(run), "\n".join(warnings)
 
 
 def step_read(run: Path) -> int:
-    found, _ = read(run)
-    assert found is not None
-    return found.step
+    state, _ = read(run)
+    assert state is not None
+    return state.step
 
 
 def test_what_is_written_comes_back(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         write_state(tmp_path, state(step))
-    found, said = read(tmp_path)
-    assert found is not None
-    assert said == ""
-    wanted = state(3)
-    assert (found.step, found.numbers, found.sizes, found.complete) == (3, wanted.numbers, wanted.sizes, False)
-    assert set(found.arrays) == set(wanted.arrays)
-    for name, array in wanted.arrays.items():
-        assert found.arrays[name].dtype == array.dtype
-        assert found.arrays[name].shape == array.shape
-        assert mx.array_equal(found.arrays[name], array)
+    last, warnings = read(tmp_path)
+    assert last is not None
+    assert warnings == ""
+    expected = state(3)
+    assert (last.step, last.numbers, last.sizes, last.complete) == (3, expected.numbers, expected.sizes, False)
+    assert set(last.arrays) == set(expected.arrays)
+    for name, array in expected.arrays.items():
+        assert last.arrays[name].dtype == array.dtype
+        assert last.arrays[name].shape == array.shape
+        assert mx.array_equal(last.arrays[name], array)
     files = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
     assert files == {name for name in STATE_FILES if not name.startswith("checkpoint.new/")}
     assert shutil.which("sha256sum") is None or not subprocess.call(
@@ -61,11 +61,11 @@ def test_what_is_written_comes_back(tmp_path: Path) -> None:
 
 def test_a_read_state_does_not_depend_on_its_file(tmp_path: Path) -> None:
     write_state(tmp_path, state(1))
-    found, _ = read(tmp_path)
+    saved_state, _ = read(tmp_path)
     write_state(tmp_path, state(2))
     shutil.rmtree(tmp_path / "checkpoint.previous")
-    assert found is not None
-    assert all(mx.array_equal(found.arrays[name], array) for name, array in state(1).arrays.items())
+    assert saved_state is not None
+    assert all(mx.array_equal(saved_state.arrays[name], array) for name, array in state(1).arrays.items())
 
 
 def test_without_a_state_the_run_starts_over(tmp_path: Path) -> None:
@@ -92,20 +92,20 @@ def test_a_damaged_state_falls_back_and_says_so(damage: Callable[[Path], Any], n
     for step in (1, 2):
         write_state(tmp_path, state(step))
     damage(tmp_path / "checkpoint" / name)
-    found, said = read(tmp_path)
-    assert found is not None
-    assert found.step == 1
-    assert said == f"{tmp_path / 'checkpoint'}: damaged; the run continues from the one before, of step 1"
+    saved_state, warnings = read(tmp_path)
+    assert saved_state is not None
+    assert saved_state.step == 1
+    assert warnings == f"{tmp_path / 'checkpoint'}: damaged; the run continues from the one before, of step 1"
     # The good one must outlive the next one, which the damaged one must not take the place of.
     write_state(tmp_path, state(3))
     assert step_read(tmp_path) == 3
     damage(tmp_path / "checkpoint" / name)
     assert step_read(tmp_path) == 1
     damage(tmp_path / "checkpoint.previous" / name)
-    found, said = read(tmp_path)
-    assert found is None
-    assert "damaged, and there is no other: the run starts over" in said
-    assert f"{tmp_path / 'checkpoint.previous'}" in said
+    saved_state, warnings = read(tmp_path)
+    assert saved_state is None
+    assert "damaged, and there is no other: the run starts over" in warnings
+    assert f"{tmp_path / 'checkpoint.previous'}" in warnings
     write_state(tmp_path, state(4))
     assert step_read(tmp_path) == 4
 
@@ -168,19 +168,19 @@ def test_killed_anywhere_a_readable_one_is_there(before: int, tmp_path: Path) ->
                 survived = True
             except Killed:
                 pass
-        found, said = read(run)
+        saved_state, warnings = read(run)
         if before or survived:
-            assert "damaged" not in said
-            assert found is not None
-            assert found.step in (before, before + 1)
-            assert found.step == before + 1 or not survived
+            assert "damaged" not in warnings
+            assert saved_state is not None
+            assert saved_state.step in (before, before + 1)
+            assert saved_state.step == before + 1 or not survived
         # The next one is written all the same, and has one before it that is no older than was promised.
         write_state(run, state(9))
         assert step_read(run) == 9
         assert not (run / "checkpoint.new").exists()
         flip(run / "checkpoint" / "state.json")
-        kept, _ = read(run)
-        assert (kept and kept.step) == (found and found.step)
+        second, _ = read(run)
+        assert (second and second.step) == (saved_state and saved_state.step)
         if survived:
             break
     assert survived
@@ -229,9 +229,9 @@ def test_a_full_disk_is_said_and_harms_nothing(owner: Any, name: str, error: Exc
         monkeypatch.setattr(owner, name, full)
         with pytest.raises(
             ConfigError, match=r"checkpoint: step 3 cannot be saved \(.*(space|Unable).*--resume"
-        ) as said:
+        ) as caught:
             write_state(tmp_path, state(3))
-    assert "\n" not in str(said.value)
+    assert "\n" not in str(caught.value)
     assert step_read(tmp_path) == 2
     assert not (tmp_path / "checkpoint.new").exists()
     assert json.loads((tmp_path / "checkpoint.previous" / "state.json").read_text())["step"] == 1

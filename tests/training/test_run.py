@@ -166,8 +166,8 @@ def test_an_interrupted_update_is_forgotten(update: int, tmp_path: Path) -> None
             begin(tmp_path / "parts", **changes)
     done = (update - 1) // 2
     assert saved_step(tmp_path / "parts") == done
-    saved = mx.load(str(tmp_path / "parts" / "adapters.safetensors"))
-    assert any(weight.any().item() for name, weight in saved.items() if name.endswith("lora_b")) == bool(done)
+    weights = mx.load(str(tmp_path / "parts" / "adapters.safetensors"))
+    assert any(weight.any().item() for name, weight in weights.items() if name.endswith("lora_b")) == bool(done)
     assert resumed(tmp_path / "parts") == ""
     assert_same(tmp_path / "parts", tmp_path / "whole")
 
@@ -208,9 +208,9 @@ def test_missing_lines_are_said_and_the_run_continues(unbroken: Path, tmp_path: 
     log = folder / "log.jsonl"
     log.write_text(log.read_text()[:-5])
     (folder / "rollouts.jsonl").unlink()
-    said = resumed(folder)
-    assert f"{log}: lines of steps up to 4 are missing" in said
-    assert f"{folder / 'rollouts.jsonl'}: lines of steps up to 4 are missing" in said
+    warnings = resumed(folder)
+    assert f"{log}: lines of steps up to 4 are missing" in warnings
+    assert f"{folder / 'rollouts.jsonl'}: lines of steps up to 4 are missing" in warnings
     assert [line["step"] for line in log_of(folder)] == [1, 2, 3, 5, 6]
     adapters = [(f / "adapters.safetensors").read_bytes() for f in (folder, unbroken)]
     assert adapters[0] == adapters[1]
@@ -255,8 +255,10 @@ def test_settings_that_change_results_are_refused(tmp_path: Path) -> None:
 
 def test_memory_may_be_traded_for_time(unbroken: Path, tmp_path: Path) -> None:
     folder = begin(tmp_path / "run", until=3)
-    said = resumed(folder, save_every=1, micro_batch=2, recompute=False)
-    assert "micro_batch is 2, was 16, recompute is False, was True: the run continues, but not to the last bit" in said
+    warnings = resumed(folder, save_every=1, micro_batch=2, recompute=False)
+    assert (
+        "micro_batch is 2, was 16, recompute is False, was True: the run continues, but not to the last bit" in warnings
+    )
     record = read_record(folder)
     assert record["resumed"] == [{"after_step": 3, "changed": {"micro_batch": [16, 2], "recompute": [True, False]}}]
     assert (record["settings"]["save_every"], record["settings"]["micro_batch"]) == (1, 2)
@@ -273,8 +275,8 @@ def test_another_machine_or_version_is_said(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(run_record, "blas_in_use", lambda: blas)
     version = run_record.version
     monkeypatch.setattr(run_record, "version", lambda name: "0.99" if name == "mlx" else version(name))
-    said = resumed(folder, until=2)
-    assert f"mlx is 0.99, was {version('mlx')}, blas_threads is 77, was {machine['blas_threads']}: the run" in said
+    warnings = resumed(folder, until=2)
+    assert f"mlx is 0.99, was {version('mlx')}, blas_threads is 77, was {machine['blas_threads']}: the run" in warnings
     record = read_record(folder)
     assert record["machine"]["blas_threads"] == 77
     assert set(record["resumed"][0]["changed"]) == {"mlx", "blas_threads"}
@@ -398,11 +400,11 @@ def test_a_full_disk_is_one_line_and_the_saved_state_is_good(
 
 def options(**changes: Any) -> list[str]:
     """Settings as options of the command line."""
-    found = []
+    result = []
     for name, value in (QUICK | changes).items():
         flag = name.replace("_", "-")
-        found += [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
-    return found
+        result += [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+    return result
 
 
 def cli(*arguments: str | Path) -> Any:
@@ -476,24 +478,24 @@ def test_an_interrupt_says_how_to_resume(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_with_patience_the_best_adapter_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    measure, found = held_out.evaluate, iter([0.5, 0.7, 0.6, 0.6])
+    measure, accuracies = held_out.evaluate, iter([0.5, 0.7, 0.6, 0.6])
 
     def scripted(*arguments: Any, **options: Any) -> Any:
         evaluation = measure(*arguments, **options)
-        return replace(evaluation, metrics=replace(evaluation.metrics, accuracy=next(found)))
+        return replace(evaluation, metrics=replace(evaluation.metrics, accuracy=next(accuracies)))
 
     monkeypatch.setattr(held_out, "evaluate", scripted)
     changes = {"held_out": 0.3, "held_out_limit": 3, "evaluate_every": 1, "patience": 2, "save_every": 1}
     run = start_run(settings_from(TrainSettings, QUICK | changes), tmp_path)
-    reports, saved = run.reports(), []
+    reports, adapters = run.reports(), []
     for report in reports:
-        saved.append((tmp_path / "adapters.safetensors").read_bytes())
+        adapters.append((tmp_path / "adapters.safetensors").read_bytes())
         if report.step == 3:
             reports.close()  # type: ignore[attr-defined]
-    assert saved[0] != saved[1] == saved[2] == (tmp_path / "adapters.safetensors").read_bytes()
+    assert adapters[0] != adapters[1] == adapters[2] == (tmp_path / "adapters.safetensors").read_bytes()
     assert any(not mx.array_equal(run.state.arrays[f"adapter.{n}"], w) for n, w in run.trainer.adapter.items())
     assert resumed(tmp_path) == ""
-    assert (tmp_path / "adapters.safetensors").read_bytes() == saved[1]
+    assert (tmp_path / "adapters.safetensors").read_bytes() == adapters[1]
     assert read_record(tmp_path)["ended"] == {"step": 4, "early": True}
     assert "<dt>steps</dt><dd>4 of 6</dd>" in (tmp_path / "report.html").read_text()
 

@@ -42,14 +42,14 @@ def test_sides_alternate(count: int, size: int) -> None:
     steps = steps_of(sampler(preferences(count), size), 4 * count)
     for step in steps:
         assert abs(2 * sum(map(a_first, step)) - size) == size % 2
-    shown = [comparison for step in steps for comparison in step]
-    epochs = [shown[start : start + count] for start in range(0, len(shown) - count + 1, count)]
+    comparisons = [comparison for step in steps for comparison in step]
+    epochs = [comparisons[start : start + count] for start in range(0, len(comparisons) - count + 1, count)]
     sides = [{id(c.preference): a_first(c) for c in epoch} for epoch in epochs]
     assert all(len(side) == count for side in sides)
     for before, after in pairwise(sides):
         assert all(after[name] is not side for name, side in before.items())
-    assert len({c.key for c in shown}) == len(shown)
-    for c in shown:
+    assert len({c.key for c in comparisons}) == len(comparisons)
+    for c in comparisons:
         assert c.y == (c.preference.p_people if a_first(c) else 1 - c.preference.p_people)
         assert {id(c.first), id(c.second)} == {id(c.preference.a), id(c.preference.b)}
 

@@ -181,8 +181,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(fresh: VLM, tmp_path: Path, mon
     with pytest.raises(ModelError, match="not finite 3 times in a row"):
         reports.extend(start_run(settings, tmp_path / "run", vlm=fresh).reports())
     assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 3
-    saved = mx.load(str(tmp_path / "run" / "adapters.safetensors"))
-    assert all(mx.isfinite(weight).all().item() for weight in saved.values())
+    weights = mx.load(str(tmp_path / "run" / "adapters.safetensors"))
+    assert all(mx.isfinite(weight).all().item() for weight in weights.values())
 
 
 @pytest.mark.parametrize(("module", "phase"), [(rollouts, "roll_out"), (trainer, "policy_gradient")])
@@ -200,8 +200,8 @@ def test_ctrl_c_saves_the_adapter_in_any_phase(
     monkeypatch.setattr(module, phase, interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_small(fresh, tmp_path / "run", steps=5, think=False)
-    saved = mx.load(str(tmp_path / "run" / "adapters.safetensors"))
-    assert any(weight.any().item() for name, weight in saved.items() if name.endswith("lora_b"))
+    weights = mx.load(str(tmp_path / "run" / "adapters.safetensors"))
+    assert any(weight.any().item() for name, weight in weights.items() if name.endswith("lora_b"))
     assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 2
 
 
@@ -290,10 +290,10 @@ def test_a_run_without_a_step_leaves_its_folder_free(fresh: VLM, tmp_path: Path)
 
 def test_the_adapter_is_saved_every_few_steps(fresh: VLM, tmp_path: Path) -> None:
     settings = settings_from(TrainSettings, {"data": "demo", "save_every": 2} | SMALL | {"steps": 4, "think": False})
-    saved = []
+    files = []
     for _ in start_run(settings, tmp_path / "run", vlm=fresh).reports():
-        saved.append((tmp_path / "run" / "adapters.safetensors").is_file())
-    assert saved == [False, True, True, True]
+        files.append((tmp_path / "run" / "adapters.safetensors").is_file())
+    assert files == [False, True, True, True]
 
 
 def test_an_interrupt_does_not_lose_the_adapter(fresh: VLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -370,8 +370,8 @@ def test_sampling_ignores_generation_config(fresh: VLM) -> None:
     _, logits = fresh.prefill([prompt])
     ranks = np.argsort(np.argsort(-np.array(logits[0])))
     sampling = Sampling(samples=200, temperature=1.0, max_tokens=1)
-    drawn = [rollout.tokens[0] for rollout in roll_out(fresh, [prompt], sampling, [(0,)])[0]]
-    assert max(ranks[token] for token in drawn) > 20
+    tokens = [rollout.tokens[0] for rollout in roll_out(fresh, [prompt], sampling, [(0,)])[0]]
+    assert max(ranks[token] for token in tokens) > 20
 
 
 def own_file(folder: Path, body: str) -> str:
@@ -419,8 +419,8 @@ def test_the_entropy_is_that_of_the_policy(fresh: VLM) -> None:
     preference = demo_preferences("train", 1)[0]
     prompt = fresh.input(preference.a, preference.b, preference.prompt, "choice", True)
     p = np.array(mx.softmax(fresh.prefill([prompt])[1][0]), np.float64)
-    chosen = TrainSettings(reward="hard", steps=1, comparisons=1, group=300, max_tokens=1, rows=300)
-    (report,) = Trainer(fresh, [preference], chosen).steps()
+    settings = TrainSettings(reward="hard", steps=1, comparisons=1, group=300, max_tokens=1, rows=300)
+    (report,) = Trainer(fresh, [preference], settings).steps()
     assert report.entropy == pytest.approx(-(p[p > 0] * np.log(p[p > 0])).sum(), rel=0.1)
 
 
@@ -488,13 +488,13 @@ def test_finished_completions_are_not_truncated(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("updates", [1, 2])
 def test_learning_rate(fresh: VLM, updates: int) -> None:
-    chosen = TrainSettings(steps=6, warmup_steps=2, learning_rate=1e-2, updates_per_rollout=updates)
-    rate = Trainer(fresh, demo_preferences("train", 4), chosen)._learning_rate()
+    settings = TrainSettings(steps=6, warmup_steps=2, learning_rate=1e-2, updates_per_rollout=updates)
+    rate = Trainer(fresh, demo_preferences("train", 4), settings)._learning_rate()
     assert [float(rate(mx.array(number))) for number in (0, updates)] == pytest.approx(
         [5e-3 / updates, 7.5e-3], rel=0.2
     )
-    found = [float(rate(mx.array(updates * step))) for step in (2, 3, 4, 5, 6)]
-    assert found == pytest.approx([1e-2, 8.68198e-3, 5.5e-3, 2.31802e-3, 1e-3], rel=1e-4)
+    result = [float(rate(mx.array(updates * step))) for step in (2, 3, 4, 5, 6)]
+    assert result == pytest.approx([1e-2, 8.68198e-3, 5.5e-3, 2.31802e-3, 1e-3], rel=1e-4)
 
 
 def test_an_update_that_is_not_finite_ends_the_step(
@@ -503,8 +503,8 @@ def test_an_update_that_is_not_finite_ends_the_step(
     original, calls = trainer.policy_gradient, iter(range(99))
 
     def descend(*arguments: Any) -> Any:
-        found = original(*arguments)
-        return replace(found, loss=found.loss * float("nan")) if next(calls) == 1 else found
+        result = original(*arguments)
+        return replace(result, loss=result.loss * float("nan")) if next(calls) == 1 else result
 
     monkeypatch.setattr(trainer, "policy_gradient", descend)
     first, second = run_small(fresh, tmp_path / "run", think=False, updates_per_rollout=3)
