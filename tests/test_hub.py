@@ -180,17 +180,17 @@ def test_what_a_process_left_is_resumed(
 
 
 @pytest.mark.parametrize(
-    ("sent", "said"),
+    ("body", "text"),
     [
         (ARCHIVE[:-1] + b"!", r"bytes and checksum \w{12}\.\.\., not [\d,]+ and \w{12}"),
         (ARCHIVE[:-1000], r"stopped answering"),
     ],
     ids=["other", "short"],
 )
-def test_wrong_content_never_gets_a_name(place: Destination, repository: Repository, sent: bytes, said: str) -> None:
+def test_wrong_content_never_gets_a_name(place: Destination, repository: Repository, body: bytes, text: str) -> None:
     file = the(place, "test.tar.gz")
-    repository.faults["test.tar.gz"] = sent
-    with pytest.raises(DataError, match=said) as caught:
+    repository.faults["test.tar.gz"] = body
+    with pytest.raises(DataError, match=text) as caught:
         download(place, file)
     assert "\n" not in str(caught.value)
     assert not place.content(file).exists()

@@ -109,18 +109,18 @@ def test_installed_packages_are_as_they_must_be() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "version", "found"),
+    ("name", "version", "value"),
     [
         ("mlx-vlm", "0.6.15", "mlx-vlm 0.6.15, not <0.8,>=0.7.10"),
         ("mlx-vlm", "0.8.0", "mlx-vlm 0.8.0, not"),
         ("numpy", None, "numpy is missing"),
     ],
 )
-def test_wrong_packages_fail(name: str, version: str | None, found: str) -> None:
+def test_wrong_packages_fail(name: str, version: str | None, value: str) -> None:
     versions = {key: each for key, each in (installed_versions() | {name: version}).items() if each}
     result = check_packages(versions)
     assert result.state == "fails"
-    assert result.found.startswith(found)
+    assert result.found.startswith(value)
     assert result.remedy.startswith(f'pip install "{name}')
 
 
@@ -145,7 +145,7 @@ def test_devices(metal: bool, backend: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize(
-    ("model", "reached", "state", "found"),
+    ("model", "reached", "state", "value"),
     [
         ("demo", False, "ok", "coloured shapes only"),
         (str(JUDGE), False, "ok", str(JUDGE)),
@@ -157,13 +157,13 @@ def test_devices(metal: bool, backend: str, monkeypatch: pytest.MonkeyPatch) -> 
         ("", False, "fails", f"{DEFAULT}, which is not here and cannot be downloaded"),
     ],
 )
-def test_default_judge(model: str, reached: bool, state: str, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_judge(model: str, reached: bool, state: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLXPREF_MODEL", model)
     if not reached:
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     code, results = examined()
     judge = results["default judge"]
-    assert (judge.state, found in judge.found, code) == (state, True, int(state == "fails")), judge
+    assert (judge.state, value in judge.found, code) == (state, True, int(state == "fails")), judge
     assert bool(judge.remedy) == (state == "fails")
 
 

@@ -70,7 +70,7 @@ def test_the_drawing_is_written(tmp_path: Path, ending: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "problem"),
     [
         (("--samples", "0,2"), "give numbers from 1"),
         (("--samples", "two"), "give numbers from 1"),
@@ -83,10 +83,10 @@ def test_the_drawing_is_written(tmp_path: Path, ending: str) -> None:
         (("--plot", "drawing.svg", "--scores", "scores.csv"), "takes the place of a judge"),
     ],
 )
-def test_what_cannot_be_asked_for_is_refused_at_once(arguments: tuple[str, ...], said: str) -> None:
+def test_what_cannot_be_asked_for_is_refused_at_once(arguments: tuple[str, ...], problem: str) -> None:
     result = run(*arguments)
     assert result.exit_code == 2, result.output
-    assert said in " ".join(result.stderr.split())
+    assert problem in " ".join(result.stderr.split())
 
 
 def test_options_not_given_change_no_setting() -> None:

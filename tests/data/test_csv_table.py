@@ -48,7 +48,7 @@ def test_delimiters(folder: Path, name: str, comma: str, mark: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "problem"),
     [
         ("", "no preferences in this file; write a first line prompt,a,b,p_a"),
         ("prompt,a,b,p_a\n", "no preferences in this file"),
@@ -60,12 +60,12 @@ def test_delimiters(folder: Path, name: str, comma: str, mark: str) -> None:
         ("prompt,a,b,p_a\n" + "x" * 200_000, "is a quote not closed?"),
     ],
 )
-def test_files_that_cannot_be_used(folder: Path, text: str, said: str) -> None:
+def test_files_that_cannot_be_used(folder: Path, text: str, problem: str) -> None:
     path = written(folder, text)
     with pytest.raises(DataError) as caught:
         read_table(path)
     assert str(caught.value).startswith(f"{path}: ")
-    assert said in str(caught.value)
+    assert problem in str(caught.value)
     path.write_bytes("prompt,a,b,p_a\nä,1.png,2.png,1".encode("latin-1"))
     with pytest.raises(DataError, match="not UTF-8"):
         read_table(path)

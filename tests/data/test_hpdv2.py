@@ -131,7 +131,7 @@ RANKING = {"prompt": "p", "image_path": ["1.jpg", "2.jpg"], "rank": [1, 2], "raw
 
 
 @pytest.mark.parametrize(
-    ("name", "entry", "said"),
+    ("name", "entry", "text"),
     [
         ("train", {**PAIR, "human_preference": [0.3, 1]}, 'row 1: "human_preference" is 0.3 and 1, not 1 and 0'),
         ("train", {**PAIR, "human_preference": [1]}, "row 1: "),
@@ -150,12 +150,12 @@ RANKING = {"prompt": "p", "image_path": ["1.jpg", "2.jpg"], "rank": [1, 2], "raw
         ("test", "text", "row 1: "),
     ],
 )
-def test_rows_that_cannot_be_used(name: str, entry: object, said: str, tmp_path: Path) -> None:
+def test_rows_that_cannot_be_used(name: str, entry: object, text: str, tmp_path: Path) -> None:
     path = tmp_path / f"{name}.json"
     path.write_text(json.dumps([entry]))
     with pytest.raises(DataError) as caught:
         read_hpdv2(tmp_path, name)
-    assert str(caught.value).startswith(f"{path}: 1 of 1 rows cannot be used; download the data set again:\n  {said}")
+    assert str(caught.value).startswith(f"{path}: 1 of 1 rows cannot be used; download the data set again:\n  {text}")
 
 
 def test_rankings_of_one_prompt_stay_apart(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_rankings_of_one_prompt_stay_apart(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "error"),
     [
         ("", "it has no rows"),
         ("[]", "it has no rows"),
@@ -182,12 +182,12 @@ def test_rankings_of_one_prompt_stay_apart(tmp_path: Path) -> None:
         ("\xff", "not UTF-8"),
     ],
 )
-def test_lists_that_are_no_json(text: str, said: str, tmp_path: Path) -> None:
+def test_lists_that_are_no_json(text: str, error: str, tmp_path: Path) -> None:
     path = tmp_path / "train.json"
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(DataError) as caught:
         read_hpdv2(tmp_path, "train")
-    assert said in str(caught.value)
+    assert error in str(caught.value)
     assert str(caught.value).startswith(f"{path}: ")
 
 

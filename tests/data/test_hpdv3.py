@@ -68,7 +68,7 @@ def test_lines_of_json_are_read_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("row", "problem"),
     [
         ({**ROW, "choice_dist": [0, 0]}, '"choice_dist" is [0, 0]'),
         ({**ROW, "choice_dist": [-1, 3]}, '"choice_dist" is [-1, 3]'),
@@ -80,10 +80,10 @@ def test_lines_of_json_are_read_too(tmp_path: Path) -> None:
         ([1], "row 1: "),
     ],
 )
-def test_rows_that_cannot_be_used(row: object, said: str, tmp_path: Path) -> None:
+def test_rows_that_cannot_be_used(row: object, problem: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"1 of 1 rows cannot be used") as caught:
         pair_rows(listed(tmp_path, row))
-    assert said in str(caught.value)
+    assert problem in str(caught.value)
 
 
 def test_names_that_lead_out_of_the_folder_are_not_followed(tmp_path: Path) -> None:

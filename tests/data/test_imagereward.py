@@ -148,7 +148,7 @@ GOOD = {"id": "1", "prompt": "x", "generations": ["a", "b"], "ranking": [1, 2]}
 
 
 @pytest.mark.parametrize(
-    ("entry", "said"),
+    ("entry", "problem"),
     [
         ({**GOOD, "id": "0"}, "the id '0' is no text, or that of another one"),
         ({**GOOD, "id": 3}, "the id 3"),
@@ -160,7 +160,7 @@ GOOD = {"id": "1", "prompt": "x", "generations": ["a", "b"], "ranking": [1, 2]}
         ([1], "not subscriptable"),
     ],
 )
-def test_rankings_that_cannot_be_used(entry: object, said: str, tmp_path: Path) -> None:
+def test_rankings_that_cannot_be_used(entry: object, problem: str, tmp_path: Path) -> None:
     path = tmp_path / "test.json"
     path.write_text(json.dumps([{**GOOD, "id": "0"}, entry]))
     with pytest.raises(DataError) as caught:
@@ -168,7 +168,7 @@ def test_rankings_that_cannot_be_used(entry: object, said: str, tmp_path: Path) 
     lines = str(caught.value).splitlines()
     assert lines[0] == f"{path}: 1 of 2 rows cannot be used; download the data set again:"
     assert lines[1].startswith("  row 2: ")
-    assert said in lines[1]
+    assert problem in lines[1]
     # One among very many is left out, and said.
     path.write_text(json.dumps([{**GOOD, "id": str(i)} for i in range(200)] + [entry]))
     with messages() as lines:

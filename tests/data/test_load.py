@@ -76,7 +76,7 @@ def test_names_are_found_in_either_unicode_form(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("row", "text"),
     [
         ("{not json", "not valid JSON (Expecting property name enclosed in double quotes, column 2)"),
         ("[" * 100_000, "not valid JSON"),
@@ -105,11 +105,11 @@ def test_names_are_found_in_either_unicode_form(folder: Path) -> None:
         ({**GOOD, "p_a": 2, "votes": -1}, 'not 2; "votes" must'),
     ],
 )
-def test_bad_rows_are_named(folder: Path, row: object, said: str) -> None:
+def test_bad_rows_are_named(folder: Path, row: object, text: str) -> None:
     message = problem(folder, GOOD, "", row)
     assert message.startswith(f"{folder / 'preferences.jsonl'}: 1 of 2 rows cannot be used; correct or remove them:\n")
     assert "\n  line 3: " in message
-    assert said in message
+    assert text in message
     assert len(message.splitlines()) == 2
 
 
@@ -170,7 +170,7 @@ def test_the_demo_has_a_default_count(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "split", "limit", "said"),
+    ("data", "split", "limit", "problem"),
     [
         ("demo", "validation", None, "split 'validation': the demo has train, test, heldout"),
         ("demo", "test", 0, "limit 0"),
@@ -183,12 +183,12 @@ def test_the_demo_has_a_default_count(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_unknown_names_are_errors(
-    data: str, split: str, limit: int | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: str, split: str, limit: int | None, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))  # not what the user has there
     with pytest.raises(ConfigError) as caught:
         load_preferences(data, split, limit, 0)
-    assert said in str(caught.value)
+    assert problem in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

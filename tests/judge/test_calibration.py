@@ -188,7 +188,7 @@ def test_a_calibration_reports_what_it_gains() -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "wrong", "groups", "said"),
+    ("count", "wrong", "groups", "problem"),
     [
         (20, False, 5, "20 pairs are few"),
         (60, True, 5, "no better than chance"),
@@ -196,13 +196,13 @@ def test_a_calibration_reports_what_it_gains() -> None:
         (60, False, 1, "all are of one prompt"),
     ],
 )
-def test_what_makes_a_calibration_doubtful_is_said(count: int, wrong: bool, groups: int, said: str) -> None:
+def test_what_makes_a_calibration_doubtful_is_said(count: int, wrong: bool, groups: int, problem: str) -> None:
     first, second, people = judged(count, 0.02 if wrong else 1, 0)
     people = (both_orders(first, second) < 0.5).astype(float) if wrong else people
-    if said == "it does not help":
+    if problem == "it does not help":
         first, second = np.full(count, 0.5), np.full(count, 0.5)
     calibration = made_of(first, second, people, [f"{i % groups}" for i in range(count)])
-    assert any(said in remark for remark in calibration.warnings), calibration.warnings
+    assert any(problem in remark for remark in calibration.warnings), calibration.warnings
 
 
 def test_orders_that_could_not_be_read_are_left_out() -> None:
@@ -242,12 +242,12 @@ def test_samples_are_averaged_before_they_are_rescaled() -> None:
     assert PairVerdict((Verdict("?"),), (Verdict("?"),), rescaling=TemperatureScaling(2.0, 1.0)).p_a == 0.5
 
 
-def put_on(asked: Judge, path: Path, rescaling: TemperatureScaling, think: bool = False, **changes: Any) -> Judge:
+def put_on(owner: Judge, path: Path, rescaling: TemperatureScaling, think: bool = False, **changes: Any) -> Judge:
     """Write a calibration for a judge, with conditions changed, and return the judge with it."""
-    conditions = replace(asked.conditions(think), **changes)
+    conditions = replace(owner.conditions(think), **changes)
     calibration = replace(made_of(*judged(20, 1, 0), ["x"] * 20), conditions=conditions, rescaling=rescaling)
     write_calibration(path, [calibration])
-    return calibrated(asked, path)
+    return calibrated(owner, path)
 
 
 def test_what_is_kept_is_as_it_was_said(demo_judge: MakeJudge, tmp_path: Path) -> None:
@@ -317,7 +317,7 @@ def test_a_temperature_that_makes_no_sense_is_refused(tmp_path: Path, value: Any
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "problem"),
     [
         ({"judge": "0" * 64}, "another model or adapter"),
         ({"template": "older"}, "other words of asking"),
@@ -328,14 +328,14 @@ def test_a_temperature_that_makes_no_sense_is_refused(tmp_path: Path, value: Any
     ],
 )
 def test_a_calibration_for_anything_else_is_refused(
-    demo_judge: MakeJudge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], said: str
+    demo_judge: MakeJudge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], problem: str
 ) -> None:
     path = tmp_path / "c.json"
     judge = put_on(demo_judge(max_tokens=4), path, TemperatureScaling(2.0, 0.0), think=True, **changes)
     monkeypatch.setattr(verdict_source, "roll_out", None)  # nothing is judged
     with pytest.raises(ConfigError, match="no-calibration") as error:
         judge.compare(picture(1), picture(2), "a hat")
-    assert str(error.value).startswith(f"{path}: made for {said} (with thinking); ")
+    assert str(error.value).startswith(f"{path}: made for {problem} (with thinking); ")
 
 
 def test_each_mode_needs_its_calibration(
@@ -360,8 +360,8 @@ def test_the_place_of_a_judges_own_calibration(tmp_path: Path) -> None:
     assert own.parent == cached_calibrations()
     put_on(judge, own, TemperatureScaling(2.0, 0.25))
     with messages() as lines:
-        fit = mlxpref.load("demo", think=False)
-    assert fit.calibration == read_calibrations(own)
+        loaded_judge = mlxpref.load("demo", think=False)
+    assert loaded_judge.calibration == read_calibrations(own)
     assert lines == [f"calibrated by {own} (without thinking: temperature 2, position bias +0.25)"]
     assert mlxpref.load("demo", calibration=False).calibration is None
     adapter = write_adapter(tmp_path / "adapter", judge.vlm)
@@ -431,8 +431,8 @@ def test_the_command_calibrates_and_rank_applies_it(tmp_path: Path, monkeypatch:
     def run(command: str, *arguments: str) -> Any:
         return CliRunner().invoke(main, [command, "--model", "demo", *arguments])
 
-    questions = ("--data", "demo", "--split", "train", "--limit", "30", "--no-think")
-    done = run("calibrate", *questions, "--json")
+    options = ("--data", "demo", "--split", "train", "--limit", "30", "--no-think")
+    done = run("calibrate", *options, "--json")
     assert done.exit_code == 0, done.output
     result = json.loads(done.stdout)
     [calibration] = result["calibrations"]
@@ -440,7 +440,7 @@ def test_the_command_calibrates_and_rank_applies_it(tmp_path: Path, monkeypatch:
     assert path.parent == tmp_path / "cache" / "calibrations"
     assert read_calibrations(path).calibrations[0].rescaling == TemperatureScaling(**calibration["rescaling"])
     assert (calibration["data"], calibration["split"], calibration["pairs"]) == ("demo", "train", 30)
-    table = run("calibrate", *questions).stdout
+    table = run("calibrate", *options).stdout
     assert f"written to {path}" in table
     assert "30 pairs are few" in table
 

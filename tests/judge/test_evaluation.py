@@ -260,17 +260,17 @@ def test_tie_threshold_needs_other_preferences(ones_own: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "problem"),
     [
         (["--protocol", "accuracy"], "'accuracy'; known are pairs, imagereward, hpdv2, pickapic, hpdv3"),
         (["--tie-threshold", "0.1"], "--tie-threshold is for a judge and --protocol pickapic"),
         (["--tie-threshold", "2", "--protocol", "pickapic"], "is not in the range 0<=x<=1"),
     ],
 )
-def test_wrong_usage(ones_own: Path, more: list[str], said: str) -> None:
+def test_wrong_usage(ones_own: Path, more: list[str], problem: str) -> None:
     result = run("--data", ones_own, *more)
     assert result.exit_code == 2
-    assert said in result.stderr
+    assert problem in result.stderr
 
 
 def test_an_interrupted_evaluation_goes_on(ones_own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

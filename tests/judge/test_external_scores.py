@@ -58,7 +58,7 @@ def test_bad_rows_are_gathered(write: Write) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lines", "said"),
+    ("lines", "problem"),
     [
         (["image,points", "a,1"], "must name the columns image and score, each once; wrong for score"),
         (["image,score,score", "a,1,2"], "wrong for score"),
@@ -67,8 +67,8 @@ def test_bad_rows_are_gathered(write: Write) -> None:
         (["image,score", '"a,1'], "not a CSV file"),
     ],
 )
-def test_files_that_hold_no_scores(write: Write, lines: list[str], said: str) -> None:
-    with pytest.raises(DataError, match=said):
+def test_files_that_hold_no_scores(write: Write, lines: list[str], problem: str) -> None:
+    with pytest.raises(DataError, match=problem):
         read_scores(write(*lines))
 
 
