@@ -314,10 +314,11 @@ def _plain_attention(
     """
     rows, heads, columns, _ = queries.shape
     grouped = (rows, keys.shape[1], heads // keys.shape[1] * columns, -1)  # (B, K, H / K * L, W or S)
-    scores = (queries * scale).reshape(grouped) @ keys.swapaxes(-1, -2)
+    scores = (queries * scale).reshape(grouped) @ keys.swapaxes(-1, -2)  # (B, K, H / K * L, S)
     scores = scores.reshape(rows, heads, columns, -1)  # (B, H, L, S)
     if isinstance(mask, str):
         mask = mx.array(np.tri(columns, keys.shape[2], keys.shape[2] - columns, dtype=bool))  # (L, S)
     if mask is not None:
         scores = mx.where(mask, scores, -mx.inf)
-    return (mx.softmax(scores, axis=-1).reshape(grouped) @ values).reshape(queries.shape)
+    mixed = mx.softmax(scores, axis=-1).reshape(grouped) @ values  # (B, K, H / K * L, W)
+    return mixed.reshape(queries.shape)  # (B, H, L, W)

@@ -118,7 +118,7 @@ class FeatureStore:
                 "preprocessor_config.json"
             ) from error
         merge = int(self.processor.merge_size)
-        _, height, width = (int(v) for v in np.asarray(inputs["image_grid_thw"]).reshape(-1))
+        _, height, width = (int(v) for v in np.asarray(inputs["image_grid_thw"]).reshape(-1))  # (1, 3) -> (3,)
         return np.asarray(inputs["pixel_values"], np.float32), (height // merge, width // merge)
 
     def _encode(self, grid: tuple[int, int], queue: list[tuple[str, NDArray[np.float32]]]) -> dict[str, Features]:

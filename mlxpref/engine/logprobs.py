@@ -100,13 +100,13 @@ def completion_logprobs(
     """
     states = _states(vlm, state, completions, recompute)  # (R, T + 1, D)
     last = states[mx.arange(len(completions.lengths)), mx.array(completions.lengths)]  # (R, D)
-    label_logprobs = mx.concatenate([_label_logprobs(vlm, chunk) for chunk in _chunks(vlm, last)])
+    label_logprobs = mx.concatenate([_label_logprobs(vlm, chunk) for chunk in _chunks(vlm, last)])  # (R, 2)
     mask = completions.mask
     places = np.flatnonzero(mask)  # (N,): the places of the tokens among R * T
     if not len(places):
         return Logprobs(mx.zeros(mask.shape), label_logprobs)
     before = states[:, :-1].reshape(-1, states.shape[-1])[mx.array(places)]  # (R, T, D) -> (R * T, D) -> (N, D)
-    targets = mx.array(completions.tokens.reshape(-1)[places])
+    targets = mx.array(completions.tokens.reshape(-1)[places])  # (R, T) -> (R * T,) -> (N,)
     token_logprobs = chunked_logprobs(vlm, before, targets, temperature)
     place = np.zeros(mask.size, np.int32)
     place[places] = np.arange(len(places))
@@ -126,7 +126,7 @@ def _states(vlm: VLM, state: PromptState, completions: Completions, recompute: b
     embeddings = vlm.decoder.embed_tokens(mx.array(completions.tokens))  # (R, T, D)
     block = Block(embeddings, positions, np.zeros(completions.tokens.shape, np.int32))
     states, _ = run_block(vlm.decoder, block, [Prefix(state.layers, state.branch_ids, rows)], recompute)
-    return mx.concatenate([first, states], axis=1)
+    return mx.concatenate([first, states], axis=1)  # (R, T + 1, D)
 
 
 def _chunks(vlm: VLM, array: mx.array) -> list[mx.array]:
@@ -151,7 +151,8 @@ def _token_logprobs(vlm: VLM, states: mx.array, targets: mx.array, temperature: 
 
     def run(states: mx.array) -> mx.array:
         logits = vlm.head(states) / temperature  # (N, V)
-        return mx.take_along_axis(logits, targets[:, None], axis=-1)[:, 0] - mx.logsumexp(logits, axis=-1)
+        target_logits = mx.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]  # (N, 1) -> (N,)
+        return target_logits - mx.logsumexp(logits, axis=-1)
 
     return mx.checkpoint(run)(states)
 
@@ -162,6 +163,7 @@ def _label_logprobs(vlm: VLM, states: mx.array) -> mx.array:
     def run(states: mx.array) -> mx.array:
         logits = vlm.head(states)  # (N, V)
         labels = [mx.logsumexp(logits[:, mx.array(ids)], axis=-1) for ids in vlm.tokenizer.label_ids]  # (N,) each
+        # (N, 2) - (N, 1)
         return mx.stack(labels, axis=-1) - mx.logsumexp(logits, axis=-1, keepdims=True)
 
     return mx.checkpoint(run)(states)

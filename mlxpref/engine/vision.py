@@ -120,11 +120,12 @@ def _attention(attention: Any, hidden: mx.array, groups: list[_Windows]) -> mx.a
         part = part.transpose(0, 1, 3, 4, 2, 5, 6)  # (N, W, 3, H, L, 2, size / 2)
         both = part[:, :, :2]  # queries and keys
         rotated = _rotate(both, both[..., ::-1, :], group.cos, group.sin)
-        flat = (count * windows, heads, length, size)
+        flat = (count * windows, heads, length, size)  # (N, W, H, L, 2, size / 2) -> (N * W, H, L, size)
         queries, keys, values = (x.reshape(flat) for x in (rotated[:, :, 0], rotated[:, :, 1], part[:, :, 2]))
         out = _attend(queries, keys, values)  # (N * W, H, L, size)
         outputs.append(out.swapaxes(1, 2).reshape(count, windows * length, width))  # (N, W * L, D)
-    result: mx.array = attention.proj(outputs[0] if len(outputs) == 1 else mx.concatenate(outputs, axis=1))
+    joined = outputs[0] if len(outputs) == 1 else mx.concatenate(outputs, axis=1)  # (N, P, D)
+    result: mx.array = attention.proj(joined)
     return result
 
 
@@ -185,7 +186,8 @@ def _windows(tokens: np.ndarray, side: int) -> list[np.ndarray]:
             if part.size:
                 tall, wide = min(side, part.shape[0]), min(side, part.shape[1])
                 tiles = part.reshape(part.shape[0] // tall, tall, part.shape[1] // wide, wide)
-                tiles = tiles.swapaxes(1, 2)  # (rows of windows, columns of windows, tall, wide)
+                # (rows of windows, tall, columns of windows, wide) -> (rows, columns of windows, tall, wide)
+                tiles = tiles.swapaxes(1, 2)
                 groups.setdefault(tall * wide, []).append(tiles.reshape(-1, tall * wide))  # (W, L)
     return [np.concatenate(parts) for parts in groups.values()]
 

@@ -66,7 +66,7 @@ def policy_logprobs(vlm: VLM, inputs: LossInputs, settings: TrainSettings) -> mx
             logprobs = completion_logprobs(vlm, prompts, completions, settings.temperature, settings.recompute)
             parts.append(_padded(logprobs.logprobs, inputs))
             mx.eval(parts[-1])
-    return mx.concatenate(parts)
+    return mx.concatenate(parts)  # (R, T)
 
 
 def _whole_groups(vlm: VLM, inputs: LossInputs, settings: TrainSettings) -> tuple[list[Part], Any]:

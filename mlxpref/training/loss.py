@@ -67,7 +67,7 @@ def loss_inputs(
     """
     size = rewards.advantages.shape[1]
     lengths = np.array([len(rollout.tokens) for group in groups for rollout in group.rollouts])  # (P G,) of the step
-    answered, in_loss = rewards.answered.reshape(-1), rewards.in_loss.reshape(-1)
+    answered, in_loss = rewards.answered.reshape(-1), rewards.in_loss.reshape(-1)  # (P, G) -> (P G,)
     columns = np.arange(int(lengths.max(initial=0)) + 1)  # one more for the answer position
     token_mask = (columns < (lengths + answered)[:, None]) & in_loss[:, None]  # (P G, T + 1)
     weights = token_weights(token_mask, settings.loss_type, settings.max_tokens + mix.exact)
@@ -88,7 +88,7 @@ def loss_inputs(
         mask=mx.array(mask),
         weights=_float32(weights[rows][:, : mask.shape[1]] * mask),
         answer_weights=_float32(weights[rows, lengths[rows]] * answered[rows]),
-        advantages=_float32(rewards.advantages.reshape(-1)[rows]),
+        advantages=_float32(rewards.advantages.reshape(-1)[rows]),  # (P, G) -> (P G,) -> (R,)
         y=_float32(np.repeat(y, size)[rows]),
         sampled=sampled,
         step_tokens=max(int(lengths.reshape(-1, size)[rewards.has_gradient].sum()), 1),

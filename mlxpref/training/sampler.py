@@ -132,7 +132,7 @@ def _connected(preferences: Sequence[Preference]) -> NDArray[np.int32]:
         for kind, name in (("prompt", preference.prompt), ("group", preference.group))
         if name
     ]
-    rows, columns = np.array(edges, np.int64).reshape(-1, 2).T
+    rows, columns = np.array(edges, np.int64).reshape(-1, 2).T  # (edges, 2) -> two of (edges,)
     size = len(preferences) + len(nodes)
     graph = coo_array((np.ones(len(edges), bool), (rows, columns)), (size, size))
     labels: NDArray[np.int32] = connected_components(graph, directed=False)[1][: len(preferences)]
