@@ -27,7 +27,7 @@ def test_settings_are_checked() -> None:
             settings_from(JudgeSettings, values)
 
 
-def test_settings_that_exclude_each_other_are_refused() -> None:
+def test_contradicting_settings() -> None:
     assert settings_from(TrainSettings, {"length_budget": 255}).length_budget == 255
     with pytest.raises(ConfigError, match=r"run.toml: setting length_budget: 256 is not below max_tokens, 256"):
         settings_from(TrainSettings, {"length_budget": 256}, "run.toml")
@@ -53,7 +53,7 @@ def test_every_setting_of_training_is_an_option() -> None:
     assert CliRunner().invoke(command, ["--loss-type", "steep"]).exit_code == 2
 
 
-def test_every_setting_is_an_option_with_its_help_and_default() -> None:
+def test_options_have_help_and_default() -> None:
     @click.command()
     @settings_options(JudgeSettings)
     def command(settings: dict[str, Any]) -> None:

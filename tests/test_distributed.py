@@ -257,7 +257,7 @@ def test_errors_name_their_process(arguments: list[str], line: str, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_mlx_launch_ends_all_where_one_is_killed(tmp_path: Path) -> None:
+def test_killed_process_ends_all(tmp_path: Path) -> None:
     """The run goes on from the last step that was saved."""
     run, out = tmp_path / "run", tmp_path / "out"
     train = ["train", "--data", "demo", "--limit", "24", "--model", "demo", "--no-think", "--comparisons", "4"]

@@ -10,7 +10,7 @@ import pytest
 from mlxpref.files import cache_dir, free_bytes, lock, open_for_append, replacing, sha256_of, truncate_lines, write_file
 
 
-def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_replacing_a_file_is_atomic(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     write_file(path, "ö")
     write_file(tmp_path / "b.bin", b"\xff")
@@ -29,7 +29,7 @@ def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
     assert free_bytes(tmp_path / "not" / "yet") > 0
 
 
-def test_lines_that_are_appended(tmp_path: Path) -> None:
+def test_appended_lines(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     path.write_bytes(b"1\n2\n3")
     with open_for_append(path) as file:
@@ -42,7 +42,7 @@ def test_lines_that_are_appended(tmp_path: Path) -> None:
     assert path.read_bytes() == b"1\n"
 
 
-def test_the_cache_is_where_the_system_keeps_caches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("MLXPREF_CACHE", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)

@@ -64,7 +64,7 @@ def ranges(hub: HubServer) -> list[str | None]:
     return [r.range for r in hub.requests if r.method == "GET" and "/resolve/" in r.path]
 
 
-def test_the_hub_is_asked_once_for_everything(hub: HubServer, repository: Repository) -> None:
+def test_one_request_for_the_file_list(hub: HubServer, repository: Repository) -> None:
     result = ask_hub(HUB_ID)
     assert (result.commit, result.licence) == (repository.commit, "apache-2.0")
     assert {file.path: (file.size, file.digest) for file in result.files} == {
@@ -120,7 +120,7 @@ def test_some_files_of_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             download_snapshot(replace(repository, commit="0" * 40), repository.files)
 
 
-def test_two_at_once_download_a_file_once(place: Destination, hub: HubServer) -> None:
+def test_two_processes_download_a_file_once(place: Destination, hub: HubServer) -> None:
     file = the(place, "test.tar.gz")
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(lambda _: download(place, file), range(2))
@@ -153,7 +153,7 @@ def test_an_interrupted_download_is_resumed(place: Destination, repository: Repo
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
-def test_what_a_process_left_is_resumed(
+def test_download_of_a_killed_process_is_resumed(
     end: signal.Signals, repository: Repository, hub: HubServer, tmp_path: Path
 ) -> None:
     """huggingface_hub's own download begins such a file anew."""
@@ -187,7 +187,7 @@ def test_what_a_process_left_is_resumed(
     ],
     ids=["other", "short"],
 )
-def test_wrong_content_never_gets_a_name(place: Destination, repository: Repository, body: bytes, text: str) -> None:
+def test_wrong_content_is_not_kept(place: Destination, repository: Repository, body: bytes, text: str) -> None:
     file = the(place, "test.tar.gz")
     repository.faults["test.tar.gz"] = body
     with pytest.raises(DataError, match=text) as caught:
@@ -199,7 +199,7 @@ def test_wrong_content_never_gets_a_name(place: Destination, repository: Reposit
     assert download(place, file).read_bytes() == ARCHIVE
 
 
-def test_what_lies_there_is_checked_too(place: Destination) -> None:
+def test_existing_parts_are_checked(place: Destination) -> None:
     for path, wrong in (("test.tar.gz", b"?" * len(ARCHIVE)), ("test.json", b"[]")):
         file = the(place, path)
         download(place, file)
@@ -240,14 +240,14 @@ def test_a_disk_that_fills_up(place: Destination, monkeypatch: pytest.MonkeyPatc
         download(place, the(place, "test.tar.gz"))
 
 
-def test_a_place_that_cannot_be_written_is_named(hub: HubServer, tmp_path: Path) -> None:
+def test_unwritable_folder(hub: HubServer, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     place = Destination(ask_hub(HUB_ID), tmp_path / "file" / "below")
     with pytest.raises(DataError, match=r"/file\S*: Not a directory; .*--output"):
         download(place, the(place, "test.json"))
 
 
-def test_a_gated_data_set_is_explained(
+def test_gated_data_set(
     repository: Repository, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     repository.gated = True
@@ -260,7 +260,7 @@ def test_a_gated_data_set_is_explained(
     assert download(place, the(place, "test.tar.gz")).read_bytes() == ARCHIVE
 
 
-def test_a_private_or_absent_repository_is_explained(repository: Repository, hub: HubServer) -> None:
+def test_private_or_absent_repository(repository: Repository, hub: HubServer) -> None:
     repository.private = True
     for hub_id in (HUB_ID, "some/where"):
         with pytest.raises(
@@ -297,7 +297,7 @@ def test_no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     "change",
     [lambda s: s | {"rfilename": "../up"}, lambda s: s | {"rfilename": "/etc/x"}, lambda s: s | {"blobId": "../../x"}],
 )
-def test_a_hub_cannot_write_elsewhere(
+def test_names_outside_the_folder(
     hub: HubServer, monkeypatch: pytest.MonkeyPatch, change: Callable[[dict[str, str]], dict[str, str]]
 ) -> None:
     from tests.hub_server import _Handler
@@ -310,7 +310,7 @@ def test_a_hub_cannot_write_elsewhere(
         ask_hub(HUB_ID)
 
 
-def test_a_data_set_that_changes_meanwhile(hub: HubServer) -> None:
+def test_data_set_changed_meanwhile(hub: HubServer) -> None:
     place = Destination(ask_hub(HUB_ID))
     download(place, the(place, "test.json"))
     earlier = Destination(replace(place.repository, commit="0" * 40))

@@ -18,12 +18,12 @@ logger.info("downloading")
 """
 
 
-def test_a_program_that_does_not_configure_logging_sees_warnings() -> None:
+def test_warnings_without_configuration() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "rows are left out\n")
 
 
-def test_progress_is_shown_where_it_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_on_request(capsys: pytest.CaptureFixture[str]) -> None:
     names = []
     assert list(track("ab", 2, "reading")) == ["a", "b"]
     with showing(Tracked(lambda work, count, what: names.append(f"{what}: {count}") or work)):

@@ -1,7 +1,7 @@
 from mlxpref.lru import LRU
 
 
-def test_the_least_recently_used_goes_first() -> None:
+def test_least_recently_used_goes_first() -> None:
     memory: LRU[str, str] = LRU(6, len)
     for key, value in (("a", "11"), ("b", "22"), ("c", "33")):
         memory.put(key, value)
@@ -12,7 +12,7 @@ def test_the_least_recently_used_goes_first() -> None:
     assert [memory.get(key) for key in "acd"] == ["1111", None, "44"]
 
 
-def test_the_newest_stays_however_large_it_is() -> None:
+def test_newest_stays_at_any_size() -> None:
     memory: LRU[int, bytes] = LRU(10, len)
     memory.put(1, bytes(4))
     memory.put(2, bytes(40))

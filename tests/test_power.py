@@ -63,7 +63,7 @@ def mac(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mac:
     return Mac(folder, monkeypatch)
 
 
-def test_a_mac_is_kept_awake_and_its_memory_wired(mac: Mac) -> None:
+def test_mac_stays_awake_with_wired_memory(mac: Mac) -> None:
     with messages() as lines, suppress(KeyboardInterrupt), keep_awake():
         process, *arguments = mac.awake()
         assert arguments == ["-i", "-w", str(os.getpid())]
@@ -85,7 +85,7 @@ def test_a_battery_is_warned_about(mac: Mac) -> None:
     assert lines[0].startswith("on battery")
 
 
-def test_what_macos_refuses_is_left_out(mac: Mac, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refusal_of_macos(mac: Mac, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(limit: int) -> int:
         raise ValueError("too large")
 
@@ -98,9 +98,7 @@ def test_what_macos_refuses_is_left_out(mac: Mac, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(("system", "switch"), [("Linux", ""), ("Darwin", "off")])
-def test_nothing_is_done_elsewhere_or_switched_off(
-    system: str, switch: str, mac: Mac, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_effect_elsewhere_or_when_off(system: str, switch: str, mac: Mac, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "system", lambda: system)
     monkeypatch.setenv("MLXPREF_LONG_RUNS", switch)
     mac.tool("pmset", f'echo "{BATTERY}"')
@@ -110,7 +108,7 @@ def test_nothing_is_done_elsewhere_or_switched_off(
     assert not (mac.folder / "awake").exists()
 
 
-def test_train_does_it_and_logs_its_speed(mac: Mac, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_train_stays_awake_and_logs_speed(mac: Mac, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mx.metal, "is_available", lambda: False)  # else models would be built for it
     few = ("--data", "demo", "--limit", "8", "--model", "demo", "--steps", "1", "--comparisons", "2")
     result = run("train", *few, "--max-tokens", "8", "--output", tmp_path / "a")
@@ -138,7 +136,7 @@ def steps(*parts: tuple[int, float, float]) -> Iterable[Any]:
         ([(20, 100, 500), (40, 0, 0)], 0),  # nothing was written
     ],
 )
-def test_a_run_that_became_slower_is_warned_of_once(parts: list[tuple[int, float, float]], warnings: int) -> None:
+def test_one_warning_for_a_slower_run(parts: list[tuple[int, float, float]], warnings: int) -> None:
     reports = list(steps(*parts))
     with messages() as lines:
         assert list(warn_of_slowdown(reports)) == reports

@@ -86,7 +86,7 @@ def main(folder: Path) -> None:
     assert not [file for file in files if file.startswith(str(folder))]
 
 
-def test_the_process_of_the_caller_stays_as_it_was(tmp_path: Path) -> None:
+def test_process_state_is_unchanged(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, __file__, tmp_path], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""

@@ -117,7 +117,7 @@ def test_scripts_exist_with_their_options() -> None:
                 assert option in script.read_text(encoding="utf-8"), (page, module, option)
 
 
-def test_links_lead_somewhere() -> None:
+def test_links_exist() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), (page, target)
@@ -140,7 +140,7 @@ def test_the_python_runs(reader: Path) -> None:
                 exec(compile(program, str(page), "exec"), {})
 
 
-def test_the_figure_before_training_is_what_the_demo_prints(demo_judge: Callable[..., Judge]) -> None:
+def test_accuracy_before_training(demo_judge: Callable[..., Judge]) -> None:
     row = re.search(r"^test pictures, before +400 +([\d.]+) %", TOP, re.MULTILINE)
     assert row, "the README shows what `make demo` prints"
     accuracy = evaluate(

@@ -17,7 +17,7 @@ def test_durations() -> None:
     assert output == ["0.0 s", "2.4 s", "10 s", "59 s", "1 min 00 s", "3 min 05 s", "1 h 00 min", "2 h 09 min"]
 
 
-def test_errors_on_one_line() -> None:
+def test_errors_are_one_line() -> None:
     assert one_line(ValueError("a\n  b")) == "ValueError: a b"
     assert one_line(KeyError()) == "KeyError"
     assert len(one_line(OSError("x" * 999))) == 300

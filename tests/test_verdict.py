@@ -21,7 +21,7 @@ from mlxpref.verdict import Verdict, at_answer, is_well_formed, reasoning_of, wr
         ("", False),
     ],
 )
-def test_the_answer_position_follows_the_first_tag_after_the_reasoning(text: str, expected: bool) -> None:
+def test_answer_position(text: str, expected: bool) -> None:
     assert at_answer(text) is expected
 
 
@@ -62,7 +62,7 @@ def test_the_written_scores(text: str, expected: tuple[float, float] | None) -> 
     assert written_scores(text) == expected
 
 
-def test_the_strategies_read_the_same_completion_differently() -> None:
+def test_strategies_read_a_completion_differently() -> None:
     verdict = Verdict("<think>a</think><answer>2</answer>", 0.3, 0.1)
     assert verdict.p_first("soft") == pytest.approx(0.75)
     assert verdict.p_first("select") == 0
@@ -75,12 +75,12 @@ def test_equal_scores_are_undecided(scores: str, p: float) -> None:
     assert Verdict(f"</think><answer>{scores}</answer>").p_first("score") == p
 
 
-def test_a_completion_without_an_answer_is_unreadable_not_an_error() -> None:
+def test_no_answer_is_unreadable() -> None:
     verdict = Verdict("I like both")
     assert [verdict.p_first(strategy) for strategy in ("soft", "select", "score")] == [None, None, None]
 
 
-def test_reasoning_is_one_clean_line() -> None:
+def test_reason_is_one_line() -> None:
     assert reasoning_of("<think>so\n much \x1b[31mred\u202e</think><answer>1</answer>") == "so much [31mred"
     assert reasoning_of("no tags at all") == "no tags at all"
     assert reasoning_of("<think></think><answer>") == ""
@@ -102,5 +102,5 @@ def test_reasoning_is_one_clean_line() -> None:
         ("<think>a <answer>1</answer></think><answer>1</answer>", "choice", True, False),
     ],
 )
-def test_the_form_is_reasons_then_one_answer(text: str, form: str, think: bool, expected: bool) -> None:
+def test_answer_form(text: str, form: str, think: bool, expected: bool) -> None:
     assert is_well_formed(text, form, think) is expected

@@ -99,7 +99,7 @@ def test_a_file_of_the_wrong_size_is_not_kept(hub: HubServer, repository: Reposi
     assert (find_checkpoint(NAME, never)[1] / SHARDS[0]).read_bytes() == content
 
 
-def test_offline_only_what_is_here_whole_is_used(
+def test_offline_uses_complete_models_only(
     hub: HubServer, repository: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     repository.faults[SHARDS[1]] = Cut(40_000, for_good=True)
@@ -138,7 +138,7 @@ def test_a_revision(hub: HubServer, repository: Repository, tmp_path: Path, monk
     assert find_checkpoint(NAME, never)[1].name == repository.commit
 
 
-def test_a_revision_that_is_not_there(hub: HubServer, tmp_path: Path) -> None:
+def test_missing_revision(hub: HubServer, tmp_path: Path) -> None:
     words = refusal(f"{NAME}@v9")
     assert f"the hub at {hub.endpoint} has no such branch, tag or commit of it" in words
     assert f"{hub.endpoint}/{NAME} shows" in words
@@ -149,9 +149,7 @@ def test_a_revision_that_is_not_there(hub: HubServer, tmp_path: Path) -> None:
             find_checkpoint(name, never, revision="v1")
 
 
-def test_a_gated_model_is_explained(
-    hub: HubServer, repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gated_model(hub: HubServer, repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     repository.gated = True
     page = f"agree to their terms at {hub.endpoint}/{NAME}, log in with `hf auth login` (or set HF_TOKEN)"
     assert page in refusal()
@@ -159,7 +157,7 @@ def test_a_gated_model_is_explained(
     assert {path.name for path in find_checkpoint(NAME, never)[1].iterdir()} == NEEDED
 
 
-def test_a_private_or_unknown_model_is_explained(hub: HubServer, repository: Repository) -> None:
+def test_private_or_unknown_model(hub: HubServer, repository: Repository) -> None:
     repository.private = True
     for name in (NAME, "no/where"):
         words = refusal(name)
@@ -167,7 +165,7 @@ def test_a_private_or_unknown_model_is_explained(hub: HubServer, repository: Rep
         assert "no such folder, not in the local cache" in words
 
 
-def test_a_renamed_model_is_found_under_its_old_name(hub: HubServer) -> None:
+def test_renamed_model(hub: HubServer) -> None:
     hub.renamed["old/name"] = NAME
     name, folder = find_checkpoint("old/name", never)
     assert name == "old/name"
@@ -213,9 +211,7 @@ def test_no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert f"the hub at {endpoint} was not reached" in refusal()
 
 
-def test_a_process_of_its_own_is_led_there_by_hf_endpoint(
-    repository: Repository, tmp_path: Path, hub: HubServer
-) -> None:
+def test_hf_endpoint_in_a_subprocess(repository: Repository, tmp_path: Path, hub: HubServer) -> None:
     program = (
         "import logging\nfrom mlxpref.checkpoints.resolve import find_checkpoint\n"
         "logging.basicConfig()\nlogging.getLogger('mlxpref').setLevel('INFO')\n"

@@ -78,7 +78,7 @@ def test_the_memory_plan_of_transformers_5(family: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("source", [*FAMILIES, "demo"])
-def test_the_hubs_own_layout_is_left_as_it_is(source: str) -> None:
+def test_layout_of_the_hub_is_unchanged(source: str) -> None:
     folder = JUDGE if source == "demo" else GOLDEN / source
     assert Checkpoint.open(folder).config == Checkpoint.open(folder).stored_config
     with Checkpoint.open(folder).readable() as place:
@@ -122,7 +122,7 @@ def test_a_view_has_all_files_but_code(one: Path, tmp_path: Path) -> None:
     assert float(mx.stack([mx.abs(w.astype(mx.float32)).sum() for w in weights.values()]).sum().item()) > 0
 
 
-def test_a_view_is_gone_when_loading_fails(one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_view_is_removed_after_a_failure(one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_transformers_5(one, tmp_path / "v5")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
@@ -132,7 +132,7 @@ def test_a_view_is_gone_when_loading_fails(one: Path, tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("key", ["auto_map", "model_file"])
-def test_code_that_comes_with_a_folder_is_not_run(key: str, one: Path, tmp_path: Path) -> None:
+def test_code_in_a_folder_is_not_run(key: str, one: Path, tmp_path: Path) -> None:
     mark = tmp_path / "it-was-run"
     (one / "evil.py").write_text(f"from pathlib import Path\nPath({str(mark)!r}).touch()\n")
     value = "evil.py" if key == "model_file" else {"AutoConfig": "evil.C", "AutoProcessor": "evil.P"}
@@ -305,7 +305,7 @@ def test_an_impossible_vision_config(how: str, one: Path) -> None:
     assert any(reason in message for reason in ("vision_config.", "not of one model", "Unsupported model type"))
 
 
-def test_nothing_is_allocated_for_sizes_of_another_model(one: Path) -> None:
+def test_wrong_sizes_allocate_nothing(one: Path) -> None:
     change_config(one, intermediate_size=1 << 20, num_hidden_layers=2)
     mx.reset_peak_memory()
     with pytest.raises(ModelError, match="not of one model"):

@@ -170,7 +170,7 @@ def test_more_judging_takes_no_less(model: ModelSize, chosen: JudgeSettings, ima
         assert judging_plan(model, raised(alone, name, more), images).peak >= judging_plan(model, alone, images).peak
 
 
-def test_what_is_not_used_takes_nothing() -> None:
+def test_unused_parts_take_nothing() -> None:
     settings = TrainSettings()
     silent = training_plan(SEVEN, replace(settings, think=False), PREFERENCES, writes=False)
     assert silent == training_plan(SEVEN, replace(settings, think=False, max_tokens=2000), PREFERENCES, writes=False)
@@ -243,7 +243,7 @@ def test_advice_fits_and_needs_each_option(
             assert plan_of(advised(chosen, fewer)).peak > working_set
 
 
-def test_where_nothing_fits_weights_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "device_working_set", lambda: 5 * GB)
     with pytest.raises(ConfigError, match=r"no settings make it fit: its weights take 5\.6 GB; take a smaller model"):
         require_fit(training, TrainSettings(), "training")

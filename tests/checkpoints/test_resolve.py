@@ -70,7 +70,7 @@ def fake_hub(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[str]:
     return fetched
 
 
-def test_the_recommended_list_is_sane() -> None:
+def test_recommended_list() -> None:
     judges = recommended_judges()
     assert len({judge.id for judge in judges}) == len(judges) >= 4
     for judge in judges:
@@ -125,14 +125,14 @@ def test_the_environment_names_a_judge(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", ["", " "])
-def test_an_empty_name_is_not_taken_for_none(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_empty_name_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLXPREF_MODEL", "demo")
     with pytest.raises(ModelError, match="name is empty"):
         find_checkpoint(name, never)
 
 
 @pytest.mark.parametrize("name", ["some-one/a_model.v2", None])
-def test_a_cached_judge_needs_no_hub_and_no_question(name: str | None, cache: Path) -> None:
+def test_cached_judge_needs_no_hub(name: str | None, cache: Path) -> None:
     expected = name or choose_judge(12 * GB).id
     snapshot = put_into_cache(cache, expected, SIDE | {"model.safetensors": "x"})
     assert find_checkpoint(name, never) == (expected, snapshot)
@@ -179,7 +179,7 @@ def test_an_unreachable_hub_is_one_line(name: str | None) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_download_is_announced_with_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_download_names_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fetched, questions = fake_hub(monkeypatch, tmp_path), []
 
     def agree(question: str) -> bool:

@@ -108,7 +108,7 @@ LENIENT = {"a type that MLX does not read", "an axis beyond 32 bits", "many axes
 
 
 @pytest.mark.parametrize("how", HEADS)
-def test_a_hostile_head_is_refusal(how: str, tmp_path: Path) -> None:
+def test_hostile_head_is_refused(how: str, tmp_path: Path) -> None:
     file = write(tmp_path / "model.safetensors", HEADS[how])
     assert "not readable as weights" in refusal(file)
     if how not in LENIENT:
@@ -116,7 +116,7 @@ def test_a_hostile_head_is_refusal(how: str, tmp_path: Path) -> None:
             opened.keys()
 
 
-def test_the_sound_head_of_these_is_read(tmp_path: Path) -> None:
+def test_sound_head_is_read(tmp_path: Path) -> None:
     tensors = read_file_tensor_infos(write(tmp_path / "model.safetensors", {"a": SOUND}))
     assert tensors["a"].shape == (2,)
     assert tensors["a"].size == 8
@@ -125,7 +125,7 @@ def test_the_sound_head_of_these_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"\1\2", bytes(8), bytes(100), b"\xff" * 100, (10**8 + 1).to_bytes(8, "little")]
 )
-def test_a_head_of_no_possible_size_is_refusal(content: bytes, tmp_path: Path) -> None:
+def test_impossible_size_of_head_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(content)
     refusal(tmp_path / "model.safetensors")
 
@@ -139,14 +139,14 @@ def test_a_head_of_a_hundred_megabytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [-1, -1000, 1, 1000])
-def test_a_file_cut_or_extended_is_refusal(change: int, tmp_path: Path) -> None:
+def test_cut_or_extended_file_is_refused(change: int, tmp_path: Path) -> None:
     content = (GOLDEN / "qwen3_vl" / "model.safetensors").read_bytes()
     file = tmp_path / "model.safetensors"
     file.write_bytes(content[:change] if change < 0 else content + bytes(change))
     assert "file not fully covered" in refusal(file)
 
 
-def test_metadata_that_are_null_are_none(tmp_path: Path) -> None:
+def test_null_metadata(tmp_path: Path) -> None:
     """MLX writes them so where it is given none."""
     mx.save_safetensors(str(tmp_path / "model.safetensors"), {"a": mx.zeros(2)})
     assert read_file_tensor_infos(tmp_path / "model.safetensors")["a"].shape == (2,)
@@ -184,7 +184,7 @@ def test_links_of_the_hubs_cache(sharded: Path, tmp_path: Path) -> None:
     assert read_tensor_infos(links).keys() == read_tensor_infos(GOLDEN / "qwen2_vl").keys()
 
 
-def test_only_what_the_index_names_is_read(sharded: Path) -> None:
+def test_only_indexed_files_are_read(sharded: Path) -> None:
     (sharded / "consolidated.safetensors").write_bytes(b"something else")
     assert read_tensor_infos(sharded).keys() == read_tensor_infos(GOLDEN / "qwen2_vl").keys()
 
@@ -199,11 +199,11 @@ def test_an_index_that_leads_elsewhere(place: Any, sharded: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": []}', '{"weight_map": {}}', "[" * 200_000, "3"])
-def test_an_index_that_is_none_is_refusal(text: str, sharded: Path) -> None:
+def test_malformed_index_is_refused(text: str, sharded: Path) -> None:
     assert index_error(sharded, text).startswith(f"{sharded / INDEX}: ")
 
 
-def test_an_index_says_what_the_files_hold(sharded: Path) -> None:
+def test_index_agrees_with_the_files(sharded: Path) -> None:
     name = next(iter(json.loads((sharded / INDEX).read_text())["weight_map"]))
     first, second = (f"model-0000{i}-of-00002.safetensors" for i in (1, 2))
     there = read_tensor_infos(sharded)[name].file.name
@@ -213,14 +213,14 @@ def test_an_index_says_what_the_files_hold(sharded: Path) -> None:
     assert "no such file" in index_error(sharded, **{"x.weight": "model-3.safetensors"})
 
 
-def test_a_tensor_in_two_files_is_refusal(sharded: Path) -> None:
+def test_tensor_in_two_files_is_refused(sharded: Path) -> None:
     (sharded / INDEX).unlink()
     shutil.copy(sharded / "model-00001-of-00002.safetensors", sharded / "model.safetensors")
     with pytest.raises(ModelError, match="is in both"):
         read_tensor_infos(sharded)
 
 
-def test_a_missing_or_strange_file_is_named(sharded: Path) -> None:
+def test_missing_or_strange_file_is_named(sharded: Path) -> None:
     file = sharded / "model-00002-of-00002.safetensors"
     file.unlink()
     for make in (lambda: None, file.mkdir):
@@ -235,7 +235,7 @@ def test_a_missing_or_strange_file_is_named(sharded: Path) -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"\xff\xfe", b"[]", b"{", b"[" * 200_000, b'{"a": 1} x', b"9" * 9000, b"null", b'{"a": "\\ud800"}']
 )
-def test_json_that_is_no_object_is_refusal(content: bytes, tmp_path: Path) -> None:
+def test_json_without_object_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(ModelError) as caught:
         read_json_object(tmp_path / "a.json")

@@ -270,7 +270,7 @@ def test_rank_takes_files_and_folders(pictures: Path, monkeypatch: pytest.Monkey
     assert f"  {deep} " in run("rank", "pictures/a.png", deep, "--prompt", "x", "--think", "none", *QUICK).stdout
 
 
-def test_any_name_and_prompt_is_shown_plainly(tmp_path: Path) -> None:
+def test_hostile_names_and_prompts(tmp_path: Path) -> None:
     names = ("with blanks.png", "ünï 你好 🎨.png", MARKUP, ESCAPE, UNDECODED)
     for number, name in enumerate(names):
         draw(tmp_path / "pictures" / name, number)
@@ -290,7 +290,7 @@ def test_any_name_and_prompt_is_shown_plainly(tmp_path: Path) -> None:
     assert "undecoded\\xff.png" in run("compare", *paths, "--prompt", prompt, *QUICK).stdout
 
 
-def test_eval_of_ones_own_preferences(rows: Callable[..., Path]) -> None:
+def test_eval_of_own_preferences(rows: Callable[..., Path]) -> None:
     path = rows(row("a", "b"), row("b", "c", 0.25, group="x"), row("a", "c", 0.5))
     result = report("eval", "--data", path, *QUICK)
     assert set(result) == EVAL_KEYS
@@ -322,7 +322,7 @@ def test_eval_of_the_demo() -> None:
         assert (result["data"], result["split"], result["pairs"]) == ("demo", split, 3)
 
 
-def test_the_demo_judge_says_what_it_knows(two: tuple[Path, Path], tmp_path: Path) -> None:
+def test_verdict_of_the_demo_judge(two: tuple[Path, Path], tmp_path: Path) -> None:
     arguments = ("--prompt", "a shape", "--model", "demo", "--no-think")
     Image.new("RGB", (50, 60)).save(tmp_path / "other.png")
     assert "knows only its own coloured shapes" in run("compare", two[0], tmp_path / "other.png", *arguments).stderr
@@ -366,7 +366,7 @@ def test_stdout_is_json_and_stderr_the_rest(pictures: Path) -> None:
     assert len(lines) == 5
 
 
-def test_results_reach_a_terminal_of_any_encoding(two: tuple[Path, Path]) -> None:
+def test_output_in_any_encoding(two: tuple[Path, Path]) -> None:
     arguments = ("compare", *two, "--prompt", "“你好” 🎨", "--no-think", "--model", TINY)
     done = in_a_process(*arguments, "--json", PYTHONIOENCODING="ascii")
     assert json.loads(done.stdout)["prompt"] == "“你好” 🎨"
@@ -374,7 +374,7 @@ def test_results_reach_a_terminal_of_any_encoding(two: tuple[Path, Path]) -> Non
     assert done.returncode == 0, done.stderr
 
 
-def test_errors_of_the_system_are_one_line(two: tuple[Path, Path]) -> None:
+def test_system_errors_are_one_line(two: tuple[Path, Path]) -> None:
     command = [*SCRIPT, "compare", *map(str, two), "--prompt", "x", "--no-think", "--model", TINY, "--json"]
     if Path("/dev/full").exists():
         with Path("/dev/full").open("w") as full:
@@ -409,7 +409,7 @@ def test_ctrl_c_ends_with_130(two: tuple[Path, Path], tmp_path: Path, monkeypatc
 # Bad input
 
 
-def test_images_that_are_not_there(pictures: Path, tmp_path: Path) -> None:
+def test_missing_images(pictures: Path, tmp_path: Path) -> None:
     a = pictures / "a.png"
     assert "nowhere: no such file or folder" in refused("rank", tmp_path / "nowhere", "--prompt", "x", *QUICK)
     (tmp_path / "empty").mkdir()
@@ -422,7 +422,7 @@ def test_images_that_are_not_there(pictures: Path, tmp_path: Path) -> None:
     assert "two images are needed, 1 of 1" in refused("rank", a, a, "--prompt", "x", *QUICK)
 
 
-def test_damaged_images_are_skipped_named_and_counted(pictures: Path) -> None:
+def test_damaged_images_are_skipped(pictures: Path) -> None:
     whole = draw(pictures / "whole.png", 4).read_bytes()
     (pictures / "cut.png").write_bytes(whole[: len(whole) // 2])
     (pictures / f"text {MARKUP}").write_text("a red circle")
@@ -477,7 +477,7 @@ def test_unreadable_images_are_named_first(
     assert [line.split(": ")[0] for line in lines[1:]] == [f"  {pictures / name}" for name in ("b.png", "c.png")]
 
 
-def test_data_that_is_not_there(tmp_path: Path, rows: Callable[..., Path]) -> None:
+def test_missing_data(tmp_path: Path, rows: Callable[..., Path]) -> None:
     assert "unknown --data nothing: known are demo, imagereward" in refused("eval", "--data", "nothing", *QUICK)
     assert "no such file" in refused("eval", "--data", tmp_path / "nothing.jsonl", *QUICK)
     line = refused("eval", "--data", "imagereward", *QUICK)
@@ -488,7 +488,7 @@ def test_data_that_is_not_there(tmp_path: Path, rows: Callable[..., Path]) -> No
     assert "no preferences in this file" in refused("eval", "--data", rows(), *QUICK)
 
 
-def test_models_that_cannot_be_used(two: tuple[Path, Path], tmp_path: Path) -> None:
+def test_unusable_models(two: tuple[Path, Path], tmp_path: Path) -> None:
     def judged_by(model: str | Path) -> str:
         return refused("compare", *two, "--prompt", "x", "--model", model)
 
@@ -512,7 +512,7 @@ def test_models_that_cannot_be_used(two: tuple[Path, Path], tmp_path: Path) -> N
     assert "'llava' is not supported; mlxpref judges with Qwen2-VL, Qwen2.5-VL, Qwen3-VL" in judged_by(folder)
 
 
-def test_no_judge_at_all_is_one_line(two: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_judge(two: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mlxpref.checkpoints.resolve.device_working_set", lambda: 12 * 10**9)
     judge = choose_judge(12 * 10**9)
     line = refused("compare", *two, "--prompt", "x")
@@ -541,7 +541,7 @@ def test_adapters_of_another_model_are_refused(
 SMALL_RUN = ("--data", "demo", "--limit", "6", "--comparisons", "2", "--group", "2", "--max-tokens", "4")
 
 
-def test_train_writes_a_run_that_can_be_repeated(two: tuple[Path, Path], tmp_path: Path) -> None:
+def test_train_can_be_repeated(two: tuple[Path, Path], tmp_path: Path) -> None:
     folder = tmp_path / "run"
     result = report("train", *SMALL_RUN, "--model", TINY, "--steps", "2", "--no-think", "--output", folder)
     assert result["adapter"] == str(folder)
@@ -584,7 +584,7 @@ def test_train_refuses_in_one_line(arguments: tuple[str, ...], words: str, tmp_p
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_training_with_the_adapter_saved(number: int, code: int, tmp_path: Path) -> None:
+def test_signal_saves_the_adapter(number: int, code: int, tmp_path: Path) -> None:
     arguments = [*SMALL_RUN, "--model", TINY, "--steps", "5000", "--no-think", "--output", str(tmp_path / "run")]
     process = subprocess.Popen([*SCRIPT, "train", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     log = tmp_path / "run" / "log.jsonl"

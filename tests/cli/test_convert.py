@@ -32,7 +32,7 @@ def compared(two: tuple[Path, Path], *arguments: str | Path) -> float:
     return p_a
 
 
-def test_what_was_converted_judges(tmp_path: Path, two: tuple[Path, Path]) -> None:
+def test_converted_model_judges(tmp_path: Path, two: tuple[Path, Path]) -> None:
     output = tmp_path / "four bit"
     result = report("convert", TINY, output)
     assert set(result) == KEYS
@@ -46,7 +46,7 @@ def test_what_was_converted_judges(tmp_path: Path, two: tuple[Path, Path]) -> No
     assert "is not empty" in refused("convert", TINY, output)
 
 
-def test_an_unquantized_conversion_says_the_very_same(tmp_path: Path, two: tuple[Path, Path]) -> None:
+def test_unquantized_conversion_is_identical(tmp_path: Path, two: tuple[Path, Path]) -> None:
     result = run("convert", TINY, tmp_path / "out", "--bits", "none", "--dtype", "float32")
     lines = result.stdout.splitlines()
     assert lines[0].startswith(f"{tmp_path / 'out'}: not quantized, ")
@@ -79,7 +79,7 @@ def test_recipes_side_by_side() -> None:
     assert 0 == rows[0]["kl_answer"] < rows[1]["kl_answer"]
 
 
-def test_preferences_of_ones_own(tmp_path: Path, two: tuple[Path, Path]) -> None:
+def test_own_preferences(tmp_path: Path, two: tuple[Path, Path]) -> None:
     rows = [{"prompt": "a shape", "a": f"pictures/{two[0].name}", "b": f"pictures/{two[1].name}", "p_a": 1}]
     file = tmp_path / "mine.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)))
@@ -88,7 +88,7 @@ def test_preferences_of_ones_own(tmp_path: Path, two: tuple[Path, Path]) -> None
     assert "nowhere" in refused("convert", TINY, tmp_path / "new", "--preferences", tmp_path / "nowhere.jsonl")
 
 
-def test_a_quantized_source_is_taken_on_request(tmp_path: Path) -> None:
+def test_quantized_source_on_request(tmp_path: Path) -> None:
     report("convert", TINY, tmp_path / "eight", "--bits", "8", "--no-fidelity")
     assert "--requantize" in refused("convert", tmp_path / "eight", tmp_path / "four")
     result = report("convert", tmp_path / "eight", tmp_path / "four", "--requantize", "--no-fidelity")
@@ -163,7 +163,7 @@ def test_a_signal_leaves_nothing(number: int, code: int, tmp_path: Path) -> None
 # Adapters
 
 
-def test_an_adapter_elsewhere_says_the_same(tmp_path: Path, two: tuple[Path, Path]) -> None:
+def test_exported_adapter_judges_alike(tmp_path: Path, two: tuple[Path, Path]) -> None:
     adapter = write_adapter(tmp_path / "adapter", tiny_model("qwen2_5_vl"))
     expected = compared(two, "--model", TINY, "--adapter", adapter)
     assert abs(expected - compared(two, "--model", TINY)) > 1e-3

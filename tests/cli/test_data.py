@@ -60,7 +60,7 @@ def error_of(result: Result) -> str:
     return line
 
 
-def test_nothing_is_downloaded_without_consent(serve: Serve, tmp_path: Path) -> None:
+def test_no_download_without_consent(serve: Serve, tmp_path: Path) -> None:
     hub = serve("imagereward")
     result = run("imagereward")
     assert error_of(result) == "Error: imagereward: nothing was downloaded; agree with --yes"
@@ -73,7 +73,7 @@ def test_nothing_is_downloaded_without_consent(serve: Serve, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("answer", [True, False])
-def test_on_a_terminal_it_asks(serve: Serve, monkeypatch: pytest.MonkeyPatch, answer: bool) -> None:
+def test_consent_on_a_terminal(serve: Serve, monkeypatch: pytest.MonkeyPatch, answer: bool) -> None:
     hub = serve("imagereward")
     questions: list[str] = []
 
@@ -106,7 +106,7 @@ def test_a_downloaded_split_is_found_by_name(serve: Serve, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", list(CATALOG))
-def test_every_data_set_can_be_read_after_its_download(name: str, serve: Serve, tmp_path: Path) -> None:
+def test_downloaded_data_sets_load(name: str, serve: Serve, tmp_path: Path) -> None:
     serve(name)
     for split in ("train", "test"):
         result = json_of(run(name, "--split", split, "--yes", "--json", "--output", tmp_path / "mine"))
@@ -148,7 +148,7 @@ def test_json(serve: Serve, tmp_path: Path) -> None:
         ("hpdv3", 1, ["train.json", "images.tar.gz.00", "images.tar.gz.01", "images.tar.gz.02"]),
     ],
 )
-def test_a_limit_downloads_only_what_it_needs(name: str, limit: int, needed: list[str], serve: Serve) -> None:
+def test_limit_downloads_only_needed_files(name: str, limit: int, needed: list[str], serve: Serve) -> None:
     hub = serve(name)
     result = run(name, "--split", "train", "--limit", limit, "--yes")
     assert [path.partition("-of-")[0] for path in hub.downloaded()] == needed
@@ -157,7 +157,7 @@ def test_a_limit_downloads_only_what_it_needs(name: str, limit: int, needed: lis
     assert len(load_preferences(name, "train", limit)) == limit
 
 
-def test_a_larger_limit_adds_to_what_is_there(serve: Serve) -> None:
+def test_larger_limit_adds_files(serve: Serve) -> None:
     hub = serve("pickapic")
     run("pickapic", "--split", "train", "--limit", 2, "--yes")
     before = len(hub.downloaded())
@@ -167,7 +167,7 @@ def test_a_larger_limit_adds_to_what_is_there(serve: Serve) -> None:
     assert len(contents) == 2
 
 
-def test_the_split_that_a_protocol_also_reads_is_named(serve: Serve, tmp_path: Path) -> None:
+def test_protocol_names_its_other_split(serve: Serve, tmp_path: Path) -> None:
     hub = serve("pickapic")
     result = run("pickapic", "--yes", "--output", tmp_path / "my data")
     assert [path.partition("-0")[0] for path in hub.downloaded()] == ["data/test_unique"]
@@ -190,7 +190,7 @@ def test_an_interrupted_download_is_resumed(serve: Serve) -> None:
     assert len(load_preferences("imagereward", "test")) > 0
 
 
-def test_wrong_content_is_one_line_and_is_removed(serve: Serve, tmp_path: Path) -> None:
+def test_wrong_content_is_removed(serve: Serve, tmp_path: Path) -> None:
     hub = serve("imagereward")
     repository = hub.repositories["THUDM/ImageRewardDB"]
     archive = "images/test/test_1.zip"
@@ -227,9 +227,7 @@ def test_offline_with_and_without_files(serve: Serve, tmp_path: Path, monkeypatc
     assert "not checked" in run("imagereward").stderr
 
 
-def test_what_the_hub_refuses_is_said_in_one_line(
-    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_refusals_of_the_hub(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub = serve("imagereward")
     hub.repositories["THUDM/ImageRewardDB"].gated = True
     assert "its owners ask who wants it; agree to their terms at" in error_of(run("imagereward", "--yes"))
@@ -247,7 +245,7 @@ def test_wrong_usage(serve: Serve, tmp_path: Path) -> None:
     assert f"--output {tmp_path / 'file'}: is no folder" in error_of(run("imagereward", "--output", tmp_path / "file"))
 
 
-def test_a_process_of_its_own(serve: Serve, tmp_path: Path) -> None:
+def test_subprocess(serve: Serve, tmp_path: Path) -> None:
     """It takes the hub and the cache from its environment, and finds there what another one downloaded."""
     rest = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
     hub = {"HF_ENDPOINT": serve("imagereward").endpoint, "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1"}

@@ -43,7 +43,7 @@ def examined() -> tuple[int, dict[str, CheckResult]]:
     return result.exit_code, {each["name"]: CheckResult(**each) for each in answer["findings"]}
 
 
-def test_where_all_is_well(hub: HubServer) -> None:
+def test_all_is_well(hub: HubServer) -> None:
     result = run("doctor")
     assert result.exit_code == 0, result.output
     assert result.stderr == ""
@@ -77,7 +77,7 @@ def test_failures_come_first(monkeypatch: pytest.MonkeyPatch, hub: HubServer) ->
     assert last.startswith("1 of ")
 
 
-def test_a_check_that_fails_itself_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_check_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any) -> Any:
         raise RuntimeError("no\nluck")
 
@@ -103,7 +103,7 @@ def test_mlx_that_cannot_be_imported(tmp_path: Path) -> None:
     assert {"hub", "hub cache", "mlxpref cache"} <= set(results)
 
 
-def test_installed_packages_are_as_they_must_be() -> None:
+def test_installed_packages() -> None:
     versions = installed_versions()
     assert check_packages(versions).state == check_builds(versions).state == "ok"
 
@@ -192,7 +192,7 @@ def test_a_hub_that_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "is not reached (it answered 503)" in examined()[1]["hub"].found
 
 
-def test_offline_nothing_is_asked(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_makes_no_request(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert examined()[1]["hub"].found.startswith("HF_HUB_OFFLINE is set")
     assert hub.requests == []

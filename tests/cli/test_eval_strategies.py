@@ -19,7 +19,7 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(main, [*DEMO, *map(str, arguments)])
 
 
-def test_several_ways_are_one_table(tmp_path: Path) -> None:
+def test_several_strategies_are_one_table(tmp_path: Path) -> None:
     store = ("--store", tmp_path / "store.sqlite")
     result = run("--strategy", "select,score,soft", "--samples", "2, 1", "--think", "both", *store)
     assert result.exit_code == 0, result.output
@@ -42,7 +42,7 @@ def test_several_ways_are_one_table(tmp_path: Path) -> None:
     assert [line.rsplit(None, 1) for line in again.stdout.splitlines()[2:11]] == [[s, "recalled"] for s in shares]
 
 
-def test_json_has_an_evaluation_for_every_way() -> None:
+def test_json_has_every_strategy() -> None:
     result = run("--strategy", "soft,select", "--samples", "1,2", "--json")
     assert result.exit_code == 0, result.output
     rows = json.loads(result.stdout)
@@ -57,7 +57,7 @@ def test_json_has_an_evaluation_for_every_way() -> None:
 
 
 @pytest.mark.parametrize("ending", FORMATS)
-def test_the_drawing_is_written(tmp_path: Path, ending: str) -> None:
+def test_drawing_is_written(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"drawing{ending}"
     result = run("--no-think", "--strategy", "soft,score", "--plot", path)
     assert result.exit_code == 0, result.output
@@ -83,13 +83,13 @@ def test_the_drawing_is_written(tmp_path: Path, ending: str) -> None:
         (("--plot", "drawing.svg", "--scores", "scores.csv"), "takes the place of a judge"),
     ],
 )
-def test_what_cannot_be_asked_for_is_refused_at_once(arguments: tuple[str, ...], problem: str) -> None:
+def test_wrong_usage(arguments: tuple[str, ...], problem: str) -> None:
     result = run(*arguments)
     assert result.exit_code == 2, result.output
     assert problem in " ".join(result.stderr.split())
 
 
-def test_options_not_given_change_no_setting() -> None:
+def test_absent_options_change_no_setting() -> None:
     nothing = StrategyOptions(["soft"])
     assert nothing.settings == {}
     assert nothing.variants == [StrategyVariant("soft", True, 1)]

@@ -55,7 +55,7 @@ def test_wrong_usage(folder: Path, arguments: tuple[str, ...]) -> None:
     assert run("label", folder, *arguments).exit_code == 2
 
 
-def test_what_cannot_work_is_refused_at_once(folder: Path, tmp_path: Path) -> None:
+def test_impossible_labelling_is_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "diary.jsonl").write_text("dear diary\n")
     pictures(tmp_path / "one", 1)
     (tmp_path / "empty").mkdir()
@@ -82,7 +82,7 @@ def test_what_cannot_work_is_refused_at_once(folder: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.usefixtures("ends_at_once")
-def test_only_what_is_in_the_folder_is_shown(folder: Path, tmp_path: Path) -> None:
+def test_only_pictures_of_the_folder(folder: Path, tmp_path: Path) -> None:
     secret = pictures(tmp_path / "secret", 1)[0]
     (folder / "link.png").symlink_to(secret)
     (folder / "inside.png").symlink_to(folder / "0001.png")
@@ -96,7 +96,7 @@ def test_only_what_is_in_the_folder_is_shown(folder: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.usefixtures("ends_at_once")
-def test_each_prompt_is_a_part_of_it(folder: Path, tmp_path: Path) -> None:
+def test_each_prompt_is_a_group(folder: Path, tmp_path: Path) -> None:
     for number, image in enumerate(sorted(folder.iterdir())):
         image.with_suffix(".txt").write_text(f"prompt {number // 2}")
     assert "4 images of 2 prompts, 2 pairs planned of 2" in notes(
@@ -119,7 +119,7 @@ def test_a_second_start_continues(folder: Path, tmp_path: Path) -> None:
     assert output.read_text() == json.dumps(record) + "\n"
 
 
-def test_an_output_behind_a_link(folder: Path, tmp_path: Path) -> None:
+def test_output_behind_a_link(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "deep" / "er").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "deep" / "er")
     output = tmp_path / "link" / "p.jsonl"

@@ -21,7 +21,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_text_is_plain_and_markup_is_not_eaten(capsys: pytest.CaptureFixture[str]) -> None:
+def test_markup_in_text_stays(capsys: pytest.CaptureFixture[str]) -> None:
     assert plain(NASTY) == SHOWN
     assert plain("öäü 你好 🎨 “x”") == "öäü 你好 🎨 “x”"
     print_text(NASTY)
@@ -50,7 +50,7 @@ def test_json_escapes_control_characters(capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
-def test_any_encoding_of_stdout_will_do(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_encoding_of_stdout(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding))
     print_json({"name": "é 你 🎨 \udcff"})
@@ -70,7 +70,7 @@ def test_tables_keep_to_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert max(map(len, text.splitlines())) <= 40
 
 
-def test_progress_is_said_in_a_file(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_without_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(console, "_PLAIN_INTERVAL", 0.0)
     with show_on_stderr():
         assert list(track(iter("abc"), 3, "judging")) == ["a", "b", "c"]

@@ -36,13 +36,13 @@ def ranked(*arguments: str | Path) -> dict[str, Any]:
     return result
 
 
-def test_pairs_are_two_an_image_unless_said_otherwise(folder: Path) -> None:
+def test_default_budget_is_two_pairs_an_image(folder: Path) -> None:
     assert len(ranked(folder, *PROMPT, "--think", "none", *QUICK)["pairs"]) == 24
     assert len(ranked(folder, *PROMPT, "--think", "none", "--pairs", "13", *QUICK)["pairs"]) == 13
     assert len(ranked(folder, *PROMPT, "--think", "none", "--pairs", "all", *QUICK)["pairs"]) == 66
 
 
-def test_what_was_judged_is_not_judged_again(folder: Path, tmp_path: Path) -> None:
+def test_judged_pairs_are_recalled(folder: Path, tmp_path: Path) -> None:
     store = ("--store", tmp_path / "kept.sqlite")
     first = ranked(folder, *PROMPT, "--think", "none", *store, *QUICK)
     assert (first["recalled"], first["vision_runs"]) == (0, 12)
@@ -54,7 +54,7 @@ def test_what_was_judged_is_not_judged_again(folder: Path, tmp_path: Path) -> No
     assert len(more["pairs"]) == 30
 
 
-def test_the_store_is_in_the_cache_or_nowhere(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_store_is_in_the_cache(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLXPREF_CACHE", str(tmp_path / "cache"))
     arguments = (folder, *PROMPT, "--think", "none", "--pairs", "3", *QUICK)
     assert ranked(*arguments, "--no-store")["recalled"] == 0
@@ -67,7 +67,7 @@ def test_the_store_is_in_the_cache_or_nowhere(folder: Path, tmp_path: Path, monk
     assert "exclude each other" in both.stderr
 
 
-def test_the_time_is_said_before_the_work(folder: Path) -> None:
+def test_time_estimate_comes_first(folder: Path) -> None:
     done = run("rank", folder, *PROMPT, *QUICK)
     assert done.exit_code == 0
     lines = done.stderr.splitlines()
@@ -148,14 +148,14 @@ def test_impossible_pairs(folder: Path, pairs: str) -> None:
     assert "--pairs" in done.stderr
 
 
-def test_the_same_file_twice_is_noticed(folder: Path) -> None:
+def test_duplicates_are_named(folder: Path) -> None:
     (folder / "copy.png").write_bytes((folder / "03.png").read_bytes())
     done = run("rank", folder, *PROMPT, "--think", "none", *QUICK)
     assert done.exit_code == 0
     assert f"the same file: {folder / '03.png'}, {folder / 'copy.png'}; each is ranked" in done.stderr
 
 
-def test_the_work_ends_when_the_top_is_settled(folder: Path) -> None:
+def test_ends_when_the_top_is_settled(folder: Path) -> None:
     result = ranked(folder, *PROMPT, "--think", "none", "--pairs", "all", "--top", "12", *QUICK)
     assert result["ending"] == "settled", "that all twelve are the twelve best is known at once"
     assert len(result["pairs"]) < result["planned_pairs"] == 66
@@ -170,7 +170,7 @@ def stored(path: Path) -> int:
 
 
 @pytest.mark.slow
-def test_interrupted_work_is_ranked_and_kept(tmp_path: Path) -> None:
+def test_interrupted_ranking(tmp_path: Path) -> None:
     for i in range(40):
         picture(i, (112, 112)).save(tmp_path / f"{i:02}.png")
     store = tmp_path / "kept.sqlite"

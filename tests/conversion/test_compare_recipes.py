@@ -89,9 +89,7 @@ def test_an_interruption_leaves_nothing(own_temporary: Path, monkeypatch: pytest
     assert list(own_temporary.iterdir()) == []
 
 
-def test_a_source_that_does_not_fit_is_said_once(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_source_that_does_not_fit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(fidelity_module, "device_working_set", lambda: 10**6)
     rows = compare_recipes(SOURCE, recipes("8", "4"), **COMMON)
     assert [row["kl_answer"] for row in rows] == [None, None]

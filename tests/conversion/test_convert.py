@@ -57,9 +57,7 @@ def while_writing(monkeypatch: pytest.MonkeyPatch, happens: Callable[[Path], Non
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_an_unquantized_conversion_says_the_same(
-    family: str, golden: dict[str, Any], tmp_path: Path, dtype: str
-) -> None:
+def test_unquantized_conversion_is_equal(family: str, golden: dict[str, Any], tmp_path: Path, dtype: str) -> None:
     output = tmp_path / "converted"
     result = convert(GOLDEN / family, output, Recipe(None), dtype=dtype)
     assert (result["path"], result["bits"], result["quantized_layers"]) == (str(output), None, 0)
@@ -73,7 +71,7 @@ def test_an_unquantized_conversion_says_the_same(
 
 
 @pytest.mark.parametrize(("bits", "group_size", "closeness"), [(4, 32, 0.9), (8, 64, 0.99)])
-def test_a_quantized_conversion_says_nearly_the_same(
+def test_quantized_conversion_is_near(
     family: str, golden: dict[str, Any], tmp_path: Path, bits: int, group_size: int, closeness: float
 ) -> None:
     output = tmp_path / "converted"
@@ -97,7 +95,7 @@ def test_a_quantized_conversion_says_nearly_the_same(
     assert np.abs(golden_logits - ours).max() > 1e-3
 
 
-def test_mlx_vlm_loads_what_was_converted(family: str, golden: dict[str, Any], tmp_path: Path) -> None:
+def test_mlx_vlm_loads_a_conversion(family: str, golden: dict[str, Any], tmp_path: Path) -> None:
     from mlx_vlm import load
 
     convert(GOLDEN / family, tmp_path / "converted")
@@ -110,7 +108,7 @@ def test_mlx_vlm_loads_what_was_converted(family: str, golden: dict[str, Any], t
     assert np.abs(spoken(ours, theirs) - logits(ours, golden)).max() < 1e-3
 
 
-def test_a_full_folder_is_refused_and_unharmed(tmp_path: Path) -> None:
+def test_full_folder_is_refused(tmp_path: Path) -> None:
     output = tmp_path / "out"
     output.mkdir()
     (output / "mine.txt").write_text("precious")
@@ -261,7 +259,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="needs a limit on the size of files")
-def test_weights_that_do_not_fit_leave_nothing(tmp_path: Path) -> None:
+def test_weights_that_do_not_fit(tmp_path: Path) -> None:
     """For real: MLX may not write more than 100 kB into one file."""
     program = f"""
 import resource, signal, sys
@@ -395,7 +393,7 @@ def test_a_disk_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert entries(tmp_path) == []
 
 
-def test_the_record_says_where_it_comes_from(tmp_path: Path) -> None:
+def test_record_names_its_source(tmp_path: Path) -> None:
     comparisons = built_in_comparisons()[:2]
     report = convert(GOLDEN / "qwen2_5_vl", tmp_path / "out", Recipe(8, 32), name="Owner/Name", comparisons=comparisons)
     record = json.loads((tmp_path / "out" / "mlxpref.json").read_text())

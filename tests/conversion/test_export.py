@@ -57,7 +57,7 @@ def renamed(folder: Path, *changes: tuple[str, str]) -> Path:
     return folder
 
 
-def test_every_form_says_the_same(family: str, golden: dict[str, Any], adapter: Path, tmp_path: Path) -> None:
+def test_every_form_is_equal(family: str, golden: dict[str, Any], adapter: Path, tmp_path: Path) -> None:
     expected = with_adapter(family, adapter, golden)
     assert np.abs(expected - logits(tiny_model(family), golden)).max() > 0.1
     export(adapter, tmp_path / "peft", "peft", family)

@@ -62,7 +62,7 @@ MAKERS: dict[str, Callable[[Path], list[PackedImage]]] = {
 
 
 @pytest.mark.parametrize("kind", MAKERS)
-def test_images_are_read_in_any_order_from_where_they_are(kind: str, tmp_path: Path) -> None:
+def test_images_are_read_in_any_order(kind: str, tmp_path: Path) -> None:
     images, cache = MAKERS[kind](tmp_path), ArchiveCache()
     for i in (4, 0, 2, 2, 1, 3):
         assert np.array_equal(np.asarray(load_image(images[i])), np.asarray(picture(i, (24, 16))))
@@ -120,7 +120,7 @@ def test_truncated_archives_are_named(kind: str, share: float, tmp_path: Path) -
     assert all(str(images[0].archive) in message and "\n" not in message for message in messages)
 
 
-def test_archives_that_are_none_are_named(tmp_path: Path) -> None:
+def test_malformed_archives_are_named(tmp_path: Path) -> None:
     for name in ("a.zip", "a.parquet"):
         (tmp_path / name).write_bytes(b"no archive" * 100)
         assert "its archive is damaged or not whole" in problem(PackedImage(tmp_path / name, "0/jpg_0"))
@@ -173,7 +173,7 @@ def test_encrypted_members_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("member", ["0", "0/", "-1/jpg_0", "2/jpg_0", "9" * 6000 + "/jpg_0", "x/jpg_0", "0/jpg_1", ""])
-def test_cells_that_a_table_does_not_have(member: str, tmp_path: Path) -> None:
+def test_missing_cells(member: str, tmp_path: Path) -> None:
     path = write_table(tmp_path / "a.parquet", [png(0), None])
     assert not ArchiveCache().has(PackedImage(path, member))
     assert "is not there" in problem(PackedImage(path, member))
@@ -201,7 +201,7 @@ def test_only_one_row_group_of_a_table_is_in_memory(tmp_path: Path, monkeypatch:
     assert read == [0, 2, 1]
 
 
-def test_a_packed_image_is_reduced_and_turned_like_a_file(tmp_path: Path) -> None:
+def test_packed_image_is_prepared_like_a_file(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     content = io.BytesIO()

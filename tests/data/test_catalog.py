@@ -33,7 +33,7 @@ def paths_in(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def test_the_catalogue_is_sane() -> None:
+def test_catalogue() -> None:
     assert list(CATALOG) == ["imagereward", "hpdv2", "pickapic", "pickapic_v1", "hpdv3"]
     for name, data_set in CATALOG.items():
         assert (data_set.name, data_set.hub_id.count("/"), bool(data_set.licence)) == (name, 1, True)
@@ -44,7 +44,7 @@ def test_the_catalogue_is_sane() -> None:
 
 
 @pytest.mark.parametrize(("name", "split"), SPLITS)
-def test_the_patterns_of_a_split_are_files_of_its_layout(name: str, split: str, tmp_path: Path) -> None:
+def test_patterns_match_the_layout(name: str, split: str, tmp_path: Path) -> None:
     """And of no other split, but for the archive that HPDv3's splits share."""
     files = paths_in(make_layout(name, tmp_path / "data", 2))
     part = CATALOG[name].split(split)
@@ -60,7 +60,7 @@ def test_unknown_names() -> None:
         CATALOG["imagereward"].split("valid")
 
 
-def test_a_folder_of_ones_own_goes_first(cache: Path, tmp_path: Path) -> None:
+def test_own_folder_comes_first(cache: Path, tmp_path: Path) -> None:
     snapshot(cache, "ymhao/HPDv2", "1" * 40)
     assert folder_of("hpdv2", tmp_path) == tmp_path
     with pytest.raises(
@@ -79,13 +79,13 @@ def test_the_snapshot_is_main_or_the_newest(cache: Path) -> None:
         assert folder_of("hpdv2") == expected
 
 
-def test_files_under_the_repositorys_other_name_are_found(cache: Path) -> None:
+def test_files_of_the_other_name_are_found(cache: Path) -> None:
     other = snapshot(cache, "zai-org/ImageRewardDB", "1" * 40)
     assert folder_of("imagereward") == other
     assert folder_of("imagereward") != snapshot(cache, "THUDM/ImageRewardDB", "2" * 40) == folder_of("imagereward")
 
 
-def test_where_there_is_nothing_the_command_is_named() -> None:
+def test_missing_data_set_names_the_command() -> None:
     for split, named in ((None, "test"), ("train", "train")):
         with pytest.raises(ConfigError, match=rf"^--data hpdv2, .* with `mlxpref data hpdv2 --split {named}`, which"):
             folder_of("hpdv2", None, split)
@@ -101,7 +101,7 @@ def portions_of(name: str, split: str, folder: Path, limit: int | None) -> list[
 
 
 @pytest.mark.parametrize("name", ["imagereward", "hpdv2", "pickapic", "pickapic_v1", "hpdv3"])
-def test_without_a_limit_it_is_everything_at_once(name: str, tmp_path: Path) -> None:
+def test_no_limit_needs_every_file(name: str, tmp_path: Path) -> None:
     folder = make_layout(name, tmp_path / "data", 2)
     (portion,) = portions_of(name, "train", folder, None)
     part = CATALOG[name].split("train")
@@ -124,7 +124,7 @@ def test_imagereward_needs_both_images_of_a_pair(tmp_path: Path) -> None:
         assert portions_of("imagereward", "test", folder, limit) == [["metadata-test.parquet"], files]
 
 
-def test_the_first_archives_are_those_of_the_lowest_numbers(tmp_path: Path) -> None:
+def test_archives_in_order_of_numbers(tmp_path: Path) -> None:
     """Of train_1 to train_32, train_10 is no early one; and a ranking over two archives needs both."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -160,7 +160,7 @@ def test_a_list_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     ("name", "split", "limit"),
     [("imagereward", "train", 3), ("pickapic", "train", 2), ("hpdv2", "test", 4), ("hpdv3", "train", 2)],
 )
-def test_what_a_limit_needs_is_enough_for_the_reader(name: str, split: str, limit: int, tmp_path: Path) -> None:
+def test_needed_files_suffice_the_reader(name: str, split: str, limit: int, tmp_path: Path) -> None:
     whole = make_layout(name, tmp_path / "whole", 4)
     for path in {path for portion in portions_of(name, split, whole, limit) for path in portion}:
         (tmp_path / "part" / path).parent.mkdir(parents=True, exist_ok=True)

@@ -130,7 +130,7 @@ def test_prompts_are_followed_through_graphs(tmp_path: Path, nodes: dict[str, An
     assert prompt_in_image(commented(tmp_path / "a.jpg", comment)) == expected
 
 
-def test_graphs_that_do_not_say_which_prompt_are_errors() -> None:
+def test_ambiguous_graphs_are_errors() -> None:
     two = {**BASE, "3": sampler(link(6)), "6": encoder("a cube"), "8": sampler(link(9)), "9": encoder("a\nball")}
     assert problem(prompt_in_graph, two).startswith(
         "has 2 different prompts in its ComfyUI graph (“a cube” and “a ball”)"
@@ -139,7 +139,7 @@ def test_graphs_that_do_not_say_which_prompt_are_errors() -> None:
     assert "a switch in its ComfyUI graph" in problem(prompt_in_graph, {**two, "3": sampler(link(70)), "70": switch})
 
 
-def test_large_and_tangled_graphs_are_walked_quickly() -> None:
+def test_large_and_tangled_graphs() -> None:
     count = 4_000
     graph = {str(i): node("Reroute", conditioning_1=link(i + 1), conditioning_2=link(i + 2)) for i in range(count)}
     assert prompt_in_graph({**graph, str(count): encoder("a cube"), "start": sampler(link(0))}) == "a cube"

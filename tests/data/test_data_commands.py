@@ -43,7 +43,7 @@ def test_training_learns_from_every_layout(name: str, tmp_path: Path) -> None:
     assert json.loads((output / "run.json").read_text())["settings"]["data_dir"] == str(folder)
 
 
-def test_the_page_of_a_run_shows_pictures_from_archives(tmp_path: Path) -> None:
+def test_run_page_shows_archived_pictures(tmp_path: Path) -> None:
     folder = make_layout("imagereward", tmp_path / "data", prompts=2)
     output = tmp_path / "run"
     thinking = ("--model", "demo", "--max-tokens", "8", *TRAIN, "--output", output)

@@ -22,7 +22,7 @@ def test_unreadable_images_are_skipped_and_named(tmp_path: Path) -> None:
     assert skipped[0].error.startswith("is damaged")
 
 
-def test_fewer_than_two_readable_images_are_an_error(tmp_path: Path) -> None:
+def test_fewer_than_two_images_are_an_error(tmp_path: Path) -> None:
     good, bad = saved(tmp_path / "1.png"), tmp_path / "2.png"
     bad.touch()
     images = ImageCache(1000)
@@ -48,7 +48,7 @@ def test_folders_are_listed_in_natural_order(tmp_path: Path) -> None:
     assert find_images([tmp_path], recursive=True) == [*top[:3], tmp_path / "sub" / "below.png", *top[3:]]
 
 
-def test_files_and_folders_mix_and_repeats_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_and_folders_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     for name in ("a.png", "b.heic"):
@@ -87,7 +87,7 @@ def test_two_files_that_differ_in_case_both_stay(tmp_path: Path) -> None:
     assert find_images([tmp_path]) == [tmp_path / "A.PNG", tmp_path / "a.png"]
 
 
-def test_links_that_lead_back_or_nowhere_do_no_harm(tmp_path: Path) -> None:
+def test_circular_and_broken_links(tmp_path: Path) -> None:
     inner = tmp_path / "inner"
     inner.mkdir()
     saved(inner / "a.png")

@@ -40,7 +40,7 @@ def test_sides_are_drawn_and_labels_follow(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["preferred/0.txt", "rejected/0.txt", "prompts/0.txt", "0.txt"])
-def test_a_text_file_of_its_name_goes_before_the_one_for_all(place: str, tmp_path: Path) -> None:
+def test_own_prompt_file_comes_first(place: str, tmp_path: Path) -> None:
     made(tmp_path, {**PAIRS, "prompt.txt": "for all", place: "its own"})
     assert sorted({p.prompt for p in read_folders(tmp_path)}) == ["for all", "its own"]
 
@@ -53,7 +53,7 @@ def test_a_split_is_a_folder(tmp_path: Path) -> None:
         load_preferences(str(tmp_path), "dev")
 
 
-def test_all_that_is_missing_is_named(tmp_path: Path) -> None:
+def test_missing_files_are_named(tmp_path: Path) -> None:
     made(tmp_path, {**PAIRS, "preferred/alone.png": "", "0.txt": " ", "1.txt": "x" * 100_000, "2.txt": "good"})
     with pytest.raises(DataError) as caught:
         read_folders(tmp_path)

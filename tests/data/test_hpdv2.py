@@ -41,7 +41,7 @@ def test_the_real_sample() -> None:
     assert all(row.label in ("a", "b") for row in rows)
 
 
-def test_a_folder_of_images_as_somebody_unpacked_it(tmp_path: Path) -> None:
+def test_unpacked_folder(tmp_path: Path) -> None:
     (tmp_path / "test.json").write_bytes(SAMPLE.read_bytes())
     names = {name for entry in json.loads(SAMPLE.read_text()) for name in entry["image_path"]}
     (tmp_path / "test").mkdir()
@@ -116,7 +116,7 @@ def test_the_other_key_of_the_images_is_known(tmp_path: Path) -> None:
     assert (row.a, row.p_people) in (("1.jpg", 0.0), ("2.jpg", 1.0))
 
 
-def test_images_known_to_be_damaged_are_left_out(tmp_path: Path) -> None:
+def test_damaged_images_are_left_out(tmp_path: Path) -> None:
     path = tmp_path / "train.json"
     entries = [{"prompt": "p", "file_path": [f"{i}.jpg", "b.jpg"], "human_preference": [0, 1]} for i in range(200)]
     entries[7]["file_path"] = ["00006811.jpg", "b.jpg"]
@@ -191,7 +191,7 @@ def test_lists_that_are_no_json(text: str, error: str, tmp_path: Path) -> None:
     assert str(caught.value).startswith(f"{path}: ")
 
 
-def test_what_is_missing_is_named_with_the_command(tmp_path: Path) -> None:
+def test_missing_files_name_the_command(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"there is no .*test\.json; download them with `mlxpref data hpdv2 --split test`"
     ):
@@ -201,7 +201,7 @@ def test_what_is_missing_is_named_with_the_command(tmp_path: Path) -> None:
         load_preferences("hpdv2", "test", data_dir=tmp_path)
 
 
-def test_an_archive_without_some_images_or_cut_off(tmp_path: Path) -> None:
+def test_incomplete_archive(tmp_path: Path) -> None:
     folder = make_layout("hpdv2", tmp_path)
     entries = json.loads((folder / "test.json").read_text())
     entries[0]["image_path"][0] = "99999.jpg"

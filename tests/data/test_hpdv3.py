@@ -86,7 +86,7 @@ def test_rows_that_cannot_be_used(row: object, problem: str, tmp_path: Path) -> 
     assert problem in str(caught.value)
 
 
-def test_names_that_lead_out_of_the_folder_are_not_followed(tmp_path: Path) -> None:
+def test_names_outside_the_folder(tmp_path: Path) -> None:
     folder = make_layout("hpdv3", tmp_path / "in")
     (tmp_path / "secret.jpg").write_bytes(b"secret")
     listed(folder, {**ROW, "path1": "../secret.jpg"}, {**ROW, "path1": str(tmp_path / "secret.jpg")})
@@ -94,7 +94,7 @@ def test_names_that_lead_out_of_the_folder_are_not_followed(tmp_path: Path) -> N
         load_preferences("hpdv3", "train", data_dir=folder)
 
 
-def test_what_is_missing_is_named(tmp_path: Path) -> None:
+def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"there is no .*test\.json; download them with `mlxpref data hpdv3 --split test`"
     ):

@@ -41,7 +41,7 @@ def written(folder: Path, count: int, size: tuple[int, int] = (84, 84)) -> list[
     return paths
 
 
-def test_a_picture_is_decoded_once_while_there_is_memory(tmp_path: Path, decodes: Counter[str]) -> None:
+def test_picture_is_decoded_once(tmp_path: Path, decodes: Counter[str]) -> None:
     paths = written(tmp_path, 5)
     images = ImageCache(84 * 84, memory=3 * 84 * 84 * 4)
     for _ in range(2):

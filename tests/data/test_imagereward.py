@@ -101,7 +101,7 @@ def test_the_list_on_github_with_the_hubs_zips(tmp_path: Path) -> None:
     assert str(preferences[0].a) == f"{folder}/{table[0]['image_path']}".replace("/test_1/", "/test_1.zip/test_1/")
 
 
-def test_only_what_is_there_is_read(tmp_path: Path) -> None:
+def test_only_present_files_are_read(tmp_path: Path) -> None:
     folder = make_layout("imagereward", tmp_path)
     (folder / "images" / "train" / "train_2.zip").unlink()
     with messages() as lines:
@@ -122,7 +122,7 @@ def test_only_what_is_there_is_read(tmp_path: Path) -> None:
         load_preferences("imagereward", "dev", data_dir=folder)
 
 
-def test_images_that_an_archive_lacks(tmp_path: Path) -> None:
+def test_images_missing_from_an_archive(tmp_path: Path) -> None:
     folder = make_layout("imagereward", tmp_path)
     path = folder / "images" / "test" / "test_1.zip"
     with zipfile.ZipFile(path) as archive:

@@ -59,7 +59,7 @@ def test_the_name_does_not_decide_the_format(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["gif", "webp", "png"])
-def test_of_an_animation_the_first_frame_is_read(tmp_path: Path, suffix: str) -> None:
+def test_first_frame_of_an_animation(tmp_path: Path, suffix: str) -> None:
     frames = [Image.new("RGB", (16, 16), colour) for colour in (RED, (0, 255, 0))]
     path = tmp_path / f"a.{suffix}"
     options = {"lossless": True} if suffix == "webp" else {}
@@ -148,7 +148,7 @@ def test_values_beyond_8_bit_are_scaled(tmp_path: Path) -> None:
         assert np.abs(np.asarray(load_image(source).convert("L"), int) - expected).max() <= 1, name
 
 
-def test_floats_out_of_range_spoil_only_themselves() -> None:
+def test_floats_out_of_range() -> None:
     image = Image.fromarray(np.array([[0.5, 1.3, -1, np.nan, np.inf]], np.float32))
     assert list(np.asarray(load_image(image))[0, :, 0]) == [128, 255, 0, 0, 0]
     assert load_image(Image.new("F", (4, 4), 0)).getextrema() == ((0, 0),) * 3
@@ -160,7 +160,7 @@ def test_other_modes_are_read(mode: str) -> None:
     assert (image.mode, image.getpixel((2, 2))) == ("RGB", (255, 255, 255))
 
 
-def test_an_image_in_memory_stays_as_it_is() -> None:
+def test_image_in_memory_is_unchanged() -> None:
     image = Image.new("RGBA", (6, 4), (0, 0, 0, 0))
     image.info["dpi"] = (72, 72)
     image.getexif()[0x0112] = 6
@@ -215,7 +215,7 @@ def test_postscript_is_not_run(tmp_path: Path) -> None:
     assert "not an image" in problem(path)
 
 
-def test_decompression_bombs_are_refused_by_their_header(tmp_path: Path) -> None:
+def test_decompression_bombs_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     for side in (9_500, 14_000, 60_000):  # Pillow is silent, warns, refuses
         path.write_bytes(png_header(side, side))
@@ -233,7 +233,7 @@ def test_extreme_shapes_are_refused(tmp_path: Path) -> None:
         load_image(Image.new("RGB", (201, 1)))
 
 
-def test_formats_without_a_decoder_are_named_with_the_remedy(tmp_path: Path) -> None:
+def test_missing_decoders_are_named(tmp_path: Path) -> None:
     heic, avif, jxl = tmp_path / "a.heic", tmp_path / "a.avif", tmp_path / "a.jxl"
     heic.write_bytes(b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic" + bytes(40))
     avif.write_bytes(b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf" + bytes(40))
@@ -248,7 +248,7 @@ def test_formats_without_a_decoder_are_named_with_the_remedy(tmp_path: Path) -> 
         assert "pip install pillow-heif" in problem(heic)
 
 
-def test_harmless_oddities_make_no_noise(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_harmless_oddities_warn_of_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Warnings are errors in these tests, so Pillow's own are seen if they leak."""
     palette = Image.new("P", (2, 2))
     palette.putpalette([0, 0, 0, *RED])
@@ -276,7 +276,7 @@ def test_images_far_above_the_budget_are_reduced(size: tuple[int, int]) -> None:
     assert max(reduced.size) <= 200 * min(reduced.size)
 
 
-def test_reducing_changes_little_of_what_the_model_sees() -> None:
+def test_reducing_changes_little() -> None:
     rng = np.random.default_rng(0)
     harsh = Image.fromarray(rng.integers(0, 256, (60, 80, 3), dtype=np.uint8)).resize((1200, 900))
     target = (112, 84)

@@ -52,7 +52,7 @@ def test_lines_are_only_added(tmp_path: Path) -> None:
         before = after
 
 
-def test_a_line_that_was_cut_off_anywhere_is_removed(tmp_path: Path) -> None:
+def test_cut_line_is_removed(tmp_path: Path) -> None:
     whole = written(tmp_path / "whole.jsonl", record(1), record(2, "b"), record(3, "tie"))
     last = whole.rindex(b"\n", 0, len(whole) - 1) + 1
     for end in range(last, len(whole) + 1):
@@ -66,7 +66,7 @@ def test_a_line_that_was_cut_off_anywhere_is_removed(tmp_path: Path) -> None:
         assert path.read_bytes() == whole[: last if count == 2 else len(whole)] + record(9).line()
 
 
-def test_what_a_file_system_leaves_of_a_line_is_removed(tmp_path: Path) -> None:
+def test_zeros_after_a_crash_are_removed(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     whole = written(path, record(1))
     path.write_bytes(whole + b"\0" * 50)
@@ -89,7 +89,7 @@ def test_what_a_file_system_leaves_of_a_line_is_removed(tmp_path: Path) -> None:
         b"[" * 100_000 + b"\n",
     ],
 )
-def test_another_file_is_refused_and_stays_as_it_is(tmp_path: Path, content: bytes) -> None:
+def test_other_file_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "p.jsonl"
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"p\.jsonl: holds other lines; give another --output:\n  "):
@@ -103,7 +103,7 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     LabelFile(tmp_path / "p.jsonl").close()
 
 
-def test_a_full_disk_costs_one_answer_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_costs_one_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(file: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -135,7 +135,7 @@ def test_half_an_answer_is_removed_later(tmp_path: Path, monkeypatch: pytest.Mon
     assert path.read_bytes() == record(1).line() + record(2, "b").line()
 
 
-def test_other_programs_may_use_the_words_of_ours(tmp_path: Path) -> None:
+def test_fields_of_other_programs(tmp_path: Path) -> None:
     for i in (1, 2):
         picture(i).save(tmp_path / f"{i}.png")
     row = {"prompt": "x", "a": "1.png", "b": "2.png", "p_a": 0.7, "answer": "1", "number": 3}
@@ -144,7 +144,7 @@ def test_other_programs_may_use_the_words_of_ours(tmp_path: Path) -> None:
     assert preference.p_people == 0.7
 
 
-def test_a_file_that_was_taken_away_is_noticed(tmp_path: Path) -> None:
+def test_removed_file_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     with LabelFile(path) as file:
         file.append(record(1))
@@ -156,7 +156,7 @@ def test_a_file_that_was_taken_away_is_noticed(tmp_path: Path) -> None:
         assert [each.number for each in file.records] == [1, 2]
 
 
-def test_an_undo_is_about_the_nearest_line_of_its_number() -> None:
+def test_undo_of_a_repeated_number() -> None:
     first = [record(1), record(2, "b"), record(3, "undo", 2)]
     assert active_records(first) == [first[0]]
     again = [*first, record(4, "undo", 1)]
@@ -164,7 +164,7 @@ def test_an_undo_is_about_the_nearest_line_of_its_number() -> None:
     assert active_records([*first, *again]) == [first[0]]  # two files, one behind the other
 
 
-def test_a_data_set_of_what_stands(tmp_path: Path) -> None:
+def test_data_set_without_undone_answers(tmp_path: Path) -> None:
     for i in range(1, 5):
         picture(i).save(tmp_path / f"{i}.png")
     path = tmp_path / "p.jsonl"

@@ -120,7 +120,7 @@ def test_all_bad_rows_are_gathered(folder: Path) -> None:
     assert lines[11:] == ["  and 3 more"]
 
 
-def test_files_without_rows_and_missing_files_are_errors(folder: Path) -> None:
+def test_empty_and_missing_files_are_errors(folder: Path) -> None:
     assert "no preferences in this file" in problem(folder)
     assert "no preferences in this file" in problem(folder, "", "  ")
     with pytest.raises(DataError, match="No such file"):
@@ -212,7 +212,7 @@ def test_a_long_list_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.Monke
             assert list(read_json_rows(path)) == values
 
 
-def test_a_row_without_end_does_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_endless_row_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows, "_CHUNK", 1000)
     monkeypatch.setattr(rows, "_ROW_LIMIT", 5000)
     path = tmp_path / "list.json"
@@ -221,7 +221,7 @@ def test_a_row_without_end_does_not_fill_the_memory(tmp_path: Path, monkeypatch:
         list(read_json_rows(path))
 
 
-def test_a_few_images_that_are_not_there_are_left_out(tmp_path: Path) -> None:
+def test_few_missing_images_are_left_out(tmp_path: Path) -> None:
     names = [f"{i}.png" for i in range(201)]
     for name in names[:-1]:
         (tmp_path / name).touch()
@@ -244,9 +244,7 @@ def many(tmp_path: Path) -> list[Preference]:
     return [Preference("p", tmp_path / f"{i}.png", tmp_path / f"{i + 1}.png", 1.0) for i in range(0, 120, 2)]
 
 
-def test_of_many_images_some_are_decoded_and_all_looked_for(
-    many: list[Preference], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sample_of_images_is_decoded(many: list[Preference], monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[object] = []
     images = ImageCache(1000)
     monkeypatch.setattr(images, "check", decoded.append)

@@ -82,7 +82,7 @@ def test_only_rows_with_a_label_are_taken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("labels", [(1.0, 1.0), (0.0, 0.0), (-1.0, 2.0), (None, 0.0), (float("nan"), 1.0)])
-def test_labels_that_make_no_sense(labels: tuple[float | None, float], tmp_path: Path) -> None:
+def test_impossible_labels(labels: tuple[float | None, float], tmp_path: Path) -> None:
     path = shard(tmp_path, [ROW, {**ROW, "label_0": labels[0], "label_1": labels[1]}])
     with pytest.raises(DataError) as caught:
         read_pickapic(tmp_path, "test")

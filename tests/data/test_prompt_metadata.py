@@ -73,7 +73,7 @@ lines = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=30)
 
 @given(st.lists(lines, min_size=1, max_size=4), st.none() | lines)
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_what_automatic1111_writes_is_read_back(tmp_path: Path, said: list[str], negative: str | None) -> None:
+def test_metadata_of_automatic1111(tmp_path: Path, said: list[str], negative: str | None) -> None:
     prompt = "\n".join(line for line in said if not line.strip().startswith("Negative prompt:"))
     text = "\n".join([prompt, *([f"Negative prompt: {negative}"] if negative is not None else []), SETTINGS])
     # These bytes mean "Ã©" by the format and "é" by most who write them: the latter is what is read.
@@ -111,7 +111,7 @@ def test_other_comments_are_no_prompts(tmp_path: Path) -> None:
     assert prompt_in_image(png(tmp_path / "a.png")) is None
 
 
-def test_text_of_a_png_is_read_whatever_holds_it(tmp_path: Path) -> None:
+def test_text_chunks_of_a_png(tmp_path: Path) -> None:
     for value in ("a café", "a café".encode(), "a café".encode("latin-1")):  # Pillow writes the first as Latin-1
         assert prompt_in_image(png(tmp_path / "a.png", {"parameters": value})) == "a café"
     for value in ("立方体", "立方体".encode()):
@@ -204,7 +204,7 @@ def test_xmp_that_is_broken_or_a_bomb_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["parameters", "invokeai_metadata", "prompt"])
-def test_malformed_json_is_an_error_and_nothing_worse(tmp_path: Path, name: str) -> None:
+def test_malformed_json_is_an_error(tmp_path: Path, name: str) -> None:
     for text in (
         '{"a": ',
         '{"prompt": 3}',
@@ -219,14 +219,14 @@ def test_malformed_json_is_an_error_and_nothing_worse(tmp_path: Path, name: str)
             assert str(error) == "has metadata that is not valid JSON"  # noqa: PT017
 
 
-def test_text_that_unpacks_to_too_much_is_an_error(tmp_path: Path) -> None:
+def test_text_bomb_is_an_error(tmp_path: Path) -> None:
     info = PngInfo()
     info.add(b"zTXt", b"parameters\0\0" + zlib.compress(bytes(50_000_000)))
     SMALL.save(tmp_path / "a.png", pnginfo=info)
     assert "cannot be read (ValueError: Decompressed data too large" in problem(prompt_in_image, tmp_path / "a.png")
 
 
-def test_files_that_are_damaged_or_no_images_are_errors(tmp_path: Path) -> None:
+def test_damaged_files_are_errors(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_text("a red cube")
     assert "is not an image of a format whose metadata is read" in problem(prompt_in_image, path)

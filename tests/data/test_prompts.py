@@ -123,7 +123,7 @@ def test_lists_are_relative_to_their_folder(folder: Path, monkeypatch: pytest.Mo
     assert prompts == {Path("1.png"): "a ball", folder / "sub" / "4.png": "a cube"}
 
 
-def test_names_that_may_mean_several_images_are_said(folder: Path) -> None:
+def test_ambiguous_names(folder: Path) -> None:
     for name in ("a", "b"):
         (folder / name).mkdir()
         SMALL.save(folder / name / "same.png")
@@ -182,7 +182,7 @@ def test_lists_that_cannot_be_read_are_errors(folder: Path) -> None:
     assert "is not UTF-8" in problem(prompts_of, images_of(folder), str(folder / "c.csv"))
 
 
-def test_places_that_are_no_source_are_errors(folder: Path) -> None:
+def test_unknown_sources(folder: Path) -> None:
     images = images_of(folder)
     for source in ("exif", "prompts.txt", "", "PNG.tsv"):
         assert "prompts come from `sidecar`, `png`, or a .csv" in problem(prompts_of, images, source, kind=ConfigError)
@@ -205,7 +205,7 @@ def test_an_empty_prompt_in_a_list_is_named(folder: Path) -> None:
 # groups
 
 
-def test_images_are_grouped_in_order_of_first_appearance() -> None:
+def test_groups_in_order_of_appearance() -> None:
     a, b, c, d, e = (Path(f"{name}.png") for name in "abcde")
     groups, skipped = group_by_prompt({a: "cube", b: "ball", c: "cone\n" * 30, d: "ball", e: "cube"})
     assert groups == [PromptGroup("cube", (a, e)), PromptGroup("ball", (b, d))]

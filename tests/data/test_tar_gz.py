@@ -32,7 +32,7 @@ def test_wanted_members_are_unpacked(name: str, parts: int, tmp_path: Path) -> N
     assert (tmp_path / "out" / "3.jpg").read_bytes() == MEMBERS["test/3.jpg"]
 
 
-def test_what_is_there_is_not_written_again(tmp_path: Path) -> None:
+def test_existing_files_are_not_rewritten(tmp_path: Path) -> None:
     archive = write_tar(tmp_path / "a.tar.gz", MEMBERS)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "3.jpg").write_bytes(b"mine")
@@ -42,7 +42,7 @@ def test_what_is_there_is_not_written_again(tmp_path: Path) -> None:
     assert dict(unpack([archive], ["3.jpg", "4.jpg"], tmp_path / "out")) == {"3.jpg": None, "4.jpg": None}
 
 
-def test_an_interrupted_pass_leaves_whole_files_and_goes_on(tmp_path: Path) -> None:
+def test_interrupted_pass_continues(tmp_path: Path) -> None:
     archive = write_tar(tmp_path / "a.tar.gz", MEMBERS)
     work = unpack([archive], NAMES, tmp_path / "out")
     for _ in range(5):
@@ -53,7 +53,7 @@ def test_an_interrupted_pass_leaves_whole_files_and_goes_on(tmp_path: Path) -> N
     assert files_in(tmp_path / "out") == set(NAMES)
 
 
-def test_the_archive_is_read_no_further_than_needed(tmp_path: Path) -> None:
+def test_reading_ends_with_the_last_member(tmp_path: Path) -> None:
     archive = write_tar(tmp_path / "a.tar.gz", MEMBERS)
     archive.write_bytes(archive.read_bytes()[:-40])
     assert dict(unpack([archive], ["0.jpg"], tmp_path / "out")) == {"0.jpg": None}
@@ -87,7 +87,7 @@ def test_parts_that_are_missing_are_named(tmp_path: Path) -> None:
         list(unpack(parts_of(archive), NAMES, tmp_path / "out"))
 
 
-def test_parts_named_by_letters_and_files_that_are_no_parts(tmp_path: Path) -> None:
+def test_names_of_parts(tmp_path: Path) -> None:
     archive = tmp_path / "a.tar.gz"
     assert parts_of(archive) == []
     assert parts_of(tmp_path / "gone" / "a.tar.gz") == []
@@ -166,7 +166,7 @@ def test_members_of_negative_length(tmp_path: Path) -> None:
         list(unpack([path], ["3.png"], tmp_path / "out"))
 
 
-def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
+def test_unwritable_folder(tmp_path: Path) -> None:
     archive = write_tar(tmp_path / "a.tar.gz", {"sub/1.jpg": b"x"})
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "sub").touch()

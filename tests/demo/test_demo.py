@@ -22,7 +22,7 @@ def pixels(image: object) -> bytes:
     return image.tobytes()
 
 
-def test_splits_share_no_picture_and_no_held_out_prompt() -> None:
+def test_splits_are_disjoint() -> None:
     splits = {split: demo_preferences(split, 200) for split in ("train", "test", "heldout")}
     pictures = {split: {pixels(i) for p in ps for i in (p.a, p.b)} for split, ps in splits.items()}
     assert all(len(images) == 400 for images in pictures.values())
@@ -78,7 +78,7 @@ def test_qualities_differ_where_they_should() -> None:
         assert np.abs(clean - other).mean() > 1
 
 
-def test_everything_embedded_is_small_and_complete() -> None:
+def test_embedded_files() -> None:
     files = [path for path in JUDGE.parent.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     assert sum(path.stat().st_size for path in files) < 4_000_000
     config = json.loads((JUDGE / "config.json").read_text())
@@ -95,7 +95,7 @@ def test_the_judge_is_biased_but_sees(demo_judge: Callable[..., Judge]) -> None:
     assert abs(report.first_choice_rate - 0.5) < 0.1
 
 
-def test_a_demo_replaces_a_demo_and_nothing_else(tmp_path: Path) -> None:
+def test_demo_replaces_only_a_demo(tmp_path: Path) -> None:
     write_pictures(tmp_path)
     (tmp_path / "index.html").write_text("old")
     _clear(tmp_path)
@@ -107,7 +107,7 @@ def test_a_demo_replaces_a_demo_and_nothing_else(tmp_path: Path) -> None:
     assert len(list((tmp_path / "pictures").iterdir())) == 9
 
 
-def test_sample_pictures_are_written_once_more_the_same(tmp_path: Path) -> None:
+def test_sample_pictures_are_deterministic(tmp_path: Path) -> None:
     first = {path.name: path.read_bytes() for path in write_pictures(tmp_path).iterdir()}
     assert first == {path.name: path.read_bytes() for path in write_pictures(tmp_path).iterdir()}
     assert len(first) == 8

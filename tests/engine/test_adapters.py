@@ -99,7 +99,7 @@ def test_adapters_of_another_model_are_refused(tmp_path: Path) -> None:
     assert {name for name, _ in vlm.model.named_modules()} == names
 
 
-def test_adapters_that_are_not_there_are_refused(tmp_path: Path) -> None:
+def test_missing_adapters_are_refused(tmp_path: Path) -> None:
     vlm = fresh(GOLDEN / "qwen2_5_vl")
     with pytest.raises(ModelError, match="nowhere: no such adapter folder"):
         load_adapter(vlm.model, tmp_path / "nowhere")

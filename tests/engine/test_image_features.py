@@ -34,7 +34,7 @@ def test_encoded_together_equals_encoded_alone(tiny_vlm: VLM) -> None:
     assert len({np.array(features.merged).tobytes() for features in together}) == len(images)
 
 
-def test_images_of_one_size_are_one_run_of_the_tower(tiny_vlm: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_of_one_size_run_together(tiny_vlm: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[tuple[int, int]] = []
     encode = VisionEncoder.encode
 
@@ -54,7 +54,7 @@ def test_images_of_one_size_are_one_run_of_the_tower(tiny_vlm: VLM, monkeypatch:
     assert sizes[3:] == [(2, one), (2, one), (1, one)]
 
 
-def test_an_image_is_encoded_once_however_it_comes(tiny_vlm: VLM, tmp_path: Path) -> None:
+def test_image_is_encoded_once(tiny_vlm: VLM, tmp_path: Path) -> None:
     store = fresh(tiny_vlm)
     picture(1).save(tmp_path / "a.png")
     picture(1).save(tmp_path / "copy.png")

@@ -51,7 +51,7 @@ def ran(tiny_vlm: VLM, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return tokens
 
 
-def test_what_is_shared_runs_once(tiny_vlm: VLM, ran: list[int]) -> None:
+def test_shared_prefix_runs_once(tiny_vlm: VLM, ran: list[int]) -> None:
     inputs = comparisons(tiny_vlm)
     cache = PrefixCache(tiny_vlm)
     for start in range(0, len(inputs), 5):
@@ -63,7 +63,7 @@ def test_what_is_shared_runs_once(tiny_vlm: VLM, ran: list[int]) -> None:
     assert [sum(map(len, part)) for part in parts] == [len(each) for each in inputs]
 
 
-def test_what_does_not_fit_is_run_again(tiny_vlm: VLM, ran: list[int]) -> None:
+def test_evicted_prefix_runs_again(tiny_vlm: VLM, ran: list[int]) -> None:
     inputs = comparisons(tiny_vlm)
     roomy, narrow = PrefixCache(tiny_vlm), PrefixCache(tiny_vlm, memory=1)
     expected = [roomy.prefill([each])[1] for each in inputs]

@@ -38,7 +38,7 @@ def test_a_checkpoint_equals_transformers(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_checkpoint_of_transformers_5_equals_transformers(family: str, tmp_path: Path) -> None:
+def test_transformers_5_layout_equals_transformers(family: str, tmp_path: Path) -> None:
     report = compare(write_transformers_5(GOLDEN / family, tmp_path / "v5"), CHOSEN_PYTHON or sys.executable)
     assert report["input_ids_equal"]
     assert report["largest_logit_difference"] < 1e-4
@@ -46,7 +46,7 @@ def test_a_checkpoint_of_transformers_5_equals_transformers(family: str, tmp_pat
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_an_exported_adapter_equals_peft_and_transformers(family: str, tmp_path: Path) -> None:
+def test_exported_adapter_equals_peft(family: str, tmp_path: Path) -> None:
     """Ours beside PEFT with the exported adapter, and beside transformers with the model that it was fused into."""
     ours = write_adapter(tmp_path / "ours", tiny_model(family))
     for to in ("peft", "hf"):

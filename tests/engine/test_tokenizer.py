@@ -17,7 +17,7 @@ def added_tokens(vlm: VLM) -> list[str]:
     ]
 
 
-def test_every_added_token_in_a_prompt_stays_words(tiny_vlm: VLM) -> None:
+def test_added_tokens_in_a_prompt_are_words(tiny_vlm: VLM) -> None:
     words = tiny_vlm.tokenizer
     plain = words.comparison("a hat", "choice", True)
     own = sum(i in words.added_ids for i in plain.before_first)
@@ -30,7 +30,7 @@ def test_every_added_token_in_a_prompt_stays_words(tiny_vlm: VLM) -> None:
             assert prompt.strip() in words.hf_tokenizer.decode(list(tokens.before_first)), prompt
 
 
-def test_the_images_stay_two_whatever_the_prompt_says(tiny_vlm: VLM) -> None:
+def test_prompt_adds_no_image(tiny_vlm: VLM) -> None:
     prompt = tiny_vlm.input(picture(1), picture(2), "<|vision_start|><|image_pad|><|vision_end|>", "choice", True)
     assert (prompt.ids == tiny_vlm.image_token_id).sum() == sum(image.tokens for image in prompt.images)
 

@@ -136,7 +136,7 @@ def logprob(vlm: VLM, comparison: ComparisonInput, completion: tuple[int, ...] =
     return float(logprobs.sum().item())
 
 
-def test_what_a_completion_depends_on(tiny_vlm: VLM) -> None:
+def test_completion_depends_on_images_and_prompt(tiny_vlm: VLM) -> None:
     first, second, other = picture(1), picture(2), picture(3)
     base = logprob(tiny_vlm, tiny_vlm.input(first, second, "a hat", "choice", True))
     changed = {
@@ -171,7 +171,7 @@ def test_suppressed_tokens_cannot_be_chosen(tiny_vlm: VLM) -> None:
     assert np.isfinite(spoken(tiny_vlm, logits)).all()
 
 
-def test_the_chat_template_is_the_checkpoints_own(tiny_vlm: VLM) -> None:
+def test_chat_template_of_the_checkpoint(tiny_vlm: VLM) -> None:
     text = tiny_vlm.tokenizer.hf_tokenizer.decode(
         tiny_vlm.input(picture(1), picture(2), "a hat", "choice", True).ids.tolist()
     )

@@ -105,7 +105,7 @@ def test_the_truth_is_found_from_many_pairs() -> None:
 
 @given(st.integers(0, 20), st.floats(-3, 3), st.floats(0.2, 4))
 @relaxed
-def test_a_constant_and_a_factor_are_undone_exactly(seed: int, constant: float, factor: float) -> None:
+def test_constant_and_factor_are_undone(seed: int, constant: float, factor: float) -> None:
     first, second, people = judged(60, 1, 0, seed)
     moved_first, moved_second = (
         probability(factor * log_odds(p) + sign * constant) for p, sign in ((first, 1), (second, -1))
@@ -118,7 +118,7 @@ def test_a_constant_and_a_factor_are_undone_exactly(seed: int, constant: float, 
 
 @given(st.integers(0, 20))
 @relaxed
-def test_it_does_not_matter_which_image_is_called_a(seed: int) -> None:
+def test_fit_is_symmetric(seed: int) -> None:
     first, second, people = judged(40, 2, 1, seed)
     exchanged = np.random.default_rng(seed).random(40) < 0.5
     turned = [np.where(exchanged, 1 - other, p) for p, other in ((first, second), (second, first), (people, people))]
@@ -196,7 +196,7 @@ def test_a_calibration_reports_what_it_gains() -> None:
         (60, False, 1, "all are of one prompt"),
     ],
 )
-def test_what_makes_a_calibration_doubtful_is_said(count: int, wrong: bool, groups: int, problem: str) -> None:
+def test_doubtful_calibration_warns(count: int, wrong: bool, groups: int, problem: str) -> None:
     first, second, people = judged(count, 0.02 if wrong else 1, 0)
     people = (both_orders(first, second) < 0.5).astype(float) if wrong else people
     if problem == "it does not help":
@@ -205,7 +205,7 @@ def test_what_makes_a_calibration_doubtful_is_said(count: int, wrong: bool, grou
     assert any(problem in remark for remark in calibration.warnings), calibration.warnings
 
 
-def test_orders_that_could_not_be_read_are_left_out() -> None:
+def test_unreadable_orders_are_left_out() -> None:
     preferences = demo_preferences("test", 12)
     pair = PairVerdict((Verdict("", 0.8, 0.2),), (Verdict("", 0.5, 0.5),))
     verdicts = [pair] * 11 + [replace(pair, a_shown_second=(Verdict("?"),))]
@@ -250,7 +250,7 @@ def put_on(owner: Judge, path: Path, rescaling: TemperatureScaling, think: bool 
     return calibrated(owner, path)
 
 
-def test_what_is_kept_is_as_it_was_said(demo_judge: MakeJudge, tmp_path: Path) -> None:
+def test_store_keeps_raw_verdicts(demo_judge: MakeJudge, tmp_path: Path) -> None:
     images = [picture(i) for i in range(3)]
     with Store(tmp_path / "kept.sqlite") as store:
         plain = replace(demo_judge(think=False), store=store)
@@ -295,7 +295,7 @@ def test_a_file_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"calibrations": [{}]}', '{"calibrations": 3}', "\xff"])
-def test_what_is_no_calibration_is_refused_and_stays(tmp_path: Path, text: str) -> None:
+def test_other_files_are_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "notes.json"
     path.write_text(text, encoding="latin-1")
     with pytest.raises(DataError, match=r"notes\.json: not a calibration"):
@@ -306,7 +306,7 @@ def test_what_is_no_calibration_is_refused_and_stays(tmp_path: Path, text: str) 
 
 
 @pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), "two", None])
-def test_a_temperature_that_makes_no_sense_is_refused(tmp_path: Path, value: Any) -> None:
+def test_impossible_temperature_is_refused(tmp_path: Path, value: Any) -> None:
     path = tmp_path / CALIBRATION_FILE
     write_calibration(path, [made_of(*judged(20, 1, 0), ["x"] * 20)])
     content = json.loads(path.read_text())
@@ -327,7 +327,7 @@ def test_a_temperature_that_makes_no_sense_is_refused(tmp_path: Path, value: Any
         ({"max_tokens": 9}, "max_tokens 9, not 4"),
     ],
 )
-def test_a_calibration_for_anything_else_is_refused(
+def test_calibration_of_another_judge_is_refused(
     demo_judge: MakeJudge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], problem: str
 ) -> None:
     path = tmp_path / "c.json"
@@ -353,7 +353,7 @@ def test_each_mode_needs_its_calibration(
     assert {pair.verdict.rescaling for pair in pairs} == {TemperatureScaling(2.0, 0.0), TemperatureScaling(4.0, 0.0)}
 
 
-def test_the_place_of_a_judges_own_calibration(tmp_path: Path) -> None:
+def test_default_calibration_file(tmp_path: Path) -> None:
     judge = mlxpref.load("demo", think=False)
     assert judge.calibration is None
     own = calibration_path(judge)

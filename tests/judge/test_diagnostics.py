@@ -14,7 +14,7 @@ def ranked(rater: Rater, prompt: str = "a hat") -> Ranking:
     return rank_pairs(rater.images, prompt, rater, "all")
 
 
-def test_a_clear_judge_is_not_remarked_on() -> None:
+def test_clear_judge_has_no_remark() -> None:
     assert ranked(Rater(8)).warnings == ()
 
 

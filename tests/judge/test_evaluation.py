@@ -77,9 +77,7 @@ def test_perfect_calibration_has_no_error() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(*[st.floats(0.01, 0.99)] * 3), min_size=1, max_size=30), st.randoms())
-def test_metrics_do_not_depend_on_which_image_is_a(
-    rows: list[tuple[float, float, float]], random: np.random.Generator
-) -> None:
+def test_metrics_are_symmetric(rows: list[tuple[float, float, float]], random: np.random.Generator) -> None:
     rows = [(x, y, 0.6 if z == 0.5 else z) for x, y, z in rows]
     turned = [random.random() < 0.5 for _ in rows]
     other = [(1 - y, 1 - x, 1 - z) if turn else (x, y, z) for turn, (x, y, z) in zip(turned, rows, strict=True)]
@@ -89,7 +87,7 @@ def test_metrics_do_not_depend_on_which_image_is_a(
             assert getattr(one, name) == pytest.approx(getattr(two, name), nan_ok=True), name
 
 
-def test_the_interval_is_that_of_groups_not_of_pairs() -> None:
+def test_interval_over_groups() -> None:
     rng = np.random.default_rng(0)
     right = np.repeat(rng.random(40) < 0.6, 10)
     p = np.where(right, 0.9, 0.1)
@@ -102,7 +100,7 @@ def test_the_interval_is_that_of_groups_not_of_pairs() -> None:
     assert clustered.accuracy_low < clustered.accuracy < clustered.accuracy_high
 
 
-def test_a_judge_that_always_says_first() -> None:
+def test_judge_that_prefers_the_first() -> None:
     people = np.array([1.0] * 59 + [0.0] * 41)
     metrics = measure(np.full(100, 0.9), np.full(100, 0.1), people, [str(i) for i in range(100)])
     assert metrics.first_image_baseline == pytest.approx(0.59)
@@ -124,7 +122,7 @@ def test_evaluation_json(demo_judge: Callable[..., Judge]) -> None:
         evaluate(demo_judge(), tied[:1], EvaluationSpec("demo", "test"))
 
 
-def test_strategies_read_what_they_are_asked_to(demo_judge: Callable[..., Judge]) -> None:
+def test_strategies_read_the_completions(demo_judge: Callable[..., Judge]) -> None:
     preferences = demo_preferences("test", 4)
     judge = demo_judge(max_tokens=60)
     for strategy in ("soft", "select", "score"):
@@ -273,7 +271,7 @@ def test_wrong_usage(ones_own: Path, more: list[str], problem: str) -> None:
     assert problem in result.stderr
 
 
-def test_an_interrupted_evaluation_goes_on(ones_own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_evaluation_continues(ones_own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ("--data", ones_own, "--rows", "2", "--json")
     whole = json.loads(run(*arguments, "--no-store").stdout)
     batches = 0

@@ -91,7 +91,7 @@ def test_images_are_named_by_path_endings() -> None:
     }  # fmt: skip
 
 
-def test_a_path_that_is_whole_is_no_end_of_another() -> None:
+def test_absolute_path_is_no_ending() -> None:
     assert matched(["b/a.png", "a.png"], of("a.png", "b/a.png")) == {"b/a.png": 0, "a.png": 1}
 
 
@@ -186,7 +186,7 @@ def test_eval_of_scores_by_every_protocol(ones_own: Path, write: Write) -> None:
     assert "HPDv2: macro" in output[2]
 
 
-def test_what_does_not_go_with_scores(ones_own: Path, write: Write) -> None:
+def test_options_without_scores(ones_own: Path, write: Write) -> None:
     path = write("image,score", "0a.png,1")
     for more in (["--model", "demo"], ["--no-think"], ["--tie-threshold", "0.1", "--protocol", "pickapic"]):
         assert run("--data", ones_own, "--scores", path, *more).exit_code == 2

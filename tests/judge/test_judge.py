@@ -135,7 +135,7 @@ def test_permuting_the_images_permutes_the_ranking(tiny_vlm: VLM) -> None:
         assert image.strength == pytest.approx(strengths[order[image.index]], abs=1e-5)
 
 
-def test_only_the_best_are_thought_about() -> None:
+def test_only_the_top_is_thought_about() -> None:
     images = [picture(i) for i in range(TOP + 2)]
     ranking = tiny_judge(tiny_model("qwen2_5_vl"), max_tokens=2).rank(images, "a hat", "top", pairs="all")
     thought = [pair for pair in ranking.pairs if pair.verdict.verdicts[0].tokens]
@@ -151,7 +151,7 @@ def test_scores_average_one_half(tiny_vlm: VLM) -> None:
     assert np.mean(scores) == pytest.approx(0.5)
 
 
-def test_reasons_speak_of_the_image_they_stand_beside(demo_judge: MakeJudge) -> None:
+def test_reasons_are_with_their_image(demo_judge: MakeJudge) -> None:
     preferences = demo_preferences("test", 3)
     images = [image for p in preferences for image in (p.a, p.b)]
     ranking = demo_judge().rank(images, preferences[0].prompt, "all")
@@ -197,7 +197,7 @@ def all_of(images: list[Image.Image]) -> list[Pair]:
     return [Pair(a, b, "a red circle") for a, b in combinations(images, 2)]
 
 
-def test_what_was_judged_before_is_recalled_exactly(store: Store) -> None:
+def test_known_comparisons_are_recalled_exactly(store: Store) -> None:
     images = [picture(i) for i in range(TOP + 1)]
     settings = {"think": True, "samples": 2, "max_tokens": 4}
     before, again = later(store, **settings), later(store, **settings)
@@ -220,7 +220,7 @@ def test_scores_and_evaluations_are_recalled_too(store: Store) -> None:
     assert again.vlm.features.runs == 0
 
 
-def test_more_images_are_judged_against_those_before(store: Store) -> None:
+def test_added_images_reuse_comparisons(store: Store) -> None:
     images = [picture(i) for i in range(7)]
     list(later(store).pairs(all_of(images[:5])))
     judge = later(store)
@@ -240,7 +240,7 @@ def test_images_of_known_comparisons_are_not_encoded(store: Store) -> None:
     assert judge.vlm.features.runs == 2
 
 
-def test_what_is_missing_is_judged_in_full_batches(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_comparisons_fill_batches(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     images = [picture(i) for i in range(8)]
     pairs = all_of(images)
     known = [pair for number, pair in enumerate(pairs) if number % 3]
@@ -260,7 +260,7 @@ def test_what_is_missing_is_judged_in_full_batches(store: Store, monkeypatch: py
     assert [verdict.p_a for verdict in verdicts] == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_batch_is_kept_before_anything_of_it_is_said(store: Store) -> None:
+def test_batch_is_stored_before_it_is_yielded(store: Store) -> None:
     calls = []
 
     def pairs() -> Iterator[Pair]:
@@ -316,7 +316,7 @@ def recalls(judge: Judge, **request: Any) -> bool:
         ({}, {"think": False}),
     ],
 )
-def test_what_is_asked_otherwise_is_judged(
+def test_other_settings_are_judged(
     demo_judge: MakeJudge, store: Store, settings: dict[str, Any], asked: dict[str, Any]
 ) -> None:
     def judge(**changed: Any) -> Judge:
@@ -342,7 +342,7 @@ def test_thinking_is_in_the_key(demo_judge: MakeJudge, store: Store) -> None:
         (THINKING | {"think": False}, {"samples": 3, "seed": 1, "max_tokens": 9}),
     ],
 )
-def test_what_makes_no_difference_is_not_judged_again(
+def test_irrelevant_settings_are_recalled(
     demo_judge: MakeJudge, store: Store, settings: dict[str, Any], changed: dict[str, Any]
 ) -> None:
     assert not recalls(replace(demo_judge(**settings), store=store))
@@ -379,9 +379,7 @@ def test_another_adapter_is_another_judge(store: Store, tmp_path: Path) -> None:
     assert recalls(later(store))
 
 
-def test_without_a_store_nothing_is_kept_or_looked_at(
-    demo_judge: MakeJudge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_store(demo_judge: MakeJudge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLXPREF_CACHE", str(tmp_path))
     monkeypatch.setattr(Fingerprint, "now", None)
     judge = demo_judge(think=False)

@@ -64,7 +64,7 @@ def test_undecided_judges_have_no_first_choice() -> None:
     assert first_choice_rate(np.array([0.5, NAN, 0.7, 0.6, 0.1])) == pytest.approx(2 / 3)
 
 
-def test_an_order_that_cannot_be_read_leaves_the_other() -> None:
+def test_unreadable_order_leaves_the_other() -> None:
     first, second = np.array([0.8, NAN, 0.2, NAN]), np.array([NAN, 0.3, 0.8, NAN])
     assert both_orders(first, second) == pytest.approx([0.8, 0.3, 0.5, 0.5])
     # Undecided or unreadable agrees with nobody.
@@ -123,7 +123,7 @@ def test_drawing_in_parts_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     assert interval(total, size) == whole
 
 
-def test_a_share_of_nothing_may_be_anything() -> None:
+def test_interval_of_nothing() -> None:
     assert share_interval(0, 0) == (0.0, 1.0)
     assert share_interval(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)  # Wilson's, by hand
 

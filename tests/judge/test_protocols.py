@@ -147,7 +147,7 @@ def test_pickapic_by_loops(rows: list[tuple[float, float]]) -> None:
 
 
 @pytest.mark.parametrize("protocol", list(PROTOCOLS))
-def test_official_numbers_do_not_depend_on_which_image_is_a(protocol: str) -> None:
+def test_official_numbers_are_symmetric(protocol: str) -> None:
     rng = np.random.default_rng(3)
     p, label = rng.random(60).round(1), rng.integers(0, 2, 60).astype(float)
     turned = rng.random(60) < 0.5
@@ -174,7 +174,7 @@ def preference(p_a: float, label: str | None = None) -> Preference:
     return Preference("x", Path("a"), Path("b"), p_a, label=label)  # type: ignore[arg-type]
 
 
-def test_what_is_scored_and_what_is_right() -> None:
+def test_scored_and_right_pairs() -> None:
     inputs = [preference(1), preference(0.5), preference(0.5, "b"), preference(0.3), preference(0.8, "tie")]
     assert counted(inputs, "hpdv2") == [inputs[0], inputs[2], inputs[3]]
     assert counted(inputs, "pickapic") == inputs

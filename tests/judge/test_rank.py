@@ -75,7 +75,7 @@ def test_a_budget_of_nothing_is_refused() -> None:
         rank_pairs(rater.images, "a hat", rater, top=0)
 
 
-def test_the_budget_is_asked_and_no_pair_twice() -> None:
+def test_budget_is_spent_without_repeats() -> None:
     rater = Rater(30)
     ranking = rank_pairs(rater.images, "a hat", rater, "none")
     questions = [(a, b) for a, b, _ in rater.asked]
@@ -103,7 +103,7 @@ def test_thinking_replaces_judging_without() -> None:
     assert spoken == set(thought), "what was thought about replaces what was read"
 
 
-def test_it_ends_when_the_top_is_settled() -> None:
+def test_ends_when_the_top_is_settled() -> None:
     rater = Rater(20, scale=4.0)
     ranking = rank_pairs(rater.images, "a hat", rater, "none", pairs="all", top=1)
     assert ranking.ending == "settled"
@@ -137,7 +137,7 @@ def test_interrupted_before_the_first_verdict() -> None:
         rank_pairs(rater.images, "a hat", rater)
 
 
-def test_who_leads_is_said_while_the_work_goes_on() -> None:
+def test_progress_names_the_leader() -> None:
     rater, names = Rater(12, scale=4.0), []
 
     def track(work: Iterable[PairVerdict], count: int, what: object) -> Iterator[PairVerdict]:
@@ -152,7 +152,7 @@ def test_who_leads_is_said_while_the_work_goes_on() -> None:
     assert f"image {rater.order[0]}" in names[-1]
 
 
-def test_a_third_of_all_pairs_finds_the_five_best() -> None:
+def test_third_of_all_pairs_finds_the_top() -> None:
     """Of 32 images, by a judge whose answers depend on place as much as on the picture."""
     hits = []
     for seed in range(6):

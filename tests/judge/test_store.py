@@ -125,13 +125,13 @@ def test_many_keys_at_once(store: Store) -> None:
     assert count(store) == 1201
 
 
-def test_what_was_said_first_stays(store: Store) -> None:
+def test_first_verdict_stays(store: Store) -> None:
     store.put_many({b"a": said(1)})
     store.put_many({b"a": said(2), b"b": said(3)})
     assert store.get_many([b"a", b"b"]) == {b"a": said(1), b"b": said(3)}
 
 
-def test_the_file_says_whose_it_is(path: Path, store: Store) -> None:
+def test_file_names_its_program(path: Path, store: Store) -> None:
     with sqlite3.connect(path) as connection:
         (application,) = connection.execute("PRAGMA application_id").fetchone()
         (version,) = connection.execute("PRAGMA user_version").fetchone()
@@ -165,9 +165,7 @@ def test_two_processes_write_at_once(path: Path, writer: Callable[..., subproces
 
 
 @pytest.mark.parametrize("after", [1, 40])
-def test_a_killed_process_loses_one_batch_at_most(
-    path: Path, writer: Callable[..., subprocess.Popen[str]], after: int
-) -> None:
+def test_killed_process_loses_one_batch(path: Path, writer: Callable[..., subprocess.Popen[str]], after: int) -> None:
     size = 300
     process = writer("a", 100_000, size)
     assert process.stdin is not None
@@ -189,14 +187,14 @@ def test_a_killed_process_loses_one_batch_at_most(
     connection.close()
 
 
-def test_a_file_that_is_no_database_is_named_and_stays(path: Path) -> None:
+def test_file_without_database_stays(path: Path) -> None:
     path.write_text("my notes\n" * 100)
     refused(path, "damaged, or not a store", "move it away or delete it", "--store FILE")
     assert path.read_text() == "my notes\n" * 100
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_another_programs_database_stays(path: Path) -> None:
+def test_database_of_another_program_stays(path: Path) -> None:
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE comparisons (key BLOB PRIMARY KEY, verdicts TEXT)")
     connection.close()
@@ -206,7 +204,7 @@ def test_another_programs_database_stays(path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_store_of_another_version_is_named_and_stays(path: Path, store: Store) -> None:
+def test_store_of_another_version_stays(path: Path, store: Store) -> None:
     store.put_many({b"a": said(1)})
     with sqlite3.connect(path) as connection:
         connection.execute("PRAGMA user_version = 2")
@@ -226,7 +224,7 @@ def test_damage_inside_is_named(path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["[[1", "7", '[["a", 1, 2, 3, 4, 5, 6]]'])
-def test_a_value_that_is_no_verdict_is_damage(path: Path, store: Store, text: str) -> None:
+def test_malformed_verdict_is_damage(path: Path, store: Store, text: str) -> None:
     with sqlite3.connect(path) as connection:
         connection.execute("INSERT INTO comparisons VALUES (?, ?)", (b"a", text))
     connection.close()
@@ -235,7 +233,7 @@ def test_a_value_that_is_no_verdict_is_damage(path: Path, store: Store, text: st
     checked(caught.value, path, "damaged")
 
 
-def test_a_store_that_stays_locked_is_named(path: Path, store: Store) -> None:
+def test_locked_store_is_named(path: Path, store: Store) -> None:
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
     refused(path, "another program keeps the store to itself")
@@ -251,7 +249,7 @@ def test_a_store_that_stays_locked_is_named(path: Path, store: Store) -> None:
     other.close()
 
 
-def test_a_place_where_nothing_can_be_written_is_named(tmp_path: Path) -> None:
+def test_unwritable_place_is_named(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     refused(tmp_path / "folder", "cannot be read and written", "--store FILE")
     (tmp_path / "file").write_text("")
@@ -260,7 +258,7 @@ def test_a_place_where_nothing_can_be_written_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(bool(SOMEBODY) and not shutil.which("setpriv"), reason="root may write anywhere")
 @pytest.mark.parametrize("exists", [False, True])
-def test_a_folder_that_cannot_be_written_to_is_named(exists: bool) -> None:
+def test_unwritable_folder_is_named(exists: bool) -> None:
     # Not pytest's own folder: nobody but the user may look into that one.
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "comparisons.sqlite"

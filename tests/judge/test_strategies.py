@@ -81,7 +81,7 @@ def test_strategy_variants() -> None:
 
 
 @pytest.mark.parametrize(("think", "samples"), [(True, 1), (True, 3), (False, 1)])
-def test_each_row_says_what_it_would_by_itself(
+def test_each_row_equals_a_single_run(
     compared: Callable[..., StrategyComparison],
     demo_judge: Callable[..., Judge],
     preferences: Sequence[Preference],
@@ -112,7 +112,7 @@ def test_a_row_is_measured_as_eval_does(
     assert row.evaluation.seconds > 0
 
 
-def test_what_is_shared_is_written_once(compared: Callable[..., StrategyComparison]) -> None:
+def test_shared_completions_are_written_once(compared: Callable[..., StrategyComparison]) -> None:
     result = compared(strategy_variants(["soft", "select"], [1, 2, 4], [True]))
     tokens = {row.variant: row.evaluation.tokens for row in result.rows}
     assert (
@@ -165,7 +165,7 @@ def test_an_interrupted_comparison_continues(
         assert again.rows[0].to_json()["seconds_per_pair"] is None
 
 
-def test_what_was_kept_for_eval_is_recalled(
+def test_comparisons_of_eval_are_recalled(
     demo_judge: Callable[..., Judge], preferences: list[Preference], tmp_path: Path
 ) -> None:
     with Store(tmp_path / "store.sqlite") as store:
@@ -175,7 +175,7 @@ def test_what_was_kept_for_eval_is_recalled(
         assert result.counts == JudgingCounts(comparisons=0, recalled=2 * len(preferences), tokens=0)
 
 
-def test_thresholds_of_ties_are_chosen_for_every_row(compared: Callable[..., StrategyComparison]) -> None:
+def test_tie_threshold_of_each_row(compared: Callable[..., StrategyComparison]) -> None:
     validation = [replace(p, p_people=0.5) for p in demo_preferences("test", 2, 6)]
     result = compared(
         strategy_variants(["soft", "select"], [1], [False]), replace(SPEC, protocol="pickapic"), validation
@@ -200,7 +200,7 @@ def pair_verdict(p_a: float) -> PairVerdict:
     return PairVerdict((Verdict("", p_a, 1 - p_a),), (Verdict("", 1 - p_a, p_a),))
 
 
-def test_a_difference_by_hand_and_its_interval() -> None:
+def test_difference_by_hand() -> None:
     rng = np.random.default_rng(0)
     groups = [str(i // 8) for i in range(400)]
     people = [1.0, 0.0] * 200
@@ -224,7 +224,7 @@ def test_a_difference_by_hand_and_its_interval() -> None:
     assert difference([*one, pair_verdict(0.9)], [*other, pair_verdict(0.9)], tied) == result
 
 
-def test_soft_is_compared_with_the_others_of_its_kind(compared: Callable[..., StrategyComparison]) -> None:
+def test_soft_is_compared_within_its_family(compared: Callable[..., StrategyComparison]) -> None:
     result = compared(strategy_variants(STRATEGIES, [1, 2], [True]))
     for row in result.rows:
         assert set(row.minus) == ({"select", "score"} if row.variant.strategy == "soft" else set())
@@ -238,7 +238,7 @@ def test_soft_is_compared_with_the_others_of_its_kind(compared: Callable[..., St
 
 
 @pytest.mark.parametrize("samples", [1, 4])
-def test_other_families_end_and_stop_alike(tiny_vlm: VLM, preferences: list[Preference], samples: int) -> None:
+def test_families_end_alike(tiny_vlm: VLM, preferences: list[Preference], samples: int) -> None:
     """Random weights write nonsense, which is closed: the answer's probabilities are those read where it begins."""
     judge = Judge(tiny_vlm, JudgeSettings(max_tokens=5, samples=samples))
     variants = strategy_variants(["soft", "select"], [samples], [True])

@@ -155,7 +155,7 @@ def test_undo_shows_the_same_pair_again(server: LabelServer, new_page: NewPage) 
     assert "0, 0 of them ties" in page.inner_text("#answer-count")
 
 
-def test_reload_goes_on(server: LabelServer, new_page: NewPage) -> None:
+def test_reload_keeps_the_question(server: LabelServer, new_page: NewPage) -> None:
     page = new_page(server.address)
     page.keyboard.press("ArrowLeft")
     ready(page, 2)
@@ -166,7 +166,7 @@ def test_reload_goes_on(server: LabelServer, new_page: NewPage) -> None:
     assert "1, 0 of them ties; 0 skipped" in page.inner_text("#answer-count")
 
 
-def test_two_tabs_are_one_labelling(server: LabelServer, new_page: NewPage) -> None:
+def test_two_tabs_share_a_session(server: LabelServer, new_page: NewPage) -> None:
     one, two = new_page(server.address), new_page(server.address)
     assert shown(one) == shown(two)
     one.keyboard.press("ArrowLeft")
@@ -221,7 +221,7 @@ def lines_of_half_an_answer(path: Path) -> bytes:
     return path.read_bytes().splitlines()[-1][:60]
 
 
-def test_the_end_is_said_in_the_page_and_on_the_terminal(tmp_path: Path, new_page: NewPage) -> None:
+def test_end_of_labelling(tmp_path: Path, new_page: NewPage) -> None:
     pictures(tmp_path / "pictures", 4)
     with label_command(tmp_path / "pictures", tmp_path / "p.jsonl", "--prompt", "a hat") as (address, process, _):
         page = new_page(address)
@@ -247,7 +247,7 @@ def test_the_end_is_said_in_the_page_and_on_the_terminal(tmp_path: Path, new_pag
     assert "mlxpref train --data" in out
 
 
-def test_ctrl_c_keeps_everything_and_prints_the_end(tmp_path: Path, new_page: NewPage) -> None:
+def test_ctrl_c_keeps_answers(tmp_path: Path, new_page: NewPage) -> None:
     pictures(tmp_path / "pictures", 4)
     with label_command(tmp_path / "pictures", tmp_path / "p.jsonl", "--prompt", "a hat", "--json") as (
         address,
@@ -289,7 +289,7 @@ def test_a_thousand_pictures(tmp_path: Path, new_page: NewPage) -> None:
         ready(page, 82)
 
 
-def test_a_picture_that_is_gone_can_be_skipped(server: LabelServer, new_page: NewPage, tmp_path: Path) -> None:
+def test_missing_picture_can_be_skipped(server: LabelServer, new_page: NewPage, tmp_path: Path) -> None:
     page = new_page(server.address)
     gone = server.session.pictures.images[int(shown(page)[0] or 0)]
     gone.unlink()
@@ -302,7 +302,7 @@ def test_a_picture_that_is_gone_can_be_skipped(server: LabelServer, new_page: Ne
     assert answers(server) == ["skip"]
 
 
-def test_an_answer_that_could_not_be_kept_is_said(server: LabelServer, new_page: NewPage) -> None:
+def test_unsaved_answer_is_shown(server: LabelServer, new_page: NewPage) -> None:
     page = new_page(server.address)
     path = server.session.file.path
     path.rename(path.with_suffix(".moved"))
@@ -336,7 +336,7 @@ def test_pictures_keep_their_shape(tmp_path: Path, new_page: NewPage) -> None:
         ]
 
 
-def test_hostile_texts_stay_texts(tmp_path: Path, new_page: NewPage) -> None:
+def test_hostile_texts(tmp_path: Path, new_page: NewPage) -> None:
     folder = tmp_path / "a'b"
     folder.mkdir()
     names = ["<img src=x onerror=window.hacked=1>.png", "\u202egnp.png", "esc\x1b[31m.png"]
@@ -361,7 +361,7 @@ def test_hostile_texts_stay_texts(tmp_path: Path, new_page: NewPage) -> None:
 
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [360, 1280])
-def test_the_page_fits_in_light_and_dark(tmp_path: Path, new_page: NewPage, width: int, dark: bool) -> None:
+def test_page_fits_in_light_and_dark(tmp_path: Path, new_page: NewPage, width: int, dark: bool) -> None:
     folder = pictures(tmp_path / ("n" * 100), 12, (300, 200))
     prompts = {"a hat " * 20: folder[:6], "x" * 200: folder[6:]}
     with served(tmp_path / "p.jsonl", prompts) as server:

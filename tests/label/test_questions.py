@@ -62,7 +62,7 @@ def test_the_first_pairs_connect_all_images() -> None:
     assert len(together[records[0].a]) == 20
 
 
-def test_every_pair_is_asked_once_and_then_no_more() -> None:
+def test_each_pair_is_asked_once() -> None:
     questions = Questions(tasks(9), (), LabelSettings(repeats=0.0))
     records = answer(questions, by_number)
     assert len({record.pair for record in records}) == len(records) == 36
@@ -70,7 +70,7 @@ def test_every_pair_is_asked_once_and_then_no_more() -> None:
     assert all(record.answer == "a" for record in records)
 
 
-def test_repeats_are_in_swapped_order_and_not_soon() -> None:
+def test_repeats_are_swapped_and_late() -> None:
     records = answer(Questions(tasks(16), (), LabelSettings(repeats=0.2)), by_number, 120)
     places: dict[tuple[str, ...], list[int]] = {}
     for place, record in enumerate(records):
@@ -84,7 +84,7 @@ def test_repeats_are_in_swapped_order_and_not_soon() -> None:
     assert consistency(records).agreed == consistency(records).same == len(again)
 
 
-def test_a_rater_who_goes_by_place_is_found_out() -> None:
+def test_rater_who_goes_by_place() -> None:
     records = answer(Questions(tasks(16), (), LabelSettings(repeats=0.2)), left, 120)
     repeated = consistency(records)
     assert repeated.agreed == 0
@@ -101,7 +101,7 @@ def test_a_ranking_finds_the_order() -> None:
     assert 1 - 4 * inversions / (16 * 15) > 0.8
 
 
-def test_who_opens_the_file_again_is_asked_nothing_twice() -> None:
+def test_reopened_file_asks_nothing_twice() -> None:
     settings = LabelSettings(repeats=0.0)
     records: list[LabelRecord] = []
     for _ in range(6):
@@ -111,7 +111,7 @@ def test_who_opens_the_file_again_is_asked_nothing_twice() -> None:
     assert [record.number for record in records] == list(range(1, 37))
 
 
-def test_undo_asks_the_same_again_as_often_as_one_likes() -> None:
+def test_undo_repeats_the_question() -> None:
     questions = Questions(tasks(9), (), LabelSettings())
     past = []
     for _ in range(12):
@@ -136,7 +136,7 @@ def test_a_skipped_pair_does_not_come_back() -> None:
     assert questions.tasks[0].outcomes() == []
 
 
-def test_prompts_take_turns_a_few_pairs_each() -> None:
+def test_prompts_take_turns() -> None:
     questions = Questions(tasks(6, 6, 6), (), LabelSettings(repeats=0.0))
     records = answer(questions, by_number, 36)
     turns = [len(list(group)) for _, group in itertools.groupby(record.prompt for record in records)]
@@ -144,7 +144,7 @@ def test_prompts_take_turns_a_few_pairs_each() -> None:
     assert {sum(record.prompt == f"prompt {i}" for record in records) for i in range(3)} == {12}
 
 
-def test_whole_prompts_are_held_out_and_stay_so() -> None:
+def test_whole_prompts_are_held_out() -> None:
     few = tasks(5, 5, 5, 5, 5, 5)
     assert sorted(task.held_out for task in few) == [0, 0, 0, 0, 0, 1]
     records = answer(Questions(few, (), LabelSettings(repeats=0.0)), by_number)
@@ -228,7 +228,7 @@ def test_answers_from_many_threads(tmp_path: Path) -> None:
         assert active_records(file.records) == session.questions.active
 
 
-def test_more_answers_are_wanted_of_who_is_less_sure() -> None:
+def test_unsure_raters_need_more_answers() -> None:
     records = answer(Questions(tasks(20), (), LabelSettings(repeats=0.3)), by_number, 200)
     expected = []
     for wrong in (0.0, 0.05, 0.1, 0.2):
@@ -245,7 +245,7 @@ def _turned(record: LabelRecord) -> tuple[object, ...]:
 
 
 @pytest.mark.parametrize("reliability", [0.58, 0.62, 0.75, 0.9, 0.95, 0.98])
-def test_the_wanted_answers_show_a_judge(reliability: float) -> None:
+def test_needed_answers_suffice(reliability: float) -> None:
     """Simulated judges, as reliable as the rater: they differ from guessing and are known to ten points."""
     agree = reliability**2 + (1 - reliability) ** 2
     target = enough(_of_agreement(round(4000 * agree), 4000), 0.2)

@@ -61,7 +61,7 @@ def lines(server: LabelServer) -> list[dict[str, Any]]:
     return [json.loads(line) for line in server.session.file.path.read_text().splitlines()]
 
 
-def test_an_answer_is_on_the_disk(server: LabelServer) -> None:
+def test_answer_is_on_disk(server: LabelServer) -> None:
     state = ask(server, "/state").json
     after = send(server, "/answer", number=state["number"], choice="second", seconds=1.234)
     (line,) = lines(server)
@@ -74,7 +74,7 @@ def test_an_answer_is_on_the_disk(server: LabelServer) -> None:
     assert (line["seconds"], line["prompt"]) == (1.23, "a hat")
 
 
-def test_an_answer_that_comes_too_late_changes_nothing(server: LabelServer) -> None:
+def test_late_answer_changes_nothing(server: LabelServer) -> None:
     state = ask(server, "/state").json
     send(server, "/answer", number=1, choice="first", seconds=1)
     late = send(server, "/answer", number=1, choice="second", seconds=1)
@@ -98,7 +98,7 @@ def test_undo_is_a_record_too(server: LabelServer) -> None:
 @pytest.mark.parametrize(
     ("path", "body"), [("/", None), ("/state", None), ("/pictures/0", None), ("/answer", b"{}"), ("/nothing", None)]
 )
-def test_without_its_token_nothing_is_told(server: LabelServer, path: str, body: bytes | None) -> None:
+def test_token_is_required(server: LabelServer, path: str, body: bytes | None) -> None:
     for token in ("x", server.token[:-1], server.token + "x", server.token.swapcase(), "%00", "%C3%A9"):
         answer = ask(server, path, body, token=token)
         assert answer.status == 403
@@ -152,7 +152,7 @@ def test_no_request_names_a_file(server: LabelServer, path: str) -> None:
         b'{"number": 1, "choice": ["first"]}', b"\xff\xfe", b'{"x": "' + b"a" * 5000 + b'"}',
     ],
 )  # fmt: skip
-def test_what_is_no_answer_is_refused(server: LabelServer, body: bytes) -> None:
+def test_malformed_answer_is_refused(server: LabelServer, body: bytes) -> None:
     for path in ("/answer", "/undo"):
         answer = ask(server, path, body)
         if path == "/answer" or b"number" not in body:
@@ -162,7 +162,7 @@ def test_what_is_no_answer_is_refused(server: LabelServer, body: bytes) -> None:
 
 
 @pytest.mark.parametrize("seconds", ["1", None, -1, 1e9, float("nan"), [1]])
-def test_seconds_that_cannot_be_are_left_out(server: LabelServer, seconds: Any) -> None:
+def test_impossible_seconds_are_left_out(server: LabelServer, seconds: Any) -> None:
     assert send(server, "/answer", number=1, choice="first", seconds=seconds).status == 200
     assert lines(server)[0]["seconds"] is None
 
@@ -208,7 +208,7 @@ def test_security_headers(server: LabelServer) -> None:
     assert "unsafe-inline" not in policy.partition("script-src")[2].partition(";")[0]
 
 
-def test_an_answer_that_cannot_be_kept(server: LabelServer) -> None:
+def test_unsaved_answer(server: LabelServer) -> None:
     path = server.session.file.path
     path.rename(path.with_suffix(".moved"))
     answer = send(server, "/answer", number=1, choice="first", seconds=1)
@@ -220,7 +220,7 @@ def test_an_answer_that_cannot_be_kept(server: LabelServer) -> None:
     assert len(lines(server)) == 1
 
 
-def test_a_picture_that_is_gone_is_said(server: LabelServer) -> None:
+def test_missing_picture(server: LabelServer) -> None:
     server.session.pictures.images[2].unlink()
     answer = ask(server, "/pictures/2")
     assert answer.status == 500
@@ -228,7 +228,7 @@ def test_a_picture_that_is_gone_is_said(server: LabelServer) -> None:
     assert ask(server, "/pictures/1").status == 200
 
 
-def test_a_port_that_is_taken_is_refused(server: LabelServer) -> None:
+def test_port_in_use(server: LabelServer) -> None:
     with pytest.raises(ConfigError, match=f"--port {server.port}: cannot be taken"):
         LabelServer(server.session, server.port)
 

@@ -219,7 +219,7 @@ def test_few_degrees_of_freedom_widen(count):
     assert fit.dispersion == pytest.approx(noise * (stats.t.ppf(0.975, count - 1) / 1.96) ** 2, rel=0.02)
 
 
-def test_unseen_noise_is_the_callers():
+def test_default_dispersion():
     pair = [PairOutcome(0, 1, 0.9, 0.9)]
     assert fit_strengths(2, pair).dispersion == 1.0
     assert rank_images(2, pair).images[0].tied_with == (1,)
@@ -508,7 +508,7 @@ def test_coverage_of_adaptive_pairs():
 
 
 @pytest.mark.parametrize("deviation", [0.5, 1.0, 2.0, 4.0])
-def test_the_deviation_of_the_strengths_is_found(deviation):
+def test_deviation_of_the_strengths(deviation):
     """100 images know it to 7 % and more; without noise their own spread is the answer."""
     rng = np.random.default_rng(4)
     strengths = rng.normal(0, deviation, 100)

@@ -82,7 +82,7 @@ def test_a_large_round_is_filled():
     assert 12 <= degree.min() <= degree.max() <= 38  # 25 on average
 
 
-def test_the_seed_decides_and_nothing_else():
+def test_rounds_follow_the_seed():
     rng = np.random.default_rng(1)
     judge = judge_of(rng.normal(0, 1, 12), rng)
     once, again, other = (in_rounds(judge, 12, 24, seed=seed)[0] for seed in (3, 3, 4))
@@ -106,7 +106,7 @@ def test_two_images_and_a_thousand():
     assert np.median([abs(strengths[a] - strengths[b]) for a, b in third]) < 0.1
 
 
-def test_images_that_came_later_are_asked_first():
+def test_new_images_come_first():
     """Twenty images are known; for three more nothing was asked yet."""
     rng = np.random.default_rng(5)
     judge = judge_of(rng.normal(0, 1, 23), rng)
@@ -115,7 +115,7 @@ def test_images_that_came_later_are_asked_first():
     assert {20, 21, 22} <= {image for pair in next_round(23, pairs, fit, 3) for image in pair}
 
 
-def test_what_is_open_is_asked_and_what_is_known_is_not():
+def test_open_comparisons_come_first():
     """Two close couples far apart: asking within a couple tells something, asking across nothing."""
     ring = [(0, 2), (1, 3), (0, 3)]
     assert sorted(next_round(4, ring, normal_fit([5.0, 5.1, 0.0, 0.1], 0.5), 2)) == [(0, 1), (2, 3)]
@@ -136,7 +136,7 @@ def test_impossible_rounds_are_named(count, size, top):
         next_round(count, [], None, size, 0, top)
 
 
-def test_the_pair_budget_is_two_an_image_or_all():
+def test_pair_budget():
     assert [pair_budget(count) for count in (2, 3, 4, 5, 6, 9, 100)] == [1, 3, 6, 10, 12, 18, 200]
 
 
@@ -181,7 +181,7 @@ def test_every_member_must_beat_every_other_image():
     assert not is_settled(wide, 2)
 
 
-def test_what_strengths_share_is_no_doubt():
+def test_shared_uncertainty_cancels():
     """Both strengths may be anything together; their difference is known."""
     together = StrengthFit(np.array([1.0, 0.0]), 4.0 + 0.05 * np.eye(2), 0.0, 0.1, 1.0, 9.0)
     assert is_settled(together, 1)

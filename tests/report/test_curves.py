@@ -9,7 +9,7 @@ from mlxpref.report.curves import Dots, curve_svg
 NAN = float("nan")
 
 
-def test_the_same_curves_are_the_same_drawing() -> None:
+def test_drawing_is_deterministic() -> None:
     before = mpl.get_backend(), dict(mpl.rcParams)
     svgs = [str(curve_svg({"reward": [0.1, 0.5, 0.9], "accuracy": [0.2, 0.3, 0.4]}, label="mean")) for _ in range(2)]
     assert svgs[0] == svgs[1]
@@ -18,7 +18,7 @@ def test_the_same_curves_are_the_same_drawing() -> None:
     assert (mpl.get_backend(), dict(mpl.rcParams)) == before
 
 
-def test_long_curves_stay_small_and_keep_their_spikes() -> None:
+def test_long_curves_keep_their_spikes() -> None:
     flat = [1.0 + 0.001 * (i % 7) for i in range(5000)]
     spiked = [*flat[:2500], 9.0, *flat[2501:]]
     drawings = [str(curve_svg({"norm": values})) for values in (flat, spiked)]
@@ -34,7 +34,7 @@ def test_gaps_dots_and_single_steps() -> None:
     assert "<use" in str(curve_svg({"a": [1.0]}))
 
 
-def test_names_stay_out_of_a_drawing_without_a_label() -> None:
+def test_drawing_without_a_label() -> None:
     names = ("$\\frac{", "_x", "<script>")
     svg = str(curve_svg({name: [0.1, 0.2] for name in names}))
     assert not any(word in svg for word in ("frac", "<script"))

@@ -51,7 +51,7 @@ def test_texts_are_escaped(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
 
 
-def test_a_missing_value_is_an_error_not_a_blank(tmp_path: Path) -> None:
+def test_missing_value_is_an_error(tmp_path: Path) -> None:
     import jinja2
 
     with pytest.raises(jinja2.UndefinedError):
@@ -59,7 +59,7 @@ def test_a_missing_value_is_an_error_not_a_blank(tmp_path: Path) -> None:
     assert not (tmp_path / "index.html").exists()
 
 
-def test_names_are_as_short_as_tells_them_apart() -> None:
+def test_shortest_distinct_names() -> None:
     assert short_names(["x/a/1.png", "x/b/2.png"]) == ["1.png", "2.png"]
     assert short_names(["x/a/1.png", "x/b/1.png"]) == [str(Path("a/1.png")), str(Path("b/1.png"))]
     assert short_names(["/x/1.png", "y/1.png"]) == ["/x/1.png", "y/1.png"]

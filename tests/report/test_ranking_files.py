@@ -63,7 +63,7 @@ def test_a_ranking_is_a_table(tmp_path: Path, images: list[Path]) -> None:
     assert {entry.name for entry in tmp_path.iterdir()} == {"in", "ranking.csv"}
 
 
-def test_images_that_were_only_read_have_no_reason(tmp_path: Path, images: list[Path]) -> None:
+def test_unthought_images_have_no_reason(tmp_path: Path, images: list[Path]) -> None:
     write_ranking_csv(tmp_path / "r.csv", [ranked(images, why="")])
     assert {row["reason"] for row in rows(tmp_path / "r.csv")} == {""}
     write_ranking_csv(tmp_path / "r.csv", [])
@@ -114,7 +114,7 @@ def test_the_table_is_a_list_of_prompts(tmp_path: Path, images: list[Path]) -> N
     assert skipped == []
 
 
-def test_a_table_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+def test_unwritable_table(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^.*gone/r\.csv: cannot be written \(No such file or directory\); choose"):
         write_ranking_csv(tmp_path / "gone" / "r.csv", [])
 
@@ -122,7 +122,7 @@ def test_a_table_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
 # copies
 
 
-def test_the_best_images_are_copied_with_their_place(tmp_path: Path, images: list[Path]) -> None:
+def test_copies_are_named_by_rank(tmp_path: Path, images: list[Path]) -> None:
     os.utime(images[0], (1_000_000_000, 1_000_000_000))
     folder = tmp_path / "out" / "best"
     copies = copy_top([ranked(images)], 4, folder)
@@ -152,7 +152,7 @@ def test_a_folder_with_files_is_refused(tmp_path: Path, images: list[Path]) -> N
     check_copy_folder(tmp_path / "new")
 
 
-def test_what_cannot_be_copied_is_one_clear_line(tmp_path: Path, images: list[Path]) -> None:
+def test_failing_copy(tmp_path: Path, images: list[Path]) -> None:
     with pytest.raises(DataError, match="image 1 has no file"):
         copy_top([ranked([images[0], Image.new("RGB", (8, 8))])], 2, tmp_path / "memory")
     gone = ranked([images[0], tmp_path / "in" / "gone.png"])

@@ -65,7 +65,7 @@ def hostile(tmp_path: Path) -> Ranking:
     return ranking(files, HOSTILE, HOSTILE, skipped=skipped, warnings=(HOSTILE,))
 
 
-def test_texts_cannot_become_markup(hostile: Ranking, tmp_path: Path) -> None:
+def test_texts_are_escaped(hostile: Ranking, tmp_path: Path) -> None:
     page = page_of(tmp_path, hostile, hostile, notes=(HOSTILE,))
     tags = Tags(page)
     assert [attributes.get("type") for attributes in tags.all("script")] == ["application/json", None]
@@ -85,14 +85,14 @@ def test_texts_cannot_become_markup(hostile: Ranking, tmp_path: Path) -> None:
     assert policy.startswith("default-src 'none'; img-src data:;")
 
 
-def test_every_picture_is_inside_once(tmp_path: Path) -> None:
+def test_each_picture_is_embedded_once(tmp_path: Path) -> None:
     page = page_of(tmp_path, ranking(), ranking([picture(i) for i in range(10, 14)]))
     pictures = [attributes["src"] for attributes in Tags(page).all("img")]
     assert len(set(pictures)) == len(pictures) == 8
     assert page.count("data:image/") == 8
 
 
-def test_200_detailed_pictures_stay_under_15_mb(tmp_path: Path) -> None:
+def test_200_pictures_take_under_15_mb(tmp_path: Path) -> None:
     """Nothing is harder to compress than noise; measured on 12 pictures of it and scaled."""
     images = [picture(i, (700, 500)) for i in range(12)]
     pairs = [
@@ -131,7 +131,7 @@ def test_a_reason_is_beside_both_pictures(tmp_path: Path) -> None:
             assert item.index("<b>Image 1</b>") < item.index("<b>Image 2</b>") < item.index(reason.text)
 
 
-def test_what_is_uncertain_is_said(tmp_path: Path) -> None:
+def test_uncertainty_is_shown(tmp_path: Path) -> None:
     note = "The judge cannot tell these images apart."
     lone = ranking(skipped=(Skipped(Path("x/broken.png"), "is damaged"),))
     page = page_of(tmp_path, lone, notes=(note,))
@@ -156,14 +156,14 @@ def test_what_is_uncertain_is_said(tmp_path: Path) -> None:
     assert equal.count(' class="tied"') == 3
 
 
-def test_warnings_stand_with_their_prompt(tmp_path: Path) -> None:
+def test_warnings_are_with_their_prompt(tmp_path: Path) -> None:
     images = [picture(i) for i in range(4)]
     first, second = (ranking(images, prompt, warnings=(f"about {prompt}",)) for prompt in ("a hat", "a shoe"))
     text = Tags(page_of(tmp_path, first, second)).text
     assert 0 < text.index("about a hat") < text.index("about a shoe")
 
 
-def test_the_script_gets_what_an_estimate_needs(tmp_path: Path) -> None:
+def test_data_of_the_script(tmp_path: Path) -> None:
     result = ranking()
     data = json.loads(Tags(page_of(tmp_path, result)).scripts[0])[0]
     assert data["strengths"] == pytest.approx(result.strengths.fit.strengths, abs=1e-4)
@@ -174,7 +174,7 @@ def test_the_script_gets_what_an_estimate_needs(tmp_path: Path) -> None:
     assert [len(sample) for pair in data["pairs"] for order in pair[5:] for sample in order] == [3] * 9 + [1] * 2
 
 
-def test_a_picture_that_is_gone_costs_no_page(tmp_path: Path) -> None:
+def test_missing_picture(tmp_path: Path) -> None:
     files = [tmp_path / f"{i}.png" for i in range(4)]
     for i, file in enumerate(files[:3]):
         picture(i).save(file)
@@ -197,7 +197,7 @@ def shown(browser: Browser, selector: str) -> str:
     return " ".join(str(browser.run(f"document.querySelector({json.dumps(selector)}).innerText")).split())
 
 
-def test_any_two_pictures_are_compared_by_keyboard(browser: Browser, tmp_path: Path) -> None:
+def test_comparing_by_keyboard(browser: Browser, tmp_path: Path) -> None:
     result = ranking()
     page_of(tmp_path, result)
     browser.show_as(1000, 900)
@@ -245,7 +245,7 @@ def test_any_two_pictures_are_compared_by_keyboard(browser: Browser, tmp_path: P
     assert complaints(browser) == []
 
 
-def test_hostile_texts_stay_texts_in_a_browser(browser: Browser, hostile: Ranking, tmp_path: Path) -> None:
+def test_hostile_texts_in_a_browser(browser: Browser, hostile: Ranking, tmp_path: Path) -> None:
     page_of(tmp_path, hostile, hostile, notes=(HOSTILE,))
     browser.open(tmp_path / "page.html")
     browser.run("document.querySelectorAll('.reason button')[0].click()")
@@ -259,9 +259,7 @@ def test_hostile_texts_stay_texts_in_a_browser(browser: Browser, hostile: Rankin
 
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [360, 1100])
-def test_the_page_fits_and_has_names_for_a_screen_reader(
-    browser: Browser, tmp_path: Path, width: int, dark: bool
-) -> None:
+def test_page_fits_and_is_accessible(browser: Browser, tmp_path: Path, width: int, dark: bool) -> None:
     page_of(tmp_path, ranking(prompt="a" * 200, skipped=(Skipped(Path("b" * 200), "c" * 200),)))
     browser.show_as(width, 800, dark)
     browser.open(tmp_path / "page.html")

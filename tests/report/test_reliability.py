@@ -35,7 +35,7 @@ def panels() -> list[Panel]:
     return [Panel(f"way {i}", np.clip(people + rng.normal(0, 0.4, 50), 0, 1), people) for i in range(5)]
 
 
-def test_every_panel_has_its_error_and_counts(panels: list[Panel], tmp_path: Path) -> None:
+def test_panels_have_error_and_counts(panels: list[Panel], tmp_path: Path) -> None:
     path = tmp_path / "drawing.svg"
     draw_reliability(panels, 2, path)
     root = ElementTree.parse(path).getroot()
@@ -53,7 +53,7 @@ def test_every_panel_has_its_error_and_counts(panels: list[Panel], tmp_path: Pat
     assert re.sub(r"[0-9a-f]{10}", "", path.read_text(encoding="utf-8")) == re.sub(r"[0-9a-f]{10}", "", before)
 
 
-def test_a_png_is_a_picture_with_all_of_its_panels(panels: list[Panel], tmp_path: Path) -> None:
+def test_png_has_all_panels(panels: list[Panel], tmp_path: Path) -> None:
     sizes = []
     for columns in (1, 5):
         draw_reliability(panels, columns, tmp_path / "drawing.PNG")
@@ -67,7 +67,7 @@ def test_a_png_is_a_picture_with_all_of_its_panels(panels: list[Panel], tmp_path
     assert sizes[1][0] > 3 * sizes[1][1]
 
 
-def test_a_place_that_cannot_be_written_is_said(panels: list[Panel], tmp_path: Path) -> None:
+def test_unwritable_file(panels: list[Panel], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"ends with \.svg or \.png"):
         draw_reliability(panels, 2, tmp_path / "drawing.pdf")
     with pytest.raises(ConfigError, match="cannot be written there"):

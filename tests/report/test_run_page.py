@@ -99,7 +99,7 @@ def test_twenty_rollouts_spread_over_the_run(whole: Path) -> None:
     assert len(tags.all("img")) == 40
 
 
-def test_images_in_memory_are_found_by_the_caller(tmp_path: Path) -> None:
+def test_images_from_the_caller(tmp_path: Path) -> None:
     records: list[dict[str, Any]] = []
 
     def images(record: dict[str, Any]) -> tuple[ImageLike, ImageLike] | None:
@@ -113,7 +113,7 @@ def test_images_in_memory_are_found_by_the_caller(tmp_path: Path) -> None:
     assert [record["reward"] for record in records] == [2.0, 0.0]  # of those shown only
 
 
-def test_half_a_line_and_what_is_no_record_are_left_out(tmp_path: Path) -> None:
+def test_broken_lines_are_left_out(tmp_path: Path) -> None:
     folder = run_in(tmp_path, [step_line(1, 3), step_line(2, 3)], [rollout(1, 1, text="a\u2028b")])
     with (folder / "log.jsonl").open("ab") as file:
         file.write(b'[1]\n\n{"step": "9", "x": 1}\n{"step": 3, "reward": 0.9, "text": "\xc3')
@@ -122,7 +122,7 @@ def test_half_a_line_and_what_is_no_record_are_left_out(tmp_path: Path) -> None:
     assert "a b" in text
 
 
-def test_what_is_missing_or_null_costs_no_page(tmp_path: Path) -> None:
+def test_missing_and_null_values(tmp_path: Path) -> None:
     assert "Step" not in text_of(write_run_page(run_in(tmp_path / "lone", [step_line(1, 1)])))
     sparse = run_in(tmp_path / "sparse", [{"step": 2}, {"step": 1, "reward": 0.5}, {"step": 2, "accuracy": 0.5}], [{}])
     assert titles(write_run_page(sparse)) == ["Reward", "Agreement with people"]
@@ -135,7 +135,7 @@ def test_what_is_missing_or_null_costs_no_page(tmp_path: Path) -> None:
         write_run_page(tmp_path)
 
 
-def test_changes_have_the_error_of_their_difference() -> None:
+def test_error_of_a_change() -> None:
     log = RunLog([step_line(i, reward=(0.4, 0.8, 0.5, 0.9)[i - 1], accuracy=0.5 + 0.4 * (i > 2)) for i in range(1, 5)])
     reward = log.first_last(log.column("reward"))
     assert reward is not None
@@ -167,7 +167,7 @@ def hostile_run(folder: Path) -> Path:
     return folder
 
 
-def test_texts_cannot_become_markup(tmp_path: Path) -> None:
+def test_texts_are_escaped(tmp_path: Path) -> None:
     page = write_run_page(hostile_run(tmp_path / "run")).read_text(encoding="utf-8")
     tags = Tags(page)
     assert not {name for name, _ in tags.found} & {"script", "iframe", "object", "embed", "form", "base"}
@@ -180,7 +180,7 @@ def test_texts_cannot_become_markup(tmp_path: Path) -> None:
     assert (tags.all("meta")[1]["content"] or "").startswith("default-src 'none'; img-src data:; style-src")
 
 
-def test_a_long_run_of_detailed_pictures_stays_small(tmp_path: Path) -> None:
+def test_long_run_stays_small(tmp_path: Path) -> None:
     """Nothing is harder to compress than noise."""
     log = [step_line(i, 2000, reward=math.sin(i**2), grad_norm=math.cos(i**2)) for i in range(1, 2001)]
     lines = [
@@ -195,7 +195,7 @@ def test_a_long_run_of_detailed_pictures_stays_small(tmp_path: Path) -> None:
     assert page.stat().st_size < 5_000_000
 
 
-def test_hostile_texts_stay_texts_in_a_browser(browser: Browser, tmp_path: Path) -> None:
+def test_hostile_texts_in_a_browser(browser: Browser, tmp_path: Path) -> None:
     page = write_run_page(hostile_run(tmp_path / "run"))
     browser.open(page)
     browser.run("new Promise(done => setTimeout(done, 100))")
@@ -207,7 +207,7 @@ def test_hostile_texts_stay_texts_in_a_browser(browser: Browser, tmp_path: Path)
 
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [360, 1200])
-def test_the_page_fits_and_has_names_for_a_screen_reader(browser: Browser, whole: Path, width: int, dark: bool) -> None:
+def test_page_fits_and_is_accessible(browser: Browser, whole: Path, width: int, dark: bool) -> None:
     browser.show_as(width, 800, dark)
     browser.open(whole)
     browser.press("Tab", "Enter")  # the settings fold out by keyboard

@@ -86,7 +86,7 @@ def test_counting_agrees_with_the_shapes(tmp_path: Path) -> None:
     assert vision_operations(model, 84) == 36 * 1176 * 64 + 2 * (36 * block + attention) + merged
 
 
-def test_bound_is_that_of_an_enumeration(tmp_path: Path) -> None:
+def test_bound_by_enumeration(tmp_path: Path) -> None:
     """The closed form against a count of every run of a prefix tree."""
     from scripts.bench_common import TEXT, decoder_operations, load_both, vision_operations
     from scripts.bench_rank import Case, bound_of
@@ -108,7 +108,7 @@ def test_bound_is_that_of_an_enumeration(tmp_path: Path) -> None:
     assert bound_of(vlm, model, case, 0) == pytest.approx(naive / least)
 
 
-def test_a_watched_module_is_as_it_was() -> None:
+def test_watching_leaves_a_module_unchanged() -> None:
     import mlx.nn as nn
 
     from scripts.bench_common import Tokens, watched

@@ -11,7 +11,7 @@ from tests.browser import Browser
 
 
 @pytest.mark.slow
-def test_what_was_clicked_is_learned(tmp_path: Path, browser: Browser) -> None:
+def test_clicked_answers_are_learned(tmp_path: Path, browser: Browser) -> None:
     write_folder(tmp_path / "pictures", prompts=10, images=8, seed=0)
     output = tmp_path / "preferences.jsonl"
     options = ("--prompt-from", "sidecar", "--held-out", "0.4", "--json")

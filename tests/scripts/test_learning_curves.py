@@ -78,7 +78,7 @@ def test_file_and_page_have_every_run() -> None:
     assert printed.strip() in README
 
 
-def test_only_missing_runs_are_made(tmp_path: Path) -> None:
+def test_only_missing_runs_are_run(tmp_path: Path) -> None:
     file, known = tmp_path / "folder" / "runs.json", {"n": 1, "double": "known"}
     runs: list[dict[str, Any]] = [known]
     (_, new), *more = make_runs([{"n": 1}, {"n": 0}], partial(dict, double=0), runs, file, 1, itemgetter("n"))

@@ -30,7 +30,7 @@ def test_the_plan_is_near_the_peak(run: Run) -> None:
     assert mx.get_active_memory() - left < 300_000  # the weights take 3 MB
 
 
-def test_the_table_is_what_the_plan_says() -> None:
+def test_table_agrees_with_the_plan() -> None:
     result = CliRunner().invoke(main, [], catch_exceptions=False)
     rows = json.loads(result.stdout.rstrip("\n").split("\n")[-1])["table"]
     assert len({(row["mac_gib"], row["judge"], row["bits"]) for row in rows}) == len(rows) == 30

@@ -38,7 +38,7 @@ def sure_answers(order):
     return {(a, b): PairOutcome(a, b, *[float(place[a] < place[b])] * 2) for a, b in all_pairs(len(order))}
 
 
-def test_the_last_line_has_every_strategy(folder):
+def test_json_has_every_strategy(folder):
     result = run(folder, "--repeats", 2, "--biased-repeats", 1)
     assert result.exit_code == 0, result.stderr
     assert "raters, 3 votes, soft: 4 of 4" in result.stderr
@@ -59,7 +59,7 @@ def test_the_last_line_has_every_strategy(folder):
     assert json.loads(run(folder, "--repeats", 2, "--biased-repeats", 1).stdout.rsplit("\n", 2)[1]) == actual
 
 
-def test_a_folder_without_test_json_is_said(tmp_path):
+def test_folder_without_test_json(tmp_path):
     result = run(tmp_path)
     assert result.exit_code == 1
     assert "no test.json in HPDv2's layout" in result.stderr
@@ -77,7 +77,7 @@ def test_a_judge_without_noise_gets_its_order(name):
         assert pairs <= 17 if name == "merge sort" else pairs == 28
 
 
-def test_raters_are_drawn_without_looking_and_each_at_most_once():
+def test_raters_are_drawn_once_each():
     ranks = np.array([[1, 2], [1, 2], [2, 1], [2, 1]])
     rng = np.random.default_rng(0)
     shares = [bench.rater_answers(ranks, 3, True, rng)[0, 1].p_a_shown_first for _ in range(400)]
@@ -104,7 +104,7 @@ def test_measures():
     assert not bench.best_found(np.array([5.0, 1.0, 0.0, 0.0]), np.array([2.0, 1.0, 3.0, 4.0]))
 
 
-def test_swiss_asks_neighbours_that_have_not_met():
+def test_swiss_pairs_unmet_neighbours():
     assert bench.swiss_round([3, 1, 0, 2], set(), 2) == [(1, 3), (0, 2)]
     assert bench.swiss_round([3, 1, 0, 2], {(1, 3), (0, 2)}, 2) == [(0, 1), (2, 3)]
 
@@ -112,7 +112,7 @@ def test_swiss_asks_neighbours_that_have_not_met():
 # Coverage, settled tops, time
 
 
-def test_the_last_line_of_the_second_bench_has_coverage_tops_and_time():
+def test_json_of_the_second_bench():
     result = CliRunner().invoke(
         figures.main, ["--repeats", "2", "--top-repeats", "1", "--largest", "100"], catch_exceptions=False
     )
@@ -139,7 +139,7 @@ def test_asking_until_a_budget_or_a_settled_top():
     assert len(figures.ask_until(20, sure, 190, 0, top=3)[0]) < 190
 
 
-def test_a_top_is_found_when_it_is_right_for_good(monkeypatch):
+def test_top_is_found_when_it_stays_right(monkeypatch):
     """Ten images; the fits after 6, 12 and 18 pairs are given: right, wrong, right."""
     wrong, right = np.arange(10.0)[::-1], np.arange(10.0)
     strengths = iter([right, right, wrong, right])  # of all pairs, then of each round

@@ -9,7 +9,7 @@ from scripts.learning_runs import Plan, settings_of
 from scripts.strategies_by_training import READ_BY, SEEDS, gains_of, make_run, plans, rows_of, table_of
 
 
-def test_training_for_each_strategy_is_measured_alike() -> None:
+def test_each_strategy_is_trained_and_measured() -> None:
     plan = {"reward": "score", "steps": 1, "seed": 0}
     run = make_run(plan, (4, 3))
     assert plan.items() <= run.items()
@@ -35,7 +35,7 @@ def reading(strategy: str, accuracy: float) -> dict[str, object]:
     return {"strategy": strategy, "accuracy": accuracy, "tokens_per_pair": 60.0, **shares}
 
 
-def test_the_table_has_each_judge_as_it_was_trained_to_be_read() -> None:
+def test_table_has_each_strategy() -> None:
     runs = [
         {"reward": reward, "steps": 20, "seed": seed, "seconds": 10.0,
          "read": [reading(strategy, 0.7 + 0.1 * seed + 0.05 * (strategy == "soft")) for strategy in STRATEGIES]}

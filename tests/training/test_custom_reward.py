@@ -23,7 +23,7 @@ def rewards_of(program: str, folder: Path) -> list[float]:
     return load_reward(f"{folder}/own.py:own")(comparison, VERDICTS)
 
 
-def test_a_function_sees_the_comparison_as_it_was_shown(tmp_path: Path) -> None:
+def test_function_sees_the_shown_order(tmp_path: Path) -> None:
     program = (
         "def own(texts, p_first, prompt, images, y):\n"
         "    assert texts == ['<think>one', '<think>other'] and prompt == 'a hat' and y == 0.2\n"
@@ -45,7 +45,7 @@ def test_a_function_sees_the_comparison_as_it_was_shown(tmp_path: Path) -> None:
         "class Own:\n    def __call__(self, texts, tokens, **rest):\n        return tokens\nown = Own()\n",
     ],
 )
-def test_optional_arguments_are_given_where_they_are_taken(program: str, tmp_path: Path) -> None:
+def test_optional_arguments(program: str, tmp_path: Path) -> None:
     assert rewards_of(program, tmp_path) == [3.0, 7.0]
 
 

@@ -103,7 +103,7 @@ def test_loss_logprobs_and_gradients_equal_torch(
         ("y", np.full(3, 0.2, np.float32)),
     ],
 )
-def test_no_part_of_the_loss_can_be_missed(
+def test_every_part_of_the_loss_matters(
     family: str, update: dict[str, Any], golden: dict[str, Any], what: str, value: Any
 ) -> None:
     result = descent(family, update | {what: value}, golden)
@@ -111,7 +111,7 @@ def test_no_part_of_the_loss_can_be_missed(
 
 
 @pytest.mark.parametrize("micro_batch", [1, 99])
-def test_what_flows_through_the_prompt_cannot_be_missed(
+def test_gradient_through_the_prompt_matters(
     family: str, update: dict[str, Any], golden: dict[str, Any], micro_batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stopped(vlm: VLM, prompts: Sequence[ComparisonInput], recompute: bool = True) -> PromptState:

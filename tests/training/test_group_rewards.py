@@ -64,7 +64,7 @@ def test_a_mix_adds_its_parts_by_weight() -> None:
     assert result.correct[0].tolist() == [True, False, False]
 
 
-def test_without_an_exact_reward_written_answers_count() -> None:
+def test_written_answers_count_without_exact_reward() -> None:
     result = rewarded([wrote("1"), wrote("2"), wrote("")], [0.0, 0.0, 4.0], reward="hard,own.py:f=0.5")
     assert result.rewards[0] == pytest.approx([1.2, 0.2, 2.0])
     assert not result.answered.any()
@@ -73,7 +73,7 @@ def test_without_an_exact_reward_written_answers_count() -> None:
     assert result.advantages[0].std(ddof=1) == pytest.approx(1, rel=1e-3)  # as GRPO divides
 
 
-def test_scores_may_stand_beside_a_custom_reward() -> None:
+def test_scores_beside_a_custom_reward() -> None:
     result = rewarded([wrote("7 4"), wrote("1 8"), wrote("x")], [0.0, 5.0, 0.0], reward="own.py:f,score")
     assert result.rewards[0] == pytest.approx([1.2, 5.2, 0.0])
     assert result.correct[0].tolist() == [True, False, False]

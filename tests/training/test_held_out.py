@@ -56,7 +56,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 @pytest.mark.parametrize("think", [True, False])
-def test_held_out_is_measured_as_by_eval(think: bool) -> None:
+def test_held_out_equals_eval(think: bool) -> None:
     vlm = mlxpref.load("demo").vlm
     settings = demo_settings(steps=2, comparisons=3, group=2, think=think, held_out=0.2, held_out_limit=6)
     preferences = demo_preferences("train", 60)

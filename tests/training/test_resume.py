@@ -39,7 +39,7 @@ def step_read(run: Path) -> int:
     return state.step
 
 
-def test_what_is_written_comes_back(tmp_path: Path) -> None:
+def test_written_state_is_read_back(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         write_state(tmp_path, state(step))
     last, warnings = read(tmp_path)
@@ -59,7 +59,7 @@ def test_what_is_written_comes_back(tmp_path: Path) -> None:
     )
 
 
-def test_a_read_state_does_not_depend_on_its_file(tmp_path: Path) -> None:
+def test_read_state_survives_its_file(tmp_path: Path) -> None:
     write_state(tmp_path, state(1))
     saved_state, _ = read(tmp_path)
     write_state(tmp_path, state(2))
@@ -88,7 +88,7 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
 
 @pytest.mark.parametrize("name", ["arrays.safetensors", "state.json", "SHA256SUMS"])
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_state_falls_back_and_says_so(damage: Callable[[Path], Any], name: str, tmp_path: Path) -> None:
+def test_damaged_state_falls_back(damage: Callable[[Path], Any], name: str, tmp_path: Path) -> None:
     for step in (1, 2):
         write_state(tmp_path, state(step))
     damage(tmp_path / "checkpoint" / name)
@@ -153,7 +153,7 @@ def half_done(name: str, path: Any = None, *rest: Any) -> None:
 
 
 @pytest.mark.parametrize("before", [0, 1, 2, 3])
-def test_killed_anywhere_a_readable_one_is_there(before: int, tmp_path: Path) -> None:
+def test_killed_writer_leaves_a_state(before: int, tmp_path: Path) -> None:
     """Of the steps up to `before`, the next one is written, and that is cut off at every place."""
     survived = False
     for deeds in range(99):
@@ -188,7 +188,7 @@ def test_killed_anywhere_a_readable_one_is_there(before: int, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("second", range(0, 30, 3))
-def test_killed_twice_nothing_older_is_left(second: int, tmp_path: Path) -> None:
+def test_killed_twice_leaves_one_state(second: int, tmp_path: Path) -> None:
     """Killed between the two renames, then again wherever in the next writing."""
     write_state(tmp_path, state(1))
     write_state(tmp_path, state(2))
@@ -218,7 +218,7 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
         (os, "fsync", FULL),
     ],
 )
-def test_a_full_disk_is_said_and_harms_nothing(owner: Any, name: str, error: Exception, tmp_path: Path) -> None:
+def test_full_disk_keeps_the_state(owner: Any, name: str, error: Exception, tmp_path: Path) -> None:
     write_state(tmp_path, state(1))
     write_state(tmp_path, state(2))
 

@@ -122,7 +122,7 @@ SMALL_DEMO = {"model": "demo", "think": True, "max_tokens": 24, "learning_rate":
         ),
     ],
 )
-def test_a_run_in_three_parts_equals_an_unbroken_one(changes: dict[str, Any], tmp_path: Path) -> None:
+def test_run_in_three_parts_equals_one(changes: dict[str, Any], tmp_path: Path) -> None:
     """Left after a step that was saved and after one that was not; then resumed to its end."""
     begin(tmp_path / "whole", **changes)
     folder = begin(tmp_path / "parts", until=1, **changes)
@@ -137,7 +137,7 @@ def test_a_run_in_three_parts_equals_an_unbroken_one(changes: dict[str, Any], tm
 
 
 @pytest.mark.parametrize("until", [1, 5])
-def test_a_killed_run_resumes_from_its_last_saved_step(until: int, unbroken: Path, tmp_path: Path) -> None:
+def test_killed_run_resumes(until: int, unbroken: Path, tmp_path: Path) -> None:
     folder = killed(tmp_path / "run", until)
     assert len((folder / "log.jsonl").read_text().splitlines()) == until + 1
     assert resumed(folder) == (f"{folder}: no step was saved yet: the run starts over" if until == 1 else "")
@@ -172,7 +172,7 @@ def test_an_interrupted_update_is_forgotten(update: int, tmp_path: Path) -> None
     assert_same(tmp_path / "parts", tmp_path / "whole")
 
 
-def test_a_run_whose_steps_taught_nothing_resumes(tmp_path: Path) -> None:
+def test_run_without_updates_resumes(tmp_path: Path) -> None:
     """A random model never answers, so hard rewards are all 0 and the optimizer has done nothing."""
     folder = begin(tmp_path / "run", until=2, reward="hard", steps=3)
     assert resumed(folder) == ""
@@ -192,7 +192,7 @@ def flip(file: Path) -> None:
         (["checkpoint", "checkpoint.previous"], "damaged, and there is no other: the run starts over", 0),
     ],
 )
-def test_a_damaged_state_costs_steps_and_nothing_else(
+def test_damaged_state_costs_only_steps(
     damaged: Sequence[str], words: str, after: int, unbroken: Path, tmp_path: Path
 ) -> None:
     folder = killed(tmp_path / "run", 5)
@@ -203,7 +203,7 @@ def test_a_damaged_state_costs_steps_and_nothing_else(
     assert read_record(folder)["resumed"][0]["after_step"] == after
 
 
-def test_missing_lines_are_said_and_the_run_continues(unbroken: Path, tmp_path: Path) -> None:
+def test_missing_log_lines(unbroken: Path, tmp_path: Path) -> None:
     folder = begin(tmp_path / "run", until=4)
     log = folder / "log.jsonl"
     log.write_text(log.read_text()[:-5])
@@ -216,7 +216,7 @@ def test_missing_lines_are_said_and_the_run_continues(unbroken: Path, tmp_path: 
     assert adapters[0] == adapters[1]
 
 
-def test_a_complete_run_is_not_touched(unbroken: Path) -> None:
+def test_complete_run_is_unchanged(unbroken: Path) -> None:
     before = contents(unbroken)
     assert resumed(unbroken) == f"{unbroken}: this run is complete after 6 steps; nothing is left to do"
     done = CliRunner().invoke(main, ["train", "--resume", "--output", str(unbroken), "--json"])
@@ -253,7 +253,7 @@ def test_settings_that_change_results_are_refused(tmp_path: Path) -> None:
     assert before == contents(folder)
 
 
-def test_memory_may_be_traded_for_time(unbroken: Path, tmp_path: Path) -> None:
+def test_memory_settings_may_change(unbroken: Path, tmp_path: Path) -> None:
     folder = begin(tmp_path / "run", until=3)
     warnings = resumed(folder, save_every=1, micro_batch=2, recompute=False)
     assert (
@@ -266,7 +266,7 @@ def test_memory_may_be_traded_for_time(unbroken: Path, tmp_path: Path) -> None:
     assert all(mx.allclose(weights[0][name], weights[1][name], atol=1e-3) for name in weights[0])
 
 
-def test_another_machine_or_version_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_machine_or_version_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = begin(tmp_path / "run", until=1)
     machine = read_record(folder)["machine"]
     if sys.platform == "linux" and machine["device"].startswith("cpu"):
@@ -322,7 +322,7 @@ def test_another_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         resumed(folder)
 
 
-def test_a_model_in_memory_is_found_by_its_folder(unbroken: Path, tmp_path: Path) -> None:
+def test_model_in_memory_resumes(unbroken: Path, tmp_path: Path) -> None:
     """As the demo trains it: run.json names no model."""
     settings = settings_from(TrainSettings, QUICK | {"model": ""})
     advance(start_run(settings, tmp_path / "run", vlm=load_vlm(TINY, settings.max_pixels)), 3)
@@ -330,7 +330,7 @@ def test_a_model_in_memory_is_found_by_its_folder(unbroken: Path, tmp_path: Path
     assert_same(tmp_path / "run", unbroken)
 
 
-def test_two_processes_cannot_train_into_one_folder(tmp_path: Path) -> None:
+def test_one_process_a_folder(tmp_path: Path) -> None:
     run = start_run(settings_from(TrainSettings, QUICK), tmp_path / "run")
     reports = run.reports()
     next(reports)
@@ -364,7 +364,7 @@ def no_space() -> None:
 
 
 @pytest.mark.parametrize("full", ["checkpoint", "log.jsonl", "rollouts.jsonl"])
-def test_a_full_disk_is_one_line_and_the_saved_state_is_good(
+def test_full_disk_keeps_the_saved_state(
     full: str, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The disk is full from the third step on; then there is room again."""
@@ -412,7 +412,7 @@ def cli(*arguments: str | Path) -> Any:
 
 
 @pytest.mark.parametrize("folder", [None, "nowhere", "empty", "file", "other"])
-def test_what_is_no_run_is_refused_in_one_line(folder: str | None, tmp_path: Path) -> None:
+def test_folder_without_a_run_is_refused(folder: str | None, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("x")
     (tmp_path / "other").mkdir()
@@ -430,7 +430,7 @@ def test_a_folder_with_a_run_is_refused(unbroken: Path) -> None:
         begin(unbroken)
 
 
-def test_a_folder_of_empty_folders_is_taken(tmp_path: Path) -> None:
+def test_folder_of_empty_folders_is_accepted(tmp_path: Path) -> None:
     (tmp_path / "run" / "checkpoint").mkdir(parents=True)
     begin(tmp_path / "run", steps=1)
     assert not (tmp_path / "run" / "checkpoint.previous").exists()
@@ -462,7 +462,7 @@ def test_a_killed_process_resumes(tmp_path: Path) -> None:
     assert_same(folder, whole)
 
 
-def test_an_interrupt_says_how_to_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupt_names_the_resume_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, append = tmp_path / "a run", run_module.append_record
 
     def interrupted(file: Any, record: Any) -> None:
@@ -501,9 +501,7 @@ def test_with_patience_the_best_adapter_is_saved(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("reward", ["soft=none", "soft,hard", "nowhere.py:reward"])
-def test_a_wrong_reward_is_refused_before_the_model_is_loaded(
-    reward: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wrong_reward_is_refused_before_loading(reward: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*_: Any) -> None:
         raise AssertionError("the model was loaded")
 

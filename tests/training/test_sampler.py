@@ -68,7 +68,7 @@ def test_orders_differ_by_seed_and_epoch() -> None:
     assert 5 < sum(index % 2 == 0 for index in firsts[0]) < 15  # what the data call the images decides nothing
 
 
-def test_any_step_can_be_asked_for() -> None:
+def test_steps_in_any_order() -> None:
     data = preferences(10)
     assert sampler(data, 4).for_step(20) == steps_of(sampler(data, 4), 20)[-1]
 

@@ -171,7 +171,7 @@ def test_ties_teach_brier_only(fresh: VLM) -> None:
     assert len(Trainer(fresh, tied, TrainSettings(reward="brier")).preferences) == 4
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(fresh: VLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_infinite_loss_stops_the_run(fresh: VLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = gradients.step_loss
     monkeypatch.setattr(
         gradients, "step_loss", lambda *arguments: (original(*arguments)[0] * mx.array(float("nan")), mx.array(0.0))
@@ -186,7 +186,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(fresh: VLM, tmp_path: Path, mon
 
 
 @pytest.mark.parametrize(("module", "phase"), [(rollouts, "roll_out"), (trainer, "policy_gradient")])
-def test_ctrl_c_saves_the_adapter_in_any_phase(
+def test_ctrl_c_saves_the_adapter(
     fresh: VLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any, phase: str
 ) -> None:
     original = getattr(module, phase)
@@ -212,7 +212,7 @@ def test_leaving_the_loop_early_saves_too(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "adapters.safetensors").is_file()
 
 
-def test_a_folder_that_holds_something_is_refused(fresh: VLM, tmp_path: Path) -> None:
+def test_full_folder_is_refused(fresh: VLM, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(ConfigError, match="is not empty"):
         run_small(fresh, tmp_path)
@@ -282,7 +282,7 @@ def test_an_unknown_reward_is_refused(fresh: VLM, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_without_a_step_leaves_its_folder_free(fresh: VLM, tmp_path: Path) -> None:
+def test_run_without_a_step_leaves_no_folder(fresh: VLM, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the model reads at most"):
         run_small(fresh, tmp_path / "run", max_tokens=10**7)
     assert not (tmp_path / "run").exists()
@@ -408,7 +408,7 @@ def test_report(tmp_path: Path) -> None:
     assert line["reward_parts"]["soft"] == reports[1].reward_parts["soft"]
 
 
-def test_what_is_not_measured_is_null(fresh: VLM, tmp_path: Path) -> None:
+def test_unmeasured_values_are_null(fresh: VLM, tmp_path: Path) -> None:
     (report,) = run_small(fresh, tmp_path / "run", think=False, steps=1)
     line = report.to_json()
     assert [line[name] for name in ("kl", "entropy", "held_out")] == [None, None, None]
@@ -497,9 +497,7 @@ def test_learning_rate(fresh: VLM, updates: int) -> None:
     assert result == pytest.approx([1e-2, 8.68198e-3, 5.5e-3, 2.31802e-3, 1e-3], rel=1e-4)
 
 
-def test_an_update_that_is_not_finite_ends_the_step(
-    fresh: VLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_infinite_update_ends_the_step(fresh: VLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original, calls = trainer.policy_gradient, iter(range(99))
 
     def descend(*arguments: Any) -> Any:
