@@ -21,6 +21,10 @@ def setting(default: Any, text: str, **limits: Any) -> Any:
     return field(default=default, metadata={"help": text, **limits})
 
 
+_REMOVED: dict[str, Any] = {"schedule": "cosine", "curriculum": False, "divide_by_deviation": True}
+"""Settings in the run.json of earlier versions, with the values that training still follows."""
+
+
 @dataclass(frozen=True)
 class JudgeSettings:
     """Settings of a judge's images, reasons and answers."""
@@ -127,11 +131,14 @@ class TrainSettings:
 def settings_from(kind: type[S], values: Mapping[str, Any], where: str = "") -> S:
     """Settings of a kind from values by name; ConfigError for an unknown name, a wrong type or a value off limits.
 
-    `where` is the file of the values, for the message.
+    `where` is the file of the values, for the message. Removed settings are ignored where their value changes nothing.
     """
     settings = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
     try:
+        values = {name: value for name, value in values.items() if name not in _REMOVED or value != _REMOVED[name]}
         for name in values:
+            if name in _REMOVED:
+                raise ConfigError(f"setting {name} was removed: it is always {_REMOVED[name]!r} now; leave it out")
             if name not in settings:
                 raise ConfigError(f"unknown setting {name!r}; known are {', '.join(settings)}")
         return kind(**{name: _checked(settings[name], value) for name, value in values.items()})

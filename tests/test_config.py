@@ -27,6 +27,14 @@ def test_settings_are_checked() -> None:
             settings_from(JudgeSettings, values)
 
 
+def test_removed_settings() -> None:
+    kept = {"schedule": "cosine", "curriculum": False, "divide_by_deviation": True}
+    assert settings_from(TrainSettings, kept | {"steps": 3}) == TrainSettings(steps=3)
+    for name, value in {"schedule": "linear", "curriculum": True, "divide_by_deviation": False}.items():
+        with pytest.raises(ConfigError, match=f"run.json: setting {name} was removed: it is always {kept[name]!r} now"):
+            settings_from(TrainSettings, kept | {name: value}, "run.json")
+
+
 def test_contradicting_settings() -> None:
     assert settings_from(TrainSettings, {"length_budget": 255}).length_budget == 255
     with pytest.raises(ConfigError, match=r"run.toml: setting length_budget: 256 is not below max_tokens, 256"):

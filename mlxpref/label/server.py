@@ -3,6 +3,7 @@
 Requests name pictures by number, never files. The server sends only the pixels of an image file.
 """
 
+import json
 import secrets
 import socket
 from collections.abc import Awaitable, Callable
@@ -26,6 +27,7 @@ from mlxpref.report.html import page_script, render_page
 from mlxpref.text import plain
 
 _HOSTS = ("127.0.0.1", "localhost")
+_MAX_BYTES = 4096  # of a request; an answer takes some sixty
 _MAX_SECONDS = 86_400.0  # of an answer; after a day the rater was away
 _KEEP_ALIVE = 3600  # seconds that a connection without requests stays open while a rater thinks
 _HEADERS = {
@@ -183,8 +185,13 @@ def _below(number: int, count: int) -> int:
 
 async def _body(request: Request) -> dict[str, Any]:
     """The JSON object of a request; HTTPException for anything else."""
+    content = b""
+    async for chunk in request.stream():
+        content += chunk
+        if len(content) > _MAX_BYTES:
+            raise HTTPException(413, f"more than {_MAX_BYTES} bytes")
     try:
-        body = await request.json()
+        body = json.loads(content)
     except (ValueError, RecursionError):
         body = None
     if not isinstance(body, dict):
