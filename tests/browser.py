@@ -1,4 +1,4 @@
-"""A headless Chromium, driven by Playwright: one page for what is looked at, new ones for what is clicked through."""
+"""A headless Chromium, driven by Playwright: one page to look at, new pages to click through."""
 
 import shutil
 from pathlib import Path

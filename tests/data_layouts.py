@@ -1,4 +1,4 @@
-"""Tiny data sets of rendered pictures in the very layouts of the public ones.
+"""Writes tiny data sets of rendered pictures in the layouts of the public ones.
 
 Names of files and members, columns and keys are those of the hub (ImageRewardDB, HPDv2, Pick-a-Pic v1 and v2, HPDv3)
 and of ImageReward's list on GitHub; what is judged are the demo's coloured shapes.

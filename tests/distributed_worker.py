@@ -1,4 +1,4 @@
-"""What each of several processes does in tests: `python tests/distributed_worker.py JOBS.json`."""
+"""The program of each of several processes in test_distributed.py: `python tests/distributed_worker.py JOBS.json`."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A Hugging Face hub of one's own on this machine: folders served as repositories, and what goes wrong with real ones.
+"""A Hugging Face hub on this machine: serves folders as repositories, with the faults of real ones on request.
 
 It speaks what huggingface_hub asks of the real one: `repo_info` with and without the files' metadata, the tree of a
 revision, and `resolve` with HEAD, GET and ranges.

@@ -1,4 +1,4 @@
-"""What the tests of labelling share: pictures to label, and a page that is served by this process or another."""
+"""Serves the labelling page, in a thread or as the command, with pictures to label."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ __all__ = ["label_command", "pictures", "served"]
 
 
 def pictures(folder: Path, count: int, size: tuple[int, int] = (60, 40)) -> list[Path]:
-    """So many pictures in a folder."""
+    """Write `count` pictures into a folder and return their paths."""
     folder.mkdir(exist_ok=True)
     for i in range(count):
         picture(i, size).save(folder / f"{i:04}.png")
@@ -28,7 +28,7 @@ def pictures(folder: Path, count: int, size: tuple[int, int] = (60, 40)) -> list
 
 @contextmanager
 def served(output: Path, groups: dict[str, list[Path]], settings: LabelSettings | None = None) -> Iterator[LabelServer]:
-    """A server of a labelling in a thread of this process."""
+    """Run a labelling server in a thread of this process."""
     label_settings = settings or LabelSettings()
     with LabelFile(output) as file:
         prompts = [PromptGroup(prompt, tuple(images)) for prompt, images in groups.items()]

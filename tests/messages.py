@@ -1,4 +1,4 @@
-"""What the library logs, and what it says of its progress."""
+"""Collects what the library logs, and stands in for its progress bar."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -10,7 +10,7 @@ from mlxpref.log import Progress, logger
 
 @contextmanager
 def messages() -> Iterator[list[str]]:
-    """The messages of the block, in their order."""
+    """Collect the messages that the block logs, in order."""
     lines: list[str] = []
     handler, level = logging.Handler(), logger.level
     handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""What the tests of all pages share: hostile text, the tags of a page, and what a browser complains of."""
+"""Checks of HTML pages: hostile text, the tags of a page, and errors that a browser reports."""
 
 from html.parser import HTMLParser
 from typing import Any
@@ -34,7 +34,7 @@ class Tags(HTMLParser):
 
 
 def complaints(browser: Browser) -> list[Any]:
-    """Errors, console lines, refused loads, and addresses asked for beyond the page itself."""
+    """Errors, console lines, refused loads, and requests other than for the page itself."""
     bad = ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded")
     addresses = [p["request"]["url"] for method, p in browser.events if method == "Network.requestWillBeSent"]
     addresses = [address for address in addresses if not address.startswith("data:")]

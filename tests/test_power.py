@@ -49,7 +49,7 @@ class Mac:
     def awake(self) -> list[str]:
         """The process of caffeinate and its arguments, once it has written them."""
         file = self.folder / "awake"
-        until = time.monotonic() + 60
+        until = time.monotonic() + 300
         while not (file.is_file() and file.read_text().endswith("\n")):
             assert time.monotonic() < until
             time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""How far two computations of one thing may lie apart that differ in the order of their additions only."""
+"""Bounds on the difference of two float32 results that differ only in the order of their additions."""
 
 import mlx.core as mx
 import numpy as np

@@ -1,4 +1,4 @@
-"""One checkpoint in the layouts that are found: as transformers 5 writes it, in one file, tied or not, other types."""
+"""Rewrites a checkpoint in other layouts: as transformers 5 writes it, in one file, with another config."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ def read_weights(folder: Path) -> dict[str, mx.array]:
 
 
 def write_weights(folder: Path, weights: dict[str, mx.array]) -> None:
-    """Put these into one file in place of what is there."""
+    """Replace the weights of a folder by these, in one file."""
     mx.eval(weights)
     for file in [*folder.glob("*.safetensors"), *folder.glob("*.index.json")]:
         file.unlink()
@@ -27,7 +27,7 @@ def write_weights(folder: Path, weights: dict[str, mx.array]) -> None:
 
 
 def change_config(folder: Path, **changes: Any) -> dict[str, Any]:
-    """Set keys of config.json, or remove those that are given as ...; what it is then."""
+    """Set keys of config.json, or remove those given as ...; return the new config."""
     file = folder / "config.json"
     config = json.loads(file.read_text()) | changes
     config = {key: value for key, value in config.items() if value is not ...}

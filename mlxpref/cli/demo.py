@@ -129,7 +129,7 @@ def run_demo(judge: Judge, folder: Path, settings: TrainSettings) -> DemoResult:
     The folder gets `pictures`, the run's `adapter` and `index.html`; an earlier demo in it is replaced. ConfigError for
     a folder with anything else in it.
     """
-    _clear(folder)
+    clear_demo(folder)
     pictures = write_pictures(folder)
     test = demo_preferences("test", TEST_PAIRS, TEST_SEED)
     held_out = demo_preferences("heldout", HELD_OUT_PAIRS, TEST_SEED)
@@ -168,7 +168,7 @@ def write_pictures(folder: Path) -> Path:
     return pictures
 
 
-def _clear(folder: Path) -> None:
+def clear_demo(folder: Path) -> None:
     """Remove an earlier demo from a folder; ConfigError if the folder holds anything else."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder}: is a file; give a folder with --output")

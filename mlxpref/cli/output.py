@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 _ESCAPED_IN_JSON = re.compile(rf"(?!\n)(?:{CONTROL.pattern}|{UNDECODED.pattern})")
 _NO_WIDTH = 10_000
-_PLAIN_INTERVAL = 10.0
+PLAIN_INTERVAL = 10.0
 """Seconds between two lines of progress if stderr is a file."""
 
 
@@ -133,7 +133,7 @@ class _Shown(Progress):
         for number, item in enumerate(work, start=1):
             yield item
             now = time.monotonic()
-            if now - last_note >= _PLAIN_INTERVAL and number < count:
+            if now - last_note >= PLAIN_INTERVAL and number < count:
                 note(f"{name()}: {number} of {count}, about {(now - start) / number * (count - number):.0f} s left")
                 last_note = now
         note(f"{name()}: {number} of {count} in {time.monotonic() - start:.1f} s")

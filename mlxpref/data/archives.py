@@ -20,7 +20,7 @@ from mlxpref.text import one_line
 
 MEMBER_BYTES = 200_000_000
 """The most bytes of an unpacked member: many times the largest image, far below memory."""
-_OPEN = 40
+OPEN_ARCHIVES = 40
 """The number of open archives: more than ImageRewardDB's 32, far below a Mac's limit of 256 files."""
 
 
@@ -28,7 +28,7 @@ class ArchiveCache:
     """Keeps the last used archives open. Safe for threads, which wait for each other."""
 
     def __init__(self) -> None:
-        self._archives: LRU[Path, tuple[tuple[int, ...], _Zip | _Table]] = LRU(_OPEN)
+        self._archives: LRU[Path, tuple[tuple[int, ...], _Zip | _Table]] = LRU(OPEN_ARCHIVES)
         self._lock = Lock()
 
     def read(self, image: PackedImage) -> bytes:

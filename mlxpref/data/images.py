@@ -21,7 +21,7 @@ PIXEL_LIMIT = 89_478_485
 ASPECT_LIMIT = 200
 """The largest ratio of the sides: the models' image processors refuse more."""
 # Fewer formats than Pillow knows: EPS would start Ghostscript, and rare parsers are a needless risk.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "TIFF", "BMP", "JPEG2000", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "TIFF", "BMP", "JPEG2000", "PPM")
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 _TO_JPEG = "convert it, on a Mac with `sips -s format jpeg FILE --out FILE.jpg`"
 _REMEDIES = {
@@ -83,7 +83,7 @@ def _open(source: Path | PackedImage, archives: ArchiveCache) -> BinaryIO:
 def _decode(source: BinaryIO | Image.Image) -> Image.Image:
     kind = "" if isinstance(source, Image.Image) else _kind(source)
     Image.init()
-    formats = [name for name in _FORMATS if name in Image.OPEN]
+    formats = [name for name in FORMATS if name in Image.OPEN]
     with warnings.catch_warnings():
         # Pillow warns of damage that it can repair, and raises errors for other damage.
         warnings.simplefilter("ignore")

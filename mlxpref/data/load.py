@@ -25,7 +25,7 @@ from mlxpref.text import first_ten
 
 DEMO_COUNTS = {"train": 2000, "test": 400, "heldout": 400}
 """The number of demo preferences without a limit."""
-_DECODED, _RUN = 2000, 20
+DECODED_IMAGES, _RUN = 2000, 20
 """The number of images to decode before the work, and the length of a run of them."""
 _PUBLIC: dict[str, Callable[[Path, str, RowSampler], list[Preference]]] = {
     "imagereward": read_imagereward,
@@ -73,8 +73,8 @@ def load_preferences(
 def check_preferences(data: str, preferences: Sequence[Preference], images: ImageCache) -> None:
     """Find unreadable images before the work; DataError names the first ten.
 
-    It checks that every image exists, in its folder or in its archive's list, and decodes up to _DECODED of them, in
-    random runs if there are more: the work may then still find a damaged one. `images` caches the decoded ones.
+    It checks that every image exists, in its folder or in its archive's list, and decodes up to DECODED_IMAGES of them,
+    in random runs if there are more: the work may then still find a damaged one. `images` caches the decoded ones.
     """
     names = dict.fromkeys(image for p in preferences for image in (p.a, p.b) if not isinstance(image, Image.Image))
     sample = _drawn_runs(len(names))
@@ -98,9 +98,9 @@ def check_preferences(data: str, preferences: Sequence[Preference], images: Imag
 
 def _drawn_runs(count: int) -> Container[int]:
     """Numbers of the images to decode: in runs, since archives read neighbours together."""
-    if count <= _DECODED:
+    if count <= DECODED_IMAGES:
         return range(count)
-    starts = np.random.default_rng(0).choice(count // _RUN, _DECODED // _RUN, replace=False) * _RUN
+    starts = np.random.default_rng(0).choice(count // _RUN, DECODED_IMAGES // _RUN, replace=False) * _RUN
     return {int(start) + i for start in starts for i in range(_RUN)}
 
 

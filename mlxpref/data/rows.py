@@ -25,8 +25,8 @@ Images = dict[str, ImageLike]
 
 _TOLERATED = 0.01
 """The largest share of unusable rows: a user cannot correct a public data set, and the other rows are good."""
-_CHUNK = 4 * 2**20
-_ROW_LIMIT = 16 * 2**20
+READ_CHARACTERS = 4 * 2**20
+ROW_LIMIT = 16 * 2**20
 """Characters to read at a time, and the most of one row."""
 _SEPARATORS = re.compile(r"[\s,\[\]]*")
 
@@ -106,10 +106,10 @@ def read_json_rows(path: Path) -> Iterator[Any]:
                 try:
                     value, end = decode(text, place)
                 except json.JSONDecodeError as error:
-                    more = file.read(_CHUNK)
+                    more = file.read(READ_CHARACTERS)
                     if not more and place == len(text) and closed:
                         return
-                    if not more or len(text) - place > _ROW_LIMIT:
+                    if not more or len(text) - place > ROW_LIMIT:
                         reason = error.msg if place < len(text) else "it ends early"
                         raise DataError(
                             f"{path}: not valid JSON at row {number + 1} ({reason}); download it again"

@@ -18,7 +18,7 @@ from mlxpref.data.archives import MEMBER_BYTES
 from mlxpref.errors import DataError
 from mlxpref.files import replacing
 
-_MEMBER_COUNT = 10_000_000
+MEMBER_LIMIT = 10_000_000
 """The most members of a tar: more than any data set's images, so that reading always ends."""
 _BLOCK = 2**20
 _LETTERS = re.compile("[a-z]{2}")
@@ -110,7 +110,7 @@ def _is_gzip(path: Path) -> bool:
 def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     """The members of a tar, one by one, none kept; ReadError for one that leads back, or for too many."""
     end = -1
-    for _ in range(_MEMBER_COUNT):
+    for _ in range(MEMBER_LIMIT):
         member = archive.next()
         if member is None:
             return
@@ -119,7 +119,7 @@ def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
             raise tarfile.ReadError("a member of negative length")
         end = archive.offset
         yield member
-    raise tarfile.ReadError(f"more than {_MEMBER_COUNT:,} members")
+    raise tarfile.ReadError(f"more than {MEMBER_LIMIT:,} members")
 
 
 def _problem(name: str) -> str | None:

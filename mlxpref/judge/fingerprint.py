@@ -55,13 +55,13 @@ class Fingerprint:
         """The sums of weights, cached while the arrays are the same objects."""
         before = self._sums
         self._sums = {
-            name: before[name] if name in before and before[name][0] is weight else (weight, _sums(weight))
+            name: before[name] if name in before and before[name][0] is weight else (weight, weight_sums(weight))
             for name, weight in weights.items()
         }
         return {name: sums for name, (_, sums) in self._sums.items()}
 
 
-def _sums(weight: mx.array) -> bytes:
+def weight_sums(weight: mx.array) -> bytes:
     """The sums of the rows and of the columns of a weight's bits.
 
     It adds 16 bits at a time: sums of 32 bits are modulo 2^32, where two changed signs cancel.

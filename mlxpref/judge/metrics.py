@@ -18,7 +18,7 @@ Bools = NDArray[np.bool_]
 
 _BOOTSTRAPS = 2000
 _BINS = 10
-_DRAWN_TOGETHER = 1 << 21
+DRAWN_TOGETHER = 1 << 21
 """Groups per bootstrap chunk: 16 MB of numbers."""
 
 
@@ -150,7 +150,7 @@ def interval(total: ArrayLike, size: ArrayLike) -> tuple[float, float]:
     totals, sizes = np.asarray(total, np.float64), np.asarray(size, np.float64)
     random, count = np.random.default_rng(0), len(sizes)
     shares: list[Floats] = []
-    at_a_time = max(1, _DRAWN_TOGETHER // count)
+    at_a_time = max(1, DRAWN_TOGETHER // count)
     for start in range(0, _BOOTSTRAPS, at_a_time):
         samples = random.integers(count, size=(min(at_a_time, _BOOTSTRAPS - start), count))
         shares.append(totals[samples].sum(axis=1) / sizes[samples].sum(axis=1))

@@ -71,7 +71,7 @@ def test_tables_keep_to_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_progress_without_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(console, "_PLAIN_INTERVAL", 0.0)
+    monkeypatch.setattr(console, "PLAIN_INTERVAL", 0.0)
     with show_on_stderr():
         assert list(track(iter("abc"), 3, "judging")) == ["a", "b", "c"]
     captured = capsys.readouterr()

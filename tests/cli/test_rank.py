@@ -4,8 +4,10 @@ import csv
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -165,8 +167,8 @@ def stored(path: Path) -> int:
     """How many comparisons a store holds that another process writes."""
     if not path.exists():
         return 0
-    with Store(path) as store:
-        return int(store._connection.execute("SELECT COUNT(*) FROM comparisons").fetchone()[0])
+    with Store(path), closing(sqlite3.connect(path)) as connection:  # the store makes the table
+        return int(connection.execute("SELECT COUNT(*) FROM comparisons").fetchone()[0])
 
 
 @pytest.mark.slow
@@ -177,11 +179,11 @@ def test_interrupted_ranking(tmp_path: Path) -> None:
     command = [*SCRIPT, "rank", str(tmp_path), *PROMPT, "--think", "all", "--pairs", "all", "--max-tokens", "64"]
     command += ["--model", QUICK[1], "--store", str(store), "--json", "--rows", "4"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(os.environ)) as process:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while stored(store) < 20 and time.monotonic() < deadline:
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=300)
     assert process.returncode == 130, err.decode()
     result = json.loads(out)
     assert result["ending"] == "interrupted"

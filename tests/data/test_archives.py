@@ -90,7 +90,7 @@ def test_an_archive_that_is_replaced_is_read_again(tmp_path: Path) -> None:
 
 
 def test_more_archives_than_stay_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archives, "_OPEN", 3)
+    monkeypatch.setattr(archives, "OPEN_ARCHIVES", 3)
     images = [PackedImage(write_zip(tmp_path / f"{i}.zip", {"1.png": png(i)}), "1.png") for i in range(6)]
     cache = ArchiveCache()
     for i in (0, 1, 2, 3, 4, 5, 0):

@@ -238,8 +238,8 @@ def test_missing_decoders_are_named(tmp_path: Path) -> None:
     heic.write_bytes(b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic" + bytes(40))
     avif.write_bytes(b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf" + bytes(40))
     jxl.write_bytes(b"\xff\x0a" + bytes(40))
-    without = [name for name in images._FORMATS if name != "AVIF"]
-    with patch.object(images, "_FORMATS", without):
+    without = [name for name in images.FORMATS if name != "AVIF"]
+    with patch.object(images, "FORMATS", without):
         assert "HEIC" in problem(heic)
         assert "AVIF" in problem(avif)
         assert "JPEG XL" in problem(jxl)

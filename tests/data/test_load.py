@@ -208,13 +208,13 @@ def test_a_long_list_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.Monke
     ):
         path.write_text(text, "utf-8")
         for chunk in (1, 7, 1000):
-            monkeypatch.setattr(rows, "_CHUNK", chunk)
+            monkeypatch.setattr(rows, "READ_CHARACTERS", chunk)
             assert list(read_json_rows(path)) == values
 
 
 def test_endless_row_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows, "_CHUNK", 1000)
-    monkeypatch.setattr(rows, "_ROW_LIMIT", 5000)
+    monkeypatch.setattr(rows, "READ_CHARACTERS", 1000)
+    monkeypatch.setattr(rows, "ROW_LIMIT", 5000)
     path = tmp_path / "list.json"
     path.write_text('[{"a": 1}, {"a": "' + "x" * 100_000 + '"}]')
     with pytest.raises(DataError, match=r"list\.json: not valid JSON at row 2 \(Unterminated string"):
@@ -251,7 +251,7 @@ def test_sample_of_images_is_decoded(many: list[Preference], monkeypatch: pytest
     check_preferences("x", many, images)
     assert len(decoded) == 120
     decoded.clear()
-    monkeypatch.setattr(load, "_DECODED", 40)
+    monkeypatch.setattr(load, "DECODED_IMAGES", 40)
     check_preferences("x", many, images)
     assert len(decoded) == len(set(decoded)) == 40
     for i in range(0, 24, 2):

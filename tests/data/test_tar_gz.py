@@ -101,7 +101,7 @@ def test_names_of_parts(tmp_path: Path) -> None:
     assert len(dict(unpack(parts_of(archive), NAMES, tmp_path / "out"))) == 20
 
 
-EVIL = ["../evil.jpg", "/tmp/mlxpref-evil.jpg", "a/../../evil.jpg", "..", "", "a/\0.jpg"]
+EVIL = ["../evil.jpg", "/mlxpref-evil.jpg", "a/../../evil.jpg", "..", "", "a/\0.jpg"]
 
 
 @pytest.mark.parametrize("name", EVIL)
@@ -113,7 +113,7 @@ def test_nothing_is_written_outside_the_folder(name: str, tmp_path: Path) -> Non
     assert done[name] == "is not a name of a file below a folder"
     assert done["good.jpg"] is None
     assert files_in(tmp_path) - before <= {"in/out/good.jpg", "in/out/evil.jpg"}
-    assert not Path("/tmp/mlxpref-evil.jpg").exists()
+    assert not Path("/mlxpref-evil.jpg").exists()
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.DIRTYPE])
@@ -149,7 +149,7 @@ def test_bombs_are_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     archive = write_tar(tmp_path / "a.tar.gz", {"bomb.jpg": bytes(50_000), "1.jpg": b"x"})
     done = dict(unpack([archive], ["bomb.jpg", "1.jpg"], tmp_path / "out"))
     assert done == {"bomb.jpg": "has 50,000 bytes, more than 10,000, the most that is read", "1.jpg": None}
-    monkeypatch.setattr(tar_gz, "_MEMBER_COUNT", 1)
+    monkeypatch.setattr(tar_gz, "MEMBER_LIMIT", 1)
     with pytest.raises(DataError, match=r"damaged or ends early \(more than 1 members\)"):
         list(unpack([archive], ["2.jpg"], tmp_path / "other"))
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlxpref.cli.demo import _clear, write_pictures
+from mlxpref.cli.demo import clear_demo, write_pictures
 from mlxpref.demo import JUDGE
 from mlxpref.demo.pictures import SIZE, PictureSpec, render
 from mlxpref.demo.preferences import HELD_OUT, LABEL_NOISE, TRAIN_PROMPTS, demo_preferences, draw_pair, prompt_text
@@ -98,12 +98,12 @@ def test_the_judge_is_biased_but_sees(demo_judge: Callable[..., Judge]) -> None:
 def test_demo_replaces_only_a_demo(tmp_path: Path) -> None:
     write_pictures(tmp_path)
     (tmp_path / "index.html").write_text("old")
-    _clear(tmp_path)
+    clear_demo(tmp_path)
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == []
     write_pictures(tmp_path)
     (tmp_path / "pictures" / "holiday.jpg").write_text("mine")
     with pytest.raises(ConfigError, match=r"holds what no demo wrote, such as .*holiday.jpg"):
-        _clear(tmp_path)
+        clear_demo(tmp_path)
     assert len(list((tmp_path / "pictures").iterdir())) == 9
 
 

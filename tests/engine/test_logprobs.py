@@ -121,7 +121,7 @@ def test_a_chunk_after_an_impossible_token(monkeypatch: pytest.MonkeyPatch) -> N
     targets = mx.array([0] + 7 * [1])
     actual = np.array(scoring.chunked_logprobs(vlm, mx.ones((8, 2)), targets, 1.0))
     assert actual[0] == -np.inf
-    np.testing.assert_allclose(actual[1:], -np.log(7), rtol=1e-6)
+    np.testing.assert_allclose(actual[1:], -np.log(7), rtol=1e-5)
 
 
 def test_a_long_block_may_run_in_pieces(trained: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,6 +228,6 @@ def test_the_reference_is_the_base(trained: VLM, family: str) -> None:
     with adapter_off(trained.model):
         without = compiled(states)
         mx.eval(without)
-    assert mx.allclose(without, base.model.language_model.model.layers[0].mlp(states), atol=1e-6)
+    assert mx.allclose(without, base.model.language_model.model.layers[0].mlp(states), atol=1e-5)
     assert mx.abs(with_adapter - without).max().item() > 1e-4
     assert mx.array_equal(compiled(states), with_adapter)

@@ -41,7 +41,11 @@ def test_user_text_never_holds_an_added_token(text: str) -> None:
     words = tiny_model("qwen3_vl").tokenizer
     ids = words.encode_user_text(text)
     assert words.added_ids.isdisjoint(ids)
-    normal = words._backend.normalizer.normalize_str(text) if words._backend.normalizer else text
+    normal = (
+        words.hf_tokenizer.backend_tokenizer.normalizer.normalize_str(text)
+        if words.hf_tokenizer.backend_tokenizer.normalizer
+        else text
+    )
     assert words.hf_tokenizer.decode(list(ids), clean_up_tokenization_spaces=False) == normal
 
 

@@ -108,13 +108,13 @@ def test_the_adapter_counts_as_it_is_at_the_time(tmp_path: Path) -> None:
 def test_weights_that_stay_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     vlm = fresh()
     read = []
-    sums = module._sums
+    sums = module.weight_sums
 
     def counting(weight: mx.array) -> bytes:
         read.append(weight.shape)
         return sums(weight)
 
-    monkeypatch.setattr(module, "_sums", counting)
+    monkeypatch.setattr(module, "weight_sums", counting)
     of = Fingerprint(vlm)
     of.now()
     every = len(tree_flatten(vlm.model.parameters()))

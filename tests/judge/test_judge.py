@@ -30,6 +30,7 @@ from mlxpref.judge.store import Store
 from mlxpref.preferences import Comparison, Pair, shown
 from mlxpref.verdict import Verdict
 from tests.conftest import picture, tiny_model, write_adapter
+from tests.tolerance import PROBABILITY
 
 MakeJudge = Callable[..., Judge]
 
@@ -77,7 +78,7 @@ def test_exchanging_a_and_b_exchanges_the_preference(tiny_vlm: VLM, think: bool)
     judge = tiny_judge(tiny_vlm, think=think)
     for seed in range(3):
         a, b = picture(seed, (84, 84)), picture(seed + 9, (140, 84))
-        assert judge.compare(a, b, "a hat").p_a == pytest.approx(1 - judge.compare(b, a, "a hat").p_a, abs=1e-5)
+        assert judge.compare(a, b, "a hat").p_a == pytest.approx(1 - judge.compare(b, a, "a hat").p_a, abs=PROBABILITY)
 
 
 def test_batches_keep_the_order_of_comparisons(tiny_vlm: VLM) -> None:
@@ -85,7 +86,7 @@ def test_batches_keep_the_order_of_comparisons(tiny_vlm: VLM) -> None:
     pairs = [Pair(a, b, f"hat {i}") for i, (a, b) in enumerate(pairwise(pictures))]
     one = [verdict.p_a for verdict in tiny_judge(tiny_vlm, think=False, rows=1).pairs(pairs)]
     many = [verdict.p_a for verdict in tiny_judge(tiny_vlm, think=False, rows=7).pairs(pairs)]
-    assert many == pytest.approx(one, abs=1e-5)
+    assert many == pytest.approx(one, abs=PROBABILITY)
     assert len(set(np.round(one, 6))) == len(pairs)
 
 
@@ -102,7 +103,7 @@ def test_sampling_depends_on_the_comparison_alone(tiny_vlm: VLM) -> None:
     judge.compare(b, picture(3), "a cat")
     again, swapped = judge.compare(a, b, "a hat"), judge.compare(b, a, "a hat")
     assert [v.text for v in again.verdicts] == [v.text for v in first.verdicts]
-    assert swapped.p_a == pytest.approx(1 - first.p_a, abs=1e-5)
+    assert swapped.p_a == pytest.approx(1 - first.p_a, abs=PROBABILITY)
 
 
 def test_half_precision_leaves_no_grid() -> None:
@@ -132,7 +133,7 @@ def test_permuting_the_images_permutes_the_ranking(tiny_vlm: VLM) -> None:
     other = tiny_judge(tiny_vlm).rank([images[i] for i in order], "a hat", "none").strengths
     strengths = {image.index: image.strength for image in one.images}
     for image in other.images:
-        assert image.strength == pytest.approx(strengths[order[image.index]], abs=1e-5)
+        assert image.strength == pytest.approx(strengths[order[image.index]], abs=10 * PROBABILITY)
 
 
 def test_only_the_top_is_thought_about() -> None:
@@ -228,7 +229,7 @@ def test_added_images_reuse_comparisons(store: Store) -> None:
     assert JudgingCounts.of(pairs) == JudgingCounts(comparisons=2 * (21 - 10), recalled=2 * 10, tokens=0)
     assert judge.vlm.features.runs == 7
     expected = [pair.p_a for pair in later(None).pairs(all_of(images))]
-    assert [pair.p_a for pair in pairs] == pytest.approx(expected, abs=1e-5)
+    assert [pair.p_a for pair in pairs] == pytest.approx(expected, abs=PROBABILITY)
 
 
 def test_images_of_known_comparisons_are_not_encoded(store: Store) -> None:
@@ -257,7 +258,7 @@ def test_unknown_comparisons_fill_batches(store: Store, monkeypatch: pytest.Monk
     assert sizes == [8, 8, 4]
     assert [v for number, v in enumerate(verdicts) if number % 3] == before
     expected = [verdict.p_a for verdict in later(None).pairs(pairs)]
-    assert [verdict.p_a for verdict in verdicts] == pytest.approx(expected, abs=1e-5)
+    assert [verdict.p_a for verdict in verdicts] == pytest.approx(expected, abs=PROBABILITY)
 
 
 def test_batch_is_stored_before_it_is_yielded(store: Store) -> None:

@@ -119,7 +119,7 @@ def test_interval_against_a_bootstrap_in_loops() -> None:
 def test_drawing_in_parts_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     total, size = np.arange(40) % 3, np.full(40, 2)
     whole = interval(total, size)
-    monkeypatch.setattr("mlxpref.judge.metrics._DRAWN_TOGETHER", 120)
+    monkeypatch.setattr("mlxpref.judge.metrics.DRAWN_TOGETHER", 120)
     assert interval(total, size) == whole
 
 

@@ -9,7 +9,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,8 +82,9 @@ def bits(verdicts: tuple[Verdict, ...]) -> list[tuple[object, ...]]:
 
 
 def count(store: Store) -> int:
-    """How many comparisons a store holds."""
-    return int(store._connection.execute("SELECT COUNT(*) FROM comparisons").fetchone()[0])
+    """How many comparisons a store holds, read by another connection."""
+    with closing(sqlite3.connect(store.path)) as connection:
+        return int(connection.execute("SELECT COUNT(*) FROM comparisons").fetchone()[0])
 
 
 def said(number: int) -> tuple[Verdict, ...]:
@@ -157,7 +161,7 @@ def test_two_processes_write_at_once(path: Path, writer: Callable[..., subproces
         process.stdin.write("\n")
         process.stdin.flush()
     for process in processes:
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=300)
         assert (process.returncode, errors) == (0, "")
     with Store(path) as store:
         assert count(store) == 2 * batches * size + batches
@@ -278,26 +282,32 @@ def test_unwritable_folder_is_named(exists: bool) -> None:
     assert ("readonly" in line) == exists
 
 
-def test_a_disk_that_fails_is_named(path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Failing:
-        def execute(self, *_: object) -> None:
+def test_a_disk_that_fails_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing(sqlite3.Connection):
+        def execute(self, sql: str, *values: Any) -> sqlite3.Cursor:
+            if not sql.startswith("SELECT key"):
+                return super().execute(sql, *values)
             error = sqlite3.OperationalError("disk I/O error")
             error.sqlite_errorcode = sqlite3.SQLITE_IOERR_WRITE
             raise error
 
-        def close(self) -> None:
-            pass
-
-    with monkeypatch.context() as broken:
-        broken.setattr(store, "_connection", Failing())
-        with pytest.raises(DataError) as caught:
-            store.get_many([b"a"])
+    monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=Failing))
+    with Store(path) as store, pytest.raises(DataError) as caught:
+        store.get_many([b"a"])
     checked(caught.value, path, "cannot be read and written", "disk I/O error")
 
 
-def test_a_full_disk_is_named(path: Path, store: Store) -> None:
-    store._connection.execute("PRAGMA max_page_count = 20")
-    with pytest.raises(DataError) as caught:
-        store.put_many({f"{i}".encode(): said(i) for i in range(5000)})
-    checked(caught.value, path, "cannot be read and written", "full")
-    assert count(store) == 0
+def test_a_full_disk_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Small(sqlite3.Connection):
+        def __init__(self, *place: Any, **options: Any) -> None:
+            super().__init__(*place, **options)
+            self.execute("PRAGMA max_page_count = 20")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=Small))
+        store = Store(path)
+    with store:
+        with pytest.raises(DataError) as caught:
+            store.put_many({f"{i}".encode(): said(i) for i in range(5000)})
+        checked(caught.value, path, "cannot be read and written", "full")
+        assert count(store) == 0

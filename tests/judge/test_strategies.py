@@ -30,6 +30,7 @@ from mlxpref.preferences import Pair, Preference
 from mlxpref.ranking.temperature import TemperatureScaling
 from mlxpref.verdict import STRATEGIES, Strategy, Verdict
 from tests.messages import Tracked
+from tests.tolerance import PROBABILITY
 
 TOKENS = 24
 """Between the lengths of what the demo judge writes, so that some completions are closed and some are not."""
@@ -68,7 +69,9 @@ def assert_same(result: Sequence[PairVerdict], expected: Sequence[PairVerdict]) 
     ]
     for x, y in pairs:
         assert (x.text, x.tokens, x.closed) == (y.text, y.tokens, y.closed)
-        assert (x.p_label_first, x.p_label_second) == pytest.approx((y.p_label_first, y.p_label_second), abs=1e-5)
+        assert (x.p_label_first, x.p_label_second) == pytest.approx(
+            (y.p_label_first, y.p_label_second), abs=PROBABILITY
+        )
 
 
 def test_strategy_variants() -> None:

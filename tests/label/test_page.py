@@ -241,7 +241,7 @@ def test_end_of_labelling(tmp_path: Path, new_page: NewPage) -> None:
         page.click("summary")
         page.wait_for_timeout(300)
         assert "All answers are in" in page.inner_text("#message")
-        out, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=300)
     assert process.returncode == 0
     assert out.startswith("6 answers about 6 pairs (0 ties, 0 skipped)")
     assert "mlxpref train --data" in out
@@ -258,7 +258,7 @@ def test_ctrl_c_keeps_answers(tmp_path: Path, new_page: NewPage) -> None:
         page.keyboard.press("ArrowDown")
         ready(page, 2)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
     assert process.returncode == 130
     assert json.loads(out)["ties"] == 1
     assert len(json.loads(out)["rankings"][0]["images"]) == 4

@@ -10,6 +10,8 @@ import mlx.core as mx
 import pytest
 from click.testing import CliRunner
 
+from tests.tolerance import PROBABILITY
+
 STEP = {"rollout_s", "update_s", "vision_runs", "prefill_tokens", "trained_tokens", "peak_bytes"}
 
 
@@ -36,7 +38,7 @@ def test_grpo() -> None:
     }  # fmt: skip
     ours, peer, group = case["ours"], case["peer"], 2
     assert set(ours) == set(peer) == STEP
-    assert case["gradient_error"] < 1e-5
+    assert case["gradient_error"] < 1e-4
     # Each picture once; the peer encodes both for every completion that it writes or trains.
     assert (ours["vision_runs"], peer["vision_runs"]) == (2, 2 * 2 * group)
     prompt, completion = case["prompt_tokens"], case["completion_tokens"]
@@ -54,7 +56,7 @@ def test_rank() -> None:
         assert set(case) == {
             "pixels", "think", "ratio", "bound", "max_difference", "vision_runs", "ours_s", "naive_s",
         }  # fmt: skip
-        assert case["max_difference"] < 1e-5
+        assert case["max_difference"] < PROBABILITY
         assert case["vision_runs"] == 4
         assert 1 < case["bound"] < 12
 

@@ -21,7 +21,7 @@ def test_clicked_answers_are_learned(tmp_path: Path, browser: Browser) -> None:
         assert rate(page, Rater(rule_of, 0.05, random.Random(0)), 120) == 120
         page.click("#finish")
         page.wait_for_selector("text=Finished.")
-        result = json.loads(process.communicate(timeout=60)[0])
+        result = json.loads(process.communicate(timeout=300)[0])
         page.context.close()
     assert result["answers"] == 120
     assert result["repeats"]["of"] >= 5

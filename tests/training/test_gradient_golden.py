@@ -82,7 +82,7 @@ def test_loss_logprobs_and_gradients_equal_torch(
     family: str, update: dict[str, Any], golden: dict[str, Any], micro_batch: int, recompute: bool
 ) -> None:
     result = descent(family, update, golden, micro_batch=micro_batch, recompute=recompute)
-    assert abs(result.loss.item() - update["loss"]) < 1e-5
+    assert abs(result.loss.item() - update["loss"]) < 1e-4
     assert result.clipped.item() == update["clipped"]
     assert np.abs(np.array(result.logprobs) - update["logprobs"]).max() < 1e-4
     far = {name: distance for name, distance in distances(result, update).items() if distance > CLOSE}
@@ -120,5 +120,5 @@ def test_gradient_through_the_prompt_matters(
 
     monkeypatch.setattr("mlxpref.training.gradients.prefill", stopped)
     result = descent(family, update, golden, micro_batch=micro_batch)
-    assert abs(result.loss.item() - update["loss"]) < 1e-5
+    assert abs(result.loss.item() - update["loss"]) < 1e-4
     assert min(distances(result, update).values()) > 10 * CLOSE

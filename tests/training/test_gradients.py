@@ -16,6 +16,7 @@ from mlxpref.training.gradients import GradientResult, policy_gradient, policy_l
 from mlxpref.training.loss import LossInputs
 from mlxpref.training.rewards import RewardMix
 from tests.conftest import GOLDEN, picture
+from tests.tolerance import tolerance
 
 GROUP = 4
 
@@ -62,14 +63,14 @@ def settings(**changes: Any) -> TrainSettings:
 
 
 def assert_same(result: GradientResult, expected: GradientResult) -> None:
-    assert float(np.array(result.loss)) == pytest.approx(float(np.array(expected.loss)), rel=1e-5)
+    assert float(np.array(result.loss)) == pytest.approx(float(np.array(expected.loss)), rel=1e-4)
     assert result.clipped.item() == expected.clipped.item()
     assert mx.abs(result.logprobs - expected.logprobs).max().item() < 1e-4  # type: ignore[operator]
     ours, theirs = dict(tree_flatten(result.gradient)), dict(tree_flatten(expected.gradient))
     assert set(ours) == set(theirs)
-    largest = max(np.abs(np.array(weight)).max() for weight in theirs.values())
+    allowed = max(tolerance(weight, 512, layers=4) for weight in theirs.values())
     for name, weight in theirs.items():
-        assert np.abs(np.array(ours[name] - weight)).max() < 1e-5 * largest, name
+        assert np.abs(np.array(ours[name] - weight)).max() < allowed, name
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from mlxpref.training import held_out
 from mlxpref.training import trainer as trainer_module
 from mlxpref.training.trainer import Trainer
 from tests.conftest import GOLDEN
+from tests.tolerance import PROBABILITY
 
 QUICK: dict[str, Any] = {
     "steps": 6, "comparisons": 3, "think": False, "learning_rate": 1e-2, "warmup_steps": 1,
@@ -70,7 +71,7 @@ def test_held_out_equals_eval(think: bool) -> None:
     expected = evaluate(judge, chosen.held_out.preferences, EvaluationSpec("demo", "train")).metrics
     assert last.held_out is not None
     for name in ("pairs", "accuracy", "both_orders_accuracy", "position_consistency", "brier", "ece"):
-        assert last.held_out[name] == pytest.approx(getattr(expected, name), abs=1e-5), name
+        assert last.held_out[name] == pytest.approx(getattr(expected, name), abs=PROBABILITY), name
 
 
 def test_measurements_are_due() -> None:
