@@ -186,6 +186,14 @@ def test_which_judges_fit(gigabytes: int, state: str, monkeypatch: pytest.Monkey
     assert ("too large to judge" in results["judge"].found) == (state == "fails")
 
 
+def test_the_token_stays_here(hub: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    use_hub(monkeypatch, hub.endpoint, tmp_path / "hub", token="hf_secret")
+    result = run("doctor", "--json")
+    assert "a token is set" in result.stdout
+    assert "hf_secret" not in result.output
+    assert [(request.method, request.authorization) for request in hub.requests] == [("HEAD", None)]
+
+
 def test_a_hub_that_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
     session = SimpleNamespace(head=lambda url, timeout: SimpleNamespace(status_code=503))
     monkeypatch.setattr(huggingface_hub, "get_session", lambda: session)
