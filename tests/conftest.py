@@ -59,7 +59,7 @@ def hidden_states(vlm: VLM, comparisons: Sequence[ComparisonInput]) -> mx.array:
     return run_block(vlm.decoder, vlm.block(comparisons), recompute=False)[0]
 
 
-def continued(vlm: VLM, cache: BranchedKVCache, ids: np.ndarray, start: np.ndarray) -> mx.array:
+def append_block(vlm: VLM, cache: BranchedKVCache, ids: np.ndarray, start: np.ndarray) -> mx.array:
     """Logits (B, N, V) of a block of tokens (B, N) that every row goes on with, from its next position (B,)."""
     cache.reserve(np.zeros(ids.shape, np.int32))
     return vlm.head(vlm.extend(cache, mx.array(ids), mx.array(text_positions(start, ids.shape[1])[0])))

@@ -1,4 +1,4 @@
-"""A library leaves the process of its caller as it was: tried in a process of its own, where all is new."""
+"""The library leaves the process of its caller unchanged; the test runs in a new process."""
 
 import gc
 import logging

@@ -18,7 +18,7 @@ from mlxpref.demo import JUDGE
 from mlxpref.engine.vlm import VLM, load_vlm
 from mlxpref.errors import ModelError
 from tests.conftest import FAMILIES, GOLDEN, hidden_states, tiny_model
-from tests.engine.test_vlm import golden_input, spoken
+from tests.engine.test_vlm import golden_input, text_logits
 from tests.variants import change_config, read_weights, write_transformers_5, write_weights
 
 Golden = dict[str, Any]
@@ -39,7 +39,7 @@ def one(tmp_path: Path) -> Path:
 def distance(vlm: VLM, golden: Golden) -> float:
     """The largest difference in logits from transformers, at all positions."""
     hidden = hidden_states(vlm, [golden_input(vlm, golden)])
-    return float(np.abs(spoken(vlm, vlm.head(hidden)[0]) - spoken(vlm, mx.array(golden["logits"]))).max())
+    return float(np.abs(text_logits(vlm, vlm.head(hidden)[0]) - text_logits(vlm, mx.array(golden["logits"]))).max())
 
 
 def refusal(folder: Path) -> str:

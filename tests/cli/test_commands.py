@@ -70,7 +70,7 @@ def report(*arguments: str | Path) -> Any:
     return json.loads(result.stdout)
 
 
-def refused(*arguments: str | Path) -> str:
+def refusal_of(*arguments: str | Path) -> str:
     """The one line of a command that cannot work."""
     result = run(*arguments)
     assert result.exit_code == 1, result.output
@@ -411,15 +411,15 @@ def test_ctrl_c_ends_with_130(two: tuple[Path, Path], tmp_path: Path, monkeypatc
 
 def test_missing_images(pictures: Path, tmp_path: Path) -> None:
     a = pictures / "a.png"
-    assert "nowhere: no such file or folder" in refused("rank", tmp_path / "nowhere", "--prompt", "x", *QUICK)
+    assert "nowhere: no such file or folder" in refusal_of("rank", tmp_path / "nowhere", "--prompt", "x", *QUICK)
     (tmp_path / "empty").mkdir()
-    assert "empty: this folder holds no images" in refused("rank", tmp_path / "empty", "--prompt", "x", *QUICK)
+    assert "empty: this folder holds no images" in refusal_of("rank", tmp_path / "empty", "--prompt", "x", *QUICK)
     draw(tmp_path / "outer" / "inner" / "x.png")
-    assert "add --recursive" in refused("rank", tmp_path / "outer", "--prompt", "x", *QUICK)
-    assert "nowhere.png: cannot be opened" in refused("compare", a, "nowhere.png", "--prompt", "x", *QUICK)
-    assert "is a folder" in refused("compare", a, pictures, "--prompt", "x", *QUICK)
-    assert "two images are needed, 1 of 1" in refused("rank", a, "--prompt", "x", *QUICK)
-    assert "two images are needed, 1 of 1" in refused("rank", a, a, "--prompt", "x", *QUICK)
+    assert "add --recursive" in refusal_of("rank", tmp_path / "outer", "--prompt", "x", *QUICK)
+    assert "nowhere.png: cannot be opened" in refusal_of("compare", a, "nowhere.png", "--prompt", "x", *QUICK)
+    assert "is a folder" in refusal_of("compare", a, pictures, "--prompt", "x", *QUICK)
+    assert "two images are needed, 1 of 1" in refusal_of("rank", a, "--prompt", "x", *QUICK)
+    assert "two images are needed, 1 of 1" in refusal_of("rank", a, a, "--prompt", "x", *QUICK)
 
 
 def test_damaged_images_are_skipped(pictures: Path) -> None:
@@ -444,12 +444,12 @@ def test_damaged_images_are_skipped(pictures: Path) -> None:
     assert len(ranking["images"]) == 4
     for name in ("a.png", "b.png", "c.png"):
         (pictures / name).unlink()
-    line = refused("rank", pictures, "--prompt", "x", *QUICK)
+    line = refusal_of("rank", pictures, "--prompt", "x", *QUICK)
     assert "two images are needed, 1 of 5 can be read: " in line
     for name in ("bomb.png", "cut.png", f"text {MARKUP}", "undecoded\\xff.png"):
         assert name in line
     for name in ("bomb.png", "cut.png", f"text {MARKUP}", UNDECODED):
-        assert name[:4] in refused("compare", pictures / "whole.png", pictures / name, "--prompt", "x", *QUICK)
+        assert name[:4] in refusal_of("compare", pictures / "whole.png", pictures / name, "--prompt", "x", *QUICK)
 
 
 def test_bad_rows_are_gathered(rows: Callable[..., Path]) -> None:
@@ -478,19 +478,19 @@ def test_unreadable_images_are_named_first(
 
 
 def test_missing_data(tmp_path: Path, rows: Callable[..., Path]) -> None:
-    assert "unknown --data nothing: known are demo, imagereward" in refused("eval", "--data", "nothing", *QUICK)
-    assert "no such file" in refused("eval", "--data", tmp_path / "nothing.jsonl", *QUICK)
-    line = refused("eval", "--data", "imagereward", *QUICK)
+    assert "unknown --data nothing: known are demo, imagereward" in refusal_of("eval", "--data", "nothing", *QUICK)
+    assert "no such file" in refusal_of("eval", "--data", tmp_path / "nothing.jsonl", *QUICK)
+    line = refusal_of("eval", "--data", "imagereward", *QUICK)
     assert "its files are not here; download them with `mlxpref data imagereward --split test`" in line
-    assert "the demo has train, test, heldout" in refused("eval", "--data", "demo", "--split", "dev", *QUICK)
-    assert "no rows of split" in refused("eval", "--data", rows(row(split="train")), *QUICK)
-    assert "no preference to judge (1 ties)" in refused("eval", "--data", rows(row(p_a=0.5)), *QUICK)
-    assert "no preferences in this file" in refused("eval", "--data", rows(), *QUICK)
+    assert "the demo has train, test, heldout" in refusal_of("eval", "--data", "demo", "--split", "dev", *QUICK)
+    assert "no rows of split" in refusal_of("eval", "--data", rows(row(split="train")), *QUICK)
+    assert "no preference to judge (1 ties)" in refusal_of("eval", "--data", rows(row(p_a=0.5)), *QUICK)
+    assert "no preferences in this file" in refusal_of("eval", "--data", rows(), *QUICK)
 
 
 def test_unusable_models(two: tuple[Path, Path], tmp_path: Path) -> None:
     def judged_by(model: str | Path) -> str:
-        return refused("compare", *two, "--prompt", "x", "--model", model)
+        return refusal_of("compare", *two, "--prompt", "x", "--model", model)
 
     assert "nowhere: no such model folder" in judged_by(tmp_path / "nowhere")
     assert "nowhere: no such model folder" in judged_by("nowhere")
@@ -501,7 +501,7 @@ def test_unusable_models(two: tuple[Path, Path], tmp_path: Path) -> None:
     shutil.copytree(TINY, folder)
     (folder / "preprocessor_config.json").unlink()
     assert f"{folder}: no preprocessor_config.json there" in judged_by(folder)
-    assert "no preprocessor_config.json there" in refused("convert", folder, tmp_path / "out")
+    assert "no preprocessor_config.json there" in refusal_of("convert", folder, tmp_path / "out")
     shutil.copy(Path(TINY) / "preprocessor_config.json", folder)
     weights = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
@@ -515,13 +515,13 @@ def test_unusable_models(two: tuple[Path, Path], tmp_path: Path) -> None:
 def test_no_judge(two: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mlxpref.checkpoints.resolve.device_working_set", lambda: 12 * 10**9)
     judge = choose_judge(12 * 10**9)
-    line = refused("compare", *two, "--prompt", "x")
+    line = refusal_of("compare", *two, "--prompt", "x")
     for part in (judge.id, f"{judge.size_gb} GB", judge.licence, "--yes", "--model"):
         assert part in line
-    line = refused("compare", *two, "--prompt", "x", "--yes")
+    line = refusal_of("compare", *two, "--prompt", "x", "--yes")
     assert f"{judge.id}: no such folder, not in the local cache, and it cannot be downloaded" in line
     monkeypatch.setattr("mlxpref.checkpoints.resolve.device_working_set", lambda: 10**9)
-    assert "no recommended judge fits this device (1.0 GB" in refused("compare", *two, "--prompt", "x", "--yes")
+    assert "no recommended judge fits this device (1.0 GB" in refusal_of("compare", *two, "--prompt", "x", "--yes")
 
 
 def test_adapters_of_another_model_are_refused(
@@ -529,13 +529,13 @@ def test_adapters_of_another_model_are_refused(
 ) -> None:
     arguments = ("compare", *two, "--prompt", "x", "--model", TINY, "--adapter")
     other = write_adapter(tmp_path / "demo", demo_judge().vlm)
-    assert f"{other}: adapter of another model: " in refused(*arguments, other)
+    assert f"{other}: adapter of another model: " in refusal_of(*arguments, other)
     renamed = write_adapter(tmp_path / "renamed", tiny_model("qwen2_5_vl"))
     weights = (renamed / ADAPTER_WEIGHTS).read_bytes().replace(b"q_proj", b"query_")
     (renamed / ADAPTER_WEIGHTS).write_bytes(weights)
-    assert f"{renamed}: adapter of another model: the judge has no place for " in refused(*arguments, renamed)
-    assert "nowhere: no such adapter folder" in refused(*arguments, tmp_path / "nowhere")
-    assert "no adapter_config.json there" in refused(*arguments, two[0].parent)
+    assert f"{renamed}: adapter of another model: the judge has no place for " in refusal_of(*arguments, renamed)
+    assert "nowhere: no such adapter folder" in refusal_of(*arguments, tmp_path / "nowhere")
+    assert "no adapter_config.json there" in refusal_of(*arguments, two[0].parent)
 
 
 SMALL_RUN = ("--data", "demo", "--limit", "6", "--comparisons", "2", "--group", "2", "--max-tokens", "4")

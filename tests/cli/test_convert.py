@@ -11,7 +11,7 @@ import mlx.core as mx
 import pytest
 
 from mlxpref.conversion import verify as verification
-from tests.cli.test_commands import SCRIPT, TINY, draw, refused, report, run
+from tests.cli.test_commands import SCRIPT, TINY, draw, refusal_of, report, run
 from tests.conftest import GOLDEN, tiny_model, write_adapter
 from tests.tolerance import PROBABILITY
 
@@ -44,7 +44,7 @@ def test_converted_model_judges(tmp_path: Path, two: tuple[Path, Path]) -> None:
     assert 0 < compared(two, "--model", output) < 1
     record = json.loads((output / "mlxpref.json").read_text())
     assert record["fidelity"] == result["fidelity"]
-    assert "is not empty" in refused("convert", TINY, output)
+    assert "is not empty" in refusal_of("convert", TINY, output)
 
 
 def test_unquantized_conversion_is_identical(tmp_path: Path, two: tuple[Path, Path]) -> None:
@@ -86,12 +86,12 @@ def test_own_preferences(tmp_path: Path, two: tuple[Path, Path]) -> None:
     file.write_text("\n".join(map(json.dumps, rows)))
     result = report("convert", TINY, tmp_path / "out", "--preferences", file)
     assert result["fidelity"]["comparisons"] == 2
-    assert "nowhere" in refused("convert", TINY, tmp_path / "new", "--preferences", tmp_path / "nowhere.jsonl")
+    assert "nowhere" in refusal_of("convert", TINY, tmp_path / "new", "--preferences", tmp_path / "nowhere.jsonl")
 
 
 def test_quantized_source_on_request(tmp_path: Path) -> None:
     report("convert", TINY, tmp_path / "eight", "--bits", "8", "--no-fidelity")
-    assert "--requantize" in refused("convert", tmp_path / "eight", tmp_path / "four")
+    assert "--requantize" in refusal_of("convert", tmp_path / "eight", tmp_path / "four")
     result = report("convert", tmp_path / "eight", tmp_path / "four", "--requantize", "--no-fidelity")
     assert result["bits"] == 4
 
@@ -122,8 +122,8 @@ def test_wrong_usage(arguments: list[str], tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_unknown_recipes_are_named(tmp_path: Path) -> None:
-    assert "mixed_4_9" in refused("convert", TINY, tmp_path / "out", "--recipe", "mixed_4_9")
-    assert "nine" in refused("convert", TINY, "--compare", "4,nine")
+    assert "mixed_4_9" in refusal_of("convert", TINY, tmp_path / "out", "--recipe", "mixed_4_9")
+    assert "nine" in refusal_of("convert", TINY, "--compare", "4,nine")
 
 
 def test_ctrl_c_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +178,7 @@ def test_exported_adapter_judges_alike(tmp_path: Path, two: tuple[Path, Path]) -
         assert abs(compared(two, "--model", tmp_path / to) - expected) < 1e-4
     small = report("export", adapter, tmp_path / "small", "--to", "fused", "--model", TINY, "--recipe", "8")
     assert small["quantized_layers"] > 0
-    assert "is not empty" in refused("export", adapter, tmp_path / "hf", "--to", "hf", "--model", TINY)
+    assert "is not empty" in refusal_of("export", adapter, tmp_path / "hf", "--to", "hf", "--model", TINY)
 
 
 def test_an_adapter_of_another_checkpoint_is_refused(tmp_path: Path, two: tuple[Path, Path]) -> None:
@@ -194,9 +194,9 @@ def test_an_adapter_of_another_checkpoint_is_refused(tmp_path: Path, two: tuple[
             (other / file.name).write_bytes(file.read_bytes())
     mx.save_safetensors(str(other / "model.safetensors"), {name: x * 1.25 for name, x in arrays.items()})
     judged = ("compare", *two, "--prompt", "x", "--no-think", "--model", other, "--adapter", tmp_path / "run")
-    assert "--any-base" in refused(*judged)
+    assert "--any-base" in refusal_of(*judged)
     assert run(*judged, "--any-base").exit_code == 0
-    assert "--any-base" in refused("export", tmp_path / "run", tmp_path / "out", "--to", "peft", "--model", other)
+    assert "--any-base" in refusal_of("export", tmp_path / "run", tmp_path / "out", "--to", "peft", "--model", other)
     assert run("export", tmp_path / "run", tmp_path / "out", "--to", "peft").exit_code == 0  # the base it names
     assert compared(two, "--model", TINY, "--adapter", tmp_path / "out") == pytest.approx(
         compared(two, "--model", TINY, "--adapter", tmp_path / "run"), abs=PROBABILITY

@@ -34,7 +34,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
         yield server
 
 
-def examined() -> tuple[int, dict[str, CheckResult]]:
+def run_doctor() -> tuple[int, dict[str, CheckResult]]:
     """The exit code of the command, and its results by name; of several judges, the last one."""
     result = run("doctor", "--json")
     answer = json.loads(result.stdout)
@@ -55,7 +55,7 @@ def test_all_is_well(hub: HubServer) -> None:
 
 
 def test_json() -> None:
-    code, results = examined()
+    code, results = run_doctor()
     assert code == 0
     assert {"system", "packages", "MLX build", "device", "default judge", "judge", "hub", "hub cache"} <= set(results)
     assert all(each.found for each in results.values())
@@ -84,7 +84,7 @@ def test_failing_check_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
     result = safely("it", broken)
     assert (result.name, result.state, result.found) == ("it", "note", "could not be checked: RuntimeError: no luck")
     monkeypatch.setattr(shutil, "disk_usage", broken)
-    code, results = examined()
+    code, results = run_doctor()
     assert (code, results["hub cache"].state, results["mlxpref cache"].state) == (0, "note", "note")
 
 
@@ -161,7 +161,7 @@ def test_default_judge(model: str, reached: bool, state: str, value: str, monkey
     monkeypatch.setenv("MLXPREF_MODEL", model)
     if not reached:
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    code, results = examined()
+    code, results = run_doctor()
     judge = results["default judge"]
     assert (judge.state, value in judge.found, code) == (state, True, int(state == "fails")), judge
     assert bool(judge.remedy) == (state == "fails")
@@ -173,7 +173,7 @@ def test_a_judge_in_the_cache_needs_no_hub(tmp_path: Path, monkeypatch: pytest.M
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("abc")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    code, results = examined()
+    code, results = run_doctor()
     assert code == 0
     assert results["default judge"].found == f"{DEFAULT}, in the cache"
 
@@ -181,7 +181,7 @@ def test_a_judge_in_the_cache_needs_no_hub(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(("gigabytes", "state"), [(2, "fails"), (200, "ok")])
 def test_which_judges_fit(gigabytes: int, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mx, "device_info", lambda: {"max_recommended_working_set_size": gigabytes * GB})
-    _, results = examined()
+    _, results = run_doctor()
     assert results["default judge"].state == state
     assert ("too large to judge" in results["judge"].found) == (state == "fails")
 
@@ -197,12 +197,12 @@ def test_the_token_stays_here(hub: HubServer, monkeypatch: pytest.MonkeyPatch, t
 def test_a_hub_that_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
     session = SimpleNamespace(head=lambda url, timeout: SimpleNamespace(status_code=503))
     monkeypatch.setattr(huggingface_hub, "get_session", lambda: session)
-    assert "is not reached (it answered 503)" in examined()[1]["hub"].found
+    assert "is not reached (it answered 503)" in run_doctor()[1]["hub"].found
 
 
 def test_offline_makes_no_request(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert examined()[1]["hub"].found.startswith("HF_HUB_OFFLINE is set")
+    assert run_doctor()[1]["hub"].found.startswith("HF_HUB_OFFLINE is set")
     assert hub.requests == []
 
 
@@ -212,7 +212,7 @@ def test_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "hub" / "linked").symlink_to(blob)
     monkeypatch.setenv("MLXPREF_CACHE", str(blob / "cache"))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=GB))
-    code, results = examined()
+    code, results = run_doctor()
     assert (code, results["mlxpref cache"].state) == (1, "fails")
     assert results["hub cache"].found == f"{tmp_path / 'hub'}: 3.0 MB, 1.0 GB free"
     assert (results["hub cache"].state, results["hub cache"].remedy.startswith("make room")) == ("note", True)

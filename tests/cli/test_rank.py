@@ -163,7 +163,7 @@ def test_ends_when_the_top_is_settled(folder: Path) -> None:
     assert len(result["pairs"]) < result["planned_pairs"] == 66
 
 
-def stored(path: Path) -> int:
+def count_stored(path: Path) -> int:
     """How many comparisons a store holds that another process writes."""
     if not path.exists():
         return 0
@@ -180,7 +180,7 @@ def test_interrupted_ranking(tmp_path: Path) -> None:
     command += ["--model", QUICK[1], "--store", str(store), "--json", "--rows", "4"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(os.environ)) as process:
         deadline = time.monotonic() + 300
-        while stored(store) < 20 and time.monotonic() < deadline:
+        while count_stored(store) < 20 and time.monotonic() < deadline:
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=300)

@@ -27,7 +27,7 @@ from mlxpref.engine.vlm import VLM, load_vlm
 from mlxpref.errors import ConfigError, ModelError
 from mlxpref.files import sha256_of
 from tests.conftest import GOLDEN, hidden_states, tiny_model
-from tests.engine.test_vlm import golden_input, spoken
+from tests.engine.test_vlm import golden_input, text_logits
 
 SOURCE = GOLDEN / "qwen2_vl"
 
@@ -42,7 +42,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def logits(vlm: VLM, golden: dict[str, Any]) -> np.ndarray:
     hidden = hidden_states(vlm, [golden_input(vlm, golden)])
-    return spoken(vlm, vlm.head(hidden)[0])
+    return text_logits(vlm, vlm.head(hidden)[0])
 
 
 def while_writing(monkeypatch: pytest.MonkeyPatch, happens: Callable[[Path], None]) -> None:
@@ -63,7 +63,7 @@ def test_unquantized_conversion_is_equal(family: str, golden: dict[str, Any], tm
     assert (result["path"], result["bits"], result["quantized_layers"]) == (str(output), None, 0)
     assert result["bytes"] == sum(path.stat().st_size for path in output.iterdir())
     converted = load_vlm(output, max_pixels=512 * 512)
-    assert np.abs(logits(converted, golden) - spoken(converted, mx.array(golden["logits"]))).max() < 1e-3
+    assert np.abs(logits(converted, golden) - text_logits(converted, mx.array(golden["logits"]))).max() < 1e-3
     for form in ("choice", "scores"):
         for think in (True, False):
             words = [vlm.tokenizer.comparison("a hat", form, think) for vlm in (converted, tiny_model(family))]
@@ -90,7 +90,7 @@ def test_quantized_conversion_is_near(
         weight = mx.dequantize(layer.weight, layer.scales, layer.biases, group_size, bits)
         error = np.abs(np.array(weight.astype(mx.float32) - source[name].weight))
         assert (error <= np.abs(step) * 1.01 + 0.01).all(), name
-    golden_logits, ours = spoken(vlm, mx.array(golden["logits"])), logits(vlm, golden)
+    golden_logits, ours = text_logits(vlm, mx.array(golden["logits"])), logits(vlm, golden)
     assert np.corrcoef(golden_logits.ravel(), ours.ravel())[0, 1] > closeness
     assert np.abs(golden_logits - ours).max() > 1e-3
 
@@ -105,7 +105,7 @@ def test_mlx_vlm_loads_a_conversion(family: str, golden: dict[str, Any], tmp_pat
     pixels, grid = (mx.array(np.array(features[name])) for name in ("pixel_values", "image_grid_thw"))
     theirs = model(mx.array(golden["input_ids"][None].astype(np.int32)), pixels, image_grid_thw=grid).logits[0]
     ours = load_vlm(tmp_path / "converted", max_pixels=512 * 512)
-    assert np.abs(spoken(ours, theirs) - logits(ours, golden)).max() < 1e-3
+    assert np.abs(text_logits(ours, theirs) - logits(ours, golden)).max() < 1e-3
 
 
 def test_full_folder_is_refused(tmp_path: Path) -> None:

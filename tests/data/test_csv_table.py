@@ -17,14 +17,14 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def written(folder: Path, text: str, name: str = "p.csv") -> Path:
+def write_table(folder: Path, text: str, name: str = "p.csv") -> Path:
     path = folder / name
     path.write_bytes(text.encode())
     return path
 
 
 def test_columns_mean_what_keys_mean(folder: Path) -> None:
-    path = written(
+    path = write_table(
         folder,
         'prompt,a,b,p_a,votes,group,notes\r\n"a cube, red",1.png,2.png,0.7,12,g,x\r\n\r\ny,2.png,3.png,1,,,\r\n',
     )
@@ -42,7 +42,7 @@ def test_delimiters(folder: Path, name: str, comma: str, mark: str) -> None:
         ("x", "1.png", "2.png", "0.5", "dev"),
         ("y", "1.png", "3.png", "0", "test"),
     ]
-    path = written(folder, mark + "\n".join(comma.join(row) for row in rows), name)
+    path = write_table(folder, mark + "\n".join(comma.join(row) for row in rows), name)
     (preference,) = load_preferences(str(path), "test")
     assert preference == Preference("y", folder / "1.png", folder / "3.png", 0.0, 1, "y")
 
@@ -61,7 +61,7 @@ def test_delimiters(folder: Path, name: str, comma: str, mark: str) -> None:
     ],
 )
 def test_files_that_cannot_be_used(folder: Path, text: str, problem: str) -> None:
-    path = written(folder, text)
+    path = write_table(folder, text)
     with pytest.raises(DataError) as caught:
         read_table(path)
     assert str(caught.value).startswith(f"{path}: ")
@@ -82,7 +82,7 @@ def test_bad_rows_are_gathered(folder: Path) -> None:
     ]
     lines = ["prompt,a,b,p_a", "x,1.png,2.png,1", *bad, *["x,1.png,1.png,1"] * 8]
     with pytest.raises(DataError) as caught:
-        read_table(written(folder, "\n".join(lines)))
+        read_table(write_table(folder, "\n".join(lines)))
     result = str(caught.value).splitlines()
     assert result[0].endswith("p.csv: 14 of 15 rows cannot be used; correct or remove them:")
     assert result[1:7] == [

@@ -9,11 +9,11 @@ from mlxpref.data.find_images import check_images, find_duplicates, find_images,
 from mlxpref.data.image_cache import ImageCache
 from mlxpref.data.images import load_image
 from mlxpref.errors import DataError
-from tests.data.test_images import saved
+from tests.data.test_images import save_image
 
 
 def test_unreadable_images_are_skipped_and_named(tmp_path: Path) -> None:
-    good = [saved(tmp_path / name) for name in ("1.png", "3.jpg")]
+    good = [save_image(tmp_path / name) for name in ("1.png", "3.jpg")]
     bad = tmp_path / "2.jpg"
     bad.write_bytes(good[1].read_bytes()[:300])
     readable, skipped = check_images([good[0], bad, good[1]], ImageCache(1000))
@@ -23,7 +23,7 @@ def test_unreadable_images_are_skipped_and_named(tmp_path: Path) -> None:
 
 
 def test_fewer_than_two_images_are_an_error(tmp_path: Path) -> None:
-    good, bad = saved(tmp_path / "1.png"), tmp_path / "2.png"
+    good, bad = save_image(tmp_path / "1.png"), tmp_path / "2.png"
     bad.touch()
     images = ImageCache(1000)
     with pytest.raises(DataError, match=r"1 of 2 can be read: .*2\.png is empty"):
@@ -68,7 +68,7 @@ def test_files_and_folders_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_both_unicode_forms_of_a_name_are_found(tmp_path: Path) -> None:
     composed, decomposed = (unicodedata.normalize(form, "café.png") for form in ("NFC", "NFD"))
-    saved(tmp_path / decomposed)
+    save_image(tmp_path / decomposed)
     for name in (composed, decomposed):
         result = locate(name, tmp_path)
         assert result is not None
@@ -80,17 +80,17 @@ def test_both_unicode_forms_of_a_name_are_found(tmp_path: Path) -> None:
 
 
 def test_two_files_that_differ_in_case_both_stay(tmp_path: Path) -> None:
-    saved(tmp_path / "a.png")
+    save_image(tmp_path / "a.png")
     if (tmp_path / "A.PNG").exists():
         pytest.skip("this file system ignores case")
-    saved(tmp_path / "A.PNG")
+    save_image(tmp_path / "A.PNG")
     assert find_images([tmp_path]) == [tmp_path / "A.PNG", tmp_path / "a.png"]
 
 
 def test_circular_and_broken_links(tmp_path: Path) -> None:
     inner = tmp_path / "inner"
     inner.mkdir()
-    saved(inner / "a.png")
+    save_image(inner / "a.png")
     (inner / "back").symlink_to(tmp_path)
     (inner / "broken.png").symlink_to(tmp_path / "gone.png")
     (inner / "self.png").symlink_to(inner / "self.png")

@@ -9,7 +9,7 @@ from mlxpref.data.load import load_preferences
 from mlxpref.errors import DataError
 
 
-def made(folder: Path, files: dict[str, str]) -> Path:
+def write_files(folder: Path, files: dict[str, str]) -> Path:
     for name, text in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
@@ -22,7 +22,7 @@ PAIRS = {f"{side}/{i}.png": "" for side in ("preferred", "rejected") for i in ra
 @pytest.mark.parametrize("names", NAMES)
 def test_equal_names_are_pairs(names: tuple[str, str], tmp_path: Path) -> None:
     better, worse = names
-    made(
+    write_files(
         tmp_path, {f"{better}/cat.png": "", f"{worse}/cat.JPG": "", f"{worse}/.DS_Store": "", "prompt.txt": " a cat \n"}
     )
     (preference,) = read_folders(tmp_path)
@@ -32,7 +32,7 @@ def test_equal_names_are_pairs(names: tuple[str, str], tmp_path: Path) -> None:
 
 
 def test_sides_are_drawn_and_labels_follow(tmp_path: Path) -> None:
-    preferences = load_preferences(str(made(tmp_path, {**PAIRS, "prompt.txt": "x"})), "test")
+    preferences = load_preferences(str(write_files(tmp_path, {**PAIRS, "prompt.txt": "x"})), "test")
     assert len(preferences) == 30
     assert 5 < sum(p.p_people for p in preferences) < 25
     assert all((p.p_people == 1.0) == ("preferred" in str(p.a)) and p.a != p.b for p in preferences)
@@ -41,20 +41,20 @@ def test_sides_are_drawn_and_labels_follow(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", ["preferred/0.txt", "rejected/0.txt", "prompts/0.txt", "0.txt"])
 def test_own_prompt_file_comes_first(place: str, tmp_path: Path) -> None:
-    made(tmp_path, {**PAIRS, "prompt.txt": "for all", place: "its own"})
+    write_files(tmp_path, {**PAIRS, "prompt.txt": "for all", place: "its own"})
     assert sorted({p.prompt for p in read_folders(tmp_path)}) == ["for all", "its own"]
 
 
 def test_a_split_is_a_folder(tmp_path: Path) -> None:
-    made(tmp_path, {f"{s}/{side}/{s}.png": "" for s in ("train", "test") for side in ("preferred", "rejected")})
-    made(tmp_path, {"train/prompt.txt": "to learn", "test/prompt.txt": "to test"})
+    write_files(tmp_path, {f"{s}/{side}/{s}.png": "" for s in ("train", "test") for side in ("preferred", "rejected")})
+    write_files(tmp_path, {"train/prompt.txt": "to learn", "test/prompt.txt": "to test"})
     assert [p.prompt for p in load_preferences(str(tmp_path), "test")] == ["to test"]
     with pytest.raises(DataError, match="holds no two folders preferred/ and rejected/ or chosen/ and rejected/"):
         load_preferences(str(tmp_path), "dev")
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
-    made(tmp_path, {**PAIRS, "preferred/alone.png": "", "0.txt": " ", "1.txt": "x" * 100_000, "2.txt": "good"})
+    write_files(tmp_path, {**PAIRS, "preferred/alone.png": "", "0.txt": " ", "1.txt": "x" * 100_000, "2.txt": "good"})
     with pytest.raises(DataError) as caught:
         read_folders(tmp_path)
     lines = str(caught.value).splitlines()
@@ -63,9 +63,9 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
     assert lines[2] == "  1: 1.txt has a prompt of 100,000 characters, more than 10,000; shorten it"
     assert lines[3] == "  3: has no prompt: neither 3.txt nor prompt.txt is there"
     assert lines[-1] == "  and 20 more"
-    made(tmp_path, {"prompt.txt": "x", "0.txt": "y", "1.txt": "z"})
+    write_files(tmp_path, {"prompt.txt": "x", "0.txt": "y", "1.txt": "z"})
     with pytest.raises(DataError, match="alone: is only in preferred"):
         read_folders(tmp_path)
-    made(tmp_path, {"rejected/alone.png": "", "rejected/alone.jpg": ""})
+    write_files(tmp_path, {"rejected/alone.png": "", "rejected/alone.jpg": ""})
     with pytest.raises(DataError, match=r"alone\.jpg and alone\.png have the same name"):
         read_folders(tmp_path)

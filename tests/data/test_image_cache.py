@@ -33,7 +33,7 @@ def decodes(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     return counts
 
 
-def written(folder: Path, count: int, size: tuple[int, int] = (84, 84)) -> list[Path]:
+def write_images(folder: Path, count: int, size: tuple[int, int] = (84, 84)) -> list[Path]:
     folder.mkdir(exist_ok=True)
     paths = [folder / f"{i}.png" for i in range(count)]
     for i, path in enumerate(paths):
@@ -42,7 +42,7 @@ def written(folder: Path, count: int, size: tuple[int, int] = (84, 84)) -> list[
 
 
 def test_picture_is_decoded_once(tmp_path: Path, decodes: Counter[str]) -> None:
-    paths = written(tmp_path, 5)
+    paths = write_images(tmp_path, 5)
     images = ImageCache(84 * 84, memory=3 * 84 * 84 * 4)
     for _ in range(2):
         for path in paths:
@@ -59,7 +59,7 @@ def test_picture_is_decoded_once(tmp_path: Path, decodes: Counter[str]) -> None:
 
 @pytest.mark.parametrize("expected", [10**6, 1000, 100])
 def test_pictures_of_any_budget(tmp_path: Path, decodes: Counter[str], expected: int) -> None:
-    (path,) = written(tmp_path, 1, (200, 130))
+    (path,) = write_images(tmp_path, 1, (200, 130))
     images = ImageCache(expected)
     images.check(path)
     for budget in (1000, 200, 1000):
@@ -68,7 +68,7 @@ def test_pictures_of_any_budget(tmp_path: Path, decodes: Counter[str], expected:
 
 
 def test_a_file_that_changes_is_read_again(tmp_path: Path) -> None:
-    (path,) = written(tmp_path, 1)
+    (path,) = write_images(tmp_path, 1)
     images = ImageCache(1000)
     before = images.content(path, 84 * 84)
     picture(7).save(path)
@@ -79,7 +79,7 @@ def test_a_file_that_changes_is_read_again(tmp_path: Path) -> None:
 
 
 def test_equal_pixels_have_one_name(tmp_path: Path) -> None:
-    (path,) = written(tmp_path, 1)
+    (path,) = write_images(tmp_path, 1)
     packed = PackedImage(write_zip(tmp_path / "a.zip", {"1.png": path.read_bytes()}), "1.png")
     picture(0).save(tmp_path / "same.bmp")
     images = ImageCache(1000)
@@ -94,7 +94,7 @@ def run(*arguments: object) -> str:
 
 @pytest.mark.parametrize("store", [True, False])
 def test_rank_decodes_each_image_once(tmp_path: Path, decodes: Counter[str], store: bool) -> None:
-    paths = written(tmp_path / "pictures", 4)
+    paths = write_images(tmp_path / "pictures", 4)
     bad = tmp_path / "pictures" / "bad.png"
     bad.write_bytes(paths[0].read_bytes()[:300])
     options = ["--model", "demo", "--think", "none", "--json", "--html", tmp_path / "a.html"]
@@ -106,14 +106,14 @@ def test_rank_decodes_each_image_once(tmp_path: Path, decodes: Counter[str], sto
 
 def test_a_model_for_small_pictures_decodes_twice(tmp_path: Path, decodes: Counter[str]) -> None:
     """Its own budget is smaller than the one that was expected: another reduction, and so other pixels."""
-    written(tmp_path / "pictures", 2, (530, 530))
+    write_images(tmp_path / "pictures", 2, (530, 530))
     run("rank", tmp_path / "pictures", "--prompt", "x", "--model", "demo", "--think", "none", "--max-pixels", 10_000)
     assert set(decodes.values()) == {2}
 
 
 @pytest.mark.parametrize("command", ["eval", "train"])
 def test_eval_and_train_decode_each_image_once(tmp_path: Path, decodes: Counter[str], command: str) -> None:
-    paths = written(tmp_path, 4)
+    paths = write_images(tmp_path, 4)
     pairs = [(paths[i].name, paths[j].name) for i, j in ((0, 1), (2, 3), (0, 3))]
     rows = [{"prompt": "a red cube", "a": a, "b": b, "p_a": 1.0} for a, b in pairs]
     data = tmp_path / "data.jsonl"

@@ -16,7 +16,7 @@ from mlxpref.errors import DataError
 RED = (200, 30, 40)
 
 
-def saved(path: Path, image: Image.Image | None = None, **options: object) -> Path:
+def save_image(path: Path, image: Image.Image | None = None, **options: object) -> Path:
     (image or Image.new("RGB", (24, 16), RED)).save(path, **options)
     return path
 
@@ -47,13 +47,13 @@ def png_header(width: int, height: int) -> bytes:
 def test_every_format_is_read_as_rgb(tmp_path: Path, suffix: str) -> None:
     if suffix == "avif" and not features.check("avif"):
         pytest.skip("this Pillow has no AVIF")
-    image = load_image(saved(tmp_path / f"a.{suffix}"))
+    image = load_image(save_image(tmp_path / f"a.{suffix}"))
     assert (image.mode, image.size) == ("RGB", (24, 16))
     assert np.abs(np.asarray(image, int) - RED).max() <= 4
 
 
 def test_the_name_does_not_decide_the_format(tmp_path: Path) -> None:
-    path = saved(tmp_path / "a.png").rename(tmp_path / "a.jpg")
+    path = save_image(tmp_path / "a.png").rename(tmp_path / "a.jpg")
     assert load_image(path).getpixel((0, 0)) == RED
     assert load_image(str(path)).getpixel((0, 0)) == RED
 
@@ -76,13 +76,13 @@ def test_exif_rotation_is_honoured(tmp_path: Path, orientation: int, suffix: str
     turned = upright.transpose(Image.Transpose(undo[orientation])) if orientation > 1 else upright
     exif = Image.Exif()
     exif[0x0112] = orientation
-    image = load_image(saved(tmp_path / f"a.{suffix}", turned, exif=exif))
+    image = load_image(save_image(tmp_path / f"a.{suffix}", turned, exif=exif))
     assert image.size == (32, 16)
     assert np.abs(np.asarray(image.convert("L"), int) - np.asarray(upright, int)).max() <= 8
 
 
 def test_damaged_exif_does_not_lose_the_picture(tmp_path: Path) -> None:
-    path = saved(tmp_path / "a.jpg", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x05\x01\x12rubbish")
+    path = save_image(tmp_path / "a.jpg", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x05\x01\x12rubbish")
     assert load_image(path).size == (24, 16)
 
 
@@ -110,21 +110,21 @@ def test_transparency_of_files_is_composited_on_white(tmp_path: Path) -> None:
     grey.putdata([7, 30])
     deep = Image.fromarray(np.array([[7, 7710]], np.uint16))
     for number, (image, transparency) in enumerate([(palette, 0), (palette, b"\x00\xff"), (grey, 7), (deep, 7)]):
-        path = saved(tmp_path / f"{number}.png", image, transparency=transparency)
+        path = save_image(tmp_path / f"{number}.png", image, transparency=transparency)
         assert load_image(path).getpixel((0, 0)) == (255, 255, 255)
         assert load_image(path).getpixel((1, 0)) == (RED if image is palette else (30, 30, 30))
-    path = saved(tmp_path / "a.gif", palette, transparency=0)
+    path = save_image(tmp_path / "a.gif", palette, transparency=0)
     assert load_image(path).getpixel((0, 0)) == (255, 255, 255)
     rgb = Image.new("RGB", (2, 1), RED)
     rgb.putpixel((0, 0), (1, 2, 3))
-    path = saved(tmp_path / "rgb.png", rgb, transparency=(1, 2, 3))
+    path = save_image(tmp_path / "rgb.png", rgb, transparency=(1, 2, 3))
     assert [load_image(path).getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), RED]
 
 
 def test_cmyk_is_not_inverted(tmp_path: Path) -> None:
     image = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
     for suffix in ("jpg", "tif"):  # Pillow writes CMYK JPEGs inverted, as Adobe does
-        red, green, blue = load_image(saved(tmp_path / f"a.{suffix}", image)).getpixel((8, 8))
+        red, green, blue = load_image(save_image(tmp_path / f"a.{suffix}", image)).getpixel((8, 8))
         assert red > 245
         assert green < 10
         assert blue < 10
@@ -134,13 +134,13 @@ def test_values_beyond_8_bit_are_scaled(tmp_path: Path) -> None:
     ramp = np.tile(np.linspace(0, 65535, 256), (4, 1))
     expected = np.tile(np.arange(256), (4, 1))
     sources = {
-        "I;16 PNG": saved(tmp_path / "16.png", Image.fromarray(ramp.astype(np.uint16))),
-        "I;16 TIFF": saved(tmp_path / "16.tif", Image.fromarray(ramp.astype(np.uint16))),
+        "I;16 PNG": save_image(tmp_path / "16.png", Image.fromarray(ramp.astype(np.uint16))),
+        "I;16 TIFF": save_image(tmp_path / "16.tif", Image.fromarray(ramp.astype(np.uint16))),
         "I;16B": Image.frombytes("I;16B", (256, 4), ramp.astype(">u2").tobytes()),
         "I, 16 bit": Image.fromarray(ramp.astype(np.int32)),
-        "I, 32 bit": saved(tmp_path / "32.tif", Image.fromarray((ramp * 32768).astype(np.int32))),
+        "I, 32 bit": save_image(tmp_path / "32.tif", Image.fromarray((ramp * 32768).astype(np.int32))),
         "I, 8 bit": Image.fromarray(expected.astype(np.int32)),
-        "F to 1": saved(tmp_path / "f.tif", Image.fromarray((ramp / 65535).astype(np.float32))),
+        "F to 1": save_image(tmp_path / "f.tif", Image.fromarray((ramp / 65535).astype(np.float32))),
         "F to 255": Image.fromarray(expected.astype(np.float32)),
         "F to 65535": Image.fromarray(ramp.astype(np.float32)),
     }
@@ -189,7 +189,7 @@ def test_truncated_files_are_errors(
     tmp_path: Path, suffix: str, options: dict[str, object], share: float, capfd: pytest.CaptureFixture[str]
 ) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
-    path = saved(tmp_path / f"a.{suffix}", Image.fromarray(noise), **options)
+    path = save_image(tmp_path / f"a.{suffix}", Image.fromarray(noise), **options)
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     assert "remove it" in problem(path) or "again" in problem(path)
     assert capfd.readouterr() == ("", "")
@@ -226,9 +226,9 @@ def test_decompression_bombs_are_refused(tmp_path: Path) -> None:
 
 
 def test_extreme_shapes_are_refused(tmp_path: Path) -> None:
-    assert "2010 x 10" in problem(saved(tmp_path / "wide.png", Image.new("RGB", (2010, 10))))
-    assert "200:1" in problem(saved(tmp_path / "tall.png", Image.new("RGB", (10, 2010))))
-    assert load_image(saved(tmp_path / "just.png", Image.new("RGB", (2000, 10)))).size == (2000, 10)
+    assert "2010 x 10" in problem(save_image(tmp_path / "wide.png", Image.new("RGB", (2010, 10))))
+    assert "200:1" in problem(save_image(tmp_path / "tall.png", Image.new("RGB", (10, 2010))))
+    assert load_image(save_image(tmp_path / "just.png", Image.new("RGB", (2000, 10)))).size == (2000, 10)
     with pytest.raises(DataError, match=r"^an image in memory: is 201 x 1 "):
         load_image(Image.new("RGB", (201, 1)))
 
@@ -252,7 +252,7 @@ def test_harmless_oddities_warn_of_nothing(tmp_path: Path, capfd: pytest.Capture
     """Warnings are errors in these tests, so Pillow's own are seen if they leak."""
     palette = Image.new("P", (2, 2))
     palette.putpalette([0, 0, 0, *RED])
-    path = saved(tmp_path / "a.png", palette, transparency=b"\x80\xff")
+    path = save_image(tmp_path / "a.png", palette, transparency=b"\x80\xff")
     filters = list(warnings.filters)
     assert load_image(path).getpixel((0, 0)) == (127, 127, 127)
     assert warnings.filters == filters

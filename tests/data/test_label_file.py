@@ -22,7 +22,7 @@ def record(
     return LabelRecord(number, "a hat", a, b, answer, "a", "train", 1.5, "2026-01-01T00:00:00Z", undoes)  # type: ignore[arg-type]
 
 
-def written(path: Path, *records: LabelRecord) -> bytes:
+def write_records(path: Path, *records: LabelRecord) -> bytes:
     with LabelFile(path) as file:
         for each in records:
             file.append(each)
@@ -46,14 +46,14 @@ def test_a_line_holds_its_record(prompt: str, a: str, b: str, answer: str, secon
 def test_lines_are_only_added(tmp_path: Path) -> None:
     path, before = tmp_path / "p.jsonl", b""
     for number in range(1, 5):
-        after = written(path, record(number))
+        after = write_records(path, record(number))
         assert after.startswith(before)
         assert after.count(b"\n") == number
         before = after
 
 
 def test_cut_line_is_removed(tmp_path: Path) -> None:
-    whole = written(tmp_path / "whole.jsonl", record(1), record(2, "b"), record(3, "tie"))
+    whole = write_records(tmp_path / "whole.jsonl", record(1), record(2, "b"), record(3, "tie"))
     last = whole.rindex(b"\n", 0, len(whole) - 1) + 1
     for end in range(last, len(whole) + 1):
         path = tmp_path / f"{end}.jsonl"
@@ -68,7 +68,7 @@ def test_cut_line_is_removed(tmp_path: Path) -> None:
 
 def test_zeros_after_a_crash_are_removed(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
-    whole = written(path, record(1))
+    whole = write_records(path, record(1))
     path.write_bytes(whole + b"\0" * 50)
     with LabelFile(path) as file:
         assert len(file.records) == 1
@@ -168,7 +168,7 @@ def test_data_set_without_undone_answers(tmp_path: Path) -> None:
     for i in range(1, 5):
         picture(i).save(tmp_path / f"{i}.png")
     path = tmp_path / "p.jsonl"
-    written(
+    write_records(
         path,
         record(1, "a"),
         record(2, "b", a="2.png", b="3.png"),
@@ -200,6 +200,6 @@ def test_data_set_without_undone_answers(tmp_path: Path) -> None:
 
 
 def test_nothing_but_skips_is_no_data(tmp_path: Path) -> None:
-    written(tmp_path / "p.jsonl", record(1, "skip"))
+    write_records(tmp_path / "p.jsonl", record(1, "skip"))
     with pytest.raises(DataError, match="no preferences in this file"):
         load_preferences(str(tmp_path / "p.jsonl"), "train")

@@ -27,7 +27,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def written(folder: Path, *rows: object) -> Path:
+def write_rows(folder: Path, *rows: object) -> Path:
     """A file of these rows; text goes in as it is."""
     path = folder / "preferences.jsonl"
     path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows), "utf-8")
@@ -36,13 +36,13 @@ def written(folder: Path, *rows: object) -> Path:
 
 def problem(folder: Path, *rows: object) -> str:
     with pytest.raises(DataError) as caught:
-        read_jsonl(written(folder, *rows))
+        read_jsonl(write_rows(folder, *rows))
     return str(caught.value)
 
 
 def test_rows_become_preferences(folder: Path) -> None:
     full = {**GOOD, "a": "sub/3.png", "p_a": 1, "votes": 12, "group": "g", "id": 7, "meta": {"x": 1}}
-    first, second = read_jsonl(written(folder, GOOD, full))
+    first, second = read_jsonl(write_rows(folder, GOOD, full))
     assert (first.prompt, first.a, first.b, first.p_people) == ("a red cube", folder / "1.png", folder / "2.png", 0.7)
     assert (first.votes, first.group) == (1, "a red cube")
     assert (second.a, second.p_people, second.votes, second.group) == (folder / "sub" / "3.png", 1.0, 12, "g")
@@ -51,7 +51,7 @@ def test_rows_become_preferences(folder: Path) -> None:
 
 def test_absolute_paths_and_empty_options_are_fine(folder: Path) -> None:
     row = {**GOOD, "a": str(folder / "sub" / "3.png"), "votes": None, "group": None, "split": None}
-    (preference,) = read_jsonl(written(folder, row))
+    (preference,) = read_jsonl(write_rows(folder, row))
     assert preference.a == folder / "sub" / "3.png"
     assert (preference.votes, preference.group) == (1, "a red cube")
 
@@ -70,7 +70,7 @@ def test_encodings_and_line_ends(folder: Path) -> None:
 
 def test_names_are_found_in_either_unicode_form(folder: Path) -> None:
     (folder / unicodedata.normalize("NFD", "café.png")).touch()
-    (preference,) = read_jsonl(written(folder, {**GOOD, "a": unicodedata.normalize("NFC", "café.png")}))
+    (preference,) = read_jsonl(write_rows(folder, {**GOOD, "a": unicodedata.normalize("NFC", "café.png")}))
     assert isinstance(preference.a, Path)
     assert preference.a.exists()
 
@@ -129,19 +129,19 @@ def test_empty_and_missing_files_are_errors(folder: Path) -> None:
 
 def test_splits_filter_only_where_rows_name_them(folder: Path) -> None:
     train, test = {**GOOD, "split": "train"}, {**GOOD, "split": "test", "p_a": 0.0}
-    path = written(folder, train, test, train)
+    path = write_rows(folder, train, test, train)
     assert [p.p_people for p in read_jsonl(path, "test")] == [0.0]
     assert len(read_jsonl(path, "train")) == 2
     assert len(read_jsonl(path)) == 3
     with pytest.raises(DataError, match='no rows of split "val"; there are test, train'):
         read_jsonl(path, "val")
-    assert len(read_jsonl(written(folder, GOOD, GOOD), "val")) == 2
+    assert len(read_jsonl(write_rows(folder, GOOD, GOOD), "val")) == 2
     with pytest.raises(DataError, match='2 of 3 rows have no "split"'):
-        read_jsonl(written(folder, GOOD, train, GOOD), "train")
+        read_jsonl(write_rows(folder, GOOD, train, GOOD), "train")
 
 
 def test_a_file_is_loaded_by_its_name(folder: Path) -> None:
-    path = written(folder, *({**GOOD, "p_a": i / 50} for i in range(50)))
+    path = write_rows(folder, *({**GOOD, "p_a": i / 50} for i in range(50)))
     everything = load_preferences(str(path), "test", None, 0)
     assert [p.p_people for p in everything] == [i / 50 for i in range(50)]
     sample = load_preferences(str(path), "test", 10, 0)

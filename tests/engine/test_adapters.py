@@ -18,7 +18,7 @@ from mlxpref.engine.lora import linear_layers
 from mlxpref.engine.vlm import VLM, load_vlm
 from mlxpref.errors import ModelError
 from tests.conftest import GOLDEN, hidden_states, write_adapter
-from tests.engine.test_vlm import golden_input, spoken
+from tests.engine.test_vlm import golden_input, text_logits
 
 
 def fresh(folder: Path) -> VLM:
@@ -27,7 +27,7 @@ def fresh(folder: Path) -> VLM:
 
 def logits(vlm: VLM, golden: dict[str, Any]) -> np.ndarray:
     hidden = hidden_states(vlm, [golden_input(vlm, golden)])
-    return spoken(vlm, vlm.head(hidden)[0, -1])
+    return text_logits(vlm, vlm.head(hidden)[0, -1])
 
 
 @pytest.mark.parametrize("bits", [None, 4])

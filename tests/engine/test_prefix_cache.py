@@ -11,7 +11,7 @@ from mlxpref.engine.decoder import Block
 from mlxpref.engine.prefix_cache import PrefixCache
 from mlxpref.engine.rollout import Sampling, roll_out
 from mlxpref.engine.vlm import VLM, ComparisonInput, TokenSegment
-from tests.conftest import continued, picture
+from tests.conftest import append_block, picture
 from tests.tolerance import PROBABILITY
 
 SIZES = [(84, 84), (140, 84), (56, 112), (84, 84)]
@@ -91,8 +91,8 @@ def test_decoding_continues_behind_the_cache(tiny_vlm: VLM) -> None:
     starts = np.array([prompt.next_position for prompt in prompts])
     cache, _ = PrefixCache(tiny_vlm).prefill(prompts)
     expected, _ = tiny_vlm.prefill(prompts)
-    difference = mx.softmax(continued(tiny_vlm, cache, tokens, starts), axis=-1) - mx.softmax(
-        continued(tiny_vlm, expected, tokens, starts), axis=-1
+    difference = mx.softmax(append_block(tiny_vlm, cache, tokens, starts), axis=-1) - mx.softmax(
+        append_block(tiny_vlm, expected, tokens, starts), axis=-1
     )
     assert np.abs(np.array(difference)).max() < PROBABILITY
 

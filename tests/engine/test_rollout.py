@@ -11,7 +11,7 @@ from mlxpref.engine.kv_cache import BranchedKVCache
 from mlxpref.engine.rollout import Rollout, Sampling, roll_out
 from mlxpref.engine.template import CLOSING, Form
 from mlxpref.engine.vlm import VLM, ComparisonInput
-from tests.conftest import continued, hidden_states, picture
+from tests.conftest import append_block, hidden_states, picture
 from tests.tolerance import PROBABILITY
 
 KEYS = [(i,) for i in range(5)]
@@ -147,7 +147,7 @@ def test_closing_equals_a_forward_over_the_closed_text(tiny_vlm: VLM) -> None:
     (rollout,) = roll_out(tiny_vlm, [comparison], Sampling(max_tokens=2), KEYS[:1])[0]
     ids = (*rollout.tokens, *tiny_vlm.tokenizer.encode_template_text(CLOSING))
     cache, _ = tiny_vlm.prefill([comparison])
-    logits = continued(tiny_vlm, cache, np.array([ids], np.int32), np.array([comparison.next_position]))[0, -1]
+    logits = append_block(tiny_vlm, cache, np.array([ids], np.int32), np.array([comparison.next_position]))[0, -1]
     p = np.array(mx.softmax(logits))
     first, second = (p[list(ids)].sum() for ids in tiny_vlm.tokenizer.label_ids)
     assert rollout.verdict.p_label_first == pytest.approx(first, abs=PROBABILITY)

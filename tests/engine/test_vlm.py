@@ -14,7 +14,7 @@ from mlxpref.engine.image_features import Features
 from mlxpref.engine.kv_cache import image_positions
 from mlxpref.engine.vlm import VLM, ComparisonInput, load_vlm
 from mlxpref.errors import ModelError
-from tests.conftest import GOLDEN, continued, hidden_states, picture
+from tests.conftest import GOLDEN, append_block, hidden_states, picture
 from tests.tolerance import PROBABILITY
 
 
@@ -41,7 +41,7 @@ def golden_input(vlm: VLM, golden: dict[str, Any]) -> ComparisonInput:
     return input_of(vlm, golden["input_ids"], (first, second))
 
 
-def spoken(vlm: VLM, logits: mx.array) -> np.ndarray:
+def text_logits(vlm: VLM, logits: mx.array) -> np.ndarray:
     """Logits without the tokens that can never be chosen."""
     keep = np.setdiff1d(np.arange(logits.shape[-1]), vlm.suppressed_ids)
     return np.array(logits)[..., keep]
@@ -54,7 +54,7 @@ def test_logits_equal_transformers(tiny_vlm: VLM, golden: dict[str, Any]) -> Non
     features = np.concatenate([np.array(image.merged) for image in comparison.images])
     assert np.abs(features - golden["vision"]).max() < 1e-3
     hidden = hidden_states(tiny_vlm, [comparison])
-    difference = spoken(tiny_vlm, tiny_vlm.head(hidden)[0]) - spoken(tiny_vlm, mx.array(golden["logits"]))
+    difference = text_logits(tiny_vlm, tiny_vlm.head(hidden)[0]) - text_logits(tiny_vlm, mx.array(golden["logits"]))
     assert np.abs(difference).max() < 1e-3
 
 
@@ -71,7 +71,7 @@ def test_decoding_equals_transformers_and_mlx_vlm(tiny_vlm: VLM, golden: dict[st
     ours = []
     for step in range(len(golden["greedy_ids"])):
         ours.append(int(mx.argmax(logits[0]).item()))
-        logits = continued(
+        logits = append_block(
             tiny_vlm, cache, np.array([[ours[-1]]], np.int32), np.array([comparison.next_position + step])
         )[:, 0]
     assert ours == golden["greedy_ids"].tolist()
@@ -117,12 +117,12 @@ def test_decoding_after_padding_changes_nothing(tiny_vlm: VLM) -> None:
     tokens = np.random.default_rng(0).integers(5, 200, (len(inputs), 4)).astype(np.int32)
     cache, _ = tiny_vlm.prefill(inputs)
     starts = np.array([comparison.next_position for comparison in inputs])
-    steps = [continued(tiny_vlm, cache, tokens[:, t : t + 1], starts + t)[:, 0] for t in range(2)]
-    block = continued(tiny_vlm, cache, tokens[:, 2:], starts + 2)
+    steps = [append_block(tiny_vlm, cache, tokens[:, t : t + 1], starts + t)[:, 0] for t in range(2)]
+    block = append_block(tiny_vlm, cache, tokens[:, 2:], starts + 2)
     together = mx.stack([*steps, block[:, 0], block[:, 1]], axis=1)
     for i, comparison in enumerate(inputs):
         single, _ = tiny_vlm.prefill([comparison])
-        alone = continued(tiny_vlm, single, tokens[i : i + 1], starts[i : i + 1])
+        alone = append_block(tiny_vlm, single, tokens[i : i + 1], starts[i : i + 1])
         difference = mx.softmax(together[i], axis=-1) - mx.softmax(alone[0], axis=-1)
         assert np.abs(np.array(difference)).max() < PROBABILITY
 
@@ -130,7 +130,7 @@ def test_decoding_after_padding_changes_nothing(tiny_vlm: VLM) -> None:
 def logprob(vlm: VLM, comparison: ComparisonInput, completion: tuple[int, ...] = (65, 66, 67)) -> float:
     """The log-probability of a completion."""
     cache, logits = vlm.prefill([comparison])
-    following = continued(vlm, cache, np.array([completion], np.int32), np.array([comparison.next_position]))
+    following = append_block(vlm, cache, np.array([completion], np.int32), np.array([comparison.next_position]))
     rows = mx.concatenate([logits[:, None], following[:, :-1]], axis=1)[0]
     logprobs = rows[mx.arange(len(completion)), mx.array(completion)] - mx.logsumexp(rows, axis=-1)
     return float(logprobs.sum().item())
@@ -168,7 +168,7 @@ def test_suppressed_tokens_cannot_be_chosen(tiny_vlm: VLM) -> None:
     assert tiny_vlm.image_token_id in tiny_vlm.suppressed_ids
     assert max(tiny_vlm.suppressed_ids) == logits.shape[-1] - 1 > len(tiny_vlm.tokenizer.vocabulary)
     assert np.isneginf(np.array(logits)[0, tiny_vlm.suppressed_ids]).all()
-    assert np.isfinite(spoken(tiny_vlm, logits)).all()
+    assert np.isfinite(text_logits(tiny_vlm, logits)).all()
 
 
 def test_chat_template_of_the_checkpoint(tiny_vlm: VLM) -> None:

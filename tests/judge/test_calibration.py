@@ -52,7 +52,7 @@ def probability(x: Any) -> Any:
     return 1 / (1 + np.exp(-x))
 
 
-def judged(count: int, temperature: float, bias: float, seed: int = 0) -> tuple[Floats, Floats, Floats]:
+def draw_answers(count: int, temperature: float, bias: float, seed: int = 0) -> tuple[Floats, Floats, Floats]:
     """A judge with a temperature and a bias of its own, noise in each order, and one vote a pair."""
     rng = np.random.default_rng(seed)
     truth = rng.normal(0, 1.5, count)
@@ -69,7 +69,7 @@ def entropy(log_odds: Floats, p_people: Floats) -> float:
 
 @pytest.mark.parametrize(("temperature", "bias"), [(1, 0), (4, 3), (0.3, -0.2)])
 def test_the_fit_is_that_of_plain_gradient_descent(temperature: float, bias: float) -> None:
-    first, second, people = judged(300, temperature, bias)
+    first, second, people = draw_answers(300, temperature, bias)
     fit = fit_temperature(first, second, people)
     pair = (log_odds(first) + log_odds(second)) / 2
     orders = np.concatenate([log_odds(first), -log_odds(second)])
@@ -85,7 +85,7 @@ def test_the_fit_is_that_of_plain_gradient_descent(temperature: float, bias: flo
 
 
 def test_no_other_temperature_or_bias_fits_better() -> None:
-    first, second, people = judged(200, 2, 1)
+    first, second, people = draw_answers(200, 2, 1)
     fit = fit_temperature(first, second, people)
     pair, drawn_in = (log_odds(first) + log_odds(second)) / 2, (200 * people + 1) / 202
     orders, shares = np.concatenate([log_odds(first), -log_odds(second)]), np.concatenate([people, 1 - people])
@@ -98,7 +98,7 @@ def test_no_other_temperature_or_bias_fits_better() -> None:
 
 
 def test_the_truth_is_found_from_many_pairs() -> None:
-    fit = fit_temperature(*judged(20_000, 3, 2))
+    fit = fit_temperature(*draw_answers(20_000, 3, 2))
     assert fit.temperature == pytest.approx(3, rel=0.05)
     assert fit.position_bias == pytest.approx(2, abs=0.05)
 
@@ -106,7 +106,7 @@ def test_the_truth_is_found_from_many_pairs() -> None:
 @given(st.integers(0, 20), st.floats(-3, 3), st.floats(0.2, 4))
 @relaxed
 def test_constant_and_factor_are_undone(seed: int, constant: float, factor: float) -> None:
-    first, second, people = judged(60, 1, 0, seed)
+    first, second, people = draw_answers(60, 1, 0, seed)
     moved_first, moved_second = (
         probability(factor * log_odds(p) + sign * constant) for p, sign in ((first, 1), (second, -1))
     )
@@ -119,7 +119,7 @@ def test_constant_and_factor_are_undone(seed: int, constant: float, factor: floa
 @given(st.integers(0, 20))
 @relaxed
 def test_fit_is_symmetric(seed: int) -> None:
-    first, second, people = judged(40, 2, 1, seed)
+    first, second, people = draw_answers(40, 2, 1, seed)
     exchanged = np.random.default_rng(seed).random(40) < 0.5
     turned = [np.where(exchanged, 1 - other, p) for p, other in ((first, second), (second, first), (people, people))]
     plain, other = fit_temperature(first, second, people), fit_temperature(*turned)
@@ -128,7 +128,7 @@ def test_fit_is_symmetric(seed: int) -> None:
 
 
 def test_hopeless_and_perfect_judges_are_bounded() -> None:
-    first, second, _ = judged(100, 1, 0.5)
+    first, second, _ = draw_answers(100, 1, 0.5)
     people = (both_orders(first, second) > 0.5).astype(float)
     right, wrong = fit_temperature(first, second, people), fit_temperature(first, second, 1 - people)
     assert COLDEST < right.temperature < 1
@@ -143,7 +143,7 @@ def test_hopeless_and_perfect_judges_are_bounded() -> None:
 
 
 def test_the_first_image_wins_as_much_as_the_second() -> None:
-    first, second, people = judged(50, 2, 4)
+    first, second, people = draw_answers(50, 2, 4)
     fit = fit_temperature(first, second, people)
     assert fit.p_first(np.concatenate([first, 1 - second])).mean() == pytest.approx(0.5)
 
@@ -153,7 +153,7 @@ def test_the_first_image_wins_as_much_as_the_second() -> None:
 
 def test_metrics_are_cross_fitted() -> None:
     """The fit of a fold does not know its own people: turning all of them changes nothing there."""
-    first, second, people = judged(50, 2, 1)
+    first, second, people = draw_answers(50, 2, 1)
     fold = np.arange(50) % 5
     turned = np.where(fold == 3, 1 - people, people)
     plain, other = cross_fitted(first, second, people, fold), cross_fitted(first, second, turned, fold)
@@ -173,7 +173,7 @@ def made_of(first: Floats, second: Floats, people: Floats, groups: Sequence[str]
 
 
 def test_a_calibration_reports_what_it_gains() -> None:
-    first, second, people = judged(1000, 4, 2)
+    first, second, people = draw_answers(1000, 4, 2)
     calibration = made_of(first, second, people, [f"prompt {i % 40}" for i in range(1000)])
     assert (calibration.pairs, calibration.folds, calibration.warnings) == (1000, 5, ())
     assert calibration.rescaling.temperature == pytest.approx(fit_temperature(first, second, people).temperature)
@@ -197,7 +197,7 @@ def test_a_calibration_reports_what_it_gains() -> None:
     ],
 )
 def test_doubtful_calibration_warns(count: int, wrong: bool, groups: int, problem: str) -> None:
-    first, second, people = judged(count, 0.02 if wrong else 1, 0)
+    first, second, people = draw_answers(count, 0.02 if wrong else 1, 0)
     people = (both_orders(first, second) < 0.5).astype(float) if wrong else people
     if problem == "it does not help":
         first, second = np.full(count, 0.5), np.full(count, 0.5)
@@ -245,7 +245,7 @@ def test_samples_are_averaged_before_they_are_rescaled() -> None:
 def put_on(owner: Judge, path: Path, rescaling: TemperatureScaling, think: bool = False, **changes: Any) -> Judge:
     """Write a calibration for a judge, with conditions changed, and return the judge with it."""
     conditions = replace(owner.conditions(think), **changes)
-    calibration = replace(made_of(*judged(20, 1, 0), ["x"] * 20), conditions=conditions, rescaling=rescaling)
+    calibration = replace(made_of(*draw_answers(20, 1, 0), ["x"] * 20), conditions=conditions, rescaling=rescaling)
     write_calibration(path, [calibration])
     return calibrated(owner, path)
 
@@ -281,7 +281,7 @@ def test_only_soft_preferences_are_rescaled(demo_judge: MakeJudge, tmp_path: Pat
 
 
 def test_a_file_is_read_as_it_was_written(tmp_path: Path) -> None:
-    calibration = made_of(*judged(60, 2, 1), [f"{i % 7}" for i in range(60)])
+    calibration = made_of(*draw_answers(60, 2, 1), [f"{i % 7}" for i in range(60)])
     path = tmp_path / "new folder" / CALIBRATION_FILE
     result = write_calibration(path, [calibration])
     assert read_calibrations(path) == result == CalibrationFile(path, (calibration,))
@@ -301,14 +301,14 @@ def test_other_files_are_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(DataError, match=r"notes\.json: not a calibration"):
         read_calibrations(path)
     with pytest.raises(DataError, match=r"notes\.json: not a calibration"):
-        write_calibration(path, [made_of(*judged(20, 1, 0), ["x"] * 20)])
+        write_calibration(path, [made_of(*draw_answers(20, 1, 0), ["x"] * 20)])
     assert path.read_text(encoding="latin-1") == text
 
 
 @pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), "two", None])
 def test_impossible_temperature_is_refused(tmp_path: Path, value: Any) -> None:
     path = tmp_path / CALIBRATION_FILE
-    write_calibration(path, [made_of(*judged(20, 1, 0), ["x"] * 20)])
+    write_calibration(path, [made_of(*draw_answers(20, 1, 0), ["x"] * 20)])
     content = json.loads(path.read_text())
     content["calibrations"][0]["rescaling"]["temperature"] = value
     path.write_text(json.dumps(content))

@@ -133,7 +133,7 @@ def test_strategies_read_the_completions(demo_judge: Callable[..., Judge]) -> No
         assert report["tokens"] > 0
 
 
-def said(*orders: tuple[float | None, float | None], tokens: int = 3) -> list[PairVerdict]:
+def make_pairs(*orders: tuple[float | None, float | None], tokens: int = 3) -> list[PairVerdict]:
     """Verdicts of pairs by their preferences for a, where it was shown first and second."""
 
     def verdict(p_first: float | None) -> Verdict:
@@ -155,7 +155,7 @@ def of(*rows: tuple[float, str], label: Sequence[Any] = ()) -> list[Preference]:
 
 def test_verdicts_are_measured_without_a_judge() -> None:
     preferences = of((1, "x"), (0.5, "x"), (0.5, "x"), (0.2, "y"), label=(None, "a", None, None))
-    verdicts = said((0.8, 0.8), (0.4, None), (None, 0.3))
+    verdicts = make_pairs((0.8, 0.8), (0.4, None), (None, 0.3))
     result = evaluation_of(preferences, verdicts, EvaluationSpec("hpdv2", "test", protocol="hpdv2"), seconds=6.0)
     # The 5:5 pair with a label counts, the one without is dropped; the mean over prompts is that of 1/2 and 1.
     assert (result.metrics.pairs, result.metrics.ties_dropped) == (3, 1)
@@ -174,7 +174,7 @@ def test_seconds_per_pair_leave_recalled_pairs_out() -> None:
     def json_of(recalled: int) -> dict[str, Any]:
         verdicts = [
             replace(verdict, recalled=(number < recalled, number < recalled))
-            for number, verdict in enumerate(said((0.8, 0.8), (0.6, 0.6)))
+            for number, verdict in enumerate(make_pairs((0.8, 0.8), (0.6, 0.6)))
         ]
         return evaluation_of(of((1, "x"), (1, "y")), verdicts, EvaluationSpec("x", "y"), seconds=3.0).to_json()
 
@@ -186,7 +186,7 @@ def test_seconds_per_pair_leave_recalled_pairs_out() -> None:
 
 def test_pickapic_counts_ties() -> None:
     preferences = of((1, "x"), (0.5, "y"), (0, "z"), (0.5, "w"))
-    verdicts = said((0.9, 0.9), (0.55, 0.55), (0.45, 0.45), (0.9, 0.9))
+    verdicts = make_pairs((0.9, 0.9), (0.55, 0.55), (0.45, 0.45), (0.9, 0.9))
 
     def found(threshold: float | None) -> Any:
         spec = EvaluationSpec("x", "y", protocol="pickapic", tie_threshold=threshold)

@@ -39,7 +39,7 @@ def tiny_judge(vlm: VLM, **settings: object) -> Judge:
     return Judge(vlm, JudgeSettings(**({"max_tokens": 6} | settings)))  # type: ignore[arg-type]
 
 
-def said(p_first: float) -> Verdict:
+def make_verdict(p_first: float) -> Verdict:
     return Verdict("<think>x</think><answer>", p_first, 1 - p_first)
 
 
@@ -49,7 +49,7 @@ def test_a_pair_is_shown_in_both_orders() -> None:
 
 
 def test_both_orders_are_combined_in_log_odds() -> None:
-    verdict = PairVerdict((said(0.9),), (said(0.7),))
+    verdict = PairVerdict((make_verdict(0.9),), (make_verdict(0.7),))
     assert verdict.p_a_shown_first == pytest.approx(0.9)
     assert verdict.p_a_shown_second == pytest.approx(0.3)
     mean = (np.log(0.9 / 0.1) + np.log(0.3 / 0.7)) / 2
@@ -62,11 +62,13 @@ def test_an_additive_position_bias_cancels() -> None:
     for truth in (-2.0, 0.0, 0.5):
         for bias in (-1.0, 0.0, 3.0):
             p = [1 / (1 + np.exp(-x)) for x in (truth + bias, -truth + bias)]
-            assert PairVerdict((said(p[0]),), (said(p[1]),)).p_a == pytest.approx(1 / (1 + np.exp(-truth)))
+            assert PairVerdict((make_verdict(p[0]),), (make_verdict(p[1]),)).p_a == pytest.approx(
+                1 / (1 + np.exp(-truth))
+            )
 
 
 def test_samples_are_averaged() -> None:
-    verdict = PairVerdict((said(0.9), said(0.5), Verdict("?")), (Verdict("?"),))
+    verdict = PairVerdict((make_verdict(0.9), make_verdict(0.5), Verdict("?")), (Verdict("?"),))
     assert verdict.p_a_shown_first == pytest.approx(0.7)
     assert verdict.p_a_shown_second is None
     assert verdict.p_a == pytest.approx(0.7)
@@ -181,7 +183,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
         yield store
 
 
-def later(store: Store | None, **settings: Any) -> Judge:
+def judge_with_store(store: Store | None, **settings: Any) -> Judge:
     """The demo judge of another process: nothing is in memory, `store` is all there is."""
     return replace(mlxpref.load("demo", **({"think": False} | settings)), store=store)
 
@@ -201,7 +203,7 @@ def all_of(images: list[Image.Image]) -> list[Pair]:
 def test_known_comparisons_are_recalled_exactly(store: Store) -> None:
     images = [picture(i) for i in range(TOP + 1)]
     settings = {"think": True, "samples": 2, "max_tokens": 4}
-    before, again = later(store, **settings), later(store, **settings)
+    before, again = judge_with_store(store, **settings), judge_with_store(store, **settings)
     first, second = before.rank(images, "a red circle"), again.rank(images, "a red circle")
     assert (first.recalled, first.vision_runs) == (0, len(images))
     assert (second.recalled, second.vision_runs) == (2 * first.planned, 0)
@@ -214,7 +216,7 @@ def test_known_comparisons_are_recalled_exactly(store: Store) -> None:
 def test_scores_and_evaluations_are_recalled_too(store: Store) -> None:
     images = [picture(i) for i in range(3)]
     preferences = demo_preferences("test", 4)
-    before, again = later(store), later(store)
+    before, again = judge_with_store(store), judge_with_store(store)
     assert before.score("a red circle", images) == again.score("a red circle", images)
     spec = EvaluationSpec("demo", "test")
     assert evaluate(before, preferences, spec).metrics == evaluate(again, preferences, spec).metrics
@@ -223,20 +225,20 @@ def test_scores_and_evaluations_are_recalled_too(store: Store) -> None:
 
 def test_added_images_reuse_comparisons(store: Store) -> None:
     images = [picture(i) for i in range(7)]
-    list(later(store).pairs(all_of(images[:5])))
-    judge = later(store)
+    list(judge_with_store(store).pairs(all_of(images[:5])))
+    judge = judge_with_store(store)
     pairs = list(judge.pairs(all_of(images)))
     assert JudgingCounts.of(pairs) == JudgingCounts(comparisons=2 * (21 - 10), recalled=2 * 10, tokens=0)
     assert judge.vlm.features.runs == 7
-    expected = [pair.p_a for pair in later(None).pairs(all_of(images))]
+    expected = [pair.p_a for pair in judge_with_store(None).pairs(all_of(images))]
     assert [pair.p_a for pair in pairs] == pytest.approx(expected, abs=PROBABILITY)
 
 
 def test_images_of_known_comparisons_are_not_encoded(store: Store) -> None:
     images = [picture(i) for i in range(6)]
     pairs = all_of(images)
-    list(later(store).pairs(pairs[:-1]))
-    judge = later(store)
+    list(judge_with_store(store).pairs(pairs[:-1]))
+    judge = judge_with_store(store)
     assert len(list(judge.pairs(pairs))) == len(pairs)
     assert judge.vlm.features.runs == 2
 
@@ -245,7 +247,7 @@ def test_unknown_comparisons_fill_batches(store: Store, monkeypatch: pytest.Monk
     images = [picture(i) for i in range(8)]
     pairs = all_of(images)
     known = [pair for number, pair in enumerate(pairs) if number % 3]
-    before = list(later(store).pairs(known))
+    before = list(judge_with_store(store).pairs(known))
     sizes = []
     roll_out = verdict_source.roll_out
 
@@ -254,10 +256,10 @@ def test_unknown_comparisons_fill_batches(store: Store, monkeypatch: pytest.Monk
         return roll_out(vlm, prompts, *args, **others)
 
     monkeypatch.setattr(verdict_source, "roll_out", counting)
-    verdicts = list(later(store, rows=8).pairs(pairs))
+    verdicts = list(judge_with_store(store, rows=8).pairs(pairs))
     assert sizes == [8, 8, 4]
     assert [v for number, v in enumerate(verdicts) if number % 3] == before
-    expected = [verdict.p_a for verdict in later(None).pairs(pairs)]
+    expected = [verdict.p_a for verdict in judge_with_store(None).pairs(pairs)]
     assert [verdict.p_a for verdict in verdicts] == pytest.approx(expected, abs=PROBABILITY)
 
 
@@ -269,14 +271,14 @@ def test_batch_is_stored_before_it_is_yielded(store: Store) -> None:
             calls.append(pair)
             yield pair
 
-    work = later(store, rows=6).pairs(pairs())
+    work = judge_with_store(store, rows=6).pairs(pairs())
     assert stored_count(store) == 0
     next(work)
     assert stored_count(store) == 6
     assert len(calls) == 3
     list(work)
     calls.clear()
-    next(later(store, rows=6).pairs(pairs()))
+    next(judge_with_store(store, rows=6).pairs(pairs()))
     assert len(calls) == 3  # no more is asked for where everything is known
 
 
@@ -351,7 +353,7 @@ def test_irrelevant_settings_are_recalled(
 
 
 def test_template_method_and_pixels_are_in_the_key(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    judge = later(store)
+    judge = judge_with_store(store)
     assert not recalls(judge)
     for place, name, value in (
         (module, "template_version", lambda: "other words"),
@@ -369,7 +371,7 @@ def small_budget(vlm: VLM) -> FeatureStore:
 
 
 def test_another_adapter_is_another_judge(store: Store, tmp_path: Path) -> None:
-    judge = later(store)
+    judge = judge_with_store(store)
     assert not recalls(judge)
     load_adapter(judge.vlm.model, write_adapter(tmp_path / "adapter", judge.vlm))
     assert not recalls(judge)
@@ -377,7 +379,7 @@ def test_another_adapter_is_another_judge(store: Store, tmp_path: Path) -> None:
     layer = next(layer for name, layer in judge.vlm.model.named_modules() if name.endswith("0.self_attn.q_proj"))
     layer.lora_b = layer.lora_b * 1.001  # as training does, in memory
     assert not recalls(judge)
-    assert recalls(later(store))
+    assert recalls(judge_with_store(store))
 
 
 def test_no_store(demo_judge: MakeJudge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,18 +87,18 @@ def count(store: Store) -> int:
         return int(connection.execute("SELECT COUNT(*) FROM comparisons").fetchone()[0])
 
 
-def said(number: int) -> tuple[Verdict, ...]:
+def make_verdicts(number: int) -> tuple[Verdict, ...]:
     return (Verdict(f"<think>{number}</think><answer>", 1 / (number + 3), 0.1, False, number),)
 
 
-def refused(path: Path, *words: str, timeout: float = 0.05) -> str:
+def check_refusal(path: Path, *words: str, timeout: float = 0.05) -> str:
     """The error of opening a file: one line that names it, says what is asked, and how to do without."""
     with pytest.raises(DataError) as caught:
         Store(path, timeout)
-    return checked(caught.value, path, *words)
+    return check_error(caught.value, path, *words)
 
 
-def checked(error: DataError, path: Path, *words: str) -> str:
+def check_error(error: DataError, path: Path, *words: str) -> str:
     line = str(error)
     assert line.startswith(f"{path}: ")
     assert "\n" not in line
@@ -122,7 +122,7 @@ def test_verdicts_come_back_bit_by_bit(path: Path) -> None:
 
 
 def test_many_keys_at_once(store: Store) -> None:
-    items = {f"{i}".encode(): said(i) for i in range(1201)}
+    items = {f"{i}".encode(): make_verdicts(i) for i in range(1201)}
     store.put_many(items)
     assert store.get_many([*items, b"other"]) == items
     assert store.get_many([]) == {}
@@ -130,9 +130,9 @@ def test_many_keys_at_once(store: Store) -> None:
 
 
 def test_first_verdict_stays(store: Store) -> None:
-    store.put_many({b"a": said(1)})
-    store.put_many({b"a": said(2), b"b": said(3)})
-    assert store.get_many([b"a", b"b"]) == {b"a": said(1), b"b": said(3)}
+    store.put_many({b"a": make_verdicts(1)})
+    store.put_many({b"a": make_verdicts(2), b"b": make_verdicts(3)})
+    assert store.get_many([b"a", b"b"]) == {b"a": make_verdicts(1), b"b": make_verdicts(3)}
 
 
 def test_file_names_its_program(path: Path, store: Store) -> None:
@@ -185,7 +185,7 @@ def test_killed_process_loses_one_batch(path: Path, writer: Callable[..., subpro
     with Store(path) as store:
         assert count(store) in {finished * (size + 1), (finished + 1) * (size + 1)}
         assert len(store.get_many([f"a {finished - 1} {i}".encode() for i in range(size)])) == size
-        store.put_many({b"afterwards": said(1)})
+        store.put_many({b"afterwards": make_verdicts(1)})
     with sqlite3.connect(path) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
     connection.close()
@@ -193,7 +193,7 @@ def test_killed_process_loses_one_batch(path: Path, writer: Callable[..., subpro
 
 def test_file_without_database_stays(path: Path) -> None:
     path.write_text("my notes\n" * 100)
-    refused(path, "damaged, or not a store", "move it away or delete it", "--store FILE")
+    check_refusal(path, "damaged, or not a store", "move it away or delete it", "--store FILE")
     assert path.read_text() == "my notes\n" * 100
     assert list(path.parent.iterdir()) == [path]
 
@@ -203,28 +203,28 @@ def test_database_of_another_program_stays(path: Path) -> None:
         connection.execute("CREATE TABLE comparisons (key BLOB PRIMARY KEY, verdicts TEXT)")
     connection.close()
     before = path.read_bytes()
-    refused(path, "another program", "--store FILE")
+    check_refusal(path, "another program", "--store FILE")
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
 
 
 def test_store_of_another_version_stays(path: Path, store: Store) -> None:
-    store.put_many({b"a": said(1)})
+    store.put_many({b"a": make_verdicts(1)})
     with sqlite3.connect(path) as connection:
         connection.execute("PRAGMA user_version = 2")
     connection.close()
-    refused(path, "another version of mlxpref", "form 2", "reads 1")
+    check_refusal(path, "another version of mlxpref", "form 2", "reads 1")
 
 
 def test_damage_inside_is_named(path: Path) -> None:
     with Store(path) as store:
-        store.put_many({f"{i}".encode(): said(i) for i in range(2000)})
+        store.put_many({f"{i}".encode(): make_verdicts(i) for i in range(2000)})
     damaged = bytearray(path.read_bytes())
     damaged[4096 * 2 :] = os.urandom(len(damaged) - 4096 * 2)
     path.write_bytes(damaged)
     with Store(path) as store, pytest.raises(DataError) as caught:
         store.get_many([f"{i}".encode() for i in range(2000)])
-    checked(caught.value, path, "damaged", "delete it")
+    check_error(caught.value, path, "damaged", "delete it")
 
 
 @pytest.mark.parametrize("text", ["[[1", "7", '[["a", 1, 2, 3, 4, 5, 6]]'])
@@ -234,30 +234,30 @@ def test_malformed_verdict_is_damage(path: Path, store: Store, text: str) -> Non
     connection.close()
     with pytest.raises(DataError) as caught:
         store.get_many([b"a"])
-    checked(caught.value, path, "damaged")
+    check_error(caught.value, path, "damaged")
 
 
 def test_locked_store_is_named(path: Path, store: Store) -> None:
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
-    refused(path, "another program keeps the store to itself")
+    check_refusal(path, "another program keeps the store to itself")
     other.execute("ROLLBACK")
     with Store(path, timeout=0.05) as impatient:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(DataError) as caught:
-            impatient.put_many({b"a": said(1)})
-        checked(caught.value, path, "another program")
+            impatient.put_many({b"a": make_verdicts(1)})
+        check_error(caught.value, path, "another program")
         assert impatient.get_many([b"a"]) == {}  # readers are not kept waiting
         other.execute("ROLLBACK")
-        impatient.put_many({b"a": said(1)})
+        impatient.put_many({b"a": make_verdicts(1)})
     other.close()
 
 
 def test_unwritable_place_is_named(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
-    refused(tmp_path / "folder", "cannot be read and written", "--store FILE")
+    check_refusal(tmp_path / "folder", "cannot be read and written", "--store FILE")
     (tmp_path / "file").write_text("")
-    refused(tmp_path / "file" / "comparisons.sqlite", "folder cannot be made", "--store FILE")
+    check_refusal(tmp_path / "file" / "comparisons.sqlite", "folder cannot be made", "--store FILE")
 
 
 @pytest.mark.skipif(bool(SOMEBODY) and not shutil.which("setpriv"), reason="root may write anywhere")
@@ -294,7 +294,7 @@ def test_a_disk_that_fails_is_named(path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=Failing))
     with Store(path) as store, pytest.raises(DataError) as caught:
         store.get_many([b"a"])
-    checked(caught.value, path, "cannot be read and written", "disk I/O error")
+    check_error(caught.value, path, "cannot be read and written", "disk I/O error")
 
 
 def test_a_full_disk_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,6 +308,6 @@ def test_a_full_disk_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         store = Store(path)
     with store:
         with pytest.raises(DataError) as caught:
-            store.put_many({f"{i}".encode(): said(i) for i in range(5000)})
-        checked(caught.value, path, "cannot be read and written", "full")
+            store.put_many({f"{i}".encode(): make_verdicts(i) for i in range(5000)})
+        check_error(caught.value, path, "cannot be read and written", "full")
         assert count(store) == 0

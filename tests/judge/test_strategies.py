@@ -55,7 +55,7 @@ def compared(demo_judge: Callable[..., Judge], preferences: Sequence[Preference]
     return compare
 
 
-def said(preferences: Sequence[Preference], judge: Judge, strategy: Strategy) -> list[PairVerdict]:
+def judge_pairs(preferences: Sequence[Preference], judge: Judge, strategy: Strategy) -> list[PairVerdict]:
     return list(judge.pairs([Pair(p.a, p.b, p.prompt) for p in preferences], strategy))
 
 
@@ -97,7 +97,7 @@ def test_each_row_equals_a_single_run(
     judge = demo_judge(max_tokens=TOKENS, think=think, samples=samples)
     for strategy in STRATEGIES:
         result = rows[StrategyVariant(strategy, think, samples)].evaluation
-        expected = said(preferences, judge, strategy)
+        expected = judge_pairs(preferences, judge, strategy)
         assert_same(result.verdicts, expected)
         completions = [verdict for pair in expected for verdict in pair.verdicts]
         assert any(verdict.closed for verdict in completions) == think
@@ -246,7 +246,7 @@ def test_families_end_alike(tiny_vlm: VLM, preferences: list[Preference], sample
     judge = Judge(tiny_vlm, JudgeSettings(max_tokens=5, samples=samples))
     variants = strategy_variants(["soft", "select"], [samples], [True])
     soft = compare_strategies(judge, preferences[:2], SPEC, variants).rows[0].evaluation
-    assert_same(soft.verdicts, said(preferences[:2], judge, "soft"))
+    assert_same(soft.verdicts, judge_pairs(preferences[:2], judge, "soft"))
 
 
 def test_rows_are_calibrated_where_the_judge_is(

@@ -35,7 +35,7 @@ def new_page(browser: Browser) -> Iterator[NewPage]:
             "request", lambda request: complaints.append(request.url) if not request.url.startswith(address) else None
         )
         page.goto(address)
-        ready(page)
+        wait_for_pair(page)
         return page
 
     yield make
@@ -50,7 +50,7 @@ def server(tmp_path: Path) -> Iterator[LabelServer]:
         yield running
 
 
-def ready(page: Page, number: int | None = None) -> None:
+def wait_for_pair(page: Page, number: int | None = None) -> None:
     """Wait until a question is shown, the one with this number."""
     shown = "" if number is None else f'[data-number="{number}"]'
     page.wait_for_selector(f'#asking[aria-busy="false"]{shown}', state="attached")
@@ -60,7 +60,7 @@ def number(page: Page) -> int:
     return int(page.get_attribute("#asking", "data-number") or 0)
 
 
-def shown(page: Page) -> list[str | None]:
+def shown_images(page: Page) -> list[str | None]:
     """The addresses of the pictures, left and right."""
     return [(page.get_attribute(f"#{side}", "src") or "").rpartition("/")[2] for side in ("first", "second")]
 
@@ -86,7 +86,7 @@ def test_by_keyboard(server: LabelServer, new_page: NewPage) -> None:
         ("ArrowLeft", "ArrowRight", "ArrowDown", "t", "s", "S", "u", "Backspace", "Control+z"), 1
     ):
         page.keyboard.press(key)
-        ready(page, step + 1)
+        wait_for_pair(page, step + 1)
     assert answers(server) == ["left", "right", "tie", "tie", "skip", "skip", "undo", "undo", "undo"]
     assert [line["undoes"] for line in lines(server.session.file.path)[6:]] == [6, 5, 4]
     for key in ("a", "ArrowUp", "Enter", "Shift+ArrowLeft", "Alt+ArrowLeft", "Control+ArrowLeft", "Control+s"):
@@ -104,7 +104,7 @@ def test_by_keyboard(server: LabelServer, new_page: NewPage) -> None:
                 break
         assert focused == label
         page.keyboard.press("Enter")
-        ready(page, before + 1)
+        wait_for_pair(page, before + 1)
     assert answers(server)[9:] == ["left", "right", "left", "tie"]
 
 
@@ -114,7 +114,7 @@ def test_by_mouse(server: LabelServer, new_page: NewPage) -> None:
         ("#second", "#first", "text=Right is better", "text=Left is better", "button.tie", "button.skip", "#undo"), 1
     ):
         page.click(target)
-        ready(page, step + 1)
+        wait_for_pair(page, step + 1)
     assert answers(server) == ["right", "left", "right", "left", "tie", "skip", "undo"]
     assert all(0 <= line["seconds"] < 60 for line in lines(server.session.file.path)[:6])
 
@@ -127,14 +127,14 @@ def test_by_touch_on_a_small_screen(server: LabelServer, new_page: NewPage) -> N
         assert min(box["width"], box["height"]) >= 40, f"{target} is too small for a finger"
         assert box["y"] + box["height"] <= 640, f"{target} is out of sight"
         page.tap(target)
-        ready(page, step + 1)
+        wait_for_pair(page, step + 1)
     assert answers(server) == ["left", "right", "tie", "skip", "undo"]
 
 
 def test_a_double_click_is_one_answer(server: LabelServer, new_page: NewPage) -> None:
     page = new_page(server.address)
     page.evaluate("for (let i = 0; i < 5; i++) document.querySelector('[data-choice=tie]').click()")
-    ready(page, 2)
+    wait_for_pair(page, 2)
     page.wait_for_timeout(200)
     assert answers(server) == ["tie"]
 
@@ -144,13 +144,13 @@ def test_undo_shows_the_same_pair_again(server: LabelServer, new_page: NewPage) 
     assert page.is_disabled("#undo")
     states = []
     for step in range(1, 4):
-        states.append(shown(page))
+        states.append(shown_images(page))
         page.keyboard.press("ArrowLeft")
-        ready(page, step + 1)
+        wait_for_pair(page, step + 1)
     for step, before in enumerate(reversed(states), 4):
         page.keyboard.press("u")
-        ready(page, step + 1)
-        assert shown(page) == before
+        wait_for_pair(page, step + 1)
+        assert shown_images(page) == before
     assert page.is_disabled("#undo")
     assert "0, 0 of them ties" in page.inner_text("#answer-count")
 
@@ -158,34 +158,34 @@ def test_undo_shows_the_same_pair_again(server: LabelServer, new_page: NewPage) 
 def test_reload_keeps_the_question(server: LabelServer, new_page: NewPage) -> None:
     page = new_page(server.address)
     page.keyboard.press("ArrowLeft")
-    ready(page, 2)
-    before = shown(page)
+    wait_for_pair(page, 2)
+    before = shown_images(page)
     page.reload()
-    ready(page, 2)
-    assert shown(page) == before
+    wait_for_pair(page, 2)
+    assert shown_images(page) == before
     assert "1, 0 of them ties; 0 skipped" in page.inner_text("#answer-count")
 
 
 def test_two_tabs_share_a_session(server: LabelServer, new_page: NewPage) -> None:
     one, two = new_page(server.address), new_page(server.address)
-    assert shown(one) == shown(two)
+    assert shown_images(one) == shown_images(two)
     one.keyboard.press("ArrowLeft")
-    ready(one, 2)
+    wait_for_pair(one, 2)
     two.keyboard.press("ArrowRight")  # of what was answered already
-    ready(two, 2)
+    wait_for_pair(two, 2)
     assert "answered in another tab" in two.inner_text("#message")
-    assert shown(one) == shown(two)
+    assert shown_images(one) == shown_images(two)
     two.keyboard.press("u")
-    ready(two, 3)
+    wait_for_pair(two, 3)
     one.keyboard.press("u")
-    ready(one, 3)
+    wait_for_pair(one, 3)
     assert "answered in another tab" in one.inner_text("#message")
     two.keyboard.press("ArrowRight")
-    ready(two, 4)
+    wait_for_pair(two, 4)
     one.keyboard.press("t")
-    ready(one, 4)
+    wait_for_pair(one, 4)
     one.keyboard.press("t")
-    ready(one, 5)
+    wait_for_pair(one, 5)
     assert answers(server) == ["left", "undo", "right", "tie"]
     assert [line["number"] for line in lines(server.session.file.path)] == [1, 2, 3, 4]
 
@@ -198,8 +198,8 @@ def test_a_killed_server_loses_nothing(tmp_path: Path, new_page: NewPage) -> Non
         page = new_page(address)
         for step in range(1, 4):
             page.keyboard.press("ArrowLeft")
-            ready(page, step + 1)
-        question = shown(page)
+            wait_for_pair(page, step + 1)
+        question = shown_images(page)
         os.kill(process.pid, signal.SIGKILL)
         process.wait(30)
         page.keyboard.press("ArrowLeft")
@@ -211,9 +211,9 @@ def test_a_killed_server_loses_nothing(tmp_path: Path, new_page: NewPage) -> Non
         page = new_page(address)
         assert number(page) == 4
         assert "3, 0 of them ties" in page.inner_text("#answer-count")
-        assert shown(page) == question, "the question that was open is asked again"
+        assert shown_images(page) == question, "the question that was open is asked again"
         page.keyboard.press("ArrowRight")
-        ready(page, 5)
+        wait_for_pair(page, 5)
     assert [line["number"] for line in lines(output)] == [1, 2, 3, 4]
 
 
@@ -227,14 +227,14 @@ def test_end_of_labelling(tmp_path: Path, new_page: NewPage) -> None:
         page = new_page(address)
         for step in range(1, 7):
             page.keyboard.press("ArrowLeft")
-            ready(page, step + 1)
+            wait_for_pair(page, step + 1)
         page.wait_for_selector("text=Every pair was asked.")
         assert "These pictures have only 0 pairs left" in page.inner_text("#why")
         assert page.is_hidden("#first")
         page.click("#undo")  # also of the last answer
-        ready(page, 8)
+        wait_for_pair(page, 8)
         page.keyboard.press("ArrowLeft")
-        ready(page, 9)
+        wait_for_pair(page, 9)
         page.click("#finish")
         page.wait_for_selector("text=Finished.")
         assert "mlxpref train --data" in page.inner_text("#commands")
@@ -256,7 +256,7 @@ def test_ctrl_c_keeps_answers(tmp_path: Path, new_page: NewPage) -> None:
     ):
         page = new_page(address)
         page.keyboard.press("ArrowDown")
-        ready(page, 2)
+        wait_for_pair(page, 2)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=300)
     assert process.returncode == 130
@@ -273,7 +273,7 @@ def test_a_thousand_pictures(tmp_path: Path, new_page: NewPage) -> None:
         assert "0 of 2000 pairs" in page.inner_text("#count")
         for step in range(1, 81):  # more than a round, which is chosen anew in the background
             page.keyboard.press("ArrowLeft")
-            ready(page, step + 1)
+            wait_for_pair(page, step + 1)
         pairs = {(line["a"], line["b"]) for line in lines(server.session.file.path)}
         assert len(pairs) >= 72
         page.click("summary")
@@ -286,19 +286,19 @@ def test_a_thousand_pictures(tmp_path: Path, new_page: NewPage) -> None:
         page.wait_for_timeout(200)
         assert number(page) == 81
         page.keyboard.press("u")
-        ready(page, 82)
+        wait_for_pair(page, 82)
 
 
 def test_missing_picture_can_be_skipped(server: LabelServer, new_page: NewPage, tmp_path: Path) -> None:
     page = new_page(server.address)
-    gone = server.session.pictures.images[int(shown(page)[0] or 0)]
+    gone = server.session.pictures.images[int(shown_images(page)[0] or 0)]
     gone.unlink()
     server.session.pictures = Pictures(server.session.pictures.images)  # a new one remembers no picture
     page = new_page(server.address)  # another window, which has not kept it either
     page.wait_for_selector("#message.bad")
     assert "can no longer be read: skip this pair" in page.inner_text("#message")
     page.keyboard.press("s")
-    ready(page, 2)
+    wait_for_pair(page, 2)
     assert answers(server) == ["skip"]
 
 
@@ -306,14 +306,14 @@ def test_unsaved_answer_is_shown(server: LabelServer, new_page: NewPage) -> None
     page = new_page(server.address)
     path = server.session.file.path
     path.rename(path.with_suffix(".moved"))
-    before = shown(page)
+    before = shown_images(page)
     page.keyboard.press("ArrowLeft")
     page.wait_for_selector("#message.bad")
     assert "this answer is not kept" in page.inner_text("#message")
     path.with_suffix(".moved").rename(path)
-    assert shown(page) == before
+    assert shown_images(page) == before
     page.keyboard.press("ArrowLeft")
-    ready(page, 2)
+    wait_for_pair(page, 2)
     assert answers(server) == ["left"]
     assert "bad" not in (page.get_attribute("#message", "class") or "")
 
@@ -346,7 +346,7 @@ def test_hostile_texts(tmp_path: Path, new_page: NewPage) -> None:
         page = new_page(server.address)
         assert "window.hacked=1</script>" in page.inner_text("#prompt")
         page.keyboard.press("ArrowLeft")
-        ready(page, 2)
+        wait_for_pair(page, 2)
         page.click("summary")
         page.wait_for_selector(".ranked li")
         assert "<img src=x onerror" in page.inner_text(".ranked")
@@ -370,7 +370,7 @@ def test_page_fits_in_light_and_dark(tmp_path: Path, new_page: NewPage, width: i
         )
         for step in range(1, 13):
             page.keyboard.press("ArrowLeft" if step % 3 else "ArrowRight")
-            ready(page, step + 1)
+            wait_for_pair(page, step + 1)
         assert page.evaluate("scrollY") == 0
         box = page.locator(".choices").bounding_box()
         assert box is not None

@@ -192,7 +192,7 @@ def test_axes_are_round() -> None:
         assert 3 <= len(ticks) <= 9
 
 
-def shown(browser: Browser, selector: str) -> str:
+def text_at(browser: Browser, selector: str) -> str:
     """What a person reads in a part of the page, with blanks made plain."""
     return " ".join(str(browser.run(f"document.querySelector({json.dumps(selector)}).innerText")).split())
 
@@ -205,7 +205,7 @@ def test_comparing_by_keyboard(browser: Browser, tmp_path: Path) -> None:
     browser.press("Tab", "Enter")
     assert browser.run("document.activeElement.tagName + document.querySelector('dialog').open") == "SELECTtrue"
     assert [image.index for image in result.strengths.images][:2] == [0, 1]
-    text = shown(browser, "dialog")
+    text = text_at(browser, "dialog")
     p = result.pairs[0].verdict
     assert f"image 0 is preferred, {100 * p.p_a:.1f} %, both orders combined." in text
     for expected in (
@@ -221,7 +221,7 @@ def test_comparing_by_keyboard(browser: Browser, tmp_path: Path) -> None:
     browser.press("Tab", "ArrowDown", "ArrowDown")
     number = browser.run("document.querySelectorAll('select')[1].value")
     assert int(number) == result.strengths.images[3].index == 3
-    text = shown(browser, "dialog")
+    text = text_at(browser, "dialog")
     strengths, errors = (
         result.strengths.fit.strengths,
         np.sqrt(difference_variance(result.strengths.fit.covariance)),
@@ -237,11 +237,11 @@ def test_comparing_by_keyboard(browser: Browser, tmp_path: Path) -> None:
     assert browser.run("document.activeElement.textContent") == "Compare any two images…"
     browser.run("document.querySelectorAll('.picture button')[3].focus()")
     browser.press(" ")
-    assert shown(browser, ".status") == "image 3 is picked: now pick the picture to compare it with."
+    assert text_at(browser, ".status") == "image 3 is picked: now pick the picture to compare it with."
     browser.run("document.querySelectorAll('.picture button')[2].focus()")
     browser.press("Enter")
-    assert "image 2 is preferred" in shown(browser, "dialog") or "image 3 is preferred" in shown(browser, "dialog")
-    assert "judged without thinking, so without reasons" in shown(browser, "dialog")
+    assert "image 2 is preferred" in text_at(browser, "dialog") or "image 3 is preferred" in text_at(browser, "dialog")
+    assert "judged without thinking, so without reasons" in text_at(browser, "dialog")
     assert complaints(browser) == []
 
 
@@ -249,7 +249,7 @@ def test_hostile_texts_in_a_browser(browser: Browser, hostile: Ranking, tmp_path
     page_of(tmp_path, hostile, hostile, notes=(HOSTILE,))
     browser.open(tmp_path / "page.html")
     browser.run("document.querySelectorAll('.reason button')[0].click()")
-    assert "window.hacked=1</script>" in shown(browser, "dialog")
+    assert "window.hacked=1</script>" in text_at(browser, "dialog")
     browser.run("new Promise(done => setTimeout(done, 100))")
     assert browser.run("typeof window.hacked") == "undefined"
     assert complaints(browser) == []

@@ -1,4 +1,4 @@
-"""What rollouts earn: mixes of rewards, what is truncated, and which groups teach something."""
+"""Rewards of groups: mixes, truncated completions, and which groups have a gradient."""
 
 from typing import Any
 
@@ -42,7 +42,7 @@ def rewarded(
     return reward_groups([group_of(verdicts, truncated, y)], options, mix)
 
 
-def thought(p1: float, p2: float, tokens: int = 10) -> Verdict:
+def make_verdict(p1: float, p2: float, tokens: int = 10) -> Verdict:
     return Verdict("<think>so</think><answer>", p1, p2, tokens=tokens)
 
 
@@ -51,7 +51,7 @@ def wrote(answer: str, tokens: int = 10) -> Verdict:
 
 
 def test_a_mix_adds_its_parts_by_weight() -> None:
-    group = [thought(0.6, 0.3), thought(0.1, 0.8), Verdict("<think>so")]
+    group = [make_verdict(0.6, 0.3), make_verdict(0.1, 0.8), Verdict("<think>so")]
     result = rewarded(group, [1.0, 2.0, 3.0], reward="soft=2,brier,own.py:f=0.5")
     soft = np.array([0.2 * 0.9 + 0.6, 0.2 * 0.9 + 0.1, 0.0])
     brier = np.array([0.9 * (1.2 - (2 / 3 - 1) ** 2), 0.9 * (1.2 - (1 / 9 - 1) ** 2), 0.0])
@@ -81,14 +81,17 @@ def test_scores_beside_a_custom_reward() -> None:
 
 def test_tokens_beyond_the_budget_cost_up_to_one() -> None:
     settings: dict[str, Any] = {"reward": "soft", "length_budget": 20, "max_tokens": 60}
-    result = rewarded([thought(0.5, 0.5, tokens) for tokens in (1, 20, 30, 60, 68)], **settings)
+    result = rewarded([make_verdict(0.5, 0.5, tokens) for tokens in (1, 20, 30, 60, 68)], **settings)
     assert list(result.components) == ["soft", "length"]
     assert result.components["length"][0] == pytest.approx([0, 0, -0.25, -1, -1])
     assert result.rewards[0] == pytest.approx(0.7 + result.components["length"][0])
 
 
 def test_truncated_rollouts_stay_in_their_group() -> None:
-    group, truncated = [thought(0.6, 0.3), thought(0.2, 0.7), Verdict("<think>and so on")], [False, False, True]
+    group, truncated = (
+        [make_verdict(0.6, 0.3), make_verdict(0.2, 0.7), Verdict("<think>and so on")],
+        [False, False, True],
+    )
     plain, masked = (rewarded(group, truncated=truncated, mask_truncated=mask) for mask in (False, True))
     assert plain.in_loss.all()
     assert masked.in_loss[0].tolist() == [True, True, False]
@@ -96,10 +99,10 @@ def test_truncated_rollouts_stay_in_their_group() -> None:
 
 
 def test_which_groups_teach() -> None:
-    certain = [thought(1.0, 0.0)] * 3
+    certain = [make_verdict(1.0, 0.0)] * 3
     assert not rewarded(certain).has_advantage.any()
-    assert rewarded([thought(0.7, 0.3)] * 3).has_advantage.all()  # the answer position has a gradient of its own
-    assert rewarded([thought(1.0, 0.0), thought(0.0, 1.0)]).has_advantage.all()
+    assert rewarded([make_verdict(0.7, 0.3)] * 3).has_advantage.all()  # the answer position has a gradient of its own
+    assert rewarded([make_verdict(1.0, 0.0), make_verdict(0.0, 1.0)]).has_advantage.all()
     assert not rewarded([wrote("1")] * 3, reward="hard").has_advantage.any()
     unread, truncated = [Verdict("<think>on"), Verdict("<think>and on")], [True, True]
     assert rewarded(unread, [0.0, 1.0], truncated, reward="own.py:f").has_advantage.all()
@@ -110,7 +113,7 @@ def test_which_groups_teach() -> None:
 
 
 def test_groups_can_be_joined_and_selected() -> None:
-    verdicts = [thought(0.6, 0.3), thought(0.1, 0.8)], [thought(0.5, 0.3), thought(0.1, 0.2)]
+    verdicts = [make_verdict(0.6, 0.3), make_verdict(0.1, 0.8)], [make_verdict(0.5, 0.3), make_verdict(0.1, 0.2)]
     one, two = (rewarded(group, y=y) for group, y in zip(verdicts, (1.0, 0.0), strict=True))
     both = one + two
     assert both.rewards.shape == (2, 2)

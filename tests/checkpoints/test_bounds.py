@@ -1,4 +1,4 @@
-"""Bounded work: what one operation and one evaluation take on at most, counted. A Mac ends GPU work that is long."""
+"""The bounds on one operation and one evaluation hold, by counting: a Mac ends GPU work that takes long."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""convert/models.toml: whole, in agreement with what mlxpref proposes, and no claim that cannot be held."""
+"""convert/models.toml: every field is there, and it agrees with the recommended judges."""
 
 import tomllib
 from pathlib import Path
@@ -10,7 +10,7 @@ from mlxpref.checkpoints.hf_config import FAMILIES
 from mlxpref.checkpoints.resolve import recommended_judges
 from mlxpref.conversion.quantize import Recipe
 
-FILE = Path(__file__).parents[2] / "convert" / "models.toml"
+FILE = Path(__file__).parents[1] / "convert" / "models.toml"
 MODELS: list[dict[str, Any]] = tomllib.loads(FILE.read_text(encoding="utf-8"))["model"]
 SIZES = ("source_gb", "conversion_gb", "converted_gb", "working_set_gb")
 FIELDS = {"source", "family", "licence", "any_use", *SIZES, "recipe", "profile", "checked"}

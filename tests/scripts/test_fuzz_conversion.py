@@ -44,7 +44,7 @@ def test_reading_heads_and_config(cases: range, new_place: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("cases", [range(60), pytest.param(range(60, 600), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("cases", [range(60), pytest.param(range(60, 300), marks=pytest.mark.slow)])
 def test_converting_and_loading_adapters(cases: range, new_place: Path) -> None:
     for case in cases:
         (new_place / str(case)).mkdir()
