@@ -37,9 +37,9 @@ def browser() -> Iterator[Browser]:
     executable = find_browser()
     if executable is None:
         pytest.skip("no Chromium or Chrome is installed, so no page is looked at")
-    found = Browser(executable)
-    yield found
-    found.close()
+    headless = Browser(executable)
+    yield headless
+    headless.close()
 
 
 @cache

@@ -48,5 +48,5 @@ def assert_no_script_gets_in(browser: Browser) -> None:
     browser.run("document.body.append(Object.assign(new Image(), {src: 'https://example.invalid/'}))")
     browser.run("new Promise(done => setTimeout(done, 200))")
     assert browser.run("typeof window.hacked") == "undefined"
-    refused = [p["entry"]["text"] for method, p in browser.events if method == "Log.entryAdded"]
-    assert sum("Content Security Policy" in text for text in refused) == 3
+    texts = [p["entry"]["text"] for method, p in browser.events if method == "Log.entryAdded"]
+    assert sum("Content Security Policy" in text for text in texts) == 3

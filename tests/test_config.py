@@ -28,11 +28,13 @@ def test_settings_are_checked() -> None:
 
 
 def test_removed_settings() -> None:
-    kept = {"schedule": "cosine", "curriculum": False, "divide_by_deviation": True}
-    assert settings_from(TrainSettings, kept | {"steps": 3}) == TrainSettings(steps=3)
+    fixed = {"schedule": "cosine", "curriculum": False, "divide_by_deviation": True}
+    assert settings_from(TrainSettings, fixed | {"steps": 3}) == TrainSettings(steps=3)
     for name, value in {"schedule": "linear", "curriculum": True, "divide_by_deviation": False}.items():
-        with pytest.raises(ConfigError, match=f"run.json: setting {name} was removed: it is always {kept[name]!r} now"):
-            settings_from(TrainSettings, kept | {name: value}, "run.json")
+        with pytest.raises(
+            ConfigError, match=f"run.json: setting {name} was removed: it is always {fixed[name]!r} now"
+        ):
+            settings_from(TrainSettings, fixed | {name: value}, "run.json")
 
 
 def test_contradicting_settings() -> None:

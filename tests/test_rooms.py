@@ -23,7 +23,7 @@ MAY_IMPORT = {
 }
 
 
-def test_each_room_imports_what_it_may() -> None:
+def test_imports_of_rooms() -> None:
     wrong = []
     for path in ROOT.rglob("*.py"):
         room = path.relative_to(ROOT).with_suffix("").parts[0]

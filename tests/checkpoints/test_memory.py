@@ -274,10 +274,10 @@ def test_training_that_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     command = (*command, "--max-tokens", "64")
     with monkeypatch.context() as patched:
         patched.setattr(run, "load_vlm", None)  # nothing may be loaded
-        refused = invoke(*command, "--output", tmp_path / "folder" / "run")
-    assert refused.exit_code == 1
+        result = invoke(*command, "--output", tmp_path / "folder" / "run")
+    assert result.exit_code == 1
     assert list(tmp_path.iterdir()) == []
-    begun = invoke(*command, *options(refused.stderr)[0], "--output", tmp_path / "run")
+    begun = invoke(*command, *options(result.stderr)[0], "--output", tmp_path / "run")
     assert begun.exit_code == 0, begun.output
     assert "of memory at the peak" in begun.stderr
 
@@ -289,8 +289,8 @@ def test_judging_that_does_not_fit(command: str, pictures: list[Path], monkeypat
     arguments = (command, *pictures, "--prompt", "a hat", "--model", "demo")
     with monkeypatch.context() as patched:
         patched.setattr(loading, "load_vlm", None)
-        refused = invoke(*arguments)
-    assert refused.exit_code == 1
-    assert f"judging needs about {format_bytes(plan.peak)}, this device" in refused.stderr
-    for flags in options(refused.stderr):
+        result = invoke(*arguments)
+    assert result.exit_code == 1
+    assert f"judging needs about {format_bytes(plan.peak)}, this device" in result.stderr
+    for flags in options(result.stderr):
         assert invoke(*arguments, *flags, "--json").exit_code == 0

@@ -51,7 +51,7 @@ def test_heads_against_safetensors(family: str) -> None:
     assert heads.keys() == names
 
 
-def test_bytes_are_where_the_head_says(tmp_path: Path) -> None:
+def test_bytes_at_the_offsets_of_the_head(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     arrays = {"a": rng.standard_normal((3, 4)).astype(np.float32), "b": rng.integers(0, 9, 5), "c": np.zeros((0, 2))}
     arrays["c"] = arrays["c"].astype(np.float16)

@@ -137,7 +137,7 @@ def row(a: str = "a", b: str = "b", p_a: float = 1.0, **more: Any) -> dict[str, 
 # Help and start
 
 
-def test_help_loads_nothing_heavy() -> None:
+def test_help_imports_no_heavy_library() -> None:
     program = """
 import sys
 from mlxpref.cli import main
@@ -348,7 +348,7 @@ def test_an_adapter_changes_the_answer(two: tuple[Path, Path], tmp_path: Path) -
 # Streams and exit codes, in processes of their own
 
 
-def test_stdout_is_json_and_stderr_the_rest(pictures: Path) -> None:
+def test_json_alone_on_stdout(pictures: Path) -> None:
     for number, name in enumerate((ESCAPE, UNDECODED)):
         draw(pictures / name, number)
     (pictures / "text.png").write_text("x")

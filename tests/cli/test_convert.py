@@ -193,9 +193,9 @@ def test_an_adapter_of_another_checkpoint_is_refused(tmp_path: Path, two: tuple[
         if file.suffix not in (".npz", ".safetensors"):
             (other / file.name).write_bytes(file.read_bytes())
     mx.save_safetensors(str(other / "model.safetensors"), {name: x * 1.25 for name, x in arrays.items()})
-    judged = ("compare", *two, "--prompt", "x", "--no-think", "--model", other, "--adapter", tmp_path / "run")
-    assert "--any-base" in refusal_of(*judged)
-    assert run(*judged, "--any-base").exit_code == 0
+    command = ("compare", *two, "--prompt", "x", "--no-think", "--model", other, "--adapter", tmp_path / "run")
+    assert "--any-base" in refusal_of(*command)
+    assert run(*command, "--any-base").exit_code == 0
     assert "--any-base" in refusal_of("export", tmp_path / "run", tmp_path / "out", "--to", "peft", "--model", other)
     assert run("export", tmp_path / "run", tmp_path / "out", "--to", "peft").exit_code == 0  # the base it names
     assert compared(two, "--model", TINY, "--adapter", tmp_path / "out") == pytest.approx(

@@ -35,7 +35,7 @@ def own_temporary(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
     return place
 
 
-def test_less_is_less_true(own_temporary: Path) -> None:
+def test_fewer_bits_are_less_exact(own_temporary: Path) -> None:
     rows = compare_recipes(SOURCE, recipes("none", "8", "4", "2"), **COMMON)
     assert [row["recipe"] for row in rows] == ["none", "8", "4", "2"]
     assert [row["quantized_layers"] > 0 for row in rows] == [False, True, True, True]

@@ -296,7 +296,7 @@ def test_a_quantized_model_against_its_weights(family: str, golden: dict[str, An
     assert np.abs(logits(quantized, golden) - logits(plain, golden)).max() < 1e-3
 
 
-def test_a_quantized_vision_tower_against_its_weights(family: str, golden: dict[str, Any], tmp_path: Path) -> None:
+def test_quantized_vision_tower_against_its_weights(family: str, golden: dict[str, Any], tmp_path: Path) -> None:
     """By its features: these tiny models make 0.004 of a logit out of 1e-6 in a feature."""
     pair = converted_and_dequantized(family, tmp_path / "out", Recipe(4, 32, vision_bits=8))
     features = [golden_input(vlm, golden).images for vlm in pair]
@@ -315,7 +315,7 @@ def test_the_vision_tower_is_quantized_on_request(tmp_path: Path, family: str) -
         assert all(path.startswith("vision_tower") for path in report["left"])
 
 
-def test_files_are_no_larger_than_asked(tmp_path: Path) -> None:
+def test_largest_file_size(tmp_path: Path) -> None:
     limit = 100_000
     convert(SOURCE, tmp_path / "out", Recipe(None), dtype="float32", shard_size=limit)
     files = sorted((tmp_path / "out").glob("*.safetensors"))
@@ -331,7 +331,7 @@ def test_files_are_no_larger_than_asked(tmp_path: Path) -> None:
     assert read_tensor_infos(one).keys() == read_tensor_infos(tmp_path / "out").keys()
 
 
-def test_no_more_is_in_memory_than_a_file(tmp_path: Path) -> None:
+def test_memory_holds_one_file(tmp_path: Path) -> None:
     size, limit = 400_000, 2_000_000
     weights = {f"{i:02d}": mx.random.normal((100_000,), key=mx.random.key(i)) for i in range(50)}  # 20 MB, lazy
     before = mx.get_active_memory()
@@ -407,7 +407,7 @@ def test_record_names_its_source(tmp_path: Path) -> None:
     assert record["sha256"] == {path.name: sha256_of(path) for path in files}
 
 
-def test_no_code_comes_along(tmp_path: Path) -> None:
+def test_code_is_not_copied(tmp_path: Path) -> None:
     source = tmp_path / "source"
     shutil.copytree(SOURCE, source)
     (source / "modeling_evil.py").write_text("raise SystemExit('code ran')")

@@ -101,7 +101,7 @@ def test_impossible_tokens() -> None:
 
 
 @pytest.mark.parametrize("folder", [JUDGE, *(GOLDEN / name for name in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"))])
-def test_fewer_bits_are_less_true(folder: Path) -> None:
+def test_fewer_bits_are_less_exact(folder: Path) -> None:
     before = reference(folder)
     assert before.finite
     same = fidelity_of(before, answers_of(load_vlm(folder, 512 * 512), COMPARISONS, before.completions))

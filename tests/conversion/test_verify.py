@@ -110,7 +110,7 @@ def change_weights(written: Written, edit: Callable[[dict[str, mx.array]], Any])
     mx.save_safetensors(str(file), weights, metadata={"format": "mlx"})
 
 
-def test_a_right_folder_is_measured(family: str, tmp_path: Path) -> None:
+def test_sound_folder_is_measured(family: str, tmp_path: Path) -> None:
     same = make(tmp_path / "same", family).compare()
     assert same == Fidelity(4, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, same.tokens)
     fidelities = [make(tmp_path / f"{bits}", family, bits).compare() for bits in (8, 4, 2)]
@@ -125,7 +125,7 @@ def test_mxfp4(tmp_path: Path) -> None:
     assert "mxfp4" in case.refusal(plan={name: LayerQuantization(4, 32) for name in case.plan})
 
 
-def test_a_source_is_not_loaded_without_need(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_source_is_loaded_only_on_need(monkeypatch: pytest.MonkeyPatch) -> None:
     source = Checkpoint.open(GOLDEN / "qwen2_5_vl")
     monkeypatch.setattr(fidelity_module, "load_vlm", None)
     assert ask_source(source, []) == (None, "it was not asked for")
@@ -137,7 +137,7 @@ def test_a_source_is_not_loaded_without_need(monkeypatch: pytest.MonkeyPatch) ->
     assert reason.endswith("at most 1.0 MB")
 
 
-def test_a_source_is_out_of_memory_again(tmp_path: Path) -> None:
+def test_source_leaves_memory(tmp_path: Path) -> None:
     """Two checkpoints at once would be the largest thing a conversion ever holds."""
     case = make(tmp_path / "written")
     before = mx.get_active_memory()

@@ -70,9 +70,9 @@ def test_images_are_read_in_any_order(kind: str, tmp_path: Path) -> None:
         assert cache.has(images[i])
         assert named_image(image_name(images[i])) == images[i]
         assert name_of(images, i) == str(images[i]) == f"{images[i].archive}/{images[i].member}"
-    gone = PackedImage(images[0].archive, "9/jpg_0")
-    assert not cache.has(gone)
-    assert "is not there: the archive has no 9/jpg_0" in problem(gone)
+    missing = PackedImage(images[0].archive, "9/jpg_0")
+    assert not cache.has(missing)
+    assert "is not there: the archive has no 9/jpg_0" in problem(missing)
     assert len(list(tmp_path.iterdir())) == 1  # nothing was written
 
 
@@ -185,7 +185,7 @@ def test_cells_without_an_image_are_named(tmp_path: Path) -> None:
     assert "the cell is empty" in problem(PackedImage(path, "1/caption"))
 
 
-def test_only_one_row_group_of_a_table_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_row_group_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_table(tmp_path / "a.parquet", [png(i) for i in range(6)])
     read: list[int] = []
     original = pq.ParquetFile.read_row_group

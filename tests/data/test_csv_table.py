@@ -23,7 +23,7 @@ def write_table(folder: Path, text: str, name: str = "p.csv") -> Path:
     return path
 
 
-def test_columns_mean_what_keys_mean(folder: Path) -> None:
+def test_columns_equal_keys(folder: Path) -> None:
     path = write_table(
         folder,
         'prompt,a,b,p_a,votes,group,notes\r\n"a cube, red",1.png,2.png,0.7,12,g,x\r\n\r\ny,2.png,3.png,1,,,\r\n',

@@ -79,7 +79,7 @@ def test_both_unicode_forms_of_a_name_are_found(tmp_path: Path) -> None:
     assert locate("nu\0ll", tmp_path) is None
 
 
-def test_two_files_that_differ_in_case_both_stay(tmp_path: Path) -> None:
+def test_names_that_differ_in_case(tmp_path: Path) -> None:
     save_image(tmp_path / "a.png")
     if (tmp_path / "A.PNG").exists():
         pytest.skip("this file system ignores case")

@@ -71,7 +71,7 @@ def test_the_hub_layout_is_unpacked_once(split: str, tmp_path: Path) -> None:
     assert lines == []
 
 
-def test_only_images_of_the_drawn_pairs_are_unpacked(tmp_path: Path) -> None:
+def test_only_drawn_pairs_are_unpacked(tmp_path: Path) -> None:
     with messages() as lines:
         preferences = load_preferences("hpdv2", "train", 1, data_dir=make_layout("hpdv2", tmp_path))
     assert "2 images" in lines[0]
@@ -109,7 +109,7 @@ def test_pairs_have_one_vote_and_sides_are_drawn(tmp_path: Path) -> None:
     assert rows[0].prompt is rows[1].prompt  # in memory once
 
 
-def test_the_other_key_of_the_images_is_known(tmp_path: Path) -> None:
+def test_other_key_of_the_images(tmp_path: Path) -> None:
     path = tmp_path / "train.json"
     path.write_text('[{"prompt": "p", "image_path": ["1.jpg", "2.jpg"], "human_preference": [0, 1]}]')
     (row,) = train_rows(path)

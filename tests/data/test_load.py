@@ -127,7 +127,7 @@ def test_empty_and_missing_files_are_errors(folder: Path) -> None:
         read_jsonl(folder / "gone.jsonl")
 
 
-def test_splits_filter_only_where_rows_name_them(folder: Path) -> None:
+def test_splits_of_rows(folder: Path) -> None:
     train, test = {**GOOD, "split": "train"}, {**GOOD, "split": "test", "p_a": 0.0}
     path = write_rows(folder, train, test, train)
     assert [p.p_people for p in read_jsonl(path, "test")] == [0.0]

@@ -69,7 +69,7 @@ def test_draws_are_kept_in_order(tmp_path: Path) -> None:
     assert set(load_preferences("pickapic", "train", 2, data_dir=folder)) <= set(sample)
 
 
-def test_only_rows_with_a_label_are_taken(tmp_path: Path) -> None:
+def test_rows_without_a_label_are_left_out(tmp_path: Path) -> None:
     shard(
         tmp_path,
         [ROW, {**ROW, "has_label": False}, {**ROW, "has_label": None}, {**ROW, "label_0": 0.5, "label_1": 0.5}],

@@ -68,7 +68,7 @@ def test_label_noise_and_sides() -> None:
         assert abs(rng_wrong / 500 - noise) < 0.03
 
 
-def test_qualities_differ_where_they_should() -> None:
+def test_qualities_differ() -> None:
     clean, *spoiled = (
         np.asarray(render(PictureSpec("red", "circle", q), np.random.default_rng(1)), np.float32)
         for q in ("clean", "noisy", "blurry", "blocky")
@@ -86,7 +86,7 @@ def test_embedded_files() -> None:
     assert {"model.safetensors", "tokenizer.json", "preprocessor_config.json"} <= {path.name for path in files}
 
 
-def test_the_judge_is_biased_but_sees(demo_judge: Callable[..., Judge]) -> None:
+def test_judge_is_biased(demo_judge: Callable[..., Judge]) -> None:
     """55 to 75 % by what its annotator taught it; what it writes of the pictures is right nearly always."""
     preferences = demo_preferences("test", 150)
     judge = demo_judge()

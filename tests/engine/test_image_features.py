@@ -66,7 +66,7 @@ def test_image_is_encoded_once(tiny_vlm: VLM, tmp_path: Path) -> None:
     assert store.runs == 2
 
 
-def test_contents_encode_nothing(tiny_vlm: VLM, tmp_path: Path) -> None:
+def test_hashing_encodes_nothing(tiny_vlm: VLM, tmp_path: Path) -> None:
     store = fresh(tiny_vlm)
     picture(1).save(tmp_path / "a.png")
     images = [picture(2), tmp_path / "a.png", picture(1)]

@@ -55,7 +55,7 @@ def seen(rows: BranchedKVCache, columns: int, filled: int) -> list[list[list[boo
     return np.array(mask)[:, 0].tolist()  # type: ignore[no-any-return]
 
 
-def test_a_padded_column_is_masked_for_later_blocks() -> None:
+def test_padded_columns_stay_masked() -> None:
     rows = BranchedKVCache(1)
     rows.reserve(row_branch_ids([3, 2], 3))
     assert rows.next_mask(3) == "causal"
@@ -75,7 +75,7 @@ def test_rows_without_padding_need_no_mask() -> None:
     assert rows.next_mask(1) is None
 
 
-def test_a_branch_sees_the_shared_columns_and_its_own() -> None:
+def test_branch_sees_shared_and_own_columns() -> None:
     rows = BranchedKVCache(1)
     rows.reserve(row_branch_ids([2], 2))
     rows.reserve(np.array([[0, 1]]), steps=2)
@@ -98,7 +98,7 @@ def test_invisible_columns_are_dropped() -> None:
     assert mx.array_equal(values, -columns)
 
 
-def test_rows_can_be_selected_in_any_order_and_twice() -> None:
+def test_selecting_rows() -> None:
     rows = BranchedKVCache(1)
     rows.reserve(row_branch_ids([2, 1], 2))
     keys = mx.arange(8).reshape(2, 1, 2, 2)
@@ -109,7 +109,7 @@ def test_rows_can_be_selected_in_any_order_and_twice() -> None:
     assert rows.branch_ids.tolist() == [[SHARED, PADDING], [SHARED, PADDING], [SHARED, SHARED]]
 
 
-def test_storage_grows_without_losing_anything() -> None:
+def test_growth_keeps_the_content() -> None:
     rows = BranchedKVCache(1)
     blocks = [mx.random.normal((2, 3, n, 4)) for n in (5, 1, 1, 70, 1)]
     for block in blocks:
@@ -118,7 +118,7 @@ def test_storage_grows_without_losing_anything() -> None:
     assert mx.array_equal(values, 2 * keys)
 
 
-def test_half_precision_runs_in_half_precision() -> None:
+def test_half_precision_is_kept() -> None:
     """The engine is right for bf16 too; on a CPU it is not chosen by itself, because it is slow there."""
     vlm = load_vlm(GOLDEN / "qwen2_5_vl", 512 * 512, mx.bfloat16)
     exact = tiny_model("qwen2_5_vl")

@@ -81,7 +81,7 @@ def assert_equal_gradients(actual: dict[str, mx.array], expected: dict[str, mx.a
         assert mx.abs(actual[name] - weight).max().item() < allowed, name
 
 
-def test_sharing_changes_neither_values_nor_gradients(trained: VLM) -> None:
+def test_sharing_keeps_values_and_gradients(trained: VLM) -> None:
     results = [nn.value_and_grad(trained.model, loss)(trained.model) for loss in losses(trained)]
     (value, gradient), (expected, expected_gradient) = results
     assert value.item() == pytest.approx(expected.item(), abs=tolerance(expected, 512, layers=4))
@@ -124,12 +124,12 @@ def test_a_chunk_after_an_impossible_token(monkeypatch: pytest.MonkeyPatch) -> N
     np.testing.assert_allclose(actual[1:], -np.log(7), rtol=1e-5)
 
 
-def test_a_long_block_may_run_in_pieces(trained: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_block_in_pieces(trained: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounds, "TARGET_TOKENS", 40)
     monkeypatch.setattr(bounds, "MIN_COLUMNS", 40)
     inputs, _ = material(trained)
     assert min(map(len, inputs)) > 2 * 40
-    test_sharing_changes_neither_values_nor_gradients(trained)
+    test_sharing_keeps_values_and_gradients(trained)
 
 
 @pytest.mark.parametrize("family", ["qwen3_vl"])
@@ -170,7 +170,7 @@ def test_gradients_through_a_quantized_base(family: str, bits: int) -> None:
     mx.random.seed(1)
     weights = {n: 0.05 * mx.random.normal(w.shape) for n, w in adapter_weights(vlm.model).items()}
     vlm.model.load_weights(list(weights.items()), strict=False)
-    test_sharing_changes_neither_values_nor_gradients(vlm)
+    test_sharing_keeps_values_and_gradients(vlm)
 
 
 def test_gradients_reach_the_comparison(trained: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +200,7 @@ def test_labels_are_read_after_the_last_token(trained: VLM) -> None:
         assert mx.abs(scores.label_logprobs[row] - labels).max().item() < 1e-4
 
 
-def test_without_completions_the_comparison_answers(trained: VLM) -> None:
+def test_answers_without_completions(trained: VLM) -> None:
     inputs = [trained.input(picture(1), picture(2), "a hat", "choice", think=False)]
     scores = completion_logprobs(trained, prefill(trained, inputs), Completions.of([[]]))
     assert scores.logprobs.shape == (1, 0)

@@ -98,7 +98,7 @@ def test_decoding_continues_behind_the_cache(tiny_vlm: VLM) -> None:
 
 
 @pytest.mark.parametrize("samples", [1, 3])
-def test_rollouts_do_not_depend_on_it(tiny_vlm: VLM, samples: int) -> None:
+def test_rollouts_are_equal(tiny_vlm: VLM, samples: int) -> None:
     prompts = comparisons(tiny_vlm, think=True)[:5]
     sampling = Sampling(samples=samples, temperature=1.0, max_tokens=10)
     keys = [(i, 7) for i in range(5)]  # no draw of theirs lies so near a boundary that rounding decides

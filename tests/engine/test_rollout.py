@@ -63,7 +63,7 @@ def test_samples_do_not_depend_on_the_batch(tiny_vlm: VLM) -> None:
 
 
 @pytest.mark.parametrize("family", ["qwen3_vl"])
-def test_finished_completions_leave_the_others_alone(tiny_vlm: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_completions_leave_the_batch(tiny_vlm: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
     """Finished branches and rows are dropped, and columns that no branch sees any more."""
     monkeypatch.setattr(tiny_vlm, "eos_ids", frozenset(range(0, 350, 12)))
     monkeypatch.setattr("mlxpref.checkpoints.bounds.row_copies", lambda *_: 1)
@@ -123,7 +123,7 @@ def test_tokens_are_drawn_by_their_probability(tiny_vlm: VLM) -> None:
     assert not set(tokens.tolist()) & set(tiny_vlm.suppressed_ids)
 
 
-def test_no_vision_token_is_ever_sampled(tiny_vlm: VLM) -> None:
+def test_vision_tokens_are_never_sampled(tiny_vlm: VLM) -> None:
     sampling = Sampling(samples=8, temperature=50.0, max_tokens=12)
     rollouts = roll_out(tiny_vlm, inputs_of(tiny_vlm, 3), sampling, KEYS[:3])
     tokens = {token for group in rollouts for rollout in group for token in rollout.tokens}
@@ -131,7 +131,7 @@ def test_no_vision_token_is_ever_sampled(tiny_vlm: VLM) -> None:
     assert not tokens & set(tiny_vlm.suppressed_ids)
 
 
-def test_a_completion_out_of_tokens_is_closed_and_read(tiny_vlm: VLM) -> None:
+def test_completion_out_of_tokens_is_closed(tiny_vlm: VLM) -> None:
     for form, until in (("choice", "answer"), ("choice", "end"), ("scores", "end")):
         sampling = Sampling(max_tokens=3, until=until)  # type: ignore[arg-type]
         for (rollout,) in roll_out(tiny_vlm, inputs_of(tiny_vlm, form=form), sampling, KEYS[:5]):  # type: ignore[arg-type]
@@ -142,7 +142,7 @@ def test_a_completion_out_of_tokens_is_closed_and_read(tiny_vlm: VLM) -> None:
             assert 0 < rollout.verdict.label_mass <= 1
 
 
-def test_closing_equals_a_forward_over_the_closed_text(tiny_vlm: VLM) -> None:
+def test_closing_equals_a_full_forward(tiny_vlm: VLM) -> None:
     comparison = inputs_of(tiny_vlm, 1)[0]
     (rollout,) = roll_out(tiny_vlm, [comparison], Sampling(max_tokens=2), KEYS[:1])[0]
     ids = (*rollout.tokens, *tiny_vlm.tokenizer.encode_template_text(CLOSING))
@@ -154,7 +154,7 @@ def test_closing_equals_a_forward_over_the_closed_text(tiny_vlm: VLM) -> None:
     assert rollout.verdict.p_label_second == pytest.approx(second, abs=PROBABILITY)
 
 
-def test_without_thinking_nothing_is_decoded(tiny_vlm: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_thinking_decodes_nothing(tiny_vlm: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise AssertionError("a decoding step")
 

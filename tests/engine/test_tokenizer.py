@@ -79,7 +79,7 @@ def test_forms_ask_different_questions(tiny_vlm: VLM) -> None:
 
 
 @pytest.mark.parametrize("text", [CLOSING, NO_THINKING])
-def test_what_is_appended_ends_at_the_answer(text: str) -> None:
+def test_appended_text_ends_at_the_answer(text: str) -> None:
     assert text.endswith("<answer>")
 
 

@@ -76,7 +76,7 @@ def test_windows_equal_mlx_vlms(grid: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("full", [[], [0, 1, 2, 3]])
-def test_no_or_all_blocks_see_the_whole_image(full: list[int]) -> None:
+def test_blocks_with_full_attention(full: list[int]) -> None:
     check(random_tower("qwen2_5_vl", fullatt_block_indexes=full), (9, 5), 1)
 
 
@@ -92,7 +92,7 @@ def test_quantized_layers_equal_mlx_vlms(family: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
-def test_half_precision_is_as_near_to_float32(family: str, dtype: mx.Dtype) -> None:
+def test_half_precision_is_near_float32(family: str, dtype: mx.Dtype) -> None:
     tower, grid = random_tower(family), (9, 5)
     pixels = patches(tower, grid, 2)
     exact = reference(tower, pixels, grid, 2)

@@ -97,7 +97,7 @@ def test_no_other_temperature_or_bias_fits_better() -> None:
     assert fit.position_bias == pytest.approx(best, abs=0.011)
 
 
-def test_the_truth_is_found_from_many_pairs() -> None:
+def test_many_pairs_give_the_truth() -> None:
     fit = fit_temperature(*draw_answers(20_000, 3, 2))
     assert fit.temperature == pytest.approx(3, rel=0.05)
     assert fit.position_bias == pytest.approx(2, abs=0.05)
@@ -142,7 +142,7 @@ def test_hopeless_and_perfect_judges_are_bounded() -> None:
     assert np.isfinite([certain.temperature, certain.position_bias]).all()
 
 
-def test_the_first_image_wins_as_much_as_the_second() -> None:
+def test_no_position_bias_after_calibration() -> None:
     first, second, people = draw_answers(50, 2, 4)
     fit = fit_temperature(first, second, people)
     assert fit.p_first(np.concatenate([first, 1 - second])).mean() == pytest.approx(0.5)
@@ -172,7 +172,7 @@ def made_of(first: Floats, second: Floats, people: Floats, groups: Sequence[str]
     return calibration_of(preferences, verdicts, CONDITIONS, "data", "test")
 
 
-def test_a_calibration_reports_what_it_gains() -> None:
+def test_calibration_reports_its_gain() -> None:
     first, second, people = draw_answers(1000, 4, 2)
     calibration = made_of(first, second, people, [f"prompt {i % 40}" for i in range(1000)])
     assert (calibration.pairs, calibration.folds, calibration.warnings) == (1000, 5, ())
@@ -234,7 +234,7 @@ def test_calibrated_pairs_are_antisymmetric(p: float, q: float, temperature: flo
         assert log_odds(pair.p_a) == pytest.approx((log_odds(p) - log_odds(q)) / 2 / temperature, abs=1e-4)
 
 
-def test_samples_are_averaged_before_they_are_rescaled() -> None:
+def test_samples_are_averaged_before_rescaling() -> None:
     verdicts = (Verdict("", 0.9, 0.1), Verdict("", 0.5, 0.5), Verdict("?"))
     pair = PairVerdict(verdicts, (Verdict("?"),), rescaling=TemperatureScaling(2.0, 1.0))
     assert pair.p_a_shown_first == pytest.approx(probability((log_odds(0.7) - 1) / 2))
@@ -280,7 +280,7 @@ def test_only_soft_preferences_are_rescaled(demo_judge: MakeJudge, tmp_path: Pat
 # Its file
 
 
-def test_a_file_is_read_as_it_was_written(tmp_path: Path) -> None:
+def test_file_round_trip(tmp_path: Path) -> None:
     calibration = made_of(*draw_answers(60, 2, 1), [f"{i % 7}" for i in range(60)])
     path = tmp_path / "new folder" / CALIBRATION_FILE
     result = write_calibration(path, [calibration])
@@ -420,7 +420,7 @@ def test_calibration_lowers_proper_scores(demo_judge: MakeJudge) -> None:
 # The commands
 
 
-def test_the_command_calibrates_and_rank_applies_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rank_applies_the_calibration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLXPREF_CACHE", str(tmp_path / "cache"))
     images = tmp_path / "pictures"
     images.mkdir()
@@ -463,7 +463,7 @@ def test_the_command_calibrates_and_rank_applies_it(tmp_path: Path, monkeypatch:
     assert both.exit_code == 2
 
 
-def test_calibrate_refuses_an_output_first(tmp_path: Path) -> None:
+def test_output_is_checked_first(tmp_path: Path) -> None:
     for output in (tmp_path, tmp_path / "no" / "c.json"):
         done = CliRunner().invoke(main, ["calibrate", "--data", "demo", "--output", str(output)])
         assert done.exit_code == 1

@@ -63,7 +63,7 @@ def test_faulty_answers_are_counted(fault: str, expected: str) -> None:
     assert warning.startswith(expected)
 
 
-def test_remarks_go_into_the_json() -> None:
+def test_remarks_in_the_json() -> None:
     ranking = ranked(Faulty("closed"))
     assert ranking.to_json()["remarks"] == list(ranking.warnings)
     assert isinstance(ranking.pairs[0].verdict, PairVerdict)

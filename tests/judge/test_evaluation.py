@@ -170,7 +170,7 @@ def test_verdicts_are_measured_without_a_judge() -> None:
         evaluation_of(preferences, verdicts[:2], result.spec, seconds=0)
 
 
-def test_seconds_per_pair_leave_recalled_pairs_out() -> None:
+def test_recalled_pairs_take_no_seconds() -> None:
     def json_of(recalled: int) -> dict[str, Any]:
         verdicts = [
             replace(verdict, recalled=(number < recalled, number < recalled))
@@ -228,7 +228,7 @@ def ones_own(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_missing_validation_split_names_the_option() -> None:
+def test_missing_validation_split_names_the_option() -> None:
     result = run("--data", "demo", "--protocol", "pickapic", "--limit", "4")
     assert result.exit_code == 1
     assert "split 'validation_unique': the demo has train, test, heldout" in result.stderr

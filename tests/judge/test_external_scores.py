@@ -84,7 +84,7 @@ def matched(rows: list[str], preferences: list[Preference]) -> dict[str, float]:
     return match_scores({row: float(number) for number, row in enumerate(rows)}, preferences, Path("scores.csv"))
 
 
-def test_images_are_named_by_path_endings() -> None:
+def test_path_endings_name_images() -> None:
     preferences = of("/data/one/a.png", "/data/two/a.png", "/data/b.png")
     assert matched(["/data/one/a.png", "two/a.png", "./b.png", "c.png"], preferences) == {
         "/data/one/a.png": 0, "/data/two/a.png": 1, "/data/b.png": 2,

@@ -79,7 +79,7 @@ def test_the_files_beside_the_weights_count(tmp_path: Path, name: str) -> None:
     assert now(fresh(tmp_path / "copy")) != now(fresh())
 
 
-def test_the_adapter_counts_as_it_is_at_the_time(tmp_path: Path) -> None:
+def test_changed_adapter_counts(tmp_path: Path) -> None:
     vlm = fresh()
     of = Fingerprint(vlm)
     prints = [of.now()]
@@ -105,7 +105,7 @@ def test_the_adapter_counts_as_it_is_at_the_time(tmp_path: Path) -> None:
     assert now(other) not in prints
 
 
-def test_weights_that_stay_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unchanged_weights_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     vlm = fresh()
     read = []
     sums = module.weight_sums

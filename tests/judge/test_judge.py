@@ -76,7 +76,7 @@ def test_samples_are_averaged() -> None:
 
 
 @pytest.mark.parametrize("think", [True, False])
-def test_exchanging_a_and_b_exchanges_the_preference(tiny_vlm: VLM, think: bool) -> None:
+def test_preference_is_antisymmetric(tiny_vlm: VLM, think: bool) -> None:
     judge = tiny_judge(tiny_vlm, think=think)
     for seed in range(3):
         a, b = picture(seed, (84, 84)), picture(seed + 9, (140, 84))
@@ -92,13 +92,13 @@ def test_batches_keep_the_order_of_comparisons(tiny_vlm: VLM) -> None:
     assert len(set(np.round(one, 6))) == len(pairs)
 
 
-def test_samples_are_drawn_and_written_once_an_order(tiny_vlm: VLM) -> None:
+def test_each_order_is_sampled_once(tiny_vlm: VLM) -> None:
     verdict = tiny_judge(tiny_vlm, samples=3).compare(picture(1), picture(2), "a hat")
     assert len(verdict.a_shown_first) == len(verdict.a_shown_second) == 3
     assert len({v.text for v in verdict.a_shown_first}) > 1
 
 
-def test_sampling_depends_on_the_comparison_alone(tiny_vlm: VLM) -> None:
+def test_sampling_follows_the_comparison(tiny_vlm: VLM) -> None:
     judge = tiny_judge(tiny_vlm, samples=3)
     a, b = picture(1), picture(2)
     first = judge.compare(a, b, "a hat")
@@ -141,10 +141,10 @@ def test_permuting_the_images_permutes_the_ranking(tiny_vlm: VLM) -> None:
 def test_only_the_top_is_thought_about() -> None:
     images = [picture(i) for i in range(TOP + 2)]
     ranking = tiny_judge(tiny_model("qwen2_5_vl"), max_tokens=2).rank(images, "a hat", "top", pairs="all")
-    thought = [pair for pair in ranking.pairs if pair.verdict.verdicts[0].tokens]
+    thinking_pairs = [pair for pair in ranking.pairs if pair.verdict.verdicts[0].tokens]
     assert len(ranking.pairs) == (TOP + 2) * (TOP + 1) // 2
-    assert len(thought) == TOP * (TOP - 1) // 2
-    assert len({i for pair in thought for i in (pair.a, pair.b)}) == TOP
+    assert len(thinking_pairs) == TOP * (TOP - 1) // 2
+    assert len({i for pair in thinking_pairs for i in (pair.a, pair.b)}) == TOP
 
 
 def test_scores_average_one_half(tiny_vlm: VLM) -> None:
@@ -234,7 +234,7 @@ def test_added_images_reuse_comparisons(store: Store) -> None:
     assert [pair.p_a for pair in pairs] == pytest.approx(expected, abs=PROBABILITY)
 
 
-def test_images_of_known_comparisons_are_not_encoded(store: Store) -> None:
+def test_known_images_are_not_encoded(store: Store) -> None:
     images = [picture(i) for i in range(6)]
     pairs = all_of(images)
     list(judge_with_store(store).pairs(pairs[:-1]))

@@ -85,7 +85,7 @@ def test_budget_is_spent_without_repeats() -> None:
     assert [image.index for image in ranking.strengths.images][:3] == rater.order[:3]
 
 
-def test_all_pairs_are_all_pairs() -> None:
+def test_all_pairs() -> None:
     rater = Rater(9)
     rank_pairs(rater.images, "a hat", rater, "all", pairs="all")
     assert sorted((a, b) for a, b, _ in rater.asked) == list(all_pairs(9))
@@ -94,13 +94,13 @@ def test_all_pairs_are_all_pairs() -> None:
 def test_thinking_replaces_judging_without() -> None:
     rater = Rater(25)
     ranking = rank_pairs(rater.images, "a hat", rater, "top")
-    thought = [(a, b) for a, b, thinks in rater.asked if thinks]
+    thinking_pairs = [(a, b) for a, b, thinks in rater.asked if thinks]
     assert [thinks for *_, thinks in rater.asked] == [False] * 50 + [True] * 20
-    about = {image for pair in thought for image in pair}
+    about = {image for pair in thinking_pairs for image in pair}
     assert len(about) <= TOP
     assert set(rater.order[:5]) <= about
-    spoken = {(p.a, p.b) for p in ranking.pairs if p.verdict.verdicts[0].tokens}
-    assert spoken == set(thought), "what was thought about replaces what was read"
+    after_thinking = {(p.a, p.b) for p in ranking.pairs if p.verdict.verdicts[0].tokens}
+    assert after_thinking == set(thinking_pairs), "what was thought about replaces what was read"
 
 
 def test_ends_when_the_top_is_settled() -> None:
@@ -112,7 +112,7 @@ def test_ends_when_the_top_is_settled() -> None:
     assert any("settled" in remark for remark in ranking.warnings)
 
 
-def test_the_same_seed_asks_the_same() -> None:
+def test_same_seed_same_pairs() -> None:
     questions = []
     for seed in (1, 1, 2):
         rater = Rater(16)

@@ -106,7 +106,7 @@ def test_each_row_equals_a_single_run(
         assert result.tokens_per_pair == pytest.approx(count / len(preferences))
 
 
-def test_a_row_is_measured_as_eval_does(
+def test_rows_equal_eval(
     compared: Callable[..., StrategyComparison], demo_judge: Callable[..., Judge], preferences: list[Preference]
 ) -> None:
     (row,) = compared(strategy_variants(["select"], [1], [True])).rows
@@ -249,7 +249,7 @@ def test_families_end_alike(tiny_vlm: VLM, preferences: list[Preference], sample
     assert_same(soft.verdicts, judge_pairs(preferences[:2], judge, "soft"))
 
 
-def test_rows_are_calibrated_where_the_judge_is(
+def test_rows_of_a_calibrated_judge(
     demo_judge: Callable[..., Judge], preferences: list[Preference], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     judge = demo_judge(max_tokens=TOKENS, samples=2)

@@ -291,8 +291,8 @@ def test_a_thousand_pictures(tmp_path: Path, new_page: NewPage) -> None:
 
 def test_missing_picture_can_be_skipped(server: LabelServer, new_page: NewPage, tmp_path: Path) -> None:
     page = new_page(server.address)
-    gone = server.session.pictures.images[int(shown_images(page)[0] or 0)]
-    gone.unlink()
+    missing = server.session.pictures.images[int(shown_images(page)[0] or 0)]
+    missing.unlink()
     server.session.pictures = Pictures(server.session.pictures.images)  # a new one remembers no picture
     page = new_page(server.address)  # another window, which has not kept it either
     page.wait_for_selector("#message.bad")

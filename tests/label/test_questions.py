@@ -169,7 +169,7 @@ def test_new_prompts_are_not_all_held_out() -> None:
     assert 0.1 < sum(shares) / len(shares) < 0.3
 
 
-def test_a_pair_that_was_asked_keeps_its_split() -> None:
+def test_asked_pairs_keep_their_split() -> None:
     records = answer(Questions(tasks(8, held_out=0.5), (), LabelSettings(repeats=0.0)), by_number)
     questions = Questions(tasks(8, held_out=0.0, records=tuple(records)), records, LabelSettings(repeats=0.5))
     again = answer(questions, by_number)

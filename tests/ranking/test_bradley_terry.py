@@ -199,7 +199,7 @@ def test_dispersion_of_votes_and_copies():
     assert fit.position_bias_stderr < 1e-3  # the orders never differ, so the bias is known
 
 
-def test_shrinkage_is_not_taken_for_noise():
+def test_shrinkage_is_not_noise():
     """No noise at all, strengths of deviation 3 on the default budget: the dispersion must be at its floor."""
     for seed in range(4):
         rng = np.random.default_rng(seed)
@@ -265,7 +265,7 @@ def test_exchanged_identities_change_nothing(judged):
 
 @given(judged_sets())
 @relaxed
-def test_exchanged_places_turn_the_bias(judged):
+def test_exchanged_places_negate_the_bias(judged):
     count, outcomes = judged
     turned = [PairOutcome(o.a, o.b, o.p_a_shown_second, o.p_a_shown_first) for o in outcomes]
     one, other = fit_strengths(count, outcomes), fit_strengths(count, turned)

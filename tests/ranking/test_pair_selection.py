@@ -161,7 +161,7 @@ def test_rounds_order_better_than_random_pairs():
 # Settled
 
 
-def test_one_gap_decides_which_top_is_settled():
+def test_one_gap_settles_the_top():
     fit = normal_fit([3.0, 2.9, 0.0, -0.1, -0.2], 0.5)
     assert [is_settled(fit, top) for top in range(1, 8)] == [False, True, False, False, True, True, True]
     assert not is_settled(normal_fit([3.0, 2.9, 0.0, -0.1, -0.2], 2.0), 2)

@@ -155,6 +155,6 @@ def test_a_folder_with_files_is_refused(tmp_path: Path, images: list[Path]) -> N
 def test_failing_copy(tmp_path: Path, images: list[Path]) -> None:
     with pytest.raises(DataError, match="image 1 has no file"):
         copy_top([ranked([images[0], Image.new("RGB", (8, 8))])], 2, tmp_path / "memory")
-    gone = ranked([images[0], tmp_path / "in" / "gone.png"])
+    missing = ranked([images[0], tmp_path / "in" / "gone.png"])
     with pytest.raises(ConfigError, match=r"cannot be copied there \(.*gone\.png"):
-        copy_top([gone], 2, tmp_path / "out")
+        copy_top([missing], 2, tmp_path / "out")

@@ -85,7 +85,7 @@ def test_micro_batches_change_nothing(trained: VLM, micro_batch: int, recompute:
     assert_same(policy_gradient(trained, inputs, options), expected)
 
 
-def test_the_weights_stay(trained: VLM) -> None:
+def test_weights_are_unchanged(trained: VLM) -> None:
     inputs = material(trained)
     before = {name: np.array(weight) for name, weight in adapter_weights(trained.model).items()}
     policy_gradient(trained, inputs, settings(micro_batch=1))
@@ -101,7 +101,7 @@ def test_logprobs_are_those_of_the_gradient(trained: VLM, micro_batch: int) -> N
     assert mx.abs(result - expected).max().item() < 1e-4  # type: ignore[operator]
 
 
-def test_less_together_takes_less_memory(trained: VLM) -> None:
+def test_smaller_micro_batches_take_less_memory(trained: VLM) -> None:
     inputs = material(trained, longest=60)
     peaks = []
     for micro_batch in (2, 12):

@@ -221,7 +221,7 @@ def hard_gradient(reasons: tuple[int, ...], answers: tuple[int, ...], y: float) 
 
 @pytest.mark.parametrize("reward", ["soft", "brier", "soft=0.5,brier=2", "soft=0.7,own.py:f=0.4"])
 @pytest.mark.parametrize("y", [1.0, 0.3])
-def test_the_gradient_is_that_of_the_expected_reward(reward: str, y: float) -> None:
+def test_gradient_of_the_expected_reward(reward: str, y: float) -> None:
     exact = mx.grad(lambda r, a: expected_reward(r, a, reward, y), argnums=(0, 1))(
         mx.array(REASON_LOGITS), mx.array(ANSWER_LOGITS)
     )
@@ -278,7 +278,7 @@ def inputs_of(
     return loss_inputs(groups, earned, settings, RewardMix.parse(settings.reward))
 
 
-def test_groups_without_a_gradient_stay_in_the_count() -> None:
+def test_groups_without_a_gradient_count() -> None:
     settings = TrainSettings(reward="soft", loss_type="dapo")
     both, one = (inputs_of([[2, 3], [4, 1]], settings, (first, True)) for first in (True, False))
     assert (len(both.prompts), len(one.prompts)) == (2, 1)
@@ -290,7 +290,7 @@ def test_groups_without_a_gradient_stay_in_the_count() -> None:
 
 
 @pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo"])
-def test_rollouts_outside_the_loss_are_as_empty_ones(loss_type: Any) -> None:
+def test_rollouts_outside_the_loss(loss_type: Any) -> None:
     settings = TrainSettings(reward="soft", loss_type=loss_type, max_tokens=4)
     masked = inputs_of([[2, 3], [4, 1]], settings, in_loss=np.array([[True, False], [True, True]]))
     empty = inputs_of([[2, 0], [4, 1]], settings)

@@ -33,8 +33,8 @@ def trainer(vlm: VLM | None = None, **changes: Any) -> Trainer:
     return Trainer(vlm or load_vlm(GOLDEN / "qwen2_5_vl", 512 * 512), demo_preferences("train", 40), settings)
 
 
-def weights_of(chosen: Trainer) -> dict[str, np.ndarray]:
-    return {name: np.array(weight) for name, weight in adapter_weights(chosen.vlm.model).items()}
+def weights_of(training: Trainer) -> dict[str, np.ndarray]:
+    return {name: np.array(weight) for name, weight in adapter_weights(training.vlm.model).items()}
 
 
 def equal(one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -61,14 +61,14 @@ def test_held_out_equals_eval(think: bool) -> None:
     vlm = mlxpref.load("demo").vlm
     settings = demo_settings(steps=2, comparisons=3, group=2, think=think, held_out=0.2, held_out_limit=6)
     preferences = demo_preferences("train", 60)
-    chosen = Trainer(vlm, preferences, replace(settings, evaluate_every=1))
-    assert {p.prompt for p in chosen.preferences}.isdisjoint({p.prompt for p in chosen.held_out.preferences})
-    assert 48 <= len(chosen.preferences) < 60
-    assert len(chosen.held_out.preferences) == 6
-    *_, last = chosen.steps()
-    assert {record.prompt for record in last.rollouts} <= {p.prompt for p in chosen.preferences}
+    training = Trainer(vlm, preferences, replace(settings, evaluate_every=1))
+    assert {p.prompt for p in training.preferences}.isdisjoint({p.prompt for p in training.held_out.preferences})
+    assert 48 <= len(training.preferences) < 60
+    assert len(training.held_out.preferences) == 6
+    *_, last = training.steps()
+    assert {record.prompt for record in last.rollouts} <= {p.prompt for p in training.preferences}
     judge = Judge(vlm, JudgeSettings(think=think, max_tokens=settings.max_tokens))
-    expected = evaluate(judge, chosen.held_out.preferences, EvaluationSpec("demo", "train")).metrics
+    expected = evaluate(judge, training.held_out.preferences, EvaluationSpec("demo", "train")).metrics
     assert last.held_out is not None
     for name in ("pairs", "accuracy", "both_orders_accuracy", "position_consistency", "brier", "ece"):
         assert last.held_out[name] == pytest.approx(getattr(expected, name), abs=PROBABILITY), name
@@ -80,31 +80,31 @@ def test_measurements_are_due() -> None:
 
 
 def test_measuring_changes_nothing() -> None:
-    chosen, other = trainer(), trainer(evaluate_every=99)
-    for each in (chosen, other):
+    training, other = trainer(), trainer(evaluate_every=99)
+    for each in (training, other):
         list(each.steps())
-    assert equal(weights_of(chosen), weights_of(other))
-    assert not chosen.held_out.best
+    assert equal(weights_of(training), weights_of(other))
+    assert not training.held_out.best
 
 
 def test_patience_ends_with_the_best_adapter(scripted: list[float]) -> None:
-    chosen = trainer(patience=2)
+    training = trainer(patience=2)
     states = []
-    for report in chosen.steps():
-        states.append(weights_of(chosen))
-        assert chosen.held_out.should_stop == (report.step == 4)  # 0.7 again is not better
+    for report in training.steps():
+        states.append(weights_of(training))
+        assert training.held_out.should_stop == (report.step == 4)  # 0.7 again is not better
     assert len(states) == 4
-    assert equal(weights_of(chosen), states[1])
-    assert equal(chosen.held_out.best, states[1])
+    assert equal(weights_of(training), states[1])
+    assert equal(training.held_out.best, states[1])
     assert not equal(states[1], states[3])
 
 
 def test_patience_keeps_the_best_adapter(scripted: list[float]) -> None:
-    chosen = trainer(patience=3)
-    states = [weights_of(chosen) for _ in chosen.steps()]
+    training = trainer(patience=3)
+    states = [weights_of(training) for _ in training.steps()]
     assert len(states) == 6
-    assert not chosen.held_out.should_stop
-    assert equal(weights_of(chosen), states[4])
+    assert not training.held_out.should_stop
+    assert equal(weights_of(training), states[4])
 
 
 @pytest.mark.parametrize("cut", [1, 3, 4])
@@ -126,22 +126,22 @@ def test_patience_across_a_break(cut: int, scripted: list[float]) -> None:
 
 
 def test_restore() -> None:
-    chosen = trainer()
-    arrays, numbers = chosen.state
-    first = [report.loss for report in chosen.steps()]
-    chosen.restore(arrays, numbers)
-    assert [report.loss for report in chosen.steps()] == first
+    training = trainer()
+    arrays, numbers = training.state
+    first = [report.loss for report in training.steps()]
+    training.restore(arrays, numbers)
+    assert [report.loss for report in training.steps()] == first
 
 
 def test_failures_count_across_a_break(monkeypatch: pytest.MonkeyPatch) -> None:
     original = trainer_module.policy_gradient
-    chosen = trainer()
-    reports = chosen.steps()
+    training = trainer()
+    reports = training.steps()
     monkeypatch.setattr(
         trainer_module, "policy_gradient", lambda *a: replace(original(*a), loss=mx.array(float("nan")))
     )
     next(reports)
-    assert chosen.state[1]["failures"] == 1  # at the report, not after it
+    assert training.state[1]["failures"] == 1  # at the report, not after it
 
 
 def test_ties_cannot_measure() -> None:

@@ -40,7 +40,7 @@ def test_agreement_with_the_majority_and_the_form() -> None:
 
 @pytest.mark.parametrize("reward", [soft_reward, brier_reward])
 @pytest.mark.parametrize("y", [0.0, 0.5, 1.0])
-def test_mass_outside_the_labels_is_pushed_down(reward: object, y: float) -> None:
+def test_mass_outside_the_labels(reward: object, y: float) -> None:
     def earned(logits: mx.array) -> mx.array:
         p = mx.softmax(logits)
         return reward(p[0], p[1], y, 0.2)  # type: ignore[operator, no-any-return]

@@ -477,7 +477,7 @@ def test_interrupt_names_the_resume_command(tmp_path: Path, monkeypatch: pytest.
     assert saved_step(folder) == 3
 
 
-def test_with_patience_the_best_adapter_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_patience_saves_the_best_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measure, accuracies = held_out.evaluate, iter([0.5, 0.7, 0.6, 0.6])
 
     def scripted(*arguments: Any, **options: Any) -> Any:

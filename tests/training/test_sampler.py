@@ -95,7 +95,7 @@ def test_smaller_subsets_are_part_of_larger_ones() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_no_prompt_and_no_group_is_on_both_sides(seed: int) -> None:
+def test_splits_share_no_prompt_and_no_group(seed: int) -> None:
     rng = np.random.default_rng(seed)
     data = [
         replace(p, prompt=f"p{rng.integers(30)}", group=f"g{rng.integers(60)}" if rng.random() < 0.3 else "")
@@ -121,7 +121,7 @@ def test_connected_groups_stay_together() -> None:
         held_out_split(data[:4], 0.4, 0)
 
 
-def test_the_asked_share_is_held_out() -> None:
+def test_held_out_share() -> None:
     data = preferences(200, prompts=40)
     parts = [held_out_split(data, 0.25, seed)[1] for seed in (0, 1)]
     assert [len(part) for part in parts] == [50, 50]

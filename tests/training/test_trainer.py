@@ -70,7 +70,7 @@ def test_seeds(think: bool, tmp_path: Path) -> None:
     assert logs[0] == logs[1]
 
 
-def test_only_a_trained_adapter_changes_answers(fresh: VLM, tmp_path: Path) -> None:
+def test_untrained_adapter_changes_nothing(fresh: VLM, tmp_path: Path) -> None:
     base = load_vlm(TINY, 512 * 512)
     preference = demo_preferences("test", 1)[0]
 
@@ -95,7 +95,7 @@ def test_divergence(fresh: VLM, tmp_path: Path) -> None:
     assert next(reports).kl > 0.01
 
 
-def test_a_saved_adapter_is_the_trained_one(fresh: VLM, tmp_path: Path) -> None:
+def test_saved_adapter_is_the_trained_one(fresh: VLM, tmp_path: Path) -> None:
     from mlx_vlm import load
 
     from mlxpref.engine.adapters import load_adapter
@@ -104,11 +104,11 @@ def test_a_saved_adapter_is_the_trained_one(fresh: VLM, tmp_path: Path) -> None:
     again = load_vlm(TINY, 512 * 512)
     load_adapter(again.model, tmp_path / "run")
     preferences = demo_preferences("test", 4)
-    judged = [
+    answers = [
         [v.p_a for v in Judge(vlm, mlxpref.config.JudgeSettings(think=False)).pairs(_pairs(preferences))]
         for vlm in (fresh, again)
     ]
-    assert judged[0] == judged[1]
+    assert answers[0] == answers[1]
     model, _ = load(str(TINY), adapter_path=str(tmp_path / "run"))
     theirs = adapter_weights(model)
     ours = adapter_weights(fresh.model)
@@ -155,7 +155,7 @@ def test_groups_without_gradient_are_skipped(fresh: VLM, tmp_path: Path) -> None
     assert all(not weight.any() for name, weight in weights.items() if name.endswith("lora_b"))
 
 
-def test_a_fraction_of_the_data_is_part_of_it(fresh: VLM) -> None:
+def test_fraction_of_the_data(fresh: VLM) -> None:
     preferences = demo_preferences("train", 40)
     quarter = Trainer(fresh, preferences, TrainSettings(fraction=0.25)).preferences
     assert len(quarter) == 10
@@ -205,7 +205,7 @@ def test_ctrl_c_saves_the_adapter(
     assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 2
 
 
-def test_leaving_the_loop_early_saves_too(tmp_path: Path) -> None:
+def test_breaking_the_loop_saves(tmp_path: Path) -> None:
     reports: Iterator[StepReport] = train("demo", TINY, tmp_path / "run", **SMALL | {"steps": 5})
     next(reports)
     reports.close()  # type: ignore[attr-defined]
@@ -270,7 +270,7 @@ def test_a_custom_reward_is_learned(fresh: VLM, tmp_path: Path) -> None:
     assert np.mean([r.reward for r in reports[-3:]]) > np.mean([r.reward for r in reports[:3]]) + 1
 
 
-def test_a_reward_that_fails_leaves_the_adapter(fresh: VLM, tmp_path: Path) -> None:
+def test_failing_reward_keeps_the_adapter(fresh: VLM, tmp_path: Path) -> None:
     with pytest.raises(MlxprefError, match=r"own.py:2: the reward raised ZeroDivisionError"):
         run_small(fresh, tmp_path / "run", reward=own_file(tmp_path, "return [1 / 0]"))
     assert (tmp_path / "run" / "adapters.safetensors").is_file()
@@ -296,7 +296,7 @@ def test_the_adapter_is_saved_every_few_steps(fresh: VLM, tmp_path: Path) -> Non
     assert files == [False, True, True, True]
 
 
-def test_an_interrupt_does_not_lose_the_adapter(fresh: VLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupt_keeps_the_adapter(fresh: VLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_small(fresh, tmp_path / "run", think=False)
     before = copied(fresh)
     update = type(fresh.model).update
@@ -415,7 +415,7 @@ def test_unmeasured_values_are_null(fresh: VLM, tmp_path: Path) -> None:
     assert report.score_seconds == 0
 
 
-def test_the_entropy_is_that_of_the_policy(fresh: VLM) -> None:
+def test_entropy_of_the_policy(fresh: VLM) -> None:
     preference = demo_preferences("train", 1)[0]
     prompt = fresh.input(preference.a, preference.b, preference.prompt, "choice", True)
     p = np.array(mx.softmax(fresh.prefill([prompt])[1][0]), np.float64)
@@ -454,7 +454,7 @@ def test_resampling(tmp_path: Path) -> None:
     assert without_time[0] == without_time[1]
 
 
-def test_resampling_ends_where_the_data_do(fresh: VLM, tmp_path: Path) -> None:
+def test_resampling_ends_with_the_data(fresh: VLM, tmp_path: Path) -> None:
     reports = run_small(fresh, tmp_path / "run", reward="hard", limit=5, resample=9)
     assert [report.resampled for report in reports] == [2, 2]
     assert [report.skipped for report in reports] == [3, 3]
