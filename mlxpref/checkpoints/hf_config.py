@@ -190,13 +190,16 @@ def _numbers(text: Mapping[str, Any], vision: Mapping[str, Any]) -> Problems:
 
 
 def _attention(text: Mapping[str, Any], family: str) -> Problems:
-    """Errors unless every layer has full attention and the rotary embedding fills a head with three sections."""
+    """Errors unless key heads divide the heads, attention is full, and three rotary sections fill a head."""
+    heads, key_heads = text["num_attention_heads"], text.get("num_key_value_heads")
+    if key_heads and heads % key_heads:
+        yield "num_key_value_heads", key_heads, f"a divisor of the {heads} heads"
     if text.get("hidden_act") not in (None, "silu"):
         yield "hidden_act", text["hidden_act"], "silu, which is all that mlx-vlm computes"
     kinds = text.get("layer_types") or []
     if text.get("use_sliding_window") or not isinstance(kinds, list) or {*map(str, kinds)} - {"full_attention"}:
         yield "use_sliding_window or layer_types", True, "full attention, which is all that mlx-vlm computes"
-    rope, head = text["rope_scaling"], text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
+    rope, head = text["rope_scaling"], text.get("head_dim") or text["hidden_size"] // heads
     section = rope.get("mrope_section")
     if not _are_whole(section) or len(section) != 3 or 2 * sum(section) != head:
         yield "rope_scaling.mrope_section", section, f"three whole numbers that fill half of a head's {head}"
