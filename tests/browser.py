@@ -41,7 +41,7 @@ class Browser:
     def new_page(self, **context: Any) -> Page:
         """A page of a new window, which shares nothing with others; its context is to be closed by who asks for it."""
         page = self._browser.new_context(**context).new_page()
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(300_000)
         return page
 
     def close(self) -> None:

@@ -40,7 +40,7 @@ def served(output: Path, groups: dict[str, list[Path]], settings: LabelSettings 
             yield server
         finally:
             server.end()
-            thread.join(30)
+            thread.join(300)
             assert not thread.is_alive()
 
 
@@ -59,4 +59,4 @@ def label_command(folder: Path, output: Path, *options: str) -> Iterator[tuple[s
             yield lines[-1][lines[-1].index("http://") :].strip(), process, "".join(lines)
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(300)

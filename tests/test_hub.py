@@ -170,7 +170,7 @@ def test_download_of_a_killed_process_is_resumed(
     place = Destination(ask_hub(HUB_ID), tmp_path / "mine")
     partial = place.partial(the(place, "large.tar.gz"))
     with subprocess.Popen([sys.executable, "-c", program], env=environment, stderr=subprocess.DEVNULL) as process:
-        assert hub.hanging.wait(60)
+        assert hub.hanging.wait(300)
         while process.poll() is None and not (partial.is_file() and partial.stat().st_size == 40_000):
             time.sleep(0.01)
         process.send_signal(end)

@@ -29,7 +29,7 @@ class Mac:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self.limits = folder, [3]
         self.tool("pmset", f'echo "{MAINS}"')
-        self.tool("caffeinate", f"echo $$ $@ > {folder}/awake; exec sleep 60")
+        self.tool("caffeinate", f"echo $$ $@ > {folder}/awake; exec sleep 600")
         monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
         monkeypatch.setattr(platform, "system", lambda: "Darwin")
         monkeypatch.setattr(mx.metal, "is_available", lambda: True)

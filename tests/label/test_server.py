@@ -36,7 +36,7 @@ def ask(
     server: LabelServer, path: str, body: bytes | None = None, /, token: str | None = None, **headers: str
 ) -> Answer:
     """A request as the page makes it, but for the headers that are given; one that is empty is left out."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=300)
     sent = {"Host": f"127.0.0.1:{server.port}"}
     if body is not None:
         sent |= {"Origin": f"http://127.0.0.1:{server.port}", "Content-Type": "application/json"}
