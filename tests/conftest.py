@@ -11,6 +11,7 @@ import mlxpref  # isort: skip  opens the fast BLAS before anything imports MLX
 import mlx.core as mx
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from mlxpref.engine.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
@@ -20,6 +21,11 @@ from mlxpref.engine.lora import linear_layers, linear_shape
 from mlxpref.engine.vlm import VLM, ComparisonInput, load_vlm
 from mlxpref.judge.judge import Judge
 from tests.browser import Browser, find_browser
+
+# The same examples in every run, however busy the machine is; `--hypothesis-profile default` draws others.
+_UNCHECKED = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+settings.register_profile("mlxpref", deadline=None, derandomize=True, suppress_health_check=_UNCHECKED)
+settings.load_profile("mlxpref")
 
 GOLDEN = Path(__file__).parent / "golden"
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -72,7 +72,7 @@ lines = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=30)
 
 
 @given(st.lists(lines, min_size=1, max_size=4), st.none() | lines)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None)
 def test_metadata_of_automatic1111(tmp_path: Path, said: list[str], negative: str | None) -> None:
     prompt = "\n".join(line for line in said if not line.strip().startswith("Negative prompt:"))
     text = "\n".join([prompt, *([f"Negative prompt: {negative}"] if negative is not None else []), SETTINGS])
@@ -237,7 +237,7 @@ def test_damaged_files_are_errors(tmp_path: Path) -> None:
 
 
 @given(st.binary(max_size=200))
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, deadline=None)
 def test_any_bytes_as_metadata(tmp_path: Path, content: bytes) -> None:
     for path in (
         png(

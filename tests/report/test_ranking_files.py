@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -91,7 +91,7 @@ cells = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 
 
 @given(prompt=cells, why=cells, names=st.lists(cells.filter(lambda n: "/" not in n), min_size=2, max_size=3))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None)
 def test_any_text_survives_the_table(tmp_path: Path, prompt: str, why: str, names: list[str]) -> None:
     path = tmp_path / "r.csv"
     paths = [Path(f"{i}{name}x") for i, name in enumerate(names)]
