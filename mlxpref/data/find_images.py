@@ -38,10 +38,15 @@ def check_images(paths: Iterable[Path], images: ImageCache) -> tuple[list[Path],
         except DataError as error:
             skipped.append(Skipped(path, str(error).removeprefix(f"{path}: ")))
     if len(readable) < 2:
-        reasons = first_ten([f"{skip.path} {skip.error}" for skip in skipped], "; ")
+        reasons = reasons_of(skipped)
         count = f"{len(readable)} of {len(readable) + len(skipped)}"
         raise DataError(f"two images are needed, {count} can be read{': ' if reasons else ''}{reasons}")
     return readable, skipped
+
+
+def reasons_of(skipped: Sequence[Skipped]) -> str:
+    """The first ten skipped images with their errors, on one line."""
+    return first_ten([f"{skip.path} {skip.error}" for skip in skipped], "; ")
 
 
 def find_images(paths: Sequence[Path | str], recursive: bool = False) -> list[Path]:

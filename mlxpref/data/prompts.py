@@ -18,6 +18,7 @@ from mlxpref.data.find_images import (
     find_images,
     fold_name,
     locate,
+    reasons_of,
 )
 from mlxpref.data.image_cache import ImageCache
 from mlxpref.data.prompt_metadata import prompt_in_image, prompt_in_infotext
@@ -90,7 +91,7 @@ def prompts_of(images: Sequence[Path], source: str) -> tuple[dict[Path, str], li
         except DataError as error:
             skipped.append(Skipped(image, str(error)))
     if not prompts:
-        raise DataError(f"none of {len(images)} images has a prompt: {_few(skipped)}")
+        raise DataError(f"none of {len(images)} images has a prompt: {reasons_of(skipped)}")
     return prompts, skipped
 
 
@@ -109,7 +110,9 @@ def group_by_prompt(prompts: Mapping[Path, str]) -> tuple[list[PromptGroup], lis
         if len(paths) == 1
     ]
     if not groups:
-        raise DataError(f"no two of {len(prompts)} images have the same prompt, so none can be ranked: {_few(alone)}")
+        raise DataError(
+            f"no two of {len(prompts)} images have the same prompt, so none can be ranked: {reasons_of(alone)}"
+        )
     return groups, alone
 
 
@@ -241,10 +244,6 @@ def _read_text(path: Path) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError("is not UTF-8; save it as UTF-8") from error
-
-
-def _few(skipped: Sequence[Skipped]) -> str:
-    return first_ten([f"{skip.path} {skip.error}" for skip in skipped], "; ")
 
 
 def _short(prompt: str) -> str:
