@@ -14,10 +14,11 @@ import pytest
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
-from mlxpref.engine.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from mlxpref.engine.adapters import ADAPTER_WEIGHTS
 from mlxpref.engine.decoder import run_block
 from mlxpref.engine.kv_cache import BranchedKVCache, text_positions
-from mlxpref.engine.lora import linear_layers, linear_shape
+from mlxpref.engine.lora import adapter_weights, attach_lora, linear_layers, linear_shape
+from mlxpref.engine.peft import ADAPTER_CONFIG
 from mlxpref.engine.vlm import VLM, ComparisonInput, load_vlm
 from mlxpref.judge.judge import Judge
 from tests.browser import Browser, find_browser
@@ -98,6 +99,17 @@ def family(request: pytest.FixtureRequest) -> str:
 def tiny_vlm(family: str) -> VLM:
     """The tiny random checkpoint of each family in turn."""
     return tiny_model(family)
+
+
+@pytest.fixture
+def trained(family: str) -> VLM:
+    """A model with an adapter that is not fresh; loaded anew, as it is changed."""
+    vlm = load_vlm(GOLDEN / family, 512 * 512)
+    attach_lora(vlm.model, list(linear_layers(vlm.model)), rank=4, scale=2.0)
+    mx.random.seed(1)
+    weights = {n: 0.05 * mx.random.normal(w.shape) for n, w in adapter_weights(vlm.model).items()}
+    vlm.model.load_weights(list(weights.items()), strict=False)
+    return vlm
 
 
 @pytest.fixture

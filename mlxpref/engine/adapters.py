@@ -14,12 +14,11 @@ from mlxpref.checkpoints.files import read_json_object
 from mlxpref.checkpoints.identity import Identity
 from mlxpref.checkpoints.safetensors import read_file_tensor_infos
 from mlxpref.engine.lora import attach_lora, linear_layers, linear_shape
-from mlxpref.engine.peft import AGAIN, is_peft, read_peft
+from mlxpref.engine.peft import ADAPTER_CONFIG, AGAIN, is_peft, read_peft
 from mlxpref.engine.template import template_version
 from mlxpref.errors import ModelError
 from mlxpref.files import replacing, write_file
 
-ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapters.safetensors"
 
 
@@ -39,7 +38,7 @@ def read_adapter(folder: Path, model: nn.Module) -> tuple[int, float, dict[str, 
     """Rank, scale, and weights by full names, (in, r) and (r, out), of an adapter; ModelError where it does not fit."""
     config, layers = _config(folder), linear_layers(model)
     if is_peft(folder) or "peft_type" in config:
-        rank, scale, weights = read_peft(folder, layers)
+        rank, scale, weights = read_peft(folder, config, layers)
     else:
         rank, scale = _parameters(folder, config)
         weights = _weights(folder)

@@ -13,14 +13,13 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxpref.checkpoints.files import read_json_object
 from mlxpref.checkpoints.safetensors import read_file_tensor_infos
 from mlxpref.errors import ModelError
 from mlxpref.files import write_file
 
 AGAIN = "copy or train the adapter again"
 PEFT_WEIGHTS = "adapter_model.safetensors"
-_CONFIG = "adapter_config.json"
+ADAPTER_CONFIG = "adapter_config.json"
 _NAME = re.compile(r"base_model\.model\.(?P<path>.+)\.lora_(?P<part>[AB])(\.default)?\.weight")
 # Paths of the language model and the vision tower in transformers: since 4.52, and before (also in the hub's files).
 _PLACES = (
@@ -41,15 +40,17 @@ def is_peft(folder: Path) -> bool:
     return (folder / PEFT_WEIGHTS).is_file() or (folder / "adapter_model.bin").is_file()
 
 
-def read_peft(folder: Path, layers: Collection[str]) -> tuple[int, float, dict[str, mx.array]]:
-    """Rank, scale, and weights by MLX's names, of an adapter for a model with these linear layers.
+def read_peft(
+    folder: Path, config: Mapping[str, Any], layers: Collection[str]
+) -> tuple[int, float, dict[str, mx.array]]:
+    """Rank, scale, and weights by MLX's names, of an adapter with this config for a model with these linear layers.
 
     The tensors' names determine the layers, not the config's targets. ModelError for another kind of adapter, or a
     tensor without a place.
     """
     if not (folder / PEFT_WEIGHTS).is_file():
         raise ModelError(f"{folder}: its weights are pickled (adapter_model.bin), which may run code; save safetensors")
-    rank, scale = _config(folder)
+    rank, scale = _parameters(folder / ADAPTER_CONFIG, config)
     read_file_tensor_infos(folder / PEFT_WEIGHTS, AGAIN)
     arrays = mx.load(str(folder / PEFT_WEIGHTS))
     assert isinstance(arrays, dict)
@@ -102,13 +103,11 @@ def write_peft(folder: Path, weights: Mapping[str, mx.array], rank: int, scale: 
         "modules_to_save": None,
         "target_modules": sorted(targets),
     }
-    write_file(folder / _CONFIG, json.dumps(config, indent=2) + "\n")
+    write_file(folder / ADAPTER_CONFIG, json.dumps(config, indent=2) + "\n")
 
 
-def _config(folder: Path) -> tuple[int, float]:
-    """Rank and scale; ModelError for anything but plain LoRA."""
-    file = folder / _CONFIG
-    config = read_json_object(file, remedy=AGAIN)
+def _parameters(file: Path, config: Mapping[str, Any]) -> tuple[int, float]:
+    """Rank and scale of a config in a file; ModelError for anything but plain LoRA."""
     kind = config.get("peft_type")
     if kind != "LORA":
         raise ModelError(f"{file}: a {str(kind)[:40]!r} adapter; only plain LoRA can be put on")

@@ -15,9 +15,7 @@ from mlxpref.engine.vlm import VLM
 from mlxpref.training import gradients
 from tests.conftest import picture, tiny_model
 from tests.tolerance import tolerance
-from tests.training.test_gradients import material, settings, trained
-
-__all__ = ["trained"]  # a fixture
+from tests.training.test_gradients import material, settings
 
 
 @pytest.fixture

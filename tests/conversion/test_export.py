@@ -14,9 +14,9 @@ from mlxpref.checkpoints.safetensors import read_tensor_infos
 from mlxpref.conversion.convert import convert, lazy_model
 from mlxpref.conversion.export import export_adapter, hub_name
 from mlxpref.conversion.quantize import Recipe, quantized_layers
-from mlxpref.engine.adapters import ADAPTER_CONFIG, load_adapter
+from mlxpref.engine.adapters import load_adapter
 from mlxpref.engine.lora import linear_layers
-from mlxpref.engine.peft import PEFT_WEIGHTS
+from mlxpref.engine.peft import ADAPTER_CONFIG, PEFT_WEIGHTS
 from mlxpref.errors import ModelError
 from tests.conftest import GOLDEN, tiny_model, write_adapter
 from tests.conversion.test_convert import logits

@@ -13,8 +13,9 @@ from mlx_lm.tuner.lora import LoRALinear
 from mlxpref.checkpoints.checkpoint import Checkpoint
 from mlxpref.conversion.convert import convert
 from mlxpref.conversion.quantize import Recipe
-from mlxpref.engine.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, load_adapter
+from mlxpref.engine.adapters import ADAPTER_WEIGHTS, load_adapter
 from mlxpref.engine.lora import linear_layers
+from mlxpref.engine.peft import ADAPTER_CONFIG
 from mlxpref.engine.vlm import VLM, load_vlm
 from mlxpref.errors import ModelError
 from tests.conftest import GOLDEN, hidden_states, write_adapter

@@ -20,17 +20,6 @@ from tests.tolerance import tolerance
 GROUP = 3
 
 
-@pytest.fixture
-def trained(family: str) -> VLM:
-    """A model with an adapter that is not fresh; loaded anew, as it is changed."""
-    vlm = load_vlm(GOLDEN / family, 512 * 512)
-    attach_lora(vlm.model, list(linear_layers(vlm.model)), rank=4, scale=2.0)
-    mx.random.seed(1)
-    weights = {n: 0.05 * mx.random.normal(w.shape) for n, w in adapter_weights(vlm.model).items()}
-    vlm.model.load_weights(list(weights.items()), strict=False)
-    return vlm
-
-
 def material(vlm: VLM) -> tuple[list[ComparisonInput], Completions]:
     """Three comparisons of different lengths, with completions of different lengths."""
     sizes = [(84, 84), (140, 84), (56, 112)]

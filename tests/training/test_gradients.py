@@ -10,26 +10,15 @@ from mlx.utils import tree_flatten
 
 from mlxpref.config import TrainSettings
 from mlxpref.engine.logprobs import Completions
-from mlxpref.engine.lora import adapter_weights, attach_lora, linear_layers
-from mlxpref.engine.vlm import VLM, load_vlm
+from mlxpref.engine.lora import adapter_weights
+from mlxpref.engine.vlm import VLM
 from mlxpref.training.gradients import GradientResult, policy_gradient, policy_logprobs
 from mlxpref.training.loss import LossInputs
 from mlxpref.training.rewards import RewardMix
-from tests.conftest import GOLDEN, picture
+from tests.conftest import picture
 from tests.tolerance import tolerance
 
 GROUP = 4
-
-
-@pytest.fixture
-def trained(family: str) -> VLM:
-    """A model with an adapter that is not fresh; loaded anew, as it is changed."""
-    vlm = load_vlm(GOLDEN / family, 512 * 512)
-    attach_lora(vlm.model, list(linear_layers(vlm.model)), rank=4, scale=2.0)
-    mx.random.seed(1)
-    weights = {n: 0.05 * mx.random.normal(w.shape) for n, w in adapter_weights(vlm.model).items()}
-    vlm.model.load_weights(list(weights.items()), strict=False)
-    return vlm
 
 
 def material(vlm: VLM, longest: int = 9) -> LossInputs:
