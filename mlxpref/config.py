@@ -17,7 +17,10 @@ Level = Literal["token", "sequence"]
 
 
 def setting(default: Any, text: str, **limits: Any) -> Any:
-    """A field with its default, the help of its option, and its limits: `minimum`, `maximum`, `choices`."""
+    """A field with its default, the help of its option, and its limits: `minimum`, `maximum`, `choices`.
+
+    `shown` is what the help says of the default, where that depends on more.
+    """
     return field(default=default, metadata={"help": text, **limits})
 
 
@@ -29,10 +32,21 @@ _REMOVED: dict[str, Any] = {"schedule": "cosine", "curriculum": False, "divide_b
 class JudgeSettings:
     """Settings of a judge's images, reasons and answers."""
 
-    think: bool = setting(True, "Reason before answering; without, the answer is read at once.")
+    think: bool = setting(
+        True,
+        "Reason before answering; without, the answer is read at once.",
+        shown="yes, or as the adapter was trained",
+    )
     samples: int = setting(1, "Completions per order: one is greedy, several are sampled.", minimum=1)
-    max_tokens: int = setting(256, "Tokens of reasoning at most; a longer one is ended there.", minimum=1)
-    max_pixels: int = setting(512 * 512, "Pixels of an image at most; a larger one is shrunk.", minimum=784)
+    max_tokens: int = setting(
+        256, "Tokens of reasoning at most; a longer one is ended there.", minimum=1, shown="256, or the adapter's"
+    )
+    max_pixels: int = setting(
+        512 * 512,
+        "Pixels of an image at most; a larger one is shrunk.",
+        minimum=784,
+        shown="262144, or the adapter's; never more than the judge's own",
+    )
     seed: int = setting(0, "Seed of all random numbers.", minimum=0)
     rows: int = setting(32, "Completions written at the same time; fewer take less memory.", minimum=1)
 

@@ -43,7 +43,7 @@ RUN: dict[str, Any] = {
 }  # fmt: skip
 FEW = ["--model", "demo", "--max-tokens", "16", "--json"]
 EVAL = ["eval", "--data", "demo", "--limit", "5", *FEW]
-RANK = ["rank", "--prompt", "a red circle", "--think", "all", "--pairs", "5", *FEW]
+RANK = ["rank", "--prompt", "a red circle", "--think-about", "all", "--pairs", "5", *FEW]
 
 
 @contextmanager

@@ -43,6 +43,8 @@ def calibrate(
     Use a split that the judge was not trained on. A calibration holds for one judge and its settings, separately with
     thinking and without. The table shows the gain on prompts outside the fit.
     """
+    if think is not None:
+        settings["think"] = think
     if output is not None:
         check_output("--output", output)
     preferences = load_preferences(source.data, source.split, source.limit, data_dir=source.data_dir)

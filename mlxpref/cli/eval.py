@@ -1,6 +1,6 @@
 """`mlxpref eval`: measure the agreement of a judge, or of another tool's image scores, with people."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from mlxpref.cli.options import (
     FILE,
     DataOptions,
     JudgeOptions,
+    OldSpellings,
     json_option,
     option,
     option_group,
@@ -65,33 +66,27 @@ class StrategyOptions:
         callback=_counts,
         help="Completions per order: one is greedy, several are sampled; several numbers with commas.  [default: 1]",
     )
-    thinking: str | None = option(
-        "--think",
-        type=click.Choice(["yes", "both"]),
-        is_flag=False,
-        flag_value="yes",
-        help="Reason before answering; `--think both` compares that with --no-think.  [default: yes]",
+    compare_thinking: bool = option(
+        "--compare-thinking", default=False, is_flag=True, help="Compare judging with thinking and without."
     )
-    no_think: bool = option("--no-think", default=False, is_flag=True, help="Read the answer at once, without reasons.")
 
-    def __post_init__(self) -> None:
-        if self.thinking and self.no_think:
-            raise click.UsageError("--think and --no-think exclude each other; --think both compares them")
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The judge's settings in the options, for the variant with the most memory."""
+    def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The judge's settings in these options and in others, for the variant with the most memory."""
+        if self.compare_thinking and "think" in given:
+            raise click.UsageError("--compare-thinking takes the place of --think and --no-think")
         samples = {"samples": max(self.samples)} if self.samples else {}
-        return samples | ({"think": not self.no_think} if self.thinking or self.no_think else {})
+        return {**given, **samples, **({"think": True} if self.compare_thinking else {})}
 
-    @property
-    def variants(self) -> list[StrategyVariant]:
-        """The variants in the options: by default one greedy sample with thinking."""
-        modes = [True, False] if self.thinking == "both" else [not self.no_think]
+    def variants(self, think: bool) -> list[StrategyVariant]:
+        """The variants in the options; `think` says whether the judge thinks, if they do not compare both."""
+        modes = [True, False] if self.compare_thinking else [think]
         return strategy_variants(self.strategies, self.samples or [1], modes)
 
 
-@click.command("eval")
+_OLD_THINK = {("--think", "yes"): ("--think",), ("--think", "both"): ("--compare-thinking",)}
+
+
+@click.command("eval", cls=OldSpellings, old=_OLD_THINK)
 @option_group(DataOptions, "source")
 @click.option("--protocol", help="imagereward, hpdv2, pickapic, hpdv3 or pairs.  [default: the data set's own]")
 @click.option(
@@ -103,7 +98,7 @@ class StrategyOptions:
 @click.option("--plot", type=FILE, help="Draw how reliable probabilities are: .svg, .png.")
 @click.option("--scores", type=FILE, help="CSV file (image,score) of any tool, measured instead of a judge.")
 @option_group(JudgeOptions, "judge", only=("model", "adapter", "any_base", "yes", "calibration", "store", "no_store"))
-@settings_options(JudgeSettings, only=("max_tokens", "max_pixels", "seed", "rows"))
+@settings_options(JudgeSettings, only=("think", "max_tokens", "max_pixels", "seed", "rows"))
 @json_option
 def evaluate(
     source: DataOptions,
@@ -120,7 +115,7 @@ def evaluate(
 
     It ignores the judge's own calibration, unless --calibration names a file.
     """
-    settings |= variants.settings
+    settings = variants.settings(settings)
     spec = _spec(source, protocol, tie_threshold, scores)
     if scores and (judge.model or judge.adapter or judge.calibration or plot or settings):
         raise click.UsageError(
@@ -180,7 +175,7 @@ def _evaluate_judge(
     options = replace(options, no_calibration=options.calibration is None)
     with open_judge([image for p in all_preferences for image in (p.a, p.b)], options, settings, cache) as judge:
         judge.processes.check_same({"fingerprint of the preferences": data_fingerprint(all_preferences)})
-        comparison = compare_strategies(judge, preferences, spec, variants.variants, validation)
+        comparison = compare_strategies(judge, preferences, spec, variants.variants(judge.settings.think), validation)
     if recalled := comparison.counts.recalled:
         note(f"{recalled} of {recalled + comparison.counts.comparisons} comparisons were judged before")
     if plot and judge.processes.is_main:

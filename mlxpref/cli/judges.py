@@ -31,6 +31,8 @@ def load_judge_for(
     """The calibrated judge of the options for `images`, with up to `together` (default all) in one ranking."""
     consent = (lambda question: True) if options.yes else agree
     judge = load_judge(options.model, options.adapter, settings, consent, together or len(images), options.any_base)
+    if not judge.settings.think and (samples := settings.get("samples", 1)) > 1:
+        note(f"--samples {samples} is left off: without thinking every completion of a comparison is the same")
     judge = replace(judge, processes=process_group())
     judge.vlm.features.images = cache
     if judge.processes.size > 1:

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import click
 
+from mlxpref.cli.output import note
+
 Command = Callable[..., Any]
 
 FILE = click.Path(path_type=Path)
@@ -69,7 +71,7 @@ def _together(
 def _setting_option(name: str, default: Any, metadata: Mapping[str, Any]) -> Callable[[Command], Command]:
     """The option of a setting; None if the user does not give it."""
     flag = name.replace("_", "-")
-    value = ("yes" if default else "no") if isinstance(default, bool) else default
+    value = metadata.get("shown", ("yes" if default else "no") if isinstance(default, bool) else default)
     text = metadata["help"] if default == "" else f"{metadata['help']}  [default: {value}]"
     if isinstance(default, bool):
         return click.option(f"--{flag}/--no-{flag}", name, default=None, help=text)
@@ -80,6 +82,29 @@ def _setting_option(name: str, default: Any, metadata: Mapping[str, Any]) -> Cal
             metadata.get("minimum"), metadata.get("maximum")
         )
     return click.option(f"--{flag}", name, type=kind, default=None, help=text)
+
+
+class OldSpellings(click.Command):
+    """A command that still takes earlier spellings, an option and its value, and notes the new one."""
+
+    def __init__(self, *arguments: Any, old: Mapping[tuple[str, str], tuple[str, ...]], **attributes: Any) -> None:
+        super().__init__(*arguments, **attributes)
+        self._old = old
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        end = args.index("--") if "--" in args else len(args)
+        new: list[str] = []
+        before = ""
+        for arg in args[:end]:
+            option, equals, value = arg.partition("=")
+            old = (option, value) if equals else (before, arg)
+            if spelling := self._old.get(old):
+                note(f"`{' '.join(old)}` is now spelled `{' '.join(spelling)}`")
+                new[len(new) - (not equals) :] = spelling
+            else:
+                new.append(arg)
+            before = "" if spelling else arg
+        return super().parse_args(ctx, new + args[end:])
 
 
 def _pairs(ctx: click.Context, parameter: click.Parameter, value: str | None) -> int | Literal["all"] | None:

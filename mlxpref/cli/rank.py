@@ -14,6 +14,7 @@ from mlxpref.cli.options import (
     FILE,
     ImageOptions,
     JudgeOptions,
+    OldSpellings,
     json_option,
     option,
     option_group,
@@ -71,29 +72,33 @@ class OutputOptions:
             note(f"{len(copy_top(rankings, *self.copy_top))} images copied to {self.copy_top[1]}")
 
 
-@click.command()
+_OLD_THINK = {
+    ("--think", "top"): ("--think-about", "top"),
+    ("--think", "all"): ("--think-about", "all"),
+    ("--think", "none"): ("--no-think",),
+}
+
+
+@click.command(cls=OldSpellings, old=_OLD_THINK)
 @click.argument("images", nargs=-1, required=True, type=FILE)
 @option_group(ImageOptions, "source")
 @pairs_option
 @click.option("--top", type=click.IntRange(min=1), help="End as soon as the K best images are settled.")
 @click.option(
-    "--think",
-    "think_about",
-    type=click.Choice(["top", "all", "none"]),
-    default="top",
-    show_default=True,
-    help="Think about pairs of the ten best, about all, or about none.",
+    "--think-about",
+    type=click.Choice(["top", "all"]),
+    help="With thinking: about pairs of the ten best, or about all.  [default: top]",
 )
 @option_group(OutputOptions, "outputs")
 @option_group(JudgeOptions, "judge")
-@settings_options(JudgeSettings, only=("samples", "max_tokens", "max_pixels", "seed", "rows"))
+@settings_options(JudgeSettings)
 @json_option
 def rank(
     images: tuple[Path, ...],
     source: ImageOptions,
     pairs: Pairs,
     top: int | None,
-    think_about: ThinkAbout,
+    think_about: ThinkAbout | None,
     outputs: OutputOptions,
     judge: JudgeOptions,
     settings: dict[str, Any],
@@ -104,13 +109,16 @@ def rank(
     Ctrl-C ranks by the pairs so far. Finished comparisons are stored: the same command, with more images or more pairs,
     judges only new ones.
     """
+    if think_about and settings.setdefault("think", True) is False:
+        raise click.UsageError("--think-about and --no-think exclude each other")
     outputs.check()
     cache = image_cache(settings)
     groups, skipped, notes = load_image_groups(images, source, cache)
     everything = [image for group in groups for image in group.images]
     with open_judge(everything, judge, settings, cache, max(len(group.images) for group in groups)) as loaded:
         loaded.processes.check_same({"digest of the images": _digest(groups)})
-        rankings = _rank_all(loaded, groups, think_about, pairs, top, skipped)
+        about: ThinkAbout = think_about or ("top" if loaded.settings.think else "none")
+        rankings = _rank_all(loaded, groups, about, pairs, top, skipped)
     calibration = loaded.calibration
     if loaded.processes.is_main:
         outputs.write(rankings, [*notes, f"calibrated by {calibration}"] if calibration else notes, cache)

@@ -71,7 +71,7 @@ def test_export(to: str, tmp_path: Path, reads: Counter[Path]) -> None:
 def test_rank(tmp_path: Path, reads: Counter[Path]) -> None:
     for seed in range(3):
         Image.Image.save(picture(seed), tmp_path / f"{seed}.png")
-    run("rank", tmp_path, "--prompt", "a shape", "--model", "demo", "--think", "none", "--no-store")
+    run("rank", tmp_path, "--prompt", "a shape", "--model", "demo", "--no-think", "--no-store")
     assert of_model(reads, JUDGE) == ONCE
 
 

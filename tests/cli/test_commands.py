@@ -178,7 +178,10 @@ def test_help_names_every_command_in_full() -> None:
         ["compare", "a", "--prompt", "x"],
         ["compare", "a", "b", "c\x1b[31m", "--prompt", "x"],
         ["compare", "a", "b", "--prompt", "x", "--samples", "0"],
-        ["rank", "a", "--prompt", "x", "--think", "perhaps"],
+        ["rank", "a", "--prompt", "x", "--think-about", "perhaps"],
+        ["rank", "a", "--prompt", "x", "--think-about", "none"],
+        ["rank", "a", "--prompt", "x", "--think-about", "all", "--no-think"],
+        ["eval", "--data", "demo", "--compare-thinking", "--think"],
         ["rank", "a", "--prompt", " "],
         ["compare", "a", "b", "--prompt", "not text \udcff"],
         ["eval"],
@@ -215,7 +218,9 @@ def test_compare(two: tuple[Path, Path]) -> None:
 
 
 def test_compare_without_thinking_and_with_samples(two: tuple[Path, Path]) -> None:
-    result = report("compare", *two, "--prompt", "a shape", *QUICK, "--no-think", "--samples", "3")
+    done = run("compare", *two, "--prompt", "a shape", *QUICK, "--no-think", "--samples", "3", "--json")
+    assert "--samples 3 is left off" in done.stderr
+    result = json.loads(done.stdout)
     assert [sample["tokens"] for sample in result["samples"]] == [0, 0]
     assert result["reasons"] == ["", ""]
     arguments = ("compare", *two, "--prompt", "a shape", *QUICK, "--samples", "2")
@@ -229,9 +234,9 @@ def test_compare_without_thinking_and_with_samples(two: tuple[Path, Path]) -> No
     assert [sample["text"] for sample in report(*arguments, "--seed", "1")["samples"]] != texts
 
 
-@pytest.mark.parametrize("think", ["top", "all", "none"])
+@pytest.mark.parametrize("think", ["--think", "--think-about all", "--no-think"])
 def test_rank(pictures: Path, think: str) -> None:
-    result = report("rank", pictures, "--prompt", "a shape", "--think", think, *QUICK)
+    result = report("rank", pictures, "--prompt", "a shape", *think.split(), *QUICK)
     assert set(result) == RANK_KEYS
     assert (result["prompt"], result["model"], result["adapter"], result["skipped"]) == ("a shape", TINY, None, [])
     assert {frozenset(image) for image in result["images"]} == {frozenset(IMAGE_KEYS)}
@@ -241,9 +246,9 @@ def test_rank(pictures: Path, think: str) -> None:
     assert sum(image["p_best"] for image in result["images"]) == pytest.approx(1, abs=1e-6)
     assert len(result["pairs"]) == 3
     assert result["vision_runs"] == 3
-    assert (result["tokens"] == 0) == (think == "none")
+    assert (result["tokens"] == 0) == (think == "--no-think")
     assert all(len(pair["reasons"]) == 2 for pair in result["pairs"])
-    output = run("rank", pictures, "--prompt", "a shape", "--think", think, *QUICK).stdout.splitlines()
+    output = run("rank", pictures, "--prompt", "a shape", *think.split(), *QUICK).stdout.splitlines()
     assert output[0] == "“a shape”: 3 images, 3 pairs, each in both orders"
     assert [line.split()[1] for line in output[2:5]] == [Path(image["path"]).name for image in result["images"]]
     assert "not what people think" in output[-1]
@@ -256,7 +261,7 @@ def test_rank_takes_files_and_folders(pictures: Path, monkeypatch: pytest.Monkey
     (pictures / "._a.png").write_text("x")
 
     def ranked(*arguments: str | Path) -> set[str]:
-        result = report("rank", *arguments, "--prompt", "a shape", "--think", "none", *QUICK)
+        result = report("rank", *arguments, "--prompt", "a shape", "--no-think", *QUICK)
         assert result["skipped"] == []
         return {image["path"] for image in result["images"]}
 
@@ -264,10 +269,10 @@ def test_rank_takes_files_and_folders(pictures: Path, monkeypatch: pytest.Monkey
     assert ranked(pictures) == shallow
     assert ranked(pictures, "--recursive") == shallow | {str(deep)}
     assert ranked(pictures / "a.png", deep.parent) == {str(pictures / "a.png"), str(deep)}
-    output = run("rank", pictures, "--recursive", "--prompt", "x", "--think", "none", *QUICK).stdout
+    output = run("rank", pictures, "--recursive", "--prompt", "x", "--no-think", *QUICK).stdout
     assert "  deep/deeper/a.png " in output, "two images of one name are told apart by their folders"
     assert ranked("pictures/a.png", deep) == {"pictures/a.png", str(deep)}
-    assert f"  {deep} " in run("rank", "pictures/a.png", deep, "--prompt", "x", "--think", "none", *QUICK).stdout
+    assert f"  {deep} " in run("rank", "pictures/a.png", deep, "--prompt", "x", "--no-think", *QUICK).stdout
 
 
 def test_hostile_names_and_prompts(tmp_path: Path) -> None:
@@ -275,7 +280,7 @@ def test_hostile_names_and_prompts(tmp_path: Path) -> None:
     for number, name in enumerate(names):
         draw(tmp_path / "pictures" / name, number)
     prompt = "[bold]a[/bold] \x1b[2J\u202eshape <|im_end|>"
-    arguments = ("rank", tmp_path / "pictures", "--prompt", prompt, "--think", "none", *QUICK)
+    arguments = ("rank", tmp_path / "pictures", "--prompt", prompt, "--no-think", *QUICK)
     result = report(*arguments)
     assert result["prompt"] == prompt
     assert {Path(image["path"]).name for image in result["images"]} == set(names)
@@ -370,7 +375,7 @@ def test_output_in_any_encoding(two: tuple[Path, Path]) -> None:
     arguments = ("compare", *two, "--prompt", "“你好” 🎨", "--no-think", "--model", TINY)
     done = in_a_process(*arguments, "--json", PYTHONIOENCODING="ascii")
     assert json.loads(done.stdout)["prompt"] == "“你好” 🎨"
-    done = in_a_process("rank", *two, *arguments[3:5], "--think", "none", *QUICK, PYTHONIOENCODING="ascii")
+    done = in_a_process("rank", *two, *arguments[3:5], "--no-think", *QUICK, PYTHONIOENCODING="ascii")
     assert done.returncode == 0, done.stderr
 
 
@@ -428,7 +433,7 @@ def test_damaged_images_are_skipped(pictures: Path) -> None:
     (pictures / f"text {MARKUP}").write_text("a red circle")
     Image.new("1", (10_000, 10_000)).save(pictures / "bomb.png")
     (pictures / UNDECODED).write_bytes(b"")
-    result = run("rank", pictures, "--prompt", "x", "--think", "none", *QUICK)
+    result = run("rank", pictures, "--prompt", "x", "--no-think", *QUICK)
     assert result.exit_code == 0
     notes = [line for line in result.stderr.splitlines() if line.startswith("skipped: ")]
     assert len(notes) == 4
@@ -437,7 +442,7 @@ def test_damaged_images_are_skipped(pictures: Path) -> None:
     assert f"text {MARKUP}: is damaged or not an image" in notes[2]
     assert "undecoded\\xff.png: is empty" in notes[3]
     assert "4 skipped: bomb.png, cut.png and 2 more" in result.stdout
-    ranking = report("rank", pictures, "--prompt", "x", "--think", "none", *QUICK)
+    ranking = report("rank", pictures, "--prompt", "x", "--no-think", *QUICK)
     assert [Path(each["path"]).name for each in ranking["skipped"]] == [
         "bomb.png", "cut.png", f"text {MARKUP}", UNDECODED,
     ]  # fmt: skip

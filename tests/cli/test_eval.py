@@ -21,7 +21,7 @@ def run(*arguments: object) -> Result:
 
 def test_several_strategies_are_one_table(tmp_path: Path) -> None:
     store = ("--store", tmp_path / "store.sqlite")
-    result = run("--strategy", "select,score,soft", "--samples", "2, 1", "--think", "both", *store)
+    result = run("--strategy", "select,score,soft", "--samples", "2, 1", "--compare-thinking", *store)
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
     assert lines[0] == "demo test: 3 pairs, each in both orders"
@@ -36,7 +36,7 @@ def test_several_strategies_are_one_table(tmp_path: Path) -> None:
     assert gains[-1] == ["soft", "-", "score", "yes", "2"]
     assert "all rows together" in lines[-1]
     # It is all kept: nothing is judged again, so no seconds are known.
-    again = run("--strategy", "select,score,soft", "--samples", "2,1", "--think", "both", *store)
+    again = run("--strategy", "select,score,soft", "--samples", "2,1", "--compare-thinking", *store)
     assert "36 of 36 comparisons were judged before" in again.stderr
     shares = [line.rsplit(None, 1)[0] for line in lines[2:11]]
     assert [line.rsplit(None, 1) for line in again.stdout.splitlines()[2:11]] == [[s, "recalled"] for s in shares]
@@ -76,8 +76,8 @@ def test_drawing_is_written(tmp_path: Path, ending: str) -> None:
         (("--samples", "two"), "give numbers from 1"),
         (("--samples", "1,,2"), "give numbers from 1"),
         (("--strategy", "soft,hard"), "'hard'; known are soft, select, score"),
-        (("--think", "--no-think"), "exclude each other"),
-        (("--think", "never"), "'never' is not one of"),
+        (("--compare-thinking", "--no-think"), "takes the place of --think and --no-think"),
+        (("--think", "never"), "unexpected extra argument (never)"),
         (("--plot", "drawing.pdf"), "ends with .svg or .png"),
         (("--plot", "no/such/folder/drawing.svg"), "in a folder that exists"),
         (("--plot", "drawing.svg", "--scores", "scores.csv"), "takes the place of a judge"),
@@ -91,13 +91,14 @@ def test_wrong_usage(arguments: tuple[str, ...], problem: str) -> None:
 
 def test_absent_options_change_no_setting() -> None:
     nothing = StrategyOptions(["soft"])
-    assert nothing.settings == {}
-    assert nothing.variants == [StrategyVariant("soft", True, 1)]
-    both = StrategyOptions(["soft"], [4, 1], "both")
-    assert both.settings == {"samples": 4, "think": True}
-    assert both.variants == [
+    assert nothing.settings({}) == {}
+    assert nothing.settings({"think": False}) == {"think": False}
+    assert nothing.variants(True) == [StrategyVariant("soft", True, 1)]
+    assert nothing.variants(False) == [StrategyVariant("soft", False, 1)]
+    both = StrategyOptions(["soft"], [4, 1], True)
+    assert both.settings({}) == {"samples": 4, "think": True}
+    assert both.variants(False) == [
         StrategyVariant("soft", False, 1),
         StrategyVariant("soft", True, 1),
         StrategyVariant("soft", True, 4),
     ]
-    assert StrategyOptions(["soft"], no_think=True).settings == {"think": False}

@@ -39,26 +39,26 @@ def ranked(*arguments: str | Path) -> dict[str, Any]:
 
 
 def test_default_budget_is_two_pairs_an_image(folder: Path) -> None:
-    assert len(ranked(folder, *PROMPT, "--think", "none", *QUICK)["pairs"]) == 24
-    assert len(ranked(folder, *PROMPT, "--think", "none", "--pairs", "13", *QUICK)["pairs"]) == 13
-    assert len(ranked(folder, *PROMPT, "--think", "none", "--pairs", "all", *QUICK)["pairs"]) == 66
+    assert len(ranked(folder, *PROMPT, "--no-think", *QUICK)["pairs"]) == 24
+    assert len(ranked(folder, *PROMPT, "--no-think", "--pairs", "13", *QUICK)["pairs"]) == 13
+    assert len(ranked(folder, *PROMPT, "--no-think", "--pairs", "all", *QUICK)["pairs"]) == 66
 
 
 def test_judged_pairs_are_recalled(folder: Path, tmp_path: Path) -> None:
     store = ("--store", tmp_path / "kept.sqlite")
-    first = ranked(folder, *PROMPT, "--think", "none", *store, *QUICK)
+    first = ranked(folder, *PROMPT, "--no-think", *store, *QUICK)
     assert (first["recalled"], first["vision_runs"]) == (0, 12)
-    again = ranked(folder, *PROMPT, "--think", "none", *store, *QUICK)
+    again = ranked(folder, *PROMPT, "--no-think", *store, *QUICK)
     assert (again["recalled"], again["vision_runs"]) == (48, 0)
     assert again["images"] == first["images"]
-    more = ranked(folder, *PROMPT, "--think", "none", "--pairs", "30", *store, *QUICK)
+    more = ranked(folder, *PROMPT, "--no-think", "--pairs", "30", *store, *QUICK)
     assert 0 < more["recalled"] < 60
     assert len(more["pairs"]) == 30
 
 
 def test_store_is_in_the_cache(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLXPREF_CACHE", str(tmp_path / "cache"))
-    arguments = (folder, *PROMPT, "--think", "none", "--pairs", "3", *QUICK)
+    arguments = (folder, *PROMPT, "--no-think", "--pairs", "3", *QUICK)
     assert ranked(*arguments, "--no-store")["recalled"] == 0
     assert not (tmp_path / "cache").exists()
     ranked(*arguments)
@@ -81,7 +81,7 @@ def test_time_estimate_comes_first(folder: Path) -> None:
 def test_files_are_written(folder: Path, tmp_path: Path) -> None:
     page, table, best = tmp_path / "page.html", tmp_path / "table.csv", tmp_path / "best"
     outputs = ("--html", page, "--csv", table, "--copy-top", "3", best)
-    result = ranked(folder, *PROMPT, "--think", "none", *outputs, *QUICK)
+    result = ranked(folder, *PROMPT, "--no-think", *outputs, *QUICK)
     order = [Path(image["path"]).name for image in result["images"]]
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -115,7 +115,7 @@ def test_each_prompt_has_its_own_ranking(folder: Path, tmp_path: Path) -> None:
         path.with_suffix(".txt").write_text("a red circle" if number % 2 else "a blue square", encoding="utf-8")
     (folder / "11.txt").unlink()
     page = tmp_path / "page.html"
-    done = run("rank", folder, "--prompt-from", "sidecar", "--think", "none", "--html", page, *QUICK, "--json")
+    done = run("rank", folder, "--prompt-from", "sidecar", "--no-think", "--html", page, *QUICK, "--json")
     assert done.exit_code == 0, done.stderr
     rankings = json.loads(done.stdout)
     assert [(ranking["prompt"], len(ranking["images"])) for ranking in rankings] == [
@@ -152,13 +152,13 @@ def test_impossible_pairs(folder: Path, pairs: str) -> None:
 
 def test_duplicates_are_named(folder: Path) -> None:
     (folder / "copy.png").write_bytes((folder / "03.png").read_bytes())
-    done = run("rank", folder, *PROMPT, "--think", "none", *QUICK)
+    done = run("rank", folder, *PROMPT, "--no-think", *QUICK)
     assert done.exit_code == 0
     assert f"the same file: {folder / '03.png'}, {folder / 'copy.png'}; each is ranked" in done.stderr
 
 
 def test_ends_when_the_top_is_settled(folder: Path) -> None:
-    result = ranked(folder, *PROMPT, "--think", "none", "--pairs", "all", "--top", "12", *QUICK)
+    result = ranked(folder, *PROMPT, "--no-think", "--pairs", "all", "--top", "12", *QUICK)
     assert result["ending"] == "settled", "that all twelve are the twelve best is known at once"
     assert len(result["pairs"]) < result["planned_pairs"] == 66
 
@@ -176,7 +176,7 @@ def test_interrupted_ranking(tmp_path: Path) -> None:
     for i in range(40):
         picture(i, (112, 112)).save(tmp_path / f"{i:02}.png")
     store = tmp_path / "kept.sqlite"
-    command = [*SCRIPT, "rank", str(tmp_path), *PROMPT, "--think", "all", "--pairs", "all", "--max-tokens", "64"]
+    command = [*SCRIPT, "rank", str(tmp_path), *PROMPT, "--think-about", "all", "--pairs", "all", "--max-tokens", "64"]
     command += ["--model", QUICK[1], "--store", str(store), "--json", "--rows", "4"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(os.environ)) as process:
         deadline = time.monotonic() + 300
@@ -195,5 +195,5 @@ def test_interrupted_ranking(tmp_path: Path) -> None:
 def test_broken_images_are_named(folder: Path) -> None:
     (folder / "broken.png").write_bytes(b"\x89PNG")
     Image.new("RGB", (8, 8)).save(folder / "fine.png")
-    result = ranked(folder, *PROMPT, "--think", "none", "--pairs", "3", *QUICK)
+    result = ranked(folder, *PROMPT, "--no-think", "--pairs", "3", *QUICK)
     assert [Path(each["path"]).name for each in result["skipped"]] == ["broken.png"]

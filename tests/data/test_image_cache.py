@@ -97,7 +97,7 @@ def test_rank_decodes_each_image_once(tmp_path: Path, decodes: Counter[str], sto
     paths = write_images(tmp_path / "pictures", 4)
     bad = tmp_path / "pictures" / "bad.png"
     bad.write_bytes(paths[0].read_bytes()[:300])
-    options = ["--model", "demo", "--think", "none", "--json", "--html", tmp_path / "a.html"]
+    options = ["--model", "demo", "--no-think", "--json", "--html", tmp_path / "a.html"]
     options += [] if store else ["--no-store"]
     result = json.loads(run("rank", tmp_path / "pictures", "--prompt", "a red cube", *options))
     assert [Path(skip["path"]).name for skip in result["skipped"]] == ["bad.png"]
@@ -107,7 +107,7 @@ def test_rank_decodes_each_image_once(tmp_path: Path, decodes: Counter[str], sto
 def test_a_model_for_small_pictures_decodes_twice(tmp_path: Path, decodes: Counter[str]) -> None:
     """Its own budget is smaller than the one that was expected: another reduction, and so other pixels."""
     write_images(tmp_path / "pictures", 2, (530, 530))
-    run("rank", tmp_path / "pictures", "--prompt", "x", "--model", "demo", "--think", "none", "--max-pixels", 10_000)
+    run("rank", tmp_path / "pictures", "--prompt", "x", "--model", "demo", "--no-think", "--max-pixels", 10_000)
     assert set(decodes.values()) == {2}
 
 

@@ -445,18 +445,18 @@ def test_rank_applies_the_calibration(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "30 pairs are few" in table
 
     ranking = (str(images), "--prompt", "a red circle", "--json")
-    with_it = run("rank", *ranking, "--think", "none")
+    with_it = run("rank", *ranking, "--no-think")
     assert f"calibrated by {path} (" in with_it.stderr
     applied = json.loads(with_it.stdout)
     assert applied["calibration"] == {
         "file": str(path), "modes": [{"think": False, **calibration["rescaling"], "pairs": 30}]
     }  # fmt: skip
-    without = json.loads(run("rank", *ranking, "--think", "none", "--no-calibration").stdout)
+    without = json.loads(run("rank", *ranking, "--no-think", "--no-calibration").stdout)
     assert without["calibration"] is None
     for one, other in zip(applied["pairs"], without["pairs"], strict=True):
         expected = log_odds(other["p_a"]) / calibration["rescaling"]["temperature"]
         assert log_odds(one["p_a"]) == pytest.approx(expected, abs=1e-6)
-    thinking = run("rank", *ranking, "--think", "all")
+    thinking = run("rank", *ranking, "--think-about", "all")
     assert thinking.exit_code == 1
     assert "has no calibration for judging with thinking" in thinking.stderr
     both = run("rank", *ranking, "--calibration", str(path), "--no-calibration")
