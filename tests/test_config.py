@@ -74,7 +74,7 @@ def test_options_have_help_and_default() -> None:
         assert f"--{field.name.replace('_', '-')}" in output
         assert field.metadata["help"] in output
     assert "[default: 262144, or the adapter's; never more than the judge's own]" in output
-    assert "[default: yes]" in output
+    assert "[default: yes, or as the adapter was trained]" in output
     assert CliRunner().invoke(command, []).output == "{}\n"
     assert eval(CliRunner().invoke(command, ["--no-think", "--samples", "2"]).output) == {"think": False, "samples": 2}
     for wrong in (["--samples", "0"], ["--samples", "many"]):
