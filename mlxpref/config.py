@@ -16,14 +16,17 @@ LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo"]
 Level = Literal["token", "sequence"]
 
 
-def setting(default: Any, text: str, **limits: Any) -> Any:
-    """A field with its default, the help of its option, and its limits: `minimum`, `maximum`, `choices`.
+def setting(default: Any, text: str, group: str = "", short: str = "", **limits: Any) -> Any:
+    """A field with its default, and its option's help, its group there and its short name.
 
-    `shown` is what the help says of the default, where that depends on more.
+    `limits` are `minimum`, `maximum` and `choices`; `shown` is what the help says of the default, where that depends on
+    more.
     """
-    return field(default=default, metadata={"help": text, **limits})
+    return field(default=default, metadata={"help": text, "group": group, "short": short, **limits})
 
 
+_DATA, _JUDGE, _REWARD, _STEPS = "Data", "Judge and adapter", "Reward", "Steps"
+_MEASURING, _LOSS, _MEMORY = "Measuring and saving", "Loss", "Memory"
 _REMOVED: dict[str, Any] = {"schedule": "cosine", "curriculum": False, "divide_by_deviation": True}
 """Settings in the run.json of earlier versions, with the values that training still follows."""
 
@@ -73,55 +76,75 @@ class TrainSettings:
         "",
         "`demo`, imagereward, hpdv2, pickapic, pickapic_v1, hpdv3, a .jsonl, .csv or .tsv file of rows with prompt, a, "
         "b and p_a, or a folder with preferred/ and rejected/.",
+        _DATA,
+        "-d",
     )
-    data_dir: str = setting("", "Folder with the files of a public data set.  [default: the Hugging Face cache]")
-    split: str = setting("train", "Part of the data.")
-    limit: int = setting(0, "Use only this many preferences; 0 is all.", minimum=0)
-    fraction: float = setting(1.0, "Share of the preferences that are learned from.", minimum=1e-6, maximum=1.0)
-    model: str = setting("", "Folder, Hugging Face id, or `demo`.")
+    data_dir: str = setting("", "Folder with the files of a public data set.  [default: the Hugging Face cache]", _DATA)
+    split: str = setting("train", "Part of the data.", _DATA)
+    limit: int = setting(0, "Use only this many preferences; 0 is all.", _DATA, "-n", minimum=0)
+    fraction: float = setting(1.0, "Share of the preferences that are learned from.", _DATA, minimum=1e-6, maximum=1.0)
+    model: str = setting("", "Folder, Hugging Face id, or `demo`.", _JUDGE, "-m")
+    think: bool = setting(True, "Learn to reason; without, only the answer is learned, by its exact gradient.", _JUDGE)
+    max_tokens: int = setting(256, "Tokens of a rollout at most.", _JUDGE, minimum=1)
+    max_pixels: int = setting(512 * 512, "Pixels of an image at most; a larger one is shrunk.", _JUDGE, minimum=784)
+    rank: int = setting(16, "Rank of the adapter on every linear layer of the language model.", _JUDGE, minimum=1)
+    lora_scale: float = setting(2.0, "Factor of the adapter's output (alpha / rank).", _JUDGE, minimum=0.0)
     reward: str = setting(
         "soft",
         "Reward of a rollout: soft, brier, hard, score or file.py:function; a weighted sum is soft=1,own.py:kind=0.5.",
+        _REWARD,
     )
-    steps: int = setting(0, "Optimizer steps; 0 is one pass over the data.", minimum=0)
-    comparisons: int = setting(8, "Comparisons per step.", minimum=1)
-    group: int = setting(8, "Rollouts per comparison.", minimum=2)
-    think: bool = setting(True, "Learn to reason; without, only the answer is learned, by its exact gradient.")
-    max_tokens: int = setting(256, "Tokens of a rollout at most.", minimum=1)
-    max_pixels: int = setting(512 * 512, "Pixels of an image at most; a larger one is shrunk.", minimum=784)
-    temperature: float = setting(1.0, "Temperature of sampling, and of the log-probabilities.", minimum=0.01)
-    learning_rate: float = setting(1e-5, "Highest learning rate.", minimum=0.0)
-    warmup_steps: int = setting(10, "Steps in which the learning rate rises.", minimum=0)
-    rank: int = setting(16, "Rank of the adapter on every linear layer of the language model.", minimum=1)
-    lora_scale: float = setting(2.0, "Factor of the adapter's output (alpha / rank).", minimum=0.0)
-    format_weight: float = setting(0.2, "Reward of the right form, beside that of the right side.", minimum=0.0)
+    format_weight: float = setting(
+        0.2, "Reward of the right form, beside that of the right side.", _REWARD, minimum=0.0
+    )
     length_budget: int = setting(
-        0, "Tokens that cost nothing; a longer rollout loses up to 1 at --max-tokens. 0 is no budget.", minimum=0
+        0,
+        "Tokens that cost nothing; a longer rollout loses up to 1 at --max-tokens. 0 is no budget.",
+        _REWARD,
+        minimum=0,
     )
-    mask_truncated: bool = setting(False, "Leave the tokens of completions that ran out of tokens out of the loss.")
-    resample: int = setting(0, "Times that a step replaces comparisons without any gradient by others.", minimum=0)
+    steps: int = setting(0, "Optimizer steps; 0 is one pass over the data.", _STEPS, "-s", minimum=0)
+    comparisons: int = setting(8, "Comparisons per step.", _STEPS, minimum=1)
+    group: int = setting(8, "Rollouts per comparison.", _STEPS, minimum=2)
+    temperature: float = setting(1.0, "Temperature of sampling, and of the log-probabilities.", _STEPS, minimum=0.01)
+    learning_rate: float = setting(1e-5, "Highest learning rate.", _STEPS, minimum=0.0)
+    warmup_steps: int = setting(10, "Steps in which the learning rate rises.", _STEPS, minimum=0)
+    resample: int = setting(
+        0, "Times that a step replaces comparisons without any gradient by others.", _STEPS, minimum=0
+    )
     updates_per_rollout: int = setting(
-        1, "Updates with the rollouts of one step; from the second on, ratios are clipped.", minimum=1
+        1, "Updates with the rollouts of one step; from the second on, ratios are clipped.", _STEPS, minimum=1
     )
-    save_every: int = setting(20, "Steps between two saves of the adapter.", minimum=1)
+    seed: int = setting(0, "Seed of all random numbers.", _STEPS, minimum=0)
     held_out: float = setting(
-        0.0, "Share of the preferences, by whole prompts, held out to measure training.", minimum=0.0, maximum=0.9
+        0.0, "Share of the preferences, by whole prompts, held out to measure training.", _MEASURING,
+        minimum=0.0, maximum=0.9,
+    )  # fmt: skip
+    held_out_limit: int = setting(200, "Held-out preferences that are judged at most.", _MEASURING, minimum=1)
+    evaluate_every: int = setting(
+        20, "Steps between two measurements on the held-out preferences.", _MEASURING, minimum=1
     )
-    held_out_limit: int = setting(200, "Held-out preferences that are judged at most.", minimum=1)
-    evaluate_every: int = setting(20, "Steps between two measurements on the held-out preferences.", minimum=1)
     patience: int = setting(
-        0, "Measurements without better accuracy that end training with the best adapter; 0 never ends.", minimum=0
+        0, "Measurements without better accuracy that end training with the best adapter; 0 never ends.", _MEASURING,
+        minimum=0,
+    )  # fmt: skip
+    save_every: int = setting(20, "Steps between two saves of the adapter.", _MEASURING, minimum=1)
+    loss_type: LossType = setting("dapo", "How the tokens of a step are weighted.", _LOSS, choices=get_args(LossType))
+    level: Level = setting("token", "Importance ratio per token or per sequence.", _LOSS, choices=get_args(Level))
+    clip_low: float = setting(0.2, "How far the ratio may fall below 1.", _LOSS, minimum=0.0)
+    clip_high: float = setting(0.2, "How far the ratio may rise above 1.", _LOSS, minimum=0.0)
+    kl: float = setting(0.0, "Weight of the KL divergence from the judge without adapter.", _LOSS, minimum=0.0)
+    mask_truncated: bool = setting(
+        False, "Leave the tokens of completions that ran out of tokens out of the loss.", _LOSS
     )
-    loss_type: LossType = setting("dapo", "How the tokens of a step are weighted.", choices=get_args(LossType))
-    level: Level = setting("token", "Importance ratio per token or per sequence.", choices=get_args(Level))
-    clip_low: float = setting(0.2, "How far the ratio may fall below 1.", minimum=0.0)
-    clip_high: float = setting(0.2, "How far the ratio may rise above 1.", minimum=0.0)
-    kl: float = setting(0.0, "Weight of the KL divergence from the judge without adapter.", minimum=0.0)
-    rows: int = setting(64, "Completions written at the same time; fewer take less memory.", minimum=1)
-    micro_batch: int = setting(16, "Rollouts in one backward pass; fewer take less memory, nothing else.", minimum=1)
-    recompute: bool = setting(True, "Compute activations again in the backward pass: more work, much less memory.")
-    max_grad_norm: float = setting(1.0, "Largest global norm of the gradient.", minimum=1e-6)
-    seed: int = setting(0, "Seed of all random numbers.", minimum=0)
+    max_grad_norm: float = setting(1.0, "Largest global norm of the gradient.", _LOSS, minimum=1e-6)
+    rows: int = setting(64, "Completions written at the same time; fewer take less memory.", _MEMORY, minimum=1)
+    micro_batch: int = setting(
+        16, "Rollouts in one backward pass; fewer take less memory, nothing else.", _MEMORY, minimum=1
+    )
+    recompute: bool = setting(
+        True, "Compute activations again in the backward pass: more work, much less memory.", _MEMORY
+    )
 
     def __post_init__(self) -> None:
         """ConfigError for settings that contradict each other."""

@@ -1,8 +1,8 @@
 """Options of several commands. Related ones reach a command as one object."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,11 +15,45 @@ Command = Callable[..., Any]
 FILE = click.Path(path_type=Path)
 """The type of options for files and folders."""
 
+_UNGROUPED = "Options"
+
+
+class GroupedOption(click.Option):
+    """An option that the help of a `HelpCommand` lists under the name of its group."""
+
+    def __init__(self, *arguments: Any, group: str = _UNGROUPED, **attributes: Any) -> None:
+        super().__init__(*arguments, **attributes)
+        self.group = group
+
+
+class HelpCommand(click.Command):
+    """A command whose help lists options by group, in the order of their first ones, and `examples`, one a line."""
+
+    def __init__(self, *arguments: Any, examples: Sequence[str] = (), **attributes: Any) -> None:
+        super().__init__(*arguments, **attributes)
+        self.examples = examples
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write a section for each group of options, and one for the examples."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            if record := parameter.get_help_record(ctx):
+                groups.setdefault(getattr(parameter, "group", _UNGROUPED), []).append(record)
+        for name, records in groups.items():
+            with formatter.section(name):
+                formatter.write_dl(records)
+        if self.examples:
+            with formatter.section("Examples"):  # never wrapped, so that each can be copied
+                formatter.write("".join(f"  {example}\n" for example in self.examples))
+
+
+grouped_option = partial(click.option, cls=GroupedOption)
+"""As `click.option`, with a `group`."""
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
 
 def option(*names: str, default: Any = None, **attributes: Any) -> Any:
-    """A field of a dataclass of options: `names` and `attributes` are those of `click.option`."""
+    """A field of a dataclass of options: `names` and `attributes` are those of `grouped_option`."""
     if default is not None:
         attributes["default"] = default
     return field(default=default, metadata={"names": names, "attributes": attributes})
@@ -31,7 +65,7 @@ def option_group(kind: type, name: str, only: tuple[str, ...] = ()) -> Callable[
     Other fields have their defaults.
     """
     options = {
-        f.name: click.option(*f.metadata["names"], f.name, **f.metadata["attributes"])
+        f.name: grouped_option(*f.metadata["names"], f.name, **f.metadata["attributes"])
         for f in fields(kind)
         if not only or f.name in only
     }
@@ -70,21 +104,24 @@ def _together(
 
 def _setting_option(name: str, default: Any, metadata: Mapping[str, Any]) -> Callable[[Command], Command]:
     """The option of a setting; None if the user does not give it."""
-    flag = name.replace("_", "-")
+    flag, short = name.replace("_", "-"), metadata["short"]
     value = metadata.get("shown", ("yes" if default else "no") if isinstance(default, bool) else default)
     text = metadata["help"] if default == "" else f"{metadata['help']}  [default: {value}]"
+    common: dict[str, Any] = {"default": None, "help": text, "group": metadata["group"] or _UNGROUPED}
     if isinstance(default, bool):
-        return click.option(f"--{flag}/--no-{flag}", name, default=None, help=text)
+        return grouped_option(f"--{flag}/--no-{flag}", name, **common)
     if isinstance(default, str):
         kind: Any = click.Choice(metadata["choices"]) if "choices" in metadata else click.STRING
+        metavar = None
     else:
+        metavar = "N" if isinstance(default, int) else "X"
         kind = (click.IntRange if isinstance(default, int) else click.FloatRange)(
             metadata.get("minimum"), metadata.get("maximum")
         )
-    return click.option(f"--{flag}", name, type=kind, default=None, help=text)
+    return grouped_option(*([short] if short else []), f"--{flag}", name, type=kind, metavar=metavar, **common)
 
 
-class OldSpellings(click.Command):
+class OldSpellings(HelpCommand):
     """A command that still takes earlier spellings, an option and its value, and notes the new one."""
 
     def __init__(self, *arguments: Any, old: Mapping[tuple[str, str], tuple[str, ...]], **attributes: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from mlxpref.cli.common import agree, exit_on_sigterm, image_cache
-from mlxpref.cli.options import FILE, json_option, settings_options
+from mlxpref.cli.options import FILE, HelpCommand, json_option, settings_options
 from mlxpref.cli.output import note, print_json, print_text, track_steps
 from mlxpref.config import TrainSettings, read_settings, settings_from
 from mlxpref.data.load import check_preferences
@@ -21,11 +21,19 @@ from mlxpref.training.run import Run, read_log, resume_run, start_run
 from mlxpref.training.step_report import StepReport
 
 
-@click.command()
-@click.option("--output", type=FILE, help="Folder of the run.  [default: runs/<time>]")
+@click.command(
+    cls=HelpCommand,
+    examples=(
+        "mlxpref train --data preferences.jsonl --output runs/taste",
+        "mlxpref train -d imagereward -n 2000 --held-out 0.1 --patience 3 -o runs/people",
+        "mlxpref train --resume --output runs/taste",
+        "mlxpref train --config settings.toml --learning-rate 2e-5",
+    ),
+)
+@click.option("-o", "--output", type=FILE, help="Folder of the run.  [default: runs/<time>]")
 @click.option("--config", type=FILE, help="TOML file of settings, or a run.json; options go first.")
 @click.option("--resume", is_flag=True, help="Continue the run in --output, with its own settings.")
-@click.option("--yes", is_flag=True, help="Agree to download the recommended judge.")
+@click.option("-y", "--yes", is_flag=True, help="Agree to download the recommended judge.")
 @settings_options(TrainSettings)
 @json_option
 def train(

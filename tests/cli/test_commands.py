@@ -3,15 +3,18 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
@@ -20,6 +23,7 @@ from PIL import Image
 
 from mlxpref.checkpoints.resolve import choose_judge
 from mlxpref.cli import main
+from mlxpref.config import TrainSettings
 from mlxpref.demo.pictures import COLOURS, SHAPES, PictureSpec, render
 from mlxpref.engine.adapters import ADAPTER_WEIGHTS
 from mlxpref.judge.judge import Judge
@@ -159,6 +163,29 @@ def test_every_command_has_help(command: str) -> None:
     result = run(command, "--help")
     assert result.exit_code == 0
     assert result.output.startswith(f"Usage: main {command} ")
+
+
+def test_help_of_train_is_in_groups() -> None:
+    """Every setting is in a group; examples are whole lines, so that they can be copied."""
+    assert all(field.metadata["group"] for field in fields(TrainSettings))
+    output = CliRunner().invoke(main, ["train", "--help"], terminal_width=80).output
+    groups = {block.splitlines()[0]: block for block in output.split("\n\n")}
+    assert "-d, --data" in groups["Data:"]
+    assert "--rank" in groups["Judge and adapter:"]
+    assert "--resume" in groups["Options:"]
+    assert "--rank" not in groups["Options:"]
+    assert groups["Examples:"].splitlines()[1] == "  mlxpref train --data preferences.jsonl --output runs/taste"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_examples_in_help_are_right_usage(command: str) -> None:
+    group = click.Context(main)
+    each = main.get_command(group, command)
+    assert each is not None
+    for example in getattr(each, "examples", ()):
+        program, name, *arguments = shlex.split(example)
+        assert (program, name) == ("mlxpref", command)
+        each.make_context(name, arguments, parent=group)
 
 
 def test_help_names_every_command_in_full() -> None:
