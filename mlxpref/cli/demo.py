@@ -14,6 +14,7 @@ from mlxpref.cli.output import note, print_json, print_text, track_steps
 from mlxpref.cli.tables import print_evaluations, print_example, print_ranking
 from mlxpref.config import TrainSettings, read_settings, settings_from
 from mlxpref.data.find_images import find_images
+from mlxpref.data.thumbnails import thumbnail
 from mlxpref.demo import JUDGE
 from mlxpref.demo.pictures import PictureSpec, render
 from mlxpref.demo.preferences import demo_preferences, prompt_text
@@ -25,7 +26,7 @@ from mlxpref.judge.pair_verdict import PairVerdict
 from mlxpref.judge.ranking_result import Ranking
 from mlxpref.preferences import Preference
 from mlxpref.report.curves import curve_svg
-from mlxpref.report.html import thumbnail, write_page
+from mlxpref.report.html import write_page
 from mlxpref.training.run import RUN_FILES, start_run
 from mlxpref.training.step_report import StepReport
 

@@ -34,24 +34,24 @@ _TOO_LARGE = f"has more than {PIXEL_LIMIT:,} pixels, the most that is read; make
 
 
 def load_image(
-    source: ImageLike | str, max_pixels: int | None = None, archives: ArchiveCache | None = None
+    source: ImageLike | str | io.BytesIO, max_pixels: int | None = None, archives: ArchiveCache | None = None
 ) -> Image.Image:
     """Read an image as RGB: upright, on white, the first frame of an animation.
 
-    `source` is a file, a part of one, or an image in memory, which is not changed. Values beyond 8 bit are scaled, not
-    clipped. Colour profiles are ignored, as by the models' own processors. With `max_pixels`, the model's pixel budget,
-    an image of at least 16 times as many pixels is reduced (see `reduction`); none is ever cropped or enlarged.
-    `archives` keeps archives open. DataError, one line, for unreadable images.
+    `source` is a file, a part of one, its content, or an image in memory, which is not changed. Values beyond 8 bit are
+    scaled, not clipped. Colour profiles are ignored, as by the models' own processors. With `max_pixels`, the model's
+    pixel budget, an image of at least 16 times as many pixels is reduced (see `reduction`); none is ever cropped or
+    enlarged. `archives` keeps archives open. DataError, one line, for unreadable images.
     """
     source = Path(source) if isinstance(source, str) else source
     try:
-        if isinstance(source, Image.Image):
+        if isinstance(source, Image.Image | io.BytesIO):
             picture = _decode(source)
         else:
             with _open(source, archives or ArchiveCache()) as file:
                 picture = _decode(file)
     except DataError as error:
-        where = "an image in memory" if isinstance(source, Image.Image) else source
+        where = "an image in memory" if isinstance(source, Image.Image | io.BytesIO) else source
         raise DataError(f"{where}: {error}") from error.__cause__
     factor = reduction(picture.size, max_pixels)
     return picture.reduce(factor) if factor > 1 else picture

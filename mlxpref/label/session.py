@@ -13,13 +13,14 @@ from typing import Any
 from mlxpref.config import LabelSettings
 from mlxpref.data.images import load_image
 from mlxpref.data.label_file import LabelFile, LabelRecord
+from mlxpref.data.thumbnails import thumbnail
 from mlxpref.label.prompt_task import Choice, PromptTask
 from mlxpref.label.questions import Question, Questions
 from mlxpref.label.rater import consistency, enough, explain
 from mlxpref.lru import LRU
 from mlxpref.ranking.bradley_terry import PairOutcome, rank_images
 from mlxpref.ranking.intervals import share_interval
-from mlxpref.report.html import even_ticks, short_names, thumbnail
+from mlxpref.report.html import even_ticks, short_names
 
 _SIDE = 2048  # at most: the share of a large screen for one of two pictures
 _SMALL_SIDE = 160

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from mlxpref.data.images import load_image
+from mlxpref.data.thumbnails import LoadImage, try_thumbnail
 from mlxpref.judge.ranking_result import JudgedPair, Ranking
 from mlxpref.ranking.bradley_terry import Z95, RankedImage
 from mlxpref.ranking.log_odds import probability
 from mlxpref.ranking.posterior import difference_variance
-from mlxpref.report.html import LoadImage, even_ticks, page_script, short_names, try_thumbnail, write_page
+from mlxpref.report.html import even_ticks, page_script, short_names, write_page
 from mlxpref.text import plain
 from mlxpref.verdict import Strategy, Verdict
 

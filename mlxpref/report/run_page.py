@@ -16,10 +16,11 @@ import numpy as np
 
 from mlxpref.data.archives import named_image
 from mlxpref.data.images import load_image
+from mlxpref.data.thumbnails import LoadImage, try_thumbnail
 from mlxpref.errors import DataError
 from mlxpref.preferences import ImageLike, PackedImage
 from mlxpref.report.curves import COLOURS, curve_svg
-from mlxpref.report.html import LoadImage, try_thumbnail, write_page
+from mlxpref.report.html import write_page
 from mlxpref.report.run_log import PHASES, Record, RunLog, format_number, number
 from mlxpref.text import plain
 

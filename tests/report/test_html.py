@@ -6,8 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from mlxpref.data.thumbnails import thumbnail
 from mlxpref.report.curves import curve_svg
-from mlxpref.report.html import short_names, thumbnail, write_page
+from mlxpref.report.html import short_names, write_page
 from tests.conftest import picture
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'&"

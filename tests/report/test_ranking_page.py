@@ -13,11 +13,12 @@ import pytest
 from PIL import Image
 
 from mlxpref.data.find_images import Skipped
+from mlxpref.data.thumbnails import thumbnail
 from mlxpref.judge.pair_verdict import PairVerdict
 from mlxpref.judge.ranking_result import JudgedPair, Ranking
 from mlxpref.ranking.bradley_terry import rank_images
 from mlxpref.ranking.posterior import difference_variance
-from mlxpref.report.html import even_ticks, thumbnail
+from mlxpref.report.html import even_ticks
 from mlxpref.report.ranking_page import write_ranking_page
 from mlxpref.verdict import Verdict
 from tests.browser import Browser
