@@ -1,7 +1,9 @@
 """Text for people: safe in a terminal; sizes, durations, errors and long lists in one form."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
+from pathlib import PurePath
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 """Characters that control a terminal or the direction of text."""
@@ -38,6 +40,18 @@ def format_duration(seconds: float) -> str:
 def one_line(error: BaseException, limit: int = 300) -> str:
     """The type and the message of an exception on one line of at most `limit` characters."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:limit].removesuffix(":")
+
+
+def short_names(paths: Sequence[str]) -> list[str]:
+    """The last parts of each path, as few as no other path ends with; `./` marks a whole path that another has."""
+    parts = [PurePath(path).parts for path in paths]
+    depth = max(map(len, parts), default=0)
+    tails = Counter(each[-length:] for each in set(parts) for length in range(1, min(depth, len(each)) + 1))
+    names = []
+    for path, each in zip(paths, parts, strict=True):
+        length = next((n for n in range(1, len(each) + 1) if tails[each[-n:]] == 1), 0)
+        names.append(str(PurePath(*each[-length:])) if length else f"./{path}")
+    return names
 
 
 def first_ten(items: Sequence[str], separator: str = "\n  ") -> str:

@@ -14,7 +14,7 @@ MAY_IMPORT = {
     "data": "demo",
     "checkpoints": "demo",
     "engine": "data checkpoints",
-    "judge": "ranking data checkpoints engine",
+    "judge": "ranking demo data checkpoints engine",
     "report": "ranking data judge",
     "training": "data checkpoints engine judge report",
     "conversion": "demo data checkpoints engine",

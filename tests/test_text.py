@@ -1,4 +1,4 @@
-from mlxpref.text import first_ten, format_bytes, format_duration, one_line
+from mlxpref.text import first_ten, format_bytes, format_duration, one_line, short_names
 
 
 def test_numbers_of_bytes() -> None:
@@ -10,6 +10,16 @@ def test_numbers_of_bytes() -> None:
 def test_long_lists() -> None:
     assert first_ten(["a", "b"], "; ") == "a; b"
     assert first_ten([str(i) for i in range(12)], " ") == "0 1 2 3 4 5 6 7 8 9 and 2 more"
+
+
+def test_shortest_distinct_names() -> None:
+    assert short_names(["x/a/1.png", "x/b/2.png"]) == ["1.png", "2.png"]
+    assert short_names(["x/a/1.png", "x/b/1.png", "x/2.png"]) == ["a/1.png", "b/1.png", "2.png"]
+    assert short_names(["/x/1.png", "y/1.png"]) == ["x/1.png", "y/1.png"]
+    # A whole path that another one ends with is marked, else it would name both.
+    assert short_names(["1.png", "x/1.png", "y/x/1.png"]) == ["./1.png", "./x/1.png", "y/x/1.png"]
+    assert short_names(["image 0", "image 1"]) == ["image 0", "image 1"]
+    assert short_names([]) == []
 
 
 def test_durations() -> None:

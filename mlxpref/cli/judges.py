@@ -1,19 +1,16 @@
 """Loads the judge of a command by its options, with its calibration and its store."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
-
-from PIL import Image
 
 from mlxpref.cli.common import agree
 from mlxpref.cli.options import JudgeOptions
 from mlxpref.cli.output import note
 from mlxpref.data.image_cache import ImageCache
-from mlxpref.demo.pictures import SIZE
 from mlxpref.distributed import process_group
-from mlxpref.errors import DataError
+from mlxpref.judge.diagnostics import demo_warnings
 from mlxpref.judge.judge import Judge
 from mlxpref.judge.loading import calibrated, load_judge
 from mlxpref.judge.store import Store, default_store_path
@@ -38,7 +35,8 @@ def load_judge_for(
     if judge.processes.size > 1:
         judge.processes.check_same({"fingerprint of the judge": judge.conditions().judge})
     judge = calibrated(judge, options.calibration or not options.no_calibration)
-    _warn_of_the_demo(judge, images)
+    for warning in demo_warnings(judge.name, images, cache):
+        note(warning)
     return judge
 
 
@@ -58,15 +56,3 @@ def open_judge(
             return
         with Store(options.store or default_store_path(), processes=judge.processes) as store:
             yield replace(judge, store=store)
-
-
-def _warn_of_the_demo(judge: Judge, images: Iterable[ImageLike]) -> None:
-    """Warn that the demo judge knows only coloured shapes, if there are other images."""
-    if judge.name != "demo":
-        return
-    for image in images:
-        with suppress(DataError):
-            size = image.size if isinstance(image, Image.Image) else judge.vlm.features.images.size(image)
-            if size != (SIZE, SIZE):
-                note("the demo judge knows only its own coloured shapes: its answers about other pictures mean nothing")
-                return

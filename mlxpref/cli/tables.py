@@ -10,7 +10,6 @@ from mlxpref.judge.evaluation import Evaluation
 from mlxpref.judge.pair_verdict import PairVerdict
 from mlxpref.judge.ranking_result import Ranking
 from mlxpref.judge.strategies import StrategyComparison, StrategyVariant
-from mlxpref.report.html import short_names
 from mlxpref.text import format_bytes
 from mlxpref.verdict import Verdict
 
@@ -65,7 +64,7 @@ def print_pair(a: Path, b: Path, verdict: PairVerdict) -> None:
 
 def print_ranking(ranking: Ranking) -> None:
     """Print the order with intervals and ties, reasons for the best images, and the images left out."""
-    names = short_names([ranking.name(i) for i in range(len(ranking.images))])
+    names = ranking.short_names
     ranks = {image.index: image.rank for image in ranking.strengths.images}
     print_table(
         (">rank", "image", ">strength", ">95 % interval", ">P(best)", ">won", "tied with ranks"),

@@ -1,10 +1,16 @@
 """Warnings about a ranking: images that the judge could not tell apart, unreadable or cut-off answers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 
 import numpy as np
+from PIL import Image
 
+from mlxpref.data.image_cache import ImageCache
+from mlxpref.demo.pictures import SIZE
+from mlxpref.errors import DataError
 from mlxpref.judge.ranking_result import Ranking
+from mlxpref.preferences import ImageLike
 
 _UNDECIDED = 0.1
 """A soft preference this near to 0.5 is undecided."""
@@ -21,6 +27,15 @@ def warnings_for(ranking: Ranking, top: int | None = None) -> Iterator[str]:
         yield "the prompt is empty: the images were compared without knowing what they were made for"
     yield from _about_verdicts(ranking)
     yield from _about_preferences(ranking)
+
+
+def demo_warnings(judge_name: str, images: Iterable[ImageLike], cache: ImageCache) -> Iterator[str]:
+    """The warning that the demo judge knows only its own pictures, if there are others."""
+    for image in images if judge_name == "demo" else ():
+        with suppress(DataError):
+            if (image.size if isinstance(image, Image.Image) else cache.size(image)) != (SIZE, SIZE):
+                yield "the demo judge knows only its own coloured shapes: its answers about other pictures mean nothing"
+                return
 
 
 def _about_the_ending(ranking: Ranking, top: int | None) -> Iterator[str]:

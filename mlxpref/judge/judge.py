@@ -15,6 +15,7 @@ from mlxpref.engine.rollout import Sampling
 from mlxpref.engine.template import Form, template_version
 from mlxpref.engine.vlm import VLM
 from mlxpref.judge.calibration import CalibrationFile, JudgeConditions
+from mlxpref.judge.diagnostics import demo_warnings
 from mlxpref.judge.fingerprint import Fingerprint
 from mlxpref.judge.pair_verdict import PairVerdict
 from mlxpref.judge.rank import PairBudget, ThinkAbout, rank_pairs
@@ -95,6 +96,7 @@ class Judge:
             adapter=self.adapter,
             vision_runs=runs if ranking.ending == "interrupted" else int(self.processes.all_sum_numbers(runs)[0]),
             skipped=tuple(skipped),
+            warnings=(*demo_warnings(self.name, images, self.vlm.features.images), *ranking.warnings),
         )
 
     def score(self, prompt: str, images: Sequence[ImageLike]) -> list[float]:

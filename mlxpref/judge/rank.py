@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -17,6 +16,7 @@ from mlxpref.log import track
 from mlxpref.preferences import ImageLike, Pair
 from mlxpref.ranking.bradley_terry import PairOutcome, StrengthFit, fit_strengths, rank_images
 from mlxpref.ranking.pair_selection import default_round, is_settled, next_round, pair_budget
+from mlxpref.text import short_names
 
 ThinkAbout = Literal["top", "all", "none"]
 """The pairs to judge with thinking: those of the TOP best images, all, or none."""
@@ -122,6 +122,9 @@ class _PairSchedule:
     verdicts: list[PairVerdict] = field(default_factory=list)
     _leaders: str = ""
 
+    def __post_init__(self) -> None:
+        self._names = short_names([name_of(self.images, index) for index in range(len(self.images))])
+
     @property
     def outcomes(self) -> list[PairOutcome]:
         """All pairs so far, as input for a ranking."""
@@ -160,7 +163,7 @@ class _PairSchedule:
     def _fit(self) -> StrengthFit:
         fit = fit_strengths(len(self.images), self.outcomes)
         best = np.argsort(-fit.strengths, kind="stable")[:_LEADERS].tolist()
-        self._leaders = "; leading: " + ", ".join(Path(name_of(self.images, index)).name for index in best)
+        self._leaders = "; leading: " + ", ".join(self._names[index] for index in best)
         return fit
 
 

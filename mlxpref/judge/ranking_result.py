@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from mlxpref.data.find_images import Skipped
 from mlxpref.judge.pair_verdict import PairVerdict
 from mlxpref.preferences import ImageLike
 from mlxpref.ranking.bradley_terry import RankedImage, StrengthRanking
+from mlxpref.text import short_names
 from mlxpref.verdict import Verdict
 
 Ending = Literal["done", "settled", "interrupted"]
@@ -62,6 +64,11 @@ class Ranking:
         """The name of an image: its path, or its number where it came from memory."""
         return name_of(self.images, index)
 
+    @cached_property
+    def short_names(self) -> list[str]:
+        """The names of the images for people: the last parts of their paths, as few as tell them apart."""
+        return short_names([self.name(i) for i in range(len(self.images))])
+
     def reason(self, image: RankedImage) -> Reason | None:
         """The reasoning that most clearly explains an image's place.
 
@@ -86,7 +93,7 @@ class Ranking:
         if reason is None:
             return None
         place, other = (1, reason.second) if reason.first == image.index else (2, reason.first)
-        return f"as image {place} beside {Path(self.name(other)).name}: {reason.text}"
+        return f"as image {place} beside {self.short_names[other]}: {reason.text}"
 
     def to_json(self) -> dict[str, Any]:
         """The ranking as JSON of `rank`."""

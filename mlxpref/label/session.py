@@ -20,7 +20,8 @@ from mlxpref.label.rater import consistency, enough, explain
 from mlxpref.lru import LRU
 from mlxpref.ranking.bradley_terry import PairOutcome, rank_images
 from mlxpref.ranking.intervals import share_interval
-from mlxpref.report.html import even_ticks, short_names
+from mlxpref.report.html import even_ticks
+from mlxpref.text import short_names
 
 _SIDE = 2048  # at most: the share of a large screen for one of two pictures
 _SMALL_SIDE = 160

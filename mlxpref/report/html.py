@@ -3,8 +3,6 @@
 import base64
 import hashlib
 import math
-import os.path
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,17 +36,6 @@ def page_script(name: str) -> dict[str, Any]:
     script = (Path(__file__).parent / "templates" / name).read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return {"script": Markup(script), "script_hash": f"sha256-{digest}"}
-
-
-def short_names(paths: Sequence[str]) -> list[str]:
-    """The file names of images; if two are equal, the paths without the folders that all share."""
-    names = [Path(path).name for path in paths]
-    if len(set(names)) == len(names):
-        return names
-    try:
-        return [os.path.relpath(path, os.path.commonpath(paths)) for path in paths]
-    except ValueError:  # absolute and relative paths together
-        return list(paths)
 
 
 def even_ticks(low: float, high: float) -> list[float]:

@@ -13,7 +13,7 @@ from mlxpref.judge.ranking_result import JudgedPair, Ranking
 from mlxpref.ranking.bradley_terry import Z95, RankedImage
 from mlxpref.ranking.log_odds import probability
 from mlxpref.ranking.posterior import difference_variance
-from mlxpref.report.html import even_ticks, page_script, short_names, write_page
+from mlxpref.report.html import even_ticks, page_script, write_page
 from mlxpref.text import plain
 from mlxpref.verdict import Strategy, Verdict
 
@@ -28,7 +28,7 @@ def write_ranking_page(
     shows it again where it is compared. Texts reach the script as JSON and the page as text, and the page's policy
     allows no other script and loads nothing.
     """
-    names = [[plain(name) for name in short_names([r.name(i) for i in range(len(r.images))])] for r in rankings]
+    names = [[plain(name) for name in ranking.short_names] for ranking in rankings]
     write_page(
         path,
         "ranking.html",

@@ -389,3 +389,12 @@ def test_no_store(demo_judge: MakeJudge, tmp_path: Path, monkeypatch: pytest.Mon
     assert not recalls(judge)
     assert not recalls(judge)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_demo_judge_says_that_it_knows_no_other_pictures() -> None:
+    judge = mlxpref.load("demo", think=False)
+    known, other = [picture(i, (84, 84)) for i in range(2)], picture(3, (40, 64))
+    assert not any("mean nothing" in warning for warning in judge.rank(known, "a cube", "none").warnings)
+    ranking = judge.rank([*known, other], "a cube", "none")
+    assert "mean nothing" in ranking.warnings[0]
+    assert ranking.to_json()["remarks"] == list(ranking.warnings)

@@ -8,7 +8,7 @@ import pytest
 
 from mlxpref.data.thumbnails import thumbnail
 from mlxpref.report.curves import curve_svg
-from mlxpref.report.html import short_names, write_page
+from mlxpref.report.html import write_page
 from tests.conftest import picture
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'&"
@@ -58,9 +58,3 @@ def test_missing_value_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(jinja2.UndefinedError):
         write_page(tmp_path / "index.html", "demo.html", result=demo_result())
     assert not (tmp_path / "index.html").exists()
-
-
-def test_shortest_distinct_names() -> None:
-    assert short_names(["x/a/1.png", "x/b/2.png"]) == ["1.png", "2.png"]
-    assert short_names(["x/a/1.png", "x/b/1.png"]) == [str(Path("a/1.png")), str(Path("b/1.png"))]
-    assert short_names(["/x/1.png", "y/1.png"]) == ["/x/1.png", "y/1.png"]
