@@ -11,6 +11,7 @@ from mlxpref.cli.options import FILE, JudgeOptions, check_prompt, json_option, o
 from mlxpref.cli.output import print_json
 from mlxpref.cli.tables import pair_to_json, print_pair
 from mlxpref.config import JudgeSettings
+from mlxpref.judge.diagnostics import answer_warnings, demo_warnings
 
 
 @click.command()
@@ -27,9 +28,15 @@ def compare(a: Path, b: Path, prompt: str, judge: JudgeOptions, settings: dict[s
         cache.check(path)
     loaded = load_judge_for((a, b), judge, settings, cache)
     verdict = loaded.compare(a, b, prompt)
+    warnings = list(answer_warnings(verdict.verdicts))
     if as_json:
-        calibration = loaded.calibration.summary() if loaded.calibration else None
-        judged_by = {"model": loaded.name, "adapter": str(judge.adapter) if judge.adapter else None}
-        print_json({"prompt": prompt, **judged_by, "calibration": calibration, **pair_to_json(a, b, verdict)})
+        judged = {
+            "prompt": prompt,
+            "model": loaded.name,
+            "adapter": str(judge.adapter) if judge.adapter else None,
+            "calibration": loaded.calibration.summary() if loaded.calibration else None,
+            "warnings": [*demo_warnings(loaded.name, (a, b), cache), *warnings],
+        }
+        print_json(judged | pair_to_json(a, b, verdict))
     else:
-        print_pair(a, b, verdict)
+        print_pair(a, b, verdict, warnings)

@@ -27,6 +27,7 @@ from mlxpref.config import JudgeSettings
 from mlxpref.data.find_images import Skipped
 from mlxpref.data.image_cache import ImageCache
 from mlxpref.data.prompts import PromptGroup
+from mlxpref.errors import MlxprefError
 from mlxpref.judge.judge import Judge
 from mlxpref.judge.rank import PairBudget, ThinkAbout
 from mlxpref.judge.ranking_result import Ranking
@@ -118,10 +119,15 @@ def rank(
     with open_judge(everything, judge, settings, cache, max(len(group.images) for group in groups)) as loaded:
         loaded.processes.check_same({"digest of the images": _digest(groups)})
         about: ThinkAbout = think_about or ("top" if loaded.settings.think else "none")
-        rankings = _rank_all(loaded, groups, about, pairs, top, skipped)
+        rankings, stopped = _rank_all(loaded, groups, about, pairs, top, skipped)
     calibration = loaded.calibration
+    if calibration:
+        notes.append(f"calibrated by {calibration}")
+    if len(rankings) < len(groups):
+        notes.append(f"{len(rankings)} of {len(groups)} prompts were ranked")
+        note(notes[-1])
     if loaded.processes.is_main:
-        outputs.write(rankings, [*notes, f"calibrated by {calibration}"] if calibration else notes, cache)
+        outputs.write(rankings, notes, cache)
     if as_json:
         summary = {"calibration": calibration.summary() if calibration else None}
         results = [ranking.to_json() | summary for ranking in rankings]
@@ -129,6 +135,8 @@ def rank(
     else:
         for ranking in rankings:
             print_ranking(ranking)
+    if stopped:
+        raise stopped
     if rankings[-1].ending == "interrupted":
         raise SystemExit(INTERRUPTED)
 
@@ -140,20 +148,30 @@ def _rank_all(
     pairs: Pairs,
     top: int | None,
     skipped: Sequence[Skipped],
-) -> list[Ranking]:
-    """Rank the images of each prompt; the first ranking lists the images that were left out."""
+) -> tuple[list[Ranking], BaseException | None]:
+    """The rankings of each prompt, the first with the images that were left out; and what ended the work early.
+
+    An interrupt or an error before the first ranking is raised.
+    """
     encoded_before = judge.vlm.features.runs
     note(_plan(judge, groups, think_about, pairs))
     trial_runs = judge.vlm.features.runs - encoded_before  # by the trial for the time estimate
     rankings: list[Ranking] = []
-    for group in groups:
-        if len(groups) > 1:
-            note(f"“{group.prompt}”: {len(group.images)} images")
-        rankings.append(judge.rank(group.images, group.prompt, think_about, () if rankings else skipped, pairs, top))
-        if rankings[-1].ending == "interrupted":
-            break
+    stopped: BaseException | None = None
+    try:
+        for group in groups:
+            if len(groups) > 1:
+                note(f"“{group.prompt}”: {len(group.images)} images")
+            left_out = () if rankings else skipped
+            rankings.append(judge.rank(group.images, group.prompt, think_about, left_out, pairs, top))
+            if rankings[-1].ending == "interrupted":
+                break
+    except (KeyboardInterrupt, MlxprefError) as error:
+        if not rankings:
+            raise
+        stopped = error
     rankings[0] = replace(rankings[0], vision_runs=rankings[0].vision_runs + trial_runs)
-    return rankings
+    return rankings, stopped
 
 
 def _plan(judge: Judge, groups: Sequence[PromptGroup], think_about: ThinkAbout, pairs: Pairs) -> str:

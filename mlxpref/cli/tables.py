@@ -1,7 +1,7 @@
 """Prints results for people: a pair, a ranking, an evaluation."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from mlxpref.judge.evaluation import Evaluation
 from mlxpref.judge.pair_verdict import PairVerdict
 from mlxpref.judge.ranking_result import Ranking
 from mlxpref.judge.strategies import StrategyComparison, StrategyVariant
-from mlxpref.text import format_bytes
+from mlxpref.text import format_bytes, short_names
 from mlxpref.verdict import Verdict
 
 _REASONS = 3
@@ -42,24 +42,30 @@ def _sample_to_json(first: str, verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def print_pair(a: Path, b: Path, verdict: PairVerdict) -> None:
-    """Print the preferred image, its probability, and the judge's reasons in both orders."""
-    if all(v.p_first("soft") is None for v in verdict.verdicts):
-        print_text("undecided: no completion could be read")
-    elif verdict.p_a == 0.5:
-        print_text("undecided: 50 % for either")
+def print_pair(a: Path, b: Path, verdict: PairVerdict, warnings: Iterable[str] = ()) -> None:
+    """Print the preferred image, its probability, the judge's reasons in both orders, and warnings."""
+    names = short_names([str(a), str(b)])
+    a_first, a_second = (
+        (verdict.p_a_shown_first, verdict.a_shown_first),
+        (verdict.p_a_shown_second, verdict.a_shown_second),
+    )
+    if verdict.p_a == 0.5:
+        is_read = any(each.p_first("soft") is not None for each in verdict.verdicts)
+        print_text(f"undecided between {a} and {b}: {'50 % for either' if is_read else 'no completion could be read'}")
+        subject, orders = f"{names[0]} ", (a_first, a_second)
+    elif verdict.p_a > 0.5:
+        print_text(f"{a} is preferred to {b}, {percent(verdict.p_a)}")
+        subject, orders = "", (a_first, a_second)
     else:
-        winner, p = (a, verdict.p_a) if verdict.p_a > 0.5 else (b, 1 - verdict.p_a)
-        print_text(f"{winner} is preferred, {percent(p)}")
-    for first, second, p_a, verdicts in (
-        (a, b, verdict.p_a_shown_first, verdict.a_shown_first),
-        (b, a, verdict.p_a_shown_second, verdict.a_shown_second),
-    ):
-        preference = "unreadable" if p_a is None else f"{percent(p_a)} for {a}"
-        print_text(f"  {first} as image 1, {second} as image 2: {preference}")
+        print_text(f"{b} is preferred to {a}, {percent(1 - verdict.p_a)}")
+        subject, orders = "", (a_second, a_first)
+    for place, (p_a, verdicts) in enumerate(orders, 1):
+        print_text(f"  {subject}as image {place}: {percent(p_a if p_a is None or verdict.p_a >= 0.5 else 1 - p_a)}")
         for each in verdicts:
             if each.reasoning:
                 print_text(f"    {_cut(each.reasoning)}")
+    for warning in warnings:
+        print_text(f"note: {warning}")
 
 
 def print_ranking(ranking: Ranking) -> None:

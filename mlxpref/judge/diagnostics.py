@@ -1,6 +1,6 @@
-"""Warnings about a ranking: images that the judge could not tell apart, unreadable or cut-off answers."""
+"""Warnings about results: images that the judge knows or tells apart badly, unreadable or cut-off answers."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 
 import numpy as np
@@ -11,6 +11,7 @@ from mlxpref.demo.pictures import SIZE
 from mlxpref.errors import DataError
 from mlxpref.judge.ranking_result import Ranking
 from mlxpref.preferences import ImageLike
+from mlxpref.verdict import Verdict
 
 _UNDECIDED = 0.1
 """A soft preference this near to 0.5 is undecided."""
@@ -25,7 +26,7 @@ def warnings_for(ranking: Ranking, top: int | None = None) -> Iterator[str]:
     yield from _about_the_ending(ranking, top)
     if not ranking.prompt.strip():
         yield "the prompt is empty: the images were compared without knowing what they were made for"
-    yield from _about_verdicts(ranking)
+    yield from answer_warnings([verdict for pair in ranking.pairs for verdict in pair.verdict.verdicts])
     yield from _about_preferences(ranking)
 
 
@@ -47,8 +48,8 @@ def _about_the_ending(ranking: Ranking, top: int | None) -> Iterator[str]:
         yield f"ended early: after {pairs} pairs the {what} settled at 95 %; the order of the others is less sure"
 
 
-def _about_verdicts(ranking: Ranking) -> Iterator[str]:
-    verdicts = [verdict for pair in ranking.pairs for verdict in pair.verdict.verdicts]
+def answer_warnings(verdicts: Sequence[Verdict]) -> Iterator[str]:
+    """The warnings about a judge's answers, a line each: unreadable, cut off, or hardly answers at all."""
     unreadable = sum(verdict.p_first("soft") is None for verdict in verdicts)
     if unreadable:
         yield f"{unreadable} of {len(verdicts)} answers could not be read and count for nothing"

@@ -113,7 +113,8 @@ class Ranking:
             "pairs": [{"a": self.name(p.a), "b": self.name(p.b), **p.verdict.to_json()} for p in self.pairs],
             "position_bias": self.strengths.position_bias,
             "position_bias_stderr": self.strengths.position_bias_stderr,
-            "remarks": list(self.warnings),
+            "warnings": list(self.warnings),
+            "remarks": list(self.warnings),  # their earlier name
             "planned_pairs": self.planned,
             "ending": self.ending,
             "recalled": self.recalled,

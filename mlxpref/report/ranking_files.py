@@ -13,6 +13,7 @@ from mlxpref.judge.ranking_result import Ranking
 
 _COLUMNS = (
     "prompt", "rank", "image", "strength", "stderr", "low", "high", "p_best", "wins", "pairs", "tied_with", "reason",
+    "warnings",
 )  # fmt: skip
 _FORMULA = re.compile(r"[=+\-@\t\r]")
 """A spreadsheet takes a cell that begins so for a formula, and may run it."""
@@ -23,7 +24,8 @@ def write_ranking_csv(path: Path, rankings: Sequence[Ranking]) -> None:
 
     The columns image and prompt make the file a list that `--prompt-from` takes. A prompt or reason that a spreadsheet
     would take for a formula gets an apostrophe in front; a path gets `./`, so that it still leads to the file. Several
-    images in `tied_with` have " | " between them. Bytes of a file name that are not UTF-8 are written `\\udcff`.
+    images in `tied_with`, and the warnings in the row of a prompt's best image, have " | " between them. Bytes of a
+    file name that are not UTF-8 are written `\\udcff`.
     """
     table = StringIO()
     writer = csv.writer(table)
@@ -42,6 +44,7 @@ def write_ranking_csv(path: Path, rankings: Sequence[Ranking]) -> None:
                     image.pairs,
                     " | ".join(names[other] for other in image.tied_with),
                     _text_cell(ranking.reason_text(image) or ""),
+                    _text_cell(" | ".join(ranking.warnings) if image is ranking.strengths.images[0] else ""),
                 )
             )
     try:

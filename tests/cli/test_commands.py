@@ -1,5 +1,6 @@
 """The command line as a person meets it: results, JSON, streams, exit codes, and one clear line for what is wrong."""
 
+import csv
 import json
 import os
 import re
@@ -39,10 +40,10 @@ UNDECODED = os.fsdecode(b"undecoded\xff.png")
 
 COMPARE_KEYS = {
     "prompt", "model", "adapter", "a", "b", "p_a", "p_a_shown_first", "p_a_shown_second", "reasons", "samples",
-    "calibration",
+    "calibration", "warnings",
 }  # fmt: skip
 RANK_KEYS = {
-    "prompt", "model", "adapter", "images", "pairs", "position_bias", "position_bias_stderr", "remarks",
+    "prompt", "model", "adapter", "images", "pairs", "position_bias", "position_bias_stderr", "warnings", "remarks",
     "planned_pairs", "ending", "recalled", "skipped", "seconds", "vision_runs", "tokens",
     "calibration",
 }  # fmt: skip
@@ -236,12 +237,15 @@ def test_compare(two: tuple[Path, Path]) -> None:
     assert all(0 < sample["tokens"] <= 6 + 8 for sample in result["samples"])
     assert result["p_a_shown_first"] == result["samples"][0]["p_first"]
     assert result["p_a_shown_second"] == 1 - result["samples"][1]["p_first"]
-    winner = a if result["p_a"] > 0.5 else b
+    orders = [result["p_a_shown_first"], result["p_a_shown_second"]]
+    winner, loser, shares = (a, b, orders) if result["p_a"] > 0.5 else (b, a, [1 - p for p in reversed(orders)])
     lines = run("compare", a, b, "--prompt", "a shape", *QUICK).stdout.splitlines()
-    assert lines[0] == f"{winner} is preferred, {100 * max(result['p_a'], 1 - result['p_a']):.1f} %"
-    orders = [line for line in lines if line.startswith(f"  {two[0].parent}")]
-    assert orders[0] == f"  {a} as image 1, {b} as image 2: {100 * result['p_a_shown_first']:.1f} % for {a}"
-    assert orders[1] == f"  {b} as image 1, {a} as image 2: {100 * result['p_a_shown_second']:.1f} % for {a}"
+    assert lines[0] == f"{winner} is preferred to {loser}, {100 * max(result['p_a'], 1 - result['p_a']):.1f} %"
+    places = [line for line in lines if line.startswith("  as image")]
+    assert places == [f"  as image {place}: {100 * share:.1f} %" for place, share in enumerate(shares, 1)]
+    assert all("\n".join(lines).count(str(image)) == 1 for image in two)
+    assert [line.removeprefix("note: ") for line in lines if line.startswith("note: ")] == result["warnings"]
+    assert any("of its probability to an answer at all" in line for line in result["warnings"])
 
 
 def test_compare_without_thinking_and_with_samples(two: tuple[Path, Path]) -> None:
@@ -358,6 +362,14 @@ def test_verdict_of_the_demo_judge(two: tuple[Path, Path], tmp_path: Path) -> No
     arguments = ("--prompt", "a shape", "--model", "demo", "--no-think")
     Image.new("RGB", (50, 60)).save(tmp_path / "other.png")
     assert "knows only its own coloured shapes" in run("compare", two[0], tmp_path / "other.png", *arguments).stderr
+    warning = "the demo judge knows only its own coloured shapes: its answers about other pictures mean nothing"
+    assert report("compare", two[0], tmp_path / "other.png", *arguments)["warnings"] == [warning]
+    table = tmp_path / "table.csv"
+    result = report("rank", two[0], tmp_path / "other.png", *arguments, "--csv", table)
+    assert result["warnings"] == result["remarks"] == [warning]
+    with table.open(newline="") as file:
+        assert [row["warnings"] for row in csv.DictReader(file)] == [warning, ""]
+    assert warning not in report("rank", *two, *arguments)["warnings"]
     assert "coloured shapes" not in run("compare", *two, *arguments).stderr
     other = ("compare", two[0], tmp_path / "other.png", "--prompt", "x", "--no-think", "--model", TINY)
     assert "coloured shapes" not in run(*other).stderr

@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 import pytest
 from PIL import Image, PngImagePlugin
 
+from mlxpref.errors import DataError
+from mlxpref.judge.judge import Judge
 from mlxpref.judge.store import Store
 from tests.cli.test_commands import QUICK, SCRIPT, run
 from tests.conftest import picture
@@ -125,6 +128,33 @@ def test_each_prompt_has_its_own_ranking(folder: Path, tmp_path: Path) -> None:
     assert [Path(each["path"]).name for each in rankings[0]["skipped"]] == ["11.png"]
     assert "“a red circle”: 5 images" in done.stderr
     assert page.read_text(encoding="utf-8").count("data:image/") == 11
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [(KeyboardInterrupt(), 130, "interrupted"), (DataError("b.png: is gone"), 1, "Error: b.png: is gone")],
+)
+def test_finished_prompts_are_printed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, line: str
+) -> None:
+    for number, path in enumerate(sorted(folder.iterdir())):
+        path.with_suffix(".txt").write_text(f"prompt {number % 3}", encoding="utf-8")
+    judge_rank, ranked_prompts = Judge.rank, []
+
+    def rank(judge: Judge, images: Sequence[Path], prompt: str, *arguments: Any, **options: Any) -> Any:
+        ranked_prompts.append(prompt)
+        if len(ranked_prompts) == 3:
+            raise error
+        return judge_rank(judge, images, prompt, *arguments, **options)
+
+    monkeypatch.setattr(Judge, "rank", rank)
+    page = tmp_path / "page.html"
+    done = run("rank", folder, "--prompt-from", "sidecar", "--no-think", "--html", page, *QUICK, "--json")
+    assert [each["prompt"] for each in json.loads(done.stdout)] == ["prompt 0", "prompt 1"]
+    assert done.exit_code == code
+    assert done.stderr.splitlines()[-1] == line
+    assert "2 of 3 prompts were ranked" in done.stderr
+    assert "2 of 3 prompts were ranked" in page.read_text(encoding="utf-8")
 
 
 def test_a_prompt_in_the_picture(tmp_path: Path) -> None:
