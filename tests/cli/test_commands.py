@@ -301,9 +301,9 @@ def test_rank_takes_files_and_folders(pictures: Path, monkeypatch: pytest.Monkey
     assert ranked(pictures, "--recursive") == shallow | {str(deep)}
     assert ranked(pictures / "a.png", deep.parent) == {str(pictures / "a.png"), str(deep)}
     output = run("rank", pictures, "--recursive", "--prompt", "x", "--no-think", *QUICK).stdout
-    assert "  deep/deeper/a.png " in output, "two images of one name are told apart by their folders"
+    assert "  deeper/a.png " in output, "two images of one name are told apart by their folders"
     assert ranked("pictures/a.png", deep) == {"pictures/a.png", str(deep)}
-    assert f"  {deep} " in run("rank", "pictures/a.png", deep, "--prompt", "x", "--no-think", *QUICK).stdout
+    assert "  deeper/a.png " in run("rank", "pictures/a.png", deep, "--prompt", "x", "--no-think", *QUICK).stdout
 
 
 def test_hostile_names_and_prompts(tmp_path: Path) -> None:
