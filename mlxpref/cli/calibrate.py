@@ -6,12 +6,13 @@ from typing import Any
 
 import click
 
-from mlxpref.cli.common import check_output, image_cache
+from mlxpref.cli.common import check_output, image_cache, load_data
 from mlxpref.cli.judges import open_judge
 from mlxpref.cli.options import FILE, DataOptions, JudgeOptions, json_option, option_group, settings_options
 from mlxpref.cli.output import print_json, print_table, print_text
 from mlxpref.config import JudgeSettings
-from mlxpref.data.load import check_preferences, load_preferences
+from mlxpref.data.learned import count_learned
+from mlxpref.data.load import check_preferences
 from mlxpref.judge import calibrate as fitting
 from mlxpref.judge.calibration import Calibration, write_calibration
 from mlxpref.judge.loading import calibration_path
@@ -47,14 +48,16 @@ def calibrate(
         settings["think"] = think
     if output is not None:
         check_output("--output", output)
-    preferences = load_preferences(source.data, source.split, source.limit, data_dir=source.data_dir)
+    preferences = load_data(source)
     cache = image_cache(settings)
     check_preferences(source.data, preferences, cache)
     images = [image for p in preferences for image in (p.a, p.b)]
     with open_judge(images, replace(judge, no_calibration=True), settings, cache) as loaded:
+        if loaded.adapter is not None:
+            count_learned(loaded.adapter, preferences)
         path = output or calibration_path(loaded)
         modes = [False, True] if think is None else [think]
-        calibrations = [fitting.calibrate(loaded, preferences, source.data, source.split, mode) for mode in modes]
+        calibrations = [fitting.calibrate(loaded, preferences, source.data, preferences.split, mode) for mode in modes]
     write_calibration(path, calibrations)
     if as_json:
         print_json({"file": str(path), "calibrations": [each.to_json() for each in calibrations]})

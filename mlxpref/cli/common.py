@@ -9,11 +9,12 @@ from typing import Any
 
 import click
 
-from mlxpref.cli.options import ImageOptions
+from mlxpref.cli.options import DataOptions, ImageOptions
 from mlxpref.cli.output import note
 from mlxpref.config import JudgeSettings
 from mlxpref.data.find_images import Skipped
 from mlxpref.data.image_cache import ImageCache
+from mlxpref.data.load import Preferences, load_preferences
 from mlxpref.data.prompts import PromptGroup, find_groups
 from mlxpref.errors import ConfigError
 
@@ -34,6 +35,12 @@ def load_image_groups(
     for line in [*(f"skipped: {each.path}: {each.error}" for each in skipped), *notes]:
         note(line)
     return groups, skipped, notes
+
+
+def load_data(options: DataOptions, default_split: str = "test") -> Preferences:
+    """The preferences of the options, with the name of their split; errors as of `load_preferences`."""
+    split, needs_split = options.split or default_split, options.split is not None
+    return load_preferences(options.data, split, options.limit, data_dir=options.data_dir, needs_split=needs_split)
 
 
 def check_output(option: str, path: Path) -> None:

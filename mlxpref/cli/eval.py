@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mlxpref.cli.common import image_cache
+from mlxpref.cli.common import image_cache, load_data
 from mlxpref.cli.judges import open_judge
 from mlxpref.cli.options import (
     FILE,
@@ -22,6 +22,7 @@ from mlxpref.cli.options import (
 from mlxpref.cli.output import note, print_json
 from mlxpref.cli.tables import print_evaluations, print_strategies
 from mlxpref.config import JudgeSettings
+from mlxpref.data.learned import count_learned
 from mlxpref.data.load import check_preferences, load_preferences
 from mlxpref.errors import ConfigError, MlxprefError
 from mlxpref.judge.calibration import CalibrationFile
@@ -125,20 +126,22 @@ def evaluate(
         raise click.BadParameter(
             f"{plot}: give a name that ends with {' or '.join(FORMATS)}, in a folder that exists", param_hint="--plot"
         )
-    preferences = load_preferences(source.data, source.split, source.limit, data_dir=source.data_dir)
+    preferences = load_data(source)
+    spec = replace(spec, split=preferences.split)
     if source.limit and spec.protocol != "pairs":
         note(f"--limit {source.limit}: the official number is that of the whole split, this one of a part")
     if scores:
-        _report(_evaluate_scores(preferences, scores, spec), None, as_json)
+        _report(_evaluate_scores(preferences, scores, spec), None, as_json, 0)
         return
-    comparison, calibration = _evaluate_judge(source, preferences, spec, variants, judge, settings, plot)
+    comparison, calibration, learned_from = _evaluate_judge(source, preferences, spec, variants, judge, settings, plot)
     if len(comparison.rows) == 1:
-        _report(comparison.rows[0].evaluation, calibration, as_json)
+        _report(comparison.rows[0].evaluation, calibration, as_json, learned_from)
     elif as_json:
         summary = calibration.summary() if calibration else None
         print_json(
             [
-                row.to_json() | {"calibration": summary if row.variant.strategy == "soft" else None}
+                row.to_json()
+                | {"calibration": summary if row.variant.strategy == "soft" else None, "learned_from": learned_from}
                 for row in comparison.rows
             ]
         )
@@ -155,7 +158,7 @@ def _spec(
         raise click.BadParameter(f"{protocol!r}; known are {', '.join(PROTOCOLS)}", param_hint="--protocol")
     if tie_threshold is not None and (scores or not PROTOCOLS[protocol].ties):
         raise click.UsageError("--tie-threshold is for a judge and --protocol pickapic")
-    return EvaluationSpec(source.data, source.split, protocol=protocol, tie_threshold=tie_threshold)
+    return EvaluationSpec(source.data, "", protocol=protocol, tie_threshold=tie_threshold)
 
 
 def _evaluate_judge(
@@ -166,8 +169,11 @@ def _evaluate_judge(
     options: JudgeOptions,
     settings: dict[str, Any],
     plot: Path | None,
-) -> tuple[StrategyComparison, CalibrationFile | None]:
-    """Judge preferences by every variant; only --calibration applies a calibration."""
+) -> tuple[StrategyComparison, CalibrationFile | None, int]:
+    """Judge preferences by every variant; only --calibration applies a calibration.
+
+    Also returns how many of the preferences the adapter learned from.
+    """
     validation = _validation(source, preferences, spec)
     all_preferences = [*preferences, *validation]
     cache = image_cache(settings)
@@ -175,12 +181,13 @@ def _evaluate_judge(
     options = replace(options, no_calibration=options.calibration is None)
     with open_judge([image for p in all_preferences for image in (p.a, p.b)], options, settings, cache) as judge:
         judge.processes.check_same({"fingerprint of the preferences": data_fingerprint(all_preferences)})
+        learned_from = count_learned(judge.adapter, preferences) if judge.adapter else 0
         comparison = compare_strategies(judge, preferences, spec, variants.variants(judge.settings.think), validation)
     if recalled := comparison.counts.recalled:
         note(f"{recalled} of {recalled + comparison.counts.comparisons} comparisons were judged before")
     if plot and judge.processes.is_main:
         draw_strategies(comparison, plot)
-    return comparison, judge.calibration
+    return comparison, judge.calibration, learned_from
 
 
 def _evaluate_scores(preferences: Sequence[Preference], path: Path, spec: EvaluationSpec) -> Evaluation:
@@ -211,9 +218,10 @@ def _validation(source: DataOptions, preferences: Sequence[Preference], spec: Ev
     return validation
 
 
-def _report(evaluation: Evaluation, calibration: CalibrationFile | None, as_json: bool) -> None:
+def _report(evaluation: Evaluation, calibration: CalibrationFile | None, as_json: bool, learned_from: int) -> None:
     """Print one evaluation, as a table or as JSON."""
     if as_json:
-        print_json(evaluation.to_json() | {"calibration": calibration.summary() if calibration else None})
+        summary = calibration.summary() if calibration else None
+        print_json(evaluation.to_json() | {"calibration": summary, "learned_from": learned_from})
     else:
         print_evaluations([evaluation])

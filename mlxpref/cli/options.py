@@ -195,7 +195,9 @@ class DataOptions:
 
     data: str = option("--data", required=True, help="`demo`, a public data set by name, or a file or folder.")
     data_dir: Path | None = option("--data-dir", type=FILE, help="Folder with the files of a public data set.")
-    split: str = option("--split", default="test", show_default=True, help="Which part of the data.")
+    split: str | None = option(
+        "--split", help="Which part of the data.  [default: test; all rows of data without splits]"
+    )
     limit: int | None = option("--limit", type=click.IntRange(min=1), help="Judge only this many preferences.")
 
 

@@ -1,8 +1,10 @@
 """A user's preferences as two folders, preferred and rejected images, with equal names."""
 
+import json
 from pathlib import Path
 
 from mlxpref.data.find_images import find_images
+from mlxpref.data.jsonl import NoSplitsError
 from mlxpref.data.prompts import read_prompt
 from mlxpref.data.rows import Row, preferences_of, random_swaps
 from mlxpref.errors import DataError
@@ -17,15 +19,19 @@ def read_folders(folder: Path, split: str | None = None) -> list[Preference]:
     """The preferences of a folder that holds `preferred/` and `rejected/` (or other NAMES), in the order of names.
 
     `preferred/cat.png` was preferred to `rejected/cat.jpg`: the stems are equal. Their prompt is in `cat.txt`, in
-    either folder, in `prompts/` or in the folder itself, else in one `prompt.txt` for all. If there is a subfolder with
-    the split's name, it reads that one. It draws which image is a, as the folders tell the label. One DataError for all
-    names without a partner or a prompt.
+    either folder, in `prompts/` or in the folder itself, else in one `prompt.txt` for all. Subfolders with
+    both are splits. It draws which image is a, as the folders tell the label. One DataError for all names without a
+    partner or a prompt; NoSplitsError where a split is asked for and there is none.
     """
-    if split and (folder / split).is_dir():
-        folder = folder / split
-    pair = next((names for names in NAMES if all((folder / name).is_dir() for name in names)), None)
-    if pair is None:
-        raise DataError(f"{folder}: holds no two folders {' or '.join('/ and '.join(names) + '/' for names in NAMES)}")
+    splits = {place.name: pair for place in sorted(folder.iterdir()) if place.is_dir() and (pair := _pair(place))}
+    pair = _pair(folder)
+    if split in splits:
+        folder, pair = folder / str(split), splits[str(split)]
+    elif pair is None and splits:
+        raise DataError(f"{folder}: no split {json.dumps(split)}; there are {', '.join(splits)}")
+    elif pair is None:
+        names = " or ".join("/ and ".join(names) + "/" for names in NAMES)
+        raise DataError(f"{folder}: holds no two folders {names}")
     better, worse = (_by_stem(folder / name) for name in pair)
     places = [*(folder / name for name in pair), folder / "prompts", folder]
     problems, rows, images = list[str](), list[Row](), dict[str, ImageLike]()
@@ -44,7 +50,15 @@ def read_folders(folder: Path, split: str | None = None) -> list[Preference]:
     if problems:
         count = f"{len(problems)} of {len(rows) + len(problems)} pairs cannot be used"
         raise DataError(f"{folder}: {count}; correct or remove them:\n  {first_ten(problems)}")
-    return preferences_of(random_swaps(rows, "folders"), images)
+    preferences = preferences_of(random_swaps(rows, "folders"), images)
+    if split and split not in splits:
+        raise NoSplitsError(folder, split, preferences)
+    return preferences
+
+
+def _pair(folder: Path) -> tuple[str, str] | None:
+    """The names of a folder's two folders."""
+    return next((names for names in NAMES if all((folder / name).is_dir() for name in names)), None)
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:

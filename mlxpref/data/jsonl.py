@@ -25,12 +25,21 @@ def read_jsonl(path: Path, split: str | None = None) -> list[Preference]:
 
     A row has `prompt`, `a` and `b` (image files, relative to this file) and `p_a` (the share of people who prefer a,
     from 0 to 1); it may have `votes` (how many people, default 1), `group` (default the prompt) and `split`. Other keys
-    are ignored, but a likely misspelling of these is an error. If rows have splits, it takes those of `split`. For the
+    are ignored, but a likely misspelling of these is an error. It takes those of `split`, None takes all; NoSplitsError
+    if no row has one. For the
     clicks of `mlxpref label` see `label_file.merge_answers`. It checks that image files exist, without opening them.
     One DataError for all bad rows: their count and the first ten.
     """
     rows = merge_answers(_rows(path), path)
     return preferences_of_rows(path, rows, split, f"one a line, like {EXAMPLE}")
+
+
+class NoSplitsError(DataError):
+    """A split was asked for, and the data have none; with all their preferences."""
+
+    def __init__(self, path: Path, split: str, preferences: list[Preference]) -> None:
+        super().__init__(f'{path}: no split "{split}", as it has no splits; leave out --split')
+        self.preferences = preferences
 
 
 def preferences_of_rows(path: Path, rows: Iterable[NumberedRow], split: str | None, form: str) -> list[Preference]:
@@ -49,9 +58,11 @@ def preferences_of_rows(path: Path, rows: Iterable[NumberedRow], split: str | No
         raise DataError(f"{path}: {count}; correct or remove them:\n  {first_ten(errors)}")
     if not preferences:
         raise DataError(f"{path}: no preferences in this file; write {form}")
-    names = {name for name, _ in preferences}
-    if split is None or names == {None}:
-        return [preference for _, preference in preferences]
+    names, rows_of_all = {name for name, _ in preferences}, [preference for _, preference in preferences]
+    if split is None:
+        return rows_of_all
+    if names == {None}:
+        raise NoSplitsError(path, split, rows_of_all)
     if None in names:
         without = sum(name is None for name, _ in preferences)
         raise DataError(f'{path}: {without} of {len(preferences)} rows have no "split"; give it to all or to none')

@@ -15,7 +15,7 @@ from mlxpref.data.hpdv2 import read_hpdv2
 from mlxpref.data.hpdv3 import read_hpdv3
 from mlxpref.data.image_cache import ImageCache
 from mlxpref.data.imagereward import read_imagereward
-from mlxpref.data.jsonl import EXAMPLE, read_jsonl
+from mlxpref.data.jsonl import EXAMPLE, NoSplitsError, read_jsonl
 from mlxpref.data.pickapic import read_pickapic
 from mlxpref.data.rows import RowSampler
 from mlxpref.demo.preferences import SPLITS, demo_preferences
@@ -25,6 +25,8 @@ from mlxpref.text import first_ten
 
 DEMO_COUNTS = {"train": 2000, "test": 400, "heldout": 400}
 """The number of demo preferences without a limit."""
+ALL_ROWS = "all rows"
+"""The split of data without splits."""
 DECODED_IMAGES, _RUN = 2000, 20
 """The number of images to decode before the work, and the length of a run of them."""
 _PUBLIC: dict[str, Callable[[Path, str, RowSampler], list[Preference]]] = {
@@ -41,17 +43,28 @@ _KNOWN = (
 )
 
 
+class Preferences(list[Preference]):
+    """Preferences with the name of their split, ALL_ROWS of data without splits."""
+
+    split: str = ALL_ROWS
+
+
 def load_preferences(
-    data: str, split: str, limit: int | None = None, seed: int = 0, data_dir: Path | None = None
-) -> list[Preference]:
+    data: str,
+    split: str,
+    limit: int | None = None,
+    seed: int = 0,
+    data_dir: Path | None = None,
+    needs_split: bool = False,
+) -> Preferences:
     """The preferences of `--data`: `demo`, a public data set, or a user's file or folder.
 
     `demo` has the splits train, test and heldout; `seed` determines its pictures. The files of a public data set
     (`catalog.CATALOG`) are in `data_dir` or in the hub's cache; see its reader. A user's preferences are a .jsonl, .csv
-    or .tsv file (`jsonl.read_jsonl`) or two folders (`folders.read_folders`), with their own splits; without any,
-    `split` is ignored. `limit` draws that many preferences by `seed`, in their order, as the first ones are often all
-    of one prompt; a smaller limit draws a subset of a larger one's. ConfigError for an unknown name or split and for
-    missing files, DataError for errors in them.
+    or .tsv file (`jsonl.read_jsonl`) or two folders (`folders.read_folders`), with their own splits; without any, it
+    takes all rows, or raises an error if it `needs_split`. `limit` draws that many preferences by `seed`, in their
+    order, as the first ones are often all of one prompt; a smaller limit draws a subset of a larger one's. ConfigError
+    for an unknown name or split and for missing files, DataError for errors in them.
     """
     if limit is not None and limit < 1:
         raise ConfigError(f"limit {limit}: it must be at least 1")
@@ -60,14 +73,19 @@ def load_preferences(
     if data == "demo":
         if split not in SPLITS:
             raise ConfigError(f"split {split!r}: the demo has {', '.join(SPLITS)}")
-        return demo_preferences(split, DEMO_COUNTS[split] if limit is None else limit, seed)
+        return _named(split, demo_preferences(split, DEMO_COUNTS[split] if limit is None else limit, seed))
     draw = partial(_drawn, limit, seed)
     if data in _PUBLIC:
         CATALOG[data].split(split)
-        return _PUBLIC[data](folder_of(data, data_dir, split), split, draw)
+        return _named(split, _PUBLIC[data](folder_of(data, data_dir, split), split, draw))
     path = _located(data)
-    preferences = read_folders(path, split) if path.is_dir() else _FILES[path.suffix.lower()](path, split)
-    return [preferences[i] for i in draw(len(preferences))]
+    try:
+        preferences = read_folders(path, split) if path.is_dir() else _FILES[path.suffix.lower()](path, split)
+    except NoSplitsError as error:
+        if needs_split:
+            raise
+        preferences, split = error.preferences, ALL_ROWS
+    return _named(split, [preferences[i] for i in draw(len(preferences))])
 
 
 def check_preferences(data: str, preferences: Sequence[Preference], images: ImageCache) -> None:
@@ -94,6 +112,12 @@ def check_preferences(data: str, preferences: Sequence[Preference], images: Imag
             f"{data}: {len(problems)} of {len(names)} images cannot be read; correct them or remove their rows:\n  "
             + first_ten(problems)
         )
+
+
+def _named(split: str, preferences: Sequence[Preference]) -> Preferences:
+    named = Preferences(preferences)
+    named.split = split
+    return named
 
 
 def _drawn_runs(count: int) -> Container[int]:

@@ -55,7 +55,7 @@ EVAL_KEYS = {
     "data", "split", "protocol", "strategy", "pairs", "ties_dropped", "accuracy", "accuracy_low", "accuracy_high",
     "accuracy_macro", "both_orders_accuracy", "position_consistency", "first_choice_rate", "first_image_baseline",
     "brier", "ece", "unreadable", "tokens", "seconds", "official", "human_ceiling", "tokens_per_pair",
-    "seconds_per_pair", "calibration",
+    "seconds_per_pair", "calibration", "learned_from",
 }  # fmt: skip
 
 
@@ -331,7 +331,7 @@ def test_eval_of_own_preferences(rows: Callable[..., Path]) -> None:
     result = report("eval", "--data", path, *QUICK)
     assert set(result) == EVAL_KEYS
     assert list(result)[:4] == ["data", "split", "protocol", "strategy"]
-    assert (result["data"], result["split"], result["pairs"], result["ties_dropped"]) == (str(path), "test", 2, 1)
+    assert (result["data"], result["split"], result["pairs"], result["ties_dropped"]) == (str(path), "all rows", 2, 1)
     assert result["first_image_baseline"] == 0.5
     assert 0 <= result["accuracy_low"] <= result["accuracy"] <= result["accuracy_high"] <= 1
     output = run("eval", "--data", path, *QUICK).stdout

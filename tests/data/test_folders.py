@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mlxpref.data.folders import NAMES, read_folders
-from mlxpref.data.load import load_preferences
+from mlxpref.data.load import ALL_ROWS, load_preferences
 from mlxpref.errors import DataError
 
 
@@ -49,8 +49,14 @@ def test_a_split_is_a_folder(tmp_path: Path) -> None:
     write_files(tmp_path, {f"{s}/{side}/{s}.png": "" for s in ("train", "test") for side in ("preferred", "rejected")})
     write_files(tmp_path, {"train/prompt.txt": "to learn", "test/prompt.txt": "to test"})
     assert [p.prompt for p in load_preferences(str(tmp_path), "test")] == ["to test"]
-    with pytest.raises(DataError, match="holds no two folders preferred/ and rejected/ or chosen/ and rejected/"):
+    with pytest.raises(DataError, match='no split "dev"; there are test, train'):
         load_preferences(str(tmp_path), "dev")
+    with pytest.raises(DataError, match="holds no two folders preferred/ and rejected/ or chosen/ and rejected/"):
+        load_preferences(str(tmp_path / "train" / "preferred"), "dev")
+    pairs = load_preferences(str(tmp_path / "train"), "dev")
+    assert (len(pairs), pairs.split) == (1, ALL_ROWS)
+    with pytest.raises(DataError, match="it has no splits"):
+        load_preferences(str(tmp_path / "train"), "dev", needs_split=True)
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from PIL import Image
 from mlxpref.data import load, rows
 from mlxpref.data.image_cache import ImageCache
 from mlxpref.data.jsonl import EXAMPLE, read_jsonl
-from mlxpref.data.load import DEMO_COUNTS, check_preferences, load_preferences
+from mlxpref.data.load import ALL_ROWS, DEMO_COUNTS, check_preferences, load_preferences
 from mlxpref.data.rows import Row, read_json_rows, with_images
 from mlxpref.demo.preferences import HELD_OUT, SPLITS, demo_preferences, prompt_text
 from mlxpref.errors import ConfigError, DataError
@@ -135,9 +135,22 @@ def test_splits_of_rows(folder: Path) -> None:
     assert len(read_jsonl(path)) == 3
     with pytest.raises(DataError, match='no rows of split "val"; there are test, train'):
         read_jsonl(path, "val")
-    assert len(read_jsonl(write_rows(folder, GOOD, GOOD), "val")) == 2
     with pytest.raises(DataError, match='2 of 3 rows have no "split"'):
         read_jsonl(write_rows(folder, GOOD, train, GOOD), "train")
+
+
+def test_data_without_splits_are_all_rows(folder: Path) -> None:
+    """The default split of a command means all rows there; a split that was asked for must exist."""
+    path = str(write_rows(folder, GOOD, GOOD))
+    preferences = load_preferences(path, "test")
+    assert (len(preferences), preferences.split) == (2, ALL_ROWS)
+    with pytest.raises(DataError, match=r'no split "val", as it has no splits; leave out --split'):
+        load_preferences(path, "val", needs_split=True)
+    write_rows(folder, {**GOOD, "split": "test"}, {**GOOD, "split": "other"})
+    assert load_preferences(path, "test", needs_split=True).split == "test"
+    with pytest.raises(DataError, match='no rows of split "train"; there are other, test'):
+        load_preferences(path, "train")
+    assert load_preferences("demo", "heldout", 2).split == "heldout"
 
 
 def test_a_file_is_loaded_by_its_name(folder: Path) -> None:

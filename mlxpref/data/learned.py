@@ -1,0 +1,109 @@
+"""What an adapter learned from: digests of preferences and of their images' contents, whatever their files are called.
+
+A run writes them into its folder. Resuming compares them, and a measurement counts the preferences that are among them.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from mlxpref.files import write_file
+from mlxpref.log import logger
+from mlxpref.preferences import ImageLike, PackedImage, Preference
+
+LEARNED = "learned.safetensors"
+_BLOCK = 1 << 16
+"""Bytes at the start, in the middle and at the end of a file that stand for it, with its size."""
+Digests = NDArray[np.uint64]
+
+
+def digests_of(preferences: Sequence[Preference]) -> Digests:
+    """Digests (N, 4) of preferences: prompt, what people said, contents of a and of b, 0 for an unreadable image."""
+    known: dict[Path | PackedImage, int] = {}
+
+    def image(image: ImageLike) -> int:
+        if isinstance(image, Image.Image):
+            return _digest(f"{image.size}".encode() + image.tobytes())
+        if image not in known:
+            known[image] = _file_digest(image)
+        return known[image]
+
+    rows = [
+        (
+            _digest(json.dumps(p.prompt).encode()),
+            _digest(json.dumps([p.p_people, p.votes, p.group]).encode()),
+            image(p.a),
+            image(p.b),
+        )
+        for p in preferences
+    ]
+    return np.array(rows, np.uint64).reshape(-1, 4)
+
+
+def write_learned(folder: Path, preferences: Digests, learned: Sequence[Preference], earlier: Path | None) -> None:
+    """Write the digests of a run's preferences, and which pairs it learns from, with those of an earlier adapter."""
+    pairs = _pairs(digests_of(learned))
+    if earlier is not None and (before := read_learned(earlier)):
+        pairs = np.concatenate([pairs, before[1]])
+    write_file(folder / LEARNED, save({"preferences": preferences, "pairs": np.unique(pairs, axis=0)}))
+
+
+def read_learned(folder: Path) -> tuple[Digests, Digests] | None:
+    """The digests (N, 4) of a run's preferences and (M, 3) of the pairs it learned from; None without such a file."""
+    try:
+        arrays = load_file(folder / LEARNED)
+        return arrays["preferences"].reshape(-1, 4), arrays["pairs"].reshape(-1, 3)
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return None
+
+
+def count_learned(adapter: Path, preferences: Sequence[Preference]) -> int:
+    """The number of preferences, of pairs with a prompt, that an adapter learned from; warns if there are any.
+
+    0 also for an adapter that does not say what it learned from.
+    """
+    learned = read_learned(adapter)
+    if learned is None:
+        return 0
+    pairs = set(map(tuple, learned[1].tolist()))
+    count = sum(tuple(pair) in pairs for pair in _pairs(digests_of(preferences)).tolist())
+    if count:
+        logger.warning(
+            f"{count} of {len(preferences)} preferences are among those that {adapter} learned from: this says what it "
+            "remembers, not how well it judges others; hold some out (train --held-out 0.1), or give other data"
+        )
+    return count
+
+
+def _pairs(digests: Digests) -> Digests:
+    """Digests (M, 3) of prompts and their images, in either order, without unreadable images."""
+    pairs: Digests = np.column_stack([digests[:, 0], np.sort(digests[:, 2:], axis=1)])
+    readable: Digests = pairs[pairs[:, 1] != 0]
+    return readable
+
+
+def _digest(content: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest()) or 1
+
+
+def _file_digest(image: Path | PackedImage) -> int:
+    """The digest of a file by its size and parts of its content, or of a member by its archive's size and its name."""
+    try:
+        if isinstance(image, PackedImage):
+            return _digest(f"{image.archive.stat().st_size}/{image.member}".encode())
+        with image.open("rb") as file:
+            size = file.seek(0, 2)
+            parts = [f"{size}".encode()]
+            for start in (0, size // 2, max(0, size - _BLOCK)):
+                file.seek(start)
+                parts.append(file.read(_BLOCK))
+            return _digest(b"".join(parts))
+    except (OSError, ValueError):
+        return 0
