@@ -12,6 +12,8 @@ from typing import Literal, TypeVar
 
 from PIL import Image
 
+from mlxpref.text import shorten
+
 T = TypeVar("T")
 
 Side = Literal["a", "b", "tie"]
@@ -52,6 +54,10 @@ class Preference:
     votes: int = 1
     group: str = ""
     label: Side | None = None
+
+    def __repr__(self) -> str:
+        a, b = ("image in memory" if isinstance(x, Image.Image) else shorten(str(x)) for x in (self.a, self.b))
+        return f"Preference({shorten(self.prompt)!r}, a={a}, b={b}, p_people={self.p_people:g}, votes={self.votes})"
 
     @property
     def is_tie(self) -> bool:

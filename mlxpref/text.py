@@ -54,6 +54,13 @@ def short_names(paths: Sequence[str]) -> list[str]:
     return names
 
 
+def shorten(text: object, limit: int = 40) -> str:
+    """Text on one line of at most `limit` characters, cut in the middle: names and paths differ at both ends."""
+    line = plain(text)
+    half = (limit - 1) // 2
+    return line if len(line) <= limit else f"{line[: limit - 1 - half]}…{line[-half:]}"
+
+
 def first_ten(items: Sequence[str], separator: str = "\n  ") -> str:
     """The first ten items, joined, and how many more there are."""
     more = [f"and {len(items) - 10} more"] if len(items) > 10 else []

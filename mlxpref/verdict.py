@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mlxpref.text import CONTROL
+from mlxpref.text import CONTROL, shorten
 
 Strategy = Literal["soft", "select", "score"]
 STRATEGIES: tuple[Strategy, ...] = ("soft", "select", "score")
@@ -31,6 +31,10 @@ class Verdict:
     p_label_second: float = 0.0
     closed: bool = False
     tokens: int = 0
+
+    def __repr__(self) -> str:
+        p_first = f"{p:.4f}" if (p := self.p_first("soft")) is not None else "unreadable"
+        return f"Verdict(p_first={p_first}, reasoning={shorten(self.reasoning, 80)!r}, tokens={self.tokens})"
 
     @property
     def label_mass(self) -> float:

@@ -204,5 +204,5 @@ def _measure_judging(
 ) -> tuple[MemoryPlan, int]:
     text = _text_tokens(vlm, pixels)
     mx.reset_peak_memory()
-    Judge(vlm, settings).score(_TEXT, _pictures(images, pixels))  # all pairs in full batches; a ranking's are smaller
+    Judge(vlm, settings).score(_pictures(images, pixels), _TEXT)  # all pairs in full batches; a ranking's are smaller
     return judging_plan(checkpoint, settings, images, text), int(mx.get_peak_memory())

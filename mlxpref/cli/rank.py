@@ -30,7 +30,7 @@ from mlxpref.data.prompts import PromptGroup
 from mlxpref.errors import MlxprefError
 from mlxpref.judge.judge import Judge
 from mlxpref.judge.rank import PairBudget, ThinkAbout
-from mlxpref.judge.ranking_result import Ranking
+from mlxpref.judge.ranking_result import Ranking, RankingInterrupted
 from mlxpref.judge.time_estimate import estimate_seconds
 from mlxpref.report.ranking_files import check_copy_folder, copy_top, write_ranking_csv
 from mlxpref.report.ranking_page import write_ranking_page
@@ -164,8 +164,8 @@ def _rank_all(
                 note(f"“{group.prompt}”: {len(group.images)} images")
             left_out = () if rankings else skipped
             rankings.append(judge.rank(group.images, group.prompt, think_about, left_out, pairs, top))
-            if rankings[-1].ending == "interrupted":
-                break
+    except RankingInterrupted as interrupt:
+        rankings.append(interrupt.ranking)
     except (KeyboardInterrupt, MlxprefError) as error:
         if not rankings:
             raise

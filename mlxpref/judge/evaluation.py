@@ -15,6 +15,7 @@ from mlxpref.judge.pair_verdict import JudgingCounts, PairVerdict
 from mlxpref.judge.protocols import PROTOCOLS, Official, best_threshold, counted, labels, official
 from mlxpref.log import track
 from mlxpref.preferences import Pair, Preference
+from mlxpref.text import shorten
 from mlxpref.verdict import Strategy
 
 
@@ -51,6 +52,12 @@ class Evaluation:
     tokens_per_pair: float = math.nan
     seconds_per_pair: float = math.nan
     verdicts: tuple[PairVerdict, ...] = field(default=(), repr=False)
+
+    def __repr__(self) -> str:
+        data = f"{shorten(self.spec.data)}, split {shorten(self.spec.split, 20)}, {self.spec.strategy or 'scores'}"
+        metrics = self.metrics
+        interval = f"{100 * metrics.accuracy_low:.1f} to {100 * metrics.accuracy_high:.1f} %"
+        return f"Evaluation({data}: accuracy {100 * metrics.accuracy:.1f} % ({interval}), {metrics.pairs} pairs)"
 
     def to_json(self) -> dict[str, Any]:
         """The evaluation as JSON of `eval`, with null for NaN."""

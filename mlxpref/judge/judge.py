@@ -2,24 +2,27 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar, cast
 
 from mlxpref.config import JudgeSettings
-from mlxpref.data.find_images import Skipped
+from mlxpref.data.find_images import Skipped, reasons_of
+from mlxpref.data.inputs import ImageInput, ImagesInput, check_pair, check_prompt, find_given, image_from
 from mlxpref.distributed import SINGLE_PROCESS, ProcessGroup
 from mlxpref.engine.rollout import Sampling
 from mlxpref.engine.template import Form, template_version
 from mlxpref.engine.vlm import VLM
+from mlxpref.errors import DataError
 from mlxpref.judge.calibration import CalibrationFile, JudgeConditions
 from mlxpref.judge.diagnostics import demo_warnings
 from mlxpref.judge.fingerprint import Fingerprint
 from mlxpref.judge.pair_verdict import PairVerdict
 from mlxpref.judge.rank import PairBudget, ThinkAbout, rank_pairs
-from mlxpref.judge.ranking_result import Ranking
+from mlxpref.judge.ranking_result import Ranking, RankingInterrupted
 from mlxpref.judge.store import Store
 from mlxpref.judge.verdict_source import (
     Judgement,
@@ -30,18 +33,39 @@ from mlxpref.judge.verdict_source import (
     judge_in_shards,
     judge_unless_stored,
 )
+from mlxpref.log import logger
 from mlxpref.preferences import Comparison, ImageLike, Pair, shown
 from mlxpref.ranking.bradley_terry import all_pairs
 from mlxpref.ranking.temperature import TemperatureScaling
 from mlxpref.verdict import Strategy
 
+_F = TypeVar("_F", bound=Callable[..., Any])
+
 _METHOD = 1
 """The version of the judging code; a new number makes the store's earlier comparisons invalid."""
+
+
+def _either_order(method: _F) -> _F:
+    """Let a method of images and prompt take prompt and images, too, as in earlier versions."""
+
+    @wraps(method)
+    def ordered(judge: "Judge", *args: Any, **named: Any) -> Any:
+        images = args[1] if len(args) > 1 else named.get("images")
+        # Two texts are a folder and a prompt: earlier versions took no folder.
+        if args and isinstance(args[0], str) and not isinstance(images, str | None):
+            old, new = f"{method.__name__}(prompt, images)", f"{method.__name__}(images, prompt)"
+            warnings.warn(f"{old} is the old order: give {new}", DeprecationWarning, stacklevel=2)
+            return method(judge, images, args[0])
+        return method(judge, *args, **named)
+
+    return cast(_F, ordered)
 
 
 @dataclass(frozen=True)
 class Judge:
     """A model that compares images. It remembers nothing between calls; results carry their own counts.
+
+    An image is a file's name, a PIL image, an array or the bytes of a file; see `mlxpref.data.inputs.ImageInput`.
 
     A `store` keeps the verdicts of comparisons and recalls them. A `calibration` rescales soft preferences, never
     verdicts or the store's content; ConfigError for one of other conditions. Several `processes`, which must make the
@@ -60,59 +84,92 @@ class Judge:
     def __post_init__(self) -> None:
         object.__setattr__(self, "fingerprint", self.fingerprint or Fingerprint(self.vlm))
 
-    def compare(self, a: ImageLike, b: ImageLike, prompt: str) -> PairVerdict:
-        """Judge one pair in both orders; `p_a` of the result is the preference for a."""
-        return next(self.pairs([Pair(a, b, prompt)]))
+    def __repr__(self) -> str:
+        adapter = f", adapter {str(self.adapter)[-60:]!r}" if self.adapter else ""
+        think = f"up to {self.settings.max_tokens} tokens of reasons" if self.settings.think else "without thinking"
+        return f"Judge({self.name[-60:]!r}{adapter}, {think}{', calibrated' if self.calibration else ''})"
+
+    def compare(self, a: ImageInput, b: ImageInput, prompt: str) -> PairVerdict:
+        """Judge one pair in both orders; `p_a` of the result is the preference for a, from 0 to 1.
+
+        DataError for what is no readable image.
+        """
+        check_prompt(prompt)
+        pair = Pair(*check_pair(a, b, self.vlm.features.images), prompt)
+        return replace(next(self.pairs([pair])), pair=pair)
 
     def rank(
         self,
-        images: Sequence[ImageLike],
+        images: ImagesInput,
         prompt: str,
-        think_about: ThinkAbout = "top",
+        think_about: ThinkAbout | None = None,
         skipped: Sequence[Skipped] = (),
         pairs: int | Literal["all"] | None = None,
         top: int | None = None,
     ) -> Ranking:
-        """Rank at least two images, best first; see `rank_pairs` for `think_about`, `pairs` and `top`.
+        """Rank at least two images, a list or a folder, best first; see `rank_pairs` for `pairs` and `top`.
 
-        `skipped` are images that were left out; the result lists them.
+        `think_about` is by default "top" for a judge that thinks, else "none". `skipped` are images that were left out;
+        the result lists them, and the unreadable ones of a folder. DataError names other images that cannot be read.
+        Ctrl-C raises RankingInterrupted, a KeyboardInterrupt with the ranking so far.
         """
+        check_prompt(prompt)
+        given, left_out = find_given(images, self.vlm.features.images)
+        if left_out:
+            logger.warning(f"left out, as it cannot be read: {reasons_of(left_out)}")
+        think_about = think_about or ("top" if self.settings.think else "none")
         encoded_before = self.vlm.features.runs
-        budget = PairBudget.of(len(images), think_about, pairs)
+        budget = PairBudget.of(len(given), think_about, pairs)
         session = self.session()
         for think, count in ((False, budget.without_thinking), (True, budget.with_thinking)):
             if count:  # a missing calibration is an error before any work
                 self._rescaling(think, session)
-        self._encode_ahead(images, session)
 
         def compare(pairs: Iterable[Pair], think: bool) -> Iterator[PairVerdict]:
             return self.pairs(pairs, think=think, session=session)
 
-        ranking = rank_pairs(images, prompt, compare, think_about, pairs, top, self.settings.seed, self.processes)
-        runs = self.vlm.features.runs - encoded_before
-        return replace(
-            ranking,
-            model=self.name,
-            adapter=self.adapter,
-            vision_runs=runs if ranking.ending == "interrupted" else int(self.processes.all_sum_numbers(runs)[0]),
-            skipped=tuple(skipped),
-            warnings=(*demo_warnings(self.name, images, self.vlm.features.images), *ranking.warnings),
-        )
+        def completed(ranking: Ranking) -> Ranking:
+            runs = self.vlm.features.runs - encoded_before
+            if ranking.ending != "interrupted":  # other processes may go on
+                runs = int(self.processes.all_sum_numbers(runs)[0])
+            return replace(
+                ranking,
+                model=self.name,
+                adapter=self.adapter,
+                vision_runs=runs,
+                skipped=(*skipped, *left_out),
+                warnings=(*demo_warnings(self.name, given, self.vlm.features.images), *ranking.warnings),
+            )
 
-    def score(self, prompt: str, images: Sequence[ImageLike]) -> list[float]:
-        """The share of wins of each image against the others of this call, by soft preferences.
+        self._encode_ahead(given, session)
+        try:
+            return completed(
+                rank_pairs(given, prompt, compare, think_about, pairs, top, self.settings.seed, self.processes)
+            )
+        except RankingInterrupted as interrupt:
+            interrupt.ranking = completed(interrupt.ranking)
+            raise
 
-        Comparable within one call only: the shares of N images average 0.5.
+    @_either_order
+    def score(self, images: ImagesInput, prompt: str) -> list[float]:
+        """The share of wins of each of two or more images against the others of this call, by soft preferences.
+
+        Comparable within one call only: the shares of N images average 0.5. It judges all N (N - 1) / 2 pairs.
+        DataError names images that cannot be read.
         """
+        check_prompt(prompt)
+        given, left_out = find_given(images, self.vlm.features.images)
+        if left_out:
+            raise DataError(f"no score, as it cannot be read: {reasons_of(left_out)}; remove it, or use rank")
         session = self.session()
-        self._encode_ahead(images, session)
-        wins = [0.0] * len(images)
-        every = list(all_pairs(len(images)))
-        verdicts = self.pairs((Pair(images[a], images[b], prompt) for a, b in every), session=session)
+        self._encode_ahead(given, session)
+        wins = [0.0] * len(given)
+        every = list(all_pairs(len(given)))
+        verdicts = self.pairs((Pair(given[a], given[b], prompt) for a, b in every), session=session)
         for (a, b), verdict in zip(every, verdicts, strict=True):
             wins[a] += verdict.p_a
             wins[b] += 1.0 - verdict.p_a
-        return [win / max(len(images) - 1, 1) for win in wins]
+        return [win / (len(given) - 1) for win in wins]
 
     def pairs(
         self,
@@ -123,12 +180,22 @@ class Judge:
     ) -> Iterator[PairVerdict]:
         """Judge pairs, each in both orders, in their order; lazily, a batch at a time.
 
-        `think` overrides the setting of the same name. `session` shares work among calls.
+        `think` overrides the setting of the same name. `session` shares work among calls. Images are as for `compare`.
         """
         session = session or self.session()
         rescaling = self._rescaling(think, session) if strategy == "soft" else None
         form: Form = "scores" if strategy == "score" else "choice"
-        comparisons = (comparison for pair in pairs for comparison in shown(pair))
+        images: dict[int, tuple[object, ImageLike]] = {}  # each array becomes one picture, however many pairs it is in
+
+        def image_of(image: ImageInput) -> ImageLike:
+            if isinstance(image, ImageLike):
+                return image_from(image)
+            if id(image) not in images:
+                images[id(image)] = image, image_from(image)
+            return images[id(image)][1]
+
+        known = (Pair(image_of(pair.a), image_of(pair.b), pair.prompt) for pair in pairs)
+        comparisons = (comparison for pair in known for comparison in shown(pair))
         judgements = self.judgements(comparisons, form, strategy != "soft", think, session)
         for first in judgements:
             second = next(judgements)

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mlxpref.judge.notebook import pair_html
+from mlxpref.preferences import Pair
 from mlxpref.ranking.bradley_terry import PairOutcome
 from mlxpref.ranking.log_odds import combine_orders
 from mlxpref.ranking.temperature import TemperatureScaling
@@ -15,7 +17,7 @@ class PairVerdict:
     """The verdict on a pair: every completion of both orders, and the preferences that follow from them.
 
     Completions are not rescaled; `rescaling` applies to the mean of an order's samples. `recalled` says for each order
-    whether a store had it.
+    whether a store had it. `pair` are the images and the prompt, if `Judge.compare` made this.
     """
 
     a_shown_first: tuple[Verdict, ...]
@@ -23,6 +25,14 @@ class PairVerdict:
     strategy: Strategy = "soft"
     rescaling: TemperatureScaling | None = None
     recalled: tuple[bool, bool] = field(default=(False, False), compare=False)
+    pair: Pair | None = field(default=None, compare=False)
+
+    def __repr__(self) -> str:
+        orders = [p if p is None else round(p, 4) for p in (self.p_a_shown_first, self.p_a_shown_second)]
+        return f"PairVerdict(p_a={self.p_a:.4f}, p_a_shown_first={orders[0]}, p_a_shown_second={orders[1]})"
+
+    def _repr_html_(self) -> str:
+        return pair_html(self)
 
     @property
     def p_a_shown_first(self) -> float | None:

@@ -3,7 +3,8 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from numbers import Integral
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from mlxpref.distributed import SINGLE_PROCESS, ProcessGroup
 from mlxpref.errors import ConfigError
 from mlxpref.judge.diagnostics import warnings_for
 from mlxpref.judge.pair_verdict import JudgingCounts, PairVerdict
-from mlxpref.judge.ranking_result import Ending, JudgedPair, Ranking, name_of
+from mlxpref.judge.ranking_result import Ending, JudgedPair, Ranking, RankingInterrupted, image_names
 from mlxpref.log import track
 from mlxpref.preferences import ImageLike, Pair
 from mlxpref.ranking.bradley_terry import PairOutcome, StrengthFit, fit_strengths, rank_images
@@ -41,10 +42,12 @@ class PairBudget:
         """The budget for `count` images: `pairs` of them, by default two an image.
 
         Of more than TOP images, "top" judges all without thinking first; the best TOP get a budget of their own.
-        ConfigError for fewer than one pair.
+        ConfigError for fewer than one pair, and for what is no choice.
         """
-        if isinstance(pairs, int) and pairs < 1:
-            raise ConfigError(f"{pairs} pairs cannot be judged: 1 is the least")
+        if think_about not in get_args(ThinkAbout):
+            raise ConfigError(f"think_about {think_about!r}: give {', '.join(map(repr, get_args(ThinkAbout)))}")
+        if pairs is not None and pairs != "all" and not (isinstance(pairs, Integral) and pairs > 0):
+            raise ConfigError(f"{pairs!r} pairs cannot be judged: 1 is the least; or give 'all'")
         if think_about == "none":
             return cls(pair_budget(count, pairs), 0)
         if think_about == "all" or count <= TOP:
@@ -70,12 +73,12 @@ def rank_pairs(
     """Judge pairs of at least two images by `compare` and rank them; see `PairBudget` for `think_about` and `pairs`.
 
     With `top`, the work ends once the `top` best images are settled (`is_settled`); ConfigError for a `top` below 1.
-    KeyboardInterrupt ends it, too, and the pairs so far are ranked; without any, the interrupt is raised. Process 0
+    KeyboardInterrupt becomes RankingInterrupted, with the ranking by the pairs so far, if there are any. Process 0
     chooses the pairs for all `processes`, since machines may round differently.
     """
     start = time.perf_counter()
-    if top is not None and top < 1:
-        raise ConfigError(f"the top {top} cannot be found: 1 is the least")
+    if top is not None and not (isinstance(top, Integral) and top > 0):
+        raise ConfigError(f"the top {top!r} cannot be found: 1 is the least")
     schedule = _PairSchedule(images, prompt, compare, seed, processes)
     budget = PairBudget.of(len(images), think_about, pairs)
     everyone = list(range(len(images)))
@@ -106,7 +109,10 @@ def rank_pairs(
         tokens=counts.tokens,
         recalled=counts.recalled,
     )
-    return replace(ranking, warnings=tuple(warnings_for(ranking, top)))
+    ranking = replace(ranking, warnings=tuple(warnings_for(ranking, top)))
+    if ending == "interrupted":
+        raise RankingInterrupted(ranking)
+    return ranking
 
 
 @dataclass
@@ -123,7 +129,7 @@ class _PairSchedule:
     _leaders: str = ""
 
     def __post_init__(self) -> None:
-        self._names = short_names([name_of(self.images, index) for index in range(len(self.images))])
+        self._names = short_names(image_names(self.images))
 
     @property
     def outcomes(self) -> list[PairOutcome]:

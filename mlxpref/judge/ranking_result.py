@@ -1,18 +1,21 @@
 """The ranking of images for one prompt: every judged pair with its verdict, the reasons, and its JSON."""
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 from PIL import Image
 
 from mlxpref.data.find_images import Skipped
+from mlxpref.data.images import load_image
+from mlxpref.judge.notebook import ranking_html
 from mlxpref.judge.pair_verdict import PairVerdict
 from mlxpref.preferences import ImageLike
 from mlxpref.ranking.bradley_terry import RankedImage, StrengthRanking
-from mlxpref.text import short_names
+from mlxpref.text import short_names, shorten
 from mlxpref.verdict import Verdict
 
 Ending = Literal["done", "settled", "interrupted"]
@@ -38,8 +41,55 @@ class Reason:
 
 
 @dataclass(frozen=True)
-class Ranking:
-    """The images of one prompt in order, with every judged pair.
+class RankingEntry(RankedImage):
+    """An image's place in a ranking, with the image itself."""
+
+    ranking: "Ranking" = field(compare=False)
+
+    def __repr__(self) -> str:
+        return f"RankingEntry(rank={self.rank}, name={shorten(self.short_name)!r}, strength={self.strength:+.2f})"
+
+    @property
+    def path(self) -> Path | None:
+        """The image's file; None for an image from memory or from an archive."""
+        image = self.ranking.images[self.index]
+        return image if isinstance(image, Path) else None
+
+    @property
+    def image(self) -> Image.Image:
+        """The picture: the one from memory, or read from the file; DataError where that is gone."""
+        image = self.ranking.images[self.index]
+        return image if isinstance(image, Image.Image) else load_image(image)
+
+    @property
+    def name(self) -> str:
+        """The image's path, or its number among the images that were given."""
+        return self.ranking.name(self.index)
+
+    @property
+    def short_name(self) -> str:
+        """The last parts of the path, as few as tell the images apart."""
+        return self.ranking.short_names[self.index]
+
+    @property
+    def reason(self) -> str | None:
+        """The reason for this place, with the opponent; None without reasoning."""
+        return self.ranking.reason_text(self)
+
+    def to_json(self) -> dict[str, Any]:
+        """The image's part of the JSON of `rank`."""
+        numbers = [f.name for f in fields(RankedImage) if f.name not in ("index", "tied_with")]
+        return {
+            "path": self.name,
+            **{name: getattr(self, name) for name in numbers},
+            "tied_with": [self.ranking.name(other) for other in self.tied_with],
+            "reason": self.reason,
+        }
+
+
+@dataclass(frozen=True)
+class Ranking(Sequence[RankingEntry]):
+    """The images of one prompt in order, with every judged pair: a sequence of its entries, best first.
 
     The i-th image of `images` is number i in `pairs` and in `strengths`. An interval says how precisely the pairs tell
     this judge's own full ranking, not what people think.
@@ -60,14 +110,34 @@ class Ranking:
     recalled: int = 0
     warnings: tuple[str, ...] = ()
 
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @overload
+    def __getitem__(self, place: int) -> RankingEntry: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[RankingEntry]: ...
+
+    def __getitem__(self, place: int | slice) -> RankingEntry | Sequence[RankingEntry]:
+        return self._entries[place]
+
+    def __repr__(self) -> str:
+        best = ", ".join(f"{shorten(entry.short_name, 24)} {entry.strength:+.2f}" for entry in self[:3])
+        ending = ", interrupted" if self.ending == "interrupted" else ""
+        return f"Ranking({shorten(self.prompt)!r}, {len(self)} images{ending}, best first: {best})"
+
+    def _repr_html_(self) -> str:
+        return ranking_html(self)
+
     def name(self, index: int) -> str:
         """The name of an image: its path, or its number where it came from memory."""
-        return name_of(self.images, index)
+        return self._names[index]
 
     @cached_property
     def short_names(self) -> list[str]:
         """The names of the images for people: the last parts of their paths, as few as tell them apart."""
-        return short_names([self.name(i) for i in range(len(self.images))])
+        return short_names(self._names)
 
     def reason(self, image: RankedImage) -> Reason | None:
         """The reasoning that most clearly explains an image's place.
@@ -95,21 +165,21 @@ class Ranking:
         place, other = (1, reason.second) if reason.first == image.index else (2, reason.first)
         return f"as image {place} beside {self.short_names[other]}: {reason.text}"
 
+    @cached_property
+    def _names(self) -> list[str]:
+        return image_names(self.images)
+
+    @cached_property
+    def _entries(self) -> list[RankingEntry]:
+        return [RankingEntry(**vars(image), ranking=self) for image in self.strengths.images]
+
     def to_json(self) -> dict[str, Any]:
         """The ranking as JSON of `rank`."""
         return {
             "prompt": self.prompt,
             "model": self.model,
             "adapter": str(self.adapter) if self.adapter else None,
-            "images": [
-                {
-                    "path": self.name(image.index),
-                    **{key: value for key, value in asdict(image).items() if key not in ("index", "tied_with")},
-                    "tied_with": [self.name(other) for other in image.tied_with],
-                    "reason": self.reason_text(image),
-                }
-                for image in self.strengths.images
-            ],
+            "images": [entry.to_json() for entry in self],
             "pairs": [{"a": self.name(p.a), "b": self.name(p.b), **p.verdict.to_json()} for p in self.pairs],
             "position_bias": self.strengths.position_bias,
             "position_bias_stderr": self.strengths.position_bias_stderr,
@@ -125,10 +195,24 @@ class Ranking:
         }
 
 
-def name_of(images: Sequence[ImageLike], index: int) -> str:
-    """The name of one of several images: its path, or its number where it came from memory."""
-    image = images[index]
-    return f"image {index}" if isinstance(image, Image.Image) else str(image)
+class RankingInterrupted(KeyboardInterrupt):
+    """Ctrl-C during a ranking; `ranking` is the one by the pairs judged until then."""
+
+    def __init__(self, ranking: Ranking) -> None:
+        super().__init__(f"{ranking.warnings[0]}; the ranking is in this exception's `ranking`")
+        self.ranking = ranking
+
+
+def image_names(images: Sequence[ImageLike]) -> list[str]:
+    """The names of images: their paths, the number after one that is given twice, the number alone in memory."""
+    counts = Counter(image for image in images if not isinstance(image, Image.Image))
+    names = []
+    for number, image in enumerate(images):
+        if isinstance(image, Image.Image):
+            names.append(f"image {number}")
+        else:
+            names.append(f"{image} (image {number})" if counts[image] > 1 else str(image))
+    return names
 
 
 def _orders(pair: JudgedPair) -> tuple[tuple[int, int, tuple[Verdict, ...]], ...]:

@@ -78,6 +78,11 @@ class StepReport:
     wait_seconds: float
     rollouts: tuple[RolloutRecord, ...] = field(default=(), repr=False)
 
+    def __repr__(self) -> str:
+        held_out = f", held-out accuracy {self.held_out['accuracy']:.3f}" if self.held_out else ""
+        figures = f"reward {self.reward:.3f}, accuracy {self.accuracy:.3f}{held_out}, {self.seconds:.1f} s"
+        return f"StepReport(step {self.step} of {self.steps}: {figures})"
+
     def to_json(self) -> dict[str, Any]:
         """Return the report as a line of log.jsonl, with null for numbers that are not finite."""
         return {f.name: _to_json(getattr(self, f.name)) for f in fields(self) if f.name != "rollouts"}

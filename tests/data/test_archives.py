@@ -17,7 +17,7 @@ from mlxpref.data import archives
 from mlxpref.data.archives import ArchiveCache, named_image
 from mlxpref.data.images import load_image
 from mlxpref.errors import DataError
-from mlxpref.judge.ranking_result import name_of
+from mlxpref.judge.ranking_result import image_names
 from mlxpref.preferences import PackedImage, image_name
 from tests.conftest import picture
 from tests.data_layouts import write_zip
@@ -69,7 +69,7 @@ def test_images_are_read_in_any_order(kind: str, tmp_path: Path) -> None:
         assert cache.read(images[i]) == png(i)
         assert cache.has(images[i])
         assert named_image(image_name(images[i])) == images[i]
-        assert name_of(images, i) == str(images[i]) == f"{images[i].archive}/{images[i].member}"
+        assert image_names(images)[i] == str(images[i]) == f"{images[i].archive}/{images[i].member}"
     missing = PackedImage(images[0].archive, "9/jpg_0")
     assert not cache.has(missing)
     assert "is not there: the archive has no 9/jpg_0" in problem(missing)

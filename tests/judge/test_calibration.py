@@ -259,7 +259,7 @@ def test_store_keeps_raw_verdicts(demo_judge: MakeJudge, tmp_path: Path) -> None
         assert rescaled.recalled == (True, True)
         assert rescaled.verdicts == raw.verdicts
         assert log_odds(rescaled.p_a) == pytest.approx(log_odds(raw.p_a) / 3)
-        scores = judge.score("a hat", images), plain.score("a hat", images)
+        scores = judge.score(images, "a hat"), plain.score(images, "a hat")
         assert np.mean(scores[0]) == pytest.approx(0.5)
         assert np.ptp(scores[0]) < np.ptp(scores[1])
         ranked, before = judge.rank(images, "a hat", "none"), plain.rank(images, "a hat", "none")

@@ -149,7 +149,7 @@ def test_only_the_top_is_thought_about() -> None:
 
 def test_scores_average_one_half(tiny_vlm: VLM) -> None:
     images = [picture(i) for i in range(4)]
-    scores = tiny_judge(tiny_vlm, think=False).score("a hat", images)
+    scores = tiny_judge(tiny_vlm, think=False).score(images, "a hat")
     assert len(scores) == 4
     assert np.mean(scores) == pytest.approx(0.5)
 
@@ -217,7 +217,7 @@ def test_scores_and_evaluations_are_recalled_too(store: Store) -> None:
     images = [picture(i) for i in range(3)]
     preferences = demo_preferences("test", 4)
     before, again = judge_with_store(store), judge_with_store(store)
-    assert before.score("a red circle", images) == again.score("a red circle", images)
+    assert before.score(images, "a red circle") == again.score(images, "a red circle")
     spec = EvaluationSpec("demo", "test")
     assert evaluate(before, preferences, spec).metrics == evaluate(again, preferences, spec).metrics
     assert again.vlm.features.runs == 0

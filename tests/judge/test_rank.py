@@ -8,6 +8,7 @@ import pytest
 from mlxpref.errors import ConfigError
 from mlxpref.judge.pair_verdict import PairVerdict
 from mlxpref.judge.rank import TOP, PairBudget, rank_pairs
+from mlxpref.judge.ranking_result import RankingInterrupted
 from mlxpref.log import showing
 from mlxpref.preferences import Pair
 from mlxpref.ranking.bradley_terry import all_pairs
@@ -71,8 +72,12 @@ def test_a_budget_of_nothing_is_refused() -> None:
     with pytest.raises(ConfigError, match="0 pairs"):
         PairBudget.of(5, "none", 0)
     rater = Rater(3)
-    with pytest.raises(ConfigError, match="top 0"):
-        rank_pairs(rater.images, "a hat", rater, top=0)
+    for top in (0, "1"):
+        with pytest.raises(ConfigError, match=r"top '?[01]"):
+            rank_pairs(rater.images, "a hat", rater, top=top)  # type: ignore[arg-type]
+    for wrong in ({"pairs": "many"}, {"pairs": 2.5}, {"think_about": True}, {"think_about": "some"}):
+        with pytest.raises(ConfigError, match=r"give 'all'|give 'top', 'all', 'none'"):
+            rank_pairs(rater.images, "a hat", rater, **wrong)  # type: ignore[arg-type]
 
 
 def test_budget_is_spent_without_repeats() -> None:
@@ -124,7 +129,10 @@ def test_same_seed_same_pairs() -> None:
 @pytest.mark.parametrize("after", [1, 7, 40])
 def test_interrupted_work_is_ranked(after: int) -> None:
     rater = Rater(20, stop_after=after)
-    ranking = rank_pairs(rater.images, "a hat", rater, "top")
+    with pytest.raises(RankingInterrupted, match="interrupted: ") as interrupt:
+        rank_pairs(rater.images, "a hat", rater, "top")
+    ranking = interrupt.value.ranking
+    assert isinstance(interrupt.value, KeyboardInterrupt)
     assert ranking.ending == "interrupted"
     assert len(ranking.pairs) == after
     assert len(ranking.strengths.images) == 20
@@ -133,8 +141,9 @@ def test_interrupted_work_is_ranked(after: int) -> None:
 
 def test_interrupted_before_the_first_verdict() -> None:
     rater = Rater(5, stop_after=0)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as interrupt:
         rank_pairs(rater.images, "a hat", rater)
+    assert not isinstance(interrupt.value, RankingInterrupted)
 
 
 def test_progress_names_the_leader() -> None:
