@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from mlxpref.data.archives import ArchiveCache
-from mlxpref.data.images import load_image, reduction
+from mlxpref.data.images import load_image, read_image, reduction, shrink
 from mlxpref.preferences import ImageLike, PackedImage
 
 _PICTURE_BYTES = 1 << 28
@@ -62,7 +62,7 @@ class ImageCache:
                 if (key, factor) in pictures:
                     return pictures[key, factor]
                 if (key, 1) in pictures:
-                    return pictures[key, 1].reduce(factor)
+                    return shrink(pictures[key, 1], factor)
         return self._decoded(image, key, max_pixels)
 
     def load(self, image: ImageLike) -> Image.Image:
@@ -73,10 +73,8 @@ class ImageCache:
 
     def _decoded(self, image: Path | PackedImage, key: _Key, max_pixels: int) -> Image.Image:
         """Decode an image, and keep its picture if there is memory for it."""
-        picture = load_image(image, archives=self.archives)
-        self._sizes[key] = picture.size
-        factor = reduction(picture.size, max_pixels)
-        picture = picture.reduce(factor) if factor > 1 else picture
+        picture, self._sizes[key] = read_image(image, max_pixels, self.archives)
+        factor = reduction(self._sizes[key], max_pixels)
         size = 4 * picture.width * picture.height  # Pillow keeps four bytes of an RGB pixel
         self._latest = {}
         if size <= self._free:
