@@ -11,8 +11,8 @@ from PIL import Image, features
 
 from mlxpref.data import images
 from mlxpref.data.images import load_image, read_image
+from mlxpref.data.thumbnails import thumbnail
 from mlxpref.errors import DataError
-from mlxpref.report.html import thumbnail
 
 RED = (200, 30, 40)
 
