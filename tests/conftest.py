@@ -14,11 +14,11 @@ import pytest
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
+from mlxpref.checkpoints.files import ADAPTER_CONFIG
 from mlxpref.engine.adapters import ADAPTER_WEIGHTS
 from mlxpref.engine.decoder import run_block
 from mlxpref.engine.kv_cache import BranchedKVCache, text_positions
 from mlxpref.engine.lora import adapter_weights, attach_lora, linear_layers, linear_shape
-from mlxpref.engine.peft import ADAPTER_CONFIG
 from mlxpref.engine.vlm import VLM, ComparisonInput, load_vlm
 from mlxpref.judge.judge import Judge
 from tests.browser import Browser, find_browser

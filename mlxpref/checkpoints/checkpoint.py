@@ -10,8 +10,9 @@ from tempfile import TemporaryDirectory
 from typing import Any, Union
 
 from mlxpref.checkpoints.files import CONFIG, check_complete, read_json_object
-from mlxpref.checkpoints.hf_config import Json, normalise, validate
+from mlxpref.checkpoints.hf_config import Json, check_kind, normalise, validate
 from mlxpref.checkpoints.identity import Identity, identity_of
+from mlxpref.checkpoints.names import places_of
 from mlxpref.checkpoints.safetensors import TensorInfo, read_tensor_infos
 from mlxpref.errors import ModelError
 
@@ -42,6 +43,7 @@ class Checkpoint:
     def config(self) -> Json:
         """The config in the hub's layout, checked; see `hf_config`."""
         file = self.folder / CONFIG
+        check_kind(self.stored_config, file)  # before any file of weights is opened
         config = normalise(self.stored_config, self.tensors, file)
         validate(config, file)
         return config
@@ -50,6 +52,11 @@ class Checkpoint:
     def tensors(self) -> Mapping[str, TensorInfo]:
         """Type, shape and place of every tensor by name; empty for a folder without weights."""
         return read_tensor_infos(self.folder)
+
+    @cached_property
+    def places(self) -> Mapping[str, str]:
+        """The name in mlx-vlm's model of each stored tensor; see `places_of`."""
+        return places_of(self.tensors, self.folder)
 
     @cached_property
     def identity(self) -> Identity:

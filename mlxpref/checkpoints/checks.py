@@ -17,6 +17,11 @@ _FLOATS = (mx.float32, mx.bfloat16, mx.float16)
 
 def check_folder(checkpoint: Checkpoint) -> None:
     """ModelError, with the missing part, for a folder that would load wrongly or not at all."""
+    _ = checkpoint.config  # what it is comes first
+    if not any(place.startswith("vision_tower.") for place in checkpoint.places.values()):
+        raise ModelError(
+            f"{checkpoint.folder}: no weights of the vision_tower there, so it is blind; use a checkpoint that has them"
+        )
     _check_sizes(checkpoint)
     _check_head(checkpoint)
 

@@ -7,6 +7,7 @@ from mlxpref.checkpoints.files import (
     INDEX,
     PROCESSORS,
     RECORD,
+    SECOND_COPIES,
     SIDE_FILES,
     TOKENIZER,
     check_complete,
@@ -19,8 +20,6 @@ from mlxpref.text import format_bytes
 
 _NEEDED = (CONFIG, INDEX, RECORD, *SIDE_FILES)
 """Files to download besides the weights: no code, no pickles, nothing of other programs."""
-# Names of second copies of weights in another layout, or of an adapter.
-_TWICE = ("consolidated", "adapter")
 
 
 def ask_model(hub_id: str, revision: str | None = None) -> HubRepository:
@@ -81,7 +80,7 @@ def _side_files(repository: HubRepository) -> list[HubFile]:
 def _all_weights(repository: HubRepository) -> list[HubFile]:
     """All safetensors in the repository's main folder, before the index is read."""
     top = (file for file in repository.files if file.path.endswith(".safetensors") and "/" not in file.path)
-    files = [file for file in top if not file.path.startswith(_TWICE)]
+    files = [file for file in top if not file.path.startswith(SECOND_COPIES)]
     if any(file.path == INDEX for file in repository.files):
         return [file for file in files if "-of-" in file.path] or files
     return [file for file in files if file.path == "model.safetensors"] or files

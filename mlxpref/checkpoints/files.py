@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,32 +23,63 @@ SIDE_FILES = (
 )  # fmt: skip
 """A model's files besides its config and its weights."""
 DOWNLOAD_AGAIN = "download the checkpoint again"
+ADAPTER_CONFIG = "adapter_config.json"
+SECOND_COPIES = ("consolidated", "adapter")
+"""Beginnings of names of weights in another layout, or of an adapter: never a judge's own."""
+_SECOND = re.compile(r".*\.safetensors(\.index.*\.json)?|pytorch_model.*\.bin|adapter_(config\.json|model\.bin)")
+"""Files beside those that are read, which say that the weights are others."""
+_OTHERS = {
+    (".gguf",): "weights in GGUF, for llama.cpp",
+    ("model_index.json",): "a pipeline of diffusers, which makes images and judges none",
+    (".bin", ".pt", ".pth", ".ckpt"): "pickled weights, which may run code",
+    (".npz", ".h5", ".msgpack", ".onnx"): "weights in a format that mlxpref does not read",
+}
+"""By how a name ends: what it is, if it is no checkpoint of ours."""
 _WEIGHTS = re.compile(r"\w[\w.+ -]{0,200}\.safetensors")
 
 
 def check_complete(folder: Path) -> None:
     """ModelError, with the name and the remedy, for a folder without a necessary file."""
     if not folder.is_dir():
-        raise ModelError(f"{folder}: no such model folder; give a folder, a Hugging Face id or `demo`")
-    if not (folder / CONFIG).is_file():
-        raise ModelError(f"{folder}: no config.json there; a model folder holds config, tokenizer and weights")
+        what = f"is {_other([folder.name]) or 'a file'}" if folder.is_file() else "no such model folder"
+        raise ModelError(f"{folder}: {what}; give a folder, a Hugging Face id or `demo`")
+    names = {file.name for file in folder.iterdir() if not file.name.startswith(".")}
+    other = _other(names)
+    if CONFIG not in names and ADAPTER_CONFIG in names:
+        raise ModelError(f"{folder}: an adapter, no model; give its base with --model and this folder with --adapter")
+    if CONFIG not in names:
+        hint = f"but {other}: give" if other else "a model folder holds config, tokenizer and weights: give"
+        raise ModelError(f"{folder}: no config.json there, {hint} the original checkpoint")
     # Without these mlx-vlm silently uses defaults, and the judge sees badly scaled images.
-    for names in (PROCESSORS, (TOKENIZER,)):
-        if not any((folder / name).is_file() for name in names):
-            raise ModelError(f"{folder}: no {names[0]} there; copy it from the original checkpoint")
+    for needed in (PROCESSORS, (TOKENIZER,)):
+        if not any((folder / name).is_file() for name in needed):
+            raise ModelError(f"{folder}: no {needed[0]} there; copy it from the original checkpoint")
     weights = weight_files(folder, read_index(folder))
     if not weights:
-        raise ModelError(f"{folder}: no .safetensors weights there; {DOWNLOAD_AGAIN}")
+        raise ModelError(f"{folder}: no .safetensors weights there{other and ', but ' + other}; {DOWNLOAD_AGAIN}")
+    if second := sorted(name for name in names - {*weights, INDEX} if _SECOND.fullmatch(name)):
+        raise ModelError(
+            f"{folder}: two sets of weights, {INDEX if INDEX in names else weights[0]} and {second[0]}; keep what you "
+            "mean, and move the other away (an adapter into a folder of its own, for --adapter)"
+        )
     if absent := [name for name in weights if not (folder / name).is_file()]:
         raise ModelError(f"{folder / absent[0]}: no such file, though weights belong there; {DOWNLOAD_AGAIN}")
 
 
+def _other(names: Iterable[str]) -> str:
+    """What the first known of some files is that is no checkpoint of ours; empty for none."""
+    endings = (
+        (f"{words} ({name})", name.lower().endswith(ends)) for ends, words in _OTHERS.items() for name in sorted(names)
+    )
+    return next((words for words, is_one in endings if is_one), "")
+
+
 def weight_files(folder: Path, index: Mapping[str, str]) -> list[str]:
-    """The names of a folder's files of weights, as in mlx-vlm: those of the index, or else all."""
+    """The names of a folder's files of weights: those of the index, or else all but second sets."""
     if index:
         return sorted(set(index.values()))
     names = (file.name for file in folder.glob("*.safetensors"))
-    return sorted(name for name in names if not name.startswith(".") and not name.endswith("consolidated.safetensors"))
+    return sorted(name for name in names if not name.startswith((".", *SECOND_COPIES)))
 
 
 def read_index(folder: Path) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """A checkpoint's config.json in the hub's layout, from any writer.
 
 transformers 5 keeps the language model's settings in `text_config` and its rotary embedding in `rope_parameters`; for
-the Qwen2-VL families mlx-vlm reads neither. It drops keys that make mlx-vlm run code or skip a part.
+the Qwen2-VL families mlx-vlm reads neither. transformers before 4.53 left out what equals a class's default, which
+mlx-vlm's differ from. It drops keys that make mlx-vlm run code or skip a part.
 """
 
 import reprlib
@@ -10,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from mlxpref.checkpoints.names import CONVERT
 from mlxpref.errors import ModelError
 
 Json = dict[str, Any]
@@ -26,6 +28,38 @@ _OF_TEXT = (
     "hidden_act", "use_sliding_window", "layer_types",
 )  # fmt: skip
 """Keys that text_config decides, as in transformers; the top level decides all others."""
+_QWEN2_TEXT = {
+    "vocab_size": 152064, "hidden_size": 8192, "intermediate_size": 29568, "num_hidden_layers": 80,
+    "num_attention_heads": 64, "num_key_value_heads": 8, "max_position_embeddings": 32768, "rms_norm_eps": 1e-05,
+    "rope_theta": 1000000.0,
+}  # fmt: skip
+_DEFAULTS: dict[str, tuple[Json, Json, list[int]]] = {
+    "qwen2_vl": (
+        _QWEN2_TEXT,
+        {"depth": 32, "embed_dim": 1280, "hidden_size": 3584, "mlp_ratio": 4, "num_heads": 16, "patch_size": 14,
+         "spatial_merge_size": 2, "temporal_patch_size": 2},
+        [16, 24, 24],
+    ),
+    "qwen2_5_vl": (
+        _QWEN2_TEXT,
+        {"depth": 32, "hidden_size": 3584, "intermediate_size": 3420, "num_heads": 16, "patch_size": 14,
+         "spatial_merge_size": 2, "temporal_patch_size": 2, "tokens_per_second": 4, "window_size": 112,
+         "out_hidden_size": 3584, "fullatt_block_indexes": [7, 15, 23, 31]},
+        [16, 24, 24],
+    ),
+    "qwen3_vl": (
+        {"vocab_size": 151936, "hidden_size": 4096, "intermediate_size": 22016, "num_hidden_layers": 32,
+         "num_attention_heads": 32, "num_key_value_heads": 32, "head_dim": 128, "max_position_embeddings": 128000,
+         "rms_norm_eps": 1e-06, "rope_theta": 500000.0},
+        {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "num_heads": 16, "patch_size": 16,
+         "spatial_merge_size": 2, "temporal_patch_size": 2, "out_hidden_size": 3584, "num_position_embeddings": 2304,
+         "deepstack_visual_indexes": [8, 16, 24]},
+        [24, 20, 20],
+    ),
+}  # fmt: skip
+"""What transformers' classes take for a missing key: of text_config, of vision_config, and the rotary sections."""
+_THETA_OF_4 = 5000000.0
+"""The default of rope_theta of Qwen3-VL in transformers 4."""
 _DROPPED = ("auto_map", "model_file", "custom_pipelines", "dflash_config", "llm_config", "ple_storage", "skip_vision")
 """Code that mlx-vlm or transformers would run, and switches that make mlx-vlm load another model."""
 
@@ -55,32 +89,54 @@ _QUANTIZATION = {
 _TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 
 
+def check_kind(config_json: Mapping[str, Any], file: Path) -> None:
+    """ModelError, which says what it is, for a config.json of another architecture or another quantization."""
+    kinds = (config_json.get("model_type"), config_json.get("architectures"), config_json.get("_class_name"))
+    family, names = next(filter(None, kinds), None), ", ".join(FAMILIES.values())
+    text = config_json.get("text_config")
+    for part in (config_json, text if isinstance(text, dict) else {}):
+        section = part.get("quantization_config")
+        if isinstance(section, dict) and (method := section.get("quant_method")):
+            raise ModelError(f"{file.parent}: quantized by {str(method)[:40]}: {CONVERT}")
+    if isinstance(family, str) and family.removesuffix("_text") in FAMILIES:
+        if family in FAMILIES:
+            return
+        whole = FAMILIES[family.removesuffix("_text")]
+        raise ModelError(f"{file.parent}: only the language model of {whole}, which cannot see; give the whole model")
+    raise ModelError(f"{file.parent}: architecture {str(family)[:60]!r} is not supported; give one of {names}")
+
+
 def normalise(config_json: Mapping[str, Any], tensors: Iterable[str], file: Path) -> Json:
     """The content of config.json in the hub's layout, without code and switches to another model.
 
-    `tensors` are the names of the stored weights; `file` is for the ModelError about impossible values.
+    Its kind is checked, see `check_kind`. What is left out has transformers' default. `tensors` are the names of the
+    stored weights; `file` is for the ModelError about impossible values.
     """
-    family = config_json.get("model_type")
-    if not isinstance(family, str) or family not in FAMILIES:
-        names = ", ".join(FAMILIES.values())
-        raise ModelError(
-            f"{file.parent}: architecture {str(family)[:60]!r} is not supported; mlxpref judges with {names}"
-        )
+    family = config_json["model_type"]
     config = {key: value for key, value in config_json.items() if key not in _DROPPED}
     config["architectures"] = [f"{_CLASSES[family]}ForConditionalGeneration"]
     text, vision = (_part(config, name, file) for name in ("text_config", "vision_config"))
-    if "text_config" in config and family != _NESTED:
+    of_text, of_vision, sections = _DEFAULTS[family]
+    for part in (config, text):
+        if part.get("num_key_value_heads", 0) is None:
+            part["num_key_value_heads"] = part.get("num_attention_heads") or of_text["num_attention_heads"]
+    if family == _NESTED:
+        config["text_config"] = text or {key: config.pop(key) for key in _OF_TEXT if key in config}
+    elif "text_config" in config:
         config = _flat(config, text)
-    elif text:
-        config["text_config"] = text
-    language = config["text_config"] if family == _NESTED and text else config
+    language = config["text_config"] if family == _NESTED else config
     for key in _OF_TEXT:
         if key in language and language[key] is None:
             del language[key]  # so that the default applies
     _write_rope(language, family, file)
+    if family == _NESTED and str(config.get("transformers_version")).startswith("4."):
+        language.setdefault("rope_theta", _THETA_OF_4)
+    language["rope_scaling"].setdefault("mrope_section", sections)
+    language |= of_text | language
     if vision.get("model_type") == f"{family}_vision":
         vision = vision | {"model_type": family}
-    config["vision_config"] = {key: value for key, value in vision.items() if key not in _DROPPED and value is not None}
+    vision = {key: value for key, value in vision.items() if key not in _DROPPED and value is not None}
+    config["vision_config"] = vision | {key: of_vision[key] for key in of_vision.keys() - vision.keys()}
     _write_quantization(config)
     _write_tie(config, language, tensors)
     return config
@@ -243,8 +299,6 @@ def _quantization(section: Any, name: str) -> Problems:
         return
     if not isinstance(section, dict):
         yield name, section, "an object"
-    if section.get("quant_method"):
-        yield f"{name}.quant_method", section["quant_method"], "MLX's own quantization, which alone mlxpref reads"
     layers = {f"{name} of {key[:80]}": value for key, value in section.items() if isinstance(value, dict)}
     for where, entry in {name: section, **layers}.items():
         for key, values in _QUANTIZATION.items():

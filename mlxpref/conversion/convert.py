@@ -17,7 +17,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlxpref.checkpoints.checkpoint import Checkpoint
-from mlxpref.checkpoints.checks import check_folder, check_model
+from mlxpref.checkpoints.checks import check_folder
 from mlxpref.conversion.fidelity import Answers, ask_source, compare_with_source
 from mlxpref.conversion.quantize import (
     LayerQuantization,
@@ -32,9 +32,9 @@ from mlxpref.conversion.verify import naming_source, revision_of, verify, write_
 from mlxpref.conversion.writer import check_space, folder_bytes, new_folder, write_model
 from mlxpref.engine.adapters import read_adapter
 from mlxpref.engine.lora import fuse_adapter
-from mlxpref.errors import MlxprefError, ModelError
+from mlxpref.engine.mlx_model import lazy_model
+from mlxpref.errors import ModelError
 from mlxpref.preferences import Comparison
-from mlxpref.text import one_line
 
 Plan = Mapping[str, LayerQuantization]
 _DTYPES = ("dtype", "torch_dtype")
@@ -101,25 +101,6 @@ def convert(
     seconds = round(time.perf_counter() - start, 2)
     summary = {"path": str(output), "source": origin["source"], **result}
     return summary | {"bytes": folder_bytes(output), "seconds": seconds}
-
-
-def lazy_model(source: Checkpoint) -> nn.Module:
-    """mlx-vlm's model of a checkpoint, with lazy weights.
-
-    ModelError for a tensor without a place in the model, and for a missing one: mlx-vlm compares all names and shapes,
-    and `check_model` finds parts that it leaves out.
-    """
-    from mlx_vlm.utils import load_model
-
-    try:
-        with source.readable() as folder:
-            model: nn.Module = load_model(folder, lazy=True, trust_remote_code=False)
-        check_model(source.folder, model)
-    except MlxprefError:
-        raise
-    except Exception as error:  # mlx-vlm raises anything from KeyError to RuntimeError for a damaged folder
-        raise ModelError(f"{source.folder}: cannot be converted: {one_line(error)}") from error
-    return model
 
 
 def _check_quantized_source(source: Path, model: nn.Module, recipe: Recipe | None, requantize: bool) -> None:

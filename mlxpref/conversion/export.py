@@ -7,14 +7,16 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from mlxpref.checkpoints.checkpoint import Checkpoint
+from mlxpref.checkpoints.names import hub_name
 from mlxpref.checkpoints.safetensors import read_file_tensor_infos, read_tensor_infos
-from mlxpref.conversion.convert import convert, lazy_model, plain_config
+from mlxpref.conversion.convert import convert, plain_config
 from mlxpref.conversion.fidelity import built_in_comparisons
 from mlxpref.conversion.model_card import write_card
 from mlxpref.conversion.quantize import Recipe, cast, dequantize, quantized_layers
 from mlxpref.conversion.writer import check_space, folder_bytes, new_folder, write_model
 from mlxpref.engine.adapters import check_base, read_adapter
 from mlxpref.engine.lora import fuse_adapter
+from mlxpref.engine.mlx_model import lazy_model
 from mlxpref.engine.peft import PEFT_WEIGHTS, write_peft
 from mlxpref.log import logger
 
@@ -74,20 +76,6 @@ def _fused_for_transformers(base: Checkpoint, adapter: Path, dtype: str | None) 
     fuse_adapter(model, scale, weights)
     plain: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
     return {hub_name(name, base.config["model_type"]): _as_torch(weight) for name, weight in plain.items()}
-
-
-def hub_name(name: str, family: str) -> str:
-    """A tensor's name in the hub's files of a family, from the one in mlx-vlm's model."""
-    root = "model." if family == "qwen3_vl" else ""
-    places = {
-        "language_model.model.": "model.language_model." if root else "model.",
-        "vision_tower.": f"{root}visual.",
-        "language_model.lm_head.": "lm_head.",
-    }
-    for ours, theirs in places.items():
-        if name.startswith(ours):
-            return theirs + name.removeprefix(ours)
-    return name
 
 
 def _as_torch(weight: mx.array) -> mx.array:

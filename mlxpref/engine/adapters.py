@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,35 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlxpref.checkpoints.checkpoint import Checkpoint
-from mlxpref.checkpoints.files import read_json_object
+from mlxpref.checkpoints.files import ADAPTER_CONFIG, read_json_object
 from mlxpref.checkpoints.identity import Identity
 from mlxpref.checkpoints.safetensors import read_file_tensor_infos
 from mlxpref.engine.lora import attach_lora, linear_layers, linear_shape
-from mlxpref.engine.peft import ADAPTER_CONFIG, AGAIN, is_peft, read_peft
+from mlxpref.engine.peft import AGAIN, MERGE, PEFT_WEIGHTS, peft_weights
 from mlxpref.engine.template import template_version
 from mlxpref.errors import ModelError
 from mlxpref.files import replacing, write_file
+from mlxpref.text import first_ten
 
 ADAPTER_WEIGHTS = "adapters.safetensors"
+_WEIGHTS = (ADAPTER_WEIGHTS, "weights.safetensors", PEFT_WEIGHTS)
+"""Names of an adapter's file of weights: mlx-vlm's, its older one, and PEFT's."""
+_TENSORS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npz", ".gguf"}
+_OF_TRAINING = re.compile(r"\d+_adapters\.|\.|(optimizer|scheduler|scaler|rng_state|random_states|training_args)")
+"""Files of tensors that are no part of an adapter: earlier steps of it, and the state of its training."""
+_PART = re.compile(r"vis|vit|proj|merger|connector|head|embed|non_lora|modules", re.IGNORECASE)
+"""Folders in an adapter folder that may hold a part of it."""
+_OLD_PART = re.compile(r"\.([AB])$")
+"""The matrices in mlx-vlm's older format, in the same layouts."""
+_ELSEWHERE = {
+    "vision_tower.merger.": "the connector of the vision tower",
+    "vision_tower.deepstack_merger_list.": "the connector of the vision tower",
+    "vision_tower.": "the vision tower",
+    "language_model.lm_head.": "the head",
+    "language_model.model.embed_tokens.": "the embedding",
+    "language_model.model.norm.": "the last norm",
+}
+"""By the beginning of a tensor's name: parts of a judge that its adapters leave as they are."""
 
 
 def load_adapter(model: nn.Module, folder: Path) -> None:
@@ -36,15 +56,20 @@ def load_adapter(model: nn.Module, folder: Path) -> None:
 
 def read_adapter(folder: Path, model: nn.Module) -> tuple[int, float, dict[str, mx.array]]:
     """Rank, scale, and weights by full names, (in, r) and (r, out), of an adapter; ModelError where it does not fit."""
-    config, layers = _config(folder), linear_layers(model)
-    if is_peft(folder) or "peft_type" in config:
-        rank, scale, weights = read_peft(folder, config, layers)
+    config, file = _config(folder), _weights_file(folder)
+    read_file_tensor_infos(file, AGAIN)  # refuses files that would crash MLX
+    try:
+        weights: Any = mx.load(str(file))
+    except (ValueError, RuntimeError) as error:
+        raise ModelError(f"{file}: damaged: {error}; {AGAIN}") from error
+    if file.name == PEFT_WEIGHTS or "peft_type" in config:
+        rank, scale, weights = peft_weights(file, config, weights)
     else:
         rank, scale = _parameters(folder, config)
-        weights = _weights(folder)
+        weights = {_OLD_PART.sub(lambda match: f".lora_{match[1].lower()}", name): w for name, w in weights.items()}
     if not weights:
         raise ModelError(f"{folder}: holds no weights; copy or train the adapter again")
-    _check(folder, weights, layers, rank)
+    _check(folder, weights, linear_layers(model), rank)
     return rank, scale, weights
 
 
@@ -129,13 +154,16 @@ def _config(folder: Path) -> dict[str, Any]:
 def _parameters(folder: Path, config: Mapping[str, Any]) -> tuple[int, float]:
     """Rank and scale of a config in mlx-vlm's format."""
     if config.get("fine_tune_type", "lora") != "lora":
-        raise ModelError(f"{folder}: a {str(config['fine_tune_type'])[:40]!r} adapter; only plain LoRA can be put on")
+        kind = str(config["fine_tune_type"])[:40]
+        raise ModelError(f"{folder}: a {kind!r} adapter; only plain LoRA can be put on: fuse it into its base first")
     try:
-        parameters = config["lora_parameters"]
-        rank, scale = int(parameters["rank"]), float(parameters["scale"])
+        # mlx-vlm's older format has no such part; its own loader, too, takes alpha / rank and 0.1.
+        parameters = config if "lora_parameters" not in config and "rank" in config else config["lora_parameters"]
+        rank = int(parameters["rank"])
+        scale = float(config.get("alpha", 0.1)) / rank if parameters is config else float(parameters["scale"])
         if rank < 1 or not math.isfinite(scale):
             raise ValueError(f"rank {rank}, scale {scale}")
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+    except (ArithmeticError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(
             f"{folder / ADAPTER_CONFIG}: not in mlx-vlm's format, with `rank` and `scale` under `lora_parameters` "
             f"({type(error).__name__}: {str(error)[:80]}); train or convert the adapter again"
@@ -143,26 +171,41 @@ def _parameters(folder: Path, config: Mapping[str, Any]) -> tuple[int, float]:
     return rank, scale
 
 
-def _weights(folder: Path) -> dict[str, mx.array]:
-    """The weights of an adapter in mlx-vlm's format."""
-    file = folder / ADAPTER_WEIGHTS
-    if not file.is_file():
+def _weights_file(folder: Path) -> Path:
+    """The one file of weights in an adapter folder; ModelError for none, several, or a part in another one."""
+    files = [file for file in sorted(folder.iterdir()) if file.suffix in _TENSORS and not _OF_TRAINING.match(file.name)]
+    parts = [each for each in folder.iterdir() if each.is_dir() and _PART.search(each.name)]
+    files += [file for part in parts for file in sorted(part.iterdir()) if file.suffix in _TENSORS]
+    own = [file for file in files if file.parent == folder and file.name in _WEIGHTS]
+    if not own and folder / "adapter_model.bin" in files:
+        raise ModelError(f"{folder}: its weights are pickled (adapter_model.bin), which may run code; save safetensors")
+    if not own:
         raise ModelError(f"{folder}: no {ADAPTER_WEIGHTS} there; an adapter folder is what `mlxpref train` writes")
-    read_file_tensor_infos(file, AGAIN)  # refuses files that would crash MLX
-    try:
-        weights = mx.load(str(file))
-    except (ValueError, RuntimeError) as error:
-        raise ModelError(f"{file}: damaged: {error}; {AGAIN}") from error
-    assert isinstance(weights, dict)
-    return weights
+    if others := [str(file.relative_to(folder)) for file in files if file != own[0]]:
+        raise ModelError(
+            f"{folder}: beside {own[0].name} lies {first_ten(others, ', ')}, which may be a part of what was trained, "
+            f"or another adapter; only one file of plain LoRA can be put on: move away what is not of it, or {MERGE}"
+        )
+    return own[0]
 
 
 def _check(folder: Path, weights: Mapping[str, mx.array], layers: Mapping[str, nn.Module], rank: int) -> None:
     """ModelError for an adapter whose names or shapes are not those of a model's linear layers."""
+    for name in sorted(weights):
+        if part := next((part for start, part in _ELSEWHERE.items() if name.startswith(start)), None):
+            others = sum(not other.startswith("language_model.model.layers.") for other in weights)
+            raise ModelError(
+                f"{folder}: it also changes {part} ({name[:120]}; {others} of {len(weights)} tensors are not of the "
+                f"language layers, which alone mlxpref adapts): {MERGE}"
+            )
     for name, weight in sorted(weights.items()):
         layer, _, part = name.rpartition(".")
+        if part not in ("lora_a", "lora_b") and name.startswith(tuple(f"{each}." for each in layers)):
+            raise ModelError(f"{folder}: it holds {name[:120]}, which is more than plain LoRA: {MERGE}")
         if layer not in layers or part not in ("lora_a", "lora_b"):
-            raise ModelError(f"{folder}: adapter of another model: the judge has no place for {name}")
+            raise ModelError(
+                f"{folder}: adapter of another model: the judge has no place for {name[:120]!r}; give it with its own"
+            )
         outputs, inputs = linear_shape(layers[layer])
         shape = (inputs, rank) if part == "lora_a" else (rank, outputs)
         if not mx.issubdtype(weight.dtype, mx.floating):

@@ -7,67 +7,52 @@ in transformers; MLX's layers hold `lora_a` (in, r) and `lora_b` (r, out). The s
 import json
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
-from mlxpref.checkpoints.safetensors import read_file_tensor_infos
+from mlxpref.checkpoints.files import ADAPTER_CONFIG
+from mlxpref.checkpoints.names import hub_name, mlx_name
 from mlxpref.errors import ModelError
 from mlxpref.files import write_file
+from mlxpref.text import first_ten
 
 AGAIN = "copy or train the adapter again"
 PEFT_WEIGHTS = "adapter_model.safetensors"
-ADAPTER_CONFIG = "adapter_config.json"
+MERGE = "merge it into its base with PEFT (`merge_and_unload`), save that, and give it with --model"
 _NAME = re.compile(r"base_model\.model\.(?P<path>.+)\.lora_(?P<part>[AB])(\.default)?\.weight")
-# Paths of the language model and the vision tower in transformers: since 4.52, and before (also in the hub's files).
-_PLACES = (
-    (re.compile(r"^(model\.)?language_model\.(model\.)?"), "language_model.model."),
-    (re.compile(r"^(model\.)?visual\."), "vision_tower."),
-    (re.compile(r"^lm_head$"), "language_model.lm_head"),
-    (re.compile(r"^model\."), "language_model.model."),
-)
-_REFUSED = (
-    "rank_pattern", "alpha_pattern", "use_dora", "lora_bias", "modules_to_save", "fan_in_fan_out", "layer_replication",
-    "use_qalora", "use_bdlora", "target_parameters", "trainable_token_indices", "alora_invocation_tokens",
-)  # fmt: skip
-"""Keys of a config that make an adapter more than plain LoRA with one rank and one scale."""
+_PLAIN_STARTS = ("gaussian", "orthogonal", "eva")
+"""Values of init_lora_weights, besides true and false, that leave the base's weights as they are."""
+_HARMLESS = {
+    "peft_type", "task_type", "peft_version", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode",
+    "r", "lora_alpha", "lora_dropout", "use_rslora", "bias", "init_lora_weights", "eva_config", "target_modules",
+    "exclude_modules", "layers_to_transform", "layers_pattern", "megatron_config", "megatron_core",
+    "qalora_group_size", "runtime_config", "ensure_weight_tying", "lora_dtype", "lorap_emb_lr", "lorap_lr_ratio",
+    "base_model", "base", "template", "trained",
+}  # fmt: skip
+"""Keys that are read here, or say nothing about what the weights do. Any other one that is set is another adapter."""
 
 
-def is_peft(folder: Path) -> bool:
-    """Whether a folder holds an adapter of PEFT, by its files."""
-    return (folder / PEFT_WEIGHTS).is_file() or (folder / "adapter_model.bin").is_file()
-
-
-def read_peft(
-    folder: Path, config: Mapping[str, Any], layers: Collection[str]
+def peft_weights(
+    file: Path, config: Mapping[str, Any], arrays: Mapping[str, mx.array]
 ) -> tuple[int, float, dict[str, mx.array]]:
-    """Rank, scale, and weights by MLX's names, of an adapter with this config for a model with these linear layers.
+    """Rank, scale, and weights by MLX's names, of an adapter with this config and these arrays in a file.
 
-    The tensors' names determine the layers, not the config's targets. ModelError for another kind of adapter, or a
-    tensor without a place.
+    The tensors' names determine the layers, not the config's targets; a name of another kind stays as it is. ModelError
+    for another kind of adapter than plain LoRA.
     """
-    if not (folder / PEFT_WEIGHTS).is_file():
-        raise ModelError(f"{folder}: its weights are pickled (adapter_model.bin), which may run code; save safetensors")
-    rank, scale = _parameters(folder / ADAPTER_CONFIG, config)
-    read_file_tensor_infos(folder / PEFT_WEIGHTS, AGAIN)
-    arrays = mx.load(str(folder / PEFT_WEIGHTS))
-    assert isinstance(arrays, dict)
+    rank, scale = _parameters(file.parent / ADAPTER_CONFIG, config)
     weights: dict[str, mx.array] = {}
     for name, array in arrays.items():
         match = _NAME.fullmatch(name)
-        path = _mlx_path(match["path"]) if match else ""
-        if match is None or path not in layers:
-            raise ModelError(
-                f"{folder}: adapter of another model: the judge has no place for {name[:120]!r}; give it with its own"
-            )
-        if array.ndim != 2:
-            raise ModelError(f"{folder}: damaged adapter: {name} has {array.ndim} dimensions, not 2; save it again")
-        key = f"{path}.lora_{match['part'].lower()}"
+        if match and array.ndim != 2:
+            raise ModelError(f"{file}: damaged adapter: {name} has {array.ndim} dimensions, not 2; save it again")
+        key = f"{mlx_name(match['path'])}.lora_{match['part'].lower()}" if match else mlx_name(name)
         if key in weights:
-            raise ModelError(f"{folder}: damaged adapter: {key} is there twice; save it again")
-        weights[key] = array.T  # (r, in) or (out, r) -> (in, r) or (r, out)
+            raise ModelError(f"{file}: damaged adapter: {key} is there twice; save it again")
+        weights[key] = array.T if match else array  # (r, in) or (out, r) -> (in, r) or (r, out)
     return rank, scale, weights
 
 
@@ -80,7 +65,7 @@ def write_peft(folder: Path, weights: Mapping[str, mx.array], rank: int, scale: 
     targets = set()
     for key, array in weights.items():
         path, _, part = key.rpartition(".")
-        target = _transformers_path(path)
+        target = hub_name(path)
         targets.add(target)
         arrays[f"base_model.model.{target}.lora_{part[-1].upper()}.weight"] = mx.contiguous(array.T.astype(mx.float32))
     mx.save_safetensors(str(folder / PEFT_WEIGHTS), dict(sorted(arrays.items())), {"format": "pt"})
@@ -110,30 +95,22 @@ def _parameters(file: Path, config: Mapping[str, Any]) -> tuple[int, float]:
     """Rank and scale of a config in a file; ModelError for anything but plain LoRA."""
     kind = config.get("peft_type")
     if kind != "LORA":
-        raise ModelError(f"{file}: a {str(kind)[:40]!r} adapter; only plain LoRA can be put on")
-    if extras := [key for key in _REFUSED if config.get(key)]:
-        raise ModelError(f"{file}: it sets {', '.join(extras)}; only plain LoRA can be put on: merge with PEFT")
-    if config.get("bias", "none") != "none":
-        raise ModelError(f"{file}: it trains biases (bias {str(config['bias'])[:20]!r}); only plain LoRA can be put on")
+        raise ModelError(f"{file}: a {str(kind)[:40]!r} adapter; only plain LoRA can be put on: {MERGE}")
+    start = config.get("init_lora_weights", True)
+    if not (isinstance(start, bool) or start is None or str(start).lower() in _PLAIN_STARTS):
+        raise ModelError(
+            f"{file}: init_lora_weights is {str(start)[:40]!r}, which may have changed the base's weights, too: save "
+            f"it as plain LoRA with PEFT (`save_pretrained` with path_initial_model_for_weight_conversion), or {MERGE}"
+        )
+    if extras := [key[:40] for key in sorted(config.keys() - _HARMLESS) if config[key]]:
+        raise ModelError(f"{file}: it sets {first_ten(extras, ', ')}; only plain LoRA can be put on: {MERGE}")
+    if config.get("bias") not in (None, "none"):
+        raise ModelError(
+            f"{file}: it trains biases (bias {str(config['bias'])[:20]!r}); only plain LoRA can be put on: {MERGE}"
+        )
     rank, alpha = config.get("r"), config.get("lora_alpha")
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
         raise ModelError(f"{file}: r is {str(rank)[:40]!r}, not a whole number from 1 on; save the adapter again")
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
         raise ModelError(f"{file}: lora_alpha is {str(alpha)[:40]!r}, not a number; save the adapter again")
     return rank, alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
-
-
-def _mlx_path(path: str) -> str:
-    """A module's path in mlx-vlm's models, from the one in transformers'."""
-    for start, ours in _PLACES:
-        if match := start.match(path):
-            return ours + path[match.end() :]
-    return path
-
-
-def _transformers_path(path: str) -> str:
-    """A module's path in transformers' models, from the one in mlx-vlm's."""
-    for ours, theirs in (("language_model.model.", "model.language_model."), ("vision_tower.", "model.visual.")):
-        if path.startswith(ours):
-            return theirs + path.removeprefix(ours)
-    return path.removeprefix("language_model.")

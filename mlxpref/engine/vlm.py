@@ -21,10 +21,11 @@ from mlx.utils import tree_map
 from numpy.typing import NDArray
 
 from mlxpref.checkpoints.checkpoint import Checkpoint
-from mlxpref.checkpoints.checks import check_folder, check_model, check_processor
+from mlxpref.checkpoints.checks import check_folder, check_processor
 from mlxpref.engine.decoder import Block, RotaryTables, rotary_tables, run_block, run_step
 from mlxpref.engine.image_features import Features, FeatureStore
 from mlxpref.engine.kv_cache import BranchedKVCache, image_positions, row_branch_ids
+from mlxpref.engine.mlx_model import lazy_model
 from mlxpref.engine.template import Form
 from mlxpref.engine.tokenizer import ComparisonTokenizer
 from mlxpref.errors import DataError, MlxprefError, ModelError
@@ -228,13 +229,13 @@ def load_vlm(folder: Path | Checkpoint, max_pixels: int, dtype: mx.Dtype | None 
     checkpoint = Checkpoint.open(folder)
     path = checkpoint.folder
     check_folder(checkpoint)
-    from mlx_vlm.utils import load
+    from mlx_vlm.utils import load_processor
 
     try:
-        with checkpoint.readable() as view, _random_state_kept():
-            # Lazy, so that weights are converted one by one.
-            model, processor = load(str(view), lazy=True, trust_remote_code=False)
-        check_model(path, model)
+        with _random_state_kept():
+            model: Any = lazy_model(checkpoint)
+        with checkpoint.readable() as view:
+            processor = load_processor(view, eos_token_ids=model.config.eos_token_id, trust_remote_code=False)
         check_processor(path, model, processor)
         if dtype is None and mx.default_device().type == mx.DeviceType.cpu:
             dtype = mx.float32

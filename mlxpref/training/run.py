@@ -15,13 +15,13 @@ from typing import Any, BinaryIO
 
 from mlxpref.checkpoints.checkpoint import Checkpoint
 from mlxpref.checkpoints.checks import check_folder
+from mlxpref.checkpoints.files import ADAPTER_CONFIG
 from mlxpref.checkpoints.memory import model_size, require_fit, training_plan
 from mlxpref.checkpoints.resolve import find_checkpoint
 from mlxpref.config import TrainSettings, settings_from
 from mlxpref.data.load import load_preferences
 from mlxpref.distributed import SINGLE_PROCESS, ProcessGroup, process_group
 from mlxpref.engine.adapters import ADAPTER_WEIGHTS, base_of, save_adapter
-from mlxpref.engine.peft import ADAPTER_CONFIG
 from mlxpref.engine.vlm import VLM, load_vlm
 from mlxpref.errors import ConfigError, DataError, MlxprefError, ModelError
 from mlxpref.files import append_record, lock, open_for_append, truncate_lines

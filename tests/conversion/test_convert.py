@@ -19,10 +19,11 @@ from PIL import Image
 from mlxpref.checkpoints.checkpoint import Checkpoint
 from mlxpref.checkpoints.safetensors import read_tensor_infos
 from mlxpref.conversion import writer as model_folder
-from mlxpref.conversion.convert import convert, lazy_model
+from mlxpref.conversion.convert import convert
 from mlxpref.conversion.fidelity import built_in_comparisons
 from mlxpref.conversion.quantize import Recipe, dequantize, quantized_layers
 from mlxpref.conversion.writer import write_model
+from mlxpref.engine.mlx_model import lazy_model
 from mlxpref.engine.vlm import VLM, load_vlm
 from mlxpref.errors import ConfigError, ModelError
 from mlxpref.files import sha256_of

@@ -10,13 +10,16 @@ import pytest
 from huggingface_hub import ModelCard
 
 from mlxpref.checkpoints.checkpoint import Checkpoint
+from mlxpref.checkpoints.files import ADAPTER_CONFIG
+from mlxpref.checkpoints.names import hub_name
 from mlxpref.checkpoints.safetensors import read_tensor_infos
-from mlxpref.conversion.convert import convert, lazy_model
-from mlxpref.conversion.export import export_adapter, hub_name
+from mlxpref.conversion.convert import convert
+from mlxpref.conversion.export import export_adapter
 from mlxpref.conversion.quantize import Recipe, quantized_layers
 from mlxpref.engine.adapters import load_adapter
 from mlxpref.engine.lora import linear_layers
-from mlxpref.engine.peft import ADAPTER_CONFIG, PEFT_WEIGHTS
+from mlxpref.engine.mlx_model import lazy_model
+from mlxpref.engine.peft import PEFT_WEIGHTS
 from mlxpref.errors import ModelError
 from tests.conftest import GOLDEN, tiny_model, write_adapter
 from tests.conversion.test_convert import logits
@@ -133,17 +136,47 @@ def test_rank_stabilised_scales(tmp_path: Path) -> None:
     assert np.abs(with_adapter("qwen3_vl", folder, golden) - plain).max() == 0  # 6 / sqrt(4) = 12 / 4
 
 
+@pytest.mark.parametrize("start", [True, False, None, "gaussian", "Gaussian", "orthogonal", "eva"])
+def test_beginnings_that_leave_the_base_alone(start: Any, tmp_path: Path) -> None:
+    golden = dict(np.load(GOLDEN / "qwen2_5_vl" / "golden.npz"))
+    folder = peft_folder(tmp_path, "qwen2_5_vl")
+    expected = with_adapter("qwen2_5_vl", folder, golden)
+    rest = {"a_key_of_tomorrow": None, "another": {}, "third": [], "eva_config": {"rho": 2.0}, "qalora_group_size": 16,
+            "megatron_core": "megatron.core", "auto_mapping": {"unsloth_fixed": True}}  # fmt: skip
+    config = json.loads((folder / ADAPTER_CONFIG).read_text())
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(config | rest | {"init_lora_weights": start}))
+    assert np.array_equal(with_adapter("qwen2_5_vl", folder, golden), expected)
+
+
+CHANGED_BASE = [
+    "pissa",
+    "pissa_niter_16",
+    "PiSSA",
+    "olora",
+    "corda",
+    "loftq",
+    "milora",
+    "lora_ga",
+    "of_tomorrow",
+    1,
+    {},
+]
+EXTRAS: list[dict[str, Any]] = [
+    {"rank_pattern": {"q_proj": 8}}, {"alpha_pattern": {"q_proj": 8}}, {"use_dora": True}, {"lora_bias": True},
+    {"modules_to_save": ["lm_head"]}, {"fan_in_fan_out": True}, {"layer_replication": [[0, 2]]},
+    {"trainable_token_indices": [1]}, {"alora_invocation_tokens": [5]}, {"use_qalora": True}, {"use_bdlora": {"a": 1}},
+    {"target_parameters": ["w"]}, {"loftq_config": {"loftq_bits": 4}}, {"corda_config": {"a": 1}},
+    {"arrow_config": {"top_k": 3}}, {"kasa_config": {"a": 1}}, {"of_tomorrow": True},
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("config", "problem"),
     [
+        *(({"init_lora_weights": start}, "path_initial_model_for_weight_conversion") for start in CHANGED_BASE),
+        *((config, rf"it sets {next(iter(config))}; .*merge it into its base with PEFT") for config in EXTRAS),
         ({"peft_type": "LOHA"}, "'LOHA' adapter; only plain LoRA"),
-        ({"rank_pattern": {"q_proj": 8}}, "rank_pattern"),
-        ({"alpha_pattern": {"q_proj": 8}}, "alpha_pattern"),
-        ({"use_dora": True}, "use_dora"),
         ({"bias": "all"}, "trains biases"),
-        ({"lora_bias": True}, "lora_bias"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-        ({"fan_in_fan_out": True}, "fan_in_fan_out"),
         ({"r": 0}, "r is '0'"),
         ({"r": True}, "r is 'True'"),
         ({"lora_alpha": None}, "lora_alpha is 'None'"),
@@ -160,13 +193,32 @@ def test_adapters_that_are_not_plain_lora(config: dict[str, Any], problem: str, 
     assert str(folder) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("model.visual.blocks.0.attn.qkv", "the vision tower"),
+        ("visual.blocks.0.attn.qkv", "the vision tower"),
+        ("model.visual.merger.mlp.0", "the connector"),
+        ("lm_head", "the head"),
+        ("model.language_model.embed_tokens", "the embedding"),
+    ],
+)
+def test_lora_elsewhere_is_named_for_what_it_is(path: str, words: str, tmp_path: Path) -> None:
+    folder = peft_folder(tmp_path, "qwen2_5_vl")
+    arrays = dict(mx.load(str(folder / PEFT_WEIGHTS)))
+    more = {f"base_model.model.{path}.lora_{part}.weight": mx.ones((4, 4)) for part in "AB"}
+    mx.save_safetensors(str(folder / PEFT_WEIGHTS), arrays | more)
+    with pytest.raises(ModelError, match=rf"it also changes {words} .*2 of \d+ tensors .*merge it into its base"):
+        load_adapter(fresh(GOLDEN / "qwen2_5_vl").model, folder)
+
+
 def test_tensors_without_a_place(tmp_path: Path) -> None:
     vlm = fresh(GOLDEN / "qwen2_5_vl")
     for number, change in enumerate(
         [(".q_proj.", ".query."), ("lora_B", "lora_magnitude_vector"), ("layers.1", "layers.9")]
     ):
         folder = renamed(peft_folder(tmp_path / str(number), "qwen2_5_vl"), change)
-        with pytest.raises(ModelError, match=r"no place for|only one of"):
+        with pytest.raises(ModelError, match=r"no place for|only one of|more than plain LoRA"):
             load_adapter(vlm.model, folder)
     folder = peft_folder(tmp_path / "pickled", "qwen2_5_vl")
     (folder / PEFT_WEIGHTS).rename(folder / "adapter_model.bin")

@@ -11,11 +11,11 @@ from mlx.utils import tree_map
 from mlx_lm.tuner.lora import LoRALinear
 
 from mlxpref.checkpoints.checkpoint import Checkpoint
+from mlxpref.checkpoints.files import ADAPTER_CONFIG
 from mlxpref.conversion.convert import convert
 from mlxpref.conversion.quantize import Recipe
 from mlxpref.engine.adapters import ADAPTER_WEIGHTS, load_adapter
 from mlxpref.engine.lora import linear_layers
-from mlxpref.engine.peft import ADAPTER_CONFIG
 from mlxpref.engine.vlm import VLM, load_vlm
 from mlxpref.errors import ModelError
 from tests.conftest import GOLDEN, hidden_states, write_adapter
@@ -48,6 +48,86 @@ def test_an_adapter_equals_mlx_vlms(family: str, golden: dict[str, Any], tmp_pat
     theirs, processor = load(str(folder), adapter_path=str(adapter), trust_remote_code=False)
     theirs.update(tree_map(lambda x: x.astype(mx.float32) if x.dtype == mx.bfloat16 else x, theirs.parameters()))
     assert np.abs(logits(VLM(theirs, processor, Checkpoint.open(folder), 512 * 512), golden) - after).max() < 1e-4
+
+
+@pytest.mark.parametrize("alpha", [None, 0.7, 8])
+@pytest.mark.parametrize("name", [ADAPTER_WEIGHTS, "weights.safetensors"])
+def test_mlx_vlms_older_format(name: str, alpha: float | None, tmp_path: Path) -> None:
+    """`{"rank", "alpha", "dropout"}` and matrices A and B mean to us what they mean to mlx-vlm's own loader."""
+    from mlx_vlm import load
+
+    folder, golden = GOLDEN / "qwen2_5_vl", dict(np.load(GOLDEN / "qwen2_5_vl" / "golden.npz"))
+    vlm = fresh(folder)
+    before = logits(vlm, golden)
+    adapter = write_adapter(tmp_path / "adapter", vlm)
+    weights = {
+        key.replace("lora_a", "A").replace("lora_b", "B"): w
+        for key, w in mx.load(str(adapter / ADAPTER_WEIGHTS)).items()
+    }
+    (adapter / ADAPTER_WEIGHTS).unlink()
+    mx.save_safetensors(str(adapter / name), weights)
+    config = {"rank": 4, "alpha": alpha, "dropout": 0.1}
+    (adapter / ADAPTER_CONFIG).write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+    load_adapter(vlm.model, adapter)
+    after = logits(vlm, golden)
+    theirs, processor = load(str(folder), adapter_path=str(adapter), trust_remote_code=False)
+    theirs.eval()
+    theirs.update(tree_map(lambda x: x.astype(mx.float32) if x.dtype == mx.bfloat16 else x, theirs.parameters()))
+    assert np.abs(logits(VLM(theirs, processor, Checkpoint.open(folder), 512 * 512), golden) - after).max() < 1e-4
+    assert np.abs(after - before).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "vit.safetensors", "non_lora_state_dict.bin", "adapter_model.bin", "mm_projector.bin", "visual.pt",
+        "value_head.safetensors", "adapter_model.safetensors", "new_embeddings.safetensors", "pytorch_model.bin",
+        "visual/model.safetensors", "mm_projector/pytorch_model.bin", "modules_to_save.npz",
+    ],
+)  # fmt: skip
+def test_half_of_an_adapter_in_another_file(other: str, tmp_path: Path) -> None:
+    vlm = fresh(GOLDEN / "qwen2_5_vl")
+    adapter = write_adapter(tmp_path / "adapter", vlm)
+    (adapter / other).parent.mkdir(exist_ok=True)
+    (adapter / other).write_bytes(b"x")
+    with pytest.raises(ModelError, match=rf"adapters.safetensors.*{other}|{other}.*adapters.safetensors"):
+        load_adapter(vlm.model, adapter)
+    assert not any(isinstance(layer, LoRALinear) for _, layer in vlm.model.named_modules())
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "0000100_adapters.safetensors", "optimizer.pt", "optimizer.safetensors", "scheduler.pt", "rng_state_0.pth",
+        "training_args.bin", "scaler.pt", "tokenizer.json", "checkpoint/adapters.safetensors",
+        "checkpoint-100/adapter_model.safetensors", "global_step100/states.pt", "._adapters.safetensors",
+    ],
+)  # fmt: skip
+def test_what_training_leaves_beside_an_adapter(other: str, tmp_path: Path) -> None:
+    vlm = fresh(GOLDEN / "qwen2_5_vl")
+    adapter = write_adapter(tmp_path / "adapter", vlm)
+    (adapter / other).parent.mkdir(exist_ok=True)
+    (adapter / other).write_bytes(b"x")
+    load_adapter(vlm.model, adapter)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("vision_tower.blocks.0.attn.qkv.lora_a", "it also changes the vision tower"),
+        ("vision_tower.blocks.0.attn.qkv.weight", "it also changes the vision tower"),
+        ("vision_tower.merger.mlp.0.lora_b", "it also changes the connector"),
+        ("language_model.lm_head.lora_a", "it also changes the head"),
+        ("language_model.model.embed_tokens.lora_a", "it also changes the embedding"),
+        ("language_model.model.layers.0.self_attn.q_proj.m", "more than plain LoRA"),
+    ],
+)
+def test_weights_of_more_than_the_language_layers(name: str, words: str, tmp_path: Path) -> None:
+    vlm = fresh(GOLDEN / "qwen2_5_vl")
+    file = write_adapter(tmp_path / "adapter", vlm) / ADAPTER_WEIGHTS
+    mx.save_safetensors(str(file), dict(mx.load(str(file))) | {name: mx.ones((4, 4))})
+    with pytest.raises(ModelError, match=words):
+        load_adapter(vlm.model, tmp_path / "adapter")
 
 
 def test_an_adapter_may_touch_a_few_layers(tmp_path: Path) -> None:
@@ -91,6 +171,9 @@ def test_adapters_of_another_model_are_refused(tmp_path: Path) -> None:
         ({"config": {}}, "adapter_config.json: not in mlx-vlm's format"),
         ({"config": {"lora_parameters": parameters | {"scale": float("inf")}}}, "not in mlx-vlm's format"),
         ({"config": {"lora_parameters": {"rank": "many", "scale": 1}}}, "not in mlx-vlm's format"),
+        ({"config": {"rank": 4, "alpha": float("nan")}}, "not in mlx-vlm's format"),
+        ({"config": {"rank": 0}}, "not in mlx-vlm's format"),
+        ({"config": {"fine_tune_type": "full", "lora_parameters": parameters}}, "'full' adapter; only plain LoRA"),
         ({"config": {"fine_tune_type": "dora", "lora_parameters": parameters}}, "'dora' adapter; only plain LoRA"),
     ):
         with pytest.raises(ModelError, match=problem) as caught:

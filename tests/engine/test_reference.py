@@ -7,16 +7,22 @@ Skipped without torch. To run it with torch in an environment of its own:
 
 import importlib.util
 import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 
 from convert.parity import compare
+from mlxpref.checkpoints.names import hub_name, mlx_name
 from mlxpref.conversion.export import export_adapter
 from mlxpref.demo import JUDGE
+from mlxpref.engine.adapters import load_adapter
+from mlxpref.errors import ModelError
 from tests.conftest import FAMILIES, GOLDEN, tiny_model, write_adapter
-from tests.variants import write_transformers_5
+from tests.variants import read_weights, write_transformers_5, write_weights
 
 CHOSEN_PYTHON = os.environ.get("MLXPREF_REFERENCE_PYTHON")
 
@@ -59,3 +65,51 @@ def test_exported_adapter_equals_peft(family: str, tmp_path: Path) -> None:
         assert report["input_ids_equal"]
         assert report["largest_logit_difference"] < 1e-4
         assert report["same_likeliest_token"] == 1
+
+
+WRITE_PEFT = """
+import sys, torch, transformers
+from peft import LoraConfig, get_peft_model
+folder, place, *starts = sys.argv[1:]
+for start in starts:
+    torch.manual_seed(0)
+    model = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    value = {"true": True, "false": False}.get(start, start)
+    config = LoraConfig(r=4, lora_alpha=6, init_lora_weights=value, use_rslora=start == "false",
+                        target_modules=r".*language_model.*\\.(q_proj|v_proj|down_proj)")
+    model = get_peft_model(model, config)
+    model.save_pretrained(f"{place}/{start}-start")
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_" in name:
+                weight += 0.1 * torch.randn_like(weight)
+    model.save_pretrained(f"{place}/{start}")
+    if start in ("pissa", "olora"):
+        model.peft_config["default"].init_lora_weights = True
+        start = f"{place}/{start}"
+        model.save_pretrained(f"{start}-plain", path_initial_model_for_weight_conversion=f"{start}-start")
+"""
+
+
+def test_adapters_that_peft_wrote(tmp_path: Path) -> None:
+    """What we put on computes what PEFT computes; what changed its base we refuse, and read once PEFT converted it."""
+    python, family = CHOSEN_PYTHON or sys.executable, "qwen2_5_vl"
+    plain, changed = ["true", "false", "gaussian", "orthogonal"], ["pissa", "olora"]
+    command = [python, "-c", WRITE_PEFT, str(GOLDEN / family), str(tmp_path), *plain, *changed]
+    subprocess.run(command, check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    for name in [*plain, *(f"{start}-plain" for start in changed)]:
+        report = compare(GOLDEN / family, python, tmp_path / name)
+        assert report["largest_logit_difference"] < 1e-4, name
+    for name in changed:
+        with pytest.raises(ModelError, match="path_initial_model_for_weight_conversion"):
+            load_adapter(tiny_model(family).model, tmp_path / name)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_spellings_equal_transformers(family: str, tmp_path: Path) -> None:
+    """The names that transformers gives since 4.52, and leftovers, in a folder that transformers reads, too."""
+    folder = Path(shutil.copytree(GOLDEN / family, tmp_path / "model", ignore=shutil.ignore_patterns("*.npz")))
+    weights = {hub_name(mlx_name(name)): array for name, array in read_weights(folder).items()}
+    write_weights(folder, weights | {"model.language_model.layers.0.self_attn.rotary_emb.inv_freq": mx.ones((4,))})
+    report = compare(folder, CHOSEN_PYTHON or sys.executable)
+    assert report["largest_logit_difference"] < 1e-4

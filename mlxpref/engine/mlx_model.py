@@ -1,0 +1,46 @@
+"""mlx-vlm's model of a checkpoint, with lazy weights in any spelling of their names."""
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlxpref.checkpoints.checkpoint import Checkpoint
+from mlxpref.checkpoints.checks import check_model
+from mlxpref.errors import MlxprefError, ModelError
+from mlxpref.text import one_line
+
+
+def lazy_model(checkpoint: Checkpoint) -> nn.Module:
+    """mlx-vlm's model of a checkpoint, whose weights are read when they are needed.
+
+    mlx-vlm's own `load_model` knows one spelling of a family's tensors; here each goes to its place in
+    `checkpoint.places`. ModelError for a tensor without a place in the model, and for a missing one: mlx-vlm compares
+    all names and shapes, and `check_model` finds parts that it leaves out.
+    """
+    try:
+        model = _load(checkpoint)
+    except MlxprefError:
+        raise
+    except Exception as error:  # mlx-vlm raises anything from KeyError to RuntimeError for a damaged folder
+        raise ModelError(f"{checkpoint.folder}: cannot be loaded: {one_line(error)}") from error
+    check_model(checkpoint.folder, model)
+    return model
+
+
+def _load(checkpoint: Checkpoint) -> nn.Module:
+    from mlx_vlm import utils
+
+    with checkpoint.readable() as folder:
+        config = utils.load_config(folder)
+        package, _ = utils.get_model_and_args(config)
+        settings = package.ModelConfig.from_dict(config)
+        settings = utils.update_module_configs(settings, package, config, ["text", "vision"])
+        settings = utils.apply_generation_config_defaults(settings, config)
+        weights: dict[str, mx.array] = {}
+        for file in sorted({tensor.file for tensor in checkpoint.tensors.values()}):
+            arrays: Any = mx.load(str(file))
+            weights |= {place: arrays[name] for name, place in checkpoint.places.items() if name in arrays}
+        weights = package.VisionModel(settings.vision_config).sanitize(weights)
+        model: nn.Module = utils.load_model_weights(package.Model(settings), config, weights, folder, lazy=True)
+        return model

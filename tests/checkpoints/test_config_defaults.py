@@ -1,0 +1,118 @@
+"""A config that leaves out what equals the class's default means what it means to transformers."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from transformers import Qwen2_5_VLConfig, Qwen2VLConfig, Qwen3VLConfig
+
+from mlxpref.checkpoints.checkpoint import Checkpoint
+from mlxpref.checkpoints.hf_config import normalise, validate
+from mlxpref.checkpoints.memory import ModelSize
+from mlxpref.conversion.convert import convert
+from mlxpref.engine.vlm import load_vlm
+from tests.conftest import FAMILIES, GOLDEN, hidden_states, tiny_model
+from tests.engine.test_vlm import golden_input
+from tests.variants import change_config, write_transformers_5
+
+CLASSES = dict(zip(FAMILIES, (Qwen2VLConfig, Qwen2_5_VLConfig, Qwen3VLConfig), strict=True))
+FILE = Path("model/config.json")
+TEXT = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+        "num_key_value_heads", "max_position_embeddings", "rms_norm_eps")  # fmt: skip
+
+
+def read(config: dict[str, Any]) -> dict[str, Any]:
+    """A config as it is read, with a stored head."""
+    result = normalise(config, ["lm_head.weight"], FILE)
+    validate(result, FILE)
+    return result
+
+
+def language_of(config: dict[str, Any]) -> dict[str, Any]:
+    """The language model's settings in the hub's layout of its family."""
+    return config["text_config"] if config["model_type"] == "qwen3_vl" else config  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("layout", ["nested", "flat"])
+def test_what_is_left_out_is_transformers_default(family: str, layout: str) -> None:
+    parts = {"text_config": {}, "vision_config": {}} if layout == "nested" else {"vision_config": {}}
+    ours = read({"model_type": family, **parts})
+    theirs = CLASSES[family](**parts)
+    text, vision = theirs.text_config, theirs.vision_config
+    keys = (*TEXT, "head_dim") if family == "qwen3_vl" else TEXT
+    assert {key: language_of(ours)[key] for key in keys} == {key: getattr(text, key) for key in keys}
+    assert language_of(ours)["rope_theta"] == text.rope_parameters["rope_theta"]
+    left = {key: value for key, value in ours["vision_config"].items() if key != "model_type"}
+    assert left == {key: list(v) if isinstance(v := getattr(vision, key), tuple) else v for key in left}
+    sizes = {"intermediate_size", "depth", "num_heads", "patch_size", "spatial_merge_size", "temporal_patch_size"}
+    assert left.keys() >= sizes - ({"intermediate_size"} if family == "qwen2_vl" else set())
+
+
+def test_no_section_of_the_vision_tower(family: str) -> None:
+    assert read({"model_type": family}) == read({"model_type": family, "vision_config": None, "text_config": None})
+
+
+@pytest.mark.parametrize("heads", [None, ...])
+def test_key_heads_that_are_null_are_as_many_as_heads(heads: Any, family: str) -> None:
+    part = {"num_attention_heads": 16, "hidden_size": 2048} | ({} if heads is ... else {"num_key_value_heads": None})
+    expected = CLASSES[family](text_config=part).text_config.num_key_value_heads
+    if family == "qwen3_vl" and heads is ...:
+        part["num_key_value_heads"] = expected = 8  # 32 by default, more than there are heads
+    assert language_of(read({"model_type": family, "text_config": part}))["num_key_value_heads"] == expected
+
+
+def test_theta_of_transformers_4() -> None:
+    """transformers 4.57 had another default of Qwen3-VL's than 5."""
+    thetas = [
+        read({"model_type": "qwen3_vl", "transformers_version": version})["text_config"]["rope_theta"]
+        for version in ("4.57.1", "5.24.0")
+    ]
+    assert thetas == [5000000.0, 500000.0]
+
+
+def test_qwen2_5_vl_7b_as_transformers_4_49_saved_it() -> None:
+    stored = {
+        "hidden_size": 3584, "intermediate_size": 18944, "max_position_embeddings": 32768, "model_type": "qwen2_5_vl",
+        "num_attention_heads": 28, "num_hidden_layers": 28, "num_key_value_heads": 4, "rms_norm_eps": 1e-06,
+        "rope_scaling": {"mrope_section": [16, 24, 24], "rope_type": "default", "type": "default"},
+        "rope_theta": 1000000.0, "tie_word_embeddings": False, "transformers_version": "4.49.0", "vocab_size": 152064,
+        "vision_config": {"hidden_size": 1280, "in_chans": 3, "model_type": "qwen2_5_vl", "spatial_patch_size": 14,
+                          "tokens_per_second": 2},
+    }  # fmt: skip
+    config = read(stored)
+    vision = config["vision_config"]
+    assert (vision["intermediate_size"], vision["out_hidden_size"], vision["depth"]) == (3420, 3584, 32)
+    assert vision["tokens_per_second"] == 2
+    assert ModelSize.from_config(config, 1).vision == (1280, 3420, 16)
+
+
+@pytest.mark.parametrize("version", ["hub", "5"])
+def test_a_tiny_model_without_its_defaults(version: str, family: str, tmp_path: Path) -> None:
+    """The same numbers from a config without all that equals a default, and a whole config after converting."""
+    if version == "hub":
+        folder = Path(shutil.copytree(GOLDEN / family, tmp_path / "model", ignore=shutil.ignore_patterns("*.npz")))
+    else:
+        folder = write_transformers_5(GOLDEN / family, tmp_path / "model")
+    whole = read({"model_type": family})
+    config = json.loads((folder / "config.json").read_text())
+    theirs = {**language_of(whole), "rope_parameters": ...}
+    parts = {name: config[name] for name in ("vision_config", "text_config") if name in config}
+    left_out = [name for name, value in config.items() if name in theirs and theirs[name] == value and name in TEXT]
+    for name, part in parts.items():
+        defaults = whole["vision_config"] if name == "vision_config" else theirs
+        parts[name] = {
+            key: value for key, value in part.items() if key == "model_type" or defaults.get(key, ...) != value
+        }
+        left_out += sorted(part.keys() - parts[name].keys())
+    assert left_out
+    change_config(folder, **parts, **{name: ... for name in left_out if name in config})
+    vlm, golden = load_vlm(folder, 512 * 512), dict(np.load(GOLDEN / family / "golden.npz"))
+    states = [np.array(hidden_states(each, [golden_input(each, golden)])) for each in (tiny_model(family), vlm)]
+    assert np.array_equal(*states)
+    convert(folder, tmp_path / "out", None)
+    written = Checkpoint.open(tmp_path / "out").stored_config
+    assert written["vision_config"].keys() >= whole["vision_config"].keys() - {"model_type"}
+    assert language_of(written).keys() >= {*TEXT, "rope_theta", "rope_scaling"}
