@@ -37,10 +37,16 @@ def load_image_groups(
     return groups, skipped, notes
 
 
-def load_data(options: DataOptions, default_split: str = "test") -> Preferences:
+def load_data(options: DataOptions, default_split: str = "test", needs_images: bool = True) -> Preferences:
     """The preferences of the options, with the name of their split; errors as of `load_preferences`."""
-    split, needs_split = options.split or default_split, options.split is not None
-    return load_preferences(options.data, split, options.limit, data_dir=options.data_dir, needs_split=needs_split)
+    return load_preferences(
+        options.data,
+        options.split or default_split,
+        options.limit,
+        data_dir=options.data_dir,
+        needs_split=options.split is not None,
+        needs_images=needs_images,
+    )
 
 
 def check_output(option: str, path: Path) -> None:

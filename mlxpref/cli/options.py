@@ -179,7 +179,8 @@ class ImageOptions:
     prompt_from: str | None = option(
         "--prompt-from",
         metavar="sidecar|png|FILE",
-        help="Each image's own prompt: a text file next to it, its metadata, or a CSV, JSON or JSONL file of all; "
+        help="Each image's own prompt: a text file or metadata.jsonl next to it, its metadata, or a table (CSV, JSON, "
+        "JSONL, parquet) with a column image or file_name, and one of prompt, caption or text; "
         "images are ranked among those of the same prompt.",
     )
     recursive: bool = option("--recursive", default=False, is_flag=True, help="Search folders within folders too.")
@@ -194,7 +195,7 @@ class DataOptions:
     """The preferences of people to judge."""
 
     data: str = option("--data", required=True, help="`demo`, a public data set by name, or a file or folder.")
-    data_dir: Path | None = option("--data-dir", type=FILE, help="Folder with the files of a public data set.")
+    data_dir: Path | None = option("--data-dir", type=FILE, help="Folder with the files of a public data set, or with the images of a file.")
     split: str | None = option(
         "--split", help="Which part of the data.  [default: test; all rows of data without splits]"
     )

@@ -44,6 +44,13 @@ class ArchiveCache:
             except DataError:
                 return False
 
+    def members(self, path: Path) -> list[str]:
+        """The members of a zip; none of an unreadable one."""
+        with self._lock, suppress(DataError):
+            archive = self._opened(path)
+            return archive.names if isinstance(archive, _Zip) else []
+        return []
+
     def _opened(self, path: Path) -> "_Zip | _Table":
         try:
             status = path.stat()
@@ -70,6 +77,11 @@ class _Zip:
         except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
             raise _damaged(path, error) from error
 
+    @property
+    def names(self) -> list[str]:
+        """All members."""
+        return self._file.namelist()
+
     def has(self, member: str) -> bool:
         return member in self._file.NameToInfo
 
@@ -91,7 +103,7 @@ class _Zip:
 
 
 class _Table:
-    """Members are "row/column". Memory holds the columns of one row group."""
+    """Members are "row/column", or "row/column/place" in a list. Memory holds the columns of one row group."""
 
     def __init__(self, path: Path) -> None:
         import pyarrow as pa
@@ -109,13 +121,20 @@ class _Table:
         self._group, self._columns = -1, dict[str, Any]()
 
     def has(self, member: str) -> bool:
+        row, column, place = self._parts(member)
+        known = column in self._names and (not place or place.isdecimal())
+        return known and row.isdecimal() and len(row) < 19 and int(row) < self._starts[-1]
+
+    def _parts(self, member: str) -> tuple[str, str, str]:
+        """Row, column, and the place in a list, if any; a column's own name may hold slashes."""
         row, _, column = member.partition("/")
-        return row.isdecimal() and len(row) < 19 and int(row) < self._starts[-1] and column in self._names
+        before, _, place = column.rpartition("/")
+        return (row, before, place) if column not in self._names and before else (row, column, "")
 
     def read(self, member: str) -> bytes:
         if not self.has(member):
             raise _absent(member)
-        row, _, column = member.partition("/")
+        row, column, place = self._parts(member)
         group = bisect_right(self._starts, int(row)) - 1
         if group != self._group:
             self._group, self._columns = group, {}
@@ -125,6 +144,8 @@ class _Table:
             except self._errors as error:
                 raise DataError(f"is damaged in its table ({one_line(error)}); download the table again") from error
         cell = self._columns[column][int(row) - self._starts[group]].as_py()
+        if place and cell:
+            cell = cell[int(place)] if int(place) < len(cell) else None
         content = cell.get("bytes") if isinstance(cell, dict) else cell
         if not isinstance(content, bytes):
             raise DataError("is not in its table: the cell is empty")

@@ -3,25 +3,23 @@
 import json
 from pathlib import Path
 
+from mlxpref.data.columns import WINNERS
 from mlxpref.data.find_images import find_images
-from mlxpref.data.jsonl import NoSplitsError
+from mlxpref.data.preference_table import NoSplitsError
 from mlxpref.data.prompts import read_prompt
 from mlxpref.data.rows import Row, preferences_of, random_swaps
 from mlxpref.errors import DataError
 from mlxpref.preferences import ImageLike, Preference
 from mlxpref.text import first_ten
 
-NAMES = (("preferred", "rejected"), ("chosen", "rejected"), ("winner", "loser"), ("win", "lose"), ("better", "worse"))
-"""The names of the two folders."""
-
 
 def read_folders(folder: Path, split: str | None = None) -> list[Preference]:
-    """The preferences of a folder that holds `preferred/` and `rejected/` (or other NAMES), in the order of names.
+    """The preferences of a folder that holds `preferred/` and `rejected/`, in the order of names.
 
-    `preferred/cat.png` was preferred to `rejected/cat.jpg`: the stems are equal. Their prompt is in `cat.txt`, in
-    either folder, in `prompts/` or in the folder itself, else in one `prompt.txt` for all. Subfolders with
-    both are splits. It draws which image is a, as the folders tell the label. One DataError for all names without a
-    partner or a prompt; NoSplitsError where a split is asked for and there is none.
+    For other names of the two see `columns.WINNERS`. `preferred/cat.png` was preferred to `rejected/cat.jpg`: the stems
+    are equal. Their prompt is in `cat.txt`, in either folder, in `prompts/` or in the folder itself, else in one
+    `prompt.txt` for all. Subfolders with both are splits. It draws which image is a, as the folders tell the label. One
+    DataError for all names without a partner or a prompt; NoSplitsError where a split is asked for and there is none.
     """
     splits = {place.name: pair for place in sorted(folder.iterdir()) if place.is_dir() and (pair := _pair(place))}
     pair = _pair(folder)
@@ -30,7 +28,7 @@ def read_folders(folder: Path, split: str | None = None) -> list[Preference]:
     elif pair is None and splits:
         raise DataError(f"{folder}: no split {json.dumps(split)}; there are {', '.join(splits)}")
     elif pair is None:
-        names = " or ".join("/ and ".join(names) + "/" for names in NAMES)
+        names = " or ".join("/ and ".join(names) + "/" for names in WINNERS)
         raise DataError(f"{folder}: holds no two folders {names}")
     better, worse = (_by_stem(folder / name) for name in pair)
     places = [*(folder / name for name in pair), folder / "prompts", folder]
@@ -58,7 +56,7 @@ def read_folders(folder: Path, split: str | None = None) -> list[Preference]:
 
 def _pair(folder: Path) -> tuple[str, str] | None:
     """The names of a folder's two folders."""
-    return next((names for names in NAMES if all((folder / name).is_dir() for name in names)), None)
+    return next((names for names in WINNERS if all((folder / name).is_dir() for name in names)), None)
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:

@@ -15,7 +15,7 @@ _DAMAGED = {"00006811.jpg", "00168743.jpg", "00331911.jpg", "00310087.jpg"}
 """Training images that another project's reader skips as corrupt; not checked here."""
 
 
-def read_hpdv2(folder: Path, split: str, draw: RowSampler = all_rows) -> list[Preference]:
+def read_hpdv2(folder: Path, split: str, draw: RowSampler = all_rows, needs_images: bool = True) -> list[Preference]:
     """The preferences of a split, `train` or `test`, in a folder of the hub's layout.
 
     In the test a pair's `p_people` is the share of the ten people who rank a above b, and its label the order of the
@@ -27,7 +27,7 @@ def read_hpdv2(folder: Path, split: str, draw: RowSampler = all_rows) -> list[Pr
         raise missing_files("hpdv2", split, f"there is no {path}")
     rows = train_rows(path) if split == "train" else ranking_rows(path)
     rows = [rows[i] for i in draw(len(rows))]
-    return with_images("hpdv2", split, rows, folder / split, folder / f"{split}.tar.gz")
+    return with_images("hpdv2", split, rows, folder / split, folder / f"{split}.tar.gz", needs_images)
 
 
 def train_rows(path: Path) -> list[Row]:

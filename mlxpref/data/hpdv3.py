@@ -11,7 +11,7 @@ from mlxpref.errors import DataError
 from mlxpref.preferences import Preference
 
 
-def read_hpdv3(folder: Path, split: str, draw: RowSampler = all_rows) -> list[Preference]:
+def read_hpdv3(folder: Path, split: str, draw: RowSampler = all_rows, needs_images: bool = True) -> list[Preference]:
     """The preferences of a split, `train` or `test`, in a folder of the hub's layout.
 
     path1 is always the preferred image, so a is drawn at random. Its share of the votes is max(choice_dist) over their
@@ -23,7 +23,7 @@ def read_hpdv3(folder: Path, split: str, draw: RowSampler = all_rows) -> list[Pr
         raise missing_files("hpdv3", split, f"there is no {path}")
     rows = pair_rows(path)
     rows = [rows[i] for i in draw(len(rows))]
-    return with_images("hpdv3", split, rows, folder, folder / "images.tar.gz")
+    return with_images("hpdv3", split, rows, folder, folder / "images.tar.gz", needs_images)
 
 
 def pair_rows(path: Path) -> list[Row]:

@@ -24,7 +24,9 @@ _LISTS = {"train": "train.json", "validation": "valid.json", "test": "test.json"
 """The names of the lists on GitHub."""
 
 
-def read_imagereward(folder: Path, split: str, draw: RowSampler = all_rows) -> list[Preference]:
+def read_imagereward(
+    folder: Path, split: str, draw: RowSampler = all_rows, needs_images: bool = True
+) -> list[Preference]:
     """The preferences of a split, `train`, `validation` or `test`, in a folder of the hub's layout or of GitHub's list.
 
     It prefers GitHub's list to the hub's table, as the official numbers come from it. The label is the order of the
@@ -38,7 +40,10 @@ def read_imagereward(folder: Path, split: str, draw: RowSampler = all_rows) -> l
         raise missing_files("imagereward", split, f"there is neither {table} nor {list_file.name}")
     rows = list_rows(list_file) if list_file.is_file() else table_rows(table)
     rows = random_swaps(rows, "imagereward") if split == "train" else rows
-    images = _images(folder, split, dict.fromkeys(name for row in rows for name in (row.a, row.b)))
+    names = dict.fromkeys(name for row in rows for name in (row.a, row.b))
+    images = _images(folder, split, names)
+    if not needs_images:
+        images = {name: folder / name for name in names} | images
     usable = [row for row in rows if row.a in images and row.b in images]
     if not usable:
         place = folder / "images" / split

@@ -8,16 +8,17 @@ import numpy as np
 from PIL import Image
 
 from mlxpref.data.catalog import CATALOG, folder_of
-from mlxpref.data.csv_table import read_table
+from mlxpref.data.columns import WINNERS
 from mlxpref.data.find_images import locate
-from mlxpref.data.folders import NAMES, read_folders
+from mlxpref.data.folders import read_folders
 from mlxpref.data.hpdv2 import read_hpdv2
 from mlxpref.data.hpdv3 import read_hpdv3
 from mlxpref.data.image_cache import ImageCache
 from mlxpref.data.imagereward import read_imagereward
-from mlxpref.data.jsonl import EXAMPLE, NoSplitsError, read_jsonl
 from mlxpref.data.pickapic import read_pickapic
+from mlxpref.data.preference_table import EXAMPLE, ImageFinder, NoSplitsError, read_preferences
 from mlxpref.data.rows import RowSampler
+from mlxpref.data.tables import SUFFIXES
 from mlxpref.demo.preferences import SPLITS, demo_preferences
 from mlxpref.errors import ConfigError, DataError
 from mlxpref.preferences import PackedImage, Preference
@@ -29,17 +30,16 @@ ALL_ROWS = "all rows"
 """The split of data without splits."""
 DECODED_IMAGES, _RUN = 2000, 20
 """The number of images to decode before the work, and the length of a run of them."""
-_PUBLIC: dict[str, Callable[[Path, str, RowSampler], list[Preference]]] = {
+_PUBLIC: dict[str, Callable[[Path, str, RowSampler, bool], list[Preference]]] = {
     "imagereward": read_imagereward,
     "hpdv2": read_hpdv2,
     "pickapic": read_pickapic,
     "pickapic_v1": partial(read_pickapic, name="pickapic_v1"),
     "hpdv3": read_hpdv3,
 }
-_FILES = {".jsonl": read_jsonl, ".csv": read_table, ".tsv": read_table}
 _KNOWN = (
-    f"demo, {', '.join(_PUBLIC)}, a .jsonl file with rows {EXAMPLE}, a .csv or .tsv file with these columns, or a "
-    f"folder with {NAMES[0][0]}/ and {NAMES[0][1]}/ in it"
+    f"demo, {', '.join(_PUBLIC)}, a file ({', '.join(SUFFIXES)}) with rows like {EXAMPLE}, or a folder with "
+    f"{WINNERS[0][0]}/ and {WINNERS[0][1]}/ in it"
 )
 
 
@@ -56,31 +56,40 @@ def load_preferences(
     seed: int = 0,
     data_dir: Path | None = None,
     needs_split: bool = False,
+    needs_images: bool = True,
 ) -> Preferences:
     """The preferences of `--data`: `demo`, a public data set, or a user's file or folder.
 
     `demo` has the splits train, test and heldout; `seed` determines its pictures. The files of a public data set
-    (`catalog.CATALOG`) are in `data_dir` or in the hub's cache; see its reader. A user's preferences are a .jsonl, .csv
-    or .tsv file (`jsonl.read_jsonl`) or two folders (`folders.read_folders`), with their own splits; without any, it
-    takes all rows, or raises an error if it `needs_split`. `limit` draws that many preferences by `seed`, in their
-    order, as the first ones are often all of one prompt; a smaller limit draws a subset of a larger one's. ConfigError
-    for an unknown name or split and for missing files, DataError for errors in them.
+    (`catalog.CATALOG`) are in `data_dir` or in the hub's cache; see its reader. A user's preferences are a file of rows
+    (`preference_table.read_preferences`), whose images may be in `data_dir`, or two folders (`folders.read_folders`),
+    with their own splits; without any, it takes all rows, or raises an error if it `needs_split`. Without
+    `needs_images` the names of images are enough. `limit` draws that many preferences by `seed`, in their order, as the
+    first ones are often all of one prompt; a smaller limit draws a subset of a larger one's. ConfigError for an unknown
+    name or split and for missing files, DataError for errors in them.
     """
     if limit is not None and limit < 1:
         raise ConfigError(f"limit {limit}: it must be at least 1")
-    if data_dir is not None and data not in _PUBLIC:
-        raise ConfigError(f"--data-dir is where the files of {', '.join(_PUBLIC)} are; --data {data} needs none")
+    if data_dir is not None and not data_dir.is_dir():
+        raise ConfigError(
+            f"--data-dir {data_dir}: no such folder; give the one that holds the files or images of {data}"
+        )
     if data == "demo":
+        if data_dir is not None:
+            raise ConfigError("--data-dir is where the files or images of other data are; --data demo needs none")
         if split not in SPLITS:
             raise ConfigError(f"split {split!r}: the demo has {', '.join(SPLITS)}")
         return _named(split, demo_preferences(split, DEMO_COUNTS[split] if limit is None else limit, seed))
     draw = partial(_drawn, limit, seed)
     if data in _PUBLIC:
         CATALOG[data].split(split)
-        return _named(split, _PUBLIC[data](folder_of(data, data_dir, split), split, draw))
+        return _named(split, _PUBLIC[data](folder_of(data, data_dir, split), split, draw, needs_images))
     path = _located(data)
     try:
-        preferences = read_folders(path, split) if path.is_dir() else _FILES[path.suffix.lower()](path, split)
+        if path.is_dir():
+            preferences = read_folders(path, split)
+        else:
+            preferences = read_preferences(path, split, ImageFinder(path, data_dir, needs_images))
     except NoSplitsError as error:
         if needs_split:
             raise
@@ -138,10 +147,10 @@ def _drawn(limit: int | None, seed: int, count: int) -> list[int]:
 def _located(data: str) -> Path:
     """The file or folder that `data` names; ConfigError if there is none."""
     path = locate(data)
-    if path is not None and (path.is_dir() or path.suffix.lower() in _FILES):
+    if path is not None and (path.is_dir() or path.suffix.lower() in SUFFIXES):
         return path
     if path is not None:
-        raise ConfigError(f"--data {data}: not a .jsonl, .csv or .tsv file; known are {_KNOWN}")
+        raise ConfigError(f"--data {data}: not a file of {', '.join(SUFFIXES)}; known are {_KNOWN}")
     if Path(data).suffix or len(Path(data).parts) > 1:
         raise ConfigError(f"--data {data}: no such file or folder; known are {_KNOWN}")
     raise ConfigError(f"unknown --data {data}: known are {_KNOWN}")

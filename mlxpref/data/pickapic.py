@@ -15,7 +15,9 @@ _LABELS = ("has_label", "label_0", "label_1")
 _IMAGES = ("jpg_0", "jpg_1")
 
 
-def read_pickapic(folder: Path, split: str, draw: RowSampler = all_rows, name: str = "pickapic") -> list[Preference]:
+def read_pickapic(
+    folder: Path, split: str, draw: RowSampler = all_rows, needs_images: bool = True, name: str = "pickapic"
+) -> list[Preference]:
     """The preferences of a split, in a folder of the hub's layout; `test` is `test_unique`, the official one.
 
     a is image 0, `p_people` is label_0 (1, 0, or 0.5 for a tie), the group is the prompt. Outside the training set it

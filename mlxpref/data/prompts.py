@@ -1,15 +1,14 @@
 """Finds the prompt of each image: in a text file next to it, its own metadata, or a list of all."""
 
-import csv
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from io import StringIO
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from mlxpref.data.columns import IMAGES, PROMPTS
 from mlxpref.data.find_images import (
     Skipped,
     check_images,
@@ -22,6 +21,7 @@ from mlxpref.data.find_images import (
 )
 from mlxpref.data.image_cache import ImageCache
 from mlxpref.data.prompt_metadata import prompt_in_image, prompt_in_infotext
+from mlxpref.data.tables import SUFFIXES, NumberedRow, read_table, row_word
 from mlxpref.errors import ConfigError, DataError
 from mlxpref.text import first_ten
 
@@ -30,11 +30,10 @@ PROMPT_LIMIT = 10_000
 FILE_LIMIT = 64 * 2**20
 """The most bytes of a text file or a list."""
 EXAMPLE = '{"image": "1.png", "prompt": "a red cube"}'
-_EXAMPLES = {
-    ".csv": "a first line image,prompt and then one image a line",
-    ".json": f'{{"1.png": "a red cube"}} or [{EXAMPLE}]',
-    ".jsonl": f"{EXAMPLE} on each line",
-}
+
+
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+"""A folder's list of its images, with columns `file_name` and `text`: the layout for training diffusion models."""
 
 
 @dataclass(frozen=True)
@@ -66,20 +65,22 @@ def prompts_of(images: Sequence[Path], source: str) -> tuple[dict[Path, str], li
     """The prompt of each image, in the order of `images`, and the images without one, each with the reason.
 
     `source` is `sidecar` (`cat.png.txt` or `cat.txt` next to `cat.png`; of AUTOMATIC1111's text files the positive
-    prompt), `png` (the metadata of PNG, JPEG, WebP and AVIF, see `prompt_in_image`) or a list: a CSV file with columns
-    image and prompt, or JSON or JSONL like `_EXAMPLES`, with images relative to the list's folder. Prompts are plain
-    text, without blanks around them and with "\\n" between lines. Raises DataError if a list cannot be read, for all
-    its bad rows together, and if no image has a prompt.
+    prompt; else a row of the folder's METADATA), `png` (the metadata of PNG, JPEG, WebP and AVIF, see
+    `prompt_in_image`) or a table (see `read_table`) with a column of `columns.IMAGES`, relative to its folder, and one
+    of `columns.PROMPTS`; a JSON object of images and their prompts is one, too. Prompts are plain text, without blanks
+    around them and with "\\n" between lines. Raises DataError if a table cannot be read, for all its bad rows together,
+    and if no image has a prompt.
     """
     find_prompt: Callable[[Path], str | None]
     if source == "sidecar":
-        find_prompt, none = _in_sidecar, "has no text file of its name beside it"
+        find_prompt = _in_sidecars(images)
+        none = f"has no text file of its name beside it, and no row in a {METADATA[0]} there"
     elif source == "png":
         find_prompt, none = prompt_in_image, "has no prompt in its metadata"
-    elif Path(source).suffix.lower() in _EXAMPLES:
+    elif Path(source).suffix.lower() in SUFFIXES:
         find_prompt, none = _in_list(Path(source), images), f"has no row in {source}"
     else:
-        raise ConfigError(f"{source}: prompts come from `sidecar`, `png`, or a .csv, .json or .jsonl file; name one")
+        raise ConfigError(f"{source}: prompts come from `sidecar`, `png`, or a file ({', '.join(SUFFIXES)}); name one")
     prompts: dict[Path, str] = {}
     skipped: list[Skipped] = []
     for image in images:
@@ -135,16 +136,35 @@ def _checked(prompt: str) -> str:
     return prompt
 
 
-def _in_sidecar(image: Path) -> str | None:
-    """The prompt in the text file next to an image; `cat.png.txt` goes before `cat.txt`."""
-    for name in (f"{image.name}.txt", f"{image.stem}.txt"):
-        path = locate(name, image.parent)
-        if path is not None and path.is_file():
-            try:
-                return read_prompt(path)
-            except DataError as error:
-                raise DataError(f"has a prompt file, {path.name}, that {error}") from error
-    return None
+def _in_sidecars(images: Sequence[Path]) -> Callable[[Path], str | None]:
+    """The prompt in the text file next to an image (`cat.png.txt` goes before `cat.txt`), else in its folder's list."""
+
+    @cache
+    def list_of(folder: Path) -> Callable[[Path], str | None]:
+        path = next((folder / name for name in METADATA if (folder / name).is_file()), None)
+        if path is None:
+            return lambda image: None
+        try:
+            return _in_list(path, images)
+        except DataError as error:  # it may be a file of another kind, and text files may be there
+            reason = str(error).partition("\n")[0]
+
+        def unreadable(image: Path) -> str | None:
+            raise DataError(f"has no text file of its name beside it, and {reason}")
+
+        return unreadable
+
+    def prompt_of(image: Path) -> str | None:
+        for name in (f"{image.name}.txt", f"{image.stem}.txt"):
+            path = locate(name, image.parent)
+            if path is not None and path.is_file():
+                try:
+                    return read_prompt(path)
+                except DataError as error:
+                    raise DataError(f"has a prompt file, {path.name}, that {error}") from error
+        return list_of(image.parent)(image)
+
+    return prompt_of
 
 
 def _in_list(path: Path, images: Sequence[Path]) -> Callable[[Path], str | None]:
@@ -152,14 +172,17 @@ def _in_list(path: Path, images: Sequence[Path]) -> Callable[[Path], str | None]
 
     Names are for lists from elsewhere, with folders that do not exist here.
     """
-    try:
-        rows = _list_rows(path)
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from error
     by_path: dict[tuple[str, int], str] = {}
     by_name: dict[str, set[str]] = {}
     errors: list[str] = []
-    for where, row in rows:
+    rows = _list_rows(path)
+    columns = {column for _, row in rows if isinstance(row, dict) for column in row}
+    if columns and not (columns & {*IMAGES} and columns & {*PROMPTS}):
+        raise DataError(
+            f"{path}: no column of images ({', '.join(IMAGES[:3])} ...) or none of prompts ({', '.join(PROMPTS[:4])} "
+            f"...); write {EXAMPLE} on each line, or a table with these columns"
+        )
+    for number, row in rows:
         try:
             name, prompt = _image_and_prompt(row)
             image = locate(name, path.parent)
@@ -168,12 +191,12 @@ def _in_list(path: Path, images: Sequence[Path]) -> Callable[[Path], str | None]
             elif by_path.setdefault(file_identity(image), prompt) != prompt:
                 raise DataError(f'"{name}" has another prompt in an earlier row')
         except DataError as error:
-            errors.append(f"{where}: {error}")
+            errors.append(f"{row_word(path)} {number}: {error}")
     if errors:
         count = f"{len(errors)} of {len(rows)} rows cannot be used"
         raise DataError(f"{path}: {count}; correct or remove them:\n  {first_ten(errors)}")
     if not rows:
-        raise DataError(f"{path}: no prompts in this file; write {_EXAMPLES[path.suffix.lower()]}")
+        raise DataError(f"{path}: no prompts in this file; write {EXAMPLE} on each line")
     namesakes = Counter(fold_name(image.name) for image in images)
 
     def prompt_of(image: Path) -> str | None:
@@ -188,45 +211,26 @@ def _in_list(path: Path, images: Sequence[Path]) -> Callable[[Path], str | None]
     return prompt_of
 
 
-def _list_rows(path: Path) -> list[tuple[str, Any]]:
-    """The place and the content of each row of a list: an object, or a line of JSON."""
-    text, kind = _read_text(path), path.suffix.lower()
-    if kind == ".jsonl":  # only line feeds separate lines, as JSON may hold U+2028
-        return [(f"line {number}", line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if kind == ".json":
-        value = _json(text)
-        if isinstance(value, dict):
-            value = [{"image": image, "prompt": prompt} for image, prompt in value.items()]
-        if not isinstance(value, list):
-            raise DataError(f"neither a JSON object nor a list; write {_EXAMPLES['.json']}")
-        return [(f"row {number}", row) for number, row in enumerate(value, 1)]
-    reader = csv.DictReader(StringIO(text, newline=""), strict=True)
-    try:
-        reader.fieldnames = [name.strip().casefold() for name in reader.fieldnames or ()]
-        if not {"image", "prompt"} <= set(reader.fieldnames):
-            raise DataError(f"the columns image and prompt are not named; write {_EXAMPLES['.csv']}")
-        return [(f"line {reader.line_num}", row) for row in reader]
-    except csv.Error as error:
-        raise DataError(f"line {reader.line_num}: not valid CSV ({error}); correct it") from error
+def _list_rows(path: Path) -> list[NumberedRow]:
+    """The numbered rows of a list; a JSON object of images and their prompts has a row for each."""
+    rows = list(read_table(path, lambda name: name in (*IMAGES, *PROMPTS)))
+    row = rows[0][1] if path.suffix.lower() == ".json" and len(rows) == 1 else None
+    if not isinstance(row, dict) or set(row) & {*IMAGES, *PROMPTS}:
+        return rows
+    return [(n, {"image": image, "prompt": prompt}) for n, (image, prompt) in enumerate(row.items(), 1)]
 
 
-def _image_and_prompt(row: Any) -> tuple[str, str]:
+def _image_and_prompt(row: dict[str, Any] | DataError) -> tuple[str, str]:
     """The name and the prompt in a row; the prompt may be empty, which the image's error reports."""
-    row = _json(row) if isinstance(row, str) else row
-    if not isinstance(row, dict):
-        raise DataError(f"not a JSON object like {EXAMPLE}")
-    if faults := [f'"{key}"' for key in ("image", "prompt") if not isinstance(row.get(key), str)]:
-        raise DataError(f"{' and '.join(faults)} missing or not text")
-    if not row["image"].strip():
+    if isinstance(row, DataError):
+        raise row
+    image, prompt = (next((row[name] for name in names if name in row), None) for names in (IMAGES, PROMPTS))
+    if not isinstance(image, str) or not isinstance(prompt, str):
+        names = [names[0] for names, cell in ((IMAGES, image), (PROMPTS, prompt)) if not isinstance(cell, str)]
+        raise DataError(f"{' and '.join(names)} missing or not text")
+    if not image.strip():
         raise DataError('"image" is empty')
-    return row["image"].strip(), _checked(row["prompt"]) if row["prompt"].strip() else ""
-
-
-def _json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"not valid JSON ({error})") from error
+    return image.strip(), _checked(prompt) if prompt.strip() else ""
 
 
 def _read_text(path: Path) -> str:

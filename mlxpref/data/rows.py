@@ -87,7 +87,7 @@ def parse_rows(path: Path, entries: Iterable[Any], parse: Callable[[Any], Iterab
     return rows
 
 
-def read_json_rows(path: Path) -> Iterator[Any]:
+def read_json_rows(path: Path, remedy: str = "download it again") -> Iterator[Any]:
     """The objects in a file that holds a JSON array of them, or one after the other.
 
     Memory holds only a piece of the file. DataError for invalid JSON, and for a file that ends early.
@@ -111,17 +111,15 @@ def read_json_rows(path: Path) -> Iterator[Any]:
                         return
                     if not more or len(text) - place > ROW_LIMIT:
                         reason = error.msg if place < len(text) else "it ends early"
-                        raise DataError(
-                            f"{path}: not valid JSON at row {number + 1} ({reason}); download it again"
-                        ) from error
+                        raise DataError(f"{path}: not valid JSON at row {number + 1} ({reason}); {remedy}") from error
                     text, place = text[place:] + more, 0
                     continue
                 number, place = number + 1, end
                 yield value
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8; download it again") from error
+        raise DataError(f"{path}: not UTF-8; {remedy}") from error
     except RecursionError as error:
-        raise DataError(f"{path}: not valid JSON (nested too deeply); download it again") from error
+        raise DataError(f"{path}: not valid JSON (nested too deeply); {remedy}") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the name") from error
 
@@ -148,13 +146,17 @@ def preferences_of(rows: Iterable[Row], images: Images) -> list[Preference]:
     ]
 
 
-def with_images(name: str, split: str, rows: Sequence[Row], folder: Path, archive: Path) -> list[Preference]:
-    """The preferences of rows with their images, without the few rows whose images are missing.
+def with_images(
+    name: str, split: str, rows: Sequence[Row], folder: Path, archive: Path, needs_images: bool = True
+) -> list[Preference]:
+    """The preferences of rows with their images, without the few rows whose images are missing and `needs_images`.
 
     The images are files below `folder`, if unpacked there, else members of `archive`, a .tar.gz or a .tar of its name,
     also in parts, which it unpacks once into the user's cache.
     """
     names = dict.fromkeys(image for row in rows for image in (row.a, row.b))
+    if not needs_images:
+        return preferences_of(rows, {image: folder / image for image in names})
     images: Images = {image: folder / image for image in _files_below(folder, names)}
     absent = [image for image in names if image not in images]
     parts, problems = parts_of(archive) or parts_of(archive.with_suffix("")) if absent else [], list[str]()

@@ -1,6 +1,5 @@
-"""Image scores of another tool, from a CSV file, matched with the images of preferences."""
+"""Image scores of another tool, from a table, matched with the images of preferences."""
 
-import csv
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,34 +7,47 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
+from mlxpref.data.columns import IMAGES
+from mlxpref.data.tables import read_table, row_word
 from mlxpref.errors import DataError
 from mlxpref.judge.metrics import Floats
 from mlxpref.preferences import ImageLike, PackedImage, Preference, image_name
 from mlxpref.text import first_ten
 
-_COLUMNS = ("image", "score")
+_SCORE = "score"
 
 
 def read_scores(path: Path) -> dict[str, float]:
-    """The scores of a CSV file by image, in its order; higher is better.
+    """The scores of a table by image, in its order; higher is better.
 
-    The first line names the columns, among them `image` and `score`. One DataError counts all rows without an image,
+    Its columns `image` (or `file_name` and the like) and `score` count. One DataError counts all rows without an image,
     without a finite number or with an image of an earlier row, and shows the first ten.
     """
     scores: dict[str, float] = {}
     lines: dict[str, int] = {}
     errors: list[str] = []
-    for number, image, score in _rows(path):
+    rows = list(read_table(path, lambda name: name in (*IMAGES, _SCORE)))
+    columns = {name for _, row in rows if isinstance(row, dict) for name in row}
+    named = next((name for name in IMAGES if name in columns), None)
+    if columns and (named is None or _SCORE not in columns):
+        raise DataError(f"{path}: its columns must be image and score; it has {', '.join(sorted(columns))}")
+    for number, row in rows:
+        cells = {} if isinstance(row, DataError) else row
+        image, score = str(cells.get(named or "", "")).strip(), cells.get(_SCORE, "")
         try:
-            value = float(score)
-        except ValueError:
+            value = math.nan if isinstance(score, bool) else float(score)
+        except (TypeError, ValueError):
             value = math.nan
-        if not image:
-            errors.append(f"line {number}: no image")
+        if isinstance(row, DataError):
+            errors.append(f"{row_word(path)} {number}: {row}")
+        elif not image:
+            errors.append(f"{row_word(path)} {number}: no image")
         elif not math.isfinite(value):
-            errors.append(f"line {number}: the score of {image} must be a finite number, not {score[:40]!r}")
+            errors.append(
+                f"{row_word(path)} {number}: the score of {image} must be a finite number, not {str(score)[:40]!r}"
+            )
         elif image in lines:
-            errors.append(f"line {number}: {image} has a score already, in line {lines[image]}")
+            errors.append(f"{row_word(path)} {number}: {image} has a score already, in {row_word(path)} {lines[image]}")
         else:
             scores[image], lines[image] = value, number
     if errors:
@@ -77,28 +89,6 @@ def prefer_by_score(scores: Mapping[str, float], preferences: Sequence[Preferenc
     a = np.array([scores[image_name(p.a)] for p in preferences], np.float64)
     b = np.array([scores[image_name(p.b)] for p in preferences], np.float64)
     return 0.5 * (1 + np.sign(a - b))
-
-
-def _rows(path: Path) -> Iterator[tuple[int, str, str]]:
-    """Line number, image and score of every row that is not blank."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, restval="", strict=True)
-            columns = [name.strip() for name in reader.fieldnames or ()]
-            if missing := [name for name in _COLUMNS if columns.count(name) != 1]:
-                raise DataError(
-                    f"{path}: its first line must name the columns image and score, each once; "
-                    f"wrong for {' and '.join(missing)}"
-                )
-            reader.fieldnames = columns
-            for row in reader:
-                yield reader.line_num, row["image"].strip(), row["score"].strip()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check the name") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8; save the file as UTF-8") from error
-    except csv.Error as error:
-        raise DataError(f"{path}: not a CSV file ({error})") from error
 
 
 def _named_images(rows: Sequence[str], images: Mapping[str, ImageLike]) -> Iterator[list[str]]:

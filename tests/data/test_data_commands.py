@@ -59,7 +59,7 @@ def test_run_page_shows_archived_pictures(tmp_path: Path) -> None:
 def test_the_folder_is_only_for_public_data(tmp_path: Path) -> None:
     done = run("eval", "--data", "demo", "--data-dir", tmp_path, *JUDGE)
     assert done.exit_code == 1
-    assert "--data-dir is where the files of imagereward, hpdv2, pickapic, pickapic_v1, hpdv3 are" in done.stderr
+    assert "--data demo needs none" in done.stderr
     done = run("train", "--data", "hpdv2", "--data-dir", tmp_path / "gone", *JUDGE, "--output", tmp_path / "run")
     assert done.exit_code == 1
     assert "no such folder" in done.stderr

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from mlxpref.data.folders import NAMES, read_folders
+from mlxpref.data.columns import WINNERS
+from mlxpref.data.folders import read_folders
 from mlxpref.data.load import ALL_ROWS, load_preferences
 from mlxpref.errors import DataError
 
@@ -19,7 +20,7 @@ def write_files(folder: Path, files: dict[str, str]) -> Path:
 PAIRS = {f"{side}/{i}.png": "" for side in ("preferred", "rejected") for i in range(30)}
 
 
-@pytest.mark.parametrize("names", NAMES)
+@pytest.mark.parametrize("names", WINNERS)
 def test_equal_names_are_pairs(names: tuple[str, str], tmp_path: Path) -> None:
     better, worse = names
     write_files(

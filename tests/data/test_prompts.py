@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import unicodedata
 from pathlib import Path
 from unittest.mock import patch
@@ -38,7 +39,7 @@ def test_sidecars_are_text_beside_the_images(folder: Path) -> None:
     assert prompts == {images[0]: "a red cube\non grass", images[1]: "a red cube\non grass"}
     assert skipped == [
         Skipped(images[2], "has a prompt file, 3.txt, that has an empty prompt"),
-        Skipped(images[3], "has no text file of its name beside it"),
+        Skipped(images[3], "has no text file of its name beside it, and no row in a metadata.jsonl there"),
     ]
 
 
@@ -52,7 +53,7 @@ def test_sidecars_that_cannot_be_used_are_named(folder: Path) -> None:
     assert [skip.error for skip in skipped] == [
         "has a prompt file, 2.txt, that is not UTF-8; save it as UTF-8",
         "has a prompt file, 3.txt, that has a prompt of 10,001 characters, more than 10,000; shorten it",
-        "has no text file of its name beside it",
+        "has no text file of its name beside it, and no row in a metadata.jsonl there",
     ]
     with patch.object(prompts_module, "FILE_LIMIT", 3):
         assert "more than 3 bytes" in problem(prompts_of, images, "sidecar")
@@ -81,7 +82,8 @@ def test_prompts_come_from_metadata(folder: Path) -> None:
 def test_images_all_without_prompts_are_an_error(folder: Path) -> None:
     message = problem(prompts_of, images_of(folder), "sidecar")
     assert message.startswith(
-        f"none of 4 images has a prompt: {folder / '1.png'} has no text file of its name beside it; "
+        f"none of 4 images has a prompt: {folder / '1.png'} has no text file of its name beside it, and no row "
+        "in a metadata.jsonl there; "
     )
     assert problem(prompts_of, [folder / "1.png"] * 12, "png").endswith("; and 2 more")
 
@@ -140,14 +142,13 @@ def test_ambiguous_names(folder: Path) -> None:
 
 def test_bad_rows_are_gathered(folder: Path) -> None:
     rows = (
-        "1.png,a cube\n./1.png,a ball\n1.png,a cube\n2.png\n,a cube\n3.jpg,"
+        "1.png,a cube\n./1.png,a ball\n1.png,a cube\n5.png\n,a cube\n3.jpg,"
         + "x" * 10_001
         + '\n"2.png","a\nb"\n2.png,c\n'
     )
     assert listed(folder, "list.csv", "image,prompt\n" + rows).splitlines() == [
-        f"{folder / 'list.csv'}: 5 of 8 rows cannot be used; correct or remove them:",
+        f"{folder / 'list.csv'}: 4 of 8 rows cannot be used; correct or remove them:",
         '  line 3: "./1.png" has another prompt in an earlier row',
-        '  line 5: "prompt" missing or not text',
         '  line 6: "image" is empty',
         "  line 7: has a prompt of 10,001 characters, more than 10,000; shorten it",
         '  line 10: "2.png" has another prompt in an earlier row',
@@ -156,36 +157,37 @@ def test_bad_rows_are_gathered(folder: Path) -> None:
     assert "13 of 14 rows" in message
     assert message.endswith("\n  and 3 more")
     message = listed(folder, "list.jsonl", '{"image": 3}\n[]\n"x"\n{"image": "1.png", "prompt": "\\ud800"}\n{')
-    assert [line.split(" (")[0] for line in message.splitlines()[1:]] == [
-        '  line 1: "image" and "prompt" missing or not text',
-        '  line 2: not a JSON object like {"image": "1.png", "prompt": "a red cube"}',
-        '  line 3: not a JSON object like {"image": "1.png", "prompt": "a red cube"}',
+    assert [re.split(r" [({]", line)[0] for line in message.splitlines()[1:]] == [
+        "  line 1: image and prompt missing or not text",
+        "  line 2: not a JSON object like",
+        "  line 3: not a JSON object like",
         "  line 4: has a prompt that is not valid Unicode; write it again",
         "  line 5: not valid JSON",
     ]
 
 
 def test_lists_that_cannot_be_read_are_errors(folder: Path) -> None:
-    assert "the columns image and prompt are not named; write a first line" in listed(folder, "a.csv", "image;prompt\n")
-    assert "are not named" in listed(folder, "a.csv", "")
-    assert "no prompts in this file" in listed(folder, "a.csv", "image,prompt\n")
-    assert "not valid CSV (unexpected end" in listed(folder, "a.csv", 'image,prompt\n1.png,"a cube\n')
-    assert "not valid CSV (field larger" in listed(folder, "a.csv", "image,prompt\n1.png," + "x" * 200_000)
+    assert "or none of prompts (prompt, caption" in listed(folder, "a.csv", "image,price\n1.png,3")
+    assert "no column of images (image, file_name" in listed(folder, "a.csv", "1.png,a cube\n2.png,a cube\n")
+    for text in ("", "image,prompt\n"):
+        assert "no prompts in this file" in listed(folder, "a.csv", text)
+    assert "unexpected end of data; is a quote not closed?" in listed(folder, "a.csv", 'image,prompt\n1.png,"a cube\n')
+    assert "field larger than field limit" in listed(folder, "a.csv", "image,prompt\n1.png," + "x" * 200_000)
     assert "not valid JSON" in listed(folder, "a.json", "{'1.png': 'a cube'}")
     assert "not valid JSON" in listed(folder, "a.json", "[" * 100_000)
-    assert "neither a JSON object nor a list" in listed(folder, "a.json", '"a cube"')
+    assert "not a JSON object" in listed(folder, "a.json", '"a cube"')
     assert "no prompts in this file" in listed(folder, "a.json", "{}")
     assert "no prompts in this file" in listed(folder, "a.jsonl", "\n \n")
     (folder / "b.json").write_text('{"5.png": "a cube"}')
     assert "none of 4 images has a prompt: " in problem(prompts_of, images_of(folder), str(folder / "b.json"))
     (folder / "c.csv").write_bytes("image,prompt\n1.png,Würfel\n".encode("latin-1"))
-    assert "is not UTF-8" in problem(prompts_of, images_of(folder), str(folder / "c.csv"))
+    assert "not UTF-8" in problem(prompts_of, images_of(folder), str(folder / "c.csv"))
 
 
 def test_unknown_sources(folder: Path) -> None:
     images = images_of(folder)
-    for source in ("exif", "prompts.txt", "", "PNG.tsv"):
-        assert "prompts come from `sidecar`, `png`, or a .csv" in problem(prompts_of, images, source, kind=ConfigError)
+    for source in ("exif", "prompts.txt", ""):
+        assert "prompts come from `sidecar`, `png`, or a file" in problem(prompts_of, images, source, kind=ConfigError)
     assert "gone.csv: cannot be read (No such file" in problem(prompts_of, images, str(folder / "gone.csv"))
     assert "cannot be read" in problem(prompts_of, images, "nu\0ll.csv")
     (folder / "folder.csv").mkdir()

@@ -35,7 +35,7 @@ def of(*images: str | Path | PackedImage) -> list[Preference]:
 
 
 def test_columns_are_found_by_name(write: Write) -> None:
-    path = write("\ufeffprompt, image ,score", 'a hat,"x, 1.png",0.5', "", "a cat,y.png, -1e3 ", "a dog,z.png,2,more")
+    path = write("\ufeffprompt, image ,score", 'a hat,"x, 1.png",0.5', "", "a cat,y.png, -1e3 ", "a dog,z.png,2,")
     assert read_scores(path) == {"x, 1.png": 0.5, "y.png": -1000.0, "z.png": 2.0}
 
 
@@ -60,11 +60,11 @@ def test_bad_rows_are_gathered(write: Write) -> None:
 @pytest.mark.parametrize(
     ("lines", "problem"),
     [
-        (["image,points", "a,1"], "must name the columns image and score, each once; wrong for score"),
-        (["image,score,score", "a,1,2"], "wrong for score"),
-        ([""], "wrong for image and score"),
+        (["image,points", "a,1"], "its columns must be image and score; it has image, points"),
+        (["image,score,score", "a,1,2"], "named twice"),
+        ([""], "no scores in this file"),
         (["image,score"], "no scores in this file"),
-        (["image,score", '"a,1'], "not a CSV file"),
+        (["image,score", '"a,1'], "is a quote not closed"),
     ],
 )
 def test_files_that_hold_no_scores(write: Write, lines: list[str], problem: str) -> None:

@@ -1,0 +1,250 @@
+"""What the columns of a table mean: one list of names for the prompt, the images, and the image that people prefer."""
+
+import json
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from typing import Any, Literal
+
+from mlxpref.errors import DataError
+
+PROMPTS = ("prompt", "caption", "prompt_text", "text", "instruction", "question")
+IMAGES = ("image", "file_name", "filename", "image_path", "path", "file", "img")
+"""The names of a column with one image a row."""
+_LISTS = ("images", "generations", "image_paths", "file_paths", "file_path", "image_path")
+_RANKS = ("ranking", "rank", "ranks")
+_DISTRIBUTION = "choice_dist"
+_LABELS = (
+    "p_a", "human_preference", "label", "preference", "preferred", "chosen", "winner", "choice", "better", "best",
+    "vote", "vote_type", "human_vote", _DISTRIBUTION,
+)  # fmt: skip
+WINNERS = (
+    ("preferred", "rejected"), ("chosen", "rejected"), ("winner", "loser"), ("win", "lose"), ("better", "worse"),
+    ("good", "bad"), ("w", "l"),
+)  # fmt: skip
+"""The names of a preferred image and of the other one, in columns and in folders."""
+_SIDES = (("a", "b"), ("0", "1"), ("1", "2"), ("left", "right"), ("first", "second"))
+_TIES = {"tie", "ties", "tied", "both", "bothbad", "equal", "same", "draw", "neither"}
+_VERDICT = {"model", "option", "is", "bad", "better", "preferred", "wins", "won", "vote"}
+_AROUND = {
+    "image", "images", "img", "picture", "photo", "path", "file", "filename", "name", "jpg", "jpeg", "png", "bytes",
+    "response", "sample", "generation",
+}  # fmt: skip
+"""Words beside a side in the name of an image's column: `image_a`, `jpg_0`, `chosen_image_path`."""
+_COUNTS = ("label", "votes", "vote", "preference", "num_votes")
+"""Words before a side in the name of a column with its share or its votes: `label_0`."""
+_OWN = ("prompt", "a", "b", "p_a", "votes", "group", "split")
+_BESIDE = ("id", "prompt_id", "has_label", "raw_annotations")
+_FORMS = "a and b, image_0 and image_1, chosen and rejected, images, or the like"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The columns of a table of preferences.
+
+    A row has a `pair` of images in two columns or in a list, a `ranking` of a list, or one `image` of the ranking of
+    its prompt. `sides` are the names of a pair's images; the first one of `winner_first` is the preferred one.
+    """
+
+    kind: Literal["pair", "ranking", "image"]
+    prompt: str
+    images: tuple[str, ...]
+    sides: tuple[str, str] = ("a", "b")
+    winner_first: bool = False
+    labels: tuple[str, ...] = ()
+    counts: tuple[str, ...] = ()
+
+    @property
+    def own(self) -> bool:
+        """Whether this is the project's own layout, in which a likely misspelling of a column is an error."""
+        return self.images == ("a", "b")
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """The columns that every row must have."""
+        return (self.prompt, *self.images, *(self.labels if len(self.labels) == 1 and not self.counts else self.counts))
+
+
+def is_known(name: str) -> bool:
+    """Whether a column has a meaning."""
+    known = {*PROMPTS, *IMAGES, *_LISTS, *_RANKS, *_LABELS, *_OWN, *_BESIDE}
+    return name in known or side_of(name) is not None or name.rpartition("_")[0] in _COUNTS
+
+
+def layout_of(columns: Mapping[str, Any]) -> Layout:
+    """The layout of a table with these columns, each with its first value; DataError where they say too little."""
+    prompt = next((name for name in PROMPTS if name in columns), None)
+    labels = tuple(name for name in _LABELS if name in columns)
+    ranks = next((name for name in _RANKS if name in columns), None)
+    pairs = _pairs_in(columns)
+    several = next((name for name in _LISTS if isinstance(columns.get(name), list)), None)
+    one = next((name for name in IMAGES if name in columns), None)
+    if problem := _misspelling(columns) if not (pairs and labels and prompt) else None:
+        raise DataError(problem)
+    if prompt is None and (pairs or several or one):
+        raise DataError('"prompt" missing (or caption, text, and the like)')
+    for sides, images in pairs:
+        winner_first = sides in WINNERS or (images == ("path1", "path2") and not set(labels) - {_DISTRIBUTION})
+        counts = next(
+            (c for c in (tuple(f"{word}_{side}" for side in sides) for word in _COUNTS) if _all_in(c, columns)), ()
+        )
+        if winner_first:
+            return Layout("pair", prompt or "", images, sides, winner_first)
+        if labels or counts:
+            return Layout("pair", prompt or "", images, sides, False, labels, counts)
+    if pairs:
+        raise DataError('"p_a" missing: nothing says which image is preferred (label, preference, or the like)')
+    if several and ranks and isinstance(columns[ranks], list):
+        return Layout("ranking", prompt or "", (several,), labels=(ranks,))
+    if several and labels:
+        return Layout("pair", prompt or "", (several,), labels=labels)
+    if one and ranks and not several:
+        return Layout("image", prompt or "", (one,), labels=(ranks,))
+    missing = [f'"{name}"' for name in _OWN[:4] if name not in columns]
+    raise DataError(f"{' and '.join(missing)} missing; its images may also be named {_FORMS}")
+
+
+def check_row(row: Mapping[str, Any], layout: Layout) -> None:
+    """DataError for a row without a needed column, or with a likely misspelling of one."""
+    if layout.own and (problem := _misspelling(row)):
+        raise DataError(problem)
+    if missing := [f'"{name}"' for name in layout.needed if name not in row]:
+        raise DataError(f"{' and '.join(missing)} missing")
+
+
+def _misspelling(columns: Collection[str]) -> str | None:
+    absent = [name for name in _OWN if name not in columns]
+    for name in columns:
+        if not is_known(name) and (meant := get_close_matches(name.casefold(), absent, 1, 0.8)):
+            return f'unknown key "{name}"; "{meant[0]}" may be meant: rename it'
+    return None
+
+
+def first_number(rows: Collection[Mapping[str, Any]], layout: Layout) -> int | None:
+    """The number of the first image in labels that are numbers, 0 or 1; None without such labels.
+
+    Numbers count from 0, but from 1 where there is a 2 and no 0, or where the columns are named so.
+    """
+    numbers = {whole(row.get(name)) for row in rows for name in layout.labels if name not in ("p_a", _DISTRIBUTION)}
+    numbers.discard(None)
+    if not numbers:
+        return None
+    return 0 if 0 in numbers else 1 if 2 in numbers or layout.sides == ("1", "2") else 0
+
+
+def share_for_first(row: Mapping[str, Any], layout: Layout, first: int, names: tuple[str, str]) -> tuple[float, int]:
+    """The share of people who prefer a pair's first image, and their number; `names` are those of the images.
+
+    DataError where no side is preferred, or where labels contradict each other.
+    """
+    if layout.winner_first:
+        votes = _numbers(row.get(_DISTRIBUTION, (1, 0)))
+        return max(votes) / sum(votes), max(1, round(sum(votes)))
+    shares, problems = dict[str, float](), list[str]()
+    people = 1
+    for name in (*layout.counts[:1], *layout.labels):
+        value = row.get(name)
+        try:
+            if name in layout.counts or isinstance(value, list | tuple):
+                pair = [row.get(each) for each in layout.counts] if name in layout.counts else value
+                votes = _numbers(pair)
+                if (
+                    sum(votes) == 2 * max(votes) > 0
+                    and name != _DISTRIBUTION
+                    and "vote" not in name
+                    and max(votes) == 1
+                ):
+                    raise DataError(f'"{name}" prefers both images')
+                shares[name] = votes[0] / sum(votes)
+                people = max(1, round(sum(votes)))
+            elif name == "p_a":
+                shares[name] = _probability(value)
+            elif value is not None:
+                shares[name] = _side(name, value, layout, first, names)
+        except DataError as error:
+            problems.append(str(error))
+    if ("p_a" in row and "p_a" not in shares) or not shares:
+        raise DataError(
+            "; ".join(problems) or f'"{(*layout.labels, *layout.counts)[0]}" missing: no image is preferred'
+        )
+    if min(shares.values()) < 0.5 < max(shares.values()):
+        raise DataError(f"{' and '.join(f'{name!r}' for name in shares)} contradict each other")
+    return next(iter(shares.values())), people
+
+
+@cache
+def side_of(name: str) -> tuple[str, str] | None:
+    """The side in the name of an image's column, and the name with a blank in its place; None if there is none."""
+    words = re.findall(r"[a-z]+|\d+", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).casefold())
+    sides = [word for word in words if word not in _AROUND]
+    if len(sides) != 1 or not any(sides[0] in each for each in (*WINNERS, *_SIDES)):
+        return None
+    return sides[0], " ".join("" if word == sides[0] else word for word in words)
+
+
+def _pairs_in(columns: Collection[str]) -> list[tuple[tuple[str, str], tuple[str, ...]]]:
+    """The pairs of columns with images, each with its sides; a preferred one and another go first."""
+    by_side = {each: name for name in sorted(columns) if (each := side_of(name))}
+    frames = sorted({frame for _, frame in by_side}, key=lambda frame: (len(frame), frame))
+    return [
+        (sides, tuple(by_side[side, frame] for side in sides))
+        for sides in (*WINNERS, *_SIDES)
+        for frame in frames
+        if all((side, frame) in by_side for side in sides)
+    ]
+
+
+def _all_in(names: Collection[str], columns: Collection[str]) -> bool:
+    return all(name in columns for name in names)
+
+
+def _side(name: str, value: Any, layout: Layout, first: int, names: tuple[str, str]) -> float:
+    """A label as the share for the first image: a number, a word, or the image itself."""
+    if isinstance(value, str) and value in names and names[0] != names[1]:
+        return float(value == names[0])
+    number = whole(value)
+    if number is not None and number - first in (0, 1):
+        return float(number == first)
+    if value == 0.5:
+        return 0.5
+    words = re.findall(r"[a-z]+|\d+", str(value).casefold()) if isinstance(value, str) else []
+    words = [word.removesuffix("vote") for word in words if word not in _AROUND | _VERDICT]
+    if words and set(words) <= _TIES:
+        return 0.5
+    for sides in (layout.sides, *_SIDES[:1], *_SIDES[3:]):
+        if len(words) == 1 and words[0] in sides:
+            return float(words[0] == sides[0])
+    raise DataError(f'"{name}" is {value!r:.40}, which names none of the two images: write a, b or tie')
+
+
+def whole(value: Any) -> int | None:
+    """A whole number, also as text."""
+    if isinstance(value, str) and re.fullmatch(r"\s*-?\d+(\.0+)?\s*", value):
+        value = float(value)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _numbers(value: Any) -> tuple[float, float]:
+    """Two numbers of votes; DataError for others."""
+    try:
+        first, second = map(float, value)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{value!r:.40} are no two numbers of votes") from error
+    if min(first, second) < 0 or not 0 < first + second < float("inf"):
+        raise DataError(f"{first:g} and {second:g} prefer none of the two images")
+    return first, second
+
+
+def _probability(value: Any) -> float:
+    with_point = value.replace(",", ".") if isinstance(value, str) else value
+    try:
+        share = float("nan") if isinstance(value, bool) else float(with_point)
+    except (TypeError, ValueError, OverflowError):
+        share = float("nan")
+    if not 0 <= share <= 1:
+        raise DataError(f'"p_a" must be a number from 0 to 1, not {json.dumps(value, default=str)[:40]}')
+    return share

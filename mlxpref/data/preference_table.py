@@ -1,0 +1,292 @@
+"""A user's preferences in one file: pairs of images, rankings, or images with their ranks, in any format of a table."""
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from mlxpref.data.archives import ArchiveCache
+from mlxpref.data.columns import Layout, check_row, first_number, is_known, layout_of, share_for_first, whole
+from mlxpref.data.find_images import locate
+from mlxpref.data.label_file import merge_answers
+from mlxpref.data.rows import RowErrors
+from mlxpref.data.tables import NumberedRow, read_table, row_word
+from mlxpref.errors import DataError
+from mlxpref.log import logger
+from mlxpref.preferences import ImageLike, PackedImage, Preference, Side
+from mlxpref.text import first_ten
+
+T = TypeVar("T")
+SplitPreference = tuple[str | None, Preference]
+EXAMPLE = '{"prompt": "a red cube", "a": "1.png", "b": "2.png", "p_a": 0.7}'
+_LINK = re.compile(r"(https?|s3|gs|data):", re.I)
+
+
+class NoSplitsError(DataError):
+    """A split was asked for, and the data have none; with all their preferences."""
+
+    def __init__(self, path: Path, split: str, preferences: list[Preference]) -> None:
+        super().__init__(f'{path}: no split "{split}", as it has no splits; leave out --split')
+        self.preferences = preferences
+
+
+class ImageFinder:
+    """Finds the images that a table names, in `folder` or else in the table's own.
+
+    Below `folder`, files and members of zips are also found by their last name if it is unique, as lists from elsewhere
+    have other folders. Where images are not `needed`, a missing one is just its path.
+    """
+
+    def __init__(self, table: Path, folder: Path | None = None, needed: bool = True) -> None:
+        self.folder, self.missing = folder or table.parent, 0
+        self._search, self._needed = folder is not None, needed
+        self._by_name: dict[str, list[ImageLike]] = {}
+
+    def find(self, name: str) -> ImageLike:
+        """The image of this name; DataError, which continues the name, if there is none."""
+        if _LINK.match(name):
+            raise DataError("is no file: save the image, and give the file's name")
+        path = locate(name, self.folder)
+        if path is not None and path.is_file():
+            return path
+        found = self._named(re.split(r"[/\\]", name)[-1]) if self._search else []
+        if len(found) == 1:
+            return found[0]
+        if not self._needed:
+            return self.folder / name
+        self.missing += 1
+        raise DataError(f"no such file, but {len(found)} of its last name" if found else "no such file")
+
+    def _named(self, name: str) -> list[ImageLike]:
+        """The files and members of zips of this name below the folder, which is searched once."""
+        if not self._by_name:
+            archives = ArchiveCache()
+            for folder, _, files in os.walk(self.folder, followlinks=True):
+                paths = [Path(folder, file) for file in files]
+                members = (PackedImage(p, m) for p in paths if p.suffix == ".zip" for m in archives.members(p))
+                images: list[ImageLike] = [*paths, *members]
+                for image in images:
+                    self._by_name.setdefault(str(image).rpartition("/")[2], []).append(image)
+        return self._by_name.get(name, [])
+
+
+def read_preferences(path: Path, split: str | None = None, images: ImageFinder | None = None) -> list[Preference]:
+    """The preferences of a user's file, in its order; its formats and columns are in this package's README.
+
+    It takes the rows of `split`, None takes all; NoSplitsError if no row has one. For the clicks of `mlxpref label` see
+    `merge_answers`. It checks that image files exist, without opening them. One DataError for all bad rows: their count
+    and the first ten.
+    """
+    images = images or ImageFinder(path)
+    rows, errors, count = _read_rows(path, merge_answers(read_table(path, is_known), path), images, split)
+    if errors:
+        count_text = f"{len(errors)} of {count} rows cannot be used; correct or remove them"
+        where = f"images are looked for in {images.folder}; --data-dir names another folder"
+        lines = [f"{path}: {count_text}:", first_ten(errors), *([where] if images.missing else [])]
+        raise DataError("\n  ".join(lines))
+    names, all_rows = {name for name, _ in rows}, [preference for _, preference in rows]
+    if split is None:
+        return all_rows
+    if names == {None}:
+        raise NoSplitsError(path, split, all_rows)
+    if None in names:
+        without = sum(name is None for name, _ in rows)
+        raise DataError(f'{path}: {without} of {len(rows)} rows have no "split"; give it to all or to none')
+    if split not in names:
+        raise DataError(f'{path}: no rows of split "{split}"; there are {", ".join(sorted(filter(None, names)))}')
+    return [preference for name, preference in rows if name == split]
+
+
+def read_public_table(path: Path, split: str) -> list[Preference]:
+    """The preferences of a table of a public data set; few bad rows are logged and left out, see `RowErrors`."""
+    rows, messages, count = _read_rows(path, list(read_table(path, is_known)), ImageFinder(path), split)
+    errors = RowErrors(path)
+    for message in messages:
+        errors.add(message)
+    errors.raise_or_log(count)
+    return [preference for _, preference in rows]
+
+
+def _read_rows(
+    path: Path, numbered: Sequence[NumberedRow], images: ImageFinder, split: str | None
+) -> tuple[list[SplitPreference], list[str], int]:
+    """The pairs of a table, each with its split, the errors of bad rows, and the number of rows."""
+    numbered = [(n, {k: v for k, v in row.items() if v != ""} if isinstance(row, dict) else row) for n, row in numbered]
+    readable = [row for _, row in numbered if isinstance(row, dict)]
+    columns = {key: value for row in reversed(readable) for key, value in row.items()}  # each with its first value
+    if not numbered:
+        raise DataError(f"{path}: no preferences in this file; write rows like {EXAMPLE}, or a table of these columns")
+    try:
+        layout = layout_of(columns)
+    except DataError as error:
+        # Without a good row, the errors of the rows say more.
+        problem = next((str(row) for _, row in numbered if isinstance(row, DataError)), str(error))
+        named = f"; its columns are {', '.join(columns)}" if columns else ""
+        raise DataError(f"{path}: none of {len(numbered)} rows can be used: {problem}{named}") from error
+    if (first := first_number(readable, layout)) is not None:
+        logger.info(f"{path}: {first} is read as the first image, {first + 1} as the second")
+    rows, errors = list[SplitPreference](), list[str]()
+    for number, row in _rankings(numbered, layout) if layout.kind == "image" else numbered:
+        try:
+            if isinstance(row, DataError):
+                raise row
+            if row.get("has_label") not in (False, 0, "False", "false"):  # Pick-a-Pic's rows that nobody labelled
+                check_row(row, layout)
+                pairs = (_pair if layout.kind == "pair" else _ranking)(row, layout, images, first or 0)
+                rows += [(row.get("split"), pair) for pair in pairs]
+        except DataError as error:
+            errors.append(f"{row_word(path)} {number}: {error}")
+    winners = {preference.better for _, preference in rows} - {"tie"}
+    one_sided = not layout.own and len(rows) > 1 and len(winners) == 1
+    if layout.winner_first or one_sided or (split == "train" and layout.kind != "pair"):
+        # The order of the images tells the label.
+        swaps = np.random.default_rng(list(b"table")).random(len(rows)) < 0.5
+        rows = [(name, _swapped(p) if swap else p) for (name, p), swap in zip(rows, swaps, strict=True)]
+    return rows, errors, len(numbered)
+
+
+def _swapped(preference: Preference) -> Preference:
+    label: Side | None = {"a": "b", "b": "a"}.get(preference.label or "", preference.label)  # type: ignore[assignment]
+    return replace(preference, a=preference.b, b=preference.a, p_people=1 - preference.p_people, label=label)
+
+
+def _pair(row: Mapping[str, Any], layout: Layout, images: ImageFinder, first: int) -> Iterator[Preference]:
+    """The preference of a row with two images; DataError with all its errors."""
+    problems: list[str] = []
+    names, cells = layout.images, [row[name] for name in layout.images]
+    if len(names) == 1:
+        cells = cells[0] if isinstance(cells[0], list) else []
+        names = (f"{names[0]}[0]", f"{names[0]}[1]")
+        if len(cells) != 2:
+            raise DataError(f'"{layout.images[0]}" must be a list of two images')
+    prompt, group = _texts(row, layout, problems)
+    found = [_try(problems, _image, name, cell, images) for name, cell in zip(names, cells, strict=True)]
+    known = tuple(str(cell) for cell in cells)
+    share, people = _try(problems, share_for_first, row, layout, first, (known[0], known[1])) or (0.5, 1)
+    votes = whole(row.get("votes", people))
+    if votes is None or votes < 1:
+        problems.append(f'"votes" must be a whole number from 1 on, not {json.dumps(row["votes"])[:40]}')
+    a, b = found
+    if a and b and (a == b or (isinstance(a, Path) and isinstance(b, Path) and b.exists() and a.samefile(b))):
+        problems.append(f'"{names[0]}" and "{names[1]}" are the same file')
+    if problems or a is None or b is None:
+        raise DataError("; ".join(problems))
+    yield Preference(prompt, a, b, share, votes or 1, group)
+
+
+def _ranking(row: Mapping[str, Any], layout: Layout, images: ImageFinder, first: int) -> Iterator[Preference]:
+    """All pairs of a row with a list of images and their ranks, the lower the better.
+
+    With the ranks of several people (`raw_annotations`), `p_people` is the share of them, and the row's own ranks are
+    the label.
+    """
+    (column,), (ranks_column,) = layout.images, layout.labels
+    problems: list[str] = []
+    prompt, group = _texts(row, layout, problems)
+    cells, raters = row[column], [each.get("rank") for each in row.get("raw_annotations", ())]
+    rankings = [
+        [whole(rank) for rank in ranks] if isinstance(ranks, list) else [] for ranks in (row[ranks_column], *raters)
+    ]
+    count = len(cells) if isinstance(cells, list) else 0
+    if count < 2 or any(len(ranks) != count or None in ranks for ranks in rankings):
+        raise DataError(f'"{column}" and "{ranks_column}" must be lists of images and of their ranks, equally long')
+    tried = [_try(problems, _image, f"{column}[{i}]", cell, images) for i, cell in enumerate(cells)]
+    found = [image for image in tried if image is not None]
+    if len(set(map(str, found))) < len(found):
+        problems.append(f'"{column}" names an image twice')
+    if problems:
+        raise DataError(problems[0] + (f"; and {len(problems) - 1} more" if len(problems) > 1 else ""))
+    for i, j in combinations(range(count), 2):
+        signs = [np.sign((ranks[j] or 0) - (ranks[i] or 0)) for ranks in rankings]
+        votes = signs[1:] or signs
+        sides: tuple[Side, Side, Side] = ("tie", "a", "b")
+        share, label = float(1 + np.mean(votes)) / 2, sides[int(signs[0])] if raters else None
+        yield Preference(prompt, found[i], found[j], share, len(votes), group, label)
+
+
+def _rankings(numbered: Iterable[NumberedRow], layout: Layout) -> Iterator[NumberedRow]:
+    """The rows of a table of one image a row as rankings, by `prompt_id` or else by the prompt."""
+    groups: dict[Any, tuple[int, dict[str, Any]]] = {}
+    for number, row in numbered:
+        try:
+            if isinstance(row, DataError):
+                raise row
+            check_row(row, layout)
+            key = str(row.get("prompt_id", row[layout.prompt]))
+            _, ranking = groups.setdefault(
+                key, (number, {layout.prompt: row[layout.prompt], "id": key, "split": row.get("split")})
+            )
+            if ranking[layout.prompt] != row[layout.prompt]:
+                raise DataError(f'"prompt_id" {key} has another prompt in an earlier row')
+            for column in (*layout.images, *layout.labels):
+                ranking.setdefault(column, []).append(row[column])
+        except DataError as error:
+            yield number, error
+    yield from groups.values()
+
+
+def _texts(row: Mapping[str, Any], layout: Layout, problems: list[str]) -> tuple[str, str]:
+    """The prompt and the group of a row."""
+    prompt = row[layout.prompt]
+    if isinstance(prompt, list | dict):  # messages of a conversation
+        prompt = "\n".join(_prompt_texts(prompt))
+    if not _is_text(prompt):
+        problems.append(f'"{layout.prompt}" must be text, not empty')
+    problems += [f'"{key}" must be text' for key in ("group", "split") if not isinstance(row.get(key) or "", str)]
+    return prompt, row.get("group") or (str(row["id"]) if layout.kind != "pair" and "id" in row else prompt)
+
+
+def _try(problems: list[str], work: Callable[..., T], *values: Any) -> T | None:
+    """What `work` returns; or None, with its error among the problems."""
+    try:
+        return work(*values)
+    except DataError as error:
+        problems.append(str(error))
+        return None
+
+
+def _image(column: str, cell: Any, images: ImageFinder) -> ImageLike:
+    """The image of a cell: a path, bytes in a table, {path}, a list of one, or messages with one image."""
+    found = list(_images_in(cell))
+    if len(found) != 1:
+        problem = f"holds {len(found)} images, not one" if found else "must name an image, and is text or empty"
+        raise DataError(f'"{column}" {problem}')
+    if isinstance(found[0], PackedImage):
+        return found[0]
+    try:
+        return images.find(found[0])
+    except DataError as error:
+        raise DataError(f'"{column}" is {json.dumps(found[0], ensure_ascii=False)}: {error}') from error
+
+
+def _images_in(cell: Any) -> Iterator[str | PackedImage]:
+    """The images that a cell names, also within lists and messages."""
+    if isinstance(cell, PackedImage) or (isinstance(cell, str) and _is_text(cell)):
+        yield cell
+    elif isinstance(cell, list):
+        for each in cell:
+            yield from _images_in(each)
+    elif isinstance(cell, dict):
+        # The text of a message is no image: a message's content is a list then.
+        inner = [cell[key] for key in ("path", "image", "file_name", "image_url", "url") if cell.get(key)]
+        inner += [cell["content"]] if isinstance(cell.get("content"), list) else []
+        yield from _images_in(inner[0]) if inner and cell.get("type") != "text" else ()
+
+
+def _prompt_texts(cell: Any) -> Iterator[str]:
+    """The texts of a prompt's messages, without those of other roles than the user's."""
+    for each in cell if isinstance(cell, list) else [cell]:
+        if isinstance(each, dict) and each.get("role") in (None, "user"):
+            content = each.get("content", each.get("text"))
+            yield from [content] if isinstance(content, str) else _prompt_texts(content or ())
+
+
+def _is_text(value: object) -> bool:
+    """Whether this is text that is not blank and has no half of a surrogate pair, which JSON allows."""
+    return isinstance(value, str) and bool(value.strip()) and not re.search("[\ud800-\udfff]", value)

@@ -1,0 +1,179 @@
+"""Rows of a table that a user has: CSV, TSV, JSON, JSON lines or parquet, each row as keys and values."""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlxpref.data.rows import read_json_rows
+from mlxpref.errors import DataError
+from mlxpref.preferences import PackedImage
+from mlxpref.text import one_line
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+NumberedRow = tuple[int, dict[str, Any] | DataError]
+"""The number of a line or row, from 1, and its keys and values without empty ones, or its error."""
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+
+
+def read_table(path: Path, wanted: Callable[[str], bool] = lambda name: True) -> Iterator[NumberedRow]:
+    """The rows of a file, by its suffix; of a parquet file only the `wanted` columns are read.
+
+    The names of these are lower case. Nulls are left out. Values of CSV files are text. Images in parquet (bytes, or
+    {bytes, path}) are not read, only named as a `PackedImage`; a list of them as a list. DataError for a file that
+    cannot be read.
+    """
+
+    def name_of(column: str) -> str:
+        return column.lower() if wanted(column.lower()) else column
+
+    match path.suffix.lower():
+        case ".parquet":
+            rows = _parquet_rows(path, lambda column: wanted(column.lower()))
+        case ".csv" | ".tsv":
+            rows = _csv_rows(path)
+        case ".json":
+            rows = _json_rows(path)
+        case _:
+            content = _read_file(path)
+            rows = _json_rows(path) if content.lstrip()[:1] == b"[" else _lines(content)
+    for number, row in rows:
+        yield number, {name_of(key): cell for key, cell in row.items()} if isinstance(row, dict) else row
+
+
+def row_word(path: Path) -> str:
+    """The word for a row's place in messages: a line, or a row where rows are no lines."""
+    return "row" if path.suffix.lower() in (".json", ".parquet") else "line"
+
+
+def _read_file(path: Path) -> bytes:
+    """The bytes of a file without a byte order mark."""
+    try:
+        if path.exists() and not path.is_file():  # opening a named pipe would wait forever
+            raise DataError(f"{path}: is a folder or a device, not a file")
+        return path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({getattr(error, 'strerror', error)}); check the name") from error
+
+
+def _lines(content: bytes) -> Iterator[NumberedRow]:
+    """The lines that are not blank; only line feeds separate them, as JSON may hold U+2028."""
+    for number, line in enumerate(content.split(b"\n"), 1):
+        if line.strip():
+            try:
+                yield number, _object(json.loads(line.decode()))
+            except DataError as error:
+                yield number, error
+            except UnicodeDecodeError:
+                yield number, DataError("not UTF-8; save the file as UTF-8")
+            except json.JSONDecodeError as error:
+                yield number, DataError(f"not valid JSON ({error.msg}, column {error.colno})")
+            except (ValueError, RecursionError) as error:
+                yield number, DataError(f"not valid JSON ({error})")
+
+
+def _json_rows(path: Path) -> Iterator[NumberedRow]:
+    for number, value in enumerate(read_json_rows(path, "correct it"), 1):
+        try:
+            yield number, _object(value)
+        except DataError as error:
+            yield number, error
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise DataError('not a JSON object like {"key": "value"}')
+    return {key: each for key, each in value.items() if each is not None}
+
+
+def _csv_rows(path: Path) -> Iterator[NumberedRow]:
+    try:
+        text = _read_file(path).decode()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8; save the file as UTF-8") from error
+    first_line = text.partition("\n")[0]
+    # Excel separates by semicolons where numbers have decimal commas.
+    comma = ";" if ";" in first_line and "," not in first_line else ","
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else comma
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        if len(set(header)) < len(header):
+            raise DataError(f"{path}: a column is named twice in the first line: {', '.join(header)}")
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                if any(cell.strip() for cell in cells[len(header) :]):
+                    yield reader.line_num, DataError(f"{len(cells)} cells under {len(header)} columns")
+                else:
+                    yield reader.line_num, dict(zip_longest(header, cells[: len(header)], fillvalue=""))
+    except csv.Error as error:  # for example a cell that is too long
+        raise DataError(f"{path}: line {reader.line_num}: {error}; is a quote not closed?") from error
+
+
+def _parquet_rows(path: Path, wanted: Callable[[str], bool]) -> Iterator[NumberedRow]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            fields = [field for field in file.schema_arrow if wanted(field.name)]
+            columns = {field.name: _cells(path, file, field) for field in fields}
+            count = file.metadata.num_rows
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DataError(f"{path}: it is damaged ({one_line(error)}); download it again") from error
+    for row in range(count):
+        cells = {name: column[row] for name, column in columns.items()}
+        yield row + 1, {name: cell for name, cell in cells.items() if cell is not None}
+
+
+def _cells(path: Path, file: "pq.ParquetFile", field: "pa.Field") -> list[Any]:
+    """The cells of a column; images only by name."""
+    import pyarrow as pa
+
+    name, kind = field.name, field.type
+    inner = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else None
+    if not _holds_images(inner or kind):
+        return list(file.read(columns=[name]).column(0).to_pylist())
+    # The paths beside the bytes are short: they say how long a list is, and where a file without bytes lies.
+    leaves = [file.schema.column(i).path for i in range(len(file.schema))]
+    leaves = [leaf for leaf in leaves if leaf == name or leaf.startswith(f"{name}.")]
+    bytes_leaf = next(leaf for leaf in leaves if not leaf.endswith(".path"))
+    path_leaf = next((leaf for leaf in leaves if leaf.endswith(".path")), None)
+    if inner is not None:
+        lists = file.read(columns=[path_leaf or name]).column(0).to_pylist()
+        return [[PackedImage(path, f"{i}/{name}/{j}") for j in range(len(each or ()))] for i, each in enumerate(lists)]
+    paths = file.read(columns=[path_leaf]).column(0).to_pylist() if path_leaf else [None] * file.metadata.num_rows
+    return [
+        PackedImage(path, f"{i}/{name}") if has_bytes else (beside or {}).get("path")
+        for i, (has_bytes, beside) in enumerate(zip(_present(file, bytes_leaf), paths, strict=True))
+    ]
+
+
+def _holds_images(kind: "pa.DataType") -> bool:
+    """Whether cells are bytes, or {bytes, path}."""
+    import pyarrow as pa
+
+    if pa.types.is_struct(kind):
+        return any(field.name == "bytes" for field in kind)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _present(file: "pq.ParquetFile", leaf: str) -> list[bool]:
+    """Whether each row has bytes in a column; the bytes are read only where the file does not count its nulls."""
+    present: list[bool] = []
+    for number in range(file.metadata.num_row_groups):
+        group = file.metadata.row_group(number)
+        chunk = next(c for c in (group.column(i) for i in range(group.num_columns)) if c.path_in_schema == leaf)
+        nulls = chunk.statistics.null_count if chunk.statistics and chunk.statistics.has_null_count else None
+        if nulls in (0, group.num_rows):
+            present += [nulls == 0] * group.num_rows
+        else:
+            cells = file.read_row_group(number, columns=[leaf]).column(0).to_pylist()
+            present += [(cell.get("bytes") if isinstance(cell, dict) else cell) is not None for cell in cells]
+    return present
