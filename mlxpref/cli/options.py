@@ -195,7 +195,9 @@ class DataOptions:
     """The preferences of people to judge."""
 
     data: str = option("--data", required=True, help="`demo`, a public data set by name, or a file or folder.")
-    data_dir: Path | None = option("--data-dir", type=FILE, help="Folder with the files of a public data set, or with the images of a file.")
+    data_dir: Path | None = option(
+        "--data-dir", type=FILE, help="Folder with the files of a public data set, or with the images of a file."
+    )
     split: str | None = option(
         "--split", help="Which part of the data.  [default: test; all rows of data without splits]"
     )
