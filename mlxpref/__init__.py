@@ -1,43 +1,73 @@
 """A judge of images that thinks before it answers, learns what people prefer, and runs on your own machine."""
 
 from importlib import import_module
-from pathlib import Path
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from mlxpref._blas import preload
 from mlxpref.errors import ConfigError, DataError, MlxprefError, ModelError
 
 if TYPE_CHECKING:
+    from mlxpref.conversion.functions import convert, export
+    from mlxpref.data.inputs import ImageInput
+    from mlxpref.judge.calibration import CalibrationFile
+    from mlxpref.judge.evaluation import Evaluation
+    from mlxpref.judge.functions import calibrate, evaluate
     from mlxpref.judge.judge import Judge
     from mlxpref.judge.pair_verdict import PairVerdict
-    from mlxpref.judge.ranking_result import Ranking
-    from mlxpref.preferences import Preference
+    from mlxpref.judge.ranking_result import Ranking, RankingEntry, RankingInterrupted
+    from mlxpref.preferences import Pair, Preference
     from mlxpref.training.run import train
+    from mlxpref.training.step_report import StepReport
     from mlxpref.verdict import Verdict
 
-__all__ = [
-    "ConfigError",
-    "DataError",
-    "Judge",
-    "MlxprefError",
-    "ModelError",
-    "PairVerdict",
-    "Preference",
-    "Ranking",
-    "Verdict",
-    "load",
-    "train",
-]
+    __version__: str
 
 _MODULES = {
+    "CalibrationFile": "mlxpref.judge.calibration",
+    "Evaluation": "mlxpref.judge.evaluation",
+    "ImageInput": "mlxpref.data.inputs",
     "Judge": "mlxpref.judge.judge",
+    "Pair": "mlxpref.preferences",
     "PairVerdict": "mlxpref.judge.pair_verdict",
     "Preference": "mlxpref.preferences",
     "Ranking": "mlxpref.judge.ranking_result",
+    "RankingEntry": "mlxpref.judge.ranking_result",
+    "RankingInterrupted": "mlxpref.judge.ranking_result",
+    "StepReport": "mlxpref.training.step_report",
     "Verdict": "mlxpref.verdict",
+    "calibrate": "mlxpref.judge.functions",
+    "convert": "mlxpref.conversion.functions",
+    "evaluate": "mlxpref.judge.functions",
+    "export": "mlxpref.conversion.functions",
     "train": "mlxpref.training.run",
 }
 """Where these are defined; they are imported when they are first used, since MLX alone takes a second to import."""
+
+__all__ = [
+    "CalibrationFile",
+    "ConfigError",
+    "DataError",
+    "Evaluation",
+    "ImageInput",
+    "Judge",
+    "MlxprefError",
+    "ModelError",
+    "Pair",
+    "PairVerdict",
+    "Preference",
+    "Ranking",
+    "RankingEntry",
+    "RankingInterrupted",
+    "StepReport",
+    "Verdict",
+    "calibrate",
+    "convert",
+    "evaluate",
+    "export",
+    "load",
+    "train",
+]
 
 # Before anything imports MLX, which calls the first loaded BLAS.
 preload()
@@ -46,13 +76,21 @@ preload()
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return getattr(import_module(_MODULES[name]), name)
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("mlxpref")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__", *(name for name in globals() if name.startswith("__"))])
+
+
 def load(
-    model: str | Path | None = None,
-    adapter: str | Path | None = None,
-    calibration: str | Path | bool = True,
+    model: str | PathLike[str] | None = None,
+    adapter: str | PathLike[str] | None = None,
+    calibration: str | PathLike[str] | bool = True,
     any_base: bool = False,
     **settings: Any,
 ) -> "Judge":
@@ -64,8 +102,11 @@ def load(
     adapter (see `mlxpref.log`). ModelError if the model or the adapter cannot be loaded, ConfigError for an unknown
     setting.
     """
+    from pathlib import Path
+
+    from mlxpref.files import expand
     from mlxpref.judge.loading import calibrated, load_judge
 
-    name, folder = str(model) if model is not None else None, Path(adapter) if adapter else None
+    name, folder = expand(model) if model is not None else None, Path(expand(adapter)) if adapter else None
     judge = load_judge(name, folder, settings, any_base=any_base)
-    return calibrated(judge, calibration if isinstance(calibration, bool) else Path(calibration))
+    return calibrated(judge, calibration if isinstance(calibration, bool) else Path(expand(calibration)))

@@ -14,6 +14,13 @@ from typing import IO, Any, BinaryIO
 from mlxpref.errors import ConfigError, DataError
 
 
+def expand(path: str | os.PathLike[str]) -> str:
+    """A path or a name as a shell would hand it over: `~` is the home folder; ConfigError for what is neither."""
+    if not isinstance(path, str | os.PathLike):
+        raise ConfigError(f"{type(path).__name__} {str(path)[:40]!r} is no path and no name; give text or a Path")
+    return os.path.expanduser(path)  # noqa: PTH111  a Path would change names such as ./demo
+
+
 @contextmanager
 def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
     """A temporary path for a file, which is renamed to `path` if the block ends without an error.

@@ -23,12 +23,12 @@ from mlxpref.cli.output import note, print_json
 from mlxpref.cli.tables import print_evaluations, print_strategies
 from mlxpref.config import JudgeSettings
 from mlxpref.data.learned import count_learned
-from mlxpref.data.load import check_preferences, load_preferences
-from mlxpref.errors import ConfigError, MlxprefError
+from mlxpref.data.load import check_preferences
 from mlxpref.judge.calibration import CalibrationFile
 from mlxpref.judge.evaluation import Evaluation, EvaluationSpec, evaluation_of_scores
 from mlxpref.judge.external_scores import match_scores, prefer_by_score, read_scores
-from mlxpref.judge.protocols import PROTOCOLS, VALIDATION_SPLIT, counted, protocol_of
+from mlxpref.judge.functions import tie_validation
+from mlxpref.judge.protocols import PROTOCOLS, counted, protocol_of
 from mlxpref.judge.strategies import StrategyComparison, StrategyVariant, compare_strategies, strategy_variants
 from mlxpref.preferences import Preference, data_fingerprint
 from mlxpref.report.reliability import FORMATS, draw_strategies
@@ -174,7 +174,7 @@ def _evaluate_judge(
 
     Also returns how many of the preferences the adapter learned from.
     """
-    validation = _validation(source, preferences, spec)
+    validation = tie_validation(spec, preferences, source.limit, source.data_dir)
     all_preferences = [*preferences, *validation]
     cache = image_cache(settings)
     check_preferences(source.data, all_preferences, cache)
@@ -197,25 +197,6 @@ def _evaluate_scores(preferences: Sequence[Preference], path: Path, spec: Evalua
     if unused := len(file_scores) - len(scores):
         note(f"{path}: {unused} of {len(file_scores)} scores are of images that were not asked for")
     return evaluation_of_scores(preferences, prefer_by_score(scores, pairs), spec)
-
-
-def _validation(source: DataOptions, preferences: Sequence[Preference], spec: EvaluationSpec) -> list[Preference]:
-    """The preferences for choosing a tie threshold; empty if none is needed or one is given."""
-    if spec.tie_threshold is not None or not PROTOCOLS[spec.protocol].ties:
-        return []
-    try:
-        validation = load_preferences(source.data, VALIDATION_SPLIT, source.limit, data_dir=source.data_dir)
-    except MlxprefError as error:
-        raise type(error)(
-            f"{error}; --protocol {spec.protocol} chooses its tie threshold there: or give --tie-threshold"
-        ) from error
-    if validation == list(preferences):
-        raise ConfigError(
-            f"--protocol {spec.protocol} chooses its tie threshold on other preferences, the split {VALIDATION_SPLIT}, "
-            f"and {source.data} has none of its own; give --tie-threshold"
-        )
-    note(f"the tie threshold is chosen on {len(validation)} preferences of {VALIDATION_SPLIT}, which are judged first")
-    return validation
 
 
 def _report(evaluation: Evaluation, calibration: CalibrationFile | None, as_json: bool, learned_from: int) -> None:

@@ -4,6 +4,7 @@ import io
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -14,8 +15,10 @@ from PIL import Image
 from mlxpref.data.find_images import Skipped, find_images, locate, reasons_of
 from mlxpref.data.image_cache import ImageCache
 from mlxpref.data.images import load_image
-from mlxpref.errors import DataError
-from mlxpref.preferences import ImageLike, PackedImage
+from mlxpref.data.load import Preferences, drawn, load_preferences
+from mlxpref.errors import ConfigError, DataError
+from mlxpref.files import expand
+from mlxpref.preferences import ImageLike, PackedImage, Preference
 from mlxpref.text import first_ten, one_line
 
 _CHANNELS = (1, 3, 4)
@@ -35,6 +38,8 @@ ImageInput = str | os.PathLike[str] | PackedImage | Image.Image | bytes | bytear
 booleans from 0 to 1), or the content of an image file."""
 ImagesInput = Iterable[ImageInput] | ImageInput
 """Several images: a folder, a list or generator of images and folders, or an array of them."""
+PreferencesInput = str | os.PathLike[str] | Iterable[Preference]
+"""Preferences: the name of a data set, a file or folder, or a list."""
 
 
 def find_given(images: ImagesInput, cache: ImageCache) -> tuple[list[ImageLike], list[Skipped]]:
@@ -95,6 +100,39 @@ def image_from(value: ImageInput) -> ImageLike:
     raise DataError(f"{_kind_of(value)} is no image; {_FORMS}")
 
 
+def preferences_from(
+    data: PreferencesInput,
+    split: str | None,
+    limit: int | None = None,
+    data_dir: Path | None = None,
+    usual: str = "test",
+) -> tuple[str, Preferences]:
+    """A name for data, and its preferences: those of `load_preferences`, or the given ones with images in any form.
+
+    Without `split` it takes `usual`, or all rows of data without splits.
+    """
+    if isinstance(data, str | os.PathLike):
+        name = expand(data)
+        return name, load_preferences(name, split or usual, limit, data_dir=data_dir, needs_split=split is not None)
+    if split is not None or data_dir is not None:
+        raise ConfigError("split and data_dir are for data by name: a list of preferences has none")
+    if isinstance(data, Preference | Mapping) or not isinstance(data, Iterable):
+        raise DataError(f"data: {_kind_of(data)}; give a name, a file, a folder, or a list of preferences")
+    preferences, problems = Preferences(), list[str]()
+    for number, row in enumerate(data):
+        try:
+            preferences.append(replace(row, a=image_from(row.a), b=image_from(row.b)))
+        except (DataError, AttributeError, TypeError) as error:
+            reason = str(error) if isinstance(error, DataError) else f"{_kind_of(row)} is no Preference"
+            problems.append(f"preference {number}: {reason}")
+    if problems:
+        raise DataError(first_ten(problems, "; "))
+    if not preferences:
+        raise DataError("data: the list has no preferences")
+    chosen = Preferences(preferences[number] for number in drawn(limit, 0, len(preferences)))
+    return "preferences", chosen
+
+
 def check_prompt(prompt: str) -> None:
     """DataError for a prompt that is no text, as where the arguments are in another order."""
     if not isinstance(prompt, str):
@@ -130,7 +168,7 @@ def _checked(value: ImageInput, cache: ImageCache) -> ImageLike:
 
 def _path_of(value: str | os.PathLike[str]) -> Path:
     """A file or folder that exists, `~` being the home folder; DataError for none."""
-    name = os.path.expanduser(os.fspath(value))  # noqa: PTH111  the name may be no text
+    name = expand(value)
     if not isinstance(name, str):
         raise DataError(f"{_kind_of(name)} is no file name; give text or a Path")
     if name.startswith(("http://", "https://")):

@@ -80,7 +80,7 @@ def load_preferences(
         if split not in SPLITS:
             raise ConfigError(f"split {split!r}: the demo has {', '.join(SPLITS)}")
         return _named(split, demo_preferences(split, DEMO_COUNTS[split] if limit is None else limit, seed))
-    draw = partial(_drawn, limit, seed)
+    draw = partial(drawn, limit, seed)
     if data in _PUBLIC:
         CATALOG[data].split(split)
         return _named(split, _PUBLIC[data](folder_of(data, data_dir, split), split, draw, needs_images))
@@ -137,7 +137,7 @@ def _drawn_runs(count: int) -> Container[int]:
     return {int(start) + i for start in starts for i in range(_RUN)}
 
 
-def _drawn(limit: int | None, seed: int, count: int) -> list[int]:
+def drawn(limit: int | None, seed: int, count: int) -> list[int]:
     """The numbers of the rows to take: all of `count`, or `limit` random ones."""
     if limit is None:
         return list(range(count))

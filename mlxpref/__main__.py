@@ -1,0 +1,5 @@
+"""`python -m mlxpref`: the command line."""
+
+from mlxpref.cli import main
+
+main()

@@ -1,0 +1,92 @@
+"""The work of the commands `convert` and `export` as functions, with the same results."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from mlxpref.checkpoints.resolve import find_checkpoint
+from mlxpref.conversion.convert import convert as convert_folder
+from mlxpref.conversion.export import export_adapter
+from mlxpref.conversion.fidelity import built_in_comparisons, comparisons_of
+from mlxpref.conversion.quantize import Recipe
+from mlxpref.data.load import load_preferences
+from mlxpref.engine.adapters import base_name
+from mlxpref.errors import ConfigError
+from mlxpref.files import expand
+
+_SHARD = 5 * 10**9
+_DTYPES = ("bfloat16", "float16", "float32")
+
+
+def convert(
+    source: str | Path,
+    output: str | Path,
+    recipe: str | int = 4,
+    *,
+    group_size: int = 64,
+    vision_bits: int | None = None,
+    dtype: str = "bfloat16",
+    revision: str | None = None,
+    requantize: bool = False,
+    overwrite: bool = False,
+    fidelity: bool = True,
+    preferences: str | Path | None = None,
+    shard_size: int = _SHARD,
+) -> dict[str, Any]:
+    """Convert a checkpoint into a quantized MLX folder, check it and compare it with its source; the command's JSON.
+
+    `recipe` is a number of bits, "none", "mxfp4", or one like "mixed_4_8". `preferences` is a file whose images are
+    compared, instead of built-in pictures. ModelError for a source that cannot be converted, ConfigError for an output
+    that exists, unless `overwrite`; both leave nothing behind.
+    """
+    _check("dtype", dtype, _DTYPES)
+    quantization = _recipe(recipe, group_size, vision_bits)
+    comparisons = built_in_comparisons()
+    if preferences is not None:
+        comparisons = comparisons_of(load_preferences(expand(preferences), "test"))
+    name, folder = find_checkpoint(expand(source), lambda question: False, revision)
+    return convert_folder(
+        folder, Path(expand(output)), quantization, dtype=dtype, shard_size=shard_size, name=name,
+        requantize=requantize, overwrite=overwrite, comparisons=comparisons if fidelity else (),
+    )  # fmt: skip
+
+
+def export(
+    adapter: str | Path,
+    output: str | Path,
+    to: Literal["peft", "fused", "hf"],
+    *,
+    model: str | Path | None = None,
+    recipe: str | int | None = None,
+    group_size: int = 64,
+    dtype: str | None = None,
+    overwrite: bool = False,
+    any_base: bool = False,
+    shard_size: int = _SHARD,
+) -> dict[str, Any]:
+    """Write an adapter for PEFT ("peft"), as one MLX model ("fused") or for transformers ("hf"); the command's JSON.
+
+    `model` is by default the one that the adapter names; `recipe` quantizes a fused one as `convert` does. ModelError
+    for an adapter of another model, unless `any_base`; ConfigError for an output that exists, unless `overwrite`.
+    """
+    _check("to", to, ("peft", "fused", "hf"))
+    _check("dtype", dtype, (None, *_DTYPES))
+    if recipe is not None and to != "fused":
+        raise ConfigError('a recipe goes with to="fused"')
+    quantization = _recipe(recipe, group_size) if recipe is not None else None
+    folder = Path(expand(adapter))
+    name, base = find_checkpoint(expand(model) if model else base_name(folder), lambda question: False)
+    return export_adapter(
+        folder, Path(expand(output)), to, base, name, quantization, dtype, shard_size, overwrite, any_base
+    )
+
+
+def _recipe(name: str | int, group_size: int, vision_bits: int | None = None) -> Recipe:
+    _check("group_size", group_size, (32, 64, 128))
+    _check("vision_bits", vision_bits, (None, 2, 3, 4, 5, 6, 8))
+    return Recipe.named(str(name), group_size, vision_bits)
+
+
+def _check(name: str, value: object, choices: Sequence[object]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{name} {value!r}: give {', '.join(map(repr, choices))}")

@@ -1,0 +1,121 @@
+"""The work of the commands `eval` and `calibrate` as functions, with the same results."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from mlxpref.config import JudgeSettings, settings_from
+from mlxpref.data.inputs import PreferencesInput, preferences_from
+from mlxpref.data.learned import count_learned
+from mlxpref.data.load import check_preferences, load_preferences
+from mlxpref.errors import ConfigError, MlxprefError
+from mlxpref.files import expand
+from mlxpref.judge import calibrate as fitting
+from mlxpref.judge.calibration import CalibrationFile, write_calibration
+from mlxpref.judge.evaluation import Evaluation, EvaluationSpec
+from mlxpref.judge.judge import Judge
+from mlxpref.judge.loading import calibrated, calibration_path, load_judge
+from mlxpref.judge.protocols import PROTOCOLS, VALIDATION_SPLIT, protocol_of
+from mlxpref.judge.strategies import StrategyVariant, compare_strategies
+from mlxpref.log import logger
+from mlxpref.preferences import Preference
+from mlxpref.verdict import STRATEGIES, Strategy
+
+
+def evaluate(
+    judge: Judge | str | Path | None,
+    data: PreferencesInput,
+    split: str | None = None,
+    limit: int | None = None,
+    *,
+    strategy: Strategy = "soft",
+    protocol: str | None = None,
+    tie_threshold: float | None = None,
+    data_dir: str | Path | None = None,
+    adapter: str | Path | None = None,
+    calibration: str | Path | bool = False,
+    **settings: Any,
+) -> Evaluation:
+    """Measure a judge's agreement with people, as `mlxpref eval`: `evaluate(judge, "pairs.jsonl").metrics.accuracy`.
+
+    `judge` is one, or a name as for `load`, which `adapter` and `settings` go with. `data` is a data set's name, a file
+    or folder, or a list of `Preference`s. `split` is by default test, or all of
+    data without splits. The judge's own calibration is left off, unless `calibration` is True or a file. ConfigError,
+    DataError or ModelError for what cannot be measured.
+    """
+    if strategy not in STRATEGIES:
+        raise ConfigError(f"strategy {strategy!r}: known are {', '.join(STRATEGIES)}")
+    loaded, folder = judge_from(judge, adapter, settings), Path(expand(data_dir)) if data_dir else None
+    loaded = calibrated(loaded, calibration if isinstance(calibration, bool) else Path(expand(calibration)))
+    name, preferences = preferences_from(data, split, limit, folder)
+    spec = EvaluationSpec(name, preferences.split, strategy, protocol or protocol_of(name), tie_threshold)
+    validation = tie_validation(spec, preferences, limit, folder)
+    check_preferences(name, [*preferences, *validation], loaded.vlm.features.images)
+    if loaded.adapter is not None:
+        count_learned(loaded.adapter, preferences)
+    variant = StrategyVariant(strategy, loaded.settings.think, loaded.settings.samples if loaded.settings.think else 1)
+    return compare_strategies(loaded, preferences, spec, [variant], validation).rows[0].evaluation
+
+
+def calibrate(
+    judge: Judge | str | Path | None,
+    data: PreferencesInput,
+    split: str | None = None,
+    limit: int | None = None,
+    *,
+    think: bool | None = None,
+    output: str | Path | None = None,
+    data_dir: str | Path | None = None,
+    adapter: str | Path | None = None,
+    **settings: Any,
+) -> CalibrationFile:
+    """Fit a judge's probabilities to what people prefer, and write the fit, as `mlxpref calibrate`.
+
+    `load` applies it from then on, unless it went into another `output`. `think` None fits judging with thinking and
+    without; the other arguments are those of `evaluate`. Use preferences that the judge was not trained on.
+    """
+    loaded = replace(judge_from(judge, adapter, settings), calibration=None)
+    name, preferences = preferences_from(data, split, limit, Path(expand(data_dir)) if data_dir else None)
+    check_preferences(name, preferences, loaded.vlm.features.images)
+    if loaded.adapter is not None:
+        count_learned(loaded.adapter, preferences)
+    modes = [False, True] if think is None else [think]
+    fits = [fitting.calibrate(loaded, preferences, name, preferences.split, mode) for mode in modes]
+    return write_calibration(Path(expand(output)) if output else calibration_path(loaded), fits)
+
+
+def judge_from(judge: Judge | str | Path | None, adapter: str | Path | None, settings: Mapping[str, Any]) -> Judge:
+    """A judge by name with its adapter, or one that is loaded already; in either case with other settings."""
+    if not isinstance(judge, Judge):
+        return load_judge(
+            expand(judge) if judge is not None else None, Path(expand(adapter)) if adapter else None, settings
+        )
+    if adapter is not None or "max_pixels" in settings:
+        raise ConfigError("adapter and max_pixels are chosen when a judge is loaded: give them to mlxpref.load")
+    return replace(judge, settings=settings_from(JudgeSettings, asdict(judge.settings) | dict(settings)))
+
+
+def tie_validation(
+    spec: EvaluationSpec, preferences: Sequence[Preference], limit: int | None, data_dir: Path | None
+) -> list[Preference]:
+    """The preferences for choosing a tie threshold; empty if none is needed or one is given."""
+    if spec.protocol not in PROTOCOLS:
+        raise ConfigError(f"protocol {spec.protocol!r}: known are {', '.join(PROTOCOLS)}")
+    if spec.tie_threshold is not None or not PROTOCOLS[spec.protocol].ties:
+        return []
+    try:
+        validation = load_preferences(spec.data, VALIDATION_SPLIT, limit, data_dir=data_dir)
+    except MlxprefError as error:
+        raise type(error)(
+            f"{error}; --protocol {spec.protocol} chooses its tie threshold there: or give --tie-threshold"
+        ) from error
+    if validation == list(preferences):
+        raise ConfigError(
+            f"--protocol {spec.protocol} chooses its tie threshold on other preferences, the split {VALIDATION_SPLIT}, "
+            f"and {spec.data} has none of its own; give --tie-threshold"
+        )
+    logger.info(
+        f"the tie threshold is chosen on {len(validation)} preferences of {VALIDATION_SPLIT}, which are judged first"
+    )
+    return validation
