@@ -241,7 +241,7 @@ def test_eval_chooses_a_tie_threshold(ones_own: Path) -> None:
     assert "the tie threshold is chosen on 2 preferences of validation_unique, which are judged first" in result.stderr
     assert "--limit 4: the official number is that of the whole split, this one of a part" in result.stderr
     actual = json.loads(result.stdout)
-    assert list(actual) == [*CONTRACT, "tie_threshold", "calibration"]
+    assert list(actual) == [*CONTRACT, "tie_threshold", "calibration", "learned_from"]
     assert (actual["protocol"], actual["pairs"], actual["ties_dropped"]) == ("pickapic", 3, 1)
     fixed = run("--data", ones_own, "--protocol", "pickapic", "--json", "--tie-threshold", actual["tie_threshold"])
     assert json.loads(fixed.stdout)["official"] == actual["official"]
