@@ -1,6 +1,7 @@
 """The package from outside: what it names, types and documents, and functions with the results of the commands."""
 
 import inspect
+import io
 import json
 import subprocess
 import sys
@@ -117,7 +118,7 @@ def test_evaluate_as_the_command(demo_judge: Callable[..., Judge]) -> None:
     for values in (names, loaded):
         assert without(values, *TIMES) == {name: expected[name] for name in without(values, *TIMES)}
     assert without(listed, "data", "split", *TIMES) == without(names, "data", "split", *TIMES)
-    assert (listed["data"], listed["split"]) == ("preferences", "all rows")
+    assert (listed["data"], listed["split"]) == ("list of preferences", "all rows")
 
 
 def test_evaluate_files_protocols_and_strategies(tmp_path: Path) -> None:
@@ -147,7 +148,7 @@ def test_evaluate_files_protocols_and_strategies(tmp_path: Path) -> None:
         ({"data": "missing.jsonl"}, "no such file"),
         ({"data": []}, "no preferences"),
         ({"data": None}, "None; give a name"),
-        ({"data": [3]}, "preference 0: an int"),
+        ({"data": [3]}, "not all are Preferences"),
         ({"data": [mlxpref.Preference("a hat", "a.png", "b.png", 1.0)]}, "a.png: no such file"),  # type: ignore[arg-type]
         ({"data": demo_preferences("test", 2), "split": "test"}, "split"),
         ({"strategy": "best"}, "known are soft"),
@@ -162,6 +163,47 @@ def test_evaluate_refuses_in_one_line(demo_judge: Callable[..., Judge], wrong: d
     with pytest.raises(mlxpref.MlxprefError, match=message) as error:
         mlxpref.evaluate(**({"judge": demo_judge(), "data": "demo"} | wrong))
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_dicts_are_rows_of_a_file(tmp_path: Path, demo_judge: Callable[..., Judge]) -> None:
+    preferences = demo_preferences("test", 6)
+    rows: list[dict[str, Any]] = []
+    for number, preference in enumerate(preferences):
+        preference.a.save(tmp_path / f"{number}.png")  # type: ignore[union-attr]
+        images = {"a": str(tmp_path / f"{number}.png"), "b": np.asarray(preference.b)}
+        rows.append({"prompt": preference.prompt, "p_a": np.float32(preference.p_people), "votes": None, **images})
+    judge = demo_judge(think=False)
+    expected = without(mlxpref.evaluate(judge, preferences).to_json(), *TIMES)
+    assert without(mlxpref.evaluate(judge, rows).to_json(), *TIMES) == expected
+    assert without(mlxpref.evaluate(judge, iter(rows)).to_json(), *TIMES) == expected
+    assert mlxpref.evaluate(judge, rows, limit=2).metrics.pairs == 2
+    halves = [row | {"split": "test" if number % 2 else "train"} for number, row in enumerate(rows)]
+    assert mlxpref.evaluate(judge, halves).spec.split == "test"
+    assert mlxpref.evaluate(judge, halves, "train").metrics.pairs == 3
+    chosen = [
+        {"prompt": p.prompt, "chosen": {"bytes": content(p.a), "path": None}, "rejected": content(p.b)}
+        if p.p_people > 0.5
+        else {"prompt": p.prompt, "chosen": content(p.b), "rejected": p.a}
+        for p in preferences
+    ]
+    assert mlxpref.evaluate(judge, chosen).metrics.accuracy == expected["accuracy"]
+    for wrong, message in (
+        ([{"prompt": "x", "a": None, "b": None, "p_a": 1}], "none of 1 rows|row 0"),
+        ([rows[0], rows[1] | {"b": "missing.png"}], "row 1: .*missing.png"),
+        ([rows[0], rows[1] | {"b": np.zeros((3, 9, 9))}], "channels come first"),
+        ([rows[0], preferences[0]], "not all are Preferences"),
+        ([rows[0] | {"p_a": 3}], "p_a"),
+    ):
+        with pytest.raises(mlxpref.DataError, match=message):
+            mlxpref.evaluate(judge, wrong)  # type: ignore[arg-type]
+    with pytest.raises(mlxpref.DataError, match="no splits"):
+        mlxpref.evaluate(judge, rows, "train")
+
+
+def content(image: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
 
 
 def test_calibrate_as_the_command(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from mlxpref.data.find_images import Skipped, find_images, locate, reasons_of
 from mlxpref.data.image_cache import ImageCache
 from mlxpref.data.images import load_image
 from mlxpref.data.load import Preferences, drawn, load_preferences
+from mlxpref.data.preference_table import EXAMPLE, ImageFinder, NoSplitsError, preferences_of
 from mlxpref.errors import ConfigError, DataError
 from mlxpref.files import expand
 from mlxpref.preferences import ImageLike, PackedImage, Preference
@@ -24,6 +25,7 @@ from mlxpref.text import first_ten, one_line
 _CHANNELS = (1, 3, 4)
 _ROUNDING = 1e-3
 """How far a float may lie outside of 0 to 1."""
+_LISTED = Path("list of preferences")
 _FORMS = "give a path, a PIL image, an array (height x width x 3) or the bytes of a file"
 
 
@@ -38,8 +40,8 @@ ImageInput = str | os.PathLike[str] | PackedImage | Image.Image | bytes | bytear
 booleans from 0 to 1), or the content of an image file."""
 ImagesInput = Iterable[ImageInput] | ImageInput
 """Several images: a folder, a list or generator of images and folders, or an array of them."""
-PreferencesInput = str | os.PathLike[str] | Iterable[Preference]
-"""Preferences: the name of a data set, a file or folder, or a list."""
+PreferencesInput = str | os.PathLike[str] | Iterable[Preference | Mapping[str, Any]]
+"""Preferences: the name of a data set, a file or folder, or a list, which may be of dicts like the rows of a file."""
 
 
 def find_given(images: ImagesInput, cache: ImageCache) -> tuple[list[ImageLike], list[Skipped]]:
@@ -114,23 +116,26 @@ def preferences_from(
     if isinstance(data, str | os.PathLike):
         name = expand(data)
         return name, load_preferences(name, split or usual, limit, data_dir=data_dir, needs_split=split is not None)
-    if split is not None or data_dir is not None:
-        raise ConfigError("split and data_dir are for data by name: a list of preferences has none")
     if isinstance(data, Preference | Mapping) or not isinstance(data, Iterable):
         raise DataError(f"data: {_kind_of(data)}; give a name, a file, a folder, or a list of preferences")
-    preferences, problems = Preferences(), list[str]()
-    for number, row in enumerate(data):
-        try:
-            preferences.append(replace(row, a=image_from(row.a), b=image_from(row.b)))
-        except (DataError, AttributeError, TypeError) as error:
-            reason = str(error) if isinstance(error, DataError) else f"{_kind_of(row)} is no Preference"
-            problems.append(f"preference {number}: {reason}")
-    if problems:
-        raise DataError(first_ten(problems, "; "))
-    if not preferences:
-        raise DataError("data: the list has no preferences")
-    chosen = Preferences(preferences[number] for number in drawn(limit, 0, len(preferences)))
-    return "preferences", chosen
+    items, chosen = list[Any](data), Preferences()
+    try:
+        if all(isinstance(item, Mapping) for item in items):
+            rows = [(i, {name: _cell(x) for name, x in row.items() if x is not None}) for i, row in enumerate(items)]
+            preferences = preferences_of(_LISTED, rows, split or usual, ImageFinder(_LISTED, data_dir))
+            chosen.split = split or usual
+        elif split is not None:
+            raise ConfigError(f"split {split!r}: Preferences have no splits; give those of one")
+        else:
+            preferences = [replace(item, a=image_from(item.a), b=image_from(item.b)) for item in items]
+    except NoSplitsError as error:
+        if split is not None:
+            raise
+        preferences = error.preferences
+    except (AttributeError, TypeError) as error:
+        raise DataError(f"{_LISTED}: not all are Preferences, or dicts like {EXAMPLE}") from error
+    chosen += [preferences[number] for number in drawn(limit, 0, len(preferences))]
+    return str(_LISTED), chosen
 
 
 def check_prompt(prompt: str) -> None:
@@ -139,6 +144,17 @@ def check_prompt(prompt: str) -> None:
         raise DataError(f"the prompt is text, not {_kind_of(prompt)}; it comes after the images")
     if any("\ud800" <= character <= "\udfff" for character in prompt):
         raise DataError("the prompt is not UTF-8 text: it has half of a surrogate pair")
+
+
+def _cell(value: Any) -> Any:
+    """A value of a dict as one of a row in a file; images are made from what is neither text nor a number."""
+    if isinstance(value, list | tuple):
+        return [_cell(each) for each in value]
+    if isinstance(value, dict) and value.get("bytes"):  # an image of Hugging Face's datasets
+        return image_from(value["bytes"])
+    if value is None or isinstance(value, str | bool | int | float | dict):
+        return value
+    return value.item() if isinstance(value, np.generic) else image_from(value)
 
 
 def _listed(images: Any) -> list[Any]:

@@ -68,8 +68,7 @@ def load_preferences(
     first ones are often all of one prompt; a smaller limit draws a subset of a larger one's. ConfigError for an unknown
     name or split and for missing files, DataError for errors in them.
     """
-    if limit is not None and limit < 1:
-        raise ConfigError(f"limit {limit}: it must be at least 1")
+    drawn(limit, seed, 0)  # a wrong limit is an error before any work
     if data_dir is not None and not data_dir.is_dir():
         raise ConfigError(
             f"--data-dir {data_dir}: no such folder; give the one that holds the files or images of {data}"
@@ -138,9 +137,11 @@ def _drawn_runs(count: int) -> Container[int]:
 
 
 def drawn(limit: int | None, seed: int, count: int) -> list[int]:
-    """The numbers of the rows to take: all of `count`, or `limit` random ones."""
+    """The numbers of the rows to take: all of `count`, or `limit` random ones; ConfigError for a limit below 1."""
     if limit is None:
         return list(range(count))
+    if limit < 1:
+        raise ConfigError(f"limit {limit}: it must be at least 1")
     return sorted(np.random.default_rng(seed).permutation(count)[:limit].tolist())
 
 

@@ -18,6 +18,7 @@ from mlxpref.data.label_file import merge_answers
 from mlxpref.data.rows import RowErrors
 from mlxpref.data.tables import NumberedRow, read_table, row_word
 from mlxpref.errors import DataError
+from mlxpref.files import expand
 from mlxpref.log import logger
 from mlxpref.preferences import ImageLike, PackedImage, Preference, Side
 from mlxpref.text import first_ten
@@ -52,7 +53,7 @@ class ImageFinder:
         """The image of this name; DataError, which continues the name, if there is none."""
         if _LINK.match(name):
             raise DataError("is no file: save the image, and give the file's name")
-        path = locate(name, self.folder)
+        path = locate(expand(name), self.folder)
         if path is not None and path.is_file():
             return path
         found = self._named(re.split(r"[/\\]", name)[-1]) if self._search else []
@@ -83,8 +84,14 @@ def read_preferences(path: Path, split: str | None = None, images: ImageFinder |
     `merge_answers`. It checks that image files exist, without opening them. One DataError for all bad rows: their count
     and the first ten.
     """
-    images = images or ImageFinder(path)
-    rows, errors, count = _read_rows(path, merge_answers(read_table(path, is_known), path), images, split)
+    return preferences_of(path, merge_answers(read_table(path, is_known), path), split, images or ImageFinder(path))
+
+
+def preferences_of(
+    path: Path, numbered: Sequence[NumberedRow], split: str | None, images: ImageFinder
+) -> list[Preference]:
+    """The preferences of numbered rows, whose cells may be images, too; errors, which begin with `path`, as above."""
+    rows, errors, count = _read_rows(path, numbered, images, split)
     if errors:
         count_text = f"{len(errors)} of {count} rows cannot be used; correct or remove them"
         where = f"images are looked for in {images.folder}; --data-dir names another folder"
@@ -257,7 +264,7 @@ def _image(column: str, cell: Any, images: ImageFinder) -> ImageLike:
     if len(found) != 1:
         problem = f"holds {len(found)} images, not one" if found else "must name an image, and is text or empty"
         raise DataError(f'"{column}" {problem}')
-    if isinstance(found[0], PackedImage):
+    if not isinstance(found[0], str):
         return found[0]
     try:
         return images.find(found[0])
@@ -265,9 +272,9 @@ def _image(column: str, cell: Any, images: ImageFinder) -> ImageLike:
         raise DataError(f'"{column}" is {json.dumps(found[0], ensure_ascii=False)}: {error}') from error
 
 
-def _images_in(cell: Any) -> Iterator[str | PackedImage]:
+def _images_in(cell: Any) -> Iterator[str | ImageLike]:
     """The images that a cell names, also within lists and messages."""
-    if isinstance(cell, PackedImage) or (isinstance(cell, str) and _is_text(cell)):
+    if isinstance(cell, ImageLike) or _is_text(cell):
         yield cell
     elif isinstance(cell, list):
         for each in cell:

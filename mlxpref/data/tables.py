@@ -49,7 +49,7 @@ def read_table(path: Path, wanted: Callable[[str], bool] = lambda name: True) ->
 
 def row_word(path: Path) -> str:
     """The word for a row's place in messages: a line, or a row where rows are no lines."""
-    return "row" if path.suffix.lower() in (".json", ".parquet") else "line"
+    return "line" if path.suffix.lower() in (".jsonl", ".ndjson", ".csv", ".tsv") else "row"
 
 
 def _read_file(path: Path) -> bytes:

@@ -40,7 +40,7 @@ def evaluate(
     """Measure a judge's agreement with people, as `mlxpref eval`: `evaluate(judge, "pairs.jsonl").metrics.accuracy`.
 
     `judge` is one, or a name as for `load`, which `adapter` and `settings` go with. `data` is a data set's name, a file
-    or folder, or a list of `Preference`s. `split` is by default test, or all of
+    or folder, or a list of `Preference`s, or of dicts like the rows of a file. `split` is by default test, or all of
     data without splits. The judge's own calibration is left off, unless `calibration` is True or a file. ConfigError,
     DataError or ModelError for what cannot be measured.
     """
