@@ -28,6 +28,11 @@ def format_bytes(count: float) -> str:
     return f"{count:.0f} bytes"
 
 
+def counted(count: int, noun: str) -> str:
+    """A number and its noun, such as `1 pair` or `2 pairs`."""
+    return f"{count} {noun if count == 1 else f'{noun}s'}"
+
+
 def format_duration(seconds: float) -> str:
     """A time such as `2.4 s`, `45 s`, `3 min 05 s` or `2 h 10 min`."""
     if seconds < 59.5:

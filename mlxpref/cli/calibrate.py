@@ -81,6 +81,8 @@ def _print(calibrations: list[Calibration], path: Path) -> None:
             )
             for each in calibrations
         ),
+        shorten="calibrated",
+        drop=("first chosen", "brier", "nll"),
     )  # fmt: skip
     for each in calibrations:
         for warning in each.warnings:

@@ -9,10 +9,10 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from mlxpref.log import Progress, logger, showing, track
-from mlxpref.text import CONTROL, UNDECODED, plain
+from mlxpref.text import CONTROL, UNDECODED, format_duration, plain
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -22,14 +22,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _ESCAPED_IN_JSON = re.compile(rf"(?!\n)(?:{CONTROL.pattern}|{UNDECODED.pattern})")
-_NO_WIDTH = 10_000
 PLAIN_INTERVAL = 10.0
 """Seconds between two lines of progress if stderr is a file."""
 
 
 def note(line: str) -> None:
-    """Print one line on stderr."""
-    print(plain(line), file=sys.stderr, flush=True)
+    """Print one line on stderr, which a terminal shows wrapped between words."""
+    print(_lines(line, sys.stderr), file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -57,30 +56,27 @@ def print_json(value: Any) -> None:
 
 
 def print_text(line: str) -> None:
-    """Print one line of a result on stdout."""
-    _print(plain(line))
+    """Print a result on stdout: one line, which a terminal shows wrapped between words."""
+    _print(_lines(line, sys.stdout))
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> None:
-    """Print a table on stdout; columns whose name begins with `>` are aligned to the right."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+def print_table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    title: str | None = None,
+    shorten: str | None = None,
+    drop: Sequence[str] = (),
+) -> None:
+    """Print a table on stdout, on a terminal at its width; see `table_text`."""
+    from mlxpref.cli.layout import table_text, terminal_width
 
     if title:
         print_text(title)
-    table = Table(box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(
-            Text(column.lstrip(">")), justify="right" if column.startswith(">") else "left", overflow="fold"
-        )
-    for row in rows:
-        table.add_row(*(Text(plain(cell)) for cell in row))
-    # A file or a pipe has no width: give it room, so that no cell is folded.
-    console = Console(width=None if sys.stdout.isatty() else _NO_WIDTH)
-    with console.capture() as capture:
-        console.print(table)
-    _print("\n".join(line.rstrip() for line in capture.get().split("\n")).rstrip("\n"))
+    cells = [[plain(cell) for cell in row] for row in rows]
+    text, dropped = table_text(columns, cells, terminal_width(sys.stdout), shorten, drop)
+    _print(text)
+    if dropped:
+        print_text(f"(no room for {', '.join(dropped)}: widen the terminal, or see --json)")
 
 
 def track_steps(reports: "Iterable[StepReport]", count: int) -> "Iterator[StepReport]":
@@ -95,6 +91,16 @@ def track_steps(reports: "Iterable[StepReport]", count: int) -> "Iterator[StepRe
 
     for latest in track(reports, count, name):
         yield latest
+
+
+def _lines(line: str, stream: TextIO) -> str:
+    """A line without control characters, wrapped to the width of a terminal."""
+    text = plain(line)
+    if not stream.isatty():
+        return text
+    from mlxpref.cli.layout import terminal_width, wrapped
+
+    return wrapped(text, terminal_width(stream) or len(text))
 
 
 def _print(text: str) -> None:
@@ -134,9 +140,10 @@ class _Shown(Progress):
             yield item
             now = time.monotonic()
             if now - last_note >= PLAIN_INTERVAL and number < count:
-                note(f"{name()}: {number} of {count}, about {(now - start) / number * (count - number):.0f} s left")
+                left = format_duration((now - start) / number * (count - number))
+                note(f"{name()}: {number} of {count}, about {left} left")
                 last_note = now
-        note(f"{name()}: {number} of {count} in {time.monotonic() - start:.1f} s")
+        note(f"{name()}: {number} of {count} in {format_duration(time.monotonic() - start)}")
 
 
 def _bar() -> "Bar":
@@ -146,11 +153,27 @@ def _bar() -> "Bar":
         BarColumn,
         MofNCompleteColumn,
         Progress,
+        Task,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+    from rich.table import Column
+    from rich.text import Text
 
-    name, left = TextColumn("{task.description}", markup=False), TextColumn("left")
-    columns = name, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), left, TimeRemainingColumn()
-    return Progress(*columns, console=Console(file=sys.stderr))
+    class Name(TextColumn):
+        """The text that changes: it comes last, and is cut where the terminal ends."""
+
+        def render(self, task: Task) -> Text:
+            return Text(task.description, no_wrap=True, overflow="ellipsis")
+
+    whole = [Column(no_wrap=True) for _ in range(5)]
+    return Progress(
+        BarColumn(20, table_column=whole[0]),
+        MofNCompleteColumn(table_column=whole[1]),
+        TimeElapsedColumn(table_column=whole[2]),
+        TextColumn("left", table_column=whole[3]),
+        TimeRemainingColumn(table_column=whole[4]),
+        Name("", table_column=Column()),
+        console=Console(file=sys.stderr),
+    )

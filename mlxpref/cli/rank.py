@@ -1,6 +1,7 @@
 """`mlxpref rank`: rank images; the order is a table, JSON, a page, a spreadsheet or copies."""
 
 import hashlib
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,6 +38,8 @@ from mlxpref.report.ranking_page import write_ranking_page
 from mlxpref.text import format_duration
 
 Pairs = int | Literal["all"] | None
+_SHOWN = 10
+"""The number of best images that a terminal shows; a file, a pipe and JSON get all."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ _OLD_THINK = {
     type=click.Choice(["top", "all"]),
     help="With thinking: about pairs of the ten best, or about all.  [default: top]",
 )
+@click.option("--all", "show_all", is_flag=True, help="Print all images on a terminal, not only the ten best.")
 @option_group(OutputOptions, "outputs")
 @option_group(JudgeOptions, "judge")
 @settings_options(JudgeSettings)
@@ -100,6 +104,7 @@ def rank(
     pairs: Pairs,
     top: int | None,
     think_about: ThinkAbout | None,
+    show_all: bool,
     outputs: OutputOptions,
     judge: JudgeOptions,
     settings: dict[str, Any],
@@ -134,7 +139,7 @@ def rank(
         print_json(results if source.prompt_from else results[0])
     else:
         for ranking in rankings:
-            print_ranking(ranking)
+            print_ranking(ranking, None if show_all or not sys.stdout.isatty() else max(_SHOWN, top or 0))
     if stopped:
         raise stopped
     if rankings[-1].ending == "interrupted":

@@ -1,5 +1,6 @@
 """Prints results for people: a pair, a ranking, an evaluation."""
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,7 +11,8 @@ from mlxpref.judge.evaluation import Evaluation
 from mlxpref.judge.pair_verdict import PairVerdict
 from mlxpref.judge.ranking_result import Ranking
 from mlxpref.judge.strategies import StrategyComparison, StrategyVariant
-from mlxpref.text import format_bytes, short_names
+from mlxpref.report.ranking_words import best_in_words
+from mlxpref.text import counted, format_bytes, format_duration, short_names
 from mlxpref.verdict import Verdict
 
 _REASONS = 3
@@ -68,10 +70,14 @@ def print_pair(a: Path, b: Path, verdict: PairVerdict, warnings: Iterable[str] =
         print_text(f"note: {warning}")
 
 
-def print_ranking(ranking: Ranking) -> None:
-    """Print the order with intervals and ties, reasons for the best images, and the images left out."""
+def print_ranking(ranking: Ranking, most: int | None = None) -> None:
+    """Print the order with intervals and ties, reasons for the best images, and what is settled.
+
+    With `most`, for a terminal, it prints that many of the best images, with the reasons of all of them.
+    """
     names = ranking.short_names
     ranks = {image.index: image.rank for image in ranking.strengths.images}
+    images = ranking.strengths.images[:most]
     print_table(
         (">rank", "image", ">strength", ">95 % interval", ">P(best)", ">won", "tied with ranks"),
         (
@@ -82,15 +88,20 @@ def print_ranking(ranking: Ranking) -> None:
                 f"{image.low:+.2f} to {image.high:+.2f}",
                 percent(image.p_best),
                 f"{image.wins} of {image.pairs}",
-                _few([str(rank) for rank in sorted(ranks[other] for other in image.tied_with)], most=4),
+                _few(_ranges({ranks[other] for other in image.tied_with}, sorted({*ranks.values()})), most=4),
             )
-            for image in ranking.strengths.images
+            for image in images
         ),
-        title=f"“{ranking.prompt}”: {len(names)} images, {len(ranking.pairs)} pairs, each in both orders",
+        title=f"“{ranking.prompt}”: {counted(len(names), 'image')}, {counted(len(ranking.pairs), 'pair')}, each in "
+        "both orders",
+        shorten="image",
+        drop=("won", "P(best)", "tied with ranks", "95 % interval", "strength"),
     )
-    for image in ranking.strengths.images[:_REASONS]:
+    if len(images) < len(names):
+        print_text(f"and {counted(len(names) - len(images), 'more image')}; --all shows them")
+    for image in images[: most or _REASONS]:
         if reason := ranking.reason_text(image):
-            print_text(f"{names[image.index]}, {_cut(reason)}")
+            print_text(f"{names[image.index]}, {_cut(reason, _REASON_LENGTH // 2 if most else _REASON_LENGTH)}")
     for warning in ranking.warnings:
         print_text(f"note: {warning}")
     if ranking.skipped:
@@ -98,6 +109,7 @@ def print_ranking(ranking: Ranking) -> None:
     print_text(
         "An interval says how well this judge's own ranking is known from the pairs asked, not what people think."
     )
+    print_text(best_in_words(ranking))
 
 
 def print_example(example: dict[str, Any]) -> None:
@@ -127,6 +139,8 @@ def print_evaluations(evaluations: Sequence[Evaluation], names: Sequence[str] = 
             )
             for name, e in zip(names, evaluations, strict=True)
         ),
+        shorten="judged",
+        drop=("first chosen", "consistent", "brier", "unreadable", "ece", "both orders"),
     )  # fmt: skip
     for name, e in zip(names, evaluations, strict=True):
         print_text(f"{name}: {'; '.join(_beside(e))}")
@@ -153,7 +167,9 @@ def print_strategies(comparison: StrategyComparison) -> None:
             for row in comparison.rows
             for metrics in (row.evaluation.metrics,)
         ),
-        title=f"{first.spec.data} {first.spec.split}: {first.metrics.pairs} pairs, each in both orders",
+        title=f"{first.spec.data} {first.spec.split}: {counted(first.metrics.pairs, 'pair')}, each in both orders",
+        shorten="strategy",
+        drop=("seconds a pair", "tokens a pair", "unreadable", "ece"),
     )  # fmt: skip
     gains = [(row, other, gain) for row in comparison.rows for other, gain in row.minus.items()]
     if gains:
@@ -173,8 +189,9 @@ def print_strategies(comparison: StrategyComparison) -> None:
             "which other rows may share"
         )
     print_text(
-        f"all rows together: {comparison.counts.tokens} tokens in {comparison.seconds:.1f} s; always the first image "
-        f"of the file: {percent(first.metrics.first_image_baseline)}; {first.metrics.ties_dropped} ties dropped"
+        f"all rows together: {counted(comparison.counts.tokens, 'token')} in {format_duration(comparison.seconds)}; "
+        f"always the first image of the file: {percent(first.metrics.first_image_baseline)}; "
+        f"{counted(first.metrics.ties_dropped, 'tie')} dropped"
     )
 
 
@@ -197,6 +214,8 @@ def print_recipes(rows: Sequence[dict[str, Any]]) -> None:
             )
             for row in rows
         ),
+        shorten="recipe",
+        drop=("log P(token) off by", "largest KL", "P(first) off by", "layers quantized", "bits a weight"),
     )  # fmt: skip
     for reason in dict.fromkeys(row["fidelity_skipped"] for row in rows if row["fidelity_skipped"]):
         print_text(f"not compared with the source: {reason}")
@@ -220,12 +239,14 @@ def _beside(e: Evaluation) -> list[str]:
         parts.append(f"official: {e.official.definition}{threshold}")
         parts.append(f"accuracy within prompts first: {percent(e.metrics.accuracy_macro)}")
     if e.spec.strategy is not None:
-        a_pair = f"{_number(e.tokens_per_pair, 1)} tokens and {_number(e.seconds_per_pair, 2)} s a pair"
-        parts.append(f"{e.tokens} tokens in {e.seconds:.1f} s, {a_pair}")
+        a_pair = f"{_number(e.tokens_per_pair, 1)} tokens"
+        if not math.isnan(e.seconds_per_pair):  # some were judged now
+            a_pair += f" and {_number(e.seconds_per_pair, 2)} s"
+        parts.append(f"{counted(e.tokens, 'token')} in {format_duration(e.seconds)}, {a_pair} a pair")
     parts.append(f"always the first image of the file: {percent(e.metrics.first_image_baseline)}")
     if not math.isnan(e.human_ceiling):
         parts.append(f"two people agree on {percent(e.human_ceiling)}")
-    return [*parts, f"{e.metrics.ties_dropped} ties dropped"]
+    return [*parts, f"{counted(e.metrics.ties_dropped, 'tie')} dropped"]
 
 
 def _with_interval(value: float, low: float, high: float) -> tuple[str, str]:
@@ -241,8 +262,14 @@ def percent(share: float | None) -> str:
     return "unreadable" if share is None else "n/a" if math.isnan(share) else f"{100 * share:.1f} %"
 
 
-def _cut(reason: str) -> str:
-    return reason if len(reason) <= _REASON_LENGTH else reason[: _REASON_LENGTH - 1] + "…"
+def _cut(reason: str, length: int = _REASON_LENGTH) -> str:
+    return reason if len(reason) <= length else reason[: length - 1] + "…"
+
+
+def _ranges(tied: set[int], ranks: Sequence[int]) -> list[str]:
+    """Some of the ranks in a ranking, which images may share; those in a row as `2 to 5`."""
+    rows = [list(group) for is_tied, group in itertools.groupby(ranks, lambda rank: rank in tied) if is_tied]
+    return [part for row in rows for part in ([f"{row[0]} to {row[-1]}"] if len(row) > 2 else map(str, row))]
 
 
 def _few(names: Sequence[str], most: int = 2) -> str:

@@ -14,6 +14,7 @@ from mlxpref.ranking.bradley_terry import Z95, RankedImage
 from mlxpref.ranking.log_odds import probability
 from mlxpref.ranking.posterior import difference_variance
 from mlxpref.report.html import even_ticks, page_script, write_page
+from mlxpref.report.ranking_words import best_in_words, ties_in_words
 from mlxpref.text import plain
 from mlxpref.verdict import Strategy, Verdict
 
@@ -51,7 +52,7 @@ def _section(ranking: Ranking, names: Sequence[str], load: LoadImage) -> dict[st
         "title": f"“{prompt}”" if (prompt := plain(ranking.prompt)) else "no prompt",
         "ranking": ranking,
         "judge": plain(judge),
-        "best": _best(cards[0]),
+        "best": plain(best_in_words(ranking)),
         "bias": _bias(ranking),
         "ticks": ticks,
         "cards": cards,
@@ -77,24 +78,12 @@ def _card(
         "start": start,
         "middle": middle,
         "end": end,
-        "ties": _ties(image, ranks),
+        "ties": ties_in_words(ranking, image),
         "tied_above": False,
         "reason": plain(reason.text) if reason else None,
         "no_reason": _no_reason(ranking, image),
         "shown": [(i, names[i], ranks[i]) for i in (reason.first, reason.second)] if reason else [],
     }
-
-
-def _ties(image: RankedImage, ranks: dict[int, int]) -> str:
-    """The images tied with this one, in words."""
-    if not image.tied_with:
-        return "tied with no other image"
-    if len(image.tied_with) == len(ranks) - 1:
-        return "tied with all others"
-    tied = sorted({ranks[other] for other in image.tied_with})
-    if len(tied) > 3:
-        return f"tied with {len(image.tied_with)} others, ranked {tied[0]} to {tied[-1]}"
-    return f"tied with rank{'s' if len(tied) > 1 else ''} {', '.join(map(str, tied))}"
 
 
 def _no_reason(ranking: Ranking, image: RankedImage) -> str:
@@ -105,13 +94,6 @@ def _no_reason(ranking: Ranking, image: RankedImage) -> str:
     if not any(verdict.reasoning for verdict in verdicts):
         return "judged without thinking, so without reasons"
     return "the judge wrote no reason for this place"
-
-
-def _best(first: dict[str, Any]) -> str:
-    """Whether one image is the best, in words."""
-    if not first["image"].tied_with:
-        return f"{first['name']} is this judge's best, {first['ties']}."
-    return f"No image is clearly the best: {first['name']} comes first, but is {first['ties']}."
 
 
 def _bias(ranking: Ranking) -> str:

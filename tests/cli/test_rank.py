@@ -1,14 +1,19 @@
 """`mlxpref rank` as a person meets it: which pairs, which prompts, what is kept, and where the result goes."""
 
 import csv
+import fcntl
 import json
 import os
+import pty
+import re
 import signal
 import sqlite3
+import struct
 import subprocess
+import termios
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +225,29 @@ def test_interrupted_ranking(tmp_path: Path) -> None:
     assert 0 < len(result["pairs"]) < 780
     assert len(result["images"]) == 40
     assert b"Traceback" not in err
+
+
+@pytest.mark.slow
+def test_a_terminal_shows_the_best_and_what_is_settled(folder: Path) -> None:
+    arguments = ["rank", str(folder), *PROMPT, "--no-think", *QUICK]
+    main, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 70, 0, 0))
+    environment = os.environ | {"TERM": "xterm"}
+    streams: Any = {"stdin": terminal, "stdout": terminal, "stderr": subprocess.PIPE}
+    with subprocess.Popen([*SCRIPT, *arguments], env=environment, **streams):
+        os.close(terminal)
+        output = b""
+        with suppress(OSError):  # the terminal's other end is closed
+            while part := os.read(main, 1 << 16):
+                output += part
+    lines = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", output.decode()).splitlines()
+    ranks = [line.split()[0] for line in lines if re.match(r" +\d+  ", line)]
+    assert len(ranks) == 10
+    assert "and 2 more images; --all shows them" in lines
+    assert max(map(len, lines)) <= 70
+    assert re.search(r"(is this judge's best, |No image is clearly the best: )", " ".join(lines[-3:]))
+    piped = run("rank", folder, *PROMPT, "--no-think", *QUICK).stdout.splitlines()
+    assert len([line for line in piped if re.match(r" +\d+  ", line)]) == 12
 
 
 def test_broken_images_are_named(folder: Path) -> None:
