@@ -97,6 +97,12 @@ class TrainSettings:
     format_weight: float = setting(
         0.2, "Reward of the right form, beside that of the right side.", _REWARD, minimum=0.0
     )
+    read_weight: float = setting(
+        1.0,
+        "With thinking: reward of the answer that is read at once, beside those with reasons; 0 leaves it untrained.",
+        _REWARD,
+        minimum=0.0,
+    )
     length_budget: int = setting(
         0,
         "Tokens that cost nothing; a longer rollout loses up to 1 at --max-tokens. 0 is no budget.",

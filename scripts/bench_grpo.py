@@ -139,6 +139,7 @@ class Ours:
             answer_weights=nothing,
             advantages=self.case.advantages,
             y=nothing,
+            form=nothing,
         )
         result = policy_gradient(self.vlm, inputs, self.settings)
         return result.loss, result.gradient

@@ -75,10 +75,16 @@ class PromptState:
 
 @dataclass(frozen=True)
 class Logprobs:
-    """Log-probabilities (R, T) of the tokens, 0 where there is none, and (R, 2) of the labels after the last one."""
+    """Log-probabilities (R, T) of the tokens, 0 where there is none, and (R, 2) of the labels after the last one.
+
+    `answer_states` (R, D) are the hidden states there, `answer_kl` (R,) the divergence of the distribution there from a
+    reference's.
+    """
 
     logprobs: mx.array
     label_logprobs: mx.array
+    answer_states: mx.array | None = None
+    answer_kl: mx.array | None = None
 
 
 def prefill(vlm: VLM, comparisons: Sequence[ComparisonInput], recompute: bool = True) -> PromptState:
@@ -91,27 +97,33 @@ def prefill(vlm: VLM, comparisons: Sequence[ComparisonInput], recompute: bool = 
 
 
 def completion_logprobs(
-    vlm: VLM, state: PromptState, completions: Completions, temperature: float = 1.0, recompute: bool = True
+    vlm: VLM,
+    state: PromptState,
+    completions: Completions,
+    temperature: float = 1.0,
+    recompute: bool = True,
+    reference: mx.array | None = None,
 ) -> Logprobs:
     """The log-probabilities of R completions of P comparisons, G in a row for each; see `run_block` for `recompute`.
 
     The temperature is that of the sampling, so that the scored policy is the sampling policy; the labels' probabilities
-    ignore it, as in judging.
+    ignore it, as in judging. `reference` (R, D) are the `answer_states` of the model that the divergence is from.
     """
     states = _states(vlm, state, completions, recompute)  # (R, T + 1, D)
     last = states[mx.arange(len(completions.lengths)), mx.array(completions.lengths)]  # (R, D)
     label_logprobs = mx.concatenate([_label_logprobs(vlm, chunk) for chunk in _chunks(vlm, last)])  # (R, 2)
+    kl = None if reference is None else _divergence(vlm, last, reference)
     mask = completions.mask
     places = np.flatnonzero(mask)  # (N,): the places of the tokens among R * T
     if not len(places):
-        return Logprobs(mx.zeros(mask.shape), label_logprobs)
+        return Logprobs(mx.zeros(mask.shape), label_logprobs, last, kl)
     before = states[:, :-1].reshape(-1, states.shape[-1])[mx.array(places)]  # (R, T, D) -> (R * T, D) -> (N, D)
     targets = mx.array(completions.tokens.reshape(-1)[places])  # (R, T) -> (R * T,) -> (N,)
     token_logprobs = chunked_logprobs(vlm, before, targets, temperature)
     place = np.zeros(mask.size, np.int32)
     place[places] = np.arange(len(places))
     spread = token_logprobs[mx.array(place.reshape(mask.shape))]  # (N,) -> (R, T)
-    return Logprobs(mx.where(mx.array(mask), spread, 0), label_logprobs)
+    return Logprobs(mx.where(mx.array(mask), spread, 0), label_logprobs, last, kl)
 
 
 def _states(vlm: VLM, state: PromptState, completions: Completions, recompute: bool) -> mx.array:
@@ -155,6 +167,19 @@ def _token_logprobs(vlm: VLM, states: mx.array, targets: mx.array, temperature: 
         return target_logits - mx.logsumexp(logits, axis=-1)
 
     return mx.checkpoint(run)(states)
+
+
+def _divergence(vlm: VLM, states: mx.array, reference: mx.array) -> mx.array:
+    """The Kullback-Leibler divergence (N,) of the next token's distribution from that of other states, both (N, D)."""
+
+    def run(states: mx.array, reference: mx.array) -> mx.array:
+        logits, others = vlm.head(states), vlm.head(reference)  # (N, V); suppressed tokens have none
+        ours, theirs = (each - mx.logsumexp(each, axis=-1, keepdims=True) for each in (logits, others))
+        terms = mx.exp(ours) * mx.where(mx.isinf(ours), 0, ours - theirs)
+        return terms.sum(axis=-1)
+
+    parts = zip(_chunks(vlm, states), _chunks(vlm, reference), strict=True)
+    return mx.concatenate([mx.checkpoint(run)(*part) for part in parts])
 
 
 def _label_logprobs(vlm: VLM, states: mx.array) -> mx.array:

@@ -6,7 +6,7 @@ gradients by these runs back through the prompt once.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
@@ -14,17 +14,17 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from mlxpref.config import TrainSettings
-from mlxpref.engine.logprobs import completion_logprobs, prefill
+from mlxpref.engine.logprobs import Logprobs, PromptState, completion_logprobs, prefill
 from mlxpref.engine.vlm import VLM
 from mlxpref.training.loss import LossInputs, step_loss
 
 Part = tuple[mx.array, mx.array, mx.array]
-"""Of some completions: the loss (), the number of clipped tokens (), their log-probabilities (R, T)."""
+"""Of some completions: the loss (), the measurements (3,) of `step_loss`, their log-probabilities (R, T)."""
 
 
 @dataclass(frozen=True)
 class GradientResult:
-    """The loss () of R completions, its gradient, their log-probabilities (R, T), the number of clipped tokens ().
+    """The loss () of R completions, its gradient, their log-probabilities (R, T), the measurements (3,) of `step_loss`.
 
     The gradient is a tree of arrays like the model's trainable weights.
     """
@@ -32,7 +32,7 @@ class GradientResult:
     loss: mx.array
     gradient: Any
     logprobs: mx.array
-    clipped: mx.array
+    measurements: mx.array
 
 
 def policy_gradient(vlm: VLM, inputs: LossInputs, settings: TrainSettings) -> GradientResult:
@@ -43,59 +43,76 @@ def policy_gradient(vlm: VLM, inputs: LossInputs, settings: TrainSettings) -> Gr
     weights = vlm.model.trainable_parameters()
     gradient: Any = tree_map(mx.zeros_like, weights)
     if not inputs.prompts:
-        return GradientResult(mx.array(0.0), gradient, mx.zeros((0, 0)), mx.array(0))
+        return GradientResult(mx.array(0.0), gradient, mx.zeros((0, 0)), mx.zeros(3))
     parts: list[Part] = []
-    for some, rows in _batches(inputs, settings.micro_batch):
-        batch = inputs.part(some, rows)
-        of_batch = _one_group_in_parts if rows.stop - rows.start > settings.micro_batch else _whole_groups
-        new, batch_gradient = of_batch(vlm, batch, settings)
-        gradient = batch_gradient if not parts else tree_map(mx.add, gradient, batch_gradient)
-        parts += [(loss, clipped, _padded(logprobs, inputs)) for loss, clipped, logprobs in new]
-        mx.eval(gradient, parts)
-    losses, clipped, logprobs = (list(each) for each in zip(*parts, strict=True))
-    return GradientResult(mx.stack(losses).sum(), gradient, mx.concatenate(logprobs), mx.stack(clipped).sum())
+    logprobs: list[mx.array] = []
+    for batch in _batches(inputs, settings.micro_batch):
+        pieces = batch.pieces(settings.micro_batch)
+        in_parts = len(batch.completions.lengths) > settings.micro_batch
+        new, more = (_one_group_in_parts if in_parts else _whole_groups)(vlm, pieces, settings)
+        gradient = more if not parts else tree_map(mx.add, gradient, more)
+        parts += new
+        logprobs += [_padded(part[2], inputs) for part, piece in zip(new, pieces, strict=True) if not piece.is_read]
+        mx.eval(gradient, parts, logprobs)
+    losses, measurements, _ = (list(each) for each in zip(*parts, strict=True))
+    return GradientResult(
+        mx.stack(losses).sum(), gradient, mx.concatenate(logprobs), mx.stack(measurements).sum(axis=0)
+    )
 
 
-def policy_logprobs(vlm: VLM, inputs: LossInputs, settings: TrainSettings) -> mx.array:
-    """Return the log-probabilities (R, T) without a gradient, with the arithmetic of `policy_gradient`."""
-    parts = []
-    for some, rows in _batches(inputs, settings.micro_batch):
-        prompts = prefill(vlm, inputs.prompts[some], settings.recompute)
-        for chunk in _chunks(rows, settings.micro_batch):
-            completions = inputs.completions.part(chunk)
-            logprobs = completion_logprobs(vlm, prompts, completions, settings.temperature, settings.recompute)
-            parts.append(_padded(logprobs.logprobs, inputs))
-            mx.eval(parts[-1])
-    return mx.concatenate(parts)  # (R, T)
+def with_reference(vlm: VLM, inputs: LossInputs, settings: TrainSettings) -> LossInputs:
+    """Return the inputs with the model's present answers as the reference, by the arithmetic of `policy_gradient`."""
+    logprobs: list[mx.array] = []
+    states: dict[bool, list[mx.array]] = {False: [], True: []}
+    for batch in _batches(inputs, settings.micro_batch):
+        prompts = prefill(vlm, batch.prompts, settings.recompute)
+        for piece in batch.pieces(settings.micro_batch):
+            scores = _scores(vlm, prompts, piece, settings)
+            states[piece.is_read].append(scores.answer_states)
+            if not piece.is_read:
+                logprobs.append(_padded(scores.logprobs, inputs))
+            mx.eval(scores.answer_states, logprobs)
+    return replace(
+        inputs,
+        reference=mx.concatenate(logprobs),  # (R, T)
+        reference_states=mx.concatenate(states[False]) if inputs.mix.exact else None,  # (R, D)
+        read=inputs.read and replace(inputs.read, reference_states=mx.concatenate(states[True])),
+    )
 
 
-def _whole_groups(vlm: VLM, inputs: LossInputs, settings: TrainSettings) -> tuple[list[Part], Any]:
+def _scores(vlm: VLM, prompts: PromptState, piece: LossInputs, settings: TrainSettings) -> Logprobs:
+    """The log-probabilities of some completions behind their prompts."""
+    options = settings.temperature, settings.recompute, piece.reference_states
+    return completion_logprobs(vlm, prompts, piece.completions, *options)
+
+
+def _whole_groups(vlm: VLM, pieces: Sequence[LossInputs], settings: TrainSettings) -> tuple[list[Part], Any]:
     """Whole groups, forward and backward at once."""
 
-    def objective(_: nn.Module) -> Part:
-        prompts = prefill(vlm, inputs.prompts, settings.recompute)
-        logprobs = completion_logprobs(vlm, prompts, inputs.completions, settings.temperature, settings.recompute)
-        return *step_loss(logprobs, inputs, settings), logprobs.logprobs
+    def objective(_: nn.Module) -> tuple[mx.array, list[Part]]:
+        prompts = prefill(vlm, pieces[0].prompts, settings.recompute)
+        parts: list[Part] = []
+        for piece in pieces:
+            logprobs = _scores(vlm, prompts, piece, settings)
+            parts.append((*step_loss(logprobs, piece, settings), logprobs.logprobs))
+        return sum((part[0] for part in parts[1:]), parts[0][0]), parts
 
-    part, gradient = nn.value_and_grad(vlm.model, objective)(vlm.model)
-    return [part], gradient
+    (_, parts), gradient = nn.value_and_grad(vlm.model, objective)(vlm.model)
+    return parts, gradient
 
 
-def _one_group_in_parts(vlm: VLM, inputs: LossInputs, settings: TrainSettings) -> tuple[list[Part], Any]:
+def _one_group_in_parts(vlm: VLM, pieces: Sequence[LossInputs], settings: TrainSettings) -> tuple[list[Part], Any]:
     """One group, some of its completions at a time."""
-    prompt = prefill(vlm, inputs.prompts, recompute=False)
+    prompt = prefill(vlm, pieces[0].prompts, recompute=False)
     mx.eval(prompt.arrays)
     weights = vlm.model.trainable_parameters()
     parts: list[Part] = []
     gradient: Any = None  # by the weights, and by the prompt's keys, values and states
-    for rows in _chunks(slice(0, len(inputs.completions.lengths)), settings.micro_batch):
-        chunk = inputs.part(slice(0, 1), rows)
+    for piece in pieces:
 
-        def objective(weights: Any, arrays: list[mx.array], some: LossInputs = chunk) -> Part:
+        def objective(weights: Any, arrays: list[mx.array], some: LossInputs = piece) -> Part:
             vlm.model.update(weights)
-            logprobs = completion_logprobs(
-                vlm, prompt.with_arrays(arrays), some.completions, settings.temperature, settings.recompute
-            )
+            logprobs = _scores(vlm, prompt.with_arrays(arrays), some, settings)
             return *step_loss(logprobs, some, settings), logprobs.logprobs
 
         part, part_gradient = mx.value_and_grad(objective, argnums=(0, 1))(weights, prompt.arrays)
@@ -108,7 +125,7 @@ def _one_group_in_parts(vlm: VLM, inputs: LossInputs, settings: TrainSettings) -
 
     def prompt_arrays(*values: mx.array) -> list[mx.array]:
         vlm.model.update(tree_unflatten(list(zip(names, values, strict=True))))
-        return prefill(vlm, inputs.prompts, settings.recompute).arrays
+        return prefill(vlm, pieces[0].prompts, settings.recompute).arrays
 
     _, through_prompt = mx.vjp(prompt_arrays, list(values), by_arrays)
     vlm.model.update(weights)
@@ -130,18 +147,13 @@ def _by_layer(by_weights: Any, by_arrays: Sequence[mx.array]) -> list[mx.array]:
     return [*(value for layer in layers for value in layer), by_arrays[-1]]
 
 
-def _batches(inputs: LossInputs, micro_batch: int) -> Iterator[tuple[slice, slice]]:
-    """Prompts that run together, and their rows: whole groups within a bound on rows, at least one group."""
+def _batches(inputs: LossInputs, micro_batch: int) -> Iterator[LossInputs]:
+    """What runs together: whole groups within a bound on completions, at least one group."""
     group = len(inputs.completions.lengths) // len(inputs.prompts)
     size = max(1, micro_batch // group)
     for start in range(0, len(inputs.prompts), size):
         end = min(start + size, len(inputs.prompts))
-        yield slice(start, end), slice(start * group, end * group)
-
-
-def _chunks(rows: slice, size: int) -> Iterator[slice]:
-    for start in range(rows.start, rows.stop, size):
-        yield slice(start, min(start + size, rows.stop))
+        yield inputs.part(slice(start, end), slice(start * group, end * group))
 
 
 def _padded(logprobs: mx.array, inputs: LossInputs) -> mx.array:

@@ -25,9 +25,12 @@ class LossInputs:
 
     `prompts` (P) and `completions` (R, T) are to be scored, `mix` the rewards. `mask`, `weights` (R, T): the tokens in
     the loss, and their weights; `answer_weights` (R,): the answer position's weight, 0 if it was not reached or is not
-    integrated out; `advantages`, `y` (R,). Log-probabilities (R, T): `reference` without the adapter, None without a
-    divergence; `old` before the step's first update, None at that update; `sampled` from sampling. `sampled` and
-    `step_tokens`, the tokens of all processes in the loss, serve only measurements.
+    integrated out; `advantages`, `y`, and `form` (R,), the reward of a right form. Log-probabilities (R, T):
+    `reference` without the adapter, None without a divergence; `old` before the step's first update, None at that
+    update; `sampled` from sampling. `reference_states` (R, D) are those of the answer positions without the adapter.
+    `read` are the answers to the same prompts that are read at once, one row each; `is_read` marks them. `sampled`,
+    `step_tokens` and `step_positions`, the tokens of all processes in the loss without and with answer positions, serve
+    only measurements.
     """
 
     prompts: Sequence[ComparisonInput]
@@ -38,10 +41,15 @@ class LossInputs:
     answer_weights: mx.array
     advantages: mx.array
     y: mx.array
+    form: mx.array
     reference: mx.array | None = None
+    reference_states: mx.array | None = None
     old: mx.array | None = None
     sampled: NDArray[np.float64] | None = None
-    step_tokens: int = 1
+    step_tokens: int = 0
+    step_positions: int = 0
+    read: "LossInputs | None" = None
+    is_read: bool = False
 
     def part(self, prompts: slice, rows: slice) -> "LossInputs":
         """Return the inputs of some prompts and rows, cut to their longest completion."""
@@ -52,18 +60,45 @@ class LossInputs:
             for name in ("mask", "weights", "reference", "old")
             if (value := getattr(self, name)) is not None
         }
-        by_row = {name: getattr(self, name)[rows] for name in ("answer_weights", "advantages", "y")}
-        return replace(self, prompts=self.prompts[prompts], completions=completions, **by_token, **by_row)
+        by_row = {
+            name: value[rows]
+            for name in ("answer_weights", "advantages", "y", "form", "reference_states")
+            if (value := getattr(self, name)) is not None
+        }
+        read = self.read and self.read.part(prompts, prompts)
+        return replace(self, prompts=self.prompts[prompts], completions=completions, read=read, **by_token, **by_row)
+
+    def pieces(self, size: int) -> list["LossInputs"]:
+        """Return what runs behind the prompts at a time: the completions, `size` at most, and the answers read at once.
+
+        More than `size` completions must be those of one prompt.
+        """
+        rows, prompts = len(self.completions.lengths), slice(None)
+        pieces = [self.part(prompts, slice(start, min(start + size, rows))) for start in range(0, rows, size)]
+        return [*(replace(piece, read=None) for piece in pieces), *([self.read] if self.read else [])]
+
+
+def reading_of(settings: TrainSettings, mix: RewardMix) -> RewardMix | None:
+    """Return the rewards of the answer read at once, if training with thinking teaches it, too."""
+    return mix.reading if settings.think and settings.read_weight else None
 
 
 def loss_inputs(
-    groups: Sequence[RolloutGroup], rewards: GroupRewards, settings: TrainSettings, mix: RewardMix
+    groups: Sequence[RolloutGroup],
+    rewards: GroupRewards,
+    settings: TrainSettings,
+    mix: RewardMix,
+    no_thinking: Sequence[int] = (),
 ) -> LossInputs:
     """Return this process's part of a step: the groups that it wrote and that have a gradient.
 
     Weights are those of the whole step, including groups that are left out here. An answer position counts as one more
     token of its rollout. Rollouts outside the loss count as empty: their tokens weigh nothing, and the step's others
     weigh more where tokens share a weight.
+
+    The tokens `no_thinking` lead from a prompt to the answer read at once. It weighs `read_weight` times the answer
+    positions of a whole group, so that the expected rewards of both ways to answer stand in that proportion, however
+    long the reasons. Groups without any other gradient are in the loss for it alone, their completions empty.
     """
     size = rewards.advantages.shape[1]
     lengths = np.array([len(rollout.tokens) for group in groups for rollout in group.rollouts])  # (P G,) of the step
@@ -72,35 +107,74 @@ def loss_inputs(
     token_mask = (columns < (lengths + answered)[:, None]) & in_loss[:, None]  # (P G, T + 1)
     weights = token_weights(token_mask, settings.loss_type, settings.max_tokens + mix.exact)
 
-    mine = [i for i, group in enumerate(groups) if group.input is not None and rewards.has_gradient[i]]
+    reading, active = reading_of(settings, mix), rewards.has_gradient
+    mine = [i for i, group in enumerate(groups) if group.input is not None and (active[i] or reading)]
     rows = (np.array(mine, int)[:, None] * size + np.arange(size)).reshape(-1)  # (R,)
-    rollouts = [rollout for i in mine for rollout in groups[i].rollouts]
-    completions = Completions.of([rollout.tokens for rollout in rollouts])
+    rollouts = [rollout if active[i] else None for i in mine for rollout in groups[i].rollouts]
+    completions = Completions.of([rollout.tokens if rollout else () for rollout in rollouts])
     mask = completions.mask & in_loss[rows][:, None]  # (R, T)
     sampled = np.zeros(mask.shape)
     for row, rollout in enumerate(rollouts):
-        sampled[row, : len(rollout.tokens)] = rollout.logprobs
+        if rollout:
+            sampled[row, : len(rollout.tokens)] = rollout.logprobs
     y = np.array([group.comparison.y for group in groups])
+    prompts = [prompt for i in mine if (prompt := groups[i].input)]
+    answers = answered & np.repeat(active, size)
+    tokens = int(lengths.reshape(-1, size)[active].sum())
+    read = None
+    if reading:
+        weight = settings.read_weight * size * float(weights.sum()) / max(int(token_mask.sum()), 1)
+        read = _read_inputs(prompts, no_thinking, reading, weight, y[mine], settings.format_weight)
     return LossInputs(
-        prompts=[prompt for i in mine if (prompt := groups[i].input)],
+        prompts=prompts,
         completions=completions,
         mix=mix,
         mask=mx.array(mask),
         weights=_float32(weights[rows][:, : mask.shape[1]] * mask),
-        answer_weights=_float32(weights[rows, lengths[rows]] * answered[rows]),
+        answer_weights=_float32(weights[rows, lengths[rows]] * answers[rows]),
         advantages=_float32(rewards.advantages.reshape(-1)[rows]),  # (P, G) -> (P G,) -> (R,)
         y=_float32(np.repeat(y, size)[rows]),
+        form=_float32(settings.format_weight * rewards.well_formed.reshape(-1)[rows]),
         sampled=sampled,
-        step_tokens=max(int(lengths.reshape(-1, size)[rewards.has_gradient].sum()), 1),
+        step_tokens=tokens,
+        step_positions=tokens + int(answers.sum()) + (len(groups) if reading else 0),
+        read=read,
+    )
+
+
+def _read_inputs(
+    prompts: Sequence[ComparisonInput],
+    no_thinking: Sequence[int],
+    mix: RewardMix,
+    weight: float,
+    y: NDArray[np.float64],
+    form: float,
+) -> LossInputs:
+    """The inputs of the answers read at once, P rows: no token weighs anything, and the form is always right."""
+    completions = Completions.of([tuple(no_thinking)] * len(prompts))
+    nothing = np.zeros(completions.tokens.shape)
+    return LossInputs(
+        prompts=prompts,
+        completions=completions,
+        mix=mix,
+        mask=mx.array(nothing > 0),
+        weights=_float32(nothing),
+        answer_weights=_float32(np.full(len(prompts), weight)),
+        advantages=_float32(np.zeros(len(prompts))),
+        y=_float32(y),
+        form=_float32(np.full(len(prompts), form)),
+        is_read=True,
     )
 
 
 def step_loss(logprobs: Logprobs, inputs: LossInputs, settings: TrainSettings) -> tuple[mx.array, mx.array]:
-    """Return the loss of one update, and the number of tokens without a gradient by clipping; both sum over rows.
+    """Return the loss of one update, and measurements (3,); all are sums over rows.
 
     At a step's first update the rollouts are the policy's own and importance ratios are exactly 1. Reasoning tokens:
-    the policy gradient, and the divergence from the reference. Answer positions: minus the rewards that are functions
-    of the labels' probabilities, so that their gradient is exact.
+    the policy gradient, and the estimated divergence from the reference. Answer positions: minus the rewards that are
+    functions of the labels' probabilities, and the divergence of the distribution there; both gradients are exact. The
+    measurements are the tokens without a gradient by clipping, the divergence, and the answers read at once that lean
+    to the majority's side.
     """
     surrogate, clipped = policy_objective(  # (R, T), (R, T)
         logprobs.logprobs,
@@ -111,17 +185,24 @@ def step_loss(logprobs: Logprobs, inputs: LossInputs, settings: TrainSettings) -
         settings.clip_low,
         settings.clip_high,
     )
-    loss = -_weighted_sum(surrogate, inputs.weights)
+    loss, divergence, right = -_weighted_sum(surrogate, inputs.weights), mx.array(0.0), mx.array(0.0)
     if inputs.reference is not None:
-        divergence = kl_to_reference(logprobs.logprobs, inputs.reference)  # (R, T)
-        loss = loss + settings.kl * _weighted_sum(divergence, inputs.weights)
+        of_tokens = kl_to_reference(logprobs.logprobs, inputs.reference)  # (R, T)
+        loss = loss + settings.kl * _weighted_sum(of_tokens, inputs.weights)
+        divergence = mx.where(inputs.mask, of_tokens, 0).sum()
     if inputs.mix.exact:
         # Safe values where no answer counts: factors of 0 must be finite, in the backward pass, too.
-        labels = mx.where(inputs.answer_weights[:, None] > 0, logprobs.label_logprobs, -1.0)  # (R, 2)
-        p1, p2 = mx.exp(labels[:, 0]), mx.exp(labels[:, 1])
-        reward = inputs.mix.integrated(p1, p2, inputs.y, settings.format_weight)  # (R,)
+        counts = inputs.answer_weights > 0
+        labels = mx.where(counts[:, None], logprobs.label_logprobs, -1.0)  # (R, 2)
+        margin = labels[:, 0] - labels[:, 1]
+        reward = inputs.mix.integrated(mx.exp(labels).sum(axis=1), mx.sigmoid(margin), inputs.y, inputs.form)  # (R,)
         loss = loss - _weighted_sum(reward, inputs.answer_weights)
-    return loss, (clipped & inputs.mask).sum()
+        if logprobs.answer_kl is not None:
+            loss = loss + settings.kl * _weighted_sum(logprobs.answer_kl, inputs.answer_weights)
+            divergence = divergence + mx.where(counts, logprobs.answer_kl, 0).sum()
+        if inputs.is_read:
+            right = (mx.sign(margin) == mx.sign(inputs.y - 0.5)).astype(mx.float32).sum()
+    return loss, mx.stack([(clipped & inputs.mask).sum().astype(mx.float32), divergence, right])
 
 
 def _weighted_sum(values: mx.array, weights: mx.array) -> mx.array:

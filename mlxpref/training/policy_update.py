@@ -11,7 +11,6 @@ from mlxpref.config import TrainSettings
 from mlxpref.distributed import SINGLE_PROCESS, ProcessGroup
 from mlxpref.engine.vlm import VLM
 from mlxpref.training.gradients import GradientResult
-from mlxpref.training.grpo import kl_to_reference
 from mlxpref.training.loss import LossInputs
 
 
@@ -20,15 +19,17 @@ class UpdateResult:
     """The measurements of a step's updates: those of the first one, but the last one's `clip_fraction`.
 
     `mismatch` is the mean distance between the log-probabilities of sampling and of scoring, `kl` the divergence from
-    the reference a token, NaN without a reference. `loss` and `grad_norm` are those of an update that is not finite, if
-    any, which ends the step's updates; `updated` says whether there was one before it.
+    the reference a token or answer position, `read_accuracy` the share of the answers read at once that agree with the
+    majority. All three and `clip_fraction` are NaN where nothing was measured. `loss` and `grad_norm` are those of an
+    update that is not finite, if any, which ends the step's updates; `updated` says whether there was one before it.
     """
 
     loss: float = 0.0
     grad_norm: float = 0.0
     kl: float = math.nan
-    clip_fraction: float = 0.0
-    mismatch: float = 0.0
+    clip_fraction: float = math.nan
+    mismatch: float = math.nan
+    read_accuracy: float = math.nan
     updated: bool = False
 
     @property
@@ -56,22 +57,28 @@ def update_policy(
     """
     mask, logprobs = inputs.completions.mask, np.array(gradient.logprobs)  # (R, T)
     distance = float(np.where(mask, np.abs(logprobs - inputs.sampled), 0).sum())
-    divergence = 0.0
-    if inputs.reference is not None:
-        divergence = float(np.where(mask, np.array(kl_to_reference(gradient.logprobs, inputs.reference)), 0).sum())
-    loss, clipped, distance, divergence = processes.all_sum_numbers(
-        float(np.array(gradient.loss)), float(np.array(gradient.clipped)), distance, divergence
+    loss, distance, clipped, divergence, right, read = processes.all_sum_numbers(
+        float(np.array(gradient.loss)),
+        distance,
+        *np.array(gradient.measurements, np.float64).tolist(),
+        len(inputs.read.prompts) if inputs.read else 0,
     )
     total, norm = optim.clip_grad_norm(processes.all_sum(gradient.gradient), settings.max_grad_norm)
     result = UpdateResult(
         loss=loss,
         grad_norm=float(np.array(norm)),
-        kl=divergence / inputs.step_tokens if settings.kl else math.nan,
-        clip_fraction=clipped / inputs.step_tokens,
-        mismatch=distance / inputs.step_tokens,
+        kl=_mean(divergence, inputs.step_positions) if settings.kl else math.nan,
+        clip_fraction=_mean(clipped, inputs.step_tokens),
+        mismatch=_mean(distance, inputs.step_tokens),
+        read_accuracy=_mean(right, read),
     )
     if not result.finite:
         return result
     optimizer.update(vlm.model, total)
     mx.eval(vlm.model.trainable_parameters(), optimizer.state)
     return replace(result, updated=True)
+
+
+def _mean(total: float, count: float) -> float:
+    """The mean of `count` values, NaN of none."""
+    return total / count if count else math.nan

@@ -1,8 +1,8 @@
 """Rewards as pure functions of arrays, and mixes of several.
 
 y is the share of people who prefer the first image shown; P1 and P2 are the probabilities of the labels at the answer
-position. All arrays of a call have one shape. `soft` and `brier` integrate the answer out: they depend on P1 and P2,
-not on a sampled answer, and the loss takes their exact gradient through P1 and P2.
+position, `mass` is P1 + P2 and `p_first` P1 / (P1 + P2). All arrays of a call have one shape. `soft` and `brier`
+integrate the answer out: they depend on P1 and P2, not on a sampled answer, and the loss takes their exact gradient.
 """
 
 import math
@@ -25,34 +25,33 @@ CustomReward = Callable[[TrainingComparison, Sequence[Verdict]], list[float]]
 """Takes a group's comparison and its G verdicts, returns G rewards."""
 
 
-def soft_reward(p1: T, p2: T, y: T, format_weight: float = 0.0) -> T:
+def soft_reward(mass: T, p_first: T, y: T, format_weight: T) -> T:
     """Return the expected agreement with people: `w (P1 + P2) + P1 y + P2 (1 - y)`.
 
     It is not normalised, so probability outside the labels earns nothing. It teaches the better side.
     """
-    return format_weight * (p1 + p2) + p1 * y + p2 * (1 - y)  # type: ignore[operator, no-any-return]
+    return mass * (format_weight + p_first * y + (1 - p_first) * (1 - y))  # type: ignore[operator, no-any-return]
 
 
-def brier_reward(p1: T, p2: T, y: T, format_weight: float = 0.0) -> T:
-    """Return `(P1 + P2) (w + 1 - (P1 / (P1 + P2) - y)^2)`, a proper score (Brier 1950): it teaches calibration.
-
-    P1 + P2 must be above 0.
-    """
-    mass = p1 + p2  # type: ignore[operator]
-    return mass * (format_weight + 1 - (p1 / mass - y) ** 2)  # type: ignore[no-any-return]
+def brier_reward(mass: T, p_first: T, y: T, format_weight: T) -> T:
+    """Return `(P1 + P2) (w + 1 - (P1 / (P1 + P2) - y)^2)`, a proper score (Brier 1950): it teaches calibration."""
+    return mass * (format_weight + 1 - (p_first - y) ** 2)  # type: ignore[operator, no-any-return]
 
 
 EXACT_REWARDS: dict[str, Callable[..., Any]] = {"soft": soft_reward, "brier": brier_reward}
-"""The rewards that are differentiable functions of the labels' probabilities."""
+"""The rewards that are differentiable functions of the labels' probabilities.
+
+`mass` and `p_first` keep their gradients finite where both labels are unlikely; P1 / (P1 + P2) would not.
+"""
 
 
-def agreement_reward(lean: Floats, y: Floats, well_formed: NDArray[np.bool_], format_weight: float = 0.0) -> Floats:
-    """Return 1 where a completion leans to the majority's side, plus w where its form is right: `hard` and `score`.
+def agreement_reward(lean: Floats, y: Floats, form: Floats) -> Floats:
+    """Return 1 where a completion leans to the majority's side, plus the reward of its form: `hard` and `score`.
 
     `lean` is above 0 for the first image, below 0 for the second, 0 for neither; NaN is unreadable and earns 0.
     """
     agrees = np.sign(lean) == np.sign(y - 0.5)
-    return np.where(np.isnan(lean), 0.0, agrees + format_weight * well_formed)
+    return np.where(np.isnan(lean), 0.0, agrees + form)
 
 
 def length_reward(tokens: Floats, budget: int, longest: int) -> Floats:
@@ -137,8 +136,19 @@ class RewardMix:
         """The strategy that reads the preference of a completion of that form."""
         return "score" if self.form == "scores" else "soft"
 
-    def integrated(self, p1: T, p2: T, y: T, format_weight: float = 0.0) -> T:
+    @property
+    def reading(self) -> "RewardMix | None":
+        """The rewards of the answer that is read at once, without reasons.
+
+        They are the mix's own that integrate the answer out; `hard` asks for the same side as `soft`. None for `score`,
+        whose question asks for two numbers, and for custom rewards alone, which say by themselves what is right.
+        """
+        parts = [part for part in self.parts if part.name in EXACT_REWARDS]
+        parts += [part._replace(name="soft") for part in self.parts if part.name == "hard"]
+        return RewardMix(tuple(parts)) if parts else None
+
+    def integrated(self, mass: T, p_first: T, y: T, format_weight: T) -> T:
         """Return the weighted sum of the rewards that are functions of the labels' probabilities; one at least."""
         exact = [part for part in self.parts if part.name in EXACT_REWARDS]
-        terms = [part.weight * EXACT_REWARDS[part.name](p1, p2, y, format_weight) for part in exact]
+        terms = [part.weight * EXACT_REWARDS[part.name](mass, p_first, y, format_weight) for part in exact]
         return sum(terms[1:], terms[0])  # type: ignore[no-any-return]

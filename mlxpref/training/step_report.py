@@ -38,7 +38,8 @@ class StepReport:
 
     Of all rollouts, with resampled groups: the means `reward` and `reward_parts`, its unweighted parts; `accuracy`, the
     share of rollouts that agree with the majority; `truncated`, the share that ran out of tokens; `entropy` of the
-    policy a token, the mean of minus its tokens' log-probabilities. `mismatch` is the mean distance between the
+    policy a token, the mean of minus its tokens' log-probabilities. `read_accuracy` is the share of the step's answers
+    read at once, without reasons, that agree with the majority, where they are trained, too. `mismatch` is the mean distance between the
     log-probabilities of sampling and of scoring, `skipped` the number of `groups` without a gradient, `resampled` that
     of replaced groups. The seconds of rollout, score (the reference), update and evaluation add up to `seconds`;
     `tokens_per_second` is of the rollout alone. `held_out` are the metrics of `eval` on the held-out preferences. Of
@@ -59,6 +60,7 @@ class StepReport:
     kl: float
     clip_fraction: float
     mismatch: float
+    read_accuracy: float
     skipped: int
     resampled: int
     groups: int
@@ -150,7 +152,7 @@ class StepMeter:
         sent_bytes, wait_seconds = self._before
         return seconds | {
             "seconds": round(sum(seconds.values()), 4),
-            "tokens_per_second": tokens / seconds["rollout_seconds"],
+            "tokens_per_second": tokens / seconds["rollout_seconds"] if tokens else math.nan,
             "peak_bytes": int(mx.get_peak_memory()),
             "sent_bytes": self._processes.sent_bytes - sent_bytes,
             "wait_seconds": round(self._processes.wait_seconds - wait_seconds, 4),

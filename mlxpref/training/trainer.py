@@ -23,10 +23,10 @@ from mlxpref.engine.vlm import VLM
 from mlxpref.errors import ConfigError, DataError, MlxprefError, ModelError
 from mlxpref.preferences import Preference
 from mlxpref.training.custom_reward import load_rewards
-from mlxpref.training.gradients import policy_gradient, policy_logprobs
+from mlxpref.training.gradients import policy_gradient, with_reference
 from mlxpref.training.group_rewards import GroupRewards, reward_groups
 from mlxpref.training.held_out import HeldOut
-from mlxpref.training.loss import loss_inputs
+from mlxpref.training.loss import loss_inputs, reading_of
 from mlxpref.training.policy_update import UpdateResult, update_policy
 from mlxpref.training.rewards import RewardMix
 from mlxpref.training.rollouts import RolloutGroup, sample_groups
@@ -143,11 +143,11 @@ class Trainer:
         meter.end_phase("rollout")
 
         loss_rollouts, loss_rewards = [rollouts[i] for i in indices], rewards.select(indices)
-        inputs = loss_inputs(loss_rollouts, loss_rewards, settings, mix)  # (R, T)
-        updates = settings.updates_per_rollout if loss_rewards.has_gradient.any() else 0
+        inputs = loss_inputs(loss_rollouts, loss_rewards, settings, mix, vlm.tokenizer.no_thinking_ids)  # (R, T)
+        updates = settings.updates_per_rollout if loss_rewards.has_gradient.any() or reading_of(settings, mix) else 0
         if settings.kl and inputs.prompts:
             with adapter_off(vlm.model):
-                inputs = replace(inputs, reference=policy_logprobs(vlm, inputs, settings))  # (R, T)
+                inputs = with_reference(vlm, inputs, settings)
             meter.end_phase("score")
         result = UpdateResult()
         for update in range(updates):

@@ -220,3 +220,44 @@ def test_the_reference_is_the_base(trained: VLM, family: str) -> None:
     assert mx.allclose(without, base.model.language_model.model.layers[0].mlp(states), atol=1e-5)
     assert mx.abs(with_adapter - without).max().item() > 1e-4
     assert mx.array_equal(compiled(states), with_adapter)
+
+
+def test_divergence_at_the_answer_position(trained: VLM, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of both whole distributions, by full sequences; its gradient is that of the difference quotient."""
+    monkeypatch.setattr(bounds, "HEAD_LOGITS", 2 * 512)  # in chunks
+    base = load_vlm(GOLDEN / family, 512 * 512)
+    inputs, completions = material(trained)
+    with adapter_off(trained.model):
+        reference = completion_logprobs(trained, prefill(trained, inputs), completions).answer_states
+        mx.eval(reference)
+    scores = completion_logprobs(trained, prefill(trained, inputs), completions, reference=reference)
+    theirs, _ = material(base)
+    for row, length in enumerate(completions.lengths):
+        tokens = completions.tokens[row, :length].tolist()
+        p, q = (
+            mx.softmax(_last_logits(vlm, comparisons[row // GROUP], tokens))
+            for vlm, comparisons in ((trained, inputs), (base, theirs))
+        )
+        p, q = (np.array(each, np.float64) for each in (p, q))
+        expected = (p[p > 0] * np.log(p[p > 0] / q[p > 0])).sum()
+        assert scores.answer_kl is not None
+        assert scores.answer_kl[row].item() == pytest.approx(expected, rel=1e-3, abs=1e-6)
+        assert expected > 1e-4
+
+    def divergence(states: mx.array) -> mx.array:
+        return scoring._divergence(trained, states, reference).sum()
+
+    states = scores.answer_states
+    assert states is not None
+    gradient, direction = mx.grad(divergence)(states), mx.random.normal(states.shape, key=mx.random.key(0))
+    step = 1e-2
+    quotient = (divergence(states + step * direction) - divergence(states - step * direction)) / (2 * step)
+    assert (gradient * direction).sum().item() == pytest.approx(quotient.item(), rel=0.02)
+    assert mx.abs(mx.grad(divergence)(reference)).max().item() < 1e-5
+
+
+def _last_logits(vlm: VLM, comparison: ComparisonInput, tokens: list[int]) -> mx.array:
+    following = np.broadcast_to(comparison.next_position + np.arange(len(tokens)), (3, len(tokens)))
+    positions = np.concatenate([comparison.positions, following], axis=1).astype(np.int32)
+    ids = np.concatenate([comparison.ids, np.array(tokens, np.int32)])
+    return vlm.head(hidden_states(vlm, [ComparisonInput(ids, positions, comparison.images, 0)]))[0, -1]

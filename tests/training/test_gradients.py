@@ -11,8 +11,8 @@ from mlx.utils import tree_flatten
 from mlxpref.config import TrainSettings
 from mlxpref.engine.logprobs import Completions
 from mlxpref.engine.lora import adapter_weights
-from mlxpref.engine.vlm import VLM
-from mlxpref.training.gradients import GradientResult, policy_gradient, policy_logprobs
+from mlxpref.engine.vlm import VLM, ComparisonInput
+from mlxpref.training.gradients import GradientResult, policy_gradient, with_reference
 from mlxpref.training.loss import LossInputs
 from mlxpref.training.rewards import RewardMix
 from tests.conftest import picture
@@ -21,10 +21,14 @@ from tests.tolerance import tolerance
 GROUP = 4
 
 
+def vlm_input(vlm: VLM, number: int, size: tuple[int, int], think: bool) -> ComparisonInput:
+    return vlm.input(picture(number, size), picture(number + 9), f"{number} hats", "choice", think)
+
+
 def material(vlm: VLM, longest: int = 9) -> LossInputs:
     """Three groups of four completions of different lengths, one of them empty, with weights of all kinds."""
     sizes = [(84, 84), (140, 84), (56, 112)]
-    prompts = [vlm.input(picture(i, size), picture(i + 9), f"{i} hats", "choice", True) for i, size in enumerate(sizes)]
+    prompts = [vlm_input(vlm, i, size, think=True) for i, size in enumerate(sizes)]
     rng = np.random.default_rng(0)
     lengths = [longest, 2, 5, 1, 0, 6, 3, 4, 7, 2, longest, 8]
     completions = Completions.of([rng.integers(5, 200, length).tolist() for length in lengths])
@@ -33,6 +37,22 @@ def material(vlm: VLM, longest: int = 9) -> LossInputs:
     def drawn(*shape: int) -> mx.array:
         return mx.array(rng.random(shape).astype(np.float32))
 
+    width = int(vlm.decoder.embed_tokens.weight.shape[1])
+    no_thinking = Completions.of([vlm.tokenizer.no_thinking_ids] * len(prompts))
+    nothing = mx.zeros(no_thinking.tokens.shape)
+    read = LossInputs(
+        prompts=prompts,
+        completions=no_thinking,
+        mix=RewardMix.parse("brier"),
+        mask=nothing > 0,
+        weights=nothing,
+        answer_weights=drawn(len(prompts)),
+        advantages=mx.zeros(len(prompts)),
+        y=drawn(len(prompts)),
+        form=drawn(len(prompts)),
+        reference_states=drawn(len(prompts), width),
+        is_read=True,
+    )
     return LossInputs(
         prompts=prompts,
         completions=completions,
@@ -42,7 +62,10 @@ def material(vlm: VLM, longest: int = 9) -> LossInputs:
         answer_weights=drawn(len(lengths)),
         advantages=drawn(len(lengths)) - 0.5,
         y=drawn(len(lengths)),
+        form=drawn(len(lengths)),
         reference=-5 * drawn(*shape),
+        reference_states=drawn(len(lengths), width),
+        read=read,
         old=-5 * drawn(*shape),
     )
 
@@ -53,7 +76,8 @@ def settings(**changes: Any) -> TrainSettings:
 
 def assert_same(result: GradientResult, expected: GradientResult) -> None:
     assert float(np.array(result.loss)) == pytest.approx(float(np.array(expected.loss)), rel=1e-4)
-    assert result.clipped.item() == expected.clipped.item()
+    assert np.array(result.measurements) == pytest.approx(np.array(expected.measurements), rel=1e-4)
+    assert all(np.array(expected.measurements) > 0)
     assert mx.abs(result.logprobs - expected.logprobs).max().item() < 1e-4  # type: ignore[operator]
     ours, theirs = dict(tree_flatten(result.gradient)), dict(tree_flatten(expected.gradient))
     assert set(ours) == set(theirs)
@@ -83,11 +107,35 @@ def test_weights_are_unchanged(trained: VLM) -> None:
 
 
 @pytest.mark.parametrize("micro_batch", [1, 99])
-def test_logprobs_are_those_of_the_gradient(trained: VLM, micro_batch: int) -> None:
+def test_the_reference_is_what_the_gradient_sees(trained: VLM, micro_batch: int) -> None:
+    """From itself the policy diverges nowhere: neither at a token nor at an answer, read at once or not."""
     inputs = material(trained)
     expected = policy_gradient(trained, inputs, settings(micro_batch=99)).logprobs
-    result = policy_logprobs(trained, inputs, settings(micro_batch=micro_batch))
-    assert mx.abs(result - expected).max().item() < 1e-4  # type: ignore[operator]
+    result = with_reference(trained, inputs, settings(micro_batch=micro_batch))
+    assert result.reference is not None
+    assert mx.abs(result.reference - expected).max().item() < 1e-4  # type: ignore[operator]
+    divergence = policy_gradient(trained, result, settings(micro_batch=99)).measurements[1]
+    assert abs(divergence.item()) < 1e-4  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("kl", [0.0, 0.3])
+def test_the_answer_read_at_once_is_trained_as_without_thinking(trained: VLM, kl: float) -> None:
+    """Behind the thinking comparison's keys and values: the loss and gradient of a step with --no-think."""
+    inputs = material(trained)
+    assert inputs.read
+    nothing = mx.zeros(inputs.answer_weights.shape)
+    silent = replace(inputs, answer_weights=nothing, weights=nothing[:, None] * inputs.weights)
+    result = policy_gradient(trained, silent, settings(kl=kl))
+    pictures = [(84, 84), (140, 84), (56, 112)]
+    prompts = [vlm_input(trained, i, size, think=False) for i, size in enumerate(pictures)]
+    empty = replace(inputs.read, prompts=prompts, completions=Completions.of([[]] * 3), mask=mx.zeros((3, 0)) > 0)
+    alone = policy_gradient(trained, replace(empty, weights=mx.zeros((3, 0)), is_read=False), settings(kl=kl))
+    assert float(np.array(result.loss)) == pytest.approx(float(np.array(alone.loss)), rel=1e-4)
+    ours, theirs = dict(tree_flatten(result.gradient)), dict(tree_flatten(alone.gradient))
+    allowed = max(tolerance(weight, 512, layers=4) for weight in theirs.values())
+    assert max(float(mx.abs(weight).max()) for weight in theirs.values()) > 100 * allowed
+    for name, weight in theirs.items():
+        assert float(mx.abs(ours[name] - weight).max()) < allowed, name
 
 
 def test_smaller_micro_batches_take_less_memory(trained: VLM) -> None:

@@ -64,6 +64,7 @@ def descent(family: str, update: dict[str, Any], golden: dict[str, Any], **how: 
         completions=completions,
         mix=RewardMix.parse("soft"),
         mask=mx.array(completions.mask),
+        form=mx.full(len(completions.lengths), float(update["format_weight"])),
         **{name: mx.array(update[name]) for name in INPUTS},
     )
     how |= {name: float(update[name]) for name in SETTINGS}
@@ -83,7 +84,7 @@ def test_loss_logprobs_and_gradients_equal_torch(
 ) -> None:
     result = descent(family, update, golden, micro_batch=micro_batch, recompute=recompute)
     assert abs(result.loss.item() - update["loss"]) < 1e-4
-    assert result.clipped.item() == update["clipped"]
+    assert result.measurements[0].item() == update["clipped"]
     assert np.abs(np.array(result.logprobs) - update["logprobs"]).max() < 1e-4
     far = {name: distance for name, distance in distances(result, update).items() if distance > CLOSE}
     assert not far

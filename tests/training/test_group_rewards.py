@@ -64,6 +64,18 @@ def test_a_mix_adds_its_parts_by_weight() -> None:
     assert result.correct[0].tolist() == [True, False, False]
 
 
+@pytest.mark.parametrize("reward", ["soft", "brier", "hard"])
+def test_the_form_is_right_only_with_reasons(reward: str) -> None:
+    """An answer without a single reason earns its side and nothing for its form, unless no reasons were asked for."""
+    ending = "1</answer>" if reward == "hard" else ""
+    texts = ["<think>so</think><answer>", "</think><answer>", "<think> </think><answer>", "<think></think><answer>"]
+    group = [Verdict(text + ending, 1.0, 0.0) for text in texts]
+    thinking, at_once = (rewarded(group, reward=reward, think=think) for think in (True, False))
+    assert thinking.rewards[0] == pytest.approx([1.2, 1.0, 1.0, 1.0])
+    assert thinking.advantages[0][0] > 0
+    assert at_once.rewards[0] == pytest.approx([1.2, 1.0, 1.2, 1.2])
+
+
 def test_written_answers_count_without_exact_reward() -> None:
     result = rewarded([wrote("1"), wrote("2"), wrote("")], [0.0, 0.0, 4.0], reward="hard,own.py:f=0.5")
     assert result.rewards[0] == pytest.approx([1.2, 0.2, 2.0])

@@ -1,6 +1,7 @@
 """Advantages and losses: equal to TRL's, and unbiased where they claim to be."""
 
 import json
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -165,14 +166,28 @@ REASON_LOGITS = np.array([0.3, -0.2, 0.1])
 OWN_REWARDS = np.array([0.3, -0.5, 0.9])
 """What a reward of one's own gives to each reasoning token."""
 ANSWER_LOGITS = np.array([[0.5, -0.5, 0.0], [-1.0, 0.4, 0.2], [0.1, 0.0, -0.7]])
+READ_LOGITS = np.array([0.2, 0.3, -0.1])
+"""Of the answer that is read at once."""
+TEXTS = [f"<think>{reason}</think><answer>" for reason in ("red", "blue", "")]
+"""The last one has no reasons, so that its form is not right."""
+FORM = 0.2 * np.array([1.0, 1.0, 0.0])
+READ_WEIGHT = 0.7
 
 
-def expected_reward(reason: mx.array, answers: mx.array, reward: str, y: float) -> mx.array:
+def earned(mix: RewardMix, q: mx.array, y: float, form: mx.array) -> mx.array:
+    """What the distributions (N, 3) of answers earn, with the answer integrated out."""
+    mass = q[:, 0] + q[:, 1]
+    return mix.integrated(mass, q[:, 0] / mass, mx.array(y), form)
+
+
+def expected_reward(reason: mx.array, answers: mx.array, read: mx.array, reward: str, y: float) -> mx.array:
     """By enumeration of all reasoning strings; the answers are integrated out by the reward itself."""
     p, q = mx.softmax(reason), mx.softmax(answers, axis=-1)
     mix = RewardMix.parse(reward)
     own = sum(part.weight for part in mix.parts if part.name in mix.custom) * mx.array(OWN_REWARDS)
-    return (p * (mix.integrated(q[:, 0], q[:, 1], y, 0.2) + own)).sum()
+    assert mix.reading
+    at_once = earned(mix.reading, mx.softmax(read)[None], y, mx.array([0.2]))[0]
+    return (p * (earned(mix, q, y, mx.array(FORM)) + own)).sum() + READ_WEIGHT * at_once
 
 
 def groups_of(rollouts: list[list[Rollout]], shares: list[float]) -> list[RolloutGroup]:
@@ -188,19 +203,26 @@ def groups_of(rollouts: list[list[Rollout]], shares: list[float]) -> list[Rollou
 
 def one_gradient(reasons: tuple[int, ...], reward: str, y: float) -> np.ndarray:
     """The gradient that one group of rollouts gives, through the code that trains."""
-    settings = TrainSettings(reward=reward, group=GROUP, format_weight=0.2, loss_type="bnpo")
+    settings = TrainSettings(
+        reward=reward, group=GROUP, format_weight=0.2, loss_type="bnpo", read_weight=READ_WEIGHT
+    )
     q = np.exp(ANSWER_LOGITS) / np.exp(ANSWER_LOGITS).sum(axis=1, keepdims=True)
-    groups = groups_of([[Rollout((r,), (0.0,), Verdict(str(r), *q[r, :2])) for r in reasons]], [y])
-    mix = mix_of(reward, lambda _, group: [OWN_REWARDS[int(v.text)] for v in group])
-    inputs = loss_inputs(groups, reward_groups(groups, settings, mix), settings, mix)
+    groups = groups_of([[Rollout((r,), (0.0,), Verdict(TEXTS[r], *q[r, :2])) for r in reasons]], [y])
+    mix = mix_of(reward, lambda _, group: [OWN_REWARDS[TEXTS.index(v.text)] for v in group])
+    inputs = loss_inputs(groups, reward_groups(groups, settings, mix), settings, mix, no_thinking=(7, 8))
+    assert inputs.read
+    assert inputs.read.completions.tokens.tolist() == [[7, 8]]
 
-    def loss(reason: mx.array, answers: mx.array) -> mx.array:
+    def loss(reason: mx.array, answers: mx.array, read: mx.array) -> mx.array:
         rows = mx.array(reasons)
         logprobs = (reason - mx.logsumexp(reason))[rows][:, None]
         labels = (answers - mx.logsumexp(answers, axis=-1, keepdims=True))[rows][:, :2]
-        return step_loss(Logprobs(logprobs, labels), inputs, settings)[0]
+        at_once = Logprobs(mx.zeros((1, 2)) - 3, (read - mx.logsumexp(read))[None, :2])
+        assert inputs.read
+        return step_loss(Logprobs(logprobs, labels), inputs, settings)[0] + step_loss(at_once, inputs.read, settings)[0]
 
-    gradients = mx.grad(loss, argnums=(0, 1))(mx.array(REASON_LOGITS), mx.array(ANSWER_LOGITS))
+    logits = [mx.array(each) for each in (REASON_LOGITS, ANSWER_LOGITS, READ_LOGITS)]
+    gradients = mx.grad(loss, argnums=(0, 1, 2))(*logits)
     # Two tokens a rollout share its weight: reasoning and answer position.
     return -2 * np.concatenate([np.array(g).reshape(-1) for g in gradients])
 
@@ -209,8 +231,9 @@ def hard_gradient(reasons: tuple[int, ...], answers: tuple[int, ...], y: float) 
     """The gradient of sampled answers with the hard reward, leave one out as well, by the score function."""
     p = np.exp(REASON_LOGITS) / np.exp(REASON_LOGITS).sum()
     q = np.exp(ANSWER_LOGITS) / np.exp(ANSWER_LOGITS).sum(axis=1, keepdims=True)
-    earned = np.array([[{0: y + 0.2, 1: 1 - y + 0.2, 2: 0.0}[a] for a in answers]])
-    advantages = leave_one_out_advantages(earned)[0]
+    both = zip(reasons, answers, strict=True)
+    rewards = np.array([[{0: y + FORM[r], 1: 1 - y + FORM[r], 2: 0.0}[a] for r, a in both]])
+    advantages = leave_one_out_advantages(rewards)[0]
     total = np.zeros(REASONS + 3 * REASONS)
     for reason, answer, advantage in zip(reasons, answers, advantages, strict=True):
         total[:REASONS] += advantage * (np.eye(REASONS)[reason] - p)
@@ -222,8 +245,8 @@ def hard_gradient(reasons: tuple[int, ...], answers: tuple[int, ...], y: float) 
 @pytest.mark.parametrize("reward", ["soft", "brier", "soft=0.5,brier=2", "soft=0.7,own.py:f=0.4"])
 @pytest.mark.parametrize("y", [1.0, 0.3])
 def test_gradient_of_the_expected_reward(reward: str, y: float) -> None:
-    exact = mx.grad(lambda r, a: expected_reward(r, a, reward, y), argnums=(0, 1))(
-        mx.array(REASON_LOGITS), mx.array(ANSWER_LOGITS)
+    exact = mx.grad(lambda *logits: expected_reward(*logits, reward, y), argnums=(0, 1, 2))(
+        *(mx.array(each) for each in (REASON_LOGITS, ANSWER_LOGITS, READ_LOGITS))
     )
     expected = np.concatenate([np.array(g).reshape(-1) for g in exact])
     p = np.exp(REASON_LOGITS) / np.exp(REASON_LOGITS).sum()
@@ -234,7 +257,7 @@ def test_gradient_of_the_expected_reward(reward: str, y: float) -> None:
         second += p[list(reasons)].prod() * (gradient**2).sum()
     assert mean == pytest.approx(expected, abs=1e-6)
     if reward == "soft" and y == 1.0:
-        assert second - (mean**2).sum() < 0.5 * hard_variance(y, expected)
+        assert second - (mean**2).sum() < 0.5 * hard_variance(y, expected[: -len(READ_LOGITS)])
 
 
 def hard_variance(y: float, expected: np.ndarray) -> float:
@@ -264,7 +287,7 @@ def inputs_of(
     """Of two groups of two rollouts with these lengths, of which one has no answer."""
     groups = groups_of([[Rollout((5,) * n, (0.0,) * n, Verdict("")) for n in group] for group in lengths], [1.0, 0.0])
     every = np.ones((2, 2), bool)
-    earned = GroupRewards(
+    rewarded = GroupRewards(
         rewards=np.ones((2, 2)),
         components={"soft": np.ones((2, 2))},
         advantages=np.ones((2, 2)),
@@ -275,11 +298,11 @@ def inputs_of(
         has_advantage=every[0],
         has_gradient=np.array(has_gradient),
     )
-    return loss_inputs(groups, earned, settings, RewardMix.parse(settings.reward))
+    return loss_inputs(groups, rewarded, settings, RewardMix.parse(settings.reward))
 
 
 def test_groups_without_a_gradient_count() -> None:
-    settings = TrainSettings(reward="soft", loss_type="dapo")
+    settings = TrainSettings(reward="soft", loss_type="dapo", read_weight=0.0)
     both, one = (inputs_of([[2, 3], [4, 1]], settings, (first, True)) for first in (True, False))
     assert (len(both.prompts), len(one.prompts)) == (2, 1)
     assert np.array(both.weights).sum() + np.array(both.answer_weights).sum() == pytest.approx(1)
@@ -287,6 +310,27 @@ def test_groups_without_a_gradient_count() -> None:
     assert np.array(one.weights).tolist() == np.array(both.weights)[2:].tolist()
     assert np.array(both.answer_weights).tolist() == pytest.approx([1 / 13, 0, 1 / 13, 1 / 13])
     assert (both.step_tokens, one.step_tokens) == (10, 5)
+    assert (both.step_positions, one.step_positions) == (13, 7)
+
+
+def test_a_group_without_a_gradient_is_still_read() -> None:
+    settings = TrainSettings(reward="soft", read_weight=0.5)
+    both, one = (inputs_of([[2, 3], [4, 1]], settings, (first, True)) for first in (True, False))
+    assert both.read
+    assert one.read
+    assert one.completions.lengths.tolist() == [0, 0, 4, 1]
+    assert not np.array(one.weights)[:2].any()
+    assert not np.array(one.answer_weights)[:2].any()
+    for inputs in (both, one):  # half of what the two answer positions of a group weigh
+        assert inputs.read
+        assert np.array(inputs.read.answer_weights).tolist() == pytest.approx([0.5 * 2 / 13] * 2)
+        assert np.array(inputs.read.y).tolist() == [1.0, 0.0]
+    assert (both.step_positions, one.step_positions) == (15, 9)
+    alone = inputs_of([[2, 3], [4, 1]], settings, (False, False))
+    assert alone.read
+    assert len(alone.prompts) == len(alone.read.prompts) == 2
+    for off in (replace(settings, read_weight=0.0), replace(settings, think=False), replace(settings, reward="score")):
+        assert inputs_of([[2, 3], [4, 1]], off).read is None
 
 
 @pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo"])

@@ -50,6 +50,23 @@ def copied(vlm: VLM) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("think", [True, False])
+def test_the_divergence_holds_the_answer_position(fresh: VLM, tmp_path: Path, think: bool) -> None:
+    """With a large weight the adapter stays where it was, also without thinking, where no token is written."""
+    adapters, divergences = [], []
+    for kl in (0.0, 1e-9, 100.0):
+        vlm = load_vlm(TINY, 512 * 512)
+        reports = run_small(vlm, tmp_path / str(kl), kl=kl, think=think, steps=6, limit=9, learning_rate=0.03)
+        adapters.append(copied(vlm))
+        divergences.append([report.kl for report in reports])
+    free, measured, held = adapters
+    assert all(np.isnan(divergences[0]))
+    assert divergences[1][0] == divergences[2][0] == 0
+    assert 0 < divergences[2][-1] < 0.3 * divergences[1][-1]
+    moved = [sum(float((w**2).sum()) for n, w in each.items() if n.endswith("lora_b")) for each in (measured, held)]
+    assert moved[1] < moved[0]
+
+
+@pytest.mark.parametrize("think", [True, False])
 def test_seeds(think: bool, tmp_path: Path) -> None:
     adapters = []
     for number, seed in enumerate((0, 0, 1)):
@@ -123,7 +140,7 @@ def _pairs(preferences: list[Any]) -> list[Any]:
 
 
 def test_rollouts_differ_and_are_recorded(fresh: VLM, tmp_path: Path) -> None:
-    reports = run_small(fresh, tmp_path / "run")
+    reports = run_small(fresh, tmp_path / "run", kl=0.1)  # with which all rollouts are in the loss
     group = [record.text for record in reports[0].rollouts[:3]]
     assert len(set(group)) == 3
     assert all(report.mismatch < 1e-3 for report in reports)
@@ -147,12 +164,32 @@ def test_a_run_can_be_repeated(fresh: VLM, tmp_path: Path) -> None:
 def test_groups_without_gradient_are_skipped(fresh: VLM, tmp_path: Path) -> None:
     """A random model never answers, so hard rewards are all 0."""
     before = copied(fresh)
-    reports = run_small(fresh, tmp_path / "run", reward="hard")
+    reports = run_small(fresh, tmp_path / "run", reward="hard", read_weight=0.0)
     assert not before
     assert [report.skipped for report in reports] == [3, 3]
     assert not any(report.updated for report in reports)
     weights = copied(fresh)
     assert all(not weight.any() for name, weight in weights.items() if name.endswith("lora_b"))
+
+
+@pytest.mark.parametrize("reward", ["hard", "soft"])
+def test_reading_learns_from_groups_that_reasons_learn_nothing_from(fresh: VLM, tmp_path: Path, reward: str) -> None:
+    """A random model never answers after reasons; read at once it does, and `hard` teaches that side as `soft` does."""
+    reports = run_small(fresh, tmp_path / "run", reward=reward, steps=4, read_weight=10.0, learning_rate=0.03)
+    assert all(report.updated and report.skipped == 3 for report in reports)
+    assert all(0 <= report.read_accuracy <= 1 for report in reports)
+    assert reports[0].loss > -0.1
+    assert reports[-1].loss < -0.5
+    for line in (report.to_json() for report in reports):
+        assert [line[name] for name in ("mismatch", "clip_fraction", "kl")] == [None] * 3
+
+
+@pytest.mark.parametrize("reward", ["score", "custom"])
+def test_what_reading_would_contradict_is_not_taught(fresh: VLM, tmp_path: Path, reward: str) -> None:
+    reward = own_file(tmp_path, "return [0.0 for text in texts]") if reward == "custom" else reward
+    reports = run_small(fresh, tmp_path / "run", reward=reward)
+    assert not any(report.updated for report in reports)
+    assert all(np.isnan(report.read_accuracy) for report in reports)
 
 
 def test_fraction_of_the_data(fresh: VLM) -> None:
@@ -174,7 +211,7 @@ def test_ties_teach_brier_only(fresh: VLM) -> None:
 def test_infinite_loss_stops_the_run(fresh: VLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = gradients.step_loss
     monkeypatch.setattr(
-        gradients, "step_loss", lambda *arguments: (original(*arguments)[0] * mx.array(float("nan")), mx.array(0.0))
+        gradients, "step_loss", lambda *arguments: (original(*arguments)[0] * mx.array(float("nan")), mx.zeros(3))
     )
     settings = settings_from(TrainSettings, {"data": "demo"} | SMALL | {"steps": 9, "think": False})
     reports: list[StepReport] = []
@@ -336,12 +373,47 @@ def test_an_unanswered_rollout_has_no_gradient() -> None:
             answer_weights=mx.array([0.25, 0.0]),
             advantages=mx.zeros(2),
             y=mx.array([1.0, 1.0]),
+            form=mx.array([0.2, 0.2]),
         )
         gradient = mx.grad(
             lambda labels, i=inputs: step_loss(Logprobs(mx.zeros((2, 1)), labels), i, TrainSettings())[0]
         )(mx.array([[-0.1, -2.4], [-200.0, -200.0]]))
         assert mx.isfinite(gradient).all().item()
         assert gradient[1].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("reward", ["soft", "brier"])
+@pytest.mark.parametrize("logprob", [-3.0, -30.0, -60.0, -100.0])
+def test_unlikely_labels_have_a_finite_gradient(reward: str, logprob: float) -> None:
+    """Equal to that by float64 in log space, where the ratio of both labels would underflow."""
+    labels, y, form = np.array([[logprob, logprob - 1.0]]), 1.0, 0.2
+    inputs = LossInputs(
+        prompts=[],
+        completions=Completions.of([[]]),
+        mix=RewardMix.parse(reward),
+        mask=mx.ones((1, 0)) > 0,
+        weights=mx.ones((1, 0)),
+        answer_weights=mx.ones(1),
+        advantages=mx.zeros(1),
+        y=mx.array([y]),
+        form=mx.array([form]),
+    )
+    loss = lambda each: step_loss(Logprobs(mx.zeros((1, 0)), each), inputs, TrainSettings())[0]  # noqa: E731
+    gradient = np.array(mx.grad(loss)(mx.array(labels.astype(np.float32))))[0]
+    scale, p_first = np.exp(logprob), 1 / (1 + np.exp(-1.0))
+
+    def earned(first: float, second: float) -> float:  # over `scale`
+        mass, p = np.exp(first) + np.exp(second), 1 / (1 + np.exp(second - first))
+        return float(mass * (form + p)) if reward == "soft" else float(mass * (form + 1 - (p - y) ** 2))
+
+    step = 1e-6
+    expected = [
+        (earned(step, -1.0) - earned(-step, -1.0)) / (2 * step),
+        (earned(0.0, -1.0 + step) - earned(0.0, -1.0 - step)) / (2 * step),
+    ]
+    assert np.isfinite(gradient).all()
+    assert p_first > 0.5
+    assert gradient == pytest.approx(-scale * np.array(expected), rel=1e-3, abs=1e-37)
 
 
 def test_an_adapter_knows_its_base(fresh: VLM, tmp_path: Path) -> None:
@@ -411,7 +483,8 @@ def test_report(tmp_path: Path) -> None:
 def test_unmeasured_values_are_null(fresh: VLM, tmp_path: Path) -> None:
     (report,) = run_small(fresh, tmp_path / "run", think=False, steps=1)
     line = report.to_json()
-    assert [line[name] for name in ("kl", "entropy", "held_out")] == [None, None, None]
+    unmeasured = ("kl", "entropy", "held_out", "mismatch", "clip_fraction", "read_accuracy", "tokens_per_second")
+    assert [line[name] for name in unmeasured] == [None] * len(unmeasured)
     assert report.score_seconds == 0
 
 
