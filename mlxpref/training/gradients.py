@@ -68,6 +68,7 @@ def with_reference(vlm: VLM, inputs: LossInputs, settings: TrainSettings) -> Los
         prompts = prefill(vlm, batch.prompts, settings.recompute)
         for piece in batch.pieces(settings.micro_batch):
             scores = _scores(vlm, prompts, piece, settings)
+            assert scores.answer_states is not None
             states[piece.is_read].append(scores.answer_states)
             if not piece.is_read:
                 logprobs.append(_padded(scores.logprobs, inputs))

@@ -65,14 +65,15 @@ def reward_groups(
     lean = p1 - p2 if mix.exact else _array(groups, _score_margin if mix.form == "scores" else _answer_margin)
     ending = "1</answer>" if mix.exact else ""  # an integrated answer is not written
     well_formed = _array(groups, lambda v: is_well_formed(v.text + ending, mix.form, settings.think)) > 0
-    form = settings.format_weight * well_formed
+    form: Floats = settings.format_weight * well_formed.astype(np.float64)
 
     def component(part: RewardPart) -> Floats:
         if part.function:
             mine = [part.function(groups[i].comparison, groups[i].verdicts) for i in processes.shard(len(groups))]
             return np.array([values for each in processes.all_gather(mine) for values in each])
         if part.name in EXACT_REWARDS:
-            return EXACT_REWARDS[part.name](p1 + p2, p1 / np.where(reached, p1 + p2, 1.0), y, form)
+            p_first = p1 / np.where(reached, p1 + p2, 1.0)
+            return np.asarray(EXACT_REWARDS[part.name](p1 + p2, p_first, y, form))
         return agreement_reward(lean, y, form)
 
     components = {part.name: component(part) for part in mix.parts}

@@ -38,12 +38,13 @@ class StepReport:
 
     Of all rollouts, with resampled groups: the means `reward` and `reward_parts`, its unweighted parts; `accuracy`, the
     share of rollouts that agree with the majority; `truncated`, the share that ran out of tokens; `entropy` of the
-    policy a token, the mean of minus its tokens' log-probabilities. `read_accuracy` is the share of the step's answers
-    read at once, without reasons, that agree with the majority, where they are trained, too. `mismatch` is the mean distance between the
-    log-probabilities of sampling and of scoring, `skipped` the number of `groups` without a gradient, `resampled` that
-    of replaced groups. The seconds of rollout, score (the reference), update and evaluation add up to `seconds`;
-    `tokens_per_second` is of the rollout alone. `held_out` are the metrics of `eval` on the held-out preferences. Of
-    several processes, this one sent `sent_bytes` in the step and spent `wait_seconds` of it in exchanges.
+    policy a token, the mean of minus its tokens' log-probabilities. `read_accuracy` is the share of the answers read at
+    once that agree with the majority, where these are trained, too. `mismatch` is the mean distance between the
+    log-probabilities of sampling and of scoring, `skipped` the number of `groups` whose rollouts have no gradient,
+    `resampled` that of replaced groups. The seconds of rollout, score (the reference), update and evaluation add up to
+    `seconds`; `tokens_per_second` is of the rollout alone. `held_out` are the metrics of `eval` on the held-out
+    preferences. Of several processes, this one sent `sent_bytes` in the step and spent `wait_seconds` of it in
+    exchanges.
     """
 
     step: int

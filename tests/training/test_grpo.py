@@ -203,9 +203,7 @@ def groups_of(rollouts: list[list[Rollout]], shares: list[float]) -> list[Rollou
 
 def one_gradient(reasons: tuple[int, ...], reward: str, y: float) -> np.ndarray:
     """The gradient that one group of rollouts gives, through the code that trains."""
-    settings = TrainSettings(
-        reward=reward, group=GROUP, format_weight=0.2, loss_type="bnpo", read_weight=READ_WEIGHT
-    )
+    settings = TrainSettings(reward=reward, group=GROUP, format_weight=0.2, loss_type="bnpo", read_weight=READ_WEIGHT)
     q = np.exp(ANSWER_LOGITS) / np.exp(ANSWER_LOGITS).sum(axis=1, keepdims=True)
     groups = groups_of([[Rollout((r,), (0.0,), Verdict(TEXTS[r], *q[r, :2])) for r in reasons]], [y])
     mix = mix_of(reward, lambda _, group: [OWN_REWARDS[TEXTS.index(v.text)] for v in group])

@@ -58,7 +58,7 @@ def test_the_divergence_holds_the_answer_position(fresh: VLM, tmp_path: Path, th
         reports = run_small(vlm, tmp_path / str(kl), kl=kl, think=think, steps=6, limit=9, learning_rate=0.03)
         adapters.append(copied(vlm))
         divergences.append([report.kl for report in reports])
-    free, measured, held = adapters
+    _, measured, held = adapters
     assert all(np.isnan(divergences[0]))
     assert divergences[1][0] == divergences[2][0] == 0
     assert 0 < divergences[2][-1] < 0.3 * divergences[1][-1]
