@@ -1,13 +1,15 @@
 """The prompt in a ComfyUI graph: the input text of an image's sampler."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from mlxpref.errors import DataError
 
 NODE_LIMIT = 5_000
 """The most nodes of a graph; large real ones have some hundred."""
+TEXT_LIMIT = 100_000
+"""The most characters that string nodes may make."""
 Nodes = dict[str, dict[str, Any]]
 """Number of a node -> its `class_type` and `inputs`; an input is a value, or a link [number, output]."""
 
@@ -19,29 +21,62 @@ _NOT_THE_PROMPT = re.compile(
     r"negative|^neg_|system|wildcard_text|encoder|model|name|path|file|style|mode|type|delimiter|separator|^log_", re.I
 )
 _STARTS = ("positive", "guider", "conditioning", "text_embeds", "basic_pipe", "pipe")
+# The way of the image itself through the nodes: latents before it is decoded, images after that.
+_IMAGE_WAY = re.compile(r"latent|samples|image|pixels|frames|pipe|any(_\d+)?$|^(input|source)_?\d*$|^on_|^$", re.I)
+_DELIMITERS = ("delimiter", "separator", "delim", "sep")
 
 
 def prompt_in_graph(graph: Any) -> str | None:
     """The positive prompt of a graph in ComfyUI's form for running, `prompt`.
 
-    It follows the `positive` input of each sampler back through conditioning, reroutes and string nodes to text; the
-    texts of several nodes are lines, each once. Where a node replaces words or asks a language model, it returns the
-    node's input. None if there is no text. DataError if samplers have different prompts, or a switch chose one: then
-    the graph does not tell the image's prompt.
+    It follows the `positive` input of a sampler back through conditioning, reroutes and string nodes to text; string
+    nodes are applied, and the texts of several encoders are lines, each once. Only samplers that begin an image count,
+    not those that enlarge or correct it. Where a node asks a language model, it returns the node's input. None if there
+    is no text. DataError if samplers have different prompts, or a switch chose one: then the graph does not tell the
+    image's prompt.
     """
     nodes = _nodes(graph)
     if len(nodes) > NODE_LIMIT:
         raise DataError(f"has a ComfyUI graph of {len(nodes):,} nodes, more than {NODE_LIMIT:,}, which is not read")
-    starts = [start for node in nodes.values() if (start := _start(node)) is not None]
+    samplers = {number: start for number, node in nodes.items() if (start := _start(node)) is not None}
+    starts = [samplers[number] for number in _first_samplers(nodes, set(samplers))]
     if not starts:  # nodes that call a service have a prompt but no sampler
         starts = [node["inputs"]["prompt"] for node in nodes.values() if "prompt" in node["inputs"]]
-    prompts = {text: None for start in starts if (text := _text_behind(nodes, start)) is not None}
-    if len(prompts) > 1:  # an upscaling pass often has an empty one
+    try:
+        prompts = {text: None for start in starts if (text := _text_behind(nodes, start, {})) is not None}
+    except RecursionError as error:
+        raise DataError("has a ComfyUI graph with string nodes behind string nodes, too many to be read") from error
+    if len(prompts) > 1:
         prompts.pop("", None)
     if len(prompts) > 1:
         examples = " and ".join(f"“{' '.join(text.split())[:40]}”" for text in list(prompts)[:2])
         raise DataError(f"has {len(prompts)} different prompts in its ComfyUI graph ({examples}); name one in a file")
     return next(iter(prompts), None)
+
+
+def _first_samplers(nodes: Nodes, samplers: set[str]) -> list[str]:
+    """The samplers that begin a saved image: they get an empty latent or a loaded image, not what a sampler made."""
+    behind: dict[str, list[str]] = {}
+    ahead: dict[str, list[str]] = {}
+    for number, node in nodes.items():
+        links = (_link(value, nodes) for name, value in node["inputs"].items() if _IMAGE_WAY.search(name))
+        behind[number] = [link for link in links if link is not None]
+        for link in behind[number]:
+            ahead.setdefault(link, []).append(number)
+    later = _reached(ahead, [number for sampler in samplers for number in ahead.get(sampler, [])])
+    saving = [number for number, node in nodes.items() if "save" in node["class_type"].casefold()]
+    first, saved = samplers - later, _reached(behind, saving)
+    return sorted(first & saved or first or samplers)
+
+
+def _reached(edges: dict[str, list[str]], starts: list[str]) -> set[str]:
+    """The nodes that edges lead to from these, and these."""
+    reached, waiting = set(starts), list(starts)
+    while waiting:
+        new = set(edges.get(waiting.pop(), ())) - reached
+        reached |= new
+        waiting += new
+    return reached
 
 
 def _start(node: dict[str, Any]) -> Any:
@@ -52,16 +87,61 @@ def _start(node: dict[str, Any]) -> Any:
     return next((inputs[name] for name in _STARTS if name in inputs), None)
 
 
-def _text_behind(nodes: Nodes, start: Any) -> str | None:
-    """The text of an input: itself, or the texts behind its link."""
+def _text_behind(nodes: Nodes, start: Any, known: dict[str, str | None]) -> str | None:
+    """The text of an input: itself, or the texts behind its link; `known` has the texts of string nodes."""
     if isinstance(start, str):
         return start.strip()
     link = _link(start, nodes)
-    texts = list(dict.fromkeys(_texts(nodes, link))) if link else []
+    texts = list(dict.fromkeys(_texts(nodes, link, known))) if link else []
     return "\n".join(text for text in texts if text) if texts else None
 
 
-def _texts(nodes: Nodes, start: str) -> Iterator[str]:
+def _applied(nodes: Nodes, number: str, known: dict[str, str | None]) -> str | None:
+    """The text that a string node makes of its inputs; None for nodes that only pass texts on."""
+    if number in known:
+        return known[number]
+    kind, inputs = nodes[number]["class_type"].casefold().replace(" ", ""), nodes[number]["inputs"]
+
+    def text_of(value: Any) -> str:
+        return value if isinstance(value, str) else _text_behind(nodes, value, known) or ""
+
+    delimiter = next((name for name in _DELIMITERS if name in inputs), None)
+    finds = [name for name in inputs if re.fullmatch(r"find_?\d*", name)]
+    action = next((action for action in _ACTIONS if action in kind), None)
+    if delimiter is None and not finds and action is None:
+        return None
+    known[number] = ""  # of a node behind itself
+    names = sorted((name for name in inputs if _is(_TEXT, name)), key=lambda name: (len(name), name))
+    texts = [text for name in names if (text := text_of(inputs[name]))]
+    text = text_of(inputs.get(delimiter)).replace("\\n", "\n").join(texts) if delimiter else "".join(texts)
+    for name in finds:
+        wanted, instead = text_of(inputs[name]), text_of(inputs.get(name.replace("find", "replace"), ""))
+        text = text.replace(wanted, instead) if wanted else text
+    known[number] = text = _ACTIONS[action](text, inputs) if action else text
+    if len(text) > TEXT_LIMIT:
+        raise DataError(f"has a prompt of more than {TEXT_LIMIT:,} characters in its ComfyUI graph; name one in a file")
+    return text
+
+
+def _change_case(text: str, inputs: dict[str, Any]) -> str:
+    mode = str(inputs.get("mode")).casefold()
+    changes = {"uppercase": str.upper, "lowercase": str.lower, "capitalize": str.capitalize, "title case": str.title}
+    return changes.get(mode, str)(text)
+
+
+def _substring(text: str, inputs: dict[str, Any]) -> str:
+    places = [place if isinstance(place := inputs.get(name), int) else None for name in ("start", "end")]
+    return text[slice(*places)]
+
+
+_ACTIONS: dict[str, Callable[[str, dict[str, Any]], str]] = {
+    "stringtrim": lambda text, _: text.strip(),
+    "caseconverter": _change_case,
+    "stringsubstring": _substring,
+}
+
+
+def _texts(nodes: Nodes, start: str, known: dict[str, str | None]) -> Iterator[str]:
     """The texts behind a node, in order; it enters no node twice, so loops end."""
     visited: set[str] = set()
     ahead: list[tuple[str | None, str]] = [(start, "")]  # a node's number, or None and a text
@@ -72,6 +152,9 @@ def _texts(nodes: Nodes, start: str) -> Iterator[str]:
         if number is None or number in visited:
             continue
         visited.add(number)
+        if (applied := _applied(nodes, number, known)) is not None:
+            yield applied.strip()
+            continue
         kind, inputs = nodes[number]["class_type"], nodes[number]["inputs"]
         if "positive" in inputs:  # the node also has the negative prompt
             inputs = {"positive": inputs["positive"]}

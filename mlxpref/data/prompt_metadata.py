@@ -1,44 +1,52 @@
 """The prompt in an image's metadata, as image generators write it."""
 
+import html
+import io
 import json
 import re
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 from PIL import Image, UnidentifiedImageError
-from PIL.PngImagePlugin import iTXt
 
 from mlxpref.data.comfyui import prompt_in_graph
-from mlxpref.data.images import PIXEL_LIMIT
+from mlxpref.data.containers import EXIF, Part, parts, without_extras
+from mlxpref.data.images import open_image
 from mlxpref.errors import DataError
 from mlxpref.text import one_line
 
-_FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "JPEG2000", "GIF", "BMP", "PPM")
+TEXT_LIMIT = 64 << 20
+"""The most bytes of an image's compressed texts together."""
 _NEGATIVE = re.compile(r"^[ \t]*Negative prompt:", re.M)
 _SETTINGS = re.compile(r"^[ \t]*(?:Steps: ?\d+|Size: ?\d+x\d+)(?=,|[ \t]*\r?$)", re.M)
-_MODEL, _EXIF, _USER_COMMENT = 0x0110, 0x8769, 0x9286
-_COMMENT_IN_XMP = "{http://ns.adobe.com/exif/1.0/}UserComment"
+_USER_COMMENT, _WINDOWS_TEXTS = 0x9286, range(0x9C9B, 0x9CA0)
+_XMP = b"http://ns.adobe.com/xap/1.0/\0"
+# The places where tools write prompts, in the order in which they are looked through; then all others.
+_PLACES = ("parameters", "invokeai_metadata", "Comment", "Description", "prompt", "sd-metadata", "Dream")
+_Text = tuple[str, str | None]
+"""The name of a text and the text, or None where it is too long."""
 
 
 def prompt_in_image(path: Path) -> str | None:
     """The positive prompt in an image's metadata, or None if there is none.
 
-    It reads PNG text and EXIF of AUTOMATIC1111, Forge, SD.Next, Fooocus, SwarmUI, InvokeAI, NovelAI and ComfyUI, and
-    EXIF and XMP of Draw Things, and returns the first prompt. It decodes pixels only if there is no text before them.
+    It reads what AUTOMATIC1111, Forge, SD.Next, Fooocus, SwarmUI, InvokeAI, NovelAI, Draw Things and ComfyUI write, in
+    PNG text, EXIF, XMP and comments of any format, and returns the first prompt. It decodes no pixels.
     DataError, which continues the file's name, for unusable metadata.
     """
     problem: DataError | None = None
-    for decode in (False, True):
-        for read, text in _readings(*_metadata(path, decode)):
-            try:
-                if (prompt := read(text)) is not None:
-                    return prompt
-            except DataError as error:
-                problem = problem or error
+    for read, text in _readings(_texts(path)):
+        try:
+            if text is None:
+                raise DataError(f"has a text in its metadata that unpacks to more than {TEXT_LIMIT >> 20} MiB")
+            if (prompt := read(text)) is not None:
+                return prompt
+        except DataError as error:
+            problem = problem or error
     if problem is not None:
         raise problem
     return None
@@ -56,64 +64,113 @@ def prompt_in_infotext(text: str) -> str | None:
     return text[: settings[-1].start()] if settings else None
 
 
-def _metadata(path: Path, decode: bool) -> tuple[dict[str, str], dict[int, Any]]:
-    """The texts and the EXIF tags of an image; with `decode`, those behind a PNG's pixels."""
+def _texts(path: Path) -> list[_Text]:
+    """The texts beside the pixels of an image, in the order of the file; damaged ones are left out."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot be read ({error.strerror}); check the name") from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        texts, room = list[_Text](), TEXT_LIMIT
+        for piece in (pieces := list(parts(content))):
+            for name, text in _texts_of(piece, room):
+                texts.append((name, text))
+                room -= len(text or "")
+        if pieces:
+            return texts
+        with suppress(Exception):
+            return _texts_of_other_formats(content)
         try:
-            with path.open("rb") as file, Image.open(file, formats=_FORMATS) as image:
-                if not decode:  # Pillow decodes a PNG to look for EXIF behind its pixels
-                    return _texts(image), _exif(image) if image.format != "PNG" or "exif" in image.info else {}
-                if image.format != "PNG" or image.width * image.height > PIXEL_LIMIT:
-                    return {}, {}
-                image.load()
-                return _texts(image), _exif(image)
+            return _texts_of_other_formats(without_extras(content)[0])
         except UnidentifiedImageError as error:
             raise DataError("is not an image of a format whose metadata is read; name its prompt in a file") from error
-        except Exception as error:
-            # Pillow raises errors of many types, such as ValueError for text that unpacks to more than 1 MiB.
+        except Exception as error:  # Pillow raises errors of many types
             raise DataError(f"has metadata that cannot be read ({one_line(error)})") from error
 
 
-def _texts(image: Image.Image) -> dict[str, str]:
-    """The texts of an image by name; corrects PNG text in UTF-8, which tools write instead of Latin-1."""
-    texts: dict[str, str] = {}
-    for name, value in image.info.items():
-        if isinstance(value, bytes) and name == "xmp":
-            value = value.decode(errors="replace")
-        if isinstance(value, str):
-            if not isinstance(value, iTXt):
-                with suppress(UnicodeError):
-                    value = value.encode("latin-1").decode()
-            texts["xmp" if name == "XML:com.adobe.xmp" else str(name)] = str(value)
-    return texts
+def _texts_of(piece: Part, room: int) -> Iterator[_Text]:
+    """The texts in a part of a PNG, JPEG or WebP file."""
+    name, content = piece.name, piece.content
+    if name in (b"tEXt", b"zTXt", b"iTXt"):
+        yield from _png_text(name, content, room)
+    elif name == b"\xff\xfe":
+        yield "comment", _decoded(content)
+    elif name == b"XMP " or content.startswith(_XMP):
+        yield "xmp", content.removeprefix(_XMP).decode(errors="replace")
+    elif name in EXIF:
+        exif = Image.Exif()
+        with suppress(Exception):
+            # Zeros let Pillow read a value that is cut.
+            exif.load(b"Exif\0\0" + content.removeprefix(b"Exif\0\0") + bytes(1 << 16))
+        yield from _exif_texts(exif)
 
 
-def _exif(image: Image.Image) -> dict[int, Any]:
-    """The EXIF tags of an image, with those about the photograph; damaged EXIF counts as none."""
-    with suppress(Exception):
-        exif = image.getexif()
-        return {**exif.get_ifd(_EXIF), **exif}
-    return {}
+def _png_text(kind: bytes, content: bytes, room: int) -> Iterator[_Text]:
+    """The text in a chunk of a PNG, unpacked; many tools write UTF-8 where the format has Latin-1."""
+    name, _, value = content.partition(b"\0")
+    is_packed = kind == b"zTXt"
+    if kind == b"iTXt":
+        is_packed = value[:1] == b"\1"
+        value = value[2:].split(b"\0", 2)[-1]
+    elif is_packed:
+        value = value[1:]
+    if is_packed:
+        unpacker = zlib.decompressobj()
+        with suppress(zlib.error):
+            value = unpacker.decompress(value, max(1, room))
+            if unpacker.unconsumed_tail:
+                yield name.decode("latin-1"), None
+                return
+    if name == b"Raw profile type exif":  # ImageMagick's: three lines, then hexadecimal
+        with suppress(ValueError):
+            profile = bytes.fromhex(b"".join(value.split(b"\n")[3:]).decode("ascii"))
+            yield from _texts_of(Part(b"eXIf", profile, b"", True), room)
+        return
+    yield ("xmp" if name == b"XML:com.adobe.xmp" else name.decode("latin-1")), _decoded(value)
 
 
-def _readings(texts: dict[str, str], exif: dict[int, Any]) -> Iterator[tuple[Callable[[str], str | None], str]]:
-    """The texts that may hold the prompt, each with its reader, the usual ones first."""
-    if "parameters" in texts:
-        yield _all_or_stated, texts["parameters"]
-    if "invokeai_metadata" in texts:
-        yield _stated, texts["invokeai_metadata"]
-    if texts.get("Software", "").startswith("NovelAI"):
-        yield _stated, texts.get("Comment", "")
-        yield _all_or_stated, texts.get("Description", "")
-    if "prompt" in texts:
-        yield _all_or_stated, texts["prompt"]
-    if isinstance(value := exif.get(_MODEL), str) and value.startswith("prompt:"):  # ComfyUI's WebP and AVIF
-        yield _stated, value.removeprefix("prompt:")
-    if isinstance(comment := exif.get(_USER_COMMENT), bytes | str):
-        yield _stated, _user_comment(comment)
-    if "xmp" in texts:
-        yield _in_xmp, texts["xmp"]
+def _exif_texts(exif: Image.Exif) -> Iterator[_Text]:
+    """The texts of all EXIF tags, those about the photograph first; damaged EXIF counts as none."""
+    tags: dict[int, Any] = {}
+    for read in (lambda: exif.get_ifd(0x8769), lambda: exif):
+        with suppress(Exception):
+            tags.update(read())
+    for tag, value in tags.items():
+        if tag == _USER_COMMENT and isinstance(value, bytes | str):
+            yield "UserComment", _user_comment(value)
+        elif tag in _WINDOWS_TEXTS and isinstance(value, bytes | tuple):
+            yield "XP", bytes(value).decode("utf-16-le", "replace")
+        elif isinstance(value, str):
+            yield "EXIF", _decoded(value.encode("latin-1", "replace"))
+
+
+def _texts_of_other_formats(content: bytes) -> list[_Text]:
+    with open_image(io.BytesIO(content)) as image:
+        info = {str(name): value for name, value in image.info.items() if isinstance(value, str | bytes)}
+        texts: list[_Text] = [
+            (name, value if isinstance(value, str) else _decoded(value))
+            for name, value in info.items()
+            if name not in ("exif", "icc_profile")
+        ]
+        return [*_exif_texts(image.getexif()), *texts]
+
+
+def _decoded(text: bytes) -> str:
+    with suppress(UnicodeError):
+        return text.decode()
+    return text.decode("latin-1")
+
+
+def _readings(texts: list[_Text]) -> Iterator[tuple[Callable[[str], str | None], str | None]]:
+    """The texts that may hold the prompt, each with its reader, the usual places first."""
+    by_novelai = any(name == "Software" and (text or "").startswith("NovelAI") for name, text in texts)
+    readers: dict[str, Callable[[str], str | None]] = {"Dream": _in_dream, "xmp": _in_xmp}
+    readers |= dict.fromkeys(("parameters", "prompt", *(["Description"] if by_novelai else [])), _all_or_stated)
+    order = {name: place for place, name in enumerate(_PLACES)}
+    for name, text in sorted(texts, key=lambda item: order.get(item[0], len(order))):
+        if name != "workflow":  # ComfyUI's graph as it was drawn
+            yield readers.get(name, _stated), text
 
 
 def _all_or_stated(text: str) -> str | None:
@@ -127,7 +184,7 @@ def _all_or_stated(text: str) -> str | None:
 
 def _stated(text: str) -> str | None:
     """The prompt in a text: JSON of some tool, or AUTOMATIC1111's form."""
-    text = text.strip("\0 \t\r\n")
+    text = re.sub(r"^\s*(prompt|parameters)\s*:\s*(?=\{)", "", text.strip("\0 \t\r\n"), flags=re.I)
     if not text.startswith("{"):
         return prompt_in_infotext(text)
     try:
@@ -139,17 +196,42 @@ def _stated(text: str) -> str | None:
 
 
 def _in_json(value: dict[str, Any]) -> str | None:
-    """The prompt in the JSON of SwarmUI, InvokeAI, Draw Things, Fooocus and NovelAI, or in a ComfyUI graph."""
-    swarm = value.get("sui_image_params")
-    caption = _at(value, "v4_prompt", "caption", "base_caption")
-    candidates = (_at(swarm, "prompt"), value.get("positive_prompt"), value.get("c"), value.get("prompt"), caption)
+    """The prompt in the JSON of a tool: as text, in a ComfyUI graph, or in a text inside that has one of the forms."""
+    candidates = (
+        _at(value, "sui_image_params", "prompt"),  # SwarmUI
+        value.get("positive_prompt"),  # InvokeAI
+        value.get("c"),  # Draw Things
+        value.get("prompt"),  # Fooocus, NovelAI and others
+        value.get("Prompt"),
+        _at(value, "v4_prompt", "caption", "base_caption"),  # NovelAI
+    )
     for prompt in candidates:
-        if isinstance(prompt, str):
+        if isinstance(prompt, str) and not re.match(r'\{\s*"', prompt):
             return prompt
+    if (prompt := _in_old_invokeai(_at(value, "image", "prompt"))) is not None:
+        return prompt
     for graph in (value.get("prompt"), value):
         if isinstance(graph, dict) and (prompt := prompt_in_graph(graph)) is not None:
             return prompt
-    return None
+    by_novelai = str(value.get("Software")).startswith("NovelAI") or str(value.get("Source")).startswith("NovelAI")
+    for text in value.values():
+        if isinstance(text, str) and (prompt := _stated(text)) is not None:
+            return prompt
+    return value["Description"] if by_novelai and isinstance(value.get("Description"), str) else None
+
+
+def _in_old_invokeai(prompt: Any) -> str | None:
+    """The positive part of a prompt of InvokeAI 1 and 2: a text, or texts with weights; [...] is negative."""
+    if isinstance(prompt, list):
+        texts = [_at(part, "prompt") for part in prompt]
+        prompt = ", ".join(text for text in texts if isinstance(text, str)) or None
+    return re.sub(r"\s*\[[^\[\]]*\]", "", prompt) if isinstance(prompt, str) else None
+
+
+def _in_dream(text: str) -> str | None:
+    """The prompt in a command of InvokeAI 1 and 2, before its options, with or without quotation marks."""
+    command = re.match(r'\s*"(.*?)"(?:\s+-|\s*$)', text, re.S) or re.match(r"(.*?)\s+-[A-Za-z]", text, re.S)
+    return _in_old_invokeai(command[1]) if command else None
 
 
 def _at(value: Any, *names: str) -> Any:
@@ -176,17 +258,8 @@ def _user_comment(comment: bytes | str) -> str:
 
 
 def _in_xmp(packet: str) -> str | None:
-    """The prompt in the comment of an XMP packet, which Draw Things writes."""
-    if "<!DOCTYPE" in packet or "<!ENTITY" in packet:  # a few of these can unpack to gigabytes
-        raise DataError("has XMP metadata that defines entities, which is not read")
-    if _COMMENT_IN_XMP.rpartition("}")[2] not in packet:
-        return None
-    try:
-        root = ElementTree.fromstring(packet.strip("\0 \n\ufeff"))
-    except ElementTree.ParseError as error:
-        raise DataError("has XMP metadata that is not valid XML") from error
-    for element in root.iter():
-        comment = "".join(element.itertext()) if element.tag == _COMMENT_IN_XMP else element.get(_COMMENT_IN_XMP)
-        if comment and (prompt := _stated(comment)) is not None:
+    """The prompt in any text or attribute of an XMP packet, also of a broken one; Draw Things writes EXIF's comment."""
+    for texts in re.findall(r"""(?<=>)([^<>]+)|="([^"]*)"|='([^']*)'""", packet):
+        if (prompt := _stated(html.unescape("".join(texts)))) is not None:
             return prompt
     return None

@@ -48,7 +48,7 @@ def link(number: int | str, output: int = 0) -> list[Any]:
             },
             "a cube",
         ),
-        # text by links, in order; a loop; a node that stands in it twice
+        # text by links, joined by a string node; a loop; a node that stands in it twice
         (
             {
                 "3": sampler(link(6)),
@@ -56,7 +56,7 @@ def link(number: int | str, output: int = 0) -> list[Any]:
                 "20": node("StringConcatenate", string_a=link(21), string_b="on grass", delimiter=", "),
                 "21": node("PrimitiveStringMultiline", value="a cube", string=link(20)),
             },
-            "a cube\non grass",
+            "a cube, on grass",
         ),
         (
             {
@@ -128,6 +128,90 @@ def test_prompts_are_followed_through_graphs(tmp_path: Path, nodes: dict[str, An
     assert prompt_in_image(commented(tmp_path / "a.webp", "prompt:" + text, 0x0110, False)) == expected
     comment = b"UNICODE\0" + json.dumps({"prompt": graph, "workflow": {}}).encode("utf-16-le")
     assert prompt_in_image(commented(tmp_path / "a.jpg", comment)) == expected
+
+
+def decoded(sampler_number: int) -> dict[str, Any]:
+    return node("VAEDecode", samples=link(sampler_number), vae=link(4, 2))
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        # a second pass over the latent, saved, too
+        {
+            "20": node("LatentUpscale", samples=link(3), width=1024),
+            "21": sampler(link(9)) | {"inputs": {**sampler(link(9))["inputs"], "latent_image": link(20)}},
+            "22": decoded(21),
+            "23": node("SaveImage", images=link(22)),
+        },
+        # passes over the decoded image: a face, an enlargement
+        {
+            "20": node("FaceDetailer", image=link(10), positive=link(9), negative=link(7), steps=20),
+            "21": node("ImageScaleBy", image=link(20)),
+            "22": node("UltimateSDUpscale", image=link(21), positive=link(9), negative=link(7), steps=20),
+            "23": node("SaveImage", images=link(22)),
+        },
+        # an image that is only looked at for the shape of the next one
+        {
+            "20": node("EmptyLatentImage", width=512),
+            "21": sampler(link(9)),
+            "22": decoded(21),
+            "24": node("Canny", image=link(22)),
+            "25": node("ControlNetApply", conditioning=link(6), image=link(24)),
+            "3": sampler(link(25)),
+        },
+        # a pipe
+        {
+            "20": node("ttN pipeLoader", positive="a cube", negative="ugly", seed=1),
+            "3": node("ttN pipeKSampler", pipe=link(20), steps=20),
+            "21": node("ttN pipeKSampler", pipe=link(3), positive=link(9), steps=9),
+            "23": node("SaveImage", images=link(21, 8)),
+        },
+    ],
+)
+def test_the_sampler_that_begins_the_image_has_the_prompt(nodes: dict[str, Any]) -> None:
+    graph = {
+        **BASE,
+        "3": sampler(link(6)),
+        "6": encoder("a cube"),
+        "9": encoder("detailed face"),
+        "10": decoded(3),
+        "11": node("SaveImage", images=link(10)),
+        **nodes,
+    }
+    assert prompt_in_graph(graph) == "a cube"
+    assert prompt_in_graph(dict(reversed(graph.items()))) == "a cube"
+
+
+@pytest.mark.parametrize(
+    ("inputs", "kind", "expected"),
+    [
+        ({"string_b": "grass", "delimiter": " on ", "string_a": link(30)}, "StringConcatenate", "a Red cube on grass"),
+        ({"text2": "", "text1": link(30), "separator": ", "}, "CR Text Concatenate", "a Red cube"),
+        ({"text_b": "grass", "text_a": link(30), "delimiter": "\\n"}, "Text Concatenate", "a Red cube\ngrass"),
+        ({"string": link(30), "find": "cube", "replace": link(31)}, "StringReplace", "a Red ball"),
+        ({"text": link(30), "find1": "Red", "replace1": "blue", "find2": "cube", "replace2": "ball"}, "CR Text Replace",
+         "a blue ball"),
+        ({"string": link(30), "mode": "lowercase"}, "CaseConverter", "a red cube"),
+        ({"string": link(30), "start": 2, "end": 5}, "StringSubstring", "Red"),
+        ({"string": link(30), "mode": "Both"}, "StringTrim", "a Red cube"),
+    ],
+)  # fmt: skip
+def test_string_nodes_are_applied(inputs: dict[str, Any], kind: str, expected: str) -> None:
+    strings = {"30": node("PrimitiveString", value="a Red cube"), "31": node("PrimitiveString", value="ball")}
+    graph = {**BASE, **strings, "3": sampler(link(6)), "6": encoder(link(32)), "32": node(kind, **inputs)}
+    assert prompt_in_graph(graph) == expected
+
+
+def test_string_nodes_that_repeat_without_end() -> None:
+    graph = {str(i): node("Join", text1=link(i + 1), text2=link(i + 1), separator=", ") for i in range(30)}
+    graph |= {"30": node("PrimitiveString", value="a cube"), "s": sampler(link(0))}
+    assert "more than 100,000 characters" in problem(prompt_in_graph, graph)
+    chain = {str(i): node("Join", text1=link(i + 1), separator="") for i in range(4_000)}
+    assert "too many to be read" in problem(prompt_in_graph, {**chain, "s": sampler(link(0))})
+    assert prompt_in_graph({"1": node("Join", text1=link(1), text2="a cube", separator=""), "s": sampler(link(1))}) == (
+        "a cube"
+    )
 
 
 def test_ambiguous_graphs_are_errors() -> None:

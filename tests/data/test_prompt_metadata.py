@@ -1,8 +1,10 @@
+import html
 import json
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from hypothesis import assume, given, settings
@@ -10,8 +12,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from mlxpref.data import prompt_metadata
 from mlxpref.data.prompt_metadata import prompt_in_image, prompt_in_infotext
 from mlxpref.errors import DataError
+from tests.data.test_containers import chunk, segment
 from tests.data.test_images import png_header
 
 SETTINGS = "Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 965400086, Size: 512x512, Model hash: 45dee52b"
@@ -187,17 +191,16 @@ def test_xmp_of_draw_things_is_read(tmp_path: Path, packet: str) -> None:
     assert prompt_in_image(commented(tmp_path / "b.jpg", comment)) == "a cube"
 
 
-def test_xmp_that_is_broken_or_a_bomb_is_an_error(tmp_path: Path) -> None:
+def test_xmp_that_is_broken_or_a_bomb(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
-    for packet, message in (
-        (xmp(ELEMENT)[:-40], "not valid XML"),
-        ('<!DOCTYPE x [<!ENTITY a "b">]>' + xmp(ELEMENT), "defines entities"),
-        (xmp(ELEMENT.replace('"uc"', "uc")), "not valid JSON"),
-    ):
+    for packet in (xmp(ELEMENT)[:-40], '<!DOCTYPE x [<!ENTITY a "b">]>' + xmp(ELEMENT)):
         SMALL.save(path, xmp=packet.encode())
-        assert message in problem(prompt_in_image, path)
-    SMALL.save(path, xmp=xmp().encode())
-    assert prompt_in_image(path) is None
+        assert prompt_in_image(path) == "a <red> cube & é\nball"
+    SMALL.save(path, xmp=xmp(ELEMENT.replace('"uc"', "uc")).encode())
+    assert "not valid JSON" in problem(prompt_in_image, path)
+    for packet in (xmp(), xmp()[:-40]):
+        SMALL.save(path, xmp=packet.encode())
+        assert prompt_in_image(path) is None
 
 
 # malformed files
@@ -219,11 +222,107 @@ def test_malformed_json_is_an_error(tmp_path: Path, name: str) -> None:
             assert str(error) == "has metadata that is not valid JSON"  # noqa: PT017
 
 
-def test_text_bomb_is_an_error(tmp_path: Path) -> None:
-    info = PngInfo()
-    info.add(b"zTXt", b"parameters\0\0" + zlib.compress(bytes(50_000_000)))
-    SMALL.save(tmp_path / "a.png", pnginfo=info)
-    assert "cannot be read (ValueError: Decompressed data too large" in problem(prompt_in_image, tmp_path / "a.png")
+def test_text_bombs_are_not_unpacked(tmp_path: Path) -> None:
+    path, info = tmp_path / "a.png", PngInfo()
+    for name in (b"a", b"b", b"parameters"):
+        info.add(b"zTXt", name + b"\0\0" + zlib.compress(bytes(6_000)))
+    SMALL.save(path, pnginfo=info)
+    with patch.object(prompt_metadata, "TEXT_LIMIT", 10_000):
+        assert "unpacks to more than" in problem(prompt_in_image, path)
+    info.add_text("prompt", "a cube")
+    SMALL.save(path, pnginfo=info)
+    with patch.object(prompt_metadata, "TEXT_LIMIT", 10_000):
+        assert prompt_in_image(path) == "a cube"
+
+
+# the same text in any container
+
+FORMS = {
+    "AUTOMATIC1111, SD.Next": INFOTEXT,
+    "SwarmUI": json.dumps({"sui_image_params": {"prompt": "a cube", "negativeprompt": "ball"}}),
+    "Fooocus": json.dumps({"prompt": "a cube", "negative_prompt": "ball", "version": "Fooocus v2.5.5"}),
+    "InvokeAI": json.dumps({"positive_prompt": "a cube", "app_version": "5.0"}),
+    "InvokeAI 2": json.dumps({"app_id": "invoke-ai/InvokeAI", "image": {"prompt": [{"prompt": "a cube [ball]"}]}}),
+    "InvokeAI 1": json.dumps({"image": {"prompt": "a cube [ball]"}}),
+    "NovelAI": json.dumps({"Software": "NovelAI", "Comment": json.dumps({"prompt": "a cube", "uc": "ball"})}),
+    "NovelAI 1": json.dumps({"Software": "NovelAI", "Description": "a cube", "Comment": json.dumps({"uc": "ball"})}),
+    "Draw Things": json.dumps({"c": "a cube", "uc": "ball", "steps": 8}),
+    "ComfyUI": json.dumps({"3": {"inputs": {"text": "a cube"}}, "4": {"inputs": {"steps": 9, "positive": ["3", 0]}}}),
+    "extension": "Prompt: " + json.dumps({"4": {"inputs": {"steps": 9, "positive": "a cube"}}}),
+    "SwarmUI inside": json.dumps({"parameters": json.dumps({"sui_image_params": {"prompt": "a cube"}})}),
+}
+
+
+def boxed(box: str, path: Path, text: str) -> Path:
+    """An image with this text in this place; other places have what is no prompt."""
+    exif, options = Image.Exif(), dict[str, Any]()
+    tags = {"ImageDescription": 0x010E, "Make": 0x010F, "Model": 0x0110, "XPComment": 0x9C9C, "XPTitle": 0x9C9B}
+    if box in tags:
+        exif[0x0131] = "Adobe Photoshop"
+        exif[tags[box]] = text.encode("utf-16-le") if box.startswith("XP") else text
+        options["exif"] = exif
+    elif box == "UserComment":
+        exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + text.encode("utf-16-be")
+        options["exif"] = exif.tobytes()
+    elif box == "xmp":
+        options["xmp"] = xmp(f"<dc:source>{html.escape(text)}</dc:source>").encode()
+    elif box == "comment":
+        options["comment"] = text.encode()
+    else:
+        info = PngInfo()
+        info.add_text("Software", "GIMP")
+        info.add_itxt("Anything", text, zip=True) if box == "iTXt" else info.add_text("Anything", text, box == "zTXt")
+        options["pnginfo"] = info
+    SMALL.save(path, **options)
+    return path
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_is_read_from_every_container(tmp_path: Path, form: str) -> None:
+    exif = ("UserComment", "ImageDescription", "Make", "Model", "XPComment", "XPTitle")
+    boxes = {"png": (*exif, "tEXt", "zTXt", "iTXt"), "webp": (*exif, "xmp"), "jpg": (*exif, "xmp", "comment")}
+    boxes |= {"gif": ("comment",), "tif": exif[:3], "avif": (*exif, "xmp")}
+    for suffix, places in boxes.items():
+        for box in places:
+            prompt = prompt_in_image(boxed(box, tmp_path / f"a.{suffix}", FORMS[form]))
+            expected = "a red cube, 4k\non grass\n" if form.startswith("AUTO") else "a cube"
+            assert prompt == expected, (suffix, box)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('"a red cube, soft light [blurry, text]" -s 50 -S 12 -W 512 -C 7.5', "a red cube, soft light"),
+        ("a red cube -s50 -W512 -H512", "a red cube"),
+        ('"a blue-green cube - on grass" -s 50', "a blue-green cube - on grass"),
+    ],
+)
+def test_commands_of_invokeai(tmp_path: Path, text: str, expected: str) -> None:
+    assert prompt_in_image(png(tmp_path / "a.png", {"Dream": text})) == expected
+
+
+def test_prompts_beside_damage(tmp_path: Path) -> None:
+    text = png(tmp_path / "a.png", {"parameters": INFOTEXT}).read_bytes()
+    checksum = text.index(b"IDAT") - 8
+    large = chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(2 << 20))) + chunk(
+        b"zTXt", b"workflow\0\0" + zlib.compress(bytes(range(256)) * 20_000)
+    )
+    jpeg = boxed("UserComment", tmp_path / "a.jpg", INFOTEXT).read_bytes()
+    webp = boxed("UserComment", tmp_path / "a.webp", INFOTEXT).read_bytes()
+    for number, data in enumerate(
+        (
+            text[:checksum] + b"abcd" + text[checksum + 4 :],
+            text[:33] + large + text[33:],
+            text[:-12],
+            jpeg[:-2],
+            jpeg[:2] + segment(0xE1, b"Exif\0\0MM\0*\0\0\0\x08\0\x05\x01\x12rubbish") + jpeg[2:],
+            webp[:-9],  # cut within the settings, behind the prompt
+            webp + b"more",
+        )
+    ):
+        path = tmp_path / str(number)
+        path.write_bytes(data)
+        assert prompt_in_image(path) == "a red cube, 4k\non grass\n", number
 
 
 def test_damaged_files_are_errors(tmp_path: Path) -> None:
