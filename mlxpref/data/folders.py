@@ -6,6 +6,7 @@ from pathlib import Path
 from mlxpref.data.columns import WINNERS
 from mlxpref.data.find_images import find_images
 from mlxpref.data.preference_table import NoSplitsError
+from mlxpref.data.prompt_syntax import plain_prompt
 from mlxpref.data.prompts import read_prompt
 from mlxpref.data.rows import Row, preferences_of, random_swaps
 from mlxpref.errors import DataError
@@ -76,6 +77,6 @@ def _prompt(stem: str, places: list[Path]) -> str:
     if path is None:
         raise DataError(f"has no prompt: neither {stem}.txt nor prompt.txt is there")
     try:
-        return read_prompt(path)
+        return plain_prompt(read_prompt(path))
     except DataError as error:
         raise DataError(f"{path.name} {error}") from error

@@ -21,6 +21,7 @@ from mlxpref.data.find_images import (
 )
 from mlxpref.data.image_cache import ImageCache
 from mlxpref.data.prompt_metadata import prompt_in_image, prompt_in_infotext
+from mlxpref.data.prompt_syntax import plain_prompt
 from mlxpref.data.tables import SUFFIXES, NumberedRow, read_table, row_word
 from mlxpref.errors import ConfigError, DataError
 from mlxpref.text import first_ten
@@ -52,17 +53,17 @@ def find_groups(
     All have `prompt`, unless `source` (see `prompts_of`) gives each its own. `images` decodes each image once.
     """
     readable, skipped = check_images(find_images(places, recursive), images)
-    groups = [PromptGroup(prompt or "", tuple(readable))]
+    groups, notes = [PromptGroup(prompt or "", tuple(readable))], list[str]()
     if source is not None:
-        prompts, without = prompts_of(readable, source)
+        prompts, without, notes = prompts_of(readable, source)
         groups, alone = group_by_prompt(prompts)
         skipped = [*skipped, *without, *alone]
     same = (", ".join(str(path) for path in group) for group in find_duplicates(readable))
-    return groups, list(skipped), [f"the same file: {names}; each is ranked" for names in same]
+    return groups, list(skipped), [*notes, *(f"the same file: {names}; each is ranked" for names in same)]
 
 
-def prompts_of(images: Sequence[Path], source: str) -> tuple[dict[Path, str], list[Skipped]]:
-    """The prompt of each image, in the order of `images`, and the images without one, each with the reason.
+def prompts_of(images: Sequence[Path], source: str) -> tuple[dict[Path, str], list[Skipped], list[str]]:
+    """The prompt of each image, in the order of `images`, the images without one, each with the reason, and notes.
 
     `source` is `sidecar` (`cat.png.txt` or `cat.txt` next to `cat.png`; of AUTOMATIC1111's text files the positive
     prompt; else a row of the folder's METADATA), `png` (the metadata of PNG, JPEG, WebP and AVIF, see
@@ -83,17 +84,25 @@ def prompts_of(images: Sequence[Path], source: str) -> tuple[dict[Path, str], li
         raise ConfigError(f"{source}: prompts come from `sidecar`, `png`, or a file ({', '.join(SUFFIXES)}); name one")
     prompts: dict[Path, str] = {}
     skipped: list[Skipped] = []
+    changed: list[tuple[str, str]] = []
     for image in images:
         try:
             prompt = find_prompt(image)
             if prompt is None:
                 raise DataError(none)
-            prompts[image] = _checked(prompt)
+            prompts[image] = _checked(plain_prompt(prompt))
+            if prompts[image] != _checked(prompt):
+                changed.append((prompt, prompts[image]))
         except DataError as error:
             skipped.append(Skipped(image, str(error)))
     if not prompts:
         raise DataError(f"none of {len(images)} images has a prompt: {reasons_of(skipped)}")
-    return prompts, skipped
+    notes = [
+        f"{len(changed)} of {len(prompts)} prompts are used without LoRAs, weights and the like: "
+        f"“{_short(before)}” as “{_short(after)}”"
+        for before, after in changed[:1]
+    ]
+    return prompts, skipped, notes
 
 
 def group_by_prompt(prompts: Mapping[Path, str]) -> tuple[list[PromptGroup], list[Skipped]]:

@@ -35,7 +35,7 @@ def test_sidecars_are_text_beside_the_images(folder: Path) -> None:
     (folder / "2.txt").write_text("another")
     (folder / "2.png.txt").write_text(f"a red cube\non grass\nNegative prompt: ugly\n{SETTINGS}\n")
     (folder / "3.txt").write_text(" \n")
-    prompts, skipped = prompts_of(images, "sidecar")
+    prompts, skipped, _ = prompts_of(images, "sidecar")
     assert prompts == {images[0]: "a red cube\non grass", images[1]: "a red cube\non grass"}
     assert skipped == [
         Skipped(images[2], "has a prompt file, 3.txt, that has an empty prompt"),
@@ -49,7 +49,7 @@ def test_sidecars_that_cannot_be_used_are_named(folder: Path) -> None:
     (folder / "2.txt").write_bytes("würfel".encode("utf-16"))
     (folder / "3.txt").write_text("x" * 10_001)
     (folder / "sub" / "4.txt").mkdir()
-    _, skipped = prompts_of(images, "sidecar")
+    _, skipped, _ = prompts_of(images, "sidecar")
     assert [skip.error for skip in skipped] == [
         "has a prompt file, 2.txt, that is not UTF-8; save it as UTF-8",
         "has a prompt file, 3.txt, that has a prompt of 10,001 characters, more than 10,000; shorten it",
@@ -71,7 +71,7 @@ def test_prompts_come_from_metadata(folder: Path) -> None:
     png(images[0], {"parameters": INFOTEXT})
     png(images[1], {"prompt": json.dumps({**BASE, "3": sampler(link(6)), "6": encoder(" a cube ")})})
     png(images[3], {"parameters": SETTINGS})
-    prompts, skipped = prompts_of(images, "png")
+    prompts, skipped, _ = prompts_of(images, "png")
     assert prompts == {images[0]: "a red cube, 4k\non grass", images[1]: "a cube"}
     assert [(skip.path, skip.error) for skip in skipped] == [
         (images[2], "has no prompt in its metadata"),
@@ -104,7 +104,7 @@ LISTS = {
 def test_lists_name_images_and_prompts(folder: Path, name: str) -> None:
     images = images_of(folder)
     (folder / name).write_bytes(LISTS[name].encode())
-    prompts, skipped = prompts_of(images, str(folder / name))
+    prompts, skipped, _ = prompts_of(images, str(folder / name))
     assert prompts == {images[0]: 'a red, "big" cube', images[3]: "two\nlines"}
     assert [(skip.path, skip.error) for skip in skipped] == [
         (image, f"has no row in {folder / name}") for image in images[1:3]
@@ -121,7 +121,7 @@ def listed(folder: Path, name: str, text: str) -> str:
 def test_lists_are_relative_to_their_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "sub" / "list.json").write_text('{"4.png": "a cube", "../1.png": "a ball"}')
     monkeypatch.chdir(folder)
-    prompts, _ = prompts_of([Path("1.png"), folder / "sub" / "4.png"], "sub/list.json")
+    prompts, _, _ = prompts_of([Path("1.png"), folder / "sub" / "4.png"], "sub/list.json")
     assert prompts == {Path("1.png"): "a ball", folder / "sub" / "4.png": "a cube"}
 
 
@@ -134,7 +134,7 @@ def test_ambiguous_names(folder: Path) -> None:
     path.write_text(
         "image,prompt\nx/same.png,a cube\nx/1.png,a cube\nx/2.png,a cube\ny/2.png,a ball\nb/same.png,a cone\n"
     )
-    prompts, skipped = prompts_of(images, str(path))
+    prompts, skipped, _ = prompts_of(images, str(path))
     assert prompts == {images[1]: "a cone", images[2]: "a cube"}
     message = f"has the same name as another image in {path}; give its path there"
     assert skipped == [Skipped(images[0], message), Skipped(images[3], message)]
@@ -199,7 +199,7 @@ def test_unknown_sources(folder: Path) -> None:
 def test_an_empty_prompt_in_a_list_is_named(folder: Path) -> None:
     images = images_of(folder)
     (folder / "list.csv").write_text("image,prompt\n1.png,a cube\n2.png,  \n")
-    prompts, skipped = prompts_of(images[:2], str(folder / "list.csv"))
+    prompts, skipped, _ = prompts_of(images[:2], str(folder / "list.csv"))
     assert prompts == {images[0]: "a cube"}
     assert skipped == [Skipped(images[1], "has an empty prompt")]
 

@@ -118,7 +118,7 @@ def test_odd_names_and_images_from_memory(tmp_path: Path) -> None:
 
 def test_the_table_is_a_list_of_prompts(tmp_path: Path, images: list[Path]) -> None:
     write_ranking_csv(tmp_path / "r.csv", [ranked(images[:3], "a cube"), ranked(images[3:], "two\nlines")])
-    prompts, skipped = prompts_of(images, str(tmp_path / "r.csv"))
+    prompts, skipped, _ = prompts_of(images, str(tmp_path / "r.csv"))
     assert list(prompts.values()) == ["a cube"] * 3 + ["two\nlines"] * 2
     assert skipped == []
 
