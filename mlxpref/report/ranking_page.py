@@ -18,6 +18,9 @@ from mlxpref.report.ranking_words import best_in_words, ties_in_words
 from mlxpref.text import plain
 from mlxpref.verdict import Strategy, Verdict
 
+_SIDE = 480
+"""Pixels of a picture's longer side: enough to judge it when it is opened."""
+
 
 def write_ranking_page(
     path: Path, rankings: Sequence[Ranking], notes: Sequence[str] = (), load: LoadImage = load_image
@@ -74,7 +77,7 @@ def _card(
         "image": image,
         "name": names[image.index],
         "path": plain(ranking.name(image.index)),
-        "picture": try_thumbnail(ranking.images[image.index], load=load),
+        "picture": try_thumbnail(ranking.images[image.index], _SIDE, load),
         "start": start,
         "middle": middle,
         "end": end,

@@ -78,8 +78,8 @@ def test_texts_are_escaped(hostile: Ranking, tmp_path: Path) -> None:
     assert data[0]["names"][1] == f"1{FILE}"
     reasoning = " ".join(HOSTILE.split())
     assert data[0]["pairs"][0][5][0][1] == reasoning
-    # The note; twice a warning, nav, heading, what was skipped, and reasons.
-    assert " ".join(tags.text.split()).count(reasoning) == 1 + 2 * (1 + 1 + 1 + 2 + 3)
+    # The note, also in its summary; twice a warning (also in its summary), nav, heading, what was skipped, and reasons.
+    assert " ".join(tags.text.split()).count(reasoning) == 2 + 2 * (2 + 1 + 1 + 2 + 3)
     policy = tags.all("meta")[1]["content"] or ""
     digest = base64.b64encode(hashlib.sha256(tags.scripts[1].encode()).digest()).decode()
     assert f"script-src 'sha256-{digest}'" in policy
@@ -236,14 +236,85 @@ def test_comparing_by_keyboard(browser: Browser, tmp_path: Path) -> None:
     browser.press("Escape")
     assert browser.run("document.querySelector('dialog').open") is False
     assert browser.run("document.activeElement.textContent") == "Compare any two images…"
-    browser.run("document.querySelectorAll('.picture button')[3].focus()")
-    browser.press(" ")
-    assert text_at(browser, ".status") == "image 3 is picked: now pick the picture to compare it with."
-    browser.run("document.querySelectorAll('.picture button')[2].focus()")
-    browser.press("Enter")
-    assert "image 2 is preferred" in text_at(browser, "dialog") or "image 3 is preferred" in text_at(browser, "dialog")
-    assert "judged without thinking, so without reasons" in text_at(browser, "dialog")
     assert complaints(browser) == []
+
+
+def test_a_picture_opens_with_its_reason_and_opponents(browser: Browser, tmp_path: Path) -> None:
+    result = ranking()
+    assert [image.index for image in result.strengths.images] == [0, 1, 2, 3]
+    page_of(tmp_path, result)
+    browser.show_as(1000, 900)
+    browser.open(tmp_path / "page.html")
+    browser.press("Tab", "Tab", "ArrowRight", "Enter")
+    browser.page.wait_for_selector("#picture[open]")
+    text = text_at(browser, "#picture")
+    p = result.pairs[0].verdict
+    image = result.strengths.images[1]
+    reason = result.reason(image)
+    assert reason
+    for expected in (
+        "Rank 2 of 4: image 1",
+        f"{image.strength:+.2f} ({image.low:+.2f} to {image.high:+.2f})",
+        reason.text,
+        f"Judged against 2 images, by rank lost with {100 * (1 - p.p_a):.1f} % against rank 1, image 0 won with",
+    ):
+        assert expected in text
+    # Arrows lead to the neighbours, and end at the last picture.
+    browser.press("ArrowRight", "ArrowRight", "ArrowRight")
+    assert "Rank 4 of 4: image 3" in text_at(browser, "#picture")
+    assert browser.run("document.querySelector('[data-step=\"1\"]').disabled") is True
+    assert "judged without thinking, so without reasons" in text_at(browser, "#picture")
+    # An opponent is compared on top of the picture, which is there again afterwards.
+    browser.run("document.querySelector('.opponents button').click()")
+    assert "Two images compared" in text_at(browser, "#compare")
+    assert browser.run("document.querySelectorAll('select')[1].value") == "2"
+    browser.press("Escape")
+    assert browser.run("document.querySelector('#compare').open") is False
+    assert browser.run("document.querySelector('#picture').open") is True
+    browser.press("Escape")
+    browser.page.wait_for_selector("#picture:not([open])", state="attached")
+    assert browser.run("document.activeElement.getAttribute('href')") == "#image-0-3"
+    assert browser.run("location.hash") == ""
+    # The same picture opens again, an address with a picture opens it, and the way back closes it.
+    browser.press("Enter")
+    browser.page.wait_for_selector("#picture[open]")
+    browser.page.go_back()
+    browser.page.wait_for_selector("#picture:not([open])", state="attached")
+    browser.page.goto((tmp_path / "page.html").as_uri() + "#image-0-2")
+    browser.page.wait_for_selector("#picture[open]")
+    assert "Rank 3 of 4" in text_at(browser, "#picture")
+    assert complaints(browser) == []
+
+
+def many_images(tmp_path: Path, count: int) -> Ranking:
+    """A ranking of many pictures, a pair for each two neighbours, with a long prompt and a remark."""
+    images = [picture(i, (160, 120)) for i in range(count)]
+    pairs = [JudgedPair(i, i + 1, PairVerdict((verdict(1, "a"),), (verdict(-1, "b"),))) for i in range(count - 1)]
+    fit = rank_images(count, [pair.verdict.outcome(pair.a, pair.b) for pair in pairs])
+    return Ranking("a fox " * 80, tuple(images), fit, tuple(pairs), 1.0, warnings=("something " * 30,))
+
+
+def test_many_images_are_an_overview(browser: Browser, tmp_path: Path) -> None:
+    """The page of 135 images is a few screens tall, and on a telephone it begins with pictures."""
+    page_of(tmp_path, many_images(tmp_path, 135))
+    for width, height, limit in ((1400, 1000, 5000), (390, 844, 10_000)):
+        browser.show_as(width, height)
+        browser.open(tmp_path / "page.html")
+        assert browser.run("document.documentElement.scrollHeight") < limit
+        assert browser.run("document.documentElement.scrollWidth <= innerWidth")
+        picture_top = browser.run("document.querySelector('.ranked img').getBoundingClientRect().bottom")
+        assert picture_top < height
+    prose = browser.run("document.querySelector('section > p.soft').getBoundingClientRect().top")
+    assert prose > browser.run("document.querySelector('.ranked').getBoundingClientRect().bottom")
+
+
+def test_without_javascript_everything_is_there(browser: Browser, tmp_path: Path) -> None:
+    page_of(tmp_path, ranking())
+    page = browser.new_page(java_script_enabled=False)
+    page.goto((tmp_path / "page.html").as_uri())
+    assert page.locator(".more").first.is_visible()
+    assert "JavaScript is off" in page.content()
+    page.context.close()
 
 
 def test_hostile_texts_in_a_browser(browser: Browser, hostile: Ranking, tmp_path: Path) -> None:

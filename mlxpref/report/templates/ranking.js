@@ -1,13 +1,15 @@
 "use strict";
-// Any two pictures of the page compared. Texts are set as text, never as markup; pictures are copied from the list.
+// Opens a picture of the page, and compares any two. Texts are set as text, never as markup; pictures are copied from the list.
+// The address names the open picture (#image-0-3), so that links lead to one and the back button closes it.
 
 const Z95 = 1.959963984540054;
 const sections = JSON.parse(document.getElementById("data").textContent);
-const dialog = document.querySelector("dialog");
+const dialog = document.getElementById("compare");
+const picture = document.getElementById("picture");
 const selects = [...dialog.querySelectorAll("select")];
 const pairs = sections.map((section) => new Map(section.pairs.map((pair) => [key(pair[0], pair[1]), pair])));
 let open = 0; // the section that the dialog shows
-let picked = null; // the list item whose picture waits for a second one
+let opened = null; // the list item whose picture is open
 
 function key(a, b) {
   return `${Math.min(a, b)} ${Math.max(a, b)}`;
@@ -30,7 +32,6 @@ function pictureOf(section, index) {
   const listed = document.querySelector(`#image-${section}-${index} .picture img`);
   return listed ? [listed.cloneNode()] : [];
 }
-
 
 function sides(first, second) {
   const figures = [first, second].map((index, place) => {
@@ -113,35 +114,92 @@ function compare(section, a, b) {
   dialog.scrollTop = 0;
 }
 
-function mark(item) {
-  picked?.querySelector("[aria-pressed]").setAttribute("aria-pressed", "false");
-  item?.querySelector("[aria-pressed]").setAttribute("aria-pressed", "true");
-  const name = item && sections[item.dataset.section].names[item.dataset.index];
-  document.querySelector(".status").textContent = item ? `${name} is picked: now pick the picture to compare it with.` : "";
-  picked = item;
+// One judged pair of the open picture: the other picture, and how the pair ended. A click compares the two.
+function opponent(section, index, [a, b, p, pShownFirst, pShownSecond]) {
+  const { names, order: ranked } = sections[section];
+  const other = a === index ? b : a;
+  const share = a === index ? p : 1 - p;
+  const ending = share === 0.5 ? "undecided" : `${share > 0.5 ? "won" : "lost"} with ${percent(share)}`;
+  const unread = pShownFirst === null && pShownSecond === null;
+  const rank = new Map(ranked).get(other);
+  const text = element("span", `${unread ? "unreadable" : ending} against rank\u00a0${rank}, ${names[other]}`);
+  const made = element("button", "", ...pictureOf(section, other), text);
+  made.type = "button";
+  Object.assign(made.dataset, { section, first: index, second: other });
+  return [rank, made];
 }
 
-function pick(item) {
-  if (!picked || picked.dataset.section !== item.dataset.section) mark(item);
-  else {
-    const first = picked;
-    mark(null);
-    if (first !== item) compare(...[item.dataset.section, first.dataset.index, item.dataset.index].map(Number));
-  }
+function openPicture(item) {
+  const [section, index] = [item.dataset.section, item.dataset.index].map(Number);
+  const { names, order: ranked } = sections[section];
+  const rank = new Map(ranked).get(index);
+  opened = item;
+  picture.querySelector("h2").textContent = `Rank ${rank} of ${names.length}: ${names[index]}`;
+  const [large, about] = picture.querySelector(".large").children;
+  large.replaceChildren(...pictureOf(section, index));
+  const another = element("button", "Compare with another image…");
+  another.type = "button";
+  const neighbour = item.nextElementSibling ?? item.previousElementSibling;
+  Object.assign(another.dataset, { section, first: index, second: neighbour.dataset.index });
+  about.replaceChildren(...item.querySelector(".more").cloneNode(true).childNodes, element("p", "", another));
+  const judged = sections[section].pairs.filter(([a, b]) => a === index || b === index);
+  const others = judged.map((pair) => opponent(section, index, pair)).sort(([one], [two]) => one - two);
+  picture.querySelector(".opponents").replaceChildren(...others.map(([, made]) => made));
+  const count = `${others.length} image${others.length === 1 ? "" : "s"}`;
+  picture.querySelector(":scope > div > h3").textContent = others.length ? `Judged against ${count}, by rank` : "";
+  for (const button of picture.querySelectorAll("[data-step]")) button.disabled = !stepped(Number(button.dataset.step));
+  if (dialog.open) dialog.close();
+  if (!picture.open) picture.showModal();
+  picture.scrollTop = 0;
 }
 
-document.addEventListener("click", ({ target }) => {
+function stepped(by) {
+  return by < 0 ? opened?.previousElementSibling : opened?.nextElementSibling;
+}
+
+function step(by) {
+  const item = stepped(by);
+  if (!item) return;
+  history.replaceState(null, "", `#${item.id}`);
+  openPicture(item);
+}
+
+// Opens the picture that the address names, or closes the open one.
+function follow() {
+  const item = document.getElementById(location.hash.slice(1));
+  if (item?.dataset.index) openPicture(item);
+  else if (picture.open) picture.close();
+}
+
+document.addEventListener("click", (event) => {
+  const { target } = event;
   const named = target.closest("[data-first]");
-  const { section } = target.closest("[data-section]")?.dataset ?? {};
-  if (named) compare(...[section, named.dataset.first, named.dataset.second].map(Number));
-  else if (target.closest(".picture img, .picture button")) pick(target.closest("li"));
-  else if (target === dialog || target.closest("[data-close]")) dialog.close();
+  const link = target.closest("a[href^='#image-']");
+  if (named) compare(...[named.dataset.section, named.dataset.first, named.dataset.second].map(Number));
+  else if (target.closest("[data-step]")) step(Number(target.closest("[data-step]").dataset.step));
+  else if (link && link.hash === location.hash) follow(); // the address does not change
+  else if (target === dialog || target === picture) target.close();
+  else if (target.closest("[data-close]")) target.closest("dialog").close();
 });
-document.addEventListener("keydown", ({ key: pressed }) => {
-  if (pressed === "Escape" && !dialog.open) mark(null);
+document.addEventListener("keydown", ({ key: pressed, target }) => {
+  const by = { ArrowLeft: -1, ArrowRight: 1 }[pressed];
+  if (!by || dialog.open || target.tagName === "SELECT") return;
+  if (picture.open) step(by);
+  else {
+    const item = target.closest(".ranked > li");
+    (by < 0 ? item?.previousElementSibling : item?.nextElementSibling)?.querySelector("a").focus();
+  }
 });
+picture.addEventListener("close", () => {
+  if (location.hash) history.replaceState(null, "", location.pathname + location.search);
+  opened.querySelector("a").focus();
+});
+addEventListener("hashchange", follow);
 for (const select of selects) select.addEventListener("change", show);
 for (const figure of document.querySelectorAll("figure[data-picture]")) {
   figure.prepend(...pictureOf(figure.closest("li").dataset.section, figure.dataset.picture));
 }
 for (const made of document.querySelectorAll("[data-scripted]")) made.hidden = false;
+document.documentElement.className = "scripted";
+for (const details of document.querySelectorAll("details")) details.open = matchMedia("(min-width: 40rem)").matches;
+follow();
