@@ -67,11 +67,13 @@ def find_checkpoint(
     model: str | None,
     agree: Callable[[str], bool],
     revision: str | None = None,
+    ask: str = "",
 ) -> tuple[str, Path]:
     """The name and the folder of a judge; downloads it if necessary.
 
     None means $MLXPREF_MODEL, else the recommended judge; before its download `agree` must return True. `revision` is a
-    branch, tag or commit of a Hugging Face id, which may also be written owner/name@revision.
+    branch, tag or commit of a Hugging Face id, which may also be written owner/name@revision. `ask` says who needs a
+    model that the user did not name: then `agree` must return True, too.
     """
     name = os.environ.get("MLXPREF_MODEL", "") if model is None else model
     if model is not None and not name.strip():
@@ -88,7 +90,7 @@ def find_checkpoint(
             raise ModelError(f"{name}: is no Hugging Face id, so it has no revision {revision!r}; leave that out")
         return name, JUDGE if name == "demo" else path
     hub_id, revision = _identified(name, revision)
-    return _named(hub_id, revision), cached_model(hub_id, revision) or _download(hub_id, revision)
+    return _named(hub_id, revision), cached_model(hub_id, revision) or _download(hub_id, revision, ask, agree)
 
 
 def is_hub_id(name: str) -> bool:
@@ -125,8 +127,13 @@ def _recommended(judge: RecommendedJudge, revision: str | None, agree: Callable[
     return _download(judge.id, revision)
 
 
-def _download(hub_id: str, revision: str | None) -> Path:
+def _download(
+    hub_id: str, revision: str | None, ask: str = "", agree: Callable[[str], bool] = lambda question: False
+) -> Path:
+    """Download a model, if the user agrees or named it, which is where `ask` is empty."""
     repository = ask_model(hub_id, revision)
     size, licence = format_bytes(needed_bytes(repository)), repository.licence or "not stated"
+    if ask and not agree(f"{ask} {_named(hub_id, revision)} ({size}, licence {licence}). Download it?"):
+        raise ModelError(f"{_named(hub_id, revision)} ({size}) is not downloaded: agree with --yes")
     logger.info(f"downloading {_named(hub_id, revision)} ({size}, licence {licence}) from the Hugging Face hub")
     return download_model(repository)

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import click
 
-from mlxpref.checkpoints.resolve import find_checkpoint
 from mlxpref.cli.common import agree, exit_on_sigterm
 from mlxpref.cli.convert import WriteOptions
 from mlxpref.cli.options import FILE, json_option, option_group
@@ -12,7 +11,7 @@ from mlxpref.cli.output import print_json, print_text
 from mlxpref.cli.tables import fidelity_line
 from mlxpref.conversion.export import export_adapter
 from mlxpref.conversion.quantize import Recipe
-from mlxpref.engine.adapters import base_name
+from mlxpref.engine.adapters import find_base
 from mlxpref.text import format_bytes
 
 
@@ -58,7 +57,7 @@ def export(
     if group_size and not recipe:
         raise click.UsageError("--group-size goes with --recipe")
     quantization = Recipe.named(recipe, int(group_size or 64)) if recipe else None
-    name, base = find_checkpoint(model or base_name(adapter), agree)
+    name, base = find_base(adapter, model, agree)
     with exit_on_sigterm():
         result = export_adapter(
             adapter, output, to, base, name, quantization, dtype, writing.shard_size, writing.overwrite, any_base

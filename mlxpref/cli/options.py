@@ -209,7 +209,8 @@ class JudgeOptions:
     """The judge, its calibration, and its store."""
 
     model: str | None = option(
-        "--model", help="Folder, Hugging Face id, or `demo`.  [default: $MLXPREF_MODEL, else recommended]"
+        "--model",
+        help="Folder, Hugging Face id, or `demo`.  [default: the adapter's, else $MLXPREF_MODEL, else recommended]",
     )
     adapter: Path | None = option(
         "--adapter", type=FILE, help="Folder of a trained adapter, in the format of mlx-vlm or PEFT."

@@ -3,7 +3,8 @@
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,16 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlxpref.checkpoints.checkpoint import Checkpoint
-from mlxpref.checkpoints.files import ADAPTER_CONFIG, read_json_object
+from mlxpref.checkpoints.files import ADAPTER_CONFIG, printable, read_json_object
 from mlxpref.checkpoints.identity import Identity
+from mlxpref.checkpoints.resolve import find_checkpoint, is_hub_id
 from mlxpref.checkpoints.safetensors import read_file_tensor_infos
 from mlxpref.engine.lora import attach_lora, linear_layers, linear_shape
-from mlxpref.engine.peft import AGAIN, MERGE, PEFT_WEIGHTS, peft_weights
+from mlxpref.engine.peft import AGAIN, MERGE, PEFT_WEIGHTS, peft_parameters, peft_weights
 from mlxpref.engine.template import template_version
 from mlxpref.errors import ModelError
 from mlxpref.files import replacing, write_file
+from mlxpref.log import logger
 from mlxpref.text import first_ten
 
 ADAPTER_WEIGHTS = "adapters.safetensors"
@@ -83,20 +86,48 @@ def base_of(checkpoint: Checkpoint, name: str = "") -> dict[str, Any]:
 
 
 def base_name(folder: Path) -> str:
-    """The name of an adapter's base model; ModelError where the adapter does not say it."""
+    """The base model that an adapter names: a folder that is there, from here or from the adapter, or else a hub id.
+
+    ModelError where the adapter does not say it, or it is gone.
+    """
     config = _config(folder)
     name = config.get("base_model") or config.get("base_model_name_or_path")
     if not isinstance(name, str) or not name.strip():
         raise ModelError(f"{folder}: it does not say which model it was trained on; name that with --model")
-    return name
+    for place in (Path(), folder, folder.resolve().parent):
+        with suppress(RuntimeError, OSError, ValueError):  # no such user, or no name of a file
+            if (base := place / Path(name).expanduser()).is_dir():
+                return str(base)
+    if name == "demo" or is_hub_id(name):
+        revision = config.get("revision")
+        return f"{name}@{revision}" if isinstance(revision, str) and revision and "@" not in name else name
+    raise ModelError(f"{folder}: it was trained on {printable(name)}, which is not there; say where it is with --model")
+
+
+def find_base(folder: Path, model: str | None, agree: Callable[[str], bool]) -> tuple[str, Path]:
+    """The name and the folder of the model for an adapter: the given one, else its base; see `find_checkpoint`."""
+    if model is not None:
+        return find_checkpoint(model, agree)
+    name = base_name(folder)
+    logger.info(f"{folder} was trained on {name}, which judges with it; --model gives another")
+    try:
+        return find_checkpoint(name, agree, ask=f"{folder} needs its base")
+    except ModelError as error:
+        raise ModelError(f"{folder}: its base cannot be had; give it with --model ({error})") from error
 
 
 def check_base(folder: Path, checkpoint: Checkpoint, any_base: bool = False) -> list[str]:
-    """ModelError for an adapter that was trained on another model than this checkpoint, even if its shapes fit.
+    """ModelError for an adapter that is not plain LoRA, or was trained on another model than this checkpoint.
+
+    Its shapes may fit all the same.
 
     Returns warnings: an adapter without a base, another base that `any_base` allows, another template.
     """
-    config, lines = _config(folder), []
+    config, lines = _config(folder), list[str]()
+    if _weights_file(folder).name == PEFT_WEIGHTS or "peft_type" in config:  # before a large model is loaded
+        peft_parameters(folder / ADAPTER_CONFIG, config)
+    else:
+        _parameters(folder, config)
     identity = Identity.from_json(config.get("base"))
     base = config.get("base_model") or config.get("base_model_name_or_path")
     if identity is None:

@@ -43,7 +43,7 @@ def peft_weights(
     The tensors' names determine the layers, not the config's targets; a name of another kind stays as it is. ModelError
     for another kind of adapter than plain LoRA.
     """
-    rank, scale = _parameters(file.parent / ADAPTER_CONFIG, config)
+    rank, scale = peft_parameters(file.parent / ADAPTER_CONFIG, config)
     weights: dict[str, mx.array] = {}
     for name, array in arrays.items():
         match = _NAME.fullmatch(name)
@@ -91,7 +91,7 @@ def write_peft(folder: Path, weights: Mapping[str, mx.array], rank: int, scale: 
     write_file(folder / ADAPTER_CONFIG, json.dumps(config, indent=2) + "\n")
 
 
-def _parameters(file: Path, config: Mapping[str, Any]) -> tuple[int, float]:
+def peft_parameters(file: Path, config: Mapping[str, Any]) -> tuple[int, float]:
     """Rank and scale of a config in a file; ModelError for anything but plain LoRA."""
     kind = config.get("peft_type")
     if kind != "LORA":

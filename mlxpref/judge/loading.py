@@ -11,7 +11,7 @@ from mlxpref.checkpoints.checks import check_folder
 from mlxpref.checkpoints.memory import judging_plan, model_size, require_fit
 from mlxpref.checkpoints.resolve import find_checkpoint
 from mlxpref.config import JudgeSettings, settings_from
-from mlxpref.engine.adapters import check_base, load_adapter
+from mlxpref.engine.adapters import check_base, find_base, load_adapter
 from mlxpref.engine.vlm import load_vlm
 from mlxpref.errors import DataError
 from mlxpref.judge.calibration import CALIBRATION_FILE, cached_calibrations, read_calibrations
@@ -27,13 +27,13 @@ def load_judge(
     images: int | None = None,
     any_base: bool = False,
 ) -> Judge:
-    """Load a judge by name; see `find_checkpoint` for names and `agree`.
+    """Load a judge by name; see `find_checkpoint` for names and `agree`. None with an adapter is the adapter's base.
 
     ConfigError if judging pairs of `images` images (by default a full batch) would not fit the device. ModelError for
     an adapter of another model, unless `any_base`.
     """
     judge_settings = settings_from(JudgeSettings, settings or {})
-    name, path = find_checkpoint(model, agree)
+    name, path = find_base(adapter, model, agree) if adapter is not None else find_checkpoint(model, agree)
     checkpoint = Checkpoint.open(path)
     check_folder(checkpoint)
     size = model_size(checkpoint)
