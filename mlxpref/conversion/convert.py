@@ -34,6 +34,7 @@ from mlxpref.engine.adapters import read_adapter
 from mlxpref.engine.lora import fuse_adapter
 from mlxpref.engine.mlx_model import lazy_model
 from mlxpref.errors import ModelError
+from mlxpref.log import logger
 from mlxpref.preferences import Comparison
 
 Plan = Mapping[str, LayerQuantization]
@@ -82,6 +83,8 @@ def convert(
         answers, skipped = (reference, None) if reference else ask_source(source, comparisons, adapter)
         with naming_source(source.folder, folder):
             fidelity = compare_with_source(verify(folder, source, plan, shapes), comparisons, answers)
+        if fidelity and fidelity.doubt:
+            logger.warning(f"{recipe.name if recipe else output}: {fidelity.doubt}")
         settings = recipe or Recipe(None)
         result = {
             "recipe": recipe.name if recipe else "kept",

@@ -6,6 +6,7 @@ Only one model is in memory at a time: its answers are arrays that outlive it.
 import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from math import comb
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ COMPLETION_TOKENS = 48
 """The most tokens of a completion to compare."""
 _BUILT_IN = 8
 """The number of pairs of built-in pictures."""
+_BY_CHANCE = 0.05
+"""The probability that a coin agrees as often, above which a model is doubted."""
 _TOGETHER = 8
 """Comparisons in a batch: some 7,000 tokens at 512 x 512 pixels."""
 
@@ -92,6 +95,18 @@ class Fidelity:
     def to_json(self) -> dict[str, Any]:
         """As in mlxpref.json."""
         return asdict(self)
+
+    @property
+    def doubt(self) -> str | None:
+        """What is wrong with the verdicts, if they are the reference's no more often than by chance."""
+        agreeing = round(self.agreement * self.comparisons)
+        by_chance = sum(comb(self.comparisons, k) for k in range(agreeing, self.comparisons + 1)) / 2**self.comparisons
+        if agreeing == self.comparisons or by_chance < _BY_CHANCE:
+            return None
+        return (
+            f"the same verdict in only {agreeing} of {self.comparisons} comparisons, which chance gives, too: do not "
+            "trust this model; take more bits, or compare on pictures of your own (--preferences)"
+        )
 
 
 def built_in_comparisons() -> list[Comparison]:

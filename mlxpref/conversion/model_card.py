@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from mlxpref.checkpoints.files import read_json_object
+from mlxpref.config import JudgeSettings
+from mlxpref.engine.template import CLOSING, NO_THINKING, USER_TEXT, comparison_messages
 from mlxpref.errors import ModelError
 from mlxpref.text import plain
 
@@ -35,6 +37,10 @@ def write_card(folder: Path, to: str, adapter: Path, base_name: str) -> None:
         title=Path(name).name,
         what=what,
         quoted=json.dumps(name, ensure_ascii=False),
+        messages=json.dumps(comparison_messages("choice"), ensure_ascii=False, indent=1).replace(USER_TEXT, " PROMPT"),
+        no_thinking=NO_THINKING,
+        closing=CLOSING,
+        trained=_trained(adapter / "run.json"),
         settings=_settings(adapter / "run.json"),
         step=_code(step),
         held_out=held_out,
@@ -42,13 +48,27 @@ def write_card(folder: Path, to: str, adapter: Path, base_name: str) -> None:
     card.save(folder / "README.md")
 
 
-def _settings(file: Path) -> list[tuple[str, str]]:
-    """The settings in a run's record, by name; empty without a record."""
+def _record(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A run's record and the settings in it; empty without one."""
     try:
         record = read_json_object(file)
     except ModelError:
-        return []
-    settings = record["settings"] if isinstance(record.get("settings"), dict) else {}
+        return {}, {}
+    return record, record["settings"] if isinstance(record.get("settings"), dict) else {}
+
+
+def _trained(file: Path) -> str:
+    """A sentence about how the judge was asked in training."""
+    _, settings = _record(file)
+    pixels = settings.get("max_pixels", JudgeSettings().max_pixels)
+    way = {True: "thinking", False: "answering at once"}.get(settings.get("think", ...))
+    shrunk = f"Images are shrunk to at most {_code(pixels)} pixels"
+    return f"It was trained {way}. {shrunk}, as in training." if way else f"{shrunk}, as mlxpref does by default."
+
+
+def _settings(file: Path) -> list[tuple[str, str]]:
+    """The settings in a run's record, by name; empty without a record."""
+    record, settings = _record(file)
     rows = [(name.replace("_", " "), _code(settings[name])) for name in _SETTINGS if name in settings]
     ending = record["ended"] if isinstance(record.get("ended"), dict) else {}
     return rows + ([("ended after step", _code(ending["step"]))] if "step" in ending else [])

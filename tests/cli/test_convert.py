@@ -47,6 +47,17 @@ def test_converted_model_judges(tmp_path: Path, two: tuple[Path, Path]) -> None:
     assert "is not empty" in refusal_of("convert", TINY, output)
 
 
+def test_a_conversion_that_answers_by_chance_warns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlxpref.conversion import convert as conversion
+    from mlxpref.conversion.fidelity import Fidelity
+
+    destroyed = Fidelity(16, 1, 1, 0, 0.5, 1, 1, 1, 1)
+    monkeypatch.setattr(conversion, "compare_with_source", lambda *_: destroyed)
+    result = run("convert", TINY, tmp_path / "out", "--bits", "2", "--json")
+    assert json.loads(result.stdout)["fidelity"]["agreement"] == 0
+    assert "the same verdict in only 0 of 16 comparisons, which chance gives, too" in result.stderr
+
+
 def test_unquantized_conversion_is_identical(tmp_path: Path, two: tuple[Path, Path]) -> None:
     result = run("convert", TINY, tmp_path / "out", "--bits", "none", "--dtype", "float32")
     lines = result.stdout.splitlines()

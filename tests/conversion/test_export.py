@@ -20,6 +20,7 @@ from mlxpref.engine.adapters import load_adapter
 from mlxpref.engine.lora import linear_layers
 from mlxpref.engine.mlx_model import lazy_model
 from mlxpref.engine.peft import PEFT_WEIGHTS
+from mlxpref.engine.template import CLOSING, NO_THINKING, USER_TEXT, comparison_messages
 from mlxpref.errors import ModelError
 from tests.conftest import GOLDEN, tiny_model, write_adapter
 from tests.conversion.test_convert import logits
@@ -236,7 +237,17 @@ def test_peft_names_whole_paths(tmp_path: Path) -> None:
 
 def test_model_cards(tmp_path: Path) -> None:
     adapter = write_adapter(tmp_path / "adapter", tiny_model("qwen2_5_vl"))
-    record = {"settings": {"data": "mine`.jsonl", "split": "train", "reward": "soft", "steps": 7}, "ended": {"step": 7}}
+    record = {
+        "settings": {
+            "data": "mine`.jsonl",
+            "split": "train",
+            "reward": "soft",
+            "steps": 7,
+            "think": False,
+            "max_pixels": 12544,
+        },
+        "ended": {"step": 7},
+    }
     (adapter / "run.json").write_text(json.dumps(record))
     (adapter / "log.jsonl").write_text(json.dumps({"step": 7, "held_out": {"accuracy": 0.875}}) + "\n")
     for to, loads in {"peft": "PeftModel", "fused": "mlx_vlm", "hf": "AutoModelForImageTextToText"}.items():
@@ -244,10 +255,18 @@ def test_model_cards(tmp_path: Path) -> None:
         card = (tmp_path / to / "README.md").read_text()
         assert ModelCard(card).data.base_model == "Owner/qwen2_5_vl"
         assert all(text in card for text in (loads, "`soft`", "accuracy 0.875", "mine'.jsonl", "mlxpref rank"))
+        assert "It was trained answering at once. Images are shrunk to at most 12544 pixels" in card
+        words = json.loads(card.partition("messages = ")[2].partition("\n```")[0])
+        expected = json.dumps(comparison_messages("choice")).replace(json.dumps(USER_TEXT)[1:-1], " PROMPT")
+        assert words == json.loads(expected)  # what the judge itself asks with
+        assert NO_THINKING in card
+        assert CLOSING in card
     (adapter / "run.json").unlink()
     (adapter / "log.jsonl").unlink()
     export(adapter, tmp_path / "bare", "peft", "qwen2_5_vl")
-    assert "Not measured" in (tmp_path / "bare" / "README.md").read_text()
+    bare = (tmp_path / "bare" / "README.md").read_text()
+    assert "Not measured" in bare
+    assert "at most 262144 pixels, as mlxpref does by default" in bare
 
 
 def test_a_failed_export_leaves_nothing(tmp_path: Path) -> None:

@@ -194,3 +194,15 @@ def test_comparisons_of_preferences(tmp_path: Path) -> None:
     shutil.move(file, tmp_path / "b.png")
     with pytest.raises(DataError, match=r"a\.png"):
         comparisons_of(preferences)
+
+
+@pytest.mark.parametrize(
+    ("agreeing", "of", "doubted"),
+    [(0, 16, True), (8, 16, True), (11, 16, True), (12, 16, False), (16, 16, False), (3, 4, True), (4, 4, False),
+     (40, 64, False), (36, 64, True), (1, 1, False), (0, 1, True)],
+)  # fmt: skip
+def test_a_verdict_that_a_coin_gives_is_doubted(agreeing: int, of: int, doubted: bool) -> None:
+    """At a share that 64 comparisons tell from chance, 16 do not."""
+    fidelity = Fidelity(of, 0, 0, agreeing / of, 0, 0, 0, 0, 0)
+    assert bool(fidelity.doubt) == doubted
+    assert not doubted or f"{agreeing} of {of}" in str(fidelity.doubt)

@@ -7,6 +7,7 @@ Skipped without torch. To run it with torch in an environment of its own:
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,13 +16,14 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
+import mlxpref
 from convert.parity import compare
 from mlxpref.checkpoints.names import hub_name, mlx_name
 from mlxpref.conversion.export import export_adapter
 from mlxpref.demo import JUDGE
 from mlxpref.engine.adapters import load_adapter
 from mlxpref.errors import ModelError
-from tests.conftest import FAMILIES, GOLDEN, tiny_model, write_adapter
+from tests.conftest import FAMILIES, GOLDEN, picture, tiny_model, write_adapter
 from tests.variants import read_weights, write_transformers_5, write_weights
 
 CHOSEN_PYTHON = os.environ.get("MLXPREF_REFERENCE_PYTHON")
@@ -113,3 +115,44 @@ def test_other_spellings_equal_transformers(family: str, tmp_path: Path) -> None
     write_weights(folder, weights | {"model.language_model.layers.0.self_attn.rotary_emb.inv_freq": mx.ones((4,))})
     report = compare(folder, CHOSEN_PYTHON or sys.executable)
     assert report["largest_logit_difference"] < 1e-4
+
+
+PROCESSOR = """
+import transformers
+class AutoProcessor:
+    # transformers' own asks for torchvision, for videos
+    @classmethod
+    def from_pretrained(cls, folder):
+        self = cls()
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        self.images = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
+        self.apply_chat_template = self.tokenizer.apply_chat_template
+        return self
+    def __call__(self, text, images, return_tensors):
+        features = dict(self.images(images=images, return_tensors="pt"))
+        first, second, rest = text[0].split("<|image_pad|>")
+        pads = ["<|image_pad|>" * (int(g.prod()) // self.images.merge_size**2) for g in features["image_grid_thw"]]
+        ids = self.tokenizer(first + pads[0] + second + pads[1] + rest, return_tensors="pt")["input_ids"]
+        kinds = (ids == self.tokenizer.convert_tokens_to_ids("<|image_pad|>")).int()
+        return {"input_ids": ids, "mm_token_type_ids": kinds, **features}
+"""
+
+
+@pytest.mark.parametrize("to", ["peft", "hf"])
+def test_the_model_cards_code_says_what_the_judge_says(to: str, tmp_path: Path) -> None:
+    """The code of an export's README.md, run as it stands but for names of files, beside the judge's own answer."""
+    base = GOLDEN / "qwen2_5_vl"
+    ours = write_adapter(tmp_path / "ours", tiny_model("qwen2_5_vl"))
+    export_adapter(ours, tmp_path / to, to, base, str(base), dtype="float32")
+    for number in (1, 2):
+        picture(number, (84, 84)).save(tmp_path / f"{number}.png")
+    blocks = re.findall(r"```python\n(.*?)```", (tmp_path / to / "README.md").read_text(), re.DOTALL)
+    code = "\n".join(blocks).replace("PATH", str(tmp_path / to)).replace("PROMPT", "a red circle")
+    assert ", AutoProcessor\n" in code
+    code = PROCESSOR + code.replace(", AutoProcessor\n", "\n")
+    command = [CHOSEN_PYTHON or sys.executable, "-c", code]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)
+    judge = mlxpref.load(base, ours, think=False)
+    verdict = judge.compare(tmp_path / "1.png", tmp_path / "2.png", "a red circle").a_shown_first[0]
+    assert float(done.stdout.rpartition(": ")[2]) == pytest.approx(verdict.p_first("soft"), abs=1e-3 if to == "hf" else 5e-3)  # the base is in bfloat16
