@@ -155,4 +155,5 @@ def test_the_model_cards_code_says_what_the_judge_says(to: str, tmp_path: Path) 
     done = subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)
     judge = mlxpref.load(base, ours, think=False)
     verdict = judge.compare(tmp_path / "1.png", tmp_path / "2.png", "a red circle").a_shown_first[0]
-    assert float(done.stdout.rpartition(": ")[2]) == pytest.approx(verdict.p_first("soft"), abs=1e-3 if to == "hf" else 5e-3)  # the base is in bfloat16
+    tolerance = 1e-3 if to == "hf" else 5e-3  # the base is in bfloat16
+    assert float(done.stdout.rpartition(": ")[2]) == pytest.approx(verdict.p_first("soft"), abs=tolerance)
