@@ -92,15 +92,16 @@ def load(
     adapter: str | PathLike[str] | None = None,
     calibration: str | PathLike[str] | bool = True,
     any_base: bool = False,
+    yes: bool = False,
     **settings: Any,
 ) -> "Judge":
     """Load a judge: a checkpoint folder, a Hugging Face id, or "demo"; None means $MLXPREF_MODEL.
 
-    `calibration` is a file of `mlxpref calibrate`; True applies this judge's own, if any, False none. `adapter` is a
-    folder in mlx-vlm's format or in PEFT's; one of another model is a ModelError unless `any_base`. `settings` are
-    fields of `mlxpref.config.JudgeSettings`, such as `think=False`. The log names the calibration and doubts about an
-    adapter (see `mlxpref.log`). ModelError if the model or the adapter cannot be loaded, ConfigError for an unknown
-    setting.
+    Without that it is a recommended judge; `yes` agrees to its download. `calibration` is a file of `mlxpref
+    calibrate`; True applies this judge's own, if any, False none. `adapter` is a folder in mlx-vlm's format or in
+    PEFT's; one of another model is a ModelError unless `any_base`. `settings` are fields of
+    `mlxpref.config.JudgeSettings`, such as `think=False`. The log names the calibration and doubts about an adapter
+    (see `mlxpref.log`). ModelError if the model or the adapter cannot be loaded, ConfigError for an unknown setting.
     """
     from pathlib import Path
 
@@ -108,5 +109,5 @@ def load(
     from mlxpref.judge.loading import calibrated, load_judge
 
     name, folder = expand(model) if model is not None else None, Path(expand(adapter)) if adapter else None
-    judge = load_judge(name, folder, settings, any_base=any_base)
+    judge = load_judge(name, folder, settings, lambda question: yes, any_base=any_base)
     return calibrated(judge, calibration if isinstance(calibration, bool) else Path(expand(calibration)))

@@ -5,6 +5,7 @@ import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
@@ -192,6 +193,8 @@ def settings_from(kind: type[S], values: Mapping[str, Any], where: str = "") -> 
 def _checked(setting: "Field[Any]", value: Any) -> Any:
     """The value of a field, whole numbers as floats for a float field; ConfigError for an invalid value."""
     kind, limits = type(setting.default), setting.metadata
+    if isinstance(value, Real) and not isinstance(value, int | float):  # one of NumPy's
+        value = int(value) if isinstance(value, Integral) else float(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     error = ""

@@ -4,6 +4,7 @@ from dataclasses import fields
 from typing import Any
 
 import click
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -89,3 +90,11 @@ def test_an_option_may_be_left_out() -> None:
 
     assert CliRunner().invoke(command, ["--seed", "3"]).output == "{'seed': 3}\n"
     assert CliRunner().invoke(command, ["--samples", "3"]).exit_code == 2
+
+
+def test_numbers_of_numpy() -> None:
+    settings = settings_from(JudgeSettings, {"samples": np.int64(2), "max_tokens": np.uint8(9)})
+    assert (settings.samples, type(settings.samples), settings.max_tokens) == (2, int, 9)
+    assert settings_from(TrainSettings, {"data": "demo", "learning_rate": np.float32(0.5)}).learning_rate == 0.5
+    with pytest.raises(ConfigError, match="samples"):
+        settings_from(JudgeSettings, {"samples": np.float32(2.5)})

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Container, Sequence
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -140,8 +141,8 @@ def drawn(limit: int | None, seed: int, count: int) -> list[int]:
     """The numbers of the rows to take: all of `count`, or `limit` random ones; ConfigError for a limit below 1."""
     if limit is None:
         return list(range(count))
-    if limit < 1:
-        raise ConfigError(f"limit {limit}: it must be at least 1")
+    if not isinstance(limit, Integral) or limit < 1:
+        raise ConfigError(f"limit {limit!r}: it must be at least 1")
     return sorted(np.random.default_rng(seed).permutation(count)[:limit].tolist())
 
 

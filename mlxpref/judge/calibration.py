@@ -10,7 +10,7 @@ from typing import Any
 from mlxpref.errors import ConfigError, DataError
 from mlxpref.files import cache_dir, write_file
 from mlxpref.ranking.temperature import TemperatureScaling
-from mlxpref.text import one_line
+from mlxpref.text import one_line, shorten
 
 CALIBRATION_FILE = "calibration.json"
 
@@ -109,6 +109,9 @@ class CalibrationFile:
         """The part of it for the JSON of results."""
         modes = [{"think": c.conditions.think, **asdict(c.rescaling), "pairs": c.pairs} for c in self.calibrations]
         return {"file": str(self.path), "modes": modes}
+
+    def __repr__(self) -> str:
+        return f"CalibrationFile({shorten(self.path)!r}, {'; '.join(map(str, self.calibrations))})"
 
     def __str__(self) -> str:
         return f"{self.path} ({'; '.join(map(str, self.calibrations))})"

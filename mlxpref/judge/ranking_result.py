@@ -87,7 +87,7 @@ class RankingEntry(RankedImage):
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # it holds arrays and pictures
 class Ranking(Sequence[RankingEntry]):
     """The images of one prompt in order, with every judged pair: a sequence of its entries, best first.
 

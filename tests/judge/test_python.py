@@ -1,5 +1,6 @@
 """The judge in a program or a notebook: arguments in one order, results that are sequences and show themselves."""
 
+import pickle
 import re
 import sys
 from collections.abc import Callable
@@ -149,6 +150,18 @@ def test_a_ranking_is_a_sequence_best_first(judge: Judge, folder: Path) -> None:
     assert by_index[1].image == load_image(folder / "0.png")
     assert [by_index[i].name for i in range(4)] == ["image 0", str(images[1]), str(images[2]), "image 3"]
     assert [entry.to_json() for entry in ranking] == ranking.to_json()["images"]
+
+
+def test_rankings_are_values_of_a_program(judge: Judge) -> None:
+    images = [picture(i) for i in range(3)]
+    ranking = judge.rank(images, PROMPT)
+    assert ranking != judge.rank(images, PROMPT)  # and no error from comparing arrays
+    assert ranking in {ranking: 1}
+    assert ranking[1] in ranking
+    assert ranking.index(ranking[2]) == 2
+    assert [entry.name for entry in pickle.loads(pickle.dumps(ranking))] == [entry.name for entry in ranking]
+    with pytest.raises(IndexError):
+        ranking[3]
 
 
 def test_images_given_twice_have_names_of_their_own(judge: Judge, folder: Path) -> None:
