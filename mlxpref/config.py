@@ -80,7 +80,7 @@ class TrainSettings:
         _DATA,
         "-d",
     )
-    data_dir: str = setting("", "Folder with the files of a public data set.  [default: the Hugging Face cache]", _DATA)
+    data_dir: str = setting("", "Folder with the files of a public data set, or with the images of a file.", _DATA)
     split: str = setting("train", "Part of the data.", _DATA)
     limit: int = setting(0, "Use only this many preferences; 0 is all.", _DATA, "-n", minimum=0)
     fraction: float = setting(1.0, "Share of the preferences that are learned from.", _DATA, minimum=1e-6, maximum=1.0)

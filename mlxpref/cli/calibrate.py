@@ -48,7 +48,7 @@ def calibrate(
         settings["think"] = think
     if output is not None:
         check_output("--output", output)
-    preferences = load_data(source)
+    preferences = load_data(source, judge.yes)
     cache = image_cache(settings)
     check_preferences(source.data, preferences, cache)
     images = [image for p in preferences for image in (p.a, p.b)]

@@ -37,7 +37,7 @@ def load_image_groups(
     return groups, skipped, notes
 
 
-def load_data(options: DataOptions, default_split: str = "test", needs_images: bool = True) -> Preferences:
+def load_data(options: DataOptions, yes: bool, default_split: str = "test", needs_images: bool = True) -> Preferences:
     """The preferences of the options, with the name of their split; errors as of `load_preferences`."""
     return load_preferences(
         options.data,
@@ -46,6 +46,7 @@ def load_data(options: DataOptions, default_split: str = "test", needs_images: b
         data_dir=options.data_dir,
         needs_split=options.split is not None,
         needs_images=needs_images,
+        agree=(lambda question: True) if yes else agree,
     )
 
 

@@ -126,7 +126,7 @@ def evaluate(
         raise click.BadParameter(
             f"{plot}: give a name that ends with {' or '.join(FORMATS)}, in a folder that exists", param_hint="--plot"
         )
-    preferences = load_data(source, needs_images=not scores)
+    preferences = load_data(source, judge.yes, needs_images=not scores)
     spec = replace(spec, split=preferences.split)
     if source.limit and spec.protocol != "pairs":
         note(f"--limit {source.limit}: the official number is that of the whole split, this one of a part")

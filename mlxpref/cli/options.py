@@ -194,7 +194,9 @@ class ImageOptions:
 class DataOptions:
     """The preferences of people to judge."""
 
-    data: str = option("--data", required=True, help="`demo`, a public data set by name, or a file or folder.")
+    data: str = option(
+        "--data", required=True, help="`demo`, a public data set by name, a file or folder, or owner/name of the hub."
+    )
     data_dir: Path | None = option(
         "--data-dir", type=FILE, help="Folder with the files of a public data set, or with the images of a file."
     )
@@ -218,7 +220,9 @@ class JudgeOptions:
     any_base: bool = option(
         "--any-base", default=False, is_flag=True, help="Accept an adapter that was trained on another model."
     )
-    yes: bool = option("--yes", default=False, is_flag=True, help="Agree to download the recommended judge.")
+    yes: bool = option(
+        "--yes", default=False, is_flag=True, help="Agree to download the recommended judge, or the data."
+    )
     calibration: Path | None = option(
         "--calibration",
         type=FILE,

@@ -33,7 +33,7 @@ from mlxpref.training.step_report import StepReport
 @click.option("-o", "--output", type=FILE, help="Folder of the run.  [default: runs/<time>]")
 @click.option("--config", type=FILE, help="TOML file of settings, or a run.json; options go first.")
 @click.option("--resume", is_flag=True, help="Continue the run in --output, with its own settings.")
-@click.option("-y", "--yes", is_flag=True, help="Agree to download the recommended judge.")
+@click.option("-y", "--yes", is_flag=True, help="Agree to download the recommended judge, or the data.")
 @settings_options(TrainSettings)
 @json_option
 def train(

@@ -90,6 +90,11 @@ CATALOG = {
 """The data sets of `--data` and `mlxpref data` by name; the last split of each is the test."""
 
 
+def catalog_name(data: str) -> str:
+    """The name in the catalogue of a data set that is named by its id on the hub; other names as they are."""
+    return next((each.name for each in CATALOG.values() if data in (each.hub_id, *each.aliases)), data)
+
+
 def folder_of(name: str, data_dir: Path | None = None, split: str | None = None) -> Path:
     """The folder that holds a data set's files in the hub's layout: `data_dir`, else the hub cache's snapshot.
 
@@ -102,7 +107,7 @@ def folder_of(name: str, data_dir: Path | None = None, split: str | None = None)
             return data_dir
         raise ConfigError(f"--data-dir {data_dir}: no such folder; give the one that holds the files of {name}")
     for hub_id in (data_set.hub_id, *data_set.aliases):
-        if snapshot := _snapshot(hub_id):
+        if snapshot := snapshot_of(hub_id):
             return snapshot
     raise missing_files(name, split or data_set.splits[-1].name, "its files are not here")
 
@@ -115,19 +120,19 @@ def missing_files(name: str, split: str, what: str) -> ConfigError:
     )
 
 
-def _snapshot(hub_id: str) -> Path | None:
-    """The main snapshot of a data set in the hub cache, else the newest; None if there is none."""
+def snapshot_of(hub_id: str, revision: str | None = None) -> Path | None:
+    """The snapshot of a data set in the hub cache at a revision, or main, else the newest; None if there is none."""
     # Not by snapshot_download, which raises an error for a snapshot with only one split, though that is enough here.
     # The names below are the hub's documented cache layout.
     from huggingface_hub import constants
 
     repository = Path(constants.HF_HUB_CACHE).expanduser() / f"datasets--{hub_id.replace('/', '--')}"
     snapshots = repository / "snapshots"
-    main = repository / "refs" / "main"
-    commit = main.read_text(encoding="utf-8").strip() if main.is_file() else ""
+    reference = repository / "refs" / (revision or "main")
+    commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else revision
     if commit and (snapshots / commit).is_dir():
         return snapshots / commit
-    if not snapshots.is_dir():
+    if revision or not snapshots.is_dir():
         return None
     return max((path for path in snapshots.iterdir() if path.is_dir()), key=lambda p: p.stat().st_mtime, default=None)
 

@@ -55,6 +55,11 @@ def read_folders(folder: Path, split: str | None = None) -> list[Preference]:
     return preferences
 
 
+def has_folders(folder: Path) -> bool:
+    """Whether a folder, or a split's folder in it, holds two such folders."""
+    return any(_pair(place) for place in (folder, *folder.iterdir()) if place.is_dir())
+
+
 def _pair(folder: Path) -> tuple[str, str] | None:
     """The names of a folder's two folders."""
     return next((names for names in WINNERS if all((folder / name).is_dir() for name in names)), None)

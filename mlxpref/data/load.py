@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mlxpref.data.catalog import CATALOG, folder_of
+from mlxpref.data.catalog import CATALOG, catalog_name, folder_of
 from mlxpref.data.columns import WINNERS
 from mlxpref.data.find_images import locate
-from mlxpref.data.folders import read_folders
+from mlxpref.data.folders import has_folders, read_folders
 from mlxpref.data.hpdv2 import read_hpdv2
 from mlxpref.data.hpdv3 import read_hpdv3
+from mlxpref.data.hub_tables import Agree, hub_name, read_hub_tables, read_tables
 from mlxpref.data.image_cache import ImageCache
 from mlxpref.data.imagereward import read_imagereward
 from mlxpref.data.pickapic import read_pickapic
@@ -39,8 +40,8 @@ _PUBLIC: dict[str, Callable[[Path, str, RowSampler, bool], list[Preference]]] = 
     "hpdv3": read_hpdv3,
 }
 _KNOWN = (
-    f"demo, {', '.join(_PUBLIC)}, a file ({', '.join(SUFFIXES)}) with rows like {EXAMPLE}, or a folder with "
-    f"{WINNERS[0][0]}/ and {WINNERS[0][1]}/ in it"
+    f"demo, {', '.join(_PUBLIC)}, a file ({', '.join(SUFFIXES)}) with rows like {EXAMPLE}, a folder with "
+    f"{WINNERS[0][0]}/ and {WINNERS[0][1]}/ or parquet tables in it, or owner/name of a data set on the hub"
 )
 
 
@@ -58,22 +59,25 @@ def load_preferences(
     data_dir: Path | None = None,
     needs_split: bool = False,
     needs_images: bool = True,
+    agree: Agree = lambda question: False,
 ) -> Preferences:
-    """The preferences of `--data`: `demo`, a public data set, or a user's file or folder.
+    """The preferences of `--data`: `demo`, a public data set, a user's file or folder, or `owner/name` of the hub.
 
     `demo` has the splits train, test and heldout; `seed` determines its pictures. The files of a public data set
     (`catalog.CATALOG`) are in `data_dir` or in the hub's cache; see its reader. A user's preferences are a file of rows
-    (`preference_table.read_preferences`), whose images may be in `data_dir`, or two folders (`folders.read_folders`),
-    with their own splits; without any, it takes all rows, or raises an error if it `needs_split`. Without
-    `needs_images` the names of images are enough. `limit` draws that many preferences by `seed`, in their order, as the
-    first ones are often all of one prompt; a smaller limit draws a subset of a larger one's. ConfigError for an unknown
-    name or split and for missing files, DataError for errors in them.
+    (`preference_table.read_preferences`), whose images may be in `data_dir`, two folders (`folders.read_folders`), or
+    tables in a folder or on the hub (`hub_tables`), which are downloaded if the user does `agree`; with their own
+    splits. Without any, it takes all rows, or raises an error if it `needs_split`. Without `needs_images` the names of
+    images are enough. `limit` draws that many preferences by `seed`, in their order, as the first ones are often all of
+    one prompt; a smaller limit draws a subset of a larger one's. ConfigError for an unknown name or split and for
+    missing files, DataError for errors in them.
     """
     drawn(limit, seed, 0)  # a wrong limit is an error before any work
     if data_dir is not None and not data_dir.is_dir():
         raise ConfigError(
             f"--data-dir {data_dir}: no such folder; give the one that holds the files or images of {data}"
         )
+    data = catalog_name(data)
     if data == "demo":
         if data_dir is not None:
             raise ConfigError("--data-dir is where the files or images of other data are; --data demo needs none")
@@ -84,12 +88,8 @@ def load_preferences(
     if data in _PUBLIC:
         CATALOG[data].split(split)
         return _named(split, _PUBLIC[data](folder_of(data, data_dir, split), split, draw, needs_images))
-    path = _located(data)
     try:
-        if path.is_dir():
-            preferences = read_folders(path, split)
-        else:
-            preferences = read_preferences(path, split, ImageFinder(path, data_dir, needs_images))
+        preferences = _of_a_user(data, split, limit, data_dir, needs_images, agree)
     except NoSplitsError as error:
         if needs_split:
             raise
@@ -121,6 +121,32 @@ def check_preferences(data: str, preferences: Sequence[Preference], images: Imag
             f"{data}: {len(problems)} of {len(names)} images cannot be read; correct them or remove their rows:\n  "
             + first_ten(problems)
         )
+
+
+def _of_a_user(
+    data: str, split: str, limit: int | None, data_dir: Path | None, needs_images: bool, agree: Agree
+) -> list[Preference]:
+    """The preferences of a file, a folder, or a data set on the hub; NoSplitsError where it has no splits."""
+    path, hub = locate(data), hub_name(data)
+    if path is not None and path.is_dir() and data_dir is not None:
+        raise ConfigError(f"--data-dir {data_dir}: --data is a folder itself; leave it out")
+    if path is None and hub is not None and data_dir is not None:
+        preferences, found = read_tables(data_dir, split, hub.part)
+    elif path is None and hub is not None:
+        try:
+            preferences, found = read_hub_tables(hub, split, limit, agree)
+        except DataError as error:
+            raise DataError(f"--data {data}: no such file or folder here; on the hub: {error}") from error
+    elif path is not None and path.is_dir() and not has_folders(path) and any(path.rglob("*.parquet")):
+        preferences, found = read_tables(path, split)
+    else:
+        path = _located(data)
+        if path.is_dir():
+            return read_folders(path, split)
+        return read_preferences(path, split, ImageFinder(path, data_dir, needs_images))
+    if found is None:
+        raise NoSplitsError(Path(data), split, preferences)
+    return preferences
 
 
 def _named(split: str, preferences: Sequence[Preference]) -> Preferences:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mlxpref.data.catalog import catalog_name
 from mlxpref.errors import ConfigError
 from mlxpref.judge.metrics import Floats, group_numbers, interval
 from mlxpref.preferences import Preference
@@ -61,7 +62,7 @@ class Official:
 
 def protocol_of(data: str) -> str:
     """The protocol of the data set in `--data`: its own, or that of plain pairs."""
-    name = "pickapic" if data == "pickapic_v1" else data
+    name = "pickapic" if catalog_name(data) == "pickapic_v1" else catalog_name(data)
     return name if name in PROTOCOLS else "pairs"
 
 

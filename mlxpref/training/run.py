@@ -285,7 +285,9 @@ def _load(
     """
     mix = load_rewards(settings.reward)
     data_dir = Path(settings.data_dir).expanduser() if settings.data_dir else None
-    preferences = load_preferences(settings.data, settings.split, settings.limit or None, settings.seed, data_dir)
+    preferences = load_preferences(
+        settings.data, settings.split, settings.limit or None, settings.seed, data_dir, agree=agree
+    )
     check(settings.data, preferences)
     if vlm is None:
         name, path = find_checkpoint(settings.model or None, agree)

@@ -84,7 +84,7 @@ def test_the_demo_has_a_default_count(monkeypatch: pytest.MonkeyPatch) -> None:
         ("imagereward", "dev", None, "split 'dev': imagereward has train, validation, test"),
         ("dmeo", "test", None, "unknown --data dmeo: known are demo, imagereward, hpdv2, pickapic, pickapic_v1, hpdv3"),
         ("gone.jsonl", "test", None, "--data gone.jsonl: no such file"),
-        ("some/folder", "test", None, "--data some/folder: no such file or folder"),
+        ("some/folder.csv", "test", None, "--data some/folder.csv: no such file or folder"),
         ("long" * 100, "test", None, "unknown --data long"),
     ],
 )

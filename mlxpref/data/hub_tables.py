@@ -1,0 +1,127 @@
+"""Preferences in the parquet tables of any data set on the Hugging Face hub, or of a folder in the same layout."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from mlxpref.data.catalog import snapshot_of
+from mlxpref.data.preference_table import read_public_table
+from mlxpref.data.tables import SUFFIXES
+from mlxpref.errors import ConfigError, DataError
+from mlxpref.hub import Destination, HubFile, ask_hub, check_space, download
+from mlxpref.log import logger
+from mlxpref.preferences import Preference
+from mlxpref.text import format_bytes
+
+Agree = Callable[[str], bool]
+"""Answers a question, such as whether to download data."""
+_NAME = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(/(?P<part>[\w.-]+(/[\w.-]+)*))?(@(?P<revision>[\w.-]+(/[\w.-]+)*))?")
+_SHARD = re.compile(r"[-_.]?\d+(-of-\d+)?(-[0-9a-f]{8,})?$")
+_OF = re.compile(r"-of-0*(\d+)")
+
+
+@dataclass(frozen=True)
+class HubName:
+    """A data set on the hub, perhaps only the tables in a folder of it, at a branch, tag or commit."""
+
+    id: str
+    part: str | None = None
+    revision: str | None = None
+
+
+def hub_name(data: str) -> HubName | None:
+    """What `owner/name`, `owner/name/folder` or either with `@revision` names; None for another name."""
+    match = _NAME.fullmatch(data)
+    if match is None or data.startswith(".") or ".." in data or Path(data).suffix.lower() in SUFFIXES:
+        return None
+    return HubName(match["id"], match["part"], match["revision"])
+
+
+def read_tables(
+    folder: Path, split: str, part: str | None = None, label: str = ""
+) -> tuple[list[Preference], str | None]:
+    """The preferences in the tables below a folder, and the name of their split, None of tables without splits."""
+    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.parquet"))
+    paths, name = _chosen(label or str(folder), files, split, part)
+    if (count := _OF.search(paths[0])) and len(paths) < int(count[1]):
+        logger.warning(f"{label or folder}: {len(paths)} of {int(count[1])} tables of split {split} are here")
+    return [each for path in paths for each in read_public_table(folder / path, split)], name
+
+
+def read_hub_tables(name: HubName, split: str, limit: int | None, agree: Agree) -> tuple[list[Preference], str | None]:
+    """As `read_tables`, of a data set on the hub; with a `limit` only the first tables with so many preferences.
+
+    What is not in the hub's cache is downloaded if the user agrees, who sees size and licence before. ConfigError if
+    not; DataError for a data set that is missing, gated or without tables.
+    """
+    label = f"{name.id}@{name.revision}" if name.revision else name.id
+    try:
+        destination = Destination(ask_hub(name.id, "dataset", name.revision))
+    except DataError as error:
+        if (folder := snapshot_of(name.id, name.revision)) is None:
+            raise
+        logger.warning(f"{error}; what is in the hub's cache is used")
+        return read_tables(folder, split, name.part, label)
+    by_path = {file.path: file for file in destination.repository.files}
+    paths, chosen = _chosen(label, by_path, split, name.part)
+    tables = [by_path[path] for path in paths]
+    if destination.bytes_left(tables[:1] if limit else tables) and not agree(
+        _question(label, destination, tables, limit)
+    ):
+        raise ConfigError(f"--data {label}: nothing was downloaded; agree with --yes")
+    preferences: list[Preference] = []
+    for table in tables:
+        check_space(destination, [table])
+        preferences += read_public_table(download(destination, table), split)
+        if limit and len(preferences) >= limit:
+            break
+    return preferences, chosen
+
+
+def _question(label: str, destination: Destination, tables: list[HubFile], limit: int | None) -> str:
+    licence = destination.repository.licence or "not stated"
+    size = format_bytes(destination.bytes_left(tables))
+    what = f"{len(tables)} table{'s' if len(tables) > 1 else ''}, {size}"
+    if limit and len(tables) > 1:
+        what += f", of which --limit {limit} needs as many as hold so many preferences, each about "
+        what += format_bytes(sum(table.size for table in tables) / len(tables))
+    return f"{label} on the hub (licence {licence}; {what}) is not here. Download it?"
+
+
+def _chosen(label: str, files: Iterable[str], split: str, part: str | None) -> tuple[list[str], str | None]:
+    """The tables of a split among files, in order, and its name; DataError where that is not clear."""
+    names = list(files)
+    tables: dict[str, dict[str, list[str]]] = {}
+    for path in sorted(name for name in names if name.endswith(".parquet")):
+        folder, of_split = _place(path)
+        if part is None or part in (folder, *PurePosixPath(path).parents[:-1], str(PurePosixPath(path).parent)):
+            tables.setdefault(folder, {}).setdefault(of_split, []).append(path)
+    if not tables:
+        kinds = ", ".join(
+            f"{n} {kind or 'others'}" for kind, n in Counter(Path(x).suffix for x in names).most_common(4)
+        )
+        where = f" in {part}" if part else ""
+        raise DataError(
+            f"{label}: has no parquet tables{where} ({kinds or 'no files'}); the hub may have made some: try "
+            f"{label.partition('@')[0]}@refs/convert/parquet, or download it and give a file"
+        )
+    if len(tables) > 1 and "default" not in tables:
+        raise DataError(f"{label}: has several parts, {', '.join(sorted(tables))}: give one, as {label}/{min(tables)}")
+    splits = next(iter(tables.values())) if len(tables) == 1 else tables["default"]
+    if set(splits) == {""}:
+        return splits[""], None
+    if split not in splits:
+        raise DataError(f"{label}: no split {split!r}; there are {', '.join(sorted(splits))}: give one with --split")
+    return splits[split], split
+
+
+def _place(path: str) -> tuple[str, str]:
+    """The folder that names a part of a data set, and the split, "" for none: `photos/train-00000-of-00005.parquet`."""
+    *folders, last = PurePosixPath(path).with_suffix("").parts
+    name = _SHARD.sub("", last)
+    if name in ("", "part", "shard", "chunk", "data") and folders:  # train/0000.parquet
+        name = folders.pop()
+    folders = [folder for folder in folders if folder != "data"]
+    return "/".join(folders), "" if name in ("data", "part", "shard", "chunk") else name
