@@ -175,6 +175,36 @@ def download(destination: Destination, file: HubFile) -> Path:
     return _same_commit(Path(path), repository)
 
 
+def visibility_of(hub_id: str) -> str | None:
+    """Whether a model repository of the hub is "public" or "private"; None for one that is not there (for this user).
+
+    DataError, one line, if the hub cannot be asked.
+    """
+    with _translated(hub_id, "model"):
+        try:
+            return "private" if HfApi().model_info(hub_id, timeout=_ASK_SECONDS).private else "public"
+        except GatedRepoError:
+            return "public"
+        except RepositoryNotFoundError:
+            return None
+
+
+def upload_model(folder: Path, hub_id: str) -> str:
+    """Upload a model folder into a repository of the hub and return its address; a new repository is private.
+
+    Weights that are there and not in the folder are removed, so that two sets never mix. DataError, one line, for any
+    error.
+    """
+    with _translated(hub_id, "model"):
+        api = HfApi()
+        address = api.create_repo(hub_id, private=True, exist_ok=True)
+        api.upload_folder(
+            repo_id=hub_id, folder_path=folder, commit_message="Upload from mlxpref",
+            delete_patterns=["*.safetensors", "*.safetensors.index.json"],
+        )  # fmt: skip
+        return str(address)
+
+
 def _append_rest(repository: HubRepository, file: HubFile, partial: Path) -> None:
     """Append the rest to a partial file."""
     if _size(partial) > file.size:

@@ -1,13 +1,15 @@
 """`mlxpref convert`: convert a checkpoint to a quantized MLX folder, check it, and compare it with its source."""
 
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
+from huggingface_hub import constants
 
-from mlxpref.checkpoints.resolve import find_checkpoint
+from mlxpref.checkpoints.resolve import find_checkpoint, is_hub_id
 from mlxpref.cli.common import agree, exit_on_sigterm
 from mlxpref.cli.options import FILE, json_option, option, option_group
 from mlxpref.cli.output import note, print_json, print_text
@@ -17,6 +19,8 @@ from mlxpref.conversion.convert import convert as convert_folder
 from mlxpref.conversion.fidelity import built_in_comparisons, comparisons_of
 from mlxpref.conversion.quantize import Recipe
 from mlxpref.data.load import load_preferences
+from mlxpref.errors import ConfigError
+from mlxpref.hub import upload_model, visibility_of
 from mlxpref.text import format_bytes
 
 _BITS = click.Choice(["none", "2", "3", "4", "5", "6", "8"])
@@ -31,6 +35,13 @@ def _bytes(ctx: click.Context, parameter: click.Parameter, value: str) -> int:
     return int(float(match[1]) * (10**9 if match[2].upper() == "GB" else 10**6))
 
 
+def _repository(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """A repository of the hub such as owner/name."""
+    if value is not None and (not is_hub_id(value) or "@" in value):
+        raise click.BadParameter(f"{value!r} is no repository; give one like owner/name")
+    return value
+
+
 @dataclass(frozen=True)
 class WriteOptions:
     """The options of writing a model folder."""
@@ -39,6 +50,41 @@ class WriteOptions:
         "--shard-size", default="5GB", show_default=True, callback=_bytes, help="The most bytes of a file of weights."
     )
     overwrite: bool = option("--overwrite", default=False, is_flag=True, help="Replace OUTPUT if it holds something.")
+    upload_repo: str | None = option(
+        "--upload-repo",
+        metavar="OWNER/NAME",
+        callback=_repository,
+        help="Upload OUTPUT there, on the Hugging Face hub; asks first. A new repository is private.",
+    )
+    yes: bool = option("--yes", default=False, is_flag=True, help="Agree to the upload, and to a download.")
+
+    def agree(self, question: str) -> bool:
+        """Whether the user agrees, by --yes or on the terminal."""
+        return self.yes or agree(question)
+
+    def check_upload(self) -> str:
+        """The kind of repository of the upload, before the work; ConfigError if nobody can agree to it."""
+        if self.upload_repo is None:
+            return ""
+        if not self.yes and not sys.stdin.isatty():
+            raise ConfigError("--upload-repo: there is no terminal to ask on, and nothing is sent unasked; add --yes")
+        visibility = visibility_of(self.upload_repo)
+        return f"a {visibility} repository, whose weights it replaces" if visibility else "a new, private repository"
+
+    def upload(self, folder: Path, kind: str) -> dict[str, str | None]:
+        """Upload a finished folder if the user agrees; its address for the JSON, nothing if it was not asked for."""
+        if self.upload_repo is None:
+            return {}
+        files = [file for file in folder.rglob("*") if file.is_file()]
+        size = f"{len(files)} files, {format_bytes(sum(file.stat().st_size for file in files))}"
+        target = f"{constants.ENDPOINT}/{self.upload_repo}, {kind}"
+        if not self.agree(f"Upload {folder} ({size}) to {target}?"):
+            note(f"not uploaded; {folder} stays as it is")
+            return {"uploaded": None}
+        note(f"uploading {folder} ({size}) to {target}")
+        address = upload_model(folder, self.upload_repo)
+        note(f"uploaded to {address}")
+        return {"uploaded": address}
 
 
 @dataclass(frozen=True)
@@ -117,8 +163,11 @@ def convert(
         raise click.UsageError("Missing argument 'OUTPUT': the folder for the model")
     if recipe.compare is not None and output is not None:
         raise click.UsageError("--compare measures recipes and keeps none: leave OUTPUT out, then convert by the best")
+    if output is None and writing.upload_repo:
+        raise click.UsageError("--compare keeps no model, so there is none for --upload-repo")
+    upload_kind = writing.check_upload()
     comparisons = comparisons_of(load_preferences(preferences, "test")) if preferences else built_in_comparisons()
-    name, path = find_checkpoint(source, agree, revision)
+    name, path = find_checkpoint(source, writing.agree, revision)
     common: dict[str, Any] = {"dtype": dtype, "shard_size": writing.shard_size, "name": name, "requantize": requantize}
     with exit_on_sigterm():
         if output is None:
@@ -128,6 +177,7 @@ def convert(
         result = convert_folder(
             path, output, recipes[0], **common, overwrite=writing.overwrite, comparisons=comparisons if fidelity else ()
         )
+    result |= writing.upload(output, upload_kind)
     if as_json:
         print_json(result)
     else:

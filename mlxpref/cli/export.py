@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from mlxpref.cli.common import agree, exit_on_sigterm
+from mlxpref.cli.common import exit_on_sigterm
 from mlxpref.cli.convert import WriteOptions
 from mlxpref.cli.options import FILE, json_option, option_group
 from mlxpref.cli.output import print_json, print_text
@@ -57,11 +57,13 @@ def export(
     if group_size and not recipe:
         raise click.UsageError("--group-size goes with --recipe")
     quantization = Recipe.named(recipe, int(group_size or 64)) if recipe else None
-    name, base = find_base(adapter, model, agree)
+    upload_kind = writing.check_upload()
+    name, base = find_base(adapter, model, writing.agree)
     with exit_on_sigterm():
         result = export_adapter(
             adapter, output, to, base, name, quantization, dtype, writing.shard_size, writing.overwrite, any_base
         )
+    result |= writing.upload(output, upload_kind)
     if as_json:
         print_json(result)
     else:
