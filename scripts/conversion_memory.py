@@ -33,7 +33,7 @@ def make_checkpoint(folder: Path, gigabytes: float, shard: int) -> None:
     from mlx.utils import tree_flatten
     from mlx_vlm.models.qwen2_5_vl import Model, ModelConfig, TextConfig, VisionConfig
 
-    from mlxpref.conversion.export import hub_name
+    from mlxpref.checkpoints.names import hub_name
     from mlxpref.conversion.writer import write_model
 
     config = json.loads((GOLDEN / "config.json").read_text(encoding="utf-8"))
