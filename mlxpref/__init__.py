@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mlxpref.judge.functions import calibrate, evaluate
     from mlxpref.judge.judge import Judge
     from mlxpref.judge.pair_verdict import PairVerdict
-    from mlxpref.judge.ranking_result import Ranking, RankingEntry, RankingInterrupted
+    from mlxpref.judge.ranking_result import Ranking, RankingEntry
     from mlxpref.preferences import Pair, Preference
     from mlxpref.training.run import train
     from mlxpref.training.step_report import StepReport
@@ -33,7 +33,6 @@ _MODULES = {
     "Preference": "mlxpref.preferences",
     "Ranking": "mlxpref.judge.ranking_result",
     "RankingEntry": "mlxpref.judge.ranking_result",
-    "RankingInterrupted": "mlxpref.judge.ranking_result",
     "StepReport": "mlxpref.training.step_report",
     "Verdict": "mlxpref.verdict",
     "calibrate": "mlxpref.judge.functions",
@@ -58,7 +57,6 @@ __all__ = [
     "Preference",
     "Ranking",
     "RankingEntry",
-    "RankingInterrupted",
     "StepReport",
     "Verdict",
     "calibrate",

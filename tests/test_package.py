@@ -94,8 +94,6 @@ for report in mlxpref.train("demo", "demo", "runs/a", steps=3):
     print(report.reward + 1)
 try:
     judge.rank([], "a hat")
-except mlxpref.RankingInterrupted as interrupt:
-    print(len(interrupt.ranking))
 except mlxpref.MlxprefError as error:
     print(error)
 print(mlxpref.__version__.split("."))

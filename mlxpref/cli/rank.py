@@ -31,7 +31,7 @@ from mlxpref.data.prompts import PromptGroup
 from mlxpref.errors import MlxprefError
 from mlxpref.judge.judge import Judge
 from mlxpref.judge.rank import PairBudget, ThinkAbout
-from mlxpref.judge.ranking_result import Ranking, RankingInterrupted
+from mlxpref.judge.ranking_result import Ranking
 from mlxpref.judge.time_estimate import estimate_seconds
 from mlxpref.report.ranking_files import check_copy_folder, copy_top, write_ranking_csv
 from mlxpref.report.ranking_page import write_ranking_page
@@ -169,12 +169,13 @@ def _rank_all(
                 note(f"“{group.prompt}”: {len(group.images)} images")
             left_out = () if rankings else skipped
             rankings.append(judge.rank(group.images, group.prompt, think_about, left_out, pairs, top))
-    except RankingInterrupted as interrupt:
-        rankings.append(interrupt.ranking)
     except (KeyboardInterrupt, MlxprefError) as error:
-        if not rankings:
+        if partial := getattr(error, "ranking", None):
+            rankings.append(partial)
+        elif rankings:
+            stopped = error
+        else:
             raise
-        stopped = error
     rankings[0] = replace(rankings[0], vision_runs=rankings[0].vision_runs + trial_runs)
     return rankings, stopped
 

@@ -22,7 +22,7 @@ from mlxpref.judge.diagnostics import demo_warnings
 from mlxpref.judge.fingerprint import Fingerprint
 from mlxpref.judge.pair_verdict import PairVerdict
 from mlxpref.judge.rank import PairBudget, ThinkAbout, rank_pairs
-from mlxpref.judge.ranking_result import Ranking, RankingInterrupted
+from mlxpref.judge.ranking_result import Ranking, interrupt_with
 from mlxpref.judge.store import Store
 from mlxpref.judge.verdict_source import (
     Judgement,
@@ -111,7 +111,7 @@ class Judge:
 
         `think_about` is by default "top" for a judge that thinks, else "none". `skipped` are images that were left out;
         the result lists them, and the unreadable ones of a folder. DataError names other images that cannot be read.
-        Ctrl-C raises RankingInterrupted, a KeyboardInterrupt with the ranking so far.
+        Ctrl-C is raised; the KeyboardInterrupt then has the ranking by the pairs so far as its `ranking`.
         """
         check_prompt(prompt)
         given, left_out = find_given(images, self.vlm.features.images)
@@ -128,27 +128,20 @@ class Judge:
         def compare(pairs: Iterable[Pair], think: bool) -> Iterator[PairVerdict]:
             return self.pairs(pairs, think=think, session=session)
 
-        def completed(ranking: Ranking) -> Ranking:
-            runs = self.vlm.features.runs - encoded_before
-            if ranking.ending != "interrupted":  # other processes may go on
-                runs = int(self.processes.all_sum_numbers(runs)[0])
-            return replace(
-                ranking,
-                model=self.name,
-                adapter=self.adapter,
-                vision_runs=runs,
-                skipped=(*skipped, *left_out),
-                warnings=(*demo_warnings(self.name, given, self.vlm.features.images), *ranking.warnings),
-            )
-
         self._encode_ahead(given, session)
-        try:
-            return completed(
-                rank_pairs(given, prompt, compare, think_about, pairs, top, self.settings.seed, self.processes)
-            )
-        except RankingInterrupted as interrupt:
-            interrupt.ranking = completed(interrupt.ranking)
-            raise
+        ranking = rank_pairs(given, prompt, compare, think_about, pairs, top, self.settings.seed, self.processes)
+        runs = self.vlm.features.runs - encoded_before
+        ranking = replace(
+            ranking,
+            model=self.name,
+            adapter=self.adapter,
+            vision_runs=runs if ranking.ending == "interrupted" else int(self.processes.all_sum_numbers(runs)[0]),
+            skipped=(*skipped, *left_out),
+            warnings=(*demo_warnings(self.name, given, self.vlm.features.images), *ranking.warnings),
+        )
+        if ranking.ending == "interrupted":
+            raise interrupt_with(ranking)
+        return ranking
 
     @_either_order
     def score(self, images: ImagesInput, prompt: str) -> list[float]:

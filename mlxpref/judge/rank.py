@@ -12,7 +12,7 @@ from mlxpref.distributed import SINGLE_PROCESS, ProcessGroup
 from mlxpref.errors import ConfigError
 from mlxpref.judge.diagnostics import warnings_for
 from mlxpref.judge.pair_verdict import JudgingCounts, PairVerdict
-from mlxpref.judge.ranking_result import Ending, JudgedPair, Ranking, RankingInterrupted, image_names
+from mlxpref.judge.ranking_result import Ending, JudgedPair, Ranking, image_names
 from mlxpref.log import track
 from mlxpref.preferences import ImageLike, Pair
 from mlxpref.ranking.bradley_terry import PairOutcome, StrengthFit, fit_strengths, rank_images
@@ -73,7 +73,7 @@ def rank_pairs(
     """Judge pairs of at least two images by `compare` and rank them; see `PairBudget` for `think_about` and `pairs`.
 
     With `top`, the work ends once the `top` best images are settled (`is_settled`); ConfigError for a `top` below 1.
-    KeyboardInterrupt becomes RankingInterrupted, with the ranking by the pairs so far, if there are any. Process 0
+    KeyboardInterrupt ends it, too, and the pairs so far are ranked; without any, the interrupt is raised. Process 0
     chooses the pairs for all `processes`, since machines may round differently.
     """
     start = time.perf_counter()
@@ -109,10 +109,7 @@ def rank_pairs(
         tokens=counts.tokens,
         recalled=counts.recalled,
     )
-    ranking = replace(ranking, warnings=tuple(warnings_for(ranking, top)))
-    if ending == "interrupted":
-        raise RankingInterrupted(ranking)
-    return ranking
+    return replace(ranking, warnings=tuple(warnings_for(ranking, top)))
 
 
 @dataclass

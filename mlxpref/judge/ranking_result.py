@@ -195,12 +195,15 @@ class Ranking(Sequence[RankingEntry]):
         }
 
 
-class RankingInterrupted(KeyboardInterrupt):
-    """Ctrl-C during a ranking; `ranking` is the one by the pairs judged until then."""
+def interrupt_with(ranking: Ranking) -> KeyboardInterrupt:
+    """An interrupt that has the ranking until then as its `ranking`.
 
-    def __init__(self, ranking: Ranking) -> None:
-        super().__init__(f"{ranking.warnings[0]}; the ranking is in this exception's `ranking`")
-        self.ranking = ranking
+    It is of no class of its own: a program that a subclass ends does not end as one that Ctrl-C ends, and shells go on.
+    """
+    done = f"interrupted after {len(ranking.pairs)} of {ranking.planned} pairs"
+    interrupt = KeyboardInterrupt(f"{done}; this exception's `ranking` is the one by these")
+    vars(interrupt)["ranking"] = ranking
+    return interrupt
 
 
 def image_names(images: Sequence[ImageLike]) -> list[str]:
