@@ -202,8 +202,10 @@ def _all_in(names: Collection[str], columns: Collection[str]) -> bool:
 
 def _side(name: str, value: Any, layout: Layout, first: int, names: tuple[str, str]) -> float:
     """A label as the share for the first image: a number, a word, or the image itself."""
-    if isinstance(value, str) and value in names and names[0] != names[1]:
-        return float(value == names[0])
+    ends = [re.split(r"[/\\]", each)[-1] for each in names]
+    for known in (list(names), ends):
+        if value in known and known[0] != known[1]:
+            return float(value == known[0])
     number = whole(value)
     if number is not None and number - first in (0, 1):
         return float(number == first)

@@ -53,7 +53,7 @@ class ImageFinder:
         """The image of this name; DataError, which continues the name, if there is none."""
         if _LINK.match(name):
             raise DataError("is no file: save the image, and give the file's name")
-        path = locate(expand(name), self.folder)
+        path = locate(expand(name), self.folder) or locate(name.replace("\\", "/"), self.folder)  # from Windows
         if path is not None and path.is_file():
             return path
         found = self._named(re.split(r"[/\\]", name)[-1]) if self._search else []

@@ -164,7 +164,7 @@ def _in_sidecars(images: Sequence[Path]) -> Callable[[Path], str | None]:
         return unreadable
 
     def prompt_of(image: Path) -> str | None:
-        for name in (f"{image.name}.txt", f"{image.stem}.txt"):
+        for name in (f"{image.name}.txt", f"{image.stem}.txt", f"{image.stem}.caption"):
             path = locate(name, image.parent)
             if path is not None and path.is_file():
                 try:
@@ -221,12 +221,13 @@ def _in_list(path: Path, images: Sequence[Path]) -> Callable[[Path], str | None]
 
 
 def _list_rows(path: Path) -> list[NumberedRow]:
-    """The numbered rows of a list; a JSON object of images and their prompts has a row for each."""
+    """The numbered rows of a list; a JSON object of images and their prompts, or {caption}, has a row for each."""
     rows = list(read_table(path, lambda name: name in (*IMAGES, *PROMPTS)))
     row = rows[0][1] if path.suffix.lower() == ".json" and len(rows) == 1 else None
     if not isinstance(row, dict) or set(row) & {*IMAGES, *PROMPTS}:
         return rows
-    return [(n, {"image": image, "prompt": prompt}) for n, (image, prompt) in enumerate(row.items(), 1)]
+    entries = {image: cell if isinstance(cell, dict) else {"prompt": cell} for image, cell in row.items()}
+    return [(n, {**entry, "image": image}) for n, (image, entry) in enumerate(entries.items(), 1)]
 
 
 def _image_and_prompt(row: dict[str, Any] | DataError) -> tuple[str, str]:

@@ -252,6 +252,8 @@ LAYOUTS: dict[str, tuple[dict[str, object], float]] = {
     "tie": ({"prompt": "x", "image1": "1.png", "image2": "2.png", "choice": "tie"}, 0.5),
     "column": ({"prompt": "x", "image_0": "1.png", "image_1": "2.png", "preferred": "image_1"}, 0.0),
     "the file": ({"prompt": "x", "images": ["1.png", "2.png"], "best": "2.png"}, 0.0),
+    "its last name": ({"prompt": "x", "images": ["./1.png", "./2.png"], "winner": "2.png"}, 0.0),
+    "windows": ({"prompt": "x", "chosen": ".\\1.png", "rejected": "2.png"}, 1.0),
     "pick-a-pic": ({"caption": "x", "jpg_0": "1.png", "jpg_1": "2.png", "label_0": 0.0, "label_1": 1.0}, 0.0),
     "pick-a-pic tie": ({"caption": "x", "jpg_0": "1.png", "jpg_1": "2.png", "label_0": 0.5, "label_1": 0.5}, 0.5),
     "votes": ({"prompt": "x", "a": "1.png", "b": "2.png", "votes_a": 3, "votes_b": 1}, 0.75),

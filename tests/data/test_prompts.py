@@ -5,6 +5,8 @@ import unicodedata
 from pathlib import Path
 from unittest.mock import patch
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from mlxpref.data import prompts as prompts_module
@@ -96,6 +98,10 @@ LISTS = {
                                         {"image": "./sub/../sub/4.png", "prompt": "two\r\nlines\n", "seed": {"a": 1}}]),
     "list.JSONL": '{"image": "1.png", "prompt": "a red, \\"big\\" cube"}\n\n'
                   '{"image": "4.png", "prompt": "two\\nlines"}\r\n',
+    "diffusers.jsonl": '{"file_name": "1.png", "text": "a red, \\"big\\" cube"}\n'
+                       '{"file_name": "sub/4.png", "text": "two\\nlines", "blip": "x"}\n',
+    "kohya.json": json.dumps({"1.png": {"caption": 'a red, "big" cube'}, "4.png": {"caption": "two\nlines"}}),
+    "list.tsv": 'filename\tcaption\n1.png\t"a red, ""big"" cube"\nsub/4.png\t"two\nlines"\n',
     "windows.csv": 'image,prompt\nD:\\out\\1.png,"a red, ""big"" cube"\nelsewhere/4.png,"two\nlines"\n',
 }  # fmt: skip
 
@@ -109,6 +115,39 @@ def test_lists_name_images_and_prompts(folder: Path, name: str) -> None:
     assert [(skip.path, skip.error) for skip in skipped] == [
         (image, f"has no row in {folder / name}") for image in images[1:3]
     ]
+
+
+def test_a_table_of_parquet_is_a_list(folder: Path) -> None:
+    images = images_of(folder)
+    table = pa.table({"file_name": ["1.png", "sub/4.png"], "text": ["a cube", "a ball"], "n": [1, 2]})
+    pq.write_table(table, folder / "list.parquet")
+    assert prompts_of(images, str(folder / "list.parquet"))[0] == {images[0]: "a cube", images[3]: "a ball"}
+
+
+@pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv"])
+def test_sidecars_may_be_one_list_of_the_folder(folder: Path, name: str) -> None:
+    """The layout for training diffusion models; a text file of an image goes before it."""
+    images = images_of(folder)
+    rows = {"1.png": "a cube", "2.png": "a ball", "3.jpg": "a cone"}
+    if name.endswith(".csv"):
+        text = "file_name,text\n" + "".join(f"{image},{prompt}\n" for image, prompt in rows.items())
+    else:
+        text = "".join(json.dumps({"file_name": image, "text": prompt}) + "\n" for image, prompt in rows.items())
+    (folder / name).write_text(text)
+    (folder / "2.txt").write_text("of its own")
+    (folder / "3.caption").write_text("a caption")
+    prompts, skipped, _ = prompts_of(images, "sidecar")
+    assert prompts == {images[0]: "a cube", images[1]: "of its own", images[2]: "a caption"}
+    assert [skip.path for skip in skipped] == [images[3]]
+
+
+def test_a_list_of_another_kind_is_no_obstacle(folder: Path) -> None:
+    images = images_of(folder)
+    (folder / "metadata.csv").write_text("epoch,loss\n1,0.5\n")
+    (folder / "1.txt").write_text("a cube")
+    prompts, skipped, _ = prompts_of(images, "sidecar")
+    assert prompts == {images[0]: "a cube"}
+    assert f"and {folder / 'metadata.csv'}: no column of images" in skipped[0].error
 
 
 def listed(folder: Path, name: str, text: str) -> str:
