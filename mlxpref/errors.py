@@ -13,5 +13,9 @@ class DataError(MlxprefError):
     """Images or preferences that are missing, damaged or inconsistent."""
 
 
+class UnknownSplitError(ConfigError, DataError):
+    """A split that data do not have."""
+
+
 class ModelError(MlxprefError):
     """A checkpoint or an adapter that cannot be found, loaded or combined."""

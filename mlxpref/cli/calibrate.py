@@ -1,6 +1,7 @@
 """`mlxpref calibrate`: a temperature and a position bias that fit a judge to people's preferences."""
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,18 +9,39 @@ import click
 
 from mlxpref.cli.common import check_output, image_cache, load_data
 from mlxpref.cli.judges import open_judge
-from mlxpref.cli.options import FILE, DataOptions, JudgeOptions, json_option, option_group, settings_options
-from mlxpref.cli.output import print_json, print_table, print_text
+from mlxpref.cli.options import (
+    DATA_HELP,
+    FILE,
+    DataOptions,
+    JudgeOptions,
+    json_option,
+    option,
+    option_group,
+    settings_options,
+)
+from mlxpref.cli.output import note, print_json, print_table, print_text
 from mlxpref.config import JudgeSettings
 from mlxpref.data.learned import count_learned
-from mlxpref.data.load import check_preferences
+from mlxpref.data.load import ALL_ROWS, check_preferences, load_outside_test
 from mlxpref.judge import calibrate as fitting
-from mlxpref.judge.calibration import Calibration, write_calibration
-from mlxpref.judge.loading import calibration_path
+from mlxpref.judge.calibration import Calibration, CalibrationFile, read_calibrations, write_calibration
+from mlxpref.judge.loading import calibration_path, known_calibrations
+
+
+@dataclass(frozen=True)
+class CalibrationData(DataOptions):
+    """The preferences to fit to; none are needed to list or remove calibrations."""
+
+    data: str = option("--data", default="", help=DATA_HELP)
+    split: str | None = option(
+        "--split",
+        help="Which part of the data.  [default: one that `eval` does not use, of validation, heldout and train; test "
+        "if the data have no other, or only one that the adapter learned from]",
+    )
 
 
 @click.command()
-@option_group(DataOptions, "source")
+@option_group(CalibrationData, "source")
 @click.option(
     "--think/--no-think", default=None, help="Calibrate judging with thinking only, or without only.  [default: both]"
 )
@@ -28,6 +50,8 @@ from mlxpref.judge.loading import calibration_path
     type=FILE,
     help="File to write.  [default: calibration.json in the adapter's folder, else in the user's cache]",
 )
+@click.option("--list", "show_list", is_flag=True, help="List the calibrations in the cache, and the adapter's.")
+@click.option("--remove", type=FILE, help="Remove a calibration by its file, as in the list.")
 @option_group(JudgeOptions, "judge", only=("model", "adapter", "any_base", "yes", "store", "no_store"))
 @settings_options(JudgeSettings, only=("samples", "max_tokens", "max_pixels", "seed", "rows"))
 @json_option
@@ -35,6 +59,8 @@ def calibrate(
     source: DataOptions,
     think: bool | None,
     output: Path | None,
+    show_list: bool,
+    remove: Path | None,
     judge: JudgeOptions,
     settings: dict[str, Any],
     as_json: bool,
@@ -44,11 +70,25 @@ def calibrate(
     Use a split that the judge was not trained on. A calibration holds for one judge and its settings, separately with
     thinking and without. The table shows the gain on prompts outside the fit.
     """
+    if remove:
+        for each in read_calibrations(remove).calibrations:  # no other file is removed
+            note(f"removed: {each.name}, {each}")
+        remove.unlink()
+    if show_list or remove:
+        _list(known_calibrations(judge.adapter), as_json)
+        return
+    if not source.data:
+        raise click.UsageError("Missing option '--data'")
     if think is not None:
         settings["think"] = think
     if output is not None:
         check_output("--output", output)
-    preferences = load_data(source, judge.yes)
+    if source.split:
+        preferences = load_data(source, judge.yes)
+    else:
+        preferences = load_outside_test(lambda split: load_data(source, judge.yes, split), judge.adapter is not None)
+    if preferences.split in ("test", ALL_ROWS):
+        note(f"{preferences.split} of {source.data}: `eval` measures on these, too; there it will look too good")
     cache = image_cache(settings)
     check_preferences(source.data, preferences, cache)
     images = [image for p in preferences for image in (p.a, p.b)]
@@ -60,9 +100,39 @@ def calibrate(
         calibrations = [fitting.calibrate(loaded, preferences, source.data, preferences.split, mode) for mode in modes]
     write_calibration(path, calibrations)
     if as_json:
-        print_json({"file": str(path), "calibrations": [each.to_json() for each in calibrations]})
+        print_json(_to_json(path, calibrations))
     else:
         _print(calibrations, path)
+
+
+def _to_json(path: Path, calibrations: Sequence[Calibration]) -> dict[str, Any]:
+    return {"file": str(path), "calibrations": [each.to_json() for each in calibrations]}
+
+
+def _list(files: list[CalibrationFile], as_json: bool) -> None:
+    """Print calibrations in files."""
+    if as_json:
+        print_json({"files": [_to_json(file.path, file.calibrations) for file in files]})
+        return
+    if not files:
+        print_text("no calibrations")
+        return
+    print_table(
+        ("judge", "calibrated", ">temperature", ">position bias", ">pairs", "data", "file"),
+        [
+            (
+                each.name or "unknown",
+                each.conditions.mode,
+                f"{each.rescaling.temperature:.3g}",
+                f"{each.rescaling.position_bias:+.2f}",
+                each.pairs,
+                f"{each.data} {each.split}",
+                file.path,
+            )
+            for file in files
+            for each in file.calibrations
+        ],
+    )
 
 
 def _print(calibrations: list[Calibration], path: Path) -> None:

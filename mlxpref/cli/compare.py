@@ -27,6 +27,7 @@ def compare(a: Path, b: Path, prompt: str, judge: JudgeOptions, settings: dict[s
     for path in (a, b):
         cache.check(path)
     loaded = load_judge_for((a, b), judge, settings, cache)
+    loaded = loaded.calibrated_for([loaded.settings.think])
     verdict = loaded.compare(a, b, prompt)
     warnings = list(answer_warnings(verdict.verdicts))
     if as_json:

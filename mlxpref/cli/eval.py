@@ -182,6 +182,8 @@ def _evaluate_judge(
     with open_judge([image for p in all_preferences for image in (p.a, p.b)], options, settings, cache) as judge:
         judge.processes.check_same({"fingerprint of the preferences": data_fingerprint(all_preferences)})
         learned_from = count_learned(judge.adapter, preferences) if judge.adapter else 0
+        if judge.calibration:
+            judge.calibration.count_fitted(preferences)
         comparison = compare_strategies(judge, preferences, spec, variants.variants(judge.settings.think), validation)
     if recalled := comparison.counts.recalled:
         note(f"{recalled} of {recalled + comparison.counts.comparisons} comparisons were judged before")

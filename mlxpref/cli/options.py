@@ -12,6 +12,7 @@ from mlxpref.cli.output import note
 
 Command = Callable[..., Any]
 
+DATA_HELP = "`demo`, a public data set by name, a file or folder, or owner/name of the hub."
 FILE = click.Path(path_type=Path)
 """The type of options for files and folders."""
 
@@ -194,9 +195,7 @@ class ImageOptions:
 class DataOptions:
     """The preferences of people to judge."""
 
-    data: str = option(
-        "--data", required=True, help="`demo`, a public data set by name, a file or folder, or owner/name of the hub."
-    )
+    data: str = option("--data", required=True, help=DATA_HELP)
     data_dir: Path | None = option(
         "--data-dir", type=FILE, help="Folder with the files of a public data set, or with the images of a file."
     )

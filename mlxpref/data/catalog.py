@@ -7,7 +7,7 @@ from itertools import combinations
 from pathlib import Path
 
 from mlxpref.data.archives import read_columns
-from mlxpref.errors import ConfigError
+from mlxpref.errors import ConfigError, UnknownSplitError
 
 Files = list[str]
 """Paths in the hub's layout."""
@@ -40,12 +40,12 @@ class DataSet:
     aliases: tuple[str, ...] = ()
 
     def split(self, name: str) -> Split:
-        """A split by its name; ConfigError if there is none."""
+        """A split by its name; UnknownSplitError if there is none."""
         for split in self.splits:
             if split.name == name:
                 return split
         names = ", ".join(split.name for split in self.splits)
-        raise ConfigError(f"split {name!r}: {self.name} has {names}")
+        raise UnknownSplitError(f"split {name!r}: {self.name} has {names}")
 
 
 def _imagereward(split: str) -> Split:

@@ -9,7 +9,7 @@ from mlxpref.data.preference_table import NoSplitsError
 from mlxpref.data.prompt_syntax import plain_prompt
 from mlxpref.data.prompts import read_prompt
 from mlxpref.data.rows import Row, preferences_of, random_swaps
-from mlxpref.errors import DataError
+from mlxpref.errors import DataError, UnknownSplitError
 from mlxpref.preferences import ImageLike, Preference
 from mlxpref.text import first_ten
 
@@ -27,7 +27,7 @@ def read_folders(folder: Path, split: str | None = None) -> list[Preference]:
     if split in splits:
         folder, pair = folder / str(split), splits[str(split)]
     elif pair is None and splits:
-        raise DataError(f"{folder}: no split {json.dumps(split)}; there are {', '.join(splits)}")
+        raise UnknownSplitError(f"{folder}: no split {json.dumps(split)}; there are {', '.join(splits)}")
     elif pair is None:
         names = " or ".join("/ and ".join(names) + "/" for names in WINNERS)
         raise DataError(f"{folder}: holds no two folders {names}")

@@ -47,6 +47,13 @@ def digests_of(preferences: Sequence[Preference]) -> Digests:
     return np.array(rows, np.uint64).reshape(-1, 4)
 
 
+def pair_names(preferences: Sequence[Preference]) -> list[str]:
+    """A name for each preference: of its prompt and the contents of its images, in either order; "" if unreadable."""
+    rows = digests_of(preferences)
+    pairs = np.column_stack([rows[:, 0], np.sort(rows[:, 2:], axis=1)])
+    return [f"{_digest(pair.tobytes()) >> 16:012x}" if pair[1] else "" for pair in pairs]
+
+
 def write_learned(folder: Path, preferences: Digests, learned: Sequence[Preference], earlier: Path | None) -> None:
     """Write the digests of a run's preferences, and which pairs it learns from, with those of an earlier adapter."""
     pairs = _pairs(digests_of(learned))

@@ -1,9 +1,11 @@
 """Loads preferences by the data's name; each format has its own file."""
 
 from collections.abc import Callable, Container, Sequence
+from contextlib import suppress
 from functools import partial
 from numbers import Integral
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -22,9 +24,11 @@ from mlxpref.data.preference_table import EXAMPLE, ImageFinder, NoSplitsError, r
 from mlxpref.data.rows import RowSampler
 from mlxpref.data.tables import SUFFIXES
 from mlxpref.demo.preferences import SPLITS, demo_preferences
-from mlxpref.errors import ConfigError, DataError
+from mlxpref.errors import ConfigError, DataError, UnknownSplitError
 from mlxpref.preferences import PackedImage, Preference
 from mlxpref.text import first_ten
+
+T = TypeVar("T")
 
 DEMO_COUNTS = {"train": 2000, "test": 400, "heldout": 400}
 """The number of demo preferences without a limit."""
@@ -82,7 +86,7 @@ def load_preferences(
         if data_dir is not None:
             raise ConfigError("--data-dir is where the files or images of other data are; --data demo needs none")
         if split not in SPLITS:
-            raise ConfigError(f"split {split!r}: the demo has {', '.join(SPLITS)}")
+            raise UnknownSplitError(f"split {split!r}: the demo has {', '.join(SPLITS)}")
         return _named(split, demo_preferences(split, DEMO_COUNTS[split] if limit is None else limit, seed))
     draw = partial(drawn, limit, seed)
     if data in _PUBLIC:
@@ -95,6 +99,17 @@ def load_preferences(
             raise
         preferences, split = error.preferences, ALL_ROWS
     return _named(split, [preferences[i] for i in draw(len(preferences))])
+
+
+def load_outside_test(load: Callable[[str], T], has_learned: bool) -> T:
+    """The preferences of the first split that `load` knows and an evaluation does not use by default; else of test.
+
+    It does not take those of train for a judge that `has_learned`.
+    """
+    for split in ("validation", "heldout", *(() if has_learned else ("train",))):
+        with suppress(UnknownSplitError):
+            return load(split)
+    return load("test")
 
 
 def check_preferences(data: str, preferences: Sequence[Preference], images: ImageCache) -> None:

@@ -17,7 +17,7 @@ from mlxpref.data.find_images import locate
 from mlxpref.data.label_file import merge_answers
 from mlxpref.data.rows import RowErrors
 from mlxpref.data.tables import NumberedRow, read_table, row_word
-from mlxpref.errors import DataError
+from mlxpref.errors import DataError, UnknownSplitError
 from mlxpref.files import expand
 from mlxpref.log import logger
 from mlxpref.preferences import ImageLike, PackedImage, Preference, Side
@@ -106,7 +106,8 @@ def preferences_of(
         without = sum(name is None for name, _ in rows)
         raise DataError(f'{path}: {without} of {len(rows)} rows have no "split"; give it to all or to none')
     if split not in names:
-        raise DataError(f'{path}: no rows of split "{split}"; there are {", ".join(sorted(filter(None, names)))}')
+        known = ", ".join(sorted(filter(None, names)))
+        raise UnknownSplitError(f'{path}: no rows of split "{split}"; there are {known}')
     return [preference for name, preference in rows if name == split]
 
 

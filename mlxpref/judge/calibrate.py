@@ -7,13 +7,14 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from mlxpref.data.learned import pair_names
 from mlxpref.errors import DataError
 from mlxpref.judge.calibration import Calibration, CalibrationMetrics, JudgeConditions
 from mlxpref.judge.judge import Judge
 from mlxpref.judge.metrics import Floats, both_orders, calibration_error, first_choice_rate, group_numbers
 from mlxpref.judge.pair_verdict import PairVerdict
 from mlxpref.log import track
-from mlxpref.preferences import Pair, Preference
+from mlxpref.preferences import Pair, Preference, data_fingerprint
 from mlxpref.ranking.temperature import COLDEST, EVEN, HOTTEST, TemperatureScaling, fit_temperature
 
 _FOLDS = 5
@@ -38,7 +39,12 @@ def calibrate(
     conditions = uncalibrated.conditions(think)
     work = uncalibrated.pairs((Pair(p.a, p.b, p.prompt) for p in pairs), think=think)
     verdicts = list(track(work, len(pairs), f"judging {conditions.mode}"))
-    return calibration_of(pairs, verdicts, conditions, data, split)
+    return replace(
+        calibration_of(pairs, verdicts, conditions, data, split),
+        name=f"{judge.name} with {judge.adapter}" if judge.adapter else judge.name,
+        fingerprint=data_fingerprint(pairs),
+        fitted=" ".join(pair_names(pairs)),
+    )
 
 
 def calibration_of(

@@ -2,13 +2,16 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from mlxpref.data.learned import pair_names
 from mlxpref.errors import ConfigError, DataError
 from mlxpref.files import cache_dir, write_file
+from mlxpref.log import logger
+from mlxpref.preferences import Preference
 from mlxpref.ranking.temperature import TemperatureScaling
 from mlxpref.text import one_line, shorten
 
@@ -65,7 +68,8 @@ class Calibration:
     """The rescaling of one judge's answers in one mode, and its effect.
 
     `rescaling` is the fit to all `pairs`. `after` is of the same pairs as `before`, each rescaled by a fit to other
-    prompts, in `folds` folds.
+    prompts, in `folds` folds. `name` is the judge's, `fingerprint` that of
+    the data, and `fitted` has the names of the pairs (`data.learned.pair_names`).
     """
 
     conditions: JudgeConditions
@@ -77,6 +81,9 @@ class Calibration:
     before: CalibrationMetrics
     after: CalibrationMetrics
     warnings: tuple[str, ...] = ()
+    name: str = ""
+    fingerprint: str = ""
+    fitted: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The calibration as in calibration.json."""
@@ -90,20 +97,35 @@ class Calibration:
 
 @dataclass(frozen=True)
 class CalibrationFile:
-    """The calibrations of one judge, at most one with thinking and one without."""
+    """The calibrations of one judge, at most one with thinking and one without.
+
+    `given` says that the user named the file; one that was only found applies where it holds.
+    """
 
     path: Path
     calibrations: tuple[Calibration, ...]
+    given: bool = True
 
     def rescaling(self, conditions: JudgeConditions) -> TemperatureScaling:
         """The rescaling for these conditions; ConfigError where there is none."""
-        remedy = "; make one with `mlxpref calibrate`, or continue without (no --calibration, or --no-calibration)"
+        remedy = "; make one with `mlxpref calibrate`, or leave it out"
         for each in self.calibrations:
             if each.conditions.think == conditions.think:
                 if differences := conditions.differences(each.conditions):
                     raise ConfigError(f"{self.path}: made for {', '.join(differences)} ({conditions.mode}){remedy}")
                 return each.rescaling
         raise ConfigError(f"{self.path}: has no calibration for judging {conditions.mode}{remedy}")
+
+    def count_fitted(self, preferences: Sequence[Preference]) -> int:
+        """The number of preferences that these calibrations were fitted to; warns if there are any."""
+        fitted = {name for each in self.calibrations for name in each.fitted.split()}
+        count = sum(name in fitted for name in pair_names(preferences)) if fitted else 0
+        if count:
+            logger.warning(
+                f"{count} of {len(preferences)} preferences are among those that {self.path} was fitted to: its "
+                "probabilities look better here than they are; calibrate or measure on another split"
+            )
+        return count
 
     def summary(self) -> dict[str, Any]:
         """The part of it for the JSON of results."""

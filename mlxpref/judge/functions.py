@@ -1,6 +1,6 @@
 """The work of the commands `eval` and `calibrate` as functions, with the same results."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 from mlxpref.config import JudgeSettings, settings_from
 from mlxpref.data.inputs import PreferencesInput, preferences_from
 from mlxpref.data.learned import count_learned
-from mlxpref.data.load import check_preferences, load_preferences
+from mlxpref.data.load import Preferences, check_preferences, load_outside_test, load_preferences
 from mlxpref.errors import ConfigError, MlxprefError
 from mlxpref.files import expand
 from mlxpref.judge import calibrate as fitting
@@ -54,6 +54,8 @@ def evaluate(
     check_preferences(name, [*preferences, *validation], loaded.vlm.features.images)
     if loaded.adapter is not None:
         count_learned(loaded.adapter, preferences)
+    if loaded.calibration is not None:
+        loaded.calibration.count_fitted(preferences)
     variant = StrategyVariant(strategy, loaded.settings.think, loaded.settings.samples if loaded.settings.think else 1)
     return compare_strategies(loaded, preferences, spec, [variant], validation).rows[0].evaluation
 
@@ -73,10 +75,16 @@ def calibrate(
     """Fit a judge's probabilities to what people prefer, and write the fit, as `mlxpref calibrate`.
 
     `load` applies it from then on, unless it went into another `output`. `think` None fits judging with thinking and
-    without; the other arguments are those of `evaluate`. Use preferences that the judge was not trained on.
+    without; the other arguments are those of `evaluate`, but `split` is by default one that `evaluate` does not use, of
+    validation, heldout and train, if the data have any. Use preferences that the judge was not trained on.
     """
     loaded = replace(judge_from(judge, adapter, settings), calibration=None)
-    name, preferences = preferences_from(data, split, limit, Path(expand(data_dir)) if data_dir else None)
+    given, folder = list(data) if isinstance(data, Iterator) else data, Path(expand(data_dir)) if data_dir else None
+
+    def load(usual: str) -> tuple[str, Preferences]:
+        return preferences_from(given, split, limit, folder, usual)
+
+    name, preferences = load("test") if split else load_outside_test(load, loaded.adapter is not None)
     check_preferences(name, preferences, loaded.vlm.features.images)
     if loaded.adapter is not None:
         count_learned(loaded.adapter, preferences)

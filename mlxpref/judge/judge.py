@@ -16,7 +16,7 @@ from mlxpref.distributed import SINGLE_PROCESS, ProcessGroup
 from mlxpref.engine.rollout import Sampling
 from mlxpref.engine.template import Form, template_version
 from mlxpref.engine.vlm import VLM
-from mlxpref.errors import DataError
+from mlxpref.errors import ConfigError, DataError
 from mlxpref.judge.calibration import CalibrationFile, JudgeConditions
 from mlxpref.judge.diagnostics import demo_warnings
 from mlxpref.judge.fingerprint import Fingerprint
@@ -121,12 +121,10 @@ class Judge:
         encoded_before = self.vlm.features.runs
         budget = PairBudget.of(len(given), think_about, pairs)
         session = self.session()
-        for think, count in ((False, budget.without_thinking), (True, budget.with_thinking)):
-            if count:  # a missing calibration is an error before any work
-                self._rescaling(think, session)
+        judge = self.calibrated_for(budget.modes, session)
 
         def compare(pairs: Iterable[Pair], think: bool) -> Iterator[PairVerdict]:
-            return self.pairs(pairs, think=think, session=session)
+            return judge.pairs(pairs, think=think, session=session)
 
         self._encode_ahead(given, session)
         ranking = rank_pairs(given, prompt, compare, think_about, pairs, top, self.settings.seed, self.processes)
@@ -234,8 +232,29 @@ class Judge:
             max_tokens=self.settings.max_tokens if think else 0,
         )
 
+    def calibrated_for(self, modes: Iterable[bool], session: JudgingSession | None = None) -> "Judge":
+        """This judge for work in all these modes, with thinking or without, before the work begins.
+
+        A calibration that was only found is left off with a warning unless it holds for each: one scale for all pairs.
+        ConfigError for one that was given.
+        """
+        try:
+            for think in modes if self.calibration else ():
+                self.calibration.rescaling(self.conditions(think, session))  # type: ignore[union-attr]
+        except ConfigError as error:
+            if self.calibration and self.calibration.given:
+                raise
+            logger.warning(f"left off the calibration: {error}")
+            return replace(self, calibration=None)
+        return self
+
     def _rescaling(self, think: bool | None, session: JudgingSession) -> TemperatureScaling | None:
-        return self.calibration.rescaling(self.conditions(think, session)) if self.calibration else None
+        try:
+            return self.calibration.rescaling(self.conditions(think, session)) if self.calibration else None
+        except ConfigError:
+            if self.calibration and self.calibration.given:
+                raise
+            return None
 
     def _request(self, form: Form, write_answer: bool, think: bool, session: JudgingSession) -> Request:
         """The request for comparisons by the settings, in a form, with or without thinking."""

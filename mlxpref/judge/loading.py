@@ -1,7 +1,6 @@
 """From a name to a judge: find or download the checkpoint, load it with its adapter, and calibrate it."""
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from mlxpref.config import JudgeSettings, settings_from
 from mlxpref.engine.adapters import check_base, find_base, load_adapter
 from mlxpref.engine.vlm import load_vlm
 from mlxpref.errors import DataError
-from mlxpref.judge.calibration import CALIBRATION_FILE, cached_calibrations, read_calibrations
+from mlxpref.judge.calibration import CALIBRATION_FILE, CalibrationFile, cached_calibrations, read_calibrations
 from mlxpref.judge.judge import Judge
 from mlxpref.log import logger
 
@@ -53,24 +52,47 @@ def calibration_path(judge: Judge) -> Path:
     return cached_calibrations() / f"{judge.conditions().judge[:32]}.json"
 
 
+def known_calibrations(adapter: Path | None = None) -> list[CalibrationFile]:
+    """The calibrations in the user's cache, and an adapter's; warns of damaged files."""
+    files = [adapter / CALIBRATION_FILE] if adapter and (adapter / CALIBRATION_FILE).exists() else []
+    known = []
+    for path in [*files, *sorted(cached_calibrations().glob("*.json"))]:
+        try:
+            known.append(read_calibrations(path))
+        except DataError as error:
+            logger.warning(str(error))
+    return known
+
+
 def calibrated(judge: Judge, calibration: Path | bool = True) -> Judge:
     """The judge with the calibration in a file; True is its own, if any, False is none.
 
-    DataError for a file that is no calibration. A file of another judge raises an error only when the judge judges.
+    DataError for a file that is no calibration. A file of another judge raises an error only when the judge judges. Of
+    the judge's own it leaves off what does not hold for its settings, with a warning.
     """
-    path = _own_calibration(judge) if calibration is True else calibration or None
-    if path is None:
-        return replace(judge, calibration=None)
-    file = read_calibrations(path)
-    logger.info(f"calibrated by {file}")
+    file = _own_calibration(judge) if calibration is True else read_calibrations(calibration) if calibration else None
+    if file is not None:
+        logger.info(f"calibrated by {file}")
     return replace(judge, calibration=file)
 
 
-def _own_calibration(judge: Judge) -> Path | None:
-    """The judge's own calibration, if there is one."""
-    with suppress(DataError):  # there is no cache
+def _own_calibration(judge: Judge) -> CalibrationFile | None:
+    """The part of the judge's own calibration that holds for its settings, if there is any."""
+    try:
         # Without an adapter the place depends on all weights: read them only if there may be a calibration.
-        if judge.adapter is not None or cached_calibrations().is_dir():
-            path = calibration_path(judge)
-            return path if path.exists() else None
-    return None
+        if judge.adapter is None and not cached_calibrations().is_dir():
+            return None
+        path = calibration_path(judge)
+        if not path.exists():
+            return None
+        found = read_calibrations(path)
+    except DataError as error:  # there is no cache, or the file is damaged
+        logger.warning(f"no calibration: {error}")
+        return None
+    session, holds = judge.session(), []
+    for each in found.calibrations:
+        if differences := judge.conditions(each.conditions.think, session).differences(each.conditions):
+            logger.warning(f"{path}: left off {each.conditions.mode}, as it was made for {', '.join(differences)}")
+        else:
+            holds.append(each)
+    return replace(found, calibrations=tuple(holds), given=False) if holds else None

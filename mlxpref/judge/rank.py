@@ -55,6 +55,11 @@ class PairBudget:
         return cls(pair_budget(count, pairs), pair_budget(TOP, pairs))
 
     @property
+    def modes(self) -> list[bool]:
+        """Whether there are pairs to judge without thinking and with thinking."""
+        return [think for think, count in ((False, self.without_thinking), (True, self.with_thinking)) if count]
+
+    @property
     def total(self) -> int:
         """All pairs together."""
         return self.without_thinking + self.with_thinking

@@ -7,7 +7,7 @@ from PIL import Image
 
 from mlxpref.data import load, rows
 from mlxpref.data.image_cache import ImageCache
-from mlxpref.data.load import ALL_ROWS, DEMO_COUNTS, check_preferences, load_preferences
+from mlxpref.data.load import ALL_ROWS, DEMO_COUNTS, check_preferences, load_outside_test, load_preferences
 from mlxpref.data.rows import Row, read_json_rows, with_images
 from mlxpref.demo.preferences import HELD_OUT, SPLITS, demo_preferences, prompt_text
 from mlxpref.errors import ConfigError, DataError
@@ -44,6 +44,22 @@ def test_data_without_splits_are_all_rows(folder: Path) -> None:
     with pytest.raises(DataError, match='no rows of split "train"; there are other, test'):
         load_preferences(path, "train")
     assert load_preferences("demo", "heldout", 2).split == "heldout"
+
+
+@pytest.mark.parametrize(
+    ("splits", "has_learned", "chosen"),
+    [
+        (("train", "validation", "test"), True, "validation"),
+        (("train", "test"), False, "train"),
+        (("train", "test"), True, "test"),
+        (("test",), False, "test"),
+        ((None,), False, ALL_ROWS),
+    ],
+)
+def test_a_split_beside_the_test(folder: Path, splits: tuple[str | None, ...], has_learned: bool, chosen: str) -> None:
+    path = write_rows(folder, *({**GOOD, "split": split} for split in splits))
+    assert load_outside_test(lambda split: load_preferences(str(path), split), has_learned).split == chosen
+    assert load_outside_test(lambda split: load_preferences("demo", split, 2), has_learned).split == "heldout"
 
 
 def test_a_file_is_loaded_by_its_name(folder: Path) -> None:

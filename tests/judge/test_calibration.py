@@ -333,9 +333,52 @@ def test_calibration_of_another_judge_is_refused(
     path = tmp_path / "c.json"
     judge = put_on(demo_judge(max_tokens=4), path, TemperatureScaling(2.0, 0.0), think=True, **changes)
     monkeypatch.setattr(verdict_source, "roll_out", None)  # nothing is judged
-    with pytest.raises(ConfigError, match="no-calibration") as error:
+    with pytest.raises(ConfigError, match="or leave it out") as error:
         judge.compare(picture(1), picture(2), "a hat")
     assert str(error.value).startswith(f"{path}: made for {problem} (with thinking); ")
+
+
+@pytest.mark.parametrize(("changes", "problem"), [({"samples": 4}, "samples 4, not 1"), ({"judge": "0"}, "another")])
+def test_a_found_calibration_that_does_not_hold_is_left_off(
+    demo_judge: MakeJudge, changes: dict[str, Any], problem: str
+) -> None:
+    judge = demo_judge(max_tokens=4)
+    own = calibration_path(judge)
+    put_on(judge, own, TemperatureScaling(2.0, 0.0), think=True, **changes)
+    with messages() as lines:
+        found = calibrated(judge)
+    assert found.calibration is None
+    assert len(lines) == 1
+    assert problem in lines[0]
+    assert found.rank([picture(i) for i in range(3)], "a hat").pairs[0].verdict.rescaling is None
+    own.write_text("{}")
+    with messages() as lines:
+        assert calibrated(judge).calibration is None
+    assert "not a calibration" in lines[0]
+
+
+def test_a_ranking_has_one_scale(demo_judge: MakeJudge) -> None:
+    judge = demo_judge(max_tokens=2)
+    put_on(judge, calibration_path(judge), TemperatureScaling(2.0, 0.0))
+    found, images = calibrated(judge), [picture(i) for i in range(11)]
+    assert {p.verdict.rescaling for p in found.rank(images, "a hat", "none", pairs=3).pairs} != {None}
+    with messages() as lines:
+        pairs = found.rank(images, "a hat", "top", pairs=3).pairs
+    assert {pair.verdict.rescaling for pair in pairs} == {None}
+    assert any("has no calibration for judging with thinking" in line for line in lines)
+
+
+def test_fitted_preferences_are_counted(demo_judge: MakeJudge) -> None:
+    judge, preferences = demo_judge(), demo_preferences("heldout", 24)
+    calibration = calibrate(judge, preferences[:14], "demo", "heldout", think=False)
+    file = CalibrationFile(Path("c.json"), (calibration,))
+    with messages() as lines:
+        swapped = [replace(p, a=p.b, b=p.a, p_people=1 - p.p_people) for p in preferences[4:]]
+        assert file.count_fitted(swapped) == 10
+    assert "10 of 20 preferences are among those that c.json was fitted to" in lines[0]
+    with messages() as lines:
+        assert file.count_fitted(preferences[14:]) == 0
+    assert lines == []
 
 
 def test_each_mode_needs_its_calibration(
@@ -361,7 +404,7 @@ def test_default_calibration_file(tmp_path: Path) -> None:
     put_on(judge, own, TemperatureScaling(2.0, 0.25))
     with messages() as lines:
         loaded_judge = mlxpref.load("demo", think=False)
-    assert loaded_judge.calibration == read_calibrations(own)
+    assert loaded_judge.calibration == replace(read_calibrations(own), given=False)
     assert lines == [f"calibrated by {own} (without thinking: temperature 2, position bias +0.25)"]
     assert mlxpref.load("demo", calibration=False).calibration is None
     adapter = write_adapter(tmp_path / "adapter", judge.vlm)
@@ -457,10 +500,37 @@ def test_rank_applies_the_calibration(tmp_path: Path, monkeypatch: pytest.Monkey
         expected = log_odds(other["p_a"]) / calibration["rescaling"]["temperature"]
         assert log_odds(one["p_a"]) == pytest.approx(expected, abs=1e-6)
     thinking = run("rank", *ranking, "--think-about", "all")
-    assert thinking.exit_code == 1
+    assert thinking.exit_code == 0
     assert "has no calibration for judging with thinking" in thinking.stderr
+    assert json.loads(thinking.stdout)["calibration"] is None
+    given = run("rank", *ranking, "--think-about", "all", "--calibration", str(path))
+    assert given.exit_code == 1
+    assert "has no calibration for judging with thinking" in given.stderr
     both = run("rank", *ranking, "--calibration", str(path), "--no-calibration")
     assert both.exit_code == 2
+
+
+def test_calibrations_are_listed_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLXPREF_CACHE", str(tmp_path / "cache"))
+
+    def run(*arguments: str) -> Any:
+        return CliRunner().invoke(main, ["calibrate", *arguments])
+
+    assert run("--list").stdout == "no calibrations\n"
+    assert "Missing option '--data'" in run().stderr
+    path = json.loads(run("--data", "demo", "--model", "demo", "--limit", "12", "--no-think", "--json").stdout)["file"]
+    [listed] = json.loads(run("--list", "--json").stdout)["files"]
+    assert listed["file"] == path
+    [one] = listed["calibrations"]
+    assert (one["name"], one["data"], one["split"], one["pairs"]) == ("demo", "demo", "heldout", 12)
+    assert len(one["fitted"].split()) == 12
+    assert path in run("--list").stdout
+    notes = tmp_path / "notes.json"
+    notes.write_text("{}")
+    assert run("--remove", str(notes)).exit_code == 1
+    assert notes.exists()
+    assert run("--remove", path).exit_code == 0
+    assert not Path(path).exists()
 
 
 def test_output_is_checked_first(tmp_path: Path) -> None:
