@@ -88,7 +88,7 @@ scores: list[float] = judge.score((np.zeros((8, 8)) for _ in range(2)), "a hat")
 preference = mlxpref.Preference("a hat", Path("a.png"), Path("b.png"), 0.5)
 accuracy: float = mlxpref.evaluate(judge, [preference], think=True).metrics.accuracy
 file: Path = mlxpref.calibrate("demo", "demo", "train", limit=20).path
-written: dict[str, object] = mlxpref.convert("demo", "out", "mixed_4_8")
+written: dict[str, object] = mlxpref.convert("demo", "out", recipe="mixed_4_8")
 mlxpref.export("runs/a", "out", "peft")
 for report in mlxpref.train("demo", "demo", "runs/a", steps=3):
     print(report.reward + 1)
@@ -221,6 +221,13 @@ def test_convert_and_export_as_the_commands(tmp_path: Path) -> None:
     expected = command("convert", "demo", tmp_path / "command", "--bits", 8, "--group-size", 32)
     written = mlxpref.convert("demo", tmp_path / "function", 8, group_size=32)
     assert without(written, "path", "seconds") == without(expected, "path", "seconds")
+    for name, options, settings in (
+        ("none", ("--bits", "none"), {"bits": None}),
+        ("mixed", ("--recipe", "mixed_4_8"), {"recipe": "mixed_4_8", "group_size": 64}),
+    ):
+        expected = command("convert", "demo", tmp_path / f"{name}-command", *options, "--no-fidelity")
+        written = mlxpref.convert("demo", tmp_path / f"{name}-function", fidelity=False, **settings)
+        assert without(written, "path", "seconds") == without(expected, "path", "seconds")
     adapter = write_adapter(tmp_path / "adapter", mlxpref.load("demo").vlm)
     names = ("--model", "demo", "--to", "peft")
     exported = command("export", adapter, tmp_path / "exported", *names)
@@ -231,7 +238,8 @@ def test_convert_and_export_as_the_commands(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"recipe": 7}, "recipe '7'"),
+        ({"bits": 7}, "recipe '7'"),
+        ({"recipe": "mixed_9"}, "recipe 'mixed_9'"),
         ({"dtype": "int8"}, "dtype"),
         ({"group_size": 100}, "group_size"),
         ({"vision_bits": 1}, "vision_bits"),

@@ -21,8 +21,9 @@ _DTYPES = ("bfloat16", "float16", "float32")
 def convert(
     source: str | Path,
     output: str | Path,
-    recipe: str | int = 4,
+    bits: int | None = 4,
     *,
+    recipe: str | None = None,
     group_size: int = 64,
     vision_bits: int | None = None,
     dtype: str = "bfloat16",
@@ -35,12 +36,12 @@ def convert(
 ) -> dict[str, Any]:
     """Convert a checkpoint into a quantized MLX folder, check it and compare it with its source; the command's JSON.
 
-    `recipe` is a number of bits, "none", "mxfp4", or one like "mixed_4_8". `preferences` is a file whose images are
-    compared, instead of built-in pictures. ModelError for a source that cannot be converted, ConfigError for an output
-    that exists, unless `overwrite`; both leave nothing behind.
+    `bits` None quantizes nothing; `recipe` takes its place: "mxfp4", or one like "mixed_4_8". `preferences` is a file
+    whose images are compared, instead of built-in pictures. ModelError for a source that cannot be converted,
+    ConfigError for an output that exists, unless `overwrite`; both leave nothing behind.
     """
     _check("dtype", dtype, _DTYPES)
-    quantization = _recipe(recipe, group_size, vision_bits)
+    quantization = _recipe(recipe or bits or "none", group_size, vision_bits)
     comparisons = built_in_comparisons()
     if preferences is not None:
         comparisons = comparisons_of(load_preferences(expand(preferences), "test"))
