@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Union
 
-from mlxpref.checkpoints.files import CONFIG, check_complete, read_json_object
+from mlxpref.checkpoints.files import CONFIG, check_complete, check_single, read_json_object
 from mlxpref.checkpoints.hf_config import Json, check_kind, normalise, validate
 from mlxpref.checkpoints.identity import Identity, identity_of
 from mlxpref.checkpoints.names import places_of
@@ -37,6 +37,7 @@ class Checkpoint:
     def stored_config(self) -> Json:
         """The content of config.json; ModelError for a folder without a necessary file."""
         check_complete(self.folder)
+        check_single(self.folder)
         return read_json_object(self.folder / CONFIG)
 
     @cached_property

@@ -12,7 +12,9 @@ from mlxpref.checkpoints.files import (
     TOKENIZER,
     check_complete,
     read_index,
+    read_json_object,
 )
+from mlxpref.checkpoints.hf_config import check_kind
 from mlxpref.errors import DataError, ModelError
 from mlxpref.hub import Destination, HubFile, HubRepository, ask_hub, check_space, download_snapshot
 from mlxpref.log import logger
@@ -56,7 +58,8 @@ def needed_bytes(repository: HubRepository) -> int:
 def download_model(repository: HubRepository) -> Path:
     """Download a model into the Hugging Face cache and return its folder; ModelError, one line, where that fails.
 
-    It skips files in the cache. The weights come last, so a folder with all of them is complete.
+    It skips files in the cache. The weights come last, so a folder with all of them is complete, and none of another
+    architecture or quantization are downloaded.
     """
     destination = Destination(repository)
     side_files = _side_files(repository)
@@ -64,6 +67,7 @@ def download_model(repository: HubRepository) -> Path:
         _check_complete(repository)
         check_space(destination, [*side_files, *_all_weights(repository)])
         download_snapshot(repository, side_files)
+        check_kind(read_json_object(destination.snapshot / CONFIG), Path(repository.hub_id) / CONFIG)
         weights = _weights(repository, destination.snapshot)
         if rest := destination.bytes_left(weights):
             logger.info(f"{repository.hub_id}: {format_bytes(rest)} of weights to download into {destination.root}")

@@ -57,13 +57,19 @@ def check_complete(folder: Path) -> None:
     weights = weight_files(folder, read_index(folder))
     if not weights:
         raise ModelError(f"{folder}: no .safetensors weights there{other and ', but ' + other}; {DOWNLOAD_AGAIN}")
+    if absent := [name for name in weights if not (folder / name).is_file()]:
+        raise ModelError(f"{folder / absent[0]}: no such file, though weights belong there; {DOWNLOAD_AGAIN}")
+
+
+def check_single(folder: Path) -> None:
+    """ModelError, which names both, for a complete folder with a second set of weights, or an adapter."""
+    names = {file.name for file in folder.iterdir() if not file.name.startswith(".")}
+    weights = weight_files(folder, read_index(folder))
     if second := sorted(name for name in names - {*weights, INDEX} if _SECOND.fullmatch(name)):
         raise ModelError(
             f"{folder}: two sets of weights, {INDEX if INDEX in names else weights[0]} and {second[0]}; keep what you "
             "mean, and move the other away (an adapter into a folder of its own, for --adapter)"
         )
-    if absent := [name for name in weights if not (folder / name).is_file()]:
-        raise ModelError(f"{folder / absent[0]}: no such file, though weights belong there; {DOWNLOAD_AGAIN}")
 
 
 def _other(names: Iterable[str]) -> str:

@@ -61,7 +61,7 @@ def _trained(file: Path) -> str:
     """A sentence about how the judge was asked in training."""
     _, settings = _record(file)
     pixels = settings.get("max_pixels", JudgeSettings().max_pixels)
-    way = {True: "thinking", False: "answering at once"}.get(settings.get("think", ...))
+    way = {True: "to think first", False: "to answer at once"}.get(settings.get("think", ...))
     shrunk = f"Images are shrunk to at most {_code(pixels)} pixels"
     return f"It was trained {way}. {shrunk}, as in training." if way else f"{shrunk}, as mlxpref does by default."
 

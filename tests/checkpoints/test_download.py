@@ -231,3 +231,29 @@ def test_hf_endpoint_in_a_subprocess(repository: Repository, tmp_path: Path, hub
         [sys.executable, "-c", program], env=rest | offline, capture_output=True, text=True, check=True
     )
     assert again.stdout == done.stdout
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "quantized by awq"),
+        ({"model_type": "gemma3"}, "architecture 'gemma3' is not supported"),
+    ],
+)
+def test_weights_of_another_kind_are_not_downloaded(
+    changes: dict[str, object], words: str, hub: HubServer, repository: Repository
+) -> None:
+    change_config(repository.folder, **changes)
+    assert words in refusal()
+    assert not set(SHARDS) & set(hub.downloaded())
+
+
+def test_a_second_set_in_the_cache(hub: HubServer, repository: Repository) -> None:
+    """What another program downloaded beside: nothing is downloaded again, and the error names both."""
+    _, folder = find_checkpoint(NAME, never)
+    hub.requests.clear()
+    (folder / "consolidated.safetensors").write_bytes(b"x")
+    assert find_checkpoint(NAME, never)[1] == folder
+    assert hub.requests == []
+    with pytest.raises(ModelError, match=r"index\.json and consolidated\.safetensors"):
+        load_vlm(folder, 512 * 512)
