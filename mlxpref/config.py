@@ -85,6 +85,12 @@ class TrainSettings:
     limit: int = setting(0, "Use only this many preferences; 0 is all.", _DATA, "-n", minimum=0)
     fraction: float = setting(1.0, "Share of the preferences that are learned from.", _DATA, minimum=1e-6, maximum=1.0)
     model: str = setting("", "Folder, Hugging Face id, or `demo`.", _JUDGE, "-m")
+    adapter: str = setting(
+        "",
+        "Folder of an adapter to go on from; the judge, the layers, the rank and the scale are its own.",
+        _JUDGE,
+        "-a",
+    )
     think: bool = setting(True, "Learn to reason; without, only the answer is learned, by its exact gradient.", _JUDGE)
     max_tokens: int = setting(256, "Tokens of a rollout at most.", _JUDGE, minimum=1)
     max_pixels: int = setting(512 * 512, "Pixels of an image at most; a larger one is shrunk.", _JUDGE, minimum=784)

@@ -12,12 +12,14 @@ import click
 from mlxpref.cli.common import agree, exit_on_sigterm, image_cache
 from mlxpref.cli.options import FILE, HelpCommand, json_option, settings_options
 from mlxpref.cli.output import note, print_json, print_text, track_steps
+from mlxpref.cli.tables import percent
 from mlxpref.config import TrainSettings, read_settings, settings_from
 from mlxpref.data.load import check_preferences
 from mlxpref.distributed import process_group
 from mlxpref.log import logger
 from mlxpref.power import keep_awake
-from mlxpref.training.run import Run, read_log, resume_run, start_run
+from mlxpref.report.run_page import RUN_PAGE
+from mlxpref.training.run import Run, held_out_change, read_log, resume_run, start_run
 from mlxpref.training.step_report import StepReport
 
 
@@ -26,7 +28,8 @@ from mlxpref.training.step_report import StepReport
     examples=(
         "mlxpref train --data preferences.jsonl --output runs/taste",
         "mlxpref train -d imagereward -n 2000 --held-out 0.1 --patience 3 -o runs/people",
-        "mlxpref train --resume --output runs/taste",
+        "mlxpref train --resume --output runs/taste --steps 400",
+        "mlxpref train --data more.jsonl --adapter runs/taste --output runs/taste2",
         "mlxpref train --config settings.toml --learning-rate 2e-5",
     ),
 )
@@ -42,8 +45,8 @@ def train(
     """Train an adapter by GRPO with soft rewards; use it with --adapter in compare, rank and eval.
 
     The folder gets the adapter in mlx-vlm's format, run.json, log.jsonl, rollouts.jsonl, report.html and checkpoints.
-    An interrupted or killed run continues with `mlxpref train --resume --output FOLDER`, with its own settings; only
-    --save-every, --rows, --micro-batch and --recompute may differ.
+    An interrupted or killed run continues with `mlxpref train --resume --output FOLDER`, with its own settings. There
+    --steps N makes it longer; only --save-every, --report-to, --rows, --micro-batch and --recompute may differ, too.
     """
     values = (read_settings(config) if config else {}) | settings
     consent = (lambda question: True) if yes else agree
@@ -65,10 +68,13 @@ def train(
     steps = read_log(folder)
     if not any(step["updated"] for step in steps):
         note(f"no step updated the adapter: the judge answers as without it; see {folder / 'log.jsonl'}")
+    held_out, page = held_out_change(folder), folder / RUN_PAGE
     if as_json:
-        print_json({"adapter": str(folder), "last_step": steps[-1] if steps else {}})
-    else:
-        print_text(f"adapter in {folder}; use it with --adapter {folder}")
+        last_step = steps[-1] if steps else {}
+        print_json({"adapter": str(folder), "last_step": last_step, "held_out": held_out, "report": str(page)})
+        return
+    print_text(f"adapter in {folder}; use it with --adapter {folder}")
+    print_text(f"{_change(held_out)}; report: {page}" if held_out else f"report: {page}")
 
 
 def _train(run: Run) -> None:
@@ -84,9 +90,16 @@ def _train(run: Run) -> None:
         if run.done:
             note(
                 f"the adapter of step {run.done} of {count} is in {run.folder}; continue with: "
-                f"mlxpref train --resume --output {shlex.quote(str(run.folder))}"
+                f"mlxpref train --resume --output {shlex.quote(str(run.folder.absolute()))}"
             )
         raise
+
+
+def _change(held_out: dict[str, Any]) -> str:
+    """The held-out accuracy before and after training, in words."""
+    before = "" if held_out["before"] is None else f"{percent(held_out['before'])} -> "
+    best = f", the best of {held_out['best_of']} measurements" if held_out["best_of"] else ""
+    return f"held-out {before}{percent(held_out['after'])} ({held_out['pairs']} pairs{best})"
 
 
 def warn_of_slowdown(reports: Iterable[StepReport]) -> Iterator[StepReport]:

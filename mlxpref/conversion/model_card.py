@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mlxpref.checkpoints.files import read_json_object
+from mlxpref.checkpoints.files import ADAPTER_CONFIG, read_json_object
 from mlxpref.config import JudgeSettings
 from mlxpref.engine.template import CLOSING, NO_THINKING, USER_TEXT, comparison_messages
 from mlxpref.errors import ModelError
@@ -27,7 +27,7 @@ def write_card(folder: Path, to: str, adapter: Path, base_name: str) -> None:
     from huggingface_hub import ModelCard, ModelCardData
 
     name, (library, what) = plain(base_name), _EXPORTS[to]
-    step, held_out = _last_measurement(adapter / "log.jsonl")
+    when, held_out = _measurement(adapter)
     tags = ["mlxpref", "preference", "reward-model", "lora"]
     card = ModelCard.from_template(
         ModelCardData(base_model=name, library_name=library, pipeline_tag="image-text-to-text", tags=tags),
@@ -42,7 +42,7 @@ def write_card(folder: Path, to: str, adapter: Path, base_name: str) -> None:
         closing=CLOSING,
         trained=_trained(adapter / "run.json"),
         settings=_settings(adapter / "run.json"),
-        step=_code(step),
+        when=when,
         held_out=held_out,
     )
     card.save(folder / "README.md")
@@ -74,16 +74,24 @@ def _settings(file: Path) -> list[tuple[str, str]]:
     return rows + ([("ended after step", _code(ending["step"]))] if "step" in ending else [])
 
 
-def _last_measurement(log: Path) -> tuple[Any, list[tuple[str, float]]]:
-    """The step and the numbers of a log's last held-out measurement; empty if there is none."""
+def _measurement(adapter: Path) -> tuple[str, list[tuple[str, float]]]:
+    """The held-out measurement of a run's kept adapter, or the last one before: when it was, and its numbers."""
     try:
-        rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError, RecursionError):
-        return None, []
-    evaluations = [row for row in rows if isinstance(row, dict) and isinstance(row.get("held_out"), dict)]
-    last = evaluations[-1] if evaluations else {"step": None, "held_out": {}}
-    numbers = [(name, value) for name, value in last["held_out"].items() if isinstance(value, float)]
-    return last.get("step"), [(name.replace("_", " "), value) for name, value in numbers]
+        rows = [json.loads(line) for line in (adapter / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+        kept = read_json_object(adapter / ADAPTER_CONFIG).get("step")  # earlier versions did not write it
+        rows = [row for row in rows if row.get("held_out") and row["step"]]
+        before = [row for row in rows if kept is None or row["step"] <= kept]
+    except (OSError, ValueError, RecursionError, ModelError, AttributeError, KeyError, TypeError):
+        return "", []
+    if not before:
+        return "", []
+    step, metrics = before[-1]["step"], before[-1]["held_out"]
+    when = f"after step `{_code(step)}`"
+    if _record(adapter / "run.json")[1].get("patience"):
+        when += f", the best of {len(rows)} measurements"
+    elif kept not in (None, step):
+        when += f" (this adapter is of step `{_code(kept)}`)"
+    return when, [(name.replace("_", " "), value) for name, value in metrics.items() if isinstance(value, float)]
 
 
 def _code(value: object) -> str:

@@ -18,7 +18,7 @@ from mlxpref.files import write_file
 from mlxpref.log import logger
 from mlxpref.preferences import ImageLike, PackedImage, Preference
 
-LEARNED = "learned.safetensors"
+LEARNED = "learned.digests"
 _BLOCK = 1 << 16
 """Bytes at the start, in the middle and at the end of a file that stand for it, with its size."""
 Digests = NDArray[np.uint64]
@@ -69,6 +69,15 @@ def read_learned(folder: Path) -> tuple[Digests, Digests] | None:
         return arrays["preferences"].reshape(-1, 4), arrays["pairs"].reshape(-1, 3)
     except (OSError, SafetensorError, KeyError, ValueError):
         return None
+
+
+def count_changed(before: Digests, now: Digests) -> int:
+    """The number of preferences that are not the same now; an image that cannot be read now or then is no change."""
+    if before.shape != now.shape:
+        return max(len(before), len(now))
+    differs = before != now
+    differs[:, 2:] &= (before[:, 2:] != 0) & (now[:, 2:] != 0)
+    return int(differs.any(axis=1).sum())
 
 
 def count_learned(adapter: Path, preferences: Sequence[Preference]) -> int:

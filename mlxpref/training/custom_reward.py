@@ -26,7 +26,8 @@ from typing import Any
 
 from mlxpref.data.images import load_image
 from mlxpref.errors import ConfigError, MlxprefError
-from mlxpref.training.rewards import CustomReward, RewardMix
+from mlxpref.files import sha256_of
+from mlxpref.training.rewards import CustomReward, RewardMix, RewardPart
 from mlxpref.training.sampler import TrainingComparison
 from mlxpref.verdict import Verdict
 
@@ -38,7 +39,21 @@ def load_rewards(text: str) -> RewardMix:
     """
     mix = RewardMix.parse(text)
     functions = {name: load_reward(name) for name in mix.custom}
-    return RewardMix(tuple(part._replace(function=functions.get(part.name)) for part in mix.parts))
+    short = {name: Path(name).name for name in mix.custom}  # the log needs no folders
+    names = short if len(set(short.values())) == len(short) else {}
+    return RewardMix(tuple(RewardPart(names.get(p.name, p.name), p.weight, functions.get(p.name)) for p in mix.parts))
+
+
+def reward_fingerprint(text: str) -> list[list[Any]]:
+    """Return what determines a mix: its rewards and weights, of custom ones the file's content and the function."""
+    parts = []
+    for name, weight, _ in RewardMix.parse(text).parts:
+        file, _, function = name.rpartition(":")
+        try:
+            parts.append([f"{sha256_of(Path(file))}:{function}" if file else name, weight])
+        except OSError as error:
+            raise ConfigError(f"reward {name}: {file}: cannot be read ({error.strerror})") from error
+    return parts
 
 
 def load_reward(name: str) -> CustomReward:

@@ -40,6 +40,7 @@ class HeldOut:
         self.preferences = random_subset(without_ties, settings.held_out_limit, settings.seed, "measured")
         self.best: dict[str, mx.array] = {}
         """The best adapter's weights so far; empty before the first measurement, or without patience."""
+        self.best_step = 0
         self._vlm, self._settings, self._strategy, self._processes = vlm, settings, mix.strategy, processes
         self._accuracy, self._measurements_since_best = -1.0, 0
 
@@ -49,7 +50,10 @@ class HeldOut:
         return 0 < self._settings.patience <= self._measurements_since_best
 
     def measure(self, step: int, steps: int) -> Evaluation | None:
-        """Judge the held-out preferences and remember the best adapter; None where that is not due after a step."""
+        """Judge the held-out preferences and remember the best adapter; None where that is not due after a step.
+
+        Step 0 is before training, for comparison: no adapter to remember.
+        """
         settings = self._settings
         if not self.preferences or (step % settings.evaluate_every and step < steps):
             return None
@@ -57,18 +61,26 @@ class HeldOut:
         evaluation = evaluate(judge, self.preferences, EvaluationSpec(settings.data, "held-out", self._strategy))
         # The number that ends training must be equal in all processes.
         accuracy = float(self._processes.broadcast(evaluation.metrics.accuracy))
+        if step == 0:
+            return evaluation
         self._measurements_since_best += 1
         if accuracy > self._accuracy:
-            self._accuracy, self._measurements_since_best = accuracy, 0
+            self._accuracy, self._measurements_since_best, self.best_step = accuracy, 0, step
             self.best = adapter_weights(self._vlm.model) if settings.patience else {}
         return evaluation
 
     @property
     def state(self) -> tuple[dict[str, mx.array], dict[str, Any]]:
         """The state for later measurements: the best adapter, and numbers."""
-        return dict(self.best), {"accuracy": self._accuracy, "stale": self._measurements_since_best}
+        numbers = {"accuracy": self._accuracy, "stale": self._measurements_since_best, "best_step": self.best_step}
+        return dict(self.best), numbers
 
     def restore(self, best: Mapping[str, mx.array], numbers: Mapping[str, Any]) -> None:
         """Continue from a state."""
         self.best = dict(best)
         self._accuracy, self._measurements_since_best = float(numbers["accuracy"]), int(numbers["stale"])
+        self.best_step = int(numbers.get("best_step", 0))  # earlier versions lack it
+
+    def restart_patience(self) -> None:
+        """Wait for a better measurement from here on."""
+        self._measurements_since_best = 0

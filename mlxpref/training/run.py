@@ -5,6 +5,7 @@ same adapter, and the same records but for times and memory, as without the inte
 """
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,15 +14,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import mlx.core as mx
+
 from mlxpref.checkpoints.checkpoint import Checkpoint
 from mlxpref.checkpoints.checks import check_folder
 from mlxpref.checkpoints.files import ADAPTER_CONFIG
 from mlxpref.checkpoints.memory import model_size, require_fit, training_plan
 from mlxpref.checkpoints.resolve import find_checkpoint
 from mlxpref.config import TrainSettings, settings_from
+from mlxpref.data.learned import LEARNED, Digests, digests_of, write_learned
 from mlxpref.data.load import load_preferences
 from mlxpref.distributed import SINGLE_PROCESS, ProcessGroup, process_group
-from mlxpref.engine.adapters import ADAPTER_WEIGHTS, base_of, save_adapter
+from mlxpref.engine.adapters import ADAPTER_WEIGHTS, base_name, base_of, check_base, read_adapter, save_adapter
 from mlxpref.engine.vlm import VLM, load_vlm
 from mlxpref.errors import ConfigError, DataError, MlxprefError, ModelError
 from mlxpref.files import append_record, lock, open_for_append, truncate_lines
@@ -36,6 +40,7 @@ from mlxpref.training.run_record import (
     RUN_RECORD,
     changed_since,
     check_resumable,
+    in_whole,
     read_record,
     record_of,
     resumed_settings,
@@ -45,7 +50,17 @@ from mlxpref.training.step_report import StepReport
 from mlxpref.training.trainer import Trainer
 
 _LOG, _ROLLOUTS = "log.jsonl", "rollouts.jsonl"
-RUN_FILES = (ADAPTER_WEIGHTS, ADAPTER_CONFIG, RUN_RECORD, _LOG, _ROLLOUTS, RUN_PAGE, CALIBRATION_FILE, *STATE_FILES)
+RUN_FILES = (
+    ADAPTER_WEIGHTS,
+    ADAPTER_CONFIG,
+    RUN_RECORD,
+    _LOG,
+    _ROLLOUTS,
+    RUN_PAGE,
+    CALIBRATION_FILE,
+    LEARNED,
+    *STATE_FILES,
+)
 """The files of a run, and of its adapter's calibration, in its folder."""
 _ROLLOUTS_PER_STEP = 4
 """The number of rollouts of a step in rollouts.jsonl."""
@@ -59,12 +74,13 @@ Files = Mapping[str, BinaryIO]
 
 @dataclass
 class Run:
-    """One run: its folder, its trainer, its run.json, and the state after its last recorded step."""
+    """One run: its folder, trainer, run.json, the state after its last recorded step, and the digests of its data."""
 
     folder: Path
     trainer: Trainer
     record: dict[str, Any]
     state: RunState
+    digests: Digests
 
     @property
     def done(self) -> int:
@@ -77,7 +93,10 @@ class Run:
         If bad data end it before its first step, it removes the folder, so that the next run can use it. All of several
         processes train, and the main one records.
         """
+        is_new = not self.done and not self.state.sizes[_LOG]
         if not self.trainer.processes.is_main:
+            if is_new:
+                self.trainer.measure_start()
             for report in self.trainer.steps(self.done):
                 self.state = replace(self.state, step=report.step)
                 yield report
@@ -85,6 +104,10 @@ class Run:
         with ExitStack() as stack:
             files = self._claim(stack)
             try:
+                if is_new and (line := self.trainer.measure_start()):
+                    append_record(files[_LOG], line)
+                    logger.info(_measured(0, line["held_out"]))
+                    self.state = self._state_after(0, files)
                 for report in self.trainer.steps(self.done):
                     self._record(report, files)
                     if report.step % self.trainer.settings.save_every == 0:
@@ -114,6 +137,8 @@ class Run:
     def _record(self, report: StepReport, files: Files) -> None:
         """Append a step to the records."""
         append_record(files[_LOG], report.to_json())
+        if report.held_out:
+            logger.info(_measured(report.step, report.held_out))
         for rollout in report.rollouts[:: max(1, len(report.rollouts) // _ROLLOUTS_PER_STEP)]:
             append_record(files[_ROLLOUTS], asdict(rollout))
         self.state = self._state_after(report.step, files)
@@ -129,7 +154,8 @@ class Run:
             os.fsync(file.fileno())
         write_state(self.folder, self.state)
         settings = self.trainer.settings
-        save_adapter(self.trainer.adapter, self.folder, settings.rank, settings.lora_scale, self.record["base"])
+        base = self.record["base"] | {"step": self.trainer.adapter_step(self.done)}
+        save_adapter(self.trainer.adapter, self.folder, settings.rank, settings.lora_scale, base)
 
     def _restore(self, files: Files) -> None:
         """Go back to the last recorded step, as an unfinished one may have changed the adapter, and save it."""
@@ -178,7 +204,7 @@ def start_run(
     trained itself. ConfigError for a folder with a file in it, or bad settings; DataError; ModelError.
     """
     folder = Path(processes.broadcast(str(output or Path("runs") / time.strftime("%Y%m%d-%H%M%S"))))
-    settings = settings_from(TrainSettings, processes.broadcast(asdict(settings)))
+    settings = settings_from(TrainSettings, processes.broadcast(asdict(in_whole(settings))))
     is_used = folder.exists() and (not folder.is_dir() or any(not path.is_dir() for path in folder.rglob("*")))
     if processes.is_main and is_used:
         resume = ", or continue the run in it with --resume" if (folder / RUN_RECORD).is_file() else ""
@@ -189,6 +215,9 @@ def start_run(
     if processes.is_main:
         folder.mkdir(parents=True, exist_ok=True)
         write_record(folder, run.record)
+        write_learned(
+            folder, run.digests, run.trainer.preferences, Path(settings.adapter) if settings.adapter else None
+        )
     return run
 
 
@@ -201,25 +230,33 @@ def resume_run(
 ) -> Run | None:
     """Load the run in a folder with its last saved state; None where it is complete.
 
-    All settings come from its run.json. The `given` ones must be equal, except `save_every`, `data` and `model` for the
+    All settings come from its run.json. The `given` ones must be equal, except `save_every`, files and folders with the
     same content in another place, and `rows`, `micro_batch` and `recompute`, which trade memory for time. These three
-    and another number of processes round differently, and a warning names them. ConfigError, DataError or ModelError
-    for any other difference.
+    and another number of processes round differently, and a warning names them. Other `steps` make the run longer or
+    shorter, but not shorter than it is: from the next one on, the learning rate is that of a run of so many steps, and
+    patience counts anew. ConfigError, DataError or ModelError for any other difference.
     """
     if folder is None:
         raise ConfigError("--resume: of which run? give its folder with --output")
     before, settings, state = _read_run(folder, given, processes)
-    if state and state.complete:
-        logger.info(f"{folder}: this run is complete after {state.step} steps; nothing is left to do")
+    done, planned = state.step if state else 0, before["settings"]["steps"]
+    if 0 < settings.steps < done:
+        raise ConfigError(f"{folder}: {done} steps are done; give --steps from {done} on, or another --output")
+    is_complete = state is not None and state.complete
+    if is_complete and settings.steps in (planned, done):
+        logger.info(f"{folder}: this run is complete after {done} steps; nothing is left to do, unless --steps is more")
         return None
-    run = _load(settings, folder, agree, check, None, processes)
+    run = _load(settings, folder, agree, check, None, processes, state)
     if processes.is_main:  # the others have the same data and model as this one
-        check_resumable(folder, before, run.record)
+        check_resumable(folder, before, run.record, run.digests, state is None or "adapter" in given)
+    run.record["started"] = before.get("started", run.record["started"])
     changes = changed_since(before, run.record)
     if changes:
         text = ", ".join(f"{name} is {now}, was {then}" for name, (then, now) in changes.items())
         logger.warning(f"{folder}: {text}: the run continues, but not to the last bit as it would have")
-    resumption = {"after_step": state.step if state else 0, "changed": changes}
+    if settings.steps != planned:
+        changes["steps"] = [planned, settings.steps]
+    resumption = {"after_step": done, "changed": changes}
     run.record["resumed"] = [*before.get("resumed", []), resumption]
     if state:
         try:
@@ -228,6 +265,8 @@ def resume_run(
             raise ModelError(
                 f"{folder}: its saved state is of another version of mlxpref ({error} is missing); use that one"
             ) from error
+        if settings.steps != planned:
+            _change_length(run, done, planned)
         for file, size in ((folder / name, size) for name, size in state.sizes.items() if processes.is_main):
             if not file.is_file() or file.stat().st_size < size:
                 logger.warning(f"{file}: lines of steps up to {state.step} are missing; the run continues without them")
@@ -260,6 +299,28 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     return [line for line in map(json.loads, lines) if "updated" in line]
 
 
+def held_out_change(folder: Path) -> dict[str, Any] | None:
+    """The held-out accuracy before training and with a run's saved adapter; None where nothing was measured.
+
+    `step` is the measured step, the adapter's own or the last one before; with patience it is the `best_of` so many.
+    """
+    lines = map(json.loads, (folder / _LOG).read_text(encoding="utf-8").splitlines())
+    rows = {line["step"]: line["held_out"] for line in lines if line.get("held_out")}
+    kept = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("step", math.inf)
+    step = max((step for step in rows if 0 < step <= kept), default=0)
+    if not step:
+        return None
+    before = rows.get(0, {}).get("accuracy")  # earlier versions did not measure it
+    best_of = len(rows.keys() - {0}) if read_record(folder)["settings"].get("patience") else None
+    pairs, accuracy = rows[step]["pairs"], rows[step]["accuracy"]
+    return {"step": step, "best_of": best_of, "pairs": pairs, "before": before, "after": accuracy}
+
+
+def _measured(step: int, metrics: Mapping[str, float]) -> str:
+    when = f"step {step}" if step else "before training"
+    return f"{when}: held-out {100 * metrics['accuracy']:.1f} % ({metrics['pairs']} pairs)"
+
+
 def _read_run(
     folder: Path, given: Mapping[str, Any], processes: ProcessGroup
 ) -> tuple[dict[str, Any], TrainSettings, RunState | None]:
@@ -276,10 +337,30 @@ def _read_run(
     return record, settings_from(TrainSettings, values), state
 
 
+def _change_length(run: Run, done: int, planned: int) -> None:
+    """Let a run end earlier or later than planned; ConfigError if more steps are done."""
+    count = run.trainer.step_count
+    if count < done:
+        raise ConfigError(
+            f"{run.folder}: {done} steps are done, and one pass over the data takes {count}; give --steps"
+        )
+    logger.info(
+        f"{run.folder}: {count} steps instead of {planned or 'one pass over the data'}: from step {done + 1} on, the "
+        f"learning rate is that of a run of {count} steps"
+    )
+    run.trainer.held_out.restart_patience()
+
+
 def _load(
-    settings: TrainSettings, folder: Path, agree: Agree, check: Check, vlm: VLM | None, processes: ProcessGroup
+    settings: TrainSettings,
+    folder: Path,
+    agree: Agree,
+    check: Check,
+    vlm: VLM | None,
+    processes: ProcessGroup,
+    state: RunState | None = None,
 ) -> Run:
-    """Make a run before its first step, without a change in its folder.
+    """Make a run before its first step, or to go on from a `state`, without a change in its folder.
 
     The quickest checks come first: the reward, then the data, then the model.
     """
@@ -289,6 +370,9 @@ def _load(
         settings.data, settings.split, settings.limit or None, settings.seed, data_dir, agree=agree
     )
     check(settings.data, preferences)
+    adapter = Path(settings.adapter) if settings.adapter else None
+    if adapter and not settings.model:
+        settings = replace(settings, model=base_name(adapter))
     if vlm is None:
         name, path = find_checkpoint(settings.model or None, agree)
         settings = replace(settings, model=name)
@@ -298,10 +382,28 @@ def _load(
         plan = require_fit(lambda s: training_plan(size, s, len(preferences), writes), settings, "training")
         logger.info(f"about {format_bytes(plan.peak)} of memory at the peak, {format_bytes(plan.weights)} are weights")
         vlm = load_vlm(checkpoint, settings.max_pixels)
-    trainer = Trainer(vlm, preferences, settings, mix, processes)
+    start: Mapping[str, mx.array] | None = None
+    if adapter and state:
+        start = {name.removeprefix("adapter."): w for name, w in state.arrays.items() if name.startswith("adapter.")}
+    elif adapter:
+        settings, start = _start_from(adapter, vlm, settings)
+    trainer = Trainer(vlm, preferences, settings, mix, processes, start)
     base, count = base_of(vlm.checkpoint, settings.model), len(trainer.preferences)
-    record = record_of(settings, base, preferences, count, processes.size)
+    record = record_of(folder, settings, base, preferences, count, processes.size)
     versions = {f"version of {name}": record["versions"][name] for name in ("mlxpref", "mlx", "mlx-vlm")}
     prints = {"model": base["base"]["fingerprint"], "preferences": record["data_fingerprint"]}
     processes.check_same(versions | {f"fingerprint of the {name}": value for name, value in prints.items()})
-    return Run(folder, trainer, record, RunState(0, *trainer.state, {_LOG: 0, _ROLLOUTS: 0}))
+    state = RunState(0, *trainer.state, {_LOG: 0, _ROLLOUTS: 0})
+    return Run(folder, trainer, record, state, digests_of(preferences))
+
+
+def _start_from(adapter: Path, vlm: VLM, settings: TrainSettings) -> tuple[TrainSettings, dict[str, mx.array]]:
+    """The settings with an adapter's rank and scale, and its weights; errors if it does not fit, or they differ."""
+    for line in check_base(adapter, vlm.checkpoint):
+        logger.warning(line)
+    rank, scale, weights = read_adapter(adapter, vlm.model)
+    for name, own in (("rank", rank), ("lora_scale", scale)):
+        if getattr(settings, name) not in (getattr(TrainSettings(), name), own):
+            raise ConfigError(f"{name} {getattr(settings, name)}: {adapter} has {own}, which stays; leave it out")
+    logger.info(f"{adapter}: training goes on from this adapter, of rank {rank} and scale {scale:g}")
+    return replace(settings, rank=rank, lora_scale=scale), weights

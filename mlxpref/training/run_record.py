@@ -1,9 +1,11 @@
 """run.json: the record of a run for its repetition, and the checks before it resumes."""
 
 import json
+import os
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -13,29 +15,46 @@ import mlx.core as mx
 
 from mlxpref._blas import blas_in_use
 from mlxpref.config import TrainSettings, settings_from
+from mlxpref.data.catalog import CATALOG
+from mlxpref.data.find_images import locate
+from mlxpref.data.learned import Digests, count_changed, read_learned
+from mlxpref.engine.adapters import ADAPTER_WEIGHTS
+from mlxpref.engine.peft import PEFT_WEIGHTS
 from mlxpref.errors import ConfigError, DataError, ModelError
-from mlxpref.files import write_file
+from mlxpref.files import sha256_of, write_file
 from mlxpref.preferences import Preference, data_fingerprint
 from mlxpref.text import one_line
+from mlxpref.training.custom_reward import reward_fingerprint
+from mlxpref.training.rewards import RewardMix
 
 RUN_RECORD = "run.json"
 
-_LOCATIONS = ("data", "data_dir", "model")
-"""Settings that are places: fingerprints compare the content."""
+_PLACES = ("data", "data_dir", "model", "adapter")
+"""Settings that are files or folders: fingerprints compare the content."""
+_NAMES = {"data": ("demo", *CATALOG), "model": ("demo",)}
+"""What is no file or folder in these settings, whatever is called so."""
 _ROUNDING = ("rows", "micro_batch", "recompute")
 """Settings that trade memory for time; they change only the order of float additions."""
 
 
 def record_of(
-    settings: TrainSettings, base: Mapping[str, Any], preferences: Sequence[Preference], used: int, processes: int = 1
+    folder: Path,
+    settings: TrainSettings,
+    base: Mapping[str, Any],
+    preferences: Sequence[Preference],
+    used: int,
+    processes: int = 1,
 ) -> dict[str, Any]:
-    """Return the record to understand and repeat a run that learns from `used` of the preferences."""
+    """Return the record to understand and repeat a run in a folder that learns from `used` of the preferences."""
     return {
+        "folder": str(folder.absolute()),
         "started": time.strftime("%Y-%m-%d %H:%M:%S"),
         "settings": asdict(settings),
         "base": dict(base),
         "preferences": used,
         "data_fingerprint": data_fingerprint(preferences),
+        "reward_fingerprint": reward_fingerprint(settings.reward),
+        "adapter_fingerprint": _weights_fingerprint(settings.adapter),
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in ("mlxpref", "mlx", "mlx-lm", "mlx-vlm", "transformers")},
@@ -71,14 +90,46 @@ def read_record(folder: Path) -> dict[str, Any]:
     return record
 
 
+def in_whole(settings: TrainSettings) -> TrainSettings:
+    """Return settings with whole paths, which mean the same in any folder."""
+
+    def whole(name: str) -> str:
+        with suppress(RuntimeError):  # no such user
+            if path := locate(str(Path(name).expanduser())):
+                path = path.absolute()  # symbolic links stay, as they may lead elsewhere tomorrow
+                return str(path.parent.resolve() / path.name if ".." in path.parts else path)
+        return name
+
+    return _with_places(settings, whole)
+
+
 def resumed_settings(folder: Path, record: Mapping[str, Any], given: Mapping[str, Any]) -> TrainSettings:
-    """Return a run's settings with the `given` ones that may change; ConfigError names the others."""
-    before = asdict(settings_from(TrainSettings, record["settings"], str(folder / RUN_RECORD)))
-    settings = settings_from(TrainSettings, before | dict(given))
+    """Return a run's settings with the `given` ones that may change; ConfigError names the others.
+
+    What is missing where it was is looked for beside the run, as a folder with both may have been moved.
+    """
+
+    def found(name: str) -> str:
+        if not Path(name).is_absolute() or Path(name).exists():
+            return name
+        moved = Path(os.path.normpath(folder.absolute() / os.path.relpath(name, record.get("folder", folder))))
+        return str(moved) if moved.exists() else name
+
+    before = _with_places(settings_from(TrainSettings, record["settings"], str(folder / RUN_RECORD)), found)
+    settings = in_whole(settings_from(TrainSettings, asdict(before) | dict(given)))
+    may_differ = {*_PLACES, *_ROUNDING, "save_every", "steps"}
+    reward = record.get("reward_fingerprint")  # not of earlier versions
+    if reward and reward == reward_fingerprint(settings.reward):
+        may_differ.add("reward")
+    elif reward and settings.reward == before.reward:
+        raise ConfigError(
+            f"{folder}: the reward {settings.reward} is not the same now; restore it, or start another run, with "
+            f"--adapter {folder} from here"
+        )
     differences = [
-        f"{name} {value} (it has {before[name]})"
+        f"{name} {value} (it has {getattr(before, name)})"
         for name, value in asdict(settings).items()
-        if value != before[name] and name not in (*_LOCATIONS, *_ROUNDING, "save_every")
+        if value != getattr(before, name) and name not in may_differ
     ]
     if differences:
         raise ConfigError(f"{folder}: the run cannot continue with {', '.join(differences)}; leave out what differs")
@@ -86,8 +137,32 @@ def resumed_settings(folder: Path, record: Mapping[str, Any], given: Mapping[str
     return settings if settings.model else replace(settings, model=record["base"]["base_model"])
 
 
-def check_resumable(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise ModelError or DataError for another model, template or data than those of a run."""
+def _with_places(settings: TrainSettings, change: Callable[[str], str]) -> TrainSettings:
+    """The settings with another name for each file and folder, also those of custom rewards."""
+    values = {name: getattr(settings, name) for name in _PLACES}
+    values = {name: change(value) for name, value in values.items() if value and value not in _NAMES.get(name, ())}
+    parts = []
+    for name, weight, _ in RewardMix.parse(settings.reward).parts:
+        file, colon, function = name.rpartition(":")
+        parts.append(f"{change(file) if file else ''}{colon}{function}={weight}")
+    if ":" in settings.reward and all(part.count(",") == 0 for part in parts):  # a comma would separate rewards
+        values["reward"] = ",".join(parts)
+    return replace(settings, **values)
+
+
+def _weights_fingerprint(adapter: str) -> str:
+    """The digest of an adapter's weights, nothing where there are none."""
+    files = [Path(adapter) / name for name in (ADAPTER_WEIGHTS, PEFT_WEIGHTS)] if adapter else []
+    return next((sha256_of(file) for file in files if file.is_file()), "")
+
+
+def check_resumable(
+    folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], digests: Digests, needs_adapter: bool
+) -> None:
+    """Raise ModelError or DataError for another model, template, data or adapter to go on from than those of a run.
+
+    `digests` are of the data now. The adapter is compared only if the run `needs_adapter`, as nothing was saved yet.
+    """
     if before["base"].get("base", {}).get("fingerprint") != now["base"]["base"]["fingerprint"]:
         raise ModelError(
             f"{folder}: the run trains {before['base'].get('base_model')}, and {now['base']['base_model']} is not that "
@@ -97,10 +172,18 @@ def check_resumable(folder: Path, before: Mapping[str, Any], now: Mapping[str, A
         raise ModelError(
             f"{folder}: the run was started by a version of mlxpref with another template; use that version"
         )
-    if before["data_fingerprint"] != now["data_fingerprint"]:
+    if needs_adapter and before.get("adapter_fingerprint", "") != now["adapter_fingerprint"]:
+        raise ModelError(
+            f"{folder}: the run goes on from the adapter {before['settings'].get('adapter')}, which is not the same "
+            "now; restore it, or start another run"
+        )
+    learned = read_learned(folder)  # runs of earlier versions have none
+    is_same = before["data_fingerprint"] == now["data_fingerprint"]
+    changed = count_changed(learned[0], digests) if learned else 0 if is_same else now["preferences"]
+    if changed:
         raise DataError(
-            f"{folder}: the run learns from {before['settings']['data']}, whose preferences are not the same now; "
-            "restore them, or start another run"
+            f"{folder}: the run learns from {before['settings']['data']}, whose preferences are not the same now "
+            f"({changed} differ in words or images); restore them, or start another run"
         )
 
 

@@ -3,13 +3,14 @@
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from mlxpref.distributed import ProcessGroup
+from mlxpref.judge.evaluation import Evaluation
 from mlxpref.preferences import image_name
 from mlxpref.training.group_rewards import GroupRewards
 from mlxpref.training.rewards import RewardMix
@@ -88,7 +89,7 @@ class StepReport:
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as a line of log.jsonl, with null for numbers that are not finite."""
-        return {f.name: _to_json(getattr(self, f.name)) for f in fields(self) if f.name != "rollouts"}
+        return {f.name: json_value(getattr(self, f.name)) for f in fields(self) if f.name != "rollouts"}
 
 
 def measured_shares(groups: Sequence[RolloutGroup], rewards: GroupRewards, mix: RewardMix) -> dict[str, Any]:
@@ -160,7 +161,13 @@ class StepMeter:
         }
 
 
-def _to_json(value: Any) -> Any:
+def held_out_metrics(evaluation: Evaluation) -> dict[str, Any]:
+    """Return a report's field `held_out`."""
+    return asdict(evaluation.metrics) | {"unreadable": evaluation.unreadable}
+
+
+def json_value(value: Any) -> Any:
+    """Return a value as JSON has it, with null for numbers that are not finite."""
     if isinstance(value, Mapping):
-        return {name: _to_json(each) for name, each in value.items()}
+        return {name: json_value(each) for name, each in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -31,7 +31,14 @@ from mlxpref.training.policy_update import UpdateResult, update_policy
 from mlxpref.training.rewards import RewardMix
 from mlxpref.training.rollouts import RolloutGroup, sample_groups
 from mlxpref.training.sampler import ComparisonSampler, held_out_split, random_subset
-from mlxpref.training.step_report import StepMeter, StepReport, measured_shares, rollout_records
+from mlxpref.training.step_report import (
+    StepMeter,
+    StepReport,
+    held_out_metrics,
+    json_value,
+    measured_shares,
+    rollout_records,
+)
 
 _MAX_FAILURES = 3
 """Training stops after this many steps in a row whose loss or gradient is not finite."""
@@ -43,8 +50,10 @@ class Trainer:
     """Trains the adapter of a model on preferences; the base weights never change.
 
     Iterate over `steps()`: the adapter is on the model from the start, and every step updates it. `preferences` are to
-    learn from, `held_out` measures with others. `mix` are the settings' rewards, if already loaded. Each of several
-    `processes` does its share of a step and makes the same update; all report the same but for times, memory and bytes.
+    learn from, `held_out` measures with others. `mix` are the settings' rewards, if already loaded. `start` are the
+    weights of an adapter to go on from, by their full names; without, a fresh one is on all linear layers. Each of
+    several `processes` does its share of a step and makes the same update; all report the same but for times, memory
+    and bytes.
     ConfigError, DataError or ModelError for unusable settings, data or models.
     """
 
@@ -55,6 +64,7 @@ class Trainer:
         settings: TrainSettings,
         mix: RewardMix | None = None,
         processes: ProcessGroup = SINGLE_PROCESS,
+        start: Mapping[str, mx.array] | None = None,
     ) -> None:
         self.vlm, self.settings, self.processes = vlm, settings, processes
         self.mix = mix or load_rewards(settings.reward)
@@ -79,7 +89,10 @@ class Trainer:
                 f"{vlm.checkpoint.folder}: the model carries an adapter already; train one that is freshly loaded"
             )
         self.sampler = ComparisonSampler(self.preferences, settings)
-        attach_lora(vlm.model, list(linear_layers(vlm.model)), settings.rank, settings.lora_scale, settings.seed)
+        layers = sorted({name.rpartition(".")[0] for name in start}) if start else list(linear_layers(vlm.model))
+        attach_lora(vlm.model, layers, settings.rank, settings.lora_scale, settings.seed)
+        weights = {name: weight.astype(mx.float32) for name, weight in (start or {}).items()}
+        vlm.model.update(tree_unflatten(list(weights.items())))
         self.optimizer = optim.AdamW(learning_rate=self._learning_rate(), betas=[0.9, 0.95], weight_decay=0.0)
         self.optimizer.init(vlm.model.trainable_parameters())
         self._failures = 0
@@ -88,6 +101,10 @@ class Trainer:
     def adapter(self) -> dict[str, mx.array]:
         """The current weights by their full names, with patience the best ones so far."""
         return self.held_out.best or adapter_weights(self.vlm.model)
+
+    def adapter_step(self, step: int) -> int:
+        """The step that `adapter` is of, after a step."""
+        return self.held_out.best_step if self.held_out.best else step
 
     @property
     def state(self) -> tuple[dict[str, mx.array], dict[str, Any]]:
@@ -106,6 +123,13 @@ class Trainer:
         self.optimizer.state = tree_map_with_path(lambda path, _: arrays[f"optimizer.{path}"], self.optimizer.state)
         self.held_out.restore(_under("best.", arrays), numbers["held_out"])
         self._failures = int(numbers["failures"])
+
+    def measure_start(self) -> dict[str, Any] | None:
+        """Measure the held-out preferences before the first step: a line of the log; None without them."""
+        evaluation = self.held_out.measure(0, self.step_count)
+        if not evaluation:
+            return None
+        return {"step": 0, "steps": self.step_count, "held_out": json_value(held_out_metrics(evaluation))}
 
     def steps(self, done: int = 0) -> Iterator[StepReport]:
         """Train after `done` steps, one report a step; ModelError after three steps in a row that are not finite.
@@ -173,7 +197,7 @@ class Trainer:
             resampled=len(rollouts) - len(loss_rollouts),
             groups=len(loss_rollouts),
             learning_rate=float(self.optimizer.learning_rate.item()),
-            held_out=asdict(evaluation.metrics) | {"unreadable": evaluation.unreadable} if evaluation else None,
+            held_out=held_out_metrics(evaluation) if evaluation else None,
             rollouts=rollout_records(step, loss_rollouts, loss_rewards, mix),
             **meter.fields(shares["tokens"]),
         )

@@ -269,6 +269,29 @@ def test_model_cards(tmp_path: Path) -> None:
     assert "at most 262144 pixels, as mlxpref does by default" in bare
 
 
+@pytest.mark.parametrize(
+    ("kept", "patience", "words"),
+    [
+        (20, 3, "after step `20`, the best of 4 measurements: accuracy 0.889."),
+        (40, 3, "after step `40`, the best of 4 measurements: accuracy 0.833."),
+        (40, 0, "after step `40`: accuracy 0.833."),
+        (35, 0, "after step `30` (this adapter is of step `35`): accuracy 0.861."),
+        (5, 0, "Not measured"),
+    ],
+)
+def test_model_card_measures_the_kept_step(kept: int, patience: int, words: str, tmp_path: Path) -> None:
+    """The log goes on behind the best adapter, and behind the last saved one of a killed run; step 0 is no adapter."""
+    adapter = write_adapter(tmp_path / "adapter", tiny_model("qwen2_5_vl"))
+    config = json.loads((adapter / ADAPTER_CONFIG).read_text())
+    (adapter / ADAPTER_CONFIG).write_text(json.dumps(config | {"step": kept}))
+    (adapter / "run.json").write_text(json.dumps({"settings": {"patience": patience}}))
+    accuracies = {0: 0.95, 10: 0.5, 20: 0.889, 25: None, 30: 0.861, 40: 0.833}
+    lines = [{"step": step, "held_out": value and {"accuracy": value}} for step, value in accuracies.items()]
+    (adapter / "log.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    export(adapter, tmp_path / "out", "peft", "qwen2_5_vl")
+    assert words in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_a_failed_export_leaves_nothing(tmp_path: Path) -> None:
     adapter = write_adapter(tmp_path / "adapter", tiny_model("qwen2_5_vl"))
     config = json.loads((adapter / ADAPTER_CONFIG).read_text())

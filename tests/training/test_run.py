@@ -26,7 +26,7 @@ from mlxpref.engine.vlm import load_vlm
 from mlxpref.errors import ConfigError, DataError, MlxprefError, ModelError
 from mlxpref.training import held_out, resume, run_record
 from mlxpref.training import run as run_module
-from mlxpref.training.run import Run, resume_run, start_run
+from mlxpref.training.run import Run, held_out_change, resume_run, start_run
 from mlxpref.training.run_record import read_record
 from tests.conftest import GOLDEN
 from tests.messages import messages
@@ -57,7 +57,7 @@ def resumed(folder: Path, until: int | None = None, **given: Any) -> str:
         run = resume_run(folder, given)
         if run:
             advance(run, until)
-    return "\n".join(line for line in lines if "memory at the peak" not in line)
+    return "\n".join(line for line in lines if "memory at the peak" not in line and ": held-out" not in line)
 
 
 def advance(run: Run, until: int | None) -> None:
@@ -104,7 +104,8 @@ def assert_same(one: Path, other: Path) -> None:
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
     logs = [list(map(timeless, log_of(folder))) for folder in (one, other)]
     assert logs[0] == logs[1]
-    assert [line["step"] for line in logs[0]] == list(range(1, len(logs[0]) + 1))
+    first = 0 if any(line.get("held_out") for line in logs[0]) else 1  # measured before training
+    assert [line["step"] for line in logs[0]] == list(range(first, len(logs[0]) + first))
 
 
 SMALL_DEMO = {"model": "demo", "think": True, "max_tokens": 24, "learning_rate": 5e-3, "limit": 24, "steps": 4}
@@ -218,7 +219,9 @@ def test_missing_log_lines(unbroken: Path, tmp_path: Path) -> None:
 
 def test_complete_run_is_unchanged(unbroken: Path) -> None:
     before = contents(unbroken)
-    assert resumed(unbroken) == f"{unbroken}: this run is complete after 6 steps; nothing is left to do"
+    assert resumed(unbroken) == (
+        f"{unbroken}: this run is complete after 6 steps; nothing is left to do, unless --steps is more"
+    )
     done = CliRunner().invoke(main, ["train", "--resume", "--output", str(unbroken), "--json"])
     assert done.exit_code == 0
     assert "this run is complete after 6 steps" in done.stderr
@@ -245,7 +248,7 @@ def test_settings_that_change_results_are_refused(tmp_path: Path) -> None:
         bool: lambda value: not value,
         str: lambda value: value + "x",
     }
-    free = {"data", "data_dir", "model", "save_every", "rows", "micro_batch", "recompute"}
+    free = {"data", "data_dir", "model", "adapter", "save_every", "steps", "rows", "micro_batch", "recompute"}
     for name, value in asdict(settings_from(TrainSettings, QUICK)).items():
         if name not in free:
             with pytest.raises(ConfigError, match=name):
@@ -305,7 +308,7 @@ def test_other_data_is_refused(file_of_rows: Callable[[float], Path], tmp_path: 
     data = file_of_rows(1.0)
     folder = begin(tmp_path / "run", until=1, data=str(data), limit=0, steps=2)
     file_of_rows(0.9)
-    with pytest.raises(DataError, match=r"rows.jsonl, whose preferences are not the same now; restore them"):
+    with pytest.raises(DataError, match=r"rows.jsonl, whose preferences are not the same now \(1 differ"):
         resumed(folder)
     file_of_rows(1.0)
     moved = data.rename(tmp_path / "moved.jsonl")
@@ -478,7 +481,7 @@ def test_interrupt_names_the_resume_command(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_patience_saves_the_best_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    measure, accuracies = held_out.evaluate, iter([0.5, 0.7, 0.6, 0.6])
+    measure, accuracies = held_out.evaluate, iter([0.9, 0.5, 0.7, 0.6, 0.6])  # the first before training
 
     def scripted(*arguments: Any, **options: Any) -> Any:
         evaluation = measure(*arguments, **options)
@@ -497,6 +500,9 @@ def test_patience_saves_the_best_adapter(tmp_path: Path, monkeypatch: pytest.Mon
     assert resumed(tmp_path) == ""
     assert (tmp_path / "adapters.safetensors").read_bytes() == adapters[1]
     assert read_record(tmp_path)["ended"] == {"step": 4, "early": True}
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["step"] == 2
+    expected = {"step": 2, "best_of": 4, "pairs": 3, "before": 0.9, "after": 0.7}
+    assert held_out_change(tmp_path) == expected
     assert "<dt>steps</dt><dd>4 of 6</dd>" in (tmp_path / "report.html").read_text()
 
 
