@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mlxpref.cli.common import check_output, image_cache, load_data
+from mlxpref.cli.common import check_output, check_writable, image_cache, load_data
 from mlxpref.cli.judges import open_judge
 from mlxpref.cli.options import (
     DATA_HELP,
@@ -96,6 +96,7 @@ def calibrate(
         if loaded.adapter is not None:
             count_learned(loaded.adapter, preferences)
         path = output or calibration_path(loaded)
+        check_writable("the calibration's place", path.parent)
         modes = [False, True] if think is None else [think]
         calibrations = [fitting.calibrate(loaded, preferences, source.data, preferences.split, mode) for mode in modes]
     write_calibration(path, calibrations)

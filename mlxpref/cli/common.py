@@ -2,6 +2,7 @@
 
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,10 +51,25 @@ def load_data(options: DataOptions, yes: bool, default_split: str = "test", need
     )
 
 
-def check_output(option: str, path: Path) -> None:
-    """ConfigError, before the work, for a file that could not be written after it."""
+def check_output(option: str, path: Path, suffixes: Sequence[str] = ()) -> None:
+    """ConfigError, before the work, for a file that could not be written after it, or without one of `suffixes`."""
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise ConfigError(f"{option} {path}: is a folder, or in a folder that does not exist; give another file")
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"{option} {path}: is no file that can be replaced; give another")
+    if suffixes and path.suffix.lower() not in suffixes:
+        raise ConfigError(f"{option} {path}: give a name that ends with {' or '.join(suffixes)}")
+    check_writable(option, path.absolute().parent)
+
+
+def check_writable(option: str, folder: Path) -> None:
+    """ConfigError for a folder, perhaps one to be made, where no file can be made."""
+    existing = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise ConfigError(f"{option} {folder}: cannot be written ({error.strerror}); give another place") from error
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from mlxpref.cli.options import JudgeOptions
 from mlxpref.cli.output import note
 from mlxpref.data.image_cache import ImageCache
 from mlxpref.distributed import process_group
+from mlxpref.errors import DataError
 from mlxpref.judge.diagnostics import demo_warnings
 from mlxpref.judge.judge import Judge
 from mlxpref.judge.loading import calibrated, load_judge
@@ -51,8 +52,20 @@ def open_judge(
     """The same judge with its store open; keeps the machine awake."""
     judge = load_judge_for(images, options, settings, cache, together)
     with keep_awake():
-        if options.no_store:
+        store = None if options.no_store else _store(options, judge)
+        if store is None:
             yield judge
             return
-        with Store(options.store or default_store_path(), processes=judge.processes) as store:
+        with store:
             yield replace(judge, store=store)
+
+
+def _store(options: JudgeOptions, judge: Judge) -> Store | None:
+    """The store of the options; that of the cache, which nobody asked for, is left off where there can be none."""
+    if options.store:
+        return Store(options.store, processes=judge.processes)
+    try:
+        return Store(default_store_path(), processes=judge.processes, required=False)
+    except DataError as error:  # the user has no home
+        note(f"comparisons are not kept: {error}")
+        return None

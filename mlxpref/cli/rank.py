@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import click
 
-from mlxpref.cli.common import INTERRUPTED, check_output, image_cache, load_image_groups
+from mlxpref.cli.common import INTERRUPTED, check_output, check_writable, image_cache, load_image_groups
 from mlxpref.cli.judges import open_judge
 from mlxpref.cli.options import (
     FILE,
@@ -63,6 +63,7 @@ class OutputOptions:
                 check_output(name, path)
         if self.copy_top is not None:
             check_copy_folder(self.copy_top[1])
+            check_writable("--copy-top", self.copy_top[1])
 
     def write(self, rankings: Sequence[Ranking], notes: Sequence[str], cache: ImageCache) -> None:
         """Write the outputs and print their places."""

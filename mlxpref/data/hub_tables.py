@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from mlxpref.data.catalog import snapshot_of
 from mlxpref.data.preference_table import read_public_table
 from mlxpref.data.tables import SUFFIXES
-from mlxpref.errors import ConfigError, DataError
+from mlxpref.errors import ConfigError, DataError, UnknownSplitError
 from mlxpref.hub import Destination, HubFile, ask_hub, check_space, download
 from mlxpref.log import logger
 from mlxpref.preferences import Preference
@@ -113,7 +113,9 @@ def _chosen(label: str, files: Iterable[str], split: str, part: str | None) -> t
     if set(splits) == {""}:
         return splits[""], None
     if split not in splits:
-        raise DataError(f"{label}: no split {split!r}; there are {', '.join(sorted(splits))}: give one with --split")
+        raise UnknownSplitError(
+            f"{label}: no split {split!r}; there are {', '.join(sorted(splits))}: give one with --split"
+        )
     return splits[split], split
 
 

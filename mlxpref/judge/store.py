@@ -13,6 +13,7 @@ from typing import Any, Self
 from mlxpref.distributed import SINGLE_PROCESS, ProcessGroup
 from mlxpref.errors import DataError
 from mlxpref.files import cache_dir
+from mlxpref.log import logger
 from mlxpref.verdict import Verdict, verdicts_from_json, verdicts_to_json
 
 _APPLICATION = int.from_bytes(b"mlxp", "big")
@@ -26,34 +27,43 @@ _REMEDY = "choose another file with --store FILE, or none with --no-store"
 class Store:
     """The verdicts of comparisons by key; several programs may use one file at once.
 
-    All methods raise DataError for an unusable file and leave it unchanged. They wait at most `timeout` seconds for
-    other writers. When `put_many` returns, its items survive the end of the process.
+    All methods raise DataError for an unusable file and leave it unchanged; a store that is not `required` warns
+    instead, and is empty from then on. They wait at most `timeout` seconds for other writers. When `put_many` returns,
+    its items survive the end of the process.
 
     Several `processes` must ask for the same keys in the same order; only the main one opens the file.
     """
 
-    def __init__(self, path: Path, timeout: float = 60.0, processes: ProcessGroup = SINGLE_PROCESS) -> None:
-        self.path, self._processes = path, processes
-        self._connection: sqlite3.Connection
-        if not processes.is_main:
-            return
+    def __init__(
+        self, path: Path, timeout: float = 60.0, processes: ProcessGroup = SINGLE_PROCESS, required: bool = True
+    ) -> None:
+        self.path, self._processes, self._required = path, processes, required
+        self._connection: sqlite3.Connection | None = None
+        if processes.is_main:
+            with self._or_without():
+                self._open(timeout)
+
+    def _open(self, timeout: float) -> None:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise DataError(f"{path}: the store's folder cannot be made ({error.strerror}); {_REMEDY}") from error
-        with _translated(path):
+            raise DataError(f"{self.path}: the store's folder cannot be made ({error.strerror}); {_REMEDY}") from error
+        with _translated(self.path):
             # Transactions begin by hand: the module's own begin by reading, and two of these cannot both write.
-            self._connection = sqlite3.connect(path, timeout=timeout, isolation_level=None)
+            self._connection = sqlite3.connect(self.path, timeout=timeout, isolation_level=None)
         try:
-            with _translated(path):
+            with _translated(self.path):
                 self._prepare()
         except BaseException:
-            self._connection.close()
+            self.close()
             raise
 
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, tuple[Verdict, ...]]:
         """The verdicts of those keys that are in the store."""
-        by_key = self._query(keys) if self._processes.is_main else {}
+        by_key: dict[bytes, list[list[Any]]] = {}
+        if self._connection is not None:
+            with self._or_without():
+                by_key = self._query(keys)
         values = self._processes.broadcast([by_key.get(key) for key in keys])
         # By index, not by key: another machine may decode an image to other bits and so have another key.
         with _translated(self.path):
@@ -61,22 +71,39 @@ class Store:
 
     def put_many(self, items: Mapping[bytes, Sequence[Verdict]]) -> None:
         """Store verdicts by key, all or none; an existing key keeps its verdicts."""
-        if not self._processes.is_main:
+        if self._connection is None:
             return
         rows = [(key, json.dumps(verdicts_to_json(verdicts))) for key, verdicts in items.items()]
-        with _translated(self.path), self._transaction():
-            self._connection.executemany("INSERT OR IGNORE INTO comparisons VALUES (?, ?)", rows)
+        with self._or_without(), _translated(self.path), self._transaction():
+            self._database.executemany("INSERT OR IGNORE INTO comparisons VALUES (?, ?)", rows)
 
     def close(self) -> None:
         """Close the file."""
-        if self._processes.is_main:
+        if self._connection is not None:
             self._connection.close()
+            self._connection = None
+
+    @contextmanager
+    def _or_without(self) -> Iterator[None]:
+        """Go on without the file after a DataError, if it is not required."""
+        try:
+            yield
+        except DataError as error:
+            if self._required:
+                raise
+            self.close()
+            logger.warning(f"comparisons are not kept: {error}")
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    @property
+    def _database(self) -> sqlite3.Connection:
+        assert self._connection is not None
+        return self._connection
 
     def _query(self, keys: Sequence[bytes]) -> dict[bytes, list[list[Any]]]:
         """The verdicts of keys as JSON."""
@@ -85,17 +112,17 @@ class Store:
             part = keys[start : start + _KEYS_A_QUERY]
             query = f"SELECT key, verdicts FROM comparisons WHERE key IN ({','.join('?' * len(part))})"
             with _translated(self.path):
-                values.update({key: json.loads(text) for key, text in self._connection.execute(query, part)})
+                values.update({key: json.loads(text) for key, text in self._database.execute(query, part)})
         return values
 
     def _prepare(self) -> None:
         """Make the table in a new file; raise for another program's file before any change."""
         with self._transaction():
             application, version = (self._pragma(name) for name in ("application_id", "user_version"))
-            empty = not self._connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]
+            empty = not self._database.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]
             if application == 0 and version == 0 and empty:
-                self._connection.execute(_TABLE)
-                self._connection.execute(f"PRAGMA application_id = {_APPLICATION}")
+                self._database.execute(_TABLE)
+                self._database.execute(f"PRAGMA application_id = {_APPLICATION}")
             elif application != _APPLICATION:
                 raise DataError(f"{self.path}: an SQLite file of another program, not a store; {_REMEDY}")
             elif version != _SCHEMA:
@@ -104,7 +131,7 @@ class Store:
                     f"{_REMEDY}"
                 )
             # Written every time, so that a read-only file fails now and not after the first batch.
-            self._connection.execute(f"PRAGMA user_version = {_SCHEMA}")
+            self._database.execute(f"PRAGMA user_version = {_SCHEMA}")
         # With a write-ahead log writers do not wait for readers, nor a batch for the disk. Some network folders do not
         # support it, and another process may hold the file now: without it the store is only slower.
         with suppress(sqlite3.OperationalError):
@@ -112,14 +139,14 @@ class Store:
         self._pragma("synchronous = NORMAL")
 
     def _pragma(self, text: str) -> object:
-        row = self._connection.execute(f"PRAGMA {text}").fetchone()
+        row = self._database.execute(f"PRAGMA {text}").fetchone()
         return row[0] if row else None
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         """One write transaction: all or nothing."""
-        with self._connection:
-            self._connection.execute("BEGIN IMMEDIATE")
+        with self._database:
+            self._database.execute("BEGIN IMMEDIATE")
             yield
 
 

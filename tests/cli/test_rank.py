@@ -111,6 +111,33 @@ def test_unwritable_outputs_are_refused_first(folder: Path, tmp_path: Path, opti
     assert "pairs without thinking" not in done.stderr
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="root can write anywhere else")
+@pytest.mark.parametrize("arguments", ["--html /proc/page.html", "--csv /proc/a.csv", "--copy-top 2 /proc/best"])
+def test_folders_without_room_are_refused_first(folder: Path, arguments: str) -> None:
+    done = run("rank", folder, *PROMPT, *arguments.split(), *QUICK)
+    assert done.exit_code == 1
+    assert "cannot be written" in done.stderr
+    assert "pairs without thinking" not in done.stderr
+
+
+def test_a_device_is_not_replaced(folder: Path) -> None:
+    assert "is no file that can be replaced" in run("rank", folder, *PROMPT, "--csv", "/dev/null", *QUICK).stderr
+    assert Path("/dev/null").is_char_device()
+
+
+def test_a_cache_that_cannot_be_written_stops_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setenv("MLXPREF_CACHE", str(tmp_path / "file" / "cache"))
+    done = run("rank", folder, *PROMPT, "--no-think", "--pairs", "3", *QUICK)
+    assert done.exit_code == 0
+    assert "comparisons are not kept: " in done.stderr
+    assert run("eval", "--data", "demo", "--limit", "2", "--no-think", *QUICK).exit_code == 0
+    asked_for = ("--store", tmp_path / "file" / "kept.sqlite")
+    assert run("rank", folder, *PROMPT, "--no-think", "--pairs", "3", *QUICK, *asked_for).exit_code == 1
+
+
 def test_copies_need_an_empty_folder(folder: Path) -> None:
     done = run("rank", folder, *PROMPT, "--copy-top", "2", folder, *QUICK)
     assert done.exit_code == 1

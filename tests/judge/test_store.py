@@ -20,6 +20,7 @@ import pytest
 from mlxpref.errors import DataError
 from mlxpref.judge.store import Store
 from mlxpref.verdict import Verdict
+from tests.messages import messages
 
 WRITER = """
 import sys
@@ -311,3 +312,24 @@ def test_a_full_disk_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> No
             store.put_many({f"{i}".encode(): make_verdicts(i) for i in range(5000)})
         check_error(caught.value, path, "cannot be read and written", "full")
         assert count(store) == 0
+
+
+def test_a_store_that_is_not_required_is_left_off(tmp_path: Path) -> None:
+    items = {b"key": (Verdict("text", 0.25, 0.5),)}
+    (tmp_path / "file").write_text("x")
+    with messages() as lines, Store(tmp_path / "file" / "kept.sqlite", required=False) as store:
+        store.put_many(items)
+        assert store.get_many(list(items)) == {}
+    assert len(lines) == 1
+    path = tmp_path / "kept.sqlite"
+    with (
+        messages() as lines,
+        Store(path, timeout=0.0, required=False) as store,
+        closing(sqlite3.connect(path)) as other,
+    ):
+        store.put_many(items)
+        other.execute("DROP TABLE comparisons")
+        assert store.get_many(list(items)) == {}
+        store.put_many(items)
+    assert len(lines) == 1
+    assert lines[0].startswith(f"comparisons are not kept: {path}")
