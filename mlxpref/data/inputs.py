@@ -20,7 +20,7 @@ from mlxpref.data.preference_table import EXAMPLE, ImageFinder, NoSplitsError, p
 from mlxpref.errors import ConfigError, DataError
 from mlxpref.files import expand
 from mlxpref.preferences import ImageLike, PackedImage, Preference
-from mlxpref.text import first_ten, one_line
+from mlxpref.text import first_ten, one_line, shorten
 
 _CHANNELS = (1, 3, 4)
 _ROUNDING = 1e-3
@@ -47,8 +47,8 @@ PreferencesInput = str | os.PathLike[str] | Iterable[Preference | Mapping[str, A
 def find_given(images: ImagesInput, cache: ImageCache) -> tuple[list[ImageLike], list[Skipped]]:
     """At least two readable images in the order given, those of a folder in natural order, and those left out.
 
-    Only an image of a folder is left out: the user named the others, and counts on their number.
-    DataError, one line, names every one of these that cannot be used.
+    Only an image of a folder is left out: the user named the others, and counts on their number. DataError, one line,
+    names those of them that cannot be used.
     """
     found, skipped, problems = list[ImageLike](), list[Skipped](), dict[str, list[str]]()
     for number, value in enumerate(_listed(images)):
@@ -67,7 +67,8 @@ def find_given(images: ImagesInput, cache: ImageCache) -> tuple[list[ImageLike],
     if problems and isinstance(images, str | os.PathLike):
         raise DataError(f"{first_ten([*problems])}; the order is (images, prompt)")
     if problems:
-        raise DataError(first_ten([f"{', '.join(numbers)}: {problem}" for problem, numbers in problems.items()], "; "))
+        lines = [f"{first_ten(numbers, ', ')}: {problem}" for problem, numbers in problems.items()]
+        raise DataError(first_ten(lines, "; "))
     if len(found) < 2:
         reasons = f"; {reasons_of(skipped)}" if skipped else ""
         raise DataError(f"images are compared with each other: two are needed, not {len(found)}{reasons}")
@@ -188,10 +189,10 @@ def _path_of(value: str | os.PathLike[str]) -> Path:
     if not isinstance(name, str):
         raise DataError(f"{_kind_of(name)} is no file name; give text or a Path")
     if name.startswith(("http://", "https://")):
-        raise DataError(f"{name[:100]}: is a web address; download it first")
+        raise DataError(f"{shorten(name, 100)}: is a web address; download it first")
     path = locate(name) if name.strip() else None
     if path is None:
-        raise DataError(f"{name[:100] or repr(name)}: no such file or folder")
+        raise DataError(f"{shorten(name, 100) or repr(name)}: no such file or folder")
     return path
 
 

@@ -165,6 +165,7 @@ REFUSED: list[tuple[Any, str]] = [
     ("missing.png", "missing.png: no such file"),
     ("", "no such file"),
     ("iVBORw0KGgo" * 10_000, "no such file"),
+    ("two\nlines.png", "two lines.png: no such file"),
     ("https://example.com/a.png", "download it first"),
     (b"", "empty"),
     (b"no picture", "damaged or not an image"),
@@ -205,6 +206,9 @@ def test_all_unusable_images_are_named_together(file: Path, cache: ImageCache) -
         check_pair("x.png", "y.png", cache)
     with pytest.raises(DataError, match=r"^image 0, image 1, image 2: an array"):
         find_given([PIXELS.transpose(2, 0, 1)] * 3, cache)
+    with pytest.raises(DataError, match=r"image 9, and 990 more: an array") as error:
+        find_given([PIXELS.transpose(2, 0, 1)] * 1000, cache)
+    assert len(str(error.value)) < 400
 
 
 @pytest.mark.parametrize("images", ["a.png", PIXELS, [PIXELS], [], iter([]), Image.fromarray(PIXELS), b"x", ["."]])
