@@ -138,7 +138,8 @@ def _read_rows(
         named = f"; its columns are {', '.join(columns)}" if columns else ""
         raise DataError(f"{path}: none of {len(numbered)} rows can be used: {problem}{named}") from error
     if (first := first_number(readable, layout)) is not None:
-        logger.info(f"{path}: {first} is read as the first image, {first + 1} as the second")
+        names = layout.images if len(layout.images) == 2 else tuple(f"{layout.images[0]}[{i}]" for i in (0, 1))
+        logger.info(f'{path}: "{layout.labels[0]}" {first} is read as {names[0]}, {first + 1} as {names[1]}')
     rows, errors = list[SplitPreference](), list[str]()
     for number, row in _rankings(numbered, layout) if layout.kind == "image" else numbered:
         try:

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterator
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 NumberedRow = tuple[int, dict[str, Any] | DataError]
 """The number of a line or row, from 1, and its keys and values without empty ones, or its error."""
+_WRAPPED = ("data", "rows", "pairs", "preferences", "examples")
+"""The key of an object that holds the rows of a JSON file."""
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 
 
@@ -79,7 +81,11 @@ def _lines(content: bytes) -> Iterator[NumberedRow]:
 
 
 def _json_rows(path: Path) -> Iterator[NumberedRow]:
-    for number, value in enumerate(read_json_rows(path, "correct it"), 1):
+    values = read_json_rows(path, "correct it")
+    first = next(values, None)
+    fields = first if isinstance(first, dict) else {}
+    rows = next((fields[key] for key in _WRAPPED if isinstance(fields.get(key), list)), None)
+    for number, value in enumerate(rows or ([] if first is None else chain([first], values)), 1):
         try:
             yield number, _object(value)
         except DataError as error:

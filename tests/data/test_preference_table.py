@@ -299,6 +299,8 @@ def write_format(folder: Path, kind: str, rows: list[dict[str, object]]) -> Path
                 writer = csv.DictWriter(file, list(rows[0]), delimiter="\t" if kind == "tsv" else ",")
                 writer.writeheader()
                 writer.writerows(rows)
+        case "json wrapped":
+            path.write_text(json.dumps({"version": 1, "data": rows}))
         case "json" | "jsonl array":
             path.write_text(json.dumps(rows, indent=1))
         case _:
@@ -306,7 +308,9 @@ def write_format(folder: Path, kind: str, rows: list[dict[str, object]]) -> Path
     return path
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "ndjson", "jsonl array", "json", "json lines", "csv", "tsv", "parquet"])
+@pytest.mark.parametrize(
+    "kind", ["jsonl", "ndjson", "jsonl array", "json", "json lines", "json wrapped", "csv", "tsv", "parquet"]
+)
 def test_every_format_gives_the_same(folder: Path, kind: str) -> None:
     chosen = [{"prompt": f"p{i}", "chosen": "1.png", "rejected": "2.png", "votes": 3, "seed": i} for i in range(40)]
     preferences = load_preferences(str(write_format(folder, kind, chosen)), "test")  # type: ignore[arg-type]
@@ -383,7 +387,7 @@ def test_numbers_must_agree_with_each_other(folder: Path) -> None:
     with messages() as lines:
         preferences = read_preferences(write_rows(folder, *rows[1:]))
     assert [for_first(p, folder / "1.png") for p in preferences] == [1.0, 0.0]
-    assert any("1 is read as the first image, 2 as the second" in line for line in lines)
+    assert any('"label" 1 is read as images[0], 2 as images[1]' in line for line in lines)
 
 
 def test_rows_that_nobody_labelled_are_left_out(folder: Path) -> None:
