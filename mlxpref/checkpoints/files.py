@@ -26,8 +26,10 @@ DOWNLOAD_AGAIN = "download the checkpoint again"
 ADAPTER_CONFIG = "adapter_config.json"
 SECOND_COPIES = ("consolidated", "adapter")
 """Beginnings of names of weights in another layout, or of an adapter: never a judge's own."""
-_SECOND = re.compile(r".*\.safetensors(\.index.*\.json)?|pytorch_model.*\.bin|adapter_(config\.json|model\.bin)")
-"""Files beside those that are read, which say that the weights are others."""
+_SECOND = re.compile(
+    r".*\.safetensors(\.index.*\.json)?|adapter_config\.json|(pytorch_model|adapter_model|value_head|non_lora).*\.bin"
+)
+"""Files beside those that are read, which say that the weights are others, or more."""
 _OTHERS = {
     (".gguf",): "weights in GGUF, for llama.cpp",
     ("model_index.json",): "a pipeline of diffusers, which makes images and judges none",
@@ -62,13 +64,14 @@ def check_complete(folder: Path) -> None:
 
 
 def check_single(folder: Path) -> None:
-    """ModelError, which names both, for a complete folder with a second set of weights, or an adapter."""
+    """ModelError, which names both, for a complete folder with a second set of weights, or an adapter, or a part."""
     names = {file.name for file in folder.iterdir() if not file.name.startswith(".")}
     weights = weight_files(folder, read_index(folder))
     if second := sorted(name for name in names - {*weights, INDEX} if _SECOND.fullmatch(name)):
+        first = INDEX if INDEX in names else weights[0]
         raise ModelError(
-            f"{folder}: two sets of weights, {INDEX if INDEX in names else weights[0]} and {second[0]}; keep what you "
-            "mean, and move the other away (an adapter into a folder of its own, for --adapter)"
+            f"{folder}: two sets of weights, or parts of one, {first} and {second[0]}; keep what you mean, and move "
+            "the other away (an adapter into a folder of its own, for --adapter)"
         )
 
 

@@ -5,6 +5,7 @@ the Qwen2-VL families mlx-vlm reads neither. transformers before 4.53 left out w
 mlx-vlm's differ from. It drops keys that make mlx-vlm run code or skip a part.
 """
 
+import re
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
@@ -81,6 +82,8 @@ _VISION_MAY = {
 _ACTIVATIONS = {"qwen2_vl": "quick_gelu", "qwen2_5_vl": "silu", "qwen3_vl": "gelu_pytorch_tanh"}
 """The vision tower's activation in mlx-vlm, which ignores the config; the language model's is silu."""
 _SECTIONS = ("quantization", "quantization_config")
+_OTHER_METHOD = re.compile("_?load_in_|quant_type$")
+"""Keys of quantizations that do not name their method."""
 _QUANTIZATION = {
     "mode": ("affine", "mxfp4", "nvfp4", "mxfp8"),
     "bits": (2, 3, 4, 5, 6, 8),
@@ -92,18 +95,22 @@ _TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_
 def check_kind(config_json: Mapping[str, Any], file: Path) -> None:
     """ModelError, which says what it is, for a config.json of another architecture or another quantization."""
     kinds = (config_json.get("model_type"), config_json.get("architectures"), config_json.get("_class_name"))
-    family, names = next(filter(None, kinds), None), ", ".join(FAMILIES.values())
+    family, names = next(filter(None, kinds), "without a model_type"), ", ".join(FAMILIES.values())
     text = config_json.get("text_config")
     for part in (config_json, text if isinstance(text, dict) else {}):
         section = part.get("quantization_config")
-        if isinstance(section, dict) and (method := section.get("quant_method")):
+        if not isinstance(section, dict):
+            continue
+        method = section.get("quant_method") or next((key for key in section if _OTHER_METHOD.match(key)), None)
+        if method:
             raise ModelError(f"{file.parent}: quantized by {str(method)[:40]}: {CONVERT}")
     if isinstance(family, str) and family.removesuffix("_text") in FAMILIES:
         if family in FAMILIES:
             return
         whole = FAMILIES[family.removesuffix("_text")]
         raise ModelError(f"{file.parent}: only the language model of {whole}, which cannot see; give the whole model")
-    raise ModelError(f"{file.parent}: architecture {str(family)[:60]!r} is not supported; give one of {names}")
+    name = str(family[0] if isinstance(family, list) else family)[:60]
+    raise ModelError(f"{file.parent}: architecture {name!r} is not supported; give one of {names}")
 
 
 def normalise(config_json: Mapping[str, Any], tensors: Iterable[str], file: Path) -> Json:

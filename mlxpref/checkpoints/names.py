@@ -36,7 +36,7 @@ _FOREIGN = (
         f"quantized to FP8 or by compressed-tensors: {CONVERT}",
     ),
     (
-        r"(?:^|\.)(?:score|v_head|summary|classifier|\w*(?:reward|value|rm|regression|ranking)_?\w*head|reward\w*)\.",
+        r"(?:^|\.)(?:score|classifier|reward\w*|(?:v|rm|\w*(?:score|reward|value|regression|ranking))_?\w*head)(?:\.|$)",
         "a reward model with a head of its own, which scores one image; mlxpref asks for an answer in words: give the "
         "model that it was trained from, or measure its scores with `mlxpref eval --scores`",
     ),

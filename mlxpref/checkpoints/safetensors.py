@@ -56,7 +56,7 @@ def read_tensor_infos(folder: Path) -> dict[str, TensorInfo]:
         for tensor, info in read_file_tensor_infos(folder / name).items():
             if tensor in tensors:
                 files = f"{tensors[tensor].file.name} and {name}"
-                raise ModelError(f"{folder}: {tensor!r} is in both {files}; {DOWNLOAD_AGAIN}")
+                raise ModelError(f"{folder}: two sets of weights: {tensor!r} is in both {files}; keep what you mean")
             tensors[tensor] = info
     if index:
         _check_index(folder / INDEX, index, tensors)

@@ -1,5 +1,6 @@
 """mlx-vlm's model of a checkpoint, with lazy weights in any spelling of their names."""
 
+import re
 from typing import Any
 
 import mlx.core as mx
@@ -9,6 +10,9 @@ from mlxpref.checkpoints.checkpoint import Checkpoint
 from mlxpref.checkpoints.checks import check_model
 from mlxpref.errors import MlxprefError, ModelError
 from mlxpref.text import one_line
+
+_UNKNOWN = re.compile(r"Received (\d+) parameters not in model:\s*([\w.]*\w)")
+_MISSING = re.compile(r"Missing (\d+) parameters:\s*([\w.]*\w)")
 
 
 def lazy_model(checkpoint: Checkpoint) -> nn.Module:
@@ -23,7 +27,12 @@ def lazy_model(checkpoint: Checkpoint) -> nn.Module:
     except MlxprefError:
         raise
     except Exception as error:  # mlx-vlm raises anything from KeyError to RuntimeError for a damaged folder
-        raise ModelError(f"{checkpoint.folder}: cannot be loaded: {one_line(error)}") from error
+        reason = one_line(error)
+        if match := _UNKNOWN.search(str(error)):
+            reason = f"no place for {match[1]} of its tensors, such as {match[2]}; give the original checkpoint"
+        elif match := _MISSING.search(str(error)):
+            reason = f"{match[1]} of the model's tensors missing, such as {match[2]}; download the checkpoint again"
+        raise ModelError(f"{checkpoint.folder}: cannot be loaded: {reason}") from error
     check_model(checkpoint.folder, model)
     return model
 

@@ -21,8 +21,8 @@ from mlxpref.text import first_ten
 
 AGAIN = "copy or train the adapter again"
 PEFT_WEIGHTS = "adapter_model.safetensors"
-MERGE = "merge it into its base with PEFT (`merge_and_unload`), save that, and give it with --model"
-_NAME = re.compile(r"base_model\.model\.(?P<path>.+)\.lora_(?P<part>[AB])(\.default)?\.weight")
+MERGE = "merge it into its base (in PEFT `merge_and_unload`), save that, and give it with --model"
+_NAME = re.compile(r"(?P<path>.+)\.lora_(?P<part>[AB])(\.default)?\.weight")
 _PLAIN_STARTS = ("gaussian", "orthogonal", "eva")
 """Values of init_lora_weights, besides true and false, that leave the base's weights as they are."""
 _HARMLESS = {

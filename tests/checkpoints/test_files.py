@@ -34,7 +34,7 @@ INDEX = "model.safetensors.index.json"
         "model.safetensors", "consolidated.safetensors", "model.fp16.safetensors", "model-00001-of-00003.safetensors",
         "model.fp16-00001-of-00002.safetensors", "model.safetensors.index.fp16.json", "pytorch_model.bin",
         "pytorch_model-00001-of-00002.bin", "adapter_model.safetensors", "adapters.safetensors", "adapter_model.bin",
-        "adapter_config.json", "visual.safetensors",
+        "adapter_config.json", "visual.safetensors", "value_head.bin", "non_lora_state_dict.bin",
     ],
 )  # fmt: skip
 def test_two_sets_of_weights(second: str, tmp_path: Path) -> None:

@@ -117,6 +117,7 @@ def test_a_quantized_base(family: str, golden: dict[str, Any], adapter: Path, tm
         [("model.model.language_model.", "model.model.")],  # before transformers 4.52
         [("model.model.language_model.", "model.language_model.model.")],
         [(".lora_A.", ".lora_A.default."), (".lora_B.", ".lora_B.default.")],
+        [("base_model.model.", "")],
     ],
 )
 def test_every_naming_of_peft_is_read(names: list[tuple[str, str]], tmp_path: Path) -> None:
@@ -175,7 +176,7 @@ EXTRAS: list[dict[str, Any]] = [
     ("config", "problem"),
     [
         *(({"init_lora_weights": start}, "path_initial_model_for_weight_conversion") for start in CHANGED_BASE),
-        *((config, rf"it sets {next(iter(config))}; .*merge it into its base with PEFT") for config in EXTRAS),
+        *((config, rf"it sets {next(iter(config))}; .*merge it into its base") for config in EXTRAS),
         ({"peft_type": "LOHA"}, "'LOHA' adapter; only plain LoRA"),
         ({"bias": "all"}, "trains biases"),
         ({"r": 0}, "r is '0'"),
@@ -220,6 +221,12 @@ def test_tensors_without_a_place(tmp_path: Path) -> None:
     ):
         folder = renamed(peft_folder(tmp_path / str(number), "qwen2_5_vl"), change)
         with pytest.raises(ModelError, match=r"no place for|only one of|more than plain LoRA"):
+            load_adapter(vlm.model, folder)
+    for more in ("score.weight", "model.language_model.layers.0.input_layernorm.weight"):
+        folder = peft_folder(tmp_path / more, "qwen2_5_vl")
+        arrays = dict(mx.load(str(folder / PEFT_WEIGHTS))) | {f"base_model.model.{more}": mx.ones((1, 64))}
+        mx.save_safetensors(str(folder / PEFT_WEIGHTS), arrays)
+        with pytest.raises(ModelError, match="which is more than plain LoRA"):
             load_adapter(vlm.model, folder)
     folder = peft_folder(tmp_path / "pickled", "qwen2_5_vl")
     (folder / PEFT_WEIGHTS).rename(folder / "adapter_model.bin")
