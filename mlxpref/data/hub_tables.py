@@ -19,6 +19,8 @@ Agree = Callable[[str], bool]
 """Answers a question, such as whether to download data."""
 _NAME = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(/(?P<part>[\w.-]+(/[\w.-]+)*))?(@(?P<revision>[\w.-]+(/[\w.-]+)*))?")
 _SHARD = re.compile(r"[-_.]?\d+(-of-\d+)?(-[0-9a-f]{8,})?$")
+_SPLIT = re.compile("train|test|val|dev|eval", re.I)
+"""In the names of splits; one table of another name is no split."""
 _OF = re.compile(r"-of-0*(\d+)")
 
 
@@ -110,8 +112,9 @@ def _chosen(label: str, files: Iterable[str], split: str, part: str | None) -> t
     if len(tables) > 1 and "default" not in tables:
         raise DataError(f"{label}: has several parts, {', '.join(sorted(tables))}: give one, as {label}/{min(tables)}")
     splits = next(iter(tables.values())) if len(tables) == 1 else tables["default"]
-    if set(splits) == {""}:
-        return splits[""], None
+    only = next(iter(splits))
+    if len(splits) == 1 and not _SPLIT.search(only):
+        return splits[only], None
     if split not in splits:
         raise UnknownSplitError(
             f"{label}: no split {split!r}; there are {', '.join(sorted(splits))}: give one with --split"
@@ -120,10 +123,10 @@ def _chosen(label: str, files: Iterable[str], split: str, part: str | None) -> t
 
 
 def _place(path: str) -> tuple[str, str]:
-    """The folder that names a part of a data set, and the split, "" for none: `photos/train-00000-of-00005.parquet`."""
+    """The folder that names a part of a data set, and the split: `photos/train-00000-of-00005.parquet`."""
     *folders, last = PurePosixPath(path).with_suffix("").parts
     name = _SHARD.sub("", last)
     if name in ("", "part", "shard", "chunk", "data") and folders:  # train/0000.parquet
         name = folders.pop()
     folders = [folder for folder in folders if folder != "data"]
-    return "/".join(folders), "" if name in ("data", "part", "shard", "chunk") else name
+    return "/".join(folders), name.removeprefix("partial-")  # the hub's own tables of large data sets

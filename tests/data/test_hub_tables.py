@@ -133,13 +133,15 @@ def test_parts_and_names_of_tables(hub: HubServer, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no split 'test'; there are test_v1: give one with --split"):
         prompts("owner/parts/photos", "test", agree=yes)
     assert prompts("owner/parts/photos", "test_v1", agree=yes)[0] == "photos 0"
-    write_table(origin / "default" / "train" / "0000.parquet", "default")
+    write_table(origin / "default" / "partial-train" / "0000.parquet", "default")
     hub.repositories["owner/default"] = Repository(origin)
     assert prompts("owner/default", "train", agree=yes)[0] == "default 0"
 
 
-def test_one_table_without_splits_is_all_rows(hub: HubServer, tmp_path: Path) -> None:
-    write_table(tmp_path / "origin" / "data.parquet", "all")
+@pytest.mark.parametrize("named", [False, True])
+def test_one_table_without_splits_is_all_rows(hub: HubServer, tmp_path: Path, named: bool) -> None:
+    name = "pairs-00000-of-00001.parquet" if named else "data.parquet"
+    write_table(tmp_path / "origin" / name, "all")
     hub.repositories["owner/all"] = Repository(tmp_path / "origin")
     preferences = load_preferences("owner/all", "test", agree=yes)
     assert (len(preferences), preferences.split) == (4, ALL_ROWS)
