@@ -5,6 +5,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,11 @@ def check_writable(option: str, folder: Path) -> None:
             pass
     except OSError as error:
         raise ConfigError(f"{option} {folder}: cannot be written ({error.strerror}); give another place") from error
+
+
+def software_versions() -> dict[str, str]:
+    """The versions of what a result depends on."""
+    return {name: version(name) for name in ("mlxpref", "mlx", "mlx-vlm", "transformers")}
 
 
 @contextmanager

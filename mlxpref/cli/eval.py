@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mlxpref.cli.common import image_cache, load_data
+from mlxpref.cli.common import check_output, image_cache, load_data, software_versions
 from mlxpref.cli.judges import open_judge
 from mlxpref.cli.options import (
     FILE,
@@ -24,13 +24,15 @@ from mlxpref.cli.tables import print_evaluations, print_strategies
 from mlxpref.config import JudgeSettings
 from mlxpref.data.learned import count_learned
 from mlxpref.data.load import check_preferences
-from mlxpref.judge.calibration import CalibrationFile
+from mlxpref.judge.diagnostics import answer_warnings, demo_warnings
 from mlxpref.judge.evaluation import Evaluation, EvaluationSpec, evaluation_of_scores
 from mlxpref.judge.external_scores import match_scores, prefer_by_score, read_scores
 from mlxpref.judge.functions import tie_validation
 from mlxpref.judge.protocols import PROTOCOLS, counted, protocol_of
 from mlxpref.judge.strategies import StrategyComparison, StrategyVariant, compare_strategies, strategy_variants
 from mlxpref.preferences import Preference, data_fingerprint
+from mlxpref.report.predictions import FORMATS as PREDICTION_FORMATS
+from mlxpref.report.predictions import comparison_rows, score_rows, write_predictions
 from mlxpref.report.reliability import FORMATS, draw_strategies
 from mlxpref.verdict import STRATEGIES, Strategy
 
@@ -84,6 +86,36 @@ class StrategyOptions:
         return strategy_variants(self.strategies, self.samples or [1], modes)
 
 
+@dataclass(frozen=True)
+class OutputOptions:
+    """The outputs of an evaluation besides stdout."""
+
+    plot: Path | None = option("--plot", type=FILE, help="Draw how reliable probabilities are: .svg, .png.")
+    predictions: Path | None = option(
+        "--predictions", type=FILE, help="Write what was predicted for each pair, with reasons: .csv, .jsonl."
+    )
+
+    def check(self) -> None:
+        """Raise errors, before the work, for outputs that could not be written after it."""
+        if self.plot is not None:
+            if self.plot.suffix.lower() not in FORMATS or not self.plot.absolute().parent.is_dir():
+                endings = " or ".join(FORMATS)
+                problem = f"{self.plot}: give a name that ends with {endings}, in a folder that exists"
+                raise click.BadParameter(problem, param_hint="--plot")
+            check_output("--plot", self.plot)
+        if self.predictions is not None:
+            check_output("--predictions", self.predictions, PREDICTION_FORMATS)
+
+    def write(self, comparison: StrategyComparison) -> None:
+        """Write the outputs and print their places."""
+        if self.plot is not None:
+            draw_strategies(comparison, self.plot)
+            note(f"drawing: {self.plot}")
+        if self.predictions is not None:
+            write_predictions(self.predictions, list(comparison_rows(comparison)))
+            note(f"predictions: {self.predictions}")
+
+
 _OLD_THINK = {("--think", "yes"): ("--think",), ("--think", "both"): ("--compare-thinking",)}
 
 
@@ -96,7 +128,7 @@ _OLD_THINK = {("--think", "yes"): ("--think",), ("--think", "both"): ("--compare
     help="How far apart the probabilities of a tie are, for pickapic.  [default: chosen on validation_unique]",
 )
 @option_group(StrategyOptions, "variants")
-@click.option("--plot", type=FILE, help="Draw how reliable probabilities are: .svg, .png.")
+@option_group(OutputOptions, "outputs")
 @click.option("--scores", type=FILE, help="CSV file (image,score) of any tool, measured instead of a judge.")
 @option_group(JudgeOptions, "judge", only=("model", "adapter", "any_base", "yes", "calibration", "store", "no_store"))
 @settings_options(JudgeSettings, only=("think", "max_tokens", "max_pixels", "seed", "rows"))
@@ -106,7 +138,7 @@ def evaluate(
     protocol: str | None,
     tie_threshold: float | None,
     variants: StrategyOptions,
-    plot: Path | None,
+    outputs: OutputOptions,
     scores: Path | None,
     judge: JudgeOptions,
     settings: dict[str, Any],
@@ -114,37 +146,33 @@ def evaluate(
 ) -> None:
     """Measure the judge's agreement with people, by the data set's own protocol and in both orders of every pair.
 
-    It ignores the judge's own calibration, unless --calibration names a file.
+    It ignores the judge's own calibration, unless --calibration names a file. --json prints an object: what was judged,
+    and `results`; the keys of a single result stand in the object itself, too.
     """
     settings = variants.settings(settings)
     spec = _spec(source, protocol, tie_threshold, scores)
-    if scores and (judge.model or judge.adapter or judge.calibration or plot or settings):
+    if scores and (judge.model or judge.adapter or judge.calibration or outputs.plot or settings):
         raise click.UsageError(
             "--scores takes the place of a judge: leave out --model, --adapter, --calibration, --plot and settings"
         )
-    if plot and (plot.suffix.lower() not in FORMATS or not plot.absolute().parent.is_dir()):
-        raise click.BadParameter(
-            f"{plot}: give a name that ends with {' or '.join(FORMATS)}, in a folder that exists", param_hint="--plot"
-        )
+    outputs.check()
     preferences = load_data(source, judge.yes, needs_images=not scores)
     spec = replace(spec, split=preferences.split)
     if source.limit and spec.protocol != "pairs":
         note(f"--limit {source.limit}: the official number is that of the whole split, this one of a part")
+    judged: dict[str, Any] = {"limit": source.limit, "versions": software_versions()}
     if scores:
-        _report(_evaluate_scores(preferences, scores, spec), None, as_json, 0)
+        evaluation = _evaluate_scores(preferences, scores, spec, outputs)
+        result = evaluation.to_json() | {"calibration": None, "learned_from": 0}
+        judged |= {"model": None, "adapter": None, "scores": str(scores), "warnings": []}
+        print_json({**result, **judged, "results": [result]}) if as_json else print_evaluations([evaluation])
         return
-    comparison, calibration, learned_from = _evaluate_judge(source, preferences, spec, variants, judge, settings, plot)
-    if len(comparison.rows) == 1:
-        _report(comparison.rows[0].evaluation, calibration, as_json, learned_from)
-    elif as_json:
-        summary = calibration.summary() if calibration else None
-        print_json(
-            [
-                row.to_json()
-                | {"calibration": summary if row.variant.strategy == "soft" else None, "learned_from": learned_from}
-                for row in comparison.rows
-            ]
-        )
+    comparison, by_judge, results = _evaluate_judge(source, preferences, spec, variants, judge, settings, outputs)
+    if as_json:
+        single = results[0] if len(results) == 1 else {}
+        print_json({**single, **judged, **by_judge, "results": results})
+    elif len(results) == 1:
+        print_evaluations([comparison.rows[0].evaluation])
     else:
         print_strategies(comparison)
 
@@ -168,43 +196,59 @@ def _evaluate_judge(
     variants: StrategyOptions,
     options: JudgeOptions,
     settings: dict[str, Any],
-    plot: Path | None,
-) -> tuple[StrategyComparison, CalibrationFile | None, int]:
+    outputs: OutputOptions,
+) -> tuple[StrategyComparison, dict[str, Any], list[dict[str, Any]]]:
     """Judge preferences by every variant; only --calibration applies a calibration.
 
-    Also returns how many of the preferences the adapter learned from.
+    Also returns the JSON about the judge, and that of each result.
     """
     validation = tie_validation(spec, preferences, source.limit, source.data_dir)
     all_preferences = [*preferences, *validation]
     cache = image_cache(settings)
     check_preferences(source.data, all_preferences, cache)
     options = replace(options, no_calibration=options.calibration is None)
-    with open_judge([image for p in all_preferences for image in (p.a, p.b)], options, settings, cache) as judge:
+    images = [image for p in all_preferences for image in (p.a, p.b)]
+    with open_judge(images, options, settings, cache) as judge:
         judge.processes.check_same({"fingerprint of the preferences": data_fingerprint(all_preferences)})
         learned_from = count_learned(judge.adapter, preferences) if judge.adapter else 0
-        if judge.calibration:
-            judge.calibration.count_fitted(preferences)
+        fitted_to = judge.calibration.count_fitted(preferences) if judge.calibration else 0
         comparison = compare_strategies(judge, preferences, spec, variants.variants(judge.settings.think), validation)
     if recalled := comparison.counts.recalled:
         note(f"{recalled} of {recalled + comparison.counts.comparisons} comparisons were judged before")
-    if plot and judge.processes.is_main:
-        draw_strategies(comparison, plot)
-    return comparison, judge.calibration, learned_from
+    warnings = list(demo_warnings(judge.name, images, cache))
+    for row in comparison.rows:
+        if row.variant.strategy == "soft":
+            for line in answer_warnings([v for pair in row.evaluation.verdicts for v in pair.verdicts]):
+                warnings.append(f"{row.variant}: {line}")
+                note(warnings[-1])
+    if judge.processes.is_main:
+        outputs.write(comparison)
+    by_judge = {
+        "model": judge.name,
+        "adapter": str(judge.adapter) if judge.adapter else None,
+        "max_tokens": judge.settings.max_tokens,
+        "max_pixels": judge.vlm.features.max_pixels,
+        "seed": judge.settings.seed,
+        "warnings": warnings,
+    }
+    summary = judge.calibration.summary() | {"fitted_to": fitted_to} if judge.calibration else None
+    results = [
+        row.to_json()
+        | {"calibration": summary if row.variant.strategy == "soft" else None, "learned_from": learned_from}
+        for row in comparison.rows
+    ]
+    return comparison, by_judge, results
 
 
-def _evaluate_scores(preferences: Sequence[Preference], path: Path, spec: EvaluationSpec) -> Evaluation:
+def _evaluate_scores(
+    preferences: Sequence[Preference], path: Path, spec: EvaluationSpec, outputs: OutputOptions
+) -> Evaluation:
     """Measure the scores of a file, without a model."""
     pairs, file_scores = counted(preferences, spec.protocol), read_scores(path)
     scores = match_scores(file_scores, pairs, path)
     if unused := len(file_scores) - len(scores):
         note(f"{path}: {unused} of {len(file_scores)} scores are of images that were not asked for")
-    return evaluation_of_scores(preferences, prefer_by_score(scores, pairs), spec)
-
-
-def _report(evaluation: Evaluation, calibration: CalibrationFile | None, as_json: bool, learned_from: int) -> None:
-    """Print one evaluation, as a table or as JSON."""
-    if as_json:
-        summary = calibration.summary() if calibration else None
-        print_json(evaluation.to_json() | {"calibration": summary, "learned_from": learned_from})
-    else:
-        print_evaluations([evaluation])
+    p_a = prefer_by_score(scores, pairs)
+    if outputs.predictions is not None:
+        write_predictions(outputs.predictions, list(score_rows(pairs, p_a.tolist())))
+    return evaluation_of_scores(preferences, p_a, spec)

@@ -36,15 +36,15 @@ def write_ranking_csv(path: Path, rankings: Sequence[Ranking]) -> None:
             numbers = (image.strength, image.stderr, image.low, image.high, image.p_best)
             writer.writerow(
                 (
-                    _text_cell(ranking.prompt),
+                    text_cell(ranking.prompt),
                     image.rank,
                     names[image.index],
                     *(f"{number:.6g}" for number in numbers),
                     image.wins,
                     image.pairs,
                     " | ".join(names[other] for other in image.tied_with),
-                    _text_cell(ranking.reason_text(image) or ""),
-                    _text_cell(" | ".join(ranking.warnings) if image is ranking.strengths.images[0] else ""),
+                    text_cell(ranking.reason_text(image) or ""),
+                    text_cell(" | ".join(ranking.warnings) if image is ranking.strengths.images[0] else ""),
                 )
             )
     try:
@@ -84,7 +84,8 @@ def copy_top(rankings: Sequence[Ranking], count: int, folder: Path) -> list[Path
     return list(copies)
 
 
-def _text_cell(text: str) -> str:
+def text_cell(text: str) -> str:
+    """Text in a cell of a spreadsheet, which must not take it for a formula."""
     return f"'{text}" if _FORMULA.match(text) else text
 
 

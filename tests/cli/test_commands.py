@@ -55,7 +55,10 @@ EVAL_KEYS = {
     "data", "split", "protocol", "strategy", "pairs", "ties_dropped", "accuracy", "accuracy_low", "accuracy_high",
     "accuracy_macro", "both_orders_accuracy", "position_consistency", "first_choice_rate", "first_image_baseline",
     "brier", "ece", "unreadable", "tokens", "seconds", "official", "human_ceiling", "tokens_per_pair",
-    "seconds_per_pair", "calibration", "learned_from",
+    "seconds_per_pair", "calibration", "learned_from", "think", "samples",
+}  # fmt: skip
+JUDGED_KEYS = {
+    "model", "adapter", "max_tokens", "max_pixels", "seed", "limit", "versions", "warnings", "results",
 }  # fmt: skip
 
 
@@ -332,7 +335,7 @@ def test_hostile_names_and_prompts(tmp_path: Path) -> None:
 def test_eval_of_own_preferences(rows: Callable[..., Path]) -> None:
     path = rows(row("a", "b"), row("b", "c", 0.25, group="x"), row("a", "c", 0.5))
     result = report("eval", "--data", path, *QUICK)
-    assert set(result) == EVAL_KEYS
+    assert set(result) == EVAL_KEYS | JUDGED_KEYS
     assert list(result)[:4] == ["data", "split", "protocol", "strategy"]
     assert (result["data"], result["split"], result["pairs"], result["ties_dropped"]) == (str(path), "all rows", 2, 1)
     assert result["first_image_baseline"] == 0.5
@@ -346,9 +349,11 @@ def test_eval_of_own_preferences(rows: Callable[..., Path]) -> None:
 
 def test_eval_of_several_strategies(rows: Callable[..., Path]) -> None:
     path = rows(row("a", "b"))
-    several = report("eval", "--data", path, *QUICK, "--strategy", "score, select,soft")
+    report_of_all = report("eval", "--data", path, *QUICK, "--strategy", "score, select,soft")
+    assert set(report_of_all) == JUDGED_KEYS
+    several = report_of_all["results"]
     assert [each["strategy"] for each in several] == ["soft", "select", "score"]
-    assert all(set(each) - {"think", "samples", "minus_select", "minus_score"} == EVAL_KEYS for each in several)
+    assert all(set(each) - {"minus_select", "minus_score"} == EVAL_KEYS for each in several)
     assert report("eval", "--data", path, *QUICK, "--strategy", "select")["strategy"] == "select"
     lines = run("eval", "--data", path, *QUICK, "--strategy", "soft,select").stdout.splitlines()
     assert lines[1].split()[:4] == ["strategy", "thinking", "samples", "accuracy"]

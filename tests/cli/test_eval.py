@@ -1,16 +1,20 @@
 """`mlxpref eval` with several ways to judge: options, table, JSON and drawing."""
 
+import csv
 import json
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
 from mlxpref.cli import main
 from mlxpref.cli.eval import StrategyOptions
+from mlxpref.demo.preferences import demo_preferences
 from mlxpref.judge.strategies import StrategyVariant
 from mlxpref.report.reliability import FORMATS
+from tests.conftest import picture
 
 DEMO = ("eval", "--data", "demo", "--model", "demo", "--limit", "3", "--max-tokens", "24")
 
@@ -45,7 +49,7 @@ def test_several_strategies_are_one_table(tmp_path: Path) -> None:
 def test_json_has_every_strategy() -> None:
     result = run("--strategy", "soft,select", "--samples", "1,2", "--json")
     assert result.exit_code == 0, result.output
-    rows = json.loads(result.stdout)
+    rows = json.loads(result.stdout)["results"]
     assert [(row["strategy"], row["think"], row["samples"]) for row in rows] == [
         ("soft", True, 1), ("select", True, 1), ("soft", True, 2), ("select", True, 2),
     ]  # fmt: skip
@@ -53,6 +57,10 @@ def test_json_has_every_strategy() -> None:
     assert all(row["pairs"] == 3 and row["seconds"] > 0 and row["ece"] >= 0 for row in rows)
     one = json.loads(run("--think", "--samples", "2", "--json").stdout)
     assert (one["strategy"], one["pairs"]) == ("soft", 3)
+    assert (one["model"], one["adapter"], one["limit"], one["seed"]) == ("demo", None, 3, 0)
+    assert (one["think"], one["samples"], one["max_tokens"], one["max_pixels"]) == (True, 2, 24, 84 * 84)
+    assert set(one["versions"]) == {"mlxpref", "mlx", "mlx-vlm", "transformers"}
+    assert one["results"] == [{key: one[key] for key in one["results"][0]}], "one result stands in the object, too"
     assert json.loads(run("--no-think", "--json").stdout)["tokens"] == 0
 
 
@@ -67,6 +75,59 @@ def test_drawing_is_written(tmp_path: Path, ending: str) -> None:
         assert "soft, without thinking" in text
         assert "score, without thinking" in text
     assert run("--no-think", "--plot", path).exit_code == 0
+
+
+def test_predictions_are_written_for_each_pair(tmp_path: Path) -> None:
+    paths = tmp_path / "p.csv", tmp_path / "p.jsonl"
+    for path in paths:
+        result = run("--compare-thinking", "--json", "--predictions", path)
+        assert result.exit_code == 0, result.output
+    rows = [json.loads(line) for line in paths[1].read_text(encoding="utf-8").splitlines()]
+    assert [(row["think"], row["samples"]) for row in rows] == [(False, 1)] * 3 + [(True, 1)] * 3
+    accuracy = [each["accuracy"] for each in json.loads(result.stdout)["results"]]
+    assert [np.mean([row["correct"] for row in part]) for part in (rows[:3], rows[3:])] == pytest.approx(accuracy)
+    assert [row["p_people"] for row in rows[:3]] == [p.p_people for p in demo_preferences("test", 3)]
+    assert all(row["reasons_shown_first"][0] for row in rows[3:])
+    with paths[0].open(newline="", encoding="utf-8") as file:
+        table = list(csv.DictReader(file))
+    assert [float(row["p_a"]) for row in table] == [row["p_a"] for row in rows]
+    assert [row["reasons_shown_second"] for row in table] == [row["reasons_shown_second"][0] for row in rows]
+
+
+def test_predictions_of_scores(tmp_path: Path) -> None:
+    for i in range(3):
+        picture(i).save(tmp_path / f"{i}.png")
+    rows = [{"prompt": "=x", "a": "0.png", "b": f"{i}.png", "p_a": p} for i, p in ((1, 1.0), (2, 0.5))]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "scores.csv").write_text("image,score\n0.png,1\n1.png,2\n2.png,0\n")
+    arguments = [
+        "eval",
+        "--data",
+        tmp_path / "data.jsonl",
+        "--scores",
+        tmp_path / "scores.csv",
+        "--protocol",
+        "pickapic",
+    ]
+    done = CliRunner().invoke(main, [*map(str, arguments), "--json", "--predictions", str(tmp_path / "p.csv")])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["scores"] == str(tmp_path / "scores.csv")
+    with (tmp_path / "p.csv").open(newline="", encoding="utf-8") as file:
+        table = list(csv.DictReader(file))
+    assert [(row["p_a"], row["correct"], row["prompt"]) for row in table] == [
+        ("0.0", "False", "'=x"),
+        ("1.0", "", "'=x"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"), [("p.txt", "ends with .csv or .jsonl"), ("no/p.csv", "folder that does not exist")]
+)
+def test_predictions_are_checked_first(tmp_path: Path, name: str, problem: str) -> None:
+    result = run("--predictions", tmp_path / name)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert problem in result.stderr
+    assert "judging" not in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,80 @@
+"""What a judge predicted for each pair of an evaluation, as a file to look for its mistakes in: CSV, or JSON lines."""
+
+import csv
+import json
+import math
+from collections.abc import Iterator, Sequence
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from mlxpref.errors import ConfigError
+from mlxpref.files import write_file
+from mlxpref.judge.pair_verdict import PairVerdict
+from mlxpref.judge.strategies import StrategyComparison
+from mlxpref.preferences import Preference, image_name
+from mlxpref.report.ranking_files import text_cell
+
+FORMATS = (".csv", ".jsonl")
+"""The endings of such a file."""
+
+
+def comparison_rows(comparison: StrategyComparison) -> Iterator[dict[str, Any]]:
+    """A row for each pair of each variant: the pair, people's and the judge's preference for a, both orders, reasons.
+
+    `correct` says whether the better image was preferred; None for a tie in the data.
+    """
+    for row in comparison.rows:
+        variant = {"strategy": row.variant.strategy, "think": row.variant.think, "samples": row.variant.samples}
+        for preference, verdict in zip(comparison.preferences, row.evaluation.verdicts, strict=True):
+            yield _row(preference, verdict.p_a) | _orders(verdict) | variant
+
+
+def score_rows(preferences: Sequence[Preference], p_a: Sequence[float]) -> Iterator[dict[str, Any]]:
+    """The same rows for a tool's scores, without orders, reasons and variants."""
+    return (_row(preference, p) for preference, p in zip(preferences, p_a, strict=True))
+
+
+def write_predictions(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write rows as CSV or as JSON lines, by the file's ending; ConfigError where it cannot be written."""
+    if path.suffix.lower() == ".csv":
+        table = StringIO()
+        writer = csv.DictWriter(table, list(rows[0]))
+        writer.writeheader()
+        writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
+        text = table.getvalue()
+    else:
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    try:
+        write_file(path, text.encode(errors="backslashreplace"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
+
+
+def _row(preference: Preference, p_a: float) -> dict[str, Any]:
+    better = preference.better
+    return {
+        "prompt": preference.prompt,
+        "a": image_name(preference.a),
+        "b": image_name(preference.b),
+        "group": preference.group,
+        "p_people": preference.p_people,
+        "p_a": None if math.isnan(p_a) else p_a,
+        "correct": None if better == "tie" else (p_a > 0.5 if better == "a" else p_a < 0.5),
+    }
+
+
+def _orders(verdict: PairVerdict) -> dict[str, Any]:
+    return {
+        "p_a_shown_first": verdict.p_a_shown_first,
+        "p_a_shown_second": verdict.p_a_shown_second,
+        "reasons_shown_first": [each.reasoning for each in verdict.a_shown_first],
+        "reasons_shown_second": [each.reasoning for each in verdict.a_shown_second],
+    }
+
+
+def _cell(value: Any) -> Any:
+    """A value of JSON in a spreadsheet, where text is never a formula."""
+    if isinstance(value, list):
+        value = " | ".join(value)
+    return text_cell(value) if isinstance(value, str) else value
