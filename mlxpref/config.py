@@ -21,7 +21,7 @@ def setting(default: Any, text: str, group: str = "", short: str = "", **limits:
     """A field with its default, and its option's help, its group there and its short name.
 
     `limits` are `minimum`, `maximum` and `choices`; `shown` is what the help says of the default, where that depends on
-    more.
+    more; of `several` values the option joins those of its repeats by commas.
     """
     return field(default=default, metadata={"help": text, "group": group, "short": short, **limits})
 
@@ -142,6 +142,12 @@ class TrainSettings:
         minimum=0,
     )  # fmt: skip
     save_every: int = setting(20, "Steps between two saves of the adapter.", _MEASURING, minimum=1)
+    report_to: str = setting(
+        "",
+        "Log to `tensorboard`, in the run's folder, or `wandb`, too, if installed; several with commas.",
+        _MEASURING,
+        several=True,
+    )
     loss_type: LossType = setting("dapo", "How the tokens of a step are weighted.", _LOSS, choices=get_args(LossType))
     level: Level = setting("token", "Importance ratio per token or per sequence.", _LOSS, choices=get_args(Level))
     clip_low: float = setting(0.2, "How far the ratio may fall below 1.", _LOSS, minimum=0.0)

@@ -114,6 +114,8 @@ def _setting_option(name: str, default: Any, metadata: Mapping[str, Any]) -> Cal
     if isinstance(default, str):
         kind: Any = click.Choice(metadata["choices"]) if "choices" in metadata else click.STRING
         metavar = None
+        if metadata.get("several"):
+            common |= {"multiple": True, "callback": lambda ctx, parameter, values: ",".join(values) or None}
     else:
         metavar = "N" if isinstance(default, int) else "X"
         kind = (click.IntRange if isinstance(default, int) else click.FloatRange)(

@@ -67,7 +67,7 @@ def train(
     assert folder is not None
     steps = read_log(folder)
     if not any(step["updated"] for step in steps):
-        note(f"no step updated the adapter: the judge answers as without it; see {folder / 'log.jsonl'}")
+        note(f"no step updated the adapter: the judge answers as before; see {folder / 'log.jsonl'}")
     held_out, page = held_out_change(folder), folder / RUN_PAGE
     if as_json:
         last_step = steps[-1] if steps else {}

@@ -7,6 +7,7 @@ same adapter, and the same records but for times and memory, as without the inte
 import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -25,7 +26,7 @@ from mlxpref.config import TrainSettings, settings_from
 from mlxpref.data.learned import LEARNED, Digests, digests_of, write_learned
 from mlxpref.data.load import load_preferences
 from mlxpref.distributed import SINGLE_PROCESS, ProcessGroup, process_group
-from mlxpref.engine.adapters import ADAPTER_WEIGHTS, base_name, base_of, check_base, read_adapter, save_adapter
+from mlxpref.engine.adapters import ADAPTER_WEIGHTS, base_of, check_base, find_base, read_adapter, save_adapter
 from mlxpref.engine.vlm import VLM, load_vlm
 from mlxpref.errors import ConfigError, DataError, MlxprefError, ModelError
 from mlxpref.files import append_record, lock, open_for_append, truncate_lines
@@ -47,6 +48,7 @@ from mlxpref.training.run_record import (
     write_record,
 )
 from mlxpref.training.step_report import StepReport
+from mlxpref.training.trackers import check_trackers, tracking
 from mlxpref.training.trainer import Trainer
 
 _LOG, _ROLLOUTS = "log.jsonl", "rollouts.jsonl"
@@ -103,13 +105,16 @@ class Run:
             return
         with ExitStack() as stack:
             files = self._claim(stack)
+            track = stack.enter_context(tracking(self.trainer.settings.report_to, self.folder, self.record))
             try:
                 if is_new and (line := self.trainer.measure_start()):
                     append_record(files[_LOG], line)
+                    track(line)
                     logger.info(_measured(0, line["held_out"]))
                     self.state = self._state_after(0, files)
                 for report in self.trainer.steps(self.done):
                     self._record(report, files)
+                    track(report.to_json())
                     if report.step % self.trainer.settings.save_every == 0:
                         self._save(files)
                     yield report
@@ -175,6 +180,8 @@ class Run:
         """Remove the run's files and its folder."""
         for name in RUN_FILES:
             (self.folder / name).unlink(missing_ok=True)
+        for name in ("tensorboard", "wandb"):  # of trackers
+            shutil.rmtree(self.folder / name, ignore_errors=True)
         self.folder.rmdir()
 
     def _write_page(self) -> None:
@@ -249,7 +256,7 @@ def resume_run(
     run = _load(settings, folder, agree, check, None, processes, state)
     if processes.is_main:  # the others have the same data and model as this one
         check_resumable(folder, before, run.record, run.digests, state is None or "adapter" in given)
-    run.record["started"] = before.get("started", run.record["started"])
+    run.record |= {name: before[name] for name in ("started", "id") if name in before}
     changes = changed_since(before, run.record)
     if changes:
         text = ", ".join(f"{name} is {now}, was {then}" for name, (then, now) in changes.items())
@@ -364,6 +371,8 @@ def _load(
 
     The quickest checks come first: the reward, then the data, then the model.
     """
+    if processes.is_main:
+        check_trackers(settings.report_to)
     mix = load_rewards(settings.reward)
     data_dir = Path(settings.data_dir).expanduser() if settings.data_dir else None
     preferences = load_preferences(
@@ -371,11 +380,10 @@ def _load(
     )
     check(settings.data, preferences)
     adapter = Path(settings.adapter) if settings.adapter else None
-    if adapter and not settings.model:
-        settings = replace(settings, model=base_name(adapter))
     if vlm is None:
-        name, path = find_checkpoint(settings.model or None, agree)
-        settings = replace(settings, model=name)
+        model = settings.model or None
+        name, path = find_base(adapter, model, agree) if adapter else find_checkpoint(model, agree)
+        settings = in_whole(replace(settings, model=name))
         checkpoint = Checkpoint.open(path)
         check_folder(checkpoint)
         size, writes = model_size(checkpoint), settings.think or not mix.exact

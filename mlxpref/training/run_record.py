@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -15,7 +16,7 @@ import mlx.core as mx
 
 from mlxpref._blas import blas_in_use
 from mlxpref.config import TrainSettings, settings_from
-from mlxpref.data.catalog import CATALOG
+from mlxpref.data.catalog import CATALOG, catalog_name
 from mlxpref.data.find_images import locate
 from mlxpref.data.learned import Digests, count_changed, read_learned
 from mlxpref.engine.adapters import ADAPTER_WEIGHTS
@@ -48,6 +49,7 @@ def record_of(
     """Return the record to understand and repeat a run in a folder that learns from `used` of the preferences."""
     return {
         "folder": str(folder.absolute()),
+        "id": secrets.token_hex(6),
         "started": time.strftime("%Y-%m-%d %H:%M:%S"),
         "settings": asdict(settings),
         "base": dict(base),
@@ -117,7 +119,7 @@ def resumed_settings(folder: Path, record: Mapping[str, Any], given: Mapping[str
 
     before = _with_places(settings_from(TrainSettings, record["settings"], str(folder / RUN_RECORD)), found)
     settings = in_whole(settings_from(TrainSettings, asdict(before) | dict(given)))
-    may_differ = {*_PLACES, *_ROUNDING, "save_every", "steps"}
+    may_differ = {*_PLACES, *_ROUNDING, "save_every", "steps", "report_to"}
     reward = record.get("reward_fingerprint")  # not of earlier versions
     if reward and reward == reward_fingerprint(settings.reward):
         may_differ.add("reward")
@@ -140,7 +142,11 @@ def resumed_settings(folder: Path, record: Mapping[str, Any], given: Mapping[str
 def _with_places(settings: TrainSettings, change: Callable[[str], str]) -> TrainSettings:
     """The settings with another name for each file and folder, also those of custom rewards."""
     values = {name: getattr(settings, name) for name in _PLACES}
-    values = {name: change(value) for name, value in values.items() if value and value not in _NAMES.get(name, ())}
+    values = {
+        name: change(value)
+        for name, value in values.items()
+        if value and catalog_name(value) not in _NAMES.get(name, ())
+    }
     parts = []
     for name, weight, _ in RewardMix.parse(settings.reward).parts:
         file, colon, function = name.rpartition(":")
