@@ -130,6 +130,8 @@ def normalise(config_json: Mapping[str, Any], tensors: Iterable[str], file: Path
     if family == _NESTED:
         config["text_config"] = text or {key: config.pop(key) for key in _OF_TEXT if key in config}
     elif "text_config" in config:
+        if text.get("tie_word_embeddings") is True:  # as in transformers, either of both ties
+            config["tie_word_embeddings"] = True
         config = _flat(config, text)
     language = config["text_config"] if family == _NESTED else config
     for key in _OF_TEXT:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxpref.checkpoints.files import ADAPTER_CONFIG, read_json_object
+from mlxpref.checkpoints.resolve import is_hub_id
 from mlxpref.config import JudgeSettings
 from mlxpref.engine.template import CLOSING, NO_THINKING, USER_TEXT, comparison_messages
 from mlxpref.errors import ModelError
@@ -29,8 +30,9 @@ def write_card(folder: Path, to: str, adapter: Path, base_name: str) -> None:
     name, (library, what) = plain(base_name), _EXPORTS[to]
     when, held_out = _measurement(adapter)
     tags = ["mlxpref", "preference", "reward-model", "lora"]
+    base_id = name.partition("@")[0] if is_hub_id(name) else None  # the hub refuses a card with any other
     card = ModelCard.from_template(
-        ModelCardData(base_model=name, library_name=library, pipeline_tag="image-text-to-text", tags=tags),
+        ModelCardData(base_model=base_id, library_name=library, pipeline_tag="image-text-to-text", tags=tags),
         template_path=str(Path(__file__).with_suffix(".md.jinja")),
         to=to,
         base=_code(name),

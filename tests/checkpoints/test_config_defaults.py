@@ -64,6 +64,24 @@ def test_key_heads_that_are_null_are_as_many_as_heads(heads: Any, family: str) -
     assert language_of(read({"model_type": family, "text_config": part}))["num_key_value_heads"] == expected
 
 
+@pytest.mark.parametrize("outer", [True, False, None, ...])
+@pytest.mark.parametrize("inner", [True, False, None, ...])
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
+def test_a_head_that_either_part_ties(outer: Any, inner: Any, family: str) -> None:
+    """Before transformers 5 the language model's part had the key; without a stored head, either part's yes counts."""
+    parts = {"text_config": {"tie_word_embeddings": inner}, "tie_word_embeddings": outer}
+    parts = {key: value for key, value in parts.items() if value is not ...}
+    parts["text_config"] = {key: value for key, value in parts["text_config"].items() if value is not ...}
+    stored = json.loads(json.dumps(parts))
+    if True in (outer, inner):
+        theirs = CLASSES[family](**{k: v for k, v in parts.items() if v is not None})
+        assert theirs.tie_word_embeddings
+        assert normalise({"model_type": family, **stored}, ["model.norm.weight"], FILE)["tie_word_embeddings"] is True
+    else:
+        untied = normalise({"model_type": family, **stored}, ["lm_head.weight"], FILE)
+        assert untied["tie_word_embeddings"] is False
+
+
 def test_theta_of_transformers_4() -> None:
     """transformers 4.57 had another default of Qwen3-VL's than 5."""
     thetas = [

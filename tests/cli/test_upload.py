@@ -17,7 +17,7 @@ class Hub:
     """A stand-in for HfApi: what it was asked, and what it was sent."""
 
     def __init__(self, private: bool | None = None) -> None:
-        self.private, self.sent, self.refuses = private, list[Any](), False
+        self.private, self.sent, self.refuses, self.is_far = private, list[Any](), False, False
 
     def __call__(self) -> "Hub":
         return self
@@ -27,6 +27,8 @@ class Hub:
         return error
 
     def model_info(self, hub_id: str, **_: Any) -> Any:
+        if self.is_far:
+            raise ConnectionError("no network")
         if self.private is None:
             raise self._error(RepositoryNotFoundError, 404)
         return SimpleNamespace(private=self.private)
@@ -101,6 +103,15 @@ def test_an_adapter_in_pefts_format(hub: Hub, tmp_path: Path) -> None:
     options = ("--to", "peft", "--model", TINY, "--upload-repo", "me/lora", "--yes")
     assert run("export", tmp_path / "adapter", tmp_path / "out", *options).exit_code == 0
     assert hub.sent[1][1] == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+
+
+def test_a_hub_that_is_not_reached(hub: Hub, tmp_path: Path) -> None:
+    """Known before the work, too."""
+    hub.is_far = True
+    result = convert(tmp_path / "out", "--yes")
+    assert result.exit_code == 1
+    assert "was not reached" in result.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_hub_that_refuses(hub: Hub, tmp_path: Path) -> None:

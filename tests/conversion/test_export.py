@@ -271,6 +271,11 @@ def test_model_cards(tmp_path: Path) -> None:
     (adapter / "run.json").unlink()
     (adapter / "log.jsonl").unlink()
     export(adapter, tmp_path / "bare", "peft", "qwen2_5_vl")
+    local = tmp_path / "local"
+    export_adapter(adapter, local, "peft", GOLDEN / "qwen2_5_vl", str(GOLDEN / "qwen2_5_vl"))
+    assert "base_model:" not in (local / "README.md").read_text()  # which the hub would refuse
+    export_adapter(adapter, tmp_path / "revision", "peft", GOLDEN / "qwen2_5_vl", "Owner/model@v2")
+    assert ModelCard((tmp_path / "revision" / "README.md").read_text()).data.base_model == "Owner/model"
     bare = (tmp_path / "bare" / "README.md").read_text()
     assert "Not measured" in bare
     assert "at most 262144 pixels, as mlxpref does by default" in bare
