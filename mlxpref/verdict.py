@@ -11,6 +11,8 @@ from mlxpref.text import CONTROL, shorten
 Strategy = Literal["soft", "select", "score"]
 STRATEGIES: tuple[Strategy, ...] = ("soft", "select", "score")
 
+BLANKS = "ĠĊĉč▁ \n\t\r"
+"""Blank characters in text, and in byte-level and sentencepiece vocabularies."""
 _ANSWER = re.compile(r"</think>.*?<answer>(.*?)(?:</answer>|$)", re.DOTALL)
 _FORM = re.compile(r"<think>((?:(?!</?(?:think|answer)>).)*)</think>\s*<answer>[^<]*</answer>", re.DOTALL)
 _NUMBER = r"(\d+(?:\.\d+)?)"
@@ -58,12 +60,13 @@ class Verdict:
 
 
 def at_answer(text: str) -> bool:
-    """Whether a text ends at its answer position: right after the first <answer> that follows </think>."""
-    end = text.find("</think>")
-    if end < 0:
-        return False
-    tag = text.find("<answer>", end)
-    return tag >= 0 and tag + len("<answer>") == len(text)
+    """Whether a text ends at its answer position: after the first <answer> behind </think>, and blanks after that.
+
+    Blanks belong to the way there, because a vocabulary may join `>` and a line feed in one token.
+    """
+    _, thought, rest = text.partition("</think>")
+    _, tag, answer = rest.partition("<answer>")
+    return bool(thought and tag) and not answer.strip(BLANKS)
 
 
 def reasoning_of(text: str) -> str:

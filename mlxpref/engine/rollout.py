@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from mlxpref.checkpoints import bounds
 from mlxpref.engine.kv_cache import PADDING, BranchedKVCache
-from mlxpref.engine.template import ANSWER_OPEN, CLOSING, NO_THINKING
+from mlxpref.engine.template import ANSWER_OPEN, CLOSING
 from mlxpref.engine.vlm import VLM, ComparisonInput
 from mlxpref.errors import DataError
 from mlxpref.verdict import Verdict, at_answer, verdicts_from_json, verdicts_to_json
@@ -34,8 +34,8 @@ class Sampling:
     """The sampling of completions.
 
     `temperature` 0 takes the likeliest token. `until` "answer" stops at the answer position, which gives the labels'
-    probabilities; "end" also writes the answer. `close` ends the reasoning of a completion that runs out of tokens, so
-    that it still gets an answer.
+    probabilities: before the first token after <answer> that is not blank. "end" also writes the answer. `close` ends
+    the reasoning of a completion that runs out of tokens, so that it still gets an answer.
     """
 
     samples: int = 1
@@ -69,12 +69,13 @@ class Rollout:
 class _Completion:
     """An unfinished completion: branch `branch` of its comparison's row; `position` is that of its next token.
 
-    `tokens` are the model's own, `ids` all tokens in the row, with the closing ones.
+    `tokens` are the model's own, `ids` all tokens in the row, with the closing ones; `opening` is in the comparison.
     """
 
     branch: int
     position: int
     uniforms: NDArray[np.float32]
+    opening: str
     text: str
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -128,9 +129,8 @@ def _start(vlm: VLM, comparison: ComparisonInput, sampling: Sampling, key: tuple
     """A completion of a comparison before its first token."""
     count = sampling.max_tokens + bounds.ANSWER_TOKENS
     uniforms = np.random.default_rng([sampling.seed, *key, number]).random(count)
-    ending = vlm.tokenizer.no_thinking_ids
-    text = NO_THINKING if tuple(comparison.ids[-len(ending) :]) == ending else ""
-    return _Completion(number, comparison.next_position, uniforms.astype(np.float32), text)
+    opening = comparison.opening
+    return _Completion(number, comparison.next_position, uniforms.astype(np.float32), opening, opening)
 
 
 class _Batch:
@@ -181,6 +181,27 @@ class _Batch:
             labels = self._label_mass(self.probabilities[..., self._label_ids])
             for row, place, completion in self._completions():
                 _update_status(completion, labels[row, place], self.sampling)
+            self._look_ahead()
+
+    def _end_before(self, completion: _Completion, token: int) -> None:
+        """End a completion at its answer position unless its next token is another blank on the way there."""
+        if self.sampling.until == "answer" and completion.labels and token not in self.vlm.tokenizer.blank_ids:
+            completion.done = True
+
+    def _look_ahead(self) -> None:
+        """End the completions at their answer position by their next tokens, which need no step of the model.
+
+        A comparison that is read at once, while completions are sampled, ends without: all its samples are equal.
+        """
+        ready = [each for _, _, each in self._completions() if each.labels and not each.done]
+        if self.sampling.until == "end" or not ready:
+            return
+        last = self.sampling.max_tokens + bounds.ANSWER_TOKENS - 1
+        uniforms = self._gather(lambda each: each.uniforms[min(len(each.tokens), last)], 0.5, np.float32)
+        tokens = np.array(self._choose(mx.array(uniforms))[0])  # (B, M)
+        for row, place, completion in self._completions():
+            at_once = not completion.ids and self.sampling.temperature > 0
+            self._end_before(completion, -1 if at_once else int(tokens[row, place]))
 
     def _label_mass(self, variants: mx.array) -> NDArray[np.float32]:
         """The probabilities (..., 2) of the labels, from those of the variants of both (..., variants)."""
@@ -230,10 +251,12 @@ class _Batch:
         all_labels = self._label_mass(mx.stack(outputs[2], axis=2))  # (B, M, S, 2)
         for row, place, completion in self._completions():
             for step in range(steps):
+                token, logprob = int(all_tokens[row, place, step]), float(all_logprobs[row, place, step])
+                self._end_before(completion, token)
                 if not completion.done:
-                    token, logprob = int(all_tokens[row, place, step]), float(all_logprobs[row, place, step])
                     _accept(self.vlm, completion, token, logprob)
                     _update_status(completion, all_labels[row, place, step], self.sampling)
+        self._look_ahead()
 
     def _choose(self, uniforms: mx.array) -> tuple[mx.array, mx.array]:
         """One token a completion (B, M), with its log-probability under the distribution it was drawn from.
@@ -309,12 +332,11 @@ def _append(vlm: VLM, completion: _Completion, token: int) -> None:
 
 def _update_status(completion: _Completion, labels: NDArray[np.float32], sampling: Sampling) -> None:
     """Read the labels' probabilities (2,) at the answer position, and set whether the completion is done."""
-    if completion.labels is None and not completion.done and at_answer(completion.text):
+    if not completion.done and at_answer(completion.text):
         completion.labels = float(labels[0]), float(labels[1])
     answered, count = completion.labels is not None, len(completion.tokens)
     completion.done = (
         completion.done
-        or (answered and sampling.until == "answer")
         or (answered and "</answer>" in completion.text.rpartition("</think>")[2])
         or (not answered and not sampling.close and count >= sampling.max_tokens)
         or count >= sampling.max_tokens + bounds.ANSWER_TOKENS
@@ -324,8 +346,7 @@ def _update_status(completion: _Completion, labels: NDArray[np.float32], samplin
 def _finish(vlm: VLM, completion: _Completion) -> Rollout:
     """The rollout of a finished completion."""
     ids = [token for token in completion.ids if token not in vlm.eos_ids]
-    opening = NO_THINKING if completion.text.startswith(NO_THINKING) else ""
     first, second = completion.labels or (0.0, 0.0)
-    text = opening + vlm.tokenizer.decode(ids)
+    text = completion.opening + vlm.tokenizer.decode(ids)
     verdict = Verdict(text, first, second, completion.closed, len(completion.tokens))
     return Rollout(tuple(completion.tokens), tuple(completion.logprobs), verdict)

@@ -1,6 +1,7 @@
 """Text to token ids: the chat of a comparison, with the user's text as plain words, and the answer's labels."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -8,23 +9,28 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from mlxpref.engine.template import NO_THINKING, USER_TEXT, Form, comparison_messages
+from mlxpref.engine.template import ANSWER_OPEN, CLOSING, NO_THINKING, USER_TEXT, Form, comparison_messages
 from mlxpref.errors import ModelError
 from mlxpref.text import one_line
+from mlxpref.verdict import BLANKS
 
 LABELS = ("1", "2")
 """The judge's answers for the first and for the second image."""
-_BLANKS = "ĠĊĉč▁ \n\t\r"
-"""Blank characters in byte-level and sentencepiece vocabularies."""
+_THINKING = re.compile(r"<think>\s*(?:</think>\s*)?$")
+"""The beginning of a completion that a chat template writes itself."""
 
 
 @dataclass(frozen=True)
 class ComparisonTokens:
-    """The ids of a comparison around its two images: up to the first, up to the second, and the rest."""
+    """The ids of a comparison around its two images: up to the first, up to the second, and the rest.
+
+    `opening` is the text at its end that belongs to the completion's form, such as `<think>`.
+    """
 
     before_first: tuple[int, ...]
     before_second: tuple[int, ...]
     after: tuple[int, ...]
+    opening: str = ""
 
 
 class ComparisonTokenizer:
@@ -64,16 +70,21 @@ class ComparisonTokenizer:
     def label_ids(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The ids of each label's variants: the digit alone or after blanks; ModelError where there are none."""
         first, second = (
-            tuple(i for i, token in enumerate(self.vocabulary) if token.strip(_BLANKS) == label) for label in LABELS
+            tuple(i for i, token in enumerate(self.vocabulary) if token.strip(BLANKS) == label) for label in LABELS
         )
         if not first or not second:
             raise ModelError("the tokenizer has no single token for the answers 1 and 2; choose another checkpoint")
         return first, second
 
     @cached_property
+    def blank_ids(self) -> frozenset[int]:
+        """The ids of tokens of blanks alone."""
+        return frozenset(i for i, token in enumerate(self.vocabulary) if token and not token.strip(BLANKS))
+
+    @cached_property
     def no_thinking_ids(self) -> tuple[int, ...]:
-        """The beginning of a completion without thinking."""
-        return self.encode_template_text(NO_THINKING)
+        """The tokens that take a comparison to its answer without thinking."""
+        return self.encode_template_text(self._template_ids("choice")[2])
 
     def encode_template_text(self, text: str) -> tuple[int, ...]:
         """Ids of our own text, with added tokens."""
@@ -98,15 +109,21 @@ class ComparisonTokenizer:
 
         Raises ModelError for a checkpoint whose chat template cannot be used.
         """
-        before_prompt, after_prompt, between, after = self._template_ids(form)
+        (before_prompt, after_prompt, between, after), opening, no_thinking = self._template_ids(form)
         return ComparisonTokens(
             before_prompt + self.encode_user_text(f" {prompt.strip()}") + after_prompt,
             between,
             after if think else after + self.no_thinking_ids,
+            opening if think else opening + no_thinking,
         )
 
-    def _encode_template(self, form: Form) -> tuple[tuple[int, ...], ...]:
-        """The ids of the chat template's own text in a form, split at the user's text and at the two images."""
+    def _encode_template(self, form: Form) -> tuple[tuple[tuple[int, ...], ...], str, str]:
+        """The ids of the chat template's own text in a form, split at the user's text and at the two images.
+
+        With the completion's beginning in this text, and with what takes it to the answer without thinking. Some
+        templates of models that think end in `<think>`, and some that also answer at once in `<think></think>`: the
+        latter is left out, as it would forbid to think.
+        """
         messages = comparison_messages(form)
         try:
             text = self.hf_tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -121,4 +138,11 @@ class ComparisonTokenizer:
                 "mlxpref needs the Instruct version of the model"
             )
         before_prompt, after_prompt = parts[0].split(USER_TEXT)
-        return tuple(self.encode_template_text(part) for part in (before_prompt, after_prompt, parts[1], parts[2]))
+        after, opening, no_thinking = parts[2], "", NO_THINKING
+        if own := _THINKING.search(after):
+            if "</think>" in own[0]:
+                after, no_thinking = after[: own.start()], own[0] + ANSWER_OPEN
+            else:
+                opening, no_thinking = own[0], CLOSING
+        ids = tuple(self.encode_template_text(part) for part in (before_prompt, after_prompt, parts[1], after))
+        return ids, opening, no_thinking

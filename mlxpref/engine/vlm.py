@@ -47,7 +47,7 @@ class TokenSegment:
 
 @dataclass(frozen=True, eq=False)
 class ComparisonInput(TokenSegment):
-    """One comparison, ready to run: `next_position` is the position after it.
+    """One comparison, ready to run: `next_position` is the position after it, `opening` the completion's text in it.
 
     `cuts` are the starts of its first and second image. All comparisons of a prompt share the tokens before the first
     cut, all opponents of a first image those before the second.
@@ -55,6 +55,7 @@ class ComparisonInput(TokenSegment):
 
     next_position: int
     cuts: tuple[int, int] = (0, 0)
+    opening: str = ""
 
     @property
     def parts(self) -> tuple[TokenSegment, TokenSegment, TokenSegment]:
@@ -123,7 +124,7 @@ class VLM:
         texts = len(tokens.before_first), len(tokens.before_second), len(tokens.after)
         positions, following = image_positions([texts[0], images[0].grid, texts[1], images[1].grid, texts[2]])
         cuts = texts[0], texts[0] + images[0].tokens + texts[1]
-        return ComparisonInput(np.array(ids, np.int32), positions, images, following, cuts)
+        return ComparisonInput(np.array(ids, np.int32), positions, images, following, cuts, tokens.opening)
 
     def prefill(self, comparisons: Sequence[ComparisonInput]) -> tuple[BranchedKVCache, mx.array]:
         """Run B comparisons; returns their keys and values, and the logits (B, V) after each row's last token."""

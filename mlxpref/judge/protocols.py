@@ -12,6 +12,7 @@ from mlxpref.data.catalog import catalog_name
 from mlxpref.errors import ConfigError
 from mlxpref.judge.metrics import Floats, group_numbers, interval
 from mlxpref.preferences import Preference
+from mlxpref.ranking.intervals import share_interval, widest
 
 THRESHOLDS: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Pick-a-Pic's candidate tie thresholds."""
@@ -52,7 +53,10 @@ PROTOCOLS: dict[str, Protocol] = {
 
 @dataclass(frozen=True)
 class Official:
-    """An official number with its 95 % interval, by bootstrap over prompts, and its definition."""
+    """An official number with its 95 % interval, and its definition.
+
+    The interval is a bootstrap over prompts, never narrower than for independent pairs.
+    """
 
     value: float
     low: float
@@ -95,9 +99,13 @@ def official(protocol: str, p: Floats, label: Floats, groups: Sequence[str], thr
     group = group_numbers(groups)
     total = np.asarray(np.bincount(group, credit(protocol, p, label, threshold)), np.float64)
     size = np.asarray(np.bincount(group), np.float64)
+    pairs = float(size.sum())
     if rule.macro:
+        pairs = len(size) ** 2 / float((1 / size).sum())  # as many equally weighted pairs vary as much
         total, size = total / size, np.ones_like(size)
-    return Official(float(total.sum() / size.sum()), *interval(total, size), rule.definition)
+    value = float(total.sum() / size.sum())
+    bounds = widest(interval(total, size), share_interval(value * pairs, pairs))
+    return Official(value, *bounds, rule.definition)
 
 
 def best_threshold(p: Floats, label: Floats) -> float:

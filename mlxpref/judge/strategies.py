@@ -6,6 +6,7 @@ numbers of samples reuse the first ones of the largest. A single sample is greed
 does `score`, which asks another question.
 """
 
+import re
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from mlxpref.judge.protocols import PROTOCOLS, VALIDATION_SPLIT, labels
 from mlxpref.judge.verdict_source import JudgingSession
 from mlxpref.log import track
 from mlxpref.preferences import Pair, Preference
+from mlxpref.ranking.intervals import difference_interval, widest
 from mlxpref.ranking.temperature import TemperatureScaling
 from mlxpref.verdict import Strategy, Verdict
 
@@ -47,7 +49,7 @@ class StrategyVariant:
 class Difference:
     """The accuracy of one variant minus that of another on the same pairs, from -1 to 1.
 
-    `low` to `high` is its 95 % interval, by bootstrap over prompts.
+    `low` to `high` is its 95 % interval, by bootstrap over prompts, never narrower than for independent pairs.
     """
 
     accuracy: float
@@ -146,7 +148,9 @@ def difference(
     ]
     prompts = group_numbers([p.group for p, counts in zip(preferences, decided, strict=True) if counts])
     gain = correct[0] - correct[1]  # (N,)
-    return Difference(float(gain.mean()), *interval(np.bincount(prompts, gain), np.bincount(prompts)))
+    independent = difference_interval(int((gain > 0).sum()), int((gain < 0).sum()), len(gain))
+    bounds = widest(interval(np.bincount(prompts, gain), np.bincount(prompts)), independent)
+    return Difference(float(gain.mean()), *bounds)
 
 
 def _gains(
@@ -237,15 +241,16 @@ def _read(
 
 def _until_answer(verdict: Verdict, variant: StrategyVariant, judge: Judge) -> Verdict:
     """A verdict cut at the answer position, without the answer after it."""
-    reasons_end = verdict.text.find("</think>")
-    answer = verdict.text.find("<answer>", reasons_end)
-    if verdict.label_mass == 0 or reasons_end < 0 or answer < 0:
+    way = re.match(r".*?</think>.*?<answer>", verdict.text, re.DOTALL)
+    if verdict.label_mass == 0 or way is None:
         return verdict
-    end = answer + len("<answer>")
+    words = judge.vlm.tokenizer
+    ids = words.encode_template_text(verdict.text[way.end() :])
+    blanks = ids[: next((i for i, token in enumerate(ids) if token not in words.blank_ids), len(ids))]
     if not variant.think:
         tokens = 0
     elif verdict.closed:  # all tokens went into the reasons
         tokens = judge.settings.max_tokens
     else:
-        tokens = max(0, verdict.tokens - len(judge.vlm.tokenizer.encode_template_text(verdict.text[end:])))
-    return replace(verdict, text=verdict.text[:end], tokens=tokens)
+        tokens = max(0, verdict.tokens - len(ids))
+    return replace(verdict, text=way[0] + words.decode(blanks), tokens=tokens + len(blanks))

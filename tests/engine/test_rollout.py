@@ -1,16 +1,21 @@
 """Rollouts: sampled log-probabilities equal recomputed ones, batches change nothing, every completion is read."""
 
+import json
+from copy import copy
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from mlxpref.checkpoints import bounds
 from mlxpref.engine.kv_cache import BranchedKVCache
 from mlxpref.engine.rollout import Rollout, Sampling, roll_out
 from mlxpref.engine.template import CLOSING, Form
+from mlxpref.engine.tokenizer import ComparisonTokenizer
 from mlxpref.engine.vlm import VLM, ComparisonInput
+from mlxpref.verdict import at_answer, is_well_formed
 from tests.conftest import append_block, hidden_states, picture
 from tests.tolerance import PROBABILITY
 
@@ -163,3 +168,119 @@ def test_no_thinking_decodes_nothing(tiny_vlm: VLM, monkeypatch: pytest.MonkeyPa
         assert rollout.tokens == ()
         assert rollout.verdict.label_mass > 0
         assert not rollout.verdict.closed
+
+
+# blanks before the answer
+
+
+def follow(vlm: VLM, monkeypatch: pytest.MonkeyPatch, script: list[int]) -> None:
+    """Let the model write these tokens, each by 90 %; else the labels of the k-th position have k + 1 to 1."""
+    calls = [0]
+    first, second = (ids[0] for ids in vlm.tokenizer.label_ids)
+
+    def head(states: mx.array) -> mx.array:
+        wanted = script[min(calls[0], len(script) - 1)]
+        p = np.full(len(vlm.tokenizer.vocabulary), 1e-9, np.float32)
+        p[wanted] += 0.9
+        p[first] += 0.01 * (calls[0] + 1)
+        p[second] += 0.01
+        calls[0] += 1
+        return mx.broadcast_to(mx.log(mx.array(p)), (*states.shape[:-1], len(p)))
+
+    monkeypatch.setattr(vlm, "head", head)
+
+
+def joining(words: ComparisonTokenizer, left: str, right: str) -> ComparisonTokenizer:
+    """The tokenizer with one more merge, whose token takes the place of another, as in Qwen's own vocabulary."""
+    description = json.loads(words.hf_tokenizer.backend_tokenizer.to_str())
+    model = description["model"]
+    gone = next(name for name in reversed(model["vocab"]) if len(name) > 3 and name.isalpha())
+    model["vocab"][left + right] = model["vocab"].pop(gone)
+    merges = [merge if isinstance(merge, list) else merge.split(" ") for merge in model["merges"]]
+    model["merges"] = [[left, right], *(merge for merge in merges if gone not in (*merge, "".join(merge)))]
+    hf_tokenizer = copy(words.hf_tokenizer)
+    hf_tokenizer._tokenizer = Tokenizer.from_str(json.dumps(description))
+    image_token = words.hf_tokenizer.convert_tokens_to_ids(words.image_token)
+    return ComparisonTokenizer(hf_tokenizer, image_token)
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl"])
+@pytest.mark.parametrize("until", ["answer", "end"])
+@pytest.mark.parametrize("blanks", [0, 1, 3, 11])
+@pytest.mark.parametrize("way", ["separate", "joined", "closed", "at once"])
+def test_blanks_before_the_answer_belong_to_the_way_there(
+    tiny_vlm: VLM, monkeypatch: pytest.MonkeyPatch, until: Any, blanks: int, way: str
+) -> None:
+    """The labels are read where the answer is written, whether the vocabulary joins `>` and a line feed or not."""
+    words = tiny_vlm.tokenizer
+    blank = next(iter(words.encode_template_text("\n")))
+    assert blank in words.blank_ids
+    lead = [*words.encode_template_text("a</think><answer>")]
+    if way == "joined":
+        monkeypatch.setattr(tiny_vlm, "tokenizer", words := joining(words, ">", "Ċ"))
+        lead = [*words.encode_template_text("a</think><answer>\n")]
+        assert len(lead) == len(words.encode_template_text("a</think><answer>"))
+    script = [*([] if way == "at once" else lead), *[blank] * blanks, words.label_ids[0][0]]
+    if way == "closed":
+        lead = [*words.encode_template_text("a a")]
+        script = [*lead, blank, *script[-1 - blanks :]]
+    script += [*words.encode_template_text("</answer>"), *[min(tiny_vlm.eos_ids)] * 20]
+    follow(tiny_vlm, monkeypatch, script)
+    sampling = Sampling(max_tokens=len(lead) if way == "closed" else 40, until=until)
+    inputs = inputs_of(tiny_vlm, 1, think=way != "at once")
+    (rollout,) = roll_out(tiny_vlm, inputs, sampling, KEYS[:1])[0]
+    steps = blanks + {"at once": 0, "closed": len(lead) + 1}.get(way, len(lead))
+    if way == "closed" and blanks == 11:
+        return  # more blanks than an answer may have tokens
+    verdict = rollout.verdict
+    assert verdict.p_first("soft") == pytest.approx((91 + steps) / (92 + steps), abs=1e-5)
+    assert verdict.closed is (way == "closed")
+    if until == "answer":
+        assert len(rollout.tokens) == steps - (way == "closed")
+        assert at_answer(verdict.text)
+    else:
+        assert verdict.p_first("select") == 1
+
+
+def test_sampled_readings_without_thinking_are_equal(tiny_vlm: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In training a group without thinking has one rollout, whatever follows the lead-in."""
+    blank = next(iter(tiny_vlm.tokenizer.encode_template_text("\n")))
+    follow(tiny_vlm, monkeypatch, [blank] * 9)
+    sampling = Sampling(samples=3, temperature=1.0)
+    rollouts = roll_out(tiny_vlm, inputs_of(tiny_vlm, 1, think=False), sampling, KEYS[:1])[0]
+    assert {rollout.tokens for rollout in rollouts} == {()}
+
+
+# templates that begin the completion themselves
+
+OPENINGS = ["", "<think>\n", "<think>\n\n</think>\n\n"]
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl"])
+@pytest.mark.parametrize("ending", OPENINGS)
+@pytest.mark.parametrize("think", [True, False])
+def test_what_the_template_writes_belongs_to_the_form(
+    tiny_vlm: VLM, monkeypatch: pytest.MonkeyPatch, ending: str, think: bool
+) -> None:
+    words = ComparisonTokenizer(copy(tiny_vlm.tokenizer.hf_tokenizer), tiny_vlm.image_token_id)
+    end = "assistant\n{% endif %}"
+    assert words.hf_tokenizer.chat_template.endswith(end)
+    words.hf_tokenizer.chat_template = words.hf_tokenizer.chat_template.replace(
+        end, f"assistant\n{ending}{{% endif %}}"
+    )
+    monkeypatch.setattr(tiny_vlm, "tokenizer", words)
+    inputs = inputs_of(tiny_vlm, 1, think=think)
+    prompt = words.hf_tokenizer.decode(inputs[0].ids[inputs[0].cuts[1] :].tolist()).rpartition("assistant\n")[2]
+    thought = "it shows the hat</think><answer>"
+    written = "" if not think else thought if ending == OPENINGS[1] else "<think>" + thought
+    follow(tiny_vlm, monkeypatch, [*words.encode_template_text(written + "1</answer>"), min(tiny_vlm.eos_ids)])
+    (rollout,) = roll_out(tiny_vlm, inputs, Sampling(max_tokens=60, until="end"), KEYS[:1])[0]
+    whole = prompt + written
+    assert whole.count("<think>") == whole.count("</think>") == 1
+    assert rollout.verdict.text == whole + "1</answer>"
+    assert is_well_formed(rollout.verdict.text, think=think)
+    assert rollout.verdict.reasoning == ("it shows the hat" if think else "")
+    assert rollout.verdict.p_first("select") == 1
+    at_once, to_think = (words.comparison("a hat", "choice", each) for each in (False, True))
+    assert at_once.after == to_think.after + words.no_thinking_ids
+    assert at_answer(at_once.opening)

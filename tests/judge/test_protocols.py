@@ -22,6 +22,7 @@ from mlxpref.judge.protocols import (
     protocol_of,
 )
 from mlxpref.preferences import Preference
+from mlxpref.ranking.intervals import share_interval
 
 
 def pairs_of(scores: list[float], ranks: list[int]) -> tuple[list[float], list[float]]:
@@ -168,6 +169,18 @@ def test_macro_interval() -> None:
     assert macro.value == pytest.approx(share)
     assert macro.high - macro.low == pytest.approx(2 * 1.96 * math.sqrt(share * (1 - share) / 100), rel=0.1)
     assert micro.value > 0.85
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("right", [0, 5, 9])
+def test_one_prompt_has_an_interval_with_width(protocol: str, right: int) -> None:
+    """Never narrower than for independent pairs; a mean over one prompt is a mean over its pairs."""
+    p = np.where(np.arange(9) < right, 0.9, 0.1)
+    result = official(protocol, p, np.ones(9), ["one"] * 9)
+    assert result.low <= result.value <= result.high
+    assert (result.low, result.high) == pytest.approx(share_interval(right, 9))
+    several = official(protocol, np.tile(p, 20), np.ones(180), [str(i // 9) for i in range(180)])
+    assert (several.low, several.high) == pytest.approx(share_interval(20 * right, 180))
 
 
 def preference(p_a: float, label: str | None = None) -> Preference:

@@ -221,7 +221,13 @@ def test_difference_by_hand() -> None:
     assert result.high - result.low == pytest.approx(2 * 1.96 * np.sqrt(0.25 / 50), rel=0.15)
     assert difference(other, one, preferences).accuracy == -result.accuracy
     same = difference(one, one, preferences)
-    assert (same.accuracy, same.low, same.high) == (0, 0, 0)
+    assert (same.accuracy, -same.low) == (0, pytest.approx(same.high))
+    assert 0 < same.high < 0.01
+    # Bootstraps over one prompt have no width.
+    alone = [replace(preference, group="one") for preference in preferences[:20]]
+    gain = difference(one[:20], other[:20], alone)
+    assert gain.low < gain.accuracy < gain.high
+    assert gain.high - gain.low > 0.2
     # Ties have no better image: they are left out.
     tied = [*preferences, replace(blank, p_people=0.5)]
     assert difference([*one, pair_verdict(0.9)], [*other, pair_verdict(0.9)], tied) == result
