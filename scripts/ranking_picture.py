@@ -17,8 +17,8 @@ from mlxpref.cli.demo import SAMPLE_PROMPT
 from mlxpref.data.find_images import find_images
 from mlxpref.report.ranking_page import write_ranking_page
 
-WIDTH, HEIGHT = 1000, 1150
-"""Pixels of the page that are shown: the best two pictures."""
+WIDTH, HEIGHT = 1000, 900
+"""Pixels of the page that are shown."""
 
 
 @click.command(help=__doc__)
