@@ -87,9 +87,7 @@ def layout_of(columns: Mapping[str, Any]) -> Layout:
         raise DataError('"prompt" missing (or caption, text, and the like)')
     for sides, images in pairs:
         winner_first = sides in WINNERS or (images == ("path1", "path2") and not set(labels) - {_DISTRIBUTION})
-        counts = next(
-            (c for c in (tuple(f"{word}_{side}" for side in sides) for word in _COUNTS) if _all_in(c, columns)), ()
-        )
+        counts = next((c for word in _COUNTS if _all_in(c := tuple(f"{word}_{side}" for side in sides), columns)), ())
         if winner_first:
             return Layout("pair", prompt or "", images, sides, winner_first)
         if labels or counts:
@@ -141,7 +139,10 @@ def share_for_first(row: Mapping[str, Any], layout: Layout, first: int, names: t
     """
     if layout.winner_first:
         votes = _numbers(row.get(_DISTRIBUTION, (1, 0)))
-        return max(votes) / sum(votes), max(1, round(sum(votes)))
+        share = _probability(row["p_a"]) if "p_a" in row else max(votes) / sum(votes)
+        if share < 0.5:
+            raise DataError(f"'p_a' contradicts that {layout.images[0]} is preferred")
+        return share, max(1, round(sum(votes)))
     shares, problems = dict[str, float](), list[str]()
     people = 1
     for name in (*layout.counts[:1], *layout.labels):
@@ -150,12 +151,7 @@ def share_for_first(row: Mapping[str, Any], layout: Layout, first: int, names: t
             if name in layout.counts or isinstance(value, list | tuple):
                 pair = [row.get(each) for each in layout.counts] if name in layout.counts else value
                 votes = _numbers(pair)
-                if (
-                    sum(votes) == 2 * max(votes) > 0
-                    and name != _DISTRIBUTION
-                    and "vote" not in name
-                    and max(votes) == 1
-                ):
+                if votes == (1, 1) and name != _DISTRIBUTION and "vote" not in name:
                     raise DataError(f'"{name}" prefers both images')
                 shares[name] = votes[0] / sum(votes)
                 people = max(1, round(sum(votes)))

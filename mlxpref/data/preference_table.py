@@ -114,6 +114,8 @@ def preferences_of(
 def read_public_table(path: Path, split: str) -> list[Preference]:
     """The preferences of a table of a public data set; few bad rows are logged and left out, see `RowErrors`."""
     rows, messages, count = _read_rows(path, list(read_table(path, is_known)), ImageFinder(path), split)
+    if messages and not rows:
+        raise DataError(f"{path}: none of {count} rows can be used: {messages[0]}")
     errors = RowErrors(path)
     for message in messages:
         errors.add(message)

@@ -168,6 +168,15 @@ def test_errors_say_what_to_do(hub: HubServer, folder: Path, tmp_path: Path) -> 
         prompts("owner/text", "train", agree=yes)
 
 
+def test_tables_of_texts_are_no_preferences_of_images(hub: HubServer, tmp_path: Path) -> None:
+    write_table(tmp_path / "origin" / "train.parquet", "x", chosen="because it is so", rejected="no")
+    hub.repositories["owner/answers"] = Repository(tmp_path / "origin")
+    with pytest.raises(
+        DataError, match='none of 4 rows can be used: row 1: "chosen" is "because it is so": no such file'
+    ):
+        prompts("owner/answers", "train", agree=yes)
+
+
 def test_few_bad_rows_are_left_out(hub: HubServer, tmp_path: Path) -> None:
     rows = [{"prompt": "x", "images": [png(1), png(2)], "label": i % 2} for i in range(200)]
     rows[7]["label"] = None  # type: ignore[assignment]
