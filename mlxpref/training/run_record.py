@@ -117,7 +117,8 @@ def resumed_settings(folder: Path, record: Mapping[str, Any], given: Mapping[str
         moved = Path(os.path.normpath(folder.absolute() / os.path.relpath(name, record.get("folder", folder))))
         return str(moved) if moved.exists() else name
 
-    before = _with_places(settings_from(TrainSettings, record["settings"], str(folder / RUN_RECORD)), found)
+    before = settings_from(TrainSettings, record["settings"], str(folder / RUN_RECORD))
+    before = in_whole(_with_places(before, found))
     settings = in_whole(settings_from(TrainSettings, asdict(before) | dict(given)))
     may_differ = {*_PLACES, *_ROUNDING, "save_every", "steps", "report_to"}
     reward = record.get("reward_fingerprint")  # not of earlier versions

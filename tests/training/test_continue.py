@@ -100,6 +100,22 @@ def test_resume_with_other_spellings(project: Project, tmp_path: Path, monkeypat
     assert continued(tmp_path / "link" / "run", **given) == ""
 
 
+def test_run_of_an_earlier_version_resumes(project: Project) -> None:
+    """In the folder that it was started in: its record has the paths as they were given, and no digests."""
+    folder = project("project")
+    begin(folder / "whole", **RELATIVE)
+    run = begin(folder / "run", until=1, **RELATIVE)
+    record = read_record(run)
+    record["settings"] |= {name: RELATIVE[name] for name in ("data", "model", "reward")}
+    new = ("adapter", "report_to")
+    record["settings"] = {name: value for name, value in record["settings"].items() if name not in new}
+    new = ("folder", "id", "reward_fingerprint", "adapter_fingerprint")
+    record = {name: value for name, value in record.items() if name not in new}
+    (run / "run.json").write_text(json.dumps(record))
+    (run / "learned.digests").unlink()
+    assert continued(run) == ""
+
+
 def test_changed_contents_are_refused(project: Project) -> None:
     folder = project("project")
     run = begin(folder / "run", until=1, **RELATIVE)
