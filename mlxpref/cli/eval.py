@@ -129,7 +129,9 @@ _OLD_THINK = {("--think", "yes"): ("--think",), ("--think", "both"): ("--compare
 )
 @option_group(StrategyOptions, "variants")
 @option_group(OutputOptions, "outputs")
-@click.option("--scores", type=FILE, help="CSV file (image,score) of any tool, measured instead of a judge.")
+@click.option(
+    "--scores", type=FILE, help="Table (image,score) of any tool, such as a CSV file, measured instead of a judge."
+)
 @option_group(JudgeOptions, "judge", only=("model", "adapter", "any_base", "yes", "calibration", "store", "no_store"))
 @settings_options(JudgeSettings, only=("think", "max_tokens", "max_pixels", "seed", "rows"))
 @json_option

@@ -1,9 +1,11 @@
 """Rows of a table that a user has: CSV, TSV, JSON, JSON lines or parquet, each row as keys and values."""
 
+import ast
 import csv
 import io
 import json
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 NumberedRow = tuple[int, dict[str, Any] | DataError]
 """The number of a line or row, from 1, and its keys and values without empty ones, or its error."""
+_LIST_LIMIT = 10_000
+"""The most characters of a list in a cell."""
 _WRAPPED = ("data", "rows", "pairs", "preferences", "examples")
 """The key of an object that holds the rows of a JSON file."""
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
@@ -27,9 +31,9 @@ SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 def read_table(path: Path, wanted: Callable[[str], bool] = lambda name: True) -> Iterator[NumberedRow]:
     """The rows of a file, by its suffix; of a parquet file only the `wanted` columns are read.
 
-    The names of these are lower case. Nulls are left out. Values of CSV files are text. Images in parquet (bytes, or
-    {bytes, path}) are not read, only named as a `PackedImage`; a list of them as a list. DataError for a file that
-    cannot be read.
+    The names of these are lower case. Nulls are left out. Values of CSV files are text or lists. Images in parquet
+    (bytes, or {bytes, path}) are not read, only named as a `PackedImage`; a list of them as a list. DataError for a
+    file that cannot be read.
     """
 
     def name_of(column: str) -> str:
@@ -117,9 +121,18 @@ def _csv_rows(path: Path) -> Iterator[NumberedRow]:
                 if any(cell.strip() for cell in cells[len(header) :]):
                     yield reader.line_num, DataError(f"{len(cells)} cells under {len(header)} columns")
                 else:
-                    yield reader.line_num, dict(zip_longest(header, cells[: len(header)], fillvalue=""))
+                    row = zip_longest(header, map(_cell, cells[: len(header)]), fillvalue="")
+                    yield reader.line_num, dict(row)
     except csv.Error as error:  # for example a cell that is too long
         raise DataError(f"{path}: line {reader.line_num}: {error}; is a quote not closed?") from error
+
+
+def _cell(text: str) -> Any:
+    """The text of a cell, or the list that it writes in JSON or Python."""
+    if text.startswith("[") and text.endswith("]") and len(text) < _LIST_LIMIT:
+        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            return ast.literal_eval(text)
+    return text
 
 
 def _parquet_rows(path: Path, wanted: Callable[[str], bool]) -> Iterator[NumberedRow]:

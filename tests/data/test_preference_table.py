@@ -324,6 +324,15 @@ def test_every_format_gives_the_same(folder: Path, kind: str) -> None:
     assert len(load_preferences(str(write_format(folder, kind, own)), "test")) == 1
 
 
+def test_lists_in_the_cells_of_a_spreadsheet(folder: Path) -> None:
+    row = {"prompt": "[x]", "images": "['1.png', '2.png', '3.png']", "ranking": "[2, 1, 3]"}
+    preferences = read_preferences(write_format(folder, "csv", [row]))  # type: ignore[list-item]
+    assert [(p.prompt, p.p_people) for p in preferences] == [("[x]", 0.0), ("[x]", 1.0), ("[x]", 1.0)]
+    row = {"prompt": "x", "images": '["1.png", "2.png"]', "label": "b"}
+    (preference,) = read_preferences(write_format(folder, "csv", [row]))  # type: ignore[list-item]
+    assert for_first(preference, folder / "1.png") == 0.0
+
+
 def test_sides_are_drawn_where_the_order_tells_the_label(folder: Path) -> None:
     first = [{"prompt": "x", "images": ["1.png", "2.png"], "label": "a"}] * 40
     for rows in (first, [{"prompt": "x", "path1": "1.png", "path2": "2.png"}] * 40):
