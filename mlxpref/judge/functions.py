@@ -13,6 +13,7 @@ from mlxpref.errors import ConfigError, MlxprefError
 from mlxpref.files import expand
 from mlxpref.judge import calibrate as fitting
 from mlxpref.judge.calibration import CalibrationFile, write_calibration
+from mlxpref.judge.diagnostics import answer_warnings
 from mlxpref.judge.evaluation import Evaluation, EvaluationSpec
 from mlxpref.judge.judge import Judge
 from mlxpref.judge.loading import calibrated, calibration_path, load_judge
@@ -57,7 +58,11 @@ def evaluate(
     if loaded.calibration is not None:
         loaded.calibration.count_fitted(preferences)
     variant = StrategyVariant(strategy, loaded.settings.think, loaded.settings.samples if loaded.settings.think else 1)
-    return compare_strategies(loaded, preferences, spec, [variant], validation).rows[0].evaluation
+    evaluation = compare_strategies(loaded, preferences, spec, [variant], validation).rows[0].evaluation
+    if strategy == "soft":
+        for line in answer_warnings([verdict for pair in evaluation.verdicts for verdict in pair.verdicts]):
+            logger.warning(line)
+    return evaluation
 
 
 def calibrate(

@@ -18,7 +18,7 @@ from mlxpref.engine.template import Form, template_version
 from mlxpref.engine.vlm import VLM
 from mlxpref.errors import ConfigError, DataError
 from mlxpref.judge.calibration import CalibrationFile, JudgeConditions
-from mlxpref.judge.diagnostics import demo_warnings
+from mlxpref.judge.diagnostics import answer_warnings, demo_warnings
 from mlxpref.judge.fingerprint import Fingerprint
 from mlxpref.judge.pair_verdict import PairVerdict
 from mlxpref.judge.rank import PairBudget, ThinkAbout, rank_pairs
@@ -156,7 +156,9 @@ class Judge:
         self._encode_ahead(given, session)
         wins = [0.0] * len(given)
         every = list(all_pairs(len(given)))
-        verdicts = self.pairs((Pair(given[a], given[b], prompt) for a, b in every), session=session)
+        verdicts = list(self.pairs((Pair(given[a], given[b], prompt) for a, b in every), session=session))
+        for line in answer_warnings([each for verdict in verdicts for each in verdict.verdicts]):
+            logger.warning(line)
         for (a, b), verdict in zip(every, verdicts, strict=True):
             wins[a] += verdict.p_a
             wins[b] += 1.0 - verdict.p_a

@@ -15,10 +15,13 @@ from PIL import Image
 from mlxpref.data.images import load_image
 from mlxpref.demo.pictures import PictureSpec, render
 from mlxpref.errors import DataError
+from mlxpref.judge import judge as judge_module
 from mlxpref.judge import rank as ranking_module
 from mlxpref.judge.judge import Judge
 from mlxpref.judge.ranking_result import Ranking
+from mlxpref.judge.verdict_source import judge_by_model
 from mlxpref.preferences import Pair, Preference
+from mlxpref.verdict import Verdict
 from tests.conftest import picture
 
 MakeJudge = Callable[..., Judge]
@@ -78,6 +81,17 @@ def test_a_score_of_every_image_or_none(judge: Judge, folder: Path) -> None:
         judge.score("pictures", PROMPT)
     with pytest.raises(DataError, match="two are needed, not 1"):
         judge.score([picture(1)], PROMPT)
+
+
+def test_unreadable_answers_are_named(judge: Judge, caplog: pytest.LogCaptureFixture) -> None:
+    def unreadable(*args: Any) -> Any:
+        for batch in judge_by_model(*args):
+            yield [replace(each, verdicts=(Verdict("?"),)) for each in batch]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(judge_module, "judge_by_model", unreadable)
+        assert judge.score([picture(1), picture(2)], PROMPT) == [0.5, 0.5]
+    assert "2 of 2 answers could not be read" in caplog.text
 
 
 def test_a_ranked_folder_names_what_it_left_out(judge: Judge, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
