@@ -32,8 +32,8 @@ def prompt_in_graph(graph: Any) -> str | None:
     It follows the `positive` input of a sampler back through conditioning, reroutes and string nodes to text; string
     nodes are applied, and the texts of several encoders are lines, each once. Only samplers that begin an image count,
     not those that enlarge or correct it. Where a node asks a language model, it returns the node's input. None if there
-    is no text. DataError if samplers have different prompts, or a switch chose one: then the graph does not tell the
-    image's prompt.
+    is no text. DataError if samplers have different prompts, or a switch chose one by what the graph does not record:
+    then it does not tell the image's prompt.
     """
     nodes = _nodes(graph)
     if len(nodes) > NODE_LIMIT:
@@ -106,6 +106,10 @@ def _applied(nodes: Nodes, number: str, known: dict[str, str | None]) -> str | N
         return value if isinstance(value, str) else _text_behind(nodes, value, known) or ""
 
     delimiter = next((name for name in _DELIMITERS if name in inputs), None)
+    if delimiter is None and "tidy_tags" in inputs and inputs.get("action") == "append":
+        delimiter, inputs = "delimiter", {**inputs, "delimiter": ", " if inputs["tidy_tags"] == "yes" else ""}
+    elif inputs.get("action") == "replace":
+        inputs = {"text": inputs.get("text_a"), "find": inputs.get("text_b"), "replace": inputs.get("text_c")}
     finds = [name for name in inputs if re.fullmatch(r"find_?\d*", name)]
     action = next((action for action in _ACTIONS if action in kind), None)
     if delimiter is None and not finds and action is None:
@@ -156,8 +160,8 @@ def _texts(nodes: Nodes, start: str, known: dict[str, str | None]) -> Iterator[s
             yield applied.strip()
             continue
         kind, inputs = nodes[number]["class_type"], nodes[number]["inputs"]
-        if "positive" in inputs:  # the node also has the negative prompt
-            inputs = {"positive": inputs["positive"]}
+        if (chosen := _chosen(inputs) or "positive") in inputs:  # the node also has the negative prompt
+            inputs = {chosen: inputs[chosen]}
         behind: list[tuple[str | None, str]] = []
         for name, value in inputs.items():
             if isinstance(value, str) and _is(_TEXT, name):
@@ -167,6 +171,13 @@ def _texts(nodes: Nodes, start: str, known: dict[str, str | None]) -> Iterator[s
         if "switch" in kind.casefold() and len(behind) > 1:
             raise DataError(f"has a switch in its ComfyUI graph ({kind[:40]}): which prompt it took is not recorded")
         ahead += reversed(behind)
+
+
+def _chosen(inputs: dict[str, Any]) -> str | None:
+    """The name of the input that a switch takes, if the graph records it: a number, or true or false."""
+    number, states = inputs.get("select", inputs.get("index")), [x for x in inputs.values() if isinstance(x, bool)]
+    names = [f"input{number}", f"input_{number}", *(f"on_{state}".lower() for state in states if len(states) == 1)]
+    return next((name for name in names if name in inputs), None)
 
 
 def _is(names: re.Pattern[str], name: str) -> bool:

@@ -193,11 +193,9 @@ class _Batch:
 
         A comparison that is read at once, while completions are sampled, ends without: all its samples are equal.
         """
-        ready = [each for _, _, each in self._completions() if each.labels and not each.done]
-        if self.sampling.until == "end" or not ready:
+        if self.sampling.until == "end" or not any(each.labels and not each.done for _, _, each in self._completions()):
             return
-        last = self.sampling.max_tokens + bounds.ANSWER_TOKENS - 1
-        uniforms = self._gather(lambda each: each.uniforms[min(len(each.tokens), last)], 0.5, np.float32)
+        uniforms = self._gather(lambda each: each.uniforms[len(each.tokens) % len(each.uniforms)], 0.5, np.float32)
         tokens = np.array(self._choose(mx.array(uniforms))[0])  # (B, M)
         for row, place, completion in self._completions():
             at_once = not completion.ids and self.sampling.temperature > 0

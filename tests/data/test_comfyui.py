@@ -160,6 +160,11 @@ def decoded(sampler_number: int) -> dict[str, Any]:
             "25": node("ControlNetApply", conditioning=link(6), image=link(24)),
             "3": sampler(link(25)),
         },
+        # a pipe with a setting that is true or false
+        {
+            "3": sampler(link(20)),
+            "20": node("ToBasicPipe", positive=link(6), negative=link(9), clip=link(4, 1), cached=True),
+        },
         # a pipe
         {
             "20": node("ttN pipeLoader", positive="a cube", negative="ugly", seed=1),
@@ -192,6 +197,12 @@ def test_the_sampler_that_begins_the_image_has_the_prompt(nodes: dict[str, Any])
         ({"string": link(30), "find": "cube", "replace": link(31)}, "StringReplace", "a Red ball"),
         ({"text": link(30), "find1": "Red", "replace1": "blue", "find2": "cube", "replace2": "ball"}, "CR Text Replace",
          "a blue ball"),
+        ({"action": "append", "tidy_tags": "yes", "text_b": "4k", "text_a": link(30)}, "StringFunction|pysssss",
+         "a Red cube, 4k"),
+        ({"action": "replace", "tidy_tags": "no", "text_a": link(30), "text_b": "cube", "text_c": link(31)},
+         "StringFunction|pysssss", "a Red ball"),
+        ({"switch": False, "on_true": link(31), "on_false": link(30)}, "ComfySwitchNode", "a Red cube"),
+        ({"select": 2, "input1": link(31), "input2": link(30), "sel_mode": False}, "ImpactSwitch", "a Red cube"),
         ({"string": link(30), "mode": "lowercase"}, "CaseConverter", "a red cube"),
         ({"string": link(30), "start": 2, "end": 5}, "StringSubstring", "Red"),
         ({"string": link(30), "mode": "Both"}, "StringTrim", "a Red cube"),
@@ -219,7 +230,7 @@ def test_ambiguous_graphs_are_errors() -> None:
     assert problem(prompt_in_graph, two).startswith(
         "has 2 different prompts in its ComfyUI graph (“a cube” and “a ball”)"
     )
-    switch = node("ComfySwitchNode", switch=True, on_true=link(6), on_false=link(9))
+    switch = node("ComfySwitchNode", switch=link(71), on_true=link(6), on_false=link(9))
     assert "a switch in its ComfyUI graph" in problem(prompt_in_graph, {**two, "3": sampler(link(70)), "70": switch})
 
 
