@@ -6,11 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+from transformers import CONFIG_MAPPING
 
-__all__ = ["change_config", "read_weights", "write_transformers_5", "write_weights"]
+__all__ = ["change_config", "leave_out_defaults", "read_weights", "write_transformers_5", "write_weights"]
 
 _OUTER = {"architectures", "model_type", "image_token_id", "video_token_id", "vision_start_token_id"}
 _OUTER |= {"vision_end_token_id", "vision_token_id", "tie_word_embeddings", "transformers_version", "vision_config"}
+_LEFT_OUT = {
+    "depth",
+    "num_heads",
+    "patch_size",
+    "spatial_merge_size",
+    "temporal_patch_size",
+    "mlp_ratio",
+    "window_size",
+}
+_LEFT_OUT |= {"tokens_per_second", "rms_norm_eps", "max_position_embeddings", "rope_theta", "num_key_value_heads"}
 
 
 def read_weights(folder: Path) -> dict[str, mx.array]:
@@ -61,3 +72,22 @@ def write_transformers_5(source: Path, target: Path) -> Path:
     (target / "chat_template.jinja").write_text(template)
     write_weights(target, read_weights(source))
     return target
+
+
+def leave_out_defaults(folder: Path) -> list[str]:
+    """Remove from config.json what equals transformers' default, as it did itself before 4.53; returns these keys."""
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    whole = CONFIG_MAPPING[config["model_type"]]()
+    left_out = []
+    for part, defaults in (
+        (config, whole.text_config),
+        (config.get("text_config", {}), whole.text_config),
+        (config["vision_config"], whole.vision_config),
+    ):
+        for key in _LEFT_OUT & part.keys():
+            if part[key] == defaults.to_dict().get(key, defaults.default_theta if key == "rope_theta" else ...):
+                left_out.append(key)
+                del part[key]
+    file.write_text(json.dumps(config))
+    return left_out

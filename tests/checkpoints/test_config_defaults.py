@@ -16,7 +16,7 @@ from mlxpref.conversion.convert import convert
 from mlxpref.engine.vlm import load_vlm
 from tests.conftest import FAMILIES, GOLDEN, hidden_states, tiny_model
 from tests.engine.test_vlm import golden_input
-from tests.variants import change_config, write_transformers_5
+from tests.variants import leave_out_defaults, write_transformers_5
 
 CLASSES = dict(zip(FAMILIES, (Qwen2VLConfig, Qwen2_5_VLConfig, Qwen3VLConfig), strict=True))
 FILE = Path("model/config.json")
@@ -114,23 +114,11 @@ def test_a_tiny_model_without_its_defaults(version: str, family: str, tmp_path: 
         folder = Path(shutil.copytree(GOLDEN / family, tmp_path / "model", ignore=shutil.ignore_patterns("*.npz")))
     else:
         folder = write_transformers_5(GOLDEN / family, tmp_path / "model")
-    whole = read({"model_type": family})
-    config = json.loads((folder / "config.json").read_text())
-    theirs = {**language_of(whole), "rope_parameters": ...}
-    parts = {name: config[name] for name in ("vision_config", "text_config") if name in config}
-    left_out = [name for name, value in config.items() if name in theirs and theirs[name] == value and name in TEXT]
-    for name, part in parts.items():
-        defaults = whole["vision_config"] if name == "vision_config" else theirs
-        parts[name] = {
-            key: value for key, value in part.items() if key == "model_type" or defaults.get(key, ...) != value
-        }
-        left_out += sorted(part.keys() - parts[name].keys())
-    assert left_out
-    change_config(folder, **parts, **{name: ... for name in left_out if name in config})
+    assert leave_out_defaults(folder)
     vlm, golden = load_vlm(folder, 512 * 512), dict(np.load(GOLDEN / family / "golden.npz"))
     states = [np.array(hidden_states(each, [golden_input(each, golden)])) for each in (tiny_model(family), vlm)]
     assert np.array_equal(*states)
     convert(folder, tmp_path / "out", None)
-    written = Checkpoint.open(tmp_path / "out").stored_config
+    written, whole = Checkpoint.open(tmp_path / "out").stored_config, read({"model_type": family})
     assert written["vision_config"].keys() >= whole["vision_config"].keys() - {"model_type"}
     assert language_of(written).keys() >= {*TEXT, "rope_theta", "rope_scaling"}

@@ -24,7 +24,7 @@ from mlxpref.demo import JUDGE
 from mlxpref.engine.adapters import load_adapter
 from mlxpref.errors import ModelError
 from tests.conftest import FAMILIES, GOLDEN, picture, tiny_model, write_adapter
-from tests.variants import read_weights, write_transformers_5, write_weights
+from tests.variants import leave_out_defaults, read_weights, write_transformers_5, write_weights
 
 CHOSEN_PYTHON = os.environ.get("MLXPREF_REFERENCE_PYTHON")
 
@@ -67,6 +67,13 @@ def test_exported_adapter_equals_peft(family: str, tmp_path: Path) -> None:
         assert report["input_ids_equal"]
         assert report["largest_logit_difference"] < 1e-4
         assert report["same_likeliest_token"] == 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_config_without_defaults_equals_transformers(family: str, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(GOLDEN / family, tmp_path / "model", ignore=shutil.ignore_patterns("*.npz")))
+    assert leave_out_defaults(folder)
+    assert compare(folder, CHOSEN_PYTHON or sys.executable)["largest_logit_difference"] < 1e-4
 
 
 WRITE_PEFT = """
