@@ -173,11 +173,14 @@ def save_adapter(
 def _config(folder: Path) -> dict[str, Any]:
     """The config in an adapter folder."""
     if not folder.is_dir():
-        raise ModelError(f"{folder}: no such adapter folder")
+        hint = "; give the folder that it is in" if folder.is_file() else ""
+        if not hint and is_hub_id(str(folder)):
+            hint = f"; to get one from the hub: `hf download {folder} --local-dir {folder.name}`, and give that folder"
+        raise ModelError(f"{folder}: no such adapter folder{hint}")
     if not (folder / ADAPTER_CONFIG).is_file():
-        raise ModelError(
-            f"{folder}: no {ADAPTER_CONFIG} there; an adapter folder is what `mlxpref train` or PEFT writes"
-        )
+        inner = [file.parent.name for file in sorted(folder.glob(f"*/{ADAPTER_CONFIG}"))]
+        hint = f"adapters are in {first_ten(inner, ', ')}" if inner else "`mlxpref train` and PEFT write one"
+        raise ModelError(f"{folder}: no {ADAPTER_CONFIG} there; {hint}: give the folder of an adapter")
     return read_json_object(folder / ADAPTER_CONFIG, remedy=AGAIN)
 
 

@@ -187,7 +187,13 @@ def test_missing_adapters_are_refused(tmp_path: Path) -> None:
     vlm = fresh(GOLDEN / "qwen2_5_vl")
     with pytest.raises(ModelError, match="nowhere: no such adapter folder"):
         load_adapter(vlm.model, tmp_path / "nowhere")
+    with pytest.raises(ModelError, match=r"no such adapter folder; to get one from the hub: `hf download some/lora"):
+        load_adapter(vlm.model, Path("some/lora"))
     folder = write_adapter(tmp_path / "adapter", vlm)
+    with pytest.raises(ModelError, match=r"no such adapter folder; give the folder that it is in"):
+        load_adapter(vlm.model, folder / ADAPTER_WEIGHTS)
+    with pytest.raises(ModelError, match=r"no adapter_config.json there; adapters are in adapter: give"):
+        load_adapter(vlm.model, tmp_path)
     weights = (folder / ADAPTER_WEIGHTS).read_bytes()
     (folder / ADAPTER_WEIGHTS).write_bytes(weights[:2000])
     with pytest.raises(
