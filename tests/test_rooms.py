@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "engine": "data checkpoints",
     "judge": "ranking demo data checkpoints engine",
     "report": "ranking data judge",
-    "training": "data checkpoints engine judge report",
+    "training": "demo data checkpoints engine judge report",
     "conversion": "demo data checkpoints engine",
     "label": "ranking data report",
     "cli": "ranking demo data checkpoints engine judge report training conversion label",

@@ -43,7 +43,9 @@ class CalibrationData(DataOptions):
 @click.command()
 @option_group(CalibrationData, "source")
 @click.option(
-    "--think/--no-think", default=None, help="Calibrate judging with thinking only, or without only.  [default: both]"
+    "--think/--no-think",
+    default=None,
+    help="Calibrate judging with thinking only, or without only.  [default: the ways that the judge uses]",
 )
 @click.option(
     "--output",
@@ -97,7 +99,7 @@ def calibrate(
             count_learned(loaded.adapter, preferences)
         path = output or calibration_path(loaded)
         check_writable("the calibration's place", path.parent)
-        modes = [False, True] if think is None else [think]
+        modes = fitting.modes_of(loaded, think)
         calibrations = [fitting.calibrate(loaded, preferences, source.data, preferences.split, mode) for mode in modes]
     write_calibration(path, calibrations)
     if as_json:

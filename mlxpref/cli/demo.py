@@ -15,8 +15,8 @@ from mlxpref.cli.tables import print_evaluations, print_example, print_ranking
 from mlxpref.config import TrainSettings, read_settings, settings_from
 from mlxpref.data.find_images import find_images
 from mlxpref.data.thumbnails import thumbnail
-from mlxpref.demo import JUDGE
-from mlxpref.demo.pictures import PictureSpec, render
+from mlxpref.demo import TRAINING
+from mlxpref.demo.pictures import COLOURS, QUALITIES, PictureSpec, render
 from mlxpref.demo.preferences import demo_preferences, prompt_text
 from mlxpref.errors import ConfigError
 from mlxpref.judge.evaluation import Evaluation, EvaluationSpec, evaluate
@@ -33,15 +33,13 @@ from mlxpref.training.step_report import StepReport
 _WANTED = ("purple", "triangle")
 SAMPLE_PROMPT = prompt_text(*_WANTED)
 _SAMPLES = (
-    PictureSpec("purple", "triangle", "clean"),
-    PictureSpec("purple", "triangle", "noisy"),
-    PictureSpec("purple", "triangle", "blurry"),
-    PictureSpec("purple", "triangle", "blocky"),
-    PictureSpec("purple", "circle", "clean"),
-    PictureSpec("purple", "square", "noisy"),
-    PictureSpec("green", "triangle", "clean"),
-    PictureSpec("red", "triangle", "blurry"),
+    *(PictureSpec(*_WANTED, quality) for quality in QUALITIES),
+    *(PictureSpec("purple", shape, quality) for shape in ("circle", "square", "cross") for quality in QUALITIES[:3]),
+    *(PictureSpec(colour, "triangle", "clean") for colour in COLOURS if colour != "purple"),
+    *(PictureSpec(colour, "triangle", "blurry") for colour in COLOURS if colour != "purple"),
+    PictureSpec("green", "circle", "clean"),
 )
+"""The four that match the prompt, and twenty that nearly do."""
 TEST_PAIRS = 400
 TEST_SEED = 20261123
 """Seed of pictures for the demo only; settings were chosen with other seeds."""
@@ -70,18 +68,36 @@ class Example:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """The demo's measurements and files."""
+    """The demo's measurements, with thinking and of the answer read at once, and its files."""
 
     before: Evaluation
     after: Evaluation
     held_out_prompts_before: Evaluation
     held_out_prompts: Evaluation
+    before_read: Evaluation
+    after_read: Evaluation
+    held_out_prompts_before_read: Evaluation
+    held_out_prompts_read: Evaluation
     steps: int
     training_seconds: float
     example: Example | None
     ranking: Ranking
     html: Path
     adapter: Path
+
+    @property
+    def evaluations(self) -> dict[str, Evaluation]:
+        """All measurements by their names."""
+        return {
+            "test pictures, before": self.before,
+            "test pictures, after": self.after,
+            "test, read at once, before": self.before_read,
+            "test, read at once, after": self.after_read,
+            "held-out prompts, before": self.held_out_prompts_before,
+            "held-out prompts, after": self.held_out_prompts,
+            "held-out, read at once, before": self.held_out_prompts_before_read,
+            "held-out, read at once, after": self.held_out_prompts_read,
+        }
 
     def to_json(self) -> dict[str, Any]:
         """The JSON of `mlxpref demo`."""
@@ -107,8 +123,7 @@ def demo(output: Path, as_json: bool) -> None:
     if as_json:
         print_json(result.to_json())
         return
-    names = [f"{split}, {when}" for split in ("test pictures", "held-out prompts") for when in ("before", "after")]
-    print_evaluations([result.before, result.after, result.held_out_prompts_before, result.held_out_prompts], names)
+    print_evaluations(list(result.evaluations.values()), list(result.evaluations))
     if result.example:
         print_example(result.example.to_json())
     print_text(
@@ -120,8 +135,7 @@ def demo(output: Path, as_json: bool) -> None:
 
 def demo_settings(**changes: Any) -> TrainSettings:
     """The settings of the demo's training: training.toml, with changes."""
-    path = JUDGE.parent / "training.toml"
-    return settings_from(TrainSettings, read_settings(path) | changes, str(path))
+    return settings_from(TrainSettings, read_settings(TRAINING) | changes, str(TRAINING))
 
 
 def run_demo(judge: Judge, folder: Path, settings: TrainSettings) -> DemoResult:
@@ -135,24 +149,31 @@ def run_demo(judge: Judge, folder: Path, settings: TrainSettings) -> DemoResult:
     test = demo_preferences("test", TEST_PAIRS, TEST_SEED)
     held_out = demo_preferences("heldout", HELD_OUT_PAIRS, TEST_SEED)
 
-    def measure() -> tuple[Evaluation, Evaluation]:
+    def measure(think: bool) -> tuple[Evaluation, Evaluation]:
         specs = (EvaluationSpec("demo", "test"), EvaluationSpec("demo", "heldout"))
-        return evaluate(judge, test, specs[0]), evaluate(judge, held_out, specs[1])
+        judge_so = replace(judge, settings=replace(judge.settings, think=think))
+        return evaluate(judge_so, test, specs[0]), evaluate(judge_so, held_out, specs[1])
 
-    before, held_out_before = measure()
+    before, held_out_before = measure(think=True)
+    before_read, held_out_before_read = measure(think=False)
     run = start_run(settings, folder / "adapter", vlm=judge.vlm)
     reports = list(track_steps(run.reports(), settings.steps))
     judge = replace(judge, adapter=run.folder)
-    after, held_out_after = measure()
+    after, held_out_after = measure(think=True)
+    after_read, held_out_read = measure(think=False)
     result = DemoResult(
         before=before,
         after=after,
         held_out_prompts_before=held_out_before,
         held_out_prompts=held_out_after,
+        before_read=before_read,
+        after_read=after_read,
+        held_out_prompts_before_read=held_out_before_read,
+        held_out_prompts_read=held_out_read,
         steps=len(reports),
         training_seconds=sum(report.seconds - report.evaluation_seconds for report in reports),
         example=_example(test, before, after),
-        ranking=judge.rank(find_images([pictures]), SAMPLE_PROMPT, think_about="all", pairs="all"),
+        ranking=judge.rank(find_images([pictures]), SAMPLE_PROMPT),
         html=folder / "index.html",
         adapter=run.folder,
     )
@@ -193,12 +214,7 @@ def _write_page(result: DemoResult, reports: Sequence[StepReport]) -> None:
         {"rollouts that agree": [r.accuracy for r in reports], "reward": [r.reward for r in reports]},
         label="mean over rollouts",
     )
-    bars = [
-        ("test pictures, before", result.before, "before"),
-        ("test pictures, after", result.after, "after"),
-        ("held-out prompts, before", result.held_out_prompts_before, "before"),
-        ("held-out prompts, after", result.held_out_prompts, "after"),
-    ]
+    bars = [(name, evaluation, name.rpartition(" ")[2]) for name, evaluation in result.evaluations.items()]
     ranking = result.ranking
     places = [
         vars(image)

@@ -124,7 +124,7 @@ def rank(
     everything = [image for group in groups for image in group.images]
     with open_judge(everything, judge, settings, cache, max(len(group.images) for group in groups)) as loaded:
         loaded.processes.check_same({"digest of the images": _digest(groups)})
-        about: ThinkAbout = think_about or ("top" if loaded.settings.think else "none")
+        about = think_about or loaded.think_about
         budgets = [PairBudget.of(len(group.images), about, pairs) for group in groups]
         loaded = loaded.calibrated_for({think for budget in budgets for think in budget.modes})
         rankings, stopped = _rank_all(loaded, groups, about, pairs, top, skipped)

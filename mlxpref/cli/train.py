@@ -13,13 +13,14 @@ from mlxpref.cli.common import agree, exit_on_sigterm, image_cache
 from mlxpref.cli.options import FILE, HelpCommand, json_option, settings_options
 from mlxpref.cli.output import note, print_json, print_text, track_steps
 from mlxpref.cli.tables import percent
-from mlxpref.config import TrainSettings, read_settings, settings_from
+from mlxpref.config import TrainSettings, read_settings
 from mlxpref.data.load import check_preferences
 from mlxpref.distributed import process_group
 from mlxpref.log import logger
 from mlxpref.power import keep_awake
 from mlxpref.report.run_page import RUN_PAGE
 from mlxpref.training.run import Run, held_out_change, read_log, resume_run, start_run
+from mlxpref.training.run_record import run_settings
 from mlxpref.training.step_report import StepReport
 
 
@@ -56,8 +57,8 @@ def train(
     if resume:
         run = resume_run(output, values, consent, check, processes=processes)
     else:
-        train_settings = settings_from(TrainSettings, values, str(config) if config else "")
-        run = start_run(train_settings, output, consent, check, processes=processes)
+        settings_of_run = run_settings(values, str(config) if config else "")
+        run = start_run(settings_of_run, output, consent, check, processes=processes)
     if run:
         run.trainer.vlm.features.images = cache
         _train(run)

@@ -115,6 +115,12 @@ def find_base(folder: Path, model: str | None, agree: Callable[[str], bool]) -> 
         raise ModelError(f"{folder}: its base cannot be had; give it with --model ({error})") from error
 
 
+def trained_settings(folder: Path) -> dict[str, Any]:
+    """What an adapter says of its training: `think`, `max_pixels`, `max_tokens`, `read_weight`; else nothing."""
+    trained = _config(folder).get("trained")
+    return trained if isinstance(trained, dict) else {}
+
+
 def check_base(folder: Path, checkpoint: Checkpoint, any_base: bool = False) -> list[str]:
     """ModelError for an adapter that is not plain LoRA, or was trained on another model than this checkpoint.
 

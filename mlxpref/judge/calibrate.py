@@ -22,6 +22,13 @@ _FEWEST, _FEW = 10, 50
 """Fewer pairs than the first raise an error; fewer than the second bring a warning that the fit is rough."""
 
 
+def modes_of(judge: Judge, think: bool | None) -> list[bool]:
+    """The ways of judging to fit: the given one, else those that the judge's rankings use."""
+    if think is not None:
+        return [think]
+    return [False, True] if judge.settings.think else [False]
+
+
 def calibrate(
     judge: Judge,
     preferences: Sequence[Preference],

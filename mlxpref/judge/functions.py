@@ -80,8 +80,9 @@ def calibrate(
     """Fit a judge's probabilities to what people prefer, and write the fit, as `mlxpref calibrate`.
 
     `load` applies it from then on, unless it went into another `output`. `think` None fits judging with thinking and
-    without; the other arguments are those of `evaluate`, but `split` is by default one that `evaluate` does not use, of
-    validation, heldout and train, if the data have any. Use preferences that the judge was not trained on.
+    without, or only without for an adapter that learned only that; the other arguments are those of `evaluate`, but
+    `split` is by default one that `evaluate` does not use, of validation, heldout and train, if the data have any. Use
+    preferences that the judge was not trained on.
     """
     loaded = replace(judge_from(judge, adapter, settings), calibration=None)
     given, folder = list(data) if isinstance(data, Iterator) else data, Path(expand(data_dir)) if data_dir else None
@@ -93,8 +94,10 @@ def calibrate(
     check_preferences(name, preferences, loaded.vlm.features.images)
     if loaded.adapter is not None:
         count_learned(loaded.adapter, preferences)
-    modes = [False, True] if think is None else [think]
-    fits = [fitting.calibrate(loaded, preferences, name, preferences.split, mode) for mode in modes]
+    fits = [
+        fitting.calibrate(loaded, preferences, name, preferences.split, mode)
+        for mode in fitting.modes_of(loaded, think)
+    ]
     return write_calibration(Path(expand(output)) if output else calibration_path(loaded), fits)
 
 

@@ -69,7 +69,8 @@ class Judge:
 
     A `store` keeps the verdicts of comparisons and recalls them. A `calibration` rescales soft preferences, never
     verdicts or the store's content; ConfigError for one of other conditions. Several `processes`, which must make the
-    same calls, share the comparisons and all get every verdict.
+    same calls, share the comparisons and all get every verdict. `reads` is False for an adapter that learned to answer
+    with thinking alone.
     """
 
     vlm: VLM
@@ -79,6 +80,7 @@ class Judge:
     calibration: CalibrationFile | None = None
     store: Store | None = None
     processes: ProcessGroup = SINGLE_PROCESS
+    reads: bool = True
     fingerprint: Fingerprint = field(default=None, repr=False)  # type: ignore[assignment]  # made from the model
 
     def __post_init__(self) -> None:
@@ -88,6 +90,11 @@ class Judge:
         adapter = f", adapter {str(self.adapter)[-60:]!r}" if self.adapter else ""
         think = f"up to {self.settings.max_tokens} tokens of reasons" if self.settings.think else "without thinking"
         return f"Judge({self.name[-60:]!r}{adapter}, {think}{', calibrated' if self.calibration else ''})"
+
+    @property
+    def think_about(self) -> ThinkAbout:
+        """The pairs of a ranking to think about by default, so that nothing is judged in a way that was not learned."""
+        return ("top" if self.reads else "all") if self.settings.think else "none"
 
     def compare(self, a: ImageInput, b: ImageInput, prompt: str) -> PairVerdict:
         """Judge one pair in both orders; `p_a` of the result is the preference for a, from 0 to 1.
@@ -109,7 +116,7 @@ class Judge:
     ) -> Ranking:
         """Rank at least two images, a list or a folder, best first; see `rank_pairs` for `pairs` and `top`.
 
-        `think_about` is by default "top" for a judge that thinks, else "none". `skipped` are images that were left out;
+        `think_about` is by default the judge's own (see the property). `skipped` are images that were left out;
         the result lists them, and the unreadable ones of a folder. DataError names other images that cannot be read.
         Ctrl-C is raised; the KeyboardInterrupt then has the ranking by the pairs so far as its `ranking`.
         """
@@ -117,7 +124,7 @@ class Judge:
         given, left_out = find_given(images, self.vlm.features.images)
         if left_out:
             logger.warning(f"left out, as it cannot be read: {reasons_of(left_out)}")
-        think_about = think_about or ("top" if self.settings.think else "none")
+        think_about = think_about or self.think_about
         encoded_before = self.vlm.features.runs
         budget = PairBudget.of(len(given), think_about, pairs)
         session = self.session()

@@ -1,7 +1,7 @@
 """From a name to a judge: find or download the checkpoint, load it with its adapter, and calibrate it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from mlxpref.checkpoints.checks import check_folder
 from mlxpref.checkpoints.memory import judging_plan, model_size, require_fit
 from mlxpref.checkpoints.resolve import find_checkpoint
 from mlxpref.config import JudgeSettings, settings_from
-from mlxpref.engine.adapters import check_base, find_base, load_adapter
+from mlxpref.engine.adapters import check_base, find_base, load_adapter, trained_settings
 from mlxpref.engine.vlm import load_vlm
 from mlxpref.errors import DataError
 from mlxpref.judge.calibration import CALIBRATION_FILE, CalibrationFile, cached_calibrations, read_calibrations
@@ -28,10 +28,13 @@ def load_judge(
 ) -> Judge:
     """Load a judge by name; see `find_checkpoint` for names and `agree`. None with an adapter is the adapter's base.
 
-    ConfigError if judging pairs of `images` images (by default a full batch) would not fit the device. ModelError for
-    an adapter of another model, unless `any_base`.
+    Settings that are not given are those that the adapter was trained with, and a warning names the given ones that
+    differ from these. ConfigError if judging pairs of `images` images (by default a full batch) would not fit the
+    device. ModelError for an adapter of another model, unless `any_base`.
     """
-    judge_settings = settings_from(JudgeSettings, settings or {})
+    trained = trained_settings(adapter) if adapter is not None else {}
+    reads = not trained.get("think") or bool(trained.get("read_weight"))
+    judge_settings = _settings(adapter, trained, settings or {}, reads)
     name, path = find_base(adapter, model, agree) if adapter is not None else find_checkpoint(model, agree)
     checkpoint = Checkpoint.open(path)
     check_folder(checkpoint)
@@ -42,7 +45,22 @@ def load_judge(
     vlm = load_vlm(checkpoint, judge_settings.max_pixels)
     if adapter is not None:
         load_adapter(vlm.model, adapter)
-    return Judge(vlm, judge_settings, name, adapter)
+    return Judge(vlm, judge_settings, name, adapter, reads=reads)
+
+
+def _settings(adapter: Path | None, trained: Mapping[str, Any], given: Mapping[str, Any], reads: bool) -> JudgeSettings:
+    """The given settings, else those of the adapter's training; warns of what the adapter did not learn."""
+    known = {field.name: trained[field.name] for field in fields(JudgeSettings) if field.name in trained}
+    learned = settings_from(JudgeSettings, known, f"{adapter}, trained with")
+    settings = settings_from(JudgeSettings, known | dict(given))
+    for name in known:
+        before, now = getattr(learned, name), getattr(settings, name)
+        if name == "think" and before != now and not (before and reads):
+            ways = ("without thinking", "with thinking")
+            logger.warning(f"{adapter}: trained {ways[before]} only, asked {ways[now]}: it answers less well so")
+        elif name != "think" and before != now:
+            logger.warning(f"{adapter}: trained with --{name.replace('_', '-')} {before}, asked with {now}")
+    return settings
 
 
 def calibration_path(judge: Judge) -> Path:

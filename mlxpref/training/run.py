@@ -45,6 +45,7 @@ from mlxpref.training.run_record import (
     read_record,
     record_of,
     resumed_settings,
+    run_settings,
     write_record,
 )
 from mlxpref.training.step_report import StepReport
@@ -159,7 +160,7 @@ class Run:
             os.fsync(file.fileno())
         write_state(self.folder, self.state)
         settings = self.trainer.settings
-        base = self.record["base"] | {"step": self.trainer.adapter_step(self.done)}
+        base = self.record["base"] | {"step": self.trainer.adapter_step(self.done), "trained": self.trainer.trained}
         save_adapter(self.trainer.adapter, self.folder, settings.rank, settings.lora_scale, base)
 
     def _restore(self, files: Files) -> None:
@@ -286,16 +287,16 @@ def train(
 ) -> Iterator[StepReport]:
     """Train an adapter and yield a report after every step: `for report in mlxpref.train("demo", "demo"): ...`.
 
-    `settings` are the fields of `mlxpref.config.TrainSettings`. It saves the adapter in `output` (default runs/<time>),
-    also if the loop ends early. With `resume` the run in `output` continues (see `resume_run`); a complete one yields
-    nothing. ConfigError, DataError or ModelError for what cannot be trained.
+    `settings` are the fields of `mlxpref.config.TrainSettings`; see `run_settings` for the demo judge. It saves the
+    adapter in `output` (default runs/<time>), also if the loop ends early. With `resume` the run in `output` continues
+    (see `resume_run`); a complete one yields nothing. ConfigError, DataError or ModelError for what cannot be trained.
     """
     values = {"data": data} | ({"model": str(model)} if model else {}) | settings
     folder, processes = Path(output) if output else None, process_group()
     if resume:
         run = resume_run(folder, values, processes=processes)
     else:
-        run = start_run(settings_from(TrainSettings, values), folder, processes=processes)
+        run = start_run(run_settings(values), folder, processes=processes)
     if run:
         yield from run.reports()
 

@@ -15,14 +15,16 @@ from typing import Any
 import mlx.core as mx
 
 from mlxpref._blas import blas_in_use
-from mlxpref.config import TrainSettings, settings_from
+from mlxpref.config import TrainSettings, read_settings, settings_from
 from mlxpref.data.catalog import CATALOG, catalog_name
 from mlxpref.data.find_images import locate
 from mlxpref.data.learned import Digests, count_changed, read_learned
-from mlxpref.engine.adapters import ADAPTER_WEIGHTS
+from mlxpref.demo import TRAINING
+from mlxpref.engine.adapters import ADAPTER_WEIGHTS, base_name, trained_settings
 from mlxpref.engine.peft import PEFT_WEIGHTS
 from mlxpref.errors import ConfigError, DataError, ModelError
 from mlxpref.files import sha256_of, write_file
+from mlxpref.log import logger
 from mlxpref.preferences import Preference, data_fingerprint
 from mlxpref.text import one_line
 from mlxpref.training.custom_reward import reward_fingerprint
@@ -105,6 +107,25 @@ def in_whole(settings: TrainSettings) -> TrainSettings:
     return _with_places(settings, whole)
 
 
+def run_settings(values: Mapping[str, Any], where: str = "") -> TrainSettings:
+    """Return the settings of a new run by the given values; `where` is their file, for messages.
+
+    The others are those that a given adapter was trained with, else their defaults. The demo judge brings its own, as
+    those for real judges teach it nothing; their `limit` and `steps` are for its own data.
+    """
+    adapter = Path(values["adapter"]).expanduser() if values.get("adapter") else None
+    usual = base_name(adapter) if adapter else os.environ.get("MLXPREF_MODEL")
+    own: dict[str, Any] = {}
+    if str(values.get("model") or usual) == "demo":
+        unsuitable = {"data", "model"} if values.get("data") == "demo" else {"data", "model", "limit", "steps"}
+        own = {name: value for name, value in read_settings(TRAINING).items() if name not in {*unsuitable, *values}}
+        shown = ", ".join(f"{name} {value}" for name, value in own.items())
+        logger.info(f"the demo judge learns with settings of its own, where none are given: {shown}")
+    learned = trained_settings(adapter) if adapter else {}
+    own |= {name: learned[name] for name in ("think", "max_pixels", "max_tokens") if name in learned}
+    return settings_from(TrainSettings, own | dict(values), where)
+
+
 def resumed_settings(folder: Path, record: Mapping[str, Any], given: Mapping[str, Any]) -> TrainSettings:
     """Return a run's settings with the `given` ones that may change; ConfigError names the others.
 
@@ -117,7 +138,9 @@ def resumed_settings(folder: Path, record: Mapping[str, Any], given: Mapping[str
         moved = Path(os.path.normpath(folder.absolute() / os.path.relpath(name, record.get("folder", folder))))
         return str(moved) if moved.exists() else name
 
-    before = settings_from(TrainSettings, record["settings"], str(folder / RUN_RECORD))
+    # Runs of versions without `read_weight` did not train the answer that is read at once.
+    recorded = {"read_weight": 0.0} | record["settings"]
+    before = settings_from(TrainSettings, recorded, str(folder / RUN_RECORD))
     before = in_whole(_with_places(before, found))
     settings = in_whole(settings_from(TrainSettings, asdict(before) | dict(given)))
     may_differ = {*_PLACES, *_ROUNDING, "save_every", "steps", "report_to"}

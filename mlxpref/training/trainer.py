@@ -107,6 +107,17 @@ class Trainer:
         return self.held_out.best_step if self.held_out.best else step
 
     @property
+    def trained(self) -> dict[str, Any]:
+        """The settings that a judge with the adapter takes from its training, for `trained_settings`."""
+        settings = self.settings
+        return {
+            "think": settings.think,
+            "max_pixels": self.vlm.features.max_pixels,
+            "max_tokens": settings.max_tokens,
+            "read_weight": settings.read_weight if reading_of(settings, self.mix) else 0.0,
+        }
+
+    @property
     def state(self) -> tuple[dict[str, mx.array], dict[str, Any]]:
         """The state that the next step depends on: adapters and the optimizer as arrays, and numbers.
 

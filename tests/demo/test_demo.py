@@ -104,10 +104,11 @@ def test_demo_replaces_only_a_demo(tmp_path: Path) -> None:
     (tmp_path / "pictures" / "holiday.jpg").write_text("mine")
     with pytest.raises(ConfigError, match=r"holds what no demo wrote, such as .*holiday.jpg"):
         clear_demo(tmp_path)
-    assert len(list((tmp_path / "pictures").iterdir())) == 9
+    assert len(list((tmp_path / "pictures").iterdir())) == 25
 
 
 def test_sample_pictures_are_deterministic(tmp_path: Path) -> None:
     first = {path.name: path.read_bytes() for path in write_pictures(tmp_path).iterdir()}
     assert first == {path.name: path.read_bytes() for path in write_pictures(tmp_path).iterdir()}
-    assert len(first) == 8
+    assert len(first) == 24
+    assert sum(name.startswith("purple-triangle") for name in first) == 4

@@ -18,7 +18,7 @@ def demo_result() -> SimpleNamespace:
     metrics = SimpleNamespace(accuracy=0.9, accuracy_low=0.8, accuracy_high=0.95, pairs=400)
     evaluation = SimpleNamespace(metrics=metrics)
     return SimpleNamespace(
-        before=evaluation, after=evaluation, held_out_prompts_before=evaluation, held_out_prompts=evaluation,
+        before=evaluation, after=evaluation, before_read=evaluation, after_read=evaluation,
         training_seconds=90.0, steps=60, ranking=SimpleNamespace(prompt=HOSTILE),
     )  # fmt: skip
 

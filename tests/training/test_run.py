@@ -20,6 +20,7 @@ from click.testing import CliRunner
 
 import mlxpref
 from mlxpref.cli import main
+from mlxpref.cli.demo import demo_settings
 from mlxpref.config import TrainSettings, settings_from
 from mlxpref.demo.preferences import demo_preferences
 from mlxpref.engine.vlm import load_vlm
@@ -27,7 +28,7 @@ from mlxpref.errors import ConfigError, DataError, MlxprefError, ModelError
 from mlxpref.training import held_out, resume, run_record
 from mlxpref.training import run as run_module
 from mlxpref.training.run import Run, held_out_change, resume_run, start_run
-from mlxpref.training.run_record import read_record
+from mlxpref.training.run_record import read_record, resumed_settings, run_settings
 from tests.conftest import GOLDEN
 from tests.messages import messages
 
@@ -515,3 +516,24 @@ def test_wrong_reward_is_refused_before_loading(reward: str, tmp_path: Path, mon
     with pytest.raises(ConfigError, match=r"^reward "):
         begin(tmp_path / "run", reward=reward)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_demo_judge_brings_its_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLXPREF_MODEL", raising=False)
+    own = demo_settings()
+    assert run_settings({"data": "demo", "model": "demo"}) == own
+    assert run_settings({"data": "demo", "model": "demo", "kl": 0.5, "steps": 3}) == replace(own, kl=0.5, steps=3)
+    mine = run_settings({"data": "mine.jsonl", "model": "demo"})
+    assert mine == replace(own, data="mine.jsonl", limit=0, steps=0)
+    other = run_settings({"data": "demo", "model": "owner/name"})
+    assert other == TrainSettings(data="demo", model="owner/name")
+    monkeypatch.setenv("MLXPREF_MODEL", "demo")
+    assert run_settings({"data": "demo"}) == replace(own, model="")
+    assert run_settings({"data": "demo", "model": "owner/name"}) == other
+
+
+def test_runs_before_the_answer_was_read_at_once_resume_without_it(tmp_path: Path) -> None:
+    settings = asdict(settings_from(TrainSettings, QUICK))
+    assert resumed_settings(tmp_path, {"settings": settings, "base": {}}, {}).read_weight == 1.0
+    del settings["read_weight"]
+    assert resumed_settings(tmp_path, {"settings": settings, "base": {}}, {}).read_weight == 0.0

@@ -13,6 +13,7 @@ import pytest
 import mlxpref
 from mlxpref.cli.demo import demo_settings
 from mlxpref.config import TrainSettings, read_settings, settings_from
+from mlxpref.demo.pictures import QUALITIES, PictureSpec, render
 from mlxpref.demo.preferences import demo_preferences
 from mlxpref.engine.logprobs import Completions, Logprobs
 from mlxpref.engine.lora import adapter_off, adapter_weights
@@ -274,17 +275,37 @@ def test_images_beyond_the_context_are_refused(fresh: VLM, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("think", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_training_unbiases_the_demo_judge(think: bool, tmp_path: Path) -> None:
-    """A part of the demo's training, measured on pictures that no training saw."""
-    judge = mlxpref.load("demo", think=think)
+    """A part of the README's example, by what the demo judge brings, on pictures that no training saw.
+
+    With thinking, the answer that is read at once is learned along with the reasons.
+    """
     preferences, spec = demo_preferences("test", 100, seed=1), EvaluationSpec("demo", "test")
-    before = evaluate(judge, preferences, spec).metrics.accuracy
-    settings = demo_settings(steps=15, comparisons=8, group=6, think=think)
-    reports = list(start_run(settings, tmp_path / "run", vlm=judge.vlm).reports())
-    after = evaluate(judge, preferences, spec).metrics.accuracy
+    reports = list(train("demo", "demo", tmp_path / "run", steps=15, comparisons=8, group=6, think=think))
     assert len(reports) == 15
-    assert before < 0.78
-    assert after > before + 0.1
-    assert after > 0.8
+    for asked in {think, False}:
+        before = evaluate(mlxpref.load("demo", think=asked), preferences, spec).metrics.accuracy
+        after = evaluate(mlxpref.load("demo", tmp_path / "run", think=asked), preferences, spec).metrics.accuracy
+        assert before < 0.78
+        assert after > before + 0.1
+        assert after > 0.8
+
+
+@pytest.mark.slow
+def test_ranking_uses_what_was_learned(tmp_path: Path) -> None:
+    """Of 24 pictures the 8 that match the prompt come first, by the default ranking of more than ten."""
+    list(train("demo", "demo", tmp_path / "run", steps=15, comparisons=8, group=6))
+    rng = np.random.default_rng(3)
+    others = [("blue", shape) for shape in ("circle", "cross")] + [(c, "square") for c in ("red", "green", "purple")]
+    specs = [PictureSpec("blue", "square", QUALITIES[i % 4]) for i in range(8)]
+    specs += [PictureSpec(*others[i % 5], QUALITIES[i % 4]) for i in range(16)]
+    images = [render(spec, rng) for spec in specs]
+    matching = []
+    for adapter in (None, tmp_path / "run"):
+        ranking = mlxpref.load("demo", adapter).rank(images, "a blue square")
+        assert any(each.verdict.verdicts[0].tokens for each in ranking.pairs)  # some of it with thinking
+        matching.append(sum(image.index < 8 for image in ranking.strengths.images[:8]))
+    assert matching[0] <= 6
+    assert matching[1] >= 7
 
 
 def test_the_shared_judge_has_no_adapter(demo_judge: Callable[..., Judge]) -> None:
