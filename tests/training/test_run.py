@@ -518,7 +518,7 @@ def test_wrong_reward_is_refused_before_loading(reward: str, tmp_path: Path, mon
     assert not (tmp_path / "run").exists()
 
 
-def test_the_demo_judge_brings_its_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_demo_judge_brings_its_settings(monkeypatch: pytest.MonkeyPatch, unbroken: Path) -> None:
     monkeypatch.delenv("MLXPREF_MODEL", raising=False)
     own = demo_settings()
     assert run_settings({"data": "demo", "model": "demo"}) == own
@@ -527,6 +527,9 @@ def test_the_demo_judge_brings_its_settings(monkeypatch: pytest.MonkeyPatch) -> 
     assert mine == replace(own, data="mine.jsonl", limit=0, steps=0)
     other = run_settings({"data": "demo", "model": "owner/name"})
     assert other == TrainSettings(data="demo", model="owner/name")
+    # Training goes on as the adapter was trained.
+    further = run_settings({"data": "demo", "adapter": str(unbroken), "max_tokens": 9})
+    assert further == TrainSettings(data="demo", adapter=str(unbroken), think=False, max_tokens=9)
     monkeypatch.setenv("MLXPREF_MODEL", "demo")
     assert run_settings({"data": "demo"}) == replace(own, model="")
     assert run_settings({"data": "demo", "model": "owner/name"}) == other
