@@ -497,7 +497,7 @@ def test_report(tmp_path: Path) -> None:
         assert report.seconds == pytest.approx(phases, abs=1e-3)
     assert [report.held_out is None for report in reports] == [True, False]
     assert [report.evaluation_seconds > 0 for report in reports] == [False, True]
-    line = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[1])
+    line = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])
     assert line["held_out"]["pairs"] == 4
     assert line["reward_parts"]["soft"] == reports[1].reward_parts["soft"]
 
