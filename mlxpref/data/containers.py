@@ -1,10 +1,11 @@
 """The parts of image files beside the pixels: they hold the prompt, and damage to them must not lose a picture."""
 
+import os
 import random
 import re
 import zlib
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 EXIF = {b"eXIf", b"EXIF", b"\xff\xe1"}
@@ -62,6 +63,19 @@ def _jpeg_segments(file: bytes) -> Iterator[Part]:
         length = max(int.from_bytes(file[place : place + 2]), 2)
         yield Part(name, file[place + 2 : place + length], file[start : place + length], place + length <= len(file))
         place += length
+
+
+def check_png_pixels(file: BinaryIO) -> None:
+    """OSError if a PNG's pixels do not have their checksum: Pillow does not compare it, and may decode anything."""
+    file.seek(len(_PNG))
+    while len(head := file.read(8)) == 8:
+        name, length = head[4:], int.from_bytes(head[:4])
+        if name != b"IDAT":
+            file.seek(length + 4, os.SEEK_CUR)
+            continue
+        content, checksum = file.read(length), file.read(4)
+        if len(checksum) == 4 and zlib.crc32(content, zlib.crc32(name)) != int.from_bytes(checksum):
+            raise OSError("the pixels have another checksum")
 
 
 def without_extras(file: bytes) -> list[bytes]:

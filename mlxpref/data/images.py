@@ -19,7 +19,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
 from mlxpref.data.archives import ArchiveCache
-from mlxpref.data.containers import without_extras
+from mlxpref.data.containers import check_png_pixels, without_extras
 from mlxpref.errors import DataError
 from mlxpref.preferences import ImageLike, PackedImage
 from mlxpref.text import one_line
@@ -161,6 +161,8 @@ def _read(file: BinaryIO, max_pixels: int | None) -> tuple[Image.Image, tuple[in
             file.seek(-min(16, file.seek(0, os.SEEK_END)), os.SEEK_END)
             if not any(file.read()):  # which a JPEG decoder takes for grey pixels
                 raise OSError("the file ends in zeros")
+        if image.format == "PNG":
+            check_png_pixels(file)
         return _finish(image, max_pixels, may_draft=True)
 
 

@@ -215,8 +215,9 @@ def _in_json(value: dict[str, Any]) -> str | None:
             return prompt
     by_novelai = str(value.get("Software")).startswith("NovelAI") or str(value.get("Source")).startswith("NovelAI")
     for text in value.values():
-        if isinstance(text, str) and (prompt := _stated(text)) is not None:
-            return prompt
+        with suppress(DataError):  # of a text like {red|blue}
+            if isinstance(text, str) and (prompt := _stated(text)) is not None:
+                return prompt
     return value["Description"] if by_novelai and isinstance(value.get("Description"), str) else None
 
 
@@ -249,10 +250,10 @@ def _user_comment(comment: bytes | str) -> str:
     if isinstance(comment, str):
         return comment
     code, text = comment[:8], comment[8:]
-    if code == b"UNICODE\0":
+    if code == b"UNICODE\0" and b"\0" in text:  # else a tool wrote UTF-8
         readings = [text.decode(order, "replace") for order in ("utf-16-be", "utf-16-le")]
         return max(readings, key=lambda reading: sum(c.isascii() for c in reading)).lstrip("\ufeff")
-    if code in (b"ASCII\0\0\0", b"JIS\0\0\0\0\0", bytes(8)):
+    if code in (b"UNICODE\0", b"ASCII\0\0\0", b"JIS\0\0\0\0\0", bytes(8)):
         return text.decode(errors="replace")
     return comment.decode(errors="replace")
 

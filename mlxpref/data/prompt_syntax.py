@@ -4,7 +4,8 @@ import re
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)"
 _INSIDE = r"([^()\[\]]*?)"
-# Innermost brackets first, again and again until nothing changes.
+_DEPTH = 8
+# Innermost brackets first, as often as brackets may stand in brackets.
 _MARKS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"<\w+:[^<>]*>"), " "),  # <lora:name:0.8>, <hypernet:...>, <segment:...>
     (re.compile(rf"\({_INSIDE}(?<![\d\s])\s*:\s*{_NUMBER}\s*\)"), r"\1"),  # (word:1.2), but not (ratio 16:9)
@@ -30,9 +31,7 @@ def plain_prompt(prompt: str) -> str:
     text = prompt
     for escaped, stand_in in _ESCAPED.items():
         text = text.replace(escaped, stand_in)
-    before = ""
-    while text != before:
-        before = text
+    for _ in range(_DEPTH):
         for pattern, replacement in _MARKS:
             text = pattern.sub(replacement, text)
     for escaped, stand_in in _ESCAPED.items():

@@ -90,8 +90,8 @@ def prompts_of(images: Sequence[Path], source: str) -> tuple[dict[Path, str], li
             prompt = find_prompt(image)
             if prompt is None:
                 raise DataError(none)
-            prompts[image] = _checked(plain_prompt(prompt))
-            if prompts[image] != _checked(prompt):
+            prompts[image] = _checked(plain_prompt(prompt := _checked(prompt)))
+            if prompts[image] != prompt:
                 changed.append((prompt, prompts[image]))
         except DataError as error:
             skipped.append(Skipped(image, str(error)))

@@ -99,6 +99,11 @@ def test_pixels_of_a_png(tmp_path: Path) -> None:
         for extra in (b"", text):
             assert is_damaged(path, header + extra + chunk(b"IDAT", data) + chunk(b"IEND", b""))
     assert is_damaged(path, png[:29] + b"abcd" + png[33:])  # the checksum of the size
+    assert is_damaged(path, header + chunk(b"IDAT", pixels, False) + png[-12:])
+    two = chunk(b"IDAT", pixels[:100]), chunk(b"IDAT", pixels[100:], False)
+    assert is_damaged(path, header + b"".join(two) + png[-12:])
+    smooth = encoded("PNG", SMOOTH)
+    assert is_damaged(path, smooth[:-400] + bytes(400))  # which Pillow decodes
     assert is_damaged(path, (header + text + png[33:])[:-60])
 
 

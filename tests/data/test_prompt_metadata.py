@@ -99,6 +99,7 @@ def test_metadata_of_automatic1111(tmp_path: Path, said: list[str], negative: st
         (b"UNICODE\0", "utf-16-be"),
         (b"UNICODE\0", "utf-16-le"),
         (b"UNICODE\0", "utf-16"),
+        (b"UNICODE\0", "utf-8"),
         (b"ASCII\0\0\0", "utf-8"),
         (bytes(8), "utf-8"),
         (b"", "utf-8"),
@@ -249,6 +250,7 @@ FORMS = {
     "Draw Things": json.dumps({"c": "a cube", "uc": "ball", "steps": 8}),
     "ComfyUI": json.dumps({"3": {"inputs": {"text": "a cube"}}, "4": {"inputs": {"steps": 9, "positive": ["3", 0]}}}),
     "extension": "Prompt: " + json.dumps({"4": {"inputs": {"steps": 9, "positive": "a cube"}}}),
+    "beside braces": json.dumps({"uc": "{red|blue}", "Comment": json.dumps({"prompt": "a cube"})}),
     "SwarmUI inside": json.dumps({"parameters": json.dumps({"sui_image_params": {"prompt": "a cube"}})}),
 }
 
