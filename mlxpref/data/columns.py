@@ -230,7 +230,7 @@ def _numbers(value: Any) -> tuple[float, float]:
     """Two numbers of votes; DataError for others."""
     try:
         first, second = map(float, value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{value!r:.40} are no two numbers of votes") from error
     if min(first, second) < 0 or not 0 < first + second < float("inf"):
         raise DataError(f"{first:g} and {second:g} prefer none of the two images")

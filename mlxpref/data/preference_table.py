@@ -200,7 +200,8 @@ def _ranking(row: Mapping[str, Any], layout: Layout, images: ImageFinder, first:
     (column,), (ranks_column,) = layout.images, layout.labels
     problems: list[str] = []
     prompt, group = _texts(row, layout, problems)
-    cells, raters = row[column], [each.get("rank") for each in row.get("raw_annotations", ())]
+    cells, people = row[column], row.get("raw_annotations")
+    raters = [each.get("rank") for each in people if isinstance(each, dict)] if isinstance(people, list) else []
     rankings = [
         [whole(rank) for rank in ranks] if isinstance(ranks, list) else [] for ranks in (row[ranks_column], *raters)
     ]
@@ -249,7 +250,7 @@ def _texts(row: Mapping[str, Any], layout: Layout, problems: list[str]) -> tuple
         prompt = "\n".join(_prompt_texts(prompt))
     if not _is_text(prompt):
         problems.append(f'"{layout.prompt}" must be text, not empty')
-    problems += [f'"{key}" must be text' for key in ("group", "split") if not isinstance(row.get(key) or "", str)]
+    problems += [f'"{key}" must be text' for key in ("group", "split") if not isinstance(row.get(key), str | None)]
     return prompt, row.get("group") or (str(row["id"]) if layout.kind != "pair" and "id" in row else prompt)
 
 

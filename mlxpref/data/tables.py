@@ -153,25 +153,40 @@ def _parquet_rows(path: Path, wanted: Callable[[str], bool]) -> Iterator[Numbere
 
 def _cells(path: Path, file: "pq.ParquetFile", field: "pa.Field") -> list[Any]:
     """The cells of a column; images only by name."""
-    import pyarrow as pa
-
     name, kind = field.name, field.type
-    inner = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else None
+    inner = kind.value_type if hasattr(kind, "value_type") and not hasattr(kind, "index_type") else None  # of a list
     if not _holds_images(inner or kind):
         return list(file.read(columns=[name]).column(0).to_pylist())
-    # The paths beside the bytes are short: they say how long a list is, and where a file without bytes lies.
     leaves = [file.schema.column(i).path for i in range(len(file.schema))]
     leaves = [leaf for leaf in leaves if leaf == name or leaf.startswith(f"{name}.")]
-    bytes_leaf = next(leaf for leaf in leaves if not leaf.endswith(".path"))
-    path_leaf = next((leaf for leaf in leaves if leaf.endswith(".path")), None)
-    if inner is not None:
-        lists = file.read(columns=[path_leaf or name]).column(0).to_pylist()
-        return [[PackedImage(path, f"{i}/{name}/{j}") for j in range(len(each or ()))] for i, each in enumerate(lists)]
-    paths = file.read(columns=[path_leaf]).column(0).to_pylist() if path_leaf else [None] * file.metadata.num_rows
-    return [
-        PackedImage(path, f"{i}/{name}") if has_bytes else (beside or {}).get("path")
-        for i, (has_bytes, beside) in enumerate(zip(_present(file, bytes_leaf), paths, strict=True))
-    ]
+    content = next((leaf for leaf in leaves if leaf.endswith(".bytes")), leaves[0])
+    beside = next((leaf for leaf in leaves if leaf.endswith(".path")), None)
+    cells: list[Any] = []
+    for number in range(file.metadata.num_row_groups):
+        group = file.metadata.row_group(number)
+        # The bytes are read where one may be missing. Else the paths beside them are enough: they tell a list's length.
+        whole = (inner is not None and beside is None) or _nulls(group, content) != 0
+        values = [None] * group.num_rows
+        if leaf := name if whole else beside:
+            values = file.read_row_group(number, columns=[leaf]).column(0).to_pylist()
+        cells += [_named(path, f"{len(cells) + i}/{name}", value, whole) for i, value in enumerate(values)]
+    return cells
+
+
+def _named(path: Path, member: str, cell: Any, whole: bool) -> Any:
+    """An image of a table as a part of it, or as the path of a file where a `whole` cell has no bytes."""
+    if isinstance(cell, list):
+        return [_named(path, f"{member}/{i}", each, whole) for i, each in enumerate(cell)]
+    content = cell.get("bytes") if isinstance(cell, dict) else cell
+    if whole and content is None:
+        return cell.get("path") if isinstance(cell, dict) else None
+    return PackedImage(path, member)
+
+
+def _nulls(group: "pq.RowGroupMetaData", leaf: str) -> int | None:
+    """The number of nulls in a part of a column, None where the file does not count them."""
+    chunk = next(c for c in (group.column(i) for i in range(group.num_columns)) if c.path_in_schema == leaf)
+    return chunk.statistics.null_count if chunk.statistics and chunk.statistics.has_null_count else None
 
 
 def _holds_images(kind: "pa.DataType") -> bool:
@@ -181,18 +196,3 @@ def _holds_images(kind: "pa.DataType") -> bool:
     if pa.types.is_struct(kind):
         return any(field.name == "bytes" for field in kind)
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-
-def _present(file: "pq.ParquetFile", leaf: str) -> list[bool]:
-    """Whether each row has bytes in a column; the bytes are read only where the file does not count its nulls."""
-    present: list[bool] = []
-    for number in range(file.metadata.num_row_groups):
-        group = file.metadata.row_group(number)
-        chunk = next(c for c in (group.column(i) for i in range(group.num_columns)) if c.path_in_schema == leaf)
-        nulls = chunk.statistics.null_count if chunk.statistics and chunk.statistics.has_null_count else None
-        if nulls in (0, group.num_rows):
-            present += [nulls == 0] * group.num_rows
-        else:
-            cells = file.read_row_group(number, columns=[leaf]).column(0).to_pylist()
-            present += [(cell.get("bytes") if isinstance(cell, dict) else cell) is not None for cell in cells]
-    return present

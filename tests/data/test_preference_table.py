@@ -3,9 +3,11 @@
 import csv
 import io
 import json
+import random
 import shutil
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -407,6 +409,29 @@ def test_rows_that_nobody_labelled_are_left_out(folder: Path) -> None:
     assert [for_first(p, folder / "1.png") for p in preferences] == [0.0]
 
 
+VALUES: list[Any] = [
+    "x", "1.png", "2.png", " ", None, True, 0, 2, 0.5, -1, 10**400, float("nan"), [], ["1.png", "2.png"], [1, 2],
+    [None, None], {}, {"path": "1.png"}, [{"role": "user", "content": "x"}], [{"rank": 3}], [{"content": None}], "tie",
+    "\ud800", [["1.png"]], {"content": [{"type": "image", "image": "1.png"}]},
+]  # fmt: skip
+
+
+def test_rows_of_anything_are_read_or_refused(folder: Path) -> None:
+    """Whatever stands in a cell, only our own error is raised."""
+    draw = random.Random(0)
+    rows = [row for row, _ in LAYOUTS.values()]
+    names = sorted({name for row in rows for name in row} | {"split", "group", "votes", "raw_annotations", "prompt_id"})
+    refused = 0
+    for _ in range(1000):
+        row = draw.choice(rows)
+        changed = [row | {draw.choice(names): draw.choice(VALUES) for _ in range(3)} for _ in range(2)]
+        try:
+            read_preferences(write_rows(folder, row, *changed), draw.choice([None, "train"]))
+        except DataError:
+            refused += 1
+    assert 0 < refused < 1000
+
+
 # images inside parquet
 
 
@@ -451,13 +476,19 @@ def test_an_image_that_a_table_lacks_is_named(folder: Path) -> None:
         read_preferences(path)
 
 
-def test_a_list_of_pairs_of_images_in_a_table(folder: Path) -> None:
+@pytest.mark.parametrize("form", ["bytes", "fixed size", "struct", "file"])
+def test_a_list_of_pairs_of_images_in_a_table(folder: Path, form: str) -> None:
     path = folder / "images.parquet"
-    rows = [{"prompt": "x", "images": [png(1), png(2)], "label": i} for i in (0, 1)]
-    pq.write_table(pa.Table.from_pylist(rows), path)
+    picture(1, (24, 16)).save(folder / "1.png")
+    first_cell = {"bytes": None, "path": "1.png"} if form == "file" else {"bytes": png(1), "path": None}
+    cells = [first_cell, {"bytes": png(2), "path": None}] if form in ("struct", "file") else [png(1), png(2)]
+    kind = pa.list_(pa.binary(), 2) if form == "fixed size" else None
+    images = pa.array([cells, cells], kind)
+    pq.write_table(pa.table({"prompt": ["x", "x"], "images": images, "label": [0, 1]}), path)
     first, second = read_preferences(path)
     assert (first.p_people, second.p_people) == (1.0, 0.0)
-    assert np.array_equal(np.asarray(load_image(second.b)), np.asarray(picture(2, (24, 16))))
+    for image, seed in ((first.a, 1), (second.a, 1), (second.b, 2)):
+        assert np.array_equal(np.asarray(load_image(image)), np.asarray(picture(seed, (24, 16))))
 
 
 # ImageReward's own list and tables, with and without images
