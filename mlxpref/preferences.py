@@ -108,6 +108,12 @@ def image_name(image: ImageLike) -> str:
     return hashlib.sha256(image.tobytes()).hexdigest() if isinstance(image, Image.Image) else str(image)
 
 
+def images_of(pairs: "Sequence[Preference | Pair]") -> list[ImageLike]:
+    """The images of pairs, each once, those of the first pair first."""
+    images = [image for pair in pairs for image in (pair.a, pair.b)]
+    return list({id(image) if isinstance(image, Image.Image) else image: image for image in images}.values())
+
+
 def data_fingerprint(preferences: Sequence[Preference]) -> str:
     """Return a hash of preferences and their images' names, the same in any folder."""
     rows = [

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from mlxpref.cli.common import check_output, check_writable, image_cache, load_data
-from mlxpref.cli.judges import open_judge
+from mlxpref.cli.judges import announce_time, open_judge
 from mlxpref.cli.options import (
     DATA_HELP,
     FILE,
@@ -26,6 +26,8 @@ from mlxpref.data.load import ALL_ROWS, check_preferences, load_outside_test
 from mlxpref.judge import calibrate as fitting
 from mlxpref.judge.calibration import Calibration, CalibrationFile, read_calibrations, write_calibration
 from mlxpref.judge.loading import calibration_path, known_calibrations
+from mlxpref.judge.rank import PairBudget
+from mlxpref.preferences import Pair, images_of
 
 
 @dataclass(frozen=True)
@@ -93,13 +95,15 @@ def calibrate(
         note(f"{preferences.split} of {source.data}: `eval` measures on these, too; there it will look too good")
     cache = image_cache(settings)
     check_preferences(source.data, preferences, cache)
-    images = [image for p in preferences for image in (p.a, p.b)]
+    images = images_of(preferences)
     with open_judge(images, replace(judge, no_calibration=True), settings, cache) as loaded:
         if loaded.adapter is not None:
             count_learned(loaded.adapter, preferences)
         path = output or calibration_path(loaded)
         check_writable("the calibration's place", path.parent)
         modes = fitting.modes_of(loaded, think)
+        counts = [len(preferences) if mode in modes else 0 for mode in (False, True)]
+        announce_time(loaded, [Pair(p.a, p.b, p.prompt) for p in preferences], PairBudget(*counts))
         calibrations = [fitting.calibrate(loaded, preferences, source.data, preferences.split, mode) for mode in modes]
     write_calibration(path, calibrations)
     if as_json:

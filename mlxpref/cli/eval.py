@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from mlxpref.cli.common import check_output, image_cache, load_data, software_versions
-from mlxpref.cli.judges import open_judge
+from mlxpref.cli.judges import announce_time, open_judge
 from mlxpref.cli.options import (
     FILE,
     DataOptions,
@@ -25,12 +25,18 @@ from mlxpref.config import JudgeSettings
 from mlxpref.data.learned import count_learned
 from mlxpref.data.load import check_preferences
 from mlxpref.judge.diagnostics import answer_warnings, demo_warnings
-from mlxpref.judge.evaluation import Evaluation, EvaluationSpec, evaluation_of_scores
+from mlxpref.judge.evaluation import Evaluation, EvaluationSpec, evaluation_of_scores, to_judge
 from mlxpref.judge.external_scores import match_scores, prefer_by_score, read_scores
 from mlxpref.judge.functions import tie_validation
 from mlxpref.judge.protocols import PROTOCOLS, counted, protocol_of
-from mlxpref.judge.strategies import StrategyComparison, StrategyVariant, compare_strategies, strategy_variants
-from mlxpref.preferences import Preference, data_fingerprint
+from mlxpref.judge.strategies import (
+    StrategyComparison,
+    StrategyVariant,
+    budget_of,
+    compare_strategies,
+    strategy_variants,
+)
+from mlxpref.preferences import Pair, Preference, data_fingerprint, images_of
 from mlxpref.report.predictions import FORMATS as PREDICTION_FORMATS
 from mlxpref.report.predictions import comparison_rows, score_rows, write_predictions
 from mlxpref.report.reliability import FORMATS, draw_strategies
@@ -116,6 +122,8 @@ class OutputOptions:
             note(f"predictions: {self.predictions}")
 
 
+_FEW = 4
+"""So few pairs are judged as quickly as their time is estimated."""
 _OLD_THINK = {("--think", "yes"): ("--think",), ("--think", "both"): ("--compare-thinking",)}
 
 
@@ -209,12 +217,17 @@ def _evaluate_judge(
     cache = image_cache(settings)
     check_preferences(source.data, all_preferences, cache)
     options = replace(options, no_calibration=options.calibration is None)
-    images = [image for p in all_preferences for image in (p.a, p.b)]
+    images = images_of(all_preferences)
     with open_judge(images, options, settings, cache) as judge:
         judge.processes.check_same({"fingerprint of the preferences": data_fingerprint(all_preferences)})
         learned_from = count_learned(judge.adapter, preferences) if judge.adapter else 0
         fitted_to = judge.calibration.count_fitted(preferences) if judge.calibration else 0
-        comparison = compare_strategies(judge, preferences, spec, variants.variants(judge.settings.think), validation)
+        rows = variants.variants(judge.settings.think)
+        one_sample = replace(judge, settings=replace(judge.settings, samples=1))
+        pairs = [Pair(p.a, p.b, p.prompt) for p in [*to_judge(preferences, spec), *validation]]
+        if len(pairs) > _FEW:
+            announce_time(one_sample, pairs, budget_of(rows, len(pairs)))
+        comparison = compare_strategies(judge, preferences, spec, rows, validation)
     if recalled := comparison.counts.recalled:
         note(f"{recalled} of {recalled + comparison.counts.comparisons} comparisons were judged before")
     warnings = list(demo_warnings(judge.name, images, cache))

@@ -1,8 +1,9 @@
 """Loads the judge of a command by its options, with its calibration and its store."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 from mlxpref.cli.common import agree
@@ -14,9 +15,15 @@ from mlxpref.errors import DataError
 from mlxpref.judge.diagnostics import demo_warnings
 from mlxpref.judge.judge import Judge
 from mlxpref.judge.loading import calibrated, load_judge
+from mlxpref.judge.rank import PairBudget
 from mlxpref.judge.store import Store, default_store_path
+from mlxpref.judge.time_estimate import estimate_seconds, unknown_part
 from mlxpref.power import keep_awake
-from mlxpref.preferences import ImageLike
+from mlxpref.preferences import ImageLike, Pair, images_of
+from mlxpref.text import counted, format_duration
+
+_CANDIDATES = 20_000
+"""The most pairs to look for in the store for an estimate."""
 
 
 def load_judge_for(
@@ -39,6 +46,20 @@ def load_judge_for(
     for warning in demo_warnings(judge.name, images, cache):
         note(warning)
     return judge
+
+
+def announce_time(judge: Judge, candidates: Iterable[Pair], budget: PairBudget) -> None:
+    """Note the number of pairs to judge, some of these, and an estimate of the time from a trial with the first one."""
+    pairs = list(islice(candidates, _CANDIDATES))
+    work = [f"{counted(budget.without_thinking, 'pair')} without thinking"] if budget.without_thinking else []
+    work += [f"{counted(budget.with_thinking, 'pair')} with thinking"] if budget.with_thinking else []
+    with suppress(DataError):  # the work itself says what is wrong with an image
+        rest = unknown_part(judge, pairs, budget)
+        known = f"; about {counted(budget.total - rest.total, 'pair')} known" if rest != budget else ""
+        time = "no time"
+        if rest.total:
+            time = f"about {format_duration(estimate_seconds(judge, images_of(pairs), pairs[0].prompt, rest))}"
+        note(f"{' and '.join(work)}, in both orders: {time}{known}")
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import click
 
 from mlxpref.cli.common import INTERRUPTED, check_output, check_writable, image_cache, load_image_groups
-from mlxpref.cli.judges import open_judge
+from mlxpref.cli.judges import announce_time, open_judge
 from mlxpref.cli.options import (
     FILE,
     ImageOptions,
@@ -32,10 +32,10 @@ from mlxpref.errors import MlxprefError
 from mlxpref.judge.judge import Judge
 from mlxpref.judge.rank import PairBudget, ThinkAbout
 from mlxpref.judge.ranking_result import Ranking
-from mlxpref.judge.time_estimate import estimate_seconds
+from mlxpref.preferences import Pair
+from mlxpref.ranking.bradley_terry import all_pairs
 from mlxpref.report.ranking_files import check_copy_folder, copy_top, write_ranking_csv
 from mlxpref.report.ranking_page import write_ranking_page
-from mlxpref.text import format_duration
 
 Pairs = int | Literal["all"] | None
 _SHOWN = 10
@@ -162,7 +162,10 @@ def _rank_all(
     An interrupt or an error before the first ranking is raised.
     """
     encoded_before = judge.vlm.features.runs
-    note(_plan(judge, groups, think_about, pairs))
+    budgets = [PairBudget.of(len(group.images), think_about, pairs) for group in groups]
+    total = PairBudget(sum(each.without_thinking for each in budgets), sum(each.with_thinking for each in budgets))
+    every = (Pair(g.images[a], g.images[b], g.prompt) for g in groups for a, b in all_pairs(len(g.images)))
+    announce_time(judge, every, total)
     trial_runs = judge.vlm.features.runs - encoded_before  # by the trial for the time estimate
     rankings: list[Ranking] = []
     stopped: BaseException | None = None
@@ -181,18 +184,6 @@ def _rank_all(
             raise
     rankings[0] = replace(rankings[0], vision_runs=rankings[0].vision_runs + trial_runs)
     return rankings, stopped
-
-
-def _plan(judge: Judge, groups: Sequence[PromptGroup], think_about: ThinkAbout, pairs: Pairs) -> str:
-    """The planned pairs, and an estimate of the time."""
-    budgets = [PairBudget.of(len(group.images), think_about, pairs) for group in groups]
-    total = PairBudget(sum(each.without_thinking for each in budgets), sum(each.with_thinking for each in budgets))
-    images = [image for group in groups for image in group.images]
-    seconds = estimate_seconds(judge, images, groups[0].prompt, total)
-    work = [f"{total.without_thinking} pairs without thinking"] if total.without_thinking else []
-    work += [f"{total.with_thinking} pairs with thinking"] if total.with_thinking else []
-    time = "some are known" if seconds is None else f"about {format_duration(seconds)}"
-    return f"{' and '.join(work)}, in both orders: {time}"
 
 
 def _digest(groups: Sequence[PromptGroup]) -> str:

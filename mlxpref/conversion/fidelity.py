@@ -26,7 +26,7 @@ from mlxpref.engine.logprobs import Completions, completion_logprobs, prefill
 from mlxpref.engine.rollout import Sampling, roll_out
 from mlxpref.engine.vlm import VLM, ComparisonInput, load_vlm
 from mlxpref.errors import ModelError
-from mlxpref.log import logger
+from mlxpref.log import logger, track
 from mlxpref.preferences import Comparison, Pair, Preference, shown
 from mlxpref.text import format_bytes
 
@@ -191,7 +191,8 @@ def answers_of(
     token_logprobs: list[NDArray[np.float32]] = []
     tokens: list[tuple[int, ...]] = []
     prompts: list[tuple[int, ...]] = []
-    for start in range(0, len(comparisons), _TOGETHER):
+    starts = range(0, len(comparisons), _TOGETHER)
+    for start in track(starts, len(starts), f"answering {len(comparisons)} comparisons"):
         part = slice(start, start + _TOGETHER)
         features = iter(vlm.features.get_all(image for c in comparisons[part] for image in (c.first, c.second)))
         images = list(zip(features, features, strict=True))

@@ -224,6 +224,15 @@ class Judge:
         for batch in source(comparisons):
             yield from batch
 
+    def count_known(self, pairs: Sequence[Pair], think: bool, session: JudgingSession) -> int:
+        """The number of pairs that the store has in the order a, b."""
+        if self.store is None:
+            return 0
+        contents = iter(self.vlm.features.contents([x for pair in pairs for x in (pair.a, pair.b)], session.seen))
+        request = self._request("choice", False, think, session)
+        keys = [request.key(next(contents), next(contents), pair.prompt) for pair in pairs]
+        return len(self.store.get_many(keys))
+
     def session(self) -> JudgingSession:
         """A session for calls between which neither the model nor the images change."""
         return JudgingSession(self.vlm)

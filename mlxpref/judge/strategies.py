@@ -20,6 +20,7 @@ from mlxpref.judge.judge import Judge
 from mlxpref.judge.metrics import agreement, group_numbers, interval
 from mlxpref.judge.pair_verdict import JudgingCounts, PairVerdict
 from mlxpref.judge.protocols import PROTOCOLS, VALIDATION_SPLIT, labels
+from mlxpref.judge.rank import PairBudget
 from mlxpref.judge.verdict_source import JudgingSession
 from mlxpref.log import track
 from mlxpref.preferences import Pair, Preference
@@ -95,6 +96,13 @@ def strategy_variants(
         for count in (sorted(set(samples)) if think else [1])
         for strategy in dict.fromkeys(strategies)
     ]
+
+
+def budget_of(variants: Sequence[StrategyVariant], pairs: int) -> PairBudget:
+    """The work of judging pairs by variants: what is thought about counts once a sample."""
+    sources = dict.fromkeys(_source(variant, variants) for variant in variants)
+    thinking = sum(source.samples for source in sources if source.think)
+    return PairBudget(pairs * sum(not source.think for source in sources), pairs * thinking)
 
 
 def compare_strategies(

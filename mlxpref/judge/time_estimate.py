@@ -1,4 +1,4 @@
-"""An estimate of a ranking's time from a small trial with its judge."""
+"""An estimate of the time of judging from a small trial with the judge."""
 
 import math
 import time
@@ -14,28 +14,38 @@ from mlxpref.preferences import ImageLike, Pair
 _TRIAL_TOKENS = 8
 
 
-def estimate_seconds(judge: Judge, images: Sequence[ImageLike], prompt: str, budget: PairBudget) -> float | None:
-    """Seconds for a budget of pairs of images, all completions at full length; None if the store has some of them.
+def unknown_part(judge: Judge, pairs: Sequence[Pair], budget: PairBudget) -> PairBudget:
+    """A budget for some of these pairs without those that the judge's store has."""
+    if judge.store is None:
+        return budget
+    session = judge.session()
+    known = [
+        judge.count_known(pairs, think, session) if count else 0
+        for think, count in ((False, budget.without_thinking), (True, budget.with_thinking))
+    ]
+    return PairBudget(max(0, budget.without_thinking - known[0]), max(0, budget.with_thinking - known[1]))
+
+
+def estimate_seconds(judge: Judge, images: Sequence[ImageLike], prompt: str, budget: PairBudget) -> float:
+    """Seconds for a budget of pairs of images that are not known, all completions at full length.
 
     It judges the first pair without thinking, then with a few tokens, and assumes the same for the others. Batches of
     several pairs may be faster. Several processes share the pairs.
     """
     steps = min(_TRIAL_TOKENS, judge.settings.max_tokens)
     settings = replace(judge.settings, max_tokens=steps, samples=1)
-    trial = replace(judge, settings=settings, calibration=None, processes=SINGLE_PROCESS)
-    trial_judge = replace(trial, store=None)
+    trial = replace(judge, settings=settings, calibration=None, processes=SINGLE_PROCESS, store=None)
     session = judge.session()
 
-    def judged(trial: Judge, think: bool) -> PairVerdict:
+    def judged(think: bool) -> PairVerdict:
         return next(trial.pairs([Pair(images[0], images[1], prompt)], think=think, session=session))
 
-    if any(judged(trial, think=False).recalled):  # on a GPU this compiles the kernels, too
-        return None
-    a_pair = _seconds(lambda: judged(trial_judge, think=False))
+    judged(think=False)  # on a GPU this compiles the kernels
+    a_pair = _seconds(lambda: judged(think=False))
     an_image = _seconds(lambda: judge.vlm.features.get_all(images[2:3]))
-    total = len(images[2:]) * an_image + budget.total * a_pair
+    total = min(len(images[2:]), 2 * budget.total) * an_image + budget.total * a_pair
     if budget.with_thinking:
-        a_token = max(0.0, _seconds(lambda: judged(trial_judge, think=True)) - a_pair) / steps
+        a_token = max(0.0, _seconds(lambda: judged(think=True)) - a_pair) / steps
         completions = 2 * judge.settings.samples * budget.with_thinking
         total += math.ceil(completions / judge.settings.rows) * judge.settings.max_tokens * a_token
     return total / judge.processes.size

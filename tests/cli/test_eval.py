@@ -94,6 +94,14 @@ def test_predictions_are_written_for_each_pair(tmp_path: Path) -> None:
     assert [row["reasons_shown_second"] for row in table] == [row["reasons_shown_second"][0] for row in rows]
 
 
+def test_the_time_comes_first() -> None:
+    arguments = ["eval", "--data", "demo", "--model", "demo", "--limit", "6", "--max-tokens", "24", "--samples", "2,3"]
+    lines = CliRunner().invoke(main, [*arguments, "--compare-thinking"]).stderr.splitlines()
+    assert lines[0].startswith("6 pairs without thinking and 18 pairs with thinking, in both orders: about ")
+    lines = CliRunner().invoke(main, ["calibrate", *arguments[1:6], "12", "--max-tokens", "9"]).stderr.splitlines()
+    assert lines[0].startswith("12 pairs without thinking and 12 pairs with thinking, in both orders: about ")
+
+
 def test_predictions_of_scores(tmp_path: Path) -> None:
     for i in range(3):
         picture(i).save(tmp_path / f"{i}.png")

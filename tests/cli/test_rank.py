@@ -56,11 +56,15 @@ def test_judged_pairs_are_recalled(folder: Path, tmp_path: Path) -> None:
     store = ("--store", tmp_path / "kept.sqlite")
     first = ranked(folder, *PROMPT, "--no-think", *store, *QUICK)
     assert (first["recalled"], first["vision_runs"]) == (0, 12)
+    done = run("rank", folder, *PROMPT, "--no-think", *store, *QUICK)
+    assert done.stderr.startswith("24 pairs without thinking, in both orders: no time; about 24 pairs known\n")
     again = ranked(folder, *PROMPT, "--no-think", *store, *QUICK)
     assert (again["recalled"], again["vision_runs"]) == (48, 0)
     assert again["images"] == first["images"]
     more = ranked(folder, *PROMPT, "--no-think", "--pairs", "30", *store, *QUICK)
     assert 0 < more["recalled"] < 60
+    budget = run("rank", folder, *PROMPT, "--no-think", "--pairs", "40", *store, *QUICK).stderr.splitlines()[0]
+    assert re.fullmatch(r"40 pairs without thinking, in both orders: about .* s; about \d+ pairs known", budget)
     assert len(more["pairs"]) == 30
 
 
