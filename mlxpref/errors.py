@@ -17,5 +17,13 @@ class UnknownSplitError(ConfigError, DataError):
     """A split that data do not have."""
 
 
+class ImageError(DataError):
+    """One image that cannot be read: its name, and the reason."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name}: {reason}")
+        self.name, self.reason = name, reason
+
+
 class ModelError(MlxprefError):
     """A checkpoint or an adapter that cannot be found, loaded or combined."""

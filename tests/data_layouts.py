@@ -19,7 +19,7 @@ import numpy as np
 from mlxpref.demo.pictures import COLOURS, SHAPES, PictureSpec, render
 from mlxpref.demo.preferences import TRAIN_PROMPTS, prompt_text
 
-__all__ = ["LAYOUTS", "make_layout", "write_split", "write_tar", "write_zip"]
+__all__ = ["DAMAGES", "LAYOUTS", "damage_member", "make_layout", "write_split", "write_tar", "write_zip"]
 
 Random = np.random.Generator
 _SPLIT_STREAMS = {"train": 1, "validation": 2, "test": 3, "validation_unique": 4, "test_unique": 5}
@@ -57,6 +57,26 @@ def write_tar(path: Path, members: Mapping[str, bytes]) -> Path:
     packed = gzip.compress(content.getvalue(), mtime=0) if path.suffix == ".gz" else content.getvalue()
     path.write_bytes(packed)
     return path
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes | None]] = {
+    "empty": lambda content: b"",
+    "cut": lambda content: content[: len(content) // 2],
+    "html": lambda content: b"<!DOCTYPE html><html><body>404: not found</body></html>",
+    "noise": lambda content: b"\x01\x02\x03" * 50,
+    "gone": lambda content: None,
+}
+"""What public data sets have in the place of an image."""
+
+
+def damage_member(path: Path, kind: str, number: int = 0) -> str:
+    """Damage one image of a zip by a kind of DAMAGES, and return its name."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    name = [name for name in members if name.endswith(".webp")][number]
+    content = DAMAGES[kind](members.pop(name))
+    write_zip(path, members if content is None else {**members, name: content})
+    return f"{path}/{name}"
 
 
 def write_split(path: Path, parts: int) -> list[Path]:

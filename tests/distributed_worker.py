@@ -16,9 +16,12 @@ from mlx.utils import tree_flatten
 
 from mlxpref.cli import main
 from mlxpref.config import TrainSettings, settings_from
+from mlxpref.data import image_cache
+from mlxpref.data.images import read_image
 from mlxpref.demo.preferences import demo_preferences
 from mlxpref.distributed import ProcessGroup, process_group
 from mlxpref.engine.lora import adapter_weights
+from mlxpref.errors import ImageError
 from mlxpref.training.run import resume_run, start_run
 from mlxpref.training.trainer import Trainer
 
@@ -76,6 +79,21 @@ def command(processes: ProcessGroup, out: str, arguments: list[str]) -> None:
         main.main(arguments, standalone_mode=False)
 
 
+def damaged(processes: ProcessGroup, out: str, arguments: list[str], name: str, ranks: list[int]) -> None:
+    """A command where some processes cannot read an image whose name ends so."""
+
+    def read(image: Any, *other: Any) -> Any:
+        if str(image).endswith(name):
+            raise ImageError(str(image), "is damaged here")
+        return read_image(image, *other)
+
+    image_cache.read_image = read if processes.rank in ranks else read_image
+    try:
+        command(processes, out, arguments)
+    finally:
+        image_cache.read_image = read_image
+
+
 def drift(processes: ProcessGroup, out: str, by: float) -> None:
     """Save what becomes of adapters that differ between the processes."""
     settings = settings_from(TrainSettings, DEMO | {"think": False, "steps": 1, "save_every": 1, "learning_rate": 1e-9})
@@ -129,7 +147,7 @@ def save(processes: ProcessGroup, out: str, result: Any) -> None:
         Path(out).write_text(json.dumps(result))
 
 
-JOBS = {job.__name__: job for job in (gradients, train, command, drift, exchange, lose, pid)}
+JOBS = {job.__name__: job for job in (gradients, train, command, damaged, drift, exchange, lose, pid)}
 
 if __name__ == "__main__":
     for each in json.loads(Path(sys.argv[1]).read_text()):

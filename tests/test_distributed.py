@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -24,6 +25,7 @@ from mlxpref.demo.pictures import PictureSpec, render
 from mlxpref.distributed import SINGLE_PROCESS, ProcessGroup, process_group
 from mlxpref.training.run import resume_run
 from mlxpref.training.run_record import read_record
+from tests.data_layouts import make_layout
 
 ENVIRONMENT = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
 WORKER = Path(__file__).with_name("distributed_worker.py")
@@ -116,11 +118,27 @@ def done(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> dict[int, 
             jobs += [{"do": "command", "arguments": [*EVAL, "--no-store"], "out": f"{folder}/eval.json"}]
             rank = [*RANK, str(pictures), "--store", f"{folder}/store.sqlite", "--html", f"{folder}/page.html"]
             jobs += [{"do": "command", "arguments": rank, "out": f"{folder}/rank.json"}]
+            jobs += damaged_jobs(folder, list(range(count)), "all")
         if count == 2:
+            jobs += damaged_jobs(folder, [1], "one")
             jobs += [{"do": "train", "folder": f"{folder}/part", "settings": RUN, "until": 3}]
             jobs += [{"do": "drift", "by": by, "out": f"{folder}/drift{by}.json"} for by in (1e-6, 0.1)]
         work(count, jobs, folder)
     return folders
+
+
+def damaged_jobs(folder: Path, ranks: list[int], name: str) -> list[dict[str, Any]]:
+    """A training and an evaluation on ImageRewardDB, of which some processes cannot read an image."""
+    data = make_layout("imagereward", folder / name)
+    (path,) = (data / "images/train").glob("train_2.zip")
+    with zipfile.ZipFile(path) as archive:
+        image = archive.namelist()[0]
+    source = ["--data", "imagereward", "--data-dir", str(data), "--model", "demo", "--no-think"]
+    train = ["train", *source, "--output", str(data / "run"), "--comparisons", "4", "--steps", "5", "--held-out", "0.3"]
+    evaluate = ["eval", *source, "--split", "train", "--json", "--store", str(data / "store.sqlite")]
+    commands = [(train, "train.txt"), (evaluate, "eval.json"), (evaluate, "again.json")]
+    shared = {"do": "damaged", "name": image, "ranks": ranks}
+    return [shared | {"arguments": arguments, "out": str(data / out)} for arguments, out in commands]
 
 
 def log_of(run: Path) -> list[dict[str, Any]]:
@@ -233,6 +251,21 @@ def test_eval(done: dict[int, Path]) -> None:
     one, two = (json.loads((done[n] / "eval.json").read_text()) for n in (1, 2))
     assert one["pairs"] == 5
     assert close(one, two)
+
+
+@pytest.mark.slow
+def test_processes_agree_on_what_is_left_out(done: dict[int, Path]) -> None:
+    one, two = (log_of(done[count] / "all/run") for count in (1, 2))
+    assert close(one, two)
+    assert all(line["groups"] == 4 for line in one)
+    one, two = (json.loads((done[count] / "all/eval.json").read_text()) for count in (1, 2))
+    assert close(one | {"left_out": 0}, two | {"left_out": 0})
+    assert [each["left_out"]["images"] for each in (one, two)] == [1, 1]
+    assert one["left_out"]["pairs"] == 3
+    # A process that can read everything leaves out what another one cannot read.
+    alone, again = (json.loads((done[2] / f"one/{name}.json").read_text()) for name in ("eval", "again"))
+    assert len(log_of(done[2] / "one/run")) == 5
+    assert 17 <= alone["pairs"] <= again["pairs"] <= 20
 
 
 @pytest.mark.slow

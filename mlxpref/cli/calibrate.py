@@ -94,7 +94,7 @@ def calibrate(
     if preferences.split in ("test", ALL_ROWS):
         note(f"{preferences.split} of {source.data}: `eval` measures on these, too; there it will look too good")
     cache = image_cache(settings)
-    check_preferences(source.data, preferences, cache)
+    left_out = check_preferences(source.data, preferences, cache)
     images = images_of(preferences)
     with open_judge(images, replace(judge, no_calibration=True), settings, cache) as loaded:
         if loaded.adapter is not None:
@@ -104,7 +104,9 @@ def calibrate(
         modes = fitting.modes_of(loaded, think)
         counts = [len(preferences) if mode in modes else 0 for mode in (False, True)]
         announce_time(loaded, [Pair(p.a, p.b, p.prompt) for p in preferences], PairBudget(*counts))
-        calibrations = [fitting.calibrate(loaded, preferences, source.data, preferences.split, mode) for mode in modes]
+        calibrations = [
+            fitting.calibrate(loaded, preferences, source.data, preferences.split, mode, left_out) for mode in modes
+        ]
     write_calibration(path, calibrations)
     if as_json:
         print_json(_to_json(path, calibrations))

@@ -215,7 +215,7 @@ def _evaluate_judge(
     validation = tie_validation(spec, preferences, source.limit, source.data_dir)
     all_preferences = [*preferences, *validation]
     cache = image_cache(settings)
-    check_preferences(source.data, all_preferences, cache)
+    left_out = check_preferences(source.data, all_preferences, cache)
     options = replace(options, no_calibration=options.calibration is None)
     images = images_of(all_preferences)
     with open_judge(images, options, settings, cache) as judge:
@@ -227,7 +227,9 @@ def _evaluate_judge(
         pairs = [Pair(p.a, p.b, p.prompt) for p in [*to_judge(preferences, spec), *validation]]
         if len(pairs) > _FEW:
             announce_time(one_sample, pairs, budget_of(rows, len(pairs)))
-        comparison = compare_strategies(judge, preferences, spec, rows, validation)
+        comparison = compare_strategies(judge, preferences, spec, rows, validation, left_out)
+    if left_out.reasons:
+        note(f"left out: {left_out}")
     if recalled := comparison.counts.recalled:
         note(f"{recalled} of {recalled + comparison.counts.comparisons} comparisons were judged before")
     warnings = list(demo_warnings(judge.name, images, cache))

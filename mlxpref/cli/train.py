@@ -2,19 +2,17 @@
 
 import shlex
 from collections.abc import Iterable, Iterator
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import click
 
-from mlxpref.cli.common import agree, exit_on_sigterm, image_cache
+from mlxpref.cli.common import agree, exit_on_sigterm
 from mlxpref.cli.options import FILE, HelpCommand, json_option, settings_options
 from mlxpref.cli.output import note, print_json, print_text, track_steps
 from mlxpref.cli.tables import percent
 from mlxpref.config import TrainSettings, read_settings
-from mlxpref.data.load import check_preferences
 from mlxpref.distributed import process_group
 from mlxpref.log import logger
 from mlxpref.power import keep_awake
@@ -52,15 +50,12 @@ def train(
     values = (read_settings(config) if config else {}) | settings
     consent = (lambda question: True) if yes else agree
     processes = process_group()
-    cache = image_cache(values)
-    check = partial(check_preferences, images=cache)
     if resume:
-        run = resume_run(output, values, consent, check, processes=processes)
+        run = resume_run(output, values, consent, processes)
     else:
         settings_of_run = run_settings(values, str(config) if config else "")
-        run = start_run(settings_of_run, output, consent, check, processes=processes)
+        run = start_run(settings_of_run, output, consent, processes=processes)
     if run:
-        run.trainer.vlm.features.images = cache
         _train(run)
     if not processes.is_main:
         return

@@ -7,6 +7,7 @@ from PIL import Image
 
 from mlxpref.data.archives import ArchiveCache
 from mlxpref.data.images import load_image, read_image, reduction, shrink
+from mlxpref.errors import ImageError
 from mlxpref.preferences import ImageLike, PackedImage
 
 _PICTURE_BYTES = 1 << 28
@@ -27,26 +28,27 @@ class ImageCache:
         self.archives = ArchiveCache()
         self._free = memory
         self._sizes: dict[_Key, tuple[int, int]] = {}
+        self._reasons: dict[_Key, str] = {}  # of unreadable images
         self._pictures: dict[tuple[_Key, int], Image.Image] = {}  # by their factor of reduction
         self._latest: dict[tuple[_Key, int], Image.Image] = {}  # the last one that did not fit
         self._contents: dict[tuple[_Key, int], str] = {}
 
     def check(self, image: Path | PackedImage) -> None:
-        """Decode an image unless it is cached; DataError if it cannot be read."""
+        """Decode an image unless it is cached; ImageError if it cannot be read."""
         if _key(image) not in self._sizes:
             self.picture(image, self.max_pixels)
             if self._latest:  # its picture will be dropped before its content is needed
                 self.content(image, self.max_pixels)
 
     def size(self, image: Path | PackedImage) -> tuple[int, int]:
-        """Width and height of the whole image in pixels; DataError if it cannot be read."""
+        """Width and height of the whole image in pixels; ImageError if it cannot be read."""
         key = _key(image)
         if key not in self._sizes:
             self.picture(image, self.max_pixels)
         return self._sizes[key]
 
     def content(self, image: Path | PackedImage, max_pixels: int) -> str:
-        """A name of an image's content, the same for equal pixels in any file; DataError if it is unreadable."""
+        """A name of an image's content, the same for equal pixels in any file; ImageError if it is unreadable."""
         key = _key(image)
         factor = reduction(self.size(image), max_pixels)
         if (key, factor) not in self._contents:
@@ -54,7 +56,7 @@ class ImageCache:
         return self._contents[key, factor]
 
     def picture(self, image: Path | PackedImage, max_pixels: int) -> Image.Image:
-        """The image of `load_image`, not to be changed; DataError if it cannot be read."""
+        """The image of `load_image`, not to be changed; ImageError if it cannot be read."""
         key = _key(image)
         if key in self._sizes:
             factor = reduction(self._sizes[key], max_pixels)
@@ -66,14 +68,20 @@ class ImageCache:
         return self._decoded(image, key, max_pixels)
 
     def load(self, image: ImageLike) -> Image.Image:
-        """An image for display, not to be changed, under the expected pixel budget; DataError as above."""
+        """An image for display, not to be changed, under the expected pixel budget; ImageError as above."""
         if isinstance(image, Image.Image):
             return load_image(image)
         return self.picture(image, self.max_pixels)
 
     def _decoded(self, image: Path | PackedImage, key: _Key, max_pixels: int) -> Image.Image:
-        """Decode an image, and keep its picture if there is memory for it."""
-        picture, self._sizes[key] = read_image(image, max_pixels, self.archives)
+        """Decode an image, and keep its picture if there is memory for it, or the reason why it cannot be read."""
+        if key in self._reasons:
+            raise ImageError(str(image), self._reasons[key])
+        try:
+            picture, self._sizes[key] = read_image(image, max_pixels, self.archives)
+        except ImageError as error:
+            self._reasons[key] = error.reason
+            raise
         factor = reduction(self._sizes[key], max_pixels)
         size = 4 * picture.width * picture.height  # Pillow keeps four bytes of an RGB pixel
         self._latest = {}

@@ -20,7 +20,7 @@ from PIL.PngImagePlugin import PngImageFile
 
 from mlxpref.data.archives import ArchiveCache
 from mlxpref.data.containers import check_png_pixels, without_extras
-from mlxpref.errors import DataError
+from mlxpref.errors import DataError, ImageError
 from mlxpref.preferences import ImageLike, PackedImage
 from mlxpref.text import one_line
 
@@ -58,7 +58,7 @@ def load_image(
     `source` is a file, a part of one, its content, or an image in memory, which is not changed. Values beyond 8 bit are
     scaled, not clipped. Colour profiles are ignored, as by the models' own processors. With `max_pixels`, the model's
     pixel budget, an image of at least 16 times as many pixels is reduced (see `reduction`); none is ever cropped or
-    enlarged. `archives` keeps archives open. DataError, one line, for unreadable images.
+    enlarged. `archives` keeps archives open. ImageError, one line, for unreadable images.
     """
     return read_image(source, max_pixels, archives)[0]
 
@@ -75,7 +75,7 @@ def read_image(
             return _decode(file, max_pixels)
     except DataError as error:
         where = "an image in memory" if isinstance(source, Image.Image | io.BytesIO) else source
-        raise DataError(f"{where}: {error}") from error.__cause__
+        raise ImageError(str(where), str(error)) from error.__cause__
 
 
 def reduction(size: tuple[int, int], max_pixels: int | None) -> int:

@@ -1,6 +1,6 @@
 """Loads preferences by the data's name; each format has its own file."""
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from numbers import Integral
@@ -19,12 +19,13 @@ from mlxpref.data.hpdv3 import read_hpdv3
 from mlxpref.data.hub_tables import Agree, hub_name, read_hub_tables, read_tables
 from mlxpref.data.image_cache import ImageCache
 from mlxpref.data.imagereward import read_imagereward
+from mlxpref.data.left_out import LeftOut, is_public
 from mlxpref.data.pickapic import read_pickapic
 from mlxpref.data.preference_table import EXAMPLE, ImageFinder, NoSplitsError, read_preferences
 from mlxpref.data.rows import RowSampler
 from mlxpref.data.tables import SUFFIXES
 from mlxpref.demo.preferences import SPLITS, demo_preferences
-from mlxpref.errors import ConfigError, DataError, UnknownSplitError
+from mlxpref.errors import ConfigError, DataError, ImageError, UnknownSplitError
 from mlxpref.preferences import PackedImage, Preference
 from mlxpref.text import first_ten
 
@@ -112,15 +113,17 @@ def load_outside_test(load: Callable[[str], T], has_learned: bool) -> T:
     return load("test")
 
 
-def check_preferences(data: str, preferences: Sequence[Preference], images: ImageCache) -> None:
-    """Find unreadable images before the work; DataError names the first ten.
+def check_preferences(data: str, preferences: Sequence[Preference], images: ImageCache, begun: bool = False) -> LeftOut:
+    """Find unreadable images before the work, and return those that are left out.
 
     It checks that every image exists, in its folder or in its archive's list, and decodes up to DECODED_IMAGES of them,
     in random runs if there are more: the work may then still find a damaged one. `images` caches the decoded ones.
+    DataError names the first ten of a user's files, unless the work has `begun` earlier; of a public data set only if
+    they are too many.
     """
     names = dict.fromkeys(image for p in preferences for image in (p.a, p.b) if not isinstance(image, Image.Image))
     sample = _drawn_runs(len(names))
-    problems = []
+    missing, damaged = dict[str, str](), dict[str, str]()
     for number, image in enumerate(names):
         try:
             exists = images.archives.has(image) if isinstance(image, PackedImage) else image.is_file()
@@ -129,13 +132,19 @@ def check_preferences(data: str, preferences: Sequence[Preference], images: Imag
         if not exists or number in sample:
             try:
                 images.check(image)
-            except DataError as error:
-                problems.append(str(error))
-    if problems:
+            except ImageError as error:
+                (damaged if exists else missing)[error.name] = error.reason
+    left_out = LeftOut(data, preferences)
+    problems = missing | damaged
+    if problems and not begun and not is_public(data):
+        lines = [f"{name}: {reason}" for name, reason in problems.items()]
         raise DataError(
-            f"{data}: {len(problems)} of {len(names)} images cannot be read; correct them or remove their rows:\n  "
-            + first_ten(problems)
+            f"{data}: {len(lines)} of {len(names)} images cannot be read; correct them or remove their rows:\n  "
+            + first_ten(lines)
         )
+    if problems:
+        left_out.add(problems, len(missing) / len(names) + len(damaged) / max(1, len(sample)))
+    return left_out
 
 
 def _of_a_user(
@@ -170,7 +179,7 @@ def _named(split: str, preferences: Sequence[Preference]) -> Preferences:
     return named
 
 
-def _drawn_runs(count: int) -> Container[int]:
+def _drawn_runs(count: int) -> range | set[int]:
     """Numbers of the images to decode: in runs, since archives read neighbours together."""
     if count <= DECODED_IMAGES:
         return range(count)

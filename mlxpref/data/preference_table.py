@@ -184,7 +184,8 @@ def _pair(row: Mapping[str, Any], layout: Layout, images: ImageFinder, first: in
     if votes is None or votes < 1:
         problems.append(f'"votes" must be a whole number from 1 on, not {json.dumps(row["votes"])[:40]}')
     a, b = found
-    if a and b and (a == b or (isinstance(a, Path) and isinstance(b, Path) and b.exists() and a.samefile(b))):
+    files = [each for each in found if isinstance(each, Path) and each.exists()]  # else not needed
+    if a and b and (a == b or (len(files) == 2 and files[0].samefile(files[1]))):
         problems.append(f'"{names[0]}" and "{names[1]}" are the same file')
     if problems or a is None or b is None:
         raise DataError("; ".join(problems))

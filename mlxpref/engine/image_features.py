@@ -1,6 +1,7 @@
 """Image features: every image runs through the frozen vision tower once, then comes from memory."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from mlxpref.checkpoints import bounds
 from mlxpref.data.image_cache import ImageCache, content_of
 from mlxpref.data.images import load_image
 from mlxpref.engine.vision import VisionEncoder
-from mlxpref.errors import ModelError
+from mlxpref.errors import ImageError, ModelError
 from mlxpref.lru import LRU
 from mlxpref.preferences import ImageLike
 from mlxpref.text import one_line
@@ -65,25 +66,37 @@ class FeatureStore:
         return self.get_all([image])[0]
 
     def get_all(self, images: Iterable[ImageLike], seen: SeenImages | None = None) -> list[Features]:
-        """The features of images; encodes images of one size together.
+        """The features of images; encodes images of one size together. ImageError for an unreadable one.
 
         With `seen`, it hashes an image in memory only once.
         """
+        results = self.get_readable(images, seen)
+        for each in results:
+            if isinstance(each, ImageError):
+                raise each
+        return [each for each in results if isinstance(each, Features)]
+
+    def get_readable(self, images: Iterable[ImageLike], seen: SeenImages | None = None) -> list[Features | ImageError]:
+        """The features of images, or the error of an unreadable one in its place; otherwise like `get_all`."""
         by_key: dict[str, Features] = {}
         waiting: dict[tuple[int, int], list[tuple[str, NDArray[np.float32]]]] = {}  # by grid, in merged patches
-        keys = []
+        keys: list[str | ImageError] = []
         for image in images:
-            key, picture = self._key(image, {} if seen is None else seen)
+            try:
+                key, picture = self._key(image, {} if seen is None else seen)
+                features = by_key.get(key) or self._features.get(key)
+                is_waiting = any(key == other for queue in waiting.values() for other, _ in queue)
+                if not features and not is_waiting and not picture:
+                    picture = self._picture(image)
+            except ImageError as error:
+                keys.append(error)
+                continue
             keys.append(key)
-            if key in by_key or any(key == other for queue in waiting.values() for other, _ in queue):
-                continue
-            if features := self._features.get(key):
+            if features:
                 by_key[key] = features
+            if features or is_waiting:
                 continue
-            if isinstance(image, Image.Image):
-                picture = picture or load_image(image, self.max_pixels)
-            else:
-                picture = self.images.picture(image, self.max_pixels)
+            assert picture is not None
             patches, grid = self._patches(picture)
             queue = waiting.setdefault(grid, [])
             queue.append((key, patches))
@@ -91,11 +104,17 @@ class FeatureStore:
                 by_key.update(self._encode(grid, waiting.pop(grid)))
         for grid, queue in waiting.items():
             by_key.update(self._encode(grid, queue))
-        return [by_key[key] for key in keys]
+        return [key if isinstance(key, ImageError) else by_key[key] for key in keys]
 
-    def contents(self, images: Iterable[ImageLike], seen: SeenImages | None = None) -> list[str]:
-        """The contents of images (`Features.content`); decodes images whose content is unknown."""
-        return [self._key(image, {} if seen is None else seen)[0] for image in images]
+    def contents(self, images: Iterable[ImageLike], seen: SeenImages | None = None) -> list[str | None]:
+        """The contents of images (`Features.content`), None of an unreadable one; decodes those that are unknown."""
+        contents: list[str | None] = []
+        for image in images:
+            with suppress(ImageError):
+                contents.append(self._key(image, {} if seen is None else seen)[0])
+                continue
+            contents.append(None)
+        return contents
 
     def _key(self, image: ImageLike, seen: SeenImages) -> tuple[str, Image.Image | None]:
         """The content of an image, with its picture for a new image in memory."""
@@ -103,9 +122,15 @@ class FeatureStore:
             return self.images.content(image, self.max_pixels), None
         if id(image) in seen:
             return seen[id(image)][1], None
-        picture = load_image(image, self.max_pixels)
+        picture = self._picture(image)
         seen[id(image)] = image, content_of(picture)
         return seen[id(image)][1], picture
+
+    def _picture(self, image: ImageLike) -> Image.Image:
+        """An image under the pixel budget."""
+        if isinstance(image, Image.Image):
+            return load_image(image, self.max_pixels)
+        return self.images.picture(image, self.max_pixels)
 
     def _patches(self, picture: Image.Image) -> tuple[NDArray[np.float32], tuple[int, int]]:
         """Patches (P, F) of a picture under the pixel budget, and its grid in merged patches."""

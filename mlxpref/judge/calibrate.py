@@ -8,8 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxpref.data.learned import pair_names
+from mlxpref.data.left_out import LeftOut
 from mlxpref.errors import DataError
 from mlxpref.judge.calibration import Calibration, CalibrationMetrics, JudgeConditions
+from mlxpref.judge.evaluation import readable
 from mlxpref.judge.judge import Judge
 from mlxpref.judge.metrics import Floats, both_orders, calibration_error, first_choice_rate, group_numbers
 from mlxpref.judge.pair_verdict import PairVerdict
@@ -35,23 +37,30 @@ def calibrate(
     data: str,
     split: str,
     think: bool,
+    left_out: LeftOut | None = None,
 ) -> Calibration:
     """Judge preferences, each in both orders, and fit a calibration for judging with or without thinking.
 
-    Ties are dropped, as in an evaluation; a calibration of the judge is ignored. DataError for fewer than ten readable
-    pairs.
+    Ties are dropped, as in an evaluation; a calibration of the judge is ignored. `left_out` gets the images that cannot
+    be read. DataError for fewer than ten readable pairs.
     """
+    left_out = left_out or LeftOut(data, preferences)
     pairs = [p for p in preferences if p.better != "tie"]
     uncalibrated = replace(judge, calibration=None)
     conditions = uncalibrated.conditions(think)
-    work = uncalibrated.pairs((Pair(p.a, p.b, p.prompt) for p in pairs), think=think)
+    work = uncalibrated.pairs((Pair(p.a, p.b, p.prompt) for p in pairs), think=think, left_out=left_out)
     verdicts = list(track(work, len(pairs), f"judging {conditions.mode}"))
-    return replace(
-        calibration_of(pairs, verdicts, conditions, data, split),
+    kept, (verdicts,) = readable(pairs, pairs, [verdicts])
+    calibration = replace(
+        calibration_of(kept, verdicts, conditions, data, split),
         name=f"{judge.name} with {judge.adapter}" if judge.adapter else judge.name,
-        fingerprint=data_fingerprint(pairs),
-        fitted=" ".join(pair_names(pairs)),
+        fingerprint=data_fingerprint(kept),
+        fitted=" ".join(pair_names(kept)),
     )
+    if not left_out.reasons:
+        return calibration
+    warning = f"{len(left_out.reasons)} images could not be read: {len(pairs) - len(kept)} pairs are left out"
+    return replace(calibration, warnings=(warning, *calibration.warnings))
 
 
 def calibration_of(

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from mlxpref.errors import ConfigError, DataError
+from mlxpref.data.left_out import LeftOut
+from mlxpref.errors import ConfigError, DataError, ImageError
 from mlxpref.judge.judge import Judge
 from mlxpref.judge.metrics import Floats, Metrics, both_orders, human_agreement, measure
 from mlxpref.judge.pair_verdict import JudgingCounts, PairVerdict
@@ -39,7 +40,7 @@ class Evaluation:
 
     `tokens` and `seconds` are of this run. `tokens_per_pair` includes verdicts from a store; `seconds_per_pair` covers
     only newly judged pairs. `human_ceiling` is the probability that two people agree on a pair. `verdicts` are those of
-    `protocols.counted`, in that order.
+    `protocols.counted`, in that order, without pairs whose images could not be read, which are in `left_out`.
     """
 
     spec: EvaluationSpec
@@ -52,6 +53,7 @@ class Evaluation:
     tokens_per_pair: float = math.nan
     seconds_per_pair: float = math.nan
     verdicts: tuple[PairVerdict, ...] = field(default=(), repr=False)
+    left_out: LeftOut | None = field(default=None, repr=False, compare=False)
 
     def __repr__(self) -> str:
         data = f"{shorten(self.spec.data)}, split {shorten(self.spec.split, 20)}, {self.spec.strategy or 'scores'}"
@@ -72,23 +74,44 @@ class Evaluation:
         values |= {name: getattr(self, name) for name in ("unreadable", "tokens", "seconds")}
         values |= {"official": asdict(self.official), "human_ceiling": self.human_ceiling}
         values |= {"tokens_per_pair": self.tokens_per_pair, "seconds_per_pair": self.seconds_per_pair}
+        if self.left_out is not None:
+            values["left_out"] = self.left_out.to_json()
         if spec.tie_threshold is not None:
             values["tie_threshold"] = spec.tie_threshold
         return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in values.items()}
 
 
-def evaluate(judge: Judge, preferences: Sequence[Preference], spec: EvaluationSpec) -> Evaluation:
+def evaluate(
+    judge: Judge, preferences: Sequence[Preference], spec: EvaluationSpec, left_out: LeftOut | None = None
+) -> Evaluation:
     """Judge preferences, each in both orders, and measure the agreement with people.
 
     Ties in the data are dropped, unless the protocol counts them; ConfigError if it does and `spec.tie_threshold` is
-    missing. DataError without preferences to judge.
+    missing. `left_out` gets the images that cannot be read. DataError without preferences to judge.
     """
     assert spec.strategy is not None
     start = time.perf_counter()
+    left_out = left_out or LeftOut(spec.data, preferences)
     pairs = to_judge(preferences, spec)
-    work = judge.pairs((Pair(p.a, p.b, p.prompt) for p in pairs), spec.strategy)
+    work = judge.pairs((Pair(p.a, p.b, p.prompt) for p in pairs), spec.strategy, left_out=left_out)
     verdicts = list(track(work, len(pairs), f"judging ({spec.strategy})"))
-    return evaluation_of(preferences, verdicts, spec, time.perf_counter() - start)
+    preferences, (verdicts,) = readable(preferences, pairs, [verdicts])
+    return replace(evaluation_of(preferences, verdicts, spec, time.perf_counter() - start), left_out=left_out)
+
+
+def readable(
+    preferences: Sequence[Preference], pairs: Sequence[Preference], verdicts: Sequence[Sequence[PairVerdict]]
+) -> tuple[list[Preference], list[list[PairVerdict]]]:
+    """The preferences, and the verdicts of each row on `pairs` of them, without pairs that a row left out.
+
+    ImageError if no pair is left.
+    """
+    judged = [not any(verdict.is_left_out for verdict in of_pair) for of_pair in zip(*verdicts, strict=True)]
+    dropped = {id(pair) for pair, is_judged in zip(pairs, judged, strict=True) if not is_judged}
+    kept = [[each for pair, each in zip(pairs, row, strict=True) if id(pair) not in dropped] for row in verdicts]
+    if pairs and not any(judged):
+        raise ImageError("no pair is left to judge", f"an image of each of the {len(pairs)} cannot be read")
+    return [preference for preference in preferences if id(preference) not in dropped], kept
 
 
 def evaluation_of(

@@ -52,13 +52,13 @@ def evaluate(
     name, preferences = preferences_from(data, split, limit, folder)
     spec = EvaluationSpec(name, preferences.split, strategy, protocol or protocol_of(name), tie_threshold)
     validation = tie_validation(spec, preferences, limit, folder)
-    check_preferences(name, [*preferences, *validation], loaded.vlm.features.images)
+    left_out = check_preferences(name, [*preferences, *validation], loaded.vlm.features.images)
     if loaded.adapter is not None:
         count_learned(loaded.adapter, preferences)
     if loaded.calibration is not None:
         loaded.calibration.count_fitted(preferences)
     variant = StrategyVariant(strategy, loaded.settings.think, loaded.settings.samples if loaded.settings.think else 1)
-    evaluation = compare_strategies(loaded, preferences, spec, [variant], validation).rows[0].evaluation
+    evaluation = compare_strategies(loaded, preferences, spec, [variant], validation, left_out).rows[0].evaluation
     if strategy == "soft":
         for line in answer_warnings([verdict for pair in evaluation.verdicts for verdict in pair.verdicts]):
             logger.warning(line)
@@ -91,11 +91,11 @@ def calibrate(
         return preferences_from(given, split, limit, folder, usual)
 
     name, preferences = load("test") if split else load_outside_test(load, loaded.adapter is not None)
-    check_preferences(name, preferences, loaded.vlm.features.images)
+    left_out = check_preferences(name, preferences, loaded.vlm.features.images)
     if loaded.adapter is not None:
         count_learned(loaded.adapter, preferences)
     fits = [
-        fitting.calibrate(loaded, preferences, name, preferences.split, mode)
+        fitting.calibrate(loaded, preferences, name, preferences.split, mode, left_out)
         for mode in fitting.modes_of(loaded, think)
     ]
     return write_calibration(Path(expand(output)) if output else calibration_path(loaded), fits)

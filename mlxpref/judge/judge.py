@@ -12,11 +12,12 @@ from typing import Any, Literal, TypeVar, cast
 from mlxpref.config import JudgeSettings
 from mlxpref.data.find_images import Skipped, reasons_of
 from mlxpref.data.inputs import ImageInput, ImagesInput, check_pair, check_prompt, find_given, image_from
+from mlxpref.data.left_out import LeftOut
 from mlxpref.distributed import SINGLE_PROCESS, ProcessGroup
 from mlxpref.engine.rollout import Sampling
 from mlxpref.engine.template import Form, template_version
 from mlxpref.engine.vlm import VLM
-from mlxpref.errors import ConfigError, DataError
+from mlxpref.errors import ConfigError, DataError, ImageError
 from mlxpref.judge.calibration import CalibrationFile, JudgeConditions
 from mlxpref.judge.diagnostics import answer_warnings, demo_warnings
 from mlxpref.judge.fingerprint import Fingerprint
@@ -177,10 +178,12 @@ class Judge:
         strategy: Strategy = "soft",
         think: bool | None = None,
         session: JudgingSession | None = None,
+        left_out: LeftOut | None = None,
     ) -> Iterator[PairVerdict]:
         """Judge pairs, each in both orders, in their order; lazily, a batch at a time.
 
         `think` overrides the setting of the same name. `session` shares work among calls. Images are as for `compare`.
+        One that cannot be read is an ImageError; with `left_out` it is added there, and its pairs have no verdicts.
         """
         session = session or self.session()
         rescaling = self._rescaling(think, session) if strategy == "soft" else None
@@ -199,6 +202,11 @@ class Judge:
         judgements = self.judgements(comparisons, form, strategy != "soft", think, session)
         for first in judgements:
             second = next(judgements)
+            unreadable = {**first.unreadable, **second.unreadable}
+            if left_out is not None:
+                left_out.add(unreadable)
+            elif unreadable:
+                raise ImageError(*next(iter(unreadable.items())))
             recalled = first.recalled, second.recalled
             yield PairVerdict(first.verdicts, second.verdicts, strategy, rescaling, recalled)
 
@@ -230,7 +238,7 @@ class Judge:
             return 0
         contents = iter(self.vlm.features.contents([x for pair in pairs for x in (pair.a, pair.b)], session.seen))
         request = self._request("choice", False, think, session)
-        keys = [request.key(next(contents), next(contents), pair.prompt) for pair in pairs]
+        keys = [request.key(next(contents) or "", next(contents) or "", pair.prompt) for pair in pairs]
         return len(self.store.get_many(keys))
 
     def session(self) -> JudgingSession:

@@ -17,7 +17,8 @@ class PairVerdict:
     """The verdict on a pair: every completion of both orders, and the preferences that follow from them.
 
     Completions are not rescaled; `rescaling` applies to the mean of an order's samples. `recalled` says for each order
-    whether a store had it. `pair` are the images and the prompt, if `Judge.compare` made this.
+    whether a store had it. `pair` are the images and the prompt, if `Judge.compare` made this. An order has no
+    completions if an image could not be read.
     """
 
     a_shown_first: tuple[Verdict, ...]
@@ -33,6 +34,11 @@ class PairVerdict:
 
     def _repr_html_(self) -> str:
         return pair_html(self)
+
+    @property
+    def is_left_out(self) -> bool:
+        """Whether an image could not be read."""
+        return not (self.a_shown_first and self.a_shown_second)
 
     @property
     def p_a_shown_first(self) -> float | None:

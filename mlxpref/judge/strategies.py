@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from mlxpref.judge.evaluation import Evaluation, EvaluationSpec, evaluation_of, tie_threshold_of, to_judge
+from mlxpref.data.left_out import LeftOut
+from mlxpref.judge.evaluation import Evaluation, EvaluationSpec, evaluation_of, readable, tie_threshold_of, to_judge
 from mlxpref.judge.judge import Judge
 from mlxpref.judge.metrics import agreement, group_numbers, interval
 from mlxpref.judge.pair_verdict import JudgingCounts, PairVerdict
@@ -111,21 +112,26 @@ def compare_strategies(
     spec: EvaluationSpec,
     variants: Sequence[StrategyVariant],
     validation: Sequence[Preference] = (),
+    left_out: LeftOut | None = None,
 ) -> StrategyComparison:
     """Judge preferences by every variant, each in both orders, and measure each variant as `evaluate` does.
 
     It ignores the strategy of `spec` and the judge's settings of thinking and samples. With a store, an interrupted
     comparison continues where it stopped. Each row gets its own tie threshold where one must be chosen. ConfigError,
-    before any work, for a variant without a calibration if the judge has a calibration.
+    before any work, for a variant without a calibration if the judge has a calibration. No row counts a pair that one
+    of them left out; `left_out` gets the images.
     """
     start = time.perf_counter()
+    left_out = left_out or LeftOut(spec.data, [*preferences, *validation])
     pairs = to_judge(preferences, spec)
     session = judge.session()
     rescalings = {variant: _rescaling(variant, judge, session) for variant in variants}
     on_validation: dict[StrategyVariant, _SharedCompletions] = {}
     if validation and PROTOCOLS[spec.protocol].ties and spec.tie_threshold is None:
-        on_validation = _write(judge, validation, variants, session, f"judging {VALIDATION_SPLIT}")
-    by_variant = _write(judge, pairs, variants, session, "judging")
+        what = f"judging {VALIDATION_SPLIT}"
+        on_validation, validation = _write(judge, validation, validation, variants, session, what, left_out)
+    by_variant, preferences = _write(judge, preferences, pairs, variants, session, "judging", left_out)
+    pairs = to_judge(preferences, spec)
     evaluations = {}
     for variant, completions in by_variant.items():
         threshold = spec.tie_threshold
@@ -134,7 +140,8 @@ def compare_strategies(
             threshold = tie_threshold_of(validation, verdicts)
         row_spec = replace(spec, strategy=variant.strategy, tie_threshold=threshold)
         verdicts = _read(completions, variant, judge, rescalings[variant])
-        evaluations[variant] = evaluation_of(preferences, verdicts, row_spec, completions.seconds)
+        evaluation = evaluation_of(preferences, verdicts, row_spec, completions.seconds)
+        evaluations[variant] = replace(evaluation, left_out=left_out)
     every = {id(each): each for each in [*by_variant.values(), *on_validation.values()]}.values()
     return StrategyComparison(
         rows=tuple(StrategyRow(each, evaluations[each], _gains(each, evaluations, pairs)) for each in variants),
@@ -183,10 +190,10 @@ class _SharedCompletions:
         self.verdicts: list[PairVerdict] = []
         self.seconds = 0.0
 
-    def extend(self, pairs: Sequence[Pair], session: JudgingSession) -> Iterator[PairVerdict]:
+    def extend(self, pairs: Sequence[Pair], session: JudgingSession, left_out: LeftOut) -> Iterator[PairVerdict]:
         """Judge more pairs."""
         start = time.perf_counter()
-        for verdict in self._judge.pairs(pairs, self.variant.strategy, session=session):
+        for verdict in self._judge.pairs(pairs, self.variant.strategy, session=session, left_out=left_out):
             self.seconds += time.perf_counter() - start
             self.verdicts.append(verdict)
             yield verdict
@@ -196,14 +203,19 @@ class _SharedCompletions:
 def _write(
     judge: Judge,
     preferences: Sequence[Preference],
+    judged: Sequence[Preference],
     variants: Sequence[StrategyVariant],
     session: JudgingSession,
     what: str,
-) -> dict[StrategyVariant, _SharedCompletions]:
-    """Write all completions about preferences, and return each variant's."""
+    left_out: LeftOut,
+) -> tuple[dict[StrategyVariant, _SharedCompletions], list[Preference]]:
+    """Write all completions about the `judged` ones of preferences.
+
+    Returns each variant's, and the preferences without those that a variant left out.
+    """
     sources = {variant: _source(variant, variants) for variant in variants}
     shared = {source: _SharedCompletions(judge, source) for source in dict.fromkeys(sources.values())}
-    pairs = [Pair(p.a, p.b, p.prompt) for p in preferences]
+    pairs = [Pair(p.a, p.b, p.prompt) for p in judged]
     size = max(_PAIRS, judge.settings.rows)
     current = next(iter(shared.values()))
 
@@ -211,10 +223,13 @@ def _write(
         nonlocal current
         for start in range(0, len(pairs), size):
             for current in shared.values():
-                yield from current.extend(pairs[start : start + size], session)
+                yield from current.extend(pairs[start : start + size], session, left_out)
 
     deque(track(work(), len(pairs) * len(shared), lambda: f"{what} ({current.variant})"), maxlen=0)
-    return {variant: shared[source] for variant, source in sources.items()}
+    kept, rows = readable(preferences, judged, [each.verdicts for each in shared.values()])
+    for each, verdicts in zip(shared.values(), rows, strict=True):
+        each.verdicts = verdicts
+    return {variant: shared[source] for variant, source in sources.items()}, kept
 
 
 def _source(variant: StrategyVariant, variants: Sequence[StrategyVariant]) -> StrategyVariant:

@@ -5,8 +5,8 @@ in batches of any size.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 
 from mlxpref.checkpoints import bounds
@@ -16,24 +16,29 @@ from mlxpref.engine.prefix_cache import PrefixCache
 from mlxpref.engine.rollout import Sampling, roll_out
 from mlxpref.engine.template import Form
 from mlxpref.engine.vlm import VLM
+from mlxpref.errors import ImageError
 from mlxpref.judge.store import Store
 from mlxpref.preferences import Comparison, ImageLike
 from mlxpref.verdict import Verdict, verdicts_from_json, verdicts_to_json
 
-_Encoded = tuple[Features, Features, str]
+_Encoded = tuple[Features | ImageError, Features | ImageError, str]
 """The images of a comparison in the order shown, and its prompt."""
-_LookedUp = tuple[Comparison, bytes, tuple[Verdict, ...] | None]
-"""A comparison, its key, and the store's verdicts, if any."""
+_LookedUp = tuple[Comparison, bytes | None, tuple[Verdict, ...] | None]
+"""A comparison, its key (None for an unreadable image), and the store's verdicts, if any."""
 _LOOKAHEAD = 1024
 """The most comparisons to look up in the store before a missing one is judged."""
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """The verdicts on one comparison, one a sample; `recalled` if the store had them."""
+    """The verdicts on one comparison, one a sample; `recalled` if the store had them.
+
+    If an image could not be read there are none, and `unreadable` has its name and the reason.
+    """
 
     verdicts: tuple[Verdict, ...]
     recalled: bool = False
+    unreadable: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -77,15 +82,22 @@ def judge_by_model(
     """Judge comparisons, at most `request.batch_size` at a time, and fewer where their prompts are long."""
     waiting = iter(comparisons)
     while chunk := list(islice(waiting, request.batch_size)):
-        features = iter(vlm.features.get_all(_images(chunk), session.seen))
-        features_and_prompts = [(next(features), next(features), comparison.prompt) for comparison in chunk]
-        for batch in _split(features_and_prompts):
-            inputs = [
-                vlm.input_of((first, second), prompt, request.form, request.think) for first, second, prompt in batch
+        features = iter(vlm.features.get_readable(_images(chunk), session.seen))
+        encoded = [(next(features), next(features), comparison.prompt) for comparison in chunk]
+        for batch in _split(encoded):
+            inputs, random_keys, judgements = [], [], list[Judgement]()
+            for first, second, prompt in batch:
+                errors = [image for image in (first, second) if isinstance(image, ImageError)]
+                judgements.append(Judgement((), unreadable={error.name: error.reason for error in errors}))
+                if isinstance(first, Features) and isinstance(second, Features):
+                    inputs.append(vlm.input_of((first, second), prompt, request.form, request.think))
+                    random_keys.append(_random_key(first, second, prompt))
+            prefill = session.prefixes.prefill
+            rollouts = iter(roll_out(vlm, inputs, request.sampling, random_keys, prefill=prefill) if inputs else ())
+            yield [
+                each if each.unreadable else Judgement(tuple(rollout.verdict for rollout in next(rollouts)))
+                for each in judgements
             ]
-            random_keys = [_random_key(*each) for each in batch]
-            rollouts = roll_out(vlm, inputs, request.sampling, random_keys, prefill=session.prefixes.prefill)
-            yield [Judgement(tuple(rollout.verdict for rollout in of_one)) for of_one in rollouts]
 
 
 def judge_in_shards(
@@ -95,8 +107,12 @@ def judge_in_shards(
     waiting = iter(comparisons)
     while chunk := list(islice(waiting, batch_size)):
         shard = [chunk[index] for index in processes.shard(len(chunk))]
-        verdicts = [verdicts_to_json(each.verdicts) for batch in source(shard) for each in batch]
-        yield [Judgement(verdicts_from_json(each)) for part in processes.all_gather(verdicts) for each in part]
+        own = [(verdicts_to_json(each.verdicts), dict(each.unreadable)) for batch in source(shard) for each in batch]
+        yield [
+            Judgement(verdicts_from_json(verdicts), unreadable=unreadable)
+            for part in processes.all_gather(own)
+            for verdicts, unreadable in part
+        ]
 
 
 def judge_unless_stored(
@@ -113,14 +129,21 @@ def judge_unless_stored(
         """The next comparisons, with their keys and the store's verdicts."""
         chunk = list(islice(waiting, count))
         contents = iter(vlm.features.contents(_images(chunk), session.seen))
-        keys = [request.key(next(contents), next(contents), comparison.prompt) for comparison in chunk]
-        results = store.get_many(keys)
-        return [(comparison, key, results.get(key)) for comparison, key in zip(chunk, keys, strict=True)]
+        pairs = [(next(contents), next(contents)) for _ in chunk]
+        keys = [
+            request.key(first, second, comparison.prompt) if first and second else None
+            for comparison, (first, second) in zip(chunk, pairs, strict=True)
+        ]
+        # Another process may be able to read what this one cannot, so every process asks for as many.
+        asked = [key or str(place).encode() for place, key in enumerate(keys)]
+        results = store.get_many(asked)
+        return [(comparison, key, results.get(name)) for comparison, key, name in zip(chunk, keys, asked, strict=True)]
 
     def judge(missing: Sequence[_LookedUp]) -> Iterator[Judgement]:
         keys = iter([key for _, key, _ in missing])
         for batch in source(comparison for comparison, _, _ in missing):
-            store.put_many({next(keys): judgement.verdicts for judgement in batch})
+            by_key = {next(keys): judgement.verdicts for judgement in batch}
+            store.put_many({key: verdicts for key, verdicts in by_key.items() if key and verdicts})
             yield from batch
 
     waiting = iter(comparisons)
@@ -145,7 +168,7 @@ def _images(comparisons: Sequence[Comparison]) -> list[ImageLike]:
 
 def _split(inputs: Sequence[_Encoded]) -> Iterator[Sequence[_Encoded]]:
     """Comparisons in parts that keep to the bound on prompt tokens; each has one comparison at least."""
-    sizes = [first.tokens + second.tokens for first, second, _ in inputs]
+    sizes = [sum(image.tokens for image in images if isinstance(image, Features)) for *images, _ in inputs]
     start = 0
     for end in range(1, len(inputs) + 1):
         if end == len(inputs) or sum(sizes[start : end + 1]) > bounds.PREFILL_TOKENS:

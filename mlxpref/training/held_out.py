@@ -6,12 +6,14 @@ from typing import Any
 import mlx.core as mx
 
 from mlxpref.config import TrainSettings
+from mlxpref.data.left_out import LeftOut
 from mlxpref.distributed import SINGLE_PROCESS, ProcessGroup
 from mlxpref.engine.lora import adapter_weights
 from mlxpref.engine.vlm import VLM
-from mlxpref.errors import DataError
+from mlxpref.errors import DataError, ImageError
 from mlxpref.judge.evaluation import Evaluation, EvaluationSpec, evaluate
 from mlxpref.judge.judge import Judge
+from mlxpref.log import logger
 from mlxpref.preferences import Preference
 from mlxpref.training.rewards import RewardMix
 from mlxpref.training.sampler import random_subset
@@ -31,6 +33,7 @@ class HeldOut:
         settings: TrainSettings,
         mix: RewardMix,
         processes: ProcessGroup = SINGLE_PROCESS,
+        left_out: LeftOut | None = None,
     ) -> None:
         without_ties = [p for p in preferences if not p.is_tie]
         if settings.held_out and not without_ties:
@@ -42,6 +45,7 @@ class HeldOut:
         """The best adapter's weights so far; empty before the first measurement, or without patience."""
         self.best_step = 0
         self._vlm, self._settings, self._strategy, self._processes = vlm, settings, mix.strategy, processes
+        self._left_out = left_out or LeftOut(settings.data, preferences)
         self._accuracy, self._measurements_since_best = -1.0, 0
 
     @property
@@ -50,15 +54,21 @@ class HeldOut:
         return 0 < self._settings.patience <= self._measurements_since_best
 
     def measure(self, step: int, steps: int) -> Evaluation | None:
-        """Judge the held-out preferences and remember the best adapter; None where that is not due after a step.
+        """Judge the held-out preferences and remember the best adapter.
 
-        Step 0 is before training, for comparison: no adapter to remember.
+        None where that is not due after a step, or where no image can be read any more. Step 0 is before training, for
+        comparison: no adapter to remember.
         """
         settings = self._settings
         if not self.preferences or (step % settings.evaluate_every and step < steps):
             return None
         judge = Judge(self._vlm, settings.judging, processes=self._processes)
-        evaluation = evaluate(judge, self.preferences, EvaluationSpec(settings.data, "held-out", self._strategy))
+        spec = EvaluationSpec(settings.data, "held-out", self._strategy)
+        try:
+            evaluation = evaluate(judge, self.preferences, spec, self._left_out)
+        except ImageError as error:
+            logger.warning(f"step {step}: held-out preferences: {error}")
+            return None
         # The number that ends training must be equal in all processes.
         accuracy = float(self._processes.broadcast(evaluation.metrics.accuracy))
         if step == 0:

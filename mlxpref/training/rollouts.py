@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mlxpref.config import TrainSettings
+from mlxpref.data.left_out import LeftOut
 from mlxpref.distributed import SINGLE_PROCESS, ProcessGroup
 from mlxpref.engine.rollout import Rollout, Sampling, roll_out
 from mlxpref.engine.vlm import VLM, ComparisonInput
+from mlxpref.errors import ImageError
 from mlxpref.training.rewards import RewardMix
 from mlxpref.training.sampler import TrainingComparison
 from mlxpref.verdict import Verdict
@@ -36,10 +38,12 @@ def sample_groups(
     settings: TrainSettings,
     mix: RewardMix,
     processes: ProcessGroup = SINGLE_PROCESS,
+    left_out: LeftOut | None = None,
 ) -> list[RolloutGroup]:
     """Let the policy write a group of rollouts for each comparison; each process writes its share, all get the whole.
 
-    Without thinking a group has one rollout if the answer is integrated out: all would be equal.
+    Without thinking a group has one rollout if the answer is integrated out: all would be equal. An image that cannot
+    be read is an ImageError; with `left_out` it is added there, and its comparisons have no group.
     """
     sampling = Sampling(
         samples=settings.group if settings.think or not mix.exact else 1,
@@ -52,14 +56,27 @@ def sample_groups(
     # Each image is encoded alone: the other images of a batch change the last bits of its features, and a resumed run
     # would have other batches.
     shard = {i: comparisons[i] for i in processes.shard(len(comparisons))}
-    inputs = {i: vlm.input(c.first, c.second, c.prompt, mix.form, settings.think) for i, c in shard.items()}
-    keys = [comparison.key for comparison in shard.values()]
+    inputs: dict[int, ComparisonInput] = {}
+    unreadable: dict[int, ImageError] = {}
+    for i, c in shard.items():
+        try:
+            inputs[i] = vlm.input(c.first, c.second, c.prompt, mix.form, settings.think)
+        except ImageError as error:
+            if left_out is None:
+                raise
+            unreadable[i] = error
+    keys = [comparisons[i].key for i in inputs]
     rollouts = roll_out(vlm, list(inputs.values()), sampling, keys, settings.rows) if inputs else []
-    parts = processes.all_gather([[rollout.to_json() for rollout in group] for group in rollouts])
-    groups = [[Rollout.from_json(rollout) for rollout in group] for part in parts for group in part]
+    written = [(i, [each.to_json() for each in group]) for i, group in zip(inputs, rollouts, strict=True)]
+    parts = processes.all_gather([written, [(error.name, error.reason) for error in unreadable.values()]])
+    if left_out is not None:
+        left_out.add(dict(each for _, errors in parts for each in errors))
+    groups = [(i, [Rollout.from_json(each) for each in group]) for part, _ in parts for i, group in part]
     return [
-        RolloutGroup(comparison, inputs.get(i), group, [is_truncated(each, sampling, vlm.eos_ids) for each in group])
-        for i, (comparison, group) in enumerate(zip(comparisons, groups, strict=True))
+        RolloutGroup(
+            comparisons[i], inputs.get(i), group, [is_truncated(each, sampling, vlm.eos_ids) for each in group]
+        )
+        for i, group in groups
     ]
 
 

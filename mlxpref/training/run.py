@@ -9,7 +9,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,8 +23,10 @@ from mlxpref.checkpoints.files import ADAPTER_CONFIG
 from mlxpref.checkpoints.memory import model_size, require_fit, training_plan
 from mlxpref.checkpoints.resolve import find_checkpoint
 from mlxpref.config import TrainSettings, settings_from
+from mlxpref.data.image_cache import ImageCache
 from mlxpref.data.learned import LEARNED, Digests, digests_of, write_learned
-from mlxpref.data.load import load_preferences
+from mlxpref.data.left_out import is_public
+from mlxpref.data.load import check_preferences, load_preferences
 from mlxpref.distributed import SINGLE_PROCESS, ProcessGroup, process_group
 from mlxpref.engine.adapters import ADAPTER_WEIGHTS, base_of, check_base, find_base, read_adapter, save_adapter
 from mlxpref.engine.vlm import VLM, load_vlm
@@ -32,7 +34,7 @@ from mlxpref.errors import ConfigError, DataError, MlxprefError, ModelError
 from mlxpref.files import append_record, lock, open_for_append, truncate_lines
 from mlxpref.judge.calibration import CALIBRATION_FILE
 from mlxpref.log import logger
-from mlxpref.preferences import ImageLike, Preference, image_name
+from mlxpref.preferences import ImageLike, image_name
 from mlxpref.report.run_page import RUN_PAGE, recorded_images, write_run_page
 from mlxpref.text import format_bytes
 from mlxpref.training.custom_reward import load_rewards
@@ -70,8 +72,6 @@ _ROLLOUTS_PER_STEP = 4
 
 Agree = Callable[[str], bool]
 """Answers a question, such as whether to download a model."""
-Check = Callable[[str, Sequence[Preference]], None]
-"""Takes the data's name and preferences; raises an error if they are unfit for training."""
 Files = Mapping[str, BinaryIO]
 
 
@@ -156,6 +156,9 @@ class Run:
 
     def _save(self, files: Files) -> None:
         """Save the state and the adapter."""
+        if self.trainer.left_out.reasons:
+            self.record["left_out"] = self.trainer.left_out.to_json()
+            write_record(self.folder, self.record)
         for file in files.values():  # a state must not be on the disk before the lines that it counts
             os.fsync(file.fileno())
         write_state(self.folder, self.state)
@@ -171,6 +174,8 @@ class Run:
 
     def _close(self, files: Files) -> None:
         """Save the run as complete."""
+        if self.trainer.left_out.reasons:
+            logger.warning(f"left out: {self.trainer.left_out}")
         self.state = replace(self._state_after(self.done, files), complete=True)
         self._save(files)
         self.record["ended"] = {"step": self.done, "early": self.trainer.held_out.should_stop}
@@ -202,14 +207,13 @@ def start_run(
     settings: TrainSettings,
     output: Path | None = None,
     agree: Agree = lambda question: False,
-    check: Check = lambda data, preferences: None,
     vlm: VLM | None = None,
     processes: ProcessGroup = SINGLE_PROCESS,
 ) -> Run:
     """Check the settings, load data and model, and write run.json, without training yet.
 
-    `output` None is runs/<time>. `check` may raise an error for the preferences before the model is loaded. A `vlm` is
-    trained itself. ConfigError for a folder with a file in it, or bad settings; DataError; ModelError.
+    `output` None is runs/<time>. A `vlm` is trained itself. ConfigError for a folder with a file in it, or bad
+    settings; DataError for unreadable data (see `check_preferences`); ModelError.
     """
     folder = Path(processes.broadcast(str(output or Path("runs") / time.strftime("%Y%m%d-%H%M%S"))))
     settings = settings_from(TrainSettings, processes.broadcast(asdict(in_whole(settings))))
@@ -219,7 +223,7 @@ def start_run(
         raise ConfigError(f"{folder}: is not empty; give another --output{resume}")
     if not settings.data:
         raise ConfigError("no --data: give `demo`, a public data set, or a file or folder of preferences")
-    run = _load(settings, folder, agree, check, vlm, processes)
+    run = _load(settings, folder, agree, processes, vlm)
     if processes.is_main:
         folder.mkdir(parents=True, exist_ok=True)
         write_record(folder, run.record)
@@ -233,7 +237,6 @@ def resume_run(
     folder: Path | None,
     given: Mapping[str, Any],
     agree: Agree = lambda question: False,
-    check: Check = lambda data, preferences: None,
     processes: ProcessGroup = SINGLE_PROCESS,
 ) -> Run | None:
     """Load the run in a folder with its last saved state; None where it is complete.
@@ -254,7 +257,7 @@ def resume_run(
     if is_complete and settings.steps in (planned, done):
         logger.info(f"{folder}: this run is complete after {done} steps; nothing is left to do, unless --steps is more")
         return None
-    run = _load(settings, folder, agree, check, None, processes, state)
+    run = _load(settings, folder, agree, processes, state=state)
     if processes.is_main:  # the others have the same data and model as this one
         check_resumable(folder, before, run.record, run.digests, state is None or "adapter" in given)
     run.record |= {name: before[name] for name in ("started", "id") if name in before}
@@ -363,9 +366,8 @@ def _load(
     settings: TrainSettings,
     folder: Path,
     agree: Agree,
-    check: Check,
-    vlm: VLM | None,
     processes: ProcessGroup,
+    vlm: VLM | None = None,
     state: RunState | None = None,
 ) -> Run:
     """Make a run before its first step, or to go on from a `state`, without a change in its folder.
@@ -377,9 +379,16 @@ def _load(
     mix = load_rewards(settings.reward)
     data_dir = Path(settings.data_dir).expanduser() if settings.data_dir else None
     preferences = load_preferences(
-        settings.data, settings.split, settings.limit or None, settings.seed, data_dir, agree=agree
+        settings.data,
+        settings.split,
+        settings.limit or None,
+        settings.seed,
+        data_dir,
+        needs_images=state is None or is_public(settings.data),
+        agree=agree,
     )
-    check(settings.data, preferences)
+    images = vlm.features.images if vlm else ImageCache(settings.max_pixels)
+    left_out = check_preferences(settings.data, preferences, images, begun=state is not None)
     adapter = Path(settings.adapter) if settings.adapter else None
     if vlm is None:
         model = settings.model or None
@@ -391,12 +400,13 @@ def _load(
         plan = require_fit(lambda s: training_plan(size, s, len(preferences), writes), settings, "training")
         logger.info(f"about {format_bytes(plan.peak)} of memory at the peak, {format_bytes(plan.weights)} are weights")
         vlm = load_vlm(checkpoint, settings.max_pixels)
+        vlm.features.images = images
     start: Mapping[str, mx.array] | None = None
     if adapter and state:
         start = {name.removeprefix("adapter."): w for name, w in state.arrays.items() if name.startswith("adapter.")}
     elif adapter:
         settings, start = _start_from(adapter, vlm, settings)
-    trainer = Trainer(vlm, preferences, settings, mix, processes, start)
+    trainer = Trainer(vlm, preferences, settings, mix, processes, start, left_out)
     base, count = base_of(vlm.checkpoint, settings.model), len(trainer.preferences)
     record = record_of(folder, settings, base, preferences, count, processes.size)
     versions = {f"version of {name}": record["versions"][name] for name in ("mlxpref", "mlx", "mlx-vlm")}

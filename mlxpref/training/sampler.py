@@ -30,6 +30,11 @@ class TrainingComparison(Comparison):
     y: float
     key: tuple[int, ...]
 
+    @property
+    def place(self) -> int:
+        """Its place in the step."""
+        return self.key[1]
+
 
 class ComparisonSampler:
     """Gives the comparisons of every step, `settings.comparisons` each: every preference once an epoch.

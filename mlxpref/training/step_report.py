@@ -42,10 +42,10 @@ class StepReport:
     policy a token, the mean of minus its tokens' log-probabilities. `read_accuracy` is the share of the answers read at
     once that agree with the majority, where these are trained, too. `mismatch` is the mean distance between the
     log-probabilities of sampling and of scoring, `skipped` the number of `groups` whose rollouts have no gradient,
-    `resampled` that of replaced groups. The seconds of rollout, score (the reference), update and evaluation add up to
-    `seconds`; `tokens_per_second` is of the rollout alone. `held_out` are the metrics of `eval` on the held-out
-    preferences. Of several processes, this one sent `sent_bytes` in the step and spent `wait_seconds` of it in
-    exchanges.
+    `resampled` that of replaced groups, `left_out` that of comparisons with an image that could not be read. The
+    seconds of rollout, score (the reference), update and evaluation add up to `seconds`; `tokens_per_second` is of the
+    rollout alone. `held_out` are the metrics of `eval` on the held-out preferences. Of several processes, this one sent
+    `sent_bytes` in the step and spent `wait_seconds` of it in exchanges.
     """
 
     step: int
@@ -66,6 +66,7 @@ class StepReport:
     skipped: int
     resampled: int
     groups: int
+    left_out: int = 0
     updated: bool
     tokens: int
     tokens_per_second: float

@@ -17,6 +17,7 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_map_with_path, tree_unflatten
 
 from mlxpref.config import TrainSettings
+from mlxpref.data.left_out import LeftOut
 from mlxpref.distributed import SINGLE_PROCESS, ProcessGroup
 from mlxpref.engine.lora import adapter_off, adapter_weights, attach_lora, linear_layers
 from mlxpref.engine.vlm import VLM
@@ -30,7 +31,7 @@ from mlxpref.training.loss import loss_inputs, reading_of
 from mlxpref.training.policy_update import UpdateResult, update_policy
 from mlxpref.training.rewards import RewardMix
 from mlxpref.training.rollouts import RolloutGroup, sample_groups
-from mlxpref.training.sampler import ComparisonSampler, held_out_split, random_subset
+from mlxpref.training.sampler import ComparisonSampler, TrainingComparison, held_out_split, random_subset
 from mlxpref.training.step_report import (
     StepMeter,
     StepReport,
@@ -42,6 +43,8 @@ from mlxpref.training.step_report import (
 
 _MAX_FAILURES = 3
 """Training stops after this many steps in a row whose loss or gradient is not finite."""
+_REPLACEMENTS = 10
+"""A place of a step whose images cannot be read is given to another comparison so often."""
 _ROUNDING = 1e-3
 """The largest difference of several processes' adapter lengths between two checks."""
 
@@ -53,8 +56,8 @@ class Trainer:
     learn from, `held_out` measures with others. `mix` are the settings' rewards, if already loaded. `start` are the
     weights of an adapter to go on from, by their full names; without, a fresh one is on all linear layers. Each of
     several `processes` does its share of a step and makes the same update; all report the same but for times, memory
-    and bytes.
-    ConfigError, DataError or ModelError for unusable settings, data or models.
+    and bytes. Images that cannot be read go to `left_out`; the preferences stay the same, so that a resumed run makes
+    the same steps. ConfigError, DataError or ModelError for unusable settings, data or models.
     """
 
     def __init__(
@@ -65,8 +68,10 @@ class Trainer:
         mix: RewardMix | None = None,
         processes: ProcessGroup = SINGLE_PROCESS,
         start: Mapping[str, mx.array] | None = None,
+        left_out: LeftOut | None = None,
     ) -> None:
         self.vlm, self.settings, self.processes = vlm, settings, processes
+        self.left_out = left_out or LeftOut(settings.data, preferences)
         self.mix = mix or load_rewards(settings.reward)
         if self.mix.exact and self.mix.custom and not settings.think:
             raise ConfigError(
@@ -82,7 +87,7 @@ class Trainer:
         learned_from, held_out = held_out_split(usable, settings.held_out, settings.seed)
         count = max(1, math.ceil(settings.fraction * len(learned_from)))
         self.preferences = random_subset(learned_from, count, settings.seed, "fraction")
-        self.held_out = HeldOut(vlm, held_out, settings, self.mix, processes)
+        self.held_out = HeldOut(vlm, held_out, settings, self.mix, processes, self.left_out)
         self.step_count = settings.steps or math.ceil(len(self.preferences) / settings.comparisons)
         if adapter_weights(vlm.model):
             raise ModelError(
@@ -126,13 +131,15 @@ class Trainer:
         best, evaluations = self.held_out.state
         parts = {"optimizer": self.optimizer.state, "adapter": adapter_weights(self.vlm.model)}
         arrays = dict(tree_flatten(parts | ({"best": best} if best else {})))
-        return arrays, {"failures": self._failures, "held_out": evaluations}
+        numbers = {"failures": self._failures, "held_out": evaluations, "left_out": dict(self.left_out.reasons)}
+        return arrays, numbers
 
     def restore(self, arrays: Mapping[str, mx.array], numbers: Mapping[str, Any]) -> None:
         """Continue from the state of a trainer with the same settings and data; KeyError where a part is missing."""
         self.vlm.model.update(tree_unflatten(list(_under("adapter.", arrays).items())))
         self.optimizer.state = tree_map_with_path(lambda path, _: arrays[f"optimizer.{path}"], self.optimizer.state)
         self.held_out.restore(_under("best.", arrays), numbers["held_out"])
+        self.left_out.reasons |= numbers.get("left_out", {})  # earlier versions had none
         self._failures = int(numbers["failures"])
 
     def measure_start(self) -> dict[str, Any] | None:
@@ -171,10 +178,11 @@ class Trainer:
         vlm, settings, mix, processes = self.vlm, self.settings, self.mix, self.processes
         meter = StepMeter(processes)
 
-        comparisons = self.sampler.for_step(step)  # P comparisons
-        rollouts = sample_groups(vlm, comparisons, settings, mix, processes)  # P x G completions
+        comparisons, unused = self.sampler.for_step(step), self.sampler.unused(step)  # P comparisons
+        rollouts, left_out = self._sample(step, comparisons, unused)  # P x G completions
         rewards = reward_groups(rollouts, settings, mix, processes)  # (P, G)
-        rollouts, rewards, indices = self._resample(step, rollouts, rewards)  # all groups written; P learned from
+        # All groups written, and the P to learn from.
+        rollouts, rewards, indices = self._resample(step, rollouts, rewards, unused)
         meter.end_phase("rollout")
 
         loss_rollouts, loss_rewards = [rollouts[i] for i in indices], rewards.select(indices)
@@ -207,14 +215,41 @@ class Trainer:
             skipped=int((~loss_rewards.has_gradient).sum()),
             resampled=len(rollouts) - len(loss_rollouts),
             groups=len(loss_rollouts),
+            left_out=left_out,
             learning_rate=float(self.optimizer.learning_rate.item()),
             held_out=held_out_metrics(evaluation) if evaluation else None,
             rollouts=rollout_records(step, loss_rollouts, loss_rewards, mix),
             **meter.fields(shares["tokens"]),
         )
 
+    def _sample(
+        self, step: int, comparisons: Sequence[TrainingComparison], unused: Iterator[int]
+    ) -> tuple[list[RolloutGroup], int]:
+        """The groups of comparisons, and the number of those that were left out as an image cannot be read.
+
+        Unused preferences of the step take their places, while there are any. DataError if nothing can be read.
+        """
+        groups, left_out = self._written(comparisons), 0
+        for _ in range(_REPLACEMENTS):
+            empty = sorted({each.place for each in comparisons} - {group.comparison.place for group in groups})
+            left_out += len(empty)
+            # `unused` comes second, so that the end of `empty` consumes none of it.
+            others = [self.sampler.replacement(step, place, i, 0) for place, i in zip(empty, unused, strict=False)]
+            if not others:
+                break
+            groups += self._written(others)
+        if not groups:
+            raise DataError(
+                f"step {step}: none of its images can be read; is their disk still there? then continue with --resume"
+            )
+        return sorted(groups, key=lambda group: group.comparison.place), left_out
+
+    def _written(self, comparisons: Sequence[TrainingComparison]) -> list[RolloutGroup]:
+        """The policy's groups of comparisons."""
+        return sample_groups(self.vlm, comparisons, self.settings, self.mix, self.processes, self.left_out)
+
     def _resample(
-        self, step: int, rollouts: list[RolloutGroup], rewards: GroupRewards
+        self, step: int, rollouts: list[RolloutGroup], rewards: GroupRewards, unused: Iterator[int]
     ) -> tuple[list[RolloutGroup], GroupRewards, list[int]]:
         """Give the places of groups without an advantage to other comparisons, up to `settings.resample` times.
 
@@ -222,20 +257,19 @@ class Trainer:
         The next comparisons depend only on the step, their random numbers on step, place and attempt, not on the
         batches.
         """
-        indices, unused = list(range(len(rollouts))), self.sampler.unused(step)
+        latest = {group.comparison.place: index for index, group in enumerate(rollouts)}
         for attempt in range(1, self.settings.resample + 1):
-            idle = [place for place, group in enumerate(indices) if not rewards.has_advantage[group]]
+            idle = [place for place, index in latest.items() if not rewards.has_advantage[index]]
             # `unused` comes second, so that the end of `idle` consumes none of it.
             places = list(zip(idle, unused, strict=False))
             if not places:
                 break
-            comparisons = [self.sampler.replacement(step, place, index, attempt) for place, index in places]
-            for group, (place, _) in enumerate(places, start=len(rollouts)):
-                indices[place] = group
-            others = sample_groups(self.vlm, comparisons, self.settings, self.mix, self.processes)
-            rollouts = [*rollouts, *others]
-            rewards = rewards + reward_groups(others, self.settings, self.mix, self.processes)
-        return rollouts, rewards, indices
+            others = self._written([self.sampler.replacement(step, place, i, attempt) for place, i in places])
+            if others:
+                latest |= {group.comparison.place: index for index, group in enumerate(others, start=len(rollouts))}
+                rollouts = [*rollouts, *others]
+                rewards = rewards + reward_groups(others, self.settings, self.mix, self.processes)
+        return rollouts, rewards, list(latest.values())
 
     def _keep_equal(self, step: int) -> None:
         """Give all processes the adapter of process 0 where their machines round differently.

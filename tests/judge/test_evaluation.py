@@ -30,7 +30,7 @@ CONTRACT = [
     "data", "split", "protocol", "strategy", "pairs", "ties_dropped", "accuracy", "accuracy_low", "accuracy_high",
     "accuracy_macro", "both_orders_accuracy", "position_consistency", "first_choice_rate", "first_image_baseline",
     "brier", "ece", "unreadable", "tokens", "seconds", "official", "human_ceiling", "tokens_per_pair",
-    "seconds_per_pair",
+    "seconds_per_pair", "left_out",
 ]  # fmt: skip
 
 
