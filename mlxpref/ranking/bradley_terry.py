@@ -19,6 +19,7 @@ from scipy.special import expit, stdtrit
 from mlxpref.errors import DataError
 from mlxpref.ranking.log_odds import combine_orders
 from mlxpref.ranking.posterior import best_probabilities, difference_variance
+from mlxpref.ranking.threads import one_thread
 
 Array = NDArray[np.float64]
 
@@ -102,6 +103,7 @@ def all_pairs(count: int) -> Iterator[tuple[int, int]]:
     return ((a, b) for a in range(count) for b in range(a + 1, count))
 
 
+@one_thread()
 def rank_images(count: int, outcomes: Iterable[PairOutcome], default_dispersion: float = 1.0) -> StrengthRanking:
     """Rank `count` images from the pairs judged so far; any subset of pairs and orders will do.
 
@@ -129,6 +131,7 @@ def rank_images(count: int, outcomes: Iterable[PairOutcome], default_dispersion:
     return StrengthRanking(images, fit.position_bias, fit.position_bias_stderr, fit)
 
 
+@one_thread()
 def fit_strengths(count: int, outcomes: Sequence[PairOutcome], default_dispersion: float = 1.0) -> StrengthFit:
     """Strengths by soft Bradley-Terry with a position bias, maximum a posteriori, and their covariance.
 

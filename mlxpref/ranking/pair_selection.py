@@ -19,6 +19,7 @@ from scipy.special import expit, ndtr
 from mlxpref.errors import ConfigError
 from mlxpref.ranking.bradley_terry import PRIOR_DEVIATION, StrengthFit, all_pairs
 from mlxpref.ranking.posterior import difference_variance
+from mlxpref.ranking.threads import one_thread
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -42,6 +43,7 @@ def default_round(count: int) -> int:
     return max(3, count // 3)
 
 
+@one_thread()
 def next_round(
     count: int,
     asked: Collection[tuple[int, int]],
@@ -98,6 +100,7 @@ def next_round(
     return pairs
 
 
+@one_thread()
 def is_settled(fit: StrengthFit, top: int) -> bool:
     """Whether the posterior is sure which images are the `top` strongest, in any order among themselves.
 
