@@ -30,7 +30,7 @@ from mlxpref.conversion.quantize import (
 )
 from mlxpref.conversion.verify import naming_source, revision_of, verify, write_record
 from mlxpref.conversion.writer import check_space, folder_bytes, new_folder, write_model
-from mlxpref.engine.adapters import read_adapter
+from mlxpref.engine.adapters import read_adapter, trained_settings
 from mlxpref.engine.lora import fuse_adapter
 from mlxpref.engine.mlx_model import lazy_model
 from mlxpref.errors import ModelError
@@ -100,7 +100,8 @@ def convert(
         finish(folder)
         origin: dict[str, Any] = {"source": name or str(source.folder), "revision": revision_of(source.folder)}
         origin |= {"identity": source.identity.to_json(), "adapter": str(adapter) if adapter else None, "dtype": dtype}
-        write_record(folder, origin | result)
+        trained = trained_settings(adapter or source.folder)
+        write_record(folder, origin | result | ({"trained": trained} if trained else {}))
     seconds = round(time.perf_counter() - start, 2)
     summary = {"path": str(output), "source": origin["source"], **result}
     return summary | {"bytes": folder_bytes(output), "seconds": seconds}

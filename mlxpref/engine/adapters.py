@@ -12,7 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlxpref.checkpoints.checkpoint import Checkpoint
-from mlxpref.checkpoints.files import ADAPTER_CONFIG, printable, read_json_object
+from mlxpref.checkpoints.files import ADAPTER_CONFIG, RECORD, printable, read_json_object
 from mlxpref.checkpoints.identity import Identity
 from mlxpref.checkpoints.resolve import find_checkpoint, is_hub_id
 from mlxpref.checkpoints.safetensors import read_file_tensor_infos
@@ -116,9 +116,16 @@ def find_base(folder: Path, model: str | None, agree: Callable[[str], bool]) -> 
 
 
 def trained_settings(folder: Path) -> dict[str, Any]:
-    """What an adapter says of its training: `think`, `max_pixels`, `max_tokens`, `read_weight`; else nothing."""
-    trained = _config(folder).get("trained")
-    return trained if isinstance(trained, dict) else {}
+    """What an adapter, or a model with one in its weights, says of its training; empty where it says nothing.
+
+    `think`, `max_pixels`, `max_tokens`, and `read_weight`, 0 where the answer that is read at once was not trained.
+    """
+    for name in (ADAPTER_CONFIG, RECORD):  # the latter of exports
+        with suppress(ModelError):  # what cannot be read is refused when it is used
+            trained = read_json_object(folder / name).get("trained") if (folder / name).is_file() else None
+            if isinstance(trained, dict):
+                return trained
+    return {}
 
 
 def check_base(folder: Path, checkpoint: Checkpoint, any_base: bool = False) -> list[str]:

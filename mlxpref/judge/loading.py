@@ -28,14 +28,15 @@ def load_judge(
 ) -> Judge:
     """Load a judge by name; see `find_checkpoint` for names and `agree`. None with an adapter is the adapter's base.
 
-    Settings that are not given are those that the adapter was trained with, and a warning names the given ones that
-    differ from these. ConfigError if judging pairs of `images` images (by default a full batch) would not fit the
-    device. ModelError for an adapter of another model, unless `any_base`.
+    Settings that are not given are those that the adapter, also one in the weights, was trained with, and a warning
+    names the given ones that differ from these. ConfigError if judging pairs of `images` images (by default a full
+    batch) would not fit the device. ModelError for an adapter of another model, unless `any_base`.
     """
-    trained = trained_settings(adapter) if adapter is not None else {}
-    reads = not trained.get("think") or bool(trained.get("read_weight"))
-    judge_settings = _settings(adapter, trained, settings or {}, reads)
+    settings_from(JudgeSettings, settings or {})  # before any download
     name, path = find_base(adapter, model, agree) if adapter is not None else find_checkpoint(model, agree)
+    trained = trained_settings(adapter or path)
+    reads = not trained.get("think") or bool(trained.get("read_weight"))
+    judge_settings = _settings(adapter or path, trained, settings or {}, reads)
     checkpoint = Checkpoint.open(path)
     check_folder(checkpoint)
     size = model_size(checkpoint)
@@ -48,7 +49,7 @@ def load_judge(
     return Judge(vlm, judge_settings, name, adapter, reads=reads)
 
 
-def _settings(adapter: Path | None, trained: Mapping[str, Any], given: Mapping[str, Any], reads: bool) -> JudgeSettings:
+def _settings(adapter: Path, trained: Mapping[str, Any], given: Mapping[str, Any], reads: bool) -> JudgeSettings:
     """The given settings, else those of the adapter's training; warns of what the adapter did not learn."""
     known = {field.name: trained[field.name] for field in fields(JudgeSettings) if field.name in trained}
     learned = settings_from(JudgeSettings, known, f"{adapter}, trained with")

@@ -91,6 +91,7 @@ class RunLog:
         numbers = {"reward": self.column("reward"), **self.reward_parts(), "entropy": self.column("entropy")}
         shares = {
             "rollouts that agree with people": self.column("accuracy"),
+            "answers read at once that agree with people": self.column("read_accuracy"),
             "held-out pairs that agree with people": self.column("held_out", "accuracy"),
             "right form": self.column("format_rate"),
             "mass on the labels": self.column("label_mass"),

@@ -30,11 +30,17 @@ Images = Callable[[Record], tuple[ImageLike, ImageLike] | None]
 
 _FIGURES: tuple[tuple[str, str, bool, dict[str, str], dict[str, str]], ...] = (
     ("Reward", "The mean over the rollouts of a step.", False, {"reward": "reward"}, {}),
-    ("Agreement with people", "A bar is a 95 % interval.", True, {"rollouts": "accuracy"}, {"held-out": "accuracy"}),
+    (
+        "Agreement with people",
+        "A bar is a 95 % interval.",
+        True,
+        {"rollouts": "accuracy", "read at once": "read_accuracy"},
+        {"held-out": "accuracy"},
+    ),
     ("Held-out pairs", "", True, {}, {"same image in both orders": "position_consistency", "calibration error": "ece"}),
     ("Form", "", True, {"right form": "format_rate", "mass on labels": "label_mass", "out of tokens": "truncated"}, {}),
     ("Entropy", "In nats a token; near 0 all rollouts are the same.", False, {"entropy": "entropy"}, {}),
-    ("Distance from the judge without adapter", "In nats a token.", False, {"KL": "kl"}, {}),
+    ("Distance from the judge without adapter", "In nats a token or answer.", False, {"KL": "kl"}, {}),
     ("Sampling against scoring", "Mean distance of two log-probabilities.", False, {"mismatch": "mismatch"}, {}),
     ("Gradient norm", "Before clipping.", False, {"norm": "grad_norm"}, {}),
     ("Clipped tokens", "In the last update of a step.", True, {"clipped": "clip_fraction"}, {}),

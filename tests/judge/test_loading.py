@@ -80,6 +80,16 @@ def test_an_adapter_that_does_not_say_it(tmp_path: Path) -> None:
     assert judge.think_about == "top"
 
 
+def test_exports_say_it_too(tmp_path: Path) -> None:
+    list(mlxpref.train("demo", TINY, tmp_path / "run", limit=4, steps=1, comparisons=2, think=False, max_tokens=7))
+    for to in ("peft", "fused", "hf"):
+        mlxpref.export(tmp_path / "run", tmp_path / to, to=to)
+        judge = mlxpref.load(TINY, tmp_path / to) if to == "peft" else mlxpref.load(tmp_path / to)
+        assert judge.settings == JudgeSettings(think=False, max_tokens=7), to
+    mlxpref.convert(tmp_path / "hf", tmp_path / "again", bits=None)
+    assert mlxpref.load(tmp_path / "again").settings == JudgeSettings(think=False, max_tokens=7)
+
+
 def test_an_adapter_that_says_nonsense(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="adapter, trained with: setting max_tokens: 'many' is not int"):
         mlxpref.load(TINY, adapter_of(tmp_path, max_tokens="many"))
