@@ -122,3 +122,18 @@ def test_eval_and_train_decode_each_image_once(tmp_path: Path, decodes: Counter[
     options = {"eval": ["--no-think"], "train": training}
     run(command, "--data", data, "--model", "demo", *options[command])
     assert decodes == {path.name: 1 for path in paths}
+
+
+def test_a_very_large_picture_is_decoded_once(
+    tmp_path: Path, decodes: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is reduced while it is read, also for the page, and keeps its own size."""
+    (path,) = write_images(tmp_path, 1, (400, 300))
+    monkeypatch.setattr("mlxpref.data.images.PIXEL_LIMIT", 50_000)
+    images = ImageCache(10**6)
+    images.check(path)
+    assert images.size(path) == (400, 300)
+    assert images.load(path).size == images.picture(path, 10**6).size == (200, 150)
+    assert images.content(path, 10**6) == images.content(path, 10**6)
+    assert decodes == {"0.png": 1}
+    assert np.array_equal(np.asarray(images.load(path)), np.asarray(load_image(path)))

@@ -181,7 +181,7 @@ def test_recalled_pairs_take_no_seconds() -> None:
     assert [json_of(recalled)["seconds_per_pair"] for recalled in (0, 1, 2)] == [1.5, 3.0, None]
     assert [json_of(recalled)["tokens"] for recalled in (0, 1, 2)] == [12, 6, 0]
     assert json_of(2)["tokens_per_pair"] == 6.0
-    assert json.loads(json.dumps(json_of(2), allow_nan=False))["official"]["low"] == 1
+    assert json.loads(json.dumps(json_of(2), allow_nan=False))["official"]["value"] == 1
 
 
 def test_pickapic_counts_ties() -> None:
