@@ -213,18 +213,19 @@ def content(image: Any) -> bytes:
 
 
 def test_calibrate_as_the_command(tmp_path: Path) -> None:
-    options = ["--data", "demo", "--limit", 30, "--no-store", "--max-tokens", 4]
+    options = ["--data", "demo", "--limit", 12, "--no-store", "--max-tokens", 4]
     expected = command("calibrate", "--model", "demo", *options, "--output", tmp_path / "command.json")
-    file = mlxpref.calibrate("demo", "demo", limit=30, max_tokens=4, output=str(tmp_path / "function.json"))
+    file = mlxpref.calibrate("demo", "demo", limit=12, max_tokens=4, output=str(tmp_path / "function.json"))
     assert file.path == tmp_path / "function.json"
     split = expected["calibrations"][0]["split"]
     assert json.loads(json.dumps([each.to_json() for each in file.calibrations])) == expected["calibrations"]
     assert (tmp_path / "function.json").read_text() == (tmp_path / "command.json").read_text()
     judge = mlxpref.load("demo", calibration=file.path, max_tokens=4, think=False)
-    again = mlxpref.calibrate(judge, "demo", split, 30, think=False, output=tmp_path / "again.json")
+    again = mlxpref.calibrate(judge, "demo", split, 12, think=False, output=tmp_path / "again.json")
     assert again.calibrations == file.calibrations[:1]
 
 
+@pytest.mark.slow
 def test_convert_and_export_as_the_commands(tmp_path: Path) -> None:
     expected = command("convert", "demo", tmp_path / "command", "--bits", 8, "--group-size", 32)
     written = mlxpref.convert("demo", tmp_path / "function", 8, group_size=32)
