@@ -24,14 +24,15 @@ from mlxpref.checkpoints.memory import model_size, require_fit, training_plan
 from mlxpref.checkpoints.resolve import find_checkpoint
 from mlxpref.config import TrainSettings, settings_from
 from mlxpref.data.image_cache import ImageCache
+from mlxpref.data.inputs import PreferencesInput, preferences_from
 from mlxpref.data.learned import LEARNED, Digests, digests_of, write_learned
 from mlxpref.data.left_out import is_public
-from mlxpref.data.load import check_preferences, load_preferences
+from mlxpref.data.load import Preferences, check_preferences, load_preferences
 from mlxpref.distributed import SINGLE_PROCESS, ProcessGroup, process_group
 from mlxpref.engine.adapters import ADAPTER_WEIGHTS, base_of, check_base, find_base, read_adapter, save_adapter
 from mlxpref.engine.vlm import VLM, load_vlm
 from mlxpref.errors import ConfigError, DataError, MlxprefError, ModelError
-from mlxpref.files import append_record, lock, open_for_append, truncate_lines
+from mlxpref.files import append_record, expand, lock, open_for_append, truncate_lines
 from mlxpref.judge.calibration import CALIBRATION_FILE
 from mlxpref.log import logger
 from mlxpref.preferences import ImageLike, image_name
@@ -209,11 +210,12 @@ def start_run(
     agree: Agree = lambda question: False,
     vlm: VLM | None = None,
     processes: ProcessGroup = SINGLE_PROCESS,
+    preferences: Preferences | None = None,
 ) -> Run:
     """Check the settings, load data and model, and write run.json, without training yet.
 
-    `output` None is runs/<time>. A `vlm` is trained itself. ConfigError for a folder with a file in it, or bad
-    settings; DataError for unreadable data (see `check_preferences`); ModelError.
+    `output` None is runs/<time>. A `vlm` is trained itself; `preferences` take the place of named data. ConfigError for
+    a folder with a file in it, or bad settings; DataError for unreadable data (see `check_preferences`); ModelError.
     """
     folder = Path(processes.broadcast(str(output or Path("runs") / time.strftime("%Y%m%d-%H%M%S"))))
     settings = settings_from(TrainSettings, processes.broadcast(asdict(in_whole(settings))))
@@ -223,7 +225,7 @@ def start_run(
         raise ConfigError(f"{folder}: is not empty; give another --output{resume}")
     if not settings.data:
         raise ConfigError("no --data: give `demo`, a public data set, or a file or folder of preferences")
-    run = _load(settings, folder, agree, processes, vlm)
+    run = _load(settings, folder, agree, processes, vlm, preferences=preferences)
     if processes.is_main:
         folder.mkdir(parents=True, exist_ok=True)
         write_record(folder, run.record)
@@ -238,6 +240,7 @@ def resume_run(
     given: Mapping[str, Any],
     agree: Agree = lambda question: False,
     processes: ProcessGroup = SINGLE_PROCESS,
+    preferences: Preferences | None = None,
 ) -> Run | None:
     """Load the run in a folder with its last saved state; None where it is complete.
 
@@ -257,7 +260,7 @@ def resume_run(
     if is_complete and settings.steps in (planned, done):
         logger.info(f"{folder}: this run is complete after {done} steps; nothing is left to do, unless --steps is more")
         return None
-    run = _load(settings, folder, agree, processes, state=state)
+    run = _load(settings, folder, agree, processes, state=state, preferences=preferences)
     if processes.is_main:  # the others have the same data and model as this one
         check_resumable(folder, before, run.record, run.digests, state is None or "adapter" in given)
     run.record |= {name: before[name] for name in ("started", "id") if name in before}
@@ -286,20 +289,33 @@ def resume_run(
 
 
 def train(
-    data: str, model: str | Path | None = None, output: str | Path | None = None, resume: bool = False, **settings: Any
+    data: PreferencesInput,
+    model: str | Path | None = None,
+    output: str | Path | None = None,
+    resume: bool = False,
+    **settings: Any,
 ) -> Iterator[StepReport]:
     """Train an adapter and yield a report after every step: `for report in mlxpref.train("demo", "demo"): ...`.
 
+    `data` is a data set's name, a file or folder, or a list of `Preference`s, or of dicts like the rows of a file.
     `settings` are the fields of `mlxpref.config.TrainSettings`; see `run_settings` for the demo judge. It saves the
     adapter in `output` (default runs/<time>), also if the loop ends early. With `resume` the run in `output` continues
     (see `resume_run`); a complete one yields nothing. ConfigError, DataError or ModelError for what cannot be trained.
     """
-    values = {"data": data} | ({"model": str(model)} if model else {}) | settings
-    folder, processes = Path(output) if output else None, process_group()
-    if resume:
-        run = resume_run(folder, values, processes=processes)
+    preferences = None
+    if isinstance(data, str | os.PathLike):
+        name = expand(data)
     else:
-        run = start_run(run_settings(values), folder, processes=processes)
+        folder = Path(expand(settings["data_dir"])) if settings.get("data_dir") else None
+        name, preferences = preferences_from(
+            data, settings.get("split"), settings.get("limit") or None, folder, "train"
+        )
+    values = {"data": name} | ({"model": expand(model)} if model else {}) | settings
+    place, processes = Path(expand(output)) if output else None, process_group()
+    if resume:
+        run = resume_run(place, values, processes=processes, preferences=preferences)
+    else:
+        run = start_run(run_settings(values), place, processes=processes, preferences=preferences)
     if run:
         yield from run.reports()
 
@@ -369,6 +385,7 @@ def _load(
     processes: ProcessGroup,
     vlm: VLM | None = None,
     state: RunState | None = None,
+    preferences: Preferences | None = None,
 ) -> Run:
     """Make a run before its first step, or to go on from a `state`, without a change in its folder.
 
@@ -378,7 +395,7 @@ def _load(
         check_trackers(settings.report_to)
     mix = load_rewards(settings.reward)
     data_dir = Path(settings.data_dir).expanduser() if settings.data_dir else None
-    preferences = load_preferences(
+    preferences = preferences or load_preferences(
         settings.data,
         settings.split,
         settings.limit or None,
