@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from mlxpref.errors import ConfigError, MlxprefError
 from mlxpref.text import plain
@@ -49,6 +50,11 @@ class _Commands(click.Group):
         module, _, function = _COMMANDS[cmd_name][0].partition(":")
         command: click.Command = getattr(import_module(f"mlxpref.cli.{module}"), function)
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """The names of commands and options, without an import of the commands."""
+        names = [CompletionItem(name, help=text) for name, (_, text) in _COMMANDS.items()]
+        return [item for item in names if item.value.startswith(incomplete)] or super().shell_complete(ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

@@ -13,6 +13,7 @@ from mlxpref.cli.options import (
     DATA_HELP,
     FILE,
     DataOptions,
+    HelpCommand,
     JudgeOptions,
     json_option,
     option,
@@ -42,7 +43,14 @@ class CalibrationData(DataOptions):
     )
 
 
-@click.command()
+@click.command(
+    cls=HelpCommand,
+    examples=(
+        "mlxpref calibrate --data preferences.jsonl --adapter runs/taste",
+        "mlxpref calibrate --data imagereward --split validation --limit 200",
+        "mlxpref calibrate --list",
+    ),
+)
 @option_group(CalibrationData, "source")
 @click.option(
     "--think/--no-think",

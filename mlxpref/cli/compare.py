@@ -7,14 +7,28 @@ import click
 
 from mlxpref.cli.common import image_cache
 from mlxpref.cli.judges import load_judge_for
-from mlxpref.cli.options import FILE, JudgeOptions, check_prompt, json_option, option_group, settings_options
+from mlxpref.cli.options import (
+    FILE,
+    HelpCommand,
+    JudgeOptions,
+    check_prompt,
+    json_option,
+    option_group,
+    settings_options,
+)
 from mlxpref.cli.output import print_json
 from mlxpref.cli.tables import pair_to_json, print_pair
 from mlxpref.config import JudgeSettings
 from mlxpref.judge.diagnostics import answer_warnings, demo_warnings
 
 
-@click.command()
+@click.command(
+    cls=HelpCommand,
+    examples=(
+        'mlxpref compare a.png b.png --prompt "a red fox in the snow"',
+        'mlxpref compare a.png b.png -p "a red fox" --samples 4 --json',
+    ),
+)
 @click.argument("a", type=FILE)
 @click.argument("b", type=FILE)
 @click.option("--prompt", required=True, callback=check_prompt, help="What the images were made for.")

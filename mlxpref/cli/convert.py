@@ -11,7 +11,7 @@ from huggingface_hub import constants
 
 from mlxpref.checkpoints.resolve import find_checkpoint, is_hub_id
 from mlxpref.cli.common import agree, exit_on_sigterm
-from mlxpref.cli.options import FILE, json_option, option, option_group
+from mlxpref.cli.options import FILE, HelpCommand, json_option, option, option_group
 from mlxpref.cli.output import note, print_json, print_text
 from mlxpref.cli.tables import fidelity_line, print_recipes
 from mlxpref.conversion.compare_recipes import compare_recipes
@@ -124,7 +124,13 @@ class RecipeOptions:
         return [Recipe.named(self.recipe or self.bits or "4", group_size, vision_bits)]
 
 
-@click.command()
+@click.command(
+    cls=HelpCommand,
+    examples=(
+        "mlxpref convert Qwen/Qwen2.5-VL-7B-Instruct judge-4bit --bits 4",
+        "mlxpref convert ./checkpoint --compare 4,8,mixed_4_8",
+    ),
+)
 @click.argument("source")
 @click.argument("output", type=FILE, required=False)
 @option_group(RecipeOptions, "recipe")

@@ -8,7 +8,7 @@ import click
 from huggingface_hub.constants import is_offline_mode
 
 from mlxpref.cli.common import agree
-from mlxpref.cli.options import FILE, json_option
+from mlxpref.cli.options import FILE, HelpCommand, json_option
 from mlxpref.cli.output import note, print_json, print_text
 from mlxpref.data.catalog import CATALOG, DataSet, Split, files_for_limit, folder_of
 from mlxpref.errors import ConfigError
@@ -16,7 +16,10 @@ from mlxpref.hub import Destination, HubFile, ask_hub, check_space, download
 from mlxpref.text import format_bytes
 
 
-@click.command()
+@click.command(
+    cls=HelpCommand,
+    examples=("mlxpref data imagereward --split train --limit 200", "mlxpref data hpdv2 --output ./hpdv2"),
+)
 @click.argument("name", type=click.Choice(list(CATALOG)), metavar="NAME")
 @click.option("--split", help="Which part.  [default: the test]")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the archives that this many preferences need.")

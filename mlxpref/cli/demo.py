@@ -9,7 +9,7 @@ from typing import Any
 import click
 import numpy as np
 
-from mlxpref.cli.options import FILE, json_option
+from mlxpref.cli.options import FILE, HelpCommand, json_option
 from mlxpref.cli.output import note, print_json, print_text, track_steps
 from mlxpref.cli.tables import print_evaluations, print_example, print_ranking
 from mlxpref.config import TrainSettings, read_settings, settings_from
@@ -107,7 +107,7 @@ class DemoResult:
         return values | plain | paths | {"training_seconds": round(self.training_seconds, 1)}
 
 
-@click.command()
+@click.command(cls=HelpCommand, examples=("mlxpref demo", "mlxpref demo --output ./demo --json"))
 @click.option(
     "--output",
     type=FILE,

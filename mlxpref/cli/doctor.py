@@ -25,7 +25,7 @@ from mlxpref.checkpoints.resolve import (
     is_hub_id,
     recommended_judges,
 )
-from mlxpref.cli.options import json_option
+from mlxpref.cli.options import HelpCommand, json_option
 from mlxpref.errors import ModelError
 from mlxpref.files import cache_dir, free_bytes
 from mlxpref.power import on_battery
@@ -49,7 +49,11 @@ class CheckResult:
     name: str = ""
 
 
-@click.command(short_help="Find what would fail here, with remedies.")
+@click.command(
+    cls=HelpCommand,
+    short_help="Find what would fail here, with remedies.",
+    examples=("mlxpref doctor", "mlxpref doctor --json"),
+)
 @json_option
 def doctor(as_json: bool) -> None:
     """Check this machine, its packages, MLX, judges, the hub and caches; exit 1 where a command would fail.

@@ -127,7 +127,17 @@ _FEW = 4
 _OLD_THINK = {("--think", "yes"): ("--think",), ("--think", "both"): ("--compare-thinking",)}
 
 
-@click.command("eval", cls=OldSpellings, old=_OLD_THINK)
+@click.command(
+    "eval",
+    cls=OldSpellings,
+    old=_OLD_THINK,
+    examples=(
+        "mlxpref eval --data preferences.jsonl --adapter runs/taste",
+        "mlxpref eval --data imagereward --limit 200 --predictions pairs.csv",
+        "mlxpref eval --data demo --model demo --strategy soft,select --samples 1,4 --compare-thinking",
+        "mlxpref eval --data hpdv2 --scores scores.csv",
+    ),
+)
 @option_group(DataOptions, "source")
 @click.option("--protocol", help="imagereward, hpdv2, pickapic, hpdv3 or pairs.  [default: the data set's own]")
 @click.option(

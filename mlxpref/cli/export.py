@@ -6,7 +6,7 @@ import click
 
 from mlxpref.cli.common import exit_on_sigterm
 from mlxpref.cli.convert import WriteOptions
-from mlxpref.cli.options import FILE, json_option, option_group
+from mlxpref.cli.options import FILE, HelpCommand, json_option, option_group
 from mlxpref.cli.output import print_json, print_text
 from mlxpref.cli.tables import fidelity_line
 from mlxpref.conversion.export import export_adapter
@@ -15,7 +15,13 @@ from mlxpref.engine.adapters import find_base
 from mlxpref.text import format_bytes
 
 
-@click.command()
+@click.command(
+    cls=HelpCommand,
+    examples=(
+        "mlxpref export runs/taste taste-peft --to peft",
+        "mlxpref export runs/taste taste-4bit --to fused --recipe 4",
+    ),
+)
 @click.argument("adapter", type=FILE)
 @click.argument("output", type=FILE)
 @click.option(

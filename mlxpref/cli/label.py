@@ -13,7 +13,15 @@ from typing import Any, Literal
 import click
 
 from mlxpref.cli.common import INTERRUPTED, check_output, image_cache, load_image_groups
-from mlxpref.cli.options import FILE, ImageOptions, json_option, option_group, pairs_option, settings_options
+from mlxpref.cli.options import (
+    FILE,
+    HelpCommand,
+    ImageOptions,
+    json_option,
+    option_group,
+    pairs_option,
+    settings_options,
+)
 from mlxpref.cli.output import note, print_json, print_text
 from mlxpref.config import LabelSettings, settings_from
 from mlxpref.data.find_images import Skipped
@@ -25,7 +33,13 @@ from mlxpref.label.server import LabelServer
 from mlxpref.label.session import LabelSession
 
 
-@click.command()
+@click.command(
+    cls=HelpCommand,
+    examples=(
+        'mlxpref label ./images --prompt "a red fox in the snow"',
+        "mlxpref label ./images --prompt-from sidecar --output mine.jsonl",
+    ),
+)
 @click.argument("folder", type=FILE)
 @option_group(ImageOptions, "source")
 @click.option(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import click
+from click.shell_completion import CompletionItem
 
 from mlxpref.cli.output import note
 
@@ -19,12 +20,41 @@ FILE = click.Path(path_type=Path)
 _UNGROUPED = "Options"
 
 
+_SHORT = {
+    "--adapter": "-a",
+    "--data": "-d",
+    "--json": "-j",
+    "--limit": "-n",
+    "--model": "-m",
+    "--output": "-o",
+    "--prompt": "-p",
+    "--yes": "-y",
+}
+"""Short names, the same in every command."""
+
+
 class GroupedOption(click.Option):
-    """An option that the help of a `HelpCommand` lists under the name of its group."""
+    """An option that the help of a `HelpCommand` lists under the name of its group; it completes data and models."""
 
     def __init__(self, *arguments: Any, group: str = _UNGROUPED, **attributes: Any) -> None:
         super().__init__(*arguments, **attributes)
         self.group = group
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Names of data sets or judges, and files."""
+        names: list[str] = []
+        if self.name == "data":
+            from mlxpref.data.catalog import CATALOG
+
+            names = ["demo", *CATALOG]
+        elif self.name == "model":
+            from mlxpref.checkpoints.resolve import recommended_judges
+
+            names = ["demo", *(judge.id for judge in recommended_judges())]
+        if not names:
+            return super().shell_complete(ctx, incomplete)
+        matching = [CompletionItem(name) for name in names if name.startswith(incomplete)]
+        return [CompletionItem(incomplete, type="file"), *matching]
 
 
 class HelpCommand(click.Command):
@@ -33,6 +63,10 @@ class HelpCommand(click.Command):
     def __init__(self, *arguments: Any, examples: Sequence[str] = (), **attributes: Any) -> None:
         super().__init__(*arguments, **attributes)
         self.examples = examples
+        for parameter in self.params:
+            parameter.opts[:0] = [
+                _SHORT[name] for name in parameter.opts if _SHORT.get(name, name) not in parameter.opts
+            ]
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write a section for each group of options, and one for the examples."""

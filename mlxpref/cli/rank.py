@@ -84,7 +84,15 @@ _OLD_THINK = {
 }
 
 
-@click.command(cls=OldSpellings, old=_OLD_THINK)
+@click.command(
+    cls=OldSpellings,
+    old=_OLD_THINK,
+    examples=(
+        'mlxpref rank ./images --prompt "a red fox in the snow"',
+        'mlxpref rank ./images -p "a red fox" --adapter runs/taste --html page.html --copy-top 10 ./best',
+        "mlxpref rank ./images --prompt-from png --no-think --csv ranking.csv",
+    ),
+)
 @click.argument("images", nargs=-1, required=True, type=FILE)
 @option_group(ImageOptions, "source")
 @pairs_option
