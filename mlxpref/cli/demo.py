@@ -27,7 +27,8 @@ from mlxpref.judge.ranking_result import Ranking
 from mlxpref.preferences import Preference
 from mlxpref.report.curves import curve_svg
 from mlxpref.report.html import write_page
-from mlxpref.training.run import RUN_FILES, start_run
+from mlxpref.training.run import start_run
+from mlxpref.training.run_folder import RUN_FILES
 from mlxpref.training.step_report import StepReport
 
 _WANTED = ("purple", "triangle")

@@ -17,7 +17,8 @@ from mlxpref.distributed import process_group
 from mlxpref.log import logger
 from mlxpref.power import keep_awake
 from mlxpref.report.run_page import RUN_PAGE
-from mlxpref.training.run import Run, held_out_change, read_log, resume_run, start_run
+from mlxpref.training.run import resume_run, start_run
+from mlxpref.training.run_folder import Run, held_out_change, read_log
 from mlxpref.training.run_record import run_settings
 from mlxpref.training.step_report import StepReport
 

@@ -114,9 +114,8 @@ def run_settings(values: Mapping[str, Any], where: str = "") -> TrainSettings:
     those for real judges teach it nothing; their `limit` and `steps` are for its own data.
     """
     adapter = Path(values["adapter"]).expanduser() if values.get("adapter") else None
-    usual = base_name(adapter) if adapter else os.environ.get("MLXPREF_MODEL")
     own: dict[str, Any] = {}
-    if str(values.get("model") or usual) == "demo":
+    if (values.get("model") or (base_name(adapter) if adapter else os.environ.get("MLXPREF_MODEL"))) == "demo":
         unsuitable = {"data", "model"} if values.get("data") == "demo" else {"data", "model", "limit", "steps"}
         own = {name: value for name, value in read_settings(TRAINING).items() if name not in {*unsuitable, *values}}
         shown = ", ".join(f"{name} {value}" for name, value in own.items())

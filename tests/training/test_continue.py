@@ -14,7 +14,7 @@ from mlxpref.engine.adapters import read_adapter
 from mlxpref.engine.peft import write_peft
 from mlxpref.engine.vlm import load_vlm
 from mlxpref.errors import ConfigError, DataError, ModelError
-from mlxpref.training.run import held_out_change
+from mlxpref.training.run_folder import held_out_change
 from mlxpref.training.run_record import read_record
 from tests.conftest import GOLDEN, write_adapter
 from tests.training.test_run import QUICK, TINY, assert_same, begin, cli, log_of, resumed, timeless

@@ -12,7 +12,8 @@ from mlxpref.config import TrainSettings, settings_from
 from mlxpref.data import load
 from mlxpref.demo.pictures import PictureSpec, render
 from mlxpref.errors import DataError
-from mlxpref.training.run import Run, read_log, resume_run, start_run
+from mlxpref.training.run import resume_run, start_run
+from mlxpref.training.run_folder import Run, read_log
 from mlxpref.training.run_record import read_record
 from mlxpref.training.step_report import StepReport
 from tests.data_layouts import damage_member, make_layout

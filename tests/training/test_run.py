@@ -25,9 +25,10 @@ from mlxpref.config import TrainSettings, settings_from
 from mlxpref.demo.preferences import demo_preferences
 from mlxpref.engine.vlm import load_vlm
 from mlxpref.errors import ConfigError, DataError, MlxprefError, ModelError
-from mlxpref.training import held_out, resume, run_record
+from mlxpref.training import held_out, resume, run_folder, run_record
 from mlxpref.training import run as run_module
-from mlxpref.training.run import Run, held_out_change, resume_run, start_run
+from mlxpref.training.run import resume_run, start_run
+from mlxpref.training.run_folder import Run, held_out_change
 from mlxpref.training.run_record import read_record, resumed_settings, run_settings
 from tests.conftest import GOLDEN
 from tests.messages import messages
@@ -372,7 +373,7 @@ def test_full_disk_keeps_the_saved_state(
     full: str, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The disk is full from the third step on; then there is room again."""
-    folder, write_state, open_file = tmp_path / "run", resume.write_state, run_module.open_for_append
+    folder, write_state, open_file = tmp_path / "run", resume.write_state, run_folder.open_for_append
 
     def write(run: Path, state: Any) -> None:
         with pytest.MonkeyPatch.context() as context:
@@ -385,9 +386,9 @@ def test_full_disk_keeps_the_saved_state(
         with open_file(path) as file:
             yield Full(file) if path.name == full else file
 
-    monkeypatch.setattr(run_module, "open_for_append", open_for_append)
+    monkeypatch.setattr(run_folder, "open_for_append", open_for_append)
     if full == "checkpoint":
-        monkeypatch.setattr(run_module, "write_state", write)
+        monkeypatch.setattr(run_folder, "write_state", write)
     done = cli("train", *options(), "--output", folder)
     assert done.exit_code == 1
     error = done.stderr.splitlines()[-1]
@@ -467,14 +468,14 @@ def test_a_killed_process_resumes(tmp_path: Path) -> None:
 
 
 def test_interrupt_names_the_resume_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, append = tmp_path / "a run", run_module.append_record
+    folder, append = tmp_path / "a run", run_folder.append_record
 
     def interrupted(file: Any, record: Any) -> None:
         if record["step"] == 4:
             raise KeyboardInterrupt
         append(file, record)
 
-    monkeypatch.setattr(run_module, "append_record", interrupted)
+    monkeypatch.setattr(run_folder, "append_record", interrupted)
     done = cli("train", *options(), "--output", folder)
     assert done.exit_code == 130
     assert f"mlxpref train --resume --output '{folder}'" in done.stderr
