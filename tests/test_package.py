@@ -36,10 +36,12 @@ def without(values: dict[str, Any], *names: str) -> dict[str, Any]:
 
 
 def rounded(value: Any) -> Any:
-    """A value of JSON whose numbers may differ as those of other batches do."""
+    """A value of JSON whose numbers may differ as those of another run on a busy machine do."""
     if isinstance(value, dict):
         return {name: rounded(each) for name, each in value.items()}
-    return pytest.approx(value, abs=PROBABILITY) if isinstance(value, float) else value
+    if isinstance(value, list | tuple):
+        return [rounded(each) for each in value]
+    return pytest.approx(value, abs=PROBABILITY, rel=1e-3) if isinstance(value, float) else value
 
 
 def run_python(*arguments: str) -> str:
@@ -218,11 +220,12 @@ def test_calibrate_as_the_command(tmp_path: Path) -> None:
     file = mlxpref.calibrate("demo", "demo", limit=12, max_tokens=4, output=str(tmp_path / "function.json"))
     assert file.path == tmp_path / "function.json"
     split = expected["calibrations"][0]["split"]
-    assert json.loads(json.dumps([each.to_json() for each in file.calibrations])) == expected["calibrations"]
-    assert (tmp_path / "function.json").read_text() == (tmp_path / "command.json").read_text()
+    written = json.loads((tmp_path / "function.json").read_text())["calibrations"]
+    assert written == rounded(expected["calibrations"])
+    assert written == json.loads(json.dumps([each.to_json() for each in file.calibrations]))
     judge = mlxpref.load("demo", calibration=file.path, max_tokens=4, think=False)
     again = mlxpref.calibrate(judge, "demo", split, 12, think=False, output=tmp_path / "again.json")
-    assert again.calibrations == file.calibrations[:1]
+    assert json.loads(json.dumps(again.calibrations[0].to_json())) == rounded(written[0])
 
 
 @pytest.mark.slow
