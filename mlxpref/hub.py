@@ -106,6 +106,20 @@ class Destination:
         return sum(max(0, file.size - _size(self.partial(file))) for file in absent.values())
 
 
+class Question(str):
+    """The question whether to download something: `what`, with so many `bytes` for the disk of `place`."""
+
+    def __new__(cls, what: str, place: Destination, bytes: int) -> "Question":
+        """Ask about `what`."""
+        question = super().__new__(cls, f"{what} is not here. Download it?")
+        question.what, question.place, question.bytes = what, place, bytes
+        return question
+
+    what: str
+    place: Destination
+    bytes: int
+
+
 def ask_hub(hub_id: str, kind: RepositoryKind = "dataset", revision: str | None = None) -> HubRepository:
     """The hub's entry of a repository, at a branch, tag or commit, or now; DataError if the hub cannot be asked."""
     with _translated(f"{hub_id}@{revision}" if revision else hub_id, kind):
@@ -124,7 +138,11 @@ def ask_hub(hub_id: str, kind: RepositoryKind = "dataset", revision: str | None 
 
 def check_space(destination: Destination, files: Sequence[HubFile]) -> None:
     """DataError if the rest of some files does not fit on the disk, with some space to spare."""
-    rest = destination.bytes_left(files)
+    check_room(destination, destination.bytes_left(files))
+
+
+def check_room(destination: Destination, rest: int) -> None:
+    """DataError if so many bytes do not fit on the disk, with some space to spare."""
     free = free_bytes(destination.root)
     if rest and rest + SPARE > free:
         raise DataError(

@@ -93,6 +93,22 @@ def find_checkpoint(
     return _named(hub_id, revision), cached_model(hub_id, revision) or _download(hub_id, revision, ask, agree)
 
 
+def missing_judge(model: str | None) -> tuple[str, int] | None:
+    """The words about a judge that would have to be downloaded, and its bytes; None for one that is here."""
+    name, licence = os.environ.get("MLXPREF_MODEL", "") if model is None else model, ""
+    if not name.strip():
+        judge = choose_judge(device_working_set())
+        name, licence = judge.id, judge.licence
+    elif name == "demo" or Path(name).exists() or not is_hub_id(name):
+        return None
+    hub_id, revision = _identified(name, None)
+    if cached_model(hub_id, revision):
+        return None
+    repository = ask_model(hub_id, revision)
+    size, licence = needed_bytes(repository), licence or repository.licence or "not stated"
+    return f"the judge {_named(hub_id, revision)} ({format_bytes(size)}; licence {licence})", size
+
+
 def is_hub_id(name: str) -> bool:
     """Whether a name has the form of a Hugging Face id, with or without a revision."""
     return bool(_HUB_ID.fullmatch(name)) and not name.startswith(".")

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mlxpref.cli.common import check_output, check_writable, image_cache, load_data
+from mlxpref.cli.common import Consent, check_output, check_writable, image_cache, load_data
 from mlxpref.cli.judges import announce_time, open_judge
 from mlxpref.cli.options import (
     DATA_HELP,
@@ -95,16 +95,18 @@ def calibrate(
         settings["think"] = think
     if output is not None:
         check_output("--output", output)
+    consent = Consent(judge.yes, judge.model, judge.adapter)
     if source.split:
-        preferences = load_data(source, judge.yes)
+        preferences = load_data(source, consent)
     else:
-        preferences = load_outside_test(lambda split: load_data(source, judge.yes, split), judge.adapter is not None)
+        preferences = load_outside_test(lambda split: load_data(source, consent, split), judge.adapter is not None)
     if preferences.split in ("test", ALL_ROWS):
         note(f"{preferences.split} of {source.data}: `eval` measures on these, too; there it will look too good")
     cache = image_cache(settings)
     left_out = check_preferences(source.data, preferences, cache)
     images = images_of(preferences)
-    with open_judge(images, replace(judge, no_calibration=True), settings, cache) as loaded:
+    options = replace(judge, no_calibration=True, yes=consent.agreed)
+    with open_judge(images, options, settings, cache) as loaded:
         if loaded.adapter is not None:
             count_learned(loaded.adapter, preferences)
         path = output or calibration_path(loaded)

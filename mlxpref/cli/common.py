@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from mlxpref.checkpoints.resolve import missing_judge
 from mlxpref.cli.options import DataOptions, ImageOptions
 from mlxpref.cli.output import note
 from mlxpref.config import JudgeSettings
@@ -18,7 +19,9 @@ from mlxpref.data.find_images import Skipped
 from mlxpref.data.image_cache import ImageCache
 from mlxpref.data.load import Preferences, load_preferences
 from mlxpref.data.prompts import PromptGroup, find_groups
+from mlxpref.engine.adapters import base_name
 from mlxpref.errors import ConfigError
+from mlxpref.hub import Question, check_room
 
 INTERRUPTED = 130
 """The exit code of an interrupted command that still printed a result."""
@@ -39,7 +42,34 @@ def load_image_groups(
     return groups, skipped, notes
 
 
-def load_data(options: DataOptions, yes: bool, default_split: str = "test", needs_images: bool = True) -> Preferences:
+class Consent:
+    """Asks once for all that a command has to download: with the data's question it names the judge, too.
+
+    It checks that both fit on the disk together, before it asks. ConfigError, which names both, if the answer is no or
+    there is no terminal to ask on; without data to download the judge has a question of its own.
+    """
+
+    def __init__(self, yes: bool, model: str | None = None, adapter: str | Path | None = None) -> None:
+        self.agreed, self._model, self._adapter = yes, model, adapter
+
+    def __call__(self, question: str) -> bool:
+        if not isinstance(question, Question):
+            return self.agreed or agree(question)
+        base = base_name(Path(self._adapter)) if self._adapter and not self._model else self._model
+        judge = missing_judge(base)
+        what = f"{judge[0]} and {question.what}" if judge else question.what
+        check_room(question.place, question.bytes + (judge[1] if judge else 0))
+        if self.agreed:
+            note(f"to be downloaded: {what}")
+        elif not agree(f"Not here: {what}. Download {'both' if judge else 'it'}?"):
+            raise ConfigError(f"{what}: nothing was downloaded; agree with --yes")
+        self.agreed = True
+        return True
+
+
+def load_data(
+    options: DataOptions, consent: Consent, default_split: str = "test", needs_images: bool = True
+) -> Preferences:
     """The preferences of the options, with the name of their split; errors as of `load_preferences`."""
     return load_preferences(
         options.data,
@@ -48,7 +78,7 @@ def load_data(options: DataOptions, yes: bool, default_split: str = "test", need
         data_dir=options.data_dir,
         needs_split=options.split is not None,
         needs_images=needs_images,
-        agree=(lambda question: True) if yes else agree,
+        agree=consent,
     )
 
 

@@ -10,9 +10,10 @@ from huggingface_hub.constants import is_offline_mode
 from mlxpref.cli.common import agree
 from mlxpref.cli.options import FILE, HelpCommand, json_option
 from mlxpref.cli.output import note, print_json, print_text
-from mlxpref.data.catalog import CATALOG, DataSet, Split, files_for_limit, folder_of
+from mlxpref.data.catalog import CATALOG, DataSet, Split, folder_of, snapshot_of
+from mlxpref.data.public_files import download_split
 from mlxpref.errors import ConfigError
-from mlxpref.hub import Destination, HubFile, ask_hub, check_space, download
+from mlxpref.hub import Destination, ask_hub
 from mlxpref.text import format_bytes
 
 
@@ -41,7 +42,9 @@ def data(name: str, split: str | None, limit: int | None, output: Path | None, y
         destination = Destination(ask_hub(data_set.hub_id), output)
         if not _agreed(data_set, part, destination, limit, yes):
             raise ConfigError(f"{data_set.name}: nothing was downloaded; agree with --yes")
-        result = _download(part, destination, limit)
+        done = download_split(part, destination, limit)
+        paths, size = [file.path for file in done.files], sum(file.size for file in done.files)
+        result = _result(destination.snapshot, paths, size, done.downloaded, checked=True)
     result |= {"next": _next_command(data_set.name, part.name, limit, output)}
     if as_json:
         print_json({"data": data_set.name, "split": part.name, "limit": limit, **result})
@@ -57,6 +60,10 @@ def data(name: str, split: str | None, limit: int | None, output: Path | None, y
 
 def _offline_result(data_set: DataSet, split: Split, output: Path | None) -> dict[str, Any]:
     """The files of a split on this disk, without the hub; ConfigError if a kind of them is missing."""
+    if output is None and not any(map(snapshot_of, (data_set.hub_id, *data_set.aliases))):
+        raise ConfigError(
+            f"{data_set.name}: its files are not here, and HF_HUB_OFFLINE is set; unset it to download them"
+        )
     folder = folder_of(data_set.name, output, split.name)
     files = {pattern: sorted(folder.glob(pattern)) for pattern in split.lists + split.images}
     if missing := [pattern for pattern, paths in files.items() if not paths]:
@@ -83,26 +90,6 @@ def _agreed(data_set: DataSet, split: Split, destination: Destination, limit: in
     elif limit is not None:
         note(f"--limit {limit}: of these, only the archives that so many preferences need")
     return rest == 0 or yes or agree("Download it?")
-
-
-def _download(split: Split, destination: Destination, limit: int | None) -> dict[str, Any]:
-    """Download the files of a split, or those for a limit."""
-    lists, images = (destination.repository.matching(patterns) for patterns in (split.lists, split.images))
-    by_path = {file.path: file for file in lists + images}
-    checked_files: list[HubFile] = []
-    downloaded = 0
-    for paths in files_for_limit(split, [f.path for f in lists], [f.path for f in images], destination.snapshot, limit):
-        files = [by_path[path] for path in paths]
-        rest = destination.bytes_left(files)
-        check_space(destination, files)
-        names = f"{', '.join(paths[:3])}{' ...' if len(paths) > 3 else ''}"
-        note(f"{names}: {format_bytes(rest)} to download" if rest else f"{names}: here already, to be checked")
-        for file in files:
-            download(destination, file)
-        checked_files += files
-        downloaded += rest
-    size = sum(file.size for file in checked_files)
-    return _result(destination.snapshot, [file.path for file in checked_files], size, downloaded, checked=True)
 
 
 def _result(folder: Path, files: list[str], size: int, downloaded: int, checked: bool) -> dict[str, Any]:

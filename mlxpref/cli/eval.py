@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mlxpref.cli.common import check_output, image_cache, load_data, software_versions
+from mlxpref.cli.common import Consent, check_output, image_cache, load_data, software_versions
 from mlxpref.cli.judges import announce_time, open_judge
 from mlxpref.cli.options import (
     FILE,
@@ -176,7 +176,9 @@ def evaluate(
             "--scores takes the place of a judge: leave out --model, --adapter, --calibration, --plot and settings"
         )
     outputs.check()
-    preferences = load_data(source, judge.yes, needs_images=not scores)
+    consent = Consent(judge.yes, judge.model, judge.adapter)
+    preferences = load_data(source, consent, needs_images=not scores)
+    judge = replace(judge, yes=consent.agreed)
     spec = replace(spec, split=preferences.split)
     if source.limit and spec.protocol != "pairs":
         note(f"--limit {source.limit}: the official number is that of the whole split, this one of a part")

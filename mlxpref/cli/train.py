@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from mlxpref.cli.common import agree, exit_on_sigterm
+from mlxpref.cli.common import Consent, exit_on_sigterm
 from mlxpref.cli.options import FILE, HelpCommand, json_option, settings_options
 from mlxpref.cli.output import note, print_json, print_text, track_steps
 from mlxpref.cli.tables import percent
@@ -49,7 +49,8 @@ def train(
     --steps N makes it longer; only --save-every, --report-to, --rows, --micro-batch and --recompute may differ, too.
     """
     values = (read_settings(config) if config else {}) | settings
-    consent = (lambda question: True) if yes else agree
+    # A run that is resumed names its judge itself.
+    consent = Consent(yes, "demo" if resume else values.get("model"), values.get("adapter"))
     processes = process_group()
     if resume:
         run = resume_run(output, values, consent, processes)

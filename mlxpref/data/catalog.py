@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
+from huggingface_hub.constants import is_offline_mode
+
 from mlxpref.data.archives import read_columns
 from mlxpref.errors import ConfigError, UnknownSplitError
 
@@ -19,7 +21,7 @@ class Split:
 
     `lists` hold the pairs, `images` the pictures (and, without lists, the pairs as well). The images of a split that is
     `together` are one archive, perhaps in pieces, and cannot be downloaded in part. `beside` is another split that its
-    official protocol reads.
+    official protocol reads. `pairs` is about the number of pairs that are no tie, 0 if it is not known.
     """
 
     name: str
@@ -27,6 +29,7 @@ class Split:
     images: tuple[str, ...]
     together: bool = False
     beside: str | None = None
+    pairs: int = 0
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,9 @@ class DataSet:
 
 
 def _imagereward(split: str) -> Split:
-    return Split(split, (f"metadata-{split}.parquet",), (f"images/{split}/*.zip",))
+    # The test has 6,399 pairs of 466 prompts; train has 8,000 prompts, validation 412.
+    pairs = {"train": 110_000, "validation": 5_600, "test": 6_399}[split]
+    return Split(split, (f"metadata-{split}.parquet",), (f"images/{split}/*.zip",), pairs=pairs)
 
 
 def _hpdv2(split: str) -> Split:
@@ -60,7 +65,8 @@ def _pickapic(split: str) -> Split:
     # `test_unique` is the official test; its tie threshold is chosen on validation_unique.
     is_test = split.startswith("test")
     files = "test_unique" if is_test else split
-    return Split(split, (), (f"data/{files}-*.parquet",), beside="validation_unique" if is_test else None)
+    pairs = 500_000 if split == "train" else 0  # v1 has 584 thousand, v2 959 thousand, with ties
+    return Split(split, (), (f"data/{files}-*.parquet",), beside="validation_unique" if is_test else None, pairs=pairs)
 
 
 def _hpdv3(split: str) -> Split:
@@ -114,9 +120,10 @@ def folder_of(name: str, data_dir: Path | None = None, split: str | None = None)
 
 def missing_files(name: str, split: str, what: str) -> ConfigError:
     """The error for missing files of a data set, with the command that downloads them."""
+    offline = " (HF_HUB_OFFLINE is set: unset it before)" if is_offline_mode() else ""
     return ConfigError(
         f"--data {name}, split {split}: {what}; download them with `mlxpref data {name} --split {split}`, which shows "
-        "their size first, or say with --data-dir where they are"
+        f"their size first{offline}, or say with --data-dir where they are"
     )
 
 
@@ -156,6 +163,12 @@ def files_for_limit(split: Split, lists: Files, images: Files, folder: Path, lim
                 yield [table]
                 columns = read_columns(folder / table, ("has_label", "label_0")).to_pylist()
                 rows += sum(bool(row["has_label"]) and row["label_0"] != 0.5 for row in columns)
+
+
+def archives_in(lists: Sequence[Path]) -> Files:
+    """The archives that the tables of ImageRewardDB name, each once."""
+    columns = [read_columns(path, ("image_path",))["image_path"].to_pylist() for path in lists]
+    return list(dict.fromkeys(f"{str(path).rpartition('/')[0]}.zip" for paths in columns for path in paths))
 
 
 def _first_archives(lists: Sequence[Path], archives: Files, limit: int) -> Files:

@@ -10,7 +10,7 @@ from mlxpref.data.catalog import snapshot_of
 from mlxpref.data.preference_table import read_public_table
 from mlxpref.data.tables import SUFFIXES
 from mlxpref.errors import ConfigError, DataError, UnknownSplitError
-from mlxpref.hub import Destination, HubFile, ask_hub, check_space, download
+from mlxpref.hub import Destination, HubFile, Question, ask_hub, check_space, download
 from mlxpref.log import logger
 from mlxpref.preferences import Preference
 from mlxpref.text import format_bytes
@@ -82,14 +82,15 @@ def read_hub_tables(name: HubName, split: str, limit: int | None, agree: Agree) 
     return preferences, chosen
 
 
-def _question(label: str, destination: Destination, tables: list[HubFile], limit: int | None) -> str:
+def _question(label: str, destination: Destination, tables: list[HubFile], limit: int | None) -> Question:
     licence = destination.repository.licence or "not stated"
     size = format_bytes(destination.bytes_left(tables))
     what = f"{len(tables)} table{'s' if len(tables) > 1 else ''}, {size}"
     if limit and len(tables) > 1:
         what += f", of which --limit {limit} needs as many as hold so many preferences, each about "
         what += format_bytes(sum(table.size for table in tables) / len(tables))
-    return f"{label} on the hub (licence {licence}; {what}) is not here. Download it?"
+    rest = destination.bytes_left(tables[:1] if limit else tables)
+    return Question(f"{label} on the hub (licence {licence}; {what})", destination, rest)
 
 
 def _chosen(label: str, files: Iterable[str], split: str, part: str | None) -> tuple[list[str], str | None]:

@@ -22,6 +22,7 @@ from mlxpref.data.imagereward import read_imagereward
 from mlxpref.data.left_out import LeftOut, is_public
 from mlxpref.data.pickapic import read_pickapic
 from mlxpref.data.preference_table import EXAMPLE, ImageFinder, NoSplitsError, read_preferences
+from mlxpref.data.public_files import fetch
 from mlxpref.data.rows import RowSampler
 from mlxpref.data.tables import SUFFIXES
 from mlxpref.demo.preferences import SPLITS, demo_preferences
@@ -92,6 +93,8 @@ def load_preferences(
     draw = partial(drawn, limit, seed)
     if data in _PUBLIC:
         CATALOG[data].split(split)
+        if data_dir is None and needs_images:
+            fetch(data, split, limit, agree)
         return _named(split, _PUBLIC[data](folder_of(data, data_dir, split), split, draw, needs_images))
     try:
         preferences = _of_a_user(data, split, limit, data_dir, needs_images, agree)

@@ -214,7 +214,7 @@ def test_a_full_disk(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_offline_with_and_without_files(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub = serve("imagereward")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert "download them with `mlxpref data imagereward --split test`" in error_of(run("imagereward", "--yes"))
+    assert "are not here, and HF_HUB_OFFLINE is set; unset it" in error_of(run("imagereward", "--yes"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     online = json_of(run("imagereward", "--yes", "--json"))
     hub.requests.clear()

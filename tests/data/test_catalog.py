@@ -85,7 +85,8 @@ def test_files_of_the_other_name_are_found(cache: Path) -> None:
     assert folder_of("imagereward") != snapshot(cache, "THUDM/ImageRewardDB", "2" * 40) == folder_of("imagereward")
 
 
-def test_missing_data_set_names_the_command() -> None:
+def test_missing_data_set_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     for split, named in ((None, "test"), ("train", "train")):
         with pytest.raises(ConfigError, match=rf"^--data hpdv2, .* with `mlxpref data hpdv2 --split {named}`, which"):
             folder_of("hpdv2", None, split)
