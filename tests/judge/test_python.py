@@ -23,6 +23,7 @@ from mlxpref.judge.verdict_source import judge_by_model
 from mlxpref.preferences import Pair, Preference
 from mlxpref.verdict import Verdict
 from tests.conftest import picture
+from tests.tolerance import PROBABILITY
 
 MakeJudge = Callable[..., Judge]
 PROMPT = "a red circle"
@@ -47,9 +48,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_scores_take_images_first(judge: Judge, folder: Path) -> None:
     files = sorted(folder.glob("*.png"))
-    scores = judge.score(files, PROMPT)
-    assert sum(scores) == pytest.approx(1.5)
-    assert judge.score("pictures", PROMPT) == judge.score(images="pictures", prompt=PROMPT) == scores
+    scores = pytest.approx(judge.score(files, PROMPT), abs=PROBABILITY)
+    assert sum(scores.expected) == pytest.approx(1.5)
+    assert judge.score("pictures", PROMPT) == scores
+    assert judge.score(images="pictures", prompt=PROMPT) == scores
     assert judge.score((np.asarray(Image.open(file)) for file in files), PROMPT) == scores
 
 
@@ -60,7 +62,7 @@ def test_the_old_order_of_score_still_works(judge: Judge, folder: Path, kind: st
     old = {"files": files, "names": [str(f) for f in files], "generator": (f for f in files), "folder": folder}[kind]
     with pytest.warns(DeprecationWarning, match=r"give score\(images, prompt\)"):
         scores = judge.score(PROMPT, images=old) if named else judge.score(PROMPT, old)  # type: ignore[call-arg,arg-type]
-    assert scores == judge.score(files, PROMPT)
+    assert scores == pytest.approx(judge.score(files, PROMPT), abs=PROBABILITY)
 
 
 def test_wrong_orders_are_named(judge: Judge, folder: Path) -> None:
