@@ -91,9 +91,22 @@ class TrainSettings:
         _JUDGE,
         "-a",
     )
-    think: bool = setting(True, "Learn to reason; without, only the answer is learned, by its exact gradient.", _JUDGE)
-    max_tokens: int = setting(256, "Tokens of a rollout at most.", _JUDGE, minimum=1)
-    max_pixels: int = setting(512 * 512, "Pixels of an image at most; a larger one is shrunk.", _JUDGE, minimum=784)
+    think: bool = setting(
+        True,
+        "Learn to reason; without, only the answer is learned, by its exact gradient.",
+        _JUDGE,
+        shown="yes, or as --adapter was trained",
+    )
+    max_tokens: int = setting(
+        256, "Tokens of a rollout at most.", _JUDGE, minimum=1, shown="256, or that of --adapter; 48 for the demo"
+    )
+    max_pixels: int = setting(
+        512 * 512,
+        "Pixels of an image at most; a larger one is shrunk.",
+        _JUDGE,
+        minimum=784,
+        shown="262144, or that of --adapter; never more than the judge's own",
+    )
     rank: int = setting(16, "Rank of the adapter on every linear layer of the language model.", _JUDGE, minimum=1)
     lora_scale: float = setting(2.0, "Factor of the adapter's output (alpha / rank).", _JUDGE, minimum=0.0)
     reward: str = setting(

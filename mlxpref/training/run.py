@@ -146,6 +146,7 @@ def train(
     adapter in `output` (default runs/<time>), also if the loop ends early. With `resume` the run in `output` continues
     (see `resume_run`); a complete one yields nothing. ConfigError, DataError or ModelError for what cannot be trained.
     """
+    settings = {name: expand(value) if isinstance(value, os.PathLike) else value for name, value in settings.items()}
     preferences = None
     if isinstance(data, str | os.PathLike):
         name = expand(data)

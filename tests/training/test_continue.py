@@ -9,6 +9,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
+import mlxpref
 from mlxpref.demo.preferences import demo_preferences
 from mlxpref.engine.adapters import read_adapter
 from mlxpref.engine.peft import write_peft
@@ -219,7 +220,10 @@ def test_training_goes_on_from_an_adapter(kind: str, tmp_path: Path) -> None:
     assert kept[2].keys() == weights.keys()
     assert all(kept[2][name].dtype == mx.float32 for name in weights)
     assert all(mx.array_equal(kept[2][name], weights[name].astype(mx.float32)) for name in weights)
-    moving = begin(tmp_path / "moving", model="", adapter=str(adapter), steps=1)
+    moving = tmp_path / "moving"
+    changes = QUICK | {"adapter": adapter, "steps": 1}  # a path, without a model
+    changes = {name: value for name, value in changes.items() if name not in ("model", "data")}
+    assert len(list(mlxpref.train("demo", output=moving, **changes))) == 1
     assert any(not mx.array_equal(weights_of(moving)[2][name], weights[name]) for name in weights)
 
 
