@@ -36,7 +36,7 @@ def counted(count: int, noun: str) -> str:
 def format_duration(seconds: float) -> str:
     """A time such as `2.4 s`, `45 s`, `3 min 05 s` or `2 h 10 min`."""
     if seconds < 59.5:
-        return f"{seconds:.{0 if seconds >= 9.95 else 1}f} s"
+        return f"{max(seconds, 0.1):.{0 if seconds >= 9.95 else 1}f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

@@ -1,4 +1,4 @@
-from mlxpref.text import first_ten, format_bytes, format_duration, one_line, short_names
+from mlxpref.text import counted, first_ten, format_bytes, format_duration, one_line, short_names
 
 
 def test_numbers_of_bytes() -> None:
@@ -24,7 +24,11 @@ def test_shortest_distinct_names() -> None:
 
 def test_durations() -> None:
     output = [format_duration(seconds) for seconds in (0.04, 2.44, 9.96, 59.4, 59.6, 185, 3600, 7799)]
-    assert output == ["0.0 s", "2.4 s", "10 s", "59 s", "1 min 00 s", "3 min 05 s", "1 h 00 min", "2 h 09 min"]
+    assert output == ["0.1 s", "2.4 s", "10 s", "59 s", "1 min 00 s", "3 min 05 s", "1 h 00 min", "2 h 09 min"]
+
+
+def test_one_is_singular() -> None:
+    assert [counted(count, "pair") for count in (0, 1, 2)] == ["0 pairs", "1 pair", "2 pairs"]
 
 
 def test_errors_are_one_line() -> None:

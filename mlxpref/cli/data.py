@@ -14,7 +14,7 @@ from mlxpref.data.catalog import CATALOG, DataSet, Split, folder_of, snapshot_of
 from mlxpref.data.public_files import download_split
 from mlxpref.errors import ConfigError
 from mlxpref.hub import Destination, ask_hub
-from mlxpref.text import format_bytes
+from mlxpref.text import counted, format_bytes
 
 
 @click.command(
@@ -49,7 +49,7 @@ def data(name: str, split: str | None, limit: int | None, output: Path | None, y
     if as_json:
         print_json({"data": data_set.name, "split": part.name, "limit": limit, **result})
         return
-    print_text(f"{len(result['files'])} files, {format_bytes(result['bytes'])}, in {result['folder']}")
+    print_text(f"{counted(len(result['files']), 'file')}, {format_bytes(result['bytes'])}, in {result['folder']}")
     print_text(f"use them with: {result['next']}")
     if part.beside:
         to = f" --output {shlex.quote(str(output))}" if output else ""
@@ -82,7 +82,9 @@ def _agreed(data_set: DataSet, split: Split, destination: Destination, limit: in
     whole, rest = sum(file.size for file in files), destination.bytes_left(files)
     licence, size_here = repository.licence or data_set.licence, format_bytes(whole - rest)
     note(f"{data_set.name}, split {split.name}: {repository.hub_id} on the hub, licence: {licence}")
-    note(f"{len(files)} files, {format_bytes(whole)}, of which {size_here} are here; into {destination.root}")
+    note(
+        f"{counted(len(files), 'file')}, {format_bytes(whole)}, of which {size_here} are here; into {destination.root}"
+    )
     if split.together:
         note("the images that are used are unpacked into the user's cache: if all are, that takes as much room again")
     if limit is not None and split.together:

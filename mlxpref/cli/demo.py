@@ -27,6 +27,7 @@ from mlxpref.judge.ranking_result import Ranking
 from mlxpref.preferences import Preference
 from mlxpref.report.curves import curve_svg
 from mlxpref.report.html import write_page
+from mlxpref.text import counted, format_duration
 from mlxpref.training.run import start_run
 from mlxpref.training.run_folder import RUN_FILES
 from mlxpref.training.step_report import StepReport
@@ -128,7 +129,8 @@ def demo(output: Path, as_json: bool) -> None:
     if result.example:
         print_example(result.example.to_json())
     print_text(
-        f"trained for {result.steps} steps in {result.training_seconds:.0f} s; the adapter is in {result.adapter}"
+        f"trained for {counted(result.steps, 'step')} in {format_duration(result.training_seconds)}; "
+        f"the adapter is in {result.adapter}"
     )
     print_ranking(result.ranking)
     print_text(f"the whole story as a page: {result.html}")
@@ -192,7 +194,7 @@ def write_pictures(folder: Path) -> Path:
 
 
 def clear_demo(folder: Path) -> None:
-    """Remove an earlier demo from a folder; ConfigError if the folder holds anything else."""
+    """Remove an earlier demo, but for its page, from a folder; ConfigError if the folder holds anything else."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder}: is a file; give a folder with --output")
     demo_files = {f"pictures/{_file_name(spec)}" for spec in _SAMPLES} | {f"adapter/{name}" for name in RUN_FILES}
@@ -201,7 +203,8 @@ def clear_demo(folder: Path) -> None:
     if others:
         raise ConfigError(f"{folder}: holds what no demo wrote, such as {others[0]}; give another --output")
     for path in files:
-        path.unlink()
+        if path != folder / "index.html":  # the earlier page stays until the new one replaces it
+            path.unlink()
     with suppress(OSError):  # it is empty, or not there
         (folder / "adapter").rmdir()
 

@@ -36,6 +36,7 @@ from mlxpref.preferences import Pair
 from mlxpref.ranking.bradley_terry import all_pairs
 from mlxpref.report.ranking_files import check_copy_folder, copy_top, write_ranking_csv
 from mlxpref.report.ranking_page import write_ranking_page
+from mlxpref.text import counted
 
 Pairs = int | Literal["all"] | None
 _SHOWN = 10
@@ -74,7 +75,8 @@ class OutputOptions:
             write_ranking_csv(self.csv, rankings)
             note(f"table: {self.csv}")
         if self.copy_top is not None:
-            note(f"{len(copy_top(rankings, *self.copy_top))} images copied to {self.copy_top[1]}")
+            copies = copy_top(rankings, *self.copy_top)
+            note(f"{counted(len(copies), 'image')} copied to {self.copy_top[1]}")
 
 
 _OLD_THINK = {
@@ -180,7 +182,7 @@ def _rank_all(
     try:
         for group in groups:
             if len(groups) > 1:
-                note(f"“{group.prompt}”: {len(group.images)} images")
+                note(f"“{group.prompt}”: {counted(len(group.images), 'image')}")
             left_out = () if rankings else skipped
             rankings.append(judge.rank(group.images, group.prompt, think_about, left_out, pairs, top))
     except (KeyboardInterrupt, MlxprefError) as error:

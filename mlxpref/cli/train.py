@@ -17,6 +17,7 @@ from mlxpref.distributed import process_group
 from mlxpref.log import logger
 from mlxpref.power import keep_awake
 from mlxpref.report.run_page import RUN_PAGE
+from mlxpref.text import counted
 from mlxpref.training.run import resume_run, start_run
 from mlxpref.training.run_folder import Run, held_out_change, read_log
 from mlxpref.training.run_record import run_settings
@@ -79,7 +80,9 @@ def _train(run: Run) -> None:
     """Train to the end; if the run ends early, print how to continue."""
     count = run.trainer.step_count
     progress = f", {run.done} of them done" if run.done else ""
-    note(f"{len(run.trainer.preferences)} preferences, {count} steps{progress}, into {run.folder}")
+    note(
+        f"{counted(len(run.trainer.preferences), 'preference')}, {counted(count, 'step')}{progress}, into {run.folder}"
+    )
     try:
         with exit_on_sigterm(), keep_awake():
             for _ in track_steps(warn_of_slowdown(run.reports()), count - run.done):

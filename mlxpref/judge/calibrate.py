@@ -18,6 +18,7 @@ from mlxpref.judge.pair_verdict import PairVerdict
 from mlxpref.log import track
 from mlxpref.preferences import Pair, Preference, data_fingerprint
 from mlxpref.ranking.temperature import COLDEST, EVEN, HOTTEST, TemperatureScaling, fit_temperature
+from mlxpref.text import counted
 
 _FOLDS = 5
 _FEWEST, _FEW = 10, 50
@@ -90,7 +91,7 @@ def calibration_of(
     rescaling = fit_temperature(first, second, p_people)
     warnings = []
     if unreadable := len(orders) - len(readable):
-        warnings.append(f"{unreadable} pairs could not be read in both orders: left out")
+        warnings.append(f"{counted(unreadable, 'pair')} could not be read in both orders: left out")
     warnings += _warnings(rescaling, both_orders(first, second), before, after)
     if len(set(prompts)) == 1:
         warnings.append("all are of one prompt: for others it may not hold")

@@ -11,6 +11,7 @@ from mlxpref.demo.pictures import SIZE
 from mlxpref.errors import DataError
 from mlxpref.judge.ranking_result import Ranking
 from mlxpref.preferences import ImageLike
+from mlxpref.text import counted
 from mlxpref.verdict import Verdict
 
 _UNDECIDED = 0.1
@@ -40,19 +41,19 @@ def demo_warnings(judge_name: str, images: Iterable[ImageLike], cache: ImageCach
 
 
 def _about_the_ending(ranking: Ranking, top: int | None) -> Iterator[str]:
-    pairs = len(ranking.pairs)
+    pairs = counted(len(ranking.pairs), "pair")
     if ranking.ending == "interrupted":
-        yield f"interrupted: the order is that of {pairs} pairs, {ranking.planned} were planned"
+        yield f"interrupted: the order is that of {pairs}, {ranking.planned} were planned"
     elif ranking.ending == "settled":
         what = "best image is" if top == 1 else f"top {top} is"
-        yield f"ended early: after {pairs} pairs the {what} settled at 95 %; the order of the others is less sure"
+        yield f"ended early: after {pairs} the {what} settled at 95 %; the order of the others is less sure"
 
 
 def answer_warnings(verdicts: Sequence[Verdict]) -> Iterator[str]:
     """The warnings about a judge's answers, a line each: unreadable, cut off, or hardly answers at all."""
     unreadable = sum(verdict.p_first("soft") is None for verdict in verdicts)
     if unreadable:
-        yield f"{unreadable} of {len(verdicts)} answers could not be read and count for nothing"
+        yield f"{unreadable} of {counted(len(verdicts), 'answer')} could not be read and count for nothing"
     completions = [verdict for verdict in verdicts if verdict.tokens]
     closed = sum(verdict.closed for verdict in completions)
     if closed:
@@ -72,7 +73,7 @@ def _about_preferences(ranking: Ranking) -> Iterator[str]:
     undecided = sum(abs(pair.verdict.p_a - 0.5) < _UNDECIDED for pair in ranking.pairs)
     if undecided > _UNDECIDED_SHARE * len(ranking.pairs):
         yield (
-            f"the judge can hardly tell these images apart: of {len(ranking.pairs)} pairs, "
+            f"the judge can hardly tell these images apart: of {counted(len(ranking.pairs), 'pair')}, "
             f"{undecided} came out between 40 and 60 %"
         )
     bias, error = ranking.strengths.position_bias, ranking.strengths.position_bias_stderr

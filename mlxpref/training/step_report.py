@@ -12,6 +12,7 @@ import numpy as np
 from mlxpref.distributed import ProcessGroup
 from mlxpref.judge.evaluation import Evaluation
 from mlxpref.preferences import image_name
+from mlxpref.text import format_duration
 from mlxpref.training.group_rewards import GroupRewards
 from mlxpref.training.rewards import RewardMix
 from mlxpref.training.rollouts import RolloutGroup
@@ -85,7 +86,7 @@ class StepReport:
 
     def __repr__(self) -> str:
         held_out = f", held-out accuracy {self.held_out['accuracy']:.3f}" if self.held_out else ""
-        figures = f"reward {self.reward:.3f}, accuracy {self.accuracy:.3f}{held_out}, {self.seconds:.1f} s"
+        figures = f"reward {self.reward:.3f}, accuracy {self.accuracy:.3f}{held_out}, {format_duration(self.seconds)}"
         return f"StepReport(step {self.step} of {self.steps}: {figures})"
 
     def to_json(self) -> dict[str, Any]:

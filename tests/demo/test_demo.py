@@ -99,7 +99,8 @@ def test_demo_replaces_only_a_demo(tmp_path: Path) -> None:
     write_pictures(tmp_path)
     (tmp_path / "index.html").write_text("old")
     clear_demo(tmp_path)
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == []
+    left = [path.name for path in tmp_path.rglob("*") if path.is_file()]
+    assert left == ["index.html"], "the page stays until the new one replaces it"
     write_pictures(tmp_path)
     (tmp_path / "pictures" / "holiday.jpg").write_text("mine")
     with pytest.raises(ConfigError, match=r"holds what no demo wrote, such as .*holiday.jpg"):

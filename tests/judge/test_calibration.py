@@ -211,7 +211,7 @@ def test_unreadable_orders_are_left_out() -> None:
     verdicts = [pair] * 11 + [replace(pair, a_shown_second=(Verdict("?"),))]
     calibration = calibration_of(preferences, verdicts, CONDITIONS, "demo", "test")
     assert calibration.pairs == 11
-    assert calibration.warnings[0] == "1 pairs could not be read in both orders: left out"
+    assert calibration.warnings[0] == "1 pair could not be read in both orders: left out"
     with pytest.raises(DataError, match="9 pairs were judged and could be read in both orders; at least 10"):
         calibration_of(preferences[2:], verdicts[2:], CONDITIONS, "demo", "test")
 

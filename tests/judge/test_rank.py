@@ -11,6 +11,7 @@ from mlxpref.judge.rank import TOP, PairBudget, rank_pairs
 from mlxpref.log import showing
 from mlxpref.preferences import Pair
 from mlxpref.ranking.bradley_terry import all_pairs
+from mlxpref.text import counted
 from mlxpref.verdict import Verdict
 from tests.conftest import picture
 from tests.messages import Tracked
@@ -132,7 +133,7 @@ def test_interrupted_work_is_ranked(after: int) -> None:
     assert ranking.ending == "interrupted"
     assert len(ranking.pairs) == after
     assert len(ranking.strengths.images) == 20
-    assert ranking.warnings[0].startswith(f"interrupted: the order is that of {after} pairs, 60 were planned")
+    assert ranking.warnings[0].startswith(f"interrupted: the order is that of {counted(after, 'pair')}, 60 were")
 
 
 def test_interrupted_before_the_first_verdict() -> None:
