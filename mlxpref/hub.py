@@ -35,7 +35,7 @@ SPARE = 10**9
 """Bytes that must stay free on the disk of a download."""
 _DIGEST = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 _ASK_SECONDS = 30.0
-_ELSEWHERE = {"dataset": "--output (or HF_HOME)", "model": "HF_HOME"}
+_ELSEWHERE = {"dataset": "HF_HOME (or `mlxpref data --output`)", "model": "HF_HOME"}
 
 
 @dataclass(frozen=True)
