@@ -20,12 +20,12 @@ class UpdateResult:
 
     `mismatch` is the mean distance between the log-probabilities of sampling and of scoring, `kl` the divergence from
     the reference a token or answer position, `read_accuracy` the share of the answers read at once that agree with the
-    majority. All three and `clip_fraction` are NaN where nothing was measured. `loss` and `grad_norm` are those of an
-    update that is not finite, if any, which ends the step's updates; `updated` says whether there was one before it.
+    majority. All are NaN where nothing was measured. `loss` and `grad_norm` are those of an update that is not finite,
+    if any, which ends the step's updates; `updated` says whether there was one before it.
     """
 
-    loss: float = 0.0
-    grad_norm: float = 0.0
+    loss: float = math.nan
+    grad_norm: float = math.nan
     kl: float = math.nan
     clip_fraction: float = math.nan
     mismatch: float = math.nan

@@ -160,8 +160,6 @@ class Trainer:
             if self.held_out.should_stop:
                 break
             report = self._step(step)
-            is_finite = math.isfinite(report.loss) and math.isfinite(report.grad_norm)
-            self._failures = 0 if is_finite else self._failures + 1
             if step % self.settings.save_every == 0:
                 self._keep_equal(step)
             seconds_left = (time.perf_counter() - start) / (step - done) * (self.step_count - step)
@@ -201,6 +199,7 @@ class Trainer:
                 break
             if update == 0:  # the old policy's log-probabilities come from the scoring pass, not from sampling
                 inputs = replace(inputs, old=gradient.logprobs)
+        self._failures = self._failures + 1 if updates and not result.finite else 0
         meter.end_phase("update")
 
         evaluation = self.held_out.measure(step, self.step_count)

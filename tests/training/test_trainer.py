@@ -169,6 +169,8 @@ def test_groups_without_gradient_are_skipped(fresh: VLM, tmp_path: Path) -> None
     assert not before
     assert [report.skipped for report in reports] == [3, 3]
     assert not any(report.updated for report in reports)
+    unmeasured = ("loss", "grad_norm", "kl", "clip_fraction", "mismatch", "read_accuracy")
+    assert [report.to_json()[name] for report in reports for name in unmeasured] == [None] * 2 * len(unmeasured)
     weights = copied(fresh)
     assert all(not weight.any() for name, weight in weights.items() if name.endswith("lora_b"))
 
