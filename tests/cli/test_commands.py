@@ -478,29 +478,27 @@ def test_damaged_images_are_skipped(pictures: Path) -> None:
     whole = draw(pictures / "whole.png", 4).read_bytes()
     (pictures / "cut.png").write_bytes(whole[: len(whole) // 2])
     (pictures / f"text {MARKUP}").write_text("a red circle")
-    Image.new("1", (10_000, 10_000)).save(pictures / "bomb.png")
     (pictures / UNDECODED).write_bytes(b"")
     result = run("rank", pictures, "--prompt", "x", "--no-think", *QUICK)
     assert result.exit_code == 0
     notes = [line for line in result.stderr.splitlines() if line.startswith("skipped: ")]
-    assert len(notes) == 4
-    assert "bomb.png: has more than 89,478,485 pixels" in notes[0]
-    assert "cut.png: is damaged" in notes[1]
-    assert f"text {MARKUP}: is damaged or not an image" in notes[2]
-    assert "undecoded\\xff.png: is empty" in notes[3]
-    assert "4 skipped: bomb.png, cut.png and 2 more" in result.stdout
+    assert len(notes) == 3
+    assert "cut.png: is damaged" in notes[0]
+    assert f"text {MARKUP}: is damaged or not an image" in notes[1]
+    assert "undecoded\\xff.png: is empty" in notes[2]
+    assert "3 skipped: cut.png, " in result.stdout
     ranking = report("rank", pictures, "--prompt", "x", "--no-think", *QUICK)
     assert [Path(each["path"]).name for each in ranking["skipped"]] == [
-        "bomb.png", "cut.png", f"text {MARKUP}", UNDECODED,
+        "cut.png", f"text {MARKUP}", UNDECODED,
     ]  # fmt: skip
     assert len(ranking["images"]) == 4
     for name in ("a.png", "b.png", "c.png"):
         (pictures / name).unlink()
     line = refusal_of("rank", pictures, "--prompt", "x", *QUICK)
-    assert "two images are needed, 1 of 5 can be read: " in line
-    for name in ("bomb.png", "cut.png", f"text {MARKUP}", "undecoded\\xff.png"):
+    assert "two images are needed, 1 of 4 can be read: " in line
+    for name in ("cut.png", f"text {MARKUP}", "undecoded\\xff.png"):
         assert name in line
-    for name in ("bomb.png", "cut.png", f"text {MARKUP}", UNDECODED):
+    for name in ("cut.png", f"text {MARKUP}", UNDECODED):
         assert name[:4] in refusal_of("compare", pictures / "whole.png", pictures / name, "--prompt", "x", *QUICK)
 
 
