@@ -6,7 +6,7 @@ Only this file and `judge/pair_verdict.py` turn identities into places on the sc
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -68,6 +68,11 @@ class Preference:
     def better(self) -> Side:
         """The right side in a test: the data set's own label, else the majority's."""
         return self.label or ("tie" if self.is_tie else "a" if self.p_people > 0.5 else "b")
+
+    def swapped(self) -> "Preference":
+        """The same preference with a and b exchanged."""
+        labels: dict[Side | None, Side] = {"a": "b", "b": "a", "tie": "tie"}
+        return replace(self, a=self.b, b=self.a, p_people=1 - self.p_people, label=labels.get(self.label))
 
 
 @dataclass(frozen=True)

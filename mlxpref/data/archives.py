@@ -14,6 +14,7 @@ from threading import Lock
 from typing import Any
 
 from mlxpref.errors import DataError
+from mlxpref.log import logger
 from mlxpref.lru import LRU
 from mlxpref.preferences import PackedImage
 from mlxpref.text import one_line
@@ -45,11 +46,14 @@ class ArchiveCache:
                 return False
 
     def members(self, path: Path) -> list[str]:
-        """The members of a zip; none of an unreadable one."""
-        with self._lock, suppress(DataError):
-            archive = self._opened(path)
+        """The members of a zip; none of an unreadable one, which a warning names."""
+        with self._lock:
+            try:
+                archive = self._opened(path)
+            except DataError as error:
+                logger.warning(f"{path}: {error}")
+                return []
             return archive.names if isinstance(archive, _Zip) else []
-        return []
 
     def _opened(self, path: Path) -> "_Zip | _Table":
         try:
@@ -166,14 +170,14 @@ def named_image(name: str) -> Path | PackedImage:
     return path
 
 
-def read_columns(path: Path, names: Sequence[str], needed: Sequence[str] = ()) -> Any:
-    """Columns of a parquet file as a table; DataError if it is damaged or lacks one of `names` or `needed`."""
+def read_columns(path: Path, names: Sequence[str]) -> Any:
+    """Columns of a parquet file as a table; DataError if it is damaged or lacks one."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(path) as file:
-            if absent := [name for name in (*names, *needed) if name not in file.schema_arrow.names]:
+            if absent := [name for name in names if name not in file.schema_arrow.names]:
                 raise DataError(f"{path}: it has no column {', '.join(absent)}; download the data set's own files")
             return file.read(columns=list(names))
     except (pa.ArrowException, OSError, ValueError) as error:

@@ -138,7 +138,7 @@ def share_for_first(row: Mapping[str, Any], layout: Layout, first: int, names: t
     DataError where no side is preferred, or where labels contradict each other.
     """
     if layout.winner_first:
-        votes = _numbers(row.get(_DISTRIBUTION, (1, 0)))
+        votes = _numbers(row.get(_DISTRIBUTION) or (1, 0))
         share = _probability(row["p_a"]) if "p_a" in row else max(votes) / sum(votes)
         if share < 0.5:
             raise DataError(f"'p_a' contradicts that {layout.images[0]} is preferred")

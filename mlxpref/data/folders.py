@@ -5,12 +5,11 @@ from pathlib import Path
 
 from mlxpref.data.columns import WINNERS
 from mlxpref.data.find_images import find_images
-from mlxpref.data.preference_table import NoSplitsError
+from mlxpref.data.preference_table import NoSplitsError, random_sides
 from mlxpref.data.prompt_syntax import plain_prompt
 from mlxpref.data.prompts import read_prompt
-from mlxpref.data.rows import Row, preferences_of, random_swaps
 from mlxpref.errors import DataError, UnknownSplitError
-from mlxpref.preferences import ImageLike, Preference
+from mlxpref.preferences import Preference
 from mlxpref.text import first_ten
 
 
@@ -33,23 +32,20 @@ def read_folders(folder: Path, split: str | None = None) -> list[Preference]:
         raise DataError(f"{folder}: holds no two folders {names}")
     better, worse = (_by_stem(folder / name) for name in pair)
     places = [*(folder / name for name in pair), folder / "prompts", folder]
-    problems, rows, images = list[str](), list[Row](), dict[str, ImageLike]()
+    problems, rows = list[str](), list[Preference]()
     for stem in dict.fromkeys([*better, *worse]):
         if stem not in better or stem not in worse:
             problems.append(f"{stem}: is only in {pair[0] if stem in better else pair[1]}")
             continue
         try:
             prompt = _prompt(stem, places)
+            rows.append(Preference(prompt, better[stem], worse[stem], 1.0, 1, prompt))
         except DataError as error:
             problems.append(f"{stem}: {error}")
-            continue
-        first, second = better[stem], worse[stem]
-        images |= {str(first): first, str(second): second}
-        rows.append(Row(prompt, str(first), str(second), 1.0, 1, prompt))
     if problems:
         count = f"{len(problems)} of {len(rows) + len(problems)} pairs cannot be used"
         raise DataError(f"{folder}: {count}; correct or remove them:\n  {first_ten(problems)}")
-    preferences = preferences_of(random_swaps(rows, "folders"), images)
+    preferences = random_sides(rows)
     if split and split not in splits:
         raise NoSplitsError(folder, split, preferences)
     return preferences

@@ -9,13 +9,11 @@ from PIL import Image
 from mlxpref.data.catalog import CATALOG, catalog_name
 from mlxpref.data.find_images import locate
 from mlxpref.data.hub_tables import hub_name
+from mlxpref.data.preference_table import TOLERATED
 from mlxpref.errors import DataError
 from mlxpref.log import logger
 from mlxpref.preferences import ImageLike, Preference
 from mlxpref.text import first_ten
-
-TOLERATED = 0.01
-"""The largest share of a public data set's images that are left out."""
 
 
 def is_public(data: str) -> bool:

@@ -14,16 +14,12 @@ from mlxpref.data.catalog import CATALOG, catalog_name, folder_of
 from mlxpref.data.columns import WINNERS
 from mlxpref.data.find_images import locate
 from mlxpref.data.folders import has_folders, read_folders
-from mlxpref.data.hpdv2 import read_hpdv2
-from mlxpref.data.hpdv3 import read_hpdv3
 from mlxpref.data.hub_tables import Agree, hub_name, read_hub_tables, read_tables
 from mlxpref.data.image_cache import ImageCache
-from mlxpref.data.imagereward import read_imagereward
 from mlxpref.data.left_out import LeftOut, is_public
-from mlxpref.data.pickapic import read_pickapic
 from mlxpref.data.preference_table import EXAMPLE, ImageFinder, NoSplitsError, read_preferences
 from mlxpref.data.public_files import fetch
-from mlxpref.data.rows import RowSampler
+from mlxpref.data.public_sets import read_public_set
 from mlxpref.data.tables import SUFFIXES
 from mlxpref.demo.preferences import SPLITS, demo_preferences
 from mlxpref.errors import ConfigError, DataError, ImageError, UnknownSplitError
@@ -38,15 +34,8 @@ ALL_ROWS = "all rows"
 """The split of data without splits."""
 DECODED_IMAGES, _RUN = 2000, 20
 """The number of images to decode before the work, and the length of a run of them."""
-_PUBLIC: dict[str, Callable[[Path, str, RowSampler, bool], list[Preference]]] = {
-    "imagereward": read_imagereward,
-    "hpdv2": read_hpdv2,
-    "pickapic": read_pickapic,
-    "pickapic_v1": partial(read_pickapic, name="pickapic_v1"),
-    "hpdv3": read_hpdv3,
-}
 _KNOWN = (
-    f"demo, {', '.join(_PUBLIC)}, a file ({', '.join(SUFFIXES)}) with rows like {EXAMPLE}, a folder with "
+    f"demo, {', '.join(CATALOG)}, a file ({', '.join(SUFFIXES)}) with rows like {EXAMPLE}, a folder with "
     f"{WINNERS[0][0]}/ and {WINNERS[0][1]}/ or parquet tables in it, or owner/name of a data set on the hub"
 )
 
@@ -91,11 +80,11 @@ def load_preferences(
             raise UnknownSplitError(f"split {split!r}: the demo has {', '.join(SPLITS)}")
         return _named(split, demo_preferences(split, DEMO_COUNTS[split] if limit is None else limit, seed))
     draw = partial(drawn, limit, seed)
-    if data in _PUBLIC:
+    if data in CATALOG:
         CATALOG[data].split(split)
         if data_dir is None and needs_images:
             fetch(data, split, limit, agree)
-        return _named(split, _PUBLIC[data](folder_of(data, data_dir, split), split, draw, needs_images))
+        return _named(split, read_public_set(data, folder_of(data, data_dir, split), split, draw, needs_images))
     try:
         preferences = _of_a_user(data, split, limit, data_dir, needs_images, agree)
     except NoSplitsError as error:

@@ -5,8 +5,9 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import combinations
+from itertools import chain, combinations, islice
 from pathlib import Path
+from sys import intern
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,7 +16,6 @@ from mlxpref.data.archives import ArchiveCache
 from mlxpref.data.columns import Layout, check_row, first_number, is_known, layout_of, share_for_first, whole
 from mlxpref.data.find_images import locate
 from mlxpref.data.label_file import merge_answers
-from mlxpref.data.rows import RowErrors
 from mlxpref.data.tables import NumberedRow, read_table, row_word
 from mlxpref.errors import DataError, UnknownSplitError
 from mlxpref.files import expand
@@ -26,6 +26,9 @@ from mlxpref.text import first_ten
 T = TypeVar("T")
 SplitPreference = tuple[str | None, Preference]
 EXAMPLE = '{"prompt": "a red cube", "a": "1.png", "b": "2.png", "p_a": 0.7}'
+TOLERATED = 0.01
+"""The largest share of a public data set's rows or images that are left out."""
+_SAMPLE = 1000
 _LINK = re.compile(r"(https?|s3|gs|data):", re.I)
 
 
@@ -111,23 +114,70 @@ def preferences_of(
     return [preference for name, preference in rows if name == split]
 
 
-def read_public_table(path: Path, split: str) -> list[Preference]:
-    """The preferences of a table of a public data set; few bad rows are logged and left out, see `RowErrors`."""
-    rows, messages, count = _read_rows(path, list(read_table(path, is_known)), ImageFinder(path), split)
-    if messages and not rows:
-        raise DataError(f"{path}: none of {count} rows can be used: {messages[0]}")
-    errors = RowErrors(path)
-    for message in messages:
-        errors.add(message)
-    errors.raise_or_log(count)
+def read_public_table(path: Path, split: str, images: ImageFinder | None = None) -> list[Preference]:
+    """The preferences of a table of a public data set; few bad rows are logged and left out, see `leave_out`."""
+    rows, errors, count = _read_rows(path, read_table(path, is_known), images or ImageFinder(path), split, _SAMPLE)
+    if not rows and errors:
+        raise DataError(f"{path}: none of {count} rows can be used: {errors[0]}")
+    leave_out(path, errors, count)
     return [preference for _, preference in rows]
 
 
+def leave_out(where: Path, errors: Sequence[str], count: int, what: str = "rows") -> None:
+    """Log the unusable ones among `count` rows of a public data set; DataError if they are more than one in a hundred.
+
+    Its user cannot correct them, and the others are good.
+    """
+    message = f"{where}: {len(errors)} of {count} {what} cannot be used"
+    if len(errors) > TOLERATED * count:
+        raise DataError(f"{message}; download the data set again:\n  {first_ten(errors)}")
+    for line in f"{message} and are left out:\n  {first_ten(errors)}".split("\n") if errors else ():
+        logger.warning(line)
+
+
+def random_sides(preferences: Sequence[Preference]) -> list[Preference]:
+    """The preferences with a and b exchanged in a random half, the same each time: their order may tell the label."""
+    swaps = np.random.default_rng(list(b"table")).random(len(preferences)) < 0.5
+    return [each.swapped() if swap else each for each, swap in zip(preferences, swaps, strict=True)]
+
+
 def _read_rows(
-    path: Path, numbered: Sequence[NumberedRow], images: ImageFinder, split: str | None
+    path: Path, numbered: Iterable[NumberedRow], images: ImageFinder, split: str | None, sample: int | None = None
 ) -> tuple[list[SplitPreference], list[str], int]:
-    """The pairs of a table, each with its split, the errors of bad rows, and the number of rows."""
-    numbered = [(n, {k: v for k, v in row.items() if v != ""} if isinstance(row, dict) else row) for n, row in numbered]
+    """The pairs of a table, each with its split, the errors of bad rows, and the number of rows.
+
+    The first `sample` rows tell its layout, else all.
+    """
+    filled = ((n, {k: v for k, v in row.items() if v != ""} if isinstance(row, dict) else row) for n, row in numbered)
+    head = list(islice(filled, sample))
+    layout, first = _layout_of(path, head)
+    entries: Iterable[NumberedRow] = chain(head, filled)
+    splits, preferences, errors, count = list[str | None](), list[Preference](), list[str](), 0
+    groups = set[str]()
+    for number, row in _rankings(entries, layout) if layout.kind == "image" else entries:
+        count += 1
+        try:
+            if isinstance(row, DataError):
+                raise row
+            if row.get("has_label") in (False, 0, "False", "false"):  # Pick-a-Pic's rows that nobody labelled
+                continue
+            check_row(row, layout)
+            pairs = _pair(row, layout, images, first) if layout.kind == "pair" else _ranking(row, layout, images)
+            if layout.kind == "ranking" and (group := pairs[0].group) in groups:  # another one of the same prompt
+                pairs = [replace(pair, group=f"{group} ({number})") for pair in pairs]
+            groups.add(pairs[0].group)
+            preferences += pairs
+            splits += [row.get("split")] * len(pairs)
+        except DataError as error:
+            errors.append(f"{row_word(path)} {number}: {error}")
+    one_sided = not layout.own and len(preferences) > 1 and len({p.better for p in preferences} - {"tie"}) == 1
+    if layout.winner_first or one_sided or (split == "train" and layout.kind != "pair"):
+        preferences = random_sides(preferences)
+    return list(zip(splits, preferences, strict=True)), errors, count
+
+
+def _layout_of(path: Path, numbered: Sequence[NumberedRow]) -> tuple[Layout, int]:
+    """The layout of a table, and the number of the first image in its labels; DataError where rows say too little."""
     readable = [row for _, row in numbered if isinstance(row, dict)]
     columns = {key: value for row in reversed(readable) for key, value in row.items()}  # each with its first value
     if not numbered:
@@ -139,35 +189,14 @@ def _read_rows(
         problem = next((str(row) for _, row in numbered if isinstance(row, DataError)), str(error))
         named = f"; its columns are {', '.join(columns)}" if columns else ""
         raise DataError(f"{path}: none of {len(numbered)} rows can be used: {problem}{named}") from error
-    if (first := first_number(readable, layout)) is not None:
+    if layout.kind == "pair" and (first := first_number(readable, layout)) is not None:
         names = layout.images if len(layout.images) == 2 else tuple(f"{layout.images[0]}[{i}]" for i in (0, 1))
         logger.info(f'{path}: "{layout.labels[0]}" {first} is read as {names[0]}, {first + 1} as {names[1]}')
-    rows, errors = list[SplitPreference](), list[str]()
-    for number, row in _rankings(numbered, layout) if layout.kind == "image" else numbered:
-        try:
-            if isinstance(row, DataError):
-                raise row
-            if row.get("has_label") not in (False, 0, "False", "false"):  # Pick-a-Pic's rows that nobody labelled
-                check_row(row, layout)
-                pairs = (_pair if layout.kind == "pair" else _ranking)(row, layout, images, first or 0)
-                rows += [(row.get("split"), pair) for pair in pairs]
-        except DataError as error:
-            errors.append(f"{row_word(path)} {number}: {error}")
-    winners = {preference.better for _, preference in rows} - {"tie"}
-    one_sided = not layout.own and len(rows) > 1 and len(winners) == 1
-    if layout.winner_first or one_sided or (split == "train" and layout.kind != "pair"):
-        # The order of the images tells the label.
-        swaps = np.random.default_rng(list(b"table")).random(len(rows)) < 0.5
-        rows = [(name, _swapped(p) if swap else p) for (name, p), swap in zip(rows, swaps, strict=True)]
-    return rows, errors, len(numbered)
+        return layout, first
+    return layout, 0
 
 
-def _swapped(preference: Preference) -> Preference:
-    label: Side | None = {"a": "b", "b": "a"}.get(preference.label or "", preference.label)  # type: ignore[assignment]
-    return replace(preference, a=preference.b, b=preference.a, p_people=1 - preference.p_people, label=label)
-
-
-def _pair(row: Mapping[str, Any], layout: Layout, images: ImageFinder, first: int) -> Iterator[Preference]:
+def _pair(row: Mapping[str, Any], layout: Layout, images: ImageFinder, first: int) -> list[Preference]:
     """The preference of a row with two images; DataError with all its errors."""
     problems: list[str] = []
     names, cells = layout.images, [row[name] for name in layout.images]
@@ -189,10 +218,10 @@ def _pair(row: Mapping[str, Any], layout: Layout, images: ImageFinder, first: in
         problems.append(f'"{names[0]}" and "{names[1]}" are the same file')
     if problems or a is None or b is None:
         raise DataError("; ".join(problems))
-    yield Preference(prompt, a, b, share, votes or 1, group)
+    return [Preference(prompt, a, b, share, votes or 1, group, "a" if layout.winner_first and share == 0.5 else None)]
 
 
-def _ranking(row: Mapping[str, Any], layout: Layout, images: ImageFinder, first: int) -> Iterator[Preference]:
+def _ranking(row: Mapping[str, Any], layout: Layout, images: ImageFinder) -> list[Preference]:
     """All pairs of a row with a list of images and their ranks, the lower the better.
 
     With the ranks of several people (`raw_annotations`), `p_people` is the share of them, and the row's own ranks are
@@ -215,12 +244,14 @@ def _ranking(row: Mapping[str, Any], layout: Layout, images: ImageFinder, first:
         problems.append(f'"{column}" names an image twice')
     if problems:
         raise DataError(problems[0] + (f"; and {len(problems) - 1} more" if len(problems) > 1 else ""))
+    pairs = []
     for i, j in combinations(range(count), 2):
         signs = [np.sign((ranks[j] or 0) - (ranks[i] or 0)) for ranks in rankings]
         votes = signs[1:] or signs
         sides: tuple[Side, Side, Side] = ("tie", "a", "b")
-        share, label = float(1 + np.mean(votes)) / 2, sides[int(signs[0])] if raters else None
-        yield Preference(prompt, found[i], found[j], share, len(votes), group, label)
+        share, label = float(np.mean([(1 + sign) / 2 for sign in votes])), sides[int(signs[0])] if raters else None
+        pairs.append(Preference(prompt, found[i], found[j], share, len(votes), group, label))
+    return pairs
 
 
 def _rankings(numbered: Iterable[NumberedRow], layout: Layout) -> Iterator[NumberedRow]:
@@ -247,7 +278,9 @@ def _rankings(numbered: Iterable[NumberedRow], layout: Layout) -> Iterator[Numbe
 def _texts(row: Mapping[str, Any], layout: Layout, problems: list[str]) -> tuple[str, str]:
     """The prompt and the group of a row."""
     prompt = row[layout.prompt]
-    if isinstance(prompt, list | dict):  # messages of a conversation
+    if isinstance(prompt, str):
+        prompt = intern(prompt)  # in memory once for many pairs
+    elif isinstance(prompt, list | dict):  # messages of a conversation
         prompt = "\n".join(_prompt_texts(prompt))
     if not _is_text(prompt):
         problems.append(f'"{layout.prompt}" must be text, not empty')

@@ -4,13 +4,13 @@ import ast
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlxpref.data.rows import read_json_rows
 from mlxpref.errors import DataError
 from mlxpref.preferences import PackedImage
 from mlxpref.text import one_line
@@ -25,6 +25,9 @@ _LIST_LIMIT = 10_000
 """The most characters of a list in a cell."""
 _WRAPPED = ("data", "rows", "pairs", "preferences", "examples")
 """The key of an object that holds the rows of a JSON file."""
+READ_CHARACTERS, ROW_LIMIT = 4 * 2**20, 16 * 2**20
+"""Characters of JSON to read at a time, and the most of one row."""
+_SEPARATORS = re.compile(r"[\s,\[\]]*")
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 
 
@@ -85,7 +88,7 @@ def _lines(content: bytes) -> Iterator[NumberedRow]:
 
 
 def _json_rows(path: Path) -> Iterator[NumberedRow]:
-    values = read_json_rows(path, "correct it")
+    values = read_json_rows(path)
     first = next(values, None)
     fields = first if isinstance(first, dict) else {}
     rows = next((fields[key] for key in _WRAPPED if isinstance(fields.get(key), list)), None)
@@ -94,6 +97,45 @@ def _json_rows(path: Path) -> Iterator[NumberedRow]:
             yield number, _object(value)
         except DataError as error:
             yield number, error
+
+
+def read_json_rows(path: Path) -> Iterator[Any]:
+    """The objects in a file that holds a JSON array of them, or one after the other.
+
+    Memory holds only a piece of the file. DataError for invalid JSON, and for a file that ends early.
+    """
+    decode = json.JSONDecoder().raw_decode
+    text, place, number, closed = "", 0, 0, True
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            while True:
+                gap = _SEPARATORS.match(text, place)
+                assert gap is not None  # it may be empty
+                place = gap.end()
+                if number == 0 and "[" in gap[0]:
+                    closed = False
+                closed = closed or "]" in gap[0]
+                try:
+                    value, end = decode(text, place)
+                except json.JSONDecodeError as error:
+                    more = file.read(READ_CHARACTERS)
+                    if not more and place == len(text) and closed:
+                        return
+                    if not more or len(text) - place > ROW_LIMIT:
+                        reason = error.msg if place < len(text) else "it ends early"
+                        raise DataError(
+                            f"{path}: not valid JSON at row {number + 1} ({reason}); correct it, or download it again"
+                        ) from error
+                    text, place = text[place:] + more, 0
+                    continue
+                number, place = number + 1, end
+                yield value
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8; correct it, or download it again") from error
+    except RecursionError as error:
+        raise DataError(f"{path}: not valid JSON (nested too deeply); correct it, or download it again") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check the name") from error
 
 
 def _object(value: Any) -> dict[str, Any]:

@@ -5,14 +5,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlxpref.data import load, rows
+from mlxpref.data import load
 from mlxpref.data.image_cache import ImageCache
 from mlxpref.data.load import ALL_ROWS, DEMO_COUNTS, check_preferences, load_outside_test, load_preferences
-from mlxpref.data.rows import Row, read_json_rows, with_images
 from mlxpref.demo.preferences import HELD_OUT, SPLITS, demo_preferences, prompt_text
 from mlxpref.errors import ConfigError, DataError
 from mlxpref.preferences import Preference
-from tests.messages import messages
 
 GOOD = {"prompt": "a red cube", "a": "1.png", "b": "2.png", "p_a": 0.7}
 
@@ -118,44 +116,6 @@ def test_other_files_are_not_read(tmp_path: Path) -> None:
     (tmp_path / "a.txt").touch()
     with pytest.raises(ConfigError, match=r"a\.txt: not a file of \.jsonl, "):
         load_preferences(str(tmp_path / "a.txt"), "test")
-
-
-def test_a_long_list_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    values = [{"n": i, "text": "é\u2028]" * (i % 50), "more": [{}, [i]]} for i in range(60)]
-    path = tmp_path / "list.json"
-    for text in (
-        json.dumps(values),
-        json.dumps(values, ensure_ascii=False, indent=1),
-        "\n".join(map(json.dumps, values)),
-    ):
-        path.write_text(text, "utf-8")
-        for chunk in (1, 7, 1000):
-            monkeypatch.setattr(rows, "READ_CHARACTERS", chunk)
-            assert list(read_json_rows(path)) == values
-
-
-def test_endless_row_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows, "READ_CHARACTERS", 1000)
-    monkeypatch.setattr(rows, "ROW_LIMIT", 5000)
-    path = tmp_path / "list.json"
-    path.write_text('[{"a": 1}, {"a": "' + "x" * 100_000 + '"}]')
-    with pytest.raises(DataError, match=r"list\.json: not valid JSON at row 2 \(Unterminated string"):
-        list(read_json_rows(path))
-
-
-def test_few_missing_images_are_left_out(tmp_path: Path) -> None:
-    names = [f"{i}.png" for i in range(201)]
-    for name in names[:-1]:
-        (tmp_path / name).touch()
-    listed = [Row("p", name, names[0], 1.0) for name in names[1:]]
-    with messages() as lines:
-        preferences = with_images("hpdv2", "test", listed, tmp_path, tmp_path / "a.tar.gz")
-    assert [p.a for p in preferences] == [tmp_path / name for name in names[1:-1]]
-    assert "1 of 201 images cannot be used and are left out:\n  200.png: is not in" in "\n".join(lines)
-    with pytest.raises(DataError, match="3 of 4 images cannot be used"):
-        with_images(
-            "hpdv2", "test", [Row("p", "1.png", "x", 1.0), Row("p", "y", "z", 1.0)], tmp_path, tmp_path / "a.tar.gz"
-        )
 
 
 @pytest.fixture
