@@ -6,7 +6,7 @@ Only this file and `judge/pair_verdict.py` turn identities into places on the sc
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -72,7 +72,8 @@ class Preference:
     def swapped(self) -> "Preference":
         """The same preference with a and b exchanged."""
         labels: dict[Side | None, Side] = {"a": "b", "b": "a", "tie": "tie"}
-        return replace(self, a=self.b, b=self.a, p_people=1 - self.p_people, label=labels.get(self.label))
+        label = labels.get(self.label)
+        return Preference(self.prompt, self.b, self.a, 1 - self.p_people, self.votes, self.group, label)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from mlxpref.data.preference_table import EXAMPLE, ImageFinder, NoSplitsError, p
 from mlxpref.errors import ConfigError, DataError
 from mlxpref.files import expand
 from mlxpref.preferences import ImageLike, PackedImage, Preference
-from mlxpref.text import first_ten, one_line, shorten
+from mlxpref.text import UNDECODED, first_ten, one_line, shorten
 
 _CHANNELS = (1, 3, 4)
 _ROUNDING = 1e-3
@@ -143,7 +143,7 @@ def check_prompt(prompt: str) -> None:
     """DataError for a prompt that is no text, as where the arguments are in another order."""
     if not isinstance(prompt, str):
         raise DataError(f"the prompt is text, not {_kind_of(prompt)}; it comes after the images")
-    if any("\ud800" <= character <= "\udfff" for character in prompt):
+    if UNDECODED.search(prompt):
         raise DataError("the prompt is not UTF-8 text: it has half of a surrogate pair")
 
 

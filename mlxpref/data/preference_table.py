@@ -21,7 +21,7 @@ from mlxpref.errors import DataError, UnknownSplitError
 from mlxpref.files import expand
 from mlxpref.log import logger
 from mlxpref.preferences import ImageLike, PackedImage, Preference, Side
-from mlxpref.text import first_ten
+from mlxpref.text import UNDECODED, first_ten
 
 T = TypeVar("T")
 SplitPreference = tuple[str | None, Preference]
@@ -335,4 +335,4 @@ def _prompt_texts(cell: Any) -> Iterator[str]:
 
 def _is_text(value: object) -> bool:
     """Whether this is text that is not blank and has no half of a surrogate pair, which JSON allows."""
-    return isinstance(value, str) and bool(value.strip()) and not re.search("[\ud800-\udfff]", value)
+    return isinstance(value, str) and bool(value.strip()) and not UNDECODED.search(value)

@@ -24,7 +24,7 @@ from mlxpref.data.prompt_metadata import prompt_in_image, prompt_in_infotext
 from mlxpref.data.prompt_syntax import plain_prompt
 from mlxpref.data.tables import SUFFIXES, NumberedRow, read_table, row_word
 from mlxpref.errors import ConfigError, DataError
-from mlxpref.text import first_ten
+from mlxpref.text import UNDECODED, first_ten
 
 PROMPT_LIMIT = 10_000
 """The most characters of a prompt; longer text is a document or a graph."""
@@ -140,7 +140,7 @@ def _checked(prompt: str) -> str:
         raise DataError("has an empty prompt")
     if len(prompt) > PROMPT_LIMIT:
         raise DataError(f"has a prompt of {len(prompt):,} characters, more than {PROMPT_LIMIT:,}; shorten it")
-    if re.search("[\ud800-\udfff]", prompt):  # half of a surrogate pair, which JSON allows
+    if UNDECODED.search(prompt):  # half of a surrogate pair, which JSON allows
         raise DataError("has a prompt that is not valid Unicode; write it again")
     return prompt
 

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import cache
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,7 @@ def read_table(path: Path, wanted: Callable[[str], bool] = lambda name: True) ->
     file that cannot be read.
     """
 
+    @cache
     def name_of(column: str) -> str:
         return column.lower() if wanted(column.lower()) else column
 
