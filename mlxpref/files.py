@@ -45,6 +45,25 @@ def write_file(path: Path, content: str | bytes) -> None:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def open_file(path: Path) -> BinaryIO:
+    """A file to read; DataError, which continues its name, if it cannot be opened."""
+    try:
+        if path.exists() and not path.is_file():  # opening a named pipe would wait forever
+            raise DataError("is a folder or a device, not a file")
+        return path.open("rb")
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot be opened ({getattr(error, 'strerror', error)}); check the name") from error
+
+
+def read_file(path: Path, limit: int = -1) -> bytes:
+    """The first `limit` bytes of a file, or all; DataError, which continues its name, if it cannot be read."""
+    with open_file(path) as file:
+        try:
+            return file.read(limit)
+        except OSError as error:
+            raise DataError(f"cannot be read ({error.strerror}); check the disk") from error
+
+
 def sync(path: Path) -> None:
     """Sync a file, or the names in a folder, to the disk; raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -87,7 +87,8 @@ def layout_of(columns: Mapping[str, Any]) -> Layout:
         raise DataError('"prompt" missing (or caption, text, and the like)')
     for sides, images in pairs:
         winner_first = sides in WINNERS or (images == ("path1", "path2") and not set(labels) - {_DISTRIBUTION})
-        counts = next((c for word in _COUNTS if _all_in(c := tuple(f"{word}_{side}" for side in sides), columns)), ())
+        named = (tuple(f"{word}_{side}" for side in sides) for word in _COUNTS)
+        counts = next((names for names in named if columns.keys() >= {*names}), ())
         if winner_first:
             return Layout("pair", prompt or "", images, sides, winner_first)
         if labels or counts:
@@ -190,10 +191,6 @@ def _pairs_in(columns: Collection[str]) -> list[tuple[tuple[str, str], tuple[str
         for frame in frames
         if all((side, frame) in by_side for side in sides)
     ]
-
-
-def _all_in(names: Collection[str], columns: Collection[str]) -> bool:
-    return all(name in columns for name in names)
 
 
 def _side(name: str, value: Any, layout: Layout, first: int, names: tuple[str, str]) -> float:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from mlxpref.errors import DataError
+from mlxpref.text import shorten
 
 NODE_LIMIT = 5_000
 """The most nodes of a graph; large real ones have some hundred."""
@@ -49,7 +50,7 @@ def prompt_in_graph(graph: Any) -> str | None:
     if len(prompts) > 1:
         prompts.pop("", None)
     if len(prompts) > 1:
-        examples = " and ".join(f"“{' '.join(text.split())[:40]}”" for text in list(prompts)[:2])
+        examples = " and ".join(f"“{shorten(text)}”" for text in list(prompts)[:2])
         raise DataError(f"has {len(prompts)} different prompts in its ComfyUI graph ({examples}); name one in a file")
     return next(iter(prompts), None)
 

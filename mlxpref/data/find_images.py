@@ -1,4 +1,4 @@
-"""Finds image files in files and folders, unreadable ones, and duplicates."""
+"""Finds image files: in folders, by the names in a table, unreadable ones, and duplicates."""
 
 import os
 import re
@@ -8,13 +8,17 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlxpref.data.archives import ArchiveCache
 from mlxpref.data.image_cache import ImageCache
 from mlxpref.errors import DataError
-from mlxpref.files import sha256_of
+from mlxpref.files import expand, sha256_of
+from mlxpref.preferences import ImageLike, PackedImage
 from mlxpref.text import first_ten
 
 # Suffixes of images in a folder; HEIC and JPEG XL are here so that they are reported as skipped.
 _NAMES = re.compile(r".\.(apng|avif|bmp|gif|hei[cf]|hif|j2k|jfif|jp[2eg]|jpeg|jxl|mpo|p[bgnp]m|png|tiff?|webp)$", re.I)
+
+_LINK = re.compile(r"(https?|s3|gs|data):", re.I)
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,46 @@ def locate(name: str, folder: Path = Path()) -> Path | None:
             if (folder / form).exists():
                 return folder / form
     return None
+
+
+class ImageFinder:
+    """Finds the images that a table names, in `folder` or else in the table's own.
+
+    Below `folder`, files and members of zips are also found by their last name if it is unique, as lists from elsewhere
+    have other folders. Where images are not `needed`, a missing one is just its path.
+    """
+
+    def __init__(self, table: Path, folder: Path | None = None, needed: bool = True) -> None:
+        self.folder, self.missing = folder or table.parent, 0
+        self._search, self._needed = folder is not None, needed
+        self._by_name: dict[str, list[ImageLike]] = {}
+
+    def find(self, name: str) -> ImageLike:
+        """The image of this name; DataError, which continues the name, if there is none."""
+        if _LINK.match(name):
+            raise DataError("is no file: save the image, and give the file's name")
+        path = locate(expand(name), self.folder) or locate(name.replace("\\", "/"), self.folder)  # from Windows
+        if path is not None and path.is_file():
+            return path
+        found = self._named(re.split(r"[/\\]", name)[-1]) if self._search else []
+        if len(found) == 1:
+            return found[0]
+        if not self._needed:
+            return self.folder / name
+        self.missing += 1
+        raise DataError(f"no such file, but {len(found)} of its last name" if found else "no such file")
+
+    def _named(self, name: str) -> list[ImageLike]:
+        """The files and members of zips of this name below the folder, which is searched once."""
+        if not self._by_name:
+            archives = ArchiveCache()
+            for folder, _, files in os.walk(self.folder, followlinks=True):
+                paths = [Path(folder, file) for file in files]
+                members = (PackedImage(p, m) for p in paths if p.suffix == ".zip" for m in archives.members(p))
+                images: list[ImageLike] = [*paths, *members]
+                for image in images:
+                    self._by_name.setdefault(str(image).rpartition("/")[2], []).append(image)
+        return self._by_name.get(name, [])
 
 
 def find_duplicates(paths: Sequence[Path]) -> list[tuple[Path, ...]]:

@@ -21,6 +21,7 @@ from PIL.PngImagePlugin import PngImageFile
 from mlxpref.data.archives import ArchiveCache
 from mlxpref.data.containers import check_png_pixels, without_extras
 from mlxpref.errors import DataError, ImageError
+from mlxpref.files import open_file
 from mlxpref.preferences import ImageLike, PackedImage
 from mlxpref.text import one_line
 
@@ -111,12 +112,7 @@ def _open(source: Path | PackedImage, archives: ArchiveCache) -> BinaryIO:
     """An open file, or a part of one in memory."""
     if isinstance(source, PackedImage):
         return io.BytesIO(archives.read(source))
-    try:
-        if source.exists() and not source.is_file():  # opening a named pipe would wait forever
-            raise DataError("is a folder or a device, not an image file")
-        return source.open("rb")
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot be opened ({getattr(error, 'strerror', error)}); check the name") from error
+    return open_file(source)
 
 
 def open_image(file: BinaryIO) -> ImageFile.ImageFile:

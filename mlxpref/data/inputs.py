@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mlxpref.data.find_images import Skipped, find_images, locate, reasons_of
+from mlxpref.data.find_images import ImageFinder, Skipped, find_images, locate, reasons_of
 from mlxpref.data.image_cache import ImageCache
 from mlxpref.data.images import load_image
-from mlxpref.data.load import Preferences, drawn, load_preferences
-from mlxpref.data.preference_table import EXAMPLE, ImageFinder, NoSplitsError, preferences_of
+from mlxpref.data.load import ALL_ROWS, Preferences, drawn, load_preferences
+from mlxpref.data.preference_table import EXAMPLE, NoSplitsError, preferences_of
 from mlxpref.errors import ConfigError, DataError
 from mlxpref.files import expand
 from mlxpref.preferences import ImageLike, PackedImage, Preference
@@ -119,12 +119,12 @@ def preferences_from(
         return name, load_preferences(name, split or usual, limit, data_dir=data_dir, needs_split=split is not None)
     if isinstance(data, Preference | Mapping) or not isinstance(data, Iterable):
         raise DataError(f"data: {_kind_of(data)}; give a name, a file, a folder, or a list of preferences")
-    items, chosen = list[Any](data), Preferences()
+    items, name = list[Any](data), ALL_ROWS
     try:
         if all(isinstance(item, Mapping) for item in items):
             rows = [(i, {name: _cell(x) for name, x in row.items() if x is not None}) for i, row in enumerate(items)]
             preferences = preferences_of(_LISTED, rows, split or usual, ImageFinder(_LISTED, data_dir))
-            chosen.split = split or usual
+            name = split or usual
         elif split is not None:
             raise ConfigError(f"split {split!r}: Preferences have no splits; give those of one")
         else:
@@ -135,8 +135,7 @@ def preferences_from(
         preferences = error.preferences
     except (AttributeError, TypeError) as error:
         raise DataError(f"{_LISTED}: not all are Preferences, or dicts like {EXAMPLE}") from error
-    chosen += [preferences[number] for number in drawn(limit, 0, len(preferences))]
-    return str(_LISTED), chosen
+    return str(_LISTED), Preferences((preferences[number] for number in drawn(limit, 0, len(preferences))), name)
 
 
 def check_prompt(prompt: str) -> None:

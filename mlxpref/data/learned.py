@@ -49,14 +49,13 @@ def digests_of(preferences: Sequence[Preference]) -> Digests:
 
 def pair_names(preferences: Sequence[Preference]) -> list[str]:
     """A name for each preference: of its prompt and the contents of its images, in either order; "" if unreadable."""
-    rows = digests_of(preferences)
-    pairs = np.column_stack([rows[:, 0], np.sort(rows[:, 2:], axis=1)])
-    return [f"{_digest(pair.tobytes()) >> 16:012x}" if pair[1] else "" for pair in pairs]
+    return [f"{_digest(pair.tobytes()) >> 16:012x}" if pair[1] else "" for pair in _pairs(digests_of(preferences))]
 
 
 def write_learned(folder: Path, preferences: Digests, learned: Sequence[Preference], earlier: Path | None) -> None:
     """Write the digests of a run's preferences, and which pairs it learns from, with those of an earlier adapter."""
     pairs = _pairs(digests_of(learned))
+    pairs = pairs[pairs[:, 1] != 0]  # without unreadable images
     if earlier is not None and (before := read_learned(earlier)):
         pairs = np.concatenate([pairs, before[1]])
     write_file(folder / LEARNED, save({"preferences": preferences, "pairs": np.unique(pairs, axis=0)}))
@@ -99,10 +98,9 @@ def count_learned(adapter: Path, preferences: Sequence[Preference]) -> int:
 
 
 def _pairs(digests: Digests) -> Digests:
-    """Digests (M, 3) of prompts and their images, in either order, without unreadable images."""
+    """Digests (N, 3) of prompts and their images, in either order."""
     pairs: Digests = np.column_stack([digests[:, 0], np.sort(digests[:, 2:], axis=1)])
-    readable: Digests = pairs[pairs[:, 1] != 0]
-    return readable
+    return pairs
 
 
 def _digest(content: bytes) -> int:

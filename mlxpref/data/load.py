@@ -1,6 +1,6 @@
 """Loads preferences by the data's name; each format has its own file."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from numbers import Integral
@@ -12,12 +12,12 @@ from PIL import Image
 
 from mlxpref.data.catalog import CATALOG, catalog_name, folder_of
 from mlxpref.data.columns import WINNERS
-from mlxpref.data.find_images import locate
+from mlxpref.data.find_images import ImageFinder, locate
 from mlxpref.data.folders import has_folders, read_folders
 from mlxpref.data.hub_tables import Agree, hub_name, read_hub_tables, read_tables
 from mlxpref.data.image_cache import ImageCache
 from mlxpref.data.left_out import LeftOut, is_public
-from mlxpref.data.preference_table import EXAMPLE, ImageFinder, NoSplitsError, read_preferences
+from mlxpref.data.preference_table import EXAMPLE, NoSplitsError, read_preferences
 from mlxpref.data.public_files import fetch
 from mlxpref.data.public_sets import read_public_set
 from mlxpref.data.tables import SUFFIXES
@@ -43,7 +43,9 @@ _KNOWN = (
 class Preferences(list[Preference]):
     """Preferences with the name of their split, ALL_ROWS of data without splits."""
 
-    split: str = ALL_ROWS
+    def __init__(self, preferences: Iterable[Preference], split: str = ALL_ROWS) -> None:
+        super().__init__(preferences)
+        self.split = split
 
 
 def load_preferences(
@@ -78,20 +80,22 @@ def load_preferences(
             raise ConfigError("--data-dir is where the files or images of other data are; --data demo needs none")
         if split not in SPLITS:
             raise UnknownSplitError(f"split {split!r}: the demo has {', '.join(SPLITS)}")
-        return _named(split, demo_preferences(split, DEMO_COUNTS[split] if limit is None else limit, seed))
+        count = DEMO_COUNTS[split] if limit is None else limit
+        return Preferences(demo_preferences(split, count, seed), split)
     draw = partial(drawn, limit, seed)
     if data in CATALOG:
         CATALOG[data].split(split)
         if data_dir is None and needs_images:
             fetch(data, split, limit, agree)
-        return _named(split, read_public_set(data, folder_of(data, data_dir, split), split, draw, needs_images))
+        folder = folder_of(data, data_dir, split)
+        return Preferences(read_public_set(data, folder, split, draw, needs_images), split)
     try:
         preferences = _of_a_user(data, split, limit, data_dir, needs_images, agree)
     except NoSplitsError as error:
         if needs_split:
             raise
         preferences, split = error.preferences, ALL_ROWS
-    return _named(split, [preferences[i] for i in draw(len(preferences))])
+    return Preferences((preferences[i] for i in draw(len(preferences))), split)
 
 
 def load_outside_test(load: Callable[[str], T], has_learned: bool) -> T:
@@ -144,31 +148,30 @@ def _of_a_user(
 ) -> list[Preference]:
     """The preferences of a file, a folder, or a data set on the hub; NoSplitsError where it has no splits."""
     path, hub = locate(data), hub_name(data)
-    if path is not None and path.is_dir() and data_dir is not None:
-        raise ConfigError(f"--data-dir {data_dir}: --data is a folder itself; leave it out")
-    if path is None and hub is not None and data_dir is not None:
-        preferences, found = read_tables(data_dir, split, hub.part)
-    elif path is None and hub is not None:
+    if path is None and hub is not None:
         try:
-            preferences, found = read_hub_tables(hub, split, limit, agree)
+            tables = read_tables(data_dir, split, hub.part) if data_dir else read_hub_tables(hub, split, limit, agree)
         except DataError as error:
-            raise DataError(f"--data {data}: no such file or folder here; on the hub: {error}") from error
-    elif path is not None and path.is_dir() and not has_folders(path) and any(path.rglob("*.parquet")):
-        preferences, found = read_tables(path, split)
-    else:
-        path = _located(data)
-        if path.is_dir():
+            where = "" if data_dir else "no such file or folder here; on the hub: "
+            raise DataError(f"--data {data}: {where}{error}") from error
+    elif path is None:
+        if Path(data).suffix or len(Path(data).parts) > 1:
+            raise ConfigError(f"--data {data}: no such file or folder; known are {_KNOWN}")
+        raise ConfigError(f"unknown --data {data}: known are {_KNOWN}")
+    elif path.is_dir():
+        if data_dir is not None:
+            raise ConfigError(f"--data-dir {data_dir}: --data is a folder itself; leave it out")
+        if has_folders(path) or not any(path.rglob("*.parquet")):
             return read_folders(path, split)
+        tables = read_tables(path, split)
+    elif path.suffix.lower() in SUFFIXES:
         return read_preferences(path, split, ImageFinder(path, data_dir, needs_images))
+    else:
+        raise ConfigError(f"--data {data}: not a file of {', '.join(SUFFIXES)}; known are {_KNOWN}")
+    preferences, found = tables
     if found is None:
         raise NoSplitsError(Path(data), split, preferences)
     return preferences
-
-
-def _named(split: str, preferences: Sequence[Preference]) -> Preferences:
-    named = Preferences(preferences)
-    named.split = split
-    return named
 
 
 def _drawn_runs(count: int) -> range | set[int]:
@@ -186,15 +189,3 @@ def drawn(limit: int | None, seed: int, count: int) -> list[int]:
     if not isinstance(limit, Integral) or limit < 1:
         raise ConfigError(f"limit {limit!r}: it must be at least 1")
     return sorted(np.random.default_rng(seed).permutation(count)[:limit].tolist())
-
-
-def _located(data: str) -> Path:
-    """The file or folder that `data` names; ConfigError if there is none."""
-    path = locate(data)
-    if path is not None and (path.is_dir() or path.suffix.lower() in SUFFIXES):
-        return path
-    if path is not None:
-        raise ConfigError(f"--data {data}: not a file of {', '.join(SUFFIXES)}; known are {_KNOWN}")
-    if Path(data).suffix or len(Path(data).parts) > 1:
-        raise ConfigError(f"--data {data}: no such file or folder; known are {_KNOWN}")
-    raise ConfigError(f"unknown --data {data}: known are {_KNOWN}")

@@ -1,8 +1,6 @@
 """A user's preferences in one file: pairs of images, rankings, or images with their ranks, in any format of a table."""
 
 import json
-import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, combinations, islice
@@ -12,15 +10,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from mlxpref.data.archives import ArchiveCache
 from mlxpref.data.columns import Layout, check_row, first_number, is_known, layout_of, share_for_first, whole
-from mlxpref.data.find_images import locate
+from mlxpref.data.find_images import ImageFinder
 from mlxpref.data.label_file import merge_answers
 from mlxpref.data.tables import NumberedRow, read_table, row_word
 from mlxpref.errors import DataError, UnknownSplitError
-from mlxpref.files import expand
 from mlxpref.log import logger
-from mlxpref.preferences import ImageLike, PackedImage, Preference, Side
+from mlxpref.preferences import ImageLike, Preference, Side
 from mlxpref.text import UNDECODED, first_ten
 
 T = TypeVar("T")
@@ -29,7 +25,6 @@ EXAMPLE = '{"prompt": "a red cube", "a": "1.png", "b": "2.png", "p_a": 0.7}'
 TOLERATED = 0.01
 """The largest share of a public data set's rows or images that are left out."""
 _SAMPLE = 1000
-_LINK = re.compile(r"(https?|s3|gs|data):", re.I)
 
 
 class NoSplitsError(DataError):
@@ -38,46 +33,6 @@ class NoSplitsError(DataError):
     def __init__(self, path: Path, split: str, preferences: list[Preference]) -> None:
         super().__init__(f'{path}: no split "{split}", as it has no splits; leave out --split')
         self.preferences = preferences
-
-
-class ImageFinder:
-    """Finds the images that a table names, in `folder` or else in the table's own.
-
-    Below `folder`, files and members of zips are also found by their last name if it is unique, as lists from elsewhere
-    have other folders. Where images are not `needed`, a missing one is just its path.
-    """
-
-    def __init__(self, table: Path, folder: Path | None = None, needed: bool = True) -> None:
-        self.folder, self.missing = folder or table.parent, 0
-        self._search, self._needed = folder is not None, needed
-        self._by_name: dict[str, list[ImageLike]] = {}
-
-    def find(self, name: str) -> ImageLike:
-        """The image of this name; DataError, which continues the name, if there is none."""
-        if _LINK.match(name):
-            raise DataError("is no file: save the image, and give the file's name")
-        path = locate(expand(name), self.folder) or locate(name.replace("\\", "/"), self.folder)  # from Windows
-        if path is not None and path.is_file():
-            return path
-        found = self._named(re.split(r"[/\\]", name)[-1]) if self._search else []
-        if len(found) == 1:
-            return found[0]
-        if not self._needed:
-            return self.folder / name
-        self.missing += 1
-        raise DataError(f"no such file, but {len(found)} of its last name" if found else "no such file")
-
-    def _named(self, name: str) -> list[ImageLike]:
-        """The files and members of zips of this name below the folder, which is searched once."""
-        if not self._by_name:
-            archives = ArchiveCache()
-            for folder, _, files in os.walk(self.folder, followlinks=True):
-                paths = [Path(folder, file) for file in files]
-                members = (PackedImage(p, m) for p in paths if p.suffix == ".zip" for m in archives.members(p))
-                images: list[ImageLike] = [*paths, *members]
-                for image in images:
-                    self._by_name.setdefault(str(image).rpartition("/")[2], []).append(image)
-        return self._by_name.get(name, [])
 
 
 def read_preferences(path: Path, split: str | None = None, images: ImageFinder | None = None) -> list[Preference]:

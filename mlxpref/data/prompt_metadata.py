@@ -17,6 +17,7 @@ from mlxpref.data.comfyui import prompt_in_graph
 from mlxpref.data.containers import EXIF, Part, parts, without_extras
 from mlxpref.data.images import open_image
 from mlxpref.errors import DataError
+from mlxpref.files import read_file
 from mlxpref.text import one_line
 
 TEXT_LIMIT = 64 << 20
@@ -66,10 +67,7 @@ def prompt_in_infotext(text: str) -> str | None:
 
 def _texts(path: Path) -> list[_Text]:
     """The texts beside the pixels of an image, in the order of the file; damaged ones are left out."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot be read ({error.strerror}); check the name") from error
+    content = read_file(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         texts, room = list[_Text](), TEXT_LIMIT

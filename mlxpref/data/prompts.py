@@ -24,15 +24,14 @@ from mlxpref.data.prompt_metadata import prompt_in_image, prompt_in_infotext
 from mlxpref.data.prompt_syntax import plain_prompt
 from mlxpref.data.tables import SUFFIXES, NumberedRow, read_table, row_word
 from mlxpref.errors import ConfigError, DataError
-from mlxpref.text import UNDECODED, first_ten
+from mlxpref.files import read_file
+from mlxpref.text import UNDECODED, first_ten, shorten
 
 PROMPT_LIMIT = 10_000
 """The most characters of a prompt; longer text is a document or a graph."""
 FILE_LIMIT = 64 * 2**20
 """The most bytes of a text file or a list."""
 EXAMPLE = '{"image": "1.png", "prompt": "a red cube"}'
-
-
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 """A folder's list of its images, with columns `file_name` and `text`: the layout for training diffusion models."""
 
@@ -99,7 +98,7 @@ def prompts_of(images: Sequence[Path], source: str) -> tuple[dict[Path, str], li
         raise DataError(f"none of {len(images)} images has a prompt: {reasons_of(skipped)}")
     notes = [
         f"{len(changed)} of {len(prompts)} prompts are used without LoRAs, weights and the like: "
-        f"“{_short(before)}” as “{_short(after)}”"
+        f"“{shorten(before, 60)}” as “{shorten(after, 60)}”"
         for before, after in changed[:1]
     ]
     return prompts, skipped, notes
@@ -115,7 +114,9 @@ def group_by_prompt(prompts: Mapping[Path, str]) -> tuple[list[PromptGroup], lis
         images.setdefault(prompt, []).append(path)
     groups = [PromptGroup(prompt, tuple(paths)) for prompt, paths in images.items() if len(paths) > 1]
     alone = [
-        Skipped(paths[0], f"is the only image of its prompt, “{_short(prompt)}”: there is nothing to rank it against")
+        Skipped(
+            paths[0], f"is the only image of its prompt, “{shorten(prompt, 60)}”: there is nothing to rank it against"
+        )
         for prompt, paths in images.items()
         if len(paths) == 1
     ]
@@ -245,21 +246,10 @@ def _image_and_prompt(row: dict[str, Any] | DataError) -> tuple[str, str]:
 
 def _read_text(path: Path) -> str:
     """The text of a file; DataError, which continues the file's name, if it cannot be read."""
-    try:
-        if path.exists() and not path.is_file():  # opening a named pipe would wait forever
-            raise DataError("is a folder or a device, not a text file")
-        with path.open("rb") as file:
-            content = file.read(FILE_LIMIT + 1)
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot be read ({getattr(error, 'strerror', error)}); check the name") from error
+    content = read_file(path, FILE_LIMIT + 1)
     if len(content) > FILE_LIMIT:
         raise DataError(f"has more than {FILE_LIMIT:,} bytes, the most that is read; split it")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError("is not UTF-8; save it as UTF-8") from error
-
-
-def _short(prompt: str) -> str:
-    line = " ".join(prompt.split())
-    return line if len(line) <= 60 else line[:59] + "…"

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxpref.data.catalog import missing_files
+from mlxpref.data.find_images import ImageFinder
 from mlxpref.data.hub_tables import read_tables
-from mlxpref.data.preference_table import ImageFinder, leave_out, read_public_table
+from mlxpref.data.preference_table import leave_out, read_public_table
 from mlxpref.data.tar_gz import parts_of, unpack
 from mlxpref.errors import DataError
 from mlxpref.files import cache_dir

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlxpref.errors import DataError
+from mlxpref.files import open_file, read_file
 from mlxpref.preferences import PackedImage
 from mlxpref.text import one_line
 
@@ -66,11 +67,9 @@ def row_word(path: Path) -> str:
 def _read_file(path: Path) -> bytes:
     """The bytes of a file without a byte order mark."""
     try:
-        if path.exists() and not path.is_file():  # opening a named pipe would wait forever
-            raise DataError(f"{path}: is a folder or a device, not a file")
-        return path.read_bytes().removeprefix(b"\xef\xbb\xbf")
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({getattr(error, 'strerror', error)}); check the name") from error
+        return read_file(path).removeprefix(b"\xef\xbb\xbf")
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
 
 
 def _lines(content: bytes) -> Iterator[NumberedRow]:
@@ -109,7 +108,7 @@ def read_json_rows(path: Path) -> Iterator[Any]:
     decode = json.JSONDecoder().raw_decode
     text, place, number, closed = "", 0, 0, True
     try:
-        with path.open(encoding="utf-8-sig") as file:
+        with io.TextIOWrapper(open_file(path), encoding="utf-8-sig") as file:
             while True:
                 gap = _SEPARATORS.match(text, place)
                 assert gap is not None  # it may be empty
@@ -137,7 +136,7 @@ def read_json_rows(path: Path) -> Iterator[Any]:
     except RecursionError as error:
         raise DataError(f"{path}: not valid JSON (nested too deeply); correct it, or download it again") from error
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check the name") from error
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check the disk") from error
 
 
 def _object(value: Any) -> dict[str, Any]:

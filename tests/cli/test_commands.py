@@ -508,7 +508,7 @@ def test_bad_rows_are_gathered(rows: Callable[..., Path]) -> None:
     assert (result.exit_code, result.stdout) == (1, "")
     lines = result.stderr.splitlines()
     assert lines[0] == f"Error: {path}: 4 of 5 rows cannot be used; correct or remove them:"
-    assert [line.split(":")[0] for line in lines[1:]] == [f"  line {number}" for number in (2, 3, 4, 5)]
+    assert [line.split(":")[0] for line in lines[1:5]] == [f"  line {number}" for number in (2, 3, 4, 5)]
     assert "pictures/missing.png" in lines[1]
     assert "1.5" in lines[2]
 
@@ -559,7 +559,7 @@ def test_unusable_models(two: tuple[Path, Path], tmp_path: Path) -> None:
     (folder / "model.safetensors").write_bytes(weights)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "llava"}))
-    assert "'llava' is not supported; mlxpref judges with Qwen2-VL, Qwen2.5-VL, Qwen3-VL" in judged_by(folder)
+    assert "'llava' is not supported; give one of Qwen2-VL, Qwen2.5-VL, Qwen3-VL" in judged_by(folder)
 
 
 def test_no_judge(two: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:

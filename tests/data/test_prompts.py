@@ -227,11 +227,13 @@ def test_unknown_sources(folder: Path) -> None:
     images = images_of(folder)
     for source in ("exif", "prompts.txt", ""):
         assert "prompts come from `sidecar`, `png`, or a file" in problem(prompts_of, images, source, kind=ConfigError)
-    assert "gone.csv: cannot be read (No such file" in problem(prompts_of, images, str(folder / "gone.csv"))
-    assert "cannot be read" in problem(prompts_of, images, "nu\0ll.csv")
+    assert "gone.csv: cannot be opened (No such file" in problem(prompts_of, images, str(folder / "gone.csv"))
+    assert "cannot be opened" in problem(prompts_of, images, "nu\0ll.csv")
     (folder / "folder.csv").mkdir()
-    os.mkfifo(folder / "pipe.csv")
-    for name in ("folder.csv", "pipe.csv"):
+    names = ("folder.csv", "pipe.csv", "pipe.json", "pipe.jsonl")
+    for name in names[1:]:
+        os.mkfifo(folder / name)
+    for name in names:
         assert "is a folder or a device" in problem(prompts_of, images, str(folder / name))
 
 

@@ -73,7 +73,7 @@ def test_files_that_hold_no_scores(write: Write, lines: list[str], problem: str)
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"cannot be read \(No such file"):
+    with pytest.raises(DataError, match=r"cannot be opened \(No such file"):
         read_scores(tmp_path / "nothing.csv")
     (tmp_path / "latin.csv").write_bytes(b"image,score\n\xe9.png,1\n")
     with pytest.raises(DataError, match="not UTF-8"):
