@@ -30,10 +30,17 @@ class Skipped:
 
 
 def check_images(paths: Iterable[Path], images: ImageCache) -> tuple[list[Path], list[Skipped]]:
-    """The readable files, and the others, each with the reason; `images` caches the decoded ones.
+    """As `try_images`; DataError, with the first reasons, if fewer than two can be read."""
+    readable, skipped = try_images(paths, images)
+    if len(readable) < 2:
+        reasons = reasons_of(skipped)
+        count = f"{len(readable)} of {len(readable) + len(skipped)}"
+        raise DataError(f"two images are needed, {count} can be read{': ' if reasons else ''}{reasons}")
+    return readable, skipped
 
-    Raises DataError, with the first reasons, if fewer than two can be read.
-    """
+
+def try_images(paths: Iterable[Path], images: ImageCache) -> tuple[list[Path], list[Skipped]]:
+    """The readable files, and the others, each with the reason; `images` caches the decoded ones."""
     readable, skipped = list[Path](), list[Skipped]()
     for path in paths:
         try:
@@ -41,10 +48,6 @@ def check_images(paths: Iterable[Path], images: ImageCache) -> tuple[list[Path],
             readable.append(path)
         except DataError as error:
             skipped.append(Skipped(path, str(error).removeprefix(f"{path}: ")))
-    if len(readable) < 2:
-        reasons = reasons_of(skipped)
-        count = f"{len(readable)} of {len(readable) + len(skipped)}"
-        raise DataError(f"two images are needed, {count} can be read{': ' if reasons else ''}{reasons}")
     return readable, skipped
 
 

@@ -8,9 +8,9 @@ from mlxpref.data.find_images import find_images
 from mlxpref.data.preference_table import NoSplitsError, random_sides
 from mlxpref.data.prompt_syntax import plain_prompt
 from mlxpref.data.prompts import read_prompt
+from mlxpref.data.tables import unusable
 from mlxpref.errors import DataError, UnknownSplitError
 from mlxpref.preferences import Preference
-from mlxpref.text import first_ten
 
 
 def read_folders(folder: Path, split: str | None = None) -> list[Preference]:
@@ -43,8 +43,7 @@ def read_folders(folder: Path, split: str | None = None) -> list[Preference]:
         except DataError as error:
             problems.append(f"{stem}: {error}")
     if problems:
-        count = f"{len(problems)} of {len(rows) + len(problems)} pairs cannot be used"
-        raise DataError(f"{folder}: {count}; correct or remove them:\n  {first_ten(problems)}")
+        raise unusable(folder, problems, len(rows) + len(problems), "pairs")
     preferences = random_sides(rows)
     if split and split not in splits:
         raise NoSplitsError(folder, split, preferences)

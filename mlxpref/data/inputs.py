@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mlxpref.data.find_images import ImageFinder, Skipped, find_images, locate, reasons_of
+from mlxpref.data.find_images import ImageFinder, Skipped, find_images, locate, reasons_of, try_images
 from mlxpref.data.image_cache import ImageCache
 from mlxpref.data.images import load_image
 from mlxpref.data.load import ALL_ROWS, Preferences, drawn, load_preferences
@@ -57,11 +57,9 @@ def find_given(images: ImagesInput, cache: ImageCache) -> tuple[list[ImageLike],
             if folder is None or not folder.is_dir():
                 found.append(_checked(value, cache))
                 continue
-            for path in find_images([folder]):
-                try:
-                    found.append(_checked(path, cache))
-                except DataError as error:
-                    skipped.append(Skipped(path, str(error).removeprefix(f"{path}: ")))
+            readable, unreadable = try_images(find_images([folder]), cache)
+            found += readable
+            skipped += unreadable
         except DataError as error:
             problems.setdefault(str(error), []).append(f"image {number}")
     if problems and isinstance(images, str | os.PathLike):

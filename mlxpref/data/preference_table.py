@@ -13,7 +13,7 @@ import numpy as np
 from mlxpref.data.columns import Layout, check_row, first_number, is_known, layout_of, share_for_first, whole
 from mlxpref.data.find_images import ImageFinder
 from mlxpref.data.label_file import merge_answers
-from mlxpref.data.tables import NumberedRow, read_table, row_word
+from mlxpref.data.tables import NumberedRow, read_table, unusable, use_rows
 from mlxpref.errors import DataError, UnknownSplitError
 from mlxpref.log import logger
 from mlxpref.preferences import ImageLike, Preference, Side
@@ -51,10 +51,8 @@ def preferences_of(
     """The preferences of numbered rows, whose cells may be images, too; errors, which begin with `path`, as above."""
     rows, errors, count = _read_rows(path, numbered, images, split)
     if errors:
-        count_text = f"{len(errors)} of {count} rows cannot be used; correct or remove them"
-        where = f"images are looked for in {images.folder}; --data-dir names another folder"
-        lines = [f"{path}: {count_text}:", first_ten(errors), *([where] if images.missing else [])]
-        raise DataError("\n  ".join(lines))
+        where = f"\n  images are looked for in {images.folder}; --data-dir names another folder"
+        raise DataError(f"{unusable(path, errors, count)}{where if images.missing else ''}")
     names, all_rows = {name for name, _ in rows}, [preference for _, preference in rows]
     if split is None:
         return all_rows
@@ -107,24 +105,20 @@ def _read_rows(
     head = list(islice(filled, sample))
     layout, first = _layout_of(path, head)
     entries: Iterable[NumberedRow] = chain(head, filled)
-    splits, preferences, errors, count = list[str | None](), list[Preference](), list[str](), 0
-    groups = set[str]()
-    for number, row in _rankings(entries, layout) if layout.kind == "image" else entries:
-        count += 1
-        try:
-            if isinstance(row, DataError):
-                raise row
-            if row.get("has_label") in (False, 0, "False", "false"):  # Pick-a-Pic's rows that nobody labelled
-                continue
-            check_row(row, layout)
-            pairs = _pair(row, layout, images, first) if layout.kind == "pair" else _ranking(row, layout, images)
-            if layout.kind == "ranking" and (group := pairs[0].group) in groups:  # another one of the same prompt
-                pairs = [replace(pair, group=f"{group} ({number})") for pair in pairs]
-            groups.add(pairs[0].group)
-            preferences += pairs
-            splits += [row.get("split")] * len(pairs)
-        except DataError as error:
-            errors.append(f"{row_word(path)} {number}: {error}")
+    splits, preferences, groups = list[str | None](), list[Preference](), set[str]()
+
+    def use(number: int, row: dict[str, Any]) -> None:
+        if row.get("has_label") in (False, 0, "False", "false"):  # Pick-a-Pic's rows that nobody labelled
+            return
+        check_row(row, layout)
+        pairs = _pair(row, layout, images, first) if layout.kind == "pair" else _ranking(row, layout, images)
+        if layout.kind == "ranking" and (group := pairs[0].group) in groups:  # another one of the same prompt
+            pairs = [replace(pair, group=f"{group} ({number})") for pair in pairs]
+        groups.add(pairs[0].group)
+        preferences.extend(pairs)
+        splits.extend([row.get("split")] * len(pairs))
+
+    errors, count = use_rows(path, _rankings(entries, layout) if layout.kind == "image" else entries, use)
     one_sided = not layout.own and len(preferences) > 1 and len({p.better for p in preferences} - {"tie"}) == 1
     if layout.winner_first or one_sided or (split == "train" and layout.kind != "pair"):
         preferences = random_sides(preferences)

@@ -22,10 +22,10 @@ from mlxpref.data.find_images import (
 from mlxpref.data.image_cache import ImageCache
 from mlxpref.data.prompt_metadata import prompt_in_image, prompt_in_infotext
 from mlxpref.data.prompt_syntax import plain_prompt
-from mlxpref.data.tables import SUFFIXES, NumberedRow, read_table, row_word
+from mlxpref.data.tables import SUFFIXES, NumberedRow, read_table, unusable, use_rows
 from mlxpref.errors import ConfigError, DataError
 from mlxpref.files import read_file
-from mlxpref.text import UNDECODED, first_ten, shorten
+from mlxpref.text import UNDECODED, shorten
 
 PROMPT_LIMIT = 10_000
 """The most characters of a prompt; longer text is a document or a graph."""
@@ -184,7 +184,6 @@ def _in_list(path: Path, images: Sequence[Path]) -> Callable[[Path], str | None]
     """
     by_path: dict[tuple[str, int], str] = {}
     by_name: dict[str, set[str]] = {}
-    errors: list[str] = []
     rows = _list_rows(path)
     columns = {column for _, row in rows if isinstance(row, dict) for column in row}
     if columns and not (columns & {*IMAGES} and columns & {*PROMPTS}):
@@ -192,19 +191,18 @@ def _in_list(path: Path, images: Sequence[Path]) -> Callable[[Path], str | None]
             f"{path}: no column of images ({', '.join(IMAGES[:3])} ...) or none of prompts ({', '.join(PROMPTS[:4])} "
             f"...); write {EXAMPLE} on each line, or a table with these columns"
         )
-    for number, row in rows:
-        try:
-            name, prompt = _image_and_prompt(row)
-            image = locate(name, path.parent)
-            if image is None:
-                by_name.setdefault(fold_name(re.split(r"[/\\]", name)[-1]), set()).add(prompt)
-            elif by_path.setdefault(file_identity(image), prompt) != prompt:
-                raise DataError(f'"{name}" has another prompt in an earlier row')
-        except DataError as error:
-            errors.append(f"{row_word(path)} {number}: {error}")
+
+    def use(number: int, row: dict[str, Any]) -> None:
+        name, prompt = _image_and_prompt(row)
+        image = locate(name, path.parent)
+        if image is None:
+            by_name.setdefault(fold_name(re.split(r"[/\\]", name)[-1]), set()).add(prompt)
+        elif by_path.setdefault(file_identity(image), prompt) != prompt:
+            raise DataError(f'"{name}" has another prompt in an earlier row')
+
+    errors, count = use_rows(path, rows, use)
     if errors:
-        count = f"{len(errors)} of {len(rows)} rows cannot be used"
-        raise DataError(f"{path}: {count}; correct or remove them:\n  {first_ten(errors)}")
+        raise unusable(path, errors, count)
     if not rows:
         raise DataError(f"{path}: no prompts in this file; write {EXAMPLE} on each line")
     namesakes = Counter(fold_name(image.name) for image in images)
@@ -231,10 +229,8 @@ def _list_rows(path: Path) -> list[NumberedRow]:
     return [(n, {**entry, "image": image}) for n, (image, entry) in enumerate(entries.items(), 1)]
 
 
-def _image_and_prompt(row: dict[str, Any] | DataError) -> tuple[str, str]:
+def _image_and_prompt(row: dict[str, Any]) -> tuple[str, str]:
     """The name and the prompt in a row; the prompt may be empty, which the image's error reports."""
-    if isinstance(row, DataError):
-        raise row
     image, prompt = (next((row[name] for name in names if name in row), None) for names in (IMAGES, PROMPTS))
     if not isinstance(image, str) or not isinstance(prompt, str):
         names = [names[0] for names, cell in ((IMAGES, image), (PROMPTS, prompt)) if not isinstance(cell, str)]

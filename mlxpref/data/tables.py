@@ -5,7 +5,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import cache
 from itertools import chain, zip_longest
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mlxpref.errors import DataError
 from mlxpref.files import open_file, read_file
 from mlxpref.preferences import PackedImage
-from mlxpref.text import one_line
+from mlxpref.text import first_ten, one_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -59,9 +59,27 @@ def read_table(path: Path, wanted: Callable[[str], bool] = lambda name: True) ->
         yield number, {name_of(key): cell for key, cell in row.items()} if isinstance(row, dict) else row
 
 
-def row_word(path: Path) -> str:
-    """The word for a row's place in messages: a line, or a row where rows are no lines."""
-    return "line" if path.suffix.lower() in (".jsonl", ".ndjson", ".csv", ".tsv") else "row"
+def use_rows(
+    path: Path, rows: Iterable[NumberedRow], use: Callable[[int, dict[str, Any]], None]
+) -> tuple[list[str], int]:
+    """Use each row of a file; returns the errors of bad ones, with their places, and the number of rows."""
+    word = "line" if path.suffix.lower() in (".jsonl", ".ndjson", ".csv", ".tsv") else "row"
+    errors, count = list[str](), 0
+    for number, row in rows:
+        count += 1
+        try:
+            if isinstance(row, DataError):
+                raise row
+            use(number, row)
+        except DataError as error:
+            errors.append(f"{word} {number}: {error}")
+    return errors, count
+
+
+def unusable(path: Path, errors: Sequence[str], count: int, what: str = "rows") -> DataError:
+    """The error for bad rows of a user's file: their number, and the first ten."""
+    text = f"{len(errors)} of {count} {what} cannot be used; correct or remove them"
+    return DataError(f"{path}: {text}:\n  {first_ten(errors)}")
 
 
 def _read_file(path: Path) -> bytes:

@@ -4,11 +4,12 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
+from typing import Any
 
 import numpy as np
 
 from mlxpref.data.columns import IMAGES
-from mlxpref.data.tables import read_table, row_word
+from mlxpref.data.tables import read_table, unusable, use_rows
 from mlxpref.errors import DataError
 from mlxpref.judge.metrics import Floats
 from mlxpref.preferences import ImageLike, PackedImage, Preference, image_name
@@ -24,34 +25,29 @@ def read_scores(path: Path) -> dict[str, float]:
     without a finite number or with an image of an earlier row, and shows the first ten.
     """
     scores: dict[str, float] = {}
-    lines: dict[str, int] = {}
-    errors: list[str] = []
     rows = list(read_table(path, lambda name: name in (*IMAGES, _SCORE)))
     columns = {name for _, row in rows if isinstance(row, dict) for name in row}
     named = next((name for name in IMAGES if name in columns), None)
     if columns and (named is None or _SCORE not in columns):
         raise DataError(f"{path}: its columns must be image and score; it has {', '.join(sorted(columns))}")
-    for number, row in rows:
-        cells = {} if isinstance(row, DataError) else row
-        image, score = str(cells.get(named or "", "")).strip(), cells.get(_SCORE, "")
+
+    def use(number: int, row: dict[str, Any]) -> None:
+        image, score = str(row.get(named or "", "")).strip(), row.get(_SCORE, "")
         try:
             value = math.nan if isinstance(score, bool) else float(score)
         except (TypeError, ValueError):
             value = math.nan
-        if isinstance(row, DataError):
-            errors.append(f"{row_word(path)} {number}: {row}")
-        elif not image:
-            errors.append(f"{row_word(path)} {number}: no image")
-        elif not math.isfinite(value):
-            errors.append(
-                f"{row_word(path)} {number}: the score of {image} must be a finite number, not {str(score)[:40]!r}"
-            )
-        elif image in lines:
-            errors.append(f"{row_word(path)} {number}: {image} has a score already, in {row_word(path)} {lines[image]}")
-        else:
-            scores[image], lines[image] = value, number
+        if not image:
+            raise DataError("no image")
+        if not math.isfinite(value):
+            raise DataError(f"the score of {image} must be a finite number, not {str(score)[:40]!r}")
+        if image in scores:
+            raise DataError(f"{image} has a score already, in an earlier row")
+        scores[image] = value
+
+    errors, count = use_rows(path, rows, use)
     if errors:
-        raise DataError(f"{path}: {len(errors)} rows cannot be used; correct or remove them:\n  {first_ten(errors)}")
+        raise unusable(path, errors, count)
     if not scores:
         raise DataError(f"{path}: no scores in this file; write rows like photo.png,0.7 below a line image,score")
     return scores

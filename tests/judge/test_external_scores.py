@@ -44,16 +44,16 @@ def test_bad_rows_are_gathered(write: Write) -> None:
     with pytest.raises(DataError) as error:
         read_scores(write("image,score", *rows))
     lines = str(error.value).splitlines()
-    assert lines[0].endswith("scores.csv: 6 rows cannot be used; correct or remove them:")
+    assert lines[0].endswith("scores.csv: 6 of 7 rows cannot be used; correct or remove them:")
     assert lines[1:] == [
         "  line 3: the score of b.png must be a finite number, not 'nan'",
         "  line 4: the score of c.png must be a finite number, not 'high'",
         "  line 5: no image",
-        "  line 6: a.png has a score already, in line 2",
+        "  line 6: a.png has a score already, in an earlier row",
         "  line 7: the score of d.png must be a finite number, not 'inf'",
         "  line 8: the score of e.png must be a finite number, not ''",
     ]
-    with pytest.raises(DataError, match=r"12 rows cannot(.|\n)*line 11: no image\n  and 2 more$"):
+    with pytest.raises(DataError, match=r"12 of 12 rows cannot(.|\n)*line 11: no image\n  and 2 more$"):
         read_scores(write("image,score", *[",1"] * 12))
 
 
