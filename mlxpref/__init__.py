@@ -23,49 +23,28 @@ if TYPE_CHECKING:
 
     __version__: str
 
-_MODULES = {
-    "CalibrationFile": "mlxpref.judge.calibration",
-    "Evaluation": "mlxpref.judge.evaluation",
-    "ImageInput": "mlxpref.data.inputs",
-    "Judge": "mlxpref.judge.judge",
-    "Pair": "mlxpref.preferences",
-    "PairVerdict": "mlxpref.judge.pair_verdict",
-    "Preference": "mlxpref.preferences",
-    "Ranking": "mlxpref.judge.ranking_result",
-    "RankingEntry": "mlxpref.judge.ranking_result",
-    "StepReport": "mlxpref.training.step_report",
-    "Verdict": "mlxpref.verdict",
-    "calibrate": "mlxpref.judge.functions",
-    "convert": "mlxpref.conversion.functions",
-    "evaluate": "mlxpref.judge.functions",
-    "export": "mlxpref.conversion.functions",
-    "train": "mlxpref.training.run",
+_NAMES = {
+    "mlxpref.conversion.functions": ("convert", "export"),
+    "mlxpref.data.inputs": ("ImageInput",),
+    "mlxpref.judge.calibration": ("CalibrationFile",),
+    "mlxpref.judge.evaluation": ("Evaluation",),
+    "mlxpref.judge.functions": ("calibrate", "evaluate"),
+    "mlxpref.judge.judge": ("Judge",),
+    "mlxpref.judge.pair_verdict": ("PairVerdict",),
+    "mlxpref.judge.ranking_result": ("Ranking", "RankingEntry"),
+    "mlxpref.preferences": ("Pair", "Preference"),
+    "mlxpref.training.run": ("train",),
+    "mlxpref.training.step_report": ("StepReport",),
+    "mlxpref.verdict": ("Verdict",),
 }
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
 """Where these are defined; they are imported when they are first used, since MLX alone takes a second to import."""
 
 __all__ = [
-    "CalibrationFile",
-    "ConfigError",
-    "DataError",
-    "Evaluation",
-    "ImageInput",
-    "Judge",
-    "MlxprefError",
-    "ModelError",
-    "Pair",
-    "PairVerdict",
-    "Preference",
-    "Ranking",
-    "RankingEntry",
-    "StepReport",
-    "Verdict",
-    "calibrate",
-    "convert",
-    "evaluate",
-    "export",
-    "load",
-    "train",
-]
+    "CalibrationFile", "ConfigError", "DataError", "Evaluation", "ImageInput", "Judge", "MlxprefError", "ModelError",
+    "Pair", "PairVerdict", "Preference", "Ranking", "RankingEntry", "StepReport", "Verdict", "calibrate", "convert",
+    "evaluate", "export", "load", "train",
+]  # fmt: skip
 
 # Before anything imports MLX, which calls the first loaded BLAS.
 preload()

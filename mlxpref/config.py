@@ -15,15 +15,16 @@ from mlxpref.text import one_line
 S = TypeVar("S")
 LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo"]
 Level = Literal["token", "sequence"]
+DATA_HELP = "`demo`, a public data set by name, a file or folder, or owner/name of the hub."
 
 
-def setting(default: Any, text: str, group: str = "", short: str = "", **limits: Any) -> Any:
-    """A field with its default, and its option's help, its group there and its short name.
+def setting(default: Any, text: str, group: str = "", **limits: Any) -> Any:
+    """A field with its default, and its option's help and its group there.
 
     `limits` are `minimum`, `maximum` and `choices`; `shown` is what the help says of the default, where that depends on
     more; of `several` values the option joins those of its repeats by commas.
     """
-    return field(default=default, metadata={"help": text, "group": group, "short": short, **limits})
+    return field(default=default, metadata={"help": text, "group": group, **limits})
 
 
 _DATA, _JUDGE, _REWARD, _STEPS = "Data", "Judge and adapter", "Reward", "Steps"
@@ -37,20 +38,17 @@ class JudgeSettings:
     """Settings of a judge's images, reasons and answers."""
 
     think: bool = setting(
-        True,
-        "Reason before answering; without, the answer is read at once.",
+        True, "Reason before answering; without, the answer is read at once.",
         shown="yes, or as the adapter was trained",
-    )
+    )  # fmt: skip
     samples: int = setting(1, "Completions per order: one is greedy, several are sampled.", minimum=1)
     max_tokens: int = setting(
         256, "Tokens of reasoning at most; a longer one is ended there.", minimum=1, shown="256, or the adapter's"
     )
     max_pixels: int = setting(
-        512 * 512,
-        "Pixels of an image at most; a larger one is shrunk.",
-        minimum=784,
+        512 * 512, "Pixels of an image at most; a larger one is shrunk.", minimum=784,
         shown="262144, or the adapter's; never more than the judge's own",
-    )
+    )  # fmt: skip
     seed: int = setting(0, "Seed of all random numbers.", minimum=0)
     rows: int = setting(32, "Completions written at the same time; fewer take less memory.", minimum=1)
 
@@ -73,71 +71,49 @@ class LabelSettings:
 class TrainSettings:
     """Settings of training. The defaults are starting points for a real judge and were not measured on one."""
 
-    data: str = setting(
-        "",
-        "`demo`, imagereward, hpdv2, pickapic, pickapic_v1, hpdv3, a .jsonl, .csv or .tsv file of rows with prompt, a, "
-        "b and p_a, or a folder with preferred/ and rejected/.",
-        _DATA,
-        "-d",
-    )
+    data: str = setting("", DATA_HELP, _DATA)
     data_dir: str = setting("", "Folder with the files of a public data set, or with the images of a file.", _DATA)
     split: str = setting("train", "Part of the data.", _DATA)
-    limit: int = setting(0, "Use only this many preferences; 0 is all.", _DATA, "-n", minimum=0)
+    limit: int = setting(0, "Use only this many preferences; 0 is all.", _DATA, minimum=0)
     fraction: float = setting(1.0, "Share of the preferences that are learned from.", _DATA, minimum=1e-6, maximum=1.0)
-    model: str = setting("", "Folder, Hugging Face id, or `demo`.", _JUDGE, "-m")
+    model: str = setting("", "Folder, Hugging Face id, or `demo`.", _JUDGE)
     adapter: str = setting(
-        "",
-        "Folder of an adapter to go on from; the judge, the layers, the rank and the scale are its own.",
-        _JUDGE,
-        "-a",
+        "", "Folder of an adapter to go on from; the judge, the layers, the rank and the scale are its own.", _JUDGE
     )
     think: bool = setting(
-        True,
-        "Learn to reason; without, only the answer is learned, by its exact gradient.",
-        _JUDGE,
+        True, "Learn to reason; without, only the answer is learned, by its exact gradient.", _JUDGE,
         shown="yes, or as --adapter was trained",
-    )
+    )  # fmt: skip
     max_tokens: int = setting(
         256, "Tokens of a rollout at most.", _JUDGE, minimum=1, shown="256, or that of --adapter; 48 for the demo"
     )
     max_pixels: int = setting(
-        512 * 512,
-        "Pixels of an image at most; a larger one is shrunk.",
-        _JUDGE,
-        minimum=784,
+        512 * 512, "Pixels of an image at most; a larger one is shrunk.", _JUDGE, minimum=784,
         shown="262144, or that of --adapter; never more than the judge's own",
-    )
+    )  # fmt: skip
     rank: int = setting(16, "Rank of the adapter on every linear layer of the language model.", _JUDGE, minimum=1)
     lora_scale: float = setting(2.0, "Factor of the adapter's output (alpha / rank).", _JUDGE, minimum=0.0)
     reward: str = setting(
-        "soft",
-        "Reward of a rollout: soft, brier, hard, score or file.py:function; a weighted sum is soft=1,own.py:kind=0.5.",
-        _REWARD,
-    )
+        "soft", "Reward of a rollout: soft, brier, hard, score or file.py:function; a weighted sum is "
+        "soft=1,own.py:kind=0.5.", _REWARD,
+    )  # fmt: skip
     format_weight: float = setting(
         0.2, "Reward of the right form, beside that of the right side.", _REWARD, minimum=0.0
     )
     read_weight: float = setting(
-        1.0,
-        "With thinking: reward of the answer that is read at once, beside those with reasons; 0 leaves it untrained.",
-        _REWARD,
-        minimum=0.0,
-    )
+        1.0, "With thinking: reward of the answer that is read at once, beside those with reasons; 0 leaves it "
+        "untrained.", _REWARD, minimum=0.0,
+    )  # fmt: skip
     length_budget: int = setting(
-        0,
-        "Tokens that cost nothing; a longer rollout loses up to 1 at --max-tokens. 0 is no budget.",
-        _REWARD,
-        minimum=0,
+        0, "Tokens that cost nothing; a longer rollout loses up to 1 at --max-tokens. 0: no budget.", _REWARD, minimum=0
     )
-    steps: int = setting(0, "Optimizer steps; 0 is one pass over the data.", _STEPS, "-s", minimum=0)
+    steps: int = setting(0, "Optimizer steps; 0 is one pass over the data.", _STEPS, minimum=0)
     comparisons: int = setting(8, "Comparisons per step.", _STEPS, minimum=1)
     group: int = setting(8, "Rollouts per comparison.", _STEPS, minimum=2)
     temperature: float = setting(1.0, "Temperature of sampling, and of the log-probabilities.", _STEPS, minimum=0.01)
     learning_rate: float = setting(1e-5, "Highest learning rate.", _STEPS, minimum=0.0)
     warmup_steps: int = setting(10, "Steps in which the learning rate rises.", _STEPS, minimum=0)
-    resample: int = setting(
-        0, "Times that a step replaces comparisons without any gradient by others.", _STEPS, minimum=0
-    )
+    resample: int = setting(0, "Times that a step replaces comparisons without a gradient.", _STEPS, minimum=0)
     updates_per_rollout: int = setting(
         1, "Updates with the rollouts of one step; from the second on, ratios are clipped.", _STEPS, minimum=1
     )
@@ -147,36 +123,26 @@ class TrainSettings:
         minimum=0.0, maximum=0.9,
     )  # fmt: skip
     held_out_limit: int = setting(200, "Held-out preferences that are judged at most.", _MEASURING, minimum=1)
-    evaluate_every: int = setting(
-        20, "Steps between two measurements on the held-out preferences.", _MEASURING, minimum=1
-    )
+    evaluate_every: int = setting(20, "Steps between two measurements on held-out preferences.", _MEASURING, minimum=1)
     patience: int = setting(
         0, "Measurements without better accuracy that end training with the best adapter; 0 never ends.", _MEASURING,
         minimum=0,
     )  # fmt: skip
     save_every: int = setting(20, "Steps between two saves of the adapter.", _MEASURING, minimum=1)
     report_to: str = setting(
-        "",
-        "Log to `tensorboard`, in the run's folder, or `wandb`, too, if installed; several with commas.",
-        _MEASURING,
-        several=True,
-    )
+        "", "Log to `tensorboard`, in the run's folder, or `wandb`, too, if installed; several with commas.",
+        _MEASURING, several=True,
+    )  # fmt: skip
     loss_type: LossType = setting("dapo", "How the tokens of a step are weighted.", _LOSS, choices=get_args(LossType))
     level: Level = setting("token", "Importance ratio per token or per sequence.", _LOSS, choices=get_args(Level))
     clip_low: float = setting(0.2, "How far the ratio may fall below 1.", _LOSS, minimum=0.0)
     clip_high: float = setting(0.2, "How far the ratio may rise above 1.", _LOSS, minimum=0.0)
     kl: float = setting(0.0, "Weight of the KL divergence from the judge without adapter.", _LOSS, minimum=0.0)
-    mask_truncated: bool = setting(
-        False, "Leave the tokens of completions that ran out of tokens out of the loss.", _LOSS
-    )
+    mask_truncated: bool = setting(False, "Leave completions that ran out of tokens out of the loss.", _LOSS)
     max_grad_norm: float = setting(1.0, "Largest global norm of the gradient.", _LOSS, minimum=1e-6)
     rows: int = setting(64, "Completions written at the same time; fewer take less memory.", _MEMORY, minimum=1)
-    micro_batch: int = setting(
-        16, "Rollouts in one backward pass; fewer take less memory, nothing else.", _MEMORY, minimum=1
-    )
-    recompute: bool = setting(
-        True, "Compute activations again in the backward pass: more work, much less memory.", _MEMORY
-    )
+    micro_batch: int = setting(16, "Rollouts in one backward pass; fewer take less memory.", _MEMORY, minimum=1)
+    recompute: bool = setting(True, "Compute activations again in the backward pass: slower, less memory.", _MEMORY)
 
     def __post_init__(self) -> None:
         """ConfigError for settings that contradict each other."""

@@ -10,7 +10,6 @@ import click
 from mlxpref.cli.common import Consent, check_output, check_writable, image_cache, load_data
 from mlxpref.cli.judges import announce_time, open_judge
 from mlxpref.cli.options import (
-    DATA_HELP,
     FILE,
     DataOptions,
     HelpCommand,
@@ -21,7 +20,7 @@ from mlxpref.cli.options import (
     settings_options,
 )
 from mlxpref.cli.output import note, print_json, print_table, print_text
-from mlxpref.config import JudgeSettings
+from mlxpref.config import DATA_HELP, JudgeSettings
 from mlxpref.data.learned import count_learned
 from mlxpref.data.load import ALL_ROWS, check_preferences, load_outside_test
 from mlxpref.judge import calibrate as fitting

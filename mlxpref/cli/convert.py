@@ -11,7 +11,7 @@ from huggingface_hub import constants
 
 from mlxpref.checkpoints.resolve import find_checkpoint, is_hub_id
 from mlxpref.cli.common import agree, exit_on_sigterm
-from mlxpref.cli.options import FILE, HelpCommand, json_option, option, option_group
+from mlxpref.cli.options import FILE, HelpCommand, flag, json_option, option, option_group
 from mlxpref.cli.output import note, print_json, print_text
 from mlxpref.cli.tables import fidelity_line, print_recipes
 from mlxpref.conversion.compare_recipes import compare_recipes
@@ -49,14 +49,14 @@ class WriteOptions:
     shard_size: int = option(
         "--shard-size", default="5GB", show_default=True, callback=_bytes, help="The most bytes of a file of weights."
     )
-    overwrite: bool = option("--overwrite", default=False, is_flag=True, help="Replace OUTPUT if it holds something.")
+    overwrite: bool = flag("--overwrite", "Replace OUTPUT if it holds something.")
     upload_repo: str | None = option(
         "--upload-repo",
         metavar="OWNER/NAME",
         callback=_repository,
         help="Upload OUTPUT there, on the Hugging Face hub; asks first. A new repository is private.",
     )
-    yes: bool = option("--yes", default=False, is_flag=True, help="Agree to the upload, and to a download.")
+    yes: bool = flag("--yes", "Agree to the upload, and to a download.")
 
     def agree(self, question: str) -> bool:
         """Whether the user agrees, by --yes or on the terminal."""

@@ -46,6 +46,17 @@ TEST_PAIRS = 400
 TEST_SEED = 20261123
 """Seed of pictures for the demo only; settings were chosen with other seeds."""
 HELD_OUT_PAIRS = 400
+_MEASURED = {
+    "before": ("test pictures, before", "test", True),
+    "after": ("test pictures, after", "test", True),
+    "before_read": ("test, read at once, before", "test", False),
+    "after_read": ("test, read at once, after", "test", False),
+    "held_out_prompts_before": ("held-out prompts, before", "heldout", True),
+    "held_out_prompts": ("held-out prompts, after", "heldout", True),
+    "held_out_prompts_before_read": ("held-out, read at once, before", "heldout", False),
+    "held_out_prompts_read": ("held-out, read at once, after", "heldout", False),
+}
+"""The measurements by their keys in JSON: the name for people, the split, and whether the judge thinks."""
 
 
 @dataclass(frozen=True)
@@ -70,16 +81,9 @@ class Example:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """The demo's measurements, with thinking and of the answer read at once, and its files."""
+    """The demo's measurements by their keys in JSON, its example, its ranking and its files."""
 
-    before: Evaluation
-    after: Evaluation
-    held_out_prompts_before: Evaluation
-    held_out_prompts: Evaluation
-    before_read: Evaluation
-    after_read: Evaluation
-    held_out_prompts_before_read: Evaluation
-    held_out_prompts_read: Evaluation
+    evaluations: dict[str, Evaluation]
     steps: int
     training_seconds: float
     example: Example | None
@@ -88,22 +92,14 @@ class DemoResult:
     adapter: Path
 
     @property
-    def evaluations(self) -> dict[str, Evaluation]:
-        """All measurements by their names."""
-        return {
-            "test pictures, before": self.before,
-            "test pictures, after": self.after,
-            "test, read at once, before": self.before_read,
-            "test, read at once, after": self.after_read,
-            "held-out prompts, before": self.held_out_prompts_before,
-            "held-out prompts, after": self.held_out_prompts,
-            "held-out, read at once, before": self.held_out_prompts_before_read,
-            "held-out, read at once, after": self.held_out_prompts_read,
-        }
+    def by_name(self) -> dict[str, Evaluation]:
+        """The measurements by their names for people."""
+        return {_MEASURED[key][0]: evaluation for key, evaluation in self.evaluations.items()}
 
     def to_json(self) -> dict[str, Any]:
         """The JSON of `mlxpref demo`."""
-        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "evaluations"}
+        values |= self.evaluations
         plain = {name: value.to_json() for name, value in values.items() if hasattr(value, "to_json")}
         paths = {name: str(value) for name, value in values.items() if isinstance(value, Path)}
         return values | plain | paths | {"training_seconds": round(self.training_seconds, 1)}
@@ -125,7 +121,7 @@ def demo(output: Path, as_json: bool) -> None:
     if as_json:
         print_json(result.to_json())
         return
-    print_evaluations(list(result.evaluations.values()), list(result.evaluations))
+    print_evaluations(list(result.by_name.values()), list(result.by_name))
     if result.example:
         print_example(result.example.to_json())
     print_text(
@@ -149,33 +145,29 @@ def run_demo(judge: Judge, folder: Path, settings: TrainSettings) -> DemoResult:
     """
     clear_demo(folder)
     pictures = write_pictures(folder)
-    test = demo_preferences("test", TEST_PAIRS, TEST_SEED)
-    held_out = demo_preferences("heldout", HELD_OUT_PAIRS, TEST_SEED)
+    data = {
+        "test": demo_preferences("test", TEST_PAIRS, TEST_SEED),
+        "heldout": demo_preferences("heldout", HELD_OUT_PAIRS, TEST_SEED),
+    }
 
-    def measure(think: bool) -> tuple[Evaluation, Evaluation]:
-        specs = (EvaluationSpec("demo", "test"), EvaluationSpec("demo", "heldout"))
-        judge_so = replace(judge, settings=replace(judge.settings, think=think))
-        return evaluate(judge_so, test, specs[0]), evaluate(judge_so, held_out, specs[1])
+    def measure(when: str) -> dict[str, Evaluation]:
+        asked = {think: replace(judge, settings=replace(judge.settings, think=think)) for think in (True, False)}
+        return {
+            key: evaluate(asked[think], data[split], EvaluationSpec("demo", split))
+            for key, (name, split, think) in _MEASURED.items()
+            if name.endswith(when)
+        }
 
-    before, held_out_before = measure(think=True)
-    before_read, held_out_before_read = measure(think=False)
+    before = measure("before")
     run = start_run(settings, folder / "adapter", vlm=judge.vlm)
     reports = list(track_steps(run.reports(), settings.steps))
     judge = replace(judge, adapter=run.folder)
-    after, held_out_after = measure(think=True)
-    after_read, held_out_read = measure(think=False)
+    measured = before | measure("after")
     result = DemoResult(
-        before=before,
-        after=after,
-        held_out_prompts_before=held_out_before,
-        held_out_prompts=held_out_after,
-        before_read=before_read,
-        after_read=after_read,
-        held_out_prompts_before_read=held_out_before_read,
-        held_out_prompts_read=held_out_read,
+        evaluations={key: measured[key] for key in _MEASURED},
         steps=len(reports),
         training_seconds=sum(report.seconds - report.evaluation_seconds for report in reports),
-        example=_example(test, before, after),
+        example=_example(data["test"], measured["before"], measured["after"]),
         ranking=judge.rank(find_images([pictures]), SAMPLE_PROMPT),
         html=folder / "index.html",
         adapter=run.folder,
@@ -218,7 +210,7 @@ def _write_page(result: DemoResult, reports: Sequence[StepReport]) -> None:
         {"rollouts that agree": [r.accuracy for r in reports], "reward": [r.reward for r in reports]},
         label="mean over rollouts",
     )
-    bars = [(name, evaluation, name.rpartition(" ")[2]) for name, evaluation in result.evaluations.items()]
+    bars = [(name, evaluation, name.rpartition(" ")[2]) for name, evaluation in result.by_name.items()]
     ranking = result.ranking
     places = [
         vars(image)

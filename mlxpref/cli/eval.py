@@ -14,6 +14,7 @@ from mlxpref.cli.options import (
     DataOptions,
     JudgeOptions,
     OldSpellings,
+    flag,
     json_option,
     option,
     option_group,
@@ -75,9 +76,7 @@ class StrategyOptions:
         callback=_counts,
         help="Completions per order: one is greedy, several are sampled; several numbers with commas.  [default: 1]",
     )
-    compare_thinking: bool = option(
-        "--compare-thinking", default=False, is_flag=True, help="Compare judging with thinking and without."
-    )
+    compare_thinking: bool = flag("--compare-thinking", "Compare judging with thinking and without.")
 
     def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The judge's settings in these options and in others, for the variant with the most memory."""

@@ -1,6 +1,7 @@
 """`mlxpref export`: write an adapter for other tools."""
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -9,9 +10,7 @@ from mlxpref.cli.convert import WriteOptions
 from mlxpref.cli.options import FILE, HelpCommand, json_option, option_group
 from mlxpref.cli.output import print_json, print_text
 from mlxpref.cli.tables import fidelity_line
-from mlxpref.conversion.export import export_adapter
-from mlxpref.conversion.quantize import Recipe
-from mlxpref.engine.adapters import find_base
+from mlxpref.conversion.functions import export as export_adapter
 from mlxpref.text import format_bytes
 
 
@@ -44,7 +43,7 @@ from mlxpref.text import format_bytes
 def export(
     adapter: Path,
     output: Path,
-    to: str,
+    to: Literal["peft", "fused", "hf"],
     model: str | None,
     recipe: str | None,
     group_size: str | None,
@@ -62,13 +61,12 @@ def export(
         raise click.UsageError("--recipe and --group-size go with --to fused")
     if group_size and not recipe:
         raise click.UsageError("--group-size goes with --recipe")
-    quantization = Recipe.named(recipe, int(group_size or 64)) if recipe else None
     upload_kind = writing.check_upload()
-    name, base = find_base(adapter, model, writing.agree)
     with exit_on_sigterm():
         result = export_adapter(
-            adapter, output, to, base, name, quantization, dtype, writing.shard_size, writing.overwrite, any_base
-        )
+            adapter, output, to, model=model, recipe=recipe, group_size=int(group_size or 64), dtype=dtype,
+            overwrite=writing.overwrite, any_base=any_base, shard_size=writing.shard_size, agree=writing.agree,
+        )  # fmt: skip
     result |= writing.upload(output, upload_kind)
     if as_json:
         print_json(result)

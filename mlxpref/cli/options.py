@@ -10,10 +10,10 @@ import click
 from click.shell_completion import CompletionItem
 
 from mlxpref.cli.output import note
+from mlxpref.config import DATA_HELP
 
 Command = Callable[..., Any]
 
-DATA_HELP = "`demo`, a public data set by name, a file or folder, or owner/name of the hub."
 FILE = click.Path(path_type=Path)
 """The type of options for files and folders."""
 
@@ -28,6 +28,7 @@ _SHORT = {
     "--model": "-m",
     "--output": "-o",
     "--prompt": "-p",
+    "--steps": "-s",
     "--yes": "-y",
 }
 """Short names, the same in every command."""
@@ -87,11 +88,16 @@ grouped_option = partial(click.option, cls=GroupedOption)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
 
-def option(*names: str, default: Any = None, **attributes: Any) -> Any:
-    """A field of a dataclass of options: `names` and `attributes` are those of `grouped_option`."""
+def option(name: str, default: Any = None, **attributes: Any) -> Any:
+    """A field of a dataclass of options: `name` and `attributes` are those of `grouped_option`."""
     if default is not None:
         attributes["default"] = default
-    return field(default=default, metadata={"names": names, "attributes": attributes})
+    return field(default=default, metadata={"name": name, "attributes": attributes})
+
+
+def flag(name: str, text: str) -> Any:
+    """A field of a dataclass of options that is False unless it is given."""
+    return option(name, default=False, is_flag=True, help=text)
 
 
 def option_group(kind: type, name: str, only: tuple[str, ...] = ()) -> Callable[[Command], Command]:
@@ -100,7 +106,7 @@ def option_group(kind: type, name: str, only: tuple[str, ...] = ()) -> Callable[
     Other fields have their defaults.
     """
     options = {
-        f.name: grouped_option(*f.metadata["names"], f.name, **f.metadata["attributes"])
+        f.name: grouped_option(f.metadata["name"], f.name, **f.metadata["attributes"])
         for f in fields(kind)
         if not only or f.name in only
     }
@@ -139,7 +145,7 @@ def _together(
 
 def _setting_option(name: str, default: Any, metadata: Mapping[str, Any]) -> Callable[[Command], Command]:
     """The option of a setting; None if the user does not give it."""
-    flag, short = name.replace("_", "-"), metadata["short"]
+    flag = name.replace("_", "-")
     value = metadata.get("shown", ("yes" if default else "no") if isinstance(default, bool) else default)
     text = metadata["help"] if default == "" else f"{metadata['help']}  [default: {value}]"
     common: dict[str, Any] = {"default": None, "help": text, "group": metadata["group"] or _UNGROUPED}
@@ -155,7 +161,7 @@ def _setting_option(name: str, default: Any, metadata: Mapping[str, Any]) -> Cal
         kind = (click.IntRange if isinstance(default, int) else click.FloatRange)(
             metadata.get("minimum"), metadata.get("maximum")
         )
-    return grouped_option(*([short] if short else []), f"--{flag}", name, type=kind, metavar=metavar, **common)
+    return grouped_option(f"--{flag}", name, type=kind, metavar=metavar, **common)
 
 
 class OldSpellings(HelpCommand):
@@ -220,7 +226,7 @@ class ImageOptions:
         "JSONL, parquet) with a column image or file_name, and one of prompt, caption or text; "
         "images are ranked among those of the same prompt.",
     )
-    recursive: bool = option("--recursive", default=False, is_flag=True, help="Search folders within folders too.")
+    recursive: bool = flag("--recursive", "Search folders within folders too.")
 
     def __post_init__(self) -> None:
         if (self.prompt is None) == (self.prompt_from is None):
@@ -252,26 +258,20 @@ class JudgeOptions:
     adapter: Path | None = option(
         "--adapter", type=FILE, help="Folder of a trained adapter, in the format of mlx-vlm or PEFT."
     )
-    any_base: bool = option(
-        "--any-base", default=False, is_flag=True, help="Accept an adapter that was trained on another model."
-    )
-    yes: bool = option(
-        "--yes", default=False, is_flag=True, help="Agree to download the recommended judge, or the data."
-    )
+    any_base: bool = flag("--any-base", "Accept an adapter that was trained on another model.")
+    yes: bool = flag("--yes", "Agree to download the recommended judge, or the data.")
     calibration: Path | None = option(
         "--calibration",
         type=FILE,
         help="File of `mlxpref calibrate`.  [default: the judge's own if it was calibrated, for eval none]",
     )
-    no_calibration: bool = option(
-        "--no-calibration", default=False, is_flag=True, help="Use no calibration, not even the judge's own."
-    )
+    no_calibration: bool = flag("--no-calibration", "Use no calibration, not even the judge's own.")
     store: Path | None = option(
         "--store",
         type=FILE,
         help="File of finished comparisons, which are not judged again.  [default: in the user's cache]",
     )
-    no_store: bool = option("--no-store", default=False, is_flag=True, help="Keep and recall no comparisons.")
+    no_store: bool = flag("--no-store", "Keep and recall no comparisons.")
 
     def __post_init__(self) -> None:
         if self.calibration and self.no_calibration:

@@ -34,10 +34,10 @@ from mlxpref.training.step_report import StepReport
         "mlxpref train --config settings.toml --learning-rate 2e-5",
     ),
 )
-@click.option("-o", "--output", type=FILE, help="Folder of the run.  [default: runs/<time>]")
+@click.option("--output", type=FILE, help="Folder of the run.  [default: runs/<time>]")
 @click.option("--config", type=FILE, help="TOML file of settings, or a run.json; options go first.")
 @click.option("--resume", is_flag=True, help="Continue the run in --output, with its own settings.")
-@click.option("-y", "--yes", is_flag=True, help="Agree to download the recommended judge, or the data.")
+@click.option("--yes", is_flag=True, help="Agree to download the recommended judge, or the data.")
 @settings_options(TrainSettings)
 @json_option
 def train(

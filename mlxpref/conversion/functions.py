@@ -1,6 +1,6 @@
 """The work of the commands `convert` and `export` as functions, with the same results."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +10,7 @@ from mlxpref.conversion.export import export_adapter
 from mlxpref.conversion.fidelity import built_in_comparisons, comparisons_of
 from mlxpref.conversion.quantize import Recipe
 from mlxpref.data.load import load_preferences
-from mlxpref.engine.adapters import base_name
+from mlxpref.engine.adapters import find_base
 from mlxpref.errors import ConfigError
 from mlxpref.files import expand
 
@@ -41,7 +41,7 @@ def convert(
     ConfigError for an output that exists, unless `overwrite`; both leave nothing behind.
     """
     _check("dtype", dtype, _DTYPES)
-    quantization = _recipe(recipe or bits or "none", group_size, vision_bits)
+    quantization = Recipe.named(str(recipe or bits or "none"), group_size, vision_bits)
     comparisons = built_in_comparisons()
     if preferences is not None:
         comparisons = comparisons_of(load_preferences(expand(preferences), "test"))
@@ -64,28 +64,24 @@ def export(
     overwrite: bool = False,
     any_base: bool = False,
     shard_size: int = _SHARD,
+    agree: Callable[[str], bool] = lambda question: False,
 ) -> dict[str, Any]:
     """Write an adapter for PEFT ("peft"), as one MLX model ("fused") or for transformers ("hf"); the command's JSON.
 
-    `model` is by default the one that the adapter names; `recipe` quantizes a fused one as `convert` does. ModelError
-    for an adapter of another model, unless `any_base`; ConfigError for an output that exists, unless `overwrite`.
+    `model` is by default the one that the adapter names, which `agree` must return True to download; `recipe` quantizes
+    a fused one as `convert` does. ModelError for an adapter of another model, unless `any_base`; ConfigError for an
+    output that exists, unless `overwrite`.
     """
     _check("to", to, ("peft", "fused", "hf"))
     _check("dtype", dtype, (None, *_DTYPES))
     if recipe is not None and to != "fused":
         raise ConfigError('a recipe goes with to="fused"')
-    quantization = _recipe(recipe, group_size) if recipe is not None else None
+    quantization = Recipe.named(str(recipe), group_size) if recipe is not None else None
     folder = Path(expand(adapter))
-    name, base = find_checkpoint(expand(model) if model else base_name(folder), lambda question: False)
+    name, base = find_base(folder, expand(model) if model else None, agree)
     return export_adapter(
         folder, Path(expand(output)), to, base, name, quantization, dtype, shard_size, overwrite, any_base
     )
-
-
-def _recipe(name: str | int, group_size: int, vision_bits: int | None = None) -> Recipe:
-    _check("group_size", group_size, (32, 64, 128))
-    _check("vision_bits", vision_bits, (None, 2, 3, 4, 5, 6, 8))
-    return Recipe.named(str(name), group_size, vision_bits)
 
 
 def _check(name: str, value: object, choices: Sequence[object]) -> None:

@@ -1,6 +1,8 @@
 """The README.md of an exported adapter or model: its kind, its training, and how to load it."""
 
 import json
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,9 @@ def write_card(folder: Path, to: str, adapter: Path, base_name: str) -> None:
     from huggingface_hub import ModelCard, ModelCardData
 
     name, (library, what) = plain(base_name), _EXPORTS[to]
-    when, held_out = _measurement(adapter)
+    record = _record(adapter / "run.json")
+    settings = record["settings"]
+    when, held_out = _measurement(adapter, bool(settings.get("patience")))
     tags = ["mlxpref", "preference", "reward-model", "lora"]
     base_id = name.partition("@")[0] if is_hub_id(name) else None  # the hub refuses a card with any other
     card = ModelCard.from_template(
@@ -42,54 +46,52 @@ def write_card(folder: Path, to: str, adapter: Path, base_name: str) -> None:
         messages=json.dumps(comparison_messages("choice"), ensure_ascii=False, indent=1).replace(USER_TEXT, " PROMPT"),
         no_thinking=NO_THINKING,
         closing=CLOSING,
-        trained=_trained(adapter / "run.json"),
-        settings=_settings(adapter / "run.json"),
+        trained=_trained(settings),
+        settings=_settings(record),
         when=when,
         held_out=held_out,
     )
     card.save(folder / "README.md")
 
 
-def _record(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A run's record and the settings in it; empty without one."""
+def _record(file: Path) -> dict[str, Any]:
+    """A run's record, with its settings and its end; both are empty without one."""
     try:
         record = read_json_object(file)
     except ModelError:
-        return {}, {}
-    return record, record["settings"] if isinstance(record.get("settings"), dict) else {}
+        record = {}
+    parts = {name: record.get(name) for name in ("settings", "ended")}
+    return {name: part if isinstance(part, dict) else {} for name, part in parts.items()}
 
 
-def _trained(file: Path) -> str:
+def _trained(settings: Mapping[str, Any]) -> str:
     """A sentence about how the judge was asked in training."""
-    _, settings = _record(file)
     pixels = settings.get("max_pixels", JudgeSettings().max_pixels)
     way = {True: "to think first", False: "to answer at once"}.get(settings.get("think", ...))
     shrunk = f"Images are shrunk to at most {_code(pixels)} pixels"
     return f"It was trained {way}. {shrunk}, as in training." if way else f"{shrunk}, as mlxpref does by default."
 
 
-def _settings(file: Path) -> list[tuple[str, str]]:
-    """The settings in a run's record, by name; empty without a record."""
-    record, settings = _record(file)
+def _settings(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The settings in a run's record, by name, and its last step."""
+    settings, ended = record["settings"], record["ended"]
     rows = [(name.replace("_", " "), _code(settings[name])) for name in _SETTINGS if name in settings]
-    ending = record["ended"] if isinstance(record.get("ended"), dict) else {}
-    return rows + ([("ended after step", _code(ending["step"]))] if "step" in ending else [])
+    return rows + ([("ended after step", _code(ended["step"]))] if "step" in ended else [])
 
 
-def _measurement(adapter: Path) -> tuple[str, list[tuple[str, float]]]:
+def _measurement(adapter: Path, patience: bool) -> tuple[str, list[tuple[str, float]]]:
     """The held-out measurement of a run's kept adapter, or the last one before: when it was, and its numbers."""
-    try:
+    rows, before, kept = [], [], None
+    with suppress(OSError, ValueError, RecursionError, ModelError, AttributeError, KeyError, TypeError):
         rows = [json.loads(line) for line in (adapter / "log.jsonl").read_text(encoding="utf-8").splitlines()]
         kept = read_json_object(adapter / ADAPTER_CONFIG).get("step")  # earlier versions did not write it
         rows = [row for row in rows if row.get("held_out") and row["step"]]
         before = [row for row in rows if kept is None or row["step"] <= kept]
-    except (OSError, ValueError, RecursionError, ModelError, AttributeError, KeyError, TypeError):
-        return "", []
     if not before:
         return "", []
     step, metrics = before[-1]["step"], before[-1]["held_out"]
     when = f"after step `{_code(step)}`"
-    if _record(adapter / "run.json")[1].get("patience"):
+    if patience:
         when += f", the best of {len(rows)} measurements"
     elif kept not in (None, step):
         when += f" (this adapter is of step `{_code(kept)}`)"

@@ -18,7 +18,7 @@ def demo_result() -> SimpleNamespace:
     metrics = SimpleNamespace(accuracy=0.9, accuracy_low=0.8, accuracy_high=0.95, pairs=400)
     evaluation = SimpleNamespace(metrics=metrics)
     return SimpleNamespace(
-        before=evaluation, after=evaluation, before_read=evaluation, after_read=evaluation,
+        evaluations=dict.fromkeys(("before", "after", "before_read", "after_read"), evaluation),
         training_seconds=90.0, steps=60, ranking=SimpleNamespace(prompt=HOSTILE),
     )  # fmt: skip
 
@@ -37,7 +37,7 @@ def test_texts_are_escaped(tmp_path: Path) -> None:
         tmp_path / "index.html",
         "demo.html",
         result=result,
-        bars=[("test pictures, before", result.before, "before")],
+        bars=[("test pictures, before", result.evaluations["before"], "before")],
         curve=curve_svg({"reward": [0.1, 0.5, 0.9]}, label="mean"),
         ranked=ranked,
         example=example,
