@@ -64,6 +64,14 @@ def read_file(path: Path, limit: int = -1) -> bytes:
             raise DataError(f"cannot be read ({error.strerror}); check the disk") from error
 
 
+def write_output(path: Path, text: str) -> None:
+    """Atomically write a file that the user named, with escapes of what UTF-8 lacks; ConfigError where that fails."""
+    try:
+        write_file(path, text.encode(errors="backslashreplace"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
+
+
 def sync(path: Path) -> None:
     """Sync a file, or the names in a folder, to the disk; raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -66,7 +66,13 @@ def shorten(text: object, limit: int = 40) -> str:
     return line if len(line) <= limit else f"{line[: limit - 1 - half]}…{line[-half:]}"
 
 
+def few(items: Sequence[str], most: int = 10, separator: str = ", ") -> str:
+    """The first items, joined, and how many more there are; one more stands for itself."""
+    most = len(items) if len(items) == most + 1 else most
+    more = [f"and {len(items) - most} more"] if len(items) > most else []
+    return separator.join([*items[:most], *more])
+
+
 def first_ten(items: Sequence[str], separator: str = "\n  ") -> str:
     """The first ten items, joined, and how many more there are."""
-    more = [f"and {len(items) - 10} more"] if len(items) > 10 else []
-    return separator.join([*items[:10], *more])
+    return few(items, separator=separator)

@@ -1,6 +1,5 @@
 """Prints results for people: a pair, a ranking, an evaluation."""
 
-import itertools
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,8 +10,8 @@ from mlxpref.judge.evaluation import Evaluation
 from mlxpref.judge.pair_verdict import PairVerdict
 from mlxpref.judge.ranking_result import Ranking
 from mlxpref.judge.strategies import StrategyComparison, StrategyVariant
-from mlxpref.report.ranking_words import best_in_words
-from mlxpref.text import counted, format_bytes, format_duration, short_names
+from mlxpref.report.ranking_words import best_in_words, tied_ranks
+from mlxpref.text import counted, few, format_bytes, format_duration, short_names
 from mlxpref.verdict import Verdict
 
 _REASONS = 3
@@ -76,7 +75,6 @@ def print_ranking(ranking: Ranking, most: int | None = None) -> None:
     With `most`, for a terminal, it prints that many of the best images, with the reasons of all of them.
     """
     names = ranking.short_names
-    ranks = {image.index: image.rank for image in ranking.strengths.images}
     images = ranking.strengths.images[:most]
     print_table(
         (">rank", "image", ">strength", ">95 % interval", ">P(best)", ">won", "tied with ranks"),
@@ -88,7 +86,7 @@ def print_ranking(ranking: Ranking, most: int | None = None) -> None:
                 f"{image.low:+.2f} to {image.high:+.2f}",
                 percent(image.p_best),
                 f"{image.wins} of {image.pairs}",
-                _few(_ranges({ranks[other] for other in image.tied_with}, sorted({*ranks.values()})), most=4),
+                tied_ranks(ranking, image),
             )
             for image in images
         ),
@@ -105,7 +103,7 @@ def print_ranking(ranking: Ranking, most: int | None = None) -> None:
     for warning in ranking.warnings:
         print_text(f"note: {warning}")
     if ranking.skipped:
-        print_text(f"{len(ranking.skipped)} skipped: " + _few([s.path.name for s in ranking.skipped]))
+        print_text(f"{len(ranking.skipped)} skipped: " + few([s.path.name for s in ranking.skipped], 2))
     print_text(
         "An interval says how well this judge's own ranking is known from the pairs asked, not what people think."
     )
@@ -264,15 +262,3 @@ def percent(share: float | None) -> str:
 
 def _cut(reason: str, length: int = _REASON_LENGTH) -> str:
     return reason if len(reason) <= length else reason[: length - 1] + "…"
-
-
-def _ranges(tied: set[int], ranks: Sequence[int]) -> list[str]:
-    """Some of the ranks in a ranking, which images may share; those in a row as `2 to 5`."""
-    rows = [list(group) for is_tied, group in itertools.groupby(ranks, lambda rank: rank in tied) if is_tied]
-    return [part for row in rows for part in ([f"{row[0]} to {row[-1]}"] if len(row) > 2 else map(str, row))]
-
-
-def _few(names: Sequence[str], most: int = 2) -> str:
-    """The first names, and the number of the others if there are several."""
-    most = len(names) if len(names) == most + 1 else most
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -70,24 +70,11 @@ def write_peft(folder: Path, weights: Mapping[str, mx.array], rank: int, scale: 
         arrays[f"base_model.model.{target}.lora_{part[-1].upper()}.weight"] = mx.contiguous(array.T.astype(mx.float32))
     mx.save_safetensors(str(folder / PEFT_WEIGHTS), dict(sorted(arrays.items())), {"format": "pt"})
     config: dict[str, Any] = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_name,
-        "revision": None,
-        "r": rank,
-        "lora_alpha": scale * rank,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "init_lora_weights": True,
-        "use_rslora": False,
-        "use_dora": False,
-        "rank_pattern": {},
-        "alpha_pattern": {},
-        "modules_to_save": None,
-        "target_modules": sorted(targets),
-    }
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base_name, "revision": None,
+        "r": rank, "lora_alpha": scale * rank, "lora_dropout": 0.0, "bias": "none", "fan_in_fan_out": False,
+        "inference_mode": True, "init_lora_weights": True, "use_rslora": False, "use_dora": False, "rank_pattern": {},
+        "alpha_pattern": {}, "modules_to_save": None, "target_modules": sorted(targets),
+    }  # fmt: skip
     write_file(folder / ADAPTER_CONFIG, json.dumps(config, indent=2) + "\n")
 
 

@@ -8,8 +8,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from mlxpref.errors import ConfigError
-from mlxpref.files import write_file
+from mlxpref.files import write_output
 from mlxpref.judge.pair_verdict import PairVerdict
 from mlxpref.judge.strategies import StrategyComparison
 from mlxpref.preferences import Preference, image_name
@@ -45,10 +44,7 @@ def write_predictions(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         text = table.getvalue()
     else:
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    try:
-        write_file(path, text.encode(errors="backslashreplace"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
+    write_output(path, text)
 
 
 def _row(preference: Preference, p_a: float) -> dict[str, Any]:

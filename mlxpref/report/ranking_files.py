@@ -8,7 +8,7 @@ from io import StringIO
 from pathlib import Path
 
 from mlxpref.errors import ConfigError, DataError
-from mlxpref.files import write_file
+from mlxpref.files import write_output
 from mlxpref.judge.ranking_result import Ranking
 
 _COLUMNS = (
@@ -47,10 +47,7 @@ def write_ranking_csv(path: Path, rankings: Sequence[Ranking]) -> None:
                     text_cell(" | ".join(ranking.warnings) if image is ranking.strengths.images[0] else ""),
                 )
             )
-    try:
-        write_file(path, table.getvalue().encode(errors="backslashreplace"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
+    write_output(path, table.getvalue())
 
 
 def check_copy_folder(folder: Path) -> None:

@@ -1,7 +1,10 @@
 """What a ranking settles, in words."""
 
+import itertools
+
 from mlxpref.judge.ranking_result import Ranking
 from mlxpref.ranking.bradley_terry import RankedImage
+from mlxpref.text import few
 
 
 def best_in_words(ranking: Ranking) -> str:
@@ -19,8 +22,14 @@ def ties_in_words(ranking: Ranking, image: RankedImage) -> str:
         return "tied with no other image"
     if len(image.tied_with) == len(ranking.images) - 1:
         return "tied with all others"
+    ranks = tied_ranks(ranking, image)
+    return f"tied with rank{'' if ranks.isdigit() else 's'} {ranks}"
+
+
+def tied_ranks(ranking: Ranking, image: RankedImage) -> str:
+    """The ranks of the images tied with one, those in a row as `2 to 5`; the first four parts."""
     ranks = {other.index: other.rank for other in ranking.strengths.images}
-    tied = sorted({ranks[other] for other in image.tied_with})
-    if len(tied) > 3:
-        return f"tied with {len(image.tied_with)} others, ranked {tied[0]} to {tied[-1]}"
-    return f"tied with rank{'s' if len(tied) > 1 else ''} {', '.join(map(str, tied))}"
+    tied = {ranks[other] for other in image.tied_with}
+    rows = [list(row) for each, row in itertools.groupby(sorted({*ranks.values()}), tied.__contains__) if each]
+    parts = [part for row in rows for part in ([f"{row[0]} to {row[-1]}"] if len(row) > 2 else map(str, row))]
+    return few(parts, 4)

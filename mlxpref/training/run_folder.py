@@ -31,16 +31,8 @@ from mlxpref.training.trainer import Trainer
 
 LOG, ROLLOUTS = "log.jsonl", "rollouts.jsonl"
 RUN_FILES = (
-    ADAPTER_WEIGHTS,
-    ADAPTER_CONFIG,
-    RUN_RECORD,
-    LOG,
-    ROLLOUTS,
-    RUN_PAGE,
-    CALIBRATION_FILE,
-    LEARNED,
-    *STATE_FILES,
-)
+    ADAPTER_WEIGHTS, ADAPTER_CONFIG, RUN_RECORD, LOG, ROLLOUTS, RUN_PAGE, CALIBRATION_FILE, LEARNED, *STATE_FILES
+)  # fmt: skip
 """The files of a run, and of its adapter's calibration, in its folder."""
 _ROLLOUTS_PER_STEP = 4
 """The number of rollouts of a step in rollouts.jsonl."""
