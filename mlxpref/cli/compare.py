@@ -43,7 +43,7 @@ def compare(a: Path, b: Path, prompt: str, judge: JudgeOptions, settings: dict[s
     loaded = load_judge_for((a, b), judge, settings, cache)
     loaded = loaded.calibrated_for([loaded.settings.think])
     verdict = loaded.compare(a, b, prompt)
-    warnings = list(answer_warnings(verdict.verdicts))
+    warnings = list(answer_warnings([verdict]))
     if as_json:
         judged = {
             "prompt": prompt,

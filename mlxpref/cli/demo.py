@@ -211,15 +211,9 @@ def _write_page(result: DemoResult, reports: Sequence[StepReport]) -> None:
         label="mean over rollouts",
     )
     bars = [(name, evaluation, name.rpartition(" ")[2]) for name, evaluation in result.by_name.items()]
-    ranking = result.ranking
     places = [
-        vars(image)
-        | {
-            "name": Path(ranking.name(image.index)).name,
-            "picture": thumbnail(ranking.images[image.index]).uri,
-            "reason": ranking.reason_text(image),
-        }
-        for image in ranking.strengths.images
+        entry.to_json() | {"name": entry.short_name, "picture": thumbnail(result.ranking.images[entry.index]).uri}
+        for entry in result.ranking
     ]
     example = None
     if result.example:

@@ -244,7 +244,7 @@ def _evaluate_judge(
     warnings = list(demo_warnings(judge.name, images, cache))
     for row in comparison.rows:
         if row.variant.strategy == "soft":
-            for line in answer_warnings([v for pair in row.evaluation.verdicts for v in pair.verdicts]):
+            for line in answer_warnings(row.evaluation.verdicts):
                 warnings.append(f"{row.variant}: {line}")
                 note(warnings[-1])
     if judge.processes.is_main:

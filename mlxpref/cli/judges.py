@@ -1,7 +1,7 @@
 """Loads the judge of a command by its options, with its calibration and its store."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -72,13 +72,9 @@ def open_judge(
 ) -> Iterator[Judge]:
     """The same judge with its store open; keeps the machine awake."""
     judge = load_judge_for(images, options, settings, cache, together)
-    with keep_awake():
-        store = None if options.no_store else _store(options, judge)
-        if store is None:
-            yield judge
-            return
-        with store:
-            yield replace(judge, store=store)
+    store = None if options.no_store else _store(options, judge)
+    with keep_awake(), store or nullcontext():
+        yield replace(judge, store=store)
 
 
 def _store(options: JudgeOptions, judge: Judge) -> Store | None:

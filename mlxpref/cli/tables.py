@@ -12,7 +12,6 @@ from mlxpref.judge.ranking_result import Ranking
 from mlxpref.judge.strategies import StrategyComparison, StrategyVariant
 from mlxpref.report.ranking_words import best_in_words, tied_ranks
 from mlxpref.text import counted, few, format_bytes, format_duration, short_names
-from mlxpref.verdict import Verdict
 
 _REASONS = 3
 """The number of images of a ranking with a printed reason."""
@@ -26,40 +25,28 @@ _FIDELITY = ("agreement", "kl_answer", "kl_answer_max", "p_first_difference", "t
 def pair_to_json(a: Path, b: Path, verdict: PairVerdict) -> dict[str, Any]:
     """One pair of the JSON of `rank`, with the text of every sample."""
     samples = [
-        *(_sample_to_json("a", each) for each in verdict.a_shown_first),
-        *(_sample_to_json("b", each) for each in verdict.a_shown_second),
+        {"first": first, "p_first": each.p_first("soft")}
+        | {name: getattr(each, name) for name in ("label_mass", "closed", "tokens", "text")}
+        for first, order in (("a", verdict.a_shown_first), ("b", verdict.a_shown_second))
+        for each in order
     ]
     return {"a": str(a), "b": str(b), **verdict.to_json(), "samples": samples}
-
-
-def _sample_to_json(first: str, verdict: Verdict) -> dict[str, Any]:
-    return {
-        "first": first,
-        "p_first": verdict.p_first("soft"),
-        "label_mass": verdict.label_mass,
-        "closed": verdict.closed,
-        "tokens": verdict.tokens,
-        "text": verdict.text,
-    }
 
 
 def print_pair(a: Path, b: Path, verdict: PairVerdict, warnings: Iterable[str] = ()) -> None:
     """Print the preferred image, its probability, the judge's reasons in both orders, and warnings."""
     names = short_names([str(a), str(b)])
-    a_first, a_second = (
-        (verdict.p_a_shown_first, verdict.a_shown_first),
-        (verdict.p_a_shown_second, verdict.a_shown_second),
-    )
+    orders = [(verdict.p_a_shown_first, verdict.a_shown_first), (verdict.p_a_shown_second, verdict.a_shown_second)]
+    subject = ""
     if verdict.p_a == 0.5:
         is_read = any(each.p_first("soft") is not None for each in verdict.verdicts)
         print_text(f"undecided between {a} and {b}: {'50 % for either' if is_read else 'no completion could be read'}")
-        subject, orders = f"{names[0]} ", (a_first, a_second)
+        subject = f"{names[0]} "
     elif verdict.p_a > 0.5:
         print_text(f"{a} is preferred to {b}, {percent(verdict.p_a)}")
-        subject, orders = "", (a_first, a_second)
     else:
         print_text(f"{b} is preferred to {a}, {percent(1 - verdict.p_a)}")
-        subject, orders = "", (a_second, a_first)
+        orders.reverse()
     for place, (p_a, verdicts) in enumerate(orders, 1):
         print_text(f"  {subject}as image {place}: {percent(p_a if p_a is None or verdict.p_a >= 0.5 else 1 - p_a)}")
         for each in verdicts:
@@ -74,14 +61,13 @@ def print_ranking(ranking: Ranking, most: int | None = None) -> None:
 
     With `most`, for a terminal, it prints that many of the best images, with the reasons of all of them.
     """
-    names = ranking.short_names
-    images = ranking.strengths.images[:most]
+    images = ranking[:most]
     print_table(
         (">rank", "image", ">strength", ">95 % interval", ">P(best)", ">won", "tied with ranks"),
         (
             (
                 image.rank,
-                names[image.index],
+                image.short_name,
                 f"{image.strength:+.2f}",
                 f"{image.low:+.2f} to {image.high:+.2f}",
                 percent(image.p_best),
@@ -90,16 +76,16 @@ def print_ranking(ranking: Ranking, most: int | None = None) -> None:
             )
             for image in images
         ),
-        title=f"“{ranking.prompt}”: {counted(len(names), 'image')}, {counted(len(ranking.pairs), 'pair')}, each in "
+        title=f"“{ranking.prompt}”: {counted(len(ranking), 'image')}, {counted(len(ranking.pairs), 'pair')}, each in "
         "both orders",
         shorten="image",
         drop=("won", "P(best)", "tied with ranks", "95 % interval", "strength"),
     )
-    if len(images) < len(names):
-        print_text(f"and {counted(len(names) - len(images), 'more image')}; --all shows them")
+    if len(images) < len(ranking):
+        print_text(f"and {counted(len(ranking) - len(images), 'more image')}; --all shows them")
     for image in images[: most or _REASONS]:
-        if reason := ranking.reason_text(image):
-            print_text(f"{names[image.index]}, {_cut(reason, _REASON_LENGTH // 2 if most else _REASON_LENGTH)}")
+        if reason := image.reason:
+            print_text(f"{image.short_name}, {_cut(reason, _REASON_LENGTH // 2 if most else _REASON_LENGTH)}")
     for warning in ranking.warnings:
         print_text(f"note: {warning}")
     if ranking.skipped:

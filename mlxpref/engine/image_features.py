@@ -81,23 +81,18 @@ class FeatureStore:
         by_key: dict[str, Features] = {}
         waiting: dict[tuple[int, int], list[tuple[str, NDArray[np.float32]]]] = {}  # by grid, in merged patches
         keys: list[str | ImageError] = []
-        for image in images:
+        for place, image in enumerate(images):
             try:
                 key, picture = self._key(image, {} if seen is None else seen)
-                features = by_key.get(key) or self._features.get(key)
-                is_waiting = any(key == other for queue in waiting.values() for other, _ in queue)
-                if not features and not is_waiting and not picture:
-                    picture = self._picture(image)
+                keys.append(key)
+                if features := by_key.get(key) or self._features.get(key):
+                    by_key[key] = features
+                if features or any(key == other for queue in waiting.values() for other, _ in queue):
+                    continue
+                patches, grid = self._patches(picture or self._picture(image))
             except ImageError as error:
-                keys.append(error)
+                keys[place:] = [error]
                 continue
-            keys.append(key)
-            if features:
-                by_key[key] = features
-            if features or is_waiting:
-                continue
-            assert picture is not None
-            patches, grid = self._patches(picture)
             queue = waiting.setdefault(grid, [])
             queue.append((key, patches))
             if len(queue) * grid[0] * grid[1] >= bounds.VISION_TOKENS:

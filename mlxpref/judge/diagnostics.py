@@ -1,6 +1,6 @@
 """Warnings about results: images that the judge knows or tells apart badly, unreadable or cut-off answers."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
 import numpy as np
@@ -9,10 +9,10 @@ from PIL import Image
 from mlxpref.data.image_cache import ImageCache
 from mlxpref.demo.pictures import SIZE
 from mlxpref.errors import DataError
+from mlxpref.judge.pair_verdict import PairVerdict
 from mlxpref.judge.ranking_result import Ranking
 from mlxpref.preferences import ImageLike
 from mlxpref.text import counted
-from mlxpref.verdict import Verdict
 
 _UNDECIDED = 0.1
 """A soft preference this near to 0.5 is undecided."""
@@ -27,7 +27,7 @@ def warnings_for(ranking: Ranking, top: int | None = None) -> Iterator[str]:
     yield from _about_the_ending(ranking, top)
     if not ranking.prompt.strip():
         yield "the prompt is empty: the images were compared without knowing what they were made for"
-    yield from answer_warnings([verdict for pair in ranking.pairs for verdict in pair.verdict.verdicts])
+    yield from answer_warnings(pair.verdict for pair in ranking.pairs)
     yield from _about_preferences(ranking)
 
 
@@ -49,8 +49,9 @@ def _about_the_ending(ranking: Ranking, top: int | None) -> Iterator[str]:
         yield f"ended early: after {pairs} the {what} settled at 95 %; the order of the others is less sure"
 
 
-def answer_warnings(verdicts: Sequence[Verdict]) -> Iterator[str]:
+def answer_warnings(pairs: Iterable[PairVerdict]) -> Iterator[str]:
     """The warnings about a judge's answers, a line each: unreadable, cut off, or hardly answers at all."""
+    verdicts = [verdict for pair in pairs for verdict in pair.verdicts]
     unreadable = sum(verdict.p_first("soft") is None for verdict in verdicts)
     if unreadable:
         yield f"{unreadable} of {counted(len(verdicts), 'answer')} could not be read and count for nothing"

@@ -17,7 +17,7 @@ from mlxpref.judge.diagnostics import answer_warnings
 from mlxpref.judge.evaluation import Evaluation, EvaluationSpec
 from mlxpref.judge.judge import Judge
 from mlxpref.judge.loading import calibrated, calibration_path, load_judge
-from mlxpref.judge.protocols import PROTOCOLS, VALIDATION_SPLIT, protocol_of
+from mlxpref.judge.protocols import VALIDATION_SPLIT, protocol_named, protocol_of
 from mlxpref.judge.strategies import StrategyVariant, compare_strategies
 from mlxpref.log import logger
 from mlxpref.preferences import Preference
@@ -60,7 +60,7 @@ def evaluate(
     variant = StrategyVariant(strategy, loaded.settings.think, loaded.settings.samples if loaded.settings.think else 1)
     evaluation = compare_strategies(loaded, preferences, spec, [variant], validation, left_out).rows[0].evaluation
     if strategy == "soft":
-        for line in answer_warnings([verdict for pair in evaluation.verdicts for verdict in pair.verdicts]):
+        for line in answer_warnings(evaluation.verdicts):
             logger.warning(line)
     return evaluation
 
@@ -116,9 +116,7 @@ def tie_validation(
     spec: EvaluationSpec, preferences: Sequence[Preference], limit: int | None, data_dir: Path | None
 ) -> list[Preference]:
     """The preferences for choosing a tie threshold; empty if none is needed or one is given."""
-    if spec.protocol not in PROTOCOLS:
-        raise ConfigError(f"protocol {spec.protocol!r}: known are {', '.join(PROTOCOLS)}")
-    if spec.tie_threshold is not None or not PROTOCOLS[spec.protocol].ties:
+    if not protocol_named(spec.protocol).ties or spec.tie_threshold is not None:
         return []
     try:
         validation = load_preferences(spec.data, VALIDATION_SPLIT, limit, data_dir=data_dir)

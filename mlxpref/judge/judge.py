@@ -165,7 +165,7 @@ class Judge:
         wins = [0.0] * len(given)
         every = list(all_pairs(len(given)))
         verdicts = list(self.pairs((Pair(given[a], given[b], prompt) for a, b in every), session=session))
-        for line in answer_warnings([each for verdict in verdicts for each in verdict.verdicts]):
+        for line in answer_warnings(verdicts):
             logger.warning(line)
         for (a, b), verdict in zip(every, verdicts, strict=True):
             wins[a] += verdict.p_a

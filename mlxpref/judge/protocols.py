@@ -72,7 +72,7 @@ def protocol_of(data: str) -> str:
 
 def counted(preferences: Sequence[Preference], protocol: str) -> list[Preference]:
     """The preferences that count in a protocol: those without a tie, or all where ties count."""
-    return [p for p in preferences if _known(protocol).ties or p.better != "tie"]
+    return [p for p in preferences if protocol_named(protocol).ties or p.better != "tie"]
 
 
 def labels(preferences: Sequence[Preference]) -> Floats:
@@ -85,7 +85,7 @@ def credit(protocol: str, p: Floats, label: Floats, threshold: float = 0.0) -> F
 
     Where ties count, a prediction is a tie if the probabilities of both sides differ by `threshold` at most.
     """
-    rule = _known(protocol)
+    rule = protocol_named(protocol)
     predicted, better = np.sign(p - 0.5), np.sign(label - 0.5)  # 1 is a, -1 is b, 0 is a tie
     if rule.ties:
         predicted = np.where(np.abs((1 - p) - p) <= threshold, 0, predicted)
@@ -95,7 +95,7 @@ def credit(protocol: str, p: Floats, label: Floats, threshold: float = 0.0) -> F
 
 def official(protocol: str, p: Floats, label: Floats, groups: Sequence[str], threshold: float = 0.0) -> Official:
     """The official number of predictions (N,) against labels (N,) in groups (N,), which are prompts."""
-    rule = _known(protocol)
+    rule = protocol_named(protocol)
     group = group_numbers(groups)
     total = np.asarray(np.bincount(group, credit(protocol, p, label, threshold)), np.float64)
     size = np.asarray(np.bincount(group), np.float64)
@@ -113,7 +113,8 @@ def best_threshold(p: Floats, label: Floats) -> float:
     return THRESHOLDS[int(np.argmax([credit("pickapic", p, label, each).mean() for each in THRESHOLDS]))]
 
 
-def _known(protocol: str) -> Protocol:
+def protocol_named(protocol: str) -> Protocol:
+    """The protocol of a name; ConfigError for an unknown one."""
     if protocol not in PROTOCOLS:
         raise ConfigError(f"unknown protocol {protocol!r}; known are {', '.join(PROTOCOLS)}")
     return PROTOCOLS[protocol]

@@ -73,8 +73,12 @@ class RankingEntry(RankedImage):
 
     @property
     def reason(self) -> str | None:
-        """The reason for this place, with the opponent; None without reasoning."""
-        return self.ranking.reason_text(self)
+        """The reason for this place, with the image's position and its opponent; None without reasoning."""
+        reason = self.ranking.reason(self)
+        if reason is None:
+            return None
+        place, other = (1, reason.second) if reason.first == self.index else (2, reason.first)
+        return f"as image {place} beside {self.ranking.short_names[other]}: {reason.text}"
 
     def to_json(self) -> dict[str, Any]:
         """The image's part of the JSON of `rank`."""
@@ -156,14 +160,6 @@ class Ranking(Sequence[RankingEntry]):
                 if text and clearness > clearest:
                     clearest, reason = clearness, Reason(first, second, text)
         return reason
-
-    def reason_text(self, image: RankedImage) -> str | None:
-        """The reason for an image's place, with its position and its opponent."""
-        reason = self.reason(image)
-        if reason is None:
-            return None
-        place, other = (1, reason.second) if reason.first == image.index else (2, reason.first)
-        return f"as image {place} beside {self.short_names[other]}: {reason.text}"
 
     @cached_property
     def _names(self) -> list[str]:

@@ -32,7 +32,7 @@ def write_ranking_csv(path: Path, rankings: Sequence[Ranking]) -> None:
     writer.writerow(_COLUMNS)
     for ranking in rankings:
         names = [_path_cell(ranking.name(i)) for i in range(len(ranking.images))]
-        for image in ranking.strengths.images:
+        for image in ranking:
             numbers = (image.strength, image.stderr, image.low, image.high, image.p_best)
             writer.writerow(
                 (
@@ -43,8 +43,8 @@ def write_ranking_csv(path: Path, rankings: Sequence[Ranking]) -> None:
                     image.wins,
                     image.pairs,
                     " | ".join(names[other] for other in image.tied_with),
-                    text_cell(ranking.reason_text(image) or ""),
-                    text_cell(" | ".join(ranking.warnings) if image is ranking.strengths.images[0] else ""),
+                    text_cell(image.reason or ""),
+                    text_cell(" | ".join(ranking.warnings) if image is ranking[0] else ""),
                 )
             )
     write_output(path, table.getvalue())
@@ -67,10 +67,10 @@ def copy_top(rankings: Sequence[Ranking], count: int, folder: Path) -> list[Path
     for number, ranking in enumerate(rankings, 1):
         words = re.sub(r"[\W_]+", "-", ranking.prompt.casefold())[:40].strip("-")
         place = folder / f"{number:02}-{words}" if len(rankings) > 1 else folder
-        for rank, image in enumerate(ranking.strengths.images[:count], 1):
-            source = ranking.images[image.index]
-            if not isinstance(source, Path):
-                raise DataError(f"{ranking.name(image.index)} has no file; only files can be copied")
+        for rank, image in enumerate(ranking[:count], 1):
+            source = image.path
+            if source is None:
+                raise DataError(f"{image.name} has no file; only files can be copied")
             copies[place / f"{rank:0{max(2, len(str(count)))}}_{source.name}"] = source
     try:
         for copy, source in copies.items():

@@ -158,9 +158,8 @@ def test_reasons_are_with_their_image(demo_judge: MakeJudge) -> None:
     preferences = demo_preferences("test", 3)
     images = [image for p in preferences for image in (p.a, p.b)]
     ranking = demo_judge().rank(images, preferences[0].prompt, "all")
-    for image in ranking.strengths.images:
-        reason = ranking.reason_text(image)
-        if reason:
+    for image in ranking:
+        if reason := image.reason:
             assert reason.startswith(("as image 1 beside image ", "as image 2 beside image "))
             assert f"beside image {image.index}:" not in reason
 

@@ -192,7 +192,6 @@ def test_images_given_twice_have_names_of_their_own(judge: Judge, folder: Path) 
 
 def test_entries_have_the_reasons(demo_judge: MakeJudge, folder: Path) -> None:
     ranking = demo_judge().rank("pictures", PROMPT)
-    assert [entry.reason for entry in ranking] == [ranking.reason_text(image) for image in ranking.strengths.images]
     assert ranking[0].reason
 
 

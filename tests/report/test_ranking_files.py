@@ -66,8 +66,7 @@ def test_a_ranking_is_a_table(tmp_path: Path, images: list[Path]) -> None:
 def test_a_reason_names_its_opponent_clearly(images: list[Path]) -> None:
     """x/a.png is beside another a.png, so its name alone would be that of both."""
     ranking = ranked([images[0], images[3], images[1]])
-    best = ranking.strengths.images[0]
-    reason = ranking.reason_text(best)
+    reason = ranking[0].reason
     assert reason == ranking.to_json()["images"][0]["reason"]
     assert reason in ("as image 1 beside x/a.png: it is a cube", "as image 1 beside in/a.png: it is a cube")
 
