@@ -102,12 +102,14 @@ class OutputOptions:
 
     def check(self) -> None:
         """Raise errors, before the work, for outputs that could not be written after it."""
-        for name, path, endings in (
-            ("--plot", self.plot, FORMATS),
-            ("--predictions", self.predictions, PREDICTION_FORMATS),
-        ):
-            if path is not None:
-                check_output(name, path, endings)
+        if self.plot is not None:
+            if self.plot.suffix.lower() not in FORMATS or not self.plot.absolute().parent.is_dir():
+                endings = " or ".join(FORMATS)
+                problem = f"{self.plot}: give a name that ends with {endings}, in a folder that exists"
+                raise click.BadParameter(problem, param_hint="--plot")
+            check_output("--plot", self.plot)
+        if self.predictions is not None:
+            check_output("--predictions", self.predictions, PREDICTION_FORMATS)
 
     def write(self, comparison: StrategyComparison) -> None:
         """Write the outputs and print their places."""
