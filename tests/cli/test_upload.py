@@ -102,7 +102,7 @@ def test_an_adapter_in_pefts_format(hub: Hub, tmp_path: Path) -> None:
     write_adapter(tmp_path / "adapter", tiny_model("qwen2_5_vl"))
     options = ("--to", "peft", "--model", TINY, "--upload-repo", "me/lora", "--yes")
     assert run("export", tmp_path / "adapter", tmp_path / "out", *options).exit_code == 0
-    assert hub.sent[1][1] == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+    assert hub.sent[1][1] == ["README.md", "adapter_config.json", "adapter_model.safetensors", "mlxpref.json"]
 
 
 def test_a_hub_that_is_not_reached(hub: Hub, tmp_path: Path) -> None:
