@@ -99,7 +99,7 @@ def _chosen(label: str, files: Iterable[str], split: str, part: str | None) -> t
     tables: dict[str, dict[str, list[str]]] = {}
     for path in sorted(name for name in names if name.endswith(".parquet")):
         folder, of_split = _place(path)
-        if part is None or part in (folder, *PurePosixPath(path).parents[:-1], str(PurePosixPath(path).parent)):
+        if part is None or part in (folder, *map(str, PurePosixPath(path).parents)):
             tables.setdefault(folder, {}).setdefault(of_split, []).append(path)
     if not tables:
         kinds = ", ".join(

@@ -133,6 +133,11 @@ def test_parts_and_names_of_tables(hub: HubServer, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no split 'test'; there are test_v1: give one with --split"):
         prompts("owner/parts/photos", "test", agree=yes)
     assert prompts("owner/parts/photos", "test_v1", agree=yes)[0] == "photos 0"
+    write_table(tmp_path / "nested" / "photos" / "large" / "test-00000.parquet", "large")
+    write_table(tmp_path / "nested" / "drawings" / "large" / "test-00000.parquet", "drawings")
+    hub.repositories["owner/nested"] = Repository(tmp_path / "nested")
+    assert prompts("owner/nested/photos", "test", agree=yes)[0] == "large 0"
+    assert prompts("owner/nested/photos/large", "test", agree=yes)[0] == "large 0"
     write_table(origin / "default" / "partial-train" / "0000.parquet", "default")
     hub.repositories["owner/default"] = Repository(origin)
     assert prompts("owner/default", "train", agree=yes)[0] == "default 0"
