@@ -165,8 +165,9 @@ def test_archives_that_hold_none_of_the_images(tmp_path: Path) -> None:
     (tmp_path / "test.json").write_text(json.dumps([ranking]))
     (tmp_path / "images" / "test").mkdir(parents=True)
     (tmp_path / "images" / "test" / "test_1.zip").touch()
-    with pytest.raises(ConfigError, match=r"none of its images .*; download them"):
+    with messages() as lines, pytest.raises(ConfigError, match=r"none of its images .*; download them"):
         load_preferences("imagereward", "test", data_dir=tmp_path)
+    assert "test_1.zip: its archive is damaged or not whole" in lines[0]
 
 
 def test_real_sample_of_hpdv2(tmp_path: Path) -> None:
