@@ -64,10 +64,7 @@ def choose_judge(working_set: int) -> RecommendedJudge:
 
 
 def find_checkpoint(
-    model: str | None,
-    agree: Callable[[str], bool],
-    revision: str | None = None,
-    ask: str = "",
+    model: str | None, agree: Callable[[str], bool], revision: str | None = None, ask: str = ""
 ) -> tuple[str, Path]:
     """The name and the folder of a judge; downloads it if necessary.
 

@@ -84,10 +84,8 @@ def load_data(
 
 def check_output(option: str, path: Path, suffixes: Sequence[str] = ()) -> None:
     """ConfigError, before the work, for a file that could not be written after it, or without one of `suffixes`."""
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise ConfigError(f"{option} {path}: is a folder, or in a folder that does not exist; give another file")
-    if path.exists() and not path.is_file():
-        raise ConfigError(f"{option} {path}: is no file that can be replaced; give another")
+    if (path.exists() and not path.is_file()) or not path.absolute().parent.is_dir():
+        raise ConfigError(f"{option} {path}: is no file, or in a folder that does not exist; give another file")
     if suffixes and path.suffix.lower() not in suffixes:
         raise ConfigError(f"{option} {path}: give a name that ends with {' or '.join(suffixes)}")
     check_writable(option, path.absolute().parent)

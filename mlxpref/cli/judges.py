@@ -51,8 +51,8 @@ def load_judge_for(
 def announce_time(judge: Judge, candidates: Iterable[Pair], budget: PairBudget) -> None:
     """Note the number of pairs to judge, some of these, and an estimate of the time from a trial with the first one."""
     pairs = list(islice(candidates, _CANDIDATES))
-    work = [f"{counted(budget.without_thinking, 'pair')} without thinking"] if budget.without_thinking else []
-    work += [f"{counted(budget.with_thinking, 'pair')} with thinking"] if budget.with_thinking else []
+    counts = {"without thinking": budget.without_thinking, "with thinking": budget.with_thinking}
+    work = [f"{counted(count, 'pair')} {how}" for how, count in counts.items() if count]
     with suppress(DataError):  # the work itself says what is wrong with an image
         rest = unknown_part(judge, pairs, budget)
         known = f"; about {counted(budget.total - rest.total, 'pair')} known" if rest != budget else ""

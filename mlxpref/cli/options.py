@@ -20,16 +20,8 @@ FILE = click.Path(path_type=Path)
 _UNGROUPED = "Options"
 
 
-_SHORT = {
-    "--adapter": "-a",
-    "--data": "-d",
-    "--json": "-j",
-    "--limit": "-n",
-    "--model": "-m",
-    "--output": "-o",
-    "--prompt": "-p",
-    "--steps": "-s",
-    "--yes": "-y",
+_SHORT = {"--limit": "-n"} | {
+    f"--{name}": f"-{name[0]}" for name in ("adapter", "data", "json", "model", "output", "prompt", "steps", "yes")
 }
 """Short names, the same in every command."""
 

@@ -162,17 +162,9 @@ def save_adapter(
     `base` is the model it was trained on (see `base_of`); mlx-vlm ignores it. ModelError where it cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    config = {
-        "fine_tune_type": "lora",
-        "num_layers": -1,
-        "lora_parameters": {
-            "rank": rank,
-            "scale": scale,
-            "dropout": 0.0,
-            "keys": sorted({name.rpartition(".")[0] for name in weights}),
-        },
-        **(base or {}),
-    }
+    keys = sorted({name.rpartition(".")[0] for name in weights})
+    parameters = {"rank": rank, "scale": scale, "dropout": 0.0, "keys": keys}
+    config = {"fine_tune_type": "lora", "num_layers": -1, "lora_parameters": parameters, **(base or {})}
     try:
         with replacing(folder / ADAPTER_WEIGHTS) as temporary:
             mx.save_safetensors(str(temporary), dict(sorted(weights.items())), {"format": "mlx"})

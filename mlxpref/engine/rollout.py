@@ -141,12 +141,7 @@ class _Batch:
     """
 
     def __init__(
-        self,
-        vlm: VLM,
-        sampling: Sampling,
-        cache: BranchedKVCache,
-        rows: Sequence[list[_Completion]],
-        logits: mx.array,
+        self, vlm: VLM, sampling: Sampling, cache: BranchedKVCache, rows: Sequence[list[_Completion]], logits: mx.array
     ) -> None:
         self.vlm, self.sampling, self.cache = vlm, sampling, cache
         self.rows = [list(row) for row in rows]

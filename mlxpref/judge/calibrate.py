@@ -33,12 +33,7 @@ def modes_of(judge: Judge, think: bool | None) -> list[bool]:
 
 
 def calibrate(
-    judge: Judge,
-    preferences: Sequence[Preference],
-    data: str,
-    split: str,
-    think: bool,
-    left_out: LeftOut | None = None,
+    judge: Judge, preferences: Sequence[Preference], data: str, split: str, think: bool, left_out: LeftOut | None = None
 ) -> Calibration:
     """Judge preferences, each in both orders, and fit a calibration for judging with or without thinking.
 

@@ -64,16 +64,10 @@ class Evaluation:
     def to_json(self) -> dict[str, Any]:
         """The evaluation as JSON of `eval`, with null for NaN."""
         spec = self.spec
-        values: dict[str, Any] = {
-            "data": spec.data,
-            "split": spec.split,
-            "protocol": spec.protocol,
-            "strategy": spec.strategy,
-        }
-        values |= asdict(self.metrics)
-        values |= {name: getattr(self, name) for name in ("unreadable", "tokens", "seconds")}
-        values |= {"official": asdict(self.official), "human_ceiling": self.human_ceiling}
-        values |= {"tokens_per_pair": self.tokens_per_pair, "seconds_per_pair": self.seconds_per_pair}
+        values: dict[str, Any] = {name: getattr(spec, name) for name in ("data", "split", "protocol", "strategy")}
+        own = ("unreadable", "tokens", "seconds", "human_ceiling", "tokens_per_pair", "seconds_per_pair")
+        values |= asdict(self.metrics) | {name: getattr(self, name) for name in own}
+        values["official"] = asdict(self.official)
         if self.left_out is not None:
             values["left_out"] = self.left_out.to_json()
         if spec.tie_threshold is not None:

@@ -216,10 +216,7 @@ def image_names(images: Sequence[ImageLike]) -> list[str]:
 
 def _orders(pair: JudgedPair) -> tuple[tuple[int, int, tuple[Verdict, ...]], ...]:
     """For each order of a pair: the first image's number, the second's, and the verdicts."""
-    return (
-        (pair.a, pair.b, pair.verdict.a_shown_first),
-        (pair.b, pair.a, pair.verdict.a_shown_second),
-    )
+    return ((pair.a, pair.b, pair.verdict.a_shown_first), (pair.b, pair.a, pair.verdict.a_shown_second))
 
 
 def _clearest(verdicts: Sequence[Verdict], first_wins: bool) -> str | None:
