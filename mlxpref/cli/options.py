@@ -65,7 +65,7 @@ class HelpCommand(click.Command):
         """Write a section for each group of options, and one for the examples."""
         groups: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
-            if record := parameter.get_help_record(ctx):
+            if (record := parameter.get_help_record(ctx)) and record[1]:  # arguments are in the first line
                 groups.setdefault(getattr(parameter, "group", _UNGROUPED), []).append(record)
         for name, records in groups.items():
             with formatter.section(name):

@@ -47,8 +47,9 @@ def options_of(command: click.Command) -> dict[str, click.Parameter]:
 def test_every_command_has_examples_that_it_takes(name: str) -> None:
     command = main.get_command(click.Context(main), name)
     assert isinstance(command, HelpCommand)
-    shown = CliRunner().invoke(main, [name, "--help"]).output.partition("Examples:")[2].split("\n")
-    examples = [shlex.split(line) for line in shown if line.strip()]
+    listed, _, shown = CliRunner().invoke(main, [name, "--help"]).output.partition("Examples:")
+    assert not any(line.startswith("  ") and line.strip().rstrip(".").isupper() for line in listed.splitlines())
+    examples = [shlex.split(line) for line in shown.split("\n") if line.strip()]
     assert len(examples) == len(command.examples) > 1
     for program, own_name, *arguments in examples:
         assert (program, own_name) == ("mlxpref", name)
