@@ -65,7 +65,7 @@ class Evaluation:
         """The evaluation as JSON of `eval`, with null for NaN."""
         spec = self.spec
         values: dict[str, Any] = {name: getattr(spec, name) for name in ("data", "split", "protocol", "strategy")}
-        own = ("unreadable", "tokens", "seconds", "human_ceiling", "tokens_per_pair", "seconds_per_pair")
+        own = ("unreadable", "tokens", "seconds", "official", "human_ceiling", "tokens_per_pair", "seconds_per_pair")
         values |= asdict(self.metrics) | {name: getattr(self, name) for name in own}
         values["official"] = asdict(self.official)
         if self.left_out is not None:
