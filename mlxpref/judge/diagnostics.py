@@ -44,6 +44,8 @@ def _about_the_ending(ranking: Ranking, top: int | None) -> Iterator[str]:
     pairs = counted(len(ranking.pairs), "pair")
     if ranking.ending == "interrupted":
         yield f"interrupted: the order is that of {pairs}, {ranking.planned} were planned"
+    elif top and top >= len(ranking):
+        yield f"no early end: a top {top} of {counted(len(ranking), 'image')} leaves none out"
     elif ranking.ending == "settled":
         what = "best image is" if top == 1 else f"top {top} is"
         yield f"ended early: after {pairs} the {what} settled at 95 %; the order of the others is less sure"

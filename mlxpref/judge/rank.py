@@ -77,13 +77,15 @@ def rank_pairs(
 ) -> Ranking:
     """Judge pairs of at least two images by `compare` and rank them; see `PairBudget` for `think_about` and `pairs`.
 
-    With `top`, the work ends once the `top` best images are settled (`is_settled`); ConfigError for a `top` below 1.
+    With `top`, the work ends once the `top` best images are settled (`is_settled`), never early for all images;
+    ConfigError for a `top` below 1.
     KeyboardInterrupt ends it, too, and the pairs so far are ranked; without any, the interrupt is raised. Process 0
     chooses the pairs for all `processes`, since machines may round differently.
     """
     start = time.perf_counter()
     if top is not None and not (isinstance(top, Integral) and top > 0):
         raise ConfigError(f"the top {top!r} cannot be found: 1 is the least")
+    goal = top if top and top < len(images) else None
     schedule = _PairSchedule(images, prompt, compare, seed, processes)
     budget = PairBudget.of(len(images), think_about, pairs)
     everyone = list(range(len(images)))
@@ -91,12 +93,12 @@ def rank_pairs(
     try:
         if budget.without_thinking:
             # Before thinking, this only has to find the finalists.
-            finalists = max(top, TOP) if top and budget.with_thinking else top
+            finalists = max(goal, TOP) if goal and budget.with_thinking else goal
             schedule.run(everyone, budget.without_thinking, think=False, top=finalists)
         if budget.with_thinking:
             members = schedule.best(TOP) if budget.without_thinking else everyone
-            schedule.run(members, budget.with_thinking, think=True, top=top)
-        if top and len(schedule.verdicts) < budget.total:
+            schedule.run(members, budget.with_thinking, think=True, top=goal)
+        if goal and len(schedule.verdicts) < budget.total:
             ending = "settled"
     except KeyboardInterrupt:
         if not schedule.pairs:

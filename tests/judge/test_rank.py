@@ -1,6 +1,7 @@
 """The contest: how many pairs, of which images, when it ends, and what is left of work that was interrupted."""
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -115,6 +116,14 @@ def test_ends_when_the_top_is_settled() -> None:
     assert len(rater.asked) < 190
     assert ranking.strengths.images[0].index == rater.order[0]
     assert any("settled" in remark for remark in ranking.warnings)
+
+
+@pytest.mark.parametrize(("top", "think"), [(6, "none"), (99, "none"), (6, "top")])
+def test_all_images_are_no_top(top: int, think: Any) -> None:
+    rater = Rater(6, scale=4.0)
+    ranking = rank_pairs(rater.images, "a hat", rater, think, top=top)
+    assert (len(rater.asked), ranking.ending) == (12, "done")
+    assert f"no early end: a top {top} of 6 images leaves none out" in ranking.warnings
 
 
 def test_same_seed_same_pairs() -> None:
