@@ -125,7 +125,8 @@ class ImageFinder:
                 images: list[ImageLike] = [*paths, *members]
                 for image in images:
                     self._by_name.setdefault(str(image).rpartition("/")[2], []).append(image)
-        return self._by_name.get(name, [])
+        found = self._by_name.get(name, [])
+        return [each for each in found if isinstance(each, Path)] or found  # unpacked, beside their zip
 
 
 def find_duplicates(paths: Sequence[Path]) -> list[tuple[Path, ...]]:

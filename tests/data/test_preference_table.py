@@ -535,6 +535,9 @@ def test_images_are_found_below_another_folder(tmp_path: Path) -> None:
     assert [str(p.b).partition("test/")[2] for p in preferences] == [
         "2.png", "test_2.zip/test_2/3.png", "test_2.zip/test_2/3.png", "test_2.zip/test_2/5.png",
     ]  # fmt: skip
+    (images / "test_2").mkdir()
+    (images / "test_2" / "5.png").write_bytes(png(5))  # unpacked, the zip still beside it
+    assert load_preferences(str(path), "test", data_dir=tmp_path / "images")[-1].b == images / "test_2" / "5.png"
     (images / "more").mkdir()
     (images / "more" / "1.png").write_bytes(png(7))
     with pytest.raises(DataError, match="no such file, but 2 of its last name"):
