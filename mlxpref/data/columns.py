@@ -202,9 +202,11 @@ def _side(name: str, value: Any, layout: Layout, first: int, names: tuple[str, s
     number = whole(value)
     if number is not None and number - first in (0, 1):
         return float(number == first)
-    if value == 0.5:
+    if value in (0.5, "0.5"):
         return 0.5
-    words = re.findall(r"[a-z]+|\d+", str(value).casefold()) if isinstance(value, str) else []
+    # Text without a letter is a number, and names no side: "2" beside "0", or "-1" beside "1".
+    text = value.casefold() if isinstance(value, str) and re.search("[A-Za-z]", value) else ""
+    words = re.findall(r"[a-z]+|\d+", text)
     words = [word.removesuffix("vote") for word in words if word not in _AROUND | _VERDICT]
     if words and set(words) <= _TIES:
         return 0.5

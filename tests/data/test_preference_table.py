@@ -403,6 +403,17 @@ def test_numbers_must_agree_with_each_other(folder: Path) -> None:
     assert any('"label" 1 is read as images[0], 2 as images[1]' in line for line in lines)
 
 
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+@pytest.mark.parametrize("sides", ["12", "01", ["_left", "_right"]])
+@pytest.mark.parametrize("labels", [[0, 1, 2], [-1, 1], [-1, 0, 1]])
+def test_numbers_of_more_than_two_sides_are_refused(folder: Path, kind: str, sides: str, labels: list[int]) -> None:
+    """A number that is neither side may be a tie or the other side, whatever the columns are named."""
+    images = {f"image{side}": f"{i}.png" for i, side in enumerate(sides, 1)}
+    path = write_format(folder, kind, [{"prompt": "x", **images, "winner": label} for label in labels])  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"\"winner\" is '?(2|-1)'?, .*: write a, b or tie"):
+        read_preferences(path)
+
+
 def test_rows_that_nobody_labelled_are_left_out(folder: Path) -> None:
     rows = [{"caption": "x", "jpg_0": "1.png", "jpg_1": "2.png", "label_0": i, "label_1": 1 - i} for i in (0, 1)]
     preferences = read_preferences(write_rows(folder, rows[0] | {"has_label": True}, rows[1] | {"has_label": False}))
