@@ -36,7 +36,7 @@ _AROUND = {
 _COUNTS = ("label", "votes", "vote", "preference", "num_votes")
 """Words before a side in the name of a column with its share or its votes: `label_0`."""
 _OWN = ("prompt", "a", "b", "p_a", "votes", "group", "split")
-_BESIDE = ("id", "prompt_id", "has_label", "raw_annotations")
+_BESIDE = ("id", "prompt_id", "has_label", "raw_annotations", "p_people", "p_judge")
 _FORMS = "a and b, image_0 and image_1, chosen and rejected, images, or the like"
 
 
@@ -75,6 +75,8 @@ def is_known(name: str) -> bool:
 
 def layout_of(columns: Mapping[str, Any]) -> Layout:
     """The layout of a table with these columns, each with its first value; DataError where they say too little."""
+    if "p_people" in columns and ("p_judge" in columns or "p_a" in columns):
+        raise DataError('"p_people" is a column of predictions by a judge; give the preferences that it was judged by')
     prompt = next((name for name in PROMPTS if name in columns), None)
     labels = tuple(name for name in _LABELS if name in columns)
     ranks = next((name for name in _RANKS if name in columns), None)

@@ -55,15 +55,15 @@ def _row(preference: Preference, p_a: float) -> dict[str, Any]:
         "b": image_name(preference.b),
         "group": preference.group,
         "p_people": preference.p_people,
-        "p_a": None if math.isnan(p_a) else p_a,
+        "p_judge": None if math.isnan(p_a) else p_a,
         "correct": None if better == "tie" else (p_a > 0.5 if better == "a" else p_a < 0.5),
     }
 
 
 def _orders(verdict: PairVerdict) -> dict[str, Any]:
     return {
-        "p_a_shown_first": verdict.p_a_shown_first,
-        "p_a_shown_second": verdict.p_a_shown_second,
+        "p_judge_shown_first": verdict.p_a_shown_first,
+        "p_judge_shown_second": verdict.p_a_shown_second,
         "reasons_shown_first": [each.reasoning for each in verdict.a_shown_first],
         "reasons_shown_second": [each.reasoning for each in verdict.a_shown_second],
     }

@@ -90,7 +90,7 @@ def test_predictions_are_written_for_each_pair(tmp_path: Path) -> None:
     assert all(row["reasons_shown_first"][0] for row in rows[3:])
     with paths[0].open(newline="", encoding="utf-8") as file:
         table = list(csv.DictReader(file))
-    assert [float(row["p_a"]) for row in table] == [row["p_a"] for row in rows]
+    assert [float(row["p_judge"]) for row in table] == [row["p_judge"] for row in rows]
     assert [row["reasons_shown_second"] for row in table] == [row["reasons_shown_second"][0] for row in rows]
 
 
@@ -122,10 +122,15 @@ def test_predictions_of_scores(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["scores"] == str(tmp_path / "scores.csv")
     with (tmp_path / "p.csv").open(newline="", encoding="utf-8") as file:
         table = list(csv.DictReader(file))
-    assert [(row["p_a"], row["correct"], row["prompt"]) for row in table] == [
+    assert [(row["p_judge"], row["correct"], row["prompt"]) for row in table] == [
         ("0.0", "False", "'=x"),
         ("1.0", "", "'=x"),
     ]
+    (tmp_path / "old.csv").write_text((tmp_path / "p.csv").read_text().replace("p_judge", "p_a"))
+    for name in ("p.csv", "old.csv"):
+        result = CliRunner().invoke(main, ["eval", "--model", "demo", "--data", str(tmp_path / name)])
+        assert result.exit_code != 0, "a judge's predictions are nobody's preferences"
+        assert "predictions by a judge; give the preferences" in result.stderr
 
 
 @pytest.mark.parametrize(
