@@ -49,11 +49,10 @@ class ArchiveCache:
         """The members of a zip; none of an unreadable one, which a warning names."""
         with self._lock:
             try:
-                archive = self._opened(path)
+                return self._opened(path).members
             except DataError as error:
                 logger.warning(f"{path}: {error}")
                 return []
-            return archive.names if isinstance(archive, _Zip) else []
 
     def _opened(self, path: Path) -> "_Zip | _Table":
         try:
@@ -80,11 +79,7 @@ class _Zip:
             self._file = zipfile.ZipFile(path)
         except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
             raise _damaged(path, error) from error
-
-    @property
-    def names(self) -> list[str]:
-        """All members."""
-        return self._file.namelist()
+        self.members = self._file.namelist()
 
     def has(self, member: str) -> bool:
         return member in self._file.NameToInfo
@@ -122,7 +117,7 @@ class _Table:
         self._starts = [0]
         for group in range(layout.num_row_groups):
             self._starts.append(self._starts[-1] + layout.row_group(group).num_rows)
-        self._group, self._columns = -1, dict[str, Any]()
+        self._group, self._columns, self.members = -1, dict[str, Any](), list[str]()
 
     def has(self, member: str) -> bool:
         row, column, place = self._parts(member)

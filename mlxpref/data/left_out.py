@@ -12,7 +12,7 @@ from mlxpref.data.hub_tables import hub_name
 from mlxpref.data.preference_table import TOLERATED
 from mlxpref.errors import DataError
 from mlxpref.log import logger
-from mlxpref.preferences import ImageLike, Preference
+from mlxpref.preferences import Preference
 from mlxpref.text import first_ten
 
 
@@ -61,7 +61,7 @@ class LeftOut:
         """The number of preferences with an image that is left out."""
         if not self.reasons:
             return 0
-        return sum(any(_name(image) in self.reasons for image in (p.a, p.b)) for p in self._preferences)
+        return sum(any(str(image) in self.reasons for image in (p.a, p.b)) for p in self._preferences)
 
     def __str__(self) -> str:
         return f"{len(self.reasons)} of {self.images} images cannot be read: {self.pairs} pairs are left out"
@@ -69,8 +69,3 @@ class LeftOut:
     def to_json(self) -> dict[str, Any]:
         """The numbers of images and pairs that are left out, and the reasons by image."""
         return {"images": len(self.reasons), "pairs": self.pairs, "reasons": dict(self.reasons)}
-
-
-def _name(image: ImageLike) -> str:
-    """The name of an image in a file, which an `ImageError` has too."""
-    return "" if isinstance(image, Image.Image) else str(image)

@@ -118,25 +118,19 @@ def unpack_images(
     problems = [f"{image}: is not in {folder}" for image in absent]
     if parts:
         target = cache_dir() / "unpacked" / f"{archive.name.split('.')[0]}-{_stamp(parts)}"
-        problems = _unpack(archive, parts, absent, target)
+        unpacked = {*_files_below(target, absent)}
+        problems = []
+        if left := [image for image in absent if image not in unpacked]:
+            size = format_bytes(sum(part.stat().st_size for part in parts))
+            logger.info(f"{archive}: {size} are read once, and {len(left)} images of it kept in {target}")
+            work = track(unpack(parts, left, target), len(left), f"unpacking {archive.name}")
+            problems = [f"{image}: {problem}" for image, problem in work if problem]
         images |= {image: target / image for image in _files_below(target, absent)}
     elif not images:
         what = f"there is neither {archive.name}, whole or in parts, nor its images in {folder}"
         raise missing_files(name, split, what)
     leave_out(archive, problems, len(names), "images")
     return _with_images(listed, images)
-
-
-def _unpack(archive: Path, parts: Sequence[Path], names: Sequence[str], target: Path) -> list[str]:
-    """Unpack the missing images; returns a line for each image that cannot be unpacked."""
-    files = set(_files_below(target, names))
-    names = [name for name in names if name not in files]
-    if not names:
-        return []
-    size = sum(part.stat().st_size for part in parts)
-    logger.info(f"{archive}: {format_bytes(size)} are read once, and {len(names)} images of it kept in {target}")
-    work = track(unpack(parts, names, target), len(names), f"unpacking {archive.name}")
-    return [f"{name}: {problem}" for name, problem in work if problem]
 
 
 def _files_below(folder: Path, names: Iterable[str]) -> list[str]:
