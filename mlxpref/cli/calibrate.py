@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mlxpref.cli.common import Consent, check_output, check_writable, image_cache, load_data
+from mlxpref.cli.common import Consent, check_apart, check_output, check_writable, image_cache, load_data
 from mlxpref.cli.judges import announce_time, open_judge
 from mlxpref.cli.options import (
     FILE,
@@ -94,6 +94,7 @@ def calibrate(
         settings["think"] = think
     if output is not None:
         check_output("--output", output)
+        check_apart({"--output": output}, (source.data, judge.store))
     consent = Consent(judge.yes, judge.model, judge.adapter)
     if source.split:
         preferences = load_data(source, consent)

@@ -3,8 +3,8 @@
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from mlxpref.checkpoints.resolve import missing_judge
 from mlxpref.cli.options import DataOptions, ImageOptions
 from mlxpref.cli.output import note
 from mlxpref.config import JudgeSettings
-from mlxpref.data.find_images import Skipped
+from mlxpref.data.find_images import Skipped, file_identity
 from mlxpref.data.image_cache import ImageCache
 from mlxpref.data.load import Preferences, load_preferences
 from mlxpref.data.prompts import PromptGroup, find_groups
@@ -89,6 +89,21 @@ def check_output(option: str, path: Path, suffixes: Sequence[str] = ()) -> None:
     if suffixes and path.suffix.lower() not in suffixes:
         raise ConfigError(f"{option} {path}: give a name that ends with {' or '.join(suffixes)}")
     check_writable(option, path.absolute().parent)
+
+
+def check_apart(outputs: Mapping[str, Path | None], inputs: Iterable[object]) -> None:
+    """ConfigError, before the work, for an output that would overwrite an input (some are mere names) or another."""
+    wanted = {option: path for option, path in outputs.items() if path is not None}
+    taken: dict[tuple[str, int], str] = {}
+    for each in inputs if wanted else ():
+        if isinstance(each, str | Path):
+            with suppress(OSError, ValueError):  # no name of a file
+                taken[file_identity(Path(each))] = "an input of this command"
+    for option, path in wanted.items():
+        place = file_identity(path)
+        if place in taken:
+            raise ConfigError(f"{option} {path}: is {taken[place]}, which it would overwrite; give another file")
+        taken[place] = f"the file of {option}, too"
 
 
 def check_writable(option: str, folder: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mlxpref.cli.common import Consent, check_output, image_cache, load_data, software_versions
+from mlxpref.cli.common import Consent, check_apart, check_output, image_cache, load_data, software_versions
 from mlxpref.cli.judges import announce_time, open_judge
 from mlxpref.cli.options import (
     FILE,
@@ -177,6 +177,8 @@ def evaluate(
     outputs.check()
     consent = Consent(judge.yes, judge.model, judge.adapter)
     preferences = load_data(source, consent, needs_images=not scores)
+    inputs = (source.data, scores, judge.store, judge.calibration, *images_of(preferences))
+    check_apart({"--plot": outputs.plot, "--predictions": outputs.predictions}, inputs)
     judge = replace(judge, yes=consent.agreed)
     spec = replace(spec, split=preferences.split)
     if source.limit and spec.protocol != "pairs":

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import click
 
-from mlxpref.cli.common import INTERRUPTED, check_output, check_writable, image_cache, load_image_groups
+from mlxpref.cli.common import INTERRUPTED, check_apart, check_output, check_writable, image_cache, load_image_groups
 from mlxpref.cli.judges import announce_time, open_judge
 from mlxpref.cli.options import (
     FILE,
@@ -27,7 +27,7 @@ from mlxpref.cli.tables import print_ranking
 from mlxpref.config import JudgeSettings
 from mlxpref.data.find_images import Skipped
 from mlxpref.data.image_cache import ImageCache
-from mlxpref.data.prompts import PromptGroup
+from mlxpref.data.prompts import METADATA, PromptGroup
 from mlxpref.errors import MlxprefError
 from mlxpref.judge.judge import Judge
 from mlxpref.judge.rank import PairBudget, ThinkAbout
@@ -59,9 +59,10 @@ class OutputOptions:
 
     def check(self) -> None:
         """Raise errors, before the work, for outputs that could not be written after it."""
-        for name, path in (("--html", self.html), ("--csv", self.csv)):
-            if path is not None:
-                check_output(name, path)
+        if self.html is not None:
+            check_output("--html", self.html, (".html", ".htm"))
+        if self.csv is not None:
+            check_output("--csv", self.csv, (".csv",))
         if self.copy_top is not None:
             check_copy_folder(self.copy_top[1])
             check_writable("--copy-top", self.copy_top[1])
@@ -132,6 +133,9 @@ def rank(
     cache = image_cache(settings)
     groups, skipped, notes = load_image_groups(images, source, cache)
     everything = [image for group in groups for image in group.images]
+    lists = {path.parent / name for path in everything for name in METADATA}
+    inputs = (*everything, *lists, source.prompt_from, judge.store, judge.calibration)
+    check_apart({"--html": outputs.html, "--csv": outputs.csv}, inputs)
     with open_judge(everything, judge, settings, cache, max(len(group.images) for group in groups)) as loaded:
         loaded.processes.check_same({"digest of the images": _digest(groups)})
         about = think_about or loaded.think_about

@@ -10,8 +10,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mlxpref.cli import main
+from mlxpref.cli.common import check_apart
 from mlxpref.cli.eval import StrategyOptions
 from mlxpref.demo.preferences import demo_preferences
+from mlxpref.errors import ConfigError
 from mlxpref.judge.strategies import StrategyVariant
 from mlxpref.report.reliability import FORMATS
 from tests.conftest import picture
@@ -141,6 +143,34 @@ def test_predictions_are_checked_first(tmp_path: Path, name: str, problem: str) 
     assert (result.exit_code, result.stdout) == (1, "")
     assert problem in result.stderr
     assert "judging" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    "outputs",
+    [
+        "--predictions {0}/data.jsonl",
+        "--predictions {0}/../{0.name}/scores.csv --scores {0}/scores.csv",
+        "--plot {0}/0.png",
+        "--predictions {0}/kept.csv --store {0}/kept.csv",
+    ],
+)
+def test_no_output_takes_the_place_of_an_input(tmp_path: Path, outputs: str) -> None:
+    for i in range(2):
+        picture(i).save(tmp_path / f"{i}.png")
+    (tmp_path / "data.jsonl").write_text(json.dumps({"prompt": "x", "a": "0.png", "b": "1.png", "p_a": 1}))
+    (tmp_path / "scores.csv").write_text("image,score\n0.png,1\n1.png,2\n")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    model = () if "--scores" in outputs else ("--model", "demo", "--no-think")
+    arguments = ["eval", "--data", tmp_path / "data.jsonl", *model, *outputs.format(tmp_path).split()]
+    result = CliRunner().invoke(main, [*map(str, arguments)])
+    assert result.exit_code == 1
+    assert "an input of this command" in result.stderr
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_outputs_are_two_files(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is the file of --csv, too"):
+        check_apart({"--csv": tmp_path / "x", "--html": tmp_path / "no" / ".." / "x"}, ())
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,29 @@ def test_unwritable_outputs_are_refused_first(folder: Path, tmp_path: Path, opti
     assert "pairs without thinking" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ("--html {0}/00.png", "ends with .html"),
+        ("--csv {0}/table.xlsx", "ends with .csv"),
+        ("--csv {0}/list.csv --prompt-from {0}/../pictures/list.csv", "an input of this command"),
+        ("--csv {0}/metadata.csv --prompt-from sidecar", "an input of this command"),
+        ("--html {0}/link.html", "an input of this command"),
+        ("--csv {0}/new.csv --store {0}/new.csv", "an input of this command"),
+    ],
+)
+def test_no_output_takes_the_place_of_an_input(folder: Path, arguments: str, problem: str) -> None:
+    for name in ("list.csv", "metadata.csv"):
+        (folder / name).write_text("file_name,prompt\n00.png,x\n01.png,x\n")
+    (folder / "link.html").symlink_to(folder / "00.png")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    prompt = () if "--prompt-from" in arguments else PROMPT
+    done = run("rank", folder, *prompt, "--no-think", *arguments.format(folder).split(), *QUICK)
+    assert done.exit_code == 1
+    assert problem in done.stderr
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="root can write anywhere else")
 @pytest.mark.parametrize("arguments", ["--html /proc/page.html", "--csv /proc/a.csv", "--copy-top 2 /proc/best"])
 def test_folders_without_room_are_refused_first(folder: Path, arguments: str) -> None:
