@@ -7,11 +7,13 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Literal, TypeVar
 
 from PIL import Image
 
+from mlxpref.errors import DataError
 from mlxpref.text import shorten
 
 T = TypeVar("T")
@@ -44,7 +46,7 @@ class Preference:
     `a` and `b` are identities, not places on the screen: the file never decides which one is shown first. `p_people` is
     the share of people who prefer a (1 or 0 for a hard label, 0.5 for a tie), `votes` the number of people, `group` the
     prompt or ranking of the pair. `label` is the better side in the data set's own test, if it does not follow from the
-    votes.
+    votes. DataError for another `p_people`.
     """
 
     prompt: str
@@ -54,6 +56,12 @@ class Preference:
     votes: int = 1
     group: str = ""
     label: Side | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.p_people, Real) or not 0 <= self.p_people <= 1:
+            raise DataError(
+                f"{shorten(self.prompt)!r}: p_people must be a number from 0 to 1, not {self.p_people!r:.40}"
+            )
 
     def __repr__(self) -> str:
         a, b = ("image in memory" if isinstance(x, Image.Image) else shorten(str(x)) for x in (self.a, self.b))

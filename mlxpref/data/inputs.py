@@ -17,6 +17,7 @@ from mlxpref.data.image_cache import ImageCache
 from mlxpref.data.images import load_image
 from mlxpref.data.load import ALL_ROWS, Preferences, drawn, load_preferences
 from mlxpref.data.preference_table import EXAMPLE, NoSplitsError, preferences_of
+from mlxpref.data.tables import SUFFIXES
 from mlxpref.errors import ConfigError, DataError
 from mlxpref.files import expand
 from mlxpref.preferences import ImageLike, PackedImage, Preference
@@ -126,7 +127,7 @@ def preferences_from(
         elif split is not None:
             raise ConfigError(f"split {split!r}: Preferences have no splits; give those of one")
         else:
-            preferences = [replace(item, a=image_from(item.a), b=image_from(item.b)) for item in items]
+            preferences = [_preference(number, item) for number, item in enumerate(items)]
     except NoSplitsError as error:
         if split is not None:
             raise
@@ -137,11 +138,30 @@ def preferences_from(
 
 
 def check_prompt(prompt: str) -> None:
-    """DataError for a prompt that is no text, as where the arguments are in another order."""
+    """DataError for a prompt that is no text, as where the arguments are in another order, or blank."""
     if not isinstance(prompt, str):
         raise DataError(f"the prompt is text, not {_kind_of(prompt)}; it comes after the images")
+    if not prompt.strip():
+        raise DataError("the prompt is empty; give the text that the images were made from")
     if UNDECODED.search(prompt):
         raise DataError("the prompt is not UTF-8 text: it has half of a surrogate pair")
+
+
+def check_model(model: Any, order: str) -> None:
+    """ConfigError for preferences in the place of a model, as where the arguments are in another `order`."""
+    if not isinstance(model, str | os.PathLike | None):
+        raise ConfigError(f"{_kind_of(model)} is no name of a model; the order is {order}")
+    if model is not None and Path(model).suffix.lower() in SUFFIXES:
+        raise ConfigError(f"{shorten(model, 100)} is no model; the order is {order}")
+
+
+def _preference(number: int, given: Preference) -> Preference:
+    """A usable preference of a list; DataError with its number."""
+    try:
+        check_prompt(given.prompt)
+        return replace(given, a=image_from(given.a), b=image_from(given.b))
+    except DataError as error:
+        raise DataError(f"{_LISTED}, {number}: {error}") from error
 
 
 def _cell(value: Any) -> Any:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxpref.config import JudgeSettings, settings_from
-from mlxpref.data.inputs import PreferencesInput, preferences_from
+from mlxpref.data.inputs import PreferencesInput, check_model, preferences_from
 from mlxpref.data.learned import count_learned
 from mlxpref.data.load import Preferences, check_preferences, load_outside_test, load_preferences
 from mlxpref.errors import ConfigError, MlxprefError
@@ -104,6 +104,7 @@ def calibrate(
 def judge_from(judge: Judge | str | Path | None, adapter: str | Path | None, settings: Mapping[str, Any]) -> Judge:
     """A judge by name with its adapter, or one that is loaded already; in either case with other settings."""
     if not isinstance(judge, Judge):
+        check_model(judge, "(judge, data)")
         return load_judge(
             expand(judge) if judge is not None else None, Path(expand(adapter)) if adapter else None, settings
         )

@@ -35,7 +35,7 @@ from mlxpref.judge.verdict_source import (
     judge_unless_stored,
 )
 from mlxpref.log import logger
-from mlxpref.preferences import Comparison, ImageLike, Pair, shown
+from mlxpref.preferences import Comparison, ImageLike, Pair, Preference, shown
 from mlxpref.ranking.bradley_terry import all_pairs
 from mlxpref.ranking.temperature import TemperatureScaling
 from mlxpref.verdict import Strategy
@@ -197,8 +197,13 @@ class Judge:
                 images[id(image)] = image, image_from(image)
             return images[id(image)][1]
 
-        known = (Pair(image_of(pair.a), image_of(pair.b), pair.prompt) for pair in pairs)
-        comparisons = (comparison for pair in known for comparison in shown(pair))
+        def known(pair: Pair) -> Pair:
+            if not isinstance(pair, Pair | Preference):
+                raise DataError(f"{pair!r:.40} is no pair; give Pair(a, b, prompt)")
+            check_prompt(pair.prompt)
+            return Pair(image_of(pair.a), image_of(pair.b), pair.prompt)
+
+        comparisons = (comparison for pair in pairs for comparison in shown(known(pair)))
         judgements = self.judgements(comparisons, form, strategy != "soft", think, session)
         for first in judgements:
             second = next(judgements)

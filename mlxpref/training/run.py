@@ -15,7 +15,7 @@ from mlxpref.checkpoints.memory import model_size, require_fit, training_plan
 from mlxpref.checkpoints.resolve import find_checkpoint
 from mlxpref.config import TrainSettings, settings_from
 from mlxpref.data.image_cache import ImageCache
-from mlxpref.data.inputs import PreferencesInput, preferences_from
+from mlxpref.data.inputs import PreferencesInput, check_model, preferences_from
 from mlxpref.data.learned import digests_of, write_learned
 from mlxpref.data.left_out import is_public
 from mlxpref.data.load import Preferences, check_preferences, load_preferences
@@ -133,7 +133,7 @@ def resume_run(
 
 
 def train(
-    data: PreferencesInput,
+    data: PreferencesInput | None = None,
     model: str | Path | None = None,
     output: str | Path | None = None,
     resume: bool = False,
@@ -144,18 +144,20 @@ def train(
     `data` is a data set's name, a file or folder, or a list of `Preference`s, or of dicts like the rows of a file.
     `settings` are the fields of `mlxpref.config.TrainSettings`; see `run_settings` for the demo judge. It saves the
     adapter in `output` (default runs/<time>), also if the loop ends early. With `resume` the run in `output` continues
-    (see `resume_run`); a complete one yields nothing. ConfigError, DataError or ModelError for what cannot be trained.
+    (see `resume_run`), and needs its data again if they were a list; a complete one yields nothing. ConfigError,
+    DataError or ModelError for what cannot be trained.
     """
     settings = {name: expand(value) if isinstance(value, os.PathLike) else value for name, value in settings.items()}
     preferences = None
-    if isinstance(data, str | os.PathLike):
-        name = expand(data)
+    check_model(model, "(data, model)")
+    if data is None or isinstance(data, str | os.PathLike):
+        name = None if data is None else expand(data)
     else:
         folder = Path(expand(settings["data_dir"])) if settings.get("data_dir") else None
         name, preferences = preferences_from(
             data, settings.get("split"), settings.get("limit") or None, folder, "train"
         )
-    values = {"data": name} | ({"model": expand(model)} if model else {}) | settings
+    values = ({"data": name} if name else {}) | ({"model": expand(model)} if model else {}) | settings
     place, processes = Path(expand(output)) if output else None, process_group()
     if resume:
         run = resume_run(place, values, processes=processes, preferences=preferences)

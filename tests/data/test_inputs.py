@@ -12,9 +12,9 @@ from PIL import Image
 
 from mlxpref.data.image_cache import ImageCache
 from mlxpref.data.images import load_image
-from mlxpref.data.inputs import check_pair, check_prompt, find_given, image_from
+from mlxpref.data.inputs import check_pair, check_prompt, find_given, image_from, preferences_from
 from mlxpref.errors import DataError
-from mlxpref.preferences import ImageLike
+from mlxpref.preferences import ImageLike, Preference
 from tests.conftest import picture
 
 PIXELS = np.asarray(picture(1, (9, 6)))
@@ -252,3 +252,15 @@ def test_open_files(file: Path) -> None:
 def test_files_stay_files(file: Path) -> None:
     image: ImageLike = image_from("a.png")
     assert image == Path("a.png")
+
+
+@pytest.mark.parametrize("share", [float("nan"), 1.5, -0.1, "0.7", None])
+def test_a_share_of_people_is_from_0_to_1(share: Any) -> None:
+    with pytest.raises(DataError, match="'a hat': p_people must be a number from 0 to 1, not "):
+        Preference("a hat", picture(1), picture(2), share)
+
+
+def test_a_bad_preference_of_a_list_is_numbered() -> None:
+    good, bad = (Preference("a hat", picture(1), b, 1.0) for b in (picture(2), Path("~/gone.png")))
+    with pytest.raises(DataError, match=r"list of preferences, 1: .*gone\.png: no such file"):
+        preferences_from([good, bad], None)

@@ -14,9 +14,10 @@ from PIL import Image
 
 from mlxpref.data.images import load_image
 from mlxpref.demo.pictures import PictureSpec, render
-from mlxpref.errors import DataError
+from mlxpref.errors import ConfigError, DataError
 from mlxpref.judge import judge as judge_module
 from mlxpref.judge import rank as ranking_module
+from mlxpref.judge.functions import calibrate, evaluate
 from mlxpref.judge.judge import Judge
 from mlxpref.judge.ranking_result import Ranking
 from mlxpref.judge.verdict_source import judge_by_model
@@ -75,6 +76,33 @@ def test_wrong_orders_are_named(judge: Judge, folder: Path) -> None:
     ):
         with pytest.raises(DataError, match=r"after the images|\(images, prompt\)"):
             ask()
+
+
+@pytest.mark.parametrize("prompt", ["", " \n", None])
+def test_a_prompt_is_needed(judge: Judge, prompt: Any) -> None:
+    images: Any = [picture(1), picture(2)]
+    for ask in (
+        lambda: judge.rank(images, prompt),
+        lambda: judge.compare(*images, prompt),
+        lambda: judge.score(images, prompt),
+        lambda: next(judge.pairs([Pair(*images, prompt)])),
+        lambda: evaluate(judge, [Preference(prompt, *images, 1.0)]),
+    ):
+        with pytest.raises(DataError, match="the prompt is"):
+            ask()
+
+
+def test_what_is_no_pair(judge: Judge) -> None:
+    pair: Any = (picture(1), picture(2), PROMPT)
+    with pytest.raises(DataError, match=r"give Pair\(a, b, prompt\)"):
+        next(judge.pairs([pair]))
+
+
+@pytest.mark.parametrize("data", [[], "pairs.jsonl", Path("pairs.CSV")])
+def test_data_in_the_place_of_the_judge(data: Any) -> None:
+    for work in (evaluate, calibrate):
+        with pytest.raises(ConfigError, match=r"the order is \(judge, data\)"):
+            work(data, "demo")
 
 
 def test_a_score_of_every_image_or_none(judge: Judge, folder: Path) -> None:

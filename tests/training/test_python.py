@@ -40,6 +40,21 @@ def test_lists_train_as_named_data(tmp_path: Path) -> None:
     assert repr(reports[-1]).startswith("StepReport(step 3 of 3: reward ")
 
 
+def test_a_run_of_named_data_resumes_without_them(tmp_path: Path) -> None:
+    run = mlxpref.train("demo", TINY, tmp_path / "run", limit=8, **SETTINGS)
+    assert [report.step for report in islice(run, 2)] == [1, 2]
+    run.close()  # type: ignore[attr-defined]
+    assert [report.step for report in mlxpref.train(output=tmp_path / "run", resume=True)] == [3]
+    with pytest.raises(mlxpref.ConfigError, match="no --data"):
+        next(mlxpref.train(output=tmp_path / "other"))
+
+
+@pytest.mark.parametrize("data", [[], "pairs.jsonl"])
+def test_data_in_the_place_of_the_model(tmp_path: Path, data: Any) -> None:
+    with pytest.raises(mlxpref.ConfigError, match=r"the order is \(data, model\)"):
+        next(mlxpref.train("demo", data, tmp_path / "run"))
+
+
 def test_a_run_from_a_list_resumes_with_it(tmp_path: Path) -> None:
     preferences = demo_preferences("train", 8)
     whole, parted = tmp_path / "whole", tmp_path / "parted"
