@@ -19,6 +19,7 @@ from mlxpref.cli.options import (
 from mlxpref.cli.output import print_json
 from mlxpref.cli.tables import pair_to_json, print_pair
 from mlxpref.config import JudgeSettings
+from mlxpref.data.find_images import find_duplicates
 from mlxpref.judge.diagnostics import answer_warnings, demo_warnings
 
 
@@ -44,6 +45,8 @@ def compare(a: Path, b: Path, prompt: str, judge: JudgeOptions, settings: dict[s
     loaded = loaded.calibrated_for([loaded.settings.think])
     verdict = loaded.compare(a, b, prompt)
     warnings = list(answer_warnings([verdict]))
+    if a == b or find_duplicates((a, b)):
+        warnings.append(f"{a} and {b} have the same content: a preference between them is chance")
     if as_json:
         judged = {
             "prompt": prompt,

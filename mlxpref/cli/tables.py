@@ -38,9 +38,10 @@ def print_pair(a: Path, b: Path, verdict: PairVerdict, warnings: Iterable[str] =
     names = short_names([str(a), str(b)])
     orders = [(verdict.p_a_shown_first, verdict.a_shown_first), (verdict.p_a_shown_second, verdict.a_shown_second)]
     subject = ""
-    if verdict.p_a == 0.5:
+    if math.isclose(verdict.p_a, 0.5, abs_tol=1e-6):
         is_read = any(each.p_first("soft") is not None for each in verdict.verdicts)
-        print_text(f"undecided between {a} and {b}: {'50 % for either' if is_read else 'no completion could be read'}")
+        why = "50 % for either, the judge cannot tell them apart" if is_read else "no completion could be read"
+        print_text(f"undecided between {a} and {b}: {why}")
         subject = f"{names[0]} "
     elif verdict.p_a > 0.5:
         print_text(f"{a} is preferred to {b}, {percent(verdict.p_a)}")

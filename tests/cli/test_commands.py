@@ -251,6 +251,16 @@ def test_compare(two: tuple[Path, Path]) -> None:
     assert any("of its probability to an answer at all" in line for line in result["warnings"])
 
 
+def test_equal_pictures_have_no_winner(two: tuple[Path, Path]) -> None:
+    copy = two[0].with_name("copy.png")
+    copy.write_bytes(two[0].read_bytes())
+    for other in (two[0], copy):
+        text = run("compare", two[0], other, "--prompt", "a shape", "--no-think", *QUICK).stdout
+        assert text.startswith(f"undecided between {two[0]} and {other}: 50 % for either")
+        assert "have the same content" in text
+    assert "same content" not in run("compare", *two, "--prompt", "a shape", "--no-think", *QUICK).stdout
+
+
 def test_compare_without_thinking_and_with_samples(two: tuple[Path, Path]) -> None:
     done = run("compare", *two, "--prompt", "a shape", *QUICK, "--no-think", "--samples", "3", "--json")
     assert "--samples 3 is left off" in done.stderr
