@@ -1,4 +1,4 @@
-from mlxpref.text import counted, first_ten, format_bytes, format_duration, one_line, short_names
+from mlxpref.text import counted, few, first_ten, format_bytes, format_duration, one_line, short_names
 
 
 def test_numbers_of_bytes() -> None:
@@ -9,6 +9,8 @@ def test_numbers_of_bytes() -> None:
 
 def test_long_lists() -> None:
     assert first_ten(["a", "b"], "; ") == "a; b"
+    assert few("abc", 2) == "a, b, c"  # "and 1 more" would take as much room
+    assert few("abcd", 2) == "a, b, and 2 more"
     assert first_ten([str(i) for i in range(12)], " ") == "0 1 2 3 4 5 6 7 8 9 and 2 more"
 
 
