@@ -86,5 +86,4 @@ def load(
     from mlxpref.judge.loading import calibrated, load_judge
 
     name, folder = expand(model) if model is not None else None, Path(expand(adapter)) if adapter else None
-    judge = load_judge(name, folder, settings, lambda question: yes, any_base=any_base)
-    return calibrated(judge, calibration if isinstance(calibration, bool) else Path(expand(calibration)))
+    return calibrated(load_judge(name, folder, settings, lambda question: yes, any_base=any_base), calibration)

@@ -88,9 +88,7 @@ def convert(
         settings = recipe or Recipe(None)
         result = {
             "recipe": recipe.name if recipe else "kept",
-            "bits": settings.bits,
-            "group_size": settings.group_size,
-            "mode": settings.mode,
+            **{name: getattr(settings, name) for name in ("bits", "group_size", "mode")},
             "quantized_layers": len(plan),
             "left": unquantized,
             "bits_per_weight": round(8 * weight_bytes / count, 4),
@@ -100,11 +98,9 @@ def convert(
         finish(folder)
         origin: dict[str, Any] = {"source": name or str(source.folder), "revision": revision_of(source.folder)}
         origin |= {"identity": source.identity.to_json(), "adapter": str(adapter) if adapter else None, "dtype": dtype}
-        trained = trained_settings(adapter or source.folder)
-        write_record(folder, origin | result | ({"trained": trained} if trained else {}))
-    seconds = round(time.perf_counter() - start, 2)
-    summary = {"path": str(output), "source": origin["source"], **result}
-    return summary | {"bytes": folder_bytes(output), "seconds": seconds}
+        write_record(folder, origin | result | {"trained": trained_settings(adapter or source.folder)})
+    summary = {"path": str(output), "source": origin["source"], **result, "bytes": folder_bytes(output)}
+    return summary | {"seconds": round(time.perf_counter() - start, 2)}
 
 
 def _check_quantized_source(source: Path, model: nn.Module, recipe: Recipe | None, requantize: bool) -> None:

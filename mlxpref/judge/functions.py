@@ -47,8 +47,8 @@ def evaluate(
     """
     if strategy not in STRATEGIES:
         raise ConfigError(f"strategy {strategy!r}: known are {', '.join(STRATEGIES)}")
-    loaded, folder = judge_from(judge, adapter, settings), Path(expand(data_dir)) if data_dir else None
-    loaded = calibrated(loaded, calibration if isinstance(calibration, bool) else Path(expand(calibration)))
+    loaded = calibrated(judge_from(judge, adapter, settings), calibration)
+    folder = Path(expand(data_dir)) if data_dir else None
     name, preferences = preferences_from(data, split, limit, folder)
     spec = EvaluationSpec(name, preferences.split, strategy, protocol or protocol_of(name), tie_threshold)
     validation = tie_validation(spec, preferences, limit, folder)

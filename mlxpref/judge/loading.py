@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from mlxpref.config import JudgeSettings, settings_from
 from mlxpref.engine.adapters import check_base, find_base, load_adapter, trained_settings
 from mlxpref.engine.vlm import load_vlm
 from mlxpref.errors import DataError
+from mlxpref.files import expand
 from mlxpref.judge.calibration import CALIBRATION_FILE, CalibrationFile, cached_calibrations, read_calibrations
 from mlxpref.judge.judge import Judge
 from mlxpref.log import logger
@@ -83,13 +85,16 @@ def known_calibrations(adapter: Path | None = None) -> list[CalibrationFile]:
     return known
 
 
-def calibrated(judge: Judge, calibration: Path | bool = True) -> Judge:
+def calibrated(judge: Judge, calibration: str | PathLike[str] | bool = True) -> Judge:
     """The judge with the calibration in a file; True is its own, if any, False is none.
 
     DataError for a file that is no calibration. A file of another judge raises an error only when the judge judges. Of
     the judge's own it leaves off what does not hold for its settings, with a warning.
     """
-    file = _own_calibration(judge) if calibration is True else read_calibrations(calibration) if calibration else None
+    if isinstance(calibration, bool):
+        file = _own_calibration(judge) if calibration else None
+    else:
+        file = read_calibrations(Path(expand(calibration)))
     if file is not None:
         logger.info(f"calibrated by {file}")
     return replace(judge, calibration=file)
