@@ -38,6 +38,7 @@ from mlxpref.log import logger
 from mlxpref.preferences import Comparison, ImageLike, Pair, Preference, shown
 from mlxpref.ranking.bradley_terry import all_pairs
 from mlxpref.ranking.temperature import TemperatureScaling
+from mlxpref.text import shorten
 from mlxpref.verdict import Strategy
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -88,9 +89,9 @@ class Judge:
         object.__setattr__(self, "fingerprint", self.fingerprint or Fingerprint(self.vlm))
 
     def __repr__(self) -> str:
-        adapter = f", adapter {str(self.adapter)[-60:]!r}" if self.adapter else ""
+        adapter = f", adapter {shorten(self.adapter)!r}" if self.adapter else ""
         think = f"up to {self.settings.max_tokens} tokens of reasons" if self.settings.think else "without thinking"
-        return f"Judge({self.name[-60:]!r}{adapter}, {think}{', calibrated' if self.calibration else ''})"
+        return f"Judge({shorten(self.name)!r}{adapter}, {think}{', calibrated' if self.calibration else ''})"
 
     @property
     def think_about(self) -> ThinkAbout:
