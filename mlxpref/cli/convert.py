@@ -17,13 +17,15 @@ from mlxpref.cli.tables import fidelity_line, print_recipes
 from mlxpref.conversion.compare_recipes import compare_recipes
 from mlxpref.conversion.convert import convert as convert_folder
 from mlxpref.conversion.fidelity import built_in_comparisons, comparisons_of
-from mlxpref.conversion.quantize import Recipe
+from mlxpref.conversion.quantize import DTYPES, GROUP_SIZES, Recipe
 from mlxpref.data.load import load_preferences
 from mlxpref.errors import ConfigError
 from mlxpref.hub import upload_model, visibility_of
 from mlxpref.text import format_bytes
 
 _BITS = click.Choice(["none", "2", "3", "4", "5", "6", "8"])
+DTYPE = click.Choice(DTYPES)
+GROUP_SIZE = click.Choice(list(map(str, GROUP_SIZES)))
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(MB|GB)", re.IGNORECASE)
 
 
@@ -92,9 +94,7 @@ class RecipeOptions:
     """The options of quantization: one recipe, or several to compare."""
 
     bits: str | None = option("--bits", type=_BITS, help="Bits a weight of the language model.  [default: 4]")
-    group_size: str | None = option(
-        "--group-size", type=click.Choice(["32", "64", "128"]), help="Weights that share a scale.  [default: 64]"
-    )
+    group_size: str | None = option("--group-size", type=GROUP_SIZE, help="Weights that share a scale.  [default: 64]")
     mode: str | None = option(
         "--mode", type=click.Choice(["affine", "mxfp4"]), help="How weights are quantized.  [default: affine]"
     )
@@ -134,13 +134,7 @@ class RecipeOptions:
 @click.argument("source")
 @click.argument("output", type=FILE, required=False)
 @option_group(RecipeOptions, "recipe")
-@click.option(
-    "--dtype",
-    type=click.Choice(["bfloat16", "float16", "float32"]),
-    default="bfloat16",
-    show_default=True,
-    help="Type of the weights that are not quantized.",
-)
+@click.option("--dtype", type=DTYPE, default="bfloat16", show_default=True, help="Type of unquantized weights.")
 @option_group(WriteOptions, "writing")
 @click.option("--revision", help="Branch, tag or commit, where SOURCE is a Hugging Face id.")
 @click.option("--requantize", is_flag=True, help="Accept a quantized SOURCE; its weights are dequantized first.")

@@ -6,7 +6,7 @@ from typing import Literal
 import click
 
 from mlxpref.cli.common import exit_on_sigterm
-from mlxpref.cli.convert import WriteOptions
+from mlxpref.cli.convert import DTYPE, GROUP_SIZE, WriteOptions
 from mlxpref.cli.options import FILE, HelpCommand, json_option, option_group
 from mlxpref.cli.output import print_json, print_text
 from mlxpref.cli.tables import fidelity_line
@@ -31,12 +31,8 @@ from mlxpref.text import format_bytes
 )
 @click.option("--model", help="The model it was trained on.  [default: the one the adapter names]")
 @click.option("--recipe", help="With --to fused: quantize as `convert` does.  [default: each layer as it was]")
-@click.option("--group-size", type=click.Choice(["32", "64", "128"]), help="With --recipe.  [default: 64]")
-@click.option(
-    "--dtype",
-    type=click.Choice(["bfloat16", "float16", "float32"]),
-    help="Type of the weights that are not quantized.  [default: the model's own; PEFT float32]",
-)
+@click.option("--group-size", type=GROUP_SIZE, help="With --recipe.  [default: 64]")
+@click.option("--dtype", type=DTYPE, help="Type of unquantized weights.  [default: the model's own; PEFT float32]")
 @option_group(WriteOptions, "writing")
 @click.option("--any-base", is_flag=True, help="Accept an adapter that was trained on another model.")
 @json_option

@@ -8,14 +8,13 @@ from mlxpref.checkpoints.resolve import find_checkpoint
 from mlxpref.conversion.convert import convert as convert_folder
 from mlxpref.conversion.export import export_adapter
 from mlxpref.conversion.fidelity import built_in_comparisons, comparisons_of
-from mlxpref.conversion.quantize import Recipe
+from mlxpref.conversion.quantize import DTYPES, Recipe
 from mlxpref.data.load import load_preferences
 from mlxpref.engine.adapters import find_base
 from mlxpref.errors import ConfigError
 from mlxpref.files import expand
 
 _SHARD = 5 * 10**9
-_DTYPES = ("bfloat16", "float16", "float32")
 
 
 def convert(
@@ -40,7 +39,7 @@ def convert(
     whose images are compared, instead of built-in pictures. ModelError for a source that cannot be converted,
     ConfigError for an output that exists, unless `overwrite`; both leave nothing behind.
     """
-    _check("dtype", dtype, _DTYPES)
+    _check("dtype", dtype, DTYPES)
     quantization = Recipe.named(str(recipe or bits or "none"), group_size, vision_bits)
     comparisons = built_in_comparisons()
     if preferences is not None:
@@ -73,7 +72,7 @@ def export(
     output that exists, unless `overwrite`.
     """
     _check("to", to, ("peft", "fused", "hf"))
-    _check("dtype", dtype, (None, *_DTYPES))
+    _check("dtype", dtype, (None, *DTYPES))
     if recipe is not None and to != "fused":
         raise ConfigError('a recipe goes with to="fused"')
     quantization = Recipe.named(str(recipe), group_size) if recipe is not None else None

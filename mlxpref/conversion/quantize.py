@@ -11,6 +11,9 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from mlxpref.errors import ConfigError
 
+DTYPES = ("bfloat16", "float16", "float32")
+"""The types of weights that are not quantized."""
+GROUP_SIZES = (32, 64, 128)
 _BITS = (2, 3, 4, 5, 6, 8)
 _MIXED = ("mixed_2_6", "mixed_3_4", "mixed_3_5", "mixed_3_6", "mixed_3_8", "mixed_4_6", "mixed_4_8")
 _RECIPES = ("none", *(str(bits) for bits in _BITS), *_MIXED, "mxfp4")
@@ -46,7 +49,7 @@ class Recipe:
         for bits in (self.bits, self.high_bits, self.vision_bits):
             if bits is not None and bits not in _BITS:
                 raise ConfigError(f"{bits} bits: MLX quantizes to {', '.join(map(str, _BITS))}")
-        if self.mode not in ("affine", "mxfp4") or self.group_size not in (32, 64, 128):
+        if self.mode not in ("affine", "mxfp4") or self.group_size not in GROUP_SIZES:
             raise ConfigError(f"mode {self.mode}, groups of {self.group_size}: give affine or mxfp4, and 32, 64 or 128")
         if self.mode == "mxfp4" and (self.bits, self.group_size, self.high_bits) != (4, _MX_GROUP, None):
             raise ConfigError("mxfp4 has 4 bits and groups of 32")
