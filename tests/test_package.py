@@ -251,6 +251,7 @@ def test_convert_and_export_as_the_commands(tmp_path: Path) -> None:
     ("wrong", "message"),
     [
         ({"bits": 7}, "recipe '7'"),
+        ({"bits": 0}, "recipe '0'"),
         ({"recipe": "mixed_9"}, "recipe 'mixed_9'"),
         ({"dtype": "int8"}, "dtype"),
         ({"group_size": 100}, "groups of 100"),

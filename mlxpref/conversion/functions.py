@@ -40,7 +40,7 @@ def convert(
     ConfigError for an output that exists, unless `overwrite`; both leave nothing behind.
     """
     _check("dtype", dtype, DTYPES)
-    quantization = Recipe.named(str(recipe or bits or "none"), group_size, vision_bits)
+    quantization = Recipe.named(str(recipe or ("none" if bits is None else bits)), group_size, vision_bits)
     comparisons = built_in_comparisons()
     if preferences is not None:
         comparisons = comparisons_of(load_preferences(expand(preferences), "test"))
