@@ -13,7 +13,7 @@ from mlxpref.data.image_cache import ImageCache
 from mlxpref.errors import DataError
 from mlxpref.files import expand, sha256_of
 from mlxpref.preferences import ImageLike, PackedImage
-from mlxpref.text import first_ten
+from mlxpref.text import few, first_ten
 
 # Suffixes of images in a folder; HEIC and JPEG XL are here so that they are reported as skipped.
 _NAMES = re.compile(r".\.(apng|avif|bmp|gif|hei[cf]|hif|j2k|jfif|jp[2eg]|jpeg|jxl|mpo|p[bgnp]m|png|tiff?|webp)$", re.I)
@@ -52,8 +52,12 @@ def try_images(paths: Iterable[Path], images: ImageCache) -> tuple[list[Path], l
 
 
 def reasons_of(skipped: Sequence[Skipped]) -> str:
-    """The first ten skipped images with their errors, on one line."""
-    return first_ten([f"{skip.path} {skip.error}" for skip in skipped], "; ")
+    """The first ten errors of skipped images, each once with its first images, on one line."""
+    paths: dict[str, list[str]] = {}
+    for skip in skipped:
+        paths.setdefault(skip.error, []).append(str(skip.path))
+    named = [(few(of, 3), "each of " if len(of) > 1 else "", error) for error, of in paths.items()]
+    return first_ten([f"{each}{names} {error}" for names, each, error in named], "; ")
 
 
 def find_images(paths: Sequence[Path | str], recursive: bool = False) -> list[Path]:

@@ -17,7 +17,7 @@ from mlxpref.data.find_images import locate
 from mlxpref.errors import ConfigError, DataError
 from mlxpref.files import lock
 from mlxpref.log import logger
-from mlxpref.text import first_ten
+from mlxpref.text import few, first_ten
 
 TRAIN, TEST = "train", "test"
 """The splits of records: to learn from, and to measure with."""
@@ -203,15 +203,16 @@ class LabelFile:
     def _read(self) -> list[LabelRecord]:
         content = self.path.read_bytes()
         whole, _, tail = content.rpartition(b"\n")
-        records, errors = [], []
+        records, places = [], dict[str, list[str]]()
         for number, line in enumerate(whole.split(b"\n") if whole else [], 1):
             try:
                 records += [_parsed(line)] if line.strip() else []
             except DataError as error:
-                errors.append(f"line {number}: {error}")
+                places.setdefault(str(error), []).append(f"line {number}")
         if tail and not _is_cut_off(tail):
-            errors.append("the end: no line of `mlxpref label`")
-        if errors:
+            places.setdefault(_NOT_OURS, []).append("the end")
+        if places:
+            errors = [f"{few(lines, 3)}: {error}" for error, lines in places.items()]
             raise DataError(f"{self.path}: holds other lines; give another --output:\n  {first_ten(errors)}")
         if tail:  # a record without its line feed, or half a record
             try:

@@ -95,7 +95,8 @@ def prompts_of(images: Sequence[Path], source: str) -> tuple[dict[Path, str], li
         except DataError as error:
             skipped.append(Skipped(image, str(error)))
     if not prompts:
-        raise DataError(f"none of {len(images)} images has a prompt: {reasons_of(skipped)}")
+        ways = f"--prompt-from sidecar, png or a file ({', '.join(SUFFIXES)}), or one --prompt for all"
+        raise DataError(f"none of {len(images)} images has a prompt: {reasons_of(skipped)}; other ways are {ways}")
     notes = [
         f"{len(changed)} of {len(prompts)} prompts are used without LoRAs, weights and the like: "
         f"“{shorten(before, 60)}” as “{shorten(after, 60)}”"

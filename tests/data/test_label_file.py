@@ -97,6 +97,16 @@ def test_other_file_is_refused(tmp_path: Path, content: bytes) -> None:
     assert path.read_bytes() == content
 
 
+def test_lines_of_one_kind_have_one_reason(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(b'{"a": 1}\n' * 9 + b"{\n")
+    with pytest.raises(DataError) as error:
+        LabelFile(path)
+    assert str(error.value).split("\n  ")[1:] == [
+        "line 1, line 2, line 3, and 6 more: not a line that `mlxpref label` wrote", "line 10: not valid JSON",
+    ]  # fmt: skip
+
+
 def test_one_process_at_a_time(tmp_path: Path) -> None:
     with LabelFile(tmp_path / "p.jsonl"), pytest.raises(ConfigError, match="another `mlxpref label` writes there"):
         LabelFile(tmp_path / "p.jsonl")

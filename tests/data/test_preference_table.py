@@ -561,7 +561,9 @@ def test_a_table_of_one_image_a_row_is_rankings(folder: Path, kind: str) -> None
         {"image_path": f"{i}.png", "prompt_id": "1-1", "prompt": "x", "rank": rank, "overall_rating": 7}
         for i, rank in ((1, 2), (2, 1), (3, 2))
     ]
-    preferences = read_preferences(write_format(folder, kind, rows))
+    with messages() as lines:
+        preferences = read_preferences(write_format(folder, kind, rows))
+    assert not lines, "a rank is no number of an image"
     assert [(p.a, p.b, p.p_people, p.group) for p in preferences] == [
         (folder / "1.png", folder / "2.png", 0.0, "1-1"),
         (folder / "1.png", folder / "3.png", 0.5, "1-1"),

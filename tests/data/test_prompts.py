@@ -82,12 +82,15 @@ def test_prompts_come_from_metadata(folder: Path) -> None:
 
 
 def test_images_all_without_prompts_are_an_error(folder: Path) -> None:
-    message = problem(prompts_of, images_of(folder), "sidecar")
-    assert message.startswith(
-        f"none of 4 images has a prompt: {folder / '1.png'} has no text file of its name beside it, and no row "
-        "in a metadata.jsonl there; "
+    images = images_of(folder)
+    assert problem(prompts_of, images, "sidecar").startswith(
+        f"none of 4 images has a prompt: each of {', '.join(map(str, images))} has no text file of its name beside it, "
+        "and no row in a metadata.jsonl there; other ways are --prompt-from sidecar, png or a file (.jsonl, "
     )
-    assert problem(prompts_of, [folder / "1.png"] * 12, "png").endswith("; and 2 more")
+    png(images[0], {"parameters": SETTINGS})
+    message = problem(prompts_of, [images[0], *images[1:2] * 12], "png")
+    assert message.count("no prompt in its metadata") == message.count("and 9 more") == 1, "each reason stands once"
+    assert f"{images[0]} has an empty prompt; " in message
 
 
 LISTS = {
