@@ -28,7 +28,7 @@ from mlxpref.conversion.quantize import (
     quantize,
     quantized_layers,
 )
-from mlxpref.conversion.verify import naming_source, revision_of, verify, write_record
+from mlxpref.conversion.verify import naming_source, public_name, revision_of, verify, write_record
 from mlxpref.conversion.writer import check_space, folder_bytes, new_folder, write_model
 from mlxpref.engine.adapters import read_adapter, trained_settings
 from mlxpref.engine.lora import fuse_adapter
@@ -96,10 +96,11 @@ def convert(
             "fidelity_skipped": skipped,
         }
         finish(folder)
-        origin: dict[str, Any] = {"source": name or str(source.folder), "revision": revision_of(source.folder)}
-        origin |= {"identity": source.identity.to_json(), "adapter": str(adapter) if adapter else None, "dtype": dtype}
+        full_name, fused = name or str(source.folder), public_name(adapter.absolute()) if adapter else None
+        origin: dict[str, Any] = {"source": public_name(full_name), "revision": revision_of(source.folder)}
+        origin |= {"identity": source.identity.to_json(), "adapter": fused, "dtype": dtype}
         write_record(folder, origin | result | {"trained": trained_settings(adapter or source.folder)})
-    summary = {"path": str(output), "source": origin["source"], **result, "bytes": folder_bytes(output)}
+    summary = {"path": str(output), "source": full_name, **result, "bytes": folder_bytes(output)}
     return summary | {"seconds": round(time.perf_counter() - start, 2)}
 
 

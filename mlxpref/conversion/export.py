@@ -13,7 +13,7 @@ from mlxpref.conversion.convert import convert, plain_config
 from mlxpref.conversion.fidelity import built_in_comparisons
 from mlxpref.conversion.model_card import write_card
 from mlxpref.conversion.quantize import Recipe, cast, dequantize, quantized_layers
-from mlxpref.conversion.verify import write_record
+from mlxpref.conversion.verify import public_name, write_record
 from mlxpref.conversion.writer import check_space, folder_bytes, new_folder, write_model
 from mlxpref.engine.adapters import check_base, read_adapter, trained_settings
 from mlxpref.engine.lora import fuse_adapter
@@ -60,7 +60,7 @@ def export_adapter(
                 check_space(output, sum(int(weight.nbytes) for weight in model_weights.values()))
                 write_model(folder, base.folder, plain_config(base.config, dtype), model_weights, shard_size, kind="pt")
             write_card(folder, to, adapter, base_name)
-            write_record(folder, {"adapter": str(adapter), "trained": trained_settings(adapter)})
+            write_record(folder, {"adapter": public_name(adapter), "trained": trained_settings(adapter)})
     tensors = len(read_file_tensor_infos(output / PEFT_WEIGHTS) if to == "peft" else read_tensor_infos(output))
     result = {"path": str(output), "to": to, "adapter": str(adapter), "base_model": base_name, "tensors": tensors}
     names = ("recipe", "quantized_layers", "bits_per_weight", "fidelity")

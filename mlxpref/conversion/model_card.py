@@ -9,6 +9,8 @@ from typing import Any
 from mlxpref.checkpoints.files import ADAPTER_CONFIG, read_json_object
 from mlxpref.checkpoints.resolve import is_hub_id
 from mlxpref.config import JudgeSettings
+from mlxpref.conversion.verify import public_name
+from mlxpref.engine.adapters import trained_settings
 from mlxpref.engine.template import CLOSING, NO_THINKING, USER_TEXT, comparison_messages
 from mlxpref.errors import ModelError
 from mlxpref.text import plain
@@ -29,7 +31,7 @@ def write_card(folder: Path, to: str, adapter: Path, base_name: str) -> None:
     """Write the README.md of an exported adapter, with its run's records, if any."""
     from huggingface_hub import ModelCard, ModelCardData
 
-    name, (library, what) = plain(base_name), _EXPORTS[to]
+    name, (library, what) = plain(public_name(base_name)), _EXPORTS[to]
     record = _record(adapter / "run.json")
     settings = record["settings"]
     when, held_out = _measurement(adapter, bool(settings.get("patience")))
@@ -46,7 +48,7 @@ def write_card(folder: Path, to: str, adapter: Path, base_name: str) -> None:
         messages=json.dumps(comparison_messages("choice"), ensure_ascii=False, indent=1).replace(USER_TEXT, " PROMPT"),
         no_thinking=NO_THINKING,
         closing=CLOSING,
-        trained=_trained(settings),
+        trained=_trained(settings | trained_settings(adapter)),
         settings=_settings(record),
         when=when,
         held_out=held_out,
@@ -75,7 +77,7 @@ def _trained(settings: Mapping[str, Any]) -> str:
 def _settings(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The settings in a run's record, by name, and its last step."""
     settings, ended = record["settings"], record["ended"]
-    rows = [(name.replace("_", " "), _code(settings[name])) for name in _SETTINGS if name in settings]
+    rows = [(name.replace("_", " "), _code(public_name(settings[name]))) for name in _SETTINGS if name in settings]
     return rows + ([("ended after step", _code(ended["step"]))] if "step" in ended else [])
 
 

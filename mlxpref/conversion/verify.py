@@ -131,6 +131,12 @@ def revision_of(folder: Path) -> str | None:
     return match[1] if match else None
 
 
+def public_name(name: object) -> str:
+    """A name for others: of a local path only its last part, which says nothing about this machine."""
+    path = Path(str(name)).expanduser()
+    return path.name if path.is_absolute() or str(name).startswith(".") or path.exists() else str(name)
+
+
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
     """Write mlxpref.json: a record, versions of the software, and the checksum of every file in the folder.
 

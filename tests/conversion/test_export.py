@@ -1,6 +1,7 @@
 """Adapters elsewhere: PEFT's read and written, fused for MLX and for transformers, all saying the same."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from mlxpref.checkpoints.checkpoint import Checkpoint
-from mlxpref.checkpoints.files import ADAPTER_CONFIG
+from mlxpref.checkpoints.files import ADAPTER_CONFIG, RECORD
 from mlxpref.checkpoints.names import hub_name
 from mlxpref.checkpoints.safetensors import read_tensor_infos
 from mlxpref.conversion.convert import convert
@@ -302,6 +303,23 @@ def test_model_card_measures_the_kept_step(kept: int, patience: int, words: str,
     (adapter / "log.jsonl").write_text("\n".join(map(json.dumps, lines)))
     export(adapter, tmp_path / "out", "peft", "qwen2_5_vl")
     assert words in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("to", ["peft", "fused", "hf"])
+def test_exports_name_no_place_on_this_machine(tmp_path: Path, to: str) -> None:
+    adapter, output = write_adapter(tmp_path / "adapter", tiny_model("qwen2_5_vl")), tmp_path / "out"
+    config = json.loads((adapter / ADAPTER_CONFIG).read_text())
+    trained = {"think": False, "max_pixels": 50176, "max_tokens": 9, "read_weight": 1.0}
+    (adapter / ADAPTER_CONFIG).write_text(json.dumps(config | {"trained": trained}))
+    settings = {"data": f"{tmp_path}/mine.jsonl", "reward": "~/own.py:score", "think": False, "max_pixels": 12544}
+    (adapter / "run.json").write_text(json.dumps({"settings": settings}))
+    base = tmp_path / "base"
+    shutil.copytree(GOLDEN / "qwen2_5_vl", base)
+    export_adapter(adapter, output, to, base, str(base))
+    card, record = ((output / name).read_text() for name in ("README.md", RECORD))
+    assert str(tmp_path) not in card + record
+    assert all(text in card for text in ("`mine.jsonl`", "`own.py:score`", "at most 50176 pixels"))
+    assert json.loads(record)["adapter"] == "adapter"
 
 
 def test_a_failed_export_leaves_nothing(tmp_path: Path) -> None:
