@@ -26,7 +26,8 @@ def read_folders(folder: Path, split: str | None = None) -> list[Preference]:
     if split in splits:
         folder, pair = folder / str(split), splits[str(split)]
     elif pair is None and splits:
-        raise UnknownSplitError(f"{folder}: no split {json.dumps(split)}; there are {', '.join(splits)}")
+        known = ", ".join(splits)
+        raise UnknownSplitError(f"{folder}: no split {json.dumps(split)}; there are {known}; give one with --split")
     elif pair is None:
         names = " or ".join("/ and ".join(names) + "/" for names in WINNERS)
         raise DataError(f"{folder}: holds no two folders {names}")

@@ -117,9 +117,8 @@ def _chosen(label: str, files: Iterable[str], split: str, part: str | None) -> t
     if len(splits) == 1 and not _SPLIT.search(only):
         return splits[only], None
     if split not in splits:
-        raise UnknownSplitError(
-            f"{label}: no split {split!r}; there are {', '.join(sorted(splits))}: give one with --split"
-        )
+        known = ", ".join(sorted(splits))
+        raise UnknownSplitError(f"{label}: no split {split!r}; there are {known}; give one with --split")
     return splits[split], split
 
 

@@ -64,7 +64,8 @@ def find_given(images: ImagesInput, cache: ImageCache) -> tuple[list[ImageLike],
         except DataError as error:
             problems.setdefault(str(error), []).append(f"image {number}")
     if problems and isinstance(images, str | os.PathLike):
-        raise DataError(f"{first_ten([*problems])}; the order is (images, prompt)")
+        order = "" if "*" in str(images) else "; the order is (images, prompt)"
+        raise DataError(first_ten([*problems]) + order)
     if problems:
         lines = [f"{first_ten(numbers, ', ')}: {problem}" for problem, numbers in problems.items()]
         raise DataError(first_ten(lines, "; "))
@@ -133,7 +134,8 @@ def preferences_from(
             raise
         preferences = error.preferences
     except (AttributeError, TypeError) as error:
-        raise DataError(f"{_LISTED}: not all are Preferences, or dicts like {EXAMPLE}") from error
+        table = '; of a table of pandas give df.to_dict("records")' if hasattr(data, "columns") else ""
+        raise DataError(f"{_LISTED}: not all are Preferences, or dicts like {EXAMPLE}{table}") from error
     return str(_LISTED), Preferences((preferences[number] for number in drawn(limit, 0, len(preferences))), name)
 
 
@@ -209,7 +211,8 @@ def _path_of(value: str | os.PathLike[str]) -> Path:
         raise DataError(f"{shorten(name, 100)}: is a web address; download it first")
     path = locate(name) if name.strip() else None
     if path is None:
-        raise DataError(f"{shorten(name, 100) or repr(name)}: no such file or folder")
+        pattern = "; of a pattern give the files, sorted(glob.glob(pattern))" if "*" in name else ""
+        raise DataError(f"{shorten(name, 100) or repr(name)}: no such file or folder{pattern}")
     return path
 
 

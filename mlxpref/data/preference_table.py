@@ -63,7 +63,7 @@ def preferences_of(
         raise DataError(f'{path}: {without} of {len(rows)} rows have no "split"; give it to all or to none')
     if split not in names:
         known = ", ".join(sorted(filter(None, names)))
-        raise UnknownSplitError(f'{path}: no rows of split "{split}"; there are {known}')
+        raise UnknownSplitError(f'{path}: no rows of split "{split}"; there are {known}; give one with --split')
     return [preference for name, preference in rows if name == split]
 
 

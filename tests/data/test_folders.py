@@ -50,7 +50,7 @@ def test_a_split_is_a_folder(tmp_path: Path) -> None:
     write_files(tmp_path, {f"{s}/{side}/{s}.png": "" for s in ("train", "test") for side in ("preferred", "rejected")})
     write_files(tmp_path, {"train/prompt.txt": "to learn", "test/prompt.txt": "to test"})
     assert [p.prompt for p in load_preferences(str(tmp_path), "test")] == ["to test"]
-    with pytest.raises(DataError, match='no split "dev"; there are test, train'):
+    with pytest.raises(DataError, match='no split "dev"; there are test, train; give one with --split'):
         load_preferences(str(tmp_path), "dev")
     with pytest.raises(DataError, match="holds no two folders preferred/ and rejected/ or chosen/ and rejected/"):
         load_preferences(str(tmp_path / "train" / "preferred"), "dev")

@@ -130,7 +130,7 @@ def test_parts_and_names_of_tables(hub: HubServer, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="several parts, drawings, photos: give one, as owner/parts/drawings"):
         prompts("owner/parts", "test", agree=yes)
     assert prompts("owner/parts/drawings", "test", agree=yes)[0] == "drawings 0"
-    with pytest.raises(DataError, match="no split 'test'; there are test_v1: give one with --split"):
+    with pytest.raises(DataError, match="no split 'test'; there are test_v1; give one with --split"):
         prompts("owner/parts/photos", "test", agree=yes)
     assert prompts("owner/parts/photos", "test_v1", agree=yes)[0] == "photos 0"
     write_table(tmp_path / "nested" / "photos" / "large" / "test-00000.parquet", "large")

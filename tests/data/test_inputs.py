@@ -264,3 +264,17 @@ def test_a_bad_preference_of_a_list_is_numbered() -> None:
     good, bad = (Preference("a hat", picture(1), b, 1.0) for b in (picture(2), Path("~/gone.png")))
     with pytest.raises(DataError, match=r"list of preferences, 1: .*gone\.png: no such file"):
         preferences_from([good, bad], None)
+
+
+def test_a_pattern_is_no_file(cache: ImageCache) -> None:
+    for images in ("pics/*.png", ["pics/*.png"]):
+        with pytest.raises(DataError, match=r"give the files, sorted\(glob\.glob\(pattern\)\)$"):
+            find_given(images, cache)
+
+
+def test_the_rows_of_a_table_in_memory_are_named() -> None:
+    class Table(list[str]):  # as a DataFrame, which gives the names of its columns
+        columns = ("prompt", "a", "b", "p_a")
+
+    with pytest.raises(DataError, match=r"give df\.to_dict\(\"records\"\)"):
+        preferences_from(Table(Table.columns), None)  # type: ignore[arg-type]

@@ -145,7 +145,7 @@ def test_splits_of_rows(folder: Path) -> None:
     assert [p.p_people for p in read_preferences(path, "test")] == [0.0]
     assert len(read_preferences(path, "train")) == 2
     assert len(read_preferences(path)) == 3
-    with pytest.raises(DataError, match='no rows of split "val"; there are test, train'):
+    with pytest.raises(DataError, match='no rows of split "val"; there are test, train; give one with --split'):
         read_preferences(path, "val")
     with pytest.raises(DataError, match='2 of 3 rows have no "split"'):
         read_preferences(write_rows(folder, GOOD, train, GOOD), "train")
