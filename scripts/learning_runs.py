@@ -99,9 +99,17 @@ STANDARD = Sizes()
 
 
 def settings_of(plan: Plan) -> TrainSettings:
-    """The demo's settings, with what a plan says; the learning rate falls over the plan's own steps."""
+    """The demo's settings, with what a plan says; the learning rate falls over the plan's own steps.
+
+    Rewards are compared alone: nothing else is trained, and nothing holds the policy to its reference.
+    """
     return demo_settings(
-        reward=_REWARDS.get(plan.reward, plan.reward), think=plan.think, seed=plan.seed, steps=plan.steps
+        reward=_REWARDS.get(plan.reward, plan.reward),
+        think=plan.think,
+        seed=plan.seed,
+        steps=plan.steps,
+        read_weight=0.0,
+        kl=0.0,
     )
 
 
