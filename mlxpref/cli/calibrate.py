@@ -102,6 +102,7 @@ def calibrate(
         preferences = load_outside_test(lambda split: load_data(source, consent, split), judge.adapter is not None)
     if preferences.split in ("test", ALL_ROWS):
         note(f"{preferences.split} of {source.data}: `eval` measures on these, too; there it will look too good")
+    fitting.decided(preferences, source.data, preferences.split)
     cache = image_cache(settings)
     left_out = check_preferences(source.data, preferences, cache)
     images = images_of(preferences)
@@ -111,6 +112,8 @@ def calibrate(
             count_learned(loaded.adapter, preferences)
         path = output or calibration_path(loaded)
         check_writable("the calibration's place", path.parent)
+        if path.exists():
+            read_calibrations(path)
         modes = fitting.modes_of(loaded, think)
         counts = [len(preferences) if mode in modes else 0 for mode in (False, True)]
         announce_time(loaded, [Pair(p.a, p.b, p.prompt) for p in preferences], PairBudget(*counts))

@@ -96,7 +96,7 @@ def convert(
             "fidelity_skipped": skipped,
         }
         finish(folder)
-        full_name, fused = name or str(source.folder), public_name(adapter.absolute()) if adapter else None
+        full_name, fused = name or str(source.folder), public_name(adapter) if adapter else None
         origin: dict[str, Any] = {"source": public_name(full_name), "revision": revision_of(source.folder)}
         origin |= {"identity": source.identity.to_json(), "adapter": fused, "dtype": dtype}
         write_record(folder, origin | result | {"trained": trained_settings(adapter or source.folder)})

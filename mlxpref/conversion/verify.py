@@ -134,7 +134,7 @@ def revision_of(folder: Path) -> str | None:
 def public_name(name: object) -> str:
     """A name for others: of a local path only its last part, which says nothing about this machine."""
     path = Path(str(name)).expanduser()
-    return path.name if path.is_absolute() or str(name).startswith(".") or path.exists() else str(name)
+    return path.resolve().name if path.is_absolute() or str(name).startswith(".") or path.exists() else str(name)
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:

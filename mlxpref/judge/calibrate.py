@@ -32,6 +32,17 @@ def modes_of(judge: Judge, think: bool | None) -> list[bool]:
     return [False, True] if judge.settings.think else [False]
 
 
+def decided(preferences: Sequence[Preference], data: str, split: str) -> list[Preference]:
+    """The preferences that are no ties; DataError, before the work, for fewer than ten."""
+    pairs = [p for p in preferences if p.better != "tie"]
+    if len(pairs) < _FEWEST:
+        raise DataError(
+            f"{data}, split {split}: {counted(len(pairs), 'pair')} without ties; "
+            f"at least {_FEWEST} are needed to calibrate a judge"
+        )
+    return pairs
+
+
 def calibrate(
     judge: Judge, preferences: Sequence[Preference], data: str, split: str, think: bool, left_out: LeftOut | None = None
 ) -> Calibration:
@@ -41,7 +52,7 @@ def calibrate(
     be read. DataError for fewer than ten readable pairs.
     """
     left_out = left_out or LeftOut(data, preferences)
-    pairs = [p for p in preferences if p.better != "tie"]
+    pairs = decided(preferences, data, split)
     uncalibrated = replace(judge, calibration=None)
     conditions = uncalibrated.conditions(think)
     work = uncalibrated.pairs((Pair(p.a, p.b, p.prompt) for p in pairs), think=think, left_out=left_out)

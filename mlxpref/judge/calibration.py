@@ -152,7 +152,8 @@ def read_calibrations(path: Path) -> CalibrationFile:
     except OSError as error:
         raise DataError(f"{path}: no calibration can be read there ({error.strerror}); check the name") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: not a calibration ({one_line(error)}); remove it and calibrate again") from error
+        remedy = "check the name, or move the file away and calibrate again"
+        raise DataError(f"{path}: not a calibration ({one_line(error)}); {remedy}") from error
 
 
 def write_calibration(path: Path, calibrations: Iterable[Calibration]) -> CalibrationFile:

@@ -463,6 +463,24 @@ def test_calibration_lowers_proper_scores(demo_judge: MakeJudge) -> None:
 # The commands
 
 
+def test_what_cannot_be_calibrated_is_said_before_judging(tmp_path: Path) -> None:
+    """The advice never removes a file that is no calibration."""
+    mine = tmp_path / "mine.jsonl"
+    mine.write_text('{"prompt": "x"}\n')
+    demo = ("calibrate", "--data", "demo", "--model", "demo", "--no-think", "--no-store", "--limit")
+    for arguments, problem in (
+        ((*demo, "9"), "9 pairs without ties; at least 10 are needed"),
+        ((*demo, "12", "--output", str(mine)), "not a calibration"),
+        (("calibrate", "--remove", str(mine)), "not a calibration"),
+    ):
+        done = CliRunner().invoke(main, arguments)
+        assert done.exit_code == 1
+        assert problem in done.stderr
+        assert "remove" not in done.stderr
+        assert "judging" not in done.stderr
+    assert mine.read_text() == '{"prompt": "x"}\n'
+
+
 def test_rank_applies_the_calibration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLXPREF_CACHE", str(tmp_path / "cache"))
     images = tmp_path / "pictures"
