@@ -74,7 +74,12 @@ def open_judge(
     judge = load_judge_for(images, options, settings, cache, together)
     store = None if options.no_store else _store(options, judge)
     with keep_awake(), store or nullcontext():
-        yield replace(judge, store=store)
+        try:
+            yield replace(judge, store=store)
+        except KeyboardInterrupt:
+            if store:
+                note(f"finished comparisons are kept in {store.path}: the same command judges only the others")
+            raise
 
 
 def _store(options: JudgeOptions, judge: Judge) -> Store | None:

@@ -11,7 +11,7 @@ from mlxpref.judge.pair_verdict import PairVerdict
 from mlxpref.judge.ranking_result import Ranking
 from mlxpref.judge.strategies import StrategyComparison, StrategyVariant
 from mlxpref.report.ranking_words import best_in_words, tied_ranks
-from mlxpref.text import counted, few, format_bytes, format_duration, short_names
+from mlxpref.text import counted, few, format_bytes, format_duration, short_names, shorten
 
 _REASONS = 3
 """The number of images of a ranking with a printed reason."""
@@ -85,8 +85,10 @@ def print_ranking(ranking: Ranking, most: int | None = None) -> None:
     if len(images) < len(ranking):
         print_text(f"and {counted(len(ranking) - len(images), 'more image')}; --all shows them")
     for image in images[: most or _REASONS]:
-        if reason := image.reason:
-            print_text(f"{image.short_name}, {_cut(reason, _REASON_LENGTH // 2 if most else _REASON_LENGTH)}")
+        if (clearest := ranking.reason(image)) and (reason := image.reason):
+            where, text = reason.removesuffix(clearest.text), clearest.text  # a long name leaves the text its room
+            text = _cut(text, _REASON_LENGTH // 2 if most else _REASON_LENGTH)
+            print_text(f"{shorten(image.short_name)}, {shorten(where, 60)}{text}")
     for warning in ranking.warnings:
         print_text(f"note: {warning}")
     if ranking.skipped:

@@ -12,7 +12,7 @@ from mlxpref.data.load import Preferences, check_preferences, load_outside_test,
 from mlxpref.errors import ConfigError, MlxprefError
 from mlxpref.files import expand
 from mlxpref.judge import calibrate as fitting
-from mlxpref.judge.calibration import CalibrationFile, write_calibration
+from mlxpref.judge.calibration import CalibrationFile, read_calibrations, write_calibration
 from mlxpref.judge.diagnostics import answer_warnings
 from mlxpref.judge.evaluation import Evaluation, EvaluationSpec
 from mlxpref.judge.judge import Judge
@@ -94,11 +94,14 @@ def calibrate(
     left_out = check_preferences(name, preferences, loaded.vlm.features.images)
     if loaded.adapter is not None:
         count_learned(loaded.adapter, preferences)
+    path = Path(expand(output)) if output else calibration_path(loaded)
+    if path.exists():
+        read_calibrations(path)  # another file is an error before the work
     fits = [
         fitting.calibrate(loaded, preferences, name, preferences.split, mode, left_out)
         for mode in fitting.modes_of(loaded, think)
     ]
-    return write_calibration(Path(expand(output)) if output else calibration_path(loaded), fits)
+    return write_calibration(path, fits)
 
 
 def judge_from(judge: Judge | str | Path | None, adapter: str | Path | None, settings: Mapping[str, Any]) -> Judge:

@@ -28,6 +28,7 @@ from mlxpref.config import TrainSettings
 from mlxpref.demo.pictures import COLOURS, SHAPES, PictureSpec, render
 from mlxpref.engine.adapters import ADAPTER_WEIGHTS
 from mlxpref.judge.judge import Judge
+from mlxpref.judge.store import Store
 from tests.conftest import GOLDEN, tiny_model, write_adapter
 
 COMMANDS = ("calibrate", "compare", "convert", "data", "demo", "doctor", "eval", "export", "label", "rank", "train")
@@ -251,6 +252,14 @@ def test_compare(two: tuple[Path, Path]) -> None:
     assert any("of its probability to an answer at all" in line for line in result["warnings"])
 
 
+def test_long_names_leave_reasons_their_room(tmp_path: Path) -> None:
+    for number in range(2):
+        draw(tmp_path / f"{200 * 'x'}{number}.png", number)
+    text = run("rank", tmp_path, "--prompt", "a shape", "--model", "demo").stdout
+    for name, other in (("0", "1"), ("1", "0")):
+        assert re.search(rf"^x+…x+{name}\.png, as image [12] beside x+…x+{other}\.png: Image 1: .*\.$", text, re.M)
+
+
 def test_equal_pictures_have_no_winner(two: tuple[Path, Path]) -> None:
     copy = two[0].with_name("copy.png")
     copy.write_bytes(two[0].read_bytes())
@@ -466,6 +475,24 @@ def test_ctrl_c_ends_with_130(two: tuple[Path, Path], tmp_path: Path, monkeypatc
             assert (result.exit_code, result.stdout) == (130, "")
             assert result.stderr.splitlines()[-1] == "interrupted"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pictures"]
+
+
+def test_an_interrupt_says_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, put, batches = tmp_path / "kept.sqlite", Store.put_many, list[int]()
+
+    def interrupt(self: Store, items: Any) -> None:
+        put(self, items)
+        batches.append(len(items))
+        raise KeyboardInterrupt
+
+    command = ("eval", "--data", "demo", "--limit", "14", "--model", "demo", "--no-think", "--rows", "2")
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "put_many", interrupt)
+        result = run(*command, "--store", store)
+    assert (result.exit_code, result.stdout) == (130, "")
+    assert f"finished comparisons are kept in {store}" in result.stderr
+    again = run(*command, "--store", store).stderr
+    assert f"{batches[0]} of 28 comparisons were judged before" in again
 
 
 # Bad input

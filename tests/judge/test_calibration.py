@@ -463,7 +463,7 @@ def test_calibration_lowers_proper_scores(demo_judge: MakeJudge) -> None:
 # The commands
 
 
-def test_what_cannot_be_calibrated_is_said_before_judging(tmp_path: Path) -> None:
+def test_what_cannot_be_calibrated_is_said_before_judging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The advice never removes a file that is no calibration."""
     mine = tmp_path / "mine.jsonl"
     mine.write_text('{"prompt": "x"}\n')
@@ -479,6 +479,9 @@ def test_what_cannot_be_calibrated_is_said_before_judging(tmp_path: Path) -> Non
         assert "remove" not in done.stderr
         assert "judging" not in done.stderr
     assert mine.read_text() == '{"prompt": "x"}\n'
+    monkeypatch.delattr(Judge, "pairs")
+    with pytest.raises(DataError, match="not a calibration"):
+        mlxpref.calibrate("demo", "demo", limit=12, think=False, output=mine)
 
 
 def test_rank_applies_the_calibration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
