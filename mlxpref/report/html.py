@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxpref.files import write_file
+from mlxpref.text import format_duration
 
 _AXIS_STEPS = 6  # about
 
@@ -26,6 +27,7 @@ def render_page(template: str, **values: Any) -> str:
     )  # fmt: skip
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     environment.filters["percent"] = lambda share: f"{100 * share:.1f} %"
+    environment.filters["duration"] = format_duration
     return environment.get_template(template).render(**values)
 
 
