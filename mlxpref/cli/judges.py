@@ -77,7 +77,7 @@ def open_judge(
         try:
             yield replace(judge, store=store)
         except KeyboardInterrupt:
-            if store:
+            if store and store.is_open:
                 note(f"finished comparisons are kept in {store.path}: the same command judges only the others")
             raise
 

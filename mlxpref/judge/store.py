@@ -83,6 +83,11 @@ class Store:
             self._connection.close()
             self._connection = None
 
+    @property
+    def is_open(self) -> bool:
+        """Whether this process keeps verdicts: the main one, unless the file could not be used."""
+        return self._connection is not None
+
     @contextmanager
     def _or_without(self) -> Iterator[None]:
         """Go on without the file after a DataError, if it is not required."""

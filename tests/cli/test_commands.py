@@ -491,6 +491,11 @@ def test_an_interrupt_says_what_is_kept(tmp_path: Path, monkeypatch: pytest.Monk
         result = run(*command, "--store", store)
     assert (result.exit_code, result.stdout) == (130, "")
     assert f"finished comparisons are kept in {store}" in result.stderr
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setenv("MLXPREF_CACHE", str(tmp_path / "file"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "put_many", interrupt)
+        assert "are kept in" not in run(*command).stderr
     again = run(*command, "--store", store).stderr
     assert f"{batches[0]} of 28 comparisons were judged before" in again
 
