@@ -215,7 +215,8 @@ def _side(name: str, value: Any, layout: Layout, first: int, names: tuple[str, s
     for sides in (layout.sides, *_SIDES[:1], *_SIDES[3:]):
         if len(words) == 1 and words[0] in sides:
             return float(words[0] == sides[0])
-    raise DataError(f'"{name}" is {value!r:.40}, which names none of the two images: write a, b or tie')
+    rows = "" if number is None else " in all rows"  # without this one, the other numbers might be misread
+    raise DataError(f'"{name}" is {value!r:.40}, which names none of the two images: write a, b or tie{rows}')
 
 
 def whole(value: Any) -> int | None:

@@ -410,7 +410,7 @@ def test_numbers_of_more_than_two_sides_are_refused(folder: Path, kind: str, sid
     """A number that is neither side may be a tie or the other side, whatever the columns are named."""
     images = {f"image{side}": f"{i}.png" for i, side in enumerate(sides, 1)}
     path = write_format(folder, kind, [{"prompt": "x", **images, "winner": label} for label in labels])  # type: ignore[arg-type]
-    with pytest.raises(DataError, match=r"\"winner\" is '?(2|-1)'?, .*: write a, b or tie"):
+    with pytest.raises(DataError, match=r"\"winner\" is '?(2|-1)'?, .*: write a, b or tie in all rows"):
         read_preferences(path)
 
 
