@@ -13,6 +13,9 @@ from typing import IO, Any, BinaryIO
 
 from mlxpref.errors import ConfigError, DataError
 
+LEARNED = "learned.digests"
+"""What an adapter, or a model with one in its weights, learned from; see `data/learned.py`."""
+
 
 def expand(path: str | os.PathLike[str]) -> str:
     """A path or a name as a shell would hand it over: `~` is the home folder; ConfigError for what is neither."""

@@ -16,11 +16,12 @@ from mlxpref.checkpoints.files import (
 )
 from mlxpref.checkpoints.hf_config import check_kind
 from mlxpref.errors import DataError, ModelError
+from mlxpref.files import LEARNED
 from mlxpref.hub import Destination, HubFile, HubRepository, ask_hub, check_space, download_snapshot
 from mlxpref.log import logger
 from mlxpref.text import format_bytes
 
-_NEEDED = (CONFIG, INDEX, RECORD, *SIDE_FILES)
+_NEEDED = (CONFIG, INDEX, RECORD, LEARNED, *SIDE_FILES)
 """Files to download besides the weights: no code, no pickles, nothing of other programs."""
 
 

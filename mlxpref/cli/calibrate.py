@@ -21,7 +21,7 @@ from mlxpref.cli.options import (
 )
 from mlxpref.cli.output import note, print_json, print_table, print_text
 from mlxpref.config import DATA_HELP, JudgeSettings
-from mlxpref.data.learned import count_learned
+from mlxpref.data.learned import count_learned, has_learned
 from mlxpref.data.load import ALL_ROWS, check_preferences, load_outside_test
 from mlxpref.judge import calibrate as fitting
 from mlxpref.judge.calibration import Calibration, CalibrationFile, read_calibrations, write_calibration
@@ -99,7 +99,8 @@ def calibrate(
     if source.split:
         preferences = load_data(source, consent)
     else:
-        preferences = load_outside_test(lambda split: load_data(source, consent, split), judge.adapter is not None)
+        learned = judge.adapter is not None or has_learned([Path(judge.model)] if judge.model else [])
+        preferences = load_outside_test(lambda split: load_data(source, consent, split), learned)
     if preferences.split in ("test", ALL_ROWS):
         note(f"{preferences.split} of {source.data}: `eval` measures on these, too; there it will look too good")
     fitting.decided(preferences, source.data, preferences.split)
@@ -108,8 +109,7 @@ def calibrate(
     images = images_of(preferences)
     options = replace(judge, no_calibration=True, yes=consent.agreed)
     with open_judge(images, options, settings, cache) as loaded:
-        if loaded.adapter is not None:
-            count_learned(loaded.adapter, preferences)
+        count_learned(loaded.folders, preferences)
         path = output or calibration_path(loaded)
         check_writable("the calibration's place", path.parent)
         if path.exists():

@@ -186,7 +186,7 @@ def evaluate(
     judged: dict[str, Any] = {"limit": source.limit, "versions": software_versions()}
     if scores:
         evaluation = _evaluate_scores(preferences, scores, spec, outputs)
-        result = evaluation.to_json() | {"calibration": None, "learned_from": 0}
+        result = evaluation.to_json() | {"calibration": None, "learned_from": None}
         judged |= {"model": None, "adapter": None, "scores": str(scores), "warnings": []}
         print_json({**result, **judged, "results": [result]}) if as_json else print_evaluations([evaluation])
         return
@@ -233,7 +233,7 @@ def _evaluate_judge(
     images = images_of(all_preferences)
     with open_judge(images, options, settings, cache) as judge:
         judge.processes.check_same({"fingerprint of the preferences": data_fingerprint(all_preferences)})
-        learned_from = count_learned(judge.adapter, preferences) if judge.adapter else 0
+        learned_from = count_learned(judge.folders, preferences)
         fitted_to = judge.calibration.count_fitted(preferences) if judge.calibration else 0
         rows = variants.variants(judge.settings.think)
         one_sample = replace(judge, settings=replace(judge.settings, samples=1))

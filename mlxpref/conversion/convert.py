@@ -30,6 +30,7 @@ from mlxpref.conversion.quantize import (
 )
 from mlxpref.conversion.verify import naming_source, public_name, revision_of, verify, write_record
 from mlxpref.conversion.writer import check_space, folder_bytes, new_folder, write_model
+from mlxpref.data.learned import keep_learned
 from mlxpref.engine.adapters import read_adapter, trained_settings
 from mlxpref.engine.lora import fuse_adapter
 from mlxpref.engine.mlx_model import lazy_model
@@ -95,6 +96,7 @@ def convert(
             "fidelity": fidelity.to_json() if fidelity else None,
             "fidelity_skipped": skipped,
         }
+        keep_learned(folder, [adapter, source.folder])
         finish(folder)
         full_name, fused = name or str(source.folder), public_name(adapter) if adapter else None
         origin: dict[str, Any] = {"source": public_name(full_name), "revision": revision_of(source.folder)}

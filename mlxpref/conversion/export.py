@@ -15,6 +15,7 @@ from mlxpref.conversion.model_card import write_card
 from mlxpref.conversion.quantize import Recipe, cast, dequantize, quantized_layers
 from mlxpref.conversion.verify import public_name, write_record
 from mlxpref.conversion.writer import check_space, folder_bytes, new_folder, write_model
+from mlxpref.data.learned import keep_learned
 from mlxpref.engine.adapters import check_base, read_adapter, trained_settings
 from mlxpref.engine.lora import fuse_adapter
 from mlxpref.engine.mlx_model import lazy_model
@@ -59,6 +60,7 @@ def export_adapter(
                 model_weights = _fused_for_transformers(base, adapter, dtype)
                 check_space(output, sum(int(weight.nbytes) for weight in model_weights.values()))
                 write_model(folder, base.folder, plain_config(base.config, dtype), model_weights, shard_size, kind="pt")
+            keep_learned(folder, [adapter, base.folder])
             write_card(folder, to, adapter, base_name)
             write_record(folder, {"adapter": public_name(adapter), "trained": trained_settings(adapter)})
     tensors = len(read_file_tensor_infos(output / PEFT_WEIGHTS) if to == "peft" else read_tensor_infos(output))

@@ -1,11 +1,12 @@
 """What an adapter learned from: digests of preferences and of their images' contents, whatever their files are called.
 
-A run writes them into its folder. Resuming compares them, and a measurement counts the preferences that are among them.
+A run writes them into its folder, and an export keeps the pairs. Resuming compares them, and a measurement counts the
+preferences that are among them.
 """
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,10 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from mlxpref.files import write_file
+from mlxpref.files import LEARNED, write_file
 from mlxpref.log import logger
 from mlxpref.preferences import ImageLike, PackedImage, Preference
 
-LEARNED = "learned.digests"
 _BLOCK = 1 << 16
 """Bytes at the start, in the middle and at the end of a file that stand for it, with its size."""
 Digests = NDArray[np.uint64]
@@ -52,13 +52,20 @@ def pair_names(preferences: Sequence[Preference]) -> list[str]:
     return [f"{_digest(pair.tobytes()) >> 16:012x}" if pair[1] else "" for pair in _pairs(digests_of(preferences))]
 
 
-def write_learned(folder: Path, preferences: Digests, learned: Sequence[Preference], earlier: Path | None) -> None:
-    """Write the digests of a run's preferences, and which pairs it learns from, with those of an earlier adapter."""
+def write_learned(
+    folder: Path, preferences: Digests, learned: Sequence[Preference], earlier: Iterable[Path | None]
+) -> None:
+    """Write the digests of a run's preferences, and which pairs it learns from, with those of earlier folders."""
     pairs = _pairs(digests_of(learned))
     pairs = pairs[pairs[:, 1] != 0]  # without unreadable images
-    if earlier is not None and (before := read_learned(earlier)):
-        pairs = np.concatenate([pairs, before[1]])
+    pairs = np.concatenate([pairs, *_pairs_of(earlier).values()])
     write_file(folder / LEARNED, save({"preferences": preferences, "pairs": np.unique(pairs, axis=0)}))
+
+
+def keep_learned(folder: Path, earlier: Sequence[Path | None]) -> None:
+    """Write what earlier folders say that they learned from into the folder that is made of them."""
+    if _pairs_of(earlier):
+        write_learned(folder, digests_of([]), [], earlier)
 
 
 def read_learned(folder: Path) -> tuple[Digests, Digests] | None:
@@ -79,22 +86,33 @@ def count_changed(before: Digests, now: Digests) -> int:
     return int(differs.any(axis=1).sum())
 
 
-def count_learned(adapter: Path, preferences: Sequence[Preference]) -> int:
-    """The number of preferences, of pairs with a prompt, that an adapter learned from; warns if there are any.
+def has_learned(folders: Iterable[Path | None]) -> bool:
+    """Whether any of a judge's folders, its adapter's and its model's, says what it learned from."""
+    return bool(_pairs_of(folders))
 
-    0 also for an adapter that does not say what it learned from.
+
+def count_learned(folders: Iterable[Path | None], preferences: Sequence[Preference]) -> int | None:
+    """The number of preferences, of pairs with a prompt, that a judge learned from; warns if there are any.
+
+    `folders` are its adapter's, if it has one, and its model's. None where none of them says what it learned from.
     """
-    learned = read_learned(adapter)
-    if learned is None:
-        return 0
-    pairs = set(map(tuple, learned[1].tolist()))
+    known = _pairs_of(folders)
+    if not known:
+        return None
+    pairs = set(map(tuple, np.concatenate([*known.values()]).tolist()))
     count = sum(tuple(pair) in pairs for pair in _pairs(digests_of(preferences)).tolist())
     if count:
         logger.warning(
-            f"{count} of {len(preferences)} preferences are among those that {adapter} learned from: this says what it "
-            "remembers, not how well it judges others; hold some out (train --held-out 0.1), or give other data"
+            f"{count} of {len(preferences)} preferences are among those that {' and '.join(map(str, known))} learned "
+            "from: this says what it remembers, not how well it judges others; hold some out (train --held-out 0.1), "
+            "or give other data"
         )
     return count
+
+
+def _pairs_of(folders: Iterable[Path | None]) -> dict[Path, Digests]:
+    """Digests (M, 3) of the pairs that folders learned from, of those that say it."""
+    return {folder: learned[1] for folder in folders if folder and (learned := read_learned(folder))}
 
 
 def _pairs(digests: Digests) -> Digests:

@@ -7,7 +7,7 @@ from typing import Any
 
 from mlxpref.config import JudgeSettings, settings_from
 from mlxpref.data.inputs import PreferencesInput, check_model, preferences_from
-from mlxpref.data.learned import count_learned
+from mlxpref.data.learned import count_learned, has_learned
 from mlxpref.data.load import Preferences, check_preferences, load_outside_test, load_preferences
 from mlxpref.errors import ConfigError, MlxprefError
 from mlxpref.files import expand
@@ -53,8 +53,7 @@ def evaluate(
     spec = EvaluationSpec(name, preferences.split, strategy, protocol or protocol_of(name), tie_threshold)
     validation = tie_validation(spec, preferences, limit, folder)
     left_out = check_preferences(name, [*preferences, *validation], loaded.vlm.features.images)
-    if loaded.adapter is not None:
-        count_learned(loaded.adapter, preferences)
+    count_learned(loaded.folders, preferences)
     if loaded.calibration is not None:
         loaded.calibration.count_fitted(preferences)
     variant = StrategyVariant(strategy, loaded.settings.think, loaded.settings.samples if loaded.settings.think else 1)
@@ -90,10 +89,10 @@ def calibrate(
     def load(usual: str) -> tuple[str, Preferences]:
         return preferences_from(given, split, limit, folder, usual)
 
-    name, preferences = load("test") if split else load_outside_test(load, loaded.adapter is not None)
+    learned = loaded.adapter is not None or has_learned(loaded.folders)
+    name, preferences = load("test") if split else load_outside_test(load, learned)
     left_out = check_preferences(name, preferences, loaded.vlm.features.images)
-    if loaded.adapter is not None:
-        count_learned(loaded.adapter, preferences)
+    count_learned(loaded.folders, preferences)
     path = Path(expand(output)) if output else calibration_path(loaded)
     if path.exists():
         read_calibrations(path)  # another file is an error before the work

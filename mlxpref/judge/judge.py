@@ -94,6 +94,11 @@ class Judge:
         return f"Judge({shorten(self.name)!r}{adapter}, {think}{', calibrated' if self.calibration else ''})"
 
     @property
+    def folders(self) -> tuple[Path | None, Path]:
+        """The folders of its adapter, if any, and of its model."""
+        return self.adapter, self.vlm.checkpoint.folder
+
+    @property
     def think_about(self) -> ThinkAbout:
         """The pairs of a ranking to think about by default, so that nothing is judged in a way that was not learned."""
         return ("top" if self.reads else "all") if self.settings.think else "none"

@@ -73,9 +73,8 @@ def start_run(
     if processes.is_main:
         folder.mkdir(parents=True, exist_ok=True)
         write_record(folder, run.record)
-        write_learned(
-            folder, run.digests, run.trainer.preferences, Path(settings.adapter) if settings.adapter else None
-        )
+        earlier = (Path(settings.adapter) if settings.adapter else None, run.trainer.vlm.checkpoint.folder)
+        write_learned(folder, run.digests, run.trainer.preferences, earlier)
     return run
 
 

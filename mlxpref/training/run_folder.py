@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mlxpref.checkpoints.files import ADAPTER_CONFIG
-from mlxpref.data.learned import LEARNED, Digests
+from mlxpref.data.learned import Digests
 from mlxpref.engine.adapters import ADAPTER_WEIGHTS, save_adapter
 from mlxpref.errors import ConfigError, DataError, MlxprefError
-from mlxpref.files import append_record, lock, open_for_append, truncate_lines
+from mlxpref.files import LEARNED, append_record, lock, open_for_append, truncate_lines
 from mlxpref.judge.calibration import CALIBRATION_FILE
 from mlxpref.log import logger
 from mlxpref.preferences import ImageLike, image_name

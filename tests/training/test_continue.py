@@ -10,14 +10,18 @@ import mlx.core as mx
 import pytest
 
 import mlxpref
+from mlxpref.conversion.convert import convert
+from mlxpref.conversion.export import export_adapter
 from mlxpref.demo.preferences import demo_preferences
 from mlxpref.engine.adapters import read_adapter
 from mlxpref.engine.peft import write_peft
 from mlxpref.engine.vlm import load_vlm
 from mlxpref.errors import ConfigError, DataError, ModelError
+from mlxpref.files import LEARNED
 from mlxpref.training.run_folder import held_out_change
 from mlxpref.training.run_record import read_record
 from tests.conftest import GOLDEN, write_adapter
+from tests.messages import messages
 from tests.training.test_run import QUICK, TINY, assert_same, begin, cli, log_of, resumed, timeless
 
 OWN = "def short(texts, p_first, prompt, images, y):\n    return [-len(text) / 100 for text in texts]\n"
@@ -315,3 +319,49 @@ def test_evaluation_of_learned_preferences_is_told(project: Project) -> None:
     count, _, notes = evaluated(folder / "other.jsonl")
     assert count == 0
     assert "learned from" not in notes
+
+
+@pytest.mark.slow
+def test_what_was_learned_from_stays_known(project: Project) -> None:
+    """In every form of an adapter, in a conversion of one, and in an adapter or a model that training went on from."""
+    folder = project("project")
+    one, other = (folder / f"{name}.jsonl" for name in ("one", "other"))
+    lines = (folder / "rows.jsonl").read_text().splitlines()
+    one.write_text("\n".join(lines[:4]))
+    other.write_text("\n".join(lines[4:]))
+    settings = RELATIVE | {"reward": "soft", "think": False, "steps": 1}
+    begin(folder / "run", **settings | {"data": str(one)})
+
+    def evaluated(data: Path, *judge: Any) -> int | None:
+        done = cli("eval", "--data", data, *judge, "--no-store", "--max-tokens", "4", "--no-think", "--json")
+        assert done.exit_code == 0, done.stderr
+        count: int | None = json.loads(done.stdout)["learned_from"]
+        assert ("learned from" in done.stderr) == bool(count)
+        return count
+
+    assert evaluated(one, "--model", TINY) is None, "nobody knows"
+    forms = ("peft", "fused", "hf")
+    for to in forms:
+        export_adapter(folder / "run", folder / to, to, TINY, str(TINY))
+        assert LEARNED in json.loads((folder / to / "mlxpref.json").read_text())["sha256"]
+    convert(folder / "hf", folder / "again", None, dtype=None)
+    judges = [("--model", TINY, "--adapter", folder / "peft")]
+    judges += [("--model", folder / name) for name in ("fused", "hf", "again")]
+    assert [evaluated(folder / "rows.jsonl", *judge) for judge in judges] == [4] * 4
+    assert evaluated(other, *judges[-1]) == 0
+    for name, start in {"more": {"adapter": str(folder / "peft")}, "next": {"model": str(folder / "fused")}}.items():
+        begin(folder / name, **settings | {"data": str(other)} | start)
+        assert evaluated(folder / "rows.jsonl", "--model", start.get("model", TINY), "--adapter", folder / name) == 6
+    many = folder / "many.jsonl"  # without a split for calibration
+    rows = [json.loads(line) for line in 3 * lines[:4]]
+    splits = [row | {"split": split, "p_a": i % 2} for split in ("train", "test") for i, row in enumerate(rows)]
+    many.write_text("\n".join(map(json.dumps, splits)))
+    with messages() as notes:
+        mlxpref.evaluate(str(folder / "again"), str(one), think=False)
+        fit = mlxpref.calibrate(str(folder / "fused"), str(many), think=False, output=folder / "c.json")
+    assert [note.partition(" are")[0] for note in notes if "learned from" in note] == [
+        "4 of 4 preferences", "12 of 12 preferences"
+    ]  # fmt: skip
+    done = cli("calibrate", "--data", many, "--model", folder / "hf", "--no-think", "--output", "d.json", "--json")
+    assert "12 of 12 preferences are among those" in done.stderr
+    assert [fit.calibrations[0].split, json.loads(done.stdout)["calibrations"][0]["split"]] == ["test", "test"]
