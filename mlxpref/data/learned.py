@@ -52,11 +52,12 @@ def pair_names(preferences: Sequence[Preference]) -> list[str]:
     return [f"{_digest(pair.tobytes()) >> 16:012x}" if pair[1] else "" for pair in _pairs(digests_of(preferences))]
 
 
-def write_learned(
-    folder: Path, preferences: Digests, learned: Sequence[Preference], earlier: Iterable[Path | None]
-) -> None:
-    """Write the digests of a run's preferences, and which pairs it learns from, with those of earlier folders."""
-    pairs = _pairs(digests_of(learned))
+def write_learned(folder: Path, preferences: Digests, learned: Digests, earlier: Iterable[Path | None]) -> None:
+    """Write the digests (N, 4) of a run's preferences, and the pairs of those that it learns from and of earlier runs.
+
+    `learned` are rows of `preferences`, `earlier` the folders of what the run begins with.
+    """
+    pairs = _pairs(learned)
     pairs = pairs[pairs[:, 1] != 0]  # without unreadable images
     pairs = np.concatenate([pairs, *_pairs_of(earlier).values()])
     write_file(folder / LEARNED, save({"preferences": preferences, "pairs": np.unique(pairs, axis=0)}))
@@ -65,7 +66,7 @@ def write_learned(
 def keep_learned(folder: Path, earlier: Sequence[Path | None]) -> None:
     """Write what earlier folders say that they learned from into the folder that is made of them."""
     if _pairs_of(earlier):
-        write_learned(folder, digests_of([]), [], earlier)
+        write_learned(folder, digests_of([]), digests_of([]), earlier)
 
 
 def read_learned(folder: Path) -> tuple[Digests, Digests] | None:

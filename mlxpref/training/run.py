@@ -74,7 +74,7 @@ def start_run(
         folder.mkdir(parents=True, exist_ok=True)
         write_record(folder, run.record)
         earlier = (Path(settings.adapter) if settings.adapter else None, run.trainer.vlm.checkpoint.folder)
-        write_learned(folder, run.digests, run.trainer.preferences, earlier)
+        write_learned(folder, run.digests, run.learned, earlier)
     return run
 
 
@@ -248,7 +248,9 @@ def _load(
     prints = {"model": base["base"]["fingerprint"], "preferences": record["data_fingerprint"]}
     processes.check_same(versions | {f"fingerprint of the {name}": value for name, value in prints.items()})
     state = RunState(0, *trainer.state, {LOG: 0, ROLLOUTS: 0})
-    return Run(folder, trainer, record, state, digests_of(preferences))
+    digests, chosen = digests_of(preferences), set(map(id, trainer.preferences))  # the trainer's are some of these
+    learned = digests[[id(preference) in chosen for preference in preferences]]
+    return Run(folder, trainer, record, state, digests, learned)
 
 
 def _start_from(adapter: Path, vlm: VLM, settings: TrainSettings) -> tuple[TrainSettings, dict[str, mx.array]]:

@@ -42,13 +42,17 @@ Files = Mapping[str, BinaryIO]
 
 @dataclass
 class Run:
-    """One run: its folder, trainer, run.json, the state after its last recorded step, and the digests of its data."""
+    """One run: its folder, trainer, run.json and the state after its last recorded step.
+
+    `digests` (N, 4) are those of its preferences, `learned` the rows of those that it learns from.
+    """
 
     folder: Path
     trainer: Trainer
     record: dict[str, Any]
     state: RunState
     digests: Digests
+    learned: Digests
 
     @property
     def done(self) -> int:

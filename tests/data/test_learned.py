@@ -36,7 +36,7 @@ def test_learned_pairs_are_counted(preferences: list[Preference], tmp_path: Path
     run.mkdir()
     assert count(run, preferences) is None  # it does not say what it learned from
     learned = preferences[:3]
-    write_learned(run, digests_of(preferences), learned, [])
+    write_learned(run, digests_of(preferences), digests_of(learned), [])
     assert count(run, preferences) == 3
     assert count(run, preferences[2:4]) == 1
     assert count(run, [Preference("a hat", p.b, p.a, 0.3, votes=7, group="other") for p in learned]) == 3
@@ -53,7 +53,7 @@ def test_learned_pairs_are_counted(preferences: list[Preference], tmp_path: Path
 def test_earlier_adapters_count(preferences: list[Preference], tmp_path: Path) -> None:
     for name, learned, earlier in (("one", preferences[:2], []), ("two", preferences[2:3], [tmp_path / "one"])):
         (tmp_path / name).mkdir()
-        write_learned(tmp_path / name, digests_of(preferences), learned, earlier)
+        write_learned(tmp_path / name, digests_of(preferences), digests_of(learned), earlier)
     assert count(tmp_path / "two", preferences) == 3
 
 
