@@ -1,7 +1,6 @@
 """Checkpoints in every layout that is written: the same numbers from each, and what no model can be is refused."""
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,18 +21,6 @@ from tests.engine.test_vlm import golden_input, text_logits
 from tests.variants import change_config, read_weights, write_transformers_5, write_weights
 
 Golden = dict[str, Any]
-
-
-@pytest.fixture
-def folder(family: str, tmp_path: Path) -> Path:
-    """A copy of each family's checkpoint."""
-    return Path(shutil.copytree(GOLDEN / family, tmp_path / "model", ignore=shutil.ignore_patterns("*.npz")))
-
-
-@pytest.fixture
-def one(tmp_path: Path) -> Path:
-    """A copy of one checkpoint: tied, in one file, in bfloat16."""
-    return Path(shutil.copytree(GOLDEN / "qwen2_5_vl", tmp_path / "model", ignore=shutil.ignore_patterns("*.npz")))
 
 
 def distance(vlm: VLM, golden: Golden) -> float:

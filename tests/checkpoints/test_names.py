@@ -1,6 +1,5 @@
 """Tensors in every spelling go to the same places; weights of another kind are named for what they are."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,18 +15,6 @@ from mlxpref.errors import ModelError
 from tests.conftest import FAMILIES, GOLDEN, hidden_states, tiny_model
 from tests.engine.test_vlm import golden_input
 from tests.variants import change_config, read_weights, write_weights
-
-
-@pytest.fixture
-def folder(family: str, tmp_path: Path) -> Path:
-    """A copy of each family's checkpoint."""
-    return Path(shutil.copytree(GOLDEN / family, tmp_path / "model", ignore=shutil.ignore_patterns("*.npz")))
-
-
-@pytest.fixture
-def one(tmp_path: Path) -> Path:
-    """A copy of one checkpoint."""
-    return Path(shutil.copytree(GOLDEN / "qwen2_5_vl", tmp_path / "model", ignore=shutil.ignore_patterns("*.npz")))
 
 
 def old(name: str) -> str:

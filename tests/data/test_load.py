@@ -1,4 +1,3 @@
-import json
 from pathlib import Path
 
 import numpy as np
@@ -11,23 +10,7 @@ from mlxpref.data.load import ALL_ROWS, DEMO_COUNTS, check_preferences, load_out
 from mlxpref.demo.preferences import HELD_OUT, SPLITS, demo_preferences, prompt_text
 from mlxpref.errors import ConfigError, DataError
 from mlxpref.preferences import Preference
-
-GOOD = {"prompt": "a red cube", "a": "1.png", "b": "2.png", "p_a": 0.7}
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    for name in ("1.png", "2.png", "sub/3.png"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()  # the reader looks for images, it does not open them
-    return tmp_path
-
-
-def write_rows(folder: Path, *rows: object) -> Path:
-    """A file of these rows; text goes in as it is."""
-    path = folder / "preferences.jsonl"
-    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows), "utf-8")
-    return path
+from tests.data.own_rows import GOOD, write_rows
 
 
 def test_data_without_splits_are_all_rows(folder: Path) -> None:

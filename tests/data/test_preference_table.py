@@ -24,25 +24,9 @@ from mlxpref.data.preference_table import read_preferences
 from mlxpref.errors import ConfigError, DataError
 from mlxpref.preferences import Preference, image_name, placed
 from tests.conftest import picture
+from tests.data.own_rows import GOOD, write_rows
 from tests.data_layouts import make_layout, write_zip
 from tests.messages import messages
-
-GOOD = {"prompt": "a red cube", "a": "1.png", "b": "2.png", "p_a": 0.7}
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    for name in ("1.png", "2.png", "3.png", "sub/3.png"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()  # the reader looks for images, it does not open them
-    return tmp_path
-
-
-def write_rows(folder: Path, *rows: object) -> Path:
-    """A file of these rows; text goes in as it is."""
-    path = folder / "preferences.jsonl"
-    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows), "utf-8")
-    return path
 
 
 def problem(folder: Path, *rows: object) -> str:

@@ -77,6 +77,15 @@ def test_mlx_vlms_older_format(name: str, alpha: float | None, tmp_path: Path) -
     assert np.abs(after - before).max() > 1e-3
 
 
+def adapter_beside(other: str, tmp_path: Path) -> tuple[VLM, Path]:
+    """A model, and an adapter of it in a folder with another file."""
+    vlm = fresh(GOLDEN / "qwen2_5_vl")
+    adapter = write_adapter(tmp_path / "adapter", vlm)
+    (adapter / other).parent.mkdir(exist_ok=True)
+    (adapter / other).write_bytes(b"x")
+    return vlm, adapter
+
+
 @pytest.mark.parametrize(
     "other",
     [
@@ -86,10 +95,7 @@ def test_mlx_vlms_older_format(name: str, alpha: float | None, tmp_path: Path) -
     ],
 )  # fmt: skip
 def test_half_of_an_adapter_in_another_file(other: str, tmp_path: Path) -> None:
-    vlm = fresh(GOLDEN / "qwen2_5_vl")
-    adapter = write_adapter(tmp_path / "adapter", vlm)
-    (adapter / other).parent.mkdir(exist_ok=True)
-    (adapter / other).write_bytes(b"x")
+    vlm, adapter = adapter_beside(other, tmp_path)
     with pytest.raises(ModelError, match=rf"adapters.safetensors.*{other}|{other}.*adapters.safetensors"):
         load_adapter(vlm.model, adapter)
     assert not any(isinstance(layer, LoRALinear) for _, layer in vlm.model.named_modules())
@@ -104,10 +110,7 @@ def test_half_of_an_adapter_in_another_file(other: str, tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_what_training_leaves_beside_an_adapter(other: str, tmp_path: Path) -> None:
-    vlm = fresh(GOLDEN / "qwen2_5_vl")
-    adapter = write_adapter(tmp_path / "adapter", vlm)
-    (adapter / other).parent.mkdir(exist_ok=True)
-    (adapter / other).write_bytes(b"x")
+    vlm, adapter = adapter_beside(other, tmp_path)
     load_adapter(vlm.model, adapter)
 
 
