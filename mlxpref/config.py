@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 from mlxpref.errors import ConfigError
-from mlxpref.text import one_line
+from mlxpref.text import UNDECODED, one_line
 
 S = TypeVar("S")
 LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo"]
@@ -22,7 +22,7 @@ def setting(default: Any, text: str, group: str = "", **limits: Any) -> Any:
     """A field with its default, and its option's help and its group there.
 
     `limits` are `minimum`, `maximum` and `choices`; `shown` is what the help says of the default, where that depends on
-    more; of `several` values the option joins those of its repeats by commas.
+    more; of `several` values the option joins those of its repeats by commas; a `filled` one takes no empty text.
     """
     return field(default=default, metadata={"help": text, "group": group, **limits})
 
@@ -51,6 +51,17 @@ class JudgeSettings:
     )  # fmt: skip
     seed: int = setting(0, "Seed of all random numbers.", minimum=0)
     rows: int = setting(32, "Completions written at the same time; fewer take less memory.", minimum=1)
+    criterion: str = setting(
+        "", "What makes an image the better one, such as `the sharper eyes`, in place of what people prefer.",
+        filled=True,
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        """ConfigError for a criterion that says nothing, or is no text."""
+        if self.criterion and not self.criterion.strip():
+            raise ConfigError("setting criterion: it is blank; say what makes an image the better one, or leave it out")
+        if UNDECODED.search(self.criterion):
+            raise ConfigError("setting criterion: it is not UTF-8 text")
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ class CalibrationData(DataOptions):
 @click.option("--list", "show_list", is_flag=True, help="List the calibrations in the cache, and the adapter's.")
 @click.option("--remove", type=FILE, help="Remove a calibration by its file, as in the list.")
 @option_group(JudgeOptions, "judge", only=("model", "adapter", "any_base", "yes", "store", "no_store"))
-@settings_options(JudgeSettings, only=("samples", "max_tokens", "max_pixels", "seed", "rows"))
+@settings_options(JudgeSettings, only=("samples", "max_tokens", "max_pixels", "seed", "rows", "criterion"))
 @json_option
 def calibrate(
     source: DataOptions,
@@ -144,7 +144,7 @@ def _list(files: list[CalibrationFile], as_json: bool) -> None:
         [
             (
                 each.name or "unknown",
-                each.conditions.mode,
+                each.mode,
                 f"{each.rescaling.temperature:.3g}",
                 f"{each.rescaling.position_bias:+.2f}",
                 each.pairs,
@@ -163,7 +163,7 @@ def _print(calibrations: list[Calibration], path: Path) -> None:
         ("calibrated", ">pairs", ">temperature", ">position bias", ">nll", ">brier", ">ece", ">first chosen"),
         (
             (
-                each.conditions.mode,
+                each.mode,
                 each.pairs,
                 f"{each.rescaling.temperature:.3g}",
                 f"{each.rescaling.position_bias:+.2f}",
@@ -178,5 +178,5 @@ def _print(calibrations: list[Calibration], path: Path) -> None:
     )  # fmt: skip
     for each in calibrations:
         for warning in each.warnings:
-            print_text(f"{each.conditions.mode}: {warning}")
+            print_text(f"{each.mode}: {warning}")
     print_text(f"Before and after are measured on prompts that were not fitted to; written to {path}")

@@ -8,6 +8,7 @@ import click
 from mlxpref.cli.common import image_cache
 from mlxpref.cli.judges import load_judge_for
 from mlxpref.cli.options import (
+    CRITERION_ALONE,
     FILE,
     HelpCommand,
     JudgeOptions,
@@ -28,28 +29,32 @@ from mlxpref.judge.diagnostics import answer_warnings, demo_warnings
     examples=(
         'mlxpref compare a.png b.png --prompt "a red fox in the snow"',
         'mlxpref compare a.png b.png -p "a red fox" --samples 4 --json',
+        'mlxpref compare a.jpg b.jpg --criterion "the sharper eyes"',
     ),
 )
 @click.argument("a", type=FILE)
 @click.argument("b", type=FILE)
-@click.option("--prompt", required=True, callback=check_prompt, help="What the images were made for.")
+@click.option("--prompt", callback=check_prompt, help=f"What the images were made for; {CRITERION_ALONE}.")
 @option_group(JudgeOptions, "judge", only=("model", "adapter", "any_base", "yes", "calibration", "no_calibration"))
 @settings_options(JudgeSettings)
 @json_option
-def compare(a: Path, b: Path, prompt: str, judge: JudgeOptions, settings: dict[str, Any], as_json: bool) -> None:
+def compare(a: Path, b: Path, prompt: str | None, judge: JudgeOptions, settings: dict[str, Any], as_json: bool) -> None:
     """Which of two images people would prefer, and why; judged in both orders."""
+    if prompt is None and "criterion" not in settings:
+        raise click.UsageError("give --prompt TEXT, --criterion TEXT, or both")
     cache = image_cache(settings)
     for path in (a, b):
         cache.check(path)
     loaded = load_judge_for((a, b), judge, settings, cache)
     loaded = loaded.calibrated_for([loaded.settings.think])
-    verdict = loaded.compare(a, b, prompt)
+    verdict = loaded.compare(a, b, prompt or "")
     warnings = list(answer_warnings([verdict]))
     if a == b or find_duplicates((a, b)):
         warnings.append(f"{a} and {b} have the same content: a preference between them is chance")
     if as_json:
         judged = {
-            "prompt": prompt,
+            "prompt": prompt or "",
+            "criterion": loaded.settings.criterion.strip() or None,
             "model": loaded.name,
             "adapter": str(judge.adapter) if judge.adapter else None,
             "calibration": loaded.calibration.summary() if loaded.calibration else None,

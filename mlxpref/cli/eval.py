@@ -150,7 +150,7 @@ _OLD_THINK = {("--think", "yes"): ("--think",), ("--think", "both"): ("--compare
     "--scores", type=FILE, help="Table (image,score) of any tool, such as a CSV file, measured instead of a judge."
 )
 @option_group(JudgeOptions, "judge", only=("model", "adapter", "any_base", "yes", "calibration", "store", "no_store"))
-@settings_options(JudgeSettings, only=("think", "max_tokens", "max_pixels", "seed", "rows"))
+@settings_options(JudgeSettings, only=("think", "max_tokens", "max_pixels", "seed", "rows", "criterion"))
 @json_option
 def evaluate(
     source: DataOptions,
@@ -259,6 +259,7 @@ def _evaluate_judge(
         "max_tokens": judge.settings.max_tokens,
         "max_pixels": judge.vlm.features.max_pixels,
         "seed": judge.settings.seed,
+        "criterion": judge.settings.criterion.strip() or None,
         "warnings": warnings,
     }
     summary = judge.calibration.summary() | {"fitted_to": fitted_to} if judge.calibration else None

@@ -68,6 +68,7 @@ def label(
     pairs an image, and more if training needs them. `mlxpref train --data FILE` learns from the answers that are not
     held out, `mlxpref eval --data FILE` measures with the others.
     """
+    source.check()
     check_output("--output", output)
     if output.suffix.lower() != ".jsonl":
         raise ConfigError(f"--output {output}: `train` and `eval` know answers by .jsonl; give a name that ends in it")

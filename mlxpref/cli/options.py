@@ -144,6 +144,8 @@ def _setting_option(name: str, default: Any, metadata: Mapping[str, Any]) -> Cal
     if isinstance(default, bool):
         return grouped_option(f"--{flag}/--no-{flag}", name, **common)
     if isinstance(default, str):
+        if metadata.get("filled"):
+            common["callback"] = partial(check_text, "say what makes an image the better one")
         kind: Any = click.Choice(metadata["choices"]) if "choices" in metadata else click.STRING
         metavar = None
         if metadata.get("several"):
@@ -195,15 +197,19 @@ pairs_option = click.option(
 )
 
 
-def check_prompt(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
-    """Raise an error for an empty prompt, or one that is no text."""
+def check_text(remedy: str, ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Raise an error for an empty text, with the remedy, or one that is no text."""
     if value is None:
         return None
     if not value.strip():
-        raise click.BadParameter("it is empty; say what the images were made for")
+        raise click.BadParameter(f"it is empty; {remedy}")
     if any("\ud800" <= character <= "\udfff" for character in value):
         raise click.BadParameter("it is not UTF-8 text; check the terminal's encoding")
     return value
+
+
+check_prompt = partial(check_text, "say what the images were made for")
+CRITERION_ALONE = "with --criterion it may be left out"
 
 
 @dataclass(frozen=True)
@@ -220,7 +226,10 @@ class ImageOptions:
     )
     recursive: bool = flag("--recursive", "Search folders within folders too.")
 
-    def __post_init__(self) -> None:
+    def check(self, criterion: bool = False) -> None:
+        """Raise an error for two sources of prompts, and for none without the user's own criterion."""
+        if self.prompt is None and self.prompt_from is None and criterion:
+            return
         if (self.prompt is None) == (self.prompt_from is None):
             raise click.UsageError("give either --prompt TEXT or --prompt-from sidecar|png|FILE")
 

@@ -94,6 +94,7 @@ _OLD_THINK = {
         'mlxpref rank ./images --prompt "a red fox in the snow"',
         'mlxpref rank ./images -p "a red fox" --adapter runs/taste --html page.html --copy-top 10 ./best',
         "mlxpref rank ./images --prompt-from png --no-think --csv ranking.csv",
+        'mlxpref rank ./photos --criterion "the sharper eyes" --top 5',
     ),
 )
 @click.argument("images", nargs=-1, required=True, type=FILE)
@@ -129,6 +130,7 @@ def rank(
     """
     if think_about and settings.setdefault("think", True) is False:
         raise click.UsageError("--think-about and --no-think exclude each other")
+    source.check("criterion" in settings)
     outputs.check()
     cache = image_cache(settings)
     groups, skipped, notes = load_image_groups(images, source, cache)

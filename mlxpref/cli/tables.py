@@ -77,7 +77,7 @@ def print_ranking(ranking: Ranking, most: int | None = None) -> None:
             )
             for image in images
         ),
-        title=f"“{ranking.prompt}”: {counted(len(ranking), 'image')}, {counted(len(ranking.pairs), 'pair')}, each in "
+        title=f"{ranking.title}: {counted(len(ranking), 'image')}, {counted(len(ranking.pairs), 'pair')}, each in "
         "both orders",
         shorten="image",
         drop=("won", "P(best)", "tied with ranks", "95 % interval", "strength"),

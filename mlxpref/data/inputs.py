@@ -139,12 +139,17 @@ def preferences_from(
     return str(_LISTED), Preferences((preferences[number] for number in drawn(limit, 0, len(preferences))), name)
 
 
-def check_prompt(prompt: str) -> None:
-    """DataError for a prompt that is no text, as where the arguments are in another order, or blank."""
+def check_prompt(prompt: str, criterion: str = "") -> None:
+    """DataError for a prompt that is no text, as where the arguments are in another order, or blank.
+
+    With the user's own criterion it may be left out.
+    """
     if not isinstance(prompt, str):
         raise DataError(f"the prompt is text, not {_kind_of(prompt)}; it comes after the images")
-    if not prompt.strip():
-        raise DataError("the prompt is empty; give the text that the images were made from")
+    if not prompt.strip() and not criterion:
+        raise DataError(
+            "the prompt is empty; give the text that the images were made from, or a criterion to mlxpref.load"
+        )
     if UNDECODED.search(prompt):
         raise DataError("the prompt is not UTF-8 text: it has half of a surrogate pair")
 

@@ -34,14 +34,18 @@ USER_TEXT = "\ue000"
 """The place of the user's text, filled after the chat template runs, so that the text stays plain."""
 
 
-def comparison_messages(form: Form) -> list[dict[str, Any]]:
-    """The chat of one comparison, with two images and USER_TEXT in the place of the prompt."""
+def comparison_messages(form: Form, own_criterion: bool = False) -> list[dict[str, Any]]:
+    """The chat of one comparison, with two images and USER_TEXT in the place of the prompt.
+
+    With `own_criterion` USER_TEXT stands in the place of the criterion, too; see `user_text`.
+    """
+    words = USER_TEXT if own_criterion else f" {CRITERION}\nPrompt:{USER_TEXT}"
     return [
         {"role": "system", "content": SYSTEM},
         {
             "role": "user",
             "content": [
-                {"type": "text", "text": f"Criterion: {CRITERION}\nPrompt:{USER_TEXT}\nImage 1: "},
+                {"type": "text", "text": f"Criterion:{words}\nImage 1: "},
                 {"type": "image"},
                 {"type": "text", "text": "\nImage 2: "},
                 {"type": "image"},
@@ -51,7 +55,20 @@ def comparison_messages(form: Form) -> list[dict[str, Any]]:
     ]
 
 
-def template_version() -> str:
-    """A short hash of every word above; stored with adapters, calibrations and results."""
-    words = [comparison_messages("choice"), comparison_messages("scores"), CLOSING, NO_THINKING]
+def user_text(prompt: str, criterion: str = "") -> str:
+    """The text for USER_TEXT: a prompt, or the user's own criterion and a prompt, if there is one."""
+    prompt, criterion = prompt.strip(), criterion.strip()
+    if not criterion:
+        return f" {prompt}"
+    return f" {criterion}\nPrompt: {prompt}" if prompt else f" {criterion}"
+
+
+def template_version(criterion: str = "") -> str:
+    """A short hash of every word above, and of the user's own criterion; stored with calibrations and results.
+
+    Adapters have it, too, without a criterion.
+    """
+    own = [criterion.strip()] if criterion else []
+    chats = [comparison_messages(form, bool(own)) for form in QUESTIONS]
+    words = [*chats, CLOSING, NO_THINKING, *own]
     return hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()[:12]

@@ -9,7 +9,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from mlxpref.engine.template import ANSWER_OPEN, CLOSING, NO_THINKING, USER_TEXT, Form, comparison_messages
+from mlxpref.engine.template import ANSWER_OPEN, CLOSING, NO_THINKING, USER_TEXT, Form, comparison_messages, user_text
 from mlxpref.errors import ModelError
 from mlxpref.text import one_line
 from mlxpref.verdict import BLANKS
@@ -84,7 +84,7 @@ class ComparisonTokenizer:
     @cached_property
     def no_thinking_ids(self) -> tuple[int, ...]:
         """The tokens that take a comparison to its answer without thinking."""
-        return self.encode_template_text(self._template_ids("choice")[2])
+        return self.encode_template_text(self._template_ids("choice", False)[2])
 
     def encode_template_text(self, text: str) -> tuple[int, ...]:
         """Ids of our own text, with added tokens."""
@@ -104,27 +104,28 @@ class ComparisonTokenizer:
         """The text of completion tokens; special tokens are left out."""
         return str(self.hf_tokenizer.decode(list(ids), skip_special_tokens=True))
 
-    def comparison(self, prompt: str, form: Form, think: bool) -> ComparisonTokens:
+    def comparison(self, prompt: str, form: Form, think: bool, criterion: str = "") -> ComparisonTokens:
         """The ids of a comparison up to the judge's reasons or, without thinking, its answer.
 
-        Raises ModelError for a checkpoint whose chat template cannot be used.
+        `criterion` is the user's own; without a prompt it stands alone. Raises ModelError for a checkpoint whose chat
+        template cannot be used.
         """
-        (before_prompt, after_prompt, between, after), opening, no_thinking = self._template_ids(form)
+        (before_text, after_text, between, after), opening, no_thinking = self._template_ids(form, bool(criterion))
         return ComparisonTokens(
-            before_prompt + self.encode_user_text(f" {prompt.strip()}") + after_prompt,
+            before_text + self.encode_user_text(user_text(prompt, criterion)) + after_text,
             between,
             after if think else after + self.no_thinking_ids,
             opening if think else opening + no_thinking,
         )
 
-    def _encode_template(self, form: Form) -> tuple[tuple[tuple[int, ...], ...], str, str]:
+    def _encode_template(self, form: Form, own_criterion: bool) -> tuple[tuple[tuple[int, ...], ...], str, str]:
         """The ids of the chat template's own text in a form, split at the user's text and at the two images.
 
         With the completion's beginning in this text, and with what takes it to the answer without thinking. Some
         templates of models that think end in `<think>`, and some that also answer at once in `<think></think>`: the
         latter is left out, as it would forbid to think.
         """
-        messages = comparison_messages(form)
+        messages = comparison_messages(form, own_criterion)
         try:
             text = self.hf_tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         except Exception as error:  # a template is a program, which may raise anything
@@ -137,12 +138,12 @@ class ComparisonTokenizer:
                 "the checkpoint's chat template does not keep two images and the prompt in their places; "
                 "mlxpref needs the Instruct version of the model"
             )
-        before_prompt, after_prompt = parts[0].split(USER_TEXT)
+        before_text, after_text = parts[0].split(USER_TEXT)
         after, opening, no_thinking = parts[2], "", NO_THINKING
         if own := _THINKING.search(after):
             if "</think>" in own[0]:
                 after, no_thinking = after[: own.start()], own[0] + ANSWER_OPEN
             else:
                 opening, no_thinking = own[0], CLOSING
-        ids = tuple(self.encode_template_text(part) for part in (before_prompt, after_prompt, parts[1], after))
+        ids = tuple(self.encode_template_text(part) for part in (before_text, after_text, parts[1], after))
         return ids, opening, no_thinking

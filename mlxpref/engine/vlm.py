@@ -110,16 +110,21 @@ class VLM:
         """A comparison of two images in the order shown; DataError for an unreadable image, and as in `input_of`."""
         return self.input_of((self.features.get(first), self.features.get(second)), prompt, form, think)
 
-    def input_of(self, images: tuple[Features, Features], prompt: str, form: Form, think: bool) -> ComparisonInput:
-        """The comparison of two encoded images; DataError where it is too long for the model."""
-        tokens = self.tokenizer.comparison(prompt, form, think)
+    def input_of(
+        self, images: tuple[Features, Features], prompt: str, form: Form, think: bool, criterion: str = ""
+    ) -> ComparisonInput:
+        """The comparison of two encoded images, by the user's own `criterion`, if any.
+
+        DataError where it is too long for the model.
+        """
+        tokens = self.tokenizer.comparison(prompt, form, think, criterion)
         pads = [[self.image_token_id] * image.tokens for image in images]
         ids = [*tokens.before_first, *pads[0], *tokens.before_second, *pads[1], *tokens.after]
         if len(ids) > self.context:
             sizes = f"{len(ids)} tokens, {images[0].tokens} and {images[1].tokens} of them for the images"
             raise DataError(
                 f"a comparison takes {sizes}; the model reads at most {self.context}: "
-                "give a smaller --max-pixels or a shorter prompt"
+                f"give a smaller --max-pixels or a shorter {'criterion or ' if criterion else ''}prompt"
             )
         texts = len(tokens.before_first), len(tokens.before_second), len(tokens.after)
         positions, following = image_positions([texts[0], images[0].grid, texts[1], images[1].grid, texts[2]])

@@ -63,6 +63,7 @@ def calibrate(
         name=f"{judge.name} with {judge.adapter}" if judge.adapter else judge.name,
         fingerprint=data_fingerprint(kept),
         fitted=" ".join(pair_names(kept)),
+        criterion=judge.settings.criterion.strip(),
     )
     if not left_out.reasons:
         return calibration

@@ -43,7 +43,7 @@ class JudgeConditions:
         """The fields that differ in `other`, in words."""
         words = {
             "judge": "another model or adapter",
-            "template": "other words of asking",
+            "template": "other words of asking, or another criterion",
             "method": "another way of judging",
         }
         names = [f.name for f in fields(self) if getattr(self, f.name) != getattr(other, f.name)]
@@ -69,7 +69,7 @@ class Calibration:
 
     `rescaling` is the fit to all `pairs`. `after` is of the same pairs as `before`, each rescaled by a fit to other
     prompts, in `folds` folds. `name` is the judge's, `fingerprint` that of
-    the data, and `fitted` has the names of the pairs (`data.learned.pair_names`).
+    the data, `criterion` the user's own, if any, and `fitted` has the names of the pairs (`data.learned.pair_names`).
     """
 
     conditions: JudgeConditions
@@ -84,6 +84,12 @@ class Calibration:
     name: str = ""
     fingerprint: str = ""
     fitted: str = ""
+    criterion: str = ""
+
+    @property
+    def mode(self) -> str:
+        """The mode of its conditions, and the user's own criterion."""
+        return self.conditions.mode + (f", by “{self.criterion}”" if self.criterion else "")
 
     def to_json(self) -> dict[str, Any]:
         """The calibration as in calibration.json."""
@@ -92,7 +98,7 @@ class Calibration:
 
     def __str__(self) -> str:
         bias, temperature = self.rescaling.position_bias, self.rescaling.temperature
-        return f"{self.conditions.mode}: temperature {temperature:.3g}, position bias {bias:+.2f}"
+        return f"{self.mode}: temperature {temperature:.3g}, position bias {bias:+.2f}"
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,6 @@ _STANDARD_ERRORS = 2.0
 def warnings_for(ranking: Ranking, top: int | None = None) -> Iterator[str]:
     """The warnings about a ranking, a line each; `top` is the number of best images in the request."""
     yield from _about_the_ending(ranking, top)
-    if not ranking.prompt.strip():
-        yield "the prompt is empty: the images were compared without knowing what they were made for"
     yield from answer_warnings(pair.verdict for pair in ranking.pairs)
     yield from _about_preferences(ranking)
 

@@ -91,7 +91,9 @@ class Judge:
     def __repr__(self) -> str:
         adapter = f", adapter {shorten(self.adapter)!r}" if self.adapter else ""
         think = f"up to {self.settings.max_tokens} tokens of reasons" if self.settings.think else "without thinking"
-        return f"Judge({shorten(self.name)!r}{adapter}, {think}{', calibrated' if self.calibration else ''})"
+        criterion = f", criterion {shorten(self.settings.criterion)!r}" if self.settings.criterion else ""
+        calibrated = ", calibrated" if self.calibration else ""
+        return f"Judge({shorten(self.name)!r}{adapter}, {think}{criterion}{calibrated})"
 
     @property
     def folders(self) -> tuple[Path | None, Path]:
@@ -103,19 +105,20 @@ class Judge:
         """The pairs of a ranking to think about by default, so that nothing is judged in a way that was not learned."""
         return ("top" if self.reads else "all") if self.settings.think else "none"
 
-    def compare(self, a: ImageInput, b: ImageInput, prompt: str) -> PairVerdict:
+    def compare(self, a: ImageInput, b: ImageInput, prompt: str = "") -> PairVerdict:
         """Judge one pair in both orders; `p_a` of the result is the preference for a, from 0 to 1.
 
-        DataError for what is no readable image.
+        With a criterion in the settings the prompt may be left out, here and in `rank` and `score`. DataError for what
+        is no readable image.
         """
-        check_prompt(prompt)
+        check_prompt(prompt, self.settings.criterion)
         pair = Pair(*check_pair(a, b, self.vlm.features.images), prompt)
         return replace(next(self.pairs([pair])), pair=pair)
 
     def rank(
         self,
         images: ImagesInput,
-        prompt: str,
+        prompt: str = "",
         think_about: ThinkAbout | None = None,
         skipped: Sequence[Skipped] = (),
         pairs: int | Literal["all"] | None = None,
@@ -127,7 +130,7 @@ class Judge:
         the result lists them, and the unreadable ones of a folder. DataError names other images that cannot be read.
         Ctrl-C is raised; the KeyboardInterrupt then has the ranking by the pairs so far as its `ranking`.
         """
-        check_prompt(prompt)
+        check_prompt(prompt, self.settings.criterion)
         given, left_out = find_given(images, self.vlm.features.images)
         if left_out:
             logger.warning(f"left out, as it cannot be read: {reasons_of(left_out)}")
@@ -147,6 +150,7 @@ class Judge:
             ranking,
             model=self.name,
             adapter=self.adapter,
+            criterion=self.settings.criterion.strip(),
             vision_runs=runs if ranking.ending == "interrupted" else int(self.processes.all_sum_numbers(runs)[0]),
             skipped=(*skipped, *left_out),
             warnings=(*demo_warnings(self.name, given, self.vlm.features.images), *ranking.warnings),
@@ -156,13 +160,13 @@ class Judge:
         return ranking
 
     @_either_order
-    def score(self, images: ImagesInput, prompt: str) -> list[float]:
+    def score(self, images: ImagesInput, prompt: str = "") -> list[float]:
         """The share of wins of each of two or more images against the others of this call, by soft preferences.
 
         Comparable within one call only: the shares of N images average 0.5. It judges all N (N - 1) / 2 pairs.
         DataError names images that cannot be read.
         """
-        check_prompt(prompt)
+        check_prompt(prompt, self.settings.criterion)
         given, left_out = find_given(images, self.vlm.features.images)
         if left_out:
             raise DataError(f"no score, as it cannot be read: {reasons_of(left_out)}; remove it, or use rank")
@@ -206,7 +210,7 @@ class Judge:
         def known(pair: Pair) -> Pair:
             if not isinstance(pair, Pair | Preference):
                 raise DataError(f"{pair!r:.40} is no pair; give Pair(a, b, prompt)")
-            check_prompt(pair.prompt)
+            check_prompt(pair.prompt, self.settings.criterion)
             return Pair(image_of(pair.a), image_of(pair.b), pair.prompt)
 
         comparisons = (comparison for pair in pairs for comparison in shown(known(pair)))
@@ -261,7 +265,7 @@ class Judge:
         think = self.settings.think if think is None else think
         return JudgeConditions(
             judge=self._fingerprint_in(session or self.session()),
-            template=template_version(),
+            template=template_version(self.settings.criterion),
             method=_METHOD,
             max_pixels=self.vlm.features.max_pixels,
             think=think,
@@ -306,7 +310,7 @@ class Judge:
         )
         batch_size = max(1, self.settings.rows // samples) * self.processes.size
         digest = b"" if self.store is None else self._digest(sampling, form, think, session)
-        return Request(sampling, form, think, batch_size, digest)
+        return Request(sampling, form, think, batch_size, digest, self.settings.criterion)
 
     def _digest(self, sampling: Sampling, form: Form, think: bool, session: JudgingSession) -> bytes:
         """A digest of everything that verdicts depend on, apart from the comparison."""
@@ -317,7 +321,7 @@ class Judge:
         if not think and sampling.until == "answer":
             del settings["max_tokens"]
         settings |= {"form": form, "think": think, "max_pixels": self.vlm.features.max_pixels, "method": _METHOD}
-        settings |= {"template": template_version(), "judge": self._fingerprint_in(session)}
+        settings |= {"template": template_version(self.settings.criterion), "judge": self._fingerprint_in(session)}
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).digest()
 
     def _fingerprint_in(self, session: JudgingSession) -> str:

@@ -12,6 +12,7 @@ from mlxpref.checkpoints.memory import judging_plan, model_size, require_fit
 from mlxpref.checkpoints.resolve import find_checkpoint
 from mlxpref.config import JudgeSettings, settings_from
 from mlxpref.engine.adapters import check_base, find_base, load_adapter, trained_settings
+from mlxpref.engine.template import template_version
 from mlxpref.engine.vlm import load_vlm
 from mlxpref.errors import DataError
 from mlxpref.files import expand
@@ -63,19 +64,27 @@ def _settings(adapter: Path, trained: Mapping[str, Any], given: Mapping[str, Any
             logger.warning(f"{adapter}: trained {ways[before]} only, asked {ways[now]}: it answers less well so")
         elif name != "think" and before != now:
             logger.warning(f"{adapter}: trained with --{name.replace('_', '-')} {before}, asked with {now}")
+    if settings.criterion and trained:
+        logger.warning(f"{adapter}: trained without --criterion: it may go on by what it learned that people prefer")
     return settings
 
 
 def calibration_path(judge: Judge) -> Path:
-    """The place of a judge's own calibration: its adapter's folder, else the user's cache by its fingerprint."""
+    """The place of a judge's own calibration: its adapter's folder, else the user's cache by its fingerprint.
+
+    Each criterion of the user's has a file of its own.
+    """
+    criterion = judge.settings.criterion
+    own = f"-{template_version(criterion)}" if criterion else ""
     if judge.adapter is not None:
-        return judge.adapter / CALIBRATION_FILE
-    return cached_calibrations() / f"{judge.conditions().judge[:32]}.json"
+        name = Path(CALIBRATION_FILE)
+        return judge.adapter / f"{name.stem}{own}{name.suffix}"
+    return cached_calibrations() / f"{judge.conditions().judge[:32]}{own}.json"
 
 
 def known_calibrations(adapter: Path | None = None) -> list[CalibrationFile]:
     """The calibrations in the user's cache, and an adapter's; warns of damaged files."""
-    files = [adapter / CALIBRATION_FILE] if adapter and (adapter / CALIBRATION_FILE).exists() else []
+    files = sorted(adapter.glob(f"{Path(CALIBRATION_FILE).stem}*.json")) if adapter else []
     known = []
     for path in [*files, *sorted(cached_calibrations().glob("*.json"))]:
         try:

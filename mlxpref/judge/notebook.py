@@ -32,7 +32,7 @@ def ranking_html(ranking: "Ranking") -> str:
         for entry in ranking[:_SHOWN]
     ]
     more = [f"and {len(ranking) - _SHOWN} more"] if len(ranking) > _SHOWN else []
-    title = f"“{ranking.prompt}”: {len(ranking)} images, {len(ranking.pairs)} pairs"
+    title = f"{ranking.title}: {len(ranking)} images, {len(ranking.pairs)} pairs"
     columns = ("rank", "", "image", "strength<br>95 % interval", "reason")
     return _block(title, _table(columns, rows), [*more, *ranking.warnings])
 

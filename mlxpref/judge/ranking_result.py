@@ -113,6 +113,7 @@ class Ranking(Sequence[RankingEntry]):
     ending: Ending = "done"
     recalled: int = 0
     warnings: tuple[str, ...] = ()
+    criterion: str = ""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -129,10 +130,16 @@ class Ranking(Sequence[RankingEntry]):
     def __repr__(self) -> str:
         best = ", ".join(f"{shorten(entry.short_name, 24)} {entry.strength:+.2f}" for entry in self[:3])
         ending = ", interrupted" if self.ending == "interrupted" else ""
-        return f"Ranking({shorten(self.prompt)!r}, {len(self)} images{ending}, best first: {best})"
+        return f"Ranking({shorten(self.title)}, {len(self)} images{ending}, best first: {best})"
 
     def _repr_html_(self) -> str:
         return ranking_html(self)
+
+    @property
+    def title(self) -> str:
+        """The prompt and the user's own criterion, or what there is of them, in quotation marks."""
+        parts = [f"“{self.prompt}”"] if self.prompt else []
+        return ", ".join([*parts, f"by “{self.criterion}”"] if self.criterion else parts)
 
     def name(self, index: int) -> str:
         """The name of an image: its path, or its number where it came from memory."""
@@ -173,6 +180,7 @@ class Ranking(Sequence[RankingEntry]):
         """The ranking as JSON of `rank`."""
         return {
             "prompt": self.prompt,
+            "criterion": self.criterion or None,
             "model": self.model,
             "adapter": str(self.adapter) if self.adapter else None,
             "images": [entry.to_json() for entry in self],

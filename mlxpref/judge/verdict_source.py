@@ -45,7 +45,7 @@ class Judgement:
 class Request:
     """The conditions of judging: `batch_size` comparisons together, over all processes.
 
-    `digest` begins their keys in the store; it is empty where there is no store.
+    `digest` begins their keys in the store; it is empty where there is no store. `criterion` is the user's own, if any.
     """
 
     sampling: Sampling
@@ -53,6 +53,7 @@ class Request:
     think: bool
     batch_size: int
     digest: bytes = b""
+    criterion: str = ""
 
     def key(self, first: str, second: str, prompt: str) -> bytes:
         """The key in the store of a comparison of two images, which are named by their content."""
@@ -90,7 +91,8 @@ def judge_by_model(
                 errors = [image for image in (first, second) if isinstance(image, ImageError)]
                 judgements.append(Judgement((), unreadable={error.name: error.reason for error in errors}))
                 if isinstance(first, Features) and isinstance(second, Features):
-                    inputs.append(vlm.input_of((first, second), prompt, request.form, request.think))
+                    images = first, second
+                    inputs.append(vlm.input_of(images, prompt, request.form, request.think, request.criterion))
                     random_keys.append(_random_key(first, second, prompt))
             prefill = session.prefixes.prefill
             rollouts = iter(roll_out(vlm, inputs, request.sampling, random_keys, prefill=prefill) if inputs else ())

@@ -13,7 +13,7 @@ from mlxpref.judge.ranking_result import Ranking
 
 _COLUMNS = (
     "prompt", "rank", "image", "strength", "stderr", "low", "high", "p_best", "wins", "pairs", "tied_with", "reason",
-    "warnings",
+    "warnings", "criterion",
 )  # fmt: skip
 _FORMULA = re.compile(r"[=+\-@\t\r]")
 """A spreadsheet takes a cell that begins so for a formula, and may run it."""
@@ -45,6 +45,7 @@ def write_ranking_csv(path: Path, rankings: Sequence[Ranking]) -> None:
                     " | ".join(names[other] for other in image.tied_with),
                     text_cell(image.reason or ""),
                     text_cell(" | ".join(ranking.warnings) if image is ranking[0] else ""),
+                    text_cell(ranking.criterion),
                 )
             )
     write_output(path, table.getvalue())

@@ -52,7 +52,7 @@ def _section(ranking: Ranking, names: Sequence[str], load: LoadImage) -> dict[st
         card["tied_above"] = above["image"].index in card["image"].tied_with
     judge = f"by {ranking.model}{f' with {ranking.adapter}' if ranking.adapter else ''}, " if ranking.model else ""
     return {
-        "title": f"“{prompt}”" if (prompt := plain(ranking.prompt)) else "no prompt",
+        "title": plain(ranking.title),
         "ranking": ranking,
         "judge": plain(judge),
         "best": plain(best_in_words(ranking)),

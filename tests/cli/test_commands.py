@@ -41,12 +41,12 @@ UNDECODED = os.fsdecode(b"undecoded\xff.png")
 
 COMPARE_KEYS = {
     "prompt", "model", "adapter", "a", "b", "p_a", "p_a_shown_first", "p_a_shown_second", "reasons", "samples",
-    "calibration", "warnings",
+    "calibration", "warnings", "criterion",
 }  # fmt: skip
 RANK_KEYS = {
     "prompt", "model", "adapter", "images", "pairs", "position_bias", "position_bias_stderr", "warnings", "remarks",
     "planned_pairs", "ending", "recalled", "skipped", "seconds", "vision_runs", "tokens",
-    "calibration",
+    "calibration", "criterion",
 }  # fmt: skip
 IMAGE_KEYS = {
     "path", "rank", "strength", "stderr", "low", "high", "p_best", "wins", "pairs", "tied_with", "reason",
@@ -59,7 +59,7 @@ EVAL_KEYS = {
     "seconds_per_pair", "calibration", "learned_from", "left_out", "think", "samples",
 }  # fmt: skip
 JUDGED_KEYS = {
-    "model", "adapter", "max_tokens", "max_pixels", "seed", "limit", "versions", "warnings", "results",
+    "model", "adapter", "max_tokens", "max_pixels", "seed", "limit", "versions", "warnings", "results", "criterion",
 }  # fmt: skip
 
 

@@ -216,6 +216,31 @@ def test_finished_prompts_are_printed(
     assert "2 of 3 prompts were ranked" in page.read_text(encoding="utf-8")
 
 
+def test_a_criterion_needs_no_prompt(folder: Path, tmp_path: Path) -> None:
+    page, table, criterion = tmp_path / "page.html", tmp_path / "table.csv", ("--criterion", "=the sharper eyes")
+    outputs = ("--html", page, "--csv", table)
+    quick = ("--no-think", "--pairs", "3", "--store", tmp_path / "kept.sqlite", *QUICK)
+    result = ranked(folder, *criterion, *outputs, *quick)
+    assert (result["prompt"], result["criterion"], result["recalled"]) == ("", "=the sharper eyes", 0)
+    assert not any("prompt" in warning for warning in result["warnings"])
+    assert '<h1 dir="auto">by “=the sharper eyes”</h1>' in page.read_text(encoding="utf-8")
+    with table.open(newline="") as file:
+        assert {(row["prompt"], row["criterion"]) for row in csv.DictReader(file)} == {("", "'=the sharper eyes")}
+    done = run("rank", folder, *criterion, *quick)
+    assert "by “=the sharper eyes”: 12 images, 3 pairs" in done.stdout
+    assert "about 3 pairs known" in done.stderr
+    both = ranked(folder, *PROMPT, *criterion, *quick)
+    assert (both["prompt"], both["criterion"], both["recalled"]) == ("a red circle", "=the sharper eyes", 0)
+    assert ranked(folder, *PROMPT, *quick)["criterion"] is None
+
+
+@pytest.mark.parametrize("command", ["rank", "compare", "eval", "calibrate"])
+def test_a_criterion_says_something(command: str) -> None:
+    done = run(command, "--criterion", " ")
+    assert done.exit_code == 2
+    assert "'--criterion': it is empty; say what makes an image the better one" in done.stderr
+
+
 def test_a_prompt_in_the_picture(tmp_path: Path) -> None:
     for i in range(3):
         text = PngImagePlugin.PngInfo()

@@ -238,7 +238,7 @@ def test_what_is_no_list_of_images(cache: ImageCache, images: Any, advice: str) 
 @pytest.mark.parametrize("prompt", [None, ["a hat"], Path("a hat"), picture(1), "\ud800"])
 def test_a_prompt_is_text(prompt: Any) -> None:
     with pytest.raises(DataError, match="prompt is"):
-        check_prompt(prompt)
+        check_prompt(prompt, "the sharper eyes")
 
 
 def test_open_files(file: Path) -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlxpref.engine.template import CLOSING, NO_THINKING, QUESTIONS, comparison_messages, template_version
+from mlxpref.engine.template import CLOSING, CRITERION, NO_THINKING, QUESTIONS, comparison_messages, template_version
 from mlxpref.engine.vlm import VLM
 from tests.conftest import picture, tiny_model
 
@@ -28,6 +28,31 @@ def test_added_tokens_in_a_prompt_are_words(tiny_vlm: VLM) -> None:
             assert tokens.before_second == plain.before_second
             assert tokens.after == plain.after
             assert prompt.strip() in words.hf_tokenizer.decode(list(tokens.before_first)), prompt
+
+
+def test_added_tokens_in_a_criterion_are_words(tiny_vlm: VLM) -> None:
+    words = tiny_vlm.tokenizer
+    plain = words.comparison("a hat", "choice", True)
+    own = sum(i in words.added_ids for i in plain.before_first)
+    for text in [*added_tokens(tiny_vlm), *HOSTILE]:
+        for criterion, prompt in ((text, "a hat"), (f"sharp{text}", ""), (f"{text} eyes", text)):
+            tokens = words.comparison(prompt, "choice", True, criterion)
+            assert sum(i in words.added_ids for i in tokens.before_first) == own, criterion
+            assert (tokens.before_second, tokens.after) == (plain.before_second, plain.after)
+            assert criterion in words.hf_tokenizer.decode(list(tokens.before_first)), criterion
+
+
+def test_a_criterion_takes_the_place_of_ours(tiny_vlm: VLM) -> None:
+    words = tiny_vlm.tokenizer
+
+    def text(prompt: str, criterion: str = "") -> str:
+        decoded = words.hf_tokenizer.decode(list(words.comparison(prompt, "choice", True, criterion).before_first))
+        return str(decoded).partition("Criterion:")[2].partition("Image 1:")[0]
+
+    ours = text("a hat")
+    assert ours == f" {CRITERION}\nPrompt: a hat\n"
+    assert text("a hat", "the sharper eyes") == ours.replace(CRITERION, "the sharper eyes")
+    assert text(" ", " the sharper eyes ") == " the sharper eyes\n"
 
 
 def test_prompt_adds_no_image(tiny_vlm: VLM) -> None:
@@ -85,3 +110,6 @@ def test_appended_text_ends_at_the_answer(text: str) -> None:
 
 def test_the_template_has_a_version() -> None:
     assert len(template_version()) == 12
+    versions = [template_version(criterion) for criterion in ("", "the sharper eyes", "the brighter one", CRITERION)]
+    assert len(set(versions)) == 4
+    assert template_version(" the sharper eyes\n") == versions[1]

@@ -29,7 +29,7 @@ from mlxpref.judge.calibration import (
 )
 from mlxpref.judge.evaluation import EvaluationSpec, evaluate
 from mlxpref.judge.judge import Judge
-from mlxpref.judge.loading import calibrated, calibration_path
+from mlxpref.judge.loading import calibrated, calibration_path, known_calibrations
 from mlxpref.judge.metrics import Floats, both_orders
 from mlxpref.judge.pair_verdict import PairVerdict
 from mlxpref.judge.store import Store
@@ -320,7 +320,7 @@ def test_impossible_temperature_is_refused(tmp_path: Path, value: Any) -> None:
     ("changes", "problem"),
     [
         ({"judge": "0" * 64}, "another model or adapter"),
-        ({"template": "older"}, "other words of asking"),
+        ({"template": "older"}, "other words of asking, or another criterion"),
         ({"method": 0}, "another way of judging"),
         ({"max_pixels": 1000}, "max_pixels 1000, not 7056"),
         ({"samples": 4}, "samples 4, not 1"),
@@ -394,6 +394,30 @@ def test_each_mode_needs_its_calibration(
     judge = put_on(judge, tmp_path / "c.json", TemperatureScaling(4.0, 0.0), think=True)
     pairs = judge.rank(images, "a hat", "top", pairs=5).pairs
     assert {pair.verdict.rescaling for pair in pairs} == {TemperatureScaling(2.0, 0.0), TemperatureScaling(4.0, 0.0)}
+
+
+def test_each_criterion_has_its_calibration(tmp_path: Path) -> None:
+    judge, preferences = mlxpref.load("demo", think=False), demo_preferences("heldout", 12)
+    files = [
+        mlxpref.calibrate(judge, preferences, think=False, criterion=criterion)
+        for criterion in ("", "the sharper eyes", "the brighter one")
+    ]
+    assert len({file.path for file in files}) == 3
+    assert {file.path for file in known_calibrations()} == {file.path for file in files}
+    assert str(files[1].calibrations[0]).startswith("without thinking, by “the sharper eyes”: ")
+    sharper = mlxpref.load("demo", think=False, criterion="the sharper eyes")
+    assert sharper.calibration == replace(files[1], given=False)
+    with pytest.raises(ConfigError, match="made for other words of asking, or another criterion"):
+        calibrated(sharper, files[0].path).compare(picture(1), picture(2))
+    adapter = write_adapter(tmp_path / "adapter", judge.vlm)
+    other = mlxpref.load("demo", adapter, think=False, criterion="the sharper eyes")
+    assert calibration_path(other).parent == adapter
+    assert calibration_path(other).name not in (
+        CALIBRATION_FILE,
+        calibration_path(replace(other, settings=replace(other.settings, criterion="x"))).name,
+    )
+    put_on(other, calibration_path(other), TemperatureScaling(3.0, 0.0))
+    assert calibration_path(other) in [file.path for file in known_calibrations(adapter)]
 
 
 def test_default_calibration_file(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from mlxpref.verdict import Verdict
 from tests.judge.test_rank import Rater
 
 
-def ranked(rater: Rater, prompt: str = "a hat") -> Ranking:
-    return rank_pairs(rater.images, prompt, rater, "all")
+def ranked(rater: Rater) -> Ranking:
+    return rank_pairs(rater.images, "a hat", rater, "all")
 
 
 def test_clear_judge_has_no_remark() -> None:
@@ -27,11 +27,6 @@ def test_a_judge_that_goes_by_place(bias: float, place: str) -> None:
 def test_a_judge_that_cannot_tell() -> None:
     (warning,) = ranked(Rater(8, scale=0.01)).warnings
     assert warning == ("the judge can hardly tell these images apart: of 16 pairs, 16 came out between 40 and 60 %")
-
-
-def test_an_empty_prompt() -> None:
-    (warning,) = ranked(Rater(4), " ").warnings
-    assert warning.startswith("the prompt is empty")
 
 
 class Faulty(Rater):

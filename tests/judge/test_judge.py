@@ -18,7 +18,7 @@ from mlxpref.demo.preferences import demo_preferences
 from mlxpref.engine.adapters import load_adapter
 from mlxpref.engine.image_features import FeatureStore
 from mlxpref.engine.vlm import VLM
-from mlxpref.errors import ConfigError, ModelError
+from mlxpref.errors import ConfigError, DataError, ModelError
 from mlxpref.judge import judge as module
 from mlxpref.judge import verdict_source
 from mlxpref.judge.evaluation import EvaluationSpec, evaluate
@@ -162,6 +162,38 @@ def test_reasons_are_with_their_image(demo_judge: MakeJudge) -> None:
         if reason := image.reason:
             assert reason.startswith(("as image 1 beside image ", "as image 2 beside image "))
             assert f"beside image {image.index}:" not in reason
+
+
+def test_a_criterion_asks_another_question(demo_judge: MakeJudge) -> None:
+    images = [picture(i) for i in range(3)]
+    by_prompt, sharper, brighter = (
+        demo_judge(think=False, criterion=criterion) for criterion in ("", "the sharper eyes", "the brighter one")
+    )
+    rankings = [
+        by_prompt.rank(images, "a hat"), sharper.rank(images, "a hat"), sharper.rank(images), brighter.rank(images)
+    ]  # fmt: skip
+    assert len({ranking.pairs[0].verdict.p_a for ranking in rankings}) == 4
+    assert [ranking.title for ranking in rankings] == [
+        "“a hat”", "“a hat”, by “the sharper eyes”", "by “the sharper eyes”", "by “the brighter one”"
+    ]  # fmt: skip
+    assert [ranking.to_json()["criterion"] for ranking in rankings[1:3]] == ["the sharper eyes"] * 2
+    assert not any("prompt" in warning for ranking in rankings for warning in ranking.warnings)
+    p_a = rankings[2].pairs[0].verdict.p_a
+    assert sharper.compare(images[0], images[1]).p_a == pytest.approx(p_a, abs=1e-5)
+    assert sharper.score(images[:2]) == pytest.approx([p_a, 1 - p_a], abs=1e-5)
+    for call in (
+        lambda: by_prompt.rank(images),
+        lambda: by_prompt.compare(*images[:2]),
+        lambda: by_prompt.score(images),
+    ):
+        with pytest.raises(DataError, match=r"the prompt is empty; give .* or a criterion"):
+            call()
+
+
+@pytest.mark.parametrize("criterion", [" \n", "\ud800", 3, None])
+def test_a_criterion_is_text(criterion: Any) -> None:
+    with pytest.raises(ConfigError, match="setting criterion"):
+        mlxpref.load("demo", criterion=criterion)
 
 
 def test_load() -> None:
@@ -309,6 +341,8 @@ def recalls(judge: Judge, **request: Any) -> bool:
         ({"max_tokens": 5}, {}),
         ({"seed": 1}, {}),
         ({"think": False}, {}),
+        ({"criterion": "the sharper eyes"}, {}),
+        ({"criterion": "the sharper eyes"}, {"prompt": ""}),
         ({}, {"prompt": "a red circle "}),
         ({}, {"first": one_more(A)}),
         ({}, {"second": one_more(B)}),
@@ -342,6 +376,7 @@ def test_thinking_is_in_the_key(demo_judge: MakeJudge, store: Store) -> None:
         (THINKING, {"rows": 1}),
         (THINKING | {"samples": 1}, {"seed": 1}),
         (THINKING | {"think": False}, {"samples": 3, "seed": 1, "max_tokens": 9}),
+        (THINKING | {"criterion": "the sharper eyes"}, {"criterion": " the sharper eyes\n"}),
     ],
 )
 def test_irrelevant_settings_are_recalled(
@@ -355,7 +390,7 @@ def test_template_method_and_pixels_are_in_the_key(store: Store, monkeypatch: py
     judge = judge_with_store(store)
     assert not recalls(judge)
     for place, name, value in (
-        (module, "template_version", lambda: "other words"),
+        (module, "template_version", lambda criterion: "other words"),
         (module, "_METHOD", module._METHOD + 1),
         (judge.vlm, "features", small_budget(judge.vlm)),
     ):

@@ -60,6 +60,8 @@ def test_given_settings_go_first_and_are_named(tmp_path: Path, caplog: pytest.Lo
     ]
     mlxpref.load(TINY, adapter, think=False)
     assert not warnings_of(caplog)
+    assert mlxpref.load(TINY, adapter, criterion="the sharper eyes").settings.criterion == "the sharper eyes"
+    assert [line.partition(":")[0] for line in warnings_of(caplog)] == ["trained without --criterion"]
 
 
 @pytest.mark.parametrize(("weight", "about"), [(1.0, "top"), (0.0, "all")])
