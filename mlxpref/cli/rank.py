@@ -16,6 +16,7 @@ from mlxpref.cli.options import (
     ImageOptions,
     JudgeOptions,
     OldSpellings,
+    flag,
     json_option,
     option,
     option_group,
@@ -36,6 +37,7 @@ from mlxpref.preferences import Pair
 from mlxpref.ranking.bradley_terry import all_pairs
 from mlxpref.report.ranking_files import check_copy_folder, copy_top, write_ranking_csv
 from mlxpref.report.ranking_page import write_ranking_page
+from mlxpref.report.xmp import STARS_RULE, write_ratings
 from mlxpref.text import counted
 
 Pairs = int | Literal["all"] | None
@@ -56,6 +58,7 @@ class OutputOptions:
         metavar="K FOLDER",
         help="Copy the K best into a folder.",
     )
+    xmp: bool = flag("--xmp", "Rate each image with 1 to 5 stars in an XMP sidecar beside it.")
 
     def check(self) -> None:
         """Raise errors, before the work, for outputs that could not be written after it."""
@@ -78,6 +81,11 @@ class OutputOptions:
         if self.copy_top is not None:
             copies = copy_top(rankings, *self.copy_top)
             note(f"{counted(len(copies), 'image')} copied to {self.copy_top[1]}")
+        if self.xmp:
+            ratings = [rating for ranking in rankings for rating in write_ratings(ranking)]
+            errors = [rating.error for rating in ratings if rating.error]
+            for line in (*errors, f"{counted(len(ratings) - len(errors), 'sidecar')} rated: {STARS_RULE}"):
+                note(line)
 
 
 _OLD_THINK = {

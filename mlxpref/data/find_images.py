@@ -15,8 +15,10 @@ from mlxpref.files import expand, sha256_of
 from mlxpref.preferences import ImageLike, PackedImage
 from mlxpref.text import few, first_ten
 
-# Suffixes of images in a folder; HEIC and JPEG XL are here so that they are reported as skipped.
-_NAMES = re.compile(r".\.(apng|avif|bmp|gif|hei[cf]|hif|j2k|jfif|jp[2eg]|jpeg|jxl|mpo|p[bgnp]m|png|tiff?|webp)$", re.I)
+IMAGE_NAME = re.compile(
+    r".\.(apng|avif|bmp|gif|hei[cf]|hif|j2k|jfif|jp[2eg]|jpeg|jxl|mpo|p[bgnp]m|png|tiff?|webp)$", re.I
+)
+"""Names of images in a folder; HEIC and JPEG XL are here so that they are reported as skipped."""
 
 _LINK = re.compile(r"(https?|s3|gs|data):", re.I)
 
@@ -180,7 +182,7 @@ def _walk(folder: Path, recursive: bool, entered: set[str]) -> Iterator[Path]:
     except OSError as error:
         raise DataError(f"{folder}: this folder cannot be read ({error.strerror})") from error
     for entry, is_folder in entries:
-        if not is_folder and re.search(_NAMES, entry.name):
+        if not is_folder and re.search(IMAGE_NAME, entry.name):
             yield entry
         if is_folder and recursive and os.path.realpath(entry) not in entered:
             yield from _walk(entry, recursive, entered)

@@ -105,6 +105,16 @@ def test_files_are_written(folder: Path, tmp_path: Path) -> None:
     assert text.count("data:image/") == 12
 
 
+def test_stars_are_beside_the_images(folder: Path) -> None:
+    images = sorted(folder.iterdir())
+    images[0].with_suffix(".xmp").write_text("broken")
+    done = run("rank", folder, *PROMPT, "--no-think", "--xmp", *QUICK)
+    assert done.exit_code == 0
+    assert f"{images[0].with_suffix('.xmp')}: is no XML" in done.stderr
+    assert "11 sidecars rated: stars by the share" in done.stderr
+    assert all("xmp:Rating=" in image.with_suffix(".xmp").read_text() for image in images[1:])
+
+
 @pytest.mark.parametrize(
     ("option", "place"), [("--html", "missing/page.html"), ("--csv", "missing/table.csv"), ("--html", "")]
 )
