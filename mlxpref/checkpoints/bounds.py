@@ -26,6 +26,8 @@ longer fit in the cache.
 """
 FEATURE_BYTES = 2 << 30
 """Bytes of cached image features: some 900 images of 512 by 512 pixels at the size of a 7B model."""
+FEATURE_FILE_BYTES = 4 << 30
+"""Bytes of image features on disk: of 512 by 512 pixels some 1,800 images of Qwen2.5-VL-7B, 500 of Qwen3-VL-8B."""
 STEPS_TOGETHER = 8
 """Tokens between two reads by the host, as a read waits for the device."""
 RUNS_AHEAD = 3

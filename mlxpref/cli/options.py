@@ -270,9 +270,10 @@ class JudgeOptions:
     store: Path | None = option(
         "--store",
         type=FILE,
-        help="File of finished comparisons, which are not judged again.  [default: in the user's cache]",
+        help="File of finished comparisons, which are not judged again; image features are in FILE.features.  "
+        "[default: in the user's cache]",
     )
-    no_store: bool = flag("--no-store", "Keep and recall no comparisons.")
+    no_store: bool = flag("--no-store", "Keep and recall neither comparisons nor image features.")
 
     def __post_init__(self) -> None:
         if self.calibration and self.no_calibration:

@@ -1,9 +1,10 @@
-"""Image features: every image runs through the frozen vision tower once, then comes from memory."""
+"""Image features: every image runs through the frozen vision tower once, then comes from memory or from disk."""
 
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import mlx.core as mx
 import numpy as np
@@ -13,12 +14,15 @@ from PIL import Image
 from mlxpref.checkpoints import bounds
 from mlxpref.data.image_cache import ImageCache, content_of
 from mlxpref.data.images import load_image
+from mlxpref.engine.feature_files import FeatureFiles
 from mlxpref.engine.vision import VisionEncoder
 from mlxpref.errors import ImageError, ModelError
 from mlxpref.lru import LRU
 from mlxpref.preferences import ImageLike
 from mlxpref.text import one_line
 
+_ENCODING = 1
+"""The version of the code from pixels to features; a new number makes all that is on disk invalid."""
 SeenImages = dict[int, tuple[Image.Image, str]]
 """Images in memory by `id`, each with its content; valid while nobody changes the images."""
 
@@ -45,12 +49,24 @@ class Features:
         """The memory it takes."""
         return int(self.merged.nbytes + sum(level.nbytes for level in self.deepstack))
 
+    def arrays(self) -> dict[str, mx.array]:
+        """Its arrays by name, for `of_arrays`."""
+        levels = {f"level {number}": level for number, level in enumerate(self.deepstack)}
+        return {"grid": mx.array(self.grid), "merged": self.merged, **levels}
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, mx.array], content: str) -> Self:
+        """The features of these arrays."""
+        height, width = np.array(arrays["grid"]).tolist()
+        levels = tuple(arrays[f"level {number}"] for number in range(len(arrays) - 2))
+        return cls(arrays["merged"], (height, width), levels, content)
+
 
 class FeatureStore:
     """Features of images by content and pixel budget; it drops the least recently used first.
 
-    `images` decodes files; a command that decoded them before sets its own cache. `runs` counts the images that ran
-    through the vision tower.
+    `images` decodes files; a command that decoded them before sets its own cache. `keep_in` lets later runs recall
+    features from disk. `runs` counts the images that ran through the vision tower.
     """
 
     def __init__(self, tower: Any, processor: Any, max_pixels: int, memory: int = bounds.FEATURE_BYTES) -> None:
@@ -59,7 +75,14 @@ class FeatureStore:
         self._min_pixels = min(processor.min_pixels, self.max_pixels)
         self.images = ImageCache(self.max_pixels)
         self._features: LRU[str, Features] = LRU(memory, lambda features: features.nbytes)
+        self._files: FeatureFiles | None = None
+        self._conditions = ""  # of all features on disk
         self.runs = 0
+
+    def keep_in(self, files: FeatureFiles, tower: str) -> None:
+        """Keep features on disk from now on, and recall them; `tower` is the fingerprint of what encodes them."""
+        self._files = files
+        self._conditions = f"{_ENCODING} {tower} {self._min_pixels} {self.max_pixels}"
 
     def get(self, image: ImageLike) -> Features:
         """The features of one image, from memory or from the vision tower."""
@@ -85,7 +108,7 @@ class FeatureStore:
             try:
                 key, picture = self._key(image, {} if seen is None else seen)
                 keys.append(key)
-                if features := by_key.get(key) or self._features.get(key):
+                if features := by_key.get(key) or self._recall(key):
                     by_key[key] = features
                 if features or any(key == other for queue in waiting.values() for other, _ in queue):
                     continue
@@ -110,6 +133,29 @@ class FeatureStore:
                 continue
             contents.append(None)
         return contents
+
+    def missing(self, images: Iterable[ImageLike], seen: SeenImages | None = None) -> list[ImageLike]:
+        """The images that would run through the vision tower, one a content; without unreadable ones."""
+        images = list(images)
+        by_content = dict(zip(self.contents(images, seen), images, strict=True))
+        return [image for content, image in by_content.items() if content and not self._is_known(content)]
+
+    def _is_known(self, content: str) -> bool:
+        """Whether features are in memory or on disk."""
+        return self._features.get(content) is not None or bool(self._files and self._files.has(self._name(content)))
+
+    def _recall(self, content: str) -> Features | None:
+        """The features of a content from memory, else from disk."""
+        if (features := self._features.get(content)) or self._files is None:
+            return features
+        if arrays := self._files.get(self._name(content)):
+            features = Features.of_arrays(arrays, content)
+            self._features.put(content, features)
+        return features
+
+    def _name(self, content: str) -> str:
+        """The name of features on disk: of all that they depend on."""
+        return hashlib.sha256(f"{self._conditions} {content}".encode()).hexdigest()
 
     def _key(self, image: ImageLike, seen: SeenImages) -> tuple[str, Image.Image | None]:
         """The content of an image, with its picture for a new image in memory."""
@@ -156,4 +202,7 @@ class FeatureStore:
             encoded[key] = features
             self._features.put(key, features)
         mx.eval([x for f in encoded.values() for x in (f.merged, *f.deepstack)])
+        for key, features in encoded.items():
+            if self._files is not None:
+                self._files.put(self._name(key), features.arrays())
         return encoded

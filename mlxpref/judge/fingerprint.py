@@ -1,7 +1,9 @@
 """The fingerprint of a judge: equal for the same model and adapter, different after any change to them."""
 
 import hashlib
+from collections.abc import Mapping
 from functools import cached_property
+from importlib.metadata import version
 
 import mlx.core as mx
 import numpy as np
@@ -13,6 +15,8 @@ from mlxpref.engine.vlm import VLM
 
 _FILES = ("*.json", "*.jinja", "*.txt")
 """The files next to the weights: config, tokenizer, chat template, image processor."""
+_ENCODERS = ("mlx", "mlx-vlm", "pillow")
+"""The packages that make features of pixels."""
 
 
 class Fingerprint:
@@ -35,11 +39,20 @@ class Fingerprint:
         weights: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
         base = {name: weight for name, weight in weights.items() if name not in adapter}
         digest = hashlib.sha256(self._files)
-        for name, content in sorted((self._sums_of(base) | _bytes_of(adapter)).items()):
-            digest.update(f"{name} {weights[name].dtype} {weights[name].shape} {len(content)}\n".encode() + content)
+        digest.update(_lines(weights, self._sums_of(base) | _bytes_of(adapter)))
         # An adapter's scale is a number of the layer, not a weight.
         scales = [(name, layer.scale) for name, layer in model.named_modules() if f"{name}.lora_a" in adapter]
         digest.update(repr(sorted(scales)).encode())
+        return digest.hexdigest()
+
+    def tower(self) -> str:
+        """The fingerprint of what makes features of pixels, to the bit: the same under all adapters of a model."""
+        model, device = self._vlm.model, mx.default_device().type
+        settings = self._vlm.features.processor.to_dict(), model.config.vision_config, model.vision_tower
+        versions = [f"{name} {version(name)}" for name in _ENCODERS]
+        digest = hashlib.sha256("\n".join(map(str, [*settings, *versions, device])).encode())
+        weights: dict[str, mx.array] = dict(tree_flatten(model.vision_tower.parameters()))
+        digest.update(_lines(weights, {name: weight_sums(weight) for name, weight in weights.items()}))
         return digest.hexdigest()
 
     @cached_property
@@ -69,6 +82,14 @@ def weight_sums(weight: mx.array) -> bytes:
     kind = mx.uint8 if weight.dtype.size == 1 else mx.uint16
     bits = weight.reshape(-1, weight.shape[-1] if weight.ndim > 1 else 1).view(kind)
     return _bytes(bits.sum(axis=1)) + _bytes(bits.sum(axis=0))
+
+
+def _lines(weights: Mapping[str, mx.array], contents: Mapping[str, bytes]) -> bytes:
+    """The contents of weights with their types and shapes."""
+    return b"".join(
+        f"{name} {weights[name].dtype} {weights[name].shape} {len(content)}\n".encode() + content
+        for name, content in sorted(contents.items())
+    )
 
 
 def _bytes_of(weights: dict[str, mx.array]) -> dict[str, bytes]:

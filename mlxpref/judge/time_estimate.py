@@ -35,15 +35,20 @@ def estimate_seconds(judge: Judge, images: Sequence[ImageLike], prompt: str, bud
     steps = min(_TRIAL_TOKENS, judge.settings.max_tokens)
     settings = replace(judge.settings, max_tokens=steps, samples=1)
     trial = replace(judge, settings=settings, calibration=None, processes=SINGLE_PROCESS, store=None)
-    session = judge.session()
+    session, features = judge.session(), judge.vlm.features
+    runs = features.runs
 
     def judged(think: bool) -> PairVerdict:
         return next(trial.pairs([Pair(images[0], images[1], prompt)], think=think, session=session))
 
     judged(think=False)  # on a GPU this compiles the kernels
     a_pair = _seconds(lambda: judged(think=False))
-    an_image = _seconds(lambda: judge.vlm.features.get_all(images[2:3]))
-    total = min(len(images[2:]), 2 * budget.total) * an_image + budget.total * a_pair
+    missing = features.missing(images, session.seen)  # the others come from memory or from disk
+    if features.runs == runs:  # the trial recalled its images: on a GPU this compiles the vision tower's kernels
+        features.get_all(missing[:1], session.seen)
+        missing = missing[1:]
+    an_image = _seconds(lambda: features.get_all(missing[:1], session.seen))
+    total = min(len(missing[1:]), 2 * budget.total) * an_image + budget.total * a_pair
     if budget.with_thinking:
         a_token = max(0.0, _seconds(lambda: judged(think=True)) - a_pair) / steps
         completions = 2 * judge.settings.samples * budget.with_thinking

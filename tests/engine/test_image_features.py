@@ -8,11 +8,12 @@ import pytest
 
 from mlxpref.checkpoints import bounds
 from mlxpref.engine import image_features as module
+from mlxpref.engine.feature_files import FeatureFiles
 from mlxpref.engine.image_features import FeatureStore
 from mlxpref.engine.vision import VisionEncoder
-from mlxpref.engine.vlm import VLM
+from mlxpref.engine.vlm import VLM, load_vlm
 from mlxpref.preferences import PackedImage
-from tests.conftest import picture
+from tests.conftest import FAMILIES, GOLDEN, picture, tiny_model
 from tests.data_layouts import write_zip
 from tests.tolerance import assert_equal_sums
 
@@ -117,3 +118,47 @@ def test_the_pixel_budget_keeps_the_aspect_ratio(tiny_vlm: VLM) -> None:
         assert height * width * patch**2 <= 128 * 128
         assert 0.5 < (width / height) / (size[0] / size[1]) < 2
     assert fresh(tiny_vlm).get(picture(0, (84, 84))).tokens <= 9
+
+
+@pytest.mark.parametrize(("family", "dtype"), [*((name, None) for name in FAMILIES), ("qwen3_vl", mx.bfloat16)])
+def test_features_on_disk_are_the_same_bits(family: str, dtype: mx.Dtype | None, tmp_path: Path) -> None:
+    vlm = load_vlm(GOLDEN / family, 512 * 512, dtype) if dtype else tiny_model(family)
+    images = [picture(i, size) for i, size in enumerate([(84, 84), (140, 84), (84, 84)])]
+    first, again = fresh(vlm), fresh(vlm)
+    first.keep_in(FeatureFiles(tmp_path), "tower")
+    again.keep_in(FeatureFiles(tmp_path), "tower")
+    assert len(first.missing([*images, images[0]])) == len(images)
+    encoded = first.get_all(images)
+    assert again.missing(images) == []
+    recalled = again.get_all(images)
+    assert (first.runs, again.runs) == (3, 0)
+    for ours, expected in zip(recalled, encoded, strict=True):
+        assert (ours.grid, ours.content, ours.tokens) == (expected.grid, expected.content, expected.tokens)
+        assert bool(ours.deepstack) == (family == "qwen3_vl")
+        for a, b in zip((ours.merged, *ours.deepstack), (expected.merged, *expected.deepstack), strict=True):
+            assert a.dtype == b.dtype == (dtype or mx.float32)
+            assert np.array_equal(a.view(mx.uint8), b.view(mx.uint8))
+
+
+def test_other_conditions_have_features_of_their_own(tiny_vlm: VLM, tmp_path: Path) -> None:
+    image = picture(0, (168, 168))
+    for runs, (max_pixels, tower) in enumerate([(512 * 512, "one"), (512 * 512, "other"), (84 * 84, "one")], start=1):
+        store = fresh(tiny_vlm, max_pixels=max_pixels)
+        store.keep_in(FeatureFiles(tmp_path), tower)
+        assert store.missing([image]) == [image]
+        alone = fresh(tiny_vlm, max_pixels=max_pixels).get(image)
+        assert np.array_equal(store.get(image).merged, alone.merged)
+        assert len(list(tmp_path.iterdir())) == runs
+
+
+def test_damaged_features_are_encoded_again(tiny_vlm: VLM, tmp_path: Path) -> None:
+    first, again, last = (fresh(tiny_vlm) for _ in range(3))
+    for store in (first, again, last):
+        store.keep_in(FeatureFiles(tmp_path), "tower")
+    expected = first.get(picture(0))
+    for file in tmp_path.iterdir():
+        file.write_bytes(file.read_bytes()[:-1])
+    assert np.array_equal(again.get(picture(0)).merged, expected.merged)
+    assert again.runs == 1
+    assert np.array_equal(last.get(picture(0)).merged, expected.merged)
+    assert last.runs == 0

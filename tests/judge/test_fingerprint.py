@@ -124,3 +124,30 @@ def test_unchanged_weights_are_read_once(monkeypatch: pytest.MonkeyPatch) -> Non
     put(vlm, NAMES[0], weight_of(vlm, NAMES[0]) + 1)
     of.now()
     assert len(read) == every + 1
+
+
+def test_a_tower_is_the_same_under_every_adapter(tmp_path: Path) -> None:
+    vlm, of = fresh(), Fingerprint(fresh()).tower()
+    assert Fingerprint(vlm).tower() == of
+    load_adapter(vlm.model, write_adapter(tmp_path, vlm))
+    assert Fingerprint(vlm).tower() == of
+    assert now(vlm) != now(fresh())
+
+
+def test_a_tower_is_another_one_after_any_change_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    vlm = fresh()
+    of = Fingerprint(vlm).tower()
+    assert Fingerprint(fresh(GOLDEN / "qwen2_5_vl")).tower() != of
+    assert Fingerprint(fresh(dtype=mx.bfloat16)).tower() != of
+    name = "vision_tower.merger.mlp.0.weight"
+    weight = weight_of(vlm, name)
+    put(vlm, name, mx.where(mx.arange(weight.size).reshape(weight.shape) == 3, -weight, weight))
+    assert Fingerprint(vlm).tower() != of
+    put(vlm, name, weight)
+    assert Fingerprint(vlm).tower() == of
+    with monkeypatch.context() as patched:
+        patched.setattr(vlm.features.processor, "image_mean", [0.5, 0.5, 0.25])
+        assert Fingerprint(vlm).tower() != of
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "version", lambda package: "0")
+        assert Fingerprint(vlm).tower() != of
