@@ -10,6 +10,7 @@ from mlxpref.errors import ConfigError, DataError, MlxprefError, ModelError
 if TYPE_CHECKING:
     from mlxpref.conversion.functions import convert, export
     from mlxpref.data.inputs import ImageInput
+    from mlxpref.data.similar import group_similar
     from mlxpref.judge.calibration import CalibrationFile
     from mlxpref.judge.evaluation import Evaluation
     from mlxpref.judge.functions import calibrate, evaluate
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 _NAMES = {
     "mlxpref.conversion.functions": ("convert", "export"),
     "mlxpref.data.inputs": ("ImageInput",),
+    "mlxpref.data.similar": ("group_similar",),
     "mlxpref.judge.calibration": ("CalibrationFile",),
     "mlxpref.judge.evaluation": ("Evaluation",),
     "mlxpref.judge.functions": ("calibrate", "evaluate"),
@@ -43,7 +45,7 @@ _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = [
     "CalibrationFile", "ConfigError", "DataError", "Evaluation", "ImageInput", "Judge", "MlxprefError", "ModelError",
     "Pair", "PairVerdict", "Preference", "Ranking", "RankingEntry", "StepReport", "Verdict", "calibrate", "convert",
-    "evaluate", "export", "load", "train",
+    "evaluate", "export", "group_similar", "load", "train",
 ]  # fmt: skip
 
 # Before anything imports MLX, which calls the first loaded BLAS.

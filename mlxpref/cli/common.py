@@ -27,9 +27,9 @@ INTERRUPTED = 130
 """The exit code of an interrupted command that still printed a result."""
 
 
-def image_cache(settings: Mapping[str, Any]) -> ImageCache:
+def image_cache(settings: Mapping[str, Any], kind: type[ImageCache] = ImageCache) -> ImageCache:
     """A cache of decoded images for a judge with these settings."""
-    return ImageCache(settings.get("max_pixels", JudgeSettings().max_pixels))
+    return kind(settings.get("max_pixels", JudgeSettings().max_pixels))
 
 
 def load_image_groups(

@@ -11,6 +11,7 @@ from click.shell_completion import CompletionItem
 
 from mlxpref.cli.output import note
 from mlxpref.config import DATA_HELP
+from mlxpref.data.similar import DISTANCE, LARGEST_DISTANCE
 
 Command = Callable[..., Any]
 
@@ -232,6 +233,33 @@ class ImageOptions:
             return
         if (self.prompt is None) == (self.prompt_from is None):
             raise click.UsageError("give either --prompt TEXT or --prompt-from sidecar|png|FILE")
+
+
+@dataclass(frozen=True)
+class GroupOptions:
+    """The groups to rank each by itself, besides those of prompts."""
+
+    group_by: Literal["similar"] | None = option(
+        "--group-by",
+        type=click.Choice(["similar"]),
+        help="Rank each group of near-duplicates, such as a burst, by itself; images without any are only listed.",
+    )
+    similar: int | None = option(
+        "--similar",
+        type=click.IntRange(0, LARGEST_DISTANCE),
+        metavar="N",
+        help=f"How far near-duplicates may be apart, 0 to {LARGEST_DISTANCE}: bits of their perceptual hashes.  "
+        f"[default: {DISTANCE}]",
+    )
+
+    def __post_init__(self) -> None:
+        if self.similar is not None and not self.group_by:
+            raise click.UsageError("--similar is for --group-by similar")
+
+    @property
+    def distance(self) -> int:
+        """The most bits by which near-duplicates differ."""
+        return DISTANCE if self.similar is None else self.similar
 
 
 @dataclass(frozen=True)

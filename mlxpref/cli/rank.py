@@ -13,6 +13,7 @@ from mlxpref.cli.common import INTERRUPTED, check_apart, check_output, check_wri
 from mlxpref.cli.judges import announce_time, open_judge
 from mlxpref.cli.options import (
     FILE,
+    GroupOptions,
     ImageOptions,
     JudgeOptions,
     OldSpellings,
@@ -23,12 +24,13 @@ from mlxpref.cli.options import (
     pairs_option,
     settings_options,
 )
-from mlxpref.cli.output import note, print_json
-from mlxpref.cli.tables import print_ranking
+from mlxpref.cli.output import note, print_json, print_text
+from mlxpref.cli.tables import print_best, print_ranking
 from mlxpref.config import JudgeSettings
 from mlxpref.data.find_images import Skipped
 from mlxpref.data.image_cache import ImageCache
-from mlxpref.data.prompts import METADATA, PromptGroup
+from mlxpref.data.prompts import METADATA, PromptGroup, group_title
+from mlxpref.data.similar import HashedImageCache, split_by_similarity
 from mlxpref.errors import MlxprefError
 from mlxpref.judge.judge import Judge
 from mlxpref.judge.rank import PairBudget, ThinkAbout
@@ -38,7 +40,7 @@ from mlxpref.ranking.bradley_terry import all_pairs
 from mlxpref.report.ranking_files import check_copy_folder, copy_top, write_ranking_csv
 from mlxpref.report.ranking_page import write_ranking_page
 from mlxpref.report.xmp import STARS_RULE, write_ratings
-from mlxpref.text import counted
+from mlxpref.text import counted, few, short_names
 
 Pairs = int | Literal["all"] | None
 _SHOWN = 10
@@ -70,13 +72,15 @@ class OutputOptions:
             check_copy_folder(self.copy_top[1])
             check_writable("--copy-top", self.copy_top[1])
 
-    def write(self, rankings: Sequence[Ranking], notes: Sequence[str], cache: ImageCache) -> None:
-        """Write the outputs and print their places."""
+    def write(
+        self, rankings: Sequence[Ranking], alone: Sequence[PromptGroup], notes: Sequence[str], cache: ImageCache
+    ) -> None:
+        """Write the outputs and print their places; `alone` are images that are similar to no other."""
         if self.html is not None:
             write_ranking_page(self.html, rankings, notes, cache.load)
             note(f"page: {self.html}")
         if self.csv is not None:
-            write_ranking_csv(self.csv, rankings)
+            write_ranking_csv(self.csv, rankings, alone)
             note(f"table: {self.csv}")
         if self.copy_top is not None:
             copies = copy_top(rankings, *self.copy_top)
@@ -102,11 +106,12 @@ _OLD_THINK = {
         'mlxpref rank ./images --prompt "a red fox in the snow"',
         'mlxpref rank ./images -p "a red fox" --adapter runs/taste --html page.html --copy-top 10 ./best',
         "mlxpref rank ./images --prompt-from png --no-think --csv ranking.csv",
-        'mlxpref rank ./photos --criterion "the sharper eyes" --top 5',
+        'mlxpref rank ./photos --criterion "the sharper eyes" --group-by similar --copy-top 1 ./best',
     ),
 )
 @click.argument("images", nargs=-1, required=True, type=FILE)
 @option_group(ImageOptions, "source")
+@option_group(GroupOptions, "grouping")
 @pairs_option
 @click.option("--top", type=click.IntRange(min=1), help="End as soon as the K best images are settled.")
 @click.option(
@@ -122,6 +127,7 @@ _OLD_THINK = {
 def rank(
     images: tuple[Path, ...],
     source: ImageOptions,
+    grouping: GroupOptions,
     pairs: Pairs,
     top: int | None,
     think_about: ThinkAbout | None,
@@ -140,8 +146,9 @@ def rank(
         raise click.UsageError("--think-about and --no-think exclude each other")
     source.check("criterion" in settings)
     outputs.check()
-    cache = image_cache(settings)
+    cache = image_cache(settings, HashedImageCache if grouping.group_by else ImageCache)
     groups, skipped, notes = load_image_groups(images, source, cache)
+    groups, alone = _grouped(groups, grouping, cache, notes)
     everything = [image for group in groups for image in group.images]
     lists = {path.parent / name for path in everything for name in METADATA}
     inputs = (*everything, *lists, source.prompt_from, judge.store, judge.calibration)
@@ -156,21 +163,49 @@ def rank(
     if calibration:
         notes.append(f"calibrated by {calibration}")
     if len(rankings) < len(groups):
-        notes.append(f"{len(rankings)} of {len(groups)} prompts were ranked")
+        notes.append(f"{len(rankings)} of {len(groups)} {'groups' if grouping.group_by else 'prompts'} were ranked")
         note(notes[-1])
     if loaded.processes.is_main:
-        outputs.write(rankings, notes, cache)
+        outputs.write(rankings, alone, notes, cache)
     if as_json:
         summary = {"calibration": calibration.summary() if calibration else None}
         results = [ranking.to_json() | summary for ranking in rankings]
-        print_json(results if source.prompt_from else results[0])
+        singles = [{"prompt": each.prompt, "path": str(each.images[0])} for each in alone]
+        several = {"rankings": results, "singles": singles} if grouping.group_by else results
+        print_json(several if grouping.group_by or source.prompt_from else results[0])
     else:
+        most = None if show_all or not sys.stdout.isatty() else max(_SHOWN, top or 0)
         for ranking in rankings:
-            print_ranking(ranking, None if show_all or not sys.stdout.isatty() else max(_SHOWN, top or 0))
+            print_ranking(ranking, most)
+        if len(rankings) > 1:
+            print_best(rankings)
+        if alone:
+            print_text(_alone_in_words(alone, most))
     if stopped:
         raise stopped
     if rankings[-1].ending == "interrupted":
         raise SystemExit(INTERRUPTED)
+
+
+def _grouped(
+    groups: list[PromptGroup], options: GroupOptions, cache: ImageCache, notes: list[str]
+) -> tuple[list[PromptGroup], list[PromptGroup]]:
+    """The groups of near-duplicates and the images without any, with a note of them; else the groups as they are."""
+    if not isinstance(cache, HashedImageCache):
+        return groups, []
+    similar, alone = split_by_similarity(groups, options.distance, cache)
+    note(f"{counted(len(similar), 'group')} of similar images, {counted(len(alone), 'image')} alone")
+    if alone:
+        notes.append(_alone_in_words(alone, _SHOWN))
+    return similar, alone
+
+
+def _alone_in_words(alone: Sequence[PromptGroup], most: int | None) -> str:
+    names = short_names([str(each.images[0]) for each in alone])
+    verb = "is" if len(alone) == 1 else "are"
+    return (
+        f"{counted(len(alone), 'image')} {verb} similar to no other, and not judged: {few(names, most or len(names))}"
+    )
 
 
 def _rank_all(
@@ -196,12 +231,13 @@ def _rank_all(
     try:
         for group in groups:
             if len(groups) > 1:
-                note(f"“{group.prompt}”: {counted(len(group.images), 'image')}")
+                note(f"{group_title(group.prompt, similar_to=group.similar_to)}: {counted(len(group.images), 'image')}")
             left_out = () if rankings else skipped
-            rankings.append(judge.rank(group.images, group.prompt, think_about, left_out, pairs, top))
+            ranking = judge.rank(group.images, group.prompt, think_about, left_out, pairs, top)
+            rankings.append(replace(ranking, similar_to=group.similar_to))
     except (KeyboardInterrupt, MlxprefError) as error:
         if partial := getattr(error, "ranking", None):
-            rankings.append(partial)
+            rankings.append(replace(partial, similar_to=group.similar_to))
         elif rankings:
             stopped = error
         else:

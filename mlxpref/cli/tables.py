@@ -99,6 +99,26 @@ def print_ranking(ranking: Ranking, most: int | None = None) -> None:
     print_text(best_in_words(ranking))
 
 
+def print_best(rankings: Sequence[Ranking]) -> None:
+    """Print the best image of each of several rankings, and which are tied with it."""
+    print_table(
+        ("group", ">images", "best", ">P(best)", "tied with ranks"),
+        (
+            (
+                ranking.similar_to or ranking.title,
+                len(ranking),
+                ranking[0].short_name,
+                percent(ranking[0].p_best),
+                tied_ranks(ranking, ranking[0]),
+            )
+            for ranking in rankings
+        ),
+        title="The best of each:",
+        shorten="group",
+        drop=("P(best)", "tied with ranks", "images"),
+    )
+
+
 def print_example(example: dict[str, Any]) -> None:
     """Print a judge's reasons about one pair before and after training."""
     right = 1 if example["first_is_right"] else 2

@@ -65,15 +65,22 @@ def load_image(
 
 
 def read_image(
-    source: ImageLike | str | io.BytesIO, max_pixels: int | None = None, archives: ArchiveCache | None = None
+    source: ImageLike | str | io.BytesIO,
+    max_pixels: int | None = None,
+    archives: ArchiveCache | None = None,
+    rough: bool = False,
 ) -> tuple[Image.Image, tuple[int, int]]:
-    """The image of `load_image`, and the width and height of the whole image."""
+    """The image of `load_image`, and the width and height of the whole image.
+
+    `rough` lets the decoder of a JPEG skip detail that is not needed, which is several times faster: the pixels are
+    not those of a PNG.
+    """
     source = Path(source) if isinstance(source, str) else source
     try:
         if isinstance(source, Image.Image | io.BytesIO):
-            return _decode(source, max_pixels)
+            return _decode(source, max_pixels, rough)
         with _open(source, archives or ArchiveCache()) as file:
-            return _decode(file, max_pixels)
+            return _decode(file, max_pixels, rough)
     except DataError as error:
         where = "an image in memory" if isinstance(source, Image.Image | io.BytesIO) else source
         raise ImageError(str(where), str(error)) from error.__cause__
@@ -127,7 +134,7 @@ def open_image(file: BinaryIO) -> ImageFile.ImageFile:
             Image.MAX_IMAGE_PIXELS = bound
 
 
-def _decode(source: BinaryIO | Image.Image, max_pixels: int | None) -> tuple[Image.Image, tuple[int, int]]:
+def _decode(source: BinaryIO | Image.Image, max_pixels: int | None, rough: bool) -> tuple[Image.Image, tuple[int, int]]:
     """A picture and the size of the whole image."""
     kind = "" if isinstance(source, Image.Image) else _kind(source)
     with warnings.catch_warnings():
@@ -137,7 +144,7 @@ def _decode(source: BinaryIO | Image.Image, max_pixels: int | None) -> tuple[Ima
                 return _finish(source, max_pixels)
             if kind == "HEIF":
                 return _decode_heif(source, max_pixels)
-            return _read(source, max_pixels)
+            return _read(source, max_pixels, rough)
         except (DataError, MemoryError):
             raise
         except Exception as error:
@@ -150,7 +157,7 @@ def _decode(source: BinaryIO | Image.Image, max_pixels: int | None) -> tuple[Ima
             raise DataError(f"is damaged ({one_line(error)}); make or download it again") from error
 
 
-def _read(file: BinaryIO, max_pixels: int | None) -> tuple[Image.Image, tuple[int, int]]:
+def _read(file: BinaryIO, max_pixels: int | None, rough: bool = False) -> tuple[Image.Image, tuple[int, int]]:
     """The picture in a file that has no damage."""
     with open_image(file) as image:
         if image.format in ("JPEG", "MPO"):
@@ -159,7 +166,7 @@ def _read(file: BinaryIO, max_pixels: int | None) -> tuple[Image.Image, tuple[in
                 raise OSError("the file ends in zeros")
         if image.format == "PNG":
             check_png_pixels(file)
-        return _finish(image, max_pixels, may_draft=True)
+        return _finish(image, max_pixels, may_draft=rough or image.width * image.height > PIXEL_LIMIT)
 
 
 def _read_pixels_only(file: BinaryIO, max_pixels: int | None) -> tuple[Image.Image, tuple[int, int]]:
@@ -207,13 +214,13 @@ def _check_size(size: tuple[int, int], pixel_bytes: int) -> None:
 def _finish(image: Image.Image, max_pixels: int | None, may_draft: bool = False) -> tuple[Image.Image, tuple[int, int]]:
     """The pixels of an opened image, upright, on white, as RGB, and the size of the whole image.
 
-    `may_draft` allows a JPEG decoder to skip detail of a very large image, which changes `image`.
+    `may_draft` allows a JPEG decoder to skip detail, which changes `image`.
     """
     usual = _PROGRESSIVE_BYTES if image.info.get("progressive") else _USUAL_BYTES
     _check_size(image.size, _BYTES.get(image.format or "", usual))
     whole, factor = image.size, reduction(image.size, max_pixels)
     is_large, read_at = whole[0] * whole[1] > PIXEL_LIMIT, 1
-    if is_large and may_draft and isinstance(image, JpegImageFile):
+    if may_draft and isinstance(image, JpegImageFile):
         # Only here: else a JPEG and its PNG would not give the same pixels.
         drafted = image.draft(None, (-(-whole[0] // factor), -(-whole[1] // factor)))
         read_at = round(whole[0] / drafted[1][2]) if drafted else 1

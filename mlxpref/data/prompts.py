@@ -38,10 +38,17 @@ METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 @dataclass(frozen=True)
 class PromptGroup:
-    """Images of one prompt, at least two."""
+    """Images of one prompt, at least two; `similar_to` is the name of the first one where all are near-duplicates."""
 
     prompt: str
     images: tuple[Path, ...]
+    similar_to: str = ""
+
+
+def group_title(prompt: str, criterion: str = "", similar_to: str = "") -> str:
+    """What images are ranked for, as far as it is known: the prompt, the user's own criterion, and the group."""
+    parts = (prompt and f"“{prompt}”", criterion and f"by “{criterion}”", similar_to and f"similar to {similar_to}")
+    return ", ".join(part for part in parts if part)
 
 
 def find_groups(

@@ -11,6 +11,7 @@ from PIL import Image
 
 from mlxpref.data.find_images import Skipped
 from mlxpref.data.images import load_image
+from mlxpref.data.prompts import group_title
 from mlxpref.judge.notebook import ranking_html
 from mlxpref.judge.pair_verdict import PairVerdict
 from mlxpref.preferences import ImageLike
@@ -114,6 +115,7 @@ class Ranking(Sequence[RankingEntry]):
     recalled: int = 0
     warnings: tuple[str, ...] = ()
     criterion: str = ""
+    similar_to: str = ""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -137,9 +139,8 @@ class Ranking(Sequence[RankingEntry]):
 
     @property
     def title(self) -> str:
-        """The prompt and the user's own criterion, or what there is of them, in quotation marks."""
-        parts = [f"“{self.prompt}”"] if self.prompt else []
-        return ", ".join([*parts, f"by “{self.criterion}”"] if self.criterion else parts)
+        """What the images were ranked for; see `group_title`."""
+        return group_title(self.prompt, self.criterion, self.similar_to)
 
     def name(self, index: int) -> str:
         """The name of an image: its path, or its number where it came from memory."""
@@ -181,6 +182,7 @@ class Ranking(Sequence[RankingEntry]):
         return {
             "prompt": self.prompt,
             "criterion": self.criterion or None,
+            "group": self.similar_to or None,
             "model": self.model,
             "adapter": str(self.adapter) if self.adapter else None,
             "images": [entry.to_json() for entry in self],

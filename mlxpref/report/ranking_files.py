@@ -7,21 +7,23 @@ from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
 
+from mlxpref.data.prompts import PromptGroup
 from mlxpref.errors import ConfigError, DataError
 from mlxpref.files import write_output
 from mlxpref.judge.ranking_result import Ranking
 
 _COLUMNS = (
     "prompt", "rank", "image", "strength", "stderr", "low", "high", "p_best", "wins", "pairs", "tied_with", "reason",
-    "warnings", "criterion",
+    "warnings", "criterion", "group",
 )  # fmt: skip
 _FORMULA = re.compile(r"[=+\-@\t\r]")
 """A spreadsheet takes a cell that begins so for a formula, and may run it."""
 
 
-def write_ranking_csv(path: Path, rankings: Sequence[Ranking]) -> None:
+def write_ranking_csv(path: Path, rankings: Sequence[Ranking], alone: Sequence[PromptGroup] = ()) -> None:
     """Write one line an image, best first, prompt by prompt, in UTF-8 with commas; ConfigError where that fails.
 
+    Images `alone` are similar to no other: they come last, without a rank.
     The columns image and prompt make the file a list that `--prompt-from` takes. A prompt or reason that a spreadsheet
     would take for a formula gets an apostrophe in front; a path gets `./`, so that it still leads to the file. Several
     images in `tied_with`, and the warnings in the row of a prompt's best image, have " | " between them. Bytes of a
@@ -46,8 +48,12 @@ def write_ranking_csv(path: Path, rankings: Sequence[Ranking]) -> None:
                     text_cell(image.reason or ""),
                     text_cell(" | ".join(ranking.warnings) if image is ranking[0] else ""),
                     text_cell(ranking.criterion),
+                    _path_cell(ranking.similar_to),
                 )
             )
+    for each in alone:
+        cells = {"prompt": text_cell(each.prompt), "image": _path_cell(str(each.images[0]))}
+        writer.writerow(cells.get(column, "") for column in _COLUMNS)
     write_output(path, table.getvalue())
 
 
@@ -60,14 +66,14 @@ def check_copy_folder(folder: Path) -> None:
 def copy_top(rankings: Sequence[Ranking], count: int, folder: Path) -> list[Path]:
     """Copy the best `count` images of each prompt as `01_name.png`, `02_name.png` ... and return the copies.
 
-    Each of several prompts has a folder of its own. DataError for an image from memory; ConfigError for a folder that
-    is not new or empty, or cannot be written.
+    Each of several prompts, or groups, has a folder of its own. DataError for an image from memory; ConfigError for a
+    folder that is not new or empty, or cannot be written.
     """
     check_copy_folder(folder)
     copies = {}
     for number, ranking in enumerate(rankings, 1):
-        words = re.sub(r"[\W_]+", "-", ranking.prompt.casefold())[:40].strip("-")
-        place = folder / f"{number:02}-{words}" if len(rankings) > 1 else folder
+        words = re.sub(r"[\W_]+", "-", (ranking.similar_to or ranking.prompt).casefold())[:40].strip("-")
+        place = folder / f"{number:0{max(2, len(str(len(rankings))))}}-{words}" if len(rankings) > 1 else folder
         for rank, image in enumerate(ranking[:count], 1):
             source = image.path
             if source is None:

@@ -25,7 +25,7 @@ _SIDE = 480
 def write_ranking_page(
     path: Path, rankings: Sequence[Ranking], notes: Sequence[str] = (), load: LoadImage = load_image
 ) -> None:
-    """Write rankings, one for each prompt, as one page with everything inside; it works without a network.
+    """Write rankings, one for each prompt or group, as one page with everything inside; it works without a network.
 
     `load` reads the images one at a time; an image that can no longer be read has a name but no picture. `notes` stand
     at the top, such as that the judge could not tell the images apart. The page holds every picture once; the script
@@ -39,6 +39,7 @@ def write_ranking_page(
         sections=[_section(*each, load) for each in zip(rankings, names, strict=True)],
         data=[_data(*each) for each in zip(rankings, names, strict=True)],
         notes=[plain(note) for note in notes],
+        kind="groups" if any(ranking.similar_to for ranking in rankings) else "prompts",
         **page_script("ranking.js"),
     )
 

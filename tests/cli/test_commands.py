@@ -46,7 +46,7 @@ COMPARE_KEYS = {
 RANK_KEYS = {
     "prompt", "model", "adapter", "images", "pairs", "position_bias", "position_bias_stderr", "warnings", "remarks",
     "planned_pairs", "ending", "recalled", "skipped", "seconds", "vision_runs", "tokens",
-    "calibration", "criterion",
+    "calibration", "criterion", "group",
 }  # fmt: skip
 IMAGE_KEYS = {
     "path", "rank", "strength", "stderr", "low", "high", "p_best", "wins", "pairs", "tied_with", "reason",

@@ -25,6 +25,7 @@ from mlxpref.judge.judge import Judge
 from mlxpref.judge.store import Store
 from tests.cli.test_commands import QUICK, SCRIPT, run
 from tests.conftest import picture
+from tests.data.test_similar import burst, scene
 
 PROMPT = ("--prompt", "a red circle")
 
@@ -249,6 +250,98 @@ def test_a_criterion_says_something(command: str) -> None:
     done = run(command, "--criterion", " ")
     assert done.exit_code == 2
     assert "'--criterion': it is empty; say what makes an image the better one" in done.stderr
+
+
+@pytest.fixture
+def bursts(tmp_path: Path) -> Path:
+    """Bursts of three and of two, two other pictures, and a broken file."""
+    place = tmp_path / "bursts"
+    place.mkdir()
+    pictures = [*burst(1, 3), scene(2), *burst(3, 2), scene(4)]
+    for i, each in enumerate(pictures):
+        each.save(place / f"{i}.png")
+    (place / "7.png").touch()
+    return place
+
+
+CRITERION = ("--criterion", "the sharper eyes")
+
+
+def test_each_burst_is_ranked_by_itself(bursts: Path, tmp_path: Path) -> None:
+    page, table, best = tmp_path / "page.html", tmp_path / "table.csv", tmp_path / "best"
+    arguments = (bursts, *CRITERION, "--group-by", "similar", "--no-think", *QUICK)
+    done = run("rank", *arguments, "--html", page, "--csv", table, "--copy-top", "1", best, "--json")
+    assert done.exit_code == 0, done.stderr
+    assert "2 groups of similar images, 2 images alone\n" in done.stderr
+    result = json.loads(done.stdout)
+    rankings = result["rankings"]
+    names = [sorted(Path(image["path"]).name for image in ranking["images"]) for ranking in rankings]
+    assert names == [["0.png", "1.png", "2.png"], ["4.png", "5.png"]]
+    assert [ranking["group"] for ranking in rankings] == ["0.png", "4.png"]
+    assert [len(ranking["pairs"]) for ranking in rankings] == [3, 1]
+    assert [Path(each["path"]).name for each in result["singles"]] == ["3.png", "6.png"]
+    assert [Path(each["path"]).name for each in rankings[0]["skipped"]] == ["7.png"]
+    firsts = [Path(ranking["images"][0]["path"]).name for ranking in rankings]
+    copies = sorted(path.relative_to(best).as_posix() for path in best.rglob("*.png"))
+    assert copies == [f"01-0-png/01_{firsts[0]}", f"02-4-png/01_{firsts[1]}"]
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["group"] for row in rows] == ["0.png"] * 3 + ["4.png"] * 2 + [""] * 2
+    assert [(Path(row["image"]).name, row["rank"], row["prompt"]) for row in rows[5:]] == [
+        ("3.png", "", ""), ("6.png", "", "")
+    ]  # fmt: skip
+    text = page.read_text(encoding="utf-8")
+    assert "Images ranked for 2 groups" in text
+    assert "by “the sharper eyes”, similar to 4.png" in text
+    assert "2 images are similar to no other, and not judged: 3.png, 6.png" in text
+    assert text.count("data:image/") == 5
+    lines = run("rank", *arguments).stdout.splitlines()
+    start = lines.index("The best of each:")
+    assert [line.split()[:3] for line in lines[start + 2 : -1]] == [
+        ["0.png", "3", firsts[0]],
+        ["4.png", "2", firsts[1]],
+    ]
+    assert lines[-1] == "2 images are similar to no other, and not judged: 3.png, 6.png"
+
+
+def test_bursts_of_a_prompt_are_groups_within_it(bursts: Path) -> None:
+    for i in range(7):
+        (bursts / f"{i}.txt").write_text("a cat" if i % 2 else "a dog", encoding="utf-8")
+    done = run("rank", bursts, "--prompt-from", "sidecar", "--group-by", "similar", "--no-think", *QUICK, "--json")
+    (ranking,), singles = (json.loads(done.stdout)[name] for name in ("rankings", "singles"))
+    assert (ranking["prompt"], ranking["group"]) == ("a dog", "0.png")
+    assert [Path(image["path"]).name for image in ranking["images"]] in (["0.png", "2.png"], ["2.png", "0.png"])
+    assert sorted((Path(each["path"]).name, each["prompt"]) for each in singles) == [
+        ("1.png", "a cat"), ("3.png", "a cat"), ("4.png", "a dog"), ("5.png", "a cat"), ("6.png", "a dog")
+    ]  # fmt: skip
+
+
+def test_one_group_or_none(bursts: Path) -> None:
+    arguments = (bursts, *CRITERION, "--group-by", "similar", "--no-think", *QUICK)
+    done = run("rank", *arguments, "--similar", "32", "--json")
+    assert [len(ranking["images"]) for ranking in json.loads(done.stdout)["rankings"]] == [7]
+    assert json.loads(done.stdout)["singles"] == []
+    for i in (1, 2, 5):
+        (bursts / f"{i}.png").unlink()
+    done = run("rank", *arguments)
+    assert done.exit_code == 1
+    assert "Error: no two of 4 images are similar: the nearest differ in " in done.stderr
+    assert "more than --similar 10; give more, or leave out --group-by" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("--similar", "10"), "--similar is for --group-by similar"),
+        (("--group-by", "similar", "--similar", "33"), "33 is not in the range 0<=x<=32"),
+        (("--group-by", "similar", "--similar", "-1"), "-1 is not in the range 0<=x<=32"),
+        (("--group-by", "colour"), "'colour' is not 'similar'"),
+    ],
+)
+def test_groups_that_there_are_not(bursts: Path, arguments: tuple[str, ...], problem: str) -> None:
+    done = run("rank", bursts, *CRITERION, *arguments, *QUICK)
+    assert done.exit_code == 2
+    assert problem in done.stderr
 
 
 def test_a_prompt_in_the_picture(tmp_path: Path) -> None:
