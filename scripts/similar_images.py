@@ -2,9 +2,10 @@
 
 The folder F has pictures that differ. Every other one becomes a burst of 2 to 10 frames: the camera moves, turns and
 zooms by a random walk, a part in the middle moves, the light changes, noise and JPEG are added. The others stay, whole
-and in 4 and 9 parts. `whole` counts bursts that are one group with nothing else in it, for three speeds of the walk in percent
-of the width a frame; `joined` counts other pictures that are in a group, at the middle speed; blank ones are left out.
-`connected` groups have all that steps within the distance lead to, in `complete` ones all are within it of each other.
+and in 4 and 9 parts. `whole` counts bursts that are one group with nothing else in it, for three speeds of the walk, in
+percent of the width a frame; `joined` counts other pictures that are in a group, at the middle speed; blank ones are
+left out. `connected` groups have all that steps within the distance lead to, in `complete` ones all are within it of
+each other.
 """
 
 import io
