@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mlxpref.judge.pair_verdict import PairVerdict
     from mlxpref.judge.ranking_result import Ranking, RankingEntry
     from mlxpref.preferences import Pair, Preference
+    from mlxpref.training.distill import Distillation, distill
     from mlxpref.training.run import train
     from mlxpref.training.step_report import StepReport
     from mlxpref.verdict import Verdict
@@ -35,6 +36,7 @@ _NAMES = {
     "mlxpref.judge.pair_verdict": ("PairVerdict",),
     "mlxpref.judge.ranking_result": ("Ranking", "RankingEntry"),
     "mlxpref.preferences": ("Pair", "Preference"),
+    "mlxpref.training.distill": ("Distillation", "distill"),
     "mlxpref.training.run": ("train",),
     "mlxpref.training.step_report": ("StepReport",),
     "mlxpref.verdict": ("Verdict",),
@@ -43,9 +45,9 @@ _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 """Where these are defined; they are imported when they are first used, since MLX alone takes a second to import."""
 
 __all__ = [
-    "CalibrationFile", "ConfigError", "DataError", "Evaluation", "ImageInput", "Judge", "MlxprefError", "ModelError",
-    "Pair", "PairVerdict", "Preference", "Ranking", "RankingEntry", "StepReport", "Verdict", "calibrate", "convert",
-    "evaluate", "export", "group_similar", "load", "train",
+    "CalibrationFile", "ConfigError", "DataError", "Distillation", "Evaluation", "ImageInput", "Judge", "MlxprefError",
+    "ModelError", "Pair", "PairVerdict", "Preference", "Ranking", "RankingEntry", "StepReport", "Verdict", "calibrate",
+    "convert", "distill", "evaluate", "export", "group_similar", "load", "train",
 ]  # fmt: skip
 
 # Before anything imports MLX, which calls the first loaded BLAS.

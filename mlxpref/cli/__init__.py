@@ -23,6 +23,7 @@ _COMMANDS = {
     "convert": ("convert:convert", "Make a quantized folder of a checkpoint."),
     "data": ("data:data", "Download a public data set, or a part of it."),
     "demo": ("demo:demo", "Measure, train and rank with the demo judge, offline."),
+    "distill": ("distill:distill", "Write what a judge prefers with thinking, to be learned without."),
     "doctor": ("doctor:doctor", "Find what would fail here, with remedies."),
     "eval": ("eval:evaluate", "Measure the agreement of a judge, or of any scores, with people."),
     "export": ("export:export", "Write an adapter for PEFT, as one fused model, or for transformers."),

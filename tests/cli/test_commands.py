@@ -31,7 +31,9 @@ from mlxpref.judge.judge import Judge
 from mlxpref.judge.store import Store
 from tests.conftest import GOLDEN, tiny_model, write_adapter
 
-COMMANDS = ("calibrate", "compare", "convert", "data", "demo", "doctor", "eval", "export", "label", "rank", "train")
+COMMANDS = (
+    "calibrate", "compare", "convert", "data", "demo", "distill", "doctor", "eval", "export", "label", "rank", "train"
+)  # fmt: skip
 TINY = str(GOLDEN / "qwen2_5_vl")
 SCRIPT = [sys.executable, "-c", "from mlxpref.cli import main; main()"]
 QUICK = ("--model", TINY, "--max-tokens", "6")

@@ -1,0 +1,342 @@
+"""Distilling: what a judge prefers with thinking becomes a data set, by which it learns to answer at once."""
+
+import hashlib
+import io
+import json
+import math
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image, UnidentifiedImageError
+
+from mlxpref.data.find_images import reasons_of
+from mlxpref.data.image_cache import ImageCache
+from mlxpref.data.images import load_image, open_image
+from mlxpref.data.inputs import ImagesInput, PreferencesInput, check_prompt, find_given, preferences_from
+from mlxpref.data.label_file import TEST, TRAIN
+from mlxpref.data.learned import count_learned
+from mlxpref.data.left_out import LeftOut
+from mlxpref.data.load import Preferences, check_preferences
+from mlxpref.errors import ConfigError, DataError
+from mlxpref.files import expand, write_file, write_output
+from mlxpref.judge.diagnostics import answer_warnings
+from mlxpref.judge.evaluation import Evaluation, EvaluationSpec, evaluation_of
+from mlxpref.judge.functions import judge_from
+from mlxpref.judge.judge import Judge
+from mlxpref.judge.loading import calibrated
+from mlxpref.judge.pair_verdict import JudgingCounts, PairVerdict
+from mlxpref.judge.ranking_result import Ranking
+from mlxpref.log import logger, track
+from mlxpref.preferences import ImageLike, PackedImage, Pair, Preference, image_name
+from mlxpref.text import UNDECODED, counted, few
+from mlxpref.training.sampler import held_out_split
+
+HELD_OUT = 0.2
+"""The share of the pairs that is held out by default."""
+JudgedPair = tuple[Pair | Preference, PairVerdict]
+"""A pair, with people's preference if that is known, and the judge's verdict on it with thinking."""
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """The result of `distill`: a file of a judge's soft preferences, and how it answers at once before learning them.
+
+    `train` and `test` count the pairs of each split; without held-out prompts all are to learn from. `unreadable` names
+    the pairs without a readable answer in both orders, which the file lacks. Three evaluations are of the held-out
+    pairs, or else of all: `thinking` and `reading` against people, None where these said nothing, and `agreement` of
+    reading with thinking, whose `metrics.brier` is the mean squared difference of both preferences. `seconds_per_pair`
+    are those of thinking, NaN where a store had all; reading came after it, with the images encoded.
+    """
+
+    path: Path
+    train: int
+    test: int
+    unreadable: tuple[str, ...] = ()
+    left_out: LeftOut | None = field(default=None, repr=False)
+    thinking: Evaluation | None = None
+    reading: Evaluation | None = None
+    agreement: Evaluation | None = None
+    seconds_per_pair: float = math.nan
+    warnings: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON of `mlxpref distill`."""
+        names = ("thinking", "reading", "agreement")
+        evaluations = {name: getattr(self, name) and getattr(self, name).to_json() for name in names}
+        return {
+            "output": str(self.path),
+            "pairs": self.train + self.test,
+            "train": self.train,
+            "test": self.test,
+            "unreadable": list(self.unreadable),
+            "left_out": self.left_out.to_json() if self.left_out else None,
+            **evaluations,
+            "seconds_per_pair": None if math.isnan(self.seconds_per_pair) else self.seconds_per_pair,
+            "warnings": list(self.warnings),
+        }
+
+
+def distill(
+    judge: Judge | str | Path | None,
+    data: PreferencesInput | ImagesInput,
+    output: str | Path,
+    split: str | None = None,
+    limit: int | None = None,
+    *,
+    prompt: str | None = None,
+    pairs: int | Literal["all"] | None = None,
+    held_out: float = HELD_OUT,
+    data_dir: str | Path | None = None,
+    adapter: str | Path | None = None,
+    **settings: Any,
+) -> Distillation:
+    """Write what a judge prefers with thinking as preferences, as `mlxpref distill`; `output` ends in .jsonl.
+
+    `train(output, think=False, reward="brier")` then teaches it to answer at once. `judge` is one, or a name as for
+    `load`, which `adapter` and `settings` go with. `data` are preferences as for `evaluate`, by default of the split
+    train; or, with a `prompt`, images as for `Judge.rank`, which chooses `pairs` of them. `held_out` is the share of
+    pairs, by whole prompts, that become the split test. Ctrl-C writes the pairs so far. ConfigError, DataError or
+    ModelError for what cannot be distilled.
+    """
+    path = Path(expand(output))
+    check_distilled(path)
+    loaded = judge_from(judge, adapter, settings)
+    loaded = thinking_judge(loaded if isinstance(judge, Judge) else calibrated(loaded))
+    if prompt is not None:
+        check_prompt(prompt)
+        images, skipped = find_given(data, loaded.vlm.features.images)  # type: ignore[arg-type]  # they have a prompt
+        if skipped:
+            logger.warning(f"left out, as it cannot be read: {reasons_of(skipped)}")
+        return distill_images(loaded, [(prompt, images)], path, held_out, pairs)
+    folder = Path(expand(data_dir)) if data_dir else None
+    name, preferences = preferences_from(data, split, limit, folder, TRAIN)  # type: ignore[arg-type]
+    left_out = check_preferences(name, preferences, loaded.vlm.features.images)
+    count_learned(loaded.folders, preferences)
+    return distill_preferences(loaded, name, preferences, path, held_out, left_out)
+
+
+def thinking_judge(judge: Judge) -> Judge:
+    """The judge for distilling, with a calibration that holds for thinking; ConfigError for one that does not think.
+
+    So it is for a criterion of the user's, which training does not ask by.
+    """
+    if not judge.settings.think:
+        who = f"{judge.adapter}: this adapter" if judge.adapter else f"{judge.name}: this judge"
+        raise ConfigError(f"{who} answers at once, so it has no thinking to learn from; give one that thinks")
+    if judge.settings.criterion:
+        raise ConfigError("criterion: training asks for what people prefer, so no other one is learned; leave it out")
+    return judge.calibrated_for([True])
+
+
+def check_distilled(path: Path) -> None:
+    """ConfigError, before the work, for an output that is no .jsonl, or a file that no distillation wrote."""
+    if path.suffix.lower() != ".jsonl":
+        raise ConfigError(f"{path}: `train` and `eval` know preferences by .jsonl; give a name that ends in it")
+    first: Any = None
+    with suppress(OSError, ValueError), path.open(encoding="utf-8") as file:
+        first = json.loads(file.readline())
+    is_used = path.exists() and (path.is_dir() or path.stat().st_size > 0)
+    if is_used and not (isinstance(first, dict) and {"p_a_shown_first", "judge"} <= first.keys()):
+        raise ConfigError(f"{path}: is there, and no earlier result of `distill`; give another output")
+
+
+def distill_preferences(
+    judge: Judge, name: str, preferences: Preferences, path: Path, held_out: float, left_out: LeftOut
+) -> Distillation:
+    """Judge the pairs of preferences with thinking, in both orders, and write them; `left_out` gets unreadable images.
+
+    What people prefer is kept in the file's column `people`, and used only to measure.
+    """
+    tests = _held_out_prompts(preferences, held_out)
+    verdicts = judge.pairs(map(_pair, preferences), think=True, left_out=left_out)
+    work = zip(preferences, track(verdicts, len(preferences), "judging with thinking"), strict=True)
+    return _distill(judge, name, work, tests, path, left_out)
+
+
+def distill_images(
+    judge: Judge,
+    groups: Sequence[tuple[str, Sequence[ImageLike]]],
+    path: Path,
+    held_out: float,
+    pairs: int | Literal["all"] | None = None,
+) -> Distillation:
+    """Judge pairs of each prompt's images with thinking, which a ranking chooses, in both orders, and write them."""
+    prompts = [Preference(prompt, images[0], images[1], 0.5) for prompt, images in groups]
+    tests = _held_out_prompts(prompts, held_out)
+    return _distill(judge, "images", _ranked(judge, groups, pairs), tests, path, None)
+
+
+def _pair(judged: Pair | Preference) -> Pair:
+    return Pair(judged.a, judged.b, judged.prompt)
+
+
+def _ranked(
+    judge: Judge, groups: Sequence[tuple[str, Sequence[ImageLike]]], pairs: int | Literal["all"] | None
+) -> Iterator[JudgedPair]:
+    """The pairs of rankings, also of an interrupted one."""
+    for prompt, images in groups:
+        interrupt: KeyboardInterrupt | None = None
+        try:
+            ranking: Ranking | None = judge.rank(list(images), prompt, "all", pairs=pairs)
+        except KeyboardInterrupt as error:
+            interrupt, ranking = error, getattr(error, "ranking", None)
+        for each in ranking.pairs if ranking else ():
+            yield Pair(images[each.a], images[each.b], prompt), each.verdict
+        if interrupt:
+            raise interrupt
+
+
+def _held_out_prompts(preferences: Sequence[Preference], share: float) -> set[str]:
+    """The prompts of the split test; none, with a warning, where all pairs are of one."""
+    try:
+        return {preference.prompt for preference in held_out_split(preferences, share, seed=0)[1]}
+    except DataError:
+        logger.warning("all pairs are of one prompt or group, so none are held out: measure with other data")
+        return set()
+
+
+def _distill(
+    judge: Judge, name: str, work: Iterable[JudgedPair], tests: set[str], path: Path, left_out: LeftOut | None
+) -> Distillation:
+    """Judge, write, and measure reading beside thinking; an interrupt writes the pairs so far and is raised."""
+    start, judged = time.perf_counter(), list[JudgedPair]()
+    try:
+        for each in work:
+            judged.append(each)
+    except KeyboardInterrupt:
+        earlier = path.read_bytes().count(b"\n") if path.exists() else 0
+        if earlier >= len(judged):  # the same command judges the rest: it must not lose what is there until then
+            logger.warning(f"interrupted: {path} stays as it was, with {counted(earlier, 'pair')}")
+        elif result := _write(judge, judged, tests, path):
+            logger.warning(f"interrupted: {counted(result.train + result.test, 'pair')} so far are in {path}")
+        raise
+    seconds = time.perf_counter() - start
+    result = _write(judge, judged, tests, path)
+    warnings = tuple(answer_warnings(verdict for _, verdict in judged))
+    for line in warnings:
+        logger.warning(line)
+    if result is None:
+        raise DataError(f"{name}: no pair has a readable answer in both orders, so nothing is written")
+    comparisons = JudgingCounts.of(verdict for _, verdict in judged).comparisons
+    result = replace(result, seconds_per_pair=2 * seconds / comparisons if comparisons else math.nan)
+    measured = [each for each in judged if _is_read(each[1]) and (not result.test or each[0].prompt in tests)]
+    spec = EvaluationSpec(name, TEST if result.test else "all pairs")
+    return replace(_measured(result, judge, measured, spec), left_out=left_out, warnings=warnings)
+
+
+def _is_read(verdict: PairVerdict) -> bool:
+    """Whether both orders have a readable answer: without, 0.5 would only say that nothing is known."""
+    return verdict.p_a_shown_first is not None and verdict.p_a_shown_second is not None
+
+
+def _write(judge: Judge, judged: Sequence[JudgedPair], tests: set[str], path: Path) -> Distillation | None:
+    """Write the pairs that can be read as a file of preferences; None, without a file, if there are none."""
+    read = [each for each in judged if _is_read(each[1])]
+    unreadable = [
+        f"{image_name(pair.a)} beside {image_name(pair.b)}"
+        for pair, verdict in judged
+        if not (verdict.is_left_out or _is_read(verdict))
+    ]
+    if unreadable:
+        logger.warning(
+            f"{len(unreadable)} of {counted(len(judged), 'pair')} had no readable answer in both orders and are left "
+            f"out: {few(unreadable, 3, '; ')}"
+        )
+    if not read:
+        return None
+    names = _ImageNames(path, judge.vlm.features.images)
+    who = f"{judge.name} with {judge.adapter}" if judge.adapter else judge.name
+    has_test = len({pair.prompt in tests for pair, _ in read}) == 2  # an interrupt may leave only one of both
+    rows = []
+    for pair, verdict in read:
+        row: dict[str, Any] = {"prompt": pair.prompt, "a": names.of(pair.a), "b": names.of(pair.b)}
+        row |= {name: getattr(verdict, name) for name in ("p_a", "p_a_shown_first", "p_a_shown_second")}
+        if isinstance(pair, Preference):
+            row |= {"people": pair.p_people} | ({"group": pair.group} if pair.group not in ("", pair.prompt) else {})
+        split = {"split": TEST if pair.prompt in tests else TRAIN} if has_test else {}
+        rows.append(row | split | {"judge": who})
+    if names.copies:
+        logger.info(f"{counted(len(names.copies), 'image')} of archives or memory: copied into {names.folder}")
+    write_output(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    test = sum(row.get("split") == TEST for row in rows)
+    return Distillation(path, len(rows) - test, test, tuple(unreadable))
+
+
+class _ImageNames:
+    """The names of images for a file of preferences: their paths from its folder, or copies in a folder beside it.
+
+    Copied are images from archives, tables and memory, which have no file, and those whose names are no text.
+    """
+
+    def __init__(self, path: Path, images: ImageCache) -> None:
+        self.folder, self.copies = path.with_name(f"{path.stem}-images"), set[Path]()
+        self._root, self._images = os.path.realpath(path.absolute().parent), images
+        self._names: dict[Path | PackedImage | int, str] = {}
+
+    def of(self, image: ImageLike) -> str:
+        """The name of an image; DataError for one that cannot be read any more, OSError for a full disk."""
+        key = id(image) if isinstance(image, Image.Image) else image
+        if key not in self._names:
+            self._names[key] = self._name(image)
+        return self._names[key]
+
+    def _name(self, image: ImageLike) -> str:
+        if isinstance(image, Path):
+            # A link keeps its own name: what it leads to may have none that says what it is.
+            name = os.path.relpath(Path(os.path.realpath(image.absolute().parent)) / image.name, self._root)
+            if not UNDECODED.search(name):
+                return name
+        content, suffix = self._content(image), ""
+        with suppress(UnidentifiedImageError):  # of a format that needs another decoder; reading goes by the content
+            suffix = f".{open_image(io.BytesIO(content)).format}".lower()
+        copy = self.folder / f"{hashlib.sha256(content).hexdigest()[:24]}{suffix}"
+        if not copy.exists():
+            self.folder.mkdir(exist_ok=True)
+            write_file(copy, content)
+        self.copies.add(copy)
+        return f"{self.folder.name}/{copy.name}"
+
+    def _content(self, image: ImageLike) -> bytes:
+        if isinstance(image, Path):
+            return image.read_bytes()
+        if isinstance(image, PackedImage):
+            try:
+                return self._images.archives.read(image)
+            except DataError as error:
+                raise DataError(f"{image}: {error}") from error
+        file = io.BytesIO()
+        load_image(image).save(file, "PNG")
+        return file.getvalue()
+
+
+def _measured(result: Distillation, judge: Judge, judged: Sequence[JudgedPair], spec: EvaluationSpec) -> Distillation:
+    """The result with thinking and reading beside people, and reading beside thinking, on these pairs."""
+    start = time.perf_counter()
+    uncalibrated = replace(judge, calibration=None)  # one of thinking does not hold for reading
+    work = uncalibrated.pairs((_pair(pair) for pair, _ in judged), think=False)
+    reading = list(track(work, len(judged), "reading at once, to compare"))
+    thinking, seconds = [verdict for _, verdict in judged], time.perf_counter() - start
+
+    def evaluated(shares: Sequence[float], verdicts: Sequence[PairVerdict], seconds: float) -> Evaluation | None:
+        """The verdicts against shares of whoever prefers a; None where there are none, or all are even."""
+        preferences = [
+            Preference(pair.prompt, pair.a, pair.b, share, group=pair.prompt)
+            for (pair, _), share in zip(judged, shares, strict=True)
+        ]
+        decided = [verdict for p, verdict in zip(preferences, verdicts, strict=True) if not p.is_tie]
+        seconds *= len(decided) / len(preferences)
+        return evaluation_of(preferences, decided, spec, seconds) if decided else None
+
+    people = [pair.p_people if isinstance(pair, Preference) else 0.5 for pair, _ in judged]
+    comparisons = JudgingCounts.of(thinking).comparisons
+    return replace(
+        result,
+        thinking=evaluated(people, thinking, result.seconds_per_pair * comparisons / 2 if comparisons else 0.0),
+        reading=evaluated(people, reading, seconds),
+        agreement=evaluated([verdict.p_a for verdict in thinking], reading, seconds),
+    )
