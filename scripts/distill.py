@@ -3,8 +3,8 @@
 For each seed: training with thinking alone leaves reading poor; its soft preferences on new pairs, whose labels nobody
 looks at, are distilled; the judge learns them without thinking, from its thinking adapter or from the base. Lines are
 means over seeds, on test pairs and on pairs of prompts that no training saw: accuracy against people's labels,
-agreement with the thinking judge, mean distance of both preferences, and seconds a pair (both orders), of pairs whose
-images are all new, and of all pairs of the same 24 images.
+agreement with the thinking judge, mean distance of both preferences, and CPU milliseconds a pair (both orders): of
+pairs whose images are all new, and of all pairs of the same 24 images.
 """
 
 import tempfile
@@ -34,23 +34,23 @@ Rows = dict[str, list[float]]
 
 
 def preferences_of(judge: Judge, pairs: Sequence[Preference], think: bool) -> tuple[NDArray[np.float64], float]:
-    """The judge's preferences for a (N,), and its seconds a pair, images included."""
+    """The judge's preferences for a (N,), and its CPU seconds a pair, images included."""
     judge.vlm.features.get_all([pairs[0].a])  # the first run of a process is slower
-    start = time.perf_counter()
+    start = time.process_time()
     verdicts = list(judge.pairs((Pair(p.a, p.b, p.prompt) for p in pairs), think=think))
-    return np.array([verdict.p_a for verdict in verdicts]), (time.perf_counter() - start) / len(pairs)
+    return np.array([verdict.p_a for verdict in verdicts]), (time.process_time() - start) / len(pairs)
 
 
 def seconds_of_all_pairs(judge: Judge, think: bool) -> float:
-    """Seconds a pair of all pairs of the same images."""
+    """CPU seconds a pair of all pairs of the same images."""
     images = [p.a for p in demo_preferences("test", _IMAGES, _SEED + 1)]
-    start = time.perf_counter()
+    start = time.process_time()
     count = len(list(judge.pairs((Pair(a, b, "a red circle") for a, b in combinations(images, 2)), think=think)))
-    return (time.perf_counter() - start) / count
+    return (time.process_time() - start) / count
 
 
 def measured(judge: Judge, think: bool, count: int, thinking: Mapping[str, NDArray[np.float64]]) -> list[float]:
-    """A line's numbers: of each split accuracy, agreement and distance; then both kinds of seconds a pair."""
+    """A line's numbers: of each split accuracy, agreement and distance; then both kinds of CPU seconds a pair."""
     row, seconds = list[float](), list[float]()
     for split in SPLITS:
         pairs = demo_preferences(split, count, _SEED)
@@ -110,7 +110,7 @@ def main(seeds: tuple[int, ...], pairs: int, samples: int, steps: int, count: in
     means = {name: np.mean(np.reshape(values, (len(seeds), -1)), axis=0) for name, values in rows.items()}
     columns = [f">{split}: {what}" for split in SPLITS for what in ("right", "agrees", "differs by")]
     print_table(
-        ("judge", *columns, ">ms a pair", ">of 24 images"),
+        ("judge", *columns, ">CPU ms a pair", ">of 24 images"),
         [
             (name, *(f"{x:.3f}" for x in row[:-2]), *(f"{1000 * x:.1f}" for x in row[-2:]))
             for name, row in means.items()

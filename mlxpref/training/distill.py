@@ -23,7 +23,7 @@ from mlxpref.data.learned import count_learned
 from mlxpref.data.left_out import LeftOut
 from mlxpref.data.load import Preferences, check_preferences
 from mlxpref.errors import ConfigError, DataError
-from mlxpref.files import expand, write_file, write_output
+from mlxpref.files import cache_dir, expand, write_file, write_output
 from mlxpref.judge.diagnostics import answer_warnings
 from mlxpref.judge.evaluation import Evaluation, EvaluationSpec, evaluation_of
 from mlxpref.judge.functions import judge_from
@@ -270,12 +270,16 @@ def _write(judge: Judge, judged: Sequence[JudgedPair], tests: set[str], path: Pa
 class _ImageNames:
     """The names of images for a file of preferences: their paths from its folder, or copies in a folder beside it.
 
-    Copied are images from archives, tables and memory, which have no file, and those whose names are no text.
+    Copied are images from archives, tables and memory, which have no file but perhaps one in a cache, and those whose
+    names are no text.
     """
 
     def __init__(self, path: Path, images: ImageCache) -> None:
         self.folder, self.copies = path.with_name(f"{path.stem}-images"), set[Path]()
         self._root, self._images = os.path.realpath(path.absolute().parent), images
+        self._cache: Path | None = None
+        with suppress(DataError):  # the user has no home
+            self._cache = cache_dir()
         self._names: dict[Path | PackedImage | int, str] = {}
 
     def of(self, image: ImageLike) -> str:
@@ -286,7 +290,7 @@ class _ImageNames:
         return self._names[key]
 
     def _name(self, image: ImageLike) -> str:
-        if isinstance(image, Path):
+        if isinstance(image, Path) and not (self._cache and image.is_relative_to(self._cache)):
             # A link keeps its own name: what it leads to may have none that says what it is.
             name = os.path.relpath(Path(os.path.realpath(image.absolute().parent)) / image.name, self._root)
             if not UNDECODED.search(name):

@@ -120,6 +120,11 @@ def test_images_have_names_from_where_the_file_is(demo: Judge, tmp_path: Path, m
         assert isinstance(after.b, Path)
         assert after.b.parent == tmp_path / "soft-images", "its name cannot be written"
         assert after.b.read_bytes() == before.b.read_bytes()  # type: ignore[union-attr]
+    monkeypatch.setenv("MLXPREF_CACHE", str(tmp_path / "pictures"))  # as if they were unpacked there
+    mlxpref.distill(demo, given, tmp_path / "cached.jsonl", held_out=0)
+    for image in (image for p in load_preferences(str(tmp_path / "cached.jsonl"), "train") for image in (p.a, p.b)):
+        assert isinstance(image, Path)
+        assert image.parent == tmp_path / "cached-images"
     (packed,) = load_preferences(str(tmp_path / "elsewhere" / "zip.jsonl"), "train")
     assert {image.read_bytes() for image in (packed.a, packed.b) if isinstance(image, Path)} == content
 
