@@ -37,6 +37,7 @@ from mlxpref.ranking.bradley_terry import all_pairs
 from mlxpref.text import counted
 from mlxpref.training.distill import (
     HELD_OUT,
+    MOST_HELD_OUT,
     Distillation,
     check_distilled,
     distill_images,
@@ -68,7 +69,7 @@ class _DataOptions(DataOptions):
 @click.option("--output", type=FILE, required=True, help="File of preferences to write, .jsonl.")
 @click.option(
     "--held-out",
-    type=click.FloatRange(0, 0.9),
+    type=click.FloatRange(0, MOST_HELD_OUT),
     default=HELD_OUT,
     show_default=True,
     help="Share of the pairs, by whole prompts, that become split test; the others are train.",

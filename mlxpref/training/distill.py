@@ -1,10 +1,7 @@
 """Distilling: what a judge prefers with thinking becomes a data set, by which it learns to answer at once."""
 
-import hashlib
-import io
 import json
 import math
-import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -12,18 +9,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from PIL import Image, UnidentifiedImageError
-
 from mlxpref.data.find_images import reasons_of
-from mlxpref.data.image_cache import ImageCache
-from mlxpref.data.images import load_image, open_image
+from mlxpref.data.image_files import ImageFiles
 from mlxpref.data.inputs import ImagesInput, PreferencesInput, check_prompt, find_given, preferences_from
 from mlxpref.data.label_file import TEST, TRAIN
 from mlxpref.data.learned import count_learned
 from mlxpref.data.left_out import LeftOut
 from mlxpref.data.load import Preferences, check_preferences
 from mlxpref.errors import ConfigError, DataError
-from mlxpref.files import cache_dir, expand, write_file, write_output
+from mlxpref.files import expand, write_output
 from mlxpref.judge.diagnostics import answer_warnings
 from mlxpref.judge.evaluation import Evaluation, EvaluationSpec, evaluation_of
 from mlxpref.judge.functions import judge_from
@@ -32,12 +26,12 @@ from mlxpref.judge.loading import calibrated
 from mlxpref.judge.pair_verdict import JudgingCounts, PairVerdict
 from mlxpref.judge.ranking_result import Ranking
 from mlxpref.log import logger, track
-from mlxpref.preferences import ImageLike, PackedImage, Pair, Preference, image_name
-from mlxpref.text import UNDECODED, counted, few
+from mlxpref.preferences import ImageLike, Pair, Preference, image_name
+from mlxpref.text import counted, few
 from mlxpref.training.sampler import held_out_split
 
-HELD_OUT = 0.2
-"""The share of the pairs that is held out by default."""
+HELD_OUT, MOST_HELD_OUT = 0.2, 0.9
+"""The share of the pairs that is held out by default, and the largest."""
 JudgedPair = tuple[Pair | Preference, PairVerdict]
 """A pair, with people's preference if that is known, and the judge's verdict on it with thinking."""
 
@@ -56,13 +50,13 @@ class Distillation:
     path: Path
     train: int
     test: int
-    unreadable: tuple[str, ...] = ()
+    unreadable: tuple[str, ...] = field(default=(), repr=False)
     left_out: LeftOut | None = field(default=None, repr=False)
     thinking: Evaluation | None = None
     reading: Evaluation | None = None
     agreement: Evaluation | None = None
     seconds_per_pair: float = math.nan
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = field(default=(), repr=False)
 
     def to_json(self) -> dict[str, Any]:
         """The JSON of `mlxpref distill`."""
@@ -105,6 +99,8 @@ def distill(
     """
     path = Path(expand(output))
     check_distilled(path)
+    if not (isinstance(held_out, int | float) and 0 <= held_out <= MOST_HELD_OUT):
+        raise ConfigError(f"held_out {held_out!r}: give a share from 0 to {MOST_HELD_OUT}")
     loaded = judge_from(judge, adapter, settings)
     loaded = thinking_judge(loaded if isinstance(judge, Judge) else calibrated(loaded))
     if prompt is not None:
@@ -134,9 +130,11 @@ def thinking_judge(judge: Judge) -> Judge:
 
 
 def check_distilled(path: Path) -> None:
-    """ConfigError, before the work, for an output that is no .jsonl, or a file that no distillation wrote."""
+    """ConfigError, before the work, for an output that cannot be one, or a file that no distillation wrote."""
     if path.suffix.lower() != ".jsonl":
         raise ConfigError(f"{path}: `train` and `eval` know preferences by .jsonl; give a name that ends in it")
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(f"{path}: its folder does not exist; make it, or give another output")
     first: Any = None
     with suppress(OSError, ValueError), path.open(encoding="utf-8") as file:
         first = json.loads(file.readline())
@@ -249,7 +247,7 @@ def _write(judge: Judge, judged: Sequence[JudgedPair], tests: set[str], path: Pa
         )
     if not read:
         return None
-    names = _ImageNames(path, judge.vlm.features.images)
+    names = ImageFiles(path, judge.vlm.features.images)
     who = f"{judge.name} with {judge.adapter}" if judge.adapter else judge.name
     has_test = len({pair.prompt in tests for pair, _ in read}) == 2  # an interrupt may leave only one of both
     rows = []
@@ -265,57 +263,6 @@ def _write(judge: Judge, judged: Sequence[JudgedPair], tests: set[str], path: Pa
     write_output(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     test = sum(row.get("split") == TEST for row in rows)
     return Distillation(path, len(rows) - test, test, tuple(unreadable))
-
-
-class _ImageNames:
-    """The names of images for a file of preferences: their paths from its folder, or copies in a folder beside it.
-
-    Copied are images from archives, tables and memory, which have no file but perhaps one in a cache, and those whose
-    names are no text.
-    """
-
-    def __init__(self, path: Path, images: ImageCache) -> None:
-        self.folder, self.copies = path.with_name(f"{path.stem}-images"), set[Path]()
-        self._root, self._images = os.path.realpath(path.absolute().parent), images
-        self._cache: Path | None = None
-        with suppress(DataError):  # the user has no home
-            self._cache = cache_dir()
-        self._names: dict[Path | PackedImage | int, str] = {}
-
-    def of(self, image: ImageLike) -> str:
-        """The name of an image; DataError for one that cannot be read any more, OSError for a full disk."""
-        key = id(image) if isinstance(image, Image.Image) else image
-        if key not in self._names:
-            self._names[key] = self._name(image)
-        return self._names[key]
-
-    def _name(self, image: ImageLike) -> str:
-        if isinstance(image, Path) and not (self._cache and image.is_relative_to(self._cache)):
-            # A link keeps its own name: what it leads to may have none that says what it is.
-            name = os.path.relpath(Path(os.path.realpath(image.absolute().parent)) / image.name, self._root)
-            if not UNDECODED.search(name):
-                return name
-        content, suffix = self._content(image), ""
-        with suppress(UnidentifiedImageError):  # of a format that needs another decoder; reading goes by the content
-            suffix = f".{open_image(io.BytesIO(content)).format}".lower()
-        copy = self.folder / f"{hashlib.sha256(content).hexdigest()[:24]}{suffix}"
-        if not copy.exists():
-            self.folder.mkdir(exist_ok=True)
-            write_file(copy, content)
-        self.copies.add(copy)
-        return f"{self.folder.name}/{copy.name}"
-
-    def _content(self, image: ImageLike) -> bytes:
-        if isinstance(image, Path):
-            return image.read_bytes()
-        if isinstance(image, PackedImage):
-            try:
-                return self._images.archives.read(image)
-            except DataError as error:
-                raise DataError(f"{image}: {error}") from error
-        file = io.BytesIO()
-        load_image(image).save(file, "PNG")
-        return file.getvalue()
 
 
 def _measured(result: Distillation, judge: Judge, judged: Sequence[JudgedPair], spec: EvaluationSpec) -> Distillation:

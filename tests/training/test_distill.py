@@ -198,11 +198,14 @@ def test_refusals_come_before_the_work(demo: Judge, tmp_path: Path) -> None:
     for judge, output, reason in (
         (demo, mine, "no earlier result"),
         (demo, tmp_path / "soft.csv", "ends in it"),
+        (demo, tmp_path / "gone" / "soft.jsonl", "does not exist"),
         (replace(demo, settings=replace(demo.settings, think=False)), tmp_path / "soft.jsonl", "answers at once"),
         (replace(demo, settings=replace(demo.settings, criterion="sharp")), tmp_path / "soft.jsonl", "leave it out"),
     ):
         with pytest.raises(mlxpref.ConfigError, match=reason):
             mlxpref.distill(judge, given, output)
+    with pytest.raises(mlxpref.ConfigError, match="share from 0"):
+        mlxpref.distill(demo, given, tmp_path / "soft.jsonl", held_out=20)
     assert mine.read_text().count("\n") == 1
     assert list(tmp_path.iterdir()) == [mine]
 
