@@ -10,7 +10,7 @@ from mlxpref.judge.evaluation import Evaluation
 from mlxpref.judge.pair_verdict import PairVerdict
 from mlxpref.judge.ranking_result import Ranking
 from mlxpref.judge.strategies import StrategyComparison, StrategyVariant
-from mlxpref.report.ranking_words import best_in_words, tied_ranks
+from mlxpref.report.ranking_words import INTERVAL_MEANING, best_in_words, tied_ranks
 from mlxpref.text import counted, few, format_bytes, format_duration, short_names, shorten
 
 _REASONS = 3
@@ -93,9 +93,7 @@ def print_ranking(ranking: Ranking, most: int | None = None) -> None:
         print_text(f"note: {warning}")
     if ranking.skipped:
         print_text(f"{len(ranking.skipped)} skipped: " + few([s.path.name for s in ranking.skipped], 2))
-    print_text(
-        "An interval says how well this judge's own ranking is known from the pairs asked, not what people think."
-    )
+    print_text(INTERVAL_MEANING)
     print_text(best_in_words(ranking))
 
 

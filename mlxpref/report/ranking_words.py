@@ -6,6 +6,10 @@ from mlxpref.judge.ranking_result import Ranking
 from mlxpref.ranking.bradley_terry import RankedImage
 from mlxpref.text import few
 
+INTERVAL_MEANING = (
+    "An interval says how well this judge's own ranking is known from the pairs asked, not what people think."
+)
+
 
 def best_in_words(ranking: Ranking) -> str:
     """Whether one image is the best, in a sentence."""
@@ -24,6 +28,15 @@ def ties_in_words(ranking: Ranking, image: RankedImage) -> str:
         return "tied with all others"
     ranks = tied_ranks(ranking, image)
     return f"tied with rank{'' if ranks.isdigit() else 's'} {ranks}"
+
+
+def orders_in_words(ranking: Ranking) -> str:
+    """The orders in which the pairs were shown to the judge."""
+    one = sum(not (pair.verdict.a_shown_first and pair.verdict.a_shown_second) for pair in ranking.pairs)
+    if not one:
+        return "each in both orders"
+    both = len(ranking.pairs) - one
+    return f"{both} in both orders, {one} in one" if both else "each in one order"
 
 
 def tied_ranks(ranking: Ranking, image: RankedImage) -> str:

@@ -16,10 +16,11 @@ from mlxpref.data.find_images import Skipped
 from mlxpref.data.thumbnails import thumbnail
 from mlxpref.judge.pair_verdict import PairVerdict
 from mlxpref.judge.ranking_result import JudgedPair, Ranking
-from mlxpref.ranking.bradley_terry import rank_images
+from mlxpref.ranking.bradley_terry import PairOutcome, all_pairs, rank_images
 from mlxpref.ranking.posterior import difference_variance
 from mlxpref.report.html import even_ticks
 from mlxpref.report.ranking_page import write_ranking_page
+from mlxpref.report.tie_brackets import tie_brackets
 from mlxpref.verdict import Verdict
 from tests.browser import Browser
 from tests.conftest import picture
@@ -78,8 +79,8 @@ def test_texts_are_escaped(hostile: Ranking, tmp_path: Path) -> None:
     assert data[0]["names"][1] == f"1{FILE}"
     reasoning = " ".join(HOSTILE.split())
     assert data[0]["pairs"][0][5][0][1] == reasoning
-    # The note, also in its summary; twice a warning (also in its summary), nav, heading, what was skipped, and reasons.
-    assert " ".join(tags.text.split()).count(reasoning) == 2 + 2 * (2 + 1 + 1 + 2 + 3)
+    # The note, also in its summary; twice a warning, nav, heading, the long prompt, what was skipped, and reasons.
+    assert " ".join(tags.text.split()).count(reasoning) == 2 + 2 * (1 + 1 + 1 + 1 + 2 + 3)
     policy = tags.all("meta")[1]["content"] or ""
     digest = base64.b64encode(hashlib.sha256(tags.scripts[1].encode()).digest()).decode()
     assert f"script-src 'sha256-{digest}'" in policy
@@ -93,15 +94,19 @@ def test_each_picture_is_embedded_once(tmp_path: Path) -> None:
     assert page.count("data:image/") == 8
 
 
-def test_200_pictures_take_under_15_mb(tmp_path: Path) -> None:
-    """Nothing is harder to compress than noise; measured on 12 pictures of it and scaled."""
-    images = [picture(i, (700, 500)) for i in range(12)]
-    pairs = [
-        JudgedPair(i, i + 1, PairVerdict((verdict(1, "x" * 1000),), (verdict(-1, "x" * 1000),))) for i in range(11)
-    ]
-    fit = rank_images(12, [pair.verdict.outcome(pair.a, pair.b) for pair in pairs])
-    page = page_of(tmp_path, Ranking("noise", tuple(images), fit, tuple(pairs), 1.0))
-    assert len(page) / 12 * 200 < 15_000_000
+def test_200_pictures_take_under_15_mb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is harder to compress than noise; measured on 6 pictures of it and scaled; 6 alone are sharper."""
+    images = [picture(i, (700, 500)) for i in range(6)]
+    pairs = [JudgedPair(i, i + 1, PairVerdict((verdict(1, "x" * 1000),), (verdict(-1, "x" * 1000),))) for i in range(5)]
+    fit = rank_images(6, [pair.verdict.outcome(pair.a, pair.b) for pair in pairs])
+    noise = Ranking("noise", tuple(images), fit, tuple(pairs), 1.0)
+    few = page_of(tmp_path, noise)
+    monkeypatch.setattr("mlxpref.report.ranking_page._MANY", 6)
+    many = page_of(tmp_path, noise)
+    assert len(many) / 6 * 200 < 15_000_000
+    assert len(many) < len(few) < 4 * 15_000_000 / 200 * 6
+    assert 'width="700"' in few
+    assert 'width="480"' in many
 
 
 def test_thumbnails_are_plain_and_upright(tmp_path: Path) -> None:
@@ -154,7 +159,8 @@ def test_uncertainty_is_shown(tmp_path: Path) -> None:
     assert equal.count("tied with all others</p>") == 4
     assert equal.count("not judged: no pair with this image was asked") == 4
     assert "These pairs show no position bias" in equal
-    assert equal.count(' class="tied"') == 3
+    assert equal.count('<i class="') == 4
+    assert (equal.count('<i class="begins "'), equal.count('<i class="ends"'), equal.count('"second')) == (1, 1, 0)
 
 
 def test_warnings_are_with_their_prompt(tmp_path: Path) -> None:
@@ -203,7 +209,7 @@ def test_comparing_by_keyboard(browser: Browser, tmp_path: Path) -> None:
     page_of(tmp_path, result)
     browser.show_as(1000, 900)
     browser.open(tmp_path / "page.html")
-    browser.press("Tab", "Enter")
+    browser.press("Tab", "Tab", "Enter")
     assert browser.run("document.activeElement.tagName + document.querySelector('dialog').open") == "SELECTtrue"
     assert [image.index for image in result.strengths.images][:2] == [0, 1]
     text = text_at(browser, "dialog")
@@ -235,7 +241,7 @@ def test_comparing_by_keyboard(browser: Browser, tmp_path: Path) -> None:
     assert "shown first" not in text
     browser.press("Escape")
     assert browser.run("document.querySelector('dialog').open") is False
-    assert browser.run("document.activeElement.textContent") == "Compare any two images…"
+    assert browser.run("document.activeElement.textContent") == "Compare two…"
     assert complaints(browser) == []
 
 
@@ -245,7 +251,7 @@ def test_a_picture_opens_with_its_reason_and_opponents(browser: Browser, tmp_pat
     page_of(tmp_path, result)
     browser.show_as(1000, 900)
     browser.open(tmp_path / "page.html")
-    browser.press("Tab", "Tab", "ArrowRight", "Enter")
+    browser.press("Tab", "Tab", "Tab", "ArrowRight", "Enter")
     browser.page.wait_for_selector("#picture[open]")
     text = text_at(browser, "#picture")
     p = result.pairs[0].verdict
@@ -286,26 +292,88 @@ def test_a_picture_opens_with_its_reason_and_opponents(browser: Browser, tmp_pat
     assert complaints(browser) == []
 
 
-def many_images(tmp_path: Path, count: int) -> Ranking:
-    """A ranking of many pictures, a pair for each two neighbours, with a long prompt and a remark."""
+def many_images(count: int) -> Ranking:
+    """A ranking of many pictures, a pair for each two neighbours, with a long prompt and remarks."""
     images = [picture(i, (160, 120)) for i in range(count)]
     pairs = [JudgedPair(i, i + 1, PairVerdict((verdict(1, "a"),), (verdict(-1, "b"),))) for i in range(count - 1)]
     fit = rank_images(count, [pair.verdict.outcome(pair.a, pair.b) for pair in pairs])
-    return Ranking("a fox " * 80, tuple(images), fit, tuple(pairs), 1.0, warnings=("something " * 30,))
+    return Ranking("a fox " * 80, tuple(images), fit, tuple(pairs), 1.0, warnings=("something " * 30,) * 5)
 
 
 def test_many_images_are_an_overview(browser: Browser, tmp_path: Path) -> None:
-    """The page of 135 images is a few screens tall, and on a telephone it begins with pictures."""
-    page_of(tmp_path, many_images(tmp_path, 135))
+    """The page of 135 images is a few screens tall, and begins with a picture, however much there is to say."""
+    page_of(tmp_path, many_images(135), notes=("a note " * 30,))
     for width, height, limit in ((1400, 1000, 5000), (390, 844, 10_000)):
         browser.show_as(width, height)
         browser.open(tmp_path / "page.html")
         assert browser.run("document.documentElement.scrollHeight") < limit
         assert browser.run("document.documentElement.scrollWidth <= innerWidth")
-        picture_top = browser.run("document.querySelector('.ranked img').getBoundingClientRect().bottom")
-        assert picture_top < height
-    prose = browser.run("document.querySelector('section > p.soft').getBoundingClientRect().top")
-    assert prose > browser.run("document.querySelector('.ranked').getBoundingClientRect().bottom")
+        top, bottom = browser.run(
+            "(({top, bottom}) => [top, bottom])(document.querySelector('img').getBoundingClientRect())"
+        )
+        assert top < 140
+        assert bottom < height
+        lines = "[...document.querySelectorAll('h1, summary, .lead p, .lead li')].filter(e => e.checkVisibility())"
+        assert browser.run(f"{lines}.map(e => e.tagName)") == ["H1", "SUMMARY"]
+        assert "6 remarks" in text_at(browser, "summary")
+        browser.run("document.querySelector('summary').click()")
+        assert text_at(browser, ".lead").count("something") == 5 * 30
+    assert browser.run("document.getElementsByTagName('*').length") < 40 * 135
+
+
+def test_brackets_are_lines_from_picture_to_picture(browser: Browser, tmp_path: Path) -> None:
+    """Of two pictures of one row, the parts of one bracket touch; it begins and ends at the edges of pictures."""
+    noise = np.random.default_rng(0).normal(size=(30, 30))
+    p = 1 / (1 + np.exp((np.arange(30)[:, None] - np.arange(30)) / 4 + noise))
+    pairs = [PairOutcome(a, b, p[a, b], p[a, b]) for a, b in all_pairs(30)]
+    result = Ranking("x", tuple(picture(i) for i in range(30)), rank_images(30, pairs), (), 1.0)
+    page_of(tmp_path, result)
+    browser.show_as(390, 844)
+    browser.open(tmp_path / "page.html")
+    parts = browser.run(
+        """[...document.querySelectorAll('.ranked > li')].map((li) => {
+          const edges = (each) => (({left, right, top}) => [left, right, top])(each.getBoundingClientRect());
+          const parts = [...li.querySelectorAll('.ties i')].map((i) => [i.className.split(' '), edges(i)]);
+          return {picture: edges(li.querySelector('img')), parts};
+        })"""
+    )
+    drawn = [
+        (place, bracket)
+        for bracket in tie_brackets(result.strengths.images)
+        for place in range(bracket.first, bracket.last + 1)
+    ]
+    assert sum(len(each["parts"]) for each in parts) == len(drawn) > 30
+    ends = {}
+    for each in parts:
+        left, right, _ = each["picture"]
+        for classes, (start, end, top) in each["parts"]:
+            line = "second" in classes
+            assert ("begins" in classes) == (start == pytest.approx(left, abs=0.1))
+            assert ("ends" in classes) == (end == pytest.approx(right, abs=0.1))
+            if "begins" not in classes and ends[line][1] == pytest.approx(top, abs=0.1):
+                assert ends[line][0] == pytest.approx(start, abs=0.1)
+            ends[line] = end, top
+
+
+def test_pairs_in_one_order(browser: Browser, tmp_path: Path) -> None:
+    """An order without completions was not asked; one with completions that say nothing is unreadable."""
+    once, unread = PairVerdict((verdict(2, "clear"),), ()), PairVerdict((verdict(2, "x"),), (Verdict("", 0.0, 0.0),))
+    pairs = (JudgedPair(0, 1, once), JudgedPair(1, 2, unread))
+    fit = rank_images(3, [pair.verdict.outcome(pair.a, pair.b) for pair in pairs])
+    page = page_of(tmp_path, Ranking("x", tuple(picture(i) for i in range(3)), fit, pairs, 1.0))
+    assert "2 of 3 pairs\njudged, 1 in both orders, 1 in one, in 1.0 s." in page
+    browser.open(tmp_path / "page.html")
+    browser.run("location.hash = '#image-0-0'")
+    browser.page.wait_for_selector("#picture[open]")
+    assert "won with 88.1 % against rank 2, image 1, shown in one order" in text_at(browser, "#picture")
+    browser.run("document.querySelector('.opponents button').click()")
+    text = text_at(browser, "#compare")
+    assert "image 0 is preferred, 88.1 %, shown in one order." in text
+    assert "image 1 shown first not asked in this order" in text
+    browser.run("compare(0, 1, 2)")
+    text = text_at(browser, "#compare")
+    assert "image 1 is preferred, 88.1 %, by the one order that could be read." in text
+    assert "image 2 shown first Image 1: image 2 Image 2: image 1 unreadable" in text
 
 
 def test_without_javascript_everything_is_there(browser: Browser, tmp_path: Path) -> None:

@@ -47,6 +47,8 @@ function sides(first, second) {
 function order(first, second, a, pShown, samples) {
   const { names } = sections[open];
   const answers = element("div");
+  const heading = element("h3", `${names[first]} shown first`);
+  if (!samples.length) return [heading, element("p", "not asked in this order")];
   const preference = pShown === null ? "unreadable" : `${percent(pShown)} for ${names[a]}`;
   answers.append(element("p", preference + (samples.length > 1 ? `, the mean of ${samples.length} samples` : "")));
   if (samples.every((sample) => !sample[1])) answers.append(element("p", "judged without thinking, so without reasons"));
@@ -58,7 +60,11 @@ function order(first, second, a, pShown, samples) {
   }
   const body = element("div", "", sides(first, second), answers);
   body.className = "order";
-  return [element("h3", `${names[first]} shown first`), body];
+  return [heading, body];
+}
+
+function inOneOrder([, , , , , shownFirst, shownSecond]) {
+  return !shownFirst.length || !shownSecond.length;
 }
 
 function headlineOf(pair) {
@@ -67,7 +73,8 @@ function headlineOf(pair) {
   const [a, b, p, pShownFirst, pShownSecond] = pair;
   if (pShownFirst === null && pShownSecond === null) return "Undecided: no completion could be read.";
   if (p === 0.5) return "Undecided: 50 % for either.";
-  const source = pShownFirst === null || pShownSecond === null ? "by the one order that could be read" : "both orders combined";
+  const oneRead = pShownFirst === null || pShownSecond === null;
+  const source = inOneOrder(pair) ? "shown in one order" : oneRead ? "by the one order that could be read" : "both orders combined";
   return `${names[p > 0.5 ? a : b]} is preferred, ${percent(Math.max(p, 1 - p))}, ${source}.`;
 }
 
@@ -115,14 +122,16 @@ function compare(section, a, b) {
 }
 
 // One judged pair of the open picture: the other picture, and how the pair ended. A click compares the two.
-function opponent(section, index, [a, b, p, pShownFirst, pShownSecond]) {
+function opponent(section, index, pair) {
+  const [a, b, p, pShownFirst, pShownSecond] = pair;
   const { names, order: ranked } = sections[section];
   const other = a === index ? b : a;
   const share = a === index ? p : 1 - p;
   const ending = share === 0.5 ? "undecided" : `${share > 0.5 ? "won" : "lost"} with ${percent(share)}`;
   const unread = pShownFirst === null && pShownSecond === null;
   const rank = new Map(ranked).get(other);
-  const text = element("span", `${unread ? "unreadable" : ending} against rank\u00a0${rank}, ${names[other]}`);
+  const shown = inOneOrder(pair) ? ", shown in one order" : "";
+  const text = element("span", `${unread ? "unreadable" : ending} against rank\u00a0${rank}, ${names[other]}${shown}`);
   const made = element("button", "", ...pictureOf(section, other), text);
   made.type = "button";
   Object.assign(made.dataset, { section, first: index, second: other });
@@ -131,17 +140,19 @@ function opponent(section, index, [a, b, p, pShownFirst, pShownSecond]) {
 
 function openPicture(item) {
   const [section, index] = [item.dataset.section, item.dataset.index].map(Number);
-  const { names, order: ranked } = sections[section];
+  const { names, axis, order: ranked } = sections[section];
   const rank = new Map(ranked).get(index);
   opened = item;
   picture.querySelector("h2").textContent = `Rank ${rank} of ${names.length}: ${names[index]}`;
-  const [large, about] = picture.querySelector(".large").children;
-  large.replaceChildren(...pictureOf(section, index));
+  picture.querySelector(".large").replaceChildren(...item.querySelector(".picture").cloneNode(true).children);
+  const bar = item.querySelector(".bar").cloneNode(true);
+  bar.style.setProperty("--zero", item.parentElement.style.getPropertyValue("--zero"));
+  picture.querySelector(".scale").replaceChildren(axis[0], bar, axis[1]);
   const another = element("button", "Compare with another image…");
   another.type = "button";
   const neighbour = item.nextElementSibling ?? item.previousElementSibling;
   Object.assign(another.dataset, { section, first: index, second: neighbour.dataset.index });
-  about.replaceChildren(...item.querySelector(".more").cloneNode(true).childNodes, element("p", "", another));
+  picture.querySelector(".about").replaceChildren(...item.querySelector(".more").cloneNode(true).childNodes, element("p", "", another));
   const judged = sections[section].pairs.filter(([a, b]) => a === index || b === index);
   const others = judged.map((pair) => opponent(section, index, pair)).sort(([one], [two]) => one - two);
   picture.querySelector(".opponents").replaceChildren(...others.map(([, made]) => made));
@@ -201,5 +212,4 @@ for (const figure of document.querySelectorAll("figure[data-picture]")) {
 }
 for (const made of document.querySelectorAll("[data-scripted]")) made.hidden = false;
 document.documentElement.className = "scripted";
-for (const details of document.querySelectorAll("details")) details.open = matchMedia("(min-width: 40rem)").matches;
 follow();
