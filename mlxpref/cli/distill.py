@@ -130,7 +130,9 @@ def distill(
         judged |= {"skipped": [{"path": str(each.path), "error": each.error} for each in skipped]}
         print_json(result.to_json() | judged)
         return
-    _print(result, judge)
+    # Of data with splits, those that nothing learned from say how right the judge is then.
+    people = [source.data, *(["--data-dir", str(source.data_dir)] if source.data_dir else [])]
+    _print(result, judge, people if source.data and preferences.split == TRAIN else [])
 
 
 def _check_usage(
@@ -153,8 +155,11 @@ def _check_usage(
         prompts.check()
 
 
-def _print(result: Distillation, judge: Judge) -> None:
-    """Print how the judge answers at once beside its thinking, what was written, and the next commands."""
+def _print(result: Distillation, judge: Judge, people: Sequence[str]) -> None:
+    """Print how the judge answers at once beside its thinking, what was written, and the next commands.
+
+    `people` are the words of `eval` for the data that measure with people, if there are any.
+    """
     named = {
         "thinking, beside people": result.thinking,
         "read at once, beside people": result.reading,
@@ -173,6 +178,8 @@ def _print(result: Distillation, judge: Judge) -> None:
     print_text(f"{counted(result.train, 'pair')} to learn from{held_out}, in {result.path}")
     path, model = shlex.quote(str(result.path)), f" --model {shlex.quote(judge.name)}"
     base = f" --adapter {shlex.quote(str(judge.adapter))}" if judge.adapter else model
-    print_text(f"learn them:   mlxpref train --data {path}{base} --no-think --reward brier --output runs/at-once")
+    print_text(f"learn them: mlxpref train --data {path}{base} --no-think --reward brier --output runs/at-once")
     if result.test:
-        print_text(f"measure that: mlxpref eval --data {path} --adapter runs/at-once")
+        print_text(f"beside thinking: mlxpref eval --data {path} --adapter runs/at-once")
+    if people:
+        print_text(f"beside people: mlxpref eval --data {shlex.join(people)} --adapter runs/at-once")

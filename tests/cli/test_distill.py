@@ -47,8 +47,8 @@ def test_the_commands_that_it_names_learn_and_measure(tmp_path: Path, monkeypatc
     done = run(*DEMO, "my own.jsonl", "--held-out", "0.5")
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
-    learn, measure = ([*shlex.split(line.partition("mlxpref ")[2])] for line in lines if "mlxpref " in line)
-    assert learn[0] == "train"
+    learn, measure, people = ([*shlex.split(line.partition("mlxpref ")[2])] for line in lines if "mlxpref " in line)
+    assert (learn[0], people) == ("train", ["eval", "--data", "demo", "--adapter", learn[-1]])
     trained = run(*learn, "--steps", "1", "--comparisons", "2")
     assert trained.exit_code == 0, trained.output
     measured = run(*measure, "--json")
