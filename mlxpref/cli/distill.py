@@ -168,7 +168,7 @@ def _print(result: Distillation, judge: Judge, people: Sequence[str]) -> None:
     evaluations = {name: each for name, each in named.items() if each}
     if evaluations:
         print_evaluations(list(evaluations.values()), list(evaluations))
-    thinking, reading = result.seconds_per_pair, result.agreement.seconds_per_pair if result.agreement else math.nan
+    thinking, reading = result.seconds_per_pair, result.reading_seconds_per_pair
     if not math.isnan(thinking + reading):  # else some of it was judged before
         print_text(
             f"a pair takes {thinking:.3g} s with thinking, {reading:.3g} s read at once, its images being encoded "

@@ -44,7 +44,7 @@ class Distillation:
     the pairs without a readable answer in both orders, which the file lacks. Three evaluations are of the held-out
     pairs, or else of all: `thinking` and `reading` against people, None where these said nothing, and `agreement` of
     reading with thinking, whose `metrics.brier` is the mean squared difference of both preferences. `seconds_per_pair`
-    are those of thinking, NaN where a store had all; reading came after it, with the images encoded.
+    and `reading_seconds_per_pair`, which came after it with the images encoded, are NaN where a store had some of it.
     """
 
     path: Path
@@ -56,12 +56,14 @@ class Distillation:
     reading: Evaluation | None = None
     agreement: Evaluation | None = None
     seconds_per_pair: float = math.nan
+    reading_seconds_per_pair: float = math.nan
     warnings: tuple[str, ...] = field(default=(), repr=False)
 
     def to_json(self) -> dict[str, Any]:
         """The JSON of `mlxpref distill`."""
         names = ("thinking", "reading", "agreement")
         evaluations = {name: getattr(self, name) and getattr(self, name).to_json() for name in names}
+        seconds = {name: getattr(self, name) for name in ("seconds_per_pair", "reading_seconds_per_pair")}
         return {
             "output": str(self.path),
             "pairs": self.train + self.test,
@@ -70,7 +72,7 @@ class Distillation:
             "unreadable": list(self.unreadable),
             "left_out": self.left_out.to_json() if self.left_out else None,
             **evaluations,
-            "seconds_per_pair": None if math.isnan(self.seconds_per_pair) else self.seconds_per_pair,
+            **{name: None if math.isnan(value) else value for name, value in seconds.items()},
             "warnings": list(self.warnings),
         }
 
@@ -220,11 +222,16 @@ def _distill(
         logger.warning(line)
     if result is None:
         raise DataError(f"{name}: no pair has a readable answer in both orders, so nothing is written")
-    comparisons = JudgingCounts.of(verdict for _, verdict in judged).comparisons
-    result = replace(result, seconds_per_pair=2 * seconds / comparisons if comparisons else math.nan)
+    result = replace(result, left_out=left_out, warnings=warnings)
+    result = replace(result, seconds_per_pair=_seconds_per_pair(seconds, [verdict for _, verdict in judged]))
     measured = [each for each in judged if _is_read(each[1]) and (not result.test or each[0].prompt in tests)]
     spec = EvaluationSpec(name, TEST if result.test else "all pairs")
-    return replace(_measured(result, judge, measured, spec), left_out=left_out, warnings=warnings)
+    return _measured(result, judge, measured, spec, seconds * len(measured) / len(judged))
+
+
+def _seconds_per_pair(seconds: float, verdicts: Sequence[PairVerdict]) -> float:
+    """NaN where some are recalled, as the time is then not that of judging."""
+    return math.nan if JudgingCounts.of(verdicts).recalled else seconds / len(verdicts)
 
 
 def _is_read(verdict: PairVerdict) -> bool:
@@ -265,29 +272,37 @@ def _write(judge: Judge, judged: Sequence[JudgedPair], tests: set[str], path: Pa
     return Distillation(path, len(rows) - test, test, tuple(unreadable))
 
 
-def _measured(result: Distillation, judge: Judge, judged: Sequence[JudgedPair], spec: EvaluationSpec) -> Distillation:
+def _measured(
+    result: Distillation, judge: Judge, judged: Sequence[JudgedPair], spec: EvaluationSpec, thinking_seconds: float
+) -> Distillation:
     """The result with thinking and reading beside people, and reading beside thinking, on these pairs."""
     start = time.perf_counter()
     uncalibrated = replace(judge, calibration=None)  # one of thinking does not hold for reading
     work = uncalibrated.pairs((_pair(pair) for pair, _ in judged), think=False)
     reading = list(track(work, len(judged), "reading at once, to compare"))
-    thinking, seconds = [verdict for _, verdict in judged], time.perf_counter() - start
+    seconds = time.perf_counter() - start
+    per_pair = _seconds_per_pair(seconds, reading)
+    thinking = [verdict for _, verdict in judged]
+    ways = {True: (thinking, thinking_seconds, result.seconds_per_pair), False: (reading, seconds, per_pair)}
 
-    def evaluated(shares: Sequence[float], verdicts: Sequence[PairVerdict], seconds: float) -> Evaluation | None:
-        """The verdicts against shares of whoever prefers a; None where there are none, or all are even."""
+    def evaluated(think: bool, shares: Sequence[float]) -> Evaluation | None:
+        """A way of judging against shares of whoever prefers a; None where there are none, or all are even."""
         preferences = [
             Preference(pair.prompt, pair.a, pair.b, share, group=pair.prompt)
             for (pair, _), share in zip(judged, shares, strict=True)
         ]
+        verdicts, seconds, per_pair = ways[think]
         decided = [verdict for p, verdict in zip(preferences, verdicts, strict=True) if not p.is_tie]
-        seconds *= len(decided) / len(preferences)
-        return evaluation_of(preferences, decided, spec, seconds) if decided else None
+        if not decided:
+            return None
+        evaluation = evaluation_of(preferences, decided, spec, seconds * len(decided) / len(verdicts))
+        return replace(evaluation, seconds_per_pair=per_pair)
 
     people = [pair.p_people if isinstance(pair, Preference) else 0.5 for pair, _ in judged]
-    comparisons = JudgingCounts.of(thinking).comparisons
     return replace(
         result,
-        thinking=evaluated(people, thinking, result.seconds_per_pair * comparisons / 2 if comparisons else 0.0),
-        reading=evaluated(people, reading, seconds),
-        agreement=evaluated([verdict.p_a for verdict in thinking], reading, seconds),
+        thinking=evaluated(True, people),
+        reading=evaluated(False, people),
+        agreement=evaluated(False, [verdict.p_a for verdict in thinking]),
+        reading_seconds_per_pair=per_pair,
     )

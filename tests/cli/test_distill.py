@@ -79,9 +79,14 @@ def test_nothing_is_judged_twice(tmp_path: Path) -> None:
     assert result["train"] + result["test"] == 6
     assert (result["model"], result["adapter"], result["samples"], result["max_tokens"]) == ("demo", None, 1, 24)
     assert result["thinking"]["tokens"] > 0
-    assert result["agreement"]["seconds_per_pair"] > 0
+    assert result["seconds_per_pair"] > 0
+    assert result["reading_seconds_per_pair"] == result["agreement"]["seconds_per_pair"] > 0
     again = json.loads(run(*DEMO, path, *store, "--json").stdout)
-    assert (again["thinking"]["tokens"], again["seconds_per_pair"]) == (0, None)
+    assert (again["thinking"]["tokens"], again["seconds_per_pair"], again["reading_seconds_per_pair"]) == (
+        0,
+        None,
+        None,
+    )
     assert again["agreement"]["accuracy"] == result["agreement"]["accuracy"]
     assert path.read_bytes() == rows
 
