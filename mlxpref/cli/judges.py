@@ -44,7 +44,10 @@ def load_judge_for(
     judge = replace(judge, processes=process_group())
     judge.vlm.features.images = cache
     if judge.processes.size > 1:
-        judge.processes.check_same({"fingerprint of the judge": judge.conditions().judge})
+        conditions = judge.conditions()
+        judge.processes.check_same(
+            {"fingerprint of the judge": conditions.judge, "digest of the criterion": conditions.template}
+        )
     judge = calibrated(judge, options.calibration or not options.no_calibration)
     for warning in demo_warnings(judge.name, images, cache):
         note(warning)

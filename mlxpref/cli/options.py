@@ -227,12 +227,16 @@ class ImageOptions:
     )
     recursive: bool = flag("--recursive", "Search folders within folders too.")
 
-    def check(self, criterion: bool = False) -> None:
-        """Raise an error for two sources of prompts, and for none without the user's own criterion."""
+    def check(self, criterion: bool | None = None) -> None:
+        """Raise an error for two sources of prompts, and for none unless there is the user's own criterion instead.
+
+        None is a command that takes no criterion.
+        """
         if self.prompt is None and self.prompt_from is None and criterion:
             return
         if (self.prompt is None) == (self.prompt_from is None):
-            raise click.UsageError("give either --prompt TEXT or --prompt-from sidecar|png|FILE")
+            alone = "" if criterion is None else "; with --criterion TEXT both may be left out"
+            raise click.UsageError(f"give either --prompt TEXT or --prompt-from sidecar|png|FILE{alone}")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from mlxpref.data.archives import ArchiveCache
 from mlxpref.data.image_cache import ImageCache
 from mlxpref.errors import DataError
 from mlxpref.files import expand, sha256_of
+from mlxpref.log import track
 from mlxpref.preferences import ImageLike, PackedImage
 from mlxpref.text import few, first_ten
 
@@ -20,6 +21,8 @@ IMAGE_NAME = re.compile(
 )
 """Names of images in a folder; HEIC and JPEG XL are here so that they are reported as skipped."""
 
+_MANY = 100
+"""More images take so long to read that progress is shown."""
 _LINK = re.compile(r"(https?|s3|gs|data):", re.I)
 
 
@@ -43,8 +46,8 @@ def check_images(paths: Iterable[Path], images: ImageCache) -> tuple[list[Path],
 
 def try_images(paths: Iterable[Path], images: ImageCache) -> tuple[list[Path], list[Skipped]]:
     """The readable files, and the others, each with the reason; `images` caches the decoded ones."""
-    readable, skipped = list[Path](), list[Skipped]()
-    for path in paths:
+    readable, skipped, paths = list[Path](), list[Skipped](), list(paths)
+    for path in track(paths, len(paths), "reading images") if len(paths) > _MANY else paths:
         try:
             images.check(path)
             readable.append(path)

@@ -66,19 +66,22 @@ def check_copy_folder(folder: Path) -> None:
 def copy_top(rankings: Sequence[Ranking], count: int, folder: Path) -> list[Path]:
     """Copy the best `count` images of each prompt as `01_name.png`, `02_name.png` ... and return the copies.
 
-    Each of several prompts, or groups, has a folder of its own. DataError for an image from memory; ConfigError for a
-    folder that is not new or empty, or cannot be written.
+    Each of several prompts has a folder of its own; of several groups of near-duplicates, the number of the group comes
+    first in the name. DataError for an image from memory; ConfigError for a folder that is not new or empty, or cannot
+    be written.
     """
     check_copy_folder(folder)
     copies = {}
+    digits = max(2, len(str(len(rankings))))
     for number, ranking in enumerate(rankings, 1):
-        words = re.sub(r"[\W_]+", "-", (ranking.similar_to or ranking.prompt).casefold())[:40].strip("-")
-        place = folder / f"{number:0{max(2, len(str(len(rankings))))}}-{words}" if len(rankings) > 1 else folder
+        words = re.sub(r"[\W_]+", "-", ranking.prompt.casefold())[:40].strip("-")
+        place = folder if len(rankings) == 1 or ranking.similar_to else folder / f"{number:0{digits}}-{words}"
+        group = f"{number:0{digits}}_" if ranking.similar_to else ""
         for rank, image in enumerate(ranking[:count], 1):
             source = image.path
             if source is None:
                 raise DataError(f"{image.name} has no file; only files can be copied")
-            copies[place / f"{rank:0{max(2, len(str(count)))}}_{source.name}"] = source
+            copies[place / f"{group}{rank:0{max(2, len(str(count)))}}_{source.name}"] = source
     try:
         for copy, source in copies.items():
             copy.parent.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from contextlib import closing, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -245,6 +246,20 @@ def test_a_criterion_needs_no_prompt(folder: Path, tmp_path: Path) -> None:
     assert ranked(folder, *PROMPT, *quick)["criterion"] is None
 
 
+def test_processes_have_one_criterion(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    digests = list[dict[str, str]]()
+
+    def check_same(values: dict[str, str]) -> None:
+        digests.append(values)
+        raise DataError("seen")
+
+    monkeypatch.setattr("mlxpref.cli.judges.process_group", lambda: SimpleNamespace(size=2, check_same=check_same))
+    for criterion in ("the sharper eyes", "the brighter one"):
+        assert "seen" in run("rank", folder, "--criterion", criterion, *QUICK).stderr
+    assert digests[0]["fingerprint of the judge"] == digests[1]["fingerprint of the judge"]
+    assert digests[0] != digests[1]
+
+
 @pytest.mark.parametrize("command", ["rank", "compare", "eval", "calibrate"])
 def test_a_criterion_says_something(command: str) -> None:
     done = run(command, "--criterion", " ")
@@ -283,7 +298,7 @@ def test_each_burst_is_ranked_by_itself(bursts: Path, tmp_path: Path) -> None:
     assert [Path(each["path"]).name for each in rankings[0]["skipped"]] == ["7.png"]
     firsts = [Path(ranking["images"][0]["path"]).name for ranking in rankings]
     copies = sorted(path.relative_to(best).as_posix() for path in best.rglob("*.png"))
-    assert copies == [f"01-0-png/01_{firsts[0]}", f"02-4-png/01_{firsts[1]}"]
+    assert copies == [f"01_01_{firsts[0]}", f"02_01_{firsts[1]}"]
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["group"] for row in rows] == ["0.png"] * 3 + ["4.png"] * 2 + [""] * 2
@@ -358,6 +373,7 @@ def test_one_source_of_prompts_is_needed(folder: Path, arguments: tuple[str, ...
     done = run("rank", folder, *arguments, *QUICK)
     assert done.exit_code == 2
     assert "give either --prompt TEXT or --prompt-from" in done.stderr
+    assert "with --criterion TEXT both may be left out" in done.stderr
 
 
 @pytest.mark.parametrize("pairs", ["0", "-3", "many", "1.5"])

@@ -1,5 +1,6 @@
 import os
 import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 from unittest.mock import patch
 
@@ -9,7 +10,9 @@ from mlxpref.data.find_images import check_images, find_duplicates, find_images,
 from mlxpref.data.image_cache import ImageCache
 from mlxpref.data.images import load_image
 from mlxpref.errors import DataError
+from mlxpref.log import showing
 from tests.data.test_images import save_image
+from tests.messages import Tracked
 
 
 def test_unreadable_images_are_skipped_and_named(tmp_path: Path) -> None:
@@ -20,6 +23,19 @@ def test_unreadable_images_are_skipped_and_named(tmp_path: Path) -> None:
     assert readable == good
     assert [skip.path for skip in skipped] == [bad]
     assert skipped[0].error.startswith("is damaged")
+
+
+def test_many_images_show_progress(tmp_path: Path) -> None:
+    paths, shown = [save_image(tmp_path / f"{i}.png") for i in range(4)], list[tuple[int, str]]()
+
+    def through(work: Iterable[Path], count: int, what: str) -> Iterable[Path]:
+        shown.append((count, what))
+        return work
+
+    for most in (4, 3):
+        with showing(Tracked(through)), patch("mlxpref.data.find_images._MANY", most):
+            assert check_images(iter(paths), ImageCache(1000))[0] == paths
+    assert shown == [(4, "reading images")]
 
 
 def test_fewer_than_two_images_are_an_error(tmp_path: Path) -> None:
