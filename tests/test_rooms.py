@@ -6,8 +6,8 @@ from pathlib import Path
 import mlxpref
 
 ROOT = Path(mlxpref.__file__).parent
-TOP = ["_blas", "errors", "text", "files", "lru", "log", "config", "preferences", "verdict", "hub", "distributed"]
-TOP += ["power"]
+TOP = ["_blas", "errors", "text", "files", "lru", "log", "disk_cache", "config", "preferences", "verdict", "hub"]
+TOP += ["distributed", "power"]
 ENTRIES = ("__init__", "__main__")
 """What the user imports or runs: they may import everything."""
 MAY_IMPORT = {

@@ -104,7 +104,7 @@ def calibrate(
     if preferences.split in ("test", ALL_ROWS):
         note(f"{preferences.split} of {source.data}: `eval` measures on these, too; there it will look too good")
     fitting.decided(preferences, source.data, preferences.split)
-    cache = image_cache(settings)
+    cache = image_cache(settings, judge)
     left_out = check_preferences(source.data, preferences, cache)
     images = images_of(preferences)
     options = replace(judge, no_calibration=True, yes=consent.agreed)

@@ -1,5 +1,6 @@
 """Shared preparations of commands: find the images, check the outputs, ask the user."""
 
+import os
 import signal
 import sys
 import tempfile
@@ -11,25 +12,50 @@ from typing import Any
 
 import click
 
+from mlxpref.checkpoints import bounds
 from mlxpref.checkpoints.resolve import missing_judge
-from mlxpref.cli.options import DataOptions, ImageOptions
+from mlxpref.cli.options import DataOptions, ImageOptions, JudgeOptions
 from mlxpref.cli.output import note
 from mlxpref.config import JudgeSettings
 from mlxpref.data.find_images import Skipped, file_identity
 from mlxpref.data.image_cache import ImageCache
 from mlxpref.data.load import Preferences, load_preferences
 from mlxpref.data.prompts import PromptGroup, find_groups
+from mlxpref.disk_cache import DiskCache
 from mlxpref.engine.adapters import base_name
-from mlxpref.errors import ConfigError
+from mlxpref.errors import ConfigError, DataError
+from mlxpref.files import read_file
 from mlxpref.hub import Question, check_room
+from mlxpref.judge.store import default_store_path
 
 INTERRUPTED = 130
 """The exit code of an interrupted command that still printed a result."""
 
 
-def image_cache(settings: Mapping[str, Any], kind: type[ImageCache] = ImageCache) -> ImageCache:
-    """A cache of decoded images for a judge with these settings."""
-    return kind(settings.get("max_pixels", JudgeSettings().max_pixels))
+def image_cache(settings: Mapping[str, Any], judge: JudgeOptions | None = None, kind: type[ImageCache] = ImageCache) -> ImageCache:
+    """A cache of decoded images for a judge with these settings; with options of a store, on disk beside it, too."""
+    cache = kind(settings.get("max_pixels", JudgeSettings().max_pixels))
+    cache.disk = _disk_cache(judge) if judge and not judge.no_store else None
+    return cache
+
+
+def _disk_cache(options: JudgeOptions) -> DiskCache | None:
+    """What is kept of images beside the store; ConfigError for a bound that is no number.
+
+    None where there can be no store, which says why when it is opened.
+    """
+    text = os.environ.get("MLXPREF_FEATURES_GB")
+    try:
+        limit = int(1e9 * max(0.0, float(text))) if text else bounds.FEATURE_FILE_BYTES
+    except (ValueError, OverflowError) as error:
+        raise ConfigError(f"MLXPREF_FEATURES_GB is {text!r}: give a number, 0 to keep no image features") from error
+    try:
+        store = options.store or default_store_path()
+        if limit and (not store.exists() or read_file(store, 16) in (b"", b"SQLite format 3\0")):
+            return DiskCache(store.with_name(f"{store.name}.features"), limit)
+    except (DataError, OSError):
+        pass
+    return None
 
 
 def load_image_groups(

@@ -99,7 +99,7 @@ def distill(
     check_distilled(output)
     check_output("--output", output)
     skipped: Sequence[Skipped] = ()
-    cache, consent = image_cache(settings), Consent(options.yes, options.model, options.adapter)
+    cache, consent = image_cache(settings, options), Consent(options.yes, options.model, options.adapter)
     if images:
         groups, skipped, _ = load_image_groups(images, prompts, cache)
         everything: list[ImageLike] = [image for group in groups for image in group.images]

@@ -227,7 +227,7 @@ def _evaluate_judge(
     """
     validation = tie_validation(spec, preferences, source.limit, source.data_dir)
     all_preferences = [*preferences, *validation]
-    cache = image_cache(settings)
+    cache = image_cache(settings, options)
     left_out = check_preferences(source.data, all_preferences, cache)
     options = replace(options, no_calibration=options.calibration is None)
     images = images_of(all_preferences)

@@ -1,20 +1,17 @@
 """Loads the judge of a command by its options, with its calibration, its store and its image features on disk."""
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from itertools import islice
 from typing import Any
 
-from mlxpref.checkpoints import bounds
 from mlxpref.cli.common import agree
 from mlxpref.cli.options import JudgeOptions
 from mlxpref.cli.output import note
 from mlxpref.data.image_cache import ImageCache
 from mlxpref.distributed import process_group
-from mlxpref.engine.feature_files import FeatureFiles
-from mlxpref.errors import ConfigError, DataError
+from mlxpref.errors import DataError
 from mlxpref.judge.diagnostics import demo_warnings
 from mlxpref.judge.judge import Judge
 from mlxpref.judge.loading import calibrated, load_judge
@@ -77,12 +74,10 @@ def open_judge(
     together: int | None = None,
 ) -> Iterator[Judge]:
     """The same judge with its store open, and its image features on disk beside it; keeps the machine awake."""
-    feature_bytes = _feature_bytes()
     judge = load_judge_for(images, options, settings, cache, together)
     store = None if options.no_store else _store(options, judge)
-    if store and (store.is_open or not judge.processes.is_main) and feature_bytes:
-        folder = store.path.with_name(f"{store.path.name}.features")
-        judge.vlm.features.keep_in(FeatureFiles(folder, feature_bytes), judge.fingerprint.tower())
+    if cache.disk is not None:
+        judge.vlm.features.keep_in(cache.disk, judge.fingerprint.tower())
     with keep_awake(), store or nullcontext():
         try:
             yield replace(judge, store=store)
@@ -101,13 +96,3 @@ def _store(options: JudgeOptions, judge: Judge) -> Store | None:
     except DataError as error:  # the user has no home
         note(f"comparisons are not kept: {error}")
         return None
-
-
-def _feature_bytes() -> int:
-    """The bound on image features on disk; ConfigError for a setting that is no number."""
-    text = os.environ.get("MLXPREF_FEATURES_GB")
-    try:
-        gigabytes = float(text) if text else bounds.FEATURE_FILE_BYTES / 1e9
-        return int(1e9 * max(0.0, gigabytes))
-    except (ValueError, OverflowError) as error:
-        raise ConfigError(f"MLXPREF_FEATURES_GB is {text!r}: give a number, 0 to keep no image features") from error

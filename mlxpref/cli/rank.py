@@ -146,7 +146,7 @@ def rank(
         raise click.UsageError("--think-about and --no-think exclude each other")
     source.check("criterion" in settings)
     outputs.check()
-    cache = image_cache(settings, HashedImageCache if grouping.group_by else ImageCache)
+    cache = image_cache(settings, judge, HashedImageCache if grouping.group_by else ImageCache)
     groups, skipped, notes = load_image_groups(images, source, cache)
     groups, alone = _grouped(groups, grouping, cache, notes)
     everything = [image for group in groups for image in group.images]

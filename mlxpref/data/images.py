@@ -21,10 +21,12 @@ from PIL.PngImagePlugin import PngImageFile
 from mlxpref.data.archives import ArchiveCache
 from mlxpref.data.containers import check_png_pixels, without_extras
 from mlxpref.errors import DataError, ImageError
-from mlxpref.files import open_file
+from mlxpref.files import open_file, read_file
 from mlxpref.preferences import ImageLike, PackedImage
 from mlxpref.text import one_line
 
+DECODING = 1
+"""The version of the code from files to pixels; a new number makes what is kept of them on disk invalid."""
 PIXEL_LIMIT = 89_478_485
 """Larger images are read at a reduced size: 256 MiB of RGB are left."""
 MEMORY_LIMIT = 4 << 30
@@ -69,8 +71,9 @@ def read_image(
     max_pixels: int | None = None,
     archives: ArchiveCache | None = None,
     rough: bool = False,
+    content: bytes | None = None,
 ) -> tuple[Image.Image, tuple[int, int]]:
-    """The image of `load_image`, and the width and height of the whole image.
+    """The image of `load_image`, and the width and height of the whole image; from the file's `content` if given.
 
     `rough` lets the decoder of a JPEG skip detail that is not needed, which is several times faster: the pixels are
     not those of a PNG.
@@ -79,11 +82,19 @@ def read_image(
     try:
         if isinstance(source, Image.Image | io.BytesIO):
             return _decode(source, max_pixels, rough)
-        with _open(source, archives or ArchiveCache()) as file:
+        with io.BytesIO(content) if content is not None else _open(source, archives or ArchiveCache()) as file:
             return _decode(file, max_pixels, rough)
     except DataError as error:
         where = "an image in memory" if isinstance(source, Image.Image | io.BytesIO) else source
         raise ImageError(str(where), str(error)) from error.__cause__
+
+
+def read_content(source: Path | PackedImage, archives: ArchiveCache) -> bytes:
+    """The bytes of an image's file, or of a part of one; ImageError if they cannot be read."""
+    try:
+        return archives.read(source) if isinstance(source, PackedImage) else read_file(source)
+    except DataError as error:
+        raise ImageError(str(source), str(error)) from error.__cause__
 
 
 def reduction(size: tuple[int, int], max_pixels: int | None) -> int:

@@ -1,10 +1,10 @@
 """Image features: every image runs through the frozen vision tower once, then comes from memory or from disk."""
 
-import hashlib
-from collections.abc import Iterable, Mapping
+import io
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import mlx.core as mx
 import numpy as np
@@ -14,7 +14,7 @@ from PIL import Image
 from mlxpref.checkpoints import bounds
 from mlxpref.data.image_cache import ImageCache, content_of
 from mlxpref.data.images import load_image
-from mlxpref.engine.feature_files import FeatureFiles
+from mlxpref.disk_cache import DiskCache
 from mlxpref.engine.vision import VisionEncoder
 from mlxpref.errors import ImageError, ModelError
 from mlxpref.lru import LRU
@@ -49,14 +49,18 @@ class Features:
         """The memory it takes."""
         return int(self.merged.nbytes + sum(level.nbytes for level in self.deepstack))
 
-    def arrays(self) -> dict[str, mx.array]:
-        """Its arrays by name, for `of_arrays`."""
+    def to_bytes(self) -> bytes:
+        """Its arrays, bit by bit, for `from_bytes`."""
         levels = {f"level {number}": level for number, level in enumerate(self.deepstack)}
-        return {"grid": mx.array(self.grid), "merged": self.merged, **levels}
+        stream = io.BytesIO()
+        mx.save_safetensors(stream, {"grid": mx.array(self.grid), "merged": self.merged, **levels})
+        return stream.getvalue()
 
     @classmethod
-    def of_arrays(cls, arrays: Mapping[str, mx.array], content: str) -> Self:
-        """The features of these arrays."""
+    def from_bytes(cls, body: bytes, content: str) -> Self:
+        """The features in these bytes."""
+        arrays = cast("dict[str, mx.array]", mx.load(io.BytesIO(body), format="safetensors"))
+        mx.eval(arrays)
         height, width = np.array(arrays["grid"]).tolist()
         levels = tuple(arrays[f"level {number}"] for number in range(len(arrays) - 2))
         return cls(arrays["merged"], (height, width), levels, content)
@@ -75,14 +79,14 @@ class FeatureStore:
         self._min_pixels = min(processor.min_pixels, self.max_pixels)
         self.images = ImageCache(self.max_pixels)
         self._features: LRU[str, Features] = LRU(memory, lambda features: features.nbytes)
-        self._files: FeatureFiles | None = None
+        self._disk: DiskCache | None = None
         self._conditions = ""  # of all features on disk
         self.runs = 0
 
-    def keep_in(self, files: FeatureFiles, tower: str) -> None:
+    def keep_in(self, disk: DiskCache, tower: str) -> None:
         """Keep features on disk from now on, and recall them; `tower` is the fingerprint of what encodes them."""
-        self._files = files
-        self._conditions = f"{_ENCODING} {tower} {self._min_pixels} {self.max_pixels}"
+        self._disk = disk
+        self._conditions = f"features {_ENCODING} {tower} {self._min_pixels} {self.max_pixels}"
 
     def get(self, image: ImageLike) -> Features:
         """The features of one image, from memory or from the vision tower."""
@@ -112,7 +116,10 @@ class FeatureStore:
                     by_key[key] = features
                 if features or any(key == other for queue in waiting.values() for other, _ in queue):
                     continue
-                patches, grid = self._patches(picture or self._picture(image))
+                picture = picture or self._picture(image)
+                # The name of these pixels, as features on disk stay: the file may have changed since it was named.
+                keys[place] = key = content_of(picture)
+                patches, grid = self._patches(picture)
             except ImageError as error:
                 keys[place:] = [error]
                 continue
@@ -142,20 +149,20 @@ class FeatureStore:
 
     def _is_known(self, content: str) -> bool:
         """Whether features are in memory or on disk."""
-        return self._features.get(content) is not None or bool(self._files and self._files.has(self._name(content)))
+        return self._features.get(content) is not None or bool(self._disk and self._disk.has(self._disk_key(content)))
 
     def _recall(self, content: str) -> Features | None:
         """The features of a content from memory, else from disk."""
-        if (features := self._features.get(content)) or self._files is None:
+        if (features := self._features.get(content)) or self._disk is None:
             return features
-        if arrays := self._files.get(self._name(content)):
-            features = Features.of_arrays(arrays, content)
+        if body := self._disk.get(self._disk_key(content)):
+            features = Features.from_bytes(body, content)
             self._features.put(content, features)
         return features
 
-    def _name(self, content: str) -> str:
-        """The name of features on disk: of all that they depend on."""
-        return hashlib.sha256(f"{self._conditions} {content}".encode()).hexdigest()
+    def _disk_key(self, content: str) -> str:
+        """The key of features on disk: all that they depend on."""
+        return f"{self._conditions} {content}"
 
     def _key(self, image: ImageLike, seen: SeenImages) -> tuple[str, Image.Image | None]:
         """The content of an image, with its picture for a new image in memory."""
@@ -203,6 +210,6 @@ class FeatureStore:
             self._features.put(key, features)
         mx.eval([x for f in encoded.values() for x in (f.merged, *f.deepstack)])
         for key, features in encoded.items():
-            if self._files is not None:
-                self._files.put(self._name(key), features.arrays())
+            if self._disk is not None:
+                self._disk.put(self._disk_key(key), features.to_bytes())
         return encoded

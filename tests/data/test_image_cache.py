@@ -1,6 +1,7 @@
 """How often images are decoded: once each, in the cache itself and in whole commands."""
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from PIL import Image
 
 from mlxpref.cli import main
+from mlxpref.data import image_cache as cache_module
+from mlxpref.data import images as images_module
 from mlxpref.data.image_cache import ImageCache
 from mlxpref.data.images import load_image
+from mlxpref.disk_cache import DiskCache
 from mlxpref.errors import DataError
 from mlxpref.preferences import PackedImage
 from tests.conftest import picture
@@ -21,15 +24,16 @@ from tests.data_layouts import write_zip
 
 @pytest.fixture
 def decodes(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often each file was opened as an image, by its name."""
+    """How often each file was decoded, by its name."""
     counts: Counter[str] = Counter()
-    original = Image.open
+    original = images_module.read_image
 
-    def counting(source: Any, *arguments: Any, **options: Any) -> Image.Image:
-        counts[Path(getattr(source, "name", "packed")).name] += 1
-        return original(source, *arguments, **options)
+    def counting(source: Any, *arguments: Any, **named: Any) -> Any:
+        counts[Path(str(source)).name] += 1
+        return original(source, *arguments, **named)
 
-    monkeypatch.setattr(Image, "open", counting)
+    for module in (images_module, cache_module):
+        monkeypatch.setattr(module, "read_image", counting)
     return counts
 
 
@@ -86,6 +90,54 @@ def test_equal_pixels_have_one_name(tmp_path: Path) -> None:
     assert len({images.content(image, 1000) for image in (path, packed, tmp_path / "same.bmp")}) == 1
 
 
+def on_disk(folder: Path, memory: int = 1 << 28) -> ImageCache:
+    """A cache of another run, with what others left on disk."""
+    images = ImageCache(10_000, memory)
+    images.disk = DiskCache(folder / "kept", 1 << 30)
+    return images
+
+
+def test_a_later_run_decodes_no_known_file(tmp_path: Path, decodes: Counter[str]) -> None:
+    path, smaller = write_images(tmp_path, 2, (530, 530))
+    packed = PackedImage(write_zip(tmp_path / "a.zip", {"1.png": smaller.read_bytes()}), "1.png")
+    both = [(image, budget) for image in (path, packed) for budget in (10_000, 1000)]
+    expected = {(image, budget): ImageCache(10_000).content(image, budget) for image, budget in both}
+    for turn in range(2):
+        decodes.clear()
+        images = on_disk(tmp_path)
+        for image in (path, packed):
+            images.check(image)
+        assert {(image, budget): images.content(image, budget) for image, budget in both} == expected
+        assert images.size(path) == images.size(packed) == (530, 530)
+        assert decodes.total() == (0 if turn else 4)
+    assert np.array_equal(np.asarray(images.picture(path, 1000)), np.asarray(load_image(path, 1000)))
+
+
+def overwrite(path: Path, content: bytes) -> None:
+    """Write other bytes into a file that looks the same from outside."""
+    before = path.stat()
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_ino) == (before.st_size, before.st_ino)
+
+
+def test_a_file_that_changes_unseen(tmp_path: Path) -> None:
+    path, other = tmp_path / "a.bmp", tmp_path / "b.bmp"
+    picture(1, (530, 530)).save(path)
+    picture(2, (530, 530)).save(other)
+    whole, changed = path.read_bytes(), other.read_bytes()
+    of_path, of_other = (ImageCache(10_000).content(each, 1000) for each in (path, other))
+    images = on_disk(tmp_path, memory=0)
+    images.check(path)
+    images.check(other)  # now the bytes of `path` are not in memory
+    overwrite(path, changed)
+    assert images.content(path, 1000) == of_other
+    overwrite(path, whole)
+    assert on_disk(tmp_path).content(path, 1000) == of_path  # never of the other's pixels
+    overwrite(path, changed)
+    assert on_disk(tmp_path).content(path, 1000) == of_other
+
+
 def run(*arguments: object) -> str:
     result = CliRunner().invoke(main, [*map(str, arguments)])
     assert result.exit_code == 0, result.output
@@ -102,6 +154,21 @@ def test_rank_decodes_each_image_once(tmp_path: Path, decodes: Counter[str], sto
     result = json.loads(run("rank", tmp_path / "pictures", "--prompt", "a red cube", *options))
     assert [Path(skip["path"]).name for skip in result["skipped"]] == ["bad.png"]
     assert decodes == {path.name: 1 for path in [*paths, bad]}
+
+
+def test_a_second_command_decodes_only_what_it_cannot_know(tmp_path: Path, decodes: Counter[str]) -> None:
+    paths = write_images(tmp_path / "pictures", 4, (530, 530))
+    bad = tmp_path / "pictures" / "bad.png"
+    bad.write_bytes(paths[0].read_bytes()[:300])
+    command = ("rank", tmp_path / "pictures", "--prompt", "a red cube", "--model", "demo", "--no-think", "--json")
+    first = json.loads(run(*command))
+    decodes.clear()
+    again = json.loads(run(*command, "--pairs", "all"))
+    assert decodes == {"bad.png": 1}
+    assert first["vision_runs"] == 4
+    assert again["vision_runs"] == 0
+    assert 0 < again["recalled"] <= 2 * len(again["pairs"])
+    assert again["skipped"] == first["skipped"]
 
 
 def test_a_model_for_small_pictures_decodes_twice(tmp_path: Path, decodes: Counter[str]) -> None:

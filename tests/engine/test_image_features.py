@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from mlxpref.checkpoints import bounds
+from mlxpref.data.image_cache import content_of
+from mlxpref.disk_cache import DiskCache
 from mlxpref.engine import image_features as module
-from mlxpref.engine.feature_files import FeatureFiles
 from mlxpref.engine.image_features import FeatureStore
 from mlxpref.engine.vision import VisionEncoder
 from mlxpref.engine.vlm import VLM, load_vlm
@@ -125,8 +126,8 @@ def test_features_on_disk_are_the_same_bits(family: str, dtype: mx.Dtype | None,
     vlm = load_vlm(GOLDEN / family, 512 * 512, dtype) if dtype else tiny_model(family)
     images = [picture(i, size) for i, size in enumerate([(84, 84), (140, 84), (84, 84)])]
     first, again = fresh(vlm), fresh(vlm)
-    first.keep_in(FeatureFiles(tmp_path), "tower")
-    again.keep_in(FeatureFiles(tmp_path), "tower")
+    first.keep_in(DiskCache(tmp_path, 1 << 30), "tower")
+    again.keep_in(DiskCache(tmp_path, 1 << 30), "tower")
     assert len(first.missing([*images, images[0]])) == len(images)
     encoded = first.get_all(images)
     assert again.missing(images) == []
@@ -144,17 +145,34 @@ def test_other_conditions_have_features_of_their_own(tiny_vlm: VLM, tmp_path: Pa
     image = picture(0, (168, 168))
     for runs, (max_pixels, tower) in enumerate([(512 * 512, "one"), (512 * 512, "other"), (84 * 84, "one")], start=1):
         store = fresh(tiny_vlm, max_pixels=max_pixels)
-        store.keep_in(FeatureFiles(tmp_path), tower)
+        store.keep_in(DiskCache(tmp_path, 1 << 30), tower)
         assert store.missing([image]) == [image]
         alone = fresh(tiny_vlm, max_pixels=max_pixels).get(image)
         assert np.array_equal(store.get(image).merged, alone.merged)
         assert len(list(tmp_path.iterdir())) == runs
 
 
+def test_features_never_stand_under_the_name_of_other_pixels(
+    tiny_vlm: VLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, other = tmp_path / "a.png", tmp_path / "b.png"
+    picture(1).save(path)
+    picture(2).save(other)
+    store, again = fresh(tiny_vlm), fresh(tiny_vlm)
+    for each in (store, again):
+        each.keep_in(DiskCache(tmp_path / "kept", 1 << 30), "tower")
+    before = store.images.picture
+    # As if the file changed between its name and its pixels.
+    monkeypatch.setattr(store.images, "picture", lambda image, max_pixels: before(other, max_pixels))
+    assert store.get(path).content == content_of(picture(2))
+    assert again.missing([path, other]) == [path]
+    assert np.array_equal(again.get(path).merged, fresh(tiny_vlm).get(path).merged)
+
+
 def test_damaged_features_are_encoded_again(tiny_vlm: VLM, tmp_path: Path) -> None:
     first, again, last = (fresh(tiny_vlm) for _ in range(3))
     for store in (first, again, last):
-        store.keep_in(FeatureFiles(tmp_path), "tower")
+        store.keep_in(DiskCache(tmp_path, 1 << 30), "tower")
     expected = first.get(picture(0))
     for file in tmp_path.iterdir():
         file.write_bytes(file.read_bytes()[:-1])

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import mlxpref
-from mlxpref.engine.feature_files import FeatureFiles
+from mlxpref.disk_cache import DiskCache
 from mlxpref.judge import time_estimate as module
 from mlxpref.judge.rank import PairBudget
 from mlxpref.judge.time_estimate import estimate_seconds
@@ -28,7 +28,7 @@ def test_images_on_disk_cost_nothing(
     before = mlxpref.load("demo", think=False)
     judge = mlxpref.load("demo", think=False)
     for each in (before, judge):
-        each.vlm.features.keep_in(FeatureFiles(tmp_path), each.fingerprint.tower())
+        each.vlm.features.keep_in(DiskCache(tmp_path, 1 << 30), each.fingerprint.tower())
     before.vlm.features.get_all(images[:on_disk])
     assert estimate_seconds(judge, images, "a red circle", PairBudget(20, 0)) == 20 + left
     assert judge.vlm.features.runs == encoded

@@ -1,39 +1,36 @@
-"""Image features on disk, so that no later run encodes them again: a folder of files, bounded and checksummed."""
+"""What was computed, on disk for later runs: a folder of files, bounded and checksummed."""
 
 import hashlib
-import io
 import os
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-import mlx.core as mx
-
-from mlxpref.checkpoints import bounds
 from mlxpref.files import free_bytes, replacing
 from mlxpref.log import logger
 
-_SUFFIX = ".arrays"
+_SUFFIX = ".kept"
 _LEAST = 1 << 16
 """What a file counts at least, so that a bound of gigabytes is also one of some ten thousand files."""
 _SHARE = 4
 """The folder takes at most this part of the space that its disk would have without it."""
+_SPARE = 16
+"""Removing files makes room for this part of the bound at once: a folder is not listed for every new file."""
 _WRITING_SECONDS = 3600
 """So long another program may be writing a file that has no name yet."""
 
 
-class FeatureFiles:
-    """Arrays by key in the files of a folder, `limit` bytes at most; several programs may use one folder at once.
+class DiskCache:
+    """Bytes by key in the files of a folder, `limit` bytes at most; several programs may use one folder at once.
 
-    The least recently used files go first, but none that this object was asked for: where a run has more images than
-    fit, a plain order of use would drop each just before the next run asks for it.
+    The least recently used files go first, but none that this object was asked for: where a run has more than fits, a
+    plain order of use would drop each file just before the next run asks for it.
 
-    A file is the SHA-256 of what follows, and arrays in the safetensors format. One that does not match is a warning,
-    the first time, and as if it were not there. So is a folder that cannot be used: the work goes on without it.
+    A file is a SHA-256 and what it is of. One that does not match is a warning, the first time, and as if it were not
+    there. So is a folder that cannot be used: the work goes on without it.
     """
 
-    def __init__(self, folder: Path, limit: int = bounds.FEATURE_FILE_BYTES) -> None:
+    def __init__(self, folder: Path, limit: int) -> None:
         self.folder, self._limit = folder, limit
         self._used: set[str] = set()
         self._total: int | None = None  # bytes of all files, without those of other programs since they were counted
@@ -41,50 +38,43 @@ class FeatureFiles:
 
     def has(self, key: str) -> bool:
         """Whether there is a file for a key, damaged or not."""
-        self._used.add(key)
+        self._used.add(_name(key))
         with suppress(OSError):
             return self._path(key).is_file()
         return False
 
-    def get(self, key: str) -> dict[str, mx.array] | None:
-        """The arrays of a key, bit by bit, or None."""
-        self._used.add(key)
+    def get(self, key: str) -> bytes | None:
+        """The bytes of a key, or None."""
+        self._used.add(_name(key))
         path = self._path(key)
         try:
             content = path.read_bytes()
         except FileNotFoundError:
             return None
         except OSError as error:
-            self._warn(f"{path}: cannot be read ({error.strerror}); its image is encoded again")
+            self._warn(f"{path}: cannot be read ({error.strerror}); what it holds is computed again")
             return None
         body = content[32:]
         if content[:32] != _digest(key, body):
-            self._warn(f"{path}: damaged; its image is encoded again")
+            self._warn(f"{path}: damaged; what it holds is computed again")
             return None
         with suppress(OSError):
             os.utime(path)  # its time of use
-        arrays = mx.load(io.BytesIO(body), format="safetensors")
-        assert isinstance(arrays, dict)
-        mx.eval(arrays)
-        return arrays
+        return body
 
-    def put(self, key: str, arrays: Mapping[str, mx.array]) -> None:
-        """Keep the arrays of a key if there is room, or room can be made."""
+    def put(self, key: str, body: bytes) -> None:
+        """Keep the bytes of a key if there is room, or room can be made."""
         if not self._writes:
             return
-        self._used.add(key)
-        stream = io.BytesIO()
-        mx.save_safetensors(stream, dict(arrays))
-        body = stream.getvalue()
-        path = self._path(key)
+        self._used.add(_name(key))
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if self._make_room(32 + len(body)):
-                with replacing(path, durable=False) as temporary:  # after a power failure the checksum tells
+                with replacing(self._path(key), durable=False) as temporary:  # after a power failure the checksum tells
                     temporary.write_bytes(_digest(key, body) + body)
         except OSError as error:
             self._writes = False
-            self._warn(f"{self.folder}: image features are not kept ({error.strerror}); the next run encodes them, too")
+            self._warn(f"{self.folder}: nothing is kept there ({error.strerror}); the next run computes it again")
 
     def _make_room(self, size: int) -> bool:
         """Remove files until there is room for one of `size` bytes; False if there is none without those in use."""
@@ -93,13 +83,14 @@ class FeatureFiles:
             files = self._files()
             self._total = sum(nbytes for _, nbytes, _ in files)
             most = min(self._limit, (self._total + free_bytes(self.folder)) // _SHARE)
+            goal = most - most // _SPARE if self._total + size > most else most
             for _, nbytes, path in files:
-                if self._total + size > most and path.name.removesuffix(_SUFFIX) not in self._used:
+                if self._total + size > goal and path.name not in self._used:
                     path.unlink(missing_ok=True)
                     self._total -= nbytes
             if self._total + size > most:
                 self._writes = False
-                logger.info(f"{self.folder}: full; image features beyond {most / 1e9:.1f} GB are not kept")
+                logger.info(f"{self.folder}: full; what is beyond {most / 1e9:.1f} GB is not kept")
                 return False
         self._total += size
         return True
@@ -116,13 +107,18 @@ class FeatureFiles:
         return sorted(files)
 
     def _path(self, key: str) -> Path:
-        return self.folder / f"{key}{_SUFFIX}"
+        return self.folder / _name(key)
 
     def _warn(self, text: str) -> None:
         """Warn the first time: a disk that fails would say the same of every file."""
         if not self._warned:
             logger.warning(text)
         self._warned = True
+
+
+def _name(key: str) -> str:
+    """The name of a key's file."""
+    return hashlib.sha256(key.encode()).hexdigest() + _SUFFIX
 
 
 def _digest(key: str, body: bytes) -> bytes:
