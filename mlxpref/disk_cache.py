@@ -28,10 +28,13 @@ class DiskCache:
 
     A file is a SHA-256 and what it is of. One that does not match is a warning, the first time, and as if it were not
     there. So is a folder that cannot be used: the work goes on without it.
+
+    With `waits`, what is put waits in memory until `start`: a command that is refused leaves nothing.
     """
 
-    def __init__(self, folder: Path, limit: int) -> None:
+    def __init__(self, folder: Path, limit: int, waits: bool = False) -> None:
         self.folder, self._limit = folder, limit
+        self._waiting: dict[str, bytes] | None = {} if waits else None
         self._used: set[str] = set()
         self._total: int | None = None  # bytes of all files, without those of other programs since they were counted
         self._writes, self._warned = True, False
@@ -64,8 +67,18 @@ class DiskCache:
 
     def put(self, key: str, body: bytes) -> None:
         """Keep the bytes of a key if there is room, or room can be made."""
-        if not self._writes:
-            return
+        if self._waiting is not None:
+            self._waiting[key] = body
+        elif self._writes:
+            self._write(key, body)
+
+    def start(self) -> None:
+        """Write what waits, and do not wait any more."""
+        waiting, self._waiting = self._waiting or {}, None
+        for key, body in waiting.items():
+            self.put(key, body)
+
+    def _write(self, key: str, body: bytes) -> None:
         self._used.add(_name(key))
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -73,6 +73,15 @@ def test_no_changed_byte_is_read(tmp_path: Path) -> None:
     assert disk.get("2") == b"others"
 
 
+def test_nothing_is_written_before_the_start(tmp_path: Path) -> None:
+    disk = DiskCache(tmp_path / "new", MUCH, waits=True)
+    put(disk, 1, 2)
+    assert not disk.folder.exists()
+    disk.start()
+    put(disk, 3)
+    assert kept(disk.folder) == [1, 2, 3]
+
+
 def test_the_least_recently_used_go_first(tmp_path: Path) -> None:
     put(DiskCache(tmp_path, 4 * LEAST), 0, 1, 2, 3)
     age(tmp_path, 2, 0, 1, 3)

@@ -24,7 +24,6 @@ from mlxpref.data.prompts import PromptGroup, find_groups
 from mlxpref.disk_cache import DiskCache
 from mlxpref.engine.adapters import base_name
 from mlxpref.errors import ConfigError, DataError
-from mlxpref.files import read_file
 from mlxpref.hub import Question, check_room
 from mlxpref.judge.store import default_store_path
 
@@ -32,7 +31,9 @@ INTERRUPTED = 130
 """The exit code of an interrupted command that still printed a result."""
 
 
-def image_cache(settings: Mapping[str, Any], judge: JudgeOptions | None = None, kind: type[ImageCache] = ImageCache) -> ImageCache:
+def image_cache(
+    settings: Mapping[str, Any], judge: JudgeOptions | None = None, kind: type[ImageCache] = ImageCache
+) -> ImageCache:
     """A cache of decoded images for a judge with these settings; with options of a store, on disk beside it, too."""
     cache = kind(settings.get("max_pixels", JudgeSettings().max_pixels))
     cache.disk = _disk_cache(judge) if judge and not judge.no_store else None
@@ -40,21 +41,15 @@ def image_cache(settings: Mapping[str, Any], judge: JudgeOptions | None = None, 
 
 
 def _disk_cache(options: JudgeOptions) -> DiskCache | None:
-    """What is kept of images beside the store; ConfigError for a bound that is no number.
-
-    None where there can be no store, which says why when it is opened.
-    """
+    """What is kept of images beside the store, if anything; ConfigError for a bound that is no number."""
     text = os.environ.get("MLXPREF_FEATURES_GB")
     try:
         limit = int(1e9 * max(0.0, float(text))) if text else bounds.FEATURE_FILE_BYTES
     except (ValueError, OverflowError) as error:
         raise ConfigError(f"MLXPREF_FEATURES_GB is {text!r}: give a number, 0 to keep no image features") from error
-    try:
+    with suppress(DataError):  # there is no place for a store, which says so itself
         store = options.store or default_store_path()
-        if limit and (not store.exists() or read_file(store, 16) in (b"", b"SQLite format 3\0")):
-            return DiskCache(store.with_name(f"{store.name}.features"), limit)
-    except (DataError, OSError):
-        pass
+        return DiskCache(store.with_name(f"{store.name}.features"), limit, waits=True) if limit else None
     return None
 
 

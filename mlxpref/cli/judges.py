@@ -76,7 +76,8 @@ def open_judge(
     """The same judge with its store open, and its image features on disk beside it; keeps the machine awake."""
     judge = load_judge_for(images, options, settings, cache, together)
     store = None if options.no_store else _store(options, judge)
-    if cache.disk is not None:
+    if cache.disk and store and (store.is_open or not judge.processes.is_main):
+        cache.disk.start()
         judge.vlm.features.keep_in(cache.disk, judge.fingerprint.tower())
     with keep_awake(), store or nullcontext():
         try:

@@ -51,7 +51,7 @@ class ImageCache:
         key = _key(image)
         if key not in self._sizes and not self._recall(image, key, self.max_pixels):
             self._picture(image, key, self.max_pixels)
-            if self._latest:  # its picture will be dropped before its content is needed
+            if self._latest or self.disk is not None:  # its picture will be dropped before its content is needed
                 self.content(image, self.max_pixels)
 
     def size(self, image: Path | PackedImage) -> tuple[int, int]:

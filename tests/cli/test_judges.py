@@ -101,6 +101,14 @@ def test_nothing_is_kept_without_a_store(folder: Path, store: Path, monkeypatch:
     assert len(list(store.with_name("kept.sqlite.features").iterdir())) == 4
 
 
+def test_a_refused_command_leaves_nothing(folder: Path, store: Path) -> None:
+    store.write_text("somebody's notes")
+    done = run("rank", folder, "--prompt", "a red circle", "--store", store, *QUICK)
+    assert done.exit_code == 1
+    assert "not a store" in done.stderr
+    assert sorted(store.parent.iterdir()) == sorted([folder, store])
+
+
 def test_eval_recalls_features(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     demo = ("--data", "demo", "--model", "demo", "--split", "test", "--limit", "6", "--store", store)
     assert run("eval", *demo, "--no-think").exit_code == 0
