@@ -44,7 +44,7 @@ def pair_html(verdict: "PairVerdict") -> str:
     pictures = [tuple(_picture(image) for image in images)] if verdict.pair else []
     orders = (("a shown first", verdict.a_shown_first), ("b shown first", verdict.a_shown_second))
     reasons = [f"{order}: {samples[0].reasoning}" for order, samples in orders if samples and samples[0].reasoning]
-    title = f"“{verdict.pair.prompt}”" if verdict.pair else "which image people prefer"
+    title = f"“{verdict.pair.prompt}”" if verdict.pair and verdict.pair.prompt else "which image people prefer"
     return _block(title, _table(columns, pictures), reasons)
 
 
