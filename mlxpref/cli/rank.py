@@ -174,13 +174,7 @@ def rank(
         several = {"rankings": results, "singles": singles} if grouping.group_by else results
         print_json(several if grouping.group_by or source.prompt_from else results[0])
     else:
-        most = None if show_all or not sys.stdout.isatty() else max(_SHOWN, top or 0)
-        for ranking in rankings:
-            print_ranking(ranking, most)
-        if len(rankings) > 1:
-            print_best(rankings)
-        if alone:
-            print_text(_alone_in_words(alone, most))
+        _print(rankings, alone, None if show_all or not sys.stdout.isatty() else max(_SHOWN, top or 0))
     if stopped:
         raise stopped
     if rankings[-1].ending == "interrupted":
@@ -198,6 +192,16 @@ def _grouped(
     if alone:
         notes.append(_alone_in_words(alone, _SHOWN))
     return similar, alone
+
+
+def _print(rankings: Sequence[Ranking], alone: Sequence[PromptGroup], most: int | None) -> None:
+    """Print rankings, with `most` that many images of each, the best of several, and images without a group."""
+    for ranking in rankings:
+        print_ranking(ranking, most)
+    if len(rankings) > 1:
+        print_best(rankings)
+    if alone:
+        print_text(_alone_in_words(alone, most))
 
 
 def _alone_in_words(alone: Sequence[PromptGroup], most: int | None) -> str:
