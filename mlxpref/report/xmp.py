@@ -110,7 +110,7 @@ class _Folder:
 
 def _write(sidecar: Path, stars: int) -> None:
     """Set the rating in a sidecar; DataError, which continues its name, where that cannot be done."""
-    place = sidecar.resolve()  # a link stays a link
+    place = Path(os.path.realpath(sidecar))  # a link stays a link
     exists = os.path.lexists(place)
     content = read_file(place) if exists else _EMPTY
     rated = with_rating(content, stars)

@@ -378,9 +378,10 @@ def test_pairs_in_one_order(browser: Browser, tmp_path: Path) -> None:
 
 def test_without_javascript_everything_is_there(browser: Browser, tmp_path: Path) -> None:
     page_of(tmp_path, ranking())
-    page = browser.new_page(java_script_enabled=False)
+    page = browser.new_page(java_script_enabled=False, viewport={"width": 390, "height": 844})
     page.goto((tmp_path / "page.html").as_uri())
-    assert page.locator(".more").first.is_visible()
+    for shown in (".picture", ".more"):
+        assert all((each.bounding_box() or {"width": 0})["width"] > 300 for each in page.locator(shown).all())
     assert "JavaScript is off" in page.content()
     page.context.close()
 

@@ -222,16 +222,19 @@ def test_links_modes_and_second_runs(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_written(tmp_path: Path) -> None:
-    files = photographs(tmp_path, "a.png", "b.png", "c.png")
+    files = photographs(tmp_path, "a.png", "b.png", "c.png", "e.png", f"{'f' * 246}.png")
+    (tmp_path / "e.xmp").symlink_to("e.xmp")
     (tmp_path / "a.xmp").write_bytes(SIDECARS["attribute"])
     (tmp_path / "a.xmp").chmod(0o444)
     (tmp_path / "b.xmp").mkdir()
     gone = tmp_path / "gone/d.png"
-    a, b, c, d = write_ratings(ranked([*files, gone, picture(0)]))  # and one from memory
+    a, b, c, e, f, d = write_ratings(ranked([*files, gone, picture(0)]))  # and one from memory
     assert a.error == f"{tmp_path / 'a.xmp'}: is read-only, so its rating stays as it is"
     assert b.error == f"{tmp_path / 'b.xmp'}: is a folder or a device, not a file"
     assert c.error is None
     assert str(d.error).startswith(f"{gone.with_suffix('.xmp')}: cannot be written (No such file or directory)")
+    assert str(e.error).startswith(f"{tmp_path / 'e.xmp'}: cannot be opened (Too many levels")
+    assert "cannot be written (File name too long)" in str(f.error)
     assert (tmp_path / "a.xmp").read_bytes() == SIDECARS["attribute"]
 
 
