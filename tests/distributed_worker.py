@@ -82,10 +82,10 @@ def command(processes: ProcessGroup, out: str, arguments: list[str]) -> None:
 def damaged(processes: ProcessGroup, out: str, arguments: list[str], name: str, ranks: list[int]) -> None:
     """A command where some processes cannot read an image whose name ends so."""
 
-    def read(image: Any, *other: Any) -> Any:
+    def read(image: Any, *other: Any, **named: Any) -> Any:
         if str(image).endswith(name):
             raise ImageError(str(image), "is damaged here")
-        return read_image(image, *other)
+        return read_image(image, *other, **named)
 
     image_cache.read_image = read if processes.rank in ranks else read_image
     try:
