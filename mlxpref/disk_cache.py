@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mlxpref.files import free_bytes, replacing
 from mlxpref.log import logger
+from mlxpref.text import format_bytes
 
 _SUFFIX = ".kept"
 _LEAST = 1 << 16
@@ -52,7 +53,7 @@ class DiskCache:
         path = self._path(key)
         try:
             content = path.read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):  # writing says what is in the folder's place
             return None
         except OSError as error:
             self._warn(f"{path}: cannot be read ({error.strerror}); what it holds is computed again")
@@ -103,7 +104,7 @@ class DiskCache:
                     self._total -= nbytes
             if self._total + size > most:
                 self._writes = False
-                logger.info(f"{self.folder}: full; what is beyond {most / 1e9:.1f} GB is not kept")
+                logger.info(f"{self.folder}: full; what is beyond {format_bytes(most)} is not kept")
                 return False
         self._total += size
         return True
