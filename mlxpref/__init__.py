@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mlxpref.judge.pair_verdict import PairVerdict
     from mlxpref.judge.ranking_result import Ranking, RankingEntry
     from mlxpref.preferences import Pair, Preference
+    from mlxpref.report.xmp import Rating, write_ratings
     from mlxpref.training.distill import Distillation, distill
     from mlxpref.training.run import train
     from mlxpref.training.step_report import StepReport
@@ -36,6 +37,7 @@ _NAMES = {
     "mlxpref.judge.pair_verdict": ("PairVerdict",),
     "mlxpref.judge.ranking_result": ("Ranking", "RankingEntry"),
     "mlxpref.preferences": ("Pair", "Preference"),
+    "mlxpref.report.xmp": ("Rating", "write_ratings"),
     "mlxpref.training.distill": ("Distillation", "distill"),
     "mlxpref.training.run": ("train",),
     "mlxpref.training.step_report": ("StepReport",),
@@ -46,8 +48,8 @@ _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
     "CalibrationFile", "ConfigError", "DataError", "Distillation", "Evaluation", "ImageInput", "Judge", "MlxprefError",
-    "ModelError", "Pair", "PairVerdict", "Preference", "Ranking", "RankingEntry", "StepReport", "Verdict", "calibrate",
-    "convert", "distill", "evaluate", "export", "group_similar", "load", "train",
+    "ModelError", "Pair", "PairVerdict", "Preference", "Ranking", "RankingEntry", "Rating", "StepReport", "Verdict",
+    "calibrate", "convert", "distill", "evaluate", "export", "group_similar", "load", "train", "write_ratings",
 ]  # fmt: skip
 
 # Before anything imports MLX, which calls the first loaded BLAS.
