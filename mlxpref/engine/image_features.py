@@ -1,15 +1,16 @@
 """Image features: every image runs through the frozen vision tower once, then comes from memory or from disk."""
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors import deserialize
 
 from mlxpref.checkpoints import bounds
 from mlxpref.data.image_cache import ImageCache, content_of
@@ -23,6 +24,7 @@ from mlxpref.text import one_line
 
 _ENCODING = 1
 """The version of the code from pixels to features; a new number makes all that is on disk invalid."""
+_TYPES = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16, "I32": mx.int32}
 SeenImages = dict[int, tuple[Image.Image, str]]
 """Images in memory by `id`, each with its content; valid while nobody changes the images."""
 
@@ -59,7 +61,8 @@ class Features:
     @classmethod
     def from_bytes(cls, body: bytes, content: str) -> Self:
         """The features in these bytes."""
-        arrays = cast("dict[str, mx.array]", mx.load(io.BytesIO(body), format="safetensors"))
+        # Not by `mx.load`, whose threads would call back into Python to read from memory.
+        arrays = {name: _array(tensor) for name, tensor in deserialize(body)}  # type: ignore[no-untyped-call]
         mx.eval(arrays)
         height, width = np.array(arrays["grid"]).tolist()
         levels = tuple(arrays[f"level {number}"] for number in range(len(arrays) - 2))
@@ -213,3 +216,9 @@ class FeatureStore:
             if self._disk is not None:
                 self._disk.put(self._disk_key(key), features.to_bytes())
         return encoded
+
+
+def _array(tensor: Mapping[str, Any]) -> mx.array:
+    """An array of the safetensors format."""
+    flat = mx.array(np.frombuffer(tensor["data"], np.uint8))
+    return flat.view(_TYPES[tensor["dtype"]]).reshape(tensor["shape"])
