@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from scipy.special import expit, ndtr
 
 from mlxpref.errors import ConfigError
-from mlxpref.ranking.bradley_terry import PRIOR_DEVIATION, StrengthFit, all_pairs
+from mlxpref.ranking.bradley_terry import PRIOR_DEVIATION, Instrument, StrengthFit
+from mlxpref.ranking.noise import ONE_ANSWER, Noise
+from mlxpref.ranking.outcomes import all_pairs, components
 from mlxpref.ranking.posterior import difference_variance
 from mlxpref.ranking.threads import one_thread
 
@@ -51,14 +53,16 @@ def next_round(
     size: int,
     seed: int = 0,
     top: int | None = None,
+    orders: int = 2,
+    instrument: int = 0,
 ) -> list[tuple[int, int]]:
     """The next `size` pairs (a, b), a < b, to ask of `count` images, or all that are left if they are no more.
 
     `asked` are the pairs of earlier rounds, either image first; none of them is asked again. `fit` is the fit to their
     answers, None before the first. Until the pairs connect all images, it picks only pairs that connect, count - 1 in
     all. An image is in at most `MAX_PAIRS` of a round, unless that leaves the round short. `top`: how many of the best
-    matter most, by default 1. `seed` orders equal images; nothing else is random. ConfigError: fewer than two images, a
-    size or a top below 1.
+    matter most, by default 1. The pairs will be asked in one or both `orders`, by `instrument`. `seed` orders equal
+    images; nothing else is random. ConfigError: fewer than two images, a size or a top below 1.
     """
     if count < 2 or size < 1 or (top is not None and top < 1):
         raise ConfigError(f"a round needs at least two images, one pair and top 1, not {count}, {size} and {top}")
@@ -68,7 +72,8 @@ def next_round(
     fit = fit or _prior_fit(count)
     permutation = np.random.default_rng([seed, len(past_pairs)]).permutation(count)
     order = permutation[np.argsort(-np.round(fit.strengths[permutation], 9), kind="stable")]  # (N,) best first
-    gain, island = _InformationGain(fit, order, top or 1, size), _islands(count, past_pairs)
+    gain = _InformationGain(fit, order, top or 1, size, orders, instrument)
+    island = components(count, *np.array(sorted(past_pairs), np.int64).reshape(-1, 2).T)
     uses = np.zeros(count, np.int64)
     max_pairs, reach = MAX_PAIRS, REACH
     a, b = _candidates(order, past_pairs, reach)
@@ -127,8 +132,11 @@ class _InformationGain:
     in the top. The gain only falls as the round grows.
     """
 
-    def __init__(self, fit: StrengthFit, order: Indices, top: int, size: int) -> None:
-        self.fit = fit
+    def __init__(
+        self, fit: StrengthFit, order: Indices, top: int, size: int, orders: int, instrument: int
+    ) -> None:
+        self.fit, self.orders = fit, orders
+        self.asked = fit.instruments[min(instrument, len(fit.instruments) - 1)]
         self.explained = np.zeros((len(order), size))  # (N, size), column i: what pick i's answer says of every image
         self.pair_count = 0
         top = min(top, len(order) - 1)
@@ -154,20 +162,23 @@ class _InformationGain:
         self.pair_count += 1
 
     def _difference(self, a: Indices, b: Indices) -> tuple[Array, Array, Array]:
-        """Mean and variance of differences, and the noise that an answer of both orders would have, each (K,)."""
+        """Mean and variance of differences, and the variance that an answer would have, each (K,)."""
         covariance, before = self.fit.covariance, self.explained[:, : self.pair_count]
         difference = self.fit.strengths[a] - self.fit.strengths[b]
         variance = covariance[a, a] + covariance[b, b] - 2 * covariance[a, b]
         variance = np.maximum(variance - ((before[a] - before[b]) ** 2).sum(axis=1), 1e-9)
         # The logistic of a normal variable has about this mean (MacKay 1992).
-        p_model = expit(difference / np.sqrt(1 + math.pi / 8 * variance))
-        return difference, variance, self.fit.dispersion / (2 * np.maximum(p_model * (1 - p_model), 1e-9))
+        p_model = expit(self.asked.scale * difference / np.sqrt(1 + math.pi / 8 * self.asked.scale**2 * variance))
+        noise = self.asked.noise.of_mean(p_model)
+        if self.orders == 1:
+            noise = noise + self.asked.noise.of_difference(p_model)
+        return difference, variance, noise / self.asked.scale**2
 
 
 def _prior_fit(count: int) -> StrengthFit:
     """The fit before the first answer: the prior of `fit_strengths`."""
     covariance = PRIOR_DEVIATION**2 * (np.eye(count) - 1 / count)
-    return StrengthFit(np.zeros(count), covariance, 0.0, PRIOR_DEVIATION, 1.0, 0.0)
+    return StrengthFit(np.zeros(count), covariance, (Instrument(1.0, 0.0, PRIOR_DEVIATION, Noise(ONE_ANSWER, 0.0)),))
 
 
 def _candidates(order: Indices, met: Collection[tuple[int, int]], reach: int) -> tuple[Indices, Indices]:
@@ -179,16 +190,6 @@ def _candidates(order: Indices, met: Collection[tuple[int, int]], reach: int) ->
     past_pairs = np.array([low * count + high for low, high in met], np.int64)
     new = ~np.isin(np.minimum(a, b) * count + np.maximum(a, b), past_pairs)
     return a[new], b[new]
-
-
-def _islands(count: int, past_pairs: Collection[tuple[int, int]]) -> Indices:
-    """(N,): for every image the number of its island of images that pairs connect; all 0 if all are connected."""
-    from scipy.sparse import coo_array  # takes a fifth of a second to import
-    from scipy.sparse.csgraph import connected_components
-
-    a, b = np.array(sorted(past_pairs), np.int64).reshape(-1, 2).T
-    graph = coo_array((np.ones(len(a)), (a, b)), (count, count))
-    return np.asarray(connected_components(graph, directed=False)[1], np.int64)
 
 
 def _below_zero(mean: Array, variance: Array) -> Array:

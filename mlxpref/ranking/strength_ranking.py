@@ -1,0 +1,91 @@
+"""The order of images by their strengths: ranks, intervals, ties and the probability to be the best."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from mlxpref.ranking.bradley_terry import Z95, StrengthFit, fit_strengths
+from mlxpref.ranking.log_odds import log_odds, probability
+from mlxpref.ranking.noise import Noise
+from mlxpref.ranking.outcomes import PairOutcome
+from mlxpref.ranking.posterior import best_probabilities, difference_variance
+from mlxpref.ranking.threads import one_thread
+
+INTERVAL_MEANING = (
+    "An interval holds, with 95 %, the strength that this judge's answers come from, whatever else it could be asked "
+    "about these images; it does not say what people think."
+)
+"""What an interval says, wherever one is shown."""
+
+
+@dataclass(frozen=True)
+class RankedImage:
+    """One image's place.
+
+    `rank` is 1 + the number of stronger images; `low` and `high` bound a 95 % interval (`INTERVAL_MEANING`); `p_best`
+    is the probability to be the strongest; `wins` of its `pairs` had a soft preference above 0.5 for it; `tied_with`:
+    images whose difference from this one is not resolved at 95 %.
+    """
+
+    index: int
+    rank: int
+    strength: float
+    stderr: float
+    low: float
+    high: float
+    p_best: float
+    wins: int
+    pairs: int
+    tied_with: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class StrengthRanking:
+    """Images best first (equal strengths by index), how far the judge favours the first place, and the fit."""
+
+    images: tuple[RankedImage, ...]
+    position_bias: float
+    position_bias_stderr: float
+    fit: StrengthFit
+
+
+@one_thread()
+def rank_images(
+    count: int, outcomes: Iterable[PairOutcome], known: Mapping[int, Noise] | None = None
+) -> StrengthRanking:
+    """Rank `count` images from the pairs judged so far; any subset of pairs and orders will do.
+
+    Permuting the images permutes the ranking. A pair that two instruments judged counts as two. `known` and errors as
+    in `fit_strengths`.
+    """
+    answers = [pair for pair in outcomes if pair.p_a is not None]
+    fit = fit_strengths(count, answers, known)
+    wins, pairs = [0] * count, [0] * count
+    for pair in answers:
+        p_a = unbiased_preference(pair, fit.instruments[pair.instrument].position_bias)
+        for index, won in ((pair.a, p_a > 0.5), (pair.b, p_a < 0.5)):
+            wins[index] += won
+            pairs[index] += 1
+    strengths = np.round(fit.strengths, 9)  # strengths that differ by rounding only share a rank
+    rank = 1 + count - np.searchsorted(np.sort(strengths), strengths, side="right")
+    error = np.sqrt(np.diag(fit.covariance))
+    bounds = fit.strengths - Z95 * error, fit.strengths + Z95 * error
+    p_best = best_probabilities(fit.strengths, fit.covariance / fit.widening**2, fit.degrees_of_freedom)
+    difference = np.abs(fit.strengths[:, None] - fit.strengths)  # (N, N)
+    tied = difference <= Z95 * np.sqrt(difference_variance(fit.covariance))
+    np.fill_diagonal(tied, False)
+    numbers = [column.tolist() for column in (rank, fit.strengths, error, *bounds, p_best)]
+    ties = [tuple(np.flatnonzero(row).tolist()) for row in tied]
+    rows = list(zip(range(count), *numbers, wins, pairs, ties, strict=True))
+    images = tuple(RankedImage(*rows[i]) for i in np.argsort(rank, kind="stable"))
+    return StrengthRanking(images, fit.reference.position_bias, fit.reference.position_bias_stderr, fit)
+
+
+def unbiased_preference(pair: PairOutcome, position_bias: float) -> float:
+    """The soft preference for a; where one order is missing, without the judge's position bias; 0.5 without any."""
+    p_a = pair.p_a
+    if p_a is None:
+        return 0.5
+    first, second = (p is not None and not np.isnan(p) for p in (pair.p_a_shown_first, pair.p_a_shown_second))
+    return p_a if first == second else float(probability(log_odds(p_a) + (-position_bias if first else position_bias)))
