@@ -26,7 +26,8 @@ import numpy as np
 
 from mlxpref.cli.output import note, print_table, print_text, show_on_stderr
 from mlxpref.log import track
-from mlxpref.ranking.bradley_terry import Z95, PairOutcome, StrengthFit, all_pairs, fit_strengths
+from mlxpref.ranking.bradley_terry import Z95, StrengthFit, fit_strengths
+from mlxpref.ranking.outcomes import PairOutcome, all_pairs
 from mlxpref.ranking.pair_selection import default_round, is_settled, next_round, pair_budget
 from mlxpref.ranking.posterior import difference_variance
 from scripts.ranking_strategies import Answers, Array, fit_of, logistic, sizes, swiss_round, voted_answers

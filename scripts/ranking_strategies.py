@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 
 from mlxpref.cli.output import print_table, print_text, show_on_stderr
 from mlxpref.log import track
-from mlxpref.ranking.bradley_terry import PairOutcome, StrengthFit, all_pairs, fit_strengths
+from mlxpref.ranking.bradley_terry import StrengthFit, fit_strengths
+from mlxpref.ranking.outcomes import PairOutcome, all_pairs
 from mlxpref.ranking.pair_selection import default_round, next_round
 
 Array = NDArray[np.float64]

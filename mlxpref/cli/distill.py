@@ -33,7 +33,7 @@ from mlxpref.data.load import check_preferences
 from mlxpref.judge.judge import Judge
 from mlxpref.judge.rank import PairBudget
 from mlxpref.preferences import ImageLike, Pair, images_of
-from mlxpref.ranking.bradley_terry import all_pairs
+from mlxpref.ranking.outcomes import all_pairs
 from mlxpref.text import counted
 from mlxpref.training.distill import (
     HELD_OUT,

@@ -36,7 +36,7 @@ from mlxpref.judge.judge import Judge
 from mlxpref.judge.rank import PairBudget, ThinkAbout
 from mlxpref.judge.ranking_result import Ranking
 from mlxpref.preferences import Pair
-from mlxpref.ranking.bradley_terry import all_pairs
+from mlxpref.ranking.outcomes import all_pairs
 from mlxpref.report.ranking_files import check_copy_folder, copy_top, write_ranking_csv
 from mlxpref.report.ranking_page import write_ranking_page
 from mlxpref.report.xmp import STARS_RULE, write_ratings

@@ -10,7 +10,7 @@ from mlxpref.judge.evaluation import Evaluation
 from mlxpref.judge.pair_verdict import PairVerdict
 from mlxpref.judge.ranking_result import Ranking
 from mlxpref.judge.strategies import StrategyComparison, StrategyVariant
-from mlxpref.report.ranking_words import INTERVAL_MEANING, best_in_words, tied_ranks
+from mlxpref.report.ranking_words import best_in_words, orders_in_words, tied_ranks
 from mlxpref.text import counted, few, format_bytes, format_duration, short_names, shorten
 
 _REASONS = 3
@@ -77,8 +77,8 @@ def print_ranking(ranking: Ranking, most: int | None = None) -> None:
             )
             for image in images
         ),
-        title=f"{ranking.title}: {counted(len(ranking), 'image')}, {counted(len(ranking.pairs), 'pair')}, each in "
-        "both orders",
+        title=f"{ranking.title}: {counted(len(ranking), 'image')}, {counted(len(ranking.pairs), 'pair')}, "
+        f"{orders_in_words(ranking)}",
         shorten="image",
         drop=("won", "P(best)", "tied with ranks", "95 % interval", "strength"),
     )
@@ -93,7 +93,7 @@ def print_ranking(ranking: Ranking, most: int | None = None) -> None:
         print_text(f"note: {warning}")
     if ranking.skipped:
         print_text(f"{len(ranking.skipped)} skipped: " + few([s.path.name for s in ranking.skipped], 2))
-    print_text(INTERVAL_MEANING)
+    print_text(ranking.meaning)
     print_text(best_in_words(ranking))
 
 

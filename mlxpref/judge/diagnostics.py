@@ -39,14 +39,14 @@ def demo_warnings(judge_name: str, images: Iterable[ImageLike], cache: ImageCach
 
 
 def _about_the_ending(ranking: Ranking, top: int | None) -> Iterator[str]:
-    pairs = counted(len(ranking.pairs), "pair")
+    asked = counted(ranking.comparisons, "comparison")
     if ranking.ending == "interrupted":
-        yield f"interrupted: the order is that of {pairs}, {ranking.planned} were planned"
+        yield f"interrupted: the order is that of {asked}, {ranking.planned} were planned"
     elif top and top >= len(ranking):
         yield f"no early end: a top {top} of {counted(len(ranking), 'image')} leaves none out"
     elif ranking.ending == "settled":
         what = "best image is" if top == 1 else f"top {top} is"
-        yield f"ended early: after {pairs} the {what} settled at 95 %; the order of the others is less sure"
+        yield f"ended early: after {asked} the {what} settled at 95 %; the order of the others is less sure"
 
 
 def answer_warnings(pairs: Iterable[PairVerdict]) -> Iterator[str]:
@@ -71,7 +71,7 @@ def answer_warnings(pairs: Iterable[PairVerdict]) -> Iterator[str]:
 
 
 def _about_preferences(ranking: Ranking) -> Iterator[str]:
-    undecided = sum(abs(pair.verdict.p_a - 0.5) < _UNDECIDED for pair in ranking.pairs)
+    undecided = sum(abs(ranking.preference(pair) - 0.5) < _UNDECIDED for pair in ranking.pairs)
     if undecided > _UNDECIDED_SHARE * len(ranking.pairs):
         yield (
             f"the judge can hardly tell these images apart: of {counted(len(ranking.pairs), 'pair')}, "
@@ -83,5 +83,5 @@ def _about_preferences(ranking: Ranking) -> Iterator[str]:
         place = "first" if bias > 0 else "second"
         yield (
             f"the judge goes by place more than by picture: it favours the {place} one by {abs(bias):.1f} nats, "
-            f"and the images' strengths spread by {spread:.1f}; each pair is shown in both orders, which cancels this"
+            f"and the images' strengths spread by {spread:.1f}; the ranking takes this out"
         )

@@ -21,8 +21,9 @@ from mlxpref.errors import ConfigError, DataError, ImageError
 from mlxpref.judge.calibration import CalibrationFile, JudgeConditions
 from mlxpref.judge.diagnostics import answer_warnings, demo_warnings
 from mlxpref.judge.fingerprint import Fingerprint
+from mlxpref.judge.noise_memory import NoiseMemory
 from mlxpref.judge.pair_verdict import PairVerdict
-from mlxpref.judge.rank import PairBudget, ThinkAbout, rank_pairs
+from mlxpref.judge.rank import Orders, PairBudget, ThinkAbout, rank_pairs
 from mlxpref.judge.ranking_result import Ranking, interrupt_with
 from mlxpref.judge.store import Store
 from mlxpref.judge.verdict_source import (
@@ -36,7 +37,7 @@ from mlxpref.judge.verdict_source import (
 )
 from mlxpref.log import logger
 from mlxpref.preferences import Comparison, ImageLike, Pair, Preference, shown
-from mlxpref.ranking.bradley_terry import all_pairs
+from mlxpref.ranking.outcomes import all_pairs
 from mlxpref.ranking.temperature import TemperatureScaling
 from mlxpref.text import shorten
 from mlxpref.verdict import Strategy
@@ -123,8 +124,9 @@ class Judge:
         skipped: Sequence[Skipped] = (),
         pairs: int | Literal["all"] | None = None,
         top: int | None = None,
+        orders: Orders = "auto",
     ) -> Ranking:
-        """Rank at least two images, a list or a folder, best first; see `rank_pairs` for `pairs` and `top`.
+        """Rank at least two images, a list or a folder, best first; see `rank_pairs` for `pairs`, `top` and `orders`.
 
         `think_about` is by default the judge's own (see the property). `skipped` are images that were left out;
         the result lists them, and the unreadable ones of a folder. DataError names other images that cannot be read.
@@ -140,11 +142,16 @@ class Judge:
         session = self.session()
         judge = self.calibrated_for(budget.modes, session)
 
-        def compare(pairs: Iterable[Pair], think: bool) -> Iterator[PairVerdict]:
-            return judge.pairs(pairs, think=think, session=session)
+        def compare(pairs: Iterable[Pair], think: bool, orders: int) -> Iterator[PairVerdict]:
+            return judge.pairs(pairs, think=think, session=session, both_orders=orders == 2)
 
         self._encode_ahead(given, session)
-        ranking = rank_pairs(given, prompt, compare, think_about, pairs, top, self.settings.seed, self.processes)
+        memory = NoiseMemory(judge, given, prompt, session)
+        known = {think: noise for think in budget.modes if (noise := memory.recall(think))}
+        ranking = rank_pairs(
+            given, prompt, compare, think_about, pairs, top, self.settings.seed, self.processes, orders, known
+        )
+        memory.keep(ranking)
         runs = self.vlm.features.runs - encoded_before
         ranking = replace(
             ranking,
@@ -189,8 +196,9 @@ class Judge:
         think: bool | None = None,
         session: JudgingSession | None = None,
         left_out: LeftOut | None = None,
+        both_orders: bool = True,
     ) -> Iterator[PairVerdict]:
-        """Judge pairs, each in both orders, in their order; lazily, a batch at a time.
+        """Judge pairs in their order; lazily, a batch at a time. Each is shown in both orders, or only with a first.
 
         `think` overrides the setting of the same name. `session` shares work among calls. Images are as for `compare`.
         One that cannot be read is an ImageError; with `left_out` it is added there, and its pairs have no verdicts.
@@ -213,10 +221,11 @@ class Judge:
             check_prompt(pair.prompt, self.settings.criterion)
             return Pair(image_of(pair.a), image_of(pair.b), pair.prompt)
 
-        comparisons = (comparison for pair in pairs for comparison in shown(known(pair)))
+        orders = 2 if both_orders else 1
+        comparisons = (comparison for pair in pairs for comparison in shown(known(pair))[:orders])
         judgements = self.judgements(comparisons, form, strategy != "soft", think, session)
         for first in judgements:
-            second = next(judgements)
+            second = next(judgements) if both_orders else Judgement(())
             unreadable = {**first.unreadable, **second.unreadable}
             if left_out is not None:
                 left_out.add(unreadable)
@@ -255,6 +264,11 @@ class Judge:
         request = self._request("choice", False, think, session)
         keys = [request.key(next(contents) or "", next(contents) or "", pair.prompt) for pair in pairs]
         return len(self.store.get_many(keys))
+
+    def noise_key(self, think: bool, session: JudgingSession) -> bytes:
+        """The key in the store of what rankings show of the judge's noise: all that its probabilities depend on."""
+        digest = self._request("choice", False, think, session).digest
+        return hashlib.sha256(digest + repr(self._rescaling(think, session)).encode()).digest()
 
     def session(self) -> JudgingSession:
         """A session for calls between which neither the model nor the images change."""

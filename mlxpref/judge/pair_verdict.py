@@ -1,13 +1,13 @@
 """The verdict on a pair: every completion of both orders, and the preference for a."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mlxpref.judge.notebook import pair_html
 from mlxpref.preferences import Pair
-from mlxpref.ranking.bradley_terry import PairOutcome
 from mlxpref.ranking.log_odds import combine_orders
+from mlxpref.ranking.outcomes import PairOutcome
 from mlxpref.ranking.temperature import TemperatureScaling
 from mlxpref.verdict import Strategy, Verdict
 
@@ -18,7 +18,7 @@ class PairVerdict:
 
     Completions are not rescaled; `rescaling` applies to the mean of an order's samples. `recalled` says for each order
     whether a store had it. `pair` are the images and the prompt, if `Judge.compare` made this. An order has no
-    completions if an image could not be read.
+    completions if it was not asked, both have none if an image could not be read.
     """
 
     a_shown_first: tuple[Verdict, ...]
@@ -38,7 +38,20 @@ class PairVerdict:
     @property
     def is_left_out(self) -> bool:
         """Whether an image could not be read."""
-        return not (self.a_shown_first and self.a_shown_second)
+        return not (self.a_shown_first or self.a_shown_second)
+
+    def swapped(self) -> "PairVerdict":
+        """The same verdict with a and b exchanged."""
+        pair = self.pair and Pair(self.pair.b, self.pair.a, self.pair.prompt)
+        orders, recalled = (self.a_shown_second, self.a_shown_first), (self.recalled[1], self.recalled[0])
+        return replace(self, a_shown_first=orders[0], a_shown_second=orders[1], recalled=recalled, pair=pair)
+
+    def joined(self, other: "PairVerdict") -> "PairVerdict":
+        """This verdict with the other one's answers for the order that it lacks."""
+        first = self.a_shown_first or other.a_shown_first
+        second = self.a_shown_second or other.a_shown_second
+        recalled = tuple(mine or theirs for mine, theirs in zip(self.recalled, other.recalled, strict=True))
+        return replace(self, a_shown_first=first, a_shown_second=second, recalled=(recalled[0], recalled[1]))
 
     @property
     def p_a_shown_first(self) -> float | None:
@@ -66,9 +79,9 @@ class PairVerdict:
             "reasons": [verdict.reasoning for verdict in self.verdicts],
         }
 
-    def outcome(self, a: int, b: int) -> PairOutcome:
+    def outcome(self, a: int, b: int, instrument: int = 0) -> PairOutcome:
         """The outcome for a ranking where the pair's images have the numbers a and b."""
-        return PairOutcome(a, b, self.p_a_shown_first, self.p_a_shown_second)
+        return PairOutcome(a, b, self.p_a_shown_first, self.p_a_shown_second, instrument)
 
     @property
     def verdicts(self) -> tuple[Verdict, ...]:
@@ -100,6 +113,7 @@ class JudgingCounts:
             for recalled, completions in zip(
                 verdict.recalled, (verdict.a_shown_first, verdict.a_shown_second), strict=True
             )
+            if completions
         ]
         new = [completions for recalled, completions in orders if not recalled]
         tokens = sum(completion.tokens for completions in new for completion in completions)

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -15,7 +15,13 @@ from mlxpref.data.prompts import group_title
 from mlxpref.judge.notebook import ranking_html
 from mlxpref.judge.pair_verdict import PairVerdict
 from mlxpref.preferences import ImageLike
-from mlxpref.ranking.bradley_terry import RankedImage, StrengthRanking
+from mlxpref.ranking.strength_ranking import (
+    ALL_ASKED,
+    INTERVAL_MEANING,
+    RankedImage,
+    StrengthRanking,
+    unbiased_preference,
+)
 from mlxpref.text import short_names, shorten
 from mlxpref.verdict import Verdict
 
@@ -23,13 +29,17 @@ Ending = Literal["done", "settled", "interrupted"]
 """The reason for the end: the budget was spent, the top was settled, or the user interrupted."""
 
 
+_ORDERS = (("a first", "a_shown_first"), ("b first", "a_shown_second"))
+
+
 @dataclass(frozen=True)
 class JudgedPair:
-    """Two images by number, and the judge's verdict."""
+    """Two images by number, and the judge's verdict, with thinking or without."""
 
     a: int
     b: int
     verdict: PairVerdict
+    think: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,8 +106,10 @@ class RankingEntry(RankedImage):
 class Ranking(Sequence[RankingEntry]):
     """The images of one prompt in order, with every judged pair: a sequence of its entries, best first.
 
-    The i-th image of `images` is number i in `pairs` and in `strengths`. An interval says how precisely the pairs tell
-    this judge's own full ranking, not what people think.
+    The i-th image of `images` is number i in `pairs` and in `strengths`. `pairs` are those with thinking where a pair
+    was judged in both ways, `replaced` these pairs' answers without thinking: the strengths come from all of them.
+    `modes` says of every instrument of the fit whether it is with thinking; `planned` and `comparisons` count what was
+    to be asked and what was. What an interval means: `INTERVAL_MEANING`.
     """
 
     prompt: str
@@ -110,7 +122,10 @@ class Ranking(Sequence[RankingEntry]):
     vision_runs: int = 0
     tokens: int = 0
     skipped: tuple[Skipped, ...] = ()
+    replaced: tuple[JudgedPair, ...] = ()
+    modes: tuple[bool, ...] = (False,)
     planned: int = 0
+    comparisons: int = 0
     ending: Ending = "done"
     recalled: int = 0
     warnings: tuple[str, ...] = ()
@@ -151,6 +166,19 @@ class Ranking(Sequence[RankingEntry]):
         """The names of the images for people: the last parts of their paths, as few as tell them apart."""
         return short_names(self._names)
 
+    def preference(self, pair: JudgedPair) -> float:
+        """The soft preference for a; of one order without the judge's position bias."""
+        instrument = self.strengths.fit.instruments[self.modes.index(pair.think)]
+        return unbiased_preference(pair.verdict.outcome(pair.a, pair.b), instrument.position_bias)
+
+    @property
+    def meaning(self) -> str:
+        """What the intervals mean, and whether the judge has said all that it can say."""
+        orders = [order for p in self.pairs for order in (p.verdict.a_shown_first, p.verdict.a_shown_second)]
+        is_all = len(self.pairs) == len(self.images) * (len(self.images) - 1) // 2 and not self.replaced
+        # One completion is greedy: asked again, the judge would say the same.
+        return f"{INTERVAL_MEANING} {ALL_ASKED}" if is_all and {len(o) for o in orders} == {1} else INTERVAL_MEANING
+
     def reason(self, image: RankedImage) -> Reason | None:
         """The reasoning that most clearly explains an image's place.
 
@@ -161,13 +189,25 @@ class Ranking(Sequence[RankingEntry]):
         for pair in self.pairs:
             if image.index not in (pair.a, pair.b):
                 continue
-            p_win = pair.verdict.p_a if pair.a == image.index else 1 - pair.verdict.p_a
+            p_a = self.preference(pair)
+            p_win = p_a if pair.a == image.index else 1 - p_a
             clearness = p_win if upper else 1 - p_win
             for first, second, verdicts in _orders(pair):
                 text = _clearest(verdicts, first_wins=(first == image.index) == upper)
                 if text and clearness > clearest:
                     clearest, reason = clearness, Reason(first, second, text)
         return reason
+
+    def _pair_to_json(self, pair: JudgedPair) -> dict[str, Any]:
+        orders = [name for name, order in _ORDERS if getattr(pair.verdict, order)]
+        return {
+            "a": self.name(pair.a),
+            "b": self.name(pair.b),
+            **pair.verdict.to_json(),
+            "p_a": self.preference(pair),
+            "think": pair.think,
+            "asked": orders,
+        }
 
     @cached_property
     def _names(self) -> list[str]:
@@ -186,12 +226,19 @@ class Ranking(Sequence[RankingEntry]):
             "model": self.model,
             "adapter": str(self.adapter) if self.adapter else None,
             "images": [entry.to_json() for entry in self],
-            "pairs": [{"a": self.name(p.a), "b": self.name(p.b), **p.verdict.to_json()} for p in self.pairs],
+            "pairs": [self._pair_to_json(pair) for pair in self.pairs],
+            "replaced": [self._pair_to_json(pair) for pair in self.replaced],
             "position_bias": self.strengths.position_bias,
             "position_bias_stderr": self.strengths.position_bias_stderr,
             "warnings": list(self.warnings),
             "remarks": list(self.warnings),  # their earlier name
-            "planned_pairs": self.planned,
+            "instruments": [
+                {"think": think, **asdict(each)}
+                for think, each in zip(self.modes, self.strengths.fit.instruments, strict=True)
+            ],
+            "intervals": self.meaning,
+            "planned_comparisons": self.planned,
+            "comparisons": self.comparisons,
             "ending": self.ending,
             "recalled": self.recalled,
             "skipped": [{"path": str(s.path), "error": s.error} for s in self.skipped],
@@ -206,7 +253,7 @@ def interrupt_with(ranking: Ranking) -> KeyboardInterrupt:
 
     It is of no class of its own: a program that a subclass ends does not end as one that Ctrl-C ends, and shells go on.
     """
-    done = f"interrupted after {len(ranking.pairs)} of {ranking.planned} pairs"
+    done = f"interrupted after {ranking.comparisons} of {ranking.planned} comparisons"
     interrupt = KeyboardInterrupt(f"{done}; this exception's `ranking` is the one by these")
     vars(interrupt)["ranking"] = ranking
     return interrupt

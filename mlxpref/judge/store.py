@@ -1,6 +1,6 @@
-"""The store: an SQLite file of all judged comparisons, so that none is judged twice.
+"""The store: an SQLite file of all judged comparisons, so that none is judged twice, and of judges' noise.
 
-The judge makes the keys, which are bytes here; values are the exact verdicts.
+The judge makes the keys, which are bytes here; values are the exact verdicts, or JSON about a ranking.
 """
 
 import json
@@ -19,6 +19,10 @@ from mlxpref.verdict import Verdict, verdicts_from_json, verdicts_to_json
 _APPLICATION = int.from_bytes(b"mlxp", "big")
 _SCHEMA = 1
 _TABLE = "CREATE TABLE comparisons (key BLOB PRIMARY KEY, verdicts TEXT NOT NULL)"
+_NOISE_TABLE = (
+    "CREATE TABLE IF NOT EXISTS noises (judge BLOB, ranking BLOB, noise TEXT NOT NULL, PRIMARY KEY (judge, ranking))"
+)
+"""Made in a store of an earlier version, too, which does not look at it."""
 _KEYS_A_QUERY = 500
 """Some builds of SQLite allow only 999."""
 _REMEDY = "choose another file with --store FILE, or none with --no-store"
@@ -76,6 +80,22 @@ class Store:
         rows = [(key, json.dumps(verdicts_to_json(verdicts))) for key, verdicts in items.items()]
         with self._or_without(), _translated(self.path), self._transaction():
             self._database.executemany("INSERT OR IGNORE INTO comparisons VALUES (?, ?)", rows)
+
+    def get_noises(self, judge: bytes) -> dict[bytes, dict[str, Any]]:
+        """What is kept of a judge's rankings, by ranking."""
+        rows: list[tuple[str, str]] = []
+        if self._connection is not None:
+            with self._or_without(), _translated(self.path):
+                query = "SELECT hex(ranking), noise FROM noises WHERE judge = ?"
+                rows = self._database.execute(query, (judge,)).fetchall()
+        return {bytes.fromhex(ranking): json.loads(text) for ranking, text in self._processes.broadcast(rows)}
+
+    def put_noise(self, judge: bytes, ranking: bytes, noise: Mapping[str, Any]) -> None:
+        """Keep what a ranking showed of a judge, in place of what was kept of it before."""
+        if self._connection is not None:
+            with self._or_without(), _translated(self.path), self._transaction():
+                row = (judge, ranking, json.dumps(noise))
+                self._database.execute("INSERT OR REPLACE INTO noises VALUES (?, ?, ?)", row)
 
     def close(self) -> None:
         """Close the file."""
@@ -135,6 +155,7 @@ class Store:
                     f"{self.path}: a store of another version of mlxpref (form {version}, this one reads {_SCHEMA}); "
                     f"{_REMEDY}"
                 )
+            self._database.execute(_NOISE_TABLE)
             # Written every time, so that a read-only file fails now and not after the first batch.
             self._database.execute(f"PRAGMA user_version = {_SCHEMA}")
         # With a write-ahead log writers do not wait for readers, nor a batch for the disk. Some network folders do not

@@ -12,7 +12,7 @@ from mlxpref.data.label_file import TEST, TRAIN, Answer, LabelRecord
 from mlxpref.data.prompts import PromptGroup
 from mlxpref.label.rater import enough
 from mlxpref.preferences import share_for_first
-from mlxpref.ranking.bradley_terry import PairOutcome
+from mlxpref.ranking.outcomes import PairOutcome
 from mlxpref.ranking.pair_selection import pair_budget
 
 Choice = Literal["first", "second", "tie", "skip"]

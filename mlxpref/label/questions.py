@@ -14,7 +14,8 @@ from mlxpref.config import LabelSettings
 from mlxpref.data.label_file import LabelRecord
 from mlxpref.label.prompt_task import Choice, PromptTask, answer_for
 from mlxpref.preferences import placed
-from mlxpref.ranking.bradley_terry import PairOutcome, fit_strengths
+from mlxpref.ranking.bradley_terry import fit_strengths
+from mlxpref.ranking.outcomes import PairOutcome
 from mlxpref.ranking.pair_selection import next_round
 
 _IMAGES_PER_PAIR = 16  # a round has one pair for this many images: answers are costly, but a large fit takes seconds

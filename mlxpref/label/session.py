@@ -18,8 +18,9 @@ from mlxpref.label.prompt_task import Choice, PromptTask
 from mlxpref.label.questions import Question, Questions
 from mlxpref.label.rater import consistency, enough, explain
 from mlxpref.lru import LRU
-from mlxpref.ranking.bradley_terry import PairOutcome, rank_images
 from mlxpref.ranking.intervals import share_interval
+from mlxpref.ranking.outcomes import PairOutcome
+from mlxpref.ranking.strength_ranking import rank_images
 from mlxpref.report.html import even_ticks
 from mlxpref.text import short_names
 

@@ -1,6 +1,6 @@
 """Bradley-Terry with random effects: judged pairs become strengths with their uncertainty.
 
-Images are numbers from 0 to N - 1, strengths are log-odds in nats. The model of an answer, with a shown first or second:
+Images are numbers from 0 to N - 1, strengths are log-odds in nats. An answer, with a shown first or second, is
 
     log-odds of a = scale * (strength of a - strength of b) + e  +- (bias + u)
 
@@ -16,12 +16,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from mlxpref.ranking.log_odds import log_odds
-from mlxpref.ranking.noise import Noise, WorkingAnswers, starting_noise, updated_noise
-from mlxpref.ranking.outcomes import Array, Outcomes, PairOutcome
+from mlxpref.ranking.noise import BIAS, ONE_ANSWER, Noise, WorkingAnswers, starting_noise, updated_noise
+from mlxpref.ranking.outcomes import Array, Indices, Outcomes, PairOutcome
 from mlxpref.ranking.threads import one_thread
 
 PRIOR_DEVIATION = 3.0  # nats; of the position bias, and of strengths as expected before any answer
@@ -72,9 +71,7 @@ class StrengthFit:
 
 
 @one_thread()
-def fit_strengths(
-    count: int, outcomes: Sequence[PairOutcome], known: Mapping[int, Noise] | None = None
-) -> StrengthFit:
+def fit_strengths(count: int, outcomes: Sequence[PairOutcome], known: Mapping[int, Noise] | None = None) -> StrengthFit:
     """Strengths, maximum a posteriori, and their covariance; errors as in `Outcomes`.
 
     Penalised quasi-likelihood (Breslow & Clayton 1993): the answers' latent log-odds z are the joint optimum with
@@ -85,11 +82,13 @@ def fit_strengths(
     prior of the right width takes that back. Its uncertainty widens the covariance along d strengths / d log
     deviation, by `SPREAD_CAUTION` times its inverse information, which takes answers as normal.
 
-    Without a cycle of pairs (two images, a tree) no noise can be seen: then an answer is as sure as it says, so that the
-    stronger of two images is the best with the probability that the judge gave it. `known` is what earlier rankings
-    showed of the instruments' noise.
+    Without a cycle of pairs (two images, a tree) no noise can be seen: then an answer is as sure as it says, so that
+    the stronger of two images is the best with the probability that the judge gave it. `known` is what earlier
+    rankings showed of the instruments' noise.
     """
     data = Outcomes(count, outcomes)
+    if count == 2 and len(outcomes) == 1 and not data.are_votes(outcomes[0].instrument):
+        return _of_one_pair(outcomes[0])
     state = _State(data, known or {})
     for _ in range(MAX_UPDATES):
         if state.update() < 1e-4:
@@ -106,6 +105,27 @@ def fit_strengths(
         instruments=tuple(state.instrument(number) for number in range(data.instruments)),
         degrees_of_freedom=freedom,
         deviation=math.exp(state.log_deviation),
+    )
+
+
+def _of_one_pair(pair: PairOutcome) -> StrengthFit:
+    """The fit of two images to their only pair: its sureness is the judge's own, see `ONE_ANSWER`."""
+    orders = [
+        None if p is None or math.isnan(p) else float(log_odds(p))
+        for p in (pair.p_a_shown_first, pair.p_a_shown_second)
+    ]
+    known = [x for x in orders if x is not None]
+    lead = sum(known) / max(len(known), 1)
+    # One order has the unknown bias in it, none has only the prior.
+    variance = {0: 2 * PRIOR_DEVIATION**2, 1: ONE_ANSWER + PRIOR_DEVIATION**2, 2: ONE_ANSWER}[len(known)]
+    bias = (orders[0] - orders[1]) / 2 if orders[0] is not None and orders[1] is not None else 0.0
+    order = 1 if pair.a < pair.b else -1
+    noise = Noise(ONE_ANSWER, BIAS)
+    instrument = Instrument(1.0, bias, math.sqrt(ONE_ANSWER) if len(known) == 2 else PRIOR_DEVIATION, noise)
+    return StrengthFit(
+        strengths=order * lead / 2 * np.array([1.0, -1.0]),
+        covariance=variance / 4 * np.array([[1.0, -1.0], [-1.0, 1.0]]),
+        instruments=(instrument,) * (pair.instrument + 1),
     )
 
 
@@ -126,10 +146,10 @@ class _State:
         instruments = range(data.instruments)
         self.bias = data.count + data.instrument  # (K,) the column of a pair's bias
         self.columns = np.stack([data.a, data.b])  # (2, K)
-        self.parameters = np.zeros(data.count + data.instruments)
+        self.parameters: Array = np.zeros(data.count + data.instruments)
         self.noises = [starting_noise(data, number, known.get(number)) for number in instruments]
         size = self._log_odds_size()  # (M,)
-        self.exponents = np.clip(np.log(size / size[-1]), -5, 5)
+        self.exponents: Array = np.clip(np.log(size / size[-1]), -5, 5)
         self.log_deviation = math.log(min(max(float(size[-1]) / math.sqrt(2), 1e-3), PRIOR_DEVIATION))
         self.z = np.zeros_like(data.p)
         for number, noise in enumerate(self.noises):
@@ -143,8 +163,8 @@ class _State:
         slope = np.exp(self.exponents)[data.instrument]  # (K,)
         self.values = np.stack([slope, -slope])  # (2, K) d lead / d strengths
         hessian, gradient = self._normal_equations()
-        self.parameters = np.linalg.solve(hessian, gradient)
-        self.inverse = np.linalg.inv(hessian)
+        self.parameters = np.linalg.solve(hessian, gradient).astype(np.float64, copy=False)
+        self.inverse: Array = np.linalg.inv(hessian).astype(np.float64, copy=False)
 
         lead = (self.values * self.parameters[self.columns]).sum(axis=0)  # (K,) log-odds without the bias
         working.fit_to(lead, self.parameters[self.bias])
@@ -163,9 +183,7 @@ class _State:
         bias = self.data.count + number
         noise = self.noises[number]
         variance = float(self.inverse[bias, bias]) * widening(max(noise.bias_freedom, 1.0)) ** 2
-        return Instrument(
-            math.exp(self.exponents[number]), float(self.parameters[bias]), math.sqrt(variance), noise
-        )
+        return Instrument(math.exp(self.exponents[number]), float(self.parameters[bias]), math.sqrt(variance), noise)
 
     def doubts(self) -> list[tuple[Array, float]]:
         """How strengths follow what is taken as known, (N,) each, and the variance of that: prior width and scales."""
@@ -186,10 +204,11 @@ class _State:
     def _normal_equations(self) -> tuple[Array, Array]:
         """The Hessian (N + M, N + M) and the right-hand side of the working model, with the priors."""
         data, size, working, values = self.data, len(self.parameters), self.working, self.values
-        gradient = np.bincount(self.columns.ravel(), (values * working.response_lead).ravel(), size)
+        gradient = np.zeros(size)
+        gradient += np.bincount(self.columns.ravel(), (values * working.response_lead).ravel(), size)
         gradient += np.bincount(self.bias, working.response_bias, size)
         cross = values * working.cross_precision
-        places = [
+        places: list[Indices] = [
             self.columns[:, None] * size + self.columns,
             self.columns * size + self.bias,
             self.bias * size + self.columns,
@@ -197,9 +216,11 @@ class _State:
         ]
         weights = [values[:, None] * values * working.lead_precision, cross, cross, working.bias_precision]
         place, weight = (np.concatenate([each.ravel() for each in both]) for both in (places, weights))
-        hessian = np.bincount(place, weight, size * size).reshape(size, size)
+        hessian = np.zeros((size, size))
+        hessian += np.bincount(place, weight, size * size).reshape(size, size)
         prior = np.repeat([math.exp(-2 * self.log_deviation), PRIOR_DEVIATION**-2.0], [data.count, data.instruments])
-        return hessian + np.diag(prior), gradient
+        hessian += np.diag(prior)
+        return hessian, gradient
 
     def _leverage(self) -> tuple[Array, Array, Array]:
         """(K,) each: the posterior variance of a pair's lead, its covariance with the bias, the bias's variance."""
@@ -224,7 +245,9 @@ class _State:
             follow += np.bincount(self.bias, np.where(own, working.cross_precision * lead, 0.0), size)
             information = float((precision_of * lead)[own].sum() - follow @ self.inverse @ follow)
             information = max(information, 0.0) + SCALE_DOUBT**-2.0
-            left = np.bincount(self.columns.ravel(), (self.values * np.where(own, working.left_lead, 0.0)).ravel(), size)
+            left = np.bincount(
+                self.columns.ravel(), (self.values * np.where(own, working.left_lead, 0.0)).ravel(), size
+            )
             drift = self.inverse @ (left - follow)
             self.scale_doubts.append((drift[: data.count], 1 / information))
             step = (slope - self.exponents[number] / SCALE_DOUBT**2) / information
@@ -250,7 +273,7 @@ class _State:
         self.information = 2 * (free - 2 * trace + float((covariance**2).sum())) + PRIOR_DOUBT**-2.0
         step = min(max(slope / self.information, -1.0), 1.0)
         self.log_deviation += step
-        return abs(step)
+        return float(abs(step))
 
 
 def _total_freedom(data: Outcomes, working: WorkingAnswers, noises: Sequence[Noise]) -> float:

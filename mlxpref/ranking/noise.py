@@ -114,7 +114,7 @@ def starting_noise(data: Outcomes, instrument: int, known: Noise | None) -> Nois
     size = np.where(both, size.sum(axis=0) / 2, np.nan_to_num(size).sum(axis=0))
     square = max(float((size**2).mean()), 1e-6) if size.size else 1.0
     if known is not None and known.votes == votes:
-        return known
+        return replace(known, floor=FLOOR * min(1, square))
     if data.cycles(instrument) < 1:
         return Noise(1.0 if votes else ONE_ANSWER, _bias_prior(votes)[0], votes=votes, floor=FLOOR * min(1, square))
     if votes:
@@ -148,9 +148,13 @@ def updated_noise(
         weight = np.ones_like(a) if noise.votes else 1 / np.maximum(a, 1e-300)
         share = np.ones_like(a) if noise.votes else np.minimum(noise.pair * a, 1.0)
         centre, doubt = (known.pair, known.freedom) if known else (noise.expected, 2 / DOUBT**2)
-        step, freedom = _step(working.left_lead[own] ** 2, expected, a, weight * share, share, noise.pair / centre, doubt)
+        step, freedom = _step(
+            working.left_lead[own] ** 2, expected, a, weight * share, share, noise.pair / centre, doubt
+        )
         freedom = min(freedom, cycles) + doubt
-        noise = replace(noise, pair=max(noise.pair * math.exp(step), 1e-4 if noise.votes else SMALLEST), freedom=freedom)
+        noise = replace(
+            noise, pair=max(noise.pair * math.exp(step), 1e-4 if noise.votes else SMALLEST), freedom=freedom
+        )
         change = abs(step) if noise.pair > SMALLEST else 0.0
     both = data.known[:, own].all(axis=0) & (c > 0)
     if both.sum() > 1:
@@ -165,6 +169,15 @@ def updated_noise(
         noise = replace(noise, bias=bias, bias_freedom=freedom, opposite=opposite)
         change = max(change, abs(step) * (share.max() > 1e-3))  # below, it no longer matters
     return noise, change
+
+
+def without_prior(noise: Noise) -> Noise:
+    """A noise with the degrees of freedom that answers gave it, found without a known one."""
+    return replace(
+        noise,
+        freedom=max(noise.freedom - 2 / DOUBT**2, 0.0),
+        bias_freedom=max(noise.bias_freedom - _bias_prior(noise.votes)[1], 0.0),
+    )
 
 
 def _step(

@@ -132,9 +132,7 @@ class _InformationGain:
     in the top. The gain only falls as the round grows.
     """
 
-    def __init__(
-        self, fit: StrengthFit, order: Indices, top: int, size: int, orders: int, instrument: int
-    ) -> None:
+    def __init__(self, fit: StrengthFit, order: Indices, top: int, size: int, orders: int, instrument: int) -> None:
         self.fit, self.orders = fit, orders
         self.asked = fit.instruments[min(instrument, len(fit.instruments) - 1)]
         self.explained = np.zeros((len(order), size))  # (N, size), column i: what pick i's answer says of every image

@@ -13,10 +13,14 @@ from mlxpref.ranking.posterior import best_probabilities, difference_variance
 from mlxpref.ranking.threads import one_thread
 
 INTERVAL_MEANING = (
-    "An interval holds, with 95 %, the strength that this judge's answers come from, whatever else it could be asked "
-    "about these images; it does not say what people think."
+    "An interval holds, with 95 %, the strength behind this judge's answers, as far as these show it; "
+    "it says nothing of what people think."
 )
 """What an interval says, wherever one is shown."""
+ALL_ASKED = (
+    "Every pair was asked in both orders, and this judge would answer the same again: the intervals say how far its "
+    "answers contradict one order of the images, not that anything is left to ask."
+)
 
 
 @dataclass(frozen=True)
@@ -56,13 +60,14 @@ def rank_images(
 ) -> StrengthRanking:
     """Rank `count` images from the pairs judged so far; any subset of pairs and orders will do.
 
-    Permuting the images permutes the ranking. A pair that two instruments judged counts as two. `known` and errors as
-    in `fit_strengths`.
+    Permuting the images permutes the ranking. Of a pair that two instruments judged, the later one's answer is won or
+    lost. `known` and errors as in `fit_strengths`.
     """
     answers = [pair for pair in outcomes if pair.p_a is not None]
     fit = fit_strengths(count, answers, known)
     wins, pairs = [0] * count, [0] * count
-    for pair in answers:
+    last = {(pair.a, pair.b): pair for pair in sorted(answers, key=lambda pair: pair.instrument)}
+    for pair in last.values():
         p_a = unbiased_preference(pair, fit.instruments[pair.instrument].position_bias)
         for index, won in ((pair.a, p_a > 0.5), (pair.b, p_a < 0.5)):
             wins[index] += won

@@ -11,11 +11,12 @@ import numpy as np
 from mlxpref.data.images import load_image
 from mlxpref.data.thumbnails import LoadImage, Thumbnail, try_thumbnail
 from mlxpref.judge.ranking_result import JudgedPair, Ranking
-from mlxpref.ranking.bradley_terry import Z95, RankedImage
+from mlxpref.ranking.bradley_terry import Z95
 from mlxpref.ranking.log_odds import probability
 from mlxpref.ranking.posterior import difference_variance
+from mlxpref.ranking.strength_ranking import INTERVAL_MEANING, RankedImage
 from mlxpref.report.html import even_ticks, page_script, write_page
-from mlxpref.report.ranking_words import INTERVAL_MEANING, best_in_words, orders_in_words, ties_in_words
+from mlxpref.report.ranking_words import best_in_words, orders_in_words, ties_in_words
 from mlxpref.report.tie_brackets import BRACKETS_MEANING, tie_brackets
 from mlxpref.text import plain
 from mlxpref.verdict import Strategy, Verdict
@@ -154,17 +155,17 @@ def _data(ranking: Ranking, names: Sequence[str], section: dict[str, Any]) -> di
         "order": [(image.index, image.rank) for image in ranking.strengths.images],
         "strengths": [round(strength, 4) for strength in fit.strengths.tolist()],
         "deviations": [row[i + 1 :] for i, row in enumerate(deviations.tolist())],
-        "pairs": [_pair_data(pair) for pair in ranking.pairs],
+        "pairs": [_pair_data(pair, ranking.preference(pair)) for pair in ranking.pairs],
     }
 
 
-def _pair_data(pair: JudgedPair) -> list[Any]:
+def _pair_data(pair: JudgedPair, p_a: float) -> list[Any]:
     """[a, b, P(a), P(a) with a first, P(a) with a second, samples with a first, samples with a second].
 
     An order without samples was not asked.
     """
     verdict = pair.verdict
-    preferences = (verdict.p_a, verdict.p_a_shown_first, verdict.p_a_shown_second)
+    preferences = (p_a, verdict.p_a_shown_first, verdict.p_a_shown_second)
     orders = (verdict.a_shown_first, verdict.a_shown_second)
     return [
         pair.a,

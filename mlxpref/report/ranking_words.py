@@ -3,12 +3,8 @@
 import itertools
 
 from mlxpref.judge.ranking_result import Ranking
-from mlxpref.ranking.bradley_terry import RankedImage
+from mlxpref.ranking.strength_ranking import RankedImage
 from mlxpref.text import few
-
-INTERVAL_MEANING = (
-    "An interval says how well this judge's own ranking is known from the pairs asked, not what people think."
-)
 
 
 def best_in_words(ranking: Ranking) -> str:

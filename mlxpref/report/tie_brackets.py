@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mlxpref.ranking.bradley_terry import RankedImage
+from mlxpref.ranking.strength_ranking import RankedImage
 
 BRACKETS_MEANING = (
     "A bracket joins pictures that these pairs do not tell apart, each from each. Two neighbours without a bracket are "

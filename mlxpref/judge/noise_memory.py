@@ -1,0 +1,73 @@
+"""What a judge's earlier rankings showed of its noise, kept in the store with the judge's digest."""
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from mlxpref.judge.ranking_result import Ranking
+from mlxpref.judge.verdict_source import JudgingSession
+from mlxpref.preferences import ImageLike
+from mlxpref.ranking.bradley_terry import fit_strengths
+from mlxpref.ranking.noise import Noise, without_prior
+
+if TYPE_CHECKING:
+    from mlxpref.judge.judge import Judge
+
+_LEAST, _MOST = 3.0, 12.0
+"""Degrees of freedom: fewer are not worth knowing; more would claim that all sets of images are alike."""
+
+
+class NoiseMemory:
+    """The noise of a judge in the rankings before this one, of these images for this prompt.
+
+    A ranking keeps what it knew when it first began, so that the same command chooses the same pairs again, whatever
+    was ranked in between. Without a store it knows and keeps nothing.
+    """
+
+    def __init__(self, judge: "Judge", images: Sequence[ImageLike], prompt: str, session: JudgingSession) -> None:
+        self._judge, self._session = judge, session
+        self._ranking = b""
+        if judge.store is not None:
+            contents = sorted(content or "" for content in judge.vlm.features.contents(images, session.seen))
+            self._ranking = hashlib.sha256(json.dumps([prompt, contents]).encode()).digest()
+
+    def recall(self, think: bool) -> Noise | None:
+        """What is known of the judge with thinking or without; None where it is too little."""
+        store = self._judge.store
+        if store is None:
+            return None
+        key = self._judge.noise_key(think, self._session)
+        rankings = store.get_noises(key)
+        if self._ranking in rankings:
+            known = rankings[self._ranking]["known"]
+            return Noise(**known) if known else None
+        known = _pooled([row["measured"] for row in rankings.values() if row["measured"]])
+        store.put_noise(key, self._ranking, {"known": asdict(known) if known else None, "measured": None})
+        return known
+
+    def keep(self, ranking: Ranking) -> None:
+        """Keep what a ranking shows by itself, without what was known before it."""
+        store = self._judge.store
+        if store is None:
+            return
+        pairs = (*ranking.pairs, *ranking.replaced)
+        outcomes = [pair.verdict.outcome(pair.a, pair.b, ranking.modes.index(pair.think)) for pair in pairs]
+        fit = fit_strengths(len(ranking.images), outcomes)
+        for think, instrument in zip(ranking.modes, fit.instruments, strict=True):
+            key = self._judge.noise_key(think, self._session)
+            row = store.get_noises(key).get(self._ranking, {"known": None})
+            store.put_noise(key, self._ranking, row | {"measured": asdict(without_prior(instrument.noise))})
+
+
+def _pooled(measured: Sequence[dict[str, Any]]) -> Noise | None:
+    """One noise for all: means of the log variances by their degrees of freedom, which add up to `_MOST` at most."""
+    noises = [noise for row in measured if not (noise := Noise(**row)).votes]
+    freedom, bias_freedom = (sum(n.freedom for n in noises), sum(n.bias_freedom for n in noises))
+    if min(freedom, bias_freedom) < _LEAST:
+        return None
+    pair = sum(n.freedom * math.log(n.pair) for n in noises) / freedom
+    bias = sum(n.bias_freedom * math.log(n.bias) for n in noises) / bias_freedom
+    return Noise(math.exp(pair), math.exp(bias), min(freedom, _MOST), min(bias_freedom, _MOST))
