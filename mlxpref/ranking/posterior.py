@@ -15,9 +15,9 @@ def best_probabilities(strengths: Array, covariance: Array, freedom: float = mat
     """The probability of every image to be the strongest, under the joint posterior.
 
     (N,), (N, N) -> (N,), sum 1. The posterior is normal, or Student's with `freedom` degrees of freedom and
-    `covariance` its squared scale. The share of draws, in pairs that mirror each other, with fixed random numbers for the images in
-    order of strength: so permuting the images permutes the result, up to the draws' error where strengths are equal.
-    Of two images it is exact for the normal. Chances that add up to less than 1e-4 become 0.
+    `covariance` its squared scale. It is the share of draws, in pairs that mirror each other, with fixed random numbers
+    for the images in order of strength: so permuting the images permutes the result, up to the draws' error where
+    strengths are equal. Of two images it is exact for the normal. Chances that add up to less than 1e-4 become 0.
     """
     variance = difference_variance(covariance)
     np.fill_diagonal(variance, 1.0)
