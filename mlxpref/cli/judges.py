@@ -55,14 +55,14 @@ def announce_time(judge: Judge, candidates: Iterable[Pair], budget: PairBudget) 
     """Note the number of pairs to judge, some of these, and an estimate of the time from a trial with the first one."""
     pairs = list(islice(candidates, _CANDIDATES))
     counts = {"without thinking": budget.without_thinking, "with thinking": budget.with_thinking}
-    work = [f"{counted(count, 'pair')} {how}" for how, count in counts.items() if count]
+    work = [f"{counted(2 * count, 'comparison')} {how}" for how, count in counts.items() if count]
     with suppress(DataError):  # the work itself says what is wrong with an image
         rest = unknown_part(judge, pairs, budget)
-        known = f"; about {counted(budget.total - rest.total, 'pair')} known" if rest != budget else ""
+        known = f"; about {2 * (budget.total - rest.total)} of them known" if rest != budget else ""
         time = "no time"
         if rest.total:
             time = f"about {format_duration(estimate_seconds(judge, images_of(pairs), pairs[0].prompt, rest))}"
-        note(f"{' and '.join(work)}, in both orders: {time}{known}")
+        note(f"{' and '.join(work)}: {time}{known}")
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import click
 
@@ -33,7 +33,7 @@ from mlxpref.data.prompts import METADATA, PromptGroup, group_title
 from mlxpref.data.similar import HashedImageCache, split_by_similarity
 from mlxpref.errors import MlxprefError
 from mlxpref.judge.judge import Judge
-from mlxpref.judge.rank import PairBudget, ThinkAbout
+from mlxpref.judge.rank import Orders, PairBudget, ThinkAbout
 from mlxpref.judge.ranking_result import Ranking
 from mlxpref.preferences import Pair
 from mlxpref.ranking.outcomes import all_pairs
@@ -113,6 +113,14 @@ _OLD_THINK = {
 @option_group(ImageOptions, "source")
 @option_group(GroupOptions, "grouping")
 @pairs_option
+@click.option(
+    "--orders",
+    type=click.Choice(get_args(Orders)),
+    default="auto",
+    show_default=True,
+    help="Show each pair in both orders, or spend the same comparisons on up to twice as many pairs in one; auto does "
+    "what the judge's position bias speaks for.",
+)
 @click.option("--top", type=click.IntRange(min=1), help="End as soon as the K best images are settled.")
 @click.option(
     "--think-about",
@@ -129,6 +137,7 @@ def rank(
     source: ImageOptions,
     grouping: GroupOptions,
     pairs: Pairs,
+    orders: Orders,
     top: int | None,
     think_about: ThinkAbout | None,
     show_all: bool,
@@ -137,7 +146,7 @@ def rank(
     settings: dict[str, Any],
     as_json: bool,
 ) -> None:
-    """Rank images, or folders of images, best first and with reasons, by pairs in both orders.
+    """Rank images, or folders of images, best first and with reasons, by pairs.
 
     Ctrl-C ranks by the pairs so far. Finished comparisons are stored: the same command, with more images or more pairs,
     judges only new ones.
@@ -158,7 +167,7 @@ def rank(
         about = think_about or loaded.think_about
         budgets = [PairBudget.of(len(group.images), about, pairs) for group in groups]
         loaded = loaded.calibrated_for({think for budget in budgets for think in budget.modes})
-        rankings, stopped = _rank_all(loaded, groups, about, pairs, top, skipped)
+        rankings, stopped = _rank_all(loaded, groups, about, pairs, orders, top, skipped)
     calibration = loaded.calibration
     if calibration:
         notes.append(f"calibrated by {calibration}")
@@ -217,6 +226,7 @@ def _rank_all(
     groups: Sequence[PromptGroup],
     think_about: ThinkAbout,
     pairs: Pairs,
+    orders: Orders,
     top: int | None,
     skipped: Sequence[Skipped],
 ) -> tuple[list[Ranking], BaseException | None]:
@@ -237,7 +247,7 @@ def _rank_all(
             if len(groups) > 1:
                 note(f"{group_title(group.prompt, similar_to=group.similar_to)}: {counted(len(group.images), 'image')}")
             left_out = () if rankings else skipped
-            ranking = judge.rank(group.images, group.prompt, think_about, left_out, pairs, top)
+            ranking = judge.rank(group.images, group.prompt, think_about, left_out, pairs, top, orders)
             rankings.append(replace(ranking, similar_to=group.similar_to))
     except (KeyboardInterrupt, MlxprefError) as error:
         if partial := getattr(error, "ranking", None):

@@ -110,7 +110,7 @@ def fit_strengths(count: int, outcomes: Sequence[PairOutcome], known: Mapping[in
 
 def _of_one_pair(pair: PairOutcome) -> StrengthFit:
     """The fit of two images to their only pair, in both orders: its sureness is the judge's own, see `ONE_ANSWER`."""
-    first, second = log_odds([pair.p_a_shown_first, pair.p_a_shown_second]).tolist()
+    first, second = log_odds(np.array([pair.p_a_shown_first, pair.p_a_shown_second], np.float64)).tolist()
     sign = np.array([1.0, -1.0]) if pair.a < pair.b else np.array([-1.0, 1.0])
     instrument = Instrument(1.0, (first - second) / 2, math.sqrt(ONE_ANSWER), Noise(ONE_ANSWER, BIAS))
     return StrengthFit(

@@ -182,7 +182,7 @@ def _ranked(
     for prompt, images in groups:
         interrupt: KeyboardInterrupt | None = None
         try:
-            ranking: Ranking | None = judge.rank(list(images), prompt, "all", pairs=pairs)
+            ranking: Ranking | None = judge.rank(list(images), prompt, "all", pairs=pairs, orders="both")
         except KeyboardInterrupt as error:
             interrupt, ranking = error, getattr(error, "ranking", None)
         for each in ranking.pairs if ranking else ():
