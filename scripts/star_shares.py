@@ -10,7 +10,8 @@ import numpy as np
 
 from mlxpref.cli.output import print_table
 from mlxpref.judge.ranking_result import Ranking
-from mlxpref.ranking.bradley_terry import PairOutcome, all_pairs, rank_images
+from mlxpref.ranking.outcomes import PairOutcome, all_pairs
+from mlxpref.ranking.strength_ranking import rank_images
 from mlxpref.report.xmp import stars_of
 from scripts.ranking_strategies import logistic
 

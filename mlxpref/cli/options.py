@@ -194,7 +194,10 @@ def _pairs(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
 
 
 pairs_option = click.option(
-    "--pairs", callback=_pairs, metavar="N|all", help="Pairs of a prompt's images, in both orders.  [default: two an image]"
+    "--pairs",
+    callback=_pairs,
+    metavar="N|all",
+    help="Pairs of a prompt's images: two comparisons each.  [default: two an image]",
 )
 
 

@@ -11,7 +11,7 @@ from mlxpref.judge.pair_verdict import PairVerdict
 from mlxpref.judge.rank import TOP, PairBudget, rank_pairs
 from mlxpref.log import showing
 from mlxpref.preferences import Pair
-from mlxpref.ranking.bradley_terry import all_pairs
+from mlxpref.ranking.outcomes import all_pairs
 from mlxpref.text import counted
 from mlxpref.verdict import Verdict
 from tests.conftest import picture
@@ -28,7 +28,7 @@ class Rater:
         self.asked: list[tuple[int, int, bool]] = []
         self.stop_after, self.bias = stop_after, bias
 
-    def __call__(self, pairs: Iterable[Pair], thinks: bool) -> Iterator[PairVerdict]:
+    def __call__(self, pairs: Iterable[Pair], thinks: bool, orders: int) -> Iterator[PairVerdict]:
         for pair in pairs:
             if len(self.asked) == self.stop_after:
                 raise KeyboardInterrupt

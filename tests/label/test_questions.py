@@ -16,8 +16,8 @@ from mlxpref.label.prompt_task import Choice, PromptTask, prompt_tasks
 from mlxpref.label.questions import Question, Questions
 from mlxpref.label.rater import consistency, enough
 from mlxpref.label.session import LabelSession
-from mlxpref.ranking.bradley_terry import rank_images
 from mlxpref.ranking.intervals import share_interval
+from mlxpref.ranking.strength_ranking import rank_images
 
 Rule = Callable[[Question], Choice]
 

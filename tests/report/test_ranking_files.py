@@ -13,7 +13,8 @@ from mlxpref.errors import ConfigError, DataError
 from mlxpref.judge.pair_verdict import PairVerdict
 from mlxpref.judge.ranking_result import JudgedPair, Ranking
 from mlxpref.preferences import ImageLike
-from mlxpref.ranking.bradley_terry import all_pairs, rank_images
+from mlxpref.ranking.outcomes import all_pairs
+from mlxpref.ranking.strength_ranking import rank_images
 from mlxpref.report.ranking_files import check_copy_folder, copy_top, write_ranking_csv
 from mlxpref.verdict import Verdict
 

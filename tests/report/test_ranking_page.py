@@ -16,8 +16,9 @@ from mlxpref.data.find_images import Skipped
 from mlxpref.data.thumbnails import thumbnail
 from mlxpref.judge.pair_verdict import PairVerdict
 from mlxpref.judge.ranking_result import JudgedPair, Ranking
-from mlxpref.ranking.bradley_terry import PairOutcome, all_pairs, rank_images
+from mlxpref.ranking.outcomes import PairOutcome, all_pairs
 from mlxpref.ranking.posterior import difference_variance
+from mlxpref.ranking.strength_ranking import rank_images
 from mlxpref.report.html import even_ticks
 from mlxpref.report.ranking_page import write_ranking_page
 from mlxpref.report.tie_brackets import tie_brackets

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from mlxpref.judge.ranking_result import Ranking
-from mlxpref.ranking.bradley_terry import PairOutcome, all_pairs, rank_images
+from mlxpref.ranking.outcomes import PairOutcome, all_pairs
+from mlxpref.ranking.strength_ranking import rank_images
 from mlxpref.report.xmp import expected_shares, stars_of, with_rating, write_ratings
 from tests.conftest import picture
 from tests.report.test_ranking_files import ranked

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from mlxpref.ranking.bradley_terry import PairOutcome, all_pairs, fit_strengths
+from mlxpref.ranking.bradley_terry import fit_strengths
+from mlxpref.ranking.outcomes import PairOutcome, all_pairs
 from scripts import ranking_coverage as figures
 from scripts import ranking_strategies as bench
 
