@@ -14,7 +14,7 @@ from mlxpref.ranking.threads import one_thread
 
 INTERVAL_MEANING = (
     "An interval holds, with 95 %, the strength behind this judge's answers, as far as these show it; "
-    "it says nothing of what people think."
+    "it does not say what people think."
 )
 """What an interval says, wherever one is shown."""
 ALL_ASKED = (

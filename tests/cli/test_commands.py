@@ -306,7 +306,7 @@ def test_rank(pictures: Path, think: str) -> None:
     output = run("rank", pictures, "--prompt", "a shape", *think.split(), *QUICK).stdout.splitlines()
     assert output[0] == "“a shape”: 3 images, 3 pairs, each in both orders"
     assert [line.split()[1] for line in output[2:5]] == [Path(image["path"]).name for image in result["images"]]
-    assert "not what people think" in output[-2]
+    assert "does not say what people think" in output[-2]
     assert output[-1].startswith(
         ("No image is clearly the best: ", f"{Path(result['images'][0]['path']).name} is this judge's best")
     )

@@ -36,10 +36,8 @@ class Rater:
             self.asked.append((a, b, thinks))
             difference = self.strengths[a] - self.strengths[b]
             text = "<think>because</think><answer>" if thinks else "<think></think><answer>"
-            yield PairVerdict(
-                (self.verdict(difference + self.bias, text, thinks),),
-                (self.verdict(-difference + self.bias, text, thinks),),
-            )
+            second = (self.verdict(-difference + self.bias, text, thinks),) if orders == 2 else ()
+            yield PairVerdict((self.verdict(difference + self.bias, text, thinks),), second)
 
     @staticmethod
     def verdict(log_odds: float, text: str, thinks: bool) -> Verdict:
@@ -83,9 +81,10 @@ def test_a_budget_of_nothing_is_refused() -> None:
 
 def test_budget_is_spent_without_repeats() -> None:
     rater = Rater(30)
-    ranking = rank_pairs(rater.images, "a hat", rater, "none")
+    ranking = rank_pairs(rater.images, "a hat", rater, "none", orders="both")
     questions = [(a, b) for a, b, _ in rater.asked]
-    assert len(questions) == len(set(questions)) == ranking.planned == len(ranking.pairs) == 60
+    assert len(questions) == len(set(questions)) == len(ranking.pairs) == 60
+    assert ranking.planned == ranking.comparisons == 120
     assert not any(thinks for *_, thinks in rater.asked)
     assert ranking.ending == "done"
     assert [image.index for image in ranking.strengths.images][:3] == rater.order[:3]
@@ -99,14 +98,16 @@ def test_all_pairs() -> None:
 
 def test_thinking_replaces_judging_without() -> None:
     rater = Rater(25)
-    ranking = rank_pairs(rater.images, "a hat", rater, "top")
+    ranking = rank_pairs(rater.images, "a hat", rater, "top", orders="both")
     thinking_pairs = [(a, b) for a, b, thinks in rater.asked if thinks]
     assert [thinks for *_, thinks in rater.asked] == [False] * 50 + [True] * 20
     about = {image for pair in thinking_pairs for image in pair}
     assert len(about) <= TOP
     assert set(rater.order[:5]) <= about
     after_thinking = {(p.a, p.b) for p in ranking.pairs if p.verdict.verdicts[0].tokens}
-    assert after_thinking == set(thinking_pairs), "what was thought about replaces what was read"
+    assert after_thinking == set(thinking_pairs), "what was thought about stands before what was read"
+    read_before = {(a, b) for a, b, thinks in rater.asked if not thinks} & after_thinking
+    assert {(p.a, p.b) for p in ranking.replaced} == read_before
 
 
 def test_ends_when_the_top_is_settled() -> None:
@@ -138,11 +139,13 @@ def test_same_seed_same_pairs() -> None:
 @pytest.mark.parametrize("after", [1, 7, 40])
 def test_interrupted_work_is_ranked(after: int) -> None:
     rater = Rater(20, stop_after=after)
-    ranking = rank_pairs(rater.images, "a hat", rater, "top")
+    ranking = rank_pairs(rater.images, "a hat", rater, "top", orders="both")
     assert ranking.ending == "interrupted"
     assert len(ranking.pairs) == after
     assert len(ranking.strengths.images) == 20
-    assert ranking.warnings[0].startswith(f"interrupted: the order is that of {counted(after, 'pair')}, 60 were")
+    assert ranking.warnings[0].startswith(
+        f"interrupted: the order is that of {counted(2 * after, 'comparison')}, 120 were"
+    )
 
 
 def test_interrupted_before_the_first_verdict() -> None:

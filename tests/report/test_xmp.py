@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mlxpref.judge.ranking_result import Ranking
+from mlxpref.ranking.noise import Noise
 from mlxpref.ranking.outcomes import PairOutcome, all_pairs
 from mlxpref.ranking.strength_ranking import rank_images
 from mlxpref.report.xmp import expected_shares, stars_of, with_rating, write_ratings
@@ -21,9 +22,9 @@ RDF, XMP = "http://www.w3.org/1999/02/22-rdf-syntax-ns#", "http://ns.adobe.com/x
 
 def settled(count: int, pairs: Any = None) -> Ranking:
     """A ranking by sure and consistent answers about all pairs, or about those given; 0 is the best."""
-    outcomes = [PairOutcome(a, b, p := 1 / (1 + np.exp(2 * (a - b))), p) for a, b in pairs or all_pairs(count)]
+    outcomes = [PairOutcome(a, b, p := 1 / (1 + np.exp(4 * (a - b))), p) for a, b in pairs or all_pairs(count)]
     images = tuple(picture(i, (4, 4)) for i in range(count))
-    return Ranking("x", images, rank_images(count, outcomes, 0.01), (), 0.0)
+    return Ranking("x", images, rank_images(count, outcomes, {0: Noise(0.01, 0.01, 9, 9)}), (), 0.0)
 
 
 def sidecar(description: str, rdf: str = "") -> bytes:
@@ -169,7 +170,7 @@ def test_what_is_no_sidecar_stays_as_it_is(tmp_path: Path, reason: str) -> None:
     assert str(errors[0]).startswith(f"{tmp_path / 'a.xmp'}: {reason}")
     assert "\n" not in str(errors[0])
     assert (tmp_path / "a.xmp").read_bytes() == HOSTILE[reason]
-    assert ratings_in((tmp_path / "b.xmp").read_bytes()) == ["2"]
+    assert ratings_in((tmp_path / "b.xmp").read_bytes()) == ["1"]
 
 
 # sidecars of a folder
@@ -204,7 +205,7 @@ def test_names_of_sidecars(tmp_path: Path) -> None:
         ("a.jpg", "a.xmp"), ("b.jpg", "b.jpg.xmp"), ("b.png", "b.png.xmp"), ("c.jpg", "c.jpg.xmp"),
         ("d.jpg", "d.xmp"), ("d.jpg", "d.jpg.xmp"), ("e.jpg", "E.XMP"),
     ]  # fmt: skip
-    assert stars_in(tmp_path) == {"b.xmp": "2", **{name: stars for _, name, stars in places}}
+    assert stars_in(tmp_path) == {"b.xmp": "1", **{name: stars for _, name, stars in places}}
     assert {path.name for path in tmp_path.iterdir() if path.name.startswith(".")} == set()
 
 
