@@ -205,7 +205,7 @@ def test_names_of_sidecars(tmp_path: Path) -> None:
         ("a.jpg", "a.xmp"), ("b.jpg", "b.jpg.xmp"), ("b.png", "b.png.xmp"), ("c.jpg", "c.jpg.xmp"),
         ("d.jpg", "d.xmp"), ("d.jpg", "d.jpg.xmp"), ("e.jpg", "E.XMP"),
     ]  # fmt: skip
-    assert stars_in(tmp_path) == {"b.xmp": "1", **{name: stars for _, name, stars in places}}
+    assert stars_in(tmp_path) == {"b.xmp": "2", **{name: stars for _, name, stars in places}}
     assert {path.name for path in tmp_path.iterdir() if path.name.startswith(".")} == set()
 
 
