@@ -47,13 +47,14 @@ COMPARE_KEYS = {
 }  # fmt: skip
 RANK_KEYS = {
     "prompt", "model", "adapter", "images", "pairs", "position_bias", "position_bias_stderr", "warnings", "remarks",
-    "planned_pairs", "ending", "recalled", "skipped", "seconds", "vision_runs", "tokens",
+    "planned_comparisons", "comparisons", "instruments", "intervals", "replaced",
+    "ending", "recalled", "skipped", "seconds", "vision_runs", "tokens",
     "calibration", "criterion", "group",
 }  # fmt: skip
 IMAGE_KEYS = {
     "path", "rank", "strength", "stderr", "low", "high", "p_best", "wins", "pairs", "tied_with", "reason",
 }  # fmt: skip
-PAIR_KEYS = {"a", "b", "p_a", "p_a_shown_first", "p_a_shown_second", "reasons"}
+PAIR_KEYS = {"a", "b", "p_a", "p_a_shown_first", "p_a_shown_second", "reasons", "think", "asked"}
 EVAL_KEYS = {
     "data", "split", "protocol", "strategy", "pairs", "ties_dropped", "accuracy", "accuracy_low", "accuracy_high",
     "accuracy_macro", "both_orders_accuracy", "position_consistency", "first_choice_rate", "first_image_baseline",
@@ -434,8 +435,8 @@ def test_json_alone_on_stdout(pictures: Path) -> None:
     lines = done.stderr.decode().splitlines()
     assert lines[0].startswith(f"skipped: {pictures / 'text.png'}: ")
     assert all(line.startswith("the same file: ") for line in lines[1:3])
-    assert lines[3].startswith("10 pairs with thinking, in both orders: about ")
-    assert re.match(r"judging with thinking; leading: .*: 10 of 10 in ", lines[4])
+    assert lines[3].startswith("20 comparisons with thinking: about ")
+    assert re.match(r"judging with thinking; leading: .*: 20 of 20 in ", lines[4])
     assert len(lines) == 5
 
 

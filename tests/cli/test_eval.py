@@ -99,9 +99,9 @@ def test_predictions_are_written_for_each_pair(tmp_path: Path) -> None:
 def test_the_time_comes_first() -> None:
     arguments = ["eval", "--data", "demo", "--model", "demo", "--limit", "6", "--max-tokens", "24", "--samples", "2,3"]
     lines = CliRunner().invoke(main, [*arguments, "--compare-thinking"]).stderr.splitlines()
-    assert lines[0].startswith("6 pairs without thinking and 18 pairs with thinking, in both orders: about ")
+    assert lines[0].startswith("12 comparisons without thinking and 36 comparisons with thinking: about ")
     lines = CliRunner().invoke(main, ["calibrate", *arguments[1:6], "12", "--max-tokens", "9"]).stderr.splitlines()
-    assert lines[0].startswith("12 pairs without thinking and 12 pairs with thinking, in both orders: about ")
+    assert lines[0].startswith("24 comparisons without thinking and 24 comparisons with thinking: about ")
 
 
 def test_predictions_of_scores(tmp_path: Path) -> None:

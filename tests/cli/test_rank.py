@@ -59,14 +59,14 @@ def test_judged_pairs_are_recalled(folder: Path, tmp_path: Path) -> None:
     first = ranked(folder, *PROMPT, "--no-think", *store, *QUICK)
     assert (first["recalled"], first["vision_runs"]) == (0, 12)
     done = run("rank", folder, *PROMPT, "--no-think", *store, *QUICK)
-    assert done.stderr.startswith("24 pairs without thinking, in both orders: no time; about 24 pairs known\n")
+    assert done.stderr.startswith("48 comparisons without thinking: no time; about 48 of them known\n")
     again = ranked(folder, *PROMPT, "--no-think", *store, *QUICK)
     assert (again["recalled"], again["vision_runs"]) == (48, 0)
     assert again["images"] == first["images"]
     more = ranked(folder, *PROMPT, "--no-think", "--pairs", "30", *store, *QUICK)
     assert 0 < more["recalled"] < 60
     budget = run("rank", folder, *PROMPT, "--no-think", "--pairs", "40", *store, *QUICK).stderr.splitlines()[0]
-    assert re.fullmatch(r"40 pairs without thinking, in both orders: about .* s; about \d+ pairs known", budget)
+    assert re.fullmatch(r"80 comparisons without thinking: about .* s; about \d+ of them known", budget)
     assert len(more["pairs"]) == 30
 
 
@@ -87,9 +87,10 @@ def test_time_estimate_comes_first(folder: Path) -> None:
     done = run("rank", folder, *PROMPT, *QUICK)
     assert done.exit_code == 0
     lines = done.stderr.splitlines()
-    assert lines[0].startswith("24 pairs without thinking and 20 pairs with thinking, in both orders: about ")
-    assert lines[1].startswith("judging without thinking")
-    assert lines[2].startswith("judging with thinking; leading: ")
+    assert lines[0].startswith("48 comparisons without thinking and 40 comparisons with thinking: about ")
+    assert lines[1].startswith("each pair in ")
+    assert lines[2].startswith("judging without thinking")
+    assert lines[3].startswith("judging with thinking; leading: ")
 
 
 def test_files_are_written(folder: Path, tmp_path: Path) -> None:
@@ -124,7 +125,7 @@ def test_unwritable_outputs_are_refused_first(folder: Path, tmp_path: Path, opti
     done = run("rank", folder, *PROMPT, option, tmp_path / place, *QUICK)
     assert done.exit_code == 1
     assert "folder" in done.stderr
-    assert "pairs without thinking" not in done.stderr
+    assert "comparisons without thinking" not in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -156,7 +157,7 @@ def test_folders_without_room_are_refused_first(folder: Path, arguments: str) ->
     done = run("rank", folder, *PROMPT, *arguments.split(), *QUICK)
     assert done.exit_code == 1
     assert "cannot be written" in done.stderr
-    assert "pairs without thinking" not in done.stderr
+    assert "comparisons without thinking" not in done.stderr
 
 
 def test_a_device_is_not_replaced(folder: Path) -> None:
@@ -181,7 +182,7 @@ def test_copies_need_an_empty_folder(folder: Path) -> None:
     done = run("rank", folder, *PROMPT, "--copy-top", "2", folder, *QUICK)
     assert done.exit_code == 1
     assert "is not an empty folder" in done.stderr
-    assert "pairs without thinking" not in done.stderr
+    assert "comparisons without thinking" not in done.stderr
 
 
 def test_each_prompt_has_its_own_ranking(folder: Path, tmp_path: Path) -> None:
@@ -240,7 +241,7 @@ def test_a_criterion_needs_no_prompt(folder: Path, tmp_path: Path) -> None:
         assert {(row["prompt"], row["criterion"]) for row in csv.DictReader(file)} == {("", "'=the sharper eyes")}
     done = run("rank", folder, *criterion, *quick)
     assert "by “=the sharper eyes”: 12 images, 3 pairs" in done.stdout
-    assert "about 3 pairs known" in done.stderr
+    assert "about 6 of them known" in done.stderr
     both = ranked(folder, *PROMPT, *criterion, *quick)
     assert (both["prompt"], both["criterion"], both["recalled"]) == ("a red circle", "=the sharper eyes", 0)
     assert ranked(folder, *PROMPT, *quick)["criterion"] is None
@@ -392,7 +393,7 @@ def test_duplicates_are_named(folder: Path) -> None:
 
 def test_a_top_of_all_ends_nothing_early(folder: Path) -> None:
     result = ranked(folder, *PROMPT, "--no-think", "--top", "12", *QUICK)
-    assert (result["ending"], len(result["pairs"])) == ("done", result["planned_pairs"])
+    assert (result["ending"], result["comparisons"]) == ("done", result["planned_comparisons"])
     assert "no early end: a top 12 of 12 images leaves none out" in result["warnings"]
 
 

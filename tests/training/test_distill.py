@@ -132,7 +132,7 @@ def test_images_have_names_from_where_the_file_is(demo: Judge, tmp_path: Path, m
 def test_pairs_of_images_are_those_of_a_ranking(demo: Judge, tmp_path: Path) -> None:
     images = [picture(seed) for seed in range(10)]
     result = mlxpref.distill(demo, images, tmp_path / "soft.jsonl", prompt="a hat", pairs=14)
-    ranking = demo.rank(images, "a hat", "all", pairs=14)
+    ranking = demo.rank(images, "a hat", "all", pairs=14, orders="both")
     assert (result.train, result.test, result.thinking, result.reading) == (14, 0, None, None)
     assert [row["p_a"] for row in rows_of(result.path)] == pytest.approx(
         [pair.verdict.p_a for pair in ranking.pairs], abs=1e-5
