@@ -25,7 +25,8 @@ def stars_and_shares(
     outcomes = []
     for a, b in asked:
         lead = strengths[a] - strengths[b] + rng.normal(0, 0.8)
-        outcomes.append(PairOutcome(a, b, *(logistic(lead + place + rng.normal(0, 0.3)) for place in (0.5, -0.5))))
+        first, second = (logistic(lead + place + rng.normal(0, 0.3)) for place in (0.5, -0.5))
+        outcomes.append(PairOutcome(a, b, first, second))
     ranking = Ranking("", (), rank_images(count, outcomes), (), 0.0)
     beaten = (strengths[:, None] > strengths).sum(axis=1) / (count - 1)
     return stars_of(ranking), beaten.tolist()

@@ -21,7 +21,7 @@ from mlxpref.ranking.orders import FEW_IMAGES, better_orders, in_one_order, tria
 from mlxpref.ranking.outcomes import PairOutcome
 from mlxpref.ranking.pair_selection import default_round, is_settled, next_round, pair_budget
 from mlxpref.ranking.strength_ranking import rank_images
-from mlxpref.text import short_names
+from mlxpref.text import counted, short_names
 
 ThinkAbout = Literal["top", "all", "none"]
 """The pairs to judge with thinking: those of the TOP best images, all, or none."""
@@ -132,6 +132,7 @@ def rank_pairs(
         time.perf_counter() - start,
         replaced=replaced,
         modes=tuple(budget.modes),
+        orders="; ".join(schedule.orders_notes) or f"orders: {orders}",
         planned=2 * budget.total,
         comparisons=counts.comparisons + counts.recalled,
         ending=ending,
@@ -156,8 +157,8 @@ class _PairSchedule:
     verdicts: dict[tuple[int, int, bool], PairVerdict] = field(default_factory=dict)
     asked: list[PairVerdict] = field(default_factory=list)
     settled: bool = False
+    orders_notes: list[str] = field(default_factory=list)
     _leaders: str = ""
-    _chosen: str = ""
 
     def __post_init__(self) -> None:
         self._names = short_names(image_names(self.images))
@@ -188,6 +189,12 @@ class _PairSchedule:
         work = self._rounds(members, comparisons, think, top)
         for _ in track(work, comparisons, lambda: f"judging {what}{self._leaders}"):
             pass
+        if self._chooses_orders(len(members), comparisons):
+            self._say_orders(think)
+
+    def _chooses_orders(self, count: int, budget: int) -> bool:
+        """Whether the answers decide in which orders pairs of some images are asked."""
+        return self.orders == "auto" and count > FEW_IMAGES and budget < count * (count - 1)
 
     def _rounds(self, members: Sequence[int], budget: int, think: bool, top: int | None) -> Iterator[None]:
         """Ask round after round, until the budget is used up, and yield for every comparison."""
@@ -232,14 +239,13 @@ class _PairSchedule:
     ) -> tuple[int, list[tuple[int, int]]]:
         """The orders of the next round and its pairs, by their places among the members."""
         instrument = self.modes.index(think)
-        auto = self.orders == "auto" and count > FEW_IMAGES and budget < count * (count - 1)
+        auto = self._chooses_orders(count, budget)
         if auto and not past_pairs and instrument not in self.known:
             return 2, trial_pairs(count, budget, self.seed)[: left // 2]
         orders = {"both": 2, "one": 1, "auto": 2}[self.orders]
         if auto:
             noise = fit.instruments[instrument].noise if fit and past_pairs else self.known[instrument]
             orders = better_orders(noise, budget / count)
-            self._say_orders(orders, noise, think)
         orders = min(orders, left)
         size = min(max(_ROUND, default_round(count)) * (2 // orders), left // orders)
         pairs = next_round(count, past_pairs, fit, size, self.seed, top, orders, instrument)
@@ -262,15 +268,18 @@ class _PairSchedule:
         before = self.verdicts.get((a, b, think))
         self.verdicts[a, b, think] = verdict.joined(before) if before else verdict
 
-    def _say_orders(self, orders: int, noise: Noise, think: bool) -> None:
-        """Note the choice, once."""
-        if self._chosen:
-            return
-        bias, pair = (float(variance) ** 0.5 for variance in (noise.of_difference(0.5), noise.of_mean(0.5)))
-        spread = f"the position bias varies from pair to pair by {bias:.2g} nats, all else by {pair:.2g}"
-        how = "each pair in one order" if orders == 1 else "each pair in both orders"
-        self._chosen = f"{how}: {spread}"
-        logger.info(self._chosen)
+    def _say_orders(self, think: bool) -> None:
+        """Note which orders the answers spoke for."""
+        verdicts = [verdict for (_, _, thought), verdict in self.verdicts.items() if thought == think]
+        both = sum(bool(verdict.a_shown_first and verdict.a_shown_second) for verdict in verdicts)
+        noise = self._fit().instruments[self.modes.index(think)].noise
+        bias, other = (float(variance) ** 0.5 for variance in (noise.of_difference(0.5), noise.of_mean(0.5)))
+        line = (
+            f"{'with' if think else 'without'} thinking {counted(both, 'pair')} in both orders, {len(verdicts) - both} in "
+            f"one: from pair to pair the position bias varies by {bias:.2g} nats, the answer of both orders by {other:.2g}"
+        )
+        self.orders_notes.append(line)
+        logger.info(line)
 
     def _fit(self) -> StrengthFit:
         fit = fit_strengths(len(self.images), self.outcomes, self.known)

@@ -108,7 +108,8 @@ class Ranking(Sequence[RankingEntry]):
 
     The i-th image of `images` is number i in `pairs` and in `strengths`. `pairs` are those with thinking where a pair
     was judged in both ways, `replaced` these pairs' answers without thinking: the strengths come from all of them.
-    `modes` says of every instrument of the fit whether it is with thinking; `planned` and `comparisons` count what was
+    `modes` says of every instrument of the fit whether it is with thinking, `orders` in which orders pairs were shown
+    and why; `planned` and `comparisons` count what was
     to be asked and what was. What an interval means: `INTERVAL_MEANING`.
     """
 
@@ -124,6 +125,7 @@ class Ranking(Sequence[RankingEntry]):
     skipped: tuple[Skipped, ...] = ()
     replaced: tuple[JudgedPair, ...] = ()
     modes: tuple[bool, ...] = (False,)
+    orders: str = ""
     planned: int = 0
     comparisons: int = 0
     ending: Ending = "done"
@@ -236,6 +238,7 @@ class Ranking(Sequence[RankingEntry]):
                 {"think": think, **asdict(each)}
                 for think, each in zip(self.modes, self.strengths.fit.instruments, strict=True)
             ],
+            "orders": self.orders,
             "intervals": self.meaning,
             "planned_comparisons": self.planned,
             "comparisons": self.comparisons,

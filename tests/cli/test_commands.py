@@ -47,7 +47,7 @@ COMPARE_KEYS = {
 }  # fmt: skip
 RANK_KEYS = {
     "prompt", "model", "adapter", "images", "pairs", "position_bias", "position_bias_stderr", "warnings", "remarks",
-    "planned_comparisons", "comparisons", "instruments", "intervals", "replaced",
+    "planned_comparisons", "comparisons", "instruments", "intervals", "orders", "replaced",
     "ending", "recalled", "skipped", "seconds", "vision_runs", "tokens",
     "calibration", "criterion", "group",
 }  # fmt: skip
