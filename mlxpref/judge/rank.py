@@ -276,8 +276,8 @@ class _PairSchedule:
         bias, other = (float(variance) ** 0.5 for variance in (noise.of_difference(0.5), noise.of_mean(0.5)))
         how = "with thinking" if think else "without thinking"
         line = (
-            f"{how} {counted(both, 'pair')} in both orders, {len(verdicts) - both} in one: from pair to pair the position "
-            f"bias varies by {bias:.2g} nats, the answer of both orders by {other:.2g}"
+            f"{how} {counted(both, 'pair')} in both orders, {len(verdicts) - both} in one: from pair to pair the "
+            f"position bias varies by {bias:.2g} nats, the answer of both orders by {other:.2g}"
         )
         self.orders_notes.append(line)
         logger.info(line)
