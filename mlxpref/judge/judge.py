@@ -257,12 +257,15 @@ class Judge:
             yield from batch
 
     def count_known(self, pairs: Sequence[Pair], think: bool, session: JudgingSession) -> int:
-        """The number of pairs that the store has in the order a, b."""
+        """The number of comparisons of pairs, each in both orders, that the store has."""
         if self.store is None:
             return 0
         contents = iter(self.vlm.features.contents([x for pair in pairs for x in (pair.a, pair.b)], session.seen))
         request = self._request("choice", False, think, session)
-        keys = [request.key(next(contents) or "", next(contents) or "", pair.prompt) for pair in pairs]
+        keys = []
+        for pair in pairs:
+            a, b = next(contents) or "", next(contents) or ""
+            keys += [request.key(a, b, pair.prompt), request.key(b, a, pair.prompt)]
         return len(self.store.get_many(keys))
 
     def noise_key(self, think: bool, session: JudgingSession) -> bytes:

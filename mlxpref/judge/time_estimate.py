@@ -20,7 +20,7 @@ def unknown_part(judge: Judge, pairs: Sequence[Pair], budget: PairBudget) -> Pai
         return budget
     session = judge.session()
     known = [
-        judge.count_known(pairs, think, session) if count else 0
+        judge.count_known(pairs, think, session) // 2 if count else 0
         for think, count in ((False, budget.without_thinking), (True, budget.with_thinking))
     ]
     return PairBudget(max(0, budget.without_thinking - known[0]), max(0, budget.with_thinking - known[1]))
