@@ -219,7 +219,16 @@ def _write_page(result: DemoResult, reports: Sequence[StepReport]) -> None:
     if result.example:
         pair = result.example.preference
         example = result.example.to_json() | {"first": thumbnail(pair.a).uri, "second": thumbnail(pair.b).uri}
-    write_page(result.html, "demo.html", result=result, bars=bars, curve=curve, ranked=places, example=example)
+    write_page(
+        result.html,
+        "demo.html",
+        result=result,
+        bars=bars,
+        curve=curve,
+        ranked=places,
+        example=example,
+        meaning=result.ranking.meaning,
+    )
 
 
 def _example(test: Sequence[Preference], before: Evaluation, after: Evaluation) -> Example | None:
