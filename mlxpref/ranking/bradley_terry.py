@@ -19,7 +19,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from mlxpref.ranking.log_odds import log_odds
-from mlxpref.ranking.noise import BIAS, ONE_ANSWER, Noise, WorkingAnswers, starting_noise, updated_noise
+from mlxpref.ranking.noise import BIAS, ONE_ANSWER, Noise, NoiseSearch, ScoringSteps, WorkingAnswers
 from mlxpref.ranking.outcomes import Array, Indices, Outcomes, PairOutcome
 from mlxpref.ranking.threads import one_thread
 
@@ -76,19 +76,21 @@ def fit_strengths(count: int, outcomes: Sequence[PairOutcome], known: Mapping[in
 
     Penalised quasi-likelihood (Breslow & Clayton 1993): the answers' latent log-odds z are the joint optimum with
     strengths, biases and scales, and stand for normal working responses. In turn, the variances of noise and bias take
-    a step of Fisher scoring from pair residuals (`updated_noise`), and so does the deviation of the strengths' prior.
+    a step of Fisher scoring from pair residuals (`NoiseSearch`), and so does the deviation of the strengths' prior.
 
     Empirical Bayes: where earlier answers choose the pairs, the best so far owe some of their lead to luck, and only a
     prior of the right width takes that back. Its uncertainty widens the covariance along d strengths / d log
     deviation, by `SPREAD_CAUTION` times its inverse information, which takes answers as normal.
 
     Without a cycle of pairs (two images, a tree) no noise can be seen: then an answer is as sure as it says, so that
-    the stronger of two images is the best with the probability that the judge gave it. `known` is what earlier
+    the stronger of two images is the best with the probability that the judge gave it: the last instrument, as nothing
+    shows how far another one can be trusted. `known` is what earlier
     rankings showed of the instruments' noise.
     """
     data = Outcomes(count, outcomes)
-    if count == 2 and len(outcomes) == 1 and data.known.all():
-        return _of_one_pair(outcomes[0])
+    last = np.flatnonzero(data.instrument == data.instruments - 1)
+    if count == 2 and len(last) == 1 and data.known[:, last].all():
+        return _of_one_pair(outcomes[int(last[0])])
     state = _State(data, known or {})
     for _ in range(MAX_UPDATES):
         if state.update() < 1e-4:
@@ -133,19 +135,23 @@ class _State:
     """
 
     def __init__(self, data: Outcomes, known: Mapping[int, Noise]) -> None:
-        self.data, self.known = data, known
-        instruments = range(data.instruments)
+        self.data = data
         self.bias = data.count + data.instrument  # (K,) the column of a pair's bias
         self.columns = np.stack([data.a, data.b])  # (2, K)
         self.parameters: Array = np.zeros(data.count + data.instruments)
-        self.noises = [starting_noise(data, number, known.get(number)) for number in instruments]
+        self.searches = [NoiseSearch(data, number, known.get(number)) for number in range(data.instruments)]
+        self.scale_steps = [ScoringSteps(0.5) for _ in range(data.instruments - 1)]
+        self.deviation_steps = ScoringSteps(1.0)
         size = self._log_odds_size()  # (M,)
         self.exponents: Array = np.clip(np.log(size / size[-1]), -5, 5)
         self.log_deviation = math.log(min(max(float(size[-1]) / math.sqrt(2), 1e-3), PRIOR_DEVIATION))
-        self.z = np.zeros_like(data.p)
-        for number, noise in enumerate(self.noises):
-            own = data.instrument == number
-            self.z[:, own] = log_odds(np.clip(np.nan_to_num(data.p[:, own], nan=0.5), noise.margin, 1 - noise.margin))
+        margin = np.array([noise.margin for noise in self.noises])[data.instrument]  # (K,)
+        self.z = log_odds(np.clip(np.nan_to_num(data.p, nan=0.5), margin, 1 - margin))
+
+    @property
+    def noises(self) -> list[Noise]:
+        """The noise of every instrument."""
+        return [search.noise for search in self.searches]
 
     def update(self) -> float:
         """One step of everything; the largest change."""
@@ -163,9 +169,7 @@ class _State:
         self.z = self.z + latent
         leverage = self._leverage()
         change = [np.abs(latent[data.known]).max(initial=0), np.abs(self.parameters - before).max()]
-        for number, noise in enumerate(self.noises):
-            self.noises[number], moved = updated_noise(data, number, noise, working, leverage, self.known.get(number))
-            change.append(moved)
+        change += [search.update(working, leverage) for search in self.searches]
         change += [self._update_scales(lead, leverage), self._update_deviation()]
         return float(max(change))
 
@@ -241,8 +245,7 @@ class _State:
             )
             drift = self.inverse @ (left - follow)
             self.scale_doubts.append((drift[: data.count], 1 / information))
-            step = (slope - self.exponents[number] / SCALE_DOUBT**2) / information
-            step = min(max(step, -0.5), 0.5)
+            step = self.scale_steps[number].next(slope - self.exponents[number] / SCALE_DOUBT**2, information)
             self.exponents[number] += step
             largest = max(largest, abs(step))
         return largest
@@ -262,9 +265,9 @@ class _State:
         slope = precision * float(strengths @ strengths) + trace - free - doubt
         # 2 |I - covariance / deviation^2|^2, the share of every direction that the data know; plus the log-normal's.
         self.information = 2 * (free - 2 * trace + float((covariance**2).sum())) + PRIOR_DOUBT**-2.0
-        step = min(max(slope / self.information, -1.0), 1.0)
+        step = self.deviation_steps.next(slope, self.information)
         self.log_deviation += step
-        return float(abs(step))
+        return abs(step)
 
 
 def _total_freedom(data: Outcomes, working: WorkingAnswers, noises: Sequence[Noise]) -> float:

@@ -106,69 +106,98 @@ class WorkingAnswers:
         return np.stack([of_pair + of_bias, of_pair - of_bias])
 
 
-def starting_noise(data: Outcomes, instrument: int, known: Noise | None) -> Noise:
-    """What the search for an instrument's noise begins with."""
-    own = data.instrument == instrument
-    votes, both = data.are_votes(instrument), data.known[:, own].all(axis=0)
-    size = np.clip(log_odds(data.p[:, own]), -9, 9)  # (2, K)
-    size = np.where(both, size.sum(axis=0) / 2, np.nan_to_num(size).sum(axis=0))
-    square = max(float((size**2).mean()), 1e-6) if size.size else 1.0
-    if known is not None and known.votes == votes:
-        return replace(known, floor=FLOOR * min(1, square))
-    if data.cycles(instrument) < 1:
-        return Noise(1.0 if votes else ONE_ANSWER, _bias_prior(votes)[0], votes=votes, floor=FLOOR * min(1, square))
-    if votes:
-        return Noise(0.3, 0.05, votes=True, expected=1.0)
-    return Noise(0.3 * square, 0.1 * square, floor=FLOOR * min(1, square), expected=SHARE * square)
+class ScoringSteps:
+    """The steps of Fisher scoring of a logarithm, at most `longest`.
 
-
-def updated_noise(
-    data: Outcomes,
-    instrument: int,
-    noise: Noise,
-    working: WorkingAnswers,
-    leverage: tuple[Array, Array, Array],
-    known: Noise | None,
-) -> tuple[Noise, float]:
-    """An instrument's noise after a step of Fisher scoring of both log variances, and the larger step.
-
-    `leverage` (K,) are the posterior variances of leads, their covariances with the biases, the variances of biases.
-    Squares of what is left over are compared with their expectation, given the leverage. The priors are log-normal:
-    what is `known`, as sure as its degrees of freedom, else a wide one. What no cycle of pairs shows stays as it began.
+    A step that turns back is at most half of the one before: whole ones may jump to and fro around the optimum.
     """
-    own = data.instrument == instrument
-    lead, cross, bias = (each[own] for each in leverage)
-    a, b, c = (each[own] for each in (working.lead_precision, working.cross_precision, working.bias_precision))
-    known = known if known is not None and known.votes == noise.votes else None
-    change = 0.0
-    cycles = data.cycles(instrument)
-    if cycles:
-        expected = a - (a**2 * lead + 2 * a * b * cross + b**2 * bias)
+
+    def __init__(self, longest: float) -> None:
+        self.longest = self.limit = longest
+        self.last = 0.0
+
+    def next(self, slope: float, information: float) -> float:
+        """The next step, from the slope of the log-likelihood and its information."""
+        turns = slope * self.last < 0
+        self.limit = abs(self.last) / 2 if turns else min(1.5 * self.limit, self.longest)
+        self.last = min(max(slope / information, -self.limit), self.limit)
+        return self.last
+
+
+class NoiseSearch:
+    """The search for an instrument's noise: `noise` is the best so far.
+
+    The priors are log-normal: what is `known`, as sure as its degrees of freedom, else a wide one. What no cycle of
+    pairs shows stays as it began.
+    """
+
+    def __init__(self, data: Outcomes, instrument: int, known: Noise | None) -> None:
+        self.own = own = data.instrument == instrument  # (K,)
+        self.both = data.known[:, own].all(axis=0)  # of its own pairs
+        self.cycles = data.cycles(instrument)
+        votes = data.are_votes(instrument)
+        self.known = known if known is not None and known.votes == votes else None
+        self.pair_steps, self.bias_steps = ScoringSteps(1.5), ScoringSteps(1.5)
+        size = np.clip(log_odds(data.p[:, own]), -9, 9)  # (2, K)
+        size = np.where(self.both, size.sum(axis=0) / 2, np.nan_to_num(size).sum(axis=0))
+        square = max(float((size**2).mean()), 1e-6) if size.size else 1.0
+        if self.known is not None:
+            start = self.known
+        elif not self.cycles:
+            start = Noise(1.0 if votes else ONE_ANSWER, _bias_prior(votes)[0], votes=votes)
+        elif votes:
+            start = Noise(0.3, 0.05, votes=True, expected=1.0)
+        else:
+            start = Noise(0.3 * square, 0.1 * square, expected=SHARE * square)
+        self.noise = replace(start, floor=FLOOR * min(1, square))
+
+    def update(self, working: WorkingAnswers, leverage: tuple[Array, Array, Array]) -> float:
+        """A step of Fisher scoring of both log variances; the larger step.
+
+        `leverage` (K,) are the posterior variances of leads, their covariances with the biases, the variances of
+        biases. Squares of what is left over are compared with their expectation, given the leverage.
+        """
+        lead, cross, bias = (each[self.own] for each in leverage)
+        a, b, c = (each[self.own] for each in (working.lead_precision, working.cross_precision, working.bias_precision))
+        change = 0.0
+        if self.cycles:
+            expected = a - (a**2 * lead + 2 * a * b * cross + b**2 * bias)
+            change = self._update_pair(working.left_lead[self.own] ** 2, expected, a)
+        both = self.both & (c > 0)
+        if both.sum() > 1:
+            expected = c - (b**2 * lead + 2 * b * c * cross + c**2 * bias)
+            left = working.left_bias[self.own] ** 2
+            change = max(change, self._update_bias(left[both], expected[both], c[both]))
+        return change
+
+    def _update_pair(self, square: Array, expected: Array, precision: Array) -> float:
+        """(K,) squares of what is left over of leads, their expectation, the leads' precision -> the step."""
+        noise = self.noise
+        share = np.ones_like(precision) if noise.votes else np.minimum(noise.pair * precision, 1.0)
         # Votes count by their information: one upset of a very sure judge cannot swamp the others.
-        weight = np.ones_like(a) if noise.votes else 1 / np.maximum(a, 1e-300)
-        share = np.ones_like(a) if noise.votes else np.minimum(noise.pair * a, 1.0)
-        centre, doubt = (known.pair, known.freedom) if known else (noise.expected, 2 / DOUBT**2)
-        step, freedom = _step(
-            working.left_lead[own] ** 2, expected, a, weight * share, share, noise.pair / centre, doubt
+        weight = share if noise.votes else share / np.maximum(precision, 1e-300)
+        centre, doubt = (self.known.pair, self.known.freedom) if self.known else (noise.expected, 2 / DOUBT**2)
+        slope, information, freedom = _score(square, expected, precision, weight, share, noise.pair / centre, doubt)
+        step = self.pair_steps.next(slope, information)
+        pair = max(noise.pair * math.exp(step), 1e-4 if noise.votes else SMALLEST)
+        self.noise = replace(noise, pair=pair, freedom=min(freedom, self.cycles) + doubt)
+        return abs(math.log(pair / noise.pair))
+
+    def _update_bias(self, square: Array, expected: Array, precision: Array) -> float:
+        """The same of biases, of the pairs with both orders."""
+        noise = self.noise
+        share = np.minimum(noise.bias * precision, 1.0)
+        centre, doubt = (self.known.bias, self.known.bias_freedom) if self.known else _bias_prior(noise.votes)
+        weight = share / precision
+        slope, information, freedom = _score(square, expected, precision, weight, share, noise.bias / centre, doubt)
+        step = self.bias_steps.next(slope, information)
+        self.noise = replace(
+            noise,
+            bias=max(noise.bias * math.exp(step), SMALLEST),
+            bias_freedom=min(freedom, len(square) - 1.0) + doubt,
+            opposite=min(float(square.sum() / expected.sum()), 1.0) if noise.votes else 1.0,
         )
-        freedom = min(freedom, cycles) + doubt
-        noise = replace(
-            noise, pair=max(noise.pair * math.exp(step), 1e-4 if noise.votes else SMALLEST), freedom=freedom
-        )
-        change = abs(step) if noise.pair > SMALLEST else 0.0
-    both = data.known[:, own].all(axis=0) & (c > 0)
-    if both.sum() > 1:
-        expected = (c - (b**2 * lead + 2 * b * c * cross + c**2 * bias))[both]
-        share = np.minimum(noise.bias * c[both], 1.0)
-        centre, doubt = (known.bias, known.bias_freedom) if known else _bias_prior(noise.votes)
-        left = working.left_bias[own][both] ** 2
-        step, freedom = _step(left, expected, c[both], share / c[both], share, noise.bias / centre, doubt)
-        freedom = min(freedom, both.sum() - 1.0) + doubt
-        opposite = min(float(left.sum() / expected.sum()), 1.0) if noise.votes else 1.0
-        bias = max(noise.bias * math.exp(step), SMALLEST)
-        noise = replace(noise, bias=bias, bias_freedom=freedom, opposite=opposite)
-        change = max(change, abs(step) * (share.max() > 1e-3))  # below, it no longer matters
-    return noise, change
+        return abs(step) * float(share.max() > 1e-3)  # below, it no longer matters
 
 
 def without_prior(noise: Noise) -> Noise:
@@ -180,10 +209,10 @@ def without_prior(noise: Noise) -> Noise:
     )
 
 
-def _step(
+def _score(
     square: Array, expected: Array, precision: Array, weight: Array, share: Array, ratio: float, doubt: float
-) -> tuple[float, float]:
-    """The step of a log variance, at most 1.5, and the degrees of freedom of its estimate.
+) -> tuple[float, float, float]:
+    """The slope of the likelihood in a log variance, its information, and the degrees of freedom of the estimate.
 
     (K,) squares of what is left over, their expectation, the precision of what they are squares of, weights, and the
     share of the variance in what the pair leaves over. `ratio` is the variance over its prior's median, `doubt` the
@@ -194,7 +223,7 @@ def _step(
     excess = float((weight * square).sum()) / total - 1
     sensitivity = float((weight * expected * share).sum()) / total
     slope = freedom / 2 * excess - doubt / 2 * math.log(ratio)
-    return min(max(slope / (freedom / 2 * sensitivity + doubt / 2), -1.5), 1.5), freedom
+    return slope, freedom / 2 * sensitivity + doubt / 2, freedom
 
 
 def _bias_prior(votes: bool) -> tuple[float, float]:

@@ -25,7 +25,9 @@ def random_pairs(count: int, per_image: int, rng: np.random.Generator) -> list[t
     return sorted(pairs)
 
 
-def outcomes_of(pairs: Iterable[tuple[int, int]], first: Array, second: Array, instrument: int = 0) -> list[PairOutcome]:
+def outcomes_of(
+    pairs: Iterable[tuple[int, int]], first: Array, second: Array, instrument: int = 0
+) -> list[PairOutcome]:
     """Outcomes of K pairs with P(a) (K,) shown first and second."""
     rows = zip(pairs, first.tolist(), second.tolist(), strict=True)
     return [PairOutcome(a, b, p, q, instrument) for (a, b), p, q in rows]

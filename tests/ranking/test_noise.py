@@ -85,9 +85,7 @@ def test_the_variance_of_the_bias_is_recovered(deviation):
     errors = []
     for seed in range(10):
         rng = np.random.default_rng(seed)
-        outcomes = thought(
-            random_pairs(40, 4, rng), rng.normal(0, 1, 40), rng, each=0.05, bias_deviation=deviation
-        )
+        outcomes = thought(random_pairs(40, 4, rng), rng.normal(0, 1, 40), rng, each=0.05, bias_deviation=deviation)
         noise = fit_strengths(40, outcomes).reference.noise
         truth = deviation**2 + 0.05**2 / 2  # half the difference of two comparisons has half their variance
         errors.append(math.log(noise.bias / truth) / math.sqrt(2 / noise.bias_freedom))
@@ -161,10 +159,10 @@ def test_what_answers_alone_showed():
 
 
 def test_a_sure_judges_one_upset_is_its_noise():
-    """Answers of 6 nats and more, without noise, and with one upset."""
+    """Answers of 3 nats and more, without noise, and with one upset."""
     pairs = list(all_pairs(4))
-    lead = np.array([6.0 * (b - a) for a, b in pairs])
+    lead = np.array([3.0 * (b - a) for a, b in pairs])
     calm = fit_strengths(4, outcomes_of(pairs, expit(lead + 0.3), expit(lead - 0.3))).reference.noise
     lead[0] *= -1
     upset = fit_strengths(4, outcomes_of(pairs, expit(lead + 0.3), expit(lead - 0.3))).reference.noise
-    assert calm.pair < 1 < 10 < upset.pair
+    assert upset.pair > 10 * calm.pair

@@ -1,15 +1,19 @@
 """Which pairs are asked next: invariants of a round, better orders than random pairs, and when a top is settled."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxpref.errors import ConfigError
-from mlxpref.ranking.bradley_terry import PairOutcome, StrengthFit, all_pairs, fit_strengths
+from mlxpref.ranking.bradley_terry import Instrument, StrengthFit, fit_strengths
+from mlxpref.ranking.noise import Noise
+from mlxpref.ranking.outcomes import PairOutcome, all_pairs
 from mlxpref.ranking.pair_selection import default_round, is_settled, next_round, pair_budget
 
-relaxed = settings(deadline=None, max_examples=25)  # a busy machine is not a failure
+relaxed = settings(deadline=None, max_examples=15)  # a busy machine is not a failure
 
 
 def judge_of(strengths, rng, votes=3, bias=0.5):
@@ -39,10 +43,13 @@ def connected(count, pairs):
     return len(reached) == count
 
 
+def posterior(strengths, covariance):
+    return StrengthFit(np.array(strengths, float), covariance, (Instrument(1.0, 0.0, 0.1, Noise(0.3, 1.0)),))
+
+
 def normal_fit(strengths, deviation):
     """A posterior of independent strengths."""
-    count = len(strengths)
-    return StrengthFit(np.array(strengths, float), deviation**2 * np.eye(count), 0.0, 0.1, 1 / 3, 20.0)
+    return posterior(strengths, deviation**2 * np.eye(len(strengths)))
 
 
 # Rounds
@@ -158,6 +165,34 @@ def test_rounds_order_better_than_random_pairs():
     assert agreement[0] > agreement[1] + 0.025
 
 
+def test_an_instruments_scale_does_not_matter():
+    """Ten times less sure with a hundredth of the noise variance: the same instrument, in other units."""
+    fit = normal_fit(np.random.default_rng(2).normal(0, 1, 12), 0.4)
+    unsure = Instrument(0.1, 0.0, 0.1, Noise(0.003, 0.01))
+    fits = replace(fit, instruments=(unsure, *fit.instruments))
+    for orders in (1, 2):
+        rounds = [next_round(12, [], fits, 6, orders=orders, instrument=instrument) for instrument in (0, 1)]
+        assert rounds[0] == rounds[1]
+
+
+@pytest.mark.parametrize(
+    ("noise", "orders", "pair"),
+    [
+        (Noise(1e-6, 100.0), 2, (2, 3)),
+        (Noise(1e-6, 100.0), 1, (0, 1)),
+        (Noise(100.0, 1e-6), 2, (0, 1)),
+        (Noise(100.0, 1e-6), 1, (0, 1)),
+    ],
+)
+def test_noisy_answers_go_where_the_variance_is_large(noise, orders, pair):
+    """Of two even couples the leading one comes first, as long as an answer tells nearly all. A noisy answer tells
+    more of the other, whose variance is larger; in one order the bias that varies is noise, too."""
+    fit = replace(
+        posterior([0.0, 0.0, 3.0, 3.0], np.diag([1.0, 1.0, 0.3, 0.3])), instruments=(Instrument(1.0, 0.0, 0.1, noise),)
+    )
+    assert next_round(4, [(0, 2), (1, 3), (0, 3)], fit, 1, orders=orders) == [pair]
+
+
 # Settled
 
 
@@ -177,19 +212,19 @@ def test_every_member_must_beat_every_other_image():
     """A lead that would do over one image does not do over ten equal ones, nor a wide member beside a sure one."""
     assert is_settled(normal_fit([2.2, 0.0], 0.5**0.5), 1)
     assert not is_settled(normal_fit([2.2, *[0.0] * 10], 0.5**0.5), 1)
-    wide = StrengthFit(np.array([4.0, 3.0, 0.0]), np.diag([9.0, 0.01, 0.01]), 0.0, 0.1, 1.0, 9.0)
+    wide = posterior([4.0, 3.0, 0.0], np.diag([9.0, 0.01, 0.01]))
     assert not is_settled(wide, 2)
 
 
 def test_shared_uncertainty_cancels():
     """Both strengths may be anything together; their difference is known."""
-    together = StrengthFit(np.array([1.0, 0.0]), 4.0 + 0.05 * np.eye(2), 0.0, 0.1, 1.0, 9.0)
+    together = posterior([1.0, 0.0], 4.0 + 0.05 * np.eye(2))
     assert is_settled(together, 1)
 
 
 def test_unconnected_images_are_not_settled():
     outcomes = [PairOutcome(0, 1, 0.99, 0.99), PairOutcome(2, 3, 0.99, 0.99)]
-    fit = fit_strengths(4, outcomes, default_dispersion=0.01)
+    fit = fit_strengths(4, outcomes, {0: Noise(0.01, 0.01, 100, 100)})
     assert not any(is_settled(fit, top) for top in (1, 2, 3))
 
 
