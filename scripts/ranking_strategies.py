@@ -8,40 +8,40 @@ images (`raw_annotations`), and the order that all of them together give (`rank`
   second + 1 (the position bias), the strengths fitted on all pairs and all raters of the prompt.
 Soft: the answer is the share of the votes. Hard: the majority. One vote is both.
 
+`ours` is the product with `--orders auto`, `ours, both` with `--orders both`; the others ask every pair in both orders.
+A comparison is a pair in one order, so that a pair of the real raters costs two comparisons in both orders, too, though
+their answers are the same.
+
 The strengths come from `ranking.fit_strengths`; only the merge sort's own order stands, so soft and hard are one to it.
 `tau` is Kendall's tau-a, (concordant - discordant pairs) / all pairs, against `rank` (which has no ties); equal
 strengths count as neither. `top1` is the share of runs whose strongest image has the best `rank`. `top1_tied` also
 counts an image with the same mean rank over the raters as the best one's, where `rank` breaks a tie. Of the biased
-judge the truth are its strengths. All are means over prompts and repetitions; `comparisons` are pairs, each asked once.
+judge the truth are its strengths. All are means over prompts and repetitions.
 """
 
 import json
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
-from numpy.typing import NDArray
 
-from mlxpref.cli.output import print_table, print_text, show_on_stderr
+from mlxpref.cli.output import print_table, show_on_stderr
 from mlxpref.log import track
-from mlxpref.ranking.bradley_terry import StrengthFit, fit_strengths
+from mlxpref.ranking.bradley_terry import fit_strengths
 from mlxpref.ranking.outcomes import PairOutcome, all_pairs
-from mlxpref.ranking.pair_selection import default_round, next_round
+from scripts.ranking_judges import Answers, Array, fit_of, fit_of_all, people, print_results, ranked, tau_a
 
-Array = NDArray[np.float64]
-Answers = Mapping[tuple[int, int], PairOutcome]
-"""What the judge says of every pair (a, b), a < b, should it be asked."""
 Results = dict[int, Array]
-"""Strengths (N,) by the number of pairs that they come from."""
+"""Strengths (N,) by the number of comparisons that they come from."""
 
 BIAS = 1.0
 """The simulated judge's preference for the first place, in nats."""
-BUDGETS = (1.0, 4 / 3, 2.0)
-"""Pairs an image after which a ranking is looked at."""
+BUDGETS = (2.0, 8 / 3, 4.0)
+"""Comparisons an image after which a ranking is looked at."""
 CASES = (("raters", 1, False), ("raters", 3, False), ("raters", 3, True), ("biased", 3, False), ("biased", 3, True))
 """Judge, votes, soft."""
 
@@ -84,48 +84,29 @@ def rater_answers(ranks: Array, votes: int, soft: bool, rng: np.random.Generator
     return answers
 
 
-def voted_answers(strengths: Array, votes: int, soft: bool, rng: np.random.Generator, bias: float = BIAS) -> Answers:
-    """What a judge with a position bias says of every pair in both orders, by `votes` Bernoulli votes each."""
-    answers = {}
-    for a, b in all_pairs(len(strengths)):
-        lead = strengths[a] - strengths[b]
-        shares = [rng.binomial(votes, logistic(lead + place)) / votes for place in (bias, -bias)]
-        answers[a, b] = PairOutcome(a, b, *(shares if soft else map(_majority, shares)))
-    return answers
-
-
-def logistic(x: float) -> float:
-    return 1 / (1 + math.exp(-x))
-
-
 def _majority(share: float) -> float:
     return 0.5 if share == 0.5 else float(share > 0.5)
 
 
-# Strategies
-
-
-def fit_of(count: int, answers: Answers, pairs: Iterable[tuple[int, int]]) -> StrengthFit:
-    """What the answers to pairs say."""
-    return fit_strengths(count, [answers[pair] for pair in pairs])
+# Strategies: images, answers, numbers of comparisons, seed
 
 
 def by_random(count: int, answers: Answers, budgets: Sequence[int], seed: int) -> Results:
     """Pairs at random."""
     every = np.random.default_rng(seed).permutation(list(all_pairs(count)))
     pairs = [(int(a), int(b)) for a, b in every]
-    return {budget: fit_of(count, answers, pairs[:budget]).strengths for budget in budgets}
+    return {budget: fit_of(count, answers, pairs[: budget // 2]).strengths for budget in budgets}
 
 
 def by_swiss(count: int, answers: Answers, budgets: Sequence[int], seed: int) -> Results:
     """Rounds of N / 2 pairs: neighbours in the current order that have not met; at random in the first round."""
     strengths, results = np.random.default_rng(seed).random(count), {}
     asked: list[tuple[int, int]] = []
-    for size in sizes(budgets, count // 2):
+    for size in sizes([budget // 2 for budget in budgets], count // 2):
         asked += swiss_round(np.argsort(-strengths).tolist(), set(asked), size)
         strengths = fit_of(count, answers, asked).strengths
-        results[len(asked)] = strengths
-    return {budget: results[budget] for budget in budgets}
+        results[2 * len(asked)] = strengths
+    return {budget: results[budget // 2 * 2] for budget in budgets}
 
 
 def swiss_round(order: Sequence[int], asked: set[tuple[int, int]], size: int) -> list[tuple[int, int]]:
@@ -161,25 +142,21 @@ def by_merge_sort(count: int, answers: Answers, budgets: Sequence[int], seed: in
         return result + left + right
 
     order = merged(np.random.default_rng(seed).permutation(count).tolist())
-    return {len(asked): -np.argsort(order).astype(float)}
+    return {2 * len(asked): -np.argsort(order).astype(float)}
 
 
 def by_all_pairs(count: int, answers: Answers, budgets: Sequence[int], seed: int) -> Results:
     """Every pair."""
-    pairs = list(all_pairs(count))
-    return {len(pairs): fit_of(count, answers, pairs).strengths}
+    return {count * (count - 1): fit_of_all(count, answers).strengths}
 
 
-def by_ours(count: int, answers: Answers, budgets: Sequence[int], seed: int) -> Results:
-    """`pairing.next_round` with a fit after every round."""
+def by_ours(count: int, answers: Answers, budgets: Sequence[int], seed: int, orders: str = "auto") -> Results:
+    """The product's schedule: a run for each budget, as it depends on the budget."""
     results: Results = {}
-    asked: list[tuple[int, int]] = []
-    fit = None
-    for size in sizes(budgets, default_round(count)):
-        asked += next_round(count, asked, fit, size, seed)
-        fit = fit_of(count, answers, asked)
-        results[len(asked)] = fit.strengths
-    return {budget: results[budget] for budget in budgets}
+    for budget in budgets:
+        ranking = ranked(count, answers, seed, pairs=budget // 2, orders=orders)
+        results[ranking.comparisons] = ranking.strengths.fit.strengths
+    return results
 
 
 def sizes(budgets: Sequence[int], size: int) -> list[int]:
@@ -195,16 +172,11 @@ STRATEGIES: Mapping[str, Strategy] = {
     "merge sort": by_merge_sort,
     "all pairs": by_all_pairs,
     "ours": by_ours,
+    "ours, both": partial(by_ours, orders="both"),
 }
 
 
 # Strategies beside each other
-
-
-def tau_a(strengths: Array, rank: Array) -> float:
-    """Kendall's tau-a of strengths (N,), larger is better, against ranks (N,), smaller is better."""
-    agree = np.sign(strengths[:, None] - strengths) * np.sign(rank - rank[:, None])
-    return float(agree[np.triu_indices(len(rank), 1)].mean())
 
 
 def best_found(strengths: Array, rank: Array) -> bool:
@@ -213,7 +185,7 @@ def best_found(strengths: Array, rank: Array) -> bool:
 
 
 def run_case(prompts: Sequence[Prompt], judge: str, votes: int, soft: bool, repeats: int) -> list[dict[str, Any]]:
-    """Every strategy with one judge: a row for each number of pairs."""
+    """Every strategy with one judge: a row for each number of comparisons."""
     found: dict[tuple[str, int], list[tuple[float, ...]]] = {}
     runs = [(number, repeat) for repeat in range(repeats) for number in range(len(prompts))]
     what = f"{judge}, {votes} votes, {'soft' if soft else 'hard'}"
@@ -222,13 +194,10 @@ def run_case(prompts: Sequence[Prompt], judge: str, votes: int, soft: bool, repe
         if judge == "raters":
             answers, rank, mean = rater_answers(prompt.ranks, votes, soft, rng), prompt.rank, prompt.ranks.mean(axis=0)
         else:
-            answers, rank, mean = (
-                voted_answers(prompt.strengths, votes, soft, rng),
-                -prompt.strengths,
-                -prompt.strengths,
-            )
+            answers = people(votes, hard=not soft, bias=BIAS).answers(prompt.strengths, rng)
+            rank = mean = -prompt.strengths
         count = len(rank)
-        budgets = [round(share * count) for share in BUDGETS if share * count < count * (count - 1) // 2]
+        budgets = [2 * round(share * count / 2) for share in BUDGETS if share * count < count * (count - 1)]
         for name, strategy in STRATEGIES.items():
             results = strategy(count, answers, budgets, repeat * len(prompts) + number)
             for place, (pairs, strengths) in enumerate(results.items()):
@@ -243,7 +212,7 @@ def run_case(prompts: Sequence[Prompt], judge: str, votes: int, soft: bool, repe
 
 def strategy_table(rows: Sequence[Mapping[str, Any]], judge: str) -> None:
     """Print what `run_case` found."""
-    columns = ("strategy", ">votes", "answers", ">pairs", ">tau", ">top 1", ">top 1 or tied")
+    columns = ("strategy", ">votes", "answers", ">comparisons", ">tau", ">top 1", ">top 1 or tied")
     cells = [
         [row["name"], row["votes"], "soft" if row["soft"] else "hard", f"{row['comparisons']:.1f}"]
         + [f"{row[key]:.3f}" for key in ("tau", "top1", "top1_tied")]
@@ -258,7 +227,7 @@ def strategy_table(rows: Sequence[Mapping[str, Any]], judge: str) -> None:
 @click.option("--biased-repeats", default=10, show_default=True, help="The same for the simulated judge.")
 @show_on_stderr()
 def main(folder: Path, repeats: int, biased_repeats: int) -> None:
-    """Measure how good a ranking is after how many pairs, by strategy of asking them."""
+    """Measure how good a ranking is after how many comparisons, by strategy of asking them."""
     prompts = read_prompts(folder)
     rows: dict[str, list[dict[str, Any]]] = {"raters": [], "biased": []}
     for judge, votes, soft in CASES:
@@ -268,7 +237,7 @@ def main(folder: Path, repeats: int, biased_repeats: int) -> None:
             rows[judge] += [row | {"soft": True} for row in found]
     for judge, of_judge in rows.items():
         strategy_table(of_judge, judge)
-    print_text(json.dumps({"strategies": rows["raters"], "biased_judge": rows["biased"]}))
+    print_results({"strategies": rows["raters"], "biased_judge": rows["biased"]})
 
 
 if __name__ == "__main__":
