@@ -13,7 +13,7 @@ from mlxpref.judge.ranking_result import Ranking
 from mlxpref.ranking.outcomes import PairOutcome, all_pairs
 from mlxpref.ranking.strength_ranking import rank_images
 from mlxpref.report.xmp import stars_of
-from scripts.ranking_strategies import logistic
+from scripts.ranking_judges import logistic
 
 
 def stars_and_shares(
