@@ -1,10 +1,11 @@
 """`rank --think top` by judges whose reading is unlike their thinking: `python -m scripts.ranking_instruments`.
 
 Strengths of deviation 1 in nats of neither; both modes answer with a scale, a noise of the pair and a position bias of
-their own: log-odds = scale * (difference + noise) +- bias. All pairs are read, the ten best thought about, as the
-product does. `top`: Kendall's tau of all images; `reading`: that of `--think none`. `ten`: that of the ten alone;
-`thinking`: that of a fit to the answers with thinking alone; `ten_reading`: of the ten as reading had them. `first` and
-`thinking_first`: how often the best is the truly best. `scale`: what the fit finds of reading's, over the true one.
+their own: log-odds = scale * (difference + noise + 0.1 of the comparison) +- bias. All are read, the ten best thought
+about, as the product does. `top`: Kendall's tau of all images; `reading`: that of `--think none`. `ten`: that of the
+ten alone; `thinking`: that of a fit to the answers with thinking alone; `ten_reading`: of the ten as reading had them.
+`first` and `thinking_first`: how often the best is the truly best. `scale`: what the fit finds of reading's, over the
+true one.
 """
 
 import click
@@ -44,7 +45,7 @@ def both_modes(count: int, reading: tuple[float, float, float], thinking: tuple[
         rng = np.random.default_rng([count, repeat])
         truth = rng.normal(0, 1, count)
         read, thought = (
-            Judge(pair=scale * noise, order=0, bias=bias).answers(scale * truth, rng)
+            Judge(pair=scale * noise, order=0.1 * scale, bias=bias).answers(scale * truth, rng)
             for scale, noise, bias in (reading, thinking)
         )
         top = ranked(count, read, repeat, thinking=thought)
