@@ -177,7 +177,9 @@ class _State:
         """What is found of an instrument."""
         bias = self.data.count + number
         noise = self.noises[number]
-        variance = float(self.inverse[bias, bias]) * widening(max(noise.bias_freedom, 1.0)) ** 2
+        # Without pairs in both orders only the sum of the variances shows.
+        freedom = max(noise.bias_freedom or noise.freedom, 1.0)
+        variance = float(self.inverse[bias, bias]) * widening(freedom) ** 2
         return Instrument(math.exp(self.exponents[number]), float(self.parameters[bias]), math.sqrt(variance), noise)
 
     def doubts(self) -> list[tuple[Array, float]]:

@@ -128,7 +128,7 @@ class NoiseSearch:
     """The search for an instrument's noise: `noise` is the best so far.
 
     The priors are log-normal: what is `known`, as sure as its degrees of freedom, else a wide one. What no cycle of
-    pairs shows stays as it began.
+    pairs shows stays as it began. Of pairs in one order only the sum of the variances shows; they keep their ratio.
     """
 
     def __init__(self, data: Outcomes, instrument: int, known: Noise | None) -> None:
@@ -137,9 +137,12 @@ class NoiseSearch:
         self.cycles = data.cycles(instrument)
         votes = data.are_votes(instrument)
         self.known = known if known is not None and known.votes == votes else None
+        self.only_sum_shows = self.known is None and not votes and self.both.sum() < 2
         self.pair_steps, self.bias_steps = ScoringSteps(1.5), ScoringSteps(1.5)
-        size = np.clip(log_odds(data.p[:, own]), -9, 9)  # (2, K)
-        size = np.where(self.both, size.sum(axis=0) / 2, np.nan_to_num(size).sum(axis=0))
+        known_orders, first = data.known[:, own], np.array([[1.0], [-1.0]])
+        size = np.where(known_orders, np.clip(log_odds(data.p[:, own]), -9, 9), 0.0)  # (2, K)
+        bias = (first * size).sum() / max(known_orders.sum(), 1)
+        size = np.where(known_orders, size - first * bias, 0.0).sum(axis=0) / np.maximum(known_orders.sum(axis=0), 1)
         square = max(float((size**2).mean()), 1e-6) if size.size else 1.0
         if self.known is not None:
             start = self.known
@@ -173,14 +176,16 @@ class NoiseSearch:
     def _update_pair(self, square: Array, expected: Array, precision: Array) -> float:
         """(K,) squares of what is left over of leads, their expectation, the leads' precision -> the step."""
         noise = self.noise
-        share = np.ones_like(precision) if noise.votes else np.minimum(noise.pair * precision, 1.0)
+        variance = noise.pair + noise.bias * self.only_sum_shows
+        share = np.ones_like(precision) if noise.votes else np.minimum(variance * precision, 1.0)
         # Votes count by their information: one upset of a very sure judge cannot swamp the others.
         weight = share if noise.votes else share / np.maximum(precision, 1e-300)
         centre, doubt = (self.known.pair, self.known.freedom) if self.known else (noise.expected, 2 / DOUBT**2)
         slope, information, freedom = _score(square, expected, precision, weight, share, noise.pair / centre, doubt)
         step = self.pair_steps.next(slope, information)
         pair = max(noise.pair * math.exp(step), 1e-4 if noise.votes else SMALLEST)
-        self.noise = replace(noise, pair=pair, freedom=min(freedom, self.cycles) + doubt)
+        bias = noise.bias * (pair / noise.pair if self.only_sum_shows else 1.0)
+        self.noise = replace(noise, pair=pair, bias=bias, freedom=min(freedom, self.cycles) + doubt)
         return abs(math.log(pair / noise.pair))
 
     def _update_bias(self, square: Array, expected: Array, precision: Array) -> float:

@@ -395,6 +395,20 @@ def test_a_bias_that_varies_costs_nothing_in_both_orders():
     assert min(agreement[1.0], agreement[2.0]) > agreement[0.0] - 0.005
 
 
+@pytest.mark.parametrize("bias", [1.0, 3.0, 6.0])
+def test_a_constant_bias_costs_nothing_in_one_order(bias):
+    """It is no noise, however large: strengths and their errors are those of a judge without one."""
+    fits = []
+    for each in (0.0, bias):
+        rng = np.random.default_rng(3)
+        outcomes = thought(random_pairs(12, 6, rng), rng.normal(0, 1, 12), rng, bias=each)
+        fits.append(fit_strengths(12, one_order(outcomes)))
+    np.testing.assert_allclose(fits[1].strengths, fits[0].strengths, atol=0.03)
+    np.testing.assert_allclose(errors(fits[1]), errors(fits[0]), rtol=0.05)
+    assert fits[1].reference.position_bias == pytest.approx(bias, abs=0.2)
+    assert fits[1].reference.position_bias_stderr < 0.2
+
+
 @pytest.mark.parametrize("deviation", [0.2, 1.0])
 def test_one_order_counts_a_bias_that_varies_as_noise(deviation):
     """Pairs in both orders show the bias; the intervals of pairs in one order then hold the truth."""
@@ -467,16 +481,19 @@ def test_coverage_of_three_votes():
     assert 0.91 <= bias <= 0.995  # standard error 0.015
 
 
-@pytest.mark.parametrize("deviation", [1.0, 5.0])
-@pytest.mark.parametrize("bias_deviation", [0.0, 1.0])
-def test_coverage_of_noisy_log_odds(deviation, bias_deviation):
+@pytest.mark.parametrize(
+    ("deviation", "bias_deviation", "orders"),
+    [(1.0, 0.0, 2), (5.0, 0.0, 2), (1.0, 1.0, 2), (1.0, 0.0, 1), (1.0, 1.0, 1)],
+)
+def test_coverage_of_noisy_log_odds(deviation, bias_deviation, orders):
     """200 repetitions of the same design with log-odds, of an unsure and of a very sure judge, whose bias varies or
     does not. What the intervals of the bias must hold is its mean over all pairs, not over those asked."""
     rng = np.random.default_rng(7)
     pairs = random_pairs(20, 4, rng)
 
     def answers(strengths):
-        return thought(pairs, strengths, rng, bias_deviation=bias_deviation)
+        outcomes = thought(pairs, strengths, rng, bias_deviation=bias_deviation)
+        return outcomes if orders == 2 else one_order(outcomes)
 
     shares = coverage(lambda: rng.normal(0, deviation, 20), answers, 20, 200, 0.5)
     assert (shares >= [0.92, 0.92, 0.9]).all()

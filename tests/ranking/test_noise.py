@@ -76,7 +76,7 @@ def test_votes_that_both_orders_share():
     assert noise.dispersion == pytest.approx(2, rel=0.15)
     assert noise.opposite < 0.01
     assert fit.reference.position_bias == pytest.approx(0, abs=1e-6)
-    assert better_orders(noise, 4) == 1
+    assert [better_orders(noise, comparisons) for comparisons in (2, 4, 50)] == [1, 1, 1]
 
 
 @pytest.mark.parametrize("deviation", [0.1, 0.5, 1.0, 2.0])
