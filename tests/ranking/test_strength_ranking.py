@@ -43,7 +43,7 @@ def test_permuting_the_images_permutes_the_ranking(judged, random):
     for image in was:
         other = now[new[image.index]]
         for name in ("strength", "low", "high"):
-            assert getattr(other, name) == pytest.approx(getattr(image, name), abs=2e-3), name
+            assert getattr(other, name) == pytest.approx(getattr(image, name), rel=2e-3, abs=2e-3), name
         assert other.stderr == pytest.approx(image.stderr, rel=2e-3)
         assert other.p_best == pytest.approx(image.p_best, abs=0.02)  # images that are equal share their draws
         assert (other.wins, other.pairs) == (image.wins, image.pairs)
