@@ -25,7 +25,6 @@ import click
 import numpy as np
 
 from mlxpref.cli.output import note, show_on_stderr
-from mlxpref.log import track
 from mlxpref.ranking.bradley_terry import StrengthFit
 from mlxpref.ranking.outcomes import all_pairs
 from mlxpref.ranking.pair_selection import pair_budget
@@ -140,7 +139,7 @@ def ask_swiss(count: int, answers: Answers, budget: int, seed: int) -> StrengthF
 def times(counts: Sequence[int]) -> list[Row]:
     """Processor time of a ranking at the default budget without the judge's own, for numbers of images."""
     rows: list[Row] = []
-    for count in track(counts, len(counts), "time"):
+    for count in counts:
         note(f"time of {count} images")
         rng = np.random.default_rng(count)
         answers = people(3).answers(rng.normal(0, 1, count), rng)

@@ -223,8 +223,8 @@ def strategy_table(rows: Sequence[Mapping[str, Any]], judge: str) -> None:
 
 @click.command()
 @click.argument("folder", metavar="DATA_FOLDER", type=click.Path(path_type=Path))
-@click.option("--repeats", default=50, show_default=True, help="Repetitions a prompt.")
-@click.option("--biased-repeats", default=10, show_default=True, help="The same for the simulated judge.")
+@click.option("--repeats", default=30, show_default=True, help="Repetitions a prompt.")
+@click.option("--biased-repeats", default=5, show_default=True, help="The same for the simulated judge.")
 @show_on_stderr()
 def main(folder: Path, repeats: int, biased_repeats: int) -> None:
     """Measure how good a ranking is after how many comparisons, by strategy of asking them."""
