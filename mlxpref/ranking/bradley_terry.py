@@ -84,8 +84,7 @@ def fit_strengths(count: int, outcomes: Sequence[PairOutcome], known: Mapping[in
 
     Without a cycle of pairs (two images, a tree) no noise can be seen: then an answer is as sure as it says, so that
     the stronger of two images is the best with the probability that the judge gave it: the last instrument, as nothing
-    shows how far another one can be trusted. `known` is what earlier
-    rankings showed of the instruments' noise.
+    shows how far another one can be trusted. `known` is what earlier rankings showed of the instruments' noise.
     """
     data = Outcomes(count, outcomes)
     last = np.flatnonzero(data.instrument == data.instruments - 1)
@@ -201,9 +200,6 @@ class _State:
     def _normal_equations(self) -> tuple[Array, Array]:
         """The Hessian (N + M, N + M) and the right-hand side of the working model, with the priors."""
         data, size, working, values = self.data, len(self.parameters), self.working, self.values
-        gradient = np.zeros(size)
-        gradient += np.bincount(self.columns.ravel(), (values * working.response_lead).ravel(), size)
-        gradient += np.bincount(self.bias, working.response_bias, size)
         cross = values * working.cross_precision
         places: list[Indices] = [
             self.columns[:, None] * size + self.columns,
@@ -217,7 +213,13 @@ class _State:
         hessian += np.bincount(place, weight, size * size).reshape(size, size)
         prior = np.repeat([math.exp(-2 * self.log_deviation), PRIOR_DEVIATION**-2.0], [data.count, data.instruments])
         hessian += np.diag(prior)
-        return hessian, gradient
+        return hessian, self._of_parameters(working.response_lead, working.response_bias)
+
+    def _of_parameters(self, of_leads: Array, of_biases: Array) -> Array:
+        """(K,) slopes in the pairs' leads and biases -> (N + M,) slopes in the parameters."""
+        size = len(self.parameters)
+        strengths = np.bincount(self.columns.ravel(), (self.values * of_leads).ravel(), size)
+        return np.asarray(strengths + np.bincount(self.bias, of_biases, size), np.float64)
 
     def _leverage(self) -> tuple[Array, Array, Array]:
         """(K,) each: the posterior variance of a pair's lead, its covariance with the bias, the bias's variance."""
@@ -230,24 +232,19 @@ class _State:
 
         It maximises the marginal likelihood: the joint one would shrink the strengths and let the scales grow.
         """
-        data, working, size = self.data, self.working, len(self.parameters)
+        working, (variance, cross, _) = self.working, leverage
+        precision, mixed = working.lead_precision, working.cross_precision
         self.scale_doubts, largest = [], 0.0
-        for number in range(data.instruments - 1):
-            own = data.instrument == number
-            variance, cross = (each[own] for each in leverage[:2])
-            precision, mixed = working.lead_precision[own], working.cross_precision[own]
-            slope = float((working.left_lead[own] * lead[own] - precision * variance - mixed * cross).sum())
-            pull = np.where(own, precision_of := working.lead_precision * lead, 0.0)
-            follow = np.bincount(self.columns.ravel(), (self.values * pull).ravel(), size)
-            follow += np.bincount(self.bias, np.where(own, working.cross_precision * lead, 0.0), size)
-            information = float((precision_of * lead)[own].sum() - follow @ self.inverse @ follow)
+        for number, steps in enumerate(self.scale_steps):
+            own = self.data.instrument == number
+            growth = own * lead  # (K,) d lead / d log scale
+            slope = float((working.left_lead * growth - own * (precision * variance + mixed * cross)).sum())
+            pull = self._of_parameters(precision * growth, mixed * growth)
+            information = float((precision * growth**2).sum() - pull @ self.inverse @ pull)
             information = max(information, 0.0) + SCALE_DOUBT**-2.0
-            left = np.bincount(
-                self.columns.ravel(), (self.values * np.where(own, working.left_lead, 0.0)).ravel(), size
-            )
-            drift = self.inverse @ (left - follow)
-            self.scale_doubts.append((drift[: data.count], 1 / information))
-            step = self.scale_steps[number].next(slope - self.exponents[number] / SCALE_DOUBT**2, information)
+            drift = self.inverse @ (self._of_parameters(own * working.left_lead, 0 * lead) - pull)
+            self.scale_doubts.append((drift[: self.data.count], 1 / information))
+            step = steps.next(slope - self.exponents[number] / SCALE_DOUBT**2, information)
             self.exponents[number] += step
             largest = max(largest, abs(step))
         return largest

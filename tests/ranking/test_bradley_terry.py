@@ -193,14 +193,37 @@ def test_the_covariance_is_the_posteriors(count, design):
     free = len(outcomes) - count + 1
     assert fit.degrees_of_freedom == pytest.approx(free + 2 / noise.DOUBT**2, rel=0.02)
     assert fit.widening == pytest.approx(stats.t.ppf(0.975, fit.degrees_of_freedom) / Z95)
-    _, posterior = normal_model(count, outcomes, fit)
-    step = np.array([1e-4, 0, 0])
-    wider, narrower = found(fit) + step, found(fit) - step
-    drift = (posterior(wider)[0] - posterior(narrower)[0]) / 2e-4  # of strengths with the log deviation
-    doubt = fit.covariance / fit.widening**2 - posterior(found(fit))[1]
-    scale = drift @ doubt @ drift / (drift @ drift) ** 2
-    np.testing.assert_allclose(doubt, scale * np.outer(drift, drift), atol=1e-5)
+    (scale,) = doubts_of(count, outcomes, fit, [0])
     assert 1.5 / count < scale <= 3 * bradley_terry.PRIOR_DOUBT**2  # three times the variance of a log deviation
+
+
+def test_the_covariance_knows_the_doubt_of_a_scale():
+    """Of reading's scale against thinking's, as wide as the curvature of the likelihood says."""
+    rng, outcomes = np.random.default_rng(2), []
+    strengths = rng.normal(0, 1, 8)
+    for instrument, pairs in enumerate((list(all_pairs(8)), list(all_pairs(4)))):
+        outcomes += thought(pairs, strengths, rng, scale=1 + instrument, instrument=instrument)
+    fit = fit_strengths(8, outcomes)
+    loss, _ = normal_model(8, outcomes, fit)
+    step = np.eye(6)[0] * 1e-3
+    curvature = (loss(found(fit) + step) + loss(found(fit) - step) - 2 * loss(found(fit))) / 1e-6
+    scale, deviation = doubts_of(8, outcomes, fit, [0, 1])
+    assert scale == pytest.approx(1 / curvature, rel=0.5)
+    assert deviation > 0
+
+
+def doubts_of(count, outcomes, fit, parameters):
+    """The variances of parameters of `normal_model` that explain what the covariance has beyond the posterior's."""
+    _, posterior = normal_model(count, outcomes, fit)
+    doubt = fit.covariance / fit.widening**2 - posterior(found(fit))[1]
+    products = []
+    for parameter in parameters:
+        step = np.eye(len(found(fit)))[parameter] * 1e-4
+        drift = (posterior(found(fit) + step)[0] - posterior(found(fit) - step)[0]) / 2e-4
+        products.append(np.outer(drift, drift).ravel())
+    variances, *_ = np.linalg.lstsq(np.transpose(products), doubt.ravel(), rcond=None)
+    np.testing.assert_allclose(np.transpose(products) @ variances, doubt.ravel(), atol=2e-5)
+    return variances
 
 
 # Invariants
