@@ -26,7 +26,7 @@ from mlxpref.ranking.threads import one_thread
 PRIOR_DEVIATION = 3.0  # nats; of the position bias, and of strengths as expected before any answer
 PRIOR_DOUBT = 1.0  # of the log deviation of strengths: a factor of e either way
 SCALE_DOUBT = 2.0  # of an instrument's log scale against the reference's
-MAX_UPDATES = 80  # of everything together; 5 to 15 suffice, with many saturated answers up to 40
+MAX_UPDATES = 200  # of everything together; 5 to 15 suffice, with many saturated answers up to 40
 SPREAD_CAUTION = 3.0  # the fitted deviation's variance over its inverse Fisher information, see fit_strengths
 Z95 = 1.959963984540054  # the normal quantile of a two-sided 95 % interval
 

@@ -464,7 +464,7 @@ def test_the_search_has_an_end(first, second, monkeypatch):
     pairs = random_pairs(count, 4, np.random.default_rng(24)) if count == 9 else list(all_pairs(count))
     answers = np.array([list(first), list(second)], float)
     fits = []
-    for updates in (79, 80):
+    for updates in (199, 200):
         monkeypatch.setattr(bradley_terry, "MAX_UPDATES", updates)
         fits.append(fit_strengths(count, outcomes_of(pairs, *answers)))
     np.testing.assert_allclose(fits[0].strengths, fits[1].strengths, atol=1e-3)

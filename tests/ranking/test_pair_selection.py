@@ -178,19 +178,20 @@ def test_an_instruments_scale_does_not_matter():
 @pytest.mark.parametrize(
     ("noise", "orders", "pair"),
     [
-        (Noise(1e-6, 100.0), 2, (2, 3)),
-        (Noise(1e-6, 100.0), 1, (0, 1)),
-        (Noise(100.0, 1e-6), 2, (0, 1)),
-        (Noise(100.0, 1e-6), 1, (0, 1)),
+        (Noise(1e-2, 100.0), 2, (2, 3)),
+        (Noise(1e-2, 100.0), 1, (0, 1)),
+        (Noise(100.0, 1e-2), 2, (0, 1)),
+        (Noise(100.0, 1e-2), 1, (0, 1)),
     ],
 )
 def test_noisy_answers_go_where_the_variance_is_large(noise, orders, pair):
     """Of two even couples the leading one comes first, as long as an answer tells nearly all. A noisy answer tells
     more of the other, whose variance is larger; in one order the bias that varies is noise, too."""
-    fit = replace(
-        posterior([0.0, 0.0, 3.0, 3.0], np.diag([1.0, 1.0, 0.3, 0.3])), instruments=(Instrument(1.0, 0.0, 0.1, noise),)
-    )
-    assert next_round(4, [(0, 2), (1, 3), (0, 3)], fit, 1, orders=orders) == [pair]
+    fit = posterior([0.0, 0.0, 3.0, 3.0], np.diag([1.0, 1.0, 0.3, 0.3]))
+    unsure = Noise(1e-4 * noise.pair, 1e-4 * noise.bias)
+    for instrument in (Instrument(1.0, 0.0, 0.1, noise), Instrument(0.01, 0.0, 0.1, unsure)):
+        own = replace(fit, instruments=(instrument,))
+        assert next_round(4, [(0, 2), (1, 3), (0, 3)], own, 1, orders=orders) == [pair]
 
 
 # Settled
