@@ -47,7 +47,7 @@ def said_and_true(count: int, name: str, known: bool, repeats: int) -> Row:
     judge = JUDGES[name]
 
     def run(repeat: int) -> dict[str, float]:
-        rng = np.random.default_rng([count, repeat, 77])
+        rng = np.random.default_rng([count, repeat, list(JUDGES).index(name)])
         truth = judge.strengths(count, rng)
         answers = judge.answers(truth, rng)
         earlier = shown_noise(judge, rng, repeat) if known else None
