@@ -18,6 +18,7 @@ from mlxpref.ranking.outcomes import Array, Outcomes
 FLOOR = 1e-6  # the dispersion of probabilities: those nearer to 0 or 1 are not told apart
 SMALLEST = 1e-10  # of a variance
 ONE_ANSWER = 2.9  # nats^2: a normal noise with which the sign of log-odds x is right with nearly 1 / (1 + exp(-x))
+THREE_VOTES = 1 / 3  # the dispersion of votes before a cycle of pairs shows it
 SHARE, DOUBT = 0.12, 1.3  # of the mean square log-odds that is noise, before any answer; and of its logarithm
 BIAS, BIAS_DOUBT = 0.25, 2.0  # nats^2 of a pair's bias before any answer, and the doubt of its logarithm
 VOTED_BIAS, VOTED_BIAS_DOUBT = 0.1, 1.0  # the same of votes, which hardly show it
@@ -147,7 +148,7 @@ class NoiseSearch:
         if self.known is not None:
             start = self.known
         elif not self.cycles:
-            start = Noise(1.0 if votes else ONE_ANSWER, _bias_prior(votes)[0], votes=votes)
+            start = Noise(THREE_VOTES if votes else ONE_ANSWER, _bias_prior(votes)[0], votes=votes)
         elif votes:
             start = Noise(0.3, 0.05, votes=True, expected=1.0)
         else:
