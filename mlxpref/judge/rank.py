@@ -189,12 +189,12 @@ class _PairSchedule:
         work = self._rounds(members, comparisons, think, top)
         for _ in track(work, comparisons, lambda: f"judging {what}{self._leaders}"):
             pass
-        if self._chooses_orders(len(members), comparisons):
+        if self._chooses_orders(len(members), comparisons, top):
             self._say_orders(think)
 
-    def _chooses_orders(self, count: int, budget: int) -> bool:
-        """Whether the answers decide in which orders pairs of some images are asked."""
-        return self.orders == "auto" and count > FEW_IMAGES and budget < count * (count - 1)
+    def _chooses_orders(self, count: int, budget: int, top: int | None) -> bool:
+        """Whether the answers decide in which orders pairs are asked: not of few images, nor where all will be."""
+        return self.orders == "auto" and count > FEW_IMAGES and (top is not None or budget < count * (count - 1))
 
     def _rounds(self, members: Sequence[int], budget: int, think: bool, top: int | None) -> Iterator[None]:
         """Ask round after round, until the budget is used up, and yield for every comparison."""
@@ -204,7 +204,9 @@ class _PairSchedule:
         lead: dict[int, int] = {}  # how often each image was first, less how often second
         while used < budget:
             fit = self._fit() if self.verdicts else None
-            if self.processes.broadcast(bool(fit and past_pairs and top and is_settled(fit, top))):
+            if self.processes.broadcast(
+                bool(fit and past_pairs and top and self._is_settled(fit, top, members, think))
+            ):
                 self.settled = True
                 return
             among = _part(fit, members) if fit else None
@@ -214,7 +216,7 @@ class _PairSchedule:
             past_pairs.update((a, b) for a, b in proposals)
             pairs = [(members[a], members[b]) for a, b in proposals]
             if not pairs:
-                orders, pairs = 1, self._second_orders(budget - used, think)
+                orders, pairs = 1, self._second_orders(count, budget - used, think, top)
             elif orders == 1:
                 pairs = in_one_order(pairs, lead)
             if not pairs:
@@ -239,7 +241,7 @@ class _PairSchedule:
     ) -> tuple[int, list[tuple[int, int]]]:
         """The orders of the next round and its pairs, by their places among the members."""
         instrument = self.modes.index(think)
-        auto = self._chooses_orders(count, budget)
+        auto = self._chooses_orders(count, budget, top)
         if auto and not past_pairs and instrument not in self.known:
             return 2, trial_pairs(count, budget, self.seed)[: left // 2]
         orders = {"both": 2, "one": 1, "auto": 2}[self.orders]
@@ -251,14 +253,25 @@ class _PairSchedule:
         pairs = next_round(count, past_pairs, fit, size, self.seed, top, orders, instrument)
         return orders, [(a, b) for a, b in pairs]
 
-    def _second_orders(self, left: int, think: bool) -> list[tuple[int, int]]:
-        """Pairs as (first shown, second shown) in the order that was not asked yet; none where one order is wanted."""
+    def _second_orders(self, count: int, left: int, think: bool, top: int | None) -> list[tuple[int, int]]:
+        """A round of pairs as (first shown, second shown) in the order that was not asked yet, at most `left`.
+
+        With a `top` it begins with the images at its edge. None where one order is wanted.
+        """
         missing = [
             (a, b) if verdict.a_shown_second else (b, a)
             for (a, b, thought), verdict in self.verdicts.items()
             if thought == think and not (verdict.a_shown_first and verdict.a_shown_second)
         ]
-        return [] if self.orders == "one" else missing[:left]
+        if top:
+            strengths = self._fit().strengths
+            edge = np.sort(strengths)[-top - 1 : len(strengths) - top + 1].mean()
+            missing.sort(key=lambda pair: float(np.abs(strengths[list(pair)] - edge).min()))
+        return [] if self.orders == "one" else missing[: min(left, 2 * max(_ROUND, default_round(count)))]
+
+    def _is_settled(self, fit: StrengthFit, top: int, members: Sequence[int], think: bool) -> bool:
+        orders = 1 if self.orders == "one" else 2
+        return is_settled(fit, top, self.outcomes, members, orders, self.modes.index(think))
 
     def _add(self, first: int, second: int, think: bool, verdict: PairVerdict) -> None:
         """Add a verdict about the first image as a, to that of the other order if there is one."""

@@ -19,8 +19,7 @@ from scipy.special import expit, ndtr
 from mlxpref.errors import ConfigError
 from mlxpref.ranking.bradley_terry import PRIOR_DEVIATION, Instrument, StrengthFit
 from mlxpref.ranking.noise import ONE_ANSWER, Noise
-from mlxpref.ranking.outcomes import all_pairs, components
-from mlxpref.ranking.posterior import difference_variance
+from mlxpref.ranking.outcomes import PairOutcome, all_pairs, components
 from mlxpref.ranking.threads import one_thread
 
 Array = NDArray[np.float64]
@@ -29,6 +28,7 @@ Indices = NDArray[np.int64]
 REACH = 16  # candidates are at most this far apart in the current order, so that a round is linear in N
 MAX_PAIRS = 2  # of one image in a round: an answer may make further pairs needless
 SETTLED = 0.95  # the probability at which a top is settled
+SETTLED_DRAWS = 4000  # know it to 0.003
 
 
 def pair_budget(count: int, pairs: int | Literal["all"] | None = None) -> int:
@@ -72,7 +72,7 @@ def next_round(
     fit = fit or _prior_fit(count)
     permutation = np.random.default_rng([seed, len(past_pairs)]).permutation(count)
     order = permutation[np.argsort(-np.round(fit.strengths[permutation], 9), kind="stable")]  # (N,) best first
-    gain = _InformationGain(fit, order, top or 1, size, orders, instrument)
+    gain = _InformationGain(fit, order, top, size, orders, instrument)
     island = components(count, *np.array(sorted(past_pairs), np.int64).reshape(-1, 2).T)
     uses = np.zeros(count, np.int64)
     max_pairs, reach = MAX_PAIRS, REACH
@@ -106,22 +106,63 @@ def next_round(
 
 
 @one_thread()
-def is_settled(fit: StrengthFit, top: int) -> bool:
-    """Whether the posterior is sure which images are the `top` strongest, in any order among themselves.
+def is_settled(
+    fit: StrengthFit,
+    top: int,
+    outcomes: Collection[PairOutcome],
+    members: Collection[int] | None = None,
+    orders: int = 2,
+    instrument: int = 0,
+) -> bool:
+    """Whether all that could still be asked would leave the `top` strongest images the same, with 95 %.
 
-    True where the posterior's probabilities that a member is weaker than a non-member add up to at most 5 %, so that
-    all members beat all others with at least 95 %, as far as model and prior hold. It does not promise that 95 % of the
-    runs that stop at the first True are right (frequent looks find lucky answers, and intervals of chosen pairs are a
-    little narrow; scripts/ranking_coverage.py measures it), nor that it ever becomes True: an unsure judge's top may
-    stay open after all pairs. A `top` of all images or more is settled. ConfigError: a top below 1.
+    `outcomes` are those of the fit; what could still be asked is every pair of the `members` (by default of all images)
+    in its missing `orders`, by `instrument`. The set is meant, in any order. It says nothing of a judge whom more
+    answers would not make surer: his top may be settled and not known well, as intervals and ties show. It does not
+    promise that 95 % of the runs that stop at the first True are right: frequent looks find lucky answers
+    (scripts/ranking_top.py measures it). A `top` of all images or more is settled. ConfigError: a top below 1.
     """
     if top < 1:
         raise ConfigError(f"the top {top} cannot be settled: 1 is the least")
+    if top >= len(fit.strengths):
+        return True
+    change = change_by_the_rest(fit, outcomes, members, orders, instrument)
     order = np.argsort(-fit.strengths, kind="stable")
-    members, others = order[:top], order[top:]
-    lead = (fit.strengths[members][:, None] - fit.strengths[others]).ravel()
-    variance = difference_variance(fit.covariance)[np.ix_(members, others)].ravel()
-    return float(_below_zero(lead, variance).sum()) <= 1 - SETTLED
+    values, vectors = np.linalg.eigh(change)
+    draws = np.random.default_rng(0).standard_normal((SETTLED_DRAWS, len(order)))
+    strengths = (fit.strengths + draws @ (vectors * np.sqrt(np.maximum(values, 0))).T)[:, order]
+    same = strengths[:, :top].min(axis=1) > strengths[:, top:].max(axis=1)
+    return float(same.mean()) >= SETTLED
+
+
+def change_by_the_rest(
+    fit: StrengthFit, outcomes: Collection[PairOutcome], members: Collection[int] | None, orders: int, instrument: int
+) -> Array:
+    """(N, N): the covariance of the change of strengths once all is asked: what that will take from the fit's own."""
+    count = len(fit.strengths)
+    asked = np.zeros((count, count), np.int64)
+    for pair in outcomes:
+        if pair.instrument == instrument:
+            one, other = sorted((pair.a, pair.b))
+            asked[one, other] = (pair.p_a_shown_first is not None) + (pair.p_a_shown_second is not None)
+    a, b = np.triu_indices(count, 1)  # (K,)
+    judged = fit.instruments[min(instrument, len(fit.instruments) - 1)]
+    p_model = expit(judged.scale * (fit.strengths[a] - fit.strengths[b]))
+    both = judged.noise.of_mean(p_model) / judged.scale**2  # (K,) variance of an answer in both orders, then in one
+    variances = np.stack([both, both + judged.noise.of_difference(p_model) / judged.scale**2])
+    precision = np.stack([np.zeros_like(both), 1 / variances[1], 1 / variances[0]])  # by the number of orders
+    gain = np.maximum(precision[orders] - precision[asked[a, b], np.arange(len(a))], 0)
+    if members is not None:
+        gain = np.where(np.isin(a, list(members)) & np.isin(b, list(members)), gain, 0.0)
+    information = np.zeros((count, count))
+    np.add.at(
+        information,
+        (np.concatenate([a, b, a, b]), np.concatenate([a, b, b, a])),
+        np.outer([1, 1, -1, -1], gain).ravel(),
+    )
+    before = np.linalg.pinv(fit.covariance, rcond=1e-9, hermitian=True)
+    after = np.linalg.pinv(before + information / fit.widening**2, rcond=1e-9, hermitian=True)
+    return np.asarray(fit.covariance - after)
 
 
 class _InformationGain:
@@ -132,12 +173,14 @@ class _InformationGain:
     in the top. The gain only falls as the round grows.
     """
 
-    def __init__(self, fit: StrengthFit, order: Indices, top: int, size: int, orders: int, instrument: int) -> None:
-        self.fit, self.orders = fit, orders
+    def __init__(
+        self, fit: StrengthFit, order: Indices, top: int | None, size: int, orders: int, instrument: int
+    ) -> None:
+        self.fit, self.orders, self.only_top = fit, orders, top is not None
         self.asked = fit.instruments[min(instrument, len(fit.instruments) - 1)]
         self.explained = np.zeros((len(order), size))  # (N, size), column i: what pick i's answer says of every image
         self.pair_count = 0
-        top = min(top, len(order) - 1)
+        top = min(top or 1, len(order) - 1)
         rival = np.full(len(order), order[top - 1])
         rival[order[:top]] = order[top]
         behind = np.abs(fit.strengths - fit.strengths[rival])
@@ -147,9 +190,11 @@ class _InformationGain:
     def of(self, a: Indices, b: Indices) -> Array:
         """(K,), (K,) images -> (K,) gains of their pairs, above 0."""
         difference, variance, noise = self._difference(a, b)
+        known, contention = variance / (variance + noise), self.contention[a] + self.contention[b]
+        if self.only_top:
+            return np.asarray(known * (1e-3 + contention))
         doubt = np.exp(-np.minimum(difference**2 / (2 * variance), 600.0))
-        gain: Array = doubt * variance / (variance + noise) * (1 + self.contention[a] + self.contention[b])
-        return gain
+        return np.asarray(doubt * known * (1 + contention))
 
     def add(self, x: int, y: int) -> None:
         """Add a pair to the round: its answer will lower the variance of differences (not their means)."""

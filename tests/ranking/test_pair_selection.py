@@ -11,7 +11,7 @@ from mlxpref.errors import ConfigError
 from mlxpref.ranking.bradley_terry import Instrument, StrengthFit, fit_strengths
 from mlxpref.ranking.noise import Noise
 from mlxpref.ranking.outcomes import PairOutcome, all_pairs
-from mlxpref.ranking.pair_selection import default_round, is_settled, next_round, pair_budget
+from mlxpref.ranking.pair_selection import change_by_the_rest, default_round, is_settled, next_round, pair_budget
 
 relaxed = settings(deadline=None, max_examples=15)  # a busy machine is not a failure
 
@@ -197,38 +197,75 @@ def test_noisy_answers_go_where_the_variance_is_large(noise, orders, pair):
 # Settled
 
 
+def before_sure_answers(fit):
+    """The same posterior of a judge whose further answers will tell everything: nothing but the posterior counts."""
+    return replace(fit, instruments=(Instrument(1.0, 0.0, 0.1, Noise(1e-9, 1e-9)),))
+
+
 def test_one_gap_settles_the_top():
-    fit = normal_fit([3.0, 2.9, 0.0, -0.1, -0.2], 0.5)
-    assert [is_settled(fit, top) for top in range(1, 8)] == [False, True, False, False, True, True, True]
-    assert not is_settled(normal_fit([3.0, 2.9, 0.0, -0.1, -0.2], 2.0), 2)
+    fit = before_sure_answers(normal_fit([3.0, 2.9, 0.0, -0.1, -0.2], 0.5))
+    assert [is_settled(fit, top, []) for top in range(1, 8)] == [False, True, False, False, True, True, True]
+    assert not is_settled(before_sure_answers(normal_fit([3.0, 2.9, 0.0, -0.1, -0.2], 2.0)), 2, [])
 
 
 def test_settled_is_95_percent():
-    """The best of two leads by 1.6 or 1.7 standard errors of their difference: 94.5 and 95.5 %."""
-    assert not is_settled(normal_fit([1.6, 0.0], 0.5**0.5), 1)
-    assert is_settled(normal_fit([1.7, 0.0], 0.5**0.5), 1)
+    """The best of two leads by 1.58 or 1.72 standard errors of their difference: 94.3 and 95.7 %."""
+    assert not is_settled(before_sure_answers(normal_fit([1.58, 0.0], 0.5**0.5)), 1, [])
+    assert is_settled(before_sure_answers(normal_fit([1.72, 0.0], 0.5**0.5)), 1, [])
 
 
 def test_every_member_must_beat_every_other_image():
     """A lead that would do over one image does not do over ten equal ones, nor a wide member beside a sure one."""
-    assert is_settled(normal_fit([2.2, 0.0], 0.5**0.5), 1)
-    assert not is_settled(normal_fit([2.2, *[0.0] * 10], 0.5**0.5), 1)
+    assert is_settled(before_sure_answers(normal_fit([2.2, 0.0], 0.5**0.5)), 1, [])
+    assert not is_settled(before_sure_answers(normal_fit([2.2, *[0.0] * 10], 0.5**0.5)), 1, [])
     wide = posterior([4.0, 3.0, 0.0], np.diag([9.0, 0.01, 0.01]))
-    assert not is_settled(wide, 2)
+    assert not is_settled(before_sure_answers(wide), 2, [])
 
 
 def test_shared_uncertainty_cancels():
     """Both strengths may be anything together; their difference is known."""
     together = posterior([1.0, 0.0], 4.0 + 0.05 * np.eye(2))
-    assert is_settled(together, 1)
+    assert is_settled(before_sure_answers(together), 1, [])
+
+
+def test_what_no_answer_can_change_is_settled():
+    """All pairs were asked, or all of those that will be, in the orders that will be; else the top is open."""
+    judge = judge_of(np.zeros(5), np.random.default_rng(0))
+    fit = fit_strengths(5, list(judge.values()))
+    assert all(is_settled(fit, top, list(judge.values())) for top in (1, 2, 3))
+    among = [judge[pair] for pair in all_pairs(3)]
+    assert is_settled(fit, 1, among, members=[0, 1, 2])
+    assert not is_settled(fit, 1, among)
+    in_one = [replace(outcome, p_a_shown_second=None) for outcome in judge.values()]
+    first = fit_strengths(5, in_one)
+    assert is_settled(first, 2, in_one, orders=1)
+    assert not is_settled(first, 2, in_one, orders=2)
+
+
+def test_the_rest_changes_as_much_as_is_said():
+    """Fits to half of the pairs, then to all: the change has the covariance that is expected of it."""
+    count, ratios, known = 8, [], {0: Noise(0.255, 0.005, 1000, 1000)}
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        strengths = rng.normal(0, 1, count)
+        outcomes = []
+        for a, b in all_pairs(count):
+            lead = strengths[a] - strengths[b] + rng.normal(0, 0.5)
+            p = [float(1 / (1 + np.exp(-lead - bias - rng.normal(0, 0.1)))) for bias in (0.5, -0.5)]
+            outcomes.append(PairOutcome(a, b, *p))
+        half = [outcomes[place] for place in rng.permutation(len(outcomes))[:16]]
+        fit, full = fit_strengths(count, half, known), fit_strengths(count, outcomes, known)
+        expected = change_by_the_rest(fit, half, None, 2, 0) / fit.widening**2
+        ratios.append(((full.strengths - fit.strengths) ** 2).sum() / np.trace(expected))
+    assert np.mean(ratios) == pytest.approx(1.0, abs=0.2)
 
 
 def test_unconnected_images_are_not_settled():
     outcomes = [PairOutcome(0, 1, 0.99, 0.99), PairOutcome(2, 3, 0.99, 0.99)]
     fit = fit_strengths(4, outcomes, {0: Noise(0.01, 0.01, 100, 100)})
-    assert not any(is_settled(fit, top) for top in (1, 2, 3))
+    assert not any(is_settled(fit, top, outcomes) for top in (1, 2, 3))
 
 
 def test_a_top_below_one_is_refused():
     with pytest.raises(ConfigError, match="1 is the least"):
-        is_settled(normal_fit([1.0, 0.0], 1.0), 0)
+        is_settled(normal_fit([1.0, 0.0], 1.0), 0, [])
