@@ -71,10 +71,11 @@ def answer_warnings(pairs: Iterable[PairVerdict]) -> Iterator[str]:
 
 
 def _about_preferences(ranking: Ranking) -> Iterator[str]:
-    undecided = sum(abs(ranking.preference(pair) - 0.5) < _UNDECIDED for pair in ranking.pairs)
-    if undecided > _UNDECIDED_SHARE * len(ranking.pairs):
+    pairs = [pair for pair in ranking.pairs if pair.think == ranking.modes[-1]]  # the others may be of another scale
+    undecided = sum(abs(ranking.preference(pair) - 0.5) < _UNDECIDED for pair in pairs)
+    if undecided > _UNDECIDED_SHARE * len(pairs):
         yield (
-            f"the judge can hardly tell these images apart: of {counted(len(ranking.pairs), 'pair')}, "
+            f"the judge can hardly tell these images apart: of {counted(len(pairs), 'pair')}, "
             f"{undecided} came out between 40 and 60 %"
         )
     bias, error = ranking.strengths.position_bias, ranking.strengths.position_bias_stderr

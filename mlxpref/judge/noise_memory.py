@@ -16,7 +16,7 @@ from mlxpref.ranking.noise import Noise, without_prior
 if TYPE_CHECKING:
     from mlxpref.judge.judge import Judge
 
-_LEAST, _MOST = 3.0, 12.0
+_LEAST, _MOST = 3.0, 8.0
 """Degrees of freedom: fewer are not worth knowing; more would claim that all sets of images are alike."""
 
 
@@ -53,13 +53,16 @@ class NoiseMemory:
         store = self._judge.store
         if store is None:
             return
-        pairs = (*ranking.pairs, *ranking.replaced)
+        pairs = [pair for pair in (*ranking.pairs, *ranking.replaced) if pair.verdict.is_readable]
         outcomes = [pair.verdict.outcome(pair.a, pair.b, ranking.modes.index(pair.think)) for pair in pairs]
         fit = fit_strengths(len(ranking.images), outcomes)
         for think, instrument in zip(ranking.modes, fit.instruments, strict=True):
-            key = self._judge.noise_key(think, self._session)
-            row = store.get_noises(key).get(self._ranking, {"known": None})
-            store.put_noise(key, self._ranking, row | {"measured": asdict(without_prior(instrument.noise))})
+            key, noise = self._judge.noise_key(think, self._session), without_prior(instrument.noise)
+            row = store.get_noises(key).get(self._ranking, {"known": None, "measured": None})
+            before = Noise(**row["measured"]).bias_freedom if row["measured"] else 0.0
+            # Pairs in one order show only the sum of both variances; of two rankings the richer one is kept.
+            if noise.bias_freedom >= max(_LEAST, before):
+                store.put_noise(key, self._ranking, row | {"measured": asdict(noise)})
 
 
 def _pooled(measured: Sequence[dict[str, Any]]) -> Noise | None:

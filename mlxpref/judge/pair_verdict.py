@@ -40,6 +40,11 @@ class PairVerdict:
         """Whether an image could not be read."""
         return not (self.a_shown_first or self.a_shown_second)
 
+    @property
+    def is_readable(self) -> bool:
+        """Whether an order has a readable answer."""
+        return self.p_a_shown_first is not None or self.p_a_shown_second is not None
+
     def swapped(self) -> "PairVerdict":
         """The same verdict with a and b exchanged."""
         pair = self.pair and Pair(self.pair.b, self.pair.a, self.pair.prompt)

@@ -52,7 +52,7 @@ class PairBudget:
         """
         if think_about not in get_args(ThinkAbout):
             raise ConfigError(f"think_about {think_about!r}: give {', '.join(map(repr, get_args(ThinkAbout)))}")
-        if pairs is not None and pairs != "all" and not (isinstance(pairs, Integral) and pairs > 0):
+        if pairs not in (None, "all") and (isinstance(pairs, bool) or not isinstance(pairs, Integral) or pairs < 1):
             raise ConfigError(f"{pairs!r} pairs cannot be judged: 1 is the least; or give 'all'")
         if think_about == "none":
             return cls(pair_budget(count, pairs), 0)
@@ -96,26 +96,24 @@ def rank_pairs(
     chooses the pairs for all `processes`, since machines may round differently.
     """
     start = time.perf_counter()
-    if top is not None and not (isinstance(top, Integral) and top > 0):
+    if top is not None and (isinstance(top, bool) or not isinstance(top, Integral) or top < 1):
         raise ConfigError(f"the top {top!r} cannot be found: 1 is the least")
     if orders not in get_args(Orders):
         raise ConfigError(f"orders {orders!r}: give {', '.join(map(repr, get_args(Orders)))}")
     goal = top if top and top < len(images) else None
     budget = PairBudget.of(len(images), think_about, pairs)
-    noises = {budget.modes.index(think): noise for think, noise in (known or {}).items() if think in budget.modes}
-    schedule = _PairSchedule(
-        images, prompt, compare, seed, processes, orders, budget.modes, noises if len(images) > 2 else {}
-    )
+    memory = known if known and len(images) > 2 else {}
+    schedule = _PairSchedule(images, prompt, compare, seed, processes, orders, budget.modes, memory)
     everyone = list(range(len(images)))
     ending: Ending = "done"
     try:
         if budget.without_thinking:
             # Before thinking, this only has to find the finalists.
             finalists = max(goal, TOP) if goal and budget.with_thinking else goal
-            schedule.run(everyone, 2 * budget.without_thinking, think=False, top=finalists)
+            schedule.run(everyone, budget.without_thinking, think=False, top=finalists)
         if budget.with_thinking:
             members = schedule.best(TOP) if budget.without_thinking else everyone
-            schedule.run(members, 2 * budget.with_thinking, think=True, top=goal)
+            schedule.run(members, budget.with_thinking, think=True, top=goal)
         if schedule.settled:
             ending = "settled"
     except KeyboardInterrupt:
@@ -127,13 +125,14 @@ def rank_pairs(
     ranking = Ranking(
         prompt,
         tuple(images),
-        rank_images(len(images), schedule.outcomes, schedule.known),
+        rank_images(len(images), schedule.outcomes, schedule.noises),
         kept,
         time.perf_counter() - start,
         replaced=replaced,
-        modes=tuple(budget.modes),
-        orders="; ".join(schedule.orders_notes) or f"orders: {orders}",
-        planned=2 * budget.total,
+        modes=schedule.modes or (budget.modes[-1],),
+        known=tuple(schedule.noises.get(number) for number in range(max(len(schedule.modes), 1))),
+        orders="; ".join(schedule.orders_notes()),
+        planned=schedule.planned(budget),
         comparisons=counts.comparisons + counts.recalled,
         ending=ending,
         tokens=counts.tokens,
@@ -152,21 +151,47 @@ class _PairSchedule:
     seed: int
     processes: ProcessGroup
     orders: Orders
-    modes: Sequence[bool]
-    known: Mapping[int, Noise]
+    ways: Sequence[bool]
+    known: Mapping[bool, Noise]
     verdicts: dict[tuple[int, int, bool], PairVerdict] = field(default_factory=dict)
     asked: list[PairVerdict] = field(default_factory=list)
     settled: bool = False
-    orders_notes: list[str] = field(default_factory=list)
+    _sizes: dict[bool, tuple[int, int, int | None]] = field(default_factory=dict)
     _leaders: str = ""
 
     def __post_init__(self) -> None:
         self._names = short_names(image_names(self.images))
 
     @property
+    def modes(self) -> tuple[bool, ...]:
+        """The ways of judging, without thinking and with it, that gave a readable answer: a fit's instruments."""
+        readable = {think for (_, _, think), verdict in self.verdicts.items() if verdict.is_readable}
+        return tuple(think for think in self.ways if think in readable)
+
+    @property
     def outcomes(self) -> list[PairOutcome]:
-        """All pairs so far, as input for a ranking; each way of judging is an instrument."""
-        return [verdict.outcome(a, b, self.modes.index(think)) for (a, b, think), verdict in self.verdicts.items()]
+        """All readable pairs so far, as input for a ranking; each way of judging is an instrument."""
+        modes = self.modes
+        return [
+            verdict.outcome(a, b, modes.index(think))
+            for (a, b, think), verdict in self.verdicts.items()
+            if verdict.is_readable
+        ]
+
+    @property
+    def noises(self) -> dict[int, Noise]:
+        """What was known of the instruments."""
+        return {number: self.known[think] for number, think in enumerate(self.modes) if think in self.known}
+
+    def planned(self, budget: PairBudget) -> int:
+        """The comparisons of a budget."""
+        count = len(self.images)
+        thinkers = min(count, TOP) if budget.without_thinking else count
+        return self._comparisons(count, budget.without_thinking) + self._comparisons(thinkers, budget.with_thinking)
+
+    def _comparisons(self, count: int, pairs: int) -> int:
+        """Two a pair, but in one order each pair is asked once."""
+        return min(2 * pairs, count * (count - 1) // (2 if self.orders == "one" else 1))
 
     def judged_pairs(self) -> tuple[tuple[JudgedPair, ...], tuple[JudgedPair, ...]]:
         """The pairs, those with thinking where there are both, and the answers without thinking beside these."""
@@ -179,18 +204,20 @@ class _PairSchedule:
 
     def best(self, count: int) -> list[int]:
         """The numbers of the best images so far, ascending."""
-        images = rank_images(len(self.images), self.outcomes, self.known).images[:count]
+        images = rank_images(len(self.images), self.outcomes, self.noises).images[:count]
         numbers: list[int] = self.processes.broadcast(sorted(image.index for image in images))
         return numbers
 
-    def run(self, members: Sequence[int], comparisons: int, think: bool, top: int | None) -> None:
-        """Ask `comparisons` among some images (ascending numbers), or fewer if the top settles earlier."""
+    def run(self, members: Sequence[int], pairs: int, think: bool, top: int | None) -> None:
+        """Ask the comparisons of `pairs` among some images (ascending numbers), or fewer if the top settles earlier."""
         what = "with thinking" if think else "without thinking"
+        comparisons = self._comparisons(len(members), pairs)
+        self._sizes[think] = len(members), comparisons, top
         work = self._rounds(members, comparisons, think, top)
         for _ in track(work, comparisons, lambda: f"judging {what}{self._leaders}"):
             pass
-        if self._chooses_orders(len(members), comparisons, top):
-            self._say_orders(think)
+        for line in self.orders_notes(think):
+            logger.info(line)
 
     def _chooses_orders(self, count: int, budget: int, top: int | None) -> bool:
         """Whether the answers decide in which orders pairs are asked: not of few images, nor where all will be."""
@@ -203,7 +230,7 @@ class _PairSchedule:
         past_pairs: set[tuple[int, int]] = set()
         lead: dict[int, int] = {}  # how often each image was first, less how often second
         while used < budget:
-            fit = self._fit() if self.verdicts else None
+            fit = self._fit() if self.modes else None
             if self.processes.broadcast(
                 bool(fit and past_pairs and top and self._is_settled(fit, top, members, think))
             ):
@@ -240,17 +267,19 @@ class _PairSchedule:
         top: int | None,
     ) -> tuple[int, list[tuple[int, int]]]:
         """The orders of the next round and its pairs, by their places among the members."""
-        instrument = self.modes.index(think)
-        auto = self._chooses_orders(count, budget, top)
-        if auto and not past_pairs and instrument not in self.known:
-            return 2, trial_pairs(count, budget, self.seed)[: left // 2]
+        number = self._number(think)
         orders = {"both": 2, "one": 1, "auto": 2}[self.orders]
-        if auto:
-            noise = fit.instruments[instrument].noise if fit and past_pairs else self.known[instrument]
-            orders = better_orders(noise, budget / count)
+        size = max(_ROUND, default_round(count))
+        if self._chooses_orders(count, budget, top):
+            if fit and past_pairs and think in self.modes:
+                orders = better_orders(fit.instruments[number].noise, budget / count)
+            elif think not in self.known and (trial := trial_pairs(count, budget, self.seed)):
+                return 2, trial
+            else:  # in both orders, which show whether what is known holds, but at most a third of the budget
+                size = min(size, max(budget // 6, 1))
         orders = min(orders, left)
-        size = min(max(_ROUND, default_round(count)) * (2 // orders), left // orders)
-        pairs = next_round(count, past_pairs, fit, size, self.seed, top, orders, instrument)
+        size = min(size * (2 // orders), left // orders)
+        pairs = next_round(count, past_pairs, fit, size, self.seed, top, orders, number)
         return orders, [(a, b) for a, b in pairs]
 
     def _second_orders(self, count: int, left: int, think: bool, top: int | None) -> list[tuple[int, int]]:
@@ -271,7 +300,11 @@ class _PairSchedule:
 
     def _is_settled(self, fit: StrengthFit, top: int, members: Sequence[int], think: bool) -> bool:
         orders = 1 if self.orders == "one" else 2
-        return is_settled(fit, top, self.outcomes, members, orders, self.modes.index(think))
+        return is_settled(fit, top, self.outcomes, members, orders, self._number(think))
+
+    def _number(self, think: bool) -> int:
+        """The number of an instrument, or what it will be with its first answer."""
+        return self.modes.index(think) if think in self.modes else len(self.modes)
 
     def _add(self, first: int, second: int, think: bool, verdict: PairVerdict) -> None:
         """Add a verdict about the first image as a, to that of the other order if there is one."""
@@ -281,22 +314,27 @@ class _PairSchedule:
         before = self.verdicts.get((a, b, think))
         self.verdicts[a, b, think] = verdict.joined(before) if before else verdict
 
-    def _say_orders(self, think: bool) -> None:
-        """Note which orders the answers spoke for."""
-        verdicts = [verdict for (_, _, thought), verdict in self.verdicts.items() if thought == think]
-        both = sum(bool(verdict.a_shown_first and verdict.a_shown_second) for verdict in verdicts)
-        noise = self._fit().instruments[self.modes.index(think)].noise
-        bias, other = (float(variance) ** 0.5 for variance in (noise.of_difference(0.5), noise.of_mean(0.5)))
-        how = "with thinking" if think else "without thinking"
-        line = (
-            f"{how} {counted(both, 'pair')} in both orders, {len(verdicts) - both} in one: from pair to pair the "
-            f"position bias varies by {bias:.2g} nats, the answer of both orders by {other:.2g}"
-        )
-        self.orders_notes.append(line)
-        logger.info(line)
+    def orders_notes(self, *ways: bool) -> list[str]:
+        """Which orders were asked, and why: a line for each way of judging that had to choose, or for those given."""
+        if self.orders != "auto":
+            return [] if ways else [f"{self.orders} order{'s' * (self.orders == 'both')}, as asked for"]
+        lines = []
+        for think in (think for think in ways or self._sizes if think in self.modes):
+            if not self._chooses_orders(*self._sizes[think]):
+                continue
+            verdicts = [verdict for (_, _, thought), verdict in self.verdicts.items() if thought == think]
+            both = sum(bool(verdict.a_shown_first and verdict.a_shown_second) for verdict in verdicts)
+            noise = self._fit().instruments[self.modes.index(think)].noise
+            bias, other = (float(variance) ** 0.5 for variance in (noise.of_difference(0.5), noise.of_mean(0.5)))
+            lines.append(
+                f"{'with' if think else 'without'} thinking {counted(both, 'pair')} in both orders, "
+                f"{len(verdicts) - both} in one, as from pair to pair the position bias varies by {bias:.2g} nats and "
+                f"all else by {other:.2g}"
+            )
+        return lines if lines or ways else ["both orders, as of few images or of all pairs"]
 
     def _fit(self) -> StrengthFit:
-        fit = fit_strengths(len(self.images), self.outcomes, self.known)
+        fit = fit_strengths(len(self.images), self.outcomes, self.noises)
         best = np.argsort(-fit.strengths, kind="stable")[:_LEADERS].tolist()
         self._leaders = "; leading: " + ", ".join(self._names[index] for index in best)
         return fit

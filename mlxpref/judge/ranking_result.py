@@ -15,6 +15,7 @@ from mlxpref.data.prompts import group_title
 from mlxpref.judge.notebook import ranking_html
 from mlxpref.judge.pair_verdict import PairVerdict
 from mlxpref.preferences import ImageLike
+from mlxpref.ranking.noise import Noise
 from mlxpref.ranking.strength_ranking import (
     ALL_ASKED,
     INTERVAL_MEANING,
@@ -108,8 +109,8 @@ class Ranking(Sequence[RankingEntry]):
 
     The i-th image of `images` is number i in `pairs` and in `strengths`. `pairs` are those with thinking where a pair
     was judged in both ways, `replaced` these pairs' answers without thinking: the strengths come from all of them.
-    `modes` says of every instrument of the fit whether it is with thinking, `orders` in which orders pairs were shown
-    and why; `planned` and `comparisons` count what was
+    `modes` says of every instrument of the fit whether it is with thinking, `known` what earlier rankings showed of its
+    noise, `orders` in which orders pairs were shown and why; `planned` and `comparisons` count what was
     to be asked and what was. What an interval means: `INTERVAL_MEANING`.
     """
 
@@ -126,6 +127,7 @@ class Ranking(Sequence[RankingEntry]):
     replaced: tuple[JudgedPair, ...] = ()
     modes: tuple[bool, ...] = (False,)
     orders: str = ""
+    known: tuple[Noise | None, ...] = (None,)
     planned: int = 0
     comparisons: int = 0
     ending: Ending = "done"
@@ -170,14 +172,19 @@ class Ranking(Sequence[RankingEntry]):
 
     def preference(self, pair: JudgedPair) -> float:
         """The soft preference for a; of one order without the judge's position bias."""
-        instrument = self.strengths.fit.instruments[self.modes.index(pair.think)]
-        return unbiased_preference(pair.verdict.outcome(pair.a, pair.b), instrument.position_bias)
+        instruments = dict(zip(self.modes, self.strengths.fit.instruments, strict=True))
+        bias = instruments[pair.think].position_bias if pair.think in instruments else 0.0  # nothing was readable
+        return unbiased_preference(pair.verdict.outcome(pair.a, pair.b), bias)
 
     @property
     def meaning(self) -> str:
         """What the intervals mean, and whether the judge has said all that it can say."""
         orders = [order for p in self.pairs for order in (p.verdict.a_shown_first, p.verdict.a_shown_second)]
-        is_all = len(self.pairs) == len(self.images) * (len(self.images) - 1) // 2 and not self.replaced
+        is_all = (
+            len(self.images) > 2
+            and len(self.pairs) == len(self.images) * (len(self.images) - 1) // 2
+            and not self.replaced
+        )
         # One completion is greedy: asked again, the judge would say the same.
         return f"{INTERVAL_MEANING} {ALL_ASKED}" if is_all and {len(o) for o in orders} == {1} else INTERVAL_MEANING
 
@@ -235,8 +242,8 @@ class Ranking(Sequence[RankingEntry]):
             "warnings": list(self.warnings),
             "remarks": list(self.warnings),  # their earlier name
             "instruments": [
-                {"think": think, **asdict(each)}
-                for think, each in zip(self.modes, self.strengths.fit.instruments, strict=True)
+                {"think": think, **asdict(instrument), "known": asdict(known) if known else None}
+                for think, instrument, known in zip(self.modes, self.strengths.fit.instruments, self.known, strict=True)
             ],
             "orders": self.orders,
             "intervals": self.meaning,

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from mlxpref.errors import ConfigError
 from mlxpref.ranking.noise import Noise
 from mlxpref.ranking.outcomes import all_pairs
 
@@ -22,10 +21,10 @@ def trial_pairs(count: int, comparisons: int, seed: int) -> list[tuple[int, int]
     """The pairs of a first round that shows noise and bias, of `count` images with a budget of comparisons.
 
     Only pairs that close a cycle show the noise, so it has all pairs (a, b), a < b, of four images, and of further
-    fours where they are a small part of the budget. ConfigError: fewer than four images.
+    fours where they are a small part of the budget. None where already the first would take more than a third of it.
     """
-    if count < TRIAL_IMAGES:
-        raise ConfigError(f"a trial needs {TRIAL_IMAGES} images, not {count}")
+    if count < TRIAL_IMAGES or comparisons < 3 * TRIAL_IMAGES * (TRIAL_IMAGES - 1):
+        return []
     groups = max(1, min(comparisons // TRIAL_BUDGET, MOST_TRIALS, count // TRIAL_IMAGES))
     order = np.random.default_rng([seed, count]).permutation(count)[: groups * TRIAL_IMAGES]
     chosen = [sorted(group) for group in order.reshape(groups, TRIAL_IMAGES).tolist()]

@@ -65,16 +65,22 @@ class Outcomes:
     def are_votes(self, instrument: int) -> bool:
         """Whether the answers of an instrument are shares of votes, as of people, rather than a model's probabilities.
 
-        True if all are shares of one number of votes, and one of them is 0 or 1: exactly, or nearly while most answers
-        are given twice, as a model's hardly are.
+        True if all are shares of one number of votes and one of them is 0 or 1; or if all nearly are, some of them
+        shares such as a third, and most answers are given twice, as a model's hardly are.
         """
         p = self.p[:, self.instrument == instrument]
         p = p[~np.isnan(p)]
-        exact = len(np.unique(p)) > len(p) / 2
-        margin = 1e-9 if exact else VOTES_MARGIN
-        if not len(p) or min(p.min(), 1 - p.max()) > margin:
+        if not len(p):
             return False
-        return any(np.abs(p * votes - np.rint(p * votes)).max() <= margin * votes for votes in range(1, MAX_VOTES + 1))
+        if np.isin(p, (0.0, 1.0)).any():
+            return any(np.abs(p * votes - np.rint(p * votes)).max() <= 1e-9 for votes in range(1, MAX_VOTES + 1))
+        values = len(np.unique(p))  # two of one vote, else a saturated judge would seem to vote
+        between = ((p > VOTES_MARGIN) & (p < 1 - VOTES_MARGIN)).any()
+        if min(p.min(), 1 - p.max()) > VOTES_MARGIN or values > len(p) / 2 or not (between or values == 2):
+            return False
+        return any(
+            np.abs(p * votes - np.rint(p * votes)).max() <= VOTES_MARGIN * votes for votes in range(1, MAX_VOTES + 1)
+        )
 
     def cycles(self, instrument: int) -> int:
         """How many independent cycles an instrument's pairs close, given the pairs of the others.

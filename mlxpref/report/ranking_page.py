@@ -130,16 +130,22 @@ def _no_reason(ranking: Ranking, image: RankedImage) -> str:
 
 
 def _bias(ranking: Ranking) -> str:
-    """The judge's position bias, in words."""
-    bias, error = ranking.strengths.position_bias, ranking.strengths.position_bias_stderr
-    size = f"{bias:+.2f} nats, standard error {error:.2f}"
-    if abs(bias) <= Z95 * error:
-        return f"These pairs show no position bias: {size}."
-    place = "first" if bias > 0 else "second"
-    return (
-        f"This judge favours the image that is shown {place}: position bias {size}. Of two equally strong images it "
-        f"prefers the {place} with {100 * float(probability(abs(bias))):.1f}\u00a0%. The strengths are without it."
-    )
+    """The position bias of each way of judging, in words."""
+    fit, named = ranking.strengths.fit, len(ranking.modes) > 1
+    sentences = []
+    for think, instrument in zip(ranking.modes, fit.instruments, strict=True):
+        bias, error = instrument.position_bias, instrument.position_bias_stderr
+        size = f"{bias:+.2f} nats, standard error {error:.2f}"
+        who = ("With thinking this judge" if think else "Reading, this judge") if named else "This judge"
+        if abs(bias) <= Z95 * error:
+            sentences.append(f"{who} shows no position bias: {size}.")
+            continue
+        place = "first" if bias > 0 else "second"
+        sentences.append(
+            f"{who} favours the image that is shown {place}: position bias {size}. Of two equally strong images it "
+            f"prefers the {place} with {100 * float(probability(abs(bias))):.1f}\u00a0%."
+        )
+    return " ".join([*sentences, "The strengths are without it."])
 
 
 def _data(ranking: Ranking, names: Sequence[str], section: dict[str, Any]) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def test_time_estimate_comes_first(folder: Path) -> None:
     assert lines[0].startswith("48 comparisons without thinking and 40 comparisons with thinking: about ")
     assert lines[1].startswith("judging without thinking")
     assert re.fullmatch(
-        r"without thinking \d+ pairs? in both orders, \d+ in one: from pair to pair the position bias .*", lines[2]
+        r"without thinking \d+ pairs? in both orders, \d+ in one, as from pair to pair the position bias .*", lines[2]
     )
     assert lines[3].startswith("judging with thinking; leading: ")
 

@@ -76,8 +76,8 @@ def test_a_budget_of_nothing_is_refused() -> None:
     with pytest.raises(ConfigError, match="0 pairs"):
         PairBudget.of(5, "none", 0)
     rater = Rater(3)
-    for top in (0, "1"):
-        with pytest.raises(ConfigError, match=r"top '?[01]"):
+    for top in (0, "1", True):
+        with pytest.raises(ConfigError, match=r"top ('?[01]|True)"):
             rank_pairs(rater.images, "a hat", rater, top=top)  # type: ignore[arg-type]
     for wrong in ({"pairs": "many"}, {"pairs": 2.5}, {"think_about": True}, {"think_about": "some"}):
         with pytest.raises(ConfigError, match=r"give 'all'|give 'top', 'all', 'none'"):
@@ -219,7 +219,9 @@ def test_orders_follow_the_judge(caplog: pytest.LogCaptureFixture) -> None:
         shown_once = sum(not both_orders(pair) for pair in ranking.pairs)
         assert (shown_once > 40) == one
         assert ranking.comparisons == sum(1 + both_orders(pair) for pair in ranking.pairs) <= ranking.planned == 80
-        assert f"pairs in both orders, {shown_once} in one: from pair to pair the position bias varies" in caplog.text
+        assert (
+            f"pairs in both orders, {shown_once} in one, as from pair to pair the position bias varies" in caplog.text
+        )
     few = Biased(8, 0.0, 0.3)
     assert all(map(both_orders, rank_pairs(few.images, "a hat", few, "none").pairs))
 
@@ -227,7 +229,7 @@ def test_orders_follow_the_judge(caplog: pytest.LogCaptureFixture) -> None:
 def test_one_order_asks_each_pair_once() -> None:
     rater = Biased(9, 0.0, 0.3)
     ranking = rank_pairs(rater.images, "a hat", rater, "none", pairs="all", orders="one")
-    assert (len(ranking.pairs), ranking.comparisons, ranking.ending) == (36, 36, "done")
+    assert (len(ranking.pairs), ranking.comparisons, ranking.planned, ranking.ending) == (36, 36, 36, "done")
     assert not any(map(both_orders, ranking.pairs))
     first = [sum(a == image for a, _, _ in rater.asked) for image in range(9)]
     assert max(first) - min(first) <= 3  # each image is first about as often as second
@@ -237,10 +239,48 @@ def test_one_order_asks_each_pair_once() -> None:
 
 
 def test_a_known_judge_needs_no_trial() -> None:
+    """What is known is tried on a first round in both orders: where it does not hold, both orders go on."""
+    known = {False: Noise(0.1, 0.001, 8, 8)}
+    for spread, one in ((0.0, True), (3.0, False)):
+        rater = Biased(20, spread, 0.3)
+        ranking = rank_pairs(rater.images, "a hat", rater, "none", known=known)
+        assert 0 < sum(map(both_orders, ranking.pairs[:6])) <= 6
+        assert (sum(map(both_orders, ranking.pairs)) < 10) == one
+        assert ranking.known == (known[False],)
+
+
+@pytest.mark.parametrize("pairs", [1, 3, 6, 10])
+def test_a_small_budget_is_not_spent_on_the_trial(pairs: int) -> None:
     rater = Biased(20, 0.0, 0.3)
-    known = {False: Noise(0.1, 0.001, 12, 12)}
-    ranking = rank_pairs(rater.images, "a hat", rater, "none", known=known)
-    assert not any(map(both_orders, ranking.pairs))
+    ranking = rank_pairs(rater.images, "a hat", rater, "none", pairs=pairs)
+    assert ranking.comparisons == ranking.planned == 2 * pairs
+    judged = {image for pair in ranking.pairs for image in (pair.a, pair.b)}
+    assert len(judged) >= min(20, 2 * len(ranking.pairs) * 0.8)
+
+
+@pytest.mark.parametrize("after", [30, 52])
+def test_work_is_ranked_that_ends_before_thinking(after: int) -> None:
+    """Of both ways of judging only one has answers: the ranking, its JSON and its page's numbers are of that one."""
+    rater = Rater(24, stop_after=after)
+    ranking = rank_pairs(rater.images, "a hat", rater, "top", orders="both")
+    assert (ranking.ending, ranking.modes) == ("interrupted", (False,) if after < 48 else (False, True))
+    assert len(ranking.to_json()["instruments"]) == len(ranking.modes)
+    assert all(0 <= ranking.preference(pair) <= 1 for pair in ranking.pairs)
+
+
+def test_thinking_that_cannot_be_read_leaves_what_was_read() -> None:
+    class Mute(Rater):
+        def __call__(self, pairs: Iterable[Pair], thinks: bool, orders: int) -> Iterator[PairVerdict]:
+            for verdict in super().__call__(pairs, thinks, orders):
+                silent = (Verdict("hm", 0.0, 0.0, tokens=3),)
+                yield replace(verdict, a_shown_first=silent, a_shown_second=silent[: orders - 1]) if thinks else verdict
+
+    rater = Mute(24)
+    ranking = rank_pairs(rater.images, "a hat", rater, "top")
+    assert ranking.modes == (False,)
+    assert [image.index for image in ranking.strengths.images][:3] == rater.order[:3]
+    assert any("could not be read" in warning for warning in ranking.warnings)
+    assert len(ranking.to_json()["instruments"]) == 1
 
 
 def test_reading_of_another_scale_stays_behind_thinking() -> None:

@@ -163,7 +163,7 @@ def test_uncertainty_is_shown(tmp_path: Path) -> None:
     assert "No image is clearly the best: image 0 comes first, but is tied with all others." in equal
     assert equal.count("tied with all others</p>") == 4
     assert equal.count("not judged: no pair with this image was asked") == 4
-    assert "These pairs show no position bias" in equal
+    assert "This judge shows no position bias" in equal
     assert equal.count('<i class="') == 4
     assert (equal.count('<i class="begins "'), equal.count('<i class="ends"'), equal.count('"second')) == (1, 1, 0)
 
