@@ -49,8 +49,14 @@ def ranked(*arguments: str | Path) -> dict[str, Any]:
 
 
 def test_default_budget_is_two_pairs_an_image(folder: Path) -> None:
-    assert len(ranked(folder, *PROMPT, "--no-think", *QUICK)["pairs"]) == 24
-    assert len(ranked(folder, *PROMPT, "--no-think", "--pairs", "13", *QUICK)["pairs"]) == 13
+    assert ranked(folder, *PROMPT, "--no-think", *QUICK)["comparisons"] == 48
+    assert ranked(folder, *PROMPT, "--no-think", "--pairs", "13", *QUICK)["comparisons"] == 26
+    both = ranked(folder, *PROMPT, "--no-think", "--pairs", "13", "--orders", "both", *QUICK)
+    assert {tuple(pair["asked"]) for pair in both["pairs"]} == {("a first", "b first")}
+    assert (len(both["pairs"]), both["orders"]) == (13, "both orders, as asked for")
+    one = ranked(folder, *PROMPT, "--no-think", "--pairs", "13", "--orders", "one", *QUICK)
+    assert {tuple(pair["asked"]) for pair in one["pairs"]} == {("a first",), ("b first",)}
+    assert (len(one["pairs"]), one["comparisons"]) == (26, 26)
     assert len(ranked(folder, *PROMPT, "--no-think", "--pairs", "all", *QUICK)["pairs"]) == 66
 
 
@@ -242,7 +248,7 @@ def test_a_criterion_needs_no_prompt(folder: Path, tmp_path: Path) -> None:
     with table.open(newline="") as file:
         assert {(row["prompt"], row["criterion"]) for row in csv.DictReader(file)} == {("", "'=the sharper eyes")}
     done = run("rank", folder, *criterion, *quick)
-    assert "by “=the sharper eyes”: 12 images, 3 pairs" in done.stdout
+    assert "by “=the sharper eyes”: 12 images, 5 pairs" in done.stdout
     assert "about 6 of them known" in done.stderr
     both = ranked(folder, *PROMPT, *criterion, *quick)
     assert (both["prompt"], both["criterion"], both["recalled"]) == ("a red circle", "=the sharper eyes", 0)
