@@ -127,14 +127,14 @@ def check_apart(outputs: Mapping[str, Path | None], inputs: Iterable[object]) ->
         taken[place] = f"the file of {option}, too"
 
 
-def check_writable(option: str, folder: Path) -> None:
+def check_writable(option: str, folder: Path, advice: str = "give another place") -> None:
     """ConfigError for a folder, perhaps one to be made, where no file can be made."""
     existing = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     try:
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
-        raise ConfigError(f"{option} {folder}: cannot be written ({error.strerror}); give another place") from error
+        raise ConfigError(f"{option} {folder}: cannot be written ({error.strerror}); {advice}") from error
 
 
 def software_versions() -> dict[str, str]:

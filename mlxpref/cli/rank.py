@@ -39,7 +39,7 @@ from mlxpref.preferences import Pair
 from mlxpref.ranking.outcomes import all_pairs
 from mlxpref.report.ranking_files import check_copy_folder, copy_top, write_ranking_csv
 from mlxpref.report.ranking_page import write_ranking_page
-from mlxpref.report.xmp import STARS_RULE, write_ratings
+from mlxpref.report.xmp import ratings_in_words, write_ratings
 from mlxpref.text import counted, few, short_names
 
 Pairs = int | Literal["all"] | None
@@ -72,10 +72,18 @@ class OutputOptions:
             check_copy_folder(self.copy_top[1])
             check_writable("--copy-top", self.copy_top[1])
 
+    def check_sidecars(self, images: Sequence[Path]) -> None:
+        """ConfigError, before the work, for a folder of images in which no sidecar could be written after it."""
+        for folder in sorted({image.parent for image in images}) if self.xmp else ():
+            check_writable("--xmp", folder, "correct its permissions, or leave out --xmp")
+
     def write(
         self, rankings: Sequence[Ranking], alone: Sequence[PromptGroup], notes: Sequence[str], cache: ImageCache
-    ) -> None:
-        """Write the outputs and print their places; `alone` are images that are similar to no other."""
+    ) -> bool:
+        """Write the outputs and print their places; `alone` are images that are similar to no other.
+
+        False if no sidecar could be rated.
+        """
         if self.html is not None:
             write_ranking_page(self.html, rankings, notes, cache.load)
             note(f"page: {self.html}")
@@ -84,12 +92,14 @@ class OutputOptions:
             note(f"table: {self.csv}")
         if self.copy_top is not None:
             copies = copy_top(rankings, *self.copy_top)
-            note(f"{counted(len(copies), 'image')} copied to {self.copy_top[1]}")
+            left = f"; {counted(len(alone), 'image')} alone not copied" if alone else ""
+            note(f"{counted(len(copies), 'image')} copied to {self.copy_top[1]}{left}")
         if self.xmp:
             ratings = [rating for ranking in rankings for rating in write_ratings(ranking)]
-            errors = [rating.error for rating in ratings if rating.error]
-            for line in (*errors, f"{counted(len(ratings) - len(errors), 'sidecar')} rated: {STARS_RULE}"):
+            for line in ratings_in_words(ratings):
                 note(line)
+            return not all(rating.error for rating in ratings)
+        return True
 
 
 _OLD_THINK = {
@@ -162,6 +172,7 @@ def rank(
     lists = {path.parent / name for path in everything for name in METADATA}
     inputs = (*everything, *lists, source.prompt_from, judge.store, judge.calibration)
     check_apart({"--html": outputs.html, "--csv": outputs.csv}, inputs)
+    outputs.check_sidecars(everything)
     with open_judge(everything, judge, settings, cache, max(len(group.images) for group in groups)) as loaded:
         loaded.processes.check_same({"digest of the images": _digest(groups)})
         about = think_about or loaded.think_about
@@ -174,8 +185,7 @@ def rank(
     if len(rankings) < len(groups):
         notes.append(f"{len(rankings)} of {len(groups)} {'groups' if grouping.group_by else 'prompts'} were ranked")
         note(notes[-1])
-    if loaded.processes.is_main:
-        outputs.write(rankings, alone, notes, cache)
+    written = outputs.write(rankings, alone, notes, cache) if loaded.processes.is_main else True
     if as_json:
         summary = {"calibration": calibration.summary() if calibration else None}
         results = [ranking.to_json() | summary for ranking in rankings]
@@ -188,6 +198,8 @@ def rank(
         raise stopped
     if rankings[-1].ending == "interrupted":
         raise SystemExit(INTERRUPTED)
+    if not written:
+        raise SystemExit(1)
 
 
 def _grouped(

@@ -4,6 +4,7 @@ import codecs
 import os
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +19,14 @@ from mlxpref.errors import DataError
 from mlxpref.files import read_file, replacing
 from mlxpref.judge.ranking_result import Ranking
 from mlxpref.ranking.posterior import difference_variance
+from mlxpref.text import counted, few, short_names
 
 STARS_RULE = (
     "stars by the share of the other images that an image is expected to beat: 5 from 90 %, 4 from 70 %, 3 from 30 %, "
     "2 from 10 %, else 1; an uncertain image has about half, 3 stars"
 )
+REJECT = -1
+"""The rating of an image that a person sorted out."""
 _LEAST_SHARES = (0.1, 0.3, 0.7, 0.9)
 
 _RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
@@ -42,20 +46,25 @@ etree.register_namespace("xmp", _XMP)  # the prefix where a sidecar has none for
 
 @dataclass(frozen=True)
 class Rating:
-    """The stars of an image in a sidecar; `error` says why the sidecar stayed as it was."""
+    """The stars of an image for a sidecar; `error` says why the sidecar stayed as it was.
+
+    `before` is the rating that the sidecar had (a `REJECT` stays): None for none, for 0, which means none, and
+    with an `error`.
+    """
 
     image: Path
     stars: int
     sidecar: Path
     error: str | None = None
+    before: int | None = None
 
 
 def write_ratings(ranking: Ranking) -> list[Rating]:
     """Write `xmp:Rating` of every image that is a file into its sidecars, best first; see `STARS_RULE`.
 
     A sidecar that exists, `a.xmp` or `a.jpg.xmp` beside `a.jpg`, keeps everything else. A new one is `a.xmp`, the name
-    in Adobe's specification, or `a.jpg.xmp` where another image in the folder would share it. A sidecar that cannot be
-    read or written stays as it is, and its `Rating` has the error.
+    in Adobe's specification, or `a.jpg.xmp` where another image in the folder would share it. A sidecar that rejects
+    its image stays as it is; so does one that cannot be read or written, and its `Rating` has the error.
     """
     stars = stars_of(ranking)
     places: dict[Path, int] = {}
@@ -66,13 +75,30 @@ def write_ratings(ranking: Ranking) -> list[Rating]:
     ratings = []
     for image, count in places.items():
         for sidecar in folders[image.parent].sidecars(image):
+            before = error = None
             try:
-                _write(sidecar, count)
-                error = None
+                before = _write(sidecar, count)
             except DataError as reason:
                 error = f"{sidecar}: {reason}"
-            ratings.append(Rating(image, count, sidecar, error))
+            ratings.append(Rating(image, count, sidecar, error, before))
     return ratings
+
+
+def ratings_in_words(ratings: Sequence[Rating]) -> list[str]:
+    """A line about the sidecars that could not be rated, and one about the others, if any; each names a few."""
+    errors = [rating.error for rating in ratings if rating.error]
+    rejects = sum(rating.before == REJECT for rating in ratings)
+    names = short_names([str(rating.sidecar) for rating in ratings])
+    others = [
+        f"{name} {rating.before} -> {rating.stars}"
+        for name, rating in zip(names, ratings, strict=True)
+        if rating.before not in (None, REJECT, rating.stars)
+    ]
+    summary = [f"{counted(len(ratings) - len(errors) - rejects, 'sidecar')} rated"]
+    summary += [f"{len(others)} had another rating: {few(others, 5)}"] if others else []
+    summary += [f"{counted(rejects, 'reject')} (rating {REJECT}) left as before"] if rejects else []
+    failures = [f"{counted(len(errors), 'sidecar')} not rated: {few(errors, 3, ' | ')}"] if errors else []
+    return failures if len(errors) == len(ratings) else [*failures, "; ".join([*summary, STARS_RULE])]
 
 
 def stars_of(ranking: Ranking) -> list[int]:
@@ -108,14 +134,14 @@ class _Folder:
         return [image.with_name(name) for name in found or names[:1]]
 
 
-def _write(sidecar: Path, stars: int) -> None:
-    """Set the rating in a sidecar; DataError, which continues its name, where that cannot be done."""
+def _write(sidecar: Path, stars: int) -> int | None:
+    """Set the rating in a sidecar, and return the earlier one; DataError, which continues its name, if that fails."""
     place = Path(os.path.realpath(sidecar))  # a link stays a link
     exists = os.path.lexists(place)
     content = read_file(place) if exists else _EMPTY
-    rated = with_rating(content, stars)
+    rated, before = with_rating(content, stars)
     if rated == content:
-        return
+        return before
     try:
         if exists and not place.stat().st_mode & 0o222:
             raise DataError("is read-only, so its rating stays as it is")
@@ -125,10 +151,14 @@ def _write(sidecar: Path, stars: int) -> None:
                 shutil.copymode(place, temporary)
     except OSError as error:
         raise DataError(f"cannot be written ({error.strerror}); check the folder's permissions") from error
+    return before
 
 
-def with_rating(content: bytes, stars: int) -> bytes:
-    """XMP with another rating and nothing else changed; DataError, which continues its name, for what is no XMP."""
+def with_rating(content: bytes, stars: int) -> tuple[bytes, int | None]:
+    """XMP with another rating and nothing else changed, and the earlier rating; see `Rating`.
+
+    XMP that rejects its image stays as it is. DataError, which continues its name, for what is no XMP.
+    """
     parser = etree.XMLParser(resolve_entities=False, no_network=True, strip_cdata=False, remove_blank_text=False)
     try:
         document = etree.fromstring(content, parser).getroottree()
@@ -140,17 +170,21 @@ def with_rating(content: bytes, stars: int) -> bytes:
     graph = root if root.tag == f"{{{_RDF}}}RDF" else root.find(f"{{{_RDF}}}RDF")
     if graph is None:
         raise DataError("has no rdf:RDF, so it is no XMP; repair or remove it")
-    if not _rate(graph, str(stars)):
-        return content
+    before = _rate(graph, stars)
+    if before in (stars, REJECT):
+        return content, before
     encoding = document.docinfo.encoding or "UTF-8"
     mark = codecs.BOM_UTF8 if content.startswith(codecs.BOM_UTF8) else b""
     declared = "<?xml ".encode(encoding)[-10:] in content[:40]
     rated: bytes = etree.tostring(document, encoding=encoding, xml_declaration=declared)
-    return mark + rated
+    return mark + rated, before
 
 
-def _rate(graph: etree._Element, stars: str) -> bool:
-    """Set every rating in the descriptions of a graph, in the first one where there is none; whether any changed."""
+def _rate(graph: etree._Element, stars: int) -> int | None:
+    """Set every rating in the descriptions of a graph, in the first one where there is none; the earlier rating.
+
+    A graph with a reject stays as it is. Of several ratings the earlier one is the first that differs from `stars`.
+    """
     descriptions = graph.findall(_DESCRIPTION) or [etree.SubElement(graph, _DESCRIPTION, {f"{{{_RDF}}}about": ""})]
     attributes = [each for each in descriptions if _RATING in each.attrib]
     elements = [each for description in descriptions for each in description.findall(_RATING)]
@@ -159,9 +193,22 @@ def _rate(graph: etree._Element, stars: str) -> bool:
         raise DataError("has an xmp:Rating that is no number; repair that")
     if not attributes and not elements:
         attributes = descriptions[:1]
-    before = [each.get(_RATING) for each in attributes] + [(each.text or "").strip() for each in elements]
+    texts = [each.get(_RATING) for each in attributes] + [each.text for each in elements]
+    values = [_number(text or "") for text in texts]
+    if REJECT in values:
+        return REJECT
     for description in attributes:
-        description.set(_RATING, stars)
+        description.set(_RATING, str(stars))
     for element in elements:
-        element.text = stars
-    return {*before} != {stars}
+        element.text = str(stars)
+    if {*values} == {stars}:
+        return stars
+    return next((value for value in values if value not in (0, stars)), None)
+
+
+def _number(text: str) -> int:
+    """The rating in a text, which may be a real number; 0 for none."""
+    try:
+        return round(float(text.strip() or 0))
+    except (ValueError, OverflowError) as error:
+        raise DataError("has an xmp:Rating that is no number; repair that") from error

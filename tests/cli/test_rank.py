@@ -1,6 +1,7 @@
 """`mlxpref rank` as a person meets it: which pairs, which prompts, what is kept, and where the result goes."""
 
 import csv
+import errno
 import fcntl
 import json
 import os
@@ -121,9 +122,34 @@ def test_stars_are_beside_the_images(folder: Path) -> None:
     images[0].with_suffix(".xmp").write_text("broken")
     done = run("rank", folder, *PROMPT, "--no-think", "--xmp", *QUICK)
     assert done.exit_code == 0
-    assert f"{images[0].with_suffix('.xmp')}: is no XML" in done.stderr
-    assert "11 sidecars rated: stars by the share" in done.stderr
+    assert f"1 sidecar not rated: {images[0].with_suffix('.xmp')}: is no XML" in done.stderr
+    assert "11 sidecars rated; stars by the share" in done.stderr
     assert all("xmp:Rating=" in image.with_suffix(".xmp").read_text() for image in images[1:])
+
+
+def test_no_sidecar_could_be_rated(folder: Path) -> None:
+    for image in sorted(folder.iterdir()):
+        image.with_suffix(".xmp").write_text("broken")
+    done = run("rank", folder, *PROMPT, "--no-think", "--xmp", *QUICK, "--json")
+    assert done.exit_code == 1
+    assert len(json.loads(done.stdout)["images"]) == 12
+    (line,) = [line for line in done.stderr.splitlines() if "is no XML" in line]
+    assert line.startswith("12 sidecars not rated: ")
+    assert line.endswith(" | and 9 more")
+    assert "stars by" not in done.stderr
+
+
+def test_a_folder_for_no_sidecars_is_refused_first(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(dir: Path) -> None:  # root, who may run the tests, can write into any folder
+        raise PermissionError(errno.EACCES, "Permission denied", str(dir))
+
+    monkeypatch.setattr("mlxpref.cli.common.tempfile.TemporaryFile", refuse)
+    done = run("rank", folder, *PROMPT, "--no-think", "--xmp", *QUICK)
+    assert done.exit_code == 1
+    assert done.stderr.endswith(
+        f"--xmp {folder}: cannot be written (Permission denied); correct its permissions, or leave out --xmp\n"
+    )
+    assert "comparisons without thinking" not in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -297,6 +323,7 @@ def test_each_burst_is_ranked_by_itself(bursts: Path, tmp_path: Path) -> None:
     done = run("rank", *arguments, "--html", page, "--csv", table, "--copy-top", "1", best, "--json")
     assert done.exit_code == 0, done.stderr
     assert "2 groups of similar images, 2 images alone\n" in done.stderr
+    assert f"2 images copied to {best}; 2 images alone not copied\n" in done.stderr
     result = json.loads(done.stdout)
     rankings = result["rankings"]
     names = [sorted(Path(image["path"]).name for image in ranking["images"]) for ranking in rankings]

@@ -13,7 +13,7 @@ from mlxpref.judge.ranking_result import Ranking
 from mlxpref.ranking.noise import Noise
 from mlxpref.ranking.outcomes import PairOutcome, all_pairs
 from mlxpref.ranking.strength_ranking import rank_images
-from mlxpref.report.xmp import expected_shares, stars_of, with_rating, write_ratings
+from mlxpref.report.xmp import STARS_RULE, expected_shares, ratings_in_words, stars_of, with_rating, write_ratings
 from tests.conftest import picture
 from tests.report.test_ranking_files import ranked
 
@@ -46,7 +46,6 @@ BODY = sidecar(HISTORY.format("")).decode().partition("?>")[2]
 SIDECARS = {
     "attribute": sidecar(HISTORY.format('xmp:Rating="2"')),
     "element": sidecar(HISTORY.format("").replace("<d:history", "<xmp:Rating>2</xmp:Rating><d:history")),
-    "reject": sidecar(HISTORY.format("xmp:Rating='-1'")),
     "second description": sidecar(
         HISTORY.format("") + f'<rdf:Description rdf:about="uuid:1" xmlns:xap="{XMP}" xap:Rating="2" xap:Label="Red"/>'
     ),
@@ -131,16 +130,41 @@ def test_shares_are_those_of_draws_from_the_posterior() -> None:
 @pytest.mark.parametrize("name", SIDECARS)
 def test_everything_else_stays(name: str) -> None:
     before = SIDECARS[name]
-    after = with_rating(before, 4)
+    after, rating = with_rating(before, 4)
+    assert rating == (int(ratings_in(before)[0]) if ratings_in(before) else None)
     assert ratings_in(after) == ["4"]
     assert without_rating(after) == without_rating(before)
-    assert with_rating(after, 4) is after  # a second run changes nothing
-    assert ratings_in(with_rating(after, 1)) == ["1"]
+    second, rating = with_rating(after, 4)
+    assert second is after  # a second run changes nothing
+    assert rating == 4
+    assert ratings_in(with_rating(after, 1)[0]) == ["1"]
     if name not in ("utf-16", "latin"):
         assert after.startswith(b'<?xpacket begin="\xef\xbb\xbf" id="W5M0MpCehiHzreSzNTczkc9d"?>')
         assert after.endswith(b'<?xpacket end="w"?>')
         assert b"&#10;" in after or b"&#10;" not in before
         assert b"<![CDATA[ <&> ]]>" in after or b"CDATA" not in before
+
+
+@pytest.mark.parametrize("name", ["attribute", "element", "second description", "qualified"])
+@pytest.mark.parametrize("value", ["-1", "-1.0"])
+def test_a_reject_stays(name: str, value: str) -> None:
+    content = SIDECARS[name].replace(b'Rating="2"', f'Rating="{value}"'.encode()).replace(b">2<", f">{value}<".encode())
+    assert ratings_in(content) == [value]
+    rated, before = with_rating(content, 4)
+    assert rated is content
+    assert before == -1
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "before"), [("4", "2", 2), ("2", "5", 2), ("0", "4", None), ("4", "4.0", 4), ("", "3.0", 3)]
+)
+def test_the_earlier_of_several_ratings(first: str, second: str, before: int | None) -> None:
+    """It is one that is lost, if any is; 0 is none."""
+    content = SIDECARS["second description"].replace(b'Rating="2"', f'Rating="{second}"'.encode())
+    content = content.replace(b" d:params=", f' xmp:Rating="{first}" d:params='.encode())
+    rated, found = with_rating(content, 4)
+    assert found == before
+    assert [float(text) for text in ratings_in(rated)] == [4, 4]
 
 
 def bomb() -> bytes:
@@ -158,6 +182,7 @@ HOSTILE = {
     "has a document type": b'<!DOCTYPE a SYSTEM "file:///etc/passwd">' + BODY.encode(),
     "has no rdf:RDF": b"<html><body/></html>",
     "has an xmp:Rating that is no number": SIDECARS["element"].replace(b">2<", b"><rdf:Bag/><"),
+    "has an xmp:Rating that is no number; repair": SIDECARS["attribute"].replace(b'"2"', b'"five"'),
 }
 
 
@@ -221,6 +246,24 @@ def test_links_modes_and_second_runs(tmp_path: Path) -> None:
     before = {path: (path.stat().st_ino, path.read_bytes()) for path in tmp_path.rglob("*.xmp")}
     write_ratings(ranked(files))
     assert before == {path: (path.stat().st_ino, path.read_bytes()) for path in tmp_path.rglob("*.xmp")}
+
+
+def test_ratings_that_are_lost_and_rejects_are_named(tmp_path: Path) -> None:
+    files = photographs(tmp_path, *(f"{letter}.png" for letter in "abcde"))
+    for name, rating in {"a": "5", "b": "1", "c": "-1", "d": "0"}.items():
+        (tmp_path / f"{name}.xmp").write_bytes(SIDECARS["attribute"].replace(b'"2"', f'"{rating}"'.encode()))
+    (tmp_path / "e.xmp").mkdir()
+    ratings = write_ratings(ranked(files))
+    assert [rating.before for rating in ratings] == [5, 1, -1, None, None]
+    a, b, _, d, _ = (rating.stars for rating in ratings)
+    shutil.rmtree(tmp_path / "e.xmp")
+    assert stars_in(tmp_path) == {"a.xmp": str(a), "b.xmp": str(b), "c.xmp": "-1", "d.xmp": str(d)}
+    assert a == 5
+    assert b > 1
+    assert ratings_in_words(ratings) == [
+        f"1 sidecar not rated: {tmp_path / 'e.xmp'}: is a folder or a device, not a file",
+        f"3 sidecars rated; 1 had another rating: b.xmp 1 -> {b}; 1 reject (rating -1) left as before; {STARS_RULE}",
+    ]
 
 
 def test_what_cannot_be_written(tmp_path: Path) -> None:
