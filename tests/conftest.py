@@ -1,6 +1,7 @@
 """Models and goldens that several test files share; each is loaded once a session."""
 
 import json
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -59,6 +60,17 @@ def picture(seed: int, size: tuple[int, int] = (84, 84)) -> Image.Image:
     """A picture of random pixels, (width, height)."""
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
     return Image.fromarray(pixels)
+
+
+def start_together(processes: Sequence[subprocess.Popen[str]]) -> None:
+    """Let processes that wait for a line begin, once each has said that it is ready."""
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
 
 
 def hidden_states(vlm: VLM, comparisons: Sequence[ComparisonInput]) -> mx.array:

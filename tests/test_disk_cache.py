@@ -12,6 +12,7 @@ import pytest
 
 from mlxpref import disk_cache as module
 from mlxpref.disk_cache import DiskCache
+from tests.conftest import start_together
 from tests.messages import messages
 
 LEAST = module._LEAST
@@ -151,13 +152,7 @@ def test_programs_write_read_and_remove_at_once(tmp_path: Path) -> None:
     arguments = [[sys.executable, "-c", WRITER, str(tmp_path), str(seed)] for seed in range(2)]
     pipe = subprocess.PIPE
     processes = [subprocess.Popen(each, stdin=pipe, stdout=pipe, stderr=pipe, text=True) for each in arguments]
-    for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("\n")
-        process.stdin.flush()
+    start_together(processes)
     results = [process.communicate(timeout=60) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], results
     assert 0 < len(kept(tmp_path)) <= 6 + len(processes)

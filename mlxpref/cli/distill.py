@@ -39,11 +39,11 @@ from mlxpref.training.distill import (
     HELD_OUT,
     MOST_HELD_OUT,
     Distillation,
-    check_distilled,
     distill_images,
     distill_preferences,
     thinking_judge,
 )
+from mlxpref.training.distilled_file import check_distilled
 
 
 @dataclass(frozen=True)
@@ -171,8 +171,8 @@ def _print(result: Distillation, judge: Judge, people: Sequence[str]) -> None:
     thinking, reading = result.seconds_per_pair, result.reading_seconds_per_pair
     if not math.isnan(thinking + reading):  # else some of it was judged before
         print_text(
-            f"a pair takes {thinking:.3g} s with thinking, {reading:.3g} s read at once, its images being encoded "
-            f"already: {thinking / reading:.1f} times as fast"
+            f"a pair takes {thinking:.3g} s with thinking, {reading:.3g} s read at once, without encoding its images: "
+            f"{thinking / reading:.1f} times as fast"
         )
     held_out = f" and {counted(result.test, 'pair')} of other prompts to measure" if result.test else ""
     print_text(f"{counted(result.train, 'pair')} to learn from{held_out}, in {result.path}")

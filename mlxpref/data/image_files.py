@@ -20,11 +20,12 @@ class ImageFiles:
     """The names of images for a file of preferences: their paths from its folder, or copies in a folder beside it.
 
     Copied are images from archives, tables and memory, which have no file but perhaps one in a cache, and those whose
-    names are no text.
+    names are no text. With `copies` False they are only named.
     """
 
-    def __init__(self, path: Path, images: ImageCache) -> None:
+    def __init__(self, path: Path, images: ImageCache, copies: bool = True) -> None:
         self.folder, self.copies = path.with_name(f"{path.stem}-images"), set[Path]()
+        self._copies = copies
         self._root, self._images = os.path.realpath(path.absolute().parent), images
         self._cache: Path | None = None
         with suppress(DataError):  # the user has no home
@@ -48,7 +49,7 @@ class ImageFiles:
         with suppress(OSError, ValueError):  # of another format, or damaged beside its pixels: reading goes by these
             suffix = f".{open_image(io.BytesIO(content)).format}".lower()
         copy = self.folder / f"{hashlib.sha256(content).hexdigest()[:24]}{suffix}"
-        if not copy.exists():
+        if self._copies and not copy.exists():
             self.folder.mkdir(exist_ok=True)
             write_file(copy, content)
         self.copies.add(copy)

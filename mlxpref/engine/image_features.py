@@ -1,6 +1,7 @@
 """Image features: every image runs through the frozen vision tower once, then comes from memory or from disk."""
 
 import io
+import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -73,7 +74,8 @@ class FeatureStore:
     """Features of images by content and pixel budget; it drops the least recently used first.
 
     `images` decodes files; a command that decoded them before sets its own cache. `keep_in` lets later runs recall
-    features from disk. `runs` counts the images that ran through the vision tower.
+    features from disk. `runs` counts the images that ran through the vision tower, `seconds` the time to find, decode
+    and encode images.
     """
 
     def __init__(self, tower: Any, processor: Any, max_pixels: int, memory: int = bounds.FEATURE_BYTES) -> None:
@@ -84,7 +86,7 @@ class FeatureStore:
         self._features: LRU[str, Features] = LRU(memory, lambda features: features.nbytes)
         self._disk: DiskCache | None = None
         self._conditions = ""  # of all features on disk
-        self.runs = 0
+        self.runs, self.seconds = 0, 0.0
 
     def keep_in(self, disk: DiskCache, tower: str) -> None:
         """Keep features on disk from now on, and recall them; `tower` is the fingerprint of what encodes them."""
@@ -108,7 +110,7 @@ class FeatureStore:
 
     def get_readable(self, images: Iterable[ImageLike], seen: SeenImages | None = None) -> list[Features | ImageError]:
         """The features of images, or the error of an unreadable one in its place; otherwise like `get_all`."""
-        by_key: dict[str, Features] = {}
+        start, by_key = time.perf_counter(), dict[str, Features]()
         waiting: dict[tuple[int, int], list[tuple[str, NDArray[np.float32]]]] = {}  # by grid, in merged patches
         keys: list[str | ImageError] = []
         for place, image in enumerate(images):
@@ -132,16 +134,18 @@ class FeatureStore:
                 by_key.update(self._encode(grid, waiting.pop(grid)))
         for grid, queue in waiting.items():
             by_key.update(self._encode(grid, queue))
+        self.seconds += time.perf_counter() - start
         return [key if isinstance(key, ImageError) else by_key[key] for key in keys]
 
     def contents(self, images: Iterable[ImageLike], seen: SeenImages | None = None) -> list[str | None]:
         """The contents of images (`Features.content`), None of an unreadable one; decodes those that are unknown."""
-        contents: list[str | None] = []
+        start, contents = time.perf_counter(), list[str | None]()
         for image in images:
             with suppress(ImageError):
                 contents.append(self._key(image, {} if seen is None else seen)[0])
                 continue
             contents.append(None)
+        self.seconds += time.perf_counter() - start
         return contents
 
     def missing(self, images: Iterable[ImageLike], seen: SeenImages | None = None) -> list[ImageLike]:

@@ -4,10 +4,10 @@ import json
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from mlxpref.data.find_images import reasons_of
 from mlxpref.data.image_files import ImageFiles
@@ -24,10 +24,13 @@ from mlxpref.judge.functions import judge_from
 from mlxpref.judge.judge import Judge
 from mlxpref.judge.loading import calibrated
 from mlxpref.judge.pair_verdict import JudgingCounts, PairVerdict
+from mlxpref.judge.rank import PairBudget
 from mlxpref.judge.ranking_result import Ranking
+from mlxpref.judge.verdict_source import Judgement
 from mlxpref.log import logger, track
 from mlxpref.preferences import ImageLike, Pair, Preference, image_name
 from mlxpref.text import counted, few
+from mlxpref.training.distilled_file import check_distilled, check_replaced, name_of
 from mlxpref.training.sampler import held_out_split
 
 HELD_OUT, MOST_HELD_OUT = 0.2, 0.9
@@ -44,7 +47,7 @@ class Distillation:
     the pairs without a readable answer in both orders, which the file lacks. Three evaluations are of the held-out
     pairs, or else of all: `thinking` and `reading` against people, None where these said nothing, and `agreement` of
     reading with thinking, whose `metrics.brier` is the mean squared difference of both preferences. `seconds_per_pair`
-    and `reading_seconds_per_pair`, which came after it with the images encoded, are NaN where a store had some of it.
+    and `reading_seconds_per_pair` leave out decoding and encoding images, and are NaN where a store had some of it.
     """
 
     path: Path
@@ -97,12 +100,18 @@ def distill(
     `load`, which `adapter` and `settings` go with. `data` are preferences as for `evaluate`, by default of the split
     train; or, with a `prompt`, images as for `Judge.rank`, which chooses `pairs` of them. `held_out` is the share of
     pairs, by whole prompts, that become the split test. Ctrl-C writes the pairs so far. ConfigError, DataError or
-    ModelError for what cannot be distilled.
+    ModelError for what cannot be distilled, and for an output with pairs of an earlier call that this one lacks.
     """
     path = Path(expand(output))
     check_distilled(path)
     if not (isinstance(held_out, int | float) and 0 <= held_out <= MOST_HELD_OUT):
         raise ConfigError(f"held_out {held_out!r}: give a share from 0 to {MOST_HELD_OUT}")
+    if settings.get("think") is False:
+        raise ConfigError("think=False: what a judge says with thinking is what `distill` writes; leave it out")
+    if prompt is not None and (split, limit, data_dir) != (None, None, None):
+        raise ConfigError("split, limit and data_dir are for preferences; pairs says how many for images with a prompt")
+    if prompt is None and pairs is not None:
+        raise ConfigError("pairs is for images with a prompt; limit says how many of preferences")
     loaded = judge_from(judge, adapter, settings)
     loaded = thinking_judge(loaded if isinstance(judge, Judge) else calibrated(loaded))
     if prompt is not None:
@@ -131,18 +140,26 @@ def thinking_judge(judge: Judge) -> Judge:
     return judge.calibrated_for([True])
 
 
-def check_distilled(path: Path) -> None:
-    """ConfigError, before the work, for an output that cannot be one, or a file that no distillation wrote."""
-    if path.suffix.lower() != ".jsonl":
-        raise ConfigError(f"{path}: `train` and `eval` know preferences by .jsonl; give a name that ends in it")
-    if not path.absolute().parent.is_dir():
-        raise ConfigError(f"{path}: its folder does not exist; make it, or give another output")
-    first: Any = None
-    with suppress(OSError, ValueError), path.open(encoding="utf-8") as file:
-        first = json.loads(file.readline())
-    is_used = path.exists() and (path.is_dir() or path.stat().st_size > 0)
-    if is_used and not (isinstance(first, dict) and {"p_a_shown_first", "judge"} <= first.keys()):
-        raise ConfigError(f"{path}: is there, and no earlier result of `distill`; give another output")
+@dataclass(frozen=True)
+class _TimedJudge(Judge):
+    """A judge that counts the seconds of its answers, without those for images and for a ranking's fits."""
+
+    spent: list[float] = field(default_factory=list, repr=False, compare=False)
+
+    def judgements(self, *args: Any, **named: Any) -> Iterator[Judgement]:
+        work, features = super().judgements(*args, **named), self.vlm.features
+        while True:
+            start = time.perf_counter() - features.seconds
+            each = next(work, None)
+            self.spent.append(time.perf_counter() - features.seconds - start)
+            if each is None:
+                return
+            yield each
+
+    @classmethod
+    def of(cls, judge: Judge) -> Self:
+        """A judge with a clock at 0."""
+        return cls(**{each.name: getattr(judge, each.name) for each in fields(Judge)})
 
 
 def distill_preferences(
@@ -152,7 +169,8 @@ def distill_preferences(
 
     What people prefer is kept in the file's column `people`, and used only to measure.
     """
-    tests = _held_out_prompts(preferences, held_out)
+    check_replaced(judge, path, preferences, len(preferences))
+    tests, judge = _held_out_prompts(preferences, held_out), _TimedJudge.of(judge)
     verdicts = judge.pairs(map(_pair, preferences), think=True, left_out=left_out)
     work = zip(preferences, track(verdicts, len(preferences), "judging with thinking"), strict=True)
     return _distill(judge, name, work, tests, path, left_out)
@@ -166,8 +184,11 @@ def distill_images(
     pairs: int | Literal["all"] | None = None,
 ) -> Distillation:
     """Judge pairs of each prompt's images with thinking, which a ranking chooses, in both orders, and write them."""
+    every = (Pair(a, b, prompt) for prompt, images in groups for a, b in combinations(images, 2))
+    most = sum(PairBudget.of(len(images), "all", pairs).total for _, images in groups)
+    check_replaced(judge, path, every, most)
     prompts = [Preference(prompt, images[0], images[1], 0.5) for prompt, images in groups]
-    tests = _held_out_prompts(prompts, held_out)
+    tests, judge = _held_out_prompts(prompts, held_out), _TimedJudge.of(judge)
     return _distill(judge, "images", _ranked(judge, groups, pairs), tests, path, None)
 
 
@@ -201,21 +222,24 @@ def _held_out_prompts(preferences: Sequence[Preference], share: float) -> set[st
 
 
 def _distill(
-    judge: Judge, name: str, work: Iterable[JudgedPair], tests: set[str], path: Path, left_out: LeftOut | None
+    judge: _TimedJudge, name: str, work: Iterable[JudgedPair], tests: set[str], path: Path, left_out: LeftOut | None
 ) -> Distillation:
     """Judge, write, and measure reading beside thinking; an interrupt writes the pairs so far and is raised."""
-    start, judged = time.perf_counter(), list[JudgedPair]()
+    judged = list[JudgedPair]()
     try:
         for each in work:
             judged.append(each)
     except KeyboardInterrupt:
         earlier = path.read_bytes().count(b"\n") if path.exists() else 0
-        if earlier >= len(judged):  # the same command judges the rest: it must not lose what is there until then
-            logger.warning(f"interrupted: {path} stays as it was, with {counted(earlier, 'pair')}")
-        elif result := _write(judge, judged, tests, path):
+        # The same command judges the rest: it must not lose what is there until then.
+        if earlier < len(judged) and (result := _write(judge, judged, tests, path)):
             logger.warning(f"interrupted: {counted(result.train + result.test, 'pair')} so far are in {path}")
+        elif path.exists():
+            logger.warning(f"interrupted: {path} stays as it was, with {counted(earlier, 'pair')}")
+        else:
+            logger.warning(f"interrupted: no pair has an answer in both orders yet, so {path} is not written")
         raise
-    seconds = time.perf_counter() - start
+    seconds = sum(judge.spent)
     result = _write(judge, judged, tests, path)
     warnings = tuple(answer_warnings(verdict for _, verdict in judged))
     for line in warnings:
@@ -255,7 +279,6 @@ def _write(judge: Judge, judged: Sequence[JudgedPair], tests: set[str], path: Pa
     if not read:
         return None
     names = ImageFiles(path, judge.vlm.features.images)
-    who = f"{judge.name} with {judge.adapter}" if judge.adapter else judge.name
     has_test = len({pair.prompt in tests for pair, _ in read}) == 2  # an interrupt may leave only one of both
     rows = []
     for pair, verdict in read:
@@ -264,7 +287,7 @@ def _write(judge: Judge, judged: Sequence[JudgedPair], tests: set[str], path: Pa
         if isinstance(pair, Preference):
             row |= {"people": pair.p_people} | ({"group": pair.group} if pair.group not in ("", pair.prompt) else {})
         split = {"split": TEST if pair.prompt in tests else TRAIN} if has_test else {}
-        rows.append(row | split | {"judge": who})
+        rows.append(row | split | {"judge": name_of(judge)})
     if names.copies:
         logger.info(f"{counted(len(names.copies), 'image')} of archives or memory: copied into {names.folder}")
     write_output(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
@@ -276,11 +299,10 @@ def _measured(
     result: Distillation, judge: Judge, judged: Sequence[JudgedPair], spec: EvaluationSpec, thinking_seconds: float
 ) -> Distillation:
     """The result with thinking and reading beside people, and reading beside thinking, on these pairs."""
-    start = time.perf_counter()
-    uncalibrated = replace(judge, calibration=None)  # one of thinking does not hold for reading
+    uncalibrated = replace(_TimedJudge.of(judge), calibration=None)  # one of thinking does not hold for reading
     work = uncalibrated.pairs((_pair(pair) for pair, _ in judged), think=False)
     reading = list(track(work, len(judged), "reading at once, to compare"))
-    seconds = time.perf_counter() - start
+    seconds = sum(uncalibrated.spent)
     per_pair = _seconds_per_pair(seconds, reading)
     thinking = [verdict for _, verdict in judged]
     ways = {True: (thinking, thinking_seconds, result.seconds_per_pair), False: (reading, seconds, per_pair)}

@@ -91,6 +91,17 @@ def test_nothing_is_judged_twice(tmp_path: Path) -> None:
     assert path.read_bytes() == rows
 
 
+def test_an_earlier_result_of_more_data_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "soft.jsonl"
+    assert run(*DEMO, path).exit_code == 0
+    rows = path.read_bytes()
+    refused = run(*DEMO, path, "--limit", "3")
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert f"{path}: has 6 pairs of an earlier distillation" in refused.stderr
+    assert "give another output (--output), or remove the file" in refused.stderr
+    assert path.read_bytes() == rows
+
+
 def test_images_with_prompts(pictures: Path, tmp_path: Path) -> None:
     arguments = ("distill", pictures, "--prompt-from", "sidecar", "--model", "demo", "--max-tokens", "24")
     done = run(*arguments, "--pairs", "2", "--output", tmp_path / "soft.jsonl")

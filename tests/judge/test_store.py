@@ -20,6 +20,7 @@ import pytest
 from mlxpref.errors import DataError
 from mlxpref.judge.store import Store
 from mlxpref.verdict import Verdict
+from tests.conftest import start_together
 from tests.messages import messages
 
 WRITER = """
@@ -154,13 +155,7 @@ def test_a_new_folder_is_made_for_it(tmp_path: Path) -> None:
 def test_two_processes_write_at_once(path: Path, writer: Callable[..., subprocess.Popen[str]]) -> None:
     batches, size = 150, 8
     processes = [writer(name, batches, size) for name in "ab"]
-    for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("\n")
-        process.stdin.flush()
+    start_together(processes)
     for process in processes:
         _, errors = process.communicate(timeout=300)
         assert (process.returncode, errors) == (0, "")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -15,6 +16,8 @@ from mlxpref.data.images import load_image
 from mlxpref.data.left_out import LeftOut
 from mlxpref.data.load import Preferences, load_preferences
 from mlxpref.demo.preferences import demo_preferences
+from mlxpref.engine.vision import VisionEncoder
+from mlxpref.judge import rank, verdict_source
 from mlxpref.judge.judge import Judge
 from mlxpref.judge.verdict_source import Judgement
 from mlxpref.preferences import Comparison, Pair, Preference
@@ -191,6 +194,80 @@ def test_an_interrupt_keeps_finished_pairs(demo: Judge, tmp_path: Path, monkeypa
     assert path.read_text() == whole
 
 
+def test_an_interrupt_before_an_answer_writes_nothing(
+    demo: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def interrupted(number: int, comparison: Comparison) -> bool:
+        raise KeyboardInterrupt
+
+    unreadable(monkeypatch, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        mlxpref.distill(demo, demo_preferences("train", 2), tmp_path / "soft.jsonl")
+    assert f"{tmp_path / 'soft.jsonl'} is not written" in caplog.text
+    assert "stays" not in caplog.text
+    assert not any(tmp_path.iterdir())
+
+
+def test_pairs_of_an_earlier_distillation_are_not_lost(demo: Judge, tmp_path: Path) -> None:
+    path, given = tmp_path / "soft.jsonl", demo_preferences("train", 4)
+    mlxpref.distill(demo, given[:3], path)
+    mlxpref.distill(demo, given, path)  # more pairs lose none
+    everything = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    other = replace(demo, name="another")
+    for judge, data, reason in (
+        (demo, given[:3], "4 pairs of an earlier .* would lose 1; give another output"),
+        (demo, demo_preferences("train", 4, seed=1), "would lose 4;"),
+        (demo, [*given[:3], replace(given[3], prompt="a hat")], "would lose 1;"),
+        (demo, [*given[:3], replace(given[3], b=given[0].a)], "would lose 1;"),
+        (other, given, "judged by demo, not another, .*; give another output"),
+    ):
+        with pytest.raises(mlxpref.ConfigError, match=reason) as error:
+            mlxpref.distill(judge, data, path)
+        assert str(error.value).startswith(f"{path}: ")
+    assert everything == {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    mlxpref.distill(demo, given, path)
+    assert path.read_bytes() == everything[path]
+
+
+def test_images_lose_no_pairs_of_an_earlier_distillation(demo: Judge, tmp_path: Path) -> None:
+    path, images = tmp_path / "soft.jsonl", [picture(seed) for seed in range(5)]
+    mlxpref.distill(demo, images[:4], path, prompt="a hat", pairs=3)
+    for number in (3, 6):  # the same, and more
+        assert mlxpref.distill(demo, images[:4], path, prompt="a hat", pairs=number).train == number
+    for others, pairs in ((images[:4], 5), (images[1:], None)):
+        with pytest.raises(mlxpref.ConfigError, match="6 pairs of an earlier"):
+            mlxpref.distill(demo, others, path, prompt="a hat", pairs=pairs)
+    assert len(rows_of(path)) == 6
+
+
+@pytest.mark.parametrize(("named", "seed"), [({}, 90), ({"prompt": "a hat", "pairs": 8}, 100)])
+def test_seconds_are_those_of_answers(
+    demo: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: dict[str, Any], seed: int
+) -> None:
+    clock = [0.0]
+
+    def taking(seconds: float, call: Callable[..., Any]) -> Callable[..., Any]:
+        def slow(*args: Any, **named: Any) -> Any:
+            clock[0] += seconds
+            return call(*args, **named)
+
+        return slow
+
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(VisionEncoder, "encode", taking(1e6, VisionEncoder.encode))
+    monkeypatch.setattr(rank, "fit_strengths", taking(1e3, rank.fit_strengths))
+    monkeypatch.setattr(verdict_source, "roll_out", taking(1.0, verdict_source.roll_out))
+    images: list[Any] = [picture(seed + number) for number in range(6)]
+    data: Any = images if named else [Preference(f"hat {n}", images[n], images[n + 1], 1.0) for n in (0, 2, 4)]
+    result = mlxpref.distill(
+        replace(demo, settings=replace(demo.settings, rows=2)), data, tmp_path / "a.jsonl", **named
+    )
+    assert clock[0] > 1e6
+    assert clock[0] % 1e6 > 1e3 or not named
+    assert result.seconds_per_pair == pytest.approx(1.0)  # both orders of a pair at once
+    assert result.reading_seconds_per_pair == pytest.approx(1.0)
+
+
 def test_refusals_come_before_the_work(demo: Judge, tmp_path: Path) -> None:
     mine = tmp_path / "mine.jsonl"
     mine.write_text('{"prompt": "a hat", "a": "1.png", "b": "2.png", "p_a": 1}\n')
@@ -204,6 +281,14 @@ def test_refusals_come_before_the_work(demo: Judge, tmp_path: Path) -> None:
     ):
         with pytest.raises(mlxpref.ConfigError, match=reason):
             mlxpref.distill(judge, given, output)
+    images, soft = [picture(1), picture(2)], tmp_path / "soft.jsonl"
+    for named in ({"limit": 5}, {"split": "train"}, {"data_dir": tmp_path}):
+        with pytest.raises(mlxpref.ConfigError, match="split, limit and data_dir are for preferences"):
+            mlxpref.distill(demo, images, soft, prompt="a hat", **named)  # type: ignore[arg-type]
+    with pytest.raises(mlxpref.ConfigError, match="pairs is for images"):
+        mlxpref.distill(demo, given, soft, pairs=3)
+    with pytest.raises(mlxpref.ConfigError, match="think=False: what a judge says"):
+        mlxpref.distill("demo", given, soft, think=False)
     with pytest.raises(mlxpref.ConfigError, match="share from 0"):
         mlxpref.distill(demo, given, tmp_path / "soft.jsonl", held_out=20)
     assert mine.read_text().count("\n") == 1
