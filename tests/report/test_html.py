@@ -37,6 +37,7 @@ def test_texts_are_escaped(tmp_path: Path) -> None:
         tmp_path / "index.html",
         "demo.html",
         result=result,
+        meaning="what <intervals> mean",
         bars=[("test pictures, before", result.evaluations["before"], "before")],
         curve=curve_svg({"reward": [0.1, 0.5, 0.9]}, label="mean"),
         ranked=ranked,
