@@ -29,7 +29,7 @@ from mlxpref.judge.ranking_result import Ranking
 from mlxpref.judge.verdict_source import Judgement
 from mlxpref.log import logger, track
 from mlxpref.preferences import ImageLike, Pair, Preference, image_name
-from mlxpref.text import counted, few
+from mlxpref.text import counted, few, plain
 from mlxpref.training.distilled_file import check_distilled, check_replaced, name_of
 from mlxpref.training.sampler import held_out_split
 
@@ -274,7 +274,7 @@ def _write(judge: Judge, judged: Sequence[JudgedPair], tests: set[str], path: Pa
     if unreadable:
         logger.warning(
             f"{len(unreadable)} of {counted(len(judged), 'pair')} had no readable answer in both orders and are left "
-            f"out: {few(unreadable, 3, '; ')}"
+            f"out: {plain(few(unreadable, 3, '; '))}"
         )
     if not read:
         return None
