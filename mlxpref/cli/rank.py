@@ -131,7 +131,9 @@ _OLD_THINK = {
     help="Show each pair in both orders, or spend the same comparisons on up to twice as many pairs in one; auto does "
     "what the judge's position bias speaks for.",
 )
-@click.option("--top", type=click.IntRange(min=1), help="End as soon as asking the rest would leave the K best the same.")
+@click.option(
+    "--top", type=click.IntRange(min=1), help="End as soon as asking the rest would leave the K best the same."
+)
 @click.option(
     "--think-about",
     type=click.Choice(["top", "all"]),
