@@ -191,18 +191,23 @@ class Ranking(Sequence[RankingEntry]):
     def reason(self, image: RankedImage) -> Reason | None:
         """The reasoning that most clearly explains an image's place.
 
-        For the upper half from a comparison that it won, for the others from a lost one; None without reasoning.
+        For the upper half from a comparison that it won, for the others from a lost one; where there is none of these,
+        from another one. None without reasoning.
         """
         upper = image.rank <= (len(self.images) + 1) // 2
+        return self._reason(image, won=upper) or self._reason(image, won=not upper)
+
+    def _reason(self, image: RankedImage, won: bool) -> Reason | None:
+        """The clearest reasoning of a comparison that an image won, or lost."""
         clearest, reason = 0.0, None
         for pair in self.pairs:
             if image.index not in (pair.a, pair.b):
                 continue
             p_a = self.preference(pair)
             p_win = p_a if pair.a == image.index else 1 - p_a
-            clearness = p_win if upper else 1 - p_win
+            clearness = p_win if won else 1 - p_win
             for first, second, verdicts in _orders(pair):
-                text = _clearest(verdicts, first_wins=(first == image.index) == upper)
+                text = _clearest(verdicts, first_wins=(first == image.index) == won)
                 if text and clearness > clearest:
                     clearest, reason = clearness, Reason(first, second, text)
         return reason

@@ -249,6 +249,15 @@ def test_a_known_judge_needs_no_trial() -> None:
         assert ranking.known == (known[False],)
 
 
+def test_what_was_thought_about_has_a_reason() -> None:
+    """In one order a place may have no comparison that speaks for it: then another one explains it."""
+    for seed in range(4):
+        rater = Rater(24, bias=2.0)
+        ranking = rank_pairs(rater.images, "a hat", rater, "top", seed=seed)
+        about = {image for a, b, thinks in rater.asked if thinks for image in (a, b)}
+        assert {entry.index for entry in ranking if entry.reason} == about
+
+
 @pytest.mark.parametrize("pairs", [1, 3, 6, 10])
 def test_a_small_budget_is_not_spent_on_the_trial(pairs: int) -> None:
     rater = Biased(20, 0.0, 0.3)
