@@ -10,7 +10,7 @@ from typing import Any, Literal
 import click
 
 from mlxpref.cli.common import Consent, check_apart, check_output, image_cache, load_data, load_image_groups
-from mlxpref.cli.judges import announce_time, open_judge
+from mlxpref.cli.judges import announce_rankings, announce_time, open_judge
 from mlxpref.cli.options import (
     FILE,
     DataOptions,
@@ -33,7 +33,6 @@ from mlxpref.data.load import check_preferences
 from mlxpref.judge.judge import Judge
 from mlxpref.judge.rank import PairBudget
 from mlxpref.preferences import ImageLike, Pair, images_of
-from mlxpref.ranking.outcomes import all_pairs
 from mlxpref.text import counted
 from mlxpref.training.distill import (
     HELD_OUT,
@@ -113,9 +112,7 @@ def distill(
     with open_judge(everything, replace(options, yes=consent.agreed), settings, cache) as judge:
         judge = thinking_judge(judge)
         if images:
-            budgets = [PairBudget.of(len(group.images), "all", pairs) for group in groups]
-            every = (Pair(g.images[a], g.images[b], g.prompt) for g in groups for a, b in all_pairs(len(g.images)))
-            announce_time(judge, every, PairBudget(0, sum(budget.total for budget in budgets)))
+            announce_rankings(judge, groups, "all", pairs)
             by_prompt = [(group.prompt, group.images) for group in groups]
             result = distill_images(judge, by_prompt, output, held_out, pairs)
         else:

@@ -4,22 +4,24 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 from mlxpref.cli.common import agree
 from mlxpref.cli.options import JudgeOptions
 from mlxpref.cli.output import note
 from mlxpref.data.image_cache import ImageCache
+from mlxpref.data.prompts import PromptGroup
 from mlxpref.distributed import process_group
 from mlxpref.errors import DataError
 from mlxpref.judge.diagnostics import demo_warnings
 from mlxpref.judge.judge import Judge
 from mlxpref.judge.loading import calibrated, load_judge
-from mlxpref.judge.rank import PairBudget
+from mlxpref.judge.rank import PairBudget, ThinkAbout
 from mlxpref.judge.store import Store, default_store_path
 from mlxpref.judge.time_estimate import estimate_seconds, unknown_part
 from mlxpref.power import keep_awake
 from mlxpref.preferences import ImageLike, Pair, images_of
+from mlxpref.ranking.outcomes import all_pairs
 from mlxpref.text import counted, format_duration
 
 _CANDIDATES = 20_000
@@ -63,6 +65,16 @@ def announce_time(judge: Judge, candidates: Iterable[Pair], budget: PairBudget) 
         if rest.total:
             time = f"about {format_duration(estimate_seconds(judge, images_of(pairs), pairs[0].prompt, rest))}"
         note(f"{' and '.join(work)}: {time}{known}")
+
+
+def announce_rankings(
+    judge: Judge, groups: Sequence[PromptGroup], think_about: ThinkAbout, pairs: int | Literal["all"] | None
+) -> None:
+    """The same of the rankings of each prompt's images."""
+    budgets = [PairBudget.of(len(group.images), think_about, pairs) for group in groups]
+    total = PairBudget(sum(each.without_thinking for each in budgets), sum(each.with_thinking for each in budgets))
+    every = (Pair(g.images[a], g.images[b], g.prompt) for g in groups for a, b in all_pairs(len(g.images)))
+    announce_time(judge, every, total)
 
 
 @contextmanager

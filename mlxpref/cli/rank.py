@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import click
 
 from mlxpref.cli.common import INTERRUPTED, check_apart, check_output, check_writable, image_cache, load_image_groups
-from mlxpref.cli.judges import announce_time, open_judge
+from mlxpref.cli.judges import announce_rankings, open_judge
 from mlxpref.cli.options import (
     FILE,
     GroupOptions,
@@ -35,8 +35,6 @@ from mlxpref.errors import MlxprefError
 from mlxpref.judge.judge import Judge
 from mlxpref.judge.rank import Orders, PairBudget, ThinkAbout
 from mlxpref.judge.ranking_result import Ranking
-from mlxpref.preferences import Pair
-from mlxpref.ranking.outcomes import all_pairs
 from mlxpref.report.ranking_files import check_copy_folder, copy_top, write_ranking_csv
 from mlxpref.report.ranking_page import write_ranking_page
 from mlxpref.report.xmp import ratings_in_words, write_ratings
@@ -249,10 +247,7 @@ def _rank_all(
     An interrupt or an error before the first ranking is raised.
     """
     encoded_before = judge.vlm.features.runs
-    budgets = [PairBudget.of(len(group.images), think_about, pairs) for group in groups]
-    total = PairBudget(sum(each.without_thinking for each in budgets), sum(each.with_thinking for each in budgets))
-    every = (Pair(g.images[a], g.images[b], g.prompt) for g in groups for a, b in all_pairs(len(g.images)))
-    announce_time(judge, every, total)
+    announce_rankings(judge, groups, think_about, pairs)
     trial_runs = judge.vlm.features.runs - encoded_before  # by the trial for the time estimate
     rankings: list[Ranking] = []
     stopped: BaseException | None = None

@@ -53,9 +53,11 @@ class NoiseMemory:
         store = self._judge.store
         if store is None:
             return
-        pairs = [pair for pair in (*ranking.pairs, *ranking.replaced) if pair.verdict.is_readable]
-        outcomes = [pair.verdict.outcome(pair.a, pair.b, ranking.modes.index(pair.think)) for pair in pairs]
-        fit = fit_strengths(len(ranking.images), outcomes)
+        fit = ranking.strengths.fit
+        if any(ranking.known):
+            pairs = [pair for pair in (*ranking.pairs, *ranking.replaced) if pair.verdict.is_readable]
+            outcomes = [pair.verdict.outcome(pair.a, pair.b, ranking.modes.index(pair.think)) for pair in pairs]
+            fit = fit_strengths(len(ranking.images), outcomes)
         for think, instrument in zip(ranking.modes, fit.instruments, strict=True):
             key, noise = self._judge.noise_key(think, self._session), without_prior(instrument.noise)
             row = store.get_noises(key).get(self._ranking, {"known": None, "measured": None})

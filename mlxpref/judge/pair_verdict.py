@@ -41,6 +41,11 @@ class PairVerdict:
         return not (self.a_shown_first or self.a_shown_second)
 
     @property
+    def is_in_both_orders(self) -> bool:
+        """Whether both orders were asked."""
+        return bool(self.a_shown_first and self.a_shown_second)
+
+    @property
     def is_readable(self) -> bool:
         """Whether an order has a readable answer."""
         return self.p_a_shown_first is not None or self.p_a_shown_second is not None

@@ -20,7 +20,7 @@ from mlxpref.ranking.noise import Noise
 from mlxpref.ranking.orders import FEW_IMAGES, better_orders, in_one_order, trial_pairs
 from mlxpref.ranking.outcomes import PairOutcome
 from mlxpref.ranking.pair_selection import default_round, is_settled, next_round, pair_budget
-from mlxpref.ranking.strength_ranking import rank_images
+from mlxpref.ranking.strength_ranking import ranking_of
 from mlxpref.text import counted, short_names
 
 ThinkAbout = Literal["top", "all", "none"]
@@ -52,7 +52,7 @@ class PairBudget:
         """
         if think_about not in get_args(ThinkAbout):
             raise ConfigError(f"think_about {think_about!r}: give {', '.join(map(repr, get_args(ThinkAbout)))}")
-        if pairs not in (None, "all") and (isinstance(pairs, bool) or not isinstance(pairs, Integral) or pairs < 1):
+        if pairs not in (None, "all") and not _is_count(pairs):
             raise ConfigError(f"{pairs!r} pairs cannot be judged: 1 is the least; or give 'all'")
         if think_about == "none":
             return cls(pair_budget(count, pairs), 0)
@@ -69,6 +69,10 @@ class PairBudget:
     def total(self) -> int:
         """All pairs together."""
         return self.without_thinking + self.with_thinking
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
 
 
 def rank_pairs(
@@ -96,7 +100,7 @@ def rank_pairs(
     chooses the pairs for all `processes`, since machines may round differently.
     """
     start = time.perf_counter()
-    if top is not None and (isinstance(top, bool) or not isinstance(top, Integral) or top < 1):
+    if top is not None and not _is_count(top):
         raise ConfigError(f"the top {top!r} cannot be found: 1 is the least")
     if orders not in get_args(Orders):
         raise ConfigError(f"orders {orders!r}: give {', '.join(map(repr, get_args(Orders)))}")
@@ -125,7 +129,7 @@ def rank_pairs(
     ranking = Ranking(
         prompt,
         tuple(images),
-        rank_images(len(images), schedule.outcomes, schedule.noises),
+        ranking_of(schedule.fit(), schedule.outcomes),
         kept,
         time.perf_counter() - start,
         replaced=replaced,
@@ -158,6 +162,7 @@ class _PairSchedule:
     settled: bool = False
     _sizes: dict[bool, tuple[int, int, int | None]] = field(default_factory=dict)
     _leaders: str = ""
+    _latest: StrengthFit | None = None
 
     def __post_init__(self) -> None:
         self._names = short_names(image_names(self.images))
@@ -204,8 +209,8 @@ class _PairSchedule:
 
     def best(self, count: int) -> list[int]:
         """The numbers of the best images so far, ascending."""
-        images = rank_images(len(self.images), self.outcomes, self.noises).images[:count]
-        numbers: list[int] = self.processes.broadcast(sorted(image.index for image in images))
+        order = np.argsort(-np.round(self.fit().strengths, 9), kind="stable")  # equal ones as in a ranking
+        numbers: list[int] = self.processes.broadcast(sorted(order[:count].tolist()))
         return numbers
 
     def run(self, members: Sequence[int], pairs: int, think: bool, top: int | None) -> None:
@@ -230,7 +235,7 @@ class _PairSchedule:
         past_pairs: set[tuple[int, int]] = set()
         lead: dict[int, int] = {}  # how often each image was first, less how often second
         while used < budget:
-            fit = self._fit() if self.modes else None
+            fit = self.fit() if self.modes else None
             if self.processes.broadcast(
                 bool(fit and past_pairs and top and self._is_settled(fit, top, members, think))
             ):
@@ -287,16 +292,18 @@ class _PairSchedule:
 
         With a `top` it begins with the images at its edge. None where one order is wanted.
         """
+        if self.orders == "one":
+            return []
         missing = [
             (a, b) if verdict.a_shown_second else (b, a)
             for (a, b, thought), verdict in self.verdicts.items()
-            if thought == think and not (verdict.a_shown_first and verdict.a_shown_second)
+            if thought == think and not verdict.is_in_both_orders
         ]
         if top:
-            strengths = self._fit().strengths
+            strengths = self.fit().strengths
             edge = np.sort(strengths)[-top - 1 : len(strengths) - top + 1].mean()
             missing.sort(key=lambda pair: float(np.abs(strengths[list(pair)] - edge).min()))
-        return [] if self.orders == "one" else missing[: min(left, 2 * max(_ROUND, default_round(count)))]
+        return missing[: min(left, 2 * max(_ROUND, default_round(count)))]
 
     def _is_settled(self, fit: StrengthFit, top: int, members: Sequence[int], think: bool) -> bool:
         orders = 1 if self.orders == "one" else 2
@@ -308,6 +315,7 @@ class _PairSchedule:
 
     def _add(self, first: int, second: int, think: bool, verdict: PairVerdict) -> None:
         """Add a verdict about the first image as a, to that of the other order if there is one."""
+        self._latest = None
         self.asked.append(verdict)
         a, b = min(first, second), max(first, second)
         verdict = verdict if first == a else verdict.swapped()
@@ -323,8 +331,8 @@ class _PairSchedule:
             if not self._chooses_orders(*self._sizes[think]):
                 continue
             verdicts = [verdict for (_, _, thought), verdict in self.verdicts.items() if thought == think]
-            both = sum(bool(verdict.a_shown_first and verdict.a_shown_second) for verdict in verdicts)
-            noise = self._fit().instruments[self.modes.index(think)].noise
+            both = sum(verdict.is_in_both_orders for verdict in verdicts)
+            noise = self.fit().instruments[self.modes.index(think)].noise
             bias, other = (float(variance) ** 0.5 for variance in (noise.of_difference(0.5), noise.of_mean(0.5)))
             lines.append(
                 f"{'with' if think else 'without'} thinking {counted(both, 'pair')} in both orders, "
@@ -333,11 +341,13 @@ class _PairSchedule:
             )
         return lines if lines or ways else ["both orders, as of few images or of all pairs"]
 
-    def _fit(self) -> StrengthFit:
-        fit = fit_strengths(len(self.images), self.outcomes, self.noises)
-        best = np.argsort(-fit.strengths, kind="stable")[:_LEADERS].tolist()
-        self._leaders = "; leading: " + ", ".join(self._names[index] for index in best)
-        return fit
+    def fit(self) -> StrengthFit:
+        """The fit to all answers so far, which also says who leads."""
+        if self._latest is None:
+            self._latest = fit_strengths(len(self.images), self.outcomes, self.noises)
+            best = np.argsort(-self._latest.strengths, kind="stable")[:_LEADERS].tolist()
+            self._leaders = "; leading: " + ", ".join(self._names[index] for index in best)
+        return self._latest
 
 
 def _part(fit: StrengthFit, members: Sequence[int]) -> StrengthFit:

@@ -43,6 +43,16 @@ class Instrument:
     position_bias_stderr: float
     noise: Noise
 
+    def answer_variance(self, p_model: Array, orders: int) -> Array:
+        """Expected probabilities (K,) -> the variance of the difference of strengths that an answer gives.
+
+        In both `orders`, or in one.
+        """
+        variance = self.noise.of_mean(p_model)
+        if orders == 1:
+            variance = variance + self.noise.of_difference(p_model)
+        return variance / self.scale**2
+
 
 @dataclass(frozen=True)
 class StrengthFit:
@@ -68,6 +78,10 @@ class StrengthFit:
     def widening(self) -> float:
         """Student's 97.5 % quantile over the normal one."""
         return widening(self.degrees_of_freedom)
+
+    def instrument(self, number: int) -> Instrument:
+        """An instrument, or the last one in place of one that has no answers yet."""
+        return self.instruments[min(number, len(self.instruments) - 1)]
 
 
 @one_thread()

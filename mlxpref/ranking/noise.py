@@ -60,13 +60,16 @@ class Noise:
 
     def of_mean(self, p_model: ArrayLike) -> Array:
         """Expected probabilities -> the variance of the mean log-odds of an answer in both orders, any shape."""
-        weight = np.maximum(np.multiply(p_model, np.subtract(1, p_model)), 1e-9)
-        return np.asarray(self.pair_variance + self.dispersion / (2 * weight))
+        return self.pair_variance + self._of_votes(p_model)
 
     def of_difference(self, p_model: ArrayLike) -> Array:
         """The same of half the difference of the orders. One order's log-odds have the sum of both variances."""
+        return self.bias + self.opposite * self._of_votes(p_model)
+
+    def _of_votes(self, p_model: ArrayLike) -> Array:
+        """The part of the dispersion in the variance of a mean."""
         weight = np.maximum(np.multiply(p_model, np.subtract(1, p_model)), 1e-9)
-        return np.asarray(self.bias + self.opposite * self.dispersion / (2 * weight))
+        return np.asarray(self.dispersion / (2 * weight))
 
 
 class WorkingAnswers:

@@ -60,7 +60,6 @@ class Outcomes:
             )
         self.known = ~np.isnan(self.p)  # (2, K)
         self.instruments = int(instrument.max()) + 1 if len(rows) else 1
-        self._cycles: dict[int, int] = {}
 
     def are_votes(self, instrument: int) -> bool:
         """Whether the answers of an instrument are shares of votes, as of people, rather than a model's probabilities.
@@ -87,12 +86,9 @@ class Outcomes:
 
         Each cycle shows how far answers contradict one order; without any, no noise can be seen.
         """
-        if instrument not in self._cycles:  # a fit asks in every step
-            own = (self.instrument == instrument) & self.known.any(axis=0)
-            others = (self.instrument != instrument) & self.known.any(axis=0)
-            merged = self._components(others) - self._components(own | others)
-            self._cycles[instrument] = int(own.sum()) - merged
-        return self._cycles[instrument]
+        own = (self.instrument == instrument) & self.known.any(axis=0)
+        others = (self.instrument != instrument) & self.known.any(axis=0)
+        return int(own.sum()) - (self._components(others) - self._components(own | others))
 
     def _components(self, rows: NDArray[np.bool_]) -> int:
         return int(components(self.count, self.a[rows], self.b[rows]).max()) + 1

@@ -1,8 +1,8 @@
 """The choice of the next pairs, and of when to stop. Images are numbers, strengths are log-odds in nats.
 
 The gain of a pair is a product: the doubt which image is stronger, the share of that doubt that an answer removes, and
-the chance that one of them enters or leaves the top. `next_round` picks the largest; each pick lowers the gains of
-other pairs with its images.
+the chance that one of them enters or leaves the top; where only the top matters, of the last two. `next_round` picks
+the largest; each pick lowers the gains of other pairs with its images.
 
 Choosing by earlier answers has a price: the best so far owe some of their lead to luck. `fit_strengths` fits the
 deviation of the strengths to the answers, which takes most of that back (scripts/ranking_coverage.py measures it).
@@ -13,17 +13,14 @@ from collections.abc import Collection
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import expit, ndtr
 
 from mlxpref.errors import ConfigError
 from mlxpref.ranking.bradley_terry import PRIOR_DEVIATION, Instrument, StrengthFit
 from mlxpref.ranking.noise import ONE_ANSWER, Noise
-from mlxpref.ranking.outcomes import PairOutcome, all_pairs, components
+from mlxpref.ranking.outcomes import Array, Indices, PairOutcome, all_pairs, components
+from mlxpref.ranking.posterior import normal_draws
 from mlxpref.ranking.threads import one_thread
-
-Array = NDArray[np.float64]
-Indices = NDArray[np.int64]
 
 REACH = 16  # candidates are at most this far apart in the current order, so that a round is linear in N
 MAX_PAIRS = 2  # of one image in a round: an answer may make further pairs needless
@@ -128,9 +125,7 @@ def is_settled(
         return True
     change = change_by_the_rest(fit, outcomes, members, orders, instrument)
     order = np.argsort(-fit.strengths, kind="stable")
-    values, vectors = np.linalg.eigh(change)
-    draws = np.random.default_rng(0).standard_normal((SETTLED_DRAWS, len(order)))
-    strengths = (fit.strengths + draws @ (vectors * np.sqrt(np.maximum(values, 0))).T)[:, order]
+    strengths = (fit.strengths + normal_draws(change, SETTLED_DRAWS, np.random.default_rng(0)))[:, order]
     same = strengths[:, :top].min(axis=1) > strengths[:, top:].max(axis=1)
     return float(same.mean()) >= SETTLED
 
@@ -146,11 +141,10 @@ def change_by_the_rest(
             one, other = sorted((pair.a, pair.b))
             asked[one, other] = (pair.p_a_shown_first is not None) + (pair.p_a_shown_second is not None)
     a, b = np.triu_indices(count, 1)  # (K,)
-    judged = fit.instruments[min(instrument, len(fit.instruments) - 1)]
-    p_model = expit(judged.scale * (fit.strengths[a] - fit.strengths[b]))
-    both = judged.noise.of_mean(p_model) / judged.scale**2  # (K,) variance of an answer in both orders, then in one
-    variances = np.stack([both, both + judged.noise.of_difference(p_model) / judged.scale**2])
-    precision = np.stack([np.zeros_like(both), 1 / variances[1], 1 / variances[0]])  # by the number of orders
+    judged = fit.instrument(instrument)
+    p_model = expit(judged.scale * (fit.strengths[a] - fit.strengths[b]))  # (K,)
+    asked_precision = (1 / judged.answer_variance(p_model, number) for number in (1, 2))
+    precision = np.stack([np.zeros_like(p_model), *asked_precision])  # (3, K) by the number of orders
     gain = np.maximum(precision[orders] - precision[asked[a, b], np.arange(len(a))], 0)
     if members is not None:
         gain = np.where(np.isin(a, list(members)) & np.isin(b, list(members)), gain, 0.0)
@@ -170,14 +164,14 @@ class _InformationGain:
 
     The product of the doubt who is stronger, exp(-d^2 / 2v) for a difference of mean d and variance v (the normal
     density at 0 against that at d), the share of v that an answer takes away, and 1 plus the doubt whether the two are
-    in the top. The gain only falls as the round grows.
+    in the top. With a `top` only the last two count. The gain only falls as the round grows.
     """
 
     def __init__(
         self, fit: StrengthFit, order: Indices, top: int | None, size: int, orders: int, instrument: int
     ) -> None:
         self.fit, self.orders, self.only_top = fit, orders, top is not None
-        self.asked = fit.instruments[min(instrument, len(fit.instruments) - 1)]
+        self.asked = fit.instrument(instrument)
         self.explained = np.zeros((len(order), size))  # (N, size), column i: what pick i's answer says of every image
         self.pair_count = 0
         top = min(top or 1, len(order) - 1)
@@ -212,10 +206,7 @@ class _InformationGain:
         variance = np.maximum(variance - ((before[a] - before[b]) ** 2).sum(axis=1), 1e-9)
         # The logistic of a normal variable has about this mean (MacKay 1992).
         p_model = expit(self.asked.scale * difference / np.sqrt(1 + math.pi / 8 * self.asked.scale**2 * variance))
-        noise = self.asked.noise.of_mean(p_model)
-        if self.orders == 1:
-            noise = noise + self.asked.noise.of_difference(p_model)
-        return difference, variance, noise / self.asked.scale**2
+        return difference, variance, self.asked.answer_variance(p_model, self.orders)
 
 
 def _prior_fit(count: int) -> StrengthFit:

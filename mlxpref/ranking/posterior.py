@@ -28,16 +28,21 @@ def best_probabilities(strengths: Array, covariance: Array, freedom: float = mat
     # Student's tails are long: with few degrees of freedom all may be the best.
     able = ndtr(lead.min(axis=1)) > 1e-4 / len(strengths) if freedom > 30 else np.ones(len(strengths), np.bool_)
     order = np.flatnonzero(able)[np.argsort(-strengths[able], kind="stable")]  # (M,)
-    values, vectors = np.linalg.eigh(covariance[np.ix_(order, order)])
-    root = vectors * np.sqrt(np.maximum(values, 0))  # (M, M)
     random = np.random.default_rng(0)
-    error = random.standard_normal((DRAWS // 2, len(order))) @ root.T  # (D / 2, M)
+    error = normal_draws(covariance[np.ix_(order, order)], DRAWS // 2, random)  # (D / 2, M)
     if not math.isinf(freedom):
         error *= np.sqrt(freedom / random.chisquare(freedom, (DRAWS // 2, 1)))
     winners = np.concatenate([(strengths[order] + sign * error).argmax(axis=1) for sign in (1, -1)])
     result = np.zeros(len(strengths))
     result[order] = np.bincount(winners, minlength=len(order)) / len(winners)
     return result
+
+
+def normal_draws(covariance: Array, count: int, random: np.random.Generator) -> Array:
+    """`count` draws (count, N) of a normal variable of mean 0, from its covariance (N, N), which may be singular."""
+    values, vectors = np.linalg.eigh(covariance)
+    root = vectors * np.sqrt(np.maximum(values, 0))  # (N, N)
+    return np.asarray(random.standard_normal((count, len(covariance))) @ root.T)
 
 
 def difference_variance(covariance: Array) -> Array:

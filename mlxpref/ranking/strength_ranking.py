@@ -54,17 +54,24 @@ class StrengthRanking:
     fit: StrengthFit
 
 
-@one_thread()
 def rank_images(
     count: int, outcomes: Iterable[PairOutcome], known: Mapping[int, Noise] | None = None
 ) -> StrengthRanking:
     """Rank `count` images from the pairs judged so far; any subset of pairs and orders will do.
 
-    Permuting the images permutes the ranking. Of a pair that two instruments judged, the later one's answer is won or
-    lost. `known` and errors as in `fit_strengths`.
+    Permuting the images permutes the ranking. `known` and errors as in `fit_strengths`.
     """
     answers = [pair for pair in outcomes if pair.p_a is not None]
-    fit = fit_strengths(count, answers, known)
+    return ranking_of(fit_strengths(count, answers, known), answers)
+
+
+@one_thread()
+def ranking_of(fit: StrengthFit, answers: Iterable[PairOutcome]) -> StrengthRanking:
+    """The ranking by a fit to readable answers.
+
+    Of a pair that two instruments judged, the later one's answer is won or lost.
+    """
+    count = len(fit.strengths)
     wins, pairs = [0] * count, [0] * count
     last = {(pair.a, pair.b): pair for pair in sorted(answers, key=lambda pair: pair.instrument)}
     for pair in last.values():

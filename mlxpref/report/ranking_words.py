@@ -28,7 +28,7 @@ def ties_in_words(ranking: Ranking, image: RankedImage) -> str:
 
 def orders_in_words(ranking: Ranking) -> str:
     """The orders in which the pairs were shown to the judge."""
-    one = sum(not (pair.verdict.a_shown_first and pair.verdict.a_shown_second) for pair in ranking.pairs)
+    one = sum(not pair.verdict.is_in_both_orders for pair in ranking.pairs)
     if not one:
         return "each in both orders"
     both = len(ranking.pairs) - one
