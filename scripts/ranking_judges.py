@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from mlxpref.cli.output import print_table, print_text
+from mlxpref.judge.pair_budget import ThinkAbout
 from mlxpref.judge.pair_verdict import PairVerdict
-from mlxpref.judge.rank import Compare, ThinkAbout, rank_pairs
+from mlxpref.judge.rank import Compare, rank_pairs
 from mlxpref.judge.ranking_result import Ranking
 from mlxpref.log import Progress, logger, showing, track
 from mlxpref.preferences import Pair

@@ -27,8 +27,9 @@ from mlxpref.cli.output import note, show_on_stderr  # noqa: E402
 from mlxpref.demo.pictures import COLOURS, QUALITIES, SHAPES, PictureSpec, render  # noqa: E402
 from mlxpref.demo.preferences import TRAIN_PROMPTS, prompt_text  # noqa: E402
 from mlxpref.judge.judge import Judge  # noqa: E402
+from mlxpref.judge.pair_budget import ThinkAbout  # noqa: E402
 from mlxpref.judge.pair_verdict import PairVerdict  # noqa: E402
-from mlxpref.judge.rank import ThinkAbout, rank_pairs  # noqa: E402
+from mlxpref.judge.rank import rank_pairs  # noqa: E402
 from mlxpref.judge.ranking_result import Ranking  # noqa: E402
 from mlxpref.preferences import Pair  # noqa: E402
 from mlxpref.ranking.bradley_terry import fit_strengths  # noqa: E402

@@ -26,7 +26,7 @@ from mlxpref.data.load import ALL_ROWS, check_preferences, load_outside_test
 from mlxpref.judge import calibrate as fitting
 from mlxpref.judge.calibration import Calibration, CalibrationFile, read_calibrations, write_calibration
 from mlxpref.judge.loading import calibration_path, known_calibrations
-from mlxpref.judge.rank import PairBudget
+from mlxpref.judge.pair_budget import PairBudget
 from mlxpref.preferences import Pair, images_of
 
 

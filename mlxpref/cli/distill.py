@@ -31,7 +31,7 @@ from mlxpref.data.label_file import TRAIN
 from mlxpref.data.learned import count_learned
 from mlxpref.data.load import check_preferences
 from mlxpref.judge.judge import Judge
-from mlxpref.judge.rank import PairBudget
+from mlxpref.judge.pair_budget import PairBudget
 from mlxpref.preferences import ImageLike, Pair, images_of
 from mlxpref.text import counted
 from mlxpref.training.distill import (

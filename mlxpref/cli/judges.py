@@ -16,7 +16,7 @@ from mlxpref.errors import DataError
 from mlxpref.judge.diagnostics import demo_warnings
 from mlxpref.judge.judge import Judge
 from mlxpref.judge.loading import calibrated, load_judge
-from mlxpref.judge.rank import PairBudget, ThinkAbout
+from mlxpref.judge.pair_budget import PairBudget, ThinkAbout
 from mlxpref.judge.store import Store, default_store_path
 from mlxpref.judge.time_estimate import estimate_seconds, unknown_part
 from mlxpref.power import keep_awake

@@ -33,7 +33,8 @@ from mlxpref.data.prompts import METADATA, PromptGroup, group_title
 from mlxpref.data.similar import HashedImageCache, split_by_similarity
 from mlxpref.errors import MlxprefError
 from mlxpref.judge.judge import Judge
-from mlxpref.judge.rank import Orders, PairBudget, ThinkAbout
+from mlxpref.judge.pair_budget import PairBudget, ThinkAbout
+from mlxpref.judge.rank import Orders
 from mlxpref.judge.ranking_result import Ranking
 from mlxpref.report.ranking_files import check_copy_folder, copy_top, write_ranking_csv
 from mlxpref.report.ranking_page import write_ranking_page

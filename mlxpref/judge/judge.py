@@ -22,8 +22,9 @@ from mlxpref.judge.calibration import CalibrationFile, JudgeConditions
 from mlxpref.judge.diagnostics import answer_warnings, demo_warnings
 from mlxpref.judge.fingerprint import Fingerprint
 from mlxpref.judge.noise_memory import NoiseMemory
+from mlxpref.judge.pair_budget import PairBudget, ThinkAbout
 from mlxpref.judge.pair_verdict import PairVerdict
-from mlxpref.judge.rank import Orders, PairBudget, ThinkAbout, rank_pairs
+from mlxpref.judge.rank import Orders, rank_pairs
 from mlxpref.judge.ranking_result import Ranking, interrupt_with
 from mlxpref.judge.store import Store
 from mlxpref.judge.verdict_source import (

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
 from mlxpref.judge.ranking_result import Ranking
@@ -39,7 +39,7 @@ class NoiseMemory:
         store = self._judge.store
         if store is None:
             return None
-        key = self._judge.noise_key(think, self._session)
+        key = self._key(think)
         rankings = store.get_noises(key)
         if self._ranking in rankings:
             known = rankings[self._ranking]["known"]
@@ -59,12 +59,17 @@ class NoiseMemory:
             outcomes = [pair.verdict.outcome(pair.a, pair.b, ranking.modes.index(pair.think)) for pair in pairs]
             fit = fit_strengths(len(ranking.images), outcomes)
         for think, instrument in zip(ranking.modes, fit.instruments, strict=True):
-            key, noise = self._judge.noise_key(think, self._session), without_prior(instrument.noise)
+            key, noise = self._key(think), without_prior(instrument.noise)
             row = store.get_noises(key).get(self._ranking, {"known": None, "measured": None})
             before = Noise(**row["measured"]).bias_freedom if row["measured"] else 0.0
             # Pairs in one order show only the sum of both variances; of two rankings the richer one is kept.
             if noise.bias_freedom >= max(_LEAST, before):
                 store.put_noise(key, self._ranking, row | {"measured": asdict(noise)})
+
+    def _key(self, think: bool) -> bytes:
+        """The judge's key in the store, which also names what is kept: rows of another version are not read."""
+        form = " ".join(field.name for field in fields(Noise))
+        return hashlib.sha256(self._judge.noise_key(think, self._session) + form.encode()).digest()
 
 
 def _pooled(measured: Sequence[dict[str, Any]]) -> Noise | None:

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from numbers import Integral
 from typing import Literal, get_args
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy as np
 from mlxpref.distributed import SINGLE_PROCESS, ProcessGroup
 from mlxpref.errors import ConfigError
 from mlxpref.judge.diagnostics import warnings_for
+from mlxpref.judge.pair_budget import TOP, PairBudget, ThinkAbout, is_count
 from mlxpref.judge.pair_verdict import JudgingCounts, PairVerdict
 from mlxpref.judge.ranking_result import Ending, JudgedPair, Ranking, image_names
 from mlxpref.log import logger, track
@@ -19,13 +19,10 @@ from mlxpref.ranking.bradley_terry import StrengthFit, fit_strengths
 from mlxpref.ranking.noise import Noise
 from mlxpref.ranking.orders import FEW_IMAGES, better_orders, in_one_order, trial_pairs
 from mlxpref.ranking.outcomes import PairOutcome
-from mlxpref.ranking.pair_selection import default_round, is_settled, next_round, pair_budget
+from mlxpref.ranking.pair_selection import default_round, is_settled, next_round
 from mlxpref.ranking.strength_ranking import ranking_of
 from mlxpref.text import counted, short_names
 
-ThinkAbout = Literal["top", "all", "none"]
-"""The pairs to judge with thinking: those of the TOP best images, all, or none."""
-TOP = 10
 Orders = Literal["auto", "both", "one"]
 """The orders in which a pair is shown: what the judge's first answers speak for, both, or one of them."""
 Compare = Callable[[Iterable[Pair], bool, int], Iterable[PairVerdict]]
@@ -34,45 +31,6 @@ _ROUND = 6
 """The fewest pairs of a round: fewer would leave a batch half empty."""
 _LEADERS = 3
 """The number of images that the progress names."""
-
-
-@dataclass(frozen=True)
-class PairBudget:
-    """The numbers of pairs to judge without thinking, and then with thinking."""
-
-    without_thinking: int
-    with_thinking: int
-
-    @classmethod
-    def of(cls, count: int, think_about: ThinkAbout, pairs: int | Literal["all"] | None = None) -> "PairBudget":
-        """The budget for `count` images: `pairs` of them, by default two an image.
-
-        Of more than TOP images, "top" judges all without thinking first; the best TOP get a budget of their own.
-        ConfigError for fewer than one pair, and for what is no choice.
-        """
-        if think_about not in get_args(ThinkAbout):
-            raise ConfigError(f"think_about {think_about!r}: give {', '.join(map(repr, get_args(ThinkAbout)))}")
-        if pairs not in (None, "all") and not _is_count(pairs):
-            raise ConfigError(f"{pairs!r} pairs cannot be judged: 1 is the least; or give 'all'")
-        if think_about == "none":
-            return cls(pair_budget(count, pairs), 0)
-        if think_about == "all" or count <= TOP:
-            return cls(0, pair_budget(count, pairs))
-        return cls(pair_budget(count, pairs), pair_budget(TOP, pairs))
-
-    @property
-    def modes(self) -> list[bool]:
-        """Whether there are pairs to judge without thinking and with thinking."""
-        return [think for think, count in ((False, self.without_thinking), (True, self.with_thinking)) if count]
-
-    @property
-    def total(self) -> int:
-        """All pairs together."""
-        return self.without_thinking + self.with_thinking
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
 
 
 def rank_pairs(
@@ -100,7 +58,7 @@ def rank_pairs(
     chooses the pairs for all `processes`, since machines may round differently.
     """
     start = time.perf_counter()
-    if top is not None and not _is_count(top):
+    if top is not None and not is_count(top):
         raise ConfigError(f"the top {top!r} cannot be found: 1 is the least")
     if orders not in get_args(Orders):
         raise ConfigError(f"orders {orders!r}: give {', '.join(map(repr, get_args(Orders)))}")

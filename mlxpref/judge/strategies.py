@@ -19,9 +19,9 @@ from mlxpref.data.left_out import LeftOut
 from mlxpref.judge.evaluation import Evaluation, EvaluationSpec, evaluation_of, readable, tie_threshold_of, to_judge
 from mlxpref.judge.judge import Judge
 from mlxpref.judge.metrics import agreement, group_numbers, interval
+from mlxpref.judge.pair_budget import PairBudget
 from mlxpref.judge.pair_verdict import JudgingCounts, PairVerdict
 from mlxpref.judge.protocols import PROTOCOLS, VALIDATION_SPLIT, labels
-from mlxpref.judge.rank import PairBudget
 from mlxpref.judge.verdict_source import JudgingSession
 from mlxpref.log import track
 from mlxpref.preferences import Pair, Preference

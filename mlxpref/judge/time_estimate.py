@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from mlxpref.distributed import SINGLE_PROCESS
 from mlxpref.judge.judge import Judge
+from mlxpref.judge.pair_budget import PairBudget
 from mlxpref.judge.pair_verdict import PairVerdict
-from mlxpref.judge.rank import PairBudget
 from mlxpref.preferences import ImageLike, Pair
 
 _TRIAL_TOKENS = 8

@@ -23,8 +23,8 @@ from mlxpref.judge.evaluation import Evaluation, EvaluationSpec, evaluation_of
 from mlxpref.judge.functions import judge_from
 from mlxpref.judge.judge import Judge
 from mlxpref.judge.loading import calibrated
+from mlxpref.judge.pair_budget import PairBudget
 from mlxpref.judge.pair_verdict import JudgingCounts, PairVerdict
-from mlxpref.judge.rank import PairBudget
 from mlxpref.judge.ranking_result import Ranking
 from mlxpref.judge.verdict_source import Judgement
 from mlxpref.log import logger, track

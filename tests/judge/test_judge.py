@@ -24,8 +24,8 @@ from mlxpref.judge import verdict_source
 from mlxpref.judge.evaluation import EvaluationSpec, evaluate
 from mlxpref.judge.fingerprint import Fingerprint
 from mlxpref.judge.judge import Judge
+from mlxpref.judge.pair_budget import TOP
 from mlxpref.judge.pair_verdict import JudgingCounts, PairVerdict
-from mlxpref.judge.rank import TOP
 from mlxpref.judge.store import Store
 from mlxpref.preferences import Comparison, Pair, shown
 from mlxpref.verdict import Verdict

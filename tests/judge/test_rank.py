@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from mlxpref.errors import ConfigError
+from mlxpref.judge.pair_budget import TOP, PairBudget
 from mlxpref.judge.pair_verdict import PairVerdict
-from mlxpref.judge.rank import TOP, PairBudget, rank_pairs
+from mlxpref.judge.rank import rank_pairs
 from mlxpref.judge.ranking_result import JudgedPair
 from mlxpref.log import showing
 from mlxpref.preferences import Pair

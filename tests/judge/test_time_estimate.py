@@ -8,7 +8,7 @@ import pytest
 import mlxpref
 from mlxpref.disk_cache import DiskCache
 from mlxpref.judge import time_estimate as module
-from mlxpref.judge.rank import PairBudget
+from mlxpref.judge.pair_budget import PairBudget
 from mlxpref.judge.time_estimate import estimate_seconds
 from tests.conftest import picture
 
