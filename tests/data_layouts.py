@@ -1,7 +1,8 @@
 """Writes tiny data sets of rendered pictures in the layouts of the public ones.
 
-Names of files and members, columns and keys are those of the hub (ImageRewardDB, HPDv2, Pick-a-Pic v1 and v2, HPDv3)
-and of ImageReward's list on GitHub; what is judged are the demo's coloured shapes.
+Names of files and members, columns and keys are those of the hub (ImageRewardDB, HPDv2, Pick-a-Pic v1 and v2, HPDv3,
+MMRB2, GenAI-Bench), of ImageReward's list on GitHub, and of the list that MMRB2's script writes; what is judged are the
+demo's coloured shapes.
 """
 
 import gzip
@@ -10,7 +11,7 @@ import json
 import tarfile
 import uuid
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,8 @@ _SPLIT_STREAMS = {"train": 1, "validation": 2, "test": 3, "validation_unique": 4
 def make_layout(name: str, folder: Path, prompts: int = 4, seed: int = 0) -> Path:
     """Write a data set of a layout into a folder, every split of it with so many prompts, and return the folder.
 
-    `name` is one of LAYOUTS; `imagereward-list` is ImageReward's list on GitHub with its images beside it. The same
-    arguments make the same bytes.
+    `name` is one of LAYOUTS; `imagereward-list` is ImageReward's list on GitHub with its images beside it, `mmrb2-list`
+    that of MMRB2's script. The same arguments make the same bytes.
     """
     folder.mkdir(parents=True, exist_ok=True)
     LAYOUTS[name](folder, prompts, seed)
@@ -278,6 +279,102 @@ def _hpdv3(folder: Path, prompts: int, seed: int) -> None:
     write_split(write_tar(folder / "images.tar.gz", members), 3)
 
 
+def _mmrb2_rows(prompts: int, seed: int) -> Iterator[tuple[dict[str, Any], bytes, bytes]]:
+    """Pairs of every prompt, without images, and both images; A has the better look in about half of them."""
+    rng = _rng(seed, "test")
+    for number, prompt in enumerate(_prompts(rng, prompts)):
+        for i, j in ((0, 2), (3, 1)):
+            votes = [int(vote) for vote in rng.integers(4, 7, 3)]
+            a_is_better = i < j
+            row = {
+                "pair_id": f"demo_{number:03d}_{i}{j}",
+                "prompt_text": prompt_text(*prompt),
+                "chosen": "A" if a_is_better else "B",
+                "human_annotations": [2, *votes[1:]] if a_is_better else [7 - vote for vote in votes],
+                "prompt_source": "demo",
+                "prompt_metadata": {"id": number},
+                "response_a_model": "model-a",
+                "response_b_model": "model-b",
+            }
+            yield row, _picture(_looks(prompt)[i], rng, "JPEG"), _picture(_looks(prompt)[j], rng, "JPEG")
+
+
+def _cell(content: bytes) -> dict[str, Any]:
+    """An image as `datasets` keeps it in a table."""
+    return {"bytes": content, "path": None}
+
+
+def _mmrb2(folder: Path, prompts: int, seed: int) -> None:
+    """The tables of t2i, and one of another task, whose prompt has an image."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    images = pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+    texts = ("pair_id", "prompt_text", "response_a_text", "response_b_text", "chosen", "human_annotations")
+    schema = pa.schema(
+        [(name, pa.string()) for name in texts]
+        + [(name, images) for name in ("prompt_images", "response_a_images", "response_b_images")]
+    )
+    rows = []
+    for row, a, b in _mmrb2_rows(prompts, seed):
+        packed = {"response_a_images": [_cell(a)], "response_b_images": [_cell(b)]}
+        response = {"response_a_text": "<image_1>", "response_b_text": "<image_1>"}
+        votes = json.dumps(row["human_annotations"])
+        rows.append({**row, **response, **packed, "prompt_images": [], "human_annotations": votes})
+    other = {**rows[0], "prompt_text": "<image_1> as a photo", "prompt_images": rows[0]["response_a_images"]}
+    middle = len(rows) // 2
+    for name, part in (
+        ("t2i/test-00000-of-00002", rows[:middle]),
+        ("t2i/test-00001-of-00002", rows[middle:]),
+        ("edit/test-00000-of-00001", [other]),
+    ):
+        (folder / name).parent.mkdir(exist_ok=True)
+        pq.write_table(pa.Table.from_pylist(part, schema), folder / f"{name}.parquet", row_group_size=3)
+
+
+def _mmrb2_list(folder: Path, prompts: int, seed: int) -> None:
+    """What the official script makes of them: t2i.json, and images beside it."""
+    pairs = []
+    (folder / "images").mkdir()
+    for row, *contents in _mmrb2_rows(prompts, seed):
+        pair = {"id": row["pair_id"], "prompt_content": [["text", row["prompt_text"]]]}
+        for side, content in zip("ab", contents, strict=True):
+            path = f"images/{row['pair_id']}_{side}_0.jpg"
+            (folder / path).write_bytes(content)
+            pair[f"response_{side}"] = {"model_name": f"model-{side}", "response_content": [["image", path]]}
+        pairs.append({**pair, "chosen": row["chosen"], "human_annotations": row["human_annotations"]})
+    (folder / "t2i.json").write_bytes(_json({"pairs": pairs}))
+
+
+def _genai_bench(folder: Path, prompts: int, seed: int) -> None:
+    """The table of test_v1, those of another split and of another task beside it; a fourth of the votes are ties."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rng, rows = _rng(seed, "test"), []
+    for number, prompt in enumerate(_prompts(rng, prompts)):
+        tie = (1, 1, "tievote") if number % 2 else (3, 3, "bothbad_vote")
+        for left, right, vote in ((0, 2, "leftvote"), (3, 1, "rightvote"), (3, 0, "rightvote"), tie):
+            images = [_cell(_picture(_looks(prompt)[look], rng, "JPEG")) for look in (left, right)]
+            rows.append(
+                {
+                    "prompt": prompt_text(*prompt),
+                    "left_model": "model-1",
+                    "left_image": images[0],
+                    "right_model": "model-2",
+                    "right_image": images[1],
+                    "vote_type": vote,
+                }
+            )
+    for name, part in (
+        ("image_generation/test_v1", rows),
+        ("image_generation/test", rows + rows),
+        ("video_generation/test_v1", rows[:1]),
+    ):
+        (folder / name).parent.mkdir(exist_ok=True)
+        pq.write_table(pa.Table.from_pylist(part), folder / f"{name}-00000-of-00001.parquet", row_group_size=3)
+
+
 LAYOUTS: dict[str, Callable[[Path, int, int], None]] = {
     "imagereward": _imagereward,
     "imagereward-list": _imagereward_list,
@@ -285,5 +382,8 @@ LAYOUTS: dict[str, Callable[[Path, int, int], None]] = {
     "pickapic": _pickapic,
     "pickapic_v1": _pickapic,
     "hpdv3": _hpdv3,
+    "mmrb2": _mmrb2,
+    "mmrb2-list": _mmrb2_list,
+    "genai_bench": _genai_bench,
 }
 """What writes each layout."""

@@ -28,9 +28,10 @@ from mlxpref.text import counted, format_bytes
 @click.option("--yes", is_flag=True, help="Agree to the download.")
 @json_option
 def data(name: str, split: str | None, limit: int | None, output: Path | None, yes: bool, as_json: bool) -> None:
-    """Download a split of the public data set NAME: imagereward, hpdv2, pickapic (v2), pickapic_v1 or hpdv3.
+    """Download a split of the public data set NAME.
 
-    It shows size and licence first, resumes an interrupted download, and checks every file against the hub's checksum.
+    They are imagereward, hpdv2, pickapic (v2), pickapic_v1, hpdv3, mmrb2 (text-to-image) and genai_bench. It shows size
+    and licence first, resumes an interrupted download, and checks every file against the hub's checksum.
     """
     data_set = CATALOG[name]
     part = data_set.split(split) if split else data_set.splits[-1]

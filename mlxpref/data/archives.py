@@ -179,6 +179,17 @@ def read_columns(path: Path, names: Sequence[str]) -> Any:
         raise DataError(f"{path}: it is damaged ({one_line(error)}); download it again") from error
 
 
+def count_rows(path: Path) -> int:
+    """The number of rows of a parquet file; DataError if it is damaged."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return int(pq.read_metadata(path).num_rows)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DataError(f"{path}: it is damaged ({one_line(error)}); download it again") from error
+
+
 def _check_size(size: int) -> None:
     if size > MEMBER_BYTES:
         raise DataError(f"has {size:,} bytes unpacked, more than {MEMBER_BYTES:,}, the most that is read")

@@ -1,14 +1,14 @@
 """The public data sets: their places and licences, and the files that a split or a limit needs."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
 from huggingface_hub.constants import is_offline_mode
 
-from mlxpref.data.archives import read_columns
+from mlxpref.data.archives import count_rows, read_columns
 from mlxpref.errors import ConfigError, UnknownSplitError
 
 Files = list[str]
@@ -21,7 +21,8 @@ class Split:
 
     `lists` hold the pairs, `images` the pictures (and, without lists, the pairs as well). The images of a split that is
     `together` are one archive, perhaps in pieces, and cannot be downloaded in part. `beside` is another split that its
-    official protocol reads. `pairs` is about the number of pairs that are no tie, 0 if it is not known.
+    official protocol reads. `pairs` is about the number of pairs that are no tie, 0 if it is not known. Without lists,
+    `rows_of` counts the preferences of a table towards a limit.
     """
 
     name: str
@@ -30,17 +31,23 @@ class Split:
     together: bool = False
     beside: str | None = None
     pairs: int = 0
+    rows_of: Callable[[Path], int] = count_rows
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set on the Hugging Face hub; `aliases` are other ids of the same files in the cache."""
+    """A data set on the Hugging Face hub.
+
+    `aliases` are other ids of the same files in the cache, `parts` are ids that mean it in `--data` and hold other
+    files.
+    """
 
     name: str
     hub_id: str
     licence: str
     splits: tuple[Split, ...]
     aliases: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
 
     def split(self, name: str) -> Split:
         """A split by its name; UnknownSplitError if there is none."""
@@ -66,11 +73,23 @@ def _pickapic(split: str) -> Split:
     is_test = split.startswith("test")
     files = "test_unique" if is_test else split
     pairs = 500_000 if split == "train" else 0  # v1 has 584 thousand, v2 959 thousand, with ties
-    return Split(split, (), (f"data/{files}-*.parquet",), beside="validation_unique" if is_test else None, pairs=pairs)
+    beside = "validation_unique" if is_test else None
+    return Split(split, (), (f"data/{files}-*.parquet",), beside=beside, pairs=pairs, rows_of=_decided_rows)
+
+
+def _decided_rows(table: Path) -> int:
+    """The labelled rows of one of Pick-a-Pic's tables that are no tie, as training drops ties."""
+    rows = read_columns(table, ("has_label", "label_0")).to_pylist()
+    return sum(bool(row["has_label"]) and row["label_0"] != 0.5 for row in rows)
 
 
 def _hpdv3(split: str) -> Split:
     return Split(split, (f"{split}.json",), ("images.tar.gz.*",), together=True)
+
+
+def _genai_bench(split: str) -> Split:
+    # The hub's own `test` is another, longer list; the votes of the official 1,735 pairs are in test_v1.
+    return Split(split, (), ("image_generation/test_v1-*.parquet",))
 
 
 _VALIDATED = ("train", "validation", "test")
@@ -91,6 +110,14 @@ CATALOG = {
         DataSet("pickapic", "yuvalkirstain/pickapic_v2", _PICKAPIC_LICENCE, tuple(map(_pickapic, _PICKAPIC))),
         DataSet("pickapic_v1", "yuvalkirstain/pickapic_v1", _PICKAPIC_LICENCE, tuple(map(_pickapic, _PICKAPIC))),
         DataSet("hpdv3", "MizzenAI/HPDv3", "MIT", tuple(map(_hpdv3, ("train", "test")))),
+        DataSet(
+            "mmrb2",
+            "rl-research/multimodal-rewardbench-2",
+            "CC BY-NC 4.0",
+            (Split("test", (), ("t2i/test-*.parquet",), pairs=1000),),
+            parts=("facebook/MMRB2_image",),
+        ),
+        DataSet("genai_bench", "TIGER-Lab/GenAI-Bench", "cc-by-4.0", tuple(map(_genai_bench, ("test_v1", "test")))),
     )
 }
 """The data sets of `--data` and `mlxpref data` by name; the last split of each is the test."""
@@ -98,7 +125,7 @@ CATALOG = {
 
 def catalog_name(data: str) -> str:
     """The name in the catalogue of a data set that is named by its id on the hub; other names as they are."""
-    return next((each.name for each in CATALOG.values() if data in (each.hub_id, *each.aliases)), data)
+    return next((x.name for x in CATALOG.values() if data in (x.hub_id, *x.aliases, *x.parts)), data)
 
 
 def folder_of(name: str, data_dir: Path | None = None, split: str | None = None) -> Path:
@@ -147,9 +174,10 @@ def snapshot_of(hub_id: str, revision: str | None = None) -> Path | None:
 def files_for_limit(split: Split, lists: Files, images: Files, folder: Path, limit: int | None) -> Iterator[Files]:
     """The files that a split's first `limit` preferences need, in portions: each lies in `folder` before the next.
 
-    Ties do not count, as training drops them. Without a limit, or with all images in one archive, it returns all files
-    at once. Otherwise it returns the lists, then the fewest first archives with both images of enough pairs; or one
-    table after the other, until there are enough rows. DataError for an unreadable list or table.
+    Ties of ImageReward and Pick-a-Pic do not count, as training drops them. Without a limit, or with all images in one
+    archive, it returns all files at once. Otherwise it returns the lists, then the fewest first archives with both
+    images of enough pairs; or one table after the other, until there are enough rows. DataError for an unreadable list
+    or table.
     """
     if limit is None or split.together:
         yield lists + images
@@ -161,8 +189,7 @@ def files_for_limit(split: Split, lists: Files, images: Files, folder: Path, lim
         for table in images:
             if rows < limit:
                 yield [table]
-                columns = read_columns(folder / table, ("has_label", "label_0")).to_pylist()
-                rows += sum(bool(row["has_label"]) and row["label_0"] != 0.5 for row in columns)
+                rows += split.rows_of(folder / table)
 
 
 def archives_in(lists: Sequence[Path]) -> Files:

@@ -101,7 +101,7 @@ class ImageFinder:
     """Finds the images that a table names, in `folder` or else in the table's own.
 
     Below `folder`, files and members of zips are also found by their last name if it is unique, as lists from elsewhere
-    have other folders. Where images are not `needed`, a missing one is just its path.
+    have other folders. Where images are not `needed`, a missing one is just its path, or its address.
     """
 
     def __init__(self, table: Path, folder: Path | None = None, needed: bool = True) -> None:
@@ -111,7 +111,7 @@ class ImageFinder:
 
     def find(self, name: str) -> ImageLike:
         """The image of this name; DataError, which continues the name, if there is none."""
-        if _LINK.match(name):
+        if self._needed and _LINK.match(name):
             raise DataError("is no file: save the image, and give the file's name")
         path = locate(expand(name), self.folder) or locate(name.replace("\\", "/"), self.folder)  # from Windows
         if path is not None and path.is_file():

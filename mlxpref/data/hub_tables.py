@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from mlxpref.data.catalog import snapshot_of
+from mlxpref.data.find_images import ImageFinder
 from mlxpref.data.preference_table import read_public_table
 from mlxpref.data.tables import SUFFIXES
 from mlxpref.errors import ConfigError, DataError, UnknownSplitError
@@ -42,17 +43,37 @@ def hub_name(data: str) -> HubName | None:
 
 
 def read_tables(
-    folder: Path, split: str, part: str | None = None, label: str = ""
+    folder: Path, split: str, part: str | None = None, label: str = "", needs_images: bool = True
 ) -> tuple[list[Preference], str | None]:
-    """The preferences in the tables below a folder, and the name of their split, None of tables without splits."""
+    """The preferences in the tables below a folder, and the name of their split, None of tables without splits.
+
+    Without `needs_images` a file that a table names need not be there.
+    """
+    paths, name = find_tables(folder, split, part, label)
+    return [each for path in paths for each in _read(path, split, needs_images)], name
+
+
+def find_tables(folder: Path, split: str, part: str | None = None, label: str = "") -> tuple[list[Path], str | None]:
+    """The tables of a split below a folder, in order, and the split's name, None of tables without splits.
+
+    A warning tells where some of them are missing.
+    """
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.parquet"))
     paths, name = _chosen(label or str(folder), files, split, part)
-    if (count := _OF.search(paths[0])) and len(paths) < int(count[1]):
-        logger.warning(f"{label or folder}: {len(paths)} of {int(count[1])} tables of split {split} are here")
-    return [each for path in paths for each in read_public_table(folder / path, split)], name
+    if len(paths) < (count := count_of_tables(paths[0])):
+        logger.warning(f"{label or folder}: {len(paths)} of {count} tables of split {split} are here")
+    return [folder / path for path in paths], name
 
 
-def read_hub_tables(name: HubName, split: str, limit: int | None, agree: Agree) -> tuple[list[Preference], str | None]:
+def count_of_tables(name: str) -> int:
+    """How many tables a split has by the name of one of them, test-00000-of-00002.parquet; 0 if it does not say."""
+    count = _OF.search(name)
+    return int(count[1]) if count else 0
+
+
+def read_hub_tables(
+    name: HubName, split: str, limit: int | None, agree: Agree, needs_images: bool = True
+) -> tuple[list[Preference], str | None]:
     """As `read_tables`, of a data set on the hub; with a `limit` only the first tables with so many preferences.
 
     What is not in the hub's cache is downloaded if the user agrees, who sees size and licence before. ConfigError if
@@ -65,7 +86,7 @@ def read_hub_tables(name: HubName, split: str, limit: int | None, agree: Agree) 
         if (folder := snapshot_of(name.id, name.revision)) is None:
             raise
         logger.warning(f"{error}; what is in the hub's cache is used")
-        return read_tables(folder, split, name.part, label)
+        return read_tables(folder, split, name.part, label, needs_images)
     by_path = {file.path: file for file in destination.repository.files}
     paths, chosen = _chosen(label, by_path, split, name.part)
     tables = [by_path[path] for path in paths]
@@ -76,10 +97,14 @@ def read_hub_tables(name: HubName, split: str, limit: int | None, agree: Agree) 
     preferences: list[Preference] = []
     for table in tables:
         check_space(destination, [table])
-        preferences += read_public_table(download(destination, table), split)
+        preferences += _read(download(destination, table), split, needs_images)
         if limit and len(preferences) >= limit:
             break
     return preferences, chosen
+
+
+def _read(table: Path, split: str, needs_images: bool) -> list[Preference]:
+    return read_public_table(table, split, ImageFinder(table, needed=needs_images))
 
 
 def _question(label: str, destination: Destination, tables: list[HubFile], limit: int | None) -> Question:

@@ -85,8 +85,8 @@ def load_preferences(
     draw = partial(drawn, limit, seed)
     if data in CATALOG:
         CATALOG[data].split(split)
-        if data_dir is None and needs_images:
-            fetch(data, split, limit, agree)
+        if data_dir is None:
+            fetch(data, split, limit, agree, needs_images)
         folder = folder_of(data, data_dir, split)
         return Preferences(read_public_set(data, folder, split, draw, needs_images), split)
     try:
@@ -150,7 +150,10 @@ def _of_a_user(
     path, hub = locate(data), hub_name(data)
     if path is None and hub is not None:
         try:
-            tables = read_tables(data_dir, split, hub.part) if data_dir else read_hub_tables(hub, split, limit, agree)
+            if data_dir:
+                tables = read_tables(data_dir, split, hub.part, needs_images=needs_images)
+            else:
+                tables = read_hub_tables(hub, split, limit, agree, needs_images)
         except DataError as error:
             where = "" if data_dir else "no such file or folder here; on the hub: "
             raise DataError(f"--data {data}: {where}{error}") from error
@@ -163,7 +166,7 @@ def _of_a_user(
             raise ConfigError(f"--data-dir {data_dir}: --data is a folder itself; leave it out")
         if has_folders(path) or not any(path.rglob("*.parquet")):
             return read_folders(path, split)
-        tables = read_tables(path, split)
+        tables = read_tables(path, split, needs_images=needs_images)
     elif path.suffix.lower() in SUFFIXES:
         return read_preferences(path, split, ImageFinder(path, data_dir, needs_images))
     else:

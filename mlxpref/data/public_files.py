@@ -3,14 +3,14 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from huggingface_hub.constants import is_offline_mode
 
 from mlxpref.data.catalog import CATALOG, DataSet, Split, archives_in, files_for_limit, snapshot_of
-from mlxpref.data.hub_tables import Agree
+from mlxpref.data.hub_tables import Agree, count_of_tables
 from mlxpref.errors import ConfigError, DataError
 from mlxpref.files import write_file
 from mlxpref.hub import Destination, HubFile, Question, ask_hub, check_space, download
@@ -21,17 +21,20 @@ _WANTED = ".mlxpref-wanted.json"
 """In a data set's folder of the hub cache: the paths that a download was begun for."""
 
 
-def fetch(name: str, split: str, limit: int | None, agree: Agree) -> None:
+def fetch(name: str, split: str, limit: int | None, agree: Agree, needs_images: bool = True) -> None:
     """Download what a limit needs of a split, and what its protocol reads beside it, unless that is here.
 
-    The user is asked first. ConfigError if the answer is no; DataError, one line, for what fails; what was downloaded
-    is kept, and the next call goes on with it. Offline, and with a part that no `limit` needs more of, nothing happens.
+    Without `needs_images` it is the lists of the split, or the tables where these hold the images too. The user is
+    asked first. ConfigError if the answer is no; DataError, one line, for what fails; what was downloaded is kept, and
+    the next call goes on with it. Offline, and with a part that no `limit` needs more of, nothing happens.
     """
     data_set = CATALOG[name]
     part = data_set.split(split)
     hub_id = next((each for each in (data_set.hub_id, *data_set.aliases) if snapshot_of(each)), data_set.hub_id)
     folder = snapshot_of(hub_id)
-    parts = [part, *([data_set.split(part.beside)] if part.beside else [])]
+    parts = [part, *([data_set.split(part.beside)] if part.beside and needs_images else [])]
+    if part.lists and not needs_images:
+        parts, limit = [replace(part, images=(), together=False)], None
     missing = [each for each in parts if folder is None or not _is_enough(each, folder, limit)]
     if not missing or is_offline_mode():
         return
@@ -43,7 +46,8 @@ def fetch(name: str, split: str, limit: int | None, agree: Agree) -> None:
         logger.warning(f"{error}; what is in the hub's cache is used")
         return
     question = _question(data_set, missing, destination, limit)
-    if question.bytes and not agree(question):
+    # A judge, which the answer to a Question brings along, is not needed without images.
+    if question.bytes and not agree(question if needs_images else str(question)):
         raise ConfigError(f"{question.what}: nothing was downloaded; agree with --yes")
     for each in missing:
         download_split(each, destination, limit)
@@ -95,13 +99,13 @@ def _is_enough(split: Split, folder: Path, limit: int | None) -> bool:
     if lists:
         archives = archives_in([folder / path for path in lists])
         return all(path in here for paths in files_for_limit(split, lists, archives, folder, limit) for path in paths)
-    count = tables[0].partition("-of-")[2].partition("-")[0]
+    count = count_of_tables(tables[0])
     absent = "absent"
     try:
         for _ in files_for_limit(split, [], [*tables, absent], folder, limit):
             pass
     except DataError:  # it asks for one more table
-        return count.isdecimal() and len(tables) >= int(count)
+        return 0 < count <= len(tables)
     return True
 
 

@@ -10,9 +10,10 @@ from sys import intern
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxpref.data.catalog import missing_files
+from mlxpref.data.catalog import CATALOG, missing_files
 from mlxpref.data.find_images import ImageFinder
 from mlxpref.data.hub_tables import read_tables
+from mlxpref.data.mmrb2 import LOCAL_LIST, read_mmrb2
 from mlxpref.data.preference_table import leave_out, read_public_table
 from mlxpref.data.tar_gz import parts_of, unpack
 from mlxpref.errors import DataError
@@ -25,6 +26,8 @@ RowSampler = Callable[[int], Sequence[int] | NDArray[np.int64]]
 """Takes a number of rows, returns the numbers of the rows to take, in their order."""
 _GITHUB_LISTS = {"train": "train.json", "validation": "valid.json", "test": "test.json"}
 """ImageReward's lists on GitHub, from which the official numbers come."""
+_OFFICIAL_TESTS = {"pickapic": "test_unique", "pickapic_v1": "test_unique", "mmrb2": "test", "genai_bench": "test_v1"}
+"""The split that is the official test, of data sets in tables."""
 
 
 def read_public_set(name: str, folder: Path, split: str, draw: RowSampler, needs_images: bool) -> list[Preference]:
@@ -37,12 +40,9 @@ def read_public_set(name: str, folder: Path, split: str, draw: RowSampler, needs
     """
     if name == "imagereward":
         return _read_imagereward(folder, split, draw, needs_images)
-    if name.startswith("pickapic"):
-        files = "test_unique" if split == "test" else split  # the official test
-        if not any((folder / "data").glob(f"{files}-*.parquet")):
-            raise missing_files(name, files, f"there is no {files}-*.parquet in {folder / 'data'}")
-        tables, _ = read_tables(folder, files, label=name)
-        return [tables[i] for i in draw(len(tables))]
+    if name in _OFFICIAL_TESTS:
+        rows = _read_tables(name, folder, _OFFICIAL_TESTS[name] if split == "test" else split, needs_images)
+        return [rows[i] for i in draw(len(rows))]
     path = folder / f"{split}.json"
     if not path.is_file():
         raise missing_files(name, split, f"there is no {path}")
@@ -51,6 +51,21 @@ def read_public_set(name: str, folder: Path, split: str, draw: RowSampler, needs
     if name == "hpdv2":
         return unpack_images(name, split, chosen, folder / split, folder / f"{split}.tar.gz", needs_images)
     return unpack_images(name, split, chosen, folder, folder / "images.tar.gz", needs_images)
+
+
+def _read_tables(name: str, folder: Path, split: str, needs_images: bool) -> list[Preference]:
+    """The preferences of a data set whose tables hold the images, or of MMRB2's local list."""
+    is_local = name == "mmrb2" and (folder / LOCAL_LIST).is_file()
+    (pattern,) = CATALOG[name].split(split).images
+    if not is_local and not any(folder.glob(pattern)):
+        where = pattern.rpartition("/")[0]
+        other = f" and no {LOCAL_LIST} in {folder}" if name == "mmrb2" else ""
+        what = f"there is no {pattern.rpartition('/')[2]} in {folder / where}{other}"
+        raise missing_files(name, split, what)
+    if name == "mmrb2":
+        return read_mmrb2(folder, split, needs_images)
+    part = "image_generation" if name == "genai_bench" else None
+    return read_tables(folder, split, part, name, needs_images)[0]
 
 
 class _Names(ImageFinder):

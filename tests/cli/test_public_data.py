@@ -1,6 +1,7 @@
 """The customer's own command, `train --data imagereward` on a machine that has neither data nor judge, to its end."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from importlib import import_module
@@ -122,6 +123,70 @@ def test_every_public_data_set(name: str, hub: HubServer, tmp_path: Path) -> Non
     result = run("eval", "--data", name, "--no-think", "--yes", "--json", "--limit", 4)
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)
+
+
+@pytest.mark.parametrize("name", ["mmrb2", "genai_bench"])
+def test_tables_of_one_task_are_downloaded(name: str, hub: HubServer, tmp_path: Path) -> None:
+    """Of a repository with other tasks; licence and size before, and resumed where it broke off."""
+    data_set, folder = CATALOG[name], make_layout(name, tmp_path / name, 12)
+    repository = hub.repositories[data_set.hub_id] = Repository(folder, licence="")
+    tables = {"mmrb2": [f"t2i/test-0000{i}-of-00002.parquet" for i in (0, 1)]}.get(
+        name, ["image_generation/test_v1-00000-of-00001.parquet"]
+    )
+    repository.faults[tables[-1]] = Cut(2_500, for_good=True)
+    arguments = ("eval", "--data", name, "--no-think", "--yes", "--json")
+    result = run(*arguments)
+    assert result.exit_code == 1
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("to be downloaded: the judge ")]
+    size = sum(len(repository.files[table]) for table in tables)
+    assert f"and {name}, split test ({size / 1000:.0f} kB; licence {data_set.licence}; into " in line
+    assert "what was downloaded is kept" in result.stderr
+    repository.faults.clear()
+    hub.requests.clear()
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    asked = [(r.path.partition("/main/")[2] or r.path, r.range) for r in hub.requests if r.method == "GET"]
+    assert [range_ for path, range_ in asked if path.endswith(tables[-1])] == ["bytes=2000-"]
+    report = json.loads(result.stdout)
+    assert (report["protocol"], report["pairs"]) == (name, {"mmrb2": 24, "genai_bench": 36}[name])
+    beside = {"mmrb2": {"judgements", "of_judgements", "value_missing_wrong"}, "genai_bench": {"tau", "tau_pairs"}}
+    assert set(report["official"]) == {"value", "low", "high", "definition"} | beside[name]
+    hub.requests.clear()
+    assert run(*arguments).exit_code == 0
+    assert hub.downloaded() == []
+
+
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [
+        ("imagereward", ["metadata-test.parquet"]),
+        ("hpdv2", ["test.json"]),
+        ("hpdv3", ["test.json"]),
+        ("mmrb2", ["t2i/test-00000-of-00002.parquet", "t2i/test-00001-of-00002.parquet"]),
+    ],
+)
+def test_scores_need_the_lists_only(
+    name: str, files: list[str], hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No archive of images is downloaded, nor is a judge asked about; a judge asks for them later."""
+    folder = make_layout(name, tmp_path / name, 4)
+    hub.repositories[CATALOG[name].hub_id] = Repository(folder, licence="cc-test")
+    questions = questions_of(monkeypatch, True)
+    preferences = load.load_preferences(name, "test", data_dir=folder, needs_images=False)
+    images = {str(image).removeprefix(f"{folder}/") for p in preferences for image in (p.a, p.b)}
+    scores = tmp_path / "scores.csv"
+    names = [re.sub(r"^.*\.zip/|^test/", "", image) for image in images]
+    scores.write_text("image,score\n" + "".join(f"{image},{i}\n" for i, image in enumerate(sorted(names))))
+    for _ in range(2):
+        result = run("eval", "--data", name, "--scores", scores, "--json", "--limit", 5)
+        assert result.exit_code == 0, result.output
+    assert hub.downloaded() == files
+    (question,) = questions
+    assert question.startswith(f"{name}, split test (")
+    assert "licence cc-test" in question
+    result = run("eval", "--data", name, "--model", "demo", "--no-think", "--json", "--limit", 4)
+    assert result.exit_code == 0, result.output
+    assert len(questions) == (1 if name == "mmrb2" else 2)
 
 
 def test_a_download_goes_on(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

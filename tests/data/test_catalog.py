@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from mlxpref.data.catalog import CATALOG, files_for_limit, folder_of
+from mlxpref.data.catalog import CATALOG, catalog_name, files_for_limit, folder_of
 from mlxpref.data.load import load_preferences
 from mlxpref.errors import ConfigError, DataError
 from tests.data_layouts import LAYOUTS, make_layout
@@ -34,7 +34,7 @@ def paths_in(folder: Path) -> list[str]:
 
 
 def test_catalogue() -> None:
-    assert list(CATALOG) == ["imagereward", "hpdv2", "pickapic", "pickapic_v1", "hpdv3"]
+    assert list(CATALOG) == ["imagereward", "hpdv2", "pickapic", "pickapic_v1", "hpdv3", "mmrb2", "genai_bench"]
     for name, data_set in CATALOG.items():
         assert (data_set.name, data_set.hub_id.count("/"), bool(data_set.licence)) == (name, 1, True)
         assert data_set.splits[-1].name == "test"
@@ -51,7 +51,7 @@ def test_patterns_match_the_layout(name: str, split: str, tmp_path: Path) -> Non
     for pattern in part.lists + part.images:
         matching = [path for path in files if fnmatchcase(path, pattern)]
         assert matching
-        meant = "test_unique" if (name[:4], split) == ("pick", "test") else split
+        meant = {("pick", "test"): "test_unique", ("gena", "test"): "test_v1"}.get((name[:4], split), split)
         assert all(meant in path.replace("/", "-").replace(".", "-").split("-") or name == "hpdv3" for path in matching)
 
 
@@ -101,11 +101,11 @@ def portions_of(name: str, split: str, folder: Path, limit: int | None) -> list[
     return list(files_for_limit(part, lists, images, folder, limit))
 
 
-@pytest.mark.parametrize("name", ["imagereward", "hpdv2", "pickapic", "pickapic_v1", "hpdv3"])
+@pytest.mark.parametrize("name", list(CATALOG))
 def test_no_limit_needs_every_file(name: str, tmp_path: Path) -> None:
     folder = make_layout(name, tmp_path / "data", 2)
-    (portion,) = portions_of(name, "train", folder, None)
-    part = CATALOG[name].split("train")
+    part = CATALOG[name].splits[0]
+    (portion,) = portions_of(name, part.name, folder, None)
     assert sorted(portion) == sorted(
         path for path in paths_in(folder) if any(fnmatchcase(path, p) for p in part.lists + part.images)
     )
@@ -150,6 +150,24 @@ def test_pickapic_needs_one_table_after_the_other(name: str, tmp_path: Path) -> 
     assert [len(files) for files in portions_of(name, "train", folder, 100)] == [1, 1]
 
 
+def test_mmrb2_needs_one_table_after_the_other(tmp_path: Path) -> None:
+    """Two tables of four rows."""
+    folder = make_layout("mmrb2", tmp_path / "data", 4)
+    assert [len(portions_of("mmrb2", "test", folder, limit)) for limit in (1, 4, 5, 100)] == [1, 1, 2, 2]
+    (folder / "t2i/test-00000-of-00002.parquet").write_bytes(b"no table")
+    with pytest.raises(DataError, match=r"test-00000-of-00002\.parquet: it is damaged"):
+        portions_of("mmrb2", "test", folder, 5)
+
+
+def test_other_ids_of_a_data_set(cache: Path) -> None:
+    """Those of the same files are looked for in the cache; that of MMRB2's bare images only names it."""
+    assert catalog_name("zai-org/ImageRewardDB") == "imagereward"
+    assert catalog_name("facebook/MMRB2_image") == catalog_name("rl-research/multimodal-rewardbench-2") == "mmrb2"
+    snapshot(cache, "facebook/MMRB2_image", "1" * 40)
+    with pytest.raises(ConfigError, match="its files are not here"):
+        folder_of("mmrb2")
+
+
 def test_a_list_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     folder = make_layout("imagereward", tmp_path / "data", 2)
     (folder / "metadata-test.parquet").write_bytes(b"no table")
@@ -159,7 +177,14 @@ def test_a_list_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "split", "limit"),
-    [("imagereward", "train", 3), ("pickapic", "train", 2), ("hpdv2", "test", 4), ("hpdv3", "train", 2)],
+    [
+        ("imagereward", "train", 3),
+        ("pickapic", "train", 2),
+        ("hpdv2", "test", 4),
+        ("hpdv3", "train", 2),
+        ("mmrb2", "test", 3),
+        ("genai_bench", "test", 3),
+    ],
 )
 def test_needed_files_suffice_the_reader(name: str, split: str, limit: int, tmp_path: Path) -> None:
     whole = make_layout(name, tmp_path / "whole", 4)
@@ -170,4 +195,4 @@ def test_needed_files_suffice_the_reader(name: str, split: str, limit: int, tmp_
 
 
 def test_every_layout_has_an_entry() -> None:
-    assert set(LAYOUTS) == {*CATALOG, "imagereward-list"}
+    assert set(LAYOUTS) == {*CATALOG, "imagereward-list", "mmrb2-list"}

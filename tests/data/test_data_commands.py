@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mlxpref.cli import main
-from tests.data_layouts import make_layout
+from tests.data_layouts import LAYOUTS, make_layout
 
 JUDGE = ("--model", "demo", "--no-think")
 TRAIN = ("--steps", "1", "--comparisons", "2", "--group", "2", "--rows", "4")
@@ -19,14 +19,14 @@ def run(*arguments: str | Path) -> Result:
     return result
 
 
-@pytest.mark.parametrize("name", ["imagereward", "imagereward-list", "hpdv2", "pickapic", "pickapic_v1", "hpdv3"])
+@pytest.mark.parametrize("name", list(LAYOUTS))
 def test_eval_judges_every_layout(name: str, tmp_path: Path) -> None:
     folder = make_layout(name, tmp_path, prompts=2)
     data = name.removesuffix("-list")
     done = run("eval", "--data", data, "--data-dir", folder, "--protocol", "pairs", "--json", *JUDGE)
     assert done.exit_code == 0, done.stderr
     report = json.loads(done.stdout)
-    counts = {"imagereward": (10, 2), "hpdv2": (12, 0), "hpdv3": (6, 0)}
+    counts = {"imagereward": (10, 2), "hpdv2": (12, 0), "hpdv3": (6, 0), "mmrb2": (4, 0), "genai_bench": (6, 2)}
     assert (report["pairs"], report["ties_dropped"]) == counts.get(data, (3, 0))
     assert 0 <= report["accuracy"] <= 1
 

@@ -333,6 +333,37 @@ def test_hub_layout_of_pickapic(name: str, split: str, count: int, tmp_path: Pat
     check_preferences(name, preferences, ImageCache(1000))
 
 
+@pytest.mark.parametrize("split", ["test_v1", "test"])
+def test_hub_layout_of_genai_bench(split: str, tmp_path: Path) -> None:
+    """Both names mean the official list; left and right are as in the file."""
+    folder = make_layout("genai_bench", tmp_path)
+    path = folder / "image_generation/test_v1-00000-of-00001.parquet"
+    share = {"leftvote": 1.0, "rightvote": 0.0, "tievote": 0.5, "bothbad_vote": 0.5}
+    expected = [
+        (row["prompt"], f"{path}/{i}/left_image", f"{path}/{i}/right_image", share[row["vote_type"]], row["prompt"])
+        for i, row in enumerate(pq.read_table(path).to_pylist())
+    ]
+    preferences = load_preferences("genai_bench", split, data_dir=folder)
+    assert [(p.prompt, str(p.a), str(p.b), p.p_people, p.group) for p in preferences] == expected
+    assert Counter(p.better for p in preferences) == {"a": 4, "b": 8, "tie": 4}
+    check_preferences("genai_bench", preferences, ImageCache(1000))
+
+
+def test_the_hubs_longer_list_of_genai_bench(tmp_path: Path) -> None:
+    folder = make_layout("genai_bench", tmp_path)
+    longer = load_preferences("TIGER-Lab/GenAI-Bench/image_generation", "test", data_dir=folder)
+    assert len(longer) == 2 * len(load_preferences("genai_bench", "test", data_dir=folder))
+
+
+def test_a_vote_that_is_none(tmp_path: Path) -> None:
+    path = make_layout("genai_bench", tmp_path) / "image_generation/test_v1-00000-of-00001.parquet"
+    rows = pq.read_table(path).to_pylist()
+    rows[3]["vote_type"] = "midvote"
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    with pytest.raises(DataError, match=r"1 of 16 rows cannot be used(.|\n)*row 4: \"vote_type\" is 'midvote', which"):
+        load_preferences("genai_bench", "test", data_dir=tmp_path)
+
+
 def test_draws_are_kept_in_order(tmp_path: Path) -> None:
     folder = make_layout("pickapic", tmp_path)
     everything = load_preferences("pickapic", "train", data_dir=folder)
@@ -403,6 +434,8 @@ def test_impossible_labels_of_pickapic(change: dict[str, Any], tmp_path: Path) -
         ("hpdv3", "test", "test.json", "there is no .*test.json"),
         ("hpdv3", "test", "images.tar.gz.*", "neither images.tar.gz, whole or in parts, nor its images"),
         ("pickapic", "test_unique", "data/test_unique-*", r"there is no test_unique-\*.parquet"),
+        ("mmrb2", "test", "t2i/*", r"there is no test-\*.parquet"),
+        ("genai_bench", "test_v1", "image_generation/test_v1-*", r"there is no test_v1-\*.parquet"),
     ],
 )
 def test_missing_files_name_the_command(name: str, split: str, file: str, problem: str, tmp_path: Path) -> None:

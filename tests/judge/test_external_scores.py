@@ -1,19 +1,26 @@
 """Scores of any tool: what is read, which images they are of, and the same protocols without a model."""
 
 import json
+import re
+import shutil
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
 from mlxpref.cli import main
+from mlxpref.data.load import load_preferences
 from mlxpref.errors import DataError
 from mlxpref.judge.external_scores import match_scores, prefer_by_score, read_scores
-from mlxpref.preferences import PackedImage, Preference
+from mlxpref.judge.protocols import PROTOCOLS
+from mlxpref.preferences import ImageLike, PackedImage, Preference
+from tests.data_layouts import LAYOUTS, make_layout
 
 Write = Callable[..., Path]
 
@@ -167,13 +174,15 @@ def test_eval_of_scores_by_every_protocol(ones_own: Path, write: Write) -> None:
         "image,score", "0a.png,1", "0b.png,1", "1a.png,1", "1b.png,1", *(x for i in range(2, 10) for x in a_first(i))
     )
     actual = {}
-    for protocol in ("pairs", "imagereward", "hpdv2", "pickapic", "hpdv3"):
+    for protocol in PROTOCOLS:
         result = run("--data", ones_own, "--scores", path, "--protocol", protocol, "--json")
         assert result.exit_code == 0, result.output
         actual[protocol] = json.loads(result.stdout)
     # Pairs 0 and 5 are ties; a is better in all others but 2.
     assert all(each["pairs"] == 8 and each["accuracy"] == 6 / 8 for each in actual.values())
-    assert {actual[name]["official"]["value"] for name in ("pairs", "imagereward", "hpdv3")} == {6 / 8}
+    plain = ("pairs", "imagereward", "hpdv3", "mmrb2", "genai_bench")
+    assert {actual[name]["official"]["value"] for name in plain} == {6 / 8}
+    assert actual["genai_bench"]["official"]["tau"] == (6 + 1) / 10
     # Prompts: 0 has pairs 3, 6, 9; 1 has 1, 4, 7; 2 has 2, 8.
     assert actual["hpdv2"]["official"]["value"] == pytest.approx((1 + 2.5 / 3 + 1 / 2) / 3)
     assert actual["hpdv2"]["accuracy_macro"] == pytest.approx((1 + 2 / 3 + 1 / 2) / 3)
@@ -185,6 +194,85 @@ def test_eval_of_scores_by_every_protocol(ones_own: Path, write: Write) -> None:
     assert output[1].split()[-5:] == ["n/a"] * 5
     assert "two people agree on" in output[2]
     assert "HPDv2: macro" in output[2]
+
+
+def name_in_the_data(image: ImageLike, folder: Path) -> str:
+    """What a user calls an image of a data set in this folder, by its own lists."""
+    if isinstance(image, Path) and image.is_relative_to(folder):
+        return str(image.relative_to(folder))
+    if isinstance(image, Path):  # unpacked into the cache
+        return re.split("/(?:test|images)-.{12}/", str(image))[1]
+    assert isinstance(image, PackedImage)
+    if image.archive.suffix == ".zip":
+        return f"images/test/{image.member}"
+    row, column, *_ = image.member.split("/")
+    if column.startswith("response_"):
+        return f"{pq.read_table(image.archive)['pair_id'][int(row)]}/{column[9]}"
+    return image.member
+
+
+@pytest.mark.parametrize("layout", list(LAYOUTS))
+def test_every_data_set_by_names_alone(layout: str, tmp_path: Path, write: Write) -> None:
+    """Scores by the names that a data set's own lists give: with all images, and without any file of one."""
+    folder, name = make_layout(layout, tmp_path / "data", 6), layout.removesuffix("-list")
+    preferences = load_preferences(name, "test", data_dir=folder)
+    images = [(name_in_the_data(p.a, folder), name_in_the_data(p.b, folder)) for p in preferences]
+    unique = list(dict.fromkeys(image for pair in images for image in pair))
+    scores = dict(zip(unique, np.random.default_rng(0).permutation(len(unique)).tolist(), strict=True))
+    path = write("image,score", *(f"{image},{score}" for image, score in scores.items()))
+    results = []
+    for _ in range(2):
+        done = run("--data", name, "--data-dir", folder, "--scores", path, "--json")
+        assert done.exit_code == 0, done.output
+        results.append(json.loads(done.stdout))
+        for each in {*folder.glob("images*"), *folder.glob("part-*"), *folder.glob("*.tar.gz*")}:
+            shutil.rmtree(each) if each.is_dir() else each.unlink()
+    assert results[0] == results[1]
+    right = [
+        (scores[a] > scores[b]) == (p.better == "a")
+        for p, (a, b) in zip(preferences, images, strict=True)
+        if p.better != "tie"
+    ]
+    assert results[0]["accuracy"] == sum(right) / len(right)
+    assert 0 < sum(right) < len(right)
+    assert results[0]["protocol"] == ("pickapic" if name == "pickapic_v1" else name)
+
+
+def test_tables_of_names(tmp_path: Path, write: Write) -> None:
+    """A user's table, a folder of tables, and addresses: none of the images is here."""
+    rows = [
+        {"prompt": f"{i}", "image_a": f"{i}a.png", "image_b": f"https://x.invalid/{i}b.png", "label": i % 2}
+        for i in range(4)
+    ]
+    (tmp_path / "tables").mkdir()
+    for table in (tmp_path / "tables" / "test.parquet", tmp_path / "mine.parquet"):
+        pq.write_table(pa.Table.from_pylist(rows), table)
+    cells = [{**row, "image_a": {"bytes": None, "path": row["image_a"]}} for row in rows]
+    pq.write_table(pa.Table.from_pylist(cells), tmp_path / "cells.parquet")
+    lines = write(*map(json.dumps, rows), name="mine.jsonl")
+    path = write(
+        "image,score", *(f"{i}a.png,1" for i in range(4)), *(f"https://x.invalid/{i}b.png,0" for i in range(4))
+    )
+    for data in (tmp_path / "tables", tmp_path / "mine.parquet", tmp_path / "cells.parquet", lines):
+        done = run("--data", data, "--scores", path, "--json")
+        assert done.exit_code == 0, done.output
+        assert json.loads(done.stdout)["accuracy"] == 0.5
+        assert run("--data", data, "--model", "demo", "--no-think").exit_code == 1
+
+
+def test_scores_by_the_protocol_of_mmrb2(tmp_path: Path, write: Write) -> None:
+    """A score has no place: both orders are judged alike, and an equal one is a wrong judgement, not a missing one."""
+    folder = make_layout("mmrb2", tmp_path / "data", 4)
+    preferences = load_preferences("mmrb2", "test", data_dir=folder, needs_images=False)
+    better = [(p.a, p.b) if p.better == "a" else (p.b, p.a) for p in preferences]
+    lines = [f"{good},{1 if i < 5 else 0}" for i, (good, _) in enumerate(better)]
+    path = write("image,score", *lines, *(f"{bad},{int(i == 5)}" for i, (_, bad) in enumerate(better)))
+    done = run("--data", "mmrb2", "--data-dir", folder, "--scores", path, "--json")
+    assert done.exit_code == 0, done.output
+    number = json.loads(done.stdout)["official"]
+    assert number["value"] == number["value_missing_wrong"] == 5 / 8
+    assert (number["judgements"], number["of_judgements"]) == (16, 16)
+    assert number["definition"].endswith("a judgement is the higher score, in both orders the same")
 
 
 def test_options_without_scores(ones_own: Path, write: Write) -> None:
