@@ -19,6 +19,14 @@ from mlxpref.preferences import Pair, Preference
 from mlxpref.text import shorten
 from mlxpref.verdict import Strategy
 
+_JUDGEMENTS: dict[Strategy | None, str] = {
+    "select": "a judgement is the written verdict (as in the official number)",
+    "soft": "a judgement is the more probable answer (officially the written verdict: --strategy select)",
+    "score": "a judgement is the larger of two written scores (officially the written verdict: --strategy select)",
+    None: "a judgement is the higher score, in both orders the same",
+}
+"""What the judgement of one order is, by strategy."""
+
 
 @dataclass(frozen=True)
 class EvaluationSpec:
@@ -67,7 +75,7 @@ class Evaluation:
         values: dict[str, Any] = {name: getattr(spec, name) for name in ("data", "split", "protocol", "strategy")}
         own = ("unreadable", "tokens", "seconds", "official", "human_ceiling", "tokens_per_pair", "seconds_per_pair")
         values |= asdict(self.metrics) | {name: getattr(self, name) for name in own}
-        values["official"] = asdict(self.official)
+        values["official"] = self.official.to_json()
         if self.left_out is not None:
             values["left_out"] = self.left_out.to_json()
         if spec.tie_threshold is not None:
@@ -179,7 +187,10 @@ def _measured(
         ties_dropped=len(preferences) - int(decided.sum()),
         a_is_better=label[decided] > 0.5,
     )
-    number = official(spec.protocol, p, label, list(prompts), spec.tie_threshold or 0.0)
+    orders = p_shown_first, p_shown_second
+    number = official(spec.protocol, p, label, list(prompts), spec.tie_threshold or 0.0, orders)
+    if PROTOCOLS[spec.protocol].by_order:
+        number = replace(number, definition=f"{number.definition}; {_JUDGEMENTS[spec.strategy]}")
     return Evaluation(spec, metrics, number, human_agreement(p_people[decided], votes[decided]))
 
 

@@ -3,8 +3,10 @@
 A prediction is the preference for a, from 0 to 1; a label is 1 where a is better, 0 where b is, 0.5 for a tie.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -25,13 +27,16 @@ _LABEL = {"a": 1.0, "b": 0.0, "tie": 0.5}
 class Protocol:
     """A test set's definition of accuracy: the mean credit of pairs, or of prompts (`macro`).
 
-    `even` is the credit of an undecided prediction; with `ties`, ties in the data count and are a prediction.
+    `even` is the credit of an undecided prediction; with `ties`, ties in the data count and are a prediction, and with
+    `ties_beside` in a second number beside it. `by_order` counts the judgement of each order instead of a pair's.
     """
 
     definition: str
     macro: bool = False
     even: float = 0.0
     ties: bool = False
+    ties_beside: bool = False
+    by_order: bool = False
 
 
 PROTOCOLS: dict[str, Protocol] = {
@@ -48,20 +53,48 @@ PROTOCOLS: dict[str, Protocol] = {
         ties=True,
     ),
     "hpdv3": Protocol("HPDv3: over all pairs, the better image strictly preferred, undecided is wrong"),
+    "mmrb2": Protocol(
+        "MMRB2: right judgements of those made, both orders of a pair counted alike, undecided is wrong",
+        by_order=True,
+    ),
+    # Its own 4-way match needs a judge that can also answer that both are bad.
+    "genai_bench": Protocol(
+        "GenAI-Bench, diff: over pairs without a tie (tievote, bothbad_vote), undecided is wrong; tau: over all pairs, "
+        "1 for the label, where a tie is predicted only by a preference of exactly 0.5",
+        ties_beside=True,
+    ),
 }
 
 
 @dataclass(frozen=True)
 class Official:
-    """An official number with its 95 % interval, and its definition.
+    """An official number with its 95 % interval, its definition, and the numbers `beside` it by name.
 
-    The interval is a bootstrap over prompts, never narrower than for independent pairs.
+    The interval is a bootstrap over prompts, never narrower than for independent pairs. All are NaN without a
+    judgement.
     """
 
     value: float
     low: float
     high: float
     definition: str
+    beside: Mapping[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The number, its interval and definition, and what is beside it, with null for NaN."""
+        values = {"value": self.value, "low": self.low, "high": self.high, "definition": self.definition}
+        return {k: None if v != v else v for k, v in (values | dict(self.beside)).items()}
+
+    def in_words(self) -> str:
+        """The definition and what is beside the number, for people."""
+        beside = self.beside
+        if "judgements" in beside:
+            missing = int(beside["of_judgements"] - beside["judgements"])
+            share = f"; {100 * beside['value_missing_wrong']:.1f} % with these wrong" if missing else ""
+            return f"{self.definition}; {missing} of {beside['of_judgements']:.0f} judgements are missing{share}"
+        if "tau" in beside:
+            return f"{self.definition}; tau is {100 * beside['tau']:.1f} % of {beside['tau_pairs']:.0f} pairs"
+        return self.definition
 
 
 def protocol_of(data: str) -> str:
@@ -71,8 +104,9 @@ def protocol_of(data: str) -> str:
 
 
 def counted(preferences: Sequence[Preference], protocol: str) -> list[Preference]:
-    """The preferences that count in a protocol: those without a tie, or all where ties count."""
-    return [p for p in preferences if protocol_named(protocol).ties or p.better != "tie"]
+    """The preferences that count in a protocol, also beside its number: those without a tie, or all."""
+    rule = protocol_named(protocol)
+    return [p for p in preferences if rule.ties or rule.ties_beside or p.better != "tie"]
 
 
 def labels(preferences: Sequence[Preference]) -> Floats:
@@ -93,9 +127,29 @@ def credit(protocol: str, p: Floats, label: Floats, threshold: float = 0.0) -> F
     return np.where(predicted == 0, rule.even, predicted == better)
 
 
-def official(protocol: str, p: Floats, label: Floats, groups: Sequence[str], threshold: float = 0.0) -> Official:
-    """The official number of predictions (N,) against labels (N,) in groups (N,), which are prompts."""
+def official(
+    protocol: str,
+    p: Floats,
+    label: Floats,
+    groups: Sequence[str],
+    threshold: float = 0.0,
+    orders: tuple[Floats, Floats] | None = None,
+) -> Official:
+    """The official number of predictions (N,) against labels (N,) in groups (N,), which are prompts.
+
+    `orders` are the predictions by the order with a first and by the other one, NaN where there is no judgement; by
+    default both are `p`.
+    """
     rule = protocol_named(protocol)
+    by_order = np.stack(orders or (p, p))  # (2, N)
+    if rule.by_order:
+        return _by_order(rule, by_order, label, groups)
+    beside: dict[str, float] = {}
+    if rule.ties_beside:
+        is_right = (np.sign(p - 0.5) == np.sign(label - 0.5)) & ~np.isnan(by_order).all(axis=0)
+        beside = {"tau": float(is_right.mean()), "tau_pairs": len(p)}
+        decided = label != 0.5
+        p, label, groups = p[decided], label[decided], list(np.asarray(groups)[decided])
     group = group_numbers(groups)
     total = np.asarray(np.bincount(group, credit(protocol, p, label, threshold)), np.float64)
     size = np.asarray(np.bincount(group), np.float64)
@@ -105,7 +159,23 @@ def official(protocol: str, p: Floats, label: Floats, groups: Sequence[str], thr
         total, size = total / size, np.ones_like(size)
     value = float(total.sum() / size.sum())
     bounds = widest(interval(total, size), share_interval(value * pairs, pairs))
-    return Official(value, *bounds, rule.definition)
+    return Official(value, *bounds, rule.definition, beside)
+
+
+def _by_order(rule: Protocol, orders: Floats, label: Floats, groups: Sequence[str]) -> Official:
+    """The share of right ones among the judgements of orders (2, N), NaN where there is none."""
+    right = (np.sign(orders - 0.5) == np.sign(label - 0.5)).sum(axis=0)  # (N,)
+    made = (~np.isnan(orders)).sum(axis=0)
+    judged, count = made > 0, int(made.sum())
+    beside = {"judgements": count, "of_judgements": orders.size, "value_missing_wrong": float(right.mean()) / 2}
+    if not count:
+        return Official(math.nan, math.nan, math.nan, rule.definition, beside)
+    value = float(right.sum() / count)
+    group, pairs = group_numbers(list(np.asarray(groups)[judged])), int(judged.sum())
+    # The two judgements of a pair are not independent, so there are as many as pairs.
+    independent = share_interval(value * pairs, pairs)
+    bounds = widest(interval(np.bincount(group, right[judged]), np.bincount(group, made[judged])), independent)
+    return Official(value, *bounds, rule.definition, beside)
 
 
 def best_threshold(p: Floats, label: Floats) -> float:

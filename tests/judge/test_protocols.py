@@ -1,8 +1,13 @@
 """The official definitions, by hand-computed cases and by independent code in the plainest form."""
 
+import csv
 import math
+import re
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import kendalltau
 
+from mlxpref.data.catalog import CATALOG
+from mlxpref.data.load import load_preferences
 from mlxpref.errors import ConfigError
+from mlxpref.judge.evaluation import EvaluationSpec, evaluate, evaluation_of
+from mlxpref.judge.judge import Judge
 from mlxpref.judge.protocols import (
     PROTOCOLS,
     THRESHOLDS,
@@ -23,6 +32,8 @@ from mlxpref.judge.protocols import (
 )
 from mlxpref.preferences import Preference
 from mlxpref.ranking.intervals import share_interval
+from mlxpref.verdict import Verdict
+from tests.data_layouts import make_layout
 
 
 def pairs_of(scores: list[float], ranks: list[int]) -> tuple[list[float], list[float]]:
@@ -183,6 +194,118 @@ def test_one_prompt_has_an_interval_with_width(protocol: str, right: int) -> Non
     assert (several.low, several.high) == pytest.approx(share_interval(20 * right, 180))
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_mmrb2_by_loops(seed: int) -> None:
+    """As the authors count: what is asked forward and in reverse, one by one, without what has no judgement.
+
+    A judgement is a letter in the order shown, and the letter of the reverse one is turned.
+    """
+    rng = np.random.default_rng(seed)
+    chosen = rng.choice(["A", "B"], 300)
+    answers = rng.choice(["A", "B", "tie", ""], (2, 300), p=[0.5, 0.35, 0.05, 0.1])
+    correct = evaluated = 0
+    for truth, forward, reverse in zip(chosen, *answers, strict=True):
+        if forward:
+            evaluated += 1
+            correct += forward == truth
+        if reverse:
+            evaluated += 1
+            correct += {"A": "B", "B": "A"}.get(reverse, reverse) == truth
+    value = {"A": 1.0, "B": 0.0, "tie": 0.5, "": np.nan}
+    first = np.array([value[answer] for answer in answers[0]])
+    second = np.array([1 - value[answer] for answer in answers[1]])
+    label, names = (chosen == "A").astype(float), [str(i // 3) for i in range(300)]
+    result = official("mmrb2", np.full(300, np.nan), label, names, orders=(first, second))
+    assert result.value == pytest.approx(correct / evaluated)
+    assert result.beside == {
+        "judgements": evaluated, "of_judgements": 600, "value_missing_wrong": pytest.approx(correct / 600)
+    }  # fmt: skip
+    assert result.low < result.value < result.high
+    assert f"{600 - evaluated} of 600 judgements are missing; {100 * correct / 600:.1f} % with" in result.in_words()
+
+
+def test_mmrb2_counts_orders_and_not_pairs() -> None:
+    """A judge that always says the first is right in half of its judgements, and undecided about every pair."""
+    first, second, label = np.ones(8), np.zeros(8), np.array([1.0, 1, 1, 1, 1, 1, 0, 0])
+    names = [str(i) for i in range(8)]
+    assert official("mmrb2", np.full(8, 0.5), label, names, orders=(first, second)).value == 0.5
+    assert official("pairs", np.full(8, 0.5), label, names).value == 0
+    # Sure in one order only: that judgement counts by itself.
+    result = official("mmrb2", np.full(8, 0.9), np.ones(8), names, orders=(np.full(8, 0.99), np.full(8, 0.4)))
+    assert (result.value, result.beside["judgements"]) == (0.5, 16)
+    # As many independent judgements as pairs, not twice as many.
+    assert (result.low, result.high) == pytest.approx(share_interval(4, 8))
+
+
+def test_mmrb2_with_missing_judgements() -> None:
+    nan = np.nan
+    orders = np.array([1, nan, nan, 0]), np.array([nan, nan, 1, 1])
+    result = official("mmrb2", np.full(4, 0.5), np.ones(4), list("abcd"), orders=orders)
+    assert result.value == 3 / 4
+    assert result.beside == {"judgements": 4, "of_judgements": 8, "value_missing_wrong": 3 / 8}
+    nothing = np.full(4, nan)
+    result = official("mmrb2", np.full(4, 0.5), np.ones(4), list("abcd"), orders=(nothing, nothing))
+    assert result.to_json() == {
+        "value": None, "low": None, "high": None, "definition": PROTOCOLS["mmrb2"].definition,
+        "judgements": 0, "of_judgements": 8, "value_missing_wrong": 0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("strategy", ["select", "soft"])
+def test_mmrb2_of_a_judge(strategy: Any, tmp_path: Path, demo_judge: Callable[..., Judge]) -> None:
+    """From tables to the number, by what the judge wrote; some of its answers are cut off."""
+    preferences = load_preferences("mmrb2", "test", data_dir=make_layout("mmrb2", tmp_path, 6))
+    spec = EvaluationSpec("mmrb2", "test", strategy, "mmrb2")
+    whole = evaluate(demo_judge(think=False), preferences, spec)
+    cut = Verdict("<think></think><answer>")
+    verdicts = [replace(v, a_shown_second=(cut,)) if i % 4 == 1 else v for i, v in enumerate(whole.verdicts)]
+    result = evaluation_of(preferences, verdicts, spec, 1.0).to_json()["official"]
+    right = made = 0
+    for preference, verdict in zip(preferences, verdicts, strict=True):
+        for (each,), shown in ((verdict.a_shown_first, "ab"), (verdict.a_shown_second, "ba")):
+            if strategy == "select" and (answer := re.search(r"<answer>\s*([12])", each.text)):
+                made, right = made + 1, right + (shown[int(answer[1]) - 1] == preference.better)
+            elif strategy == "soft" and each.p_label_first + each.p_label_second > 0:
+                said = shown[0] if each.p_label_first > each.p_label_second else shown[1]
+                made, right = made + 1, right + (said == preference.better)
+    assert (len(verdicts), made) == (12, 21)
+    assert (result["judgements"], result["of_judgements"]) == (21, 24)
+    assert result["value"] == pytest.approx(right / made)
+    assert result["value_missing_wrong"] == pytest.approx(right / 24)
+    assert ("written verdict (as in the official" in result["definition"]) == (strategy == "select")
+    assert ("the more probable answer" in result["definition"]) == (strategy == "soft")
+
+
+def test_genai_bench_by_hand() -> None:
+    """Right, wrong, undecided on a decided pair; a tie found, a tie missed; nothing read on two."""
+    p = np.array([0.9, 0.9, 0.5, 0.5, 0.51, 0.5, 0.5])
+    label = np.array([1, 0, 1, 0.5, 0.5, 1, 0.5])
+    order = np.where(np.arange(7) < 5, p, np.nan)
+    result = official("genai_bench", p, label, list("abcdefg"), orders=(order, order))
+    assert result.value == 1 / 4
+    assert result.beside == {"tau": 2 / 7, "tau_pairs": 7}
+    assert "tau is 28.6 % of 7 pairs" in result.in_words()
+    decided = label != 0.5
+    names = ["a", "b", "c", "f"]
+    plain = official("pairs", p[decided], label[decided], names)
+    assert (result.value, result.low, result.high) == (plain.value, plain.low, plain.high)
+
+
+def test_real_votes_by_the_protocol_of_genai_bench() -> None:
+    """GPT-4o's letters in one order: what papers call diff and tau, by counting letters."""
+    with (Path(__file__).parents[1] / "fixtures" / "votes.csv").open(encoding="utf-8", newline="") as file:
+        votes = dict(csv.reader(file))
+    people, judge = votes["people"], votes["gpt4o"]
+    pairs = list(zip(people, judge, strict=True))
+    value = {"1": 1.0, "2": 0.0, "=": 0.5, "-": np.nan}
+    label, order = (np.array([value[letter] for letter in letters]) for letters in (people, judge))
+    p = np.nan_to_num(order, nan=0.5)
+    result = official("genai_bench", p, label, [str(i) for i in range(1735)], orders=(order, order))
+    drop = [(human, said) for human, said in pairs if human != "="]
+    assert result.value == sum(human == said for human, said in drop) / len(drop)
+    assert result.beside["tau"] == sum(human == said for human, said in pairs) / 1735
+
+
 def preference(p_a: float, label: str | None = None) -> Preference:
     return Preference("x", Path("a"), Path("b"), p_a, label=label)  # type: ignore[arg-type]
 
@@ -190,13 +313,13 @@ def preference(p_a: float, label: str | None = None) -> Preference:
 def test_scored_and_right_pairs() -> None:
     inputs = [preference(1), preference(0.5), preference(0.5, "b"), preference(0.3), preference(0.8, "tie")]
     assert counted(inputs, "hpdv2") == [inputs[0], inputs[2], inputs[3]]
-    assert counted(inputs, "pickapic") == inputs
+    assert counted(inputs, "pickapic") == counted(inputs, "genai_bench") == inputs
     assert labels(inputs).tolist() == [1, 0.5, 0, 0, 0.5]
 
 
 def test_every_data_set_has_its_own_protocol() -> None:
-    names = ("imagereward", "hpdv2", "pickapic", "pickapic_v1", "hpdv3", "demo", "mine.jsonl")
-    expected = ["imagereward", "hpdv2", "pickapic", "pickapic", "hpdv3", "pairs", "pairs"]
-    assert [protocol_of(name) for name in names] == expected
+    expected = {name: name for name in CATALOG} | {"pickapic_v1": "pickapic", "demo": "pairs", "mine.jsonl": "pairs"}
+    expected |= {"rl-research/multimodal-rewardbench-2": "mmrb2", "TIGER-Lab/GenAI-Bench": "genai_bench"}
+    assert {name: protocol_of(name) for name in expected} == expected
     with pytest.raises(ConfigError, match="unknown protocol 'accuracy'; known are pairs, imagereward"):
         official("accuracy", np.ones(1), np.ones(1), ["x"])
