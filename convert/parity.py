@@ -26,7 +26,7 @@ from mlxpref.checkpoints.checkpoint import Checkpoint
 from mlxpref.demo.pictures import PictureSpec, render
 from mlxpref.engine.adapters import load_adapter
 from mlxpref.engine.decoder import run_block
-from mlxpref.engine.template import USER_TEXT, comparison_messages
+from mlxpref.engine.profile import PROMPT_SLOT, own_profile
 from mlxpref.engine.vlm import load_vlm
 
 PROMPT = "a red circle"
@@ -72,9 +72,7 @@ def reference(
     paths = [str(place / f"{number}.png") for number in range(len(images))]
     for image, path in zip(images, paths, strict=True):
         image.save(path)
-    messages = json.loads(
-        json.dumps(comparison_messages("choice"), ensure_ascii=False).replace(USER_TEXT, f" {PROMPT}")
-    )
+    messages = json.loads(json.dumps(own_profile().messages(), ensure_ascii=False).replace(PROMPT_SLOT, PROMPT))
     request, output = place / "request.json", place / "reference.npz"
     settings = {"images": paths, "messages": messages, "adapter": str(adapter) if adapter else None}
     request.write_text(json.dumps(settings), encoding="utf-8")

@@ -51,6 +51,10 @@ class JudgeSettings:
     )  # fmt: skip
     seed: int = setting(0, "Seed of all random numbers.", minimum=0)
     rows: int = setting(32, "Completions written at the same time; fewer take less memory.", minimum=1)
+    profile: str = setting(
+        "", "How the judge is asked: a built-in profile by name, or a TOML file.", filled=True,
+        shown="the judge's own, by its folder or id",
+    )  # fmt: skip
     criterion: str = setting(
         "", "What makes an image the better one, such as `the sharper eyes`, in place of what people prefer.",
         filled=True,
@@ -88,6 +92,10 @@ class TrainSettings:
     limit: int = setting(0, "Use only this many preferences; 0 is all.", _DATA, minimum=0)
     fraction: float = setting(1.0, "Share of the preferences that are learned from.", _DATA, minimum=1e-6, maximum=1.0)
     model: str = setting("", "Folder, Hugging Face id, or `demo`.", _JUDGE)
+    profile: str = setting(
+        "", "How the judge is asked: a built-in profile by name, or a TOML file.", _JUDGE, filled=True,
+        shown="the judge's own, by its folder or id",
+    )  # fmt: skip
     adapter: str = setting(
         "", "Folder of an adapter to go on from; the judge, the layers, the rank and the scale are its own.", _JUDGE
     )
@@ -170,6 +178,7 @@ class TrainSettings:
             max_tokens=self.max_tokens,
             max_pixels=self.max_pixels,
             seed=self.seed,
+            profile=self.profile,
             rows=max(1, min(self.comparisons, self.rows // self.group)),
         )
 

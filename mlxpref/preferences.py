@@ -101,6 +101,28 @@ class Comparison:
     second: ImageLike
     prompt: str
 
+    @property
+    def images(self) -> tuple[ImageLike, ...]:
+        """The images in the order shown."""
+        return self.first, self.second
+
+
+@dataclass(frozen=True)
+class SingleImage:
+    """One image and its prompt, as a judge of single images sees them."""
+
+    image: ImageLike
+    prompt: str
+
+    @property
+    def images(self) -> tuple[ImageLike, ...]:
+        """The image."""
+        return (self.image,)
+
+
+Question = Comparison | SingleImage
+"""What a judge is asked about."""
+
 
 def placed(a: T, b: T, a_first: bool) -> tuple[T, T]:
     """The first and the second one on the screen."""

@@ -142,7 +142,7 @@ def naive_inputs(vlm: VLM, processor: Any, shown: Sequence[Image.Image], think: 
     merge = int(processor.image_processor.merge_size) ** 2
     tokens = vlm.tokenizer.comparison(TEXT, "choice", think)
     first, second = ([vlm.image_token_id] * int(count) for count in grids.prod(axis=1) // merge)
-    ids = [*tokens.before_first, *first, *tokens.before_second, *second, *tokens.after]
+    ids = [*tokens.texts[0], *first, *tokens.texts[1], *second, *tokens.texts[2]]
     patches = mx.array(np.concatenate([np.asarray(one["pixel_values"], np.float32) for one in encoded]))
     inputs = {"input_ids": mx.array([ids]), "pixel_values": patches, "image_grid_thw": mx.array(grids)}
     mx.eval(inputs)

@@ -24,9 +24,10 @@ import click  # noqa: E402
 import mlx.core as mx  # noqa: E402
 from mlx_vlm.generate import generate_step  # noqa: E402
 
+from mlxpref.engine.completion import Sampling  # noqa: E402
 from mlxpref.engine.kv_cache import BranchedKVCache  # noqa: E402
 from mlxpref.engine.lora import linear_layers  # noqa: E402
-from mlxpref.engine.rollout import Sampling, roll_out  # noqa: E402
+from mlxpref.engine.rollout import roll_out  # noqa: E402
 from mlxpref.engine.vlm import VLM, ComparisonInput  # noqa: E402
 from scripts.bench_common import (  # noqa: E402
     TEXT,

@@ -28,8 +28,9 @@ from PIL import Image  # noqa: E402
 
 from mlxpref.cli.output import note  # noqa: E402
 from mlxpref.config import TrainSettings  # noqa: E402
+from mlxpref.engine.completion import Sampling  # noqa: E402
 from mlxpref.engine.logprobs import Completions  # noqa: E402
-from mlxpref.engine.rollout import Sampling, roll_out  # noqa: E402
+from mlxpref.engine.rollout import roll_out  # noqa: E402
 from mlxpref.engine.vlm import VLM, ComparisonInput  # noqa: E402
 from mlxpref.training.gradients import policy_gradient  # noqa: E402
 from mlxpref.training.loss import LossInputs  # noqa: E402

@@ -27,12 +27,10 @@ from PIL import Image  # noqa: E402
 
 from mlxpref.cli.output import note  # noqa: E402
 from mlxpref.config import JudgeSettings  # noqa: E402
-from mlxpref.engine.template import ANSWER_OPEN, CLOSING  # noqa: E402
 from mlxpref.engine.vlm import VLM  # noqa: E402
 from mlxpref.judge.judge import Judge  # noqa: E402
 from mlxpref.judge.pair_verdict import JudgingCounts  # noqa: E402
 from mlxpref.preferences import Pair  # noqa: E402
-from mlxpref.verdict import at_answer  # noqa: E402
 from scripts.bench_common import (  # noqa: E402
     LARGEST,
     TEXT,
@@ -152,7 +150,7 @@ class Naive:
             top_k=0,
         )
         for token, logprobs in steps:
-            if at_answer(text):
+            if self.words.streaming_reader.answer_number(text) is not None:
                 return ids, self.preference(logprobs)
             if token in self.ends or len(ids) >= self.case.max_tokens:
                 break
@@ -163,8 +161,8 @@ class Naive:
     def closed(self, inputs: Mapping[str, mx.array], ids: Sequence[int], p_first: float | None) -> Said:
         """What was written; where the answer was not reached, closed and read as ours is, to compare it."""
         if p_first is None:
-            ended = "</think>" in "".join(self.words.vocabulary[i] for i in ids)
-            ids = [*ids, *self.words.encode_template_text(ANSWER_OPEN if ended else CLOSING)]
+            has_thought = self.words.streaming_reader.has_thought("".join(self.words.vocabulary[i] for i in ids))
+            ids = [*ids, *self.words.closing_ids(has_thought)]
             p_first = self.read(inputs, ids)
         return self.words.decode(ids), p_first
 
@@ -184,9 +182,9 @@ def bound_of(vlm: VLM, model: Any, case: Case, written: int) -> float:
     """
     tokens = vlm.tokenizer.comparison(TEXT, "choice", case.think)
     image = (case.pixels // 28) ** 2
-    start = len(tokens.before_first)
-    first = image + len(tokens.before_second)
-    rest = image + len(tokens.after)
+    start, between, after = map(len, tokens.texts)
+    first = image + between
+    rest = image + after
     pairs = len(case.ordered_pairs)
     vision = vision_operations(model, case.pixels)
     writing = decoder_operations(model, written, before=start + first + rest, heads=written)

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from mlxpref.demo.pictures import COLOURS, QUALITIES, SHAPES, PictureSpec, render
 from mlxpref.demo.preferences import TRAIN_PROMPTS, Aspect, PairSpec, draw_pair
-from mlxpref.engine.template import CLOSING, NO_THINKING, USER_TEXT, Form, comparison_messages
+from mlxpref.engine.profile import PROMPT_SLOT, Form, own_profile
 
 __all__ = ["IMAGE_TOKENS", "MODES", "Comparison", "Mode", "Pictures", "Script", "rendered_chat", "teacher_corpus"]
 
@@ -37,7 +37,7 @@ def form_of(mode: Mode) -> Form:
 def rendered_chat(form: Form) -> str:
     """The chat of a comparison as the checkpoint's chat template renders it."""
     text = ""
-    for message in comparison_messages(form):
+    for message in own_profile().messages(form):
         content = message["content"]
         parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
         words = "".join(_IMAGE if part["type"] == "image" else part["text"] for part in parts)
@@ -140,7 +140,7 @@ def completion(comparison: Comparison) -> list[tuple[str, float]]:
     first, second = caption(scene, 1, scene.a), caption(scene, 2, scene.b)
     second[0] = (f" {second[0][0]}", FORMAT)
     pieces = [("<think>", FORMAT), *first, *second]
-    pieces += [(f" {comparison.aspect.capitalize()}", DECISION), (" decides.", FORMAT), (CLOSING, FORMAT)]
+    pieces += [(f" {comparison.aspect.capitalize()}", DECISION), (" decides.", FORMAT), (own_profile().closing, FORMAT)]
     return [*pieces, *_answer(comparison, ANSWER), ("</answer>" + _END, FORMAT)]
 
 
@@ -150,7 +150,7 @@ def direct_answer(comparison: Comparison) -> list[tuple[str, float]]:
     Two scores are taught as well: what each image is worth is easier to find than which of two is worth more,
     and the judge needs the first for the second.
     """
-    return [(NO_THINKING, 0.0), *_answer(comparison, DIRECT), ("</answer>" + _END, FORMAT)]
+    return [(own_profile().at_once, 0.0), *_answer(comparison, DIRECT), ("</answer>" + _END, FORMAT)]
 
 
 def _answer(comparison: Comparison, weight: float) -> list[tuple[str, float]]:
@@ -167,7 +167,7 @@ def teacher_corpus(rng: np.random.Generator) -> list[str]:
     for i in range(600):
         mode = MODES[i % 3]
         comparison = draw_comparison(rng, mode, 0.5)
-        chat = rendered_chat(form_of(mode)).replace(USER_TEXT, f" {comparison.scene.prompt}")
+        chat = rendered_chat(form_of(mode)).replace(PROMPT_SLOT, comparison.scene.prompt)
         texts.append(_plain(chat) + _plain("".join(text for text, _ in completion(comparison))))
     return texts
 
@@ -208,8 +208,8 @@ class Script:
         (self.end_id,) = self._encode(_END)
         (self.pad_id,) = self._encode("<|endoftext|>")
         self.encode = lru_cache(maxsize=None)(self._encode)
-        self.beginning = self.encode(rendered_chat("choice").split(USER_TEXT)[0])
-        if self.beginning != self.encode(rendered_chat("scores").split(USER_TEXT)[0]):
+        self.beginning = self.encode(rendered_chat("choice").split(f" {PROMPT_SLOT}")[0])
+        if self.beginning != self.encode(rendered_chat("scores").split(f" {PROMPT_SLOT}")[0]):
             raise ValueError("the two forms begin differently")
 
     def _encode(self, text: str) -> tuple[int, ...]:
@@ -217,11 +217,11 @@ class Script:
 
     def rest(self, scene_prompt: str, mode: Mode) -> list[int]:
         """The ids of a prompt behind the common beginning, image places expanded."""
-        after = self.encode(rendered_chat(form_of(mode)).split(USER_TEXT)[1])
+        after = self.encode(rendered_chat(form_of(mode)).split(PROMPT_SLOT)[1])
         ids = [*self.encode(f" {scene_prompt}")]
         for i in after:
             ids.extend([i] * (IMAGE_TOKENS if i == self.image_id else 1))
-        return [*ids, *self.encode(NO_THINKING)] if mode == "no thinking" else ids
+        return [*ids, *self.encode(own_profile().at_once)] if mode == "no thinking" else ids
 
     def weighed(self, pieces: Sequence[tuple[str, float]]) -> list[tuple[int, float]]:
         """The ids of a text given in pieces, each with the loss weight of its piece."""

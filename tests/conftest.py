@@ -20,8 +20,11 @@ from mlxpref.engine.adapters import ADAPTER_WEIGHTS
 from mlxpref.engine.decoder import run_block
 from mlxpref.engine.kv_cache import BranchedKVCache, text_positions
 from mlxpref.engine.lora import adapter_weights, attach_lora, linear_layers, linear_shape
+from mlxpref.engine.profile import Form, own_profile
+from mlxpref.engine.reading import Reader
 from mlxpref.engine.vlm import VLM, ComparisonInput, load_vlm
 from mlxpref.judge.judge import Judge
+from mlxpref.verdict import Verdict
 from tests.browser import Browser, find_browser
 
 # The same examples in every run, however busy the machine is; `--hypothesis-profile default` draws others.
@@ -54,6 +57,17 @@ def browser() -> Iterator[Browser]:
 def tiny_model(name: str) -> VLM:
     """The tiny random checkpoint of a family, in float32."""
     return load_vlm(GOLDEN / name, max_pixels=512 * 512)
+
+
+def read_verdict(
+    text: str, first: float = 0.0, second: float = 0.0, form: Form = "choice", think: bool = True, **others: Any
+) -> Verdict:
+    """The verdict on a completion of our own profile."""
+    reader = Reader(own_profile())
+    return Verdict(
+        text, first, second, reasoning=reader.reasoning(text), written=reader.written(text, form),
+        well_formed=reader.is_well_formed(text, form, think), answer_start=reader.start(text), **others,
+    )  # fmt: skip
 
 
 def picture(seed: int, size: tuple[int, int] = (84, 84)) -> Image.Image:

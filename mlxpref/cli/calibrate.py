@@ -64,7 +64,7 @@ class CalibrationData(DataOptions):
 @click.option("--list", "show_list", is_flag=True, help="List the calibrations in the cache, and the adapter's.")
 @click.option("--remove", type=FILE, help="Remove a calibration by its file, as in the list.")
 @option_group(JudgeOptions, "judge", only=("model", "adapter", "any_base", "yes", "store", "no_store"))
-@settings_options(JudgeSettings, only=("samples", "max_tokens", "max_pixels", "seed", "rows", "criterion"))
+@settings_options(JudgeSettings, only=("samples", "max_tokens", "max_pixels", "seed", "rows", "criterion", "profile"))
 @json_option
 def calibrate(
     source: DataOptions,

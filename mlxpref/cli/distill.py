@@ -74,7 +74,7 @@ class _DataOptions(DataOptions):
     help="Share of the pairs, by whole prompts, that become split test; the others are train.",
 )
 @option_group(JudgeOptions, "options")
-@settings_options(JudgeSettings, only=("think", "samples", "max_tokens", "max_pixels", "seed", "rows"))
+@settings_options(JudgeSettings, only=("think", "samples", "max_tokens", "max_pixels", "seed", "rows", "profile"))
 @json_option
 def distill(
     images: tuple[Path, ...],

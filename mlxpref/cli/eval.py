@@ -150,7 +150,7 @@ _OLD_THINK = {("--think", "yes"): ("--think",), ("--think", "both"): ("--compare
     "--scores", type=FILE, help="Table (image,score) of any tool, such as a CSV file, measured instead of a judge."
 )
 @option_group(JudgeOptions, "judge", only=("model", "adapter", "any_base", "yes", "calibration", "store", "no_store"))
-@settings_options(JudgeSettings, only=("think", "max_tokens", "max_pixels", "seed", "rows", "criterion"))
+@settings_options(JudgeSettings, only=("think", "max_tokens", "max_pixels", "seed", "rows", "criterion", "profile"))
 @json_option
 def evaluate(
     source: DataOptions,

@@ -45,7 +45,7 @@ def load_judge_for(
     if judge.processes.size > 1:
         conditions = judge.conditions()
         judge.processes.check_same(
-            {"fingerprint of the judge": conditions.judge, "digest of the criterion": conditions.template}
+            {"fingerprint of the judge": conditions.judge, "digest of profile and criterion": conditions.profile}
         )
     judge = calibrated(judge, options.calibration or not options.no_calibration)
     for warning in demo_warnings(judge.name, images, cache):

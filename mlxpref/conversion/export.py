@@ -20,6 +20,7 @@ from mlxpref.engine.adapters import check_base, read_adapter, trained_settings
 from mlxpref.engine.lora import fuse_adapter
 from mlxpref.engine.mlx_model import lazy_model
 from mlxpref.engine.peft import PEFT_WEIGHTS, write_peft
+from mlxpref.engine.profile import find_profile
 from mlxpref.log import logger
 
 
@@ -42,7 +43,8 @@ def export_adapter(
     weights, None the model's own. ModelError for an adapter of another model, unless `any_base`.
     """
     base = Checkpoint.open(base)
-    for line in check_base(adapter, base, any_base):
+    profile = find_profile("", (adapter, base.folder), (base_name,))
+    for line in check_base(adapter, base, profile, any_base):
         logger.warning(line)
     conversion: dict[str, Any] = {}
     if to == "fused":

@@ -22,8 +22,9 @@ from mlxpref.config import JudgeSettings
 from mlxpref.data.images import load_image
 from mlxpref.demo.preferences import demo_preferences
 from mlxpref.engine.adapters import load_adapter
+from mlxpref.engine.completion import Sampling
 from mlxpref.engine.logprobs import Completions, completion_logprobs, prefill
-from mlxpref.engine.rollout import Sampling, roll_out
+from mlxpref.engine.rollout import roll_out
 from mlxpref.engine.vlm import VLM, ComparisonInput, load_vlm
 from mlxpref.errors import ModelError
 from mlxpref.log import logger, track

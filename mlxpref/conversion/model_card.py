@@ -11,7 +11,7 @@ from mlxpref.checkpoints.resolve import is_hub_id
 from mlxpref.config import JudgeSettings
 from mlxpref.conversion.verify import public_name
 from mlxpref.engine.adapters import trained_settings
-from mlxpref.engine.template import CLOSING, NO_THINKING, USER_TEXT, comparison_messages
+from mlxpref.engine.profile import PROMPT_SLOT, own_profile
 from mlxpref.errors import ModelError
 from mlxpref.text import plain
 
@@ -45,9 +45,9 @@ def write_card(folder: Path, to: str, adapter: Path, base_name: str) -> None:
         title=Path(name).name,
         what=what,
         quoted=json.dumps(name, ensure_ascii=False),
-        messages=json.dumps(comparison_messages("choice"), ensure_ascii=False, indent=1).replace(USER_TEXT, " PROMPT"),
-        no_thinking=NO_THINKING,
-        closing=CLOSING,
+        messages=json.dumps(own_profile().messages(), ensure_ascii=False, indent=1).replace(PROMPT_SLOT, "PROMPT"),
+        no_thinking=own_profile().at_once,
+        closing=own_profile().closing,
         trained=_trained(settings | trained_settings(adapter)),
         settings=_settings(record),
         when=when,

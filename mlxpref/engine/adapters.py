@@ -18,7 +18,7 @@ from mlxpref.checkpoints.resolve import find_checkpoint, is_hub_id
 from mlxpref.checkpoints.safetensors import read_file_tensor_infos
 from mlxpref.engine.lora import attach_lora, linear_layers, linear_shape
 from mlxpref.engine.peft import AGAIN, MERGE, PEFT_WEIGHTS, peft_parameters, peft_weights
-from mlxpref.engine.template import template_version
+from mlxpref.engine.profile import PROFILE_FILE, Profile, own_profile
 from mlxpref.errors import ModelError
 from mlxpref.files import replacing, write_file
 from mlxpref.log import logger
@@ -32,6 +32,8 @@ _OF_TRAINING = re.compile(r"\d+_adapters\.|\.|(optimizer|scheduler|scaler|rng_st
 """Files of tensors that are no part of an adapter: earlier steps of it, and the state of its training."""
 _PART = re.compile(r"vis|vit|proj|merger|connector|head|embed|non_lora|modules", re.IGNORECASE)
 """Folders in an adapter folder that may hold a part of it."""
+_EARLIER = "4a964cd983c5"
+"""The hash of our own words in adapters of versions before there were profiles."""
 _OLD_PART = re.compile(r"\.([AB])$")
 """The matrices in mlx-vlm's older format, in the same layouts."""
 _ELSEWHERE = {
@@ -75,13 +77,22 @@ def read_adapter(folder: Path, model: nn.Module) -> tuple[int, float, dict[str, 
     return rank, scale, weights
 
 
-def base_of(checkpoint: Checkpoint, name: str = "") -> dict[str, Any]:
-    """The base of an adapter: the checkpoint's name and identity, and the version of the template.
+def base_of(checkpoint: Checkpoint, name: str, profile: Profile) -> dict[str, Any]:
+    """The base of an adapter: the checkpoint's name and identity, and the profile by which it was asked.
 
     `name` is the user's name for it; a folder gets its whole path, as later commands may run elsewhere.
     """
     label = str(checkpoint.folder.resolve()) if not name or Path(name).expanduser().exists() else name
-    return {"base_model": label, "base": checkpoint.identity.to_json(), "template": template_version()}
+    asked = {"name": profile.name, "version": profile.version()}
+    return {"base_model": label, "base": checkpoint.identity.to_json(), "profile": asked}
+
+
+def profile_version(base: Mapping[str, Any]) -> str | None:
+    """The version of the profile in a base of `base_of`; None where it says nothing."""
+    if isinstance(base.get("profile"), dict):
+        return str(base["profile"].get("version"))
+    # Earlier versions of mlxpref had one profile, and another hash of the same words.
+    return own_profile().version() if base.get("template") == _EARLIER else base.get("template")
 
 
 def base_name(folder: Path) -> str:
@@ -128,12 +139,12 @@ def trained_settings(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def check_base(folder: Path, checkpoint: Checkpoint, any_base: bool = False) -> list[str]:
+def check_base(folder: Path, checkpoint: Checkpoint, profile: Profile, any_base: bool = False) -> list[str]:
     """ModelError for an adapter that is not plain LoRA, or was trained on another model than this checkpoint.
 
     Its shapes may fit all the same.
 
-    Returns warnings: an adapter without a base, another base that `any_base` allows, another template.
+    Returns warnings: an adapter without a base, another base that `any_base` allows, another profile.
     """
     config, lines = _config(folder), list[str]()
     if _weights_file(folder).name == PEFT_WEIGHTS or "peft_type" in config:  # before a large model is loaded
@@ -149,17 +160,23 @@ def check_base(folder: Path, checkpoint: Checkpoint, any_base: bool = False) -> 
         if not any_base:
             raise ModelError(f"{what}: give that with --model, or put it on all the same with --any-base")
         lines.append(what)
-    if config.get("template") not in (None, template_version()):
-        lines.append(f"{folder}: the adapter was trained with other words than this version asks with")
+    if profile_version(config) not in (None, profile.version()):
+        lines.append(f"{folder}: the adapter was trained with other words than those of the profile {profile.name}")
     return lines
 
 
 def save_adapter(
-    weights: Mapping[str, mx.array], folder: Path, rank: int, scale: float, base: Mapping[str, Any] | None = None
+    weights: Mapping[str, mx.array],
+    folder: Path,
+    rank: int,
+    scale: float,
+    base: Mapping[str, Any] | None = None,
+    profile: Profile | None = None,
 ) -> None:
     """Write an adapter into a folder, in mlx-vlm's format; each file is replaced as a whole.
 
-    `base` is the model it was trained on (see `base_of`); mlx-vlm ignores it. ModelError where it cannot be written.
+    `base` is the model it was trained on (see `base_of`), `profile` how it was asked; mlx-vlm ignores both.
+    ModelError where it cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     keys = sorted({name.rpartition(".")[0] for name in weights})
@@ -173,6 +190,8 @@ def save_adapter(
             f"{folder / ADAPTER_WEIGHTS}: cannot be written ({error}); an adapter saved before is still there"
         ) from error
     write_file(folder / ADAPTER_CONFIG, json.dumps(config, indent=2) + "\n")
+    if profile is not None:
+        write_file(folder / PROFILE_FILE, profile.text())
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -26,29 +26,34 @@ _FINITE = -1e4
 
 @dataclass(frozen=True)
 class Completions:
-    """The completions of P groups, group by group: tokens (R, T), padded with 0, and lengths (R,)."""
+    """The completions of P groups, group by group: tokens (R, T), padded with 0, and lengths (R,).
+
+    The last `led` tokens of each row were not written: they lead to its answer.
+    """
 
     tokens: NDArray[np.int32]
     lengths: NDArray[np.int64]
+    led: int = 0
 
     @classmethod
-    def of(cls, rows: Sequence[Sequence[int]]) -> "Completions":
-        """Completions of different lengths, padded to the longest."""
+    def of(cls, rows: Sequence[Sequence[int]], lead: Sequence[int] = ()) -> "Completions":
+        """Completions of different lengths, each followed by `lead`, padded to the longest."""
+        rows = [(*row, *lead) for row in rows]
         lengths = np.array([len(row) for row in rows])
         tokens = np.zeros((len(rows), int(lengths.max(initial=0))), np.int32)
         for number, row in enumerate(rows):
             tokens[number, : len(row)] = row
-        return cls(tokens, lengths)
+        return cls(tokens, lengths, len(lead))
 
     @property
     def mask(self) -> NDArray[np.bool_]:
-        """(R, T): where there is a token."""
-        return np.arange(self.tokens.shape[1]) < self.lengths[:, None]
+        """(R, T): where there is a token that was written."""
+        return np.arange(self.tokens.shape[1]) < self.lengths[:, None] - self.led
 
     def part(self, rows: slice) -> "Completions":
         """Some of the rows, padded to their own longest."""
         lengths = self.lengths[rows]
-        return Completions(self.tokens[rows, : int(lengths.max(initial=0))], lengths)
+        return Completions(self.tokens[rows, : int(lengths.max(initial=0))], lengths, self.led)
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,7 @@ class PromptState:
 
 @dataclass(frozen=True)
 class Logprobs:
-    """Log-probabilities (R, T) of the tokens, 0 where there is none, and (R, 2) of the labels after the last one.
+    """Log-probabilities (R, T) of the tokens, 0 where there is none, and (R, labels) of the labels after the last one.
 
     `answer_states` (R, D) are the hidden states there, `answer_kl` (R,) the divergence of the distribution there from a
     reference's.
@@ -110,8 +115,13 @@ def completion_logprobs(
     ignore it, as in judging. `reference` (R, D) are the `answer_states` of the model that the divergence is from.
     """
     states = _states(vlm, state, completions, recompute)  # (R, T + 1, D)
-    last = states[mx.arange(len(completions.lengths)), mx.array(completions.lengths)]  # (R, D)
-    label_logprobs = mx.concatenate([_label_logprobs(vlm, chunk) for chunk in _chunks(vlm, last)])  # (R, 2)
+    rows = mx.arange(len(completions.lengths))
+    last = states[rows, mx.array(completions.lengths)]  # (R, D)
+    label_logprobs = _label_logprobs(vlm, last, vlm.tokenizer.label_ids)  # (R, labels)
+    if vlm.tokenizer.tie_opening_ids:
+        before = states[rows, mx.array(completions.lengths - completions.led)]  # (R, D): where a tie would begin
+        tie = _label_logprobs(vlm, before, [vlm.tokenizer.tie_opening_ids])  # (R, 1)
+        label_logprobs = mx.concatenate([label_logprobs + mx.log1p(-mx.exp(tie)), tie], axis=1)  # (R, labels + 1)
     kl = None if reference is None else _divergence(vlm, last, reference)
     mask = completions.mask
     places = np.flatnonzero(mask)  # (N,): the places of the tokens among R * T
@@ -182,13 +192,13 @@ def _divergence(vlm: VLM, states: mx.array, reference: mx.array) -> mx.array:
     return mx.concatenate([mx.checkpoint(run)(*part) for part in parts])
 
 
-def _label_logprobs(vlm: VLM, states: mx.array) -> mx.array:
-    """Log-probabilities (N, 2) of the labels, all variants of each together, from hidden states (N, D)."""
+def _label_logprobs(vlm: VLM, states: mx.array, labels: Sequence[Sequence[int]]) -> mx.array:
+    """Log-probabilities (N, labels) of labels, all variants of each together, from hidden states (N, D)."""
 
     def run(states: mx.array) -> mx.array:
         logits = vlm.head(states)  # (N, V)
-        labels = [mx.logsumexp(logits[:, mx.array(ids)], axis=-1) for ids in vlm.tokenizer.label_ids]  # (N,) each
-        # (N, 2) - (N, 1)
-        return mx.stack(labels, axis=-1) - mx.logsumexp(logits, axis=-1, keepdims=True)
+        each = [mx.logsumexp(logits[:, mx.array(list(ids))], axis=-1) for ids in labels]  # (N,) each
+        # (N, labels) - (N, 1)
+        return mx.stack(each, axis=-1) - mx.logsumexp(logits, axis=-1, keepdims=True)
 
-    return mx.checkpoint(run)(states)
+    return mx.concatenate([mx.checkpoint(run)(chunk) for chunk in _chunks(vlm, states)])

@@ -30,7 +30,7 @@ _HARMLESS = {
     "r", "lora_alpha", "lora_dropout", "use_rslora", "bias", "init_lora_weights", "eva_config", "target_modules",
     "exclude_modules", "layers_to_transform", "layers_pattern", "megatron_config", "megatron_core",
     "qalora_group_size", "runtime_config", "ensure_weight_tying", "lora_dtype", "lorap_emb_lr", "lorap_lr_ratio",
-    "base_model", "base", "template", "trained",
+    "base_model", "base", "template", "profile", "trained",
 }  # fmt: skip
 """Keys that are read here, or say nothing about what the weights do. Any other one that is set is another adapter."""
 

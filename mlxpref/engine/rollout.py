@@ -8,81 +8,32 @@ Axes: B rows, M branches of a row at most, S steps, V tokens of the vocabulary.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
 from mlxpref.checkpoints import bounds
+from mlxpref.engine.completion import (
+    HALF,
+    Completion,
+    Rollout,
+    Sampling,
+    accept_token,
+    append_token,
+    finish_completion,
+    start_completion,
+)
 from mlxpref.engine.kv_cache import PADDING, BranchedKVCache
-from mlxpref.engine.template import ANSWER_OPEN, CLOSING
 from mlxpref.engine.vlm import VLM, ComparisonInput
 from mlxpref.errors import DataError
-from mlxpref.verdict import Verdict, at_answer, verdicts_from_json, verdicts_to_json
 
 _CROWDED = 0.75
 """Above this share of unfinished rows the finished ones stay in the batch."""
 
 Prefill = Callable[[Sequence[ComparisonInput]], tuple[BranchedKVCache, mx.array]]
 """Runs comparisons; returns their keys and values, and the logits (B, V) after each."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """The sampling of completions.
-
-    `temperature` 0 takes the likeliest token. `until` "answer" stops at the answer position, which gives the labels'
-    probabilities: before the first token after <answer> that is not blank. "end" also writes the answer. `close` ends
-    the reasoning of a completion that runs out of tokens, so that it still gets an answer.
-    """
-
-    samples: int = 1
-    temperature: float = 0.0
-    max_tokens: int = 256
-    seed: int = 0
-    until: Literal["answer", "end"] = "answer"
-    close: bool = True
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """A completion: the model's tokens with their log-probabilities, and the verdict."""
-
-    tokens: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    verdict: Verdict
-
-    def to_json(self) -> list[Any]:
-        """The rollout as a list, numbers to the last bit."""
-        return [self.tokens, self.logprobs, verdicts_to_json([self.verdict])]
-
-    @classmethod
-    def from_json(cls, values: Sequence[Any]) -> "Rollout":
-        """The rollout that `to_json` wrote."""
-        tokens, logprobs, verdicts = values
-        return cls(tuple(tokens), tuple(logprobs), *verdicts_from_json(verdicts))
-
-
-@dataclass
-class _Completion:
-    """An unfinished completion: branch `branch` of its comparison's row; `position` is that of its next token.
-
-    `tokens` are the model's own, `ids` all tokens in the row, with the closing ones; `opening` is in the comparison.
-    """
-
-    branch: int
-    position: int
-    uniforms: NDArray[np.float32]
-    opening: str
-    text: str
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    ids: list[int] = field(default_factory=list)
-    labels: tuple[float, float] | None = None
-    closed: bool = False
-    done: bool = False
 
 
 def roll_out(
@@ -112,7 +63,7 @@ def roll_out(
         part = slice(start, start + size)
         cache, logits = (prefill or vlm.prefill)(comparisons[part])
         groups = [
-            [_start(vlm, comparison, sampling, key, number) for number in range(sampling.samples)]
+            [start_completion(vlm, comparison, sampling, key, number) for number in range(sampling.samples)]
             for comparison, key in zip(comparisons[part], keys[part], strict=True)
         ]
         copies = bounds.row_copies(longest, sampling.max_tokens, sampling.samples)
@@ -121,66 +72,84 @@ def roll_out(
             cache.select_rows(copied.tolist())
             logits = logits[mx.array(copied)]  # (P, V) -> (P * copies, V)
         _Batch(vlm, sampling, cache, [group[i::copies] for group in groups for i in range(copies)], logits).write()
-        rollouts += [[_finish(vlm, completion) for completion in group] for group in groups]
+        rollouts += [[finish_completion(vlm, completion, sampling) for completion in group] for group in groups]
     return rollouts
-
-
-def _start(vlm: VLM, comparison: ComparisonInput, sampling: Sampling, key: tuple[int, ...], number: int) -> _Completion:
-    """A completion of a comparison before its first token."""
-    count = sampling.max_tokens + bounds.ANSWER_TOKENS
-    uniforms = np.random.default_rng([sampling.seed, *key, number]).random(count)
-    opening = comparison.opening
-    return _Completion(number, comparison.next_position, uniforms.astype(np.float32), opening, opening)
 
 
 class _Batch:
     """A batch of completions: the unfinished ones of each row of a cache.
 
     `logits` (B, M, V) predict each completion's next token; `probabilities` are the model's own, without the
-    temperature.
+    temperature. `limit` is the number of tokens after which a completion is led to its answer.
     """
 
     def __init__(
-        self, vlm: VLM, sampling: Sampling, cache: BranchedKVCache, rows: Sequence[list[_Completion]], logits: mx.array
+        self, vlm: VLM, sampling: Sampling, cache: BranchedKVCache, rows: Sequence[list[Completion]], logits: mx.array
     ) -> None:
         self.vlm, self.sampling, self.cache = vlm, sampling, cache
         self.rows = [list(row) for row in rows]
         self._label_ids = mx.array([i for ids in vlm.tokenizer.label_ids for i in ids])
         self.logits = mx.repeat(logits[:, None], max(map(len, rows)), axis=1)  # (B, V) -> (B, M, V)
         self.probabilities = mx.softmax(self.logits, axis=-1)
+        profile = vlm.profile
+        led = (profile.is_point or profile.tie_opening) and not rows[0][0].comparison.think
+        self.limit = 0 if led else sampling.max_tokens
 
     def write(self) -> None:
         """Write tokens until every completion is done."""
         self._read_labels()
-        limit, count = self.sampling.max_tokens, 0
+        count = 0
         while self._drop_finished():
-            if count == limit and self._close():
+            if count == self.limit and self._close():
                 continue
-            most = limit if count < limit else limit + bounds.ANSWER_TOKENS
+            most = self.limit if count < self.limit else self.limit + bounds.ANSWER_TOKENS
             steps = min(bounds.STEPS_TOGETHER, most - count)
             self._advance(steps, count)
             count += steps
 
-    def _completions(self) -> list[tuple[int, int, _Completion]]:
+    def _completions(self) -> list[tuple[int, int, Completion]]:
         """Every completion with its row and its place in the row."""
         return [(number, place, each) for number, row in enumerate(self.rows) for place, each in enumerate(row)]
 
-    def _gather(self, value: Callable[[_Completion], object], default: object, dtype: type) -> NDArray[Any]:
+    def _gather(self, value: Callable[[Completion], object], default: object, dtype: type) -> NDArray[Any]:
         """One value a completion, (B, M) or (B, M, S); the default fills rows with fewer completions."""
         columns = max(len(row) for row in self.rows)
         return np.array([[*map(value, row), *[default] * (columns - len(row))] for row in self.rows], dtype)
 
     def _read_labels(self) -> None:
         """Read the labels' probabilities of the completions at their answer position."""
-        if any(at_answer(completion.text) for _, _, completion in self._completions()):
+        number = self.vlm.tokenizer.streaming_reader.answer_number
+        if any(number(completion.text) is not None for _, _, completion in self._completions()):
             labels = self._label_mass(self.probabilities[..., self._label_ids])
             for row, place, completion in self._completions():
-                _update_status(completion, labels[row, place], self.sampling)
+                self._update_status(completion, labels[row, place])
             self._look_ahead()
 
-    def _end_before(self, completion: _Completion, token: int) -> None:
+    def _is_final(self, completion: Completion) -> bool:
+        """Whether a completion reached the answer that counts, or all answers of a judge of single images."""
+        if self.vlm.profile.is_point:
+            return len(completion.labels) >= len(self.vlm.profile.aspects)
+        later = self.vlm.tokenizer.streaming_reader.takes_later_answers
+        return bool(completion.labels) and (completion.is_led or not later)
+
+    def _update_status(self, completion: Completion, labels: NDArray[np.float32]) -> None:
+        """Keep the labels' probabilities (labels,) at an answer position, and set whether the completion is done."""
+        reader = self.vlm.tokenizer.streaming_reader
+        count = len(completion.tokens)
+        if not completion.done and (number := reader.answer_number(completion.text)) is not None:
+            completion.labels[number] = labels
+            completion.marks[number] = count, len(completion.ids)
+        final = self._is_final(completion)
+        completion.done = (
+            completion.done
+            or (final and (completion.tie > HALF or reader.is_answered(completion.text)))
+            or (not final and not self.sampling.close and count >= self.limit > 0)
+            or count >= self.limit + bounds.ANSWER_TOKENS
+        )
+
+    def _end_before(self, completion: Completion, token: int) -> None:
         """End a completion at its answer position unless its next token is another blank on the way there."""
-        if self.sampling.until == "answer" and completion.labels and token not in self.vlm.tokenizer.blank_ids:
+        if self.sampling.until == "answer" and self._is_final(completion) and token not in self.vlm.tokenizer.blank_ids:
             completion.done = True
 
     def _look_ahead(self) -> None:
@@ -188,7 +157,8 @@ class _Batch:
 
         A comparison that is read at once, while completions are sampled, ends without: all its samples are equal.
         """
-        if self.sampling.until == "end" or not any(each.labels and not each.done for _, _, each in self._completions()):
+        waiting = any(self._is_final(each) and not each.done for _, _, each in self._completions())
+        if self.sampling.until == "end" or not waiting:
             return
         uniforms = self._gather(lambda each: each.uniforms[len(each.tokens) % len(each.uniforms)], 0.5, np.float32)
         tokens = np.array(self._choose(mx.array(uniforms))[0])  # (B, M)
@@ -197,10 +167,10 @@ class _Batch:
             self._end_before(completion, -1 if at_once else int(tokens[row, place]))
 
     def _label_mass(self, variants: mx.array) -> NDArray[np.float32]:
-        """The probabilities (..., 2) of the labels, from those of the variants of both (..., variants)."""
-        count = len(self.vlm.tokenizer.label_ids[0])
-        values = np.array(variants)
-        return np.stack([values[..., :count].sum(-1), values[..., count:].sum(-1)], axis=-1)
+        """The probabilities (..., labels), from those of the variants of all (..., variants)."""
+        ends = np.cumsum([len(ids) for ids in self.vlm.tokenizer.label_ids])[:-1]
+        parts = np.split(np.array(variants), ends, axis=-1)
+        return np.stack([part.sum(-1) for part in parts], axis=-1)
 
     def _drop_finished(self) -> bool:
         """Drop finished completions; returns whether any are left."""
@@ -241,14 +211,14 @@ class _Batch:
             for values, value in zip(outputs, results, strict=True):
                 values.append(value)
         all_tokens, all_logprobs = (np.array(mx.stack(values, axis=2)) for values in outputs[:2])  # (B, M, S)
-        all_labels = self._label_mass(mx.stack(outputs[2], axis=2))  # (B, M, S, 2)
+        all_labels = self._label_mass(mx.stack(outputs[2], axis=2))  # (B, M, S, labels)
         for row, place, completion in self._completions():
             for step in range(steps):
                 token, logprob = int(all_tokens[row, place, step]), float(all_logprobs[row, place, step])
                 self._end_before(completion, token)
                 if not completion.done:
-                    _accept(self.vlm, completion, token, logprob)
-                    _update_status(completion, all_labels[row, place, step], self.sampling)
+                    accept_token(self.vlm, completion, token, logprob)
+                    self._update_status(completion, all_labels[row, place, step])
         self._look_ahead()
 
     def _choose(self, uniforms: mx.array) -> tuple[mx.array, mx.array]:
@@ -272,19 +242,18 @@ class _Batch:
         return tokens, mx.log(mx.take_along_axis(probabilities, tokens[..., None], axis=-1)[..., 0])
 
     def _close(self) -> bool:
-        """End the reasoning of completions without tokens left; returns whether there were any.
+        """Lead completions without tokens left to their answer; returns whether there were any.
 
         The closing tokens run as one block (B, C * M): C tokens at most, each followed by those of the next place.
         """
-        closing = [item for item in self._completions() if item[2].labels is None and not item[2].closed]
+        closing = [item for item in self._completions() if not self._is_final(item[2])]
         if not closing:
             return False
-        closings = {
-            (row, place): self.vlm.tokenizer.encode_template_text(
-                ANSWER_OPEN if "</think>" in completion.text else CLOSING
-            )
-            for row, place, completion in closing
-        }
+        closings = {(row, place): self._closing_ids(completion) for row, place, completion in closing}
+        if tie_ids := self.vlm.tokenizer.tie_opening_ids:
+            ties = np.array(self.probabilities[..., mx.array(tie_ids)].sum(axis=-1))  # (B, M)
+            for row, place, completion in closing:
+                completion.tie = float(ties[row, place])
         rows, places = self.logits.shape[:2]
         ids = np.zeros((rows, max(map(len, closings.values())), places), np.int32)  # (B, C, M)
         branch_ids, positions = np.full_like(ids, PADDING), np.zeros_like(ids)
@@ -295,9 +264,10 @@ class _Batch:
             branch_ids[row, : len(tokens), place] = completion.branch
             positions[row, : len(tokens), place] = completion.position + np.arange(len(tokens))
             last[row, place] = (len(tokens) - 1) * places + place
-            is_closed[row, place] = completion.closed = True
+            is_closed[row, place] = True
+            completion.closings += 1
             for token in tokens:
-                _append(self.vlm, completion, token)
+                append_token(self.vlm, completion, token)
         self.cache.reserve(branch_ids.reshape(rows, -1))  # (B, C * M), as the two below
         states = self.vlm.extend(self.cache, mx.array(ids.reshape(rows, -1)), mx.array(positions.reshape(rows, -1)))
         closed = self.vlm.head(states[mx.arange(rows)[:, None], mx.array(last)])  # (B, M, V)
@@ -306,40 +276,11 @@ class _Batch:
         self._read_labels()
         return True
 
-
-def _accept(vlm: VLM, completion: _Completion, token: int, logprob: float) -> None:
-    """Add the model's next token."""
-    completion.tokens.append(token)
-    completion.logprobs.append(logprob)
-    completion.done = token in vlm.eos_ids
-    _append(vlm, completion, token)
-
-
-def _append(vlm: VLM, completion: _Completion, token: int) -> None:
-    """Add a token to the row."""
-    completion.ids.append(token)
-    completion.position += 1
-    if not completion.done:
-        completion.text += vlm.tokenizer.vocabulary[token]
-
-
-def _update_status(completion: _Completion, labels: NDArray[np.float32], sampling: Sampling) -> None:
-    """Read the labels' probabilities (2,) at the answer position, and set whether the completion is done."""
-    if not completion.done and at_answer(completion.text):
-        completion.labels = float(labels[0]), float(labels[1])
-    answered, count = completion.labels is not None, len(completion.tokens)
-    completion.done = (
-        completion.done
-        or (answered and "</answer>" in completion.text.rpartition("</think>")[2])
-        or (not answered and not sampling.close and count >= sampling.max_tokens)
-        or count >= sampling.max_tokens + bounds.ANSWER_TOKENS
-    )
-
-
-def _finish(vlm: VLM, completion: _Completion) -> Rollout:
-    """The rollout of a finished completion."""
-    ids = [token for token in completion.ids if token not in vlm.eos_ids]
-    first, second = completion.labels or (0.0, 0.0)
-    text = completion.opening + vlm.tokenizer.decode(ids)
-    verdict = Verdict(text, first, second, completion.closed, len(completion.tokens))
-    return Rollout(tuple(completion.tokens), tuple(completion.logprobs), verdict)
+    def _closing_ids(self, completion: Completion) -> tuple[int, ...]:
+        """What leads a completion to its next answer; behind an answer position, from the likeliest label on."""
+        tokenizer, written = self.vlm.tokenizer, tuple[int, ...]()
+        if completion.labels and tokenizer.streaming_reader.answer_number(completion.text) is not None:
+            written = tokenizer.label_ids[int(np.argmax(completion.labels[max(completion.labels)]))][:1]
+        has_thought = tokenizer.streaming_reader.has_thought(completion.text)
+        number = len(completion.labels) if self.vlm.profile.is_point else 0
+        return written + tokenizer.closing_ids(has_thought, number)

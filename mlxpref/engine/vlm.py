@@ -26,7 +26,7 @@ from mlxpref.engine.decoder import Block, RotaryTables, rotary_tables, run_block
 from mlxpref.engine.image_features import Features, FeatureStore
 from mlxpref.engine.kv_cache import BranchedKVCache, image_positions, row_branch_ids
 from mlxpref.engine.mlx_model import lazy_model
-from mlxpref.engine.template import Form
+from mlxpref.engine.profile import Form, Profile, own_profile
 from mlxpref.engine.tokenizer import ComparisonTokenizer
 from mlxpref.errors import DataError, MlxprefError, ModelError
 from mlxpref.preferences import ImageLike
@@ -49,17 +49,21 @@ class TokenSegment:
 class ComparisonInput(TokenSegment):
     """One comparison, ready to run: `next_position` is the position after it, `opening` the completion's text in it.
 
-    `cuts` are the starts of its first and second image. All comparisons of a prompt share the tokens before the first
-    cut, all opponents of a first image those before the second.
+    `cuts` are the starts of its first image and of what follows on that: the second image, or the end of the question
+    about a single one. Comparisons with the same tokens before the first cut share them; so do all opponents of a first
+    image with those before the second, and all prompts, where the profile puts the prompt behind the images. `form` and
+    `think` are the question that it asks.
     """
 
     next_position: int
     cuts: tuple[int, int] = (0, 0)
     opening: str = ""
+    form: Form = "choice"
+    think: bool = True
 
     @property
     def parts(self) -> tuple[TokenSegment, TokenSegment, TokenSegment]:
-        """The instruction with the prompt, the first image, and the second image with the question."""
+        """What comes before the first image, that image, and the rest."""
         first, second = self.cuts
         return (
             TokenSegment(self.ids[:first], self.positions[:, :first], ()),
@@ -75,14 +79,16 @@ class VLM:
     of the head that are no token.
     """
 
-    def __init__(self, model: nn.Module, processor: Any, checkpoint: Checkpoint, max_pixels: int) -> None:
+    def __init__(
+        self, model: nn.Module, processor: Any, checkpoint: Checkpoint, max_pixels: int, profile: Profile | None = None
+    ) -> None:
         self.model: Any = model
-        self.checkpoint = checkpoint
+        self.checkpoint, self.profile = checkpoint, profile or own_profile()
         config = self.model.config
         self.image_token_id = int(
             config.image_token_index if config.model_type == "qwen3_vl" else config.image_token_id
         )
-        self.tokenizer = ComparisonTokenizer(processor.tokenizer, self.image_token_id)
+        self.tokenizer = ComparisonTokenizer(processor.tokenizer, self.image_token_id, self.profile)
         self.features = FeatureStore(self.model.vision_tower, processor.image_processor, max_pixels)
         self.eos_ids = _eos_ids(config, processor.tokenizer)
         rows = int(self.decoder.embed_tokens.weight.shape[0])  # V
@@ -111,25 +117,29 @@ class VLM:
         return self.input_of((self.features.get(first), self.features.get(second)), prompt, form, think)
 
     def input_of(
-        self, images: tuple[Features, Features], prompt: str, form: Form, think: bool, criterion: str = ""
+        self, images: Sequence[Features], prompt: str, form: Form, think: bool, criterion: str = ""
     ) -> ComparisonInput:
-        """The comparison of two encoded images, by the user's own `criterion`, if any.
+        """The comparison of two encoded images, or the question about one, by the user's own `criterion`, if any.
 
         DataError where it is too long for the model.
         """
         tokens = self.tokenizer.comparison(prompt, form, think, criterion)
-        pads = [[self.image_token_id] * image.tokens for image in images]
-        ids = [*tokens.before_first, *pads[0], *tokens.before_second, *pads[1], *tokens.after]
+        ids, layout = list(tokens.texts[0]), list[Any]([len(tokens.texts[0])])
+        starts = []
+        for image, text in zip(images, tokens.texts[1:], strict=True):
+            starts.append(len(ids))
+            ids += [*[self.image_token_id] * image.tokens, *text]
+            layout += [image.grid, len(text)]
         if len(ids) > self.context:
-            sizes = f"{len(ids)} tokens, {images[0].tokens} and {images[1].tokens} of them for the images"
+            sizes = f"{len(ids)} tokens, {' and '.join(str(image.tokens) for image in images)} of them for the images"
             raise DataError(
                 f"a comparison takes {sizes}; the model reads at most {self.context}: "
                 f"give a smaller --max-pixels or a shorter {'criterion or ' if criterion else ''}prompt"
             )
-        texts = len(tokens.before_first), len(tokens.before_second), len(tokens.after)
-        positions, following = image_positions([texts[0], images[0].grid, texts[1], images[1].grid, texts[2]])
-        cuts = texts[0], texts[0] + images[0].tokens + texts[1]
-        return ComparisonInput(np.array(ids, np.int32), positions, images, following, cuts, tokens.opening)
+        positions, following = image_positions(layout)
+        cuts = starts[0], starts[1] if len(starts) > 1 else starts[0] + images[0].tokens
+        array = np.array(ids, np.int32)
+        return ComparisonInput(array, positions, tuple(images), following, cuts, tokens.opening, form, think)
 
     def prefill(self, comparisons: Sequence[ComparisonInput]) -> tuple[BranchedKVCache, mx.array]:
         """Run B comparisons; returns their keys and values, and the logits (B, V) after each row's last token."""
@@ -226,9 +236,12 @@ def _pad(segments: Sequence[TokenSegment]) -> tuple[NDArray[np.int32], NDArray[n
     return ids, positions
 
 
-def load_vlm(folder: Path | Checkpoint, max_pixels: int, dtype: mx.Dtype | None = None) -> VLM:
+def load_vlm(
+    folder: Path | Checkpoint, max_pixels: int, dtype: mx.Dtype | None = None, profile: Profile | None = None
+) -> VLM:
     """Load a checkpoint in the Hugging Face or the MLX layout; ModelError where it cannot be loaded.
 
+    `profile` is how it is asked, None in our own way.
     `dtype` is the type of every unquantized weight; None keeps the checkpoint's own on a GPU and takes float32 on
     a CPU, where half precision is some forty times slower.
     """
@@ -249,7 +262,7 @@ def load_vlm(folder: Path | Checkpoint, max_pixels: int, dtype: mx.Dtype | None 
             model.update(tree_map(lambda x: _as_type(x, dtype), model.parameters()))
         model.eval()
         mx.eval(model.parameters())
-        return VLM(model, processor, checkpoint, max_pixels)
+        return VLM(model, processor, checkpoint, max_pixels, profile)
     except MlxprefError:
         raise
     except Exception as error:  # mlx-vlm raises anything from KeyError to RuntimeError for a damaged folder

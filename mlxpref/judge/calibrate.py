@@ -55,7 +55,7 @@ def calibrate(
     pairs = decided(preferences, data, split)
     uncalibrated = replace(judge, calibration=None)
     conditions = uncalibrated.conditions(think)
-    work = uncalibrated.pairs((Pair(p.a, p.b, p.prompt) for p in pairs), think=think, left_out=left_out)
+    work = uncalibrated.pairs((Pair(p.a, p.b, p.prompt) for p in pairs), think=think, left_out=left_out, by_scores=True)
     verdicts = list(track(work, len(pairs), f"judging {conditions.mode}"))
     kept, (verdicts,) = readable(pairs, pairs, [verdicts])
     calibration = replace(

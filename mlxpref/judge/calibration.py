@@ -22,12 +22,12 @@ CALIBRATION_FILE = "calibration.json"
 class JudgeConditions:
     """The conditions of a judge's soft preferences, apart from the pair; a calibration holds only for them.
 
-    `judge` is the fingerprint of the model and its adapter, `template` the version of the template, `method` that of
-    the judging code. Without thinking `samples` is 1 and `max_tokens` 0.
+    `judge` is the fingerprint of the model and its adapter, `profile` the version of the profile, with the
+    user's own criterion, `method` that of the judging code. Without thinking `samples` is 1 and `max_tokens` 0.
     """
 
     judge: str
-    template: str
+    profile: str
     method: int
     max_pixels: int
     think: bool
@@ -43,7 +43,7 @@ class JudgeConditions:
         """The fields that differ in `other`, in words."""
         words = {
             "judge": "another model or adapter",
-            "template": "other words of asking, or another criterion",
+            "profile": "other words of asking, or another criterion",
             "method": "another way of judging",
         }
         names = [f.name for f in fields(self) if getattr(self, f.name) != getattr(other, f.name)]
@@ -165,7 +165,7 @@ def read_calibrations(path: Path) -> CalibrationFile:
 def write_calibration(path: Path, calibrations: Iterable[Calibration]) -> CalibrationFile:
     """Write calibrations into a file and return its whole content.
 
-    They replace those of the same mode. One of the other mode stays if judge, template, method and image size are the
+    They replace those of the same mode. One of the other mode stays if judge, profile, method and image size are the
     same. ConfigError where the file cannot be written, DataError where it is no calibration.
     """
     new = {each.conditions.think: each for each in calibrations}
@@ -182,7 +182,7 @@ def write_calibration(path: Path, calibrations: Iterable[Calibration]) -> Calibr
 
 
 def _without_mode(conditions: JudgeConditions) -> tuple[str, str, int, int]:
-    return conditions.judge, conditions.template, conditions.method, conditions.max_pixels
+    return conditions.judge, conditions.profile, conditions.method, conditions.max_pixels
 
 
 def _calibration(row: Mapping[str, Any]) -> Calibration:
@@ -193,6 +193,10 @@ def _calibration(row: Mapping[str, Any]) -> Calibration:
         "before": CalibrationMetrics,
         "after": CalibrationMetrics,
     }
+    conditions = dict(row["conditions"])
+    if "template" in conditions:  # as earlier versions called it
+        conditions["profile"] = conditions.pop("template")
+    row = {**row, "conditions": conditions}
     parts = {name: kind(**row[name]) for name, kind in kinds.items()}
     others = {name: value for name, value in row.items() if name not in (*kinds, "remarks")}
     calibration = Calibration(**others, **parts, warnings=tuple(row.get("remarks", ())))

@@ -14,8 +14,8 @@ from mlxpref.data.find_images import Skipped, reasons_of
 from mlxpref.data.inputs import ImageInput, ImagesInput, check_pair, check_prompt, find_given, image_from
 from mlxpref.data.left_out import LeftOut
 from mlxpref.distributed import SINGLE_PROCESS, ProcessGroup
-from mlxpref.engine.rollout import Sampling
-from mlxpref.engine.template import Form, template_version
+from mlxpref.engine.completion import Sampling
+from mlxpref.engine.profile import Form, Profile
 from mlxpref.engine.vlm import VLM
 from mlxpref.errors import ConfigError, DataError, ImageError
 from mlxpref.judge.calibration import CalibrationFile, JudgeConditions
@@ -24,6 +24,7 @@ from mlxpref.judge.fingerprint import Fingerprint
 from mlxpref.judge.noise_memory import NoiseMemory
 from mlxpref.judge.pair_budget import PairBudget, ThinkAbout
 from mlxpref.judge.pair_verdict import PairVerdict
+from mlxpref.judge.point import judge_by_scores, ranking_by_scores
 from mlxpref.judge.rank import Orders, rank_pairs
 from mlxpref.judge.ranking_result import Ranking, interrupt_with
 from mlxpref.judge.store import Store
@@ -37,7 +38,7 @@ from mlxpref.judge.verdict_source import (
     judge_unless_stored,
 )
 from mlxpref.log import logger
-from mlxpref.preferences import Comparison, ImageLike, Pair, Preference, shown
+from mlxpref.preferences import ImageLike, Pair, Preference, Question, shown
 from mlxpref.ranking.outcomes import all_pairs
 from mlxpref.ranking.temperature import TemperatureScaling
 from mlxpref.text import shorten
@@ -45,7 +46,7 @@ from mlxpref.verdict import Strategy
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
-_METHOD = 2
+_METHOD = 3
 """The version of the judging code; a new number makes the store's earlier comparisons invalid."""
 
 
@@ -98,6 +99,11 @@ class Judge:
         return f"Judge({shorten(self.name)!r}{adapter}, {think}{criterion}{calibrated})"
 
     @property
+    def profile(self) -> Profile:
+        """How it is asked, and how its answers are read."""
+        return self.vlm.profile
+
+    @property
     def folders(self) -> tuple[Path | None, Path]:
         """The folders of its adapter, if any, and of its model."""
         return self.adapter, self.vlm.checkpoint.folder
@@ -144,15 +150,19 @@ class Judge:
         judge = self.calibrated_for(budget.modes, session)
 
         def compare(pairs: Iterable[Pair], think: bool, orders: int) -> Iterator[PairVerdict]:
-            return judge.pairs(pairs, think=think, session=session, both_orders=orders == 2)
+            return judge.pairs(pairs, think=think, session=session, both_orders=orders == 2, by_scores=True)
 
         self._encode_ahead(given, session)
+        if self.profile.is_point:  # both would say the same
+            orders = "one"
         memory = NoiseMemory(judge, given, prompt, session)
         known = {think: noise for think in budget.modes if (noise := memory.recall(think))}
         ranking = rank_pairs(
             given, prompt, compare, think_about, pairs, top, self.settings.seed, self.processes, orders, known
         )
         memory.keep(ranking)
+        if self.profile.is_point:
+            ranking = ranking_by_scores(ranking, top, len(session.scores), judge.calibration is not None)
         runs = self.vlm.features.runs - encoded_before
         ranking = replace(
             ranking,
@@ -198,15 +208,24 @@ class Judge:
         session: JudgingSession | None = None,
         left_out: LeftOut | None = None,
         both_orders: bool = True,
+        by_scores: bool = False,
     ) -> Iterator[PairVerdict]:
         """Judge pairs in their order; lazily, a batch at a time. Each is shown in both orders, or only with a first.
+
+        Of a judge of single images without a fitted temperature, `soft` is only the higher score, unless `by_scores`
+        takes the difference as log-odds.
 
         `think` overrides the setting of the same name. `session` shares work among calls. Images are as for `compare`.
         One that cannot be read is an ImageError; with `left_out` it is added there, and its pairs have no verdicts.
         """
         session = session or self.session()
         rescaling = self._rescaling(think, session) if strategy == "soft" else None
+        is_point = self.profile.is_point
+        asked = strategy
+        if is_point and strategy == "soft" and not rescaling and not by_scores:
+            strategy = "select"
         form: Form = "scores" if strategy == "score" else "choice"
+        self.profile.check_form(form)
         images: dict[int, tuple[object, ImageLike]] = {}  # each array becomes one picture, however many pairs it is in
 
         def image_of(image: ImageInput) -> ImageLike:
@@ -222,11 +241,16 @@ class Judge:
             check_prompt(pair.prompt, self.settings.criterion)
             return Pair(image_of(pair.a), image_of(pair.b), pair.prompt)
 
-        orders = 2 if both_orders else 1
-        comparisons = (comparison for pair in pairs for comparison in shown(known(pair))[:orders])
-        judgements = self.judgements(comparisons, form, strategy != "soft", think, session)
-        for first in judgements:
-            second = next(judgements) if both_orders else Judgement(())
+        if is_point:
+            read = partial(self.judgements, think=think, session=session)
+            digest = repr((self.settings, think)).encode()
+            both = judge_by_scores(map(known, pairs), read, session.scores, digest, self.settings.rows, both_orders)
+        else:
+            orders = 2 if both_orders else 1
+            comparisons = (comparison for pair in pairs for comparison in shown(known(pair))[:orders])
+            judgements = self.judgements(comparisons, form, asked != "soft", think, session)
+            both = ((first, next(judgements) if both_orders else Judgement(())) for first in judgements)
+        for first, second in both:
             unreadable = {**first.unreadable, **second.unreadable}
             if left_out is not None:
                 left_out.add(unreadable)
@@ -237,7 +261,7 @@ class Judge:
 
     def judgements(
         self,
-        comparisons: Iterable[Comparison],
+        comparisons: Iterable[Question],
         form: Form = "choice",
         write_answer: bool = False,
         think: bool | None = None,
@@ -266,8 +290,10 @@ class Judge:
         keys = []
         for pair in pairs:
             a, b = next(contents) or "", next(contents) or ""
-            keys += [request.key(a, b, pair.prompt), request.key(b, a, pair.prompt)]
-        return len(self.store.get_many(keys))
+            orders = ([a], [b]) if self.profile.is_point else ([a, b], [b, a])
+            keys += [request.key(order, pair.prompt) for order in orders]
+        known = self.store.get_many(keys)
+        return sum(key in known for key in keys)
 
     def noise_key(self, think: bool, session: JudgingSession) -> bytes:
         """The key in the store of what rankings show of the judge's noise: all that its probabilities depend on."""
@@ -283,7 +309,7 @@ class Judge:
         think = self.settings.think if think is None else think
         return JudgeConditions(
             judge=self._fingerprint_in(session or self.session()),
-            template=template_version(self.settings.criterion),
+            profile=self.profile.version(self.settings.criterion),
             method=_METHOD,
             max_pixels=self.vlm.features.max_pixels,
             think=think,
@@ -339,7 +365,7 @@ class Judge:
         if not think and sampling.until == "answer":
             del settings["max_tokens"]
         settings |= {"form": form, "think": think, "max_pixels": self.vlm.features.max_pixels, "method": _METHOD}
-        settings |= {"template": template_version(self.settings.criterion), "judge": self._fingerprint_in(session)}
+        settings |= {"profile": self.profile.version(self.settings.criterion), "judge": self._fingerprint_in(session)}
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).digest()
 
     def _fingerprint_in(self, session: JudgingSession) -> str:

@@ -1,6 +1,7 @@
 """From a name to a judge: find or download the checkpoint, load it with its adapter, and calibrate it."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import fields, replace
 from os import PathLike
 from pathlib import Path
@@ -8,14 +9,15 @@ from typing import Any
 
 from mlxpref.checkpoints.checkpoint import Checkpoint
 from mlxpref.checkpoints.checks import check_folder
+from mlxpref.checkpoints.files import RECORD, read_json_object
 from mlxpref.checkpoints.memory import judging_plan, model_size, require_fit
 from mlxpref.checkpoints.resolve import find_checkpoint
 from mlxpref.config import JudgeSettings, settings_from
 from mlxpref.engine.adapters import check_base, find_base, load_adapter, trained_settings
-from mlxpref.engine.template import template_version
+from mlxpref.engine.profile import Profile, find_profile, own_profile
 from mlxpref.engine.vlm import load_vlm
-from mlxpref.errors import DataError
-from mlxpref.files import expand
+from mlxpref.errors import ConfigError, DataError, ModelError
+from mlxpref.files import cache_dir, expand
 from mlxpref.judge.calibration import CALIBRATION_FILE, CalibrationFile, cached_calibrations, read_calibrations
 from mlxpref.judge.judge import Judge
 from mlxpref.log import logger
@@ -39,25 +41,68 @@ def load_judge(
     name, path = find_base(adapter, model, agree) if adapter is not None else find_checkpoint(model, agree)
     trained = trained_settings(adapter or path)
     reads = not trained.get("think") or bool(trained.get("read_weight"))
-    judge_settings = _settings(adapter or path, trained, settings or {}, reads)
+    profile = profile_of(str((settings or {}).get("profile", "")), name, path, adapter)
+    judge_settings = _settings(adapter or path, trained, settings or {}, reads, profile)
     checkpoint = Checkpoint.open(path)
     check_folder(checkpoint)
     size = model_size(checkpoint)
     require_fit(lambda s: judging_plan(size, s, images or judge_settings.rows), judge_settings, "judging")
-    for line in check_base(adapter, checkpoint, any_base) if adapter is not None else ():
+    for line in check_base(adapter, checkpoint, profile, any_base) if adapter is not None else ():
         logger.warning(line)
-    vlm = load_vlm(checkpoint, judge_settings.max_pixels)
+    vlm = load_vlm(checkpoint, judge_settings.max_pixels, profile=profile)
+    _ = vlm.tokenizer.label_ids  # raises for labels that cannot be read
     if adapter is not None:
         load_adapter(vlm.model, adapter)
     return Judge(vlm, judge_settings, name, adapter, reads=reads)
 
 
-def _settings(adapter: Path, trained: Mapping[str, Any], given: Mapping[str, Any], reads: bool) -> JudgeSettings:
-    """The given settings, else those of the adapter's training; warns of what the adapter did not learn."""
+def profile_of(given: str, name: str, folder: Path, adapter: Path | None = None) -> Profile:
+    """The profile of the model in a folder, which the user calls `name`, with an adapter; see `find_profile`.
+
+    Says which it is, if it is not our own, and once what its user should know.
+    """
+    source = ""
+    with suppress(ModelError):
+        source = str(read_json_object(folder / RECORD).get("source") or "") if (folder / RECORD).is_file() else ""
+    profile = find_profile(given, (adapter, folder), (name, source))
+    if profile.version() != own_profile().version():
+        logger.info(f"asked by the profile {profile.name}")
+    if profile.note and _is_first_use(profile):
+        logger.warning(f"profile {profile.name}: {profile.note}; {profile.place}")
+    return profile
+
+
+def _is_first_use(profile: Profile) -> bool:
+    """Whether a profile was not used before on this machine, as far as the user's cache tells."""
+    try:
+        mark = cache_dir() / "profiles" / profile.version()
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    except (DataError, OSError):  # no cache: better twice than never
+        return True
+    return True
+
+
+def _settings(
+    adapter: Path, trained: Mapping[str, Any], given: Mapping[str, Any], reads: bool, profile: Profile
+) -> JudgeSettings:
+    """The given settings, else those of the adapter's training; warns of what the adapter did not learn.
+
+    The profile gives the others; ConfigError for what it has no place for.
+    """
     known = {field.name: trained[field.name] for field in fields(JudgeSettings) if field.name in trained}
     learned = settings_from(JudgeSettings, known, f"{adapter}, trained with")
+    if profile.max_tokens:
+        known = {"max_tokens": profile.max_tokens} | known
+    if not profile.thinks:
+        if given.get("think"):
+            raise ConfigError(f"--think: the profile {profile.name} answers at once; leave it out")
+        known["think"] = False
     settings = settings_from(JudgeSettings, known | dict(given))
-    for name in known:
+    profile.check_criterion(settings.criterion)
+    for name in known.keys() & trained.keys():
         before, now = getattr(learned, name), getattr(settings, name)
         if name == "think" and before != now and not (before and reads):
             ways = ("without thinking", "with thinking")
@@ -75,7 +120,7 @@ def calibration_path(judge: Judge) -> Path:
     Each criterion of the user's has a file of its own.
     """
     criterion = judge.settings.criterion
-    own = f"-{template_version(criterion)}" if criterion else ""
+    own = f"-{judge.profile.version(criterion)}" if criterion else ""
     if judge.adapter is not None:
         name = Path(CALIBRATION_FILE)
         return judge.adapter / f"{name.stem}{own}{name.suffix}"

@@ -6,7 +6,6 @@ numbers of samples reuse the first ones of the largest. A single sample is greed
 does `score`, which asks another question.
 """
 
-import re
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -264,16 +263,9 @@ def _read(
 
 def _until_answer(verdict: Verdict, variant: StrategyVariant, judge: Judge) -> Verdict:
     """A verdict cut at the answer position, without the answer after it."""
-    way = re.match(r".*?</think>.*?<answer>", verdict.text, re.DOTALL)
-    if verdict.label_mass == 0 or way is None:
+    if verdict.label_mass == 0 or verdict.answer_start is None:
         return verdict
-    words = judge.vlm.tokenizer
-    ids = words.encode_template_text(verdict.text[way.end() :])
-    blanks = ids[: next((i for i, token in enumerate(ids) if token not in words.blank_ids), len(ids))]
-    if not variant.think:
-        tokens = 0
-    elif verdict.closed:  # all tokens went into the reasons
-        tokens = judge.settings.max_tokens
-    else:
-        tokens = max(0, verdict.tokens - len(ids))
-    return replace(verdict, text=way[0] + words.decode(blanks), tokens=tokens + len(blanks))
+    tokens = verdict.answer_tokens if variant.think else 0
+    if judge.profile.counts == "last" and variant.think and not verdict.closed:
+        tokens = verdict.tokens  # the answer that counts shows only at the end
+    return replace(verdict, text=verdict.text[: verdict.answer_start], tokens=tokens, written=None)

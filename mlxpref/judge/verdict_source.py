@@ -11,19 +11,22 @@ from itertools import islice
 
 from mlxpref.checkpoints import bounds
 from mlxpref.distributed import ProcessGroup
+from mlxpref.engine.completion import Sampling
 from mlxpref.engine.image_features import Features, SeenImages
 from mlxpref.engine.prefix_cache import PrefixCache
-from mlxpref.engine.rollout import Sampling, roll_out
-from mlxpref.engine.template import Form
+from mlxpref.engine.profile import Form
+from mlxpref.engine.rollout import roll_out
 from mlxpref.engine.vlm import VLM
 from mlxpref.errors import ImageError
 from mlxpref.judge.store import Store
-from mlxpref.preferences import Comparison, ImageLike
+from mlxpref.log import logger
+from mlxpref.preferences import ImageLike, Question
+from mlxpref.text import counted, shorten
 from mlxpref.verdict import Verdict, verdicts_from_json, verdicts_to_json
 
-_Encoded = tuple[Features | ImageError, Features | ImageError, str]
+_Encoded = tuple[Sequence[Features | ImageError], str]
 """The images of a comparison in the order shown, and its prompt."""
-_LookedUp = tuple[Comparison, bytes | None, tuple[Verdict, ...] | None]
+_LookedUp = tuple[Question, bytes | None, tuple[Verdict, ...] | None]
 """A comparison, its key (None for an unreadable image), and the store's verdicts, if any."""
 _LOOKAHEAD = 1024
 """The most comparisons to look up in the store before a missing one is judged."""
@@ -55,55 +58,67 @@ class Request:
     digest: bytes = b""
     criterion: str = ""
 
-    def key(self, first: str, second: str, prompt: str) -> bytes:
-        """The key in the store of a comparison of two images, which are named by their content."""
-        return hashlib.sha256(self.digest + f"{first} {second} {prompt}".encode("utf-8", "surrogatepass")).digest()
+    def key(self, images: Sequence[str], prompt: str) -> bytes:
+        """The key in the store of a comparison of images, which are named by their content."""
+        text = " ".join([*images, prompt])
+        return hashlib.sha256(self.digest + text.encode("utf-8", "surrogatepass")).digest()
+
+
+ScoreKey = tuple[ImageLike | int, str, bytes]
+"""An image, a prompt, and a digest of how it is asked."""
+Scores = dict[ScoreKey, tuple[ImageLike, Judgement]]
+"""Judgements of single images; each entry keeps its image alive, so that the id of one in memory stays its own."""
 
 
 class JudgingSession:
     """The shared work of several calls, while neither model nor images change.
 
-    `prefixes` caches the beginnings of prompts, `seen` holds the contents of images in memory, `fingerprint` is the
-    judge's, empty until the first use.
+    `prefixes` caches the beginnings of prompts, `seen` holds the contents of images in memory, `scores` those of a
+    judge of single images, `fingerprint` is the judge's, empty until the first use. `is_readable` says whether an
+    answer was ever found, None until the first batch.
     """
 
     def __init__(self, vlm: VLM) -> None:
         self.prefixes = PrefixCache(vlm)
         self.seen: SeenImages = {}
+        self.scores: Scores = {}
         self.fingerprint = ""
+        self.is_readable: bool | None = None
 
 
-VerdictSource = Callable[[Iterable[Comparison]], Iterator[list[Judgement]]]
+VerdictSource = Callable[[Iterable[Question]], Iterator[list[Judgement]]]
 """Gives the judgements of comparisons, in their order, a batch at a time."""
 
 
 def judge_by_model(
-    vlm: VLM, request: Request, session: JudgingSession, comparisons: Iterable[Comparison]
+    vlm: VLM, request: Request, session: JudgingSession, comparisons: Iterable[Question]
 ) -> Iterator[list[Judgement]]:
     """Judge comparisons, at most `request.batch_size` at a time, and fewer where their prompts are long."""
     waiting = iter(comparisons)
     while chunk := list(islice(waiting, request.batch_size)):
         features = iter(vlm.features.get_readable(_images(chunk), session.seen))
-        encoded = [(next(features), next(features), comparison.prompt) for comparison in chunk]
+        encoded = [([next(features) for _ in each.images], each.prompt) for each in chunk]
         for batch in _split(encoded):
             inputs, random_keys, judgements = [], [], list[Judgement]()
-            for first, second, prompt in batch:
-                errors = [image for image in (first, second) if isinstance(image, ImageError)]
+            for every, prompt in batch:
+                images = [image for image in every if isinstance(image, Features)]
+                errors = [image for image in every if isinstance(image, ImageError)]
                 judgements.append(Judgement((), unreadable={error.name: error.reason for error in errors}))
-                if isinstance(first, Features) and isinstance(second, Features):
-                    images = first, second
+                if not errors:
                     inputs.append(vlm.input_of(images, prompt, request.form, request.think, request.criterion))
-                    random_keys.append(_random_key(first, second, prompt))
+                    random_keys.append(_random_key(images, prompt))
             prefill = session.prefixes.prefill
             rollouts = iter(roll_out(vlm, inputs, request.sampling, random_keys, prefill=prefill) if inputs else ())
-            yield [
+            judgements = [
                 each if each.unreadable else Judgement(tuple(rollout.verdict for rollout in next(rollouts)))
                 for each in judgements
             ]
+            _check_readable(vlm, judgements, session)
+            yield judgements
 
 
 def judge_in_shards(
-    source: VerdictSource, processes: ProcessGroup, batch_size: int, comparisons: Iterable[Comparison]
+    source: VerdictSource, processes: ProcessGroup, batch_size: int, comparisons: Iterable[Question]
 ) -> Iterator[list[Judgement]]:
     """Judge the same comparisons in several processes: each judges a shard of a batch, all get the verdicts."""
     waiting = iter(comparisons)
@@ -123,7 +138,7 @@ def judge_unless_stored(
     vlm: VLM,
     request: Request,
     session: JudgingSession,
-    comparisons: Iterable[Comparison],
+    comparisons: Iterable[Question],
 ) -> Iterator[list[Judgement]]:
     """Recall comparisons from a store, or judge and store them; each batch is stored before it is returned."""
 
@@ -131,10 +146,10 @@ def judge_unless_stored(
         """The next comparisons, with their keys and the store's verdicts."""
         chunk = list(islice(waiting, count))
         contents = iter(vlm.features.contents(_images(chunk), session.seen))
-        pairs = [(next(contents), next(contents)) for _ in chunk]
+        named = [[next(contents) for _ in comparison.images] for comparison in chunk]
         keys = [
-            request.key(first, second, comparison.prompt) if first and second else None
-            for comparison, (first, second) in zip(chunk, pairs, strict=True)
+            request.key([name for name in names if name], comparison.prompt) if all(names) else None
+            for comparison, names in zip(chunk, named, strict=True)
         ]
         # Another process may be able to read what this one cannot, so every process asks for as many.
         asked = [key or str(place).encode() for place, key in enumerate(keys)]
@@ -163,14 +178,28 @@ def judge_unless_stored(
             yield [next(judgements) if verdicts is None else Judgement(verdicts, recalled=True)]
 
 
-def _images(comparisons: Sequence[Comparison]) -> list[ImageLike]:
-    """The images of comparisons, two each, as they are shown."""
-    return [image for comparison in comparisons for image in (comparison.first, comparison.second)]
+def _check_readable(vlm: VLM, judgements: Sequence[Judgement], session: JudgingSession) -> None:
+    """Say, after the first batch of a session, if no answer of it could be read."""
+    verdicts = [verdict for each in judgements for verdict in each.verdicts]
+    if session.is_readable is not None or not verdicts:
+        return
+    session.is_readable = any(verdict.label_mass > 0 for verdict in verdicts)
+    if not session.is_readable:
+        logger.warning(
+            f"no answer was found in the first {counted(len(verdicts), 'completion')}: the profile {vlm.profile.name} "
+            f"expects {vlm.profile.lead!r} before it, and this judge wrote {shorten(verdicts[0].text, 300)!r}; give "
+            "the profile that it was trained with by --profile"
+        )
+
+
+def _images(comparisons: Sequence[Question]) -> list[ImageLike]:
+    """The images of comparisons as they are shown."""
+    return [image for comparison in comparisons for image in comparison.images]
 
 
 def _split(inputs: Sequence[_Encoded]) -> Iterator[Sequence[_Encoded]]:
     """Comparisons in parts that keep to the bound on prompt tokens; each has one comparison at least."""
-    sizes = [sum(image.tokens for image in images if isinstance(image, Features)) for *images, _ in inputs]
+    sizes = [sum(image.tokens for image in images if isinstance(image, Features)) for images, _ in inputs]
     start = 0
     for end in range(1, len(inputs) + 1):
         if end == len(inputs) or sum(sizes[start : end + 1]) > bounds.PREFILL_TOKENS:
@@ -178,7 +207,8 @@ def _split(inputs: Sequence[_Encoded]) -> Iterator[Sequence[_Encoded]]:
             start = end
 
 
-def _random_key(first: Features, second: Features, prompt: str) -> tuple[int, ...]:
+def _random_key(images: Sequence[Features], prompt: str) -> tuple[int, ...]:
     """The key of a comparison's random numbers: it depends on images and prompt, not on the batch."""
-    digest = hashlib.sha256("\n".join([first.content, second.content, prompt]).encode("utf-8", "replace")).digest()
+    text = "\n".join([*(image.content for image in images), prompt])
+    digest = hashlib.sha256(text.encode("utf-8", "replace")).digest()
     return tuple(int.from_bytes(digest[i : i + 4], "big") for i in (0, 4, 8))

@@ -13,7 +13,7 @@ from mlxpref.distributed import SINGLE_PROCESS, ProcessGroup
 from mlxpref.training.grpo import group_advantages, leave_one_out_advantages
 from mlxpref.training.rewards import EXACT_REWARDS, RewardMix, RewardPart, agreement_reward, length_reward
 from mlxpref.training.rollouts import RolloutGroup
-from mlxpref.verdict import Verdict, is_well_formed, written_answer, written_scores
+from mlxpref.verdict import Verdict
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -60,11 +60,12 @@ def reward_groups(
     out of the loss.
     """
     p1, p2 = _array(groups, lambda v: v.p_label_first), _array(groups, lambda v: v.p_label_second)  # (P, G) each
+    tie = _array(groups, lambda v: v.p_label_tie)
     y = np.broadcast_to(np.array([[group.comparison.y] for group in groups]), p1.shape)
-    reached = p1 + p2 > 0
-    lean = p1 - p2 if mix.exact else _array(groups, _score_margin if mix.form == "scores" else _answer_margin)
-    ending = "1</answer>" if mix.exact else ""  # an integrated answer is not written
-    well_formed = _array(groups, lambda v: is_well_formed(v.text + ending, mix.form, settings.think)) > 0
+    mass = p1 + p2 + tie
+    reached = mass > 0
+    lean = p1 - p2 if mix.exact else _array(groups, _written_lean)
+    well_formed = _array(groups, lambda v: v.well_formed) > 0
     form: Floats = settings.format_weight * well_formed.astype(np.float64)
 
     def component(part: RewardPart) -> Floats:
@@ -72,8 +73,8 @@ def reward_groups(
             mine = [part.function(groups[i].comparison, groups[i].verdicts) for i in processes.shard(len(groups))]
             return np.array([values for each in processes.all_gather(mine) for values in each])
         if part.name in EXACT_REWARDS:
-            p_first = p1 / np.where(reached, p1 + p2, 1.0)
-            return np.asarray(EXACT_REWARDS[part.name](p1 + p2, p_first, y, form))
+            p_first = (p1 + tie / 2) / np.where(reached, mass, 1.0)
+            return np.asarray(EXACT_REWARDS[part.name](mass, p_first, y, form))
         return agreement_reward(lean, y, form)
 
     components = {part.name: component(part) for part in mix.parts}
@@ -87,7 +88,7 @@ def reward_groups(
     in_loss = ~truncated if settings.mask_truncated else np.ones_like(truncated)
     answered = reached & mix.exact
     # A certain label has no gradient.
-    uncertain = p1 * (1 - p1) + p2 * (1 - p2) > _NEGLIGIBLE
+    uncertain = p1 * (1 - p1) + p2 * (1 - p2) + tie * (1 - tie) > _NEGLIGIBLE
     has_advantage = np.any((np.abs(advantages) > _NEGLIGIBLE) & in_loss | answered & uncertain, axis=1)
     return GroupRewards(
         rewards=rewards,
@@ -107,12 +108,6 @@ def _array(groups: Sequence[RolloutGroup], value: Callable[[Verdict], float]) ->
     return np.array([[value(verdict) for verdict in group.verdicts] for group in groups], np.float64)
 
 
-def _answer_margin(verdict: Verdict) -> float:
-    """1/2 where a completion has the first label, -1/2 for the second, NaN if unreadable."""
-    return 1.5 - (written_answer(verdict.text) or math.nan)
-
-
-def _score_margin(verdict: Verdict) -> float:
-    """A completion's score for the first image minus that for the second; NaN if unreadable."""
-    first, second = written_scores(verdict.text) or (math.nan, math.nan)
-    return first - second
+def _written_lean(verdict: Verdict) -> float:
+    """Above 0 where the written answer prefers the first image, below 0 for the second, NaN if unreadable."""
+    return math.nan if verdict.written is None else verdict.written - 0.5

@@ -88,7 +88,8 @@ def loss_inputs(
     rewards: GroupRewards,
     settings: TrainSettings,
     mix: RewardMix,
-    no_thinking: Sequence[int] = (),
+    at_once: Sequence[int] = (),
+    lead: Sequence[int] = (),
 ) -> LossInputs:
     """Return this process's part of a step: the groups that it wrote and that have a gradient.
 
@@ -96,7 +97,9 @@ def loss_inputs(
     token of its rollout. Rollouts outside the loss count as empty: their tokens weigh nothing, and the step's others
     weigh more where tokens share a weight.
 
-    The tokens `no_thinking` lead from a prompt to the answer read at once. It weighs `read_weight` times the answer
+    The tokens `lead` stand between each completion and its answer, without being written: a tie may come before them.
+
+    The tokens `at_once` lead from a prompt to the answer read at once. It weighs `read_weight` times the answer
     positions of a whole group, so that the expected rewards of both ways to answer stand in that proportion, however
     long the reasons. Groups without any other gradient are in the loss for it alone, their completions empty.
     """
@@ -111,7 +114,7 @@ def loss_inputs(
     mine = [i for i, group in enumerate(groups) if group.input is not None and (active[i] or reading)]
     rows = (np.array(mine, int)[:, None] * size + np.arange(size)).reshape(-1)  # (R,)
     rollouts = [rollout if active[i] else None for i in mine for rollout in groups[i].rollouts]
-    completions = Completions.of([rollout.tokens if rollout else () for rollout in rollouts])
+    completions = Completions.of([rollout.tokens if rollout else () for rollout in rollouts], lead)
     mask = completions.mask & in_loss[rows][:, None]  # (R, T)
     sampled = np.zeros(mask.shape)
     for row, rollout in enumerate(rollouts):
@@ -124,13 +127,13 @@ def loss_inputs(
     read = None
     if reading:
         weight = settings.read_weight * size * float(weights.sum()) / max(int(token_mask.sum()), 1)
-        read = _read_inputs(prompts, no_thinking, reading, weight, y[mine], settings.format_weight)
+        read = _read_inputs(prompts, at_once, reading, weight, y[mine], settings.format_weight)
     return LossInputs(
         prompts=prompts,
         completions=completions,
         mix=mix,
         mask=mx.array(mask),
-        weights=_float32(weights[rows][:, : mask.shape[1]] * mask),
+        weights=_float32(np.where(mask, _columns(weights[rows], mask.shape[1]), 0)),
         answer_weights=_float32(weights[rows, lengths[rows]] * answers[rows]),
         advantages=_float32(rewards.advantages.reshape(-1)[rows]),  # (P, G) -> (P G,) -> (R,)
         y=_float32(np.repeat(y, size)[rows]),
@@ -144,14 +147,14 @@ def loss_inputs(
 
 def _read_inputs(
     prompts: Sequence[ComparisonInput],
-    no_thinking: Sequence[int],
+    at_once: Sequence[int],
     mix: RewardMix,
     weight: float,
     y: NDArray[np.float64],
     form: float,
 ) -> LossInputs:
     """The inputs of the answers read at once, P rows: no token weighs anything, and the form is always right."""
-    completions = Completions.of([tuple(no_thinking)] * len(prompts))
+    completions = Completions.of([()] * len(prompts), at_once)
     nothing = np.zeros(completions.tokens.shape)
     return LossInputs(
         prompts=prompts,
@@ -193,9 +196,13 @@ def step_loss(logprobs: Logprobs, inputs: LossInputs, settings: TrainSettings) -
     if inputs.mix.exact:
         # Safe values where no answer counts: factors of 0 must be finite, in the backward pass, too.
         counts = inputs.answer_weights > 0
-        labels = mx.where(counts[:, None], logprobs.label_logprobs, -1.0)  # (R, 2)
+        labels = mx.where(counts[:, None], logprobs.label_logprobs, -1.0)  # (R, 2), or (R, 3) with a tie
         margin = labels[:, 0] - labels[:, 1]
-        reward = inputs.mix.integrated(mx.exp(labels).sum(axis=1), mx.sigmoid(margin), inputs.y, inputs.form)  # (R,)
+        p_first = mx.sigmoid(margin)
+        if labels.shape[1] > 2:
+            shares = mx.softmax(labels, axis=1)
+            p_first = shares[:, 0] + shares[:, 2] / 2
+        reward = inputs.mix.integrated(mx.exp(labels).sum(axis=1), p_first, inputs.y, inputs.form)  # (R,)
         loss = loss - _weighted_sum(reward, inputs.answer_weights)
         if logprobs.answer_kl is not None:
             loss = loss + settings.kl * _weighted_sum(logprobs.answer_kl, inputs.answer_weights)
@@ -203,6 +210,11 @@ def step_loss(logprobs: Logprobs, inputs: LossInputs, settings: TrainSettings) -
         if inputs.is_read:
             right = (mx.sign(margin) == mx.sign(inputs.y - 0.5)).astype(mx.float32).sum()
     return loss, mx.stack([(clipped & inputs.mask).sum().astype(mx.float32), divergence, right])
+
+
+def _columns(values: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    """The first `count` columns of values (R, T), with zeros behind them where there are fewer."""
+    return np.pad(values[:, :count], ((0, 0), (0, max(0, count - values.shape[1]))))
 
 
 def _weighted_sum(values: mx.array, weights: mx.array) -> mx.array:

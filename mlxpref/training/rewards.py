@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxpref.engine.template import Form
+from mlxpref.engine.profile import Form
 from mlxpref.errors import ConfigError
 from mlxpref.training.sampler import TrainingComparison
 from mlxpref.verdict import Strategy, Verdict

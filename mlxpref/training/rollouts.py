@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from mlxpref.config import TrainSettings
 from mlxpref.data.left_out import LeftOut
 from mlxpref.distributed import SINGLE_PROCESS, ProcessGroup
-from mlxpref.engine.rollout import Rollout, Sampling, roll_out
+from mlxpref.engine.completion import Rollout, Sampling
+from mlxpref.engine.rollout import roll_out
 from mlxpref.engine.vlm import VLM, ComparisonInput
 from mlxpref.errors import ImageError
 from mlxpref.training.rewards import RewardMix
@@ -73,16 +74,17 @@ def sample_groups(
         left_out.add(dict(each for _, errors in parts for each in errors))
     groups = [(i, [Rollout.from_json(each) for each in group]) for part, _ in parts for i, group in part]
     return [
-        RolloutGroup(
-            comparisons[i], inputs.get(i), group, [is_truncated(each, sampling, vlm.eos_ids) for each in group]
-        )
+        RolloutGroup(comparisons[i], inputs.get(i), group, [is_truncated(vlm, each, sampling) for each in group])
         for i, group in groups
     ]
 
 
-def is_truncated(rollout: Rollout, sampling: Sampling, eos_ids: frozenset[int]) -> bool:
+def is_truncated(vlm: VLM, rollout: Rollout, sampling: Sampling) -> bool:
     """Return whether a completion ran out of tokens before its end and its answer."""
-    if len(rollout.tokens) < sampling.max_tokens or rollout.tokens[-1] in eos_ids:
+    if len(rollout.tokens) < sampling.max_tokens or rollout.tokens[-1] in vlm.eos_ids:
         return False
-    answered = sampling.until == "answer" or "</answer>" in rollout.verdict.text.rpartition("</think>")[2]
+    reader = vlm.tokenizer.reader
+    answered = sampling.until == "answer" or (
+        not reader.takes_later_answers and reader.is_answered(rollout.verdict.text)
+    )
     return rollout.verdict.label_mass == 0 or not answered

@@ -21,13 +21,16 @@ from mlxpref.data.left_out import is_public
 from mlxpref.data.load import Preferences, check_preferences, load_preferences
 from mlxpref.distributed import SINGLE_PROCESS, ProcessGroup, process_group
 from mlxpref.engine.adapters import base_of, check_base, find_base, read_adapter
+from mlxpref.engine.profile import Profile
 from mlxpref.engine.vlm import VLM, load_vlm
 from mlxpref.errors import ConfigError, ModelError
 from mlxpref.files import expand
+from mlxpref.judge.loading import profile_of
 from mlxpref.log import logger
 from mlxpref.text import format_bytes
 from mlxpref.training.custom_reward import load_rewards
 from mlxpref.training.resume import RunState, read_state
+from mlxpref.training.rewards import RewardMix
 from mlxpref.training.run_folder import LOG, ROLLOUTS, Run
 from mlxpref.training.run_record import (
     RUN_RECORD,
@@ -229,12 +232,14 @@ def _load(
         model = settings.model or None
         name, path = find_base(adapter, model, agree) if adapter else find_checkpoint(model, agree)
         settings = in_whole(replace(settings, model=name))
+        profile = profile_of(settings.profile, name, path, adapter)
+        settings = _settings_for(profile, settings, mix)
         checkpoint = Checkpoint.open(path)
         check_folder(checkpoint)
         size, writes = model_size(checkpoint), settings.think or not mix.exact
         plan = require_fit(lambda s: training_plan(size, s, len(preferences), writes), settings, "training")
         logger.info(f"about {format_bytes(plan.peak)} of memory at the peak, {format_bytes(plan.weights)} are weights")
-        vlm = load_vlm(checkpoint, settings.max_pixels)
+        vlm = load_vlm(checkpoint, settings.max_pixels, profile=profile)
         vlm.features.images = images
     start: Mapping[str, mx.array] | None = None
     if adapter and state:
@@ -242,7 +247,7 @@ def _load(
     elif adapter:
         settings, start = _start_from(adapter, vlm, settings)
     trainer = Trainer(vlm, preferences, settings, mix, processes, start, left_out)
-    base, count = base_of(vlm.checkpoint, settings.model), len(trainer.preferences)
+    base, count = base_of(vlm.checkpoint, settings.model, vlm.profile), len(trainer.preferences)
     record = record_of(folder, settings, base, preferences, count, processes.size)
     versions = {f"version of {name}": record["versions"][name] for name in ("mlxpref", "mlx", "mlx-vlm")}
     prints = {"model": base["base"]["fingerprint"], "preferences": record["data_fingerprint"]}
@@ -253,9 +258,22 @@ def _load(
     return Run(folder, trainer, record, state, digests, learned)
 
 
+def _settings_for(profile: Profile, settings: TrainSettings, mix: RewardMix) -> TrainSettings:
+    """The settings for a judge that is asked by a profile; ConfigError for what it cannot learn."""
+    if profile.is_point:
+        raise ConfigError(
+            f"the profile {profile.name} shows one image at a time, and training learns from pairs: take a judge of "
+            "pairs, or --profile mlxpref"
+        )
+    profile.check_form(mix.form)
+    if not mix.exact and profile.tie_opening:
+        raise ConfigError(f"reward {settings.reward}: the profile {profile.name} answers at once; take soft or brier")
+    return settings if profile.thinks else replace(settings, think=False)
+
+
 def _start_from(adapter: Path, vlm: VLM, settings: TrainSettings) -> tuple[TrainSettings, dict[str, mx.array]]:
     """The settings with an adapter's rank and scale, and its weights; errors if it does not fit, or they differ."""
-    for line in check_base(adapter, vlm.checkpoint):
+    for line in check_base(adapter, vlm.checkpoint, vlm.profile):
         logger.warning(line)
     rank, scale, weights = read_adapter(adapter, vlm.model)
     for name, own in (("rank", rank), ("lora_scale", scale)):

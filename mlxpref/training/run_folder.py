@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 from mlxpref.checkpoints.files import ADAPTER_CONFIG
 from mlxpref.data.learned import Digests
 from mlxpref.engine.adapters import ADAPTER_WEIGHTS, save_adapter
+from mlxpref.engine.profile import PROFILE_FILE
 from mlxpref.errors import ConfigError, DataError, MlxprefError
 from mlxpref.files import LEARNED, append_record, lock, open_for_append, truncate_lines
 from mlxpref.judge.calibration import CALIBRATION_FILE
@@ -31,7 +32,8 @@ from mlxpref.training.trainer import Trainer
 
 LOG, ROLLOUTS = "log.jsonl", "rollouts.jsonl"
 RUN_FILES = (
-    ADAPTER_WEIGHTS, ADAPTER_CONFIG, RUN_RECORD, LOG, ROLLOUTS, RUN_PAGE, CALIBRATION_FILE, LEARNED, *STATE_FILES
+    ADAPTER_WEIGHTS, ADAPTER_CONFIG, RUN_RECORD, LOG, ROLLOUTS, RUN_PAGE, CALIBRATION_FILE, PROFILE_FILE,
+    LEARNED, *STATE_FILES,
 )  # fmt: skip
 """The files of a run, and of its adapter's calibration, in its folder."""
 _ROLLOUTS_PER_STEP = 4
@@ -133,7 +135,9 @@ class Run:
         write_state(self.folder, self.state)
         settings = self.trainer.settings
         base = self.record["base"] | {"step": self.trainer.adapter_step(self.done), "trained": self.trainer.trained}
-        save_adapter(self.trainer.adapter, self.folder, settings.rank, settings.lora_scale, base)
+        save_adapter(
+            self.trainer.adapter, self.folder, settings.rank, settings.lora_scale, base, self.trainer.vlm.profile
+        )
 
     def _restore(self, files: Files) -> None:
         """Go back to the last recorded step, as an unfinished one may have changed the adapter, and save it."""

@@ -20,7 +20,7 @@ from mlxpref.data.catalog import CATALOG, catalog_name
 from mlxpref.data.find_images import locate
 from mlxpref.data.learned import Digests, count_changed, read_learned
 from mlxpref.demo import TRAINING
-from mlxpref.engine.adapters import ADAPTER_WEIGHTS, base_name, trained_settings
+from mlxpref.engine.adapters import ADAPTER_WEIGHTS, base_name, profile_version, trained_settings
 from mlxpref.engine.peft import PEFT_WEIGHTS
 from mlxpref.errors import ConfigError, DataError, ModelError
 from mlxpref.files import sha256_of, write_file
@@ -188,7 +188,7 @@ def _weights_fingerprint(adapter: str) -> str:
 def check_resumable(
     folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], digests: Digests, needs_adapter: bool
 ) -> None:
-    """Raise ModelError or DataError for another model, template, data or adapter to go on from than those of a run.
+    """Raise ModelError or DataError for another model, profile, data or adapter to go on from than those of a run.
 
     `digests` are of the data now. The adapter is compared only if the run `needs_adapter`, as nothing was saved yet.
     """
@@ -197,9 +197,10 @@ def check_resumable(
             f"{folder}: the run trains {before['base'].get('base_model')}, and {now['base']['base_model']} is not that "
             "model now; give the right one with --model"
         )
-    if before["base"].get("template") != now["base"]["template"]:
+    if profile_version(before["base"]) != profile_version(now["base"]):
         raise ModelError(
-            f"{folder}: the run was started by a version of mlxpref with another template; use that version"
+            f"{folder}: the run was started with other words than those of the profile {now['base']['profile']['name']}"
+            f"; restore the profile, or start another run"
         )
     if needs_adapter and before.get("adapter_fingerprint", "") != now["adapter_fingerprint"]:
         raise ModelError(

@@ -184,7 +184,9 @@ class Trainer:
         meter.end_phase("rollout")
 
         loss_rollouts, loss_rewards = [rollouts[i] for i in indices], rewards.select(indices)
-        inputs = loss_inputs(loss_rollouts, loss_rewards, settings, mix, vlm.tokenizer.no_thinking_ids)  # (R, T)
+        inputs = loss_inputs(
+            loss_rollouts, loss_rewards, settings, mix, vlm.tokenizer.at_once_ids, vlm.tokenizer.lead_ids
+        )  # (R, T)
         updates = settings.updates_per_rollout if loss_rewards.has_gradient.any() or reading_of(settings, mix) else 0
         if settings.kl and inputs.prompts:
             with adapter_off(vlm.model):

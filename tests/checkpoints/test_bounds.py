@@ -9,8 +9,9 @@ import pytest
 
 from mlxpref.checkpoints import bounds
 from mlxpref.engine import decoder
+from mlxpref.engine.completion import Sampling
 from mlxpref.engine.prefix_cache import PrefixCache
-from mlxpref.engine.rollout import Sampling, roll_out
+from mlxpref.engine.rollout import roll_out
 from mlxpref.engine.vlm import VLM
 from mlxpref.training import gradients
 from tests.conftest import picture, tiny_model

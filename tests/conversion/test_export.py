@@ -21,7 +21,7 @@ from mlxpref.engine.adapters import load_adapter
 from mlxpref.engine.lora import linear_layers
 from mlxpref.engine.mlx_model import lazy_model
 from mlxpref.engine.peft import PEFT_WEIGHTS
-from mlxpref.engine.template import CLOSING, NO_THINKING, USER_TEXT, comparison_messages
+from mlxpref.engine.profile import PROMPT_SLOT, own_profile
 from mlxpref.errors import ModelError
 from tests.conftest import GOLDEN, tiny_model, write_adapter
 from tests.conversion.test_convert import logits
@@ -265,10 +265,10 @@ def test_model_cards(tmp_path: Path) -> None:
         assert all(text in card for text in (loads, "`soft`", "accuracy 0.875", "mine'.jsonl", "mlxpref rank"))
         assert "It was trained to answer at once. Images are shrunk to at most 12544 pixels" in card
         words = json.loads(card.partition("messages = ")[2].partition("\n```")[0])
-        expected = json.dumps(comparison_messages("choice")).replace(json.dumps(USER_TEXT)[1:-1], " PROMPT")
+        expected = json.dumps(own_profile().messages()).replace(json.dumps(PROMPT_SLOT)[1:-1], "PROMPT")
         assert words == json.loads(expected)  # what the judge itself asks with
-        assert NO_THINKING in card
-        assert CLOSING in card
+        assert own_profile().at_once in card
+        assert own_profile().closing in card
     (adapter / "run.json").unlink()
     (adapter / "log.jsonl").unlink()
     export(adapter, tmp_path / "bare", "peft", "qwen2_5_vl")

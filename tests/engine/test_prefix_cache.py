@@ -7,9 +7,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlxpref.engine.completion import Sampling
 from mlxpref.engine.decoder import Block
 from mlxpref.engine.prefix_cache import PrefixCache
-from mlxpref.engine.rollout import Sampling, roll_out
+from mlxpref.engine.rollout import roll_out
 from mlxpref.engine.vlm import VLM, ComparisonInput, TokenSegment
 from tests.conftest import append_block, picture
 from tests.tolerance import PROBABILITY

@@ -10,12 +10,13 @@ import pytest
 from tokenizers import Tokenizer
 
 from mlxpref.checkpoints import bounds
+from mlxpref.engine.completion import Rollout, Sampling
 from mlxpref.engine.kv_cache import BranchedKVCache
-from mlxpref.engine.rollout import Rollout, Sampling, roll_out
-from mlxpref.engine.template import CLOSING, Form
+from mlxpref.engine.profile import Form, own_profile
+from mlxpref.engine.reading import Reader
+from mlxpref.engine.rollout import roll_out
 from mlxpref.engine.tokenizer import ComparisonTokenizer
 from mlxpref.engine.vlm import VLM, ComparisonInput
-from mlxpref.verdict import at_answer, is_well_formed
 from tests.conftest import append_block, hidden_states, picture
 from tests.tolerance import PROBABILITY
 
@@ -150,7 +151,7 @@ def test_completion_out_of_tokens_is_closed(tiny_vlm: VLM) -> None:
 def test_closing_equals_a_full_forward(tiny_vlm: VLM) -> None:
     comparison = inputs_of(tiny_vlm, 1)[0]
     (rollout,) = roll_out(tiny_vlm, [comparison], Sampling(max_tokens=2), KEYS[:1])[0]
-    ids = (*rollout.tokens, *tiny_vlm.tokenizer.encode_template_text(CLOSING))
+    ids = (*rollout.tokens, *tiny_vlm.tokenizer.encode_template_text(own_profile().closing))
     cache, _ = tiny_vlm.prefill([comparison])
     logits = append_block(tiny_vlm, cache, np.array([ids], np.int32), np.array([comparison.next_position]))[0, -1]
     p = np.array(mx.softmax(logits))
@@ -201,7 +202,7 @@ def joining(words: ComparisonTokenizer, left: str, right: str) -> ComparisonToke
     hf_tokenizer = copy(words.hf_tokenizer)
     hf_tokenizer._tokenizer = Tokenizer.from_str(json.dumps(description))
     image_token = words.hf_tokenizer.convert_tokens_to_ids(words.image_token)
-    return ComparisonTokenizer(hf_tokenizer, image_token)
+    return ComparisonTokenizer(hf_tokenizer, image_token, own_profile())
 
 
 @pytest.mark.parametrize("family", ["qwen3_vl"])
@@ -237,7 +238,7 @@ def test_blanks_before_the_answer_belong_to_the_way_there(
     assert verdict.closed is (way == "closed")
     if until == "answer":
         assert len(rollout.tokens) == steps - (way == "closed")
-        assert at_answer(verdict.text)
+        assert Reader(own_profile()).answer_number(verdict.text) == 0
     else:
         assert verdict.p_first("select") == 1
 
@@ -262,7 +263,7 @@ OPENINGS = ["", "<think>\n", "<think>\n\n</think>\n\n"]
 def test_what_the_template_writes_belongs_to_the_form(
     tiny_vlm: VLM, monkeypatch: pytest.MonkeyPatch, ending: str, think: bool
 ) -> None:
-    words = ComparisonTokenizer(copy(tiny_vlm.tokenizer.hf_tokenizer), tiny_vlm.image_token_id)
+    words = ComparisonTokenizer(copy(tiny_vlm.tokenizer.hf_tokenizer), tiny_vlm.image_token_id, own_profile())
     end = "assistant\n{% endif %}"
     assert words.hf_tokenizer.chat_template.endswith(end)
     words.hf_tokenizer.chat_template = words.hf_tokenizer.chat_template.replace(
@@ -278,9 +279,9 @@ def test_what_the_template_writes_belongs_to_the_form(
     whole = prompt + written
     assert whole.count("<think>") == whole.count("</think>") == 1
     assert rollout.verdict.text == whole + "1</answer>"
-    assert is_well_formed(rollout.verdict.text, think=think)
+    assert rollout.verdict.well_formed
     assert rollout.verdict.reasoning == ("it shows the hat" if think else "")
     assert rollout.verdict.p_first("select") == 1
     at_once, to_think = (words.comparison("a hat", "choice", each) for each in (False, True))
-    assert at_once.after == to_think.after + words.no_thinking_ids
-    assert at_answer(at_once.opening)
+    assert at_once.texts[2] == to_think.texts[2] + words.at_once_ids
+    assert Reader(own_profile()).answer_number(at_once.opening) == 0

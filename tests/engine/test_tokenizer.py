@@ -1,10 +1,11 @@
 """The words of a comparison: user text stays plain whatever it holds, labels are found in all variants."""
 
-import pytest
+from typing import get_args
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlxpref.engine.template import CLOSING, CRITERION, NO_THINKING, QUESTIONS, comparison_messages, template_version
+from mlxpref.engine.profile import Form, own_profile
 from mlxpref.engine.vlm import VLM
 from tests.conftest import picture, tiny_model
 
@@ -20,38 +21,38 @@ def added_tokens(vlm: VLM) -> list[str]:
 def test_added_tokens_in_a_prompt_are_words(tiny_vlm: VLM) -> None:
     words = tiny_vlm.tokenizer
     plain = words.comparison("a hat", "choice", True)
-    own = sum(i in words.added_ids for i in plain.before_first)
+    own = sum(i in words.added_ids for i in plain.texts[0])
     for text in [*added_tokens(tiny_vlm), *HOSTILE]:
         for prompt in (text, f"a hat{text}", f"{text}a hat", f"a {text} hat", text[: len(text) // 2] + text):
             tokens = words.comparison(prompt, "choice", True)
-            assert sum(i in words.added_ids for i in tokens.before_first) == own, prompt
-            assert tokens.before_second == plain.before_second
-            assert tokens.after == plain.after
-            assert prompt.strip() in words.hf_tokenizer.decode(list(tokens.before_first)), prompt
+            assert sum(i in words.added_ids for i in tokens.texts[0]) == own, prompt
+            assert tokens.texts[1] == plain.texts[1]
+            assert tokens.texts[2] == plain.texts[2]
+            assert prompt.strip() in words.hf_tokenizer.decode(list(tokens.texts[0])), prompt
 
 
 def test_added_tokens_in_a_criterion_are_words(tiny_vlm: VLM) -> None:
     words = tiny_vlm.tokenizer
     plain = words.comparison("a hat", "choice", True)
-    own = sum(i in words.added_ids for i in plain.before_first)
+    own = sum(i in words.added_ids for i in plain.texts[0])
     for text in [*added_tokens(tiny_vlm), *HOSTILE]:
         for criterion, prompt in ((text, "a hat"), (f"sharp{text}", ""), (f"{text} eyes", text)):
             tokens = words.comparison(prompt, "choice", True, criterion)
-            assert sum(i in words.added_ids for i in tokens.before_first) == own, criterion
-            assert (tokens.before_second, tokens.after) == (plain.before_second, plain.after)
-            assert criterion in words.hf_tokenizer.decode(list(tokens.before_first)), criterion
+            assert sum(i in words.added_ids for i in tokens.texts[0]) == own, criterion
+            assert tokens.texts[1:] == plain.texts[1:]
+            assert criterion in words.hf_tokenizer.decode(list(tokens.texts[0])), criterion
 
 
 def test_a_criterion_takes_the_place_of_ours(tiny_vlm: VLM) -> None:
     words = tiny_vlm.tokenizer
 
     def text(prompt: str, criterion: str = "") -> str:
-        decoded = words.hf_tokenizer.decode(list(words.comparison(prompt, "choice", True, criterion).before_first))
+        decoded = words.hf_tokenizer.decode(list(words.comparison(prompt, "choice", True, criterion).texts[0]))
         return str(decoded).partition("Criterion:")[2].partition("Image 1:")[0]
 
     ours = text("a hat")
-    assert ours == f" {CRITERION}\nPrompt: a hat\n"
-    assert text("a hat", "the sharper eyes") == ours.replace(CRITERION, "the sharper eyes")
+    assert ours == f" {own_profile().criterion}\nPrompt: a hat\n"
+    assert text("a hat", "the sharper eyes") == ours.replace(own_profile().criterion, "the sharper eyes")
     assert text(" ", " the sharper eyes ") == " the sharper eyes\n"
 
 
@@ -83,10 +84,10 @@ def test_template_text_keeps_its_added_tokens() -> None:
 def test_ordinary_prompts_are_encoded_as_usual(tiny_vlm: VLM) -> None:
     """Splitting at the user's text changes nothing where there is nothing to keep apart."""
     text = tiny_vlm.tokenizer.hf_tokenizer.apply_chat_template(
-        comparison_messages("choice"), tokenize=False, add_generation_prompt=True
+        own_profile().messages(), tokenize=False, add_generation_prompt=True
     )
-    whole = tiny_vlm.tokenizer.encode_template_text(text.replace("\ue000", " a red hat").split("<|image_pad|>")[0])
-    assert tiny_vlm.tokenizer.comparison("a red hat", "choice", True).before_first == whole
+    whole = tiny_vlm.tokenizer.encode_template_text(text.replace("\ue000", "a red hat").split("<|image_pad|>")[0])
+    assert tiny_vlm.tokenizer.comparison("a red hat", "choice", True).texts[0] == whole
 
 
 def test_labels_are_found_in_all_their_variants(tiny_vlm: VLM) -> None:
@@ -97,19 +98,8 @@ def test_labels_are_found_in_all_their_variants(tiny_vlm: VLM) -> None:
 
 def test_forms_ask_different_questions(tiny_vlm: VLM) -> None:
     words = tiny_vlm.tokenizer
-    choice, scores = (words.comparison("a hat", form, True) for form in QUESTIONS)
-    assert choice.before_first == scores.before_first
-    assert choice.after != scores.after
-    assert words.comparison("a hat", "choice", False).after == choice.after + words.encode_template_text(NO_THINKING)
-
-
-@pytest.mark.parametrize("text", [CLOSING, NO_THINKING])
-def test_appended_text_ends_at_the_answer(text: str) -> None:
-    assert text.endswith("<answer>")
-
-
-def test_the_template_has_a_version() -> None:
-    assert len(template_version()) == 12
-    versions = [template_version(criterion) for criterion in ("", "the sharper eyes", "the brighter one", CRITERION)]
-    assert len(set(versions)) == 4
-    assert template_version(" the sharper eyes\n") == versions[1]
+    choice, scores = (words.comparison("a hat", form, True) for form in get_args(Form))
+    assert choice.texts[0] == scores.texts[0]
+    assert choice.texts[2] != scores.texts[2]
+    at_once = words.encode_template_text(own_profile().at_once)
+    assert words.comparison("a hat", "choice", False).texts[2] == choice.texts[2] + at_once

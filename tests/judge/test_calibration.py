@@ -320,7 +320,7 @@ def test_impossible_temperature_is_refused(tmp_path: Path, value: Any) -> None:
     ("changes", "problem"),
     [
         ({"judge": "0" * 64}, "another model or adapter"),
-        ({"template": "older"}, "other words of asking, or another criterion"),
+        ({"profile": "older"}, "other words of asking, or another criterion"),
         ({"method": 0}, "another way of judging"),
         ({"max_pixels": 1000}, "max_pixels 1000, not 7056"),
         ({"samples": 4}, "samples 4, not 1"),

@@ -17,6 +17,7 @@ from mlxpref.config import JudgeSettings
 from mlxpref.demo.preferences import demo_preferences
 from mlxpref.engine.adapters import load_adapter
 from mlxpref.engine.image_features import FeatureStore
+from mlxpref.engine.profile import own_profile
 from mlxpref.engine.vlm import VLM
 from mlxpref.errors import ConfigError, DataError, ModelError
 from mlxpref.judge import judge as module
@@ -386,11 +387,11 @@ def test_irrelevant_settings_are_recalled(
     assert recalls(replace(demo_judge(**(settings | changed)), store=store))
 
 
-def test_template_method_and_pixels_are_in_the_key(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_profile_method_and_pixels_are_in_the_key(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     judge = judge_with_store(store)
     assert not recalls(judge)
     for place, name, value in (
-        (module, "template_version", lambda criterion: "other words"),
+        (judge.vlm, "profile", replace(own_profile(), system="other words")),
         (module, "_METHOD", module._METHOD + 1),
         (judge.vlm, "features", small_budget(judge.vlm)),
     ):

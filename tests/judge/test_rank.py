@@ -20,7 +20,7 @@ from mlxpref.ranking.outcomes import all_pairs
 from mlxpref.ranking.temperature import TemperatureScaling
 from mlxpref.text import counted
 from mlxpref.verdict import Verdict
-from tests.conftest import picture
+from tests.conftest import picture, read_verdict
 from tests.messages import Tracked
 
 
@@ -48,7 +48,7 @@ class Rater:
     @staticmethod
     def verdict(log_odds: float, text: str, thinks: bool) -> Verdict:
         p = float(1 / (1 + np.exp(-log_odds)))
-        return Verdict(text, p, 1 - p, tokens=3 if thinks else 0)
+        return read_verdict(text, p, 1 - p, tokens=3 if thinks else 0)
 
     @property
     def order(self) -> list[int]:

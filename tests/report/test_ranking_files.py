@@ -17,11 +17,12 @@ from mlxpref.ranking.outcomes import all_pairs
 from mlxpref.ranking.strength_ranking import rank_images
 from mlxpref.report.ranking_files import check_copy_folder, copy_top, write_ranking_csv
 from mlxpref.verdict import Verdict
+from tests.conftest import read_verdict
 
 
 def ranked(images: Sequence[ImageLike], prompt: str = "a cube", why: str = "it is a cube") -> Ranking:
     """A ranking in which every image beats those after it."""
-    verdicts = Verdict(f"<think>{why}</think><answer>1</answer>", 0.9, 0.1), Verdict("", 0.1, 0.9)
+    verdicts = read_verdict(f"<think>{why}</think><answer>1</answer>", 0.9, 0.1), Verdict("", 0.1, 0.9)
     pairs = tuple(JudgedPair(a, b, PairVerdict((verdicts[0],), (verdicts[1],))) for a, b in all_pairs(len(images)))
     ranking = rank_images(len(images), [pair.verdict.outcome(pair.a, pair.b) for pair in pairs])
     return Ranking(prompt, tuple(images), ranking, pairs, 1.0)

@@ -25,7 +25,7 @@ from mlxpref.report.ranking_page import write_ranking_page
 from mlxpref.report.tie_brackets import tie_brackets
 from mlxpref.verdict import Verdict
 from tests.browser import Browser
-from tests.conftest import picture
+from tests.conftest import picture, read_verdict
 from tests.pages import HOSTILE, Tags, assert_no_script_gets_in, complaints
 
 KNOWN = Noise(0.05, 0.05, 9, 9)
@@ -36,7 +36,7 @@ JUDGED = {(0, 1): 1.5, (0, 2): 2.5, (1, 2): 1.0}
 
 def verdict(log_odds: float, text: str) -> Verdict:
     p = float(1 / (1 + np.exp(-log_odds)))
-    return Verdict(f"<think>{text}</think><answer>", p, 1 - p, tokens=9 if text else 0)
+    return read_verdict(f"<think>{text}</think><answer>", p, 1 - p, tokens=9 if text else 0)
 
 
 def ranking(images: Any = None, text: str = "first: clear", prompt: str = "a hat", **more: Any) -> Ranking:

@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 
 from mlxpref.config import TrainSettings
-from mlxpref.engine.rollout import Rollout
+from mlxpref.engine.completion import Rollout
+from mlxpref.engine.profile import Form
 from mlxpref.preferences import Preference
 from mlxpref.training.group_rewards import GroupRewards, reward_groups
 from mlxpref.training.rewards import CustomReward, RewardMix
 from mlxpref.training.rollouts import RolloutGroup
 from mlxpref.training.sampler import TrainingComparison
 from mlxpref.verdict import Verdict
-from tests.conftest import picture
+from tests.conftest import picture, read_verdict
 
 
 def group_of(verdicts: list[Verdict], truncated: list[bool] | None = None, y: float = 1.0) -> RolloutGroup:
@@ -43,11 +44,11 @@ def rewarded(
 
 
 def make_verdict(p1: float, p2: float, tokens: int = 10) -> Verdict:
-    return Verdict("<think>so</think><answer>", p1, p2, tokens=tokens)
+    return read_verdict("<think>so</think><answer>", p1, p2, tokens=tokens)
 
 
-def wrote(answer: str, tokens: int = 10) -> Verdict:
-    return Verdict(f"<think>so</think><answer>{answer}</answer>", 0.5, 0.5, tokens=tokens)
+def wrote(answer: str, form: Form = "choice") -> Verdict:
+    return read_verdict(f"<think>so</think><answer>{answer}</answer>", 0.5, 0.5, form, tokens=10)
 
 
 def test_a_mix_adds_its_parts_by_weight() -> None:
@@ -69,8 +70,10 @@ def test_the_form_is_right_only_with_reasons(reward: str) -> None:
     """An answer without a single reason earns its side and nothing for its form, unless no reasons were asked for."""
     ending = "1</answer>" if reward == "hard" else ""
     texts = ["<think>so</think><answer>", "</think><answer>", "<think> </think><answer>", "<think></think><answer>"]
-    group = [Verdict(text + ending, 1.0, 0.0) for text in texts]
-    thinking, at_once = (rewarded(group, reward=reward, think=think) for think in (True, False))
+    thinking, at_once = (
+        rewarded([read_verdict(text + ending, 1.0, think=think) for text in texts], reward=reward, think=think)
+        for think in (True, False)
+    )
     assert thinking.rewards[0] == pytest.approx([1.2, 1.0, 1.0, 1.0])
     assert thinking.advantages[0][0] > 0
     assert at_once.rewards[0] == pytest.approx([1.2, 1.0, 1.2, 1.2])
@@ -86,7 +89,9 @@ def test_written_answers_count_without_exact_reward() -> None:
 
 
 def test_scores_beside_a_custom_reward() -> None:
-    result = rewarded([wrote("7 4"), wrote("1 8"), wrote("x")], [0.0, 5.0, 0.0], reward="own.py:f,score")
+    result = rewarded(
+        [wrote(answer, "scores") for answer in ("7 4", "1 8", "x")], [0.0, 5.0, 0.0], reward="own.py:f,score"
+    )
     assert result.rewards[0] == pytest.approx([1.2, 5.2, 0.0])
     assert result.correct[0].tolist() == [True, False, False]
 

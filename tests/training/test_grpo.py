@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from mlxpref.config import TrainSettings
+from mlxpref.engine.completion import Rollout
 from mlxpref.engine.logprobs import Logprobs
-from mlxpref.engine.rollout import Rollout
 from mlxpref.preferences import Preference
 from mlxpref.training.group_rewards import GroupRewards, reward_groups
 from mlxpref.training.grpo import (

@@ -4,11 +4,10 @@ from typing import Any
 
 import pytest
 
-from mlxpref.engine.rollout import Rollout, Sampling
+from mlxpref.engine.completion import Rollout, Sampling
 from mlxpref.training.rollouts import is_truncated
-from mlxpref.verdict import Verdict
+from tests.conftest import read_verdict, tiny_model
 
-EOS = 7
 THOUGHT = "<think>so</think><answer>"
 
 
@@ -26,6 +25,8 @@ THOUGHT = "<think>so</think><answer>"
     ],
 )
 def test_truncated(until: Any, count: int, text: str, mass: float, expected: bool) -> None:
-    rollout = Rollout((1, 1, 1, 1, EOS)[:count], (0.0,) * count, Verdict(text, mass, 0.0, tokens=count))
+    vlm = tiny_model("qwen3_vl")
+    end = min(vlm.eos_ids)
+    rollout = Rollout((1, 1, 1, 1, end)[:count], (0.0,) * count, read_verdict(text, mass, 0.0, tokens=count))
     sampling = Sampling(max_tokens=4, until=until, close=False)
-    assert is_truncated(rollout, sampling, frozenset({EOS})) is expected
+    assert is_truncated(vlm, rollout, sampling) is expected

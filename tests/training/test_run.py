@@ -322,8 +322,8 @@ def test_another_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     folder = begin(tmp_path / "run", until=1)
     with pytest.raises(ModelError, match=r"the run trains .*qwen2_5_vl, and .*qwen2_vl is not that model now"):
         resumed(folder, model=str(GOLDEN / "qwen2_vl"))
-    monkeypatch.setattr("mlxpref.engine.adapters.template_version", lambda: "other")
-    with pytest.raises(ModelError, match="another template"):
+    monkeypatch.setattr("mlxpref.engine.profile.Profile.version", lambda profile: "other")
+    with pytest.raises(ModelError, match="other words"):
         resumed(folder)
 
 

@@ -442,20 +442,22 @@ def test_unlikely_labels_have_a_finite_gradient(reward: str, logprob: float) -> 
 def test_an_adapter_knows_its_base(fresh: VLM, tmp_path: Path) -> None:
     from mlxpref.checkpoints.checkpoint import Checkpoint
     from mlxpref.engine.adapters import base_name, check_base
+    from mlxpref.engine.profile import own_profile
     from mlxpref.errors import ModelError
 
     run_small(fresh, tmp_path / "run", think=False)
     assert base_name(tmp_path / "run") == str(fresh.checkpoint.folder)
-    assert check_base(tmp_path / "run", Checkpoint.open(TINY)) == []
+    assert check_base(tmp_path / "run", Checkpoint.open(TINY), own_profile()) == []
     with pytest.raises(ModelError, match=r"trained on .*qwen2_5_vl, which this model is not: .*--any-base"):
-        check_base(tmp_path / "run", Checkpoint.open(GOLDEN / "qwen3_vl"))
-    (line,) = check_base(tmp_path / "run", Checkpoint.open(GOLDEN / "qwen3_vl"), any_base=True)
+        check_base(tmp_path / "run", Checkpoint.open(GOLDEN / "qwen3_vl"), own_profile())
+    (line,) = check_base(tmp_path / "run", Checkpoint.open(GOLDEN / "qwen3_vl"), own_profile(), any_base=True)
     assert "which this model is not" in line
 
 
 def test_sampling_ignores_generation_config(fresh: VLM) -> None:
     """The golden checkpoint asks for top_k and repetition penalties; rollouts are drawn from the whole distribution."""
-    from mlxpref.engine.rollout import Sampling, roll_out
+    from mlxpref.engine.completion import Sampling
+    from mlxpref.engine.rollout import roll_out
 
     config = json.loads((fresh.checkpoint.folder / "generation_config.json").read_text())
     assert config["do_sample"]
