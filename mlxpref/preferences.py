@@ -6,7 +6,7 @@ Only this file and `judge/pair_verdict.py` turn identities into places on the sc
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -25,11 +25,13 @@ Side = Literal["a", "b", "tie"]
 class PackedImage:
     """An image inside an archive or a table, read on demand.
 
-    `member` is its path in a zip or tar file, or "row/column" in a parquet file.
+    `member` is its path in a zip or tar file, or "row/column" in a parquet file; `known_as` another path by which a
+    user may name it, if any.
     """
 
     archive: Path
     member: str
+    known_as: str = field(default="", compare=False)
 
     def __str__(self) -> str:
         return f"{self.archive}/{self.member}"

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from sys import intern
 from typing import Any
@@ -12,7 +13,7 @@ from mlxpref.data.hub_tables import find_tables
 from mlxpref.data.preference_table import leave_out
 from mlxpref.data.tables import read_table, use_rows
 from mlxpref.errors import DataError
-from mlxpref.preferences import ImageLike, Preference, Side
+from mlxpref.preferences import ImageLike, PackedImage, Preference, Side
 
 LOCAL_LIST = "t2i.json"
 """What the official script writes, with the images in a folder beside it."""
@@ -26,19 +27,19 @@ def read_mmrb2(folder: Path, split: str, needs_images: bool) -> list[Preference]
     """The preferences in `t2i.json` of a folder, else in the tables of its part t2i; a and b are A and B.
 
     The better side is always `chosen`. `p_people` is the share of the three annotators who give A 4 to 6 points; where
-    their majority says otherwise, `chosen` is the label. Without `needs_images`, an image in a table is named
-    `<folder>/<pair_id>/a` or `/b`. Few bad rows are logged and left out, see `leave_out`.
+    their majority says otherwise, `chosen` is the label. An image in a table is known as `<pair_id>/a` or `/b`. Without
+    `needs_images`, a file in the list need not be there. Few bad rows are logged and left out, see `leave_out`.
     """
     path = folder / LOCAL_LIST
     paths = [path] if path.is_file() else find_tables(folder, split, "t2i", "mmrb2")[0]
-    return [each for path in paths for each in _read(path, ImageFinder(path, folder, needs_images), needs_images)]
+    return [each for path in paths for each in _read(path, ImageFinder(path, folder, needs_images))]
 
 
-def _read(path: Path, finder: ImageFinder, needs_images: bool) -> list[Preference]:
+def _read(path: Path, finder: ImageFinder) -> list[Preference]:
     preferences: list[Preference] = []
 
     def use(_: int, row: dict[str, Any]) -> None:
-        preferences.append(_preference(_as_in_a_table(row), finder, needs_images))
+        preferences.append(_preference(_as_in_a_table(row), finder))
 
     errors, count = use_rows(path, read_table(path, _COLUMNS.__contains__), use)
     if not preferences:
@@ -72,7 +73,7 @@ def _content(name: str, parts: Any, kind: str) -> list[Any]:
     return [value for each, value in parts if each == kind]
 
 
-def _preference(row: dict[str, Any], finder: ImageFinder, needs_images: bool) -> Preference:
+def _preference(row: dict[str, Any], finder: ImageFinder) -> Preference:
     """The preference of a row; DataError with all its errors."""
     problems: list[str] = []
     prompt, chosen = str(row.get(_PROMPT, "")).strip(), str(row.get(_CHOSEN, "")).strip().lower()
@@ -83,7 +84,7 @@ def _preference(row: dict[str, Any], finder: ImageFinder, needs_images: bool) ->
     if chosen not in ("a", "b"):
         problems.append(f'"{_CHOSEN}" must be A or B, not {row.get(_CHOSEN)!r:.40}')
     votes = _votes(row.get(_VOTES), problems)
-    images = [_image(row, side, finder, needs_images, problems) for side in "ab"]
+    images = [_image(row, side, finder, problems) for side in "ab"]
     if problems or images[0] is None or images[1] is None:
         raise DataError("; ".join(problems))
     better: Side = "a" if chosen == "a" else "b"
@@ -107,9 +108,7 @@ def _votes(cell: Any, problems: list[str]) -> Sequence[float]:
     return numbers
 
 
-def _image(
-    row: dict[str, Any], side: str, finder: ImageFinder, needs_images: bool, problems: list[str]
-) -> ImageLike | None:
+def _image(row: dict[str, Any], side: str, finder: ImageFinder, problems: list[str]) -> ImageLike | None:
     """The one image of a response; None with an error among the problems."""
     name = f"response_{side}_images"
     images = row.get(name)
@@ -117,9 +116,8 @@ def _image(
         count = len(images) if isinstance(images, list) else 0
         problems.append(f"response {side.upper()} has {count} images; one of text-to-image has one")
         return None
-    if isinstance(images[0], ImageLike):
-        # Its place in the table is no name that a user could know.
-        return images[0] if needs_images or not row.get(_ID) else finder.folder / str(row[_ID]) / side
+    if isinstance(images[0], PackedImage):
+        return replace(images[0], known_as=f"{row[_ID]}/{side}" if _ID in row else "")
     try:
         return finder.find(str(images[0]))
     except DataError as error:

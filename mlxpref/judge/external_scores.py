@@ -57,8 +57,8 @@ def match_scores(scores: Mapping[str, float], preferences: Sequence[Preference],
     """The scores of the preferences' images, by `image_name`; scores of other images are left out.
 
     A row names an image of the data by its path, or by last parts of it that no other path has. An image in an archive
-    also has its path after unpacking in place. `path` is the file of the scores. One DataError counts and names images
-    without a score or with several, and rows that name several images.
+    also has its path after unpacking in place, and the one that it is known as. `path` is the file of the scores. One
+    DataError counts and names images without a score or with several, and rows that name several images.
     """
     images = {image_name(image): image for p in preferences for image in (p.a, p.b)}
     rows_of: dict[str, list[str]] = defaultdict(list)
@@ -106,4 +106,5 @@ def _paths(name: str, image: ImageLike) -> list[tuple[str, ...]]:
     paths = [PurePath(name)]
     if isinstance(image, PackedImage):
         paths.append(image.archive.parent / image.member)
+        paths += [PurePath(image.known_as)] if image.known_as else []
     return [path.parts for path in paths]

@@ -1,7 +1,6 @@
 """The customer's own command, `train --data imagereward` on a machine that has neither data nor judge, to its end."""
 
 import json
-import re
 import shutil
 from collections.abc import Iterator
 from importlib import import_module
@@ -17,6 +16,7 @@ from mlxpref.checkpoints.resolve import choose_judge, device_working_set
 from mlxpref.cli import main
 from mlxpref.data import load
 from mlxpref.data.catalog import CATALOG
+from mlxpref.preferences import PackedImage
 from tests.conftest import GOLDEN
 from tests.data_layouts import DAMAGES, damage_member, make_layout
 from tests.hub_server import Cut, HubServer, Repository, serving, use_hub
@@ -173,9 +173,9 @@ def test_scores_need_the_lists_only(
     hub.repositories[CATALOG[name].hub_id] = Repository(folder, licence="cc-test")
     questions = questions_of(monkeypatch, True)
     preferences = load.load_preferences(name, "test", data_dir=folder, needs_images=False)
-    images = {str(image).removeprefix(f"{folder}/") for p in preferences for image in (p.a, p.b)}
+    images = {image for p in preferences for image in (p.a, p.b)}
     scores = tmp_path / "scores.csv"
-    names = [re.sub(r"^.*\.zip/|^test/", "", image) for image in images]
+    names = [image.known_as or image.member if isinstance(image, PackedImage) else image.name for image in images]
     scores.write_text("image,score\n" + "".join(f"{image},{i}\n" for i, image in enumerate(sorted(names))))
     for _ in range(2):
         result = run("eval", "--data", name, "--scores", scores, "--json", "--limit", 5)

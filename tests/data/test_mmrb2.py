@@ -216,10 +216,12 @@ def test_missing_files_name_the_command(tmp_path: Path) -> None:
 
 
 def test_names_without_images(tmp_path: Path) -> None:
-    """An image in a table is called by its pair and side, one of the list by its path."""
+    """An image in a table is also known by its pair and side, one of the list by its path."""
     hub = make_layout("mmrb2", tmp_path / "hub", 2)
-    names = [(str(p.a), str(p.b)) for p in load_preferences("mmrb2", "test", data_dir=hub, needs_images=False)]
-    assert names[1] == (f"{hub}/demo_000_31/a", f"{hub}/demo_000_31/b")
+    for needs_images in (True, False):
+        read = load_preferences("mmrb2", "test", data_dir=hub, needs_images=needs_images)
+        assert [(p.a.known_as, p.b.known_as) for p in read][1] == ("demo_000_31/a", "demo_000_31/b")
+        assert load_image(read[1].a).size == (84, 84)
     local = make_layout("mmrb2-list", tmp_path / "list", 2)
     shutil.rmtree(local / "images")
     names = [(str(p.a), str(p.b)) for p in load_preferences("mmrb2", "test", data_dir=local, needs_images=False)]

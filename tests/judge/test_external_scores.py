@@ -107,9 +107,11 @@ def test_images_in_archives_have_unpacked_names() -> None:
         PackedImage(Path("/hub/images/test/test_1.zip"), "test_1/x.webp"),
         PackedImage(Path("/hub/images/test/test_2.zip"), "test_2/x.webp"),
         PackedImage(Path("/hub/test.parquet"), "7/jpg_0"),
+        PackedImage(Path("/hub/test.parquet"), "7/response_a_images/0", "pair_7/a"),
     )
-    result = matched(["images/test/test_1/x.webp", "test_2.zip/test_2/x.webp", "test.parquet/7/jpg_0"], preferences)
-    assert [result[str(p)] for p in (preferences[0].a, preferences[0].b, preferences[1].b)] == [0, 1, 2]
+    names = ["images/test/test_1/x.webp", "test_2.zip/test_2/x.webp", "test.parquet/7/jpg_0", "pair_7/a", "."]
+    result = matched(names, preferences)
+    assert [result[str(p)] for p in (preferences[0].a, *(p.b for p in preferences))] == [0, 1, 2, 3]
 
 
 def test_ambiguous_and_missing_scores_are_named() -> None:
@@ -264,7 +266,8 @@ def test_scores_by_the_protocol_of_mmrb2(tmp_path: Path, write: Write) -> None:
     """A score has no place: both orders are judged alike, and an equal one is a wrong judgement, not a missing one."""
     folder = make_layout("mmrb2", tmp_path / "data", 4)
     preferences = load_preferences("mmrb2", "test", data_dir=folder, needs_images=False)
-    better = [(p.a, p.b) if p.better == "a" else (p.b, p.a) for p in preferences]
+    names = [(p.a.known_as, p.b.known_as) for p in preferences]
+    better = [(a, b) if p.better == "a" else (b, a) for p, (a, b) in zip(preferences, names, strict=True)]
     lines = [f"{good},{1 if i < 5 else 0}" for i, (good, _) in enumerate(better)]
     path = write("image,score", *lines, *(f"{bad},{int(i == 5)}" for i, (_, bad) in enumerate(better)))
     done = run("--data", "mmrb2", "--data-dir", folder, "--scores", path, "--json")
