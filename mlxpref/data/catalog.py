@@ -114,7 +114,7 @@ CATALOG = {
             "mmrb2",
             "rl-research/multimodal-rewardbench-2",
             "CC BY-NC 4.0",
-            (Split("test", (), ("t2i/test-*.parquet",), pairs=1000),),
+            (Split("test", (), ("t2i/*.parquet",), pairs=1000),),
             parts=("facebook/MMRB2_image",),
         ),
         DataSet("genai_bench", "TIGER-Lab/GenAI-Bench", "cc-by-4.0", tuple(map(_genai_bench, ("test_v1", "test")))),

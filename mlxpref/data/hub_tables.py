@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -49,20 +49,16 @@ def read_tables(
 
     Without `needs_images` a file that a table names need not be there.
     """
-    paths, name = find_tables(folder, split, part, label)
-    return [each for path in paths for each in _read(path, split, needs_images)], name
-
-
-def find_tables(folder: Path, split: str, part: str | None = None, label: str = "") -> tuple[list[Path], str | None]:
-    """The tables of a split below a folder, in order, and the split's name, None of tables without splits.
-
-    A warning tells where some of them are missing.
-    """
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.parquet"))
     paths, name = _chosen(label or str(folder), files, split, part)
-    if len(paths) < (count := count_of_tables(paths[0])):
-        logger.warning(f"{label or folder}: {len(paths)} of {count} tables of split {split} are here")
-    return [folder / path for path in paths], name
+    warn_of_missing(label or str(folder), split, paths)
+    return [each for path in paths for each in _read(folder / path, split, needs_images)], name
+
+
+def warn_of_missing(label: str, split: str, tables: Sequence[str]) -> None:
+    """Warn where the names of a split's tables say that there are more."""
+    if len(tables) < (count := count_of_tables(tables[0])):
+        logger.warning(f"{label}: {len(tables)} of {count} tables of split {split} are here")
 
 
 def count_of_tables(name: str) -> int:

@@ -9,7 +9,7 @@ from sys import intern
 from typing import Any
 
 from mlxpref.data.find_images import ImageFinder
-from mlxpref.data.hub_tables import find_tables
+from mlxpref.data.hub_tables import warn_of_missing
 from mlxpref.data.preference_table import leave_out
 from mlxpref.data.tables import read_table, use_rows
 from mlxpref.errors import DataError
@@ -23,16 +23,19 @@ _PLACE = re.compile(r"<image_\d+>")
 _ANNOTATORS, _FOR_A, _HIGHEST = 3, 4, 6
 
 
-def read_mmrb2(folder: Path, split: str, needs_images: bool) -> list[Preference]:
-    """The preferences in `t2i.json` of a folder, else in the tables of its part t2i; a and b are A and B.
+def read_mmrb2(folder: Path, tables: Sequence[Path], needs_images: bool) -> list[Preference]:
+    """The preferences in `t2i.json` of a folder, else in the hub's tables; a and b are A and B.
 
     The better side is always `chosen`. `p_people` is the share of the three annotators who give A 4 to 6 points; where
     their majority says otherwise, `chosen` is the label. An image in a table is known as `<pair_id>/a` or `/b`. Without
     `needs_images`, a file in the list need not be there. Few bad rows are logged and left out, see `leave_out`.
     """
     path = folder / LOCAL_LIST
-    paths = [path] if path.is_file() else find_tables(folder, split, "t2i", "mmrb2")[0]
-    return [each for path in paths for each in _read(path, ImageFinder(path, folder, needs_images))]
+    if path.is_file():
+        tables = [path]
+    else:
+        warn_of_missing("mmrb2", "test", [table.name for table in tables])
+    return [each for table in tables for each in _read(table, ImageFinder(table, folder, needs_images))]
 
 
 def _read(path: Path, finder: ImageFinder) -> list[Preference]:

@@ -57,13 +57,14 @@ def _read_tables(name: str, folder: Path, split: str, needs_images: bool) -> lis
     """The preferences of a data set whose tables hold the images, or of MMRB2's local list."""
     is_local = name == "mmrb2" and (folder / LOCAL_LIST).is_file()
     (pattern,) = CATALOG[name].split(split).images
-    if not is_local and not any(folder.glob(pattern)):
+    tables = sorted(folder.glob(pattern))
+    if not is_local and not tables:
         where = pattern.rpartition("/")[0]
         other = f" and no {LOCAL_LIST} in {folder}" if name == "mmrb2" else ""
         what = f"there is no {pattern.rpartition('/')[2]} in {folder / where}{other}"
         raise missing_files(name, split, what)
     if name == "mmrb2":
-        return read_mmrb2(folder, split, needs_images)
+        return read_mmrb2(folder, tables, needs_images)
     part = "image_generation" if name == "genai_bench" else None
     return read_tables(folder, split, part, name, needs_images)[0]
 

@@ -203,7 +203,7 @@ def test_missing_images_of_the_list_are_named(tmp_path: Path) -> None:
 def test_missing_files_name_the_command(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError,
-        match=r"there is no test-\*\.parquet in \S+t2i and no t2i\.json in .*`mlxpref data mmrb2 --split test`",
+        match=r"there is no \*\.parquet in \S+t2i and no t2i\.json in .*`mlxpref data mmrb2 --split test`",
     ):
         load_preferences("mmrb2", "test", data_dir=tmp_path)
     with pytest.raises(UnknownSplitError, match="split 'train': mmrb2 has test"):
@@ -226,3 +226,11 @@ def test_names_without_images(tmp_path: Path) -> None:
     shutil.rmtree(local / "images")
     names = [(str(p.a), str(p.b)) for p in load_preferences("mmrb2", "test", data_dir=local, needs_images=False)]
     assert names[1] == (f"{local}/images/demo_000_31_a_0.jpg", f"{local}/images/demo_000_31_b_0.jpg")
+
+
+def test_tables_of_any_name(tmp_path: Path) -> None:
+    """The hub's own copies are called so; those of other tasks are elsewhere."""
+    folder = make_layout("mmrb2", tmp_path, 2)
+    for number, table in enumerate(sorted((folder / "t2i").iterdir())):
+        table.rename(table.with_name(f"000{number}.parquet"))
+    assert len(load_preferences("mmrb2", "test", data_dir=folder)) == 4
