@@ -43,7 +43,10 @@ class JudgeSettings:
     )  # fmt: skip
     samples: int = setting(1, "Completions per order: one is greedy, several are sampled.", minimum=1)
     max_tokens: int = setting(
-        256, "Tokens of reasoning at most; a longer one is ended there.", minimum=1, shown="256, or the adapter's"
+        256,
+        "Tokens of reasoning at most; a longer one is ended there.",
+        minimum=1,
+        shown="256, or as profile or adapter say",
     )
     max_pixels: int = setting(
         512 * 512, "Pixels of an image at most; a larger one is shrunk.", minimum=784,

@@ -24,7 +24,7 @@ from mlxpref.judge.fingerprint import Fingerprint
 from mlxpref.judge.noise_memory import NoiseMemory
 from mlxpref.judge.pair_budget import PairBudget, ThinkAbout
 from mlxpref.judge.pair_verdict import PairVerdict
-from mlxpref.judge.point import judge_by_scores, ranking_by_scores
+from mlxpref.judge.point import SCORES_ONLY, judge_by_scores, ranking_by_scores
 from mlxpref.judge.rank import Orders, rank_pairs
 from mlxpref.judge.ranking_result import Ranking, interrupt_with
 from mlxpref.judge.store import Store
@@ -220,10 +220,10 @@ class Judge:
         """
         session = session or self.session()
         rescaling = self._rescaling(think, session) if strategy == "soft" else None
-        is_point = self.profile.is_point
-        asked = strategy
-        if is_point and strategy == "soft" and not rescaling and not by_scores:
-            strategy = "select"
+        asked, strategy = strategy, strategy if by_scores else self.strategy_of(strategy, rescaling)
+        if asked != strategy and not session.is_told:
+            session.is_told = True
+            logger.warning(SCORES_ONLY)
         form: Form = "scores" if strategy == "score" else "choice"
         self.profile.check_form(form)
         images: dict[int, tuple[object, ImageLike]] = {}  # each array becomes one picture, however many pairs it is in
@@ -241,7 +241,7 @@ class Judge:
             check_prompt(pair.prompt, self.settings.criterion)
             return Pair(image_of(pair.a), image_of(pair.b), pair.prompt)
 
-        if is_point:
+        if self.profile.is_point:
             read = partial(self.judgements, think=think, session=session)
             digest = repr((self.settings, think)).encode()
             both = judge_by_scores(map(known, pairs), read, session.scores, digest, self.settings.rows, both_orders)
@@ -258,6 +258,10 @@ class Judge:
                 raise ImageError(*next(iter(unreadable.items())))
             recalled = first.recalled, second.recalled
             yield PairVerdict(first.verdicts, second.verdicts, strategy, rescaling, recalled)
+
+    def strategy_of(self, strategy: Strategy, rescaling: TemperatureScaling | None) -> Strategy:
+        """The strategy that holds for a pair: scores of single images say how sure they are only by a temperature."""
+        return "select" if strategy == "soft" and self.profile.is_point and not rescaling else strategy
 
     def judgements(
         self,
@@ -343,6 +347,8 @@ class Judge:
 
     def _request(self, form: Form, write_answer: bool, think: bool, session: JudgingSession) -> Request:
         """The request for comparisons by the settings, in a form, with or without thinking."""
+        if think and not self.profile.thinks:
+            raise ConfigError(f"the profile {self.profile.name} answers at once: it does not think about pairs")
         # Without thinking all samples would be equal.
         samples = self.settings.samples if think else 1
         sampling = Sampling(

@@ -18,9 +18,10 @@ from mlxpref.ranking.log_odds import probability
 from mlxpref.verdict import Verdict
 
 SCORES_ONLY = (
-    "a judge of single images, without a fitted temperature: its strengths are differences of scores, in levels, and "
-    "say nothing of how many people prefer an image; `mlxpref calibrate` fits one"
+    "a judge of single images, without a fitted temperature: of a pair it says which score is higher, not how many "
+    "people prefer that image, and strengths are differences of scores, in levels; `mlxpref calibrate` fits one"
 )
+"""What a user must know of preferences by scores alone."""
 
 
 def judge_by_scores(

@@ -255,8 +255,9 @@ def _read(
         first = samples[: variant.samples]
         return tuple(_until_answer(each, variant, judge) if variant.strategy == "soft" else each for each in first)
 
+    strategy = judge.strategy_of(variant.strategy, rescaling)
     return [
-        PairVerdict(own(pair.a_shown_first), own(pair.a_shown_second), variant.strategy, rescaling, pair.recalled)
+        PairVerdict(own(pair.a_shown_first), own(pair.a_shown_second), strategy, rescaling, pair.recalled)
         for pair in completions.verdicts
     ]
 

@@ -39,6 +39,7 @@ def estimate_seconds(judge: Judge, images: Sequence[ImageLike], prompt: str, bud
     runs = features.runs
 
     def judged(think: bool) -> PairVerdict:
+        session.scores.clear()  # of a judge of single images
         return next(trial.pairs([Pair(images[0], images[1], prompt)], think=think, session=session))
 
     judged(think=False)  # on a GPU this compiles the kernels
@@ -48,10 +49,13 @@ def estimate_seconds(judge: Judge, images: Sequence[ImageLike], prompt: str, bud
         features.get_all(missing[:1], session.seen)
         missing = missing[1:]
     an_image = _seconds(lambda: features.get_all(missing[:1], session.seen))
-    total = min(len(missing[1:]), 2 * budget.total) * an_image + budget.total * a_pair
-    if budget.with_thinking:
+    at_once, thinking = (2 * count for count in (budget.without_thinking, budget.with_thinking))  # comparisons
+    if judge.profile.is_point:  # it reads each image once
+        at_once, thinking = min(at_once, len(images)), min(thinking, len(images))
+    total = min(len(missing[1:]), 2 * budget.total) * an_image + (at_once + thinking) * a_pair / 2
+    if thinking:
         a_token = max(0.0, _seconds(lambda: judged(think=True)) - a_pair) / steps
-        completions = 2 * judge.settings.samples * budget.with_thinking
+        completions = judge.settings.samples * thinking
         total += math.ceil(completions / judge.settings.rows) * judge.settings.max_tokens * a_token
     return total / judge.processes.size
 

@@ -75,7 +75,7 @@ class JudgingSession:
 
     `prefixes` caches the beginnings of prompts, `seen` holds the contents of images in memory, `scores` those of a
     judge of single images, `fingerprint` is the judge's, empty until the first use. `is_readable` says whether an
-    answer was ever found, None until the first batch.
+    answer was ever found, None until the first batch, `is_told` whether the user knows that scores alone decide.
     """
 
     def __init__(self, vlm: VLM) -> None:
@@ -84,6 +84,7 @@ class JudgingSession:
         self.scores: Scores = {}
         self.fingerprint = ""
         self.is_readable: bool | None = None
+        self.is_told = False
 
 
 VerdictSource = Callable[[Iterable[Question]], Iterator[list[Judgement]]]
