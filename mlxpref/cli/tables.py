@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from mlxpref.cli.output import print_table, print_text
+from mlxpref.judge.compare_judges import JudgeComparison
 from mlxpref.judge.evaluation import Evaluation
 from mlxpref.judge.pair_verdict import PairVerdict
 from mlxpref.judge.ranking_result import Ranking
-from mlxpref.judge.strategies import StrategyComparison, StrategyVariant
+from mlxpref.judge.strategies import Difference, StrategyComparison, StrategyVariant
 from mlxpref.report.ranking_words import best_in_words, orders_in_words, tied_ranks
 from mlxpref.text import counted, few, format_bytes, format_duration, short_names, shorten
 
@@ -165,9 +166,7 @@ def print_strategies(comparison: StrategyComparison) -> None:
                 *_with_interval(metrics.accuracy, metrics.accuracy_low, metrics.accuracy_high),
                 _number(metrics.ece, 3),
                 percent(row.evaluation.unreadable),
-                _number(row.evaluation.tokens_per_pair, 1),
-                # Without newly judged pairs the seconds are unknown.
-                "recalled" if math.isnan(row.evaluation.seconds_per_pair) else f"{row.evaluation.seconds_per_pair:.3f}",
+                *_work_a_pair(row.evaluation),
             )
             for row in comparison.rows
             for metrics in (row.evaluation.metrics,)
@@ -181,8 +180,7 @@ def print_strategies(comparison: StrategyComparison) -> None:
         print_table(
             ("difference", "thinking", ">samples", ">points of accuracy", ">95 % interval"),
             (
-                (f"soft - {other}", *_variant(row.variant)[1:], f"{100 * gain.accuracy:+.1f}",
-                 f"{100 * gain.low:+.1f} to {100 * gain.high:+.1f}")
+                (f"soft - {other}", *_variant(row.variant)[1:], *_minus(gain))
                 for row, other, gain in gains
             ),
         )  # fmt: skip
@@ -198,6 +196,56 @@ def print_strategies(comparison: StrategyComparison) -> None:
         f"always the first image of the file: {percent(first.metrics.first_image_baseline)}; "
         f"{counted(first.metrics.ties_dropped, 'tie')} dropped"
     )
+
+
+def print_judges(comparison: JudgeComparison) -> None:
+    """Print a line for each judge and each tool's scores, with its difference from the first, and the baselines."""
+    first = comparison[0].evaluation
+    with_official = first.spec.protocol != "pairs"
+    variants = list(dict.fromkeys(row.judged.variant for row in comparison if row.judged))
+    names = [row.title if len(variants) > 1 else row.name for row in comparison]
+    how = f", each in both orders, {variants[0]}" if len(variants) == 1 else ", each in both orders" if variants else ""
+    print_table(
+        ("judge", *((">official",) if with_official else ()), ">accuracy", ">95 % interval", ">minus first",
+         ">its 95 % interval", ">ece", ">unreadable", ">tokens a pair", ">seconds a pair"),
+        (
+            (
+                name,
+                *((percent(row.evaluation.official.value),) if with_official else ()),
+                *_with_interval(metrics.accuracy, metrics.accuracy_low, metrics.accuracy_high),
+                *_minus(row.minus_first),
+                *(
+                    (_number(metrics.ece, 3), percent(row.evaluation.unreadable), *_work_a_pair(row.evaluation))
+                    if row.judged else ("-", "-", "-", "-")
+                ),
+            )
+            for name, row in zip(names, comparison, strict=True)
+            for metrics in (row.evaluation.metrics,)
+        ),
+        title=f"{first.spec.data} {first.spec.split}: {counted(first.metrics.pairs, 'pair')}{how}",
+        shorten="judge",
+        drop=("unreadable", "ece", "tokens a pair", "seconds a pair"),
+    )  # fmt: skip
+    print_text(
+        f"minus first: points of accuracy, minus those of {names[0]}, on the same pairs; an interval with 0 in it leaves "
+        "open which of both is better"
+    )
+    if with_official:
+        print_text(f"official: {first.official.definition}")
+    print_text("; ".join(_baselines(first)))
+
+
+def _minus(gain: Difference | None) -> tuple[str, str]:
+    """A difference and its interval in points; a dash for each where there is none."""
+    if gain is None:
+        return "-", "-"
+    return f"{100 * gain.accuracy:+.1f}", f"{100 * gain.low:+.1f} to {100 * gain.high:+.1f}"
+
+
+def _work_a_pair(e: Evaluation) -> tuple[str, str]:
+    """The tokens and seconds of a pair; these are unknown where none was judged now."""
+    seconds = "recalled" if math.isnan(e.seconds_per_pair) else f"{e.seconds_per_pair:.3f}"
+    return _number(e.tokens_per_pair, 1), seconds
 
 
 def _variant(variant: StrategyVariant) -> tuple[object, ...]:
@@ -248,10 +296,14 @@ def _beside(e: Evaluation) -> list[str]:
         if not math.isnan(e.seconds_per_pair):  # some were judged now
             a_pair += f" and {_number(e.seconds_per_pair, 2)} s"
         parts.append(f"{counted(e.tokens, 'token')} in {format_duration(e.seconds)}, {a_pair} a pair")
-    parts.append(f"always the first image of the file: {percent(e.metrics.first_image_baseline)}")
-    if not math.isnan(e.human_ceiling):
-        parts.append(f"two people agree on {percent(e.human_ceiling)}")
-    return [*parts, f"{counted(e.metrics.ties_dropped, 'tie')} dropped"]
+    return [*parts, *_baselines(e)]
+
+
+def _baselines(e: Evaluation) -> list[str]:
+    """What the pairs alone say of any judge's accuracy."""
+    people = [] if math.isnan(e.human_ceiling) else [f"two people agree on {percent(e.human_ceiling)}"]
+    first = f"always the first image of the file: {percent(e.metrics.first_image_baseline)}"
+    return [first, *people, f"{counted(e.metrics.ties_dropped, 'tie')} dropped"]
 
 
 def _with_interval(value: float, low: float, high: float) -> tuple[str, str]:

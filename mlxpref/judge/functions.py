@@ -1,18 +1,21 @@
 """The work of the commands `eval` and `calibrate` as functions, with the same results."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from mlxpref.config import JudgeSettings, settings_from
+from mlxpref.data.image_cache import ImageCache
 from mlxpref.data.inputs import PreferencesInput, check_model, preferences_from
 from mlxpref.data.learned import count_learned, has_learned
+from mlxpref.data.left_out import LeftOut
 from mlxpref.data.load import Preferences, check_preferences, load_outside_test, load_preferences
 from mlxpref.errors import ConfigError, MlxprefError
 from mlxpref.files import expand
 from mlxpref.judge import calibrate as fitting
 from mlxpref.judge.calibration import CalibrationFile, read_calibrations, write_calibration
+from mlxpref.judge.compare_judges import JudgeComparison, JudgeResult, compare_judges
 from mlxpref.judge.diagnostics import answer_warnings
 from mlxpref.judge.evaluation import Evaluation, EvaluationSpec
 from mlxpref.judge.judge import Judge
@@ -24,8 +27,14 @@ from mlxpref.preferences import Preference
 from mlxpref.verdict import STRATEGIES, Strategy
 
 
+@overload
+def evaluate(judge: Judge | str | Path | None, data: PreferencesInput, *args: Any, **named: Any) -> Evaluation: ...
+@overload
 def evaluate(
-    judge: Judge | str | Path | None,
+    judge: Iterable[Judge | str | Path], data: PreferencesInput, *args: Any, **named: Any
+) -> JudgeComparison: ...
+def evaluate(
+    judge: Judge | str | Path | Iterable[Judge | str | Path] | None,
     data: PreferencesInput,
     split: str | None = None,
     limit: int | None = None,
@@ -37,31 +46,62 @@ def evaluate(
     adapter: str | Path | None = None,
     calibration: str | Path | bool = False,
     **settings: Any,
-) -> Evaluation:
+) -> Evaluation | JudgeComparison:
     """Measure a judge's agreement with people, as `mlxpref eval`: `evaluate(judge, "pairs.jsonl").metrics.accuracy`.
 
-    `judge` is one, or a name as for `load`, which `adapter` and `settings` go with. `data` is a data set's name, a file
-    or folder, or a list of `Preference`s, or of dicts like the rows of a file. `split` is by default test, or all of
-    data without splits. The judge's own calibration is left off, unless `calibration` is True or a file. ConfigError,
-    DataError or ModelError for what cannot be measured.
+    `judge` is one, or a name as for `load`, which `adapter` and `settings` go with. Several, a list or a generator, are
+    measured one after the other on the same pairs; the result is then a sequence of rows with `name`, `evaluation` and
+    `minus_first`. `data` is a data set's name, a file or folder, or a list of `Preference`s, or of dicts like the rows
+    of a file. `split` is by default test, or all of data without splits. The judge's own calibration is left off,
+    unless `calibration` is True or a file. ConfigError, DataError or ModelError for what cannot be measured.
     """
     if strategy not in STRATEGIES:
         raise ConfigError(f"strategy {strategy!r}: known are {', '.join(STRATEGIES)}")
-    loaded = calibrated(judge_from(judge, adapter, settings), calibration)
+    several = isinstance(judge, Iterable) and not isinstance(judge, str)
+    if several and not (adapter is None and isinstance(calibration, bool)):
+        raise ConfigError(
+            "adapter and calibration are of one judge: load each of several with its own, as in "
+            "(mlxpref.load(name, adapter) for name, adapter in judges)"
+        )
     folder = Path(expand(data_dir)) if data_dir else None
+    # A single judge is loaded before the data are read.
+    single = None if several else calibrated(judge_from(judge, adapter, settings), calibration)  # type: ignore[arg-type]
     name, preferences = preferences_from(data, split, limit, folder)
     spec = EvaluationSpec(name, preferences.split, strategy, protocol or protocol_of(name), tie_threshold)
     validation = tie_validation(spec, preferences, limit, folder)
-    left_out = check_preferences(name, [*preferences, *validation], loaded.vlm.features.images)
-    count_learned(loaded.folders, preferences)
-    if loaded.calibration is not None:
-        loaded.calibration.count_fitted(preferences)
-    variant = StrategyVariant(strategy, loaded.settings.think, loaded.settings.samples if loaded.settings.think else 1)
-    evaluation = compare_strategies(loaded, preferences, spec, [variant], validation, left_out).rows[0].evaluation
-    if strategy == "soft":
-        for line in answer_warnings(evaluation.verdicts):
+    cache = single.vlm.features.images if single else ImageCache(settings.get("max_pixels", JudgeSettings.max_pixels))
+    left_out = check_preferences(name, [*preferences, *validation], cache)
+    if single is not None:
+        return _measure(single, preferences, spec, validation, left_out).comparison.rows[0].evaluation
+
+    def load_and_measure(judge: Judge | str | Path, preferences: Sequence[Preference]) -> JudgeResult:
+        loaded = calibrated(judge_from(judge, None, settings), calibration)
+        if not isinstance(judge, Judge):  # each image is decoded once for all
+            loaded.vlm.features.images = cache
+        return _measure(loaded, preferences, spec, validation, left_out)
+
+    return compare_judges(judge, load_and_measure, preferences, spec)  # type: ignore[arg-type]
+
+
+def _measure(
+    judge: Judge,
+    preferences: Sequence[Preference],
+    spec: EvaluationSpec,
+    validation: Sequence[Preference],
+    left_out: LeftOut,
+) -> JudgeResult:
+    """Judge preferences by the strategy of `spec`; warns of what the judge has seen before, and of its answers."""
+    assert spec.strategy is not None
+    count_learned(judge.folders, preferences)
+    if judge.calibration is not None:
+        judge.calibration.count_fitted(preferences)
+    think = judge.settings.think
+    variant = StrategyVariant(spec.strategy, think, judge.settings.samples if think else 1)
+    comparison = compare_strategies(judge, preferences, spec, [variant], validation, left_out)
+    if spec.strategy == "soft":
+        for line in answer_warnings(comparison.rows[0].evaluation.verdicts):
             logger.warning(line)
-    return evaluation
+    return JudgeResult(judge.name, judge.adapter, comparison)
 
 
 def calibrate(

@@ -85,6 +85,24 @@ class StrategyComparison:
     counts: JudgingCounts
     seconds: float
 
+    def without_left_out(self, preferences: Sequence[Preference]) -> list[Preference]:
+        """The preferences that were given, ties included, without those that were left out of all rows."""
+        spec, kept = self.rows[0].evaluation.spec, {id(preference) for preference in self.preferences}
+        dropped = {id(preference) for preference in to_judge(preferences, spec)} - kept
+        return [preference for preference in preferences if id(preference) not in dropped]
+
+    def on(self, preferences: Sequence[Preference]) -> "StrategyComparison":
+        """The same verdicts measured on a part of the preferences; DataError where none of them counts."""
+        pairs = to_judge(preferences, self.rows[0].evaluation.spec)
+        if len(pairs) == len(self.preferences):
+            return self
+        kept, evaluations = {id(pair) for pair in pairs}, {}
+        for variant, before in ((row.variant, row.evaluation) for row in self.rows):
+            verdicts = [v for p, v in zip(self.preferences, before.verdicts, strict=True) if id(p) in kept]
+            measured = evaluation_of(preferences, verdicts, before.spec, before.seconds)
+            evaluations[variant] = replace(measured, left_out=before.left_out)
+        return replace(self, rows=_rows(evaluations, pairs), preferences=tuple(pairs))
+
 
 def strategy_variants(
     strategies: Sequence[Strategy], samples: Sequence[int], thinking: Sequence[bool]
@@ -143,28 +161,38 @@ def compare_strategies(
         evaluations[variant] = replace(evaluation, left_out=left_out)
     every = {id(each): each for each in [*by_variant.values(), *on_validation.values()]}.values()
     return StrategyComparison(
-        rows=tuple(StrategyRow(each, evaluations[each], _gains(each, evaluations, pairs)) for each in variants),
+        rows=_rows(evaluations, pairs),
         preferences=tuple(pairs),
         counts=JudgingCounts.of(verdict for completions in every for verdict in completions.verdicts),
         seconds=round(time.perf_counter() - start, 3),
     )
 
 
-def difference(
-    one: Sequence[PairVerdict], other: Sequence[PairVerdict], preferences: Sequence[Preference]
-) -> Difference:
-    """The accuracy of one variant minus that of another on the same preferences, without ties."""
+def difference(one: Sequence[float], other: Sequence[float], preferences: Sequence[Preference]) -> Difference:
+    """The accuracy of some predictions, each the preference for a, minus that of others on the same preferences.
+
+    Ties in the data are left out.
+    """
     label = labels(preferences)
     decided = label != 0.5
     correct = [
-        agreement(np.array([verdict.p_a for verdict in verdicts])[decided], label[decided] > 0.5).astype(np.float64)
-        for verdicts in (one, other)
-    ]
+        agreement(np.array(p_a)[decided], label[decided] > 0.5).astype(np.float64) for p_a in (one, other)
+    ]  # (N,) each
     prompts = group_numbers([p.group for p, counts in zip(preferences, decided, strict=True) if counts])
     gain = correct[0] - correct[1]  # (N,)
     independent = difference_interval(int((gain > 0).sum()), int((gain < 0).sum()), len(gain))
     bounds = widest(interval(np.bincount(prompts, gain), np.bincount(prompts)), independent)
     return Difference(float(gain.mean()), *bounds)
+
+
+def _rows(
+    evaluations: Mapping[StrategyVariant, Evaluation], preferences: Sequence[Preference]
+) -> tuple[StrategyRow, ...]:
+    """The rows of evaluations on the same preferences."""
+    return tuple(
+        StrategyRow(variant, evaluation, _gains(variant, evaluations, preferences))
+        for variant, evaluation in evaluations.items()
+    )
 
 
 def _gains(
@@ -174,8 +202,8 @@ def _gains(
     if variant.strategy != "soft":
         return {}
     others = [other for other in evaluations if other != variant and replace(other, strategy="soft") == variant]
-    verdicts = evaluations[variant].verdicts
-    return {other.strategy: difference(verdicts, evaluations[other].verdicts, preferences) for other in others}
+    p_a = {each: [verdict.p_a for verdict in evaluations[each].verdicts] for each in (variant, *others)}
+    return {other.strategy: difference(p_a[variant], p_a[other], preferences) for other in others}
 
 
 class _SharedCompletions:

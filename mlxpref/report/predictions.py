@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from mlxpref.files import write_output
+from mlxpref.judge.compare_judges import JudgeComparison
 from mlxpref.judge.pair_verdict import PairVerdict
-from mlxpref.judge.strategies import StrategyComparison
+from mlxpref.judge.strategies import StrategyComparison, StrategyRow
 from mlxpref.preferences import Preference, image_name
 from mlxpref.report.ranking_files import text_cell
 
@@ -18,15 +19,20 @@ FORMATS = (".csv", ".jsonl")
 """The endings of such a file."""
 
 
-def comparison_rows(comparison: StrategyComparison) -> Iterator[dict[str, Any]]:
+def comparison_rows(comparison: StrategyComparison | JudgeComparison) -> Iterator[dict[str, Any]]:
     """A row for each pair of each variant: the pair, people's and the judge's preference for a, both orders, reasons.
 
-    `correct` says whether the better image was preferred; None for a tie in the data.
+    `correct` says whether the better image was preferred; None for a tie in the data. Rows of several judges begin with
+    the name of theirs, and those of scores end with `correct`.
     """
-    for row in comparison.rows:
-        variant = {"strategy": row.variant.strategy, "think": row.variant.think, "samples": row.variant.samples}
-        for preference, verdict in zip(comparison.preferences, row.evaluation.verdicts, strict=True):
-            yield _row(preference, verdict.p_a) | _orders(verdict) | variant
+    pairs = comparison.preferences
+    if isinstance(comparison, StrategyComparison):
+        for row in comparison.rows:
+            yield from _judged_rows(pairs, row)
+        return
+    for each in comparison:
+        rows = _judged_rows(pairs, each.judged) if each.judged else score_rows(pairs, each.p_a)
+        yield from ({"judge": each.name, **row} for row in rows)
 
 
 def score_rows(preferences: Sequence[Preference], p_a: Sequence[float]) -> Iterator[dict[str, Any]]:
@@ -45,6 +51,12 @@ def write_predictions(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     else:
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     write_output(path, text)
+
+
+def _judged_rows(preferences: Sequence[Preference], row: StrategyRow) -> Iterator[dict[str, Any]]:
+    variant = {"strategy": row.variant.strategy, "think": row.variant.think, "samples": row.variant.samples}
+    for preference, verdict in zip(preferences, row.evaluation.verdicts, strict=True):
+        yield _row(preference, verdict.p_a) | _orders(verdict) | variant
 
 
 def _row(preference: Preference, p_a: float) -> dict[str, Any]:

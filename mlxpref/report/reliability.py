@@ -9,6 +9,7 @@ import numpy as np
 
 from mlxpref.errors import ConfigError
 from mlxpref.files import replacing
+from mlxpref.judge.compare_judges import JudgeComparison
 from mlxpref.judge.metrics import Floats, calibration_bins, calibration_error
 from mlxpref.judge.strategies import StrategyComparison
 from mlxpref.report.curves import COLOURS
@@ -61,15 +62,19 @@ def draw_reliability(panels: Sequence[Panel], columns: int, path: Path) -> None:
             raise ConfigError(f"{path}: the drawing cannot be written there ({error.strerror})") from error
 
 
-def draw_strategies(comparison: StrategyComparison, path: Path) -> None:
-    """Draw the reliability of every row's probabilities, one column a strategy."""
+def draw_strategies(comparison: StrategyComparison | JudgeComparison, path: Path) -> None:
+    """Draw the reliability of every row's probabilities, one column a strategy; scores have no probabilities."""
+    if isinstance(comparison, StrategyComparison):
+        rows = {str(row.variant): row for row in comparison.rows}
+    else:
+        rows = {f"{each.name}\n{each.judged.variant}": each.judged for each in comparison if each.judged}
     decided = [p.better != "tie" for p in comparison.preferences]
     p_people = np.array([p.p_people for p in comparison.preferences])[decided]
     panels = [
-        Panel(str(row.variant), np.array([verdict.p_a for verdict in row.evaluation.verdicts])[decided], p_people)
-        for row in comparison.rows
+        Panel(title, np.array([verdict.p_a for verdict in row.evaluation.verdicts])[decided], p_people)
+        for title, row in rows.items()
     ]
-    strategies = len({row.variant.strategy for row in comparison.rows})
+    strategies = len({row.variant.strategy for row in rows.values()})
     draw_reliability(panels, strategies if strategies > 1 else min(_MAX_COLUMNS, len(panels)), path)
 
 
