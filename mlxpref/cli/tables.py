@@ -227,8 +227,8 @@ def print_judges(comparison: JudgeComparison) -> None:
         drop=("unreadable", "ece", "tokens a pair", "seconds a pair"),
     )  # fmt: skip
     print_text(
-        f"minus first: points of accuracy, minus those of {names[0]}, on the same pairs; an interval with 0 in it leaves "
-        "open which of both is better"
+        f"minus first: points of accuracy, minus those of {names[0]}, on the same pairs; an interval with 0 in it "
+        "leaves open which of both is better"
     )
     if with_official:
         print_text(f"official: {first.official.definition}")

@@ -3,7 +3,6 @@
 Judges come one after the other, so that only one is in memory. A pair that one of them left out counts for none.
 """
 
-import gc
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -108,7 +107,6 @@ def compare_judges(
         results.append(measure(judge, preferences))
         preferences = results[-1].comparison.without_left_out(preferences)
         del judge  # before the next one is taken, as taking it may load it
-        gc.collect()  # layers hold weights in reference cycles
         mx.clear_cache()
     if not results and not scores:
         raise ConfigError("no judge to measure: the list of judges is empty; the order is (judge, data)")

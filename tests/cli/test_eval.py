@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from mlxpref.cli import main
 from mlxpref.cli.common import check_apart
-from mlxpref.cli.eval import StrategyOptions
+from mlxpref.cli.eval_options import StrategyOptions
 from mlxpref.demo.preferences import demo_preferences
 from mlxpref.errors import ConfigError
 from mlxpref.judge.strategies import StrategyVariant
@@ -184,7 +184,6 @@ def test_outputs_are_two_files(tmp_path: Path) -> None:
         (("--think", "never"), "unexpected extra argument (never)"),
         (("--plot", "drawing.pdf"), "ends with .svg or .png"),
         (("--plot", "no/such/folder/drawing.svg"), "in a folder that exists"),
-        (("--plot", "drawing.svg", "--scores", "scores.csv"), "takes the place of a judge"),
     ],
 )
 def test_wrong_usage(arguments: tuple[str, ...], problem: str) -> None:

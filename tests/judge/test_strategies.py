@@ -28,7 +28,7 @@ from mlxpref.judge.strategies import (
 from mlxpref.log import showing
 from mlxpref.preferences import Pair, Preference
 from mlxpref.ranking.temperature import TemperatureScaling
-from mlxpref.verdict import STRATEGIES, Strategy, Verdict
+from mlxpref.verdict import STRATEGIES, Strategy
 from tests.messages import Tracked
 from tests.tolerance import PROBABILITY
 
@@ -199,10 +199,6 @@ def test_nothing_to_judge_is_an_error(demo_judge: Callable[..., Judge], preferen
         compare_strategies(demo_judge(), tied, SPEC, strategy_variants(["soft"], [1], [True]))
 
 
-def pair_verdict(p_a: float) -> PairVerdict:
-    return PairVerdict((Verdict("", p_a, 1 - p_a),), (Verdict("", 1 - p_a, p_a),))
-
-
 def test_difference_by_hand() -> None:
     rng = np.random.default_rng(0)
     groups = [str(i // 8) for i in range(400)]
@@ -212,9 +208,7 @@ def test_difference_by_hand() -> None:
     right[1] &= np.array([int(g) % 2 == 1 for g in groups])
     blank = demo_preferences("test", 1)[0]
     preferences = [replace(blank, p_people=p, group=g) for p, g in zip(people, groups, strict=True)]
-    one, other = (
-        [pair_verdict(0.9 if good == (p > 0.5) else 0.1) for good, p in zip(row, people, strict=True)] for row in right
-    )
+    one, other = ([0.9 if good == (p > 0.5) else 0.1 for good, p in zip(row, people, strict=True)] for row in right)
     result = difference(one, other, preferences)
     assert result.accuracy == pytest.approx(0.5)
     # 50 prompts differ by 1 or by 0: the interval is that of 50 draws, not of 400.
@@ -230,7 +224,7 @@ def test_difference_by_hand() -> None:
     assert gain.high - gain.low > 0.2
     # Ties have no better image: they are left out.
     tied = [*preferences, replace(blank, p_people=0.5)]
-    assert difference([*one, pair_verdict(0.9)], [*other, pair_verdict(0.9)], tied) == result
+    assert difference([*one, 0.9], [*other, 0.9], tied) == result
 
 
 def test_soft_is_compared_within_its_family(compared: Callable[..., StrategyComparison]) -> None:
