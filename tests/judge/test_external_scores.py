@@ -280,7 +280,7 @@ def test_scores_by_the_protocol_of_mmrb2(tmp_path: Path, write: Write) -> None:
 
 def test_options_without_scores(ones_own: Path, write: Write) -> None:
     path = write("image,score", "0a.png,1")
-    for more in (["--model", "demo"], ["--no-think"], ["--tie-threshold", "0.1", "--protocol", "pickapic"]):
+    for more in (["--no-think"], ["--tie-threshold", "0.1", "--protocol", "pickapic"]):
         assert run("--data", ones_own, "--scores", path, *more).exit_code == 2
     result = run("--data", ones_own, "--scores", path)
     assert result.exit_code == 1
