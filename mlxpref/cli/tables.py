@@ -1,7 +1,7 @@
 """Prints results for people: a pair, a ranking, an evaluation."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -184,8 +184,7 @@ def print_strategies(comparison: StrategyComparison) -> None:
                 for row, other, gain in gains
             ),
         )  # fmt: skip
-    if with_official:
-        print_text(f"official: {first.official.definition}")
+    _print_official({str(row.variant): row.evaluation for row in comparison.rows})
     if comparison.counts.tokens:
         print_text(
             "tokens are what a row needs by itself; its seconds are those of all completions that it is read from, "
@@ -230,9 +229,20 @@ def print_judges(comparison: JudgeComparison) -> None:
         f"minus first: points of accuracy, minus those of {names[0]}, on the same pairs; an interval with 0 in it "
         "leaves open which of both is better"
     )
-    if with_official:
-        print_text(f"official: {first.official.definition}")
+    _print_official({name: row.evaluation for name, row in zip(names, comparison, strict=True)})
     print_text("; ".join(_baselines(first)))
+
+
+def _print_official(evaluations: Mapping[str, Evaluation]) -> None:
+    """Print what official numbers are, and then what is beside them, each text once with the names that it is for."""
+    official = {name: e.official for name, e in evaluations.items() if e.spec.protocol != "pairs"}
+    definitions = {name: each.definition for name, each in official.items()}
+    beside = {name: each.in_words().removeprefix(each.definition).lstrip("; ") for name, each in official.items()}
+    for what, texts in (("official", definitions), ("beside it", beside)):
+        for text in dict.fromkeys(filter(None, texts.values())):
+            names = [name for name in texts if texts[name] == text]
+            whose = f", {', '.join(names)}" if len(names) < len(texts) else ""
+            print_text(f"{what}{whose}: {text}")
 
 
 def _minus(gain: Difference | None) -> tuple[str, str]:
@@ -289,7 +299,7 @@ def _beside(e: Evaluation) -> list[str]:
     parts = []
     if e.spec.protocol != "pairs":
         threshold = "" if e.spec.tie_threshold is None else f", tie threshold {e.spec.tie_threshold:g}"
-        parts.append(f"official: {e.official.definition}{threshold}")
+        parts.append(f"official: {e.official.in_words()}{threshold}")
         parts.append(f"accuracy within prompts first: {percent(e.metrics.accuracy_macro)}")
     if e.spec.strategy is not None:
         a_pair = f"{_number(e.tokens_per_pair, 1)} tokens"

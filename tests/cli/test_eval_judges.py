@@ -235,3 +235,21 @@ def test_an_interrupted_command_keeps_every_judge_so_far(
     assert batches == [4, 4, 4]
     notes = [line for line in run(*command).stderr.splitlines() if "were judged before" in line]
     assert notes == ["8 of 8 comparisons were judged before", "4 of 8 comparisons were judged before"]
+
+
+def test_what_official_numbers_are(adapter: Path, scores: Path) -> None:
+    judges = ("--model", "demo", "--model", "demo", "--adapter", adapter, "--scores", scores)
+    for protocol in ("hpdv2", "mmrb2", "genai_bench"):
+        done = run(*judges, "--protocol", protocol)
+        assert done.exit_code == 0, done.output
+        lines = done.stdout.splitlines()
+        assert lines[1].split()[:2] == ["judge", "official"]
+        said = [line.partition(":")[0] for line in lines if line.startswith(("official", "beside"))]
+        assert (
+            said
+            == {
+                "hpdv2": ["official"],
+                "mmrb2": ["official, demo, demo + taste", "official, clip.csv", "beside it"],
+                "genai_bench": ["official", "beside it, demo", "beside it, demo + taste", "beside it, clip.csv"],
+            }[protocol]
+        )
