@@ -2,18 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from mlxpref.checkpoints.checkpoint import Checkpoint
-from mlxpref.checkpoints.checks import check_folder
-from mlxpref.checkpoints.resolve import find_checkpoint
-from mlxpref.cli.common import Consent, agree, check_apart, image_cache, load_data, software_versions
+from mlxpref.cli.common import Consent, check_apart, image_cache, load_data, software_versions
 from mlxpref.cli.eval_options import EvalCommand, MeasuredOptions, OutputOptions, StrategyOptions, order_of_judges
-from mlxpref.cli.judges import announce_time, open_judge
+from mlxpref.cli.judges import announce_time, find_judge_for, open_judge
 from mlxpref.cli.options import DataOptions, JudgeOptions, json_option, option_group, settings_options
 from mlxpref.cli.output import note, print_json
 from mlxpref.cli.tables import print_evaluations, print_judges, print_strategies
@@ -23,12 +19,12 @@ from mlxpref.data.learned import count_learned
 from mlxpref.data.left_out import LeftOut
 from mlxpref.data.load import check_preferences
 from mlxpref.distributed import process_group
-from mlxpref.engine.adapters import check_base, find_base
 from mlxpref.judge.compare_judges import JudgeResult, compare_judges
 from mlxpref.judge.diagnostics import answer_warnings, demo_warnings
 from mlxpref.judge.evaluation import EvaluationSpec, evaluation_of_scores, to_judge
 from mlxpref.judge.external_scores import match_scores, prefer_by_score, read_scores
 from mlxpref.judge.functions import tie_validation
+from mlxpref.judge.loading import FoundJudge
 from mlxpref.judge.protocols import PROTOCOLS, counted, protocol_of
 from mlxpref.judge.strategies import budget_of, compare_strategies
 from mlxpref.preferences import Pair, Preference, data_fingerprint, images_of
@@ -112,8 +108,9 @@ def evaluate(
     left_out = check_preferences(source.data, everything, cache) if judges else LeftOut(source.data, everything)
     work = _Work(spec, validation, variants, settings, cache, left_out)
     if several := len(judges) + len(scores) > 1:
-        judges = [_found(judge) for judge in judges]  # all, before the first one judges for hours
-        comparison = compare_judges(judges, partial(work.judge, several=True), preferences, spec, scores)
+        images = len(images_of(everything))
+        found = [find_judge_for(images, judge, settings) for judge in judges]  # all, before one judges for hours
+        comparison = compare_judges(zip(judges, found, strict=True), work.judge_found, preferences, spec, scores)
     else:
         result = work.judge(judges[0], preferences)
     if left_out.reasons:
@@ -148,20 +145,6 @@ def _matched_scores(path: Path, pairs: Sequence[Preference]) -> dict[str, float]
     return scores
 
 
-def _found(options: JudgeOptions) -> JudgeOptions:
-    """The options with the name of a model that is here now; errors of a judge that could not be loaded."""
-    consent = (lambda question: True) if options.yes else agree
-    if options.adapter is None:
-        name, folder = find_checkpoint(options.model, consent)
-    else:
-        name, folder = find_base(options.adapter, options.model, consent)
-    checkpoint = Checkpoint.open(folder)
-    check_folder(checkpoint)
-    if options.adapter is not None:
-        check_base(options.adapter, checkpoint, options.any_base)
-    return replace(options, model=name)
-
-
 @dataclass(frozen=True)
 class _Work:
     """What every judge has to judge, and how; `cache` has the images, which are decoded once for all."""
@@ -173,17 +156,22 @@ class _Work:
     cache: ImageCache
     left_out: LeftOut
 
-    def judge(self, options: JudgeOptions, preferences: Sequence[Preference], several: bool = False) -> JudgeResult:
-        """Judge preferences by every variant; only --calibration applies a calibration.
+    def judge_found(
+        self, options_and_judge: tuple[JudgeOptions, FoundJudge], preferences: Sequence[Preference]
+    ) -> JudgeResult:
+        """The same by one of several judges, which was found before, and is named before its notes."""
+        options, found = options_and_judge
+        note(f"judging by {found.name}" + (f" with {found.adapter}" if found.adapter else ""))
+        return self.judge(options, preferences, found)
 
-        Of several judges each is named before its notes.
-        """
+    def judge(
+        self, options: JudgeOptions, preferences: Sequence[Preference], found: FoundJudge | None = None
+    ) -> JudgeResult:
+        """Judge preferences by every variant; only --calibration applies a calibration."""
         options = replace(options, no_calibration=options.calibration is None)
         everything = [*preferences, *self.validation]
         images = images_of(everything)
-        if several:
-            note(f"judging by {options.model}" + (f" with {options.adapter}" if options.adapter else ""))
-        with open_judge(images, options, self.settings, self.cache) as judge:
+        with open_judge(images, options, self.settings, self.cache, found=found) as judge:
             judge.processes.check_same({"fingerprint of the preferences": data_fingerprint(everything)})
             learned_from = count_learned(judge.folders, preferences)
             fitted_to = judge.calibration.count_fitted(preferences) if judge.calibration else 0

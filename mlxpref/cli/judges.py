@@ -15,7 +15,7 @@ from mlxpref.distributed import process_group
 from mlxpref.errors import DataError
 from mlxpref.judge.diagnostics import demo_warnings
 from mlxpref.judge.judge import Judge
-from mlxpref.judge.loading import calibrated, load_judge
+from mlxpref.judge.loading import FoundJudge, calibrated, find_judge
 from mlxpref.judge.pair_budget import PairBudget, ThinkAbout
 from mlxpref.judge.store import Store, default_store_path
 from mlxpref.judge.time_estimate import estimate_seconds, unknown_part
@@ -28,16 +28,25 @@ _CANDIDATES = 20_000
 """The most pairs to look for in the store for an estimate."""
 
 
+def find_judge_for(images: int, options: JudgeOptions, settings: Mapping[str, Any]) -> FoundJudge:
+    """The judge of the options, before it is loaded, for a ranking or pairs of up to so many images."""
+    consent = (lambda question: True) if options.yes else agree
+    return find_judge(options.model, options.adapter, settings, consent, images, options.any_base)
+
+
 def load_judge_for(
     images: Sequence[ImageLike],
     options: JudgeOptions,
     settings: Mapping[str, Any],
     cache: ImageCache,
     together: int | None = None,
+    found: FoundJudge | None = None,
 ) -> Judge:
-    """The calibrated judge of the options for `images`, with up to `together` (default all) in one ranking."""
-    consent = (lambda question: True) if options.yes else agree
-    judge = load_judge(options.model, options.adapter, settings, consent, together or len(images), options.any_base)
+    """The calibrated judge of the options for `images`, with up to `together` (default all) in one ranking.
+
+    `found` is the judge of these options if it was looked for before.
+    """
+    judge = (found or find_judge_for(together or len(images), options, settings)).load()
     if not judge.settings.think and (samples := settings.get("samples", 1)) > 1:
         note(f"--samples {samples} is left off: without thinking every completion of a comparison is the same")
     judge = replace(judge, processes=process_group())
@@ -84,9 +93,10 @@ def open_judge(
     settings: Mapping[str, Any],
     cache: ImageCache,
     together: int | None = None,
+    found: FoundJudge | None = None,
 ) -> Iterator[Judge]:
     """The same judge with its store open, and its image features on disk beside it; keeps the machine awake."""
-    judge = load_judge_for(images, options, settings, cache, together)
+    judge = load_judge_for(images, options, settings, cache, together, found)
     store = None if options.no_store else _store(options, judge)
     if cache.disk and store and (store.is_open or not judge.processes.is_main):
         cache.disk.start()

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,26 @@ from mlxpref.judge.judge import Judge
 from mlxpref.log import logger
 
 
+@dataclass(frozen=True)
+class FoundJudge:
+    """A judge whose files are here, go together, and fit the device: only its weights are not in memory."""
+
+    name: str
+    adapter: Path | None
+    settings: JudgeSettings
+    reads: bool
+    checkpoint: Checkpoint
+    profile: Profile
+
+    def load(self) -> Judge:
+        """Load it; errors of weights, and of labels that cannot be read."""
+        vlm = load_vlm(self.checkpoint, self.settings.max_pixels, profile=self.profile)
+        _ = vlm.tokenizer.label_ids  # raises for labels that cannot be read
+        if self.adapter is not None:
+            load_adapter(vlm.model, self.adapter)
+        return Judge(vlm, self.settings, self.name, self.adapter, reads=self.reads)
+
+
 def load_judge(
     model: str | None,
     adapter: Path | None = None,
@@ -37,6 +57,18 @@ def load_judge(
     names the given ones that differ from these. ConfigError if judging pairs of `images` images (by default a full
     batch) would not fit the device. ModelError for an adapter of another model, unless `any_base`.
     """
+    return find_judge(model, adapter, settings, agree, images, any_base).load()
+
+
+def find_judge(
+    model: str | None,
+    adapter: Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    agree: Callable[[str], bool] = lambda question: False,
+    images: int | None = None,
+    any_base: bool = False,
+) -> FoundJudge:
+    """The judge of `load_judge`, with its errors and warnings, before its weights are read."""
     settings_from(JudgeSettings, settings or {})  # before any download
     name, path = find_base(adapter, model, agree) if adapter is not None else find_checkpoint(model, agree)
     trained = trained_settings(adapter or path)
@@ -49,11 +81,7 @@ def load_judge(
     require_fit(lambda s: judging_plan(size, s, images or judge_settings.rows), judge_settings, "judging")
     for line in check_base(adapter, checkpoint, profile, any_base) if adapter is not None else ():
         logger.warning(line)
-    vlm = load_vlm(checkpoint, judge_settings.max_pixels, profile=profile)
-    _ = vlm.tokenizer.label_ids  # raises for labels that cannot be read
-    if adapter is not None:
-        load_adapter(vlm.model, adapter)
-    return Judge(vlm, judge_settings, name, adapter, reads=reads)
+    return FoundJudge(name, adapter, judge_settings, reads, checkpoint, profile)
 
 
 def profile_of(given: str, name: str, folder: Path, adapter: Path | None = None) -> Profile:

@@ -19,6 +19,7 @@ from mlxpref.cli.eval_options import EvalCommand, MeasuredOptions, order_of_judg
 from mlxpref.cli.options import JudgeOptions, option_group
 from mlxpref.demo.preferences import demo_preferences
 from mlxpref.judge.judge import Judge
+from mlxpref.judge.loading import FoundJudge
 from mlxpref.judge.store import Store
 from mlxpref.preferences import image_name
 from tests.conftest import write_adapter
@@ -175,7 +176,7 @@ def test_every_variant_of_every_judge(adapter: Path, tmp_path: Path, scores: Pat
 
 
 def test_scores_alone_need_no_judge(scores: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli_judges, "load_judge", None)
+    monkeypatch.setattr(cli_judges, "find_judge", None)
     other = tmp_path / "other.csv"
     other.write_text(scores.read_text().replace(",0.5", ",2"))
     done = CliRunner().invoke(main, [*DEMO[:-1], "--scores", str(scores), "--scores", str(other), "--json"])
@@ -200,17 +201,27 @@ def test_every_judge_is_looked_for_before_the_first_one_judges(second: tuple[str
     assert "judging" not in done.stderr
 
 
+def test_every_judge_is_checked_before_the_first_one_judges(adapter: Path) -> None:
+    config = json.loads((adapter / ADAPTER_CONFIG).read_text())
+    config["base"] = {"fingerprint": "0" * 32, "ancestors": []}
+    (adapter / ADAPTER_CONFIG).write_text(json.dumps(config))
+    done = run("--model", "demo", "--model", "demo", "--adapter", adapter)
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert "which this model is not" in done.stderr
+    assert "judging" not in done.stderr
+
+
 def test_one_judge_is_in_memory_at_a_time(adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     models: list[weakref.ref[Any]] = []
-    load = cli_judges.load_judge
+    load = FoundJudge.load
 
-    def load_one(*arguments: Any) -> Judge:
+    def load_one(self: FoundJudge) -> Judge:
         assert not any(model() is not None for model in models), "an earlier judge is still in memory"
-        judge = load(*arguments)
+        judge = load(self)
         models.append(weakref.ref(judge.vlm.model))
         return judge
 
-    monkeypatch.setattr(cli_judges, "load_judge", load_one)
+    monkeypatch.setattr(FoundJudge, "load", load_one)
     done = run("--model", "demo", "--model", "demo", "--adapter", adapter)
     assert done.exit_code == 0, done.output
     assert len(models) == 2
