@@ -145,10 +145,10 @@ def _settings(
 def calibration_path(judge: Judge) -> Path:
     """The place of a judge's own calibration: its adapter's folder, else the user's cache by its fingerprint.
 
-    Each criterion of the user's has a file of its own.
+    Each other profile than our own, and each criterion of the user's, has a file of its own.
     """
-    criterion = judge.settings.criterion
-    own = f"-{judge.profile.version(criterion)}" if criterion else ""
+    version = judge.profile.version(judge.settings.criterion)
+    own = "" if version == own_profile().version() else f"-{version}"
     if judge.adapter is not None:
         name = Path(CALIBRATION_FILE)
         return judge.adapter / f"{name.stem}{own}{name.suffix}"
