@@ -173,6 +173,10 @@ def read_profile(path: Path) -> Profile:
     """The profile in a TOML file; ConfigError for what is none, unknown keys, wrong types and contradictions."""
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"profile {path}: no such file; give a TOML file, or one of {', '.join(built_in_profiles())}"
+        ) from error
     except (OSError, ValueError) as error:
         raise ConfigError(f"profile {path}: not readable as TOML: {one_line(error)}") from error
     kinds = {each.name: each.type for each in fields(Profile) if each.name != "path"}

@@ -261,8 +261,10 @@ def load_vlm(
         if dtype is not None:
             model.update(tree_map(lambda x: _as_type(x, dtype), model.parameters()))
         model.eval()
+        vlm = VLM(model, processor, checkpoint, max_pixels, profile)
+        _ = vlm.tokenizer.label_ids  # raises, before the weights are read, for labels that are no tokens
         mx.eval(model.parameters())
-        return VLM(model, processor, checkpoint, max_pixels, profile)
+        return vlm
     except MlxprefError:
         raise
     except Exception as error:  # mlx-vlm raises anything from KeyError to RuntimeError for a damaged folder

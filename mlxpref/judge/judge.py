@@ -15,7 +15,7 @@ from mlxpref.data.inputs import ImageInput, ImagesInput, check_pair, check_promp
 from mlxpref.data.left_out import LeftOut
 from mlxpref.distributed import SINGLE_PROCESS, ProcessGroup
 from mlxpref.engine.completion import Sampling
-from mlxpref.engine.profile import Form, Profile
+from mlxpref.engine.profile import OWN, Form, Profile
 from mlxpref.engine.vlm import VLM
 from mlxpref.errors import ConfigError, DataError, ImageError
 from mlxpref.judge.calibration import CalibrationFile, JudgeConditions
@@ -94,9 +94,10 @@ class Judge:
     def __repr__(self) -> str:
         adapter = f", adapter {shorten(self.adapter)!r}" if self.adapter else ""
         think = f"up to {self.settings.max_tokens} tokens of reasons" if self.settings.think else "without thinking"
+        profile = f", profile {self.profile.name}" if self.profile.name != OWN else ""
         criterion = f", criterion {shorten(self.settings.criterion)!r}" if self.settings.criterion else ""
         calibrated = ", calibrated" if self.calibration else ""
-        return f"Judge({shorten(self.name)!r}{adapter}, {think}{criterion}{calibrated})"
+        return f"Judge({shorten(self.name)!r}{adapter}, {think}{profile}{criterion}{calibrated})"
 
     @property
     def profile(self) -> Profile:

@@ -14,7 +14,7 @@ from mlxpref.checkpoints.memory import judging_plan, model_size, require_fit
 from mlxpref.checkpoints.resolve import find_checkpoint
 from mlxpref.config import JudgeSettings, settings_from
 from mlxpref.engine.adapters import check_base, find_base, load_adapter, trained_settings
-from mlxpref.engine.profile import Profile, find_profile, own_profile
+from mlxpref.engine.profile import Profile, find_profile, own_profile, profile_named
 from mlxpref.engine.vlm import load_vlm
 from mlxpref.errors import ConfigError, DataError, ModelError
 from mlxpref.files import cache_dir, expand
@@ -37,7 +37,6 @@ class FoundJudge:
     def load(self) -> Judge:
         """Load it; errors of weights, and of labels that cannot be read."""
         vlm = load_vlm(self.checkpoint, self.settings.max_pixels, profile=self.profile)
-        _ = vlm.tokenizer.label_ids  # raises for labels that cannot be read
         if self.adapter is not None:
             load_adapter(vlm.model, self.adapter)
         return Judge(vlm, self.settings, self.name, self.adapter, reads=self.reads)
@@ -69,12 +68,17 @@ def find_judge(
     any_base: bool = False,
 ) -> FoundJudge:
     """The judge of `load_judge`, with its errors and warnings, before its weights are read."""
-    settings_from(JudgeSettings, settings or {})  # before any download
+    settings = dict(settings or {})
+    if isinstance(settings.get("profile"), PathLike):
+        settings["profile"] = str(settings["profile"])
+    settings_from(JudgeSettings, settings)  # before any download
+    if settings.get("profile"):
+        profile_named(settings["profile"]).check_criterion(settings.get("criterion", ""))
     name, path = find_base(adapter, model, agree) if adapter is not None else find_checkpoint(model, agree)
     trained = trained_settings(adapter or path)
     reads = not trained.get("think") or bool(trained.get("read_weight"))
-    profile = profile_of(str((settings or {}).get("profile", "")), name, path, adapter)
-    judge_settings = _settings(adapter or path, trained, settings or {}, reads, profile)
+    profile = profile_of(settings.get("profile", ""), name, path, adapter)
+    judge_settings = _settings(adapter or path, trained, settings, reads, profile)
     checkpoint = Checkpoint.open(path)
     check_folder(checkpoint)
     size = model_size(checkpoint)
