@@ -159,10 +159,11 @@ class _Work:
     def judge_found(
         self, options_and_judge: tuple[JudgeOptions, FoundJudge], preferences: Sequence[Preference]
     ) -> JudgeResult:
-        """The same by one of several judges, which was found before, and is named before its notes."""
+        """The same by one of several judges, which was found before; notes name it, JSON has its profile."""
         options, found = options_and_judge
         note(f"judging by {found.name}" + (f" with {found.adapter}" if found.adapter else ""))
-        return self.judge(options, preferences, found)
+        result = self.judge(options, preferences, found)
+        return replace(result, about={**result.about, "profile": found.profile.name})
 
     def judge(
         self, options: JudgeOptions, preferences: Sequence[Preference], found: FoundJudge | None = None

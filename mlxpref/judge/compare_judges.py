@@ -19,7 +19,7 @@ from mlxpref.preferences import Preference
 from mlxpref.text import short_names
 
 T = TypeVar("T")
-_NOBODY: dict[str, Any] = {"model": None, "adapter": None, "learned_from": None, "warnings": []}
+_NOBODY: dict[str, Any] = {"model": None, "adapter": None, "profile": None, "learned_from": None, "warnings": []}
 """What the JSON of scores says of a judge."""
 ImageScores = Mapping[Path, Mapping[str, float]]
 """The scores of images by `image_name`, for each tool by the file that they are from."""

@@ -126,6 +126,7 @@ def test_a_judge_and_what_training_made_of_it(adapter: Path, scores: Path) -> No
     assert [base[key] for key in ("model", "adapter", "scores")] == ["demo", None, None]
     assert [trained[key] for key in ("model", "adapter", "scores")] == ["demo", str(adapter), None]
     assert [tool[key] for key in ("model", "adapter", "scores")] == [None, None, str(scores)]
+    assert [row["profile"] for row in (base, trained, tool)] == ["mlxpref", "mlxpref", None]
     # Each has the settings that are its own.
     assert (base["max_pixels"], trained["max_pixels"]) == (84 * 84, 56 * 56)
     assert all(tool[key] is None for key in ("brier", "ece", "position_consistency", "tokens_per_pair", "learned_from"))
