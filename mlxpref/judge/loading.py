@@ -134,7 +134,7 @@ def _settings(
         known["think"] = False
     settings = settings_from(JudgeSettings, known | dict(given))
     profile.check_criterion(settings.criterion)
-    for name in known.keys() & trained.keys():
+    for name in filter(trained.__contains__, known):  # in the order of the settings
         before, now = getattr(learned, name), getattr(settings, name)
         if name == "think" and before != now and not (before and reads):
             ways = ("without thinking", "with thinking")
