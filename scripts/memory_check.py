@@ -29,7 +29,7 @@ from mlxpref.preferences import Preference  # noqa: E402
 from mlxpref.training.trainer import Trainer  # noqa: E402
 from scripts.demo_checkpoint import build_model  # noqa: E402
 
-__all__ = ["LARGE_RUNS", "MODELS", "RUNS", "Measured", "Model", "Run", "measure"]
+__all__ = ["LARGE_RUNS", "MODELS", "RUNS", "Measured", "Model", "Run", "measure", "random_judge"]
 
 _TEXT = "a red circle"
 _CONTEXT = 1 << 20
@@ -45,8 +45,8 @@ class Model:
     """Changes to the demo judge's config, and how the language model is quantized (0 bits: not)."""
 
     name: str
-    text: dict[str, int]
-    vision: dict[str, int]
+    text: dict[str, Any]
+    vision: dict[str, Any]
     bits: int = 0
 
     def config(self) -> dict[str, Any]:
@@ -142,7 +142,7 @@ def measure(model: Model, runs: Iterator[Run] | tuple[Run, ...]) -> Iterator[tup
         gc.collect()
         mx.clear_cache()
         before = mx.get_active_memory()
-        vlm = _random(model)
+        vlm = random_judge(model)
         checkpoint = ModelSize.from_config(model.config(), _weight_bytes(vlm), 4, run.settings.max_pixels)
         if isinstance(run.settings, TrainSettings):
             plan, peak = _measure_training(vlm, checkpoint, run.pixels, run.settings)
@@ -157,10 +157,11 @@ def _weight_bytes(vlm: VLM) -> int:
     return sum(int(array.nbytes) for array in arrays.values())
 
 
-def _random(model: Model) -> VLM:
+def random_judge(model: Model, dtype: mx.Dtype = mx.float32) -> VLM:
     """A model of random weights that never ends its completions, and writes no tag that would end them."""
     mx.random.seed(0)
     built = build_model(model.config())
+    built.set_dtype(dtype)
     if model.bits:
         nn.quantize(built.language_model, bits=model.bits)
     built.eval()
