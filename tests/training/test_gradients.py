@@ -38,7 +38,7 @@ def material(vlm: VLM, longest: int = 9) -> LossInputs:
         return mx.array(rng.random(shape).astype(np.float32))
 
     width = int(vlm.decoder.embed_tokens.weight.shape[1])
-    no_thinking = Completions.of([vlm.tokenizer.no_thinking_ids] * len(prompts))
+    no_thinking = Completions.of([vlm.tokenizer.at_once_ids] * len(prompts))
     nothing = mx.zeros(no_thinking.tokens.shape)
     read = LossInputs(
         prompts=prompts,

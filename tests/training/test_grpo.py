@@ -27,7 +27,7 @@ from mlxpref.training.rewards import RewardMix
 from mlxpref.training.rollouts import RolloutGroup
 from mlxpref.training.sampler import TrainingComparison
 from mlxpref.verdict import Verdict
-from tests.conftest import GOLDEN
+from tests.conftest import GOLDEN, read_verdict
 from tests.training.test_group_rewards import mix_of
 
 with np.load(GOLDEN / "grpo.npz", allow_pickle=False) as _file:
@@ -205,9 +205,9 @@ def one_gradient(reasons: tuple[int, ...], reward: str, y: float) -> np.ndarray:
     """The gradient that one group of rollouts gives, through the code that trains."""
     settings = TrainSettings(reward=reward, group=GROUP, format_weight=0.2, loss_type="bnpo", read_weight=READ_WEIGHT)
     q = np.exp(ANSWER_LOGITS) / np.exp(ANSWER_LOGITS).sum(axis=1, keepdims=True)
-    groups = groups_of([[Rollout((r,), (0.0,), Verdict(TEXTS[r], *q[r, :2])) for r in reasons]], [y])
+    groups = groups_of([[Rollout((r,), (0.0,), read_verdict(TEXTS[r], *q[r, :2])) for r in reasons]], [y])
     mix = mix_of(reward, lambda _, group: [OWN_REWARDS[TEXTS.index(v.text)] for v in group])
-    inputs = loss_inputs(groups, reward_groups(groups, settings, mix), settings, mix, no_thinking=(7, 8))
+    inputs = loss_inputs(groups, reward_groups(groups, settings, mix), settings, mix, at_once=(7, 8))
     assert inputs.read
     assert inputs.read.completions.tokens.tolist() == [[7, 8]]
 
