@@ -35,9 +35,10 @@ from mlx.utils import tree_unflatten  # noqa: E402
 from mlxpref.checkpoints import bounds  # noqa: E402
 from mlxpref.cli.output import note  # noqa: E402
 from mlxpref.config import JudgeSettings  # noqa: E402
+from mlxpref.engine.completion import Sampling  # noqa: E402
 from mlxpref.engine.logprobs import Completions  # noqa: E402
 from mlxpref.engine.lora import adapter_weights, attach_lora, linear_layers, linear_shape  # noqa: E402
-from mlxpref.engine.rollout import Sampling, roll_out  # noqa: E402
+from mlxpref.engine.rollout import roll_out  # noqa: E402
 from mlxpref.engine.vlm import VLM, ComparisonInput  # noqa: E402
 from mlxpref.judge.judge import Judge  # noqa: E402
 from scripts import bench_decode  # noqa: E402
