@@ -56,7 +56,7 @@ def browser() -> Iterator[Browser]:
 @cache
 def tiny_model(name: str) -> VLM:
     """The tiny random checkpoint of a family, in float32."""
-    return load_vlm(GOLDEN / name, max_pixels=512 * 512)
+    return load_vlm(GOLDEN / name, 512 * 512, mx.float32)
 
 
 def read_verdict(
@@ -130,7 +130,7 @@ def tiny_vlm(family: str) -> VLM:
 @pytest.fixture
 def trained(family: str) -> VLM:
     """A model with an adapter that is not fresh; loaded anew, as it is changed."""
-    vlm = load_vlm(GOLDEN / family, 512 * 512)
+    vlm = load_vlm(GOLDEN / family, 512 * 512, mx.float32)
     attach_lora(vlm.model, list(linear_layers(vlm.model)), rank=4, scale=2.0)
     mx.random.seed(1)
     weights = {n: 0.05 * mx.random.normal(w.shape) for n, w in adapter_weights(vlm.model).items()}

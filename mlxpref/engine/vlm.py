@@ -198,9 +198,10 @@ class VLM:
         logits: mx.array = output(states).astype(mx.float32) + self._suppression
         if states.dtype == mx.float32:
             return logits
-        # Half precision rounds a logit of 10 to 1/16: compute the labels' logits again, in float32.
+        # Half precision rounds a logit of 10 to 1/16: compute the labels' logits again, in float32. A sum of products,
+        # as CUDA multiplies matrices of float32 with ten bits of fraction (TF32).
         ids, rows = self._label_rows
-        labels = states.astype(mx.float32) @ rows.T  # (..., labels)
+        labels = (states.astype(mx.float32)[..., None, :] * rows).sum(axis=-1)  # (..., 1, D) * (labels, D)
         return mx.put_along_axis(logits, mx.broadcast_to(ids, labels.shape), labels, axis=-1)
 
     @cached_property
