@@ -76,10 +76,10 @@ class Reader:
         match = self._label.match(answer)
         if match is None:
             return None
-        # Where something ends the answer, it holds one label: "1 and 2" is none.
-        others = {each[0] for each in self._label.finditer(answer)} if self.profile.end else {match[0]}
-        preferences = {self._preference(word) for word in others}
-        return preferences.pop() if len(preferences) == 1 else None
+        preference, rest = self._preference(match[0]), answer[match.end() :]
+        # "1 and 2" is no answer; "1 is better than image 2" is one.
+        other = self._second_label.match(rest)
+        return preference if other is None or self._preference(other[1]) == preference else None
 
     def written_scores(self, text: str) -> tuple[float, float] | None:
         """The scores from 0 to 10 of the first and the second image in the written answer; None for no such answer."""
@@ -143,6 +143,12 @@ class Reader:
         """A written label, as a word."""
         labels = sorted((each for label in self.profile.labels for each in label), key=len, reverse=True)
         return re.compile(rf"(?<![\w.])(?:{'|'.join(map(re.escape, labels))})(?![\w]|\.\d)")
+
+    @cached_property
+    def _second_label(self) -> re.Pattern[str]:
+        """A label right after another one, which makes both no answer."""
+        word = (re.findall(r"\w+", self.profile.lead) or [""])[-1]
+        return re.compile(rf"\W*(?:(?:and|or|vs)\W+)?(?:{word}\W+)?({self._label.pattern})", re.IGNORECASE)
 
     def _preference(self, label: str) -> float:
         return 1.0 if label in self.profile.first else 0.0 if label in self.profile.second else 0.5
