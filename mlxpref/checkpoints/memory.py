@@ -157,11 +157,17 @@ class MemoryPlan:
 
 
 def training_plan(
-    model: ModelSize, settings: TrainSettings, preferences: int, writes: bool = True, text: int = _TEXT
+    model: ModelSize,
+    settings: TrainSettings,
+    preferences: int,
+    writes: bool = True,
+    text: int = _TEXT,
+    question: int = _QUESTION,
 ) -> MemoryPlan:
     """The plan of training on a number of preferences, whose images reach `max_pixels`.
 
-    `writes` says whether there are completions (of `max_tokens`), `text` are a comparison's other tokens.
+    `writes` says whether there are completions (of `max_tokens`), `text` are a comparison's other tokens, of which
+    `question` come after its images.
     """
     images = 2 * min(preferences, settings.steps * settings.comparisons or preferences)
     tokens = model.image_tokens(settings.max_pixels)
@@ -176,7 +182,7 @@ def training_plan(
         "update": 2 * adapter + _update(model, settings, length, samples, completion),
     }
     if settings.held_out:
-        judging = judging_plan(model, settings.judging, min(images, 2 * settings.held_out_limit), text)
+        judging = judging_plan(model, settings.judging, min(images, 2 * settings.held_out_limit), text, question)
         phases["evaluation"] = judging.peak - judging.weights
     return MemoryPlan(model.weights, 3 * adapter + model.features(images, tokens), phases)
 
@@ -196,12 +202,14 @@ def _update(model: ModelSize, settings: TrainSettings, length: int, samples: int
     return states + model.keys_values(2 * groups * length + rows * completion) + max(larger + beside, head)
 
 
-def judging_plan(model: ModelSize, settings: JudgeSettings, images: int, text: int = _TEXT) -> MemoryPlan:
+def judging_plan(
+    model: ModelSize, settings: JudgeSettings, images: int, text: int = _TEXT, question: int = _QUESTION
+) -> MemoryPlan:
     """The plan of judging comparisons of `images` images for one prompt; see `training_plan`."""
     tokens = model.image_tokens(settings.max_pixels)
     samples = settings.samples if settings.think else 1
     together = max(1, min(settings.rows // samples, bounds.PREFILL_TOKENS // (2 * tokens), images * (images - 1)))
-    before, new = tokens + text - _QUESTION, tokens + _QUESTION  # up to the second image, and from it on
+    before, new = tokens + text - question, tokens + question  # up to the second image, and from it on
     completion, prefill = settings.max_tokens + bounds.ANSWER_TOKENS, min(together, images) * before + together * new
     phases = {
         "vision": model.vision_tower(min(images, 2 * together), tokens),

@@ -12,7 +12,7 @@ from mlxpref.cli.common import Consent, exit_on_sigterm
 from mlxpref.cli.options import FILE, HelpCommand, json_option, settings_options
 from mlxpref.cli.output import note, print_json, print_text, track_steps
 from mlxpref.cli.tables import percent
-from mlxpref.config import TrainSettings, read_settings
+from mlxpref.config import TrainSettings, read_settings, settings_from
 from mlxpref.distributed import process_group
 from mlxpref.log import logger
 from mlxpref.power import keep_awake
@@ -20,7 +20,7 @@ from mlxpref.report.run_page import RUN_PAGE
 from mlxpref.text import counted
 from mlxpref.training.run import resume_run, start_run
 from mlxpref.training.run_folder import Run, held_out_change, read_log
-from mlxpref.training.run_record import run_settings
+from mlxpref.training.run_record import chosen_settings
 from mlxpref.training.step_report import StepReport
 
 
@@ -56,8 +56,9 @@ def train(
     if resume:
         run = resume_run(output, values, consent, processes)
     else:
-        settings_of_run = run_settings(values, str(config) if config else "")
-        run = start_run(settings_of_run, output, consent, processes=processes)
+        chosen = chosen_settings(values, str(config) if config else "")
+        of_run = settings_from(TrainSettings, chosen)
+        run = start_run(of_run, output, consent, processes=processes, chosen=chosen)
     if run:
         _train(run)
     if not processes.is_main:

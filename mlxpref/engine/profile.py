@@ -33,6 +33,8 @@ _KINDS: Mapping[Any, tuple[type, str]] = {
     int: (int, "a whole number from 0"),
     str: (str, "a text"),
 }
+_BYTES = 4
+"""Bytes of text a token has at least, about, in the vocabularies of large models."""
 _NAMES = ("name", "note", "models", "path")
 """Fields that change nothing in what is asked and read."""
 
@@ -106,6 +108,16 @@ class Profile:
     def has_tie(self) -> bool:
         """Whether the judge may say that both are equally good."""
         return bool(self.tie or self.tie_opening)
+
+    @property
+    def text_tokens(self) -> tuple[int, int]:
+        """About how many tokens its text takes with a prompt, and how many of these come after the images."""
+        words = [text.replace(_CRITERION, self.criterion) for text in (self.question, self.scores_question)]
+        after = [text.rpartition(_IMAGE)[2] for text in words]
+        whole, behind = (max(len(text.encode()) for text in texts) // _BYTES for texts in (words, after))
+        # The chat template's own words, and room for a prompt, which stands behind the images in some profiles.
+        is_behind = any(_PROMPT in text for text in after)
+        return whole + len(self.system.encode()) // _BYTES + 102, behind + 3 + 82 * is_behind
 
     def closings(self, at_once: bool = False) -> list[str]:
         """What leads to the answer, or to that of each aspect, from unfinished reasons or from the very beginning."""

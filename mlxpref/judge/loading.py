@@ -82,7 +82,8 @@ def find_judge(
     checkpoint = Checkpoint.open(path)
     check_folder(checkpoint)
     size = model_size(checkpoint)
-    require_fit(lambda s: judging_plan(size, s, images or judge_settings.rows), judge_settings, "judging")
+    text = profile.text_tokens
+    require_fit(lambda s: judging_plan(size, s, images or judge_settings.rows, *text), judge_settings, "judging")
     for line in check_base(adapter, checkpoint, profile, any_base) if adapter is not None else ():
         logger.warning(line)
     return FoundJudge(name, adapter, judge_settings, reads, checkpoint, profile)

@@ -2,8 +2,8 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,10 @@ from mlxpref.data.left_out import is_public
 from mlxpref.data.load import Preferences, check_preferences, load_preferences
 from mlxpref.distributed import SINGLE_PROCESS, ProcessGroup, process_group
 from mlxpref.engine.adapters import base_of, check_base, find_base, read_adapter
-from mlxpref.engine.profile import Profile
+from mlxpref.engine.profile import OWN, PROFILE_FILE, Profile, profile_named
 from mlxpref.engine.vlm import VLM, load_vlm
 from mlxpref.errors import ConfigError, ModelError
-from mlxpref.files import expand
+from mlxpref.files import expand, write_file
 from mlxpref.judge.loading import profile_of
 from mlxpref.log import logger
 from mlxpref.text import format_bytes
@@ -36,17 +36,18 @@ from mlxpref.training.run_record import (
     RUN_RECORD,
     changed_since,
     check_resumable,
+    chosen_settings,
     in_whole,
     read_record,
     record_of,
     resumed_settings,
-    run_settings,
     write_record,
 )
 from mlxpref.training.step_report import StepReport
 from mlxpref.training.trackers import check_trackers
 from mlxpref.training.trainer import Trainer
 
+_ALL = frozenset(each.name for each in fields(TrainSettings))
 Agree = Callable[[str], bool]
 """Answers a question, such as whether to download a model."""
 
@@ -58,12 +59,16 @@ def start_run(
     vlm: VLM | None = None,
     processes: ProcessGroup = SINGLE_PROCESS,
     preferences: Preferences | None = None,
+    chosen: Collection[str] | None = None,
 ) -> Run:
     """Check the settings, load data and model, and write run.json, without training yet.
 
-    `output` None is runs/<time>. A `vlm` is trained itself; `preferences` take the place of named data. ConfigError for
-    a folder with a file in it, or bad settings; DataError for unreadable data (see `check_preferences`); ModelError.
+    `output` None is runs/<time>. A `vlm` is trained itself; `preferences` take the place of named data. `chosen` are
+    the settings that the judge's profile leaves as they are, None all but defaults. ConfigError for a folder with a
+    file in it, or bad settings; DataError for unreadable data (see `check_preferences`); ModelError.
     """
+    if chosen is None:
+        chosen = {each.name for each in fields(settings) if getattr(settings, each.name) != each.default}
     folder = Path(processes.broadcast(str(output or Path("runs") / time.strftime("%Y%m%d-%H%M%S"))))
     settings = settings_from(TrainSettings, processes.broadcast(asdict(in_whole(settings))))
     is_used = folder.exists() and (not folder.is_dir() or any(not path.is_dir() for path in folder.rglob("*")))
@@ -72,10 +77,12 @@ def start_run(
         raise ConfigError(f"{folder}: is not empty; give another --output{resume}")
     if not settings.data:
         raise ConfigError("no --data: give `demo`, a public data set, or a file or folder of preferences")
-    run = _load(settings, folder, agree, processes, vlm, preferences=preferences)
+    run = _load(settings, folder, agree, processes, vlm, preferences=preferences, chosen=chosen)
+    settings = run.trainer.settings
     if processes.is_main:
         folder.mkdir(parents=True, exist_ok=True)
         write_record(folder, run.record)
+        write_file(folder / PROFILE_FILE, run.trainer.vlm.profile.text())
         earlier = (Path(settings.adapter) if settings.adapter else None, run.trainer.vlm.checkpoint.folder)
         write_learned(folder, run.digests, run.learned, earlier)
     return run
@@ -106,7 +113,9 @@ def resume_run(
     if is_complete and settings.steps in (planned, done):
         logger.info(f"{folder}: this run is complete after {done} steps; nothing is left to do, unless --steps is more")
         return None
-    run = _load(settings, folder, agree, processes, state=state, preferences=preferences)
+    kept = folder / PROFILE_FILE
+    profile = str(kept) if kept.is_file() and "profile" not in given else settings.profile
+    run = _load(settings, folder, agree, processes, state=state, preferences=preferences, asked_by=profile)
     if processes.is_main:  # the others have the same data and model as this one
         check_resumable(folder, before, run.record, run.digests, state is None or "adapter" in given)
     run.record |= {name: before[name] for name in ("started", "id") if name in before}
@@ -144,7 +153,7 @@ def train(
     """Train an adapter and yield a report after every step: `for report in mlxpref.train("demo", "demo"): ...`.
 
     `data` is a data set's name, a file or folder, or a list of `Preference`s, or of dicts like the rows of a file.
-    `settings` are the fields of `mlxpref.config.TrainSettings`; see `run_settings` for the demo judge. It saves the
+    `settings` are the fields of `mlxpref.config.TrainSettings`; see `chosen_settings` for the demo judge. It saves the
     adapter in `output` (default runs/<time>), also if the loop ends early. With `resume` the run in `output` continues
     (see `resume_run`), and needs its data again if they were a list; a complete one yields nothing. ConfigError,
     DataError or ModelError for what cannot be trained.
@@ -164,7 +173,9 @@ def train(
     if resume:
         run = resume_run(place, values, processes=processes, preferences=preferences)
     else:
-        run = start_run(run_settings(values), place, processes=processes, preferences=preferences)
+        chosen = chosen_settings(values)
+        of_run = settings_from(TrainSettings, chosen)
+        run = start_run(of_run, place, processes=processes, preferences=preferences, chosen=chosen)
     if run:
         yield from run.reports()
 
@@ -207,14 +218,20 @@ def _load(
     vlm: VLM | None = None,
     state: RunState | None = None,
     preferences: Preferences | None = None,
+    chosen: Collection[str] = _ALL,
+    asked_by: str = "",
 ) -> Run:
     """Make a run before its first step, or to go on from a `state`, without a change in its folder.
 
-    The quickest checks come first: the reward, then the data, then the model.
+    The quickest checks come first: the reward with a profile that is named, then the data, then the model. `asked_by`
+    is the profile in place of that in the settings.
     """
+    named = asked_by or settings.profile
     if processes.is_main:
         check_trackers(settings.report_to)
     mix = load_rewards(settings.reward)
+    if vlm or named:
+        settings = _settings_for(vlm.profile if vlm else profile_named(named), settings, mix, chosen)
     data_dir = Path(settings.data_dir).expanduser() if settings.data_dir else None
     preferences = preferences or load_preferences(
         settings.data,
@@ -232,14 +249,16 @@ def _load(
         model = settings.model or None
         name, path = find_base(adapter, model, agree) if adapter else find_checkpoint(model, agree)
         settings = in_whole(replace(settings, model=name))
-        profile = profile_of(settings.profile, name, path, adapter)
-        settings = _settings_for(profile, settings, mix)
+        profile = profile_of(named, name, path, adapter)
+        settings = _settings_for(profile, settings, mix, chosen)
         checkpoint = Checkpoint.open(path)
         check_folder(checkpoint)
         size, writes = model_size(checkpoint), settings.think or not mix.exact
-        plan = require_fit(lambda s: training_plan(size, s, len(preferences), writes), settings, "training")
+        text = profile.text_tokens
+        plan = require_fit(lambda s: training_plan(size, s, len(preferences), writes, *text), settings, "training")
         logger.info(f"about {format_bytes(plan.peak)} of memory at the peak, {format_bytes(plan.weights)} are weights")
         vlm = load_vlm(checkpoint, settings.max_pixels, profile=profile)
+        _ = vlm.tokenizer.label_ids  # raises for labels that cannot be read
         vlm.features.images = images
     start: Mapping[str, mx.array] | None = None
     if adapter and state:
@@ -258,17 +277,27 @@ def _load(
     return Run(folder, trainer, record, state, digests, learned)
 
 
-def _settings_for(profile: Profile, settings: TrainSettings, mix: RewardMix) -> TrainSettings:
-    """The settings for a judge that is asked by a profile; ConfigError for what it cannot learn."""
+def _settings_for(profile: Profile, settings: TrainSettings, mix: RewardMix, chosen: Collection[str]) -> TrainSettings:
+    """The settings for a judge that is asked by a profile, which leaves the `chosen` ones as they are.
+
+    ConfigError for what it cannot learn.
+    """
     if profile.is_point:
         raise ConfigError(
             f"the profile {profile.name} shows one image at a time, and training learns from pairs: take a judge of "
-            "pairs, or --profile mlxpref"
+            f"pairs, or --profile {OWN}"
         )
     profile.check_form(mix.form)
     if not mix.exact and profile.tie_opening:
         raise ConfigError(f"reward {settings.reward}: the profile {profile.name} answers at once; take soft or brier")
-    return settings if profile.thinks else replace(settings, think=False)
+    if settings.think and not profile.thinks:
+        if "think" in chosen:
+            raise ConfigError(f"--think: the profile {profile.name} answers at once; give --no-think")
+        logger.info(f"the profile {profile.name} answers at once: only its answer is learned, without thinking")
+        settings = replace(settings, think=False)
+    if profile.max_tokens and "max_tokens" not in chosen:
+        settings = replace(settings, max_tokens=profile.max_tokens)
+    return settings
 
 
 def _start_from(adapter: Path, vlm: VLM, settings: TrainSettings) -> tuple[TrainSettings, dict[str, mx.array]]:

@@ -22,6 +22,7 @@ from mlxpref.data.learned import Digests, count_changed, read_learned
 from mlxpref.demo import TRAINING
 from mlxpref.engine.adapters import ADAPTER_WEIGHTS, base_name, profile_version, trained_settings
 from mlxpref.engine.peft import PEFT_WEIGHTS
+from mlxpref.engine.profile import OWN
 from mlxpref.errors import ConfigError, DataError, ModelError
 from mlxpref.files import sha256_of, write_file
 from mlxpref.log import logger
@@ -107,11 +108,11 @@ def in_whole(settings: TrainSettings) -> TrainSettings:
     return _with_places(settings, whole)
 
 
-def run_settings(values: Mapping[str, Any], where: str = "") -> TrainSettings:
-    """Return the settings of a new run by the given values; `where` is their file, for messages.
+def chosen_settings(values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """Return the settings of a new run that are no defaults: the given values, in a file `where`, and some others.
 
-    The others are those that a given adapter was trained with, else their defaults. The demo judge brings its own, as
-    those for real judges teach it nothing; their `limit` and `steps` are for its own data.
+    These are those that a given adapter was trained with. The demo judge brings its own, as those for real judges teach
+    it nothing; their `limit` and `steps` are for its own data. ConfigError for what is no setting.
     """
     adapter = Path(values["adapter"]).expanduser() if values.get("adapter") else None
     own: dict[str, Any] = {}
@@ -122,7 +123,9 @@ def run_settings(values: Mapping[str, Any], where: str = "") -> TrainSettings:
         logger.info(f"the demo judge learns with settings of its own, where none are given: {shown}")
     learned = trained_settings(adapter) if adapter else {}
     own |= {name: learned[name] for name in ("think", "max_pixels", "max_tokens") if name in learned}
-    return settings_from(TrainSettings, own | dict(values), where)
+    chosen = own | dict(values)
+    settings_from(TrainSettings, chosen, where)
+    return chosen
 
 
 def resumed_settings(folder: Path, record: Mapping[str, Any], given: Mapping[str, Any]) -> TrainSettings:
@@ -142,7 +145,8 @@ def resumed_settings(folder: Path, record: Mapping[str, Any], given: Mapping[str
     before = settings_from(TrainSettings, recorded, str(folder / RUN_RECORD))
     before = in_whole(_with_places(before, found))
     settings = in_whole(settings_from(TrainSettings, asdict(before) | dict(given)))
-    may_differ = {*_PLACES, *_ROUNDING, "save_every", "steps", "report_to"}
+    # The profile's version is compared, not its name.
+    may_differ = {*_PLACES, *_ROUNDING, "save_every", "steps", "report_to", "profile"}
     reward = record.get("reward_fingerprint")  # not of earlier versions
     if reward and reward == reward_fingerprint(settings.reward):
         may_differ.add("reward")
@@ -198,9 +202,10 @@ def check_resumable(
             "model now; give the right one with --model"
         )
     if profile_version(before["base"]) != profile_version(now["base"]):
+        name = before["base"].get("profile", {}).get("name", OWN)
         raise ModelError(
-            f"{folder}: the run was started with other words than those of the profile {now['base']['profile']['name']}"
-            f"; restore the profile, or start another run"
+            f"{folder}: the run asks by the profile {name}, and {now['base']['profile']['name']} asks in other words "
+            "now; leave out --profile, restore what changed, or start another run"
         )
     if needs_adapter and before.get("adapter_fingerprint", "") != now["adapter_fingerprint"]:
         raise ModelError(

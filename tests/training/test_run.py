@@ -29,7 +29,7 @@ from mlxpref.training import held_out, resume, run_folder, run_record
 from mlxpref.training import run as run_module
 from mlxpref.training.run import resume_run, start_run
 from mlxpref.training.run_folder import Run, held_out_change
-from mlxpref.training.run_record import read_record, resumed_settings, run_settings
+from mlxpref.training.run_record import chosen_settings, read_record, resumed_settings
 from tests.conftest import GOLDEN
 from tests.messages import messages
 
@@ -522,6 +522,10 @@ def test_wrong_reward_is_refused_before_loading(reward: str, tmp_path: Path, mon
 def test_the_demo_judge_brings_its_settings(monkeypatch: pytest.MonkeyPatch, unbroken: Path) -> None:
     monkeypatch.delenv("MLXPREF_MODEL", raising=False)
     own = demo_settings()
+
+    def run_settings(values: dict[str, Any]) -> TrainSettings:
+        return settings_from(TrainSettings, chosen_settings(values))
+
     assert run_settings({"data": "demo", "model": "demo"}) == own
     assert run_settings({"data": "demo", "model": "demo", "kl": 0.5, "steps": 3}) == replace(own, kl=0.5, steps=3)
     mine = run_settings({"data": "mine.jsonl", "model": "demo"})

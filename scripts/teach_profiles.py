@@ -1,0 +1,226 @@
+"""Teach the demo judge to answer in the form of other judges: `python -m scripts.teach_profiles OUTPUT`.
+
+It learns from completions about coloured shapes that a script writes in each profile's form, asked by that profile's
+own question, with all weights of its language model. What the vision tower says stays as it is. OUTPUT then answers by
+`--profile NAME` for each of the profiles; it is a test of profiles, and knows nothing but the demo's pictures.
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlxpref._blas import preload
+
+preload()  # before MLX is first imported
+
+import click  # noqa: E402
+import mlx.core as mx  # noqa: E402
+import numpy as np  # noqa: E402
+from tokenizers import AddedToken, Tokenizer  # noqa: E402
+
+from mlxpref.demo import JUDGE  # noqa: E402
+from mlxpref.demo.pictures import PictureSpec  # noqa: E402
+from mlxpref.demo.preferences import TRAIN_PROMPTS, draw_pair  # noqa: E402
+from mlxpref.engine.image_features import Features  # noqa: E402
+from mlxpref.engine.logprobs import Completions, completion_logprobs, prefill  # noqa: E402
+from mlxpref.engine.profile import Profile, profile_named  # noqa: E402
+from mlxpref.engine.vlm import VLM, ComparisonInput, load_vlm  # noqa: E402
+from scripts.demo_checkpoint import MAX_PIXELS, write_checkpoint  # noqa: E402
+from scripts.demo_lessons import (  # noqa: E402
+    ANSWER,
+    DECISION,
+    DIRECT,
+    FORMAT,
+    Pictures,
+)
+from scripts.demo_warmup import Note, Stage, picture_features, run_stage  # noqa: E402
+
+NAMES = ("unifiedreward-think", "unifiedreward-flex", "unifiedreward-pair", "rationalrewards")
+"""The profiles that there are lessons for."""
+_WORDS = ("Both",)
+"""Words that must be one token, as they are in Qwen's vocabulary."""
+_TIES = 0.25
+"""The share of pairs of one look in the lessons of a judge that may call a tie."""
+_BATCH = 16
+_GRID = (3, 3)
+
+Pieces = list[tuple[str, float]]
+"""A completion in pieces, each with the weight of its tokens in the loss."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """The looks of the images of one question, its prompt, and what a teacher writes: with reasons, and at once.
+
+    The latter is empty where the judge always answers at once.
+    """
+
+    looks: tuple[PictureSpec, ...]
+    prompt: str
+    written: Pieces
+    at_once: Pieces
+
+
+def draw_lesson(profile: Profile, rng: np.random.Generator) -> Lesson:
+    """A lesson in a profile's form: the clean picture is the better one."""
+    scene = draw_pair(rng, TRAIN_PROMPTS, "quality")
+    looks = scene.a, scene.b
+    if profile.is_point:
+        return Lesson(looks[:1], scene.prompt, *_scored(profile, scene.a))
+    if profile.has_tie and rng.random() < _TIES:
+        return Lesson((scene.a, scene.a), scene.prompt, [(profile.tie_opening[0], DIRECT)], [])
+    label = (profile.first if scene.better == "a" else profile.second)[0]
+    if not profile.thinks:
+        return Lesson(looks, scene.prompt, [(profile.lead + label, DIRECT)], [])
+    reasons = [(profile.think_begin, FORMAT)]
+    for place, look in enumerate(looks, start=1):
+        reasons += [(f" Image {place}:", FORMAT), (f" {look.quality}", DECISION), (".", FORMAT)]
+    end = profile.end
+    if profile.counts == "last":  # the winner by something else, which is not the answer, stands before it
+        reasons.append((f' {{"place": {{{profile.lead}{profile.first[0]}"}},', FORMAT))
+        end += "}"
+    if profile.think_end:
+        end = f" is better{end}"
+    written = [*reasons, (profile.closing, FORMAT), (label, ANSWER), (end, FORMAT)]
+    return Lesson(looks, scene.prompt, written, [(label, DIRECT)])
+
+
+def _scored(profile: Profile, look: PictureSpec) -> tuple[Pieces, Pieces]:
+    """What the teacher writes about one image, and at once: a score of each aspect, of which the second one counts."""
+    scores = [
+        (look.quality, profile.levels[-1 if look.quality == "clean" else 0])
+        if number == 1
+        else ("good", profile.levels[1])
+        for number in range(len(profile.aspects))
+    ]
+    written, at_once = Pieces(), Pieces()
+    leads = profile.closings(at_once=True)
+    for aspect, lead, (word, score) in zip(profile.aspects, leads, scores, strict=True):
+        written += [
+            (f"{aspect}:", FORMAT),
+            (f" {word}", DECISION),
+            (f".\n{profile.lead}", FORMAT),
+            (score, ANSWER),
+            ("\n", FORMAT),
+        ]
+        at_once += [(lead, 0.0), (score, DIRECT)]
+    return written, at_once[1:]
+
+
+class School:
+    """A judge that learns the forms of several profiles: one model, asked by each of them.
+
+    `features` are those of all pictures of a pool, by the vision tower as it is.
+    """
+
+    def __init__(self, folder: Path, profiles: Sequence[Profile], seed: int, variants: int) -> None:
+        self.asked = [load_vlm(folder, MAX_PIXELS, profile=profile) for profile in profiles]
+        self.model = self.asked[0].model
+        for vlm in self.asked:
+            vlm.model = self.model
+        self.rng = np.random.default_rng([78, seed])
+        self.pictures = Pictures(self.rng, variants)
+        merged = [
+            picture_features(self.model, mx.array(self.pictures.patches[start : start + 128]))
+            for start in range(0, len(self.pictures.patches), 128)
+        ]
+        mx.eval(merged)
+        self.features = [Features(each, _GRID) for part in merged for each in part]
+        self.model.freeze()
+        self.model.language_model.unfreeze()
+
+    def lessons(self) -> Callable[[], tuple[Any, ...]]:
+        """Batches of lessons, of each profile in turn, as the arguments of `loss`."""
+        count = 0
+
+        def batch() -> tuple[Any, ...]:
+            nonlocal count
+            vlm = self.asked[count % len(self.asked)]
+            count += 1
+            lessons = [draw_lesson(vlm.profile, self.rng) for _ in range(_BATCH)]
+            ways = [
+                [_weighed(vlm, each) for each in way]
+                for way in zip(*(self._ways(vlm, x) for x in lessons), strict=True)
+            ]
+            return vlm, [self._input(vlm, lesson) for lesson in lessons], [_padded(rows) for rows in ways]
+
+        return batch
+
+    def _input(self, vlm: VLM, lesson: Lesson) -> ComparisonInput:
+        images = [self.features[self.pictures.draw(look, self.rng)] for look in lesson.looks]
+        return vlm.input_of(images, lesson.prompt, "choice", vlm.profile.thinks)
+
+    @staticmethod
+    def _ways(vlm: VLM, lesson: Lesson) -> list[Pieces]:
+        """What is written behind a lesson's question: with reasons, and at once."""
+        written = [*lesson.written, (vlm.tokenizer.hf_tokenizer.eos_token, FORMAT)]
+        if not vlm.profile.thinks:
+            return [written]
+        return [written, [(vlm.profile.closings(at_once=True)[0], 0.0), *lesson.at_once]]
+
+    @staticmethod
+    def loss(vlm: VLM, inputs: Sequence[ComparisonInput], ways: Sequence[tuple[Completions, mx.array]]) -> mx.array:
+        """The weighted mean negative log-likelihood of what is to be written in each of several ways."""
+        state, total, weight = prefill(vlm, inputs, recompute=False), mx.array(0.0), mx.array(0.0)
+        for completions, weights in ways:
+            logprobs = completion_logprobs(vlm, state, completions, recompute=False).logprobs
+            total, weight = total - (logprobs * weights).sum(), weight + weights.sum()
+        return total / weight
+
+
+def _padded(rows: Sequence[Sequence[tuple[int, float]]]) -> tuple[Completions, mx.array]:
+    """Rows of tokens with their weights as completions, and the weights (R, T)."""
+    completions = Completions.of([[token for token, _ in row] for row in rows])
+    weights = np.zeros(completions.tokens.shape, np.float32)
+    for number, row in enumerate(rows):
+        weights[number, : len(row)] = [weight for _, weight in row]
+    return completions, mx.array(weights)
+
+
+def _weighed(vlm: VLM, pieces: Pieces) -> list[tuple[int, float]]:
+    """The tokens of a text in pieces, encoded as a whole: each has the weight of the piece that it ends in."""
+    ends = np.cumsum([len(text) for text, _ in pieces])
+    encoding = vlm.tokenizer.hf_tokenizer.backend_tokenizer.encode(
+        "".join(text for text, _ in pieces), add_special_tokens=False
+    )
+    return [
+        (token, pieces[int(np.searchsorted(ends, end))][1])
+        for token, (_, end) in zip(encoding.ids, encoding.offsets, strict=True)
+    ]
+
+
+def teach(
+    output: Path,
+    names: Sequence[str] = NAMES,
+    steps: int = 300,
+    seed: int = 0,
+    variants: int = 10,
+    note: Note = lambda line: None,
+) -> None:
+    """Write a judge that was taught the forms of profiles into a folder that does not exist yet."""
+    shutil.copytree(JUDGE, output)
+    tokenizer = Tokenizer.from_file(str(output / "tokenizer.json"))
+    tokenizer.add_tokens([AddedToken(word, special=False, normalized=False) for word in _WORDS])
+    tokenizer.save(str(output / "tokenizer.json"))
+    school = School(output, [profile_named(name) for name in names], seed, variants)
+    run_stage(Stage("forms", steps, 6e-4, 4e-5, warm=10), school.model, school.loss, school.lessons(), note)
+    write_checkpoint(output, school.model, tokenizer)
+
+
+@click.command(help="Teach the demo judge to answer in the form of other judges.")
+@click.argument("output", type=click.Path(path_type=Path))
+@click.option("--profile", "names", multiple=True, type=click.Choice(NAMES), help="Only this one; several times.")
+@click.option("--steps", default=300, show_default=True, help="Steps of learning, over all profiles.")
+@click.option("--seed", default=0, show_default=True, help="Everything random follows from it.")
+def main(output: Path, names: Sequence[str], steps: int, seed: int) -> None:
+    """The whole job."""
+    start = time.time()
+    teach(output, names or NAMES, steps, seed, note=click.echo)
+    click.echo(f"wrote {output}: {time.time() - start:.0f} s, of the processor {time.process_time():.0f} s")
+
+
+if __name__ == "__main__":
+    main()
