@@ -228,6 +228,6 @@ def test_other_profile_with_an_adapter_is_said(tmp_path: Path) -> None:
 
 def test_labels_that_cannot_be_read_are_refused_before_the_run_begins(tmp_path: Path) -> None:
     labels = own_with(tmp_path / "words.toml", first="one of these")
-    with pytest.raises(ConfigError, match="^profile words: 'one of these' is no single token of this judge's"):
+    with pytest.raises(ConfigError, match=r"^profile words: 'one of these' is no single token of this judge's"):
         begin(tmp_path / "run", profile=str(labels))
     assert not (tmp_path / "run").exists()
