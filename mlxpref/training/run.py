@@ -272,8 +272,8 @@ def _load(
     prints = {"model": base["base"]["fingerprint"], "preferences": record["data_fingerprint"]}
     processes.check_same(versions | {f"fingerprint of the {name}": value for name, value in prints.items()})
     state = RunState(0, *trainer.state, {LOG: 0, ROLLOUTS: 0})
-    digests, chosen = digests_of(preferences), set(map(id, trainer.preferences))  # the trainer's are some of these
-    learned = digests[[id(preference) in chosen for preference in preferences]]
+    digests, used = digests_of(preferences), set(map(id, trainer.preferences))  # the trainer's are some of these
+    learned = digests[[id(preference) in used for preference in preferences]]
     return Run(folder, trainer, record, state, digests, learned)
 
 
