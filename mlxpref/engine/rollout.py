@@ -246,7 +246,8 @@ class _Batch:
 
         The closing tokens run as one block (B, C * M): C tokens at most, each followed by those of the next place.
         """
-        closing = [item for item in self._completions() if not self._is_final(item[2])]
+        most = max(1, len(self.vlm.profile.aspects))
+        closing = [item for item in self._completions() if not self._is_final(item[2]) and item[2].closings < most]
         if not closing:
             return False
         closings = {(row, place): self._closing_ids(completion) for row, place, completion in closing}
