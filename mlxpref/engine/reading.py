@@ -16,6 +16,8 @@ from mlxpref.text import CONTROL
 BLANKS = "ĠĊĉč▁ \n\t\r"
 """Blank characters in text, and in byte-level and sentencepiece vocabularies."""
 _BLANK = f"[{BLANKS}]*"
+_WORDS = re.compile(r"<[^<>\s]*>|\w+|[^\w\s]")
+"""What stays together in the words before an answer: tags, words, and each other character."""
 _NUMBER = r"(\d+(?:\.\d+)?)"
 _SCORES = re.compile(rf"\s*{_NUMBER}[\s,;/]+{_NUMBER}\s*")
 
@@ -97,6 +99,8 @@ class Reader:
             reasons = words[2] or words[0]
         elif profile.is_point:
             reasons = text
+        elif self._opens_with_tie(text):
+            reasons = ""
         else:
             leads = self._leads(text)
             reasons = text[: leads[-1 if self.takes_later_answers else 0].start()] if leads else text
@@ -123,19 +127,20 @@ class Reader:
     def _form(self) -> re.Pattern[str]:
         """The form of a whole completion."""
         profile = self.profile
-        tags = [re.escape(each) for each in (profile.think_begin, profile.think_end, profile.lead.strip()) if each]
-        reasons = rf"(?P<reasons>(?:(?!{'|'.join(tags)}).)*)"
+        tags = [re.escape(each) for each in (profile.think_begin, profile.think_end) if each]
+        reasons = rf"(?P<reasons>(?:(?!{'|'.join([*tags, self._lead.pattern])}).)*)"
         if self.takes_later_answers:
             reasons = "(?P<reasons>.*)"
         tagged = f"{re.escape(profile.think_begin)}{reasons}{re.escape(profile.think_end)}"
-        answer = rf".*?{re.escape(profile.end)}" if profile.end else ".*"
+        end = re.escape(profile.end)
+        answer = f"(?:(?!{end}).)*{end}" if end else ".*"
         rest = ".*" if self.takes_later_answers else r"\s*"
         return re.compile(f"{tagged}{_BLANK}{self._lead.pattern}{answer}{rest}", re.DOTALL)
 
     @cached_property
     def _lead(self) -> re.Pattern[str]:
-        """The words before the answer; blanks between them may be others, or none."""
-        words = [re.escape(self.alphabet(word)) for word in self.profile.lead.split()]
+        """The words before the answer; between them, and beside what is no letter, there may be any blanks."""
+        words = [re.escape(self.alphabet(word)) for word in _WORDS.findall(self.profile.lead)]
         return re.compile(_BLANK.join(words))
 
     @cached_property
