@@ -30,7 +30,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import AutoTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from tests.engine.profile_texts import COMPLETIONS, HOSTILE, PROMPTS, digest
+from tests.engine.profile_texts import COMPLETIONS, HOSTILE, LETTERS, NO_ASCII, PROMPTS, digest
 from tests.engine.real_vocabulary import IDS, VOCABULARY, real_tokenizer
 
 ROOT = Path(__file__).parent.parent
@@ -192,7 +192,7 @@ def without_added(description: str) -> str:
 def texts_to_split(profiles: Profiles) -> list[str]:
     """All texts whose tokens the tests look at."""
     chat = AutoTokenizer.from_pretrained(CHECKPOINTS["qwen3_vl"])
-    texts = ["Hello, world", *HOSTILE, *(each.text for written in COMPLETIONS.values() for each in written)]
+    texts = ["Hello, world", *HOSTILE, *LETTERS, NO_ASCII, *(each.text for written in COMPLETIONS.values() for each in written)]
     for name, profile in profiles.items():
         labels = [label for key in LABELS for label in profile.get(key, [])]
         for case in cases(profiles):

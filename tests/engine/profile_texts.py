@@ -68,6 +68,7 @@ COMPLETIONS: dict[str, tuple[Written, ...]] = {
         Written("<think>a</think><answer>2", 0, False, "a"),
         Written("<think>I say <answer>1</answer></think><answer>2</answer>", 0, False, "I say <answer>1</answer>"),
         Written("<think>a</think><answer>1</answer><answer>2</answer>", 1, False, "a"),
+        Written("<think>a</think><answer>1</answer> or </think><answer>2</answer>", 1, False, "a"),
         Written("<think>a</think><answer>1 and 2</answer>", None, False, "a"),
         Written("<think>a</think><answer>12</answer>", None, False, "a"),
         Written("<think>a</think><answer>Both</answer>", None, False, "a"),
@@ -145,7 +146,12 @@ COMPLETIONS: dict[str, tuple[Written, ...]] = {
 }  # fmt: skip
 """Completions in the form of each built-in profile's judge, odd ones included."""
 
+LETTERS = ("Answer: A", "Answer: B")
+"""Answers whose label is joined with the blank before it."""
+NO_ASCII = "【考】答え：図1【了】\n答え：\n図"
+"""Reasons with an answer among them, and what leads to the answer."""
+
 
 def digest() -> str:
     """A name of all these texts: the golden files hold that of those that they were made of."""
-    return hashlib.sha256(json.dumps([PROMPTS, HOSTILE, COMPLETIONS]).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([PROMPTS, HOSTILE, COMPLETIONS, LETTERS, NO_ASCII]).encode()).hexdigest()[:16]
