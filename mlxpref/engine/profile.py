@@ -289,6 +289,11 @@ def _problems(profile: Profile) -> list[str]:
         need(count == p.images, f"{name} has {count} places {_IMAGE}, a {p.kind} judge needs {p.images}")
         need(_PROMPT in text, f"{name} has no place {_PROMPT}")
         need((_CRITERION in text) == bool(p.criterion), f"{_CRITERION} in {name} and criterion go together")
+        left_out = _PROMPT_LINE.findall(text) if _CRITERION in text else []  # a criterion of one's own needs no prompt
+        need(
+            not any(_IMAGE in line for line in left_out),
+            f"{name} has an {_IMAGE} in the line of {_PROMPT}, which is left out where there is no prompt",
+        )
     if p.is_point:
         need(len(p.levels) > 1, "a point judge needs levels, such as 1, 2, 3, 4")
         need(all(re.fullmatch(r"-?\d+(\.\d+)?", level) for level in p.levels), "levels must be numbers")
