@@ -146,8 +146,11 @@ def finish_completion(vlm: VLM, completion: Completion, sampling: Sampling) -> R
 
 
 def _label_values(profile: Profile, labels: Mapping[int, NDArray[np.float32]], tie: float) -> dict[str, float]:
-    """The values of a verdict that come from the labels' probabilities (labels,) by answer."""
-    if not labels:
+    """The values of a verdict that come from the labels' probabilities (labels,) by answer.
+
+    A score of some aspects only is none: that of another image may be one of others.
+    """
+    if len(labels) < max(1, len(profile.aspects)):
         return {}
     if profile.is_point:
         masses = np.stack(list(labels.values())).astype(np.float64)  # (aspects, levels)

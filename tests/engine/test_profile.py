@@ -259,6 +259,7 @@ def test_a_judges_profile_is_found(tmp_path: Path) -> None:
         ("CodeGoat24/UnifiedReward-Think-qwen3vl-8b", "unifiedreward-think"),
         ("CodeGoat24/UnifiedReward-Think-qwen3vl-8b@main", "unifiedreward-think"),
         ("CodeGoat24/UnifiedReward-Think-qwen35-9b@" + 40 * "a", "unifiedreward-think"),
+        ("CodeGoat24/UnifiedReward-Think-qwen3vl-8b@refs/pr/3", "unifiedreward-think"),
         ("CodeGoat24/UnifiedReward-Flex-qwen3vl-8b", "unifiedreward-flex"),
         ("CodeGoat24/UnifiedReward-2.0-qwen3vl-8b", "unifiedreward-pair"),
         ("TIGER-Lab/RationalRewards-8B-T2I", "rationalrewards"),

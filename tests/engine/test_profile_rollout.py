@@ -1,0 +1,351 @@
+"""Completions in each judge's form, written by a script: the labels are read where the answer that counts stands."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mlxpref.checkpoints import bounds
+from mlxpref.engine.completion import Rollout, Sampling
+from mlxpref.engine.profile import Profile, built_in_profiles
+from mlxpref.engine.rollout import roll_out
+from mlxpref.engine.vlm import VLM
+from tests.engine.profile_models import NAMES, asked_by, follow, question, tiny_model
+from tests.engine.profile_texts import FLEX, THINK
+
+TIE_WORD = "answer"
+"""A word that is one token of the tiny vocabularies; `Both` is several there."""
+THINKING = [name for name in NAMES if built_in_profiles()[name].thinks]
+UNTIL = pytest.mark.parametrize("until", ["answer", "end"])
+
+
+def model(profile: str, **changes: Any) -> VLM:
+    """A tiny model that is asked by a built-in profile, or one like it."""
+    found = built_in_profiles()[profile]
+    if found.tie_opening:
+        changes = {"tie_opening": (TIE_WORD,)} | changes
+    return asked_by(tiny_model("qwen3_vl"), replace(found, **changes))
+
+
+def write(vlm: VLM, think: bool = True, prefill: Any = None, **sampling: Any) -> Rollout:
+    """One completion of a question."""
+    asked = question(vlm, (0, 1), think=think)
+    return roll_out(vlm, [asked], Sampling(**{"max_tokens": 400} | sampling), [(0,)], prefill=prefill)[0][0]
+
+
+def count(vlm: VLM, *texts: str) -> int:
+    """The number of tokens of texts that are written or appended one after the other."""
+    return sum(len(vlm.tokenizer.encode_template_text(text)) for text in texts)
+
+
+def masses(vlm: VLM, p: np.ndarray) -> list[float]:
+    """The probabilities of the labels among those of all tokens."""
+    return [float(p[list(ids)].sum()) for ids in vlm.tokenizer.label_ids]
+
+
+def assert_read(rollout: Rollout, first: float, second: float, tie: float = 0.0) -> None:
+    verdict = rollout.verdict
+    found = verdict.p_label_first, verdict.p_label_second, verdict.p_label_tie
+    assert found == pytest.approx((first, second, tie), rel=1e-5)
+    assert verdict.score is None
+    assert verdict.p_first("soft") == pytest.approx((first + tie / 2) / (first + second + tie), rel=1e-5)
+
+
+WRITTEN = {
+    "mlxpref": ("<think>It is sharp.</think>\n<answer>\n", "1</answer>"),
+    "unifiedreward-think": (THINK, "2 is better</answer>"),
+    "unifiedreward-flex": (FLEX, '1"\n}\n```'),
+    "plain": ("The first has the hat.\nAnswer: ", "2."),
+}
+"""What is written before the answer that counts, and from it on."""
+
+
+@UNTIL
+@pytest.mark.parametrize("profile", WRITTEN)
+def test_labels_are_read_where_the_judge_answers(profile: str, until: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    vlm, (before, answer) = model(profile), WRITTEN[profile]
+    p = follow(vlm, monkeypatch, [before, answer])
+    rollout = write(vlm, until=until)
+    place = count(vlm, before)
+    assert_read(rollout, *masses(vlm, p(place)))
+    verdict = rollout.verdict
+    assert not verdict.closed
+    assert verdict.well_formed
+    assert verdict.answer_tokens == place
+    assert len(rollout.tokens) == len(rollout.logprobs)
+    if until == "answer":
+        assert verdict.text == before
+        assert len(rollout.tokens) == place
+    else:
+        assert verdict.text.startswith(before + answer[:1])
+        assert verdict.answer_start == len(before)
+        assert verdict.p_first("select") == (1.0 if answer[0] == "1" else 0.0)
+    assert verdict.reasoning == vlm.tokenizer.reader.reasoning(before + answer)
+    assert "sharp" in verdict.reasoning or "Light" in verdict.reasoning or "hat" in verdict.reasoning
+
+
+@UNTIL
+@pytest.mark.parametrize("profile", ["mlxpref", "unifiedreward-think"])
+def test_the_first_of_two_answers_counts(profile: str, until: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    vlm, (before, answer) = model(profile), WRITTEN[profile]
+    p = follow(vlm, monkeypatch, [before, answer, " or ", vlm.profile.lead, "1", vlm.profile.end])
+    rollout = write(vlm, until=until)
+    assert_read(rollout, *masses(vlm, p(count(vlm, before))))
+    # The answer is written to its end at most: what comes behind it is not.
+    assert len(rollout.tokens) <= count(vlm, before, answer)
+
+
+@UNTIL
+@pytest.mark.parametrize("profile", ["unifiedreward-flex", "plain"])
+def test_the_last_of_two_answers_counts(profile: str, until: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    vlm, (before, answer) = model(profile), WRITTEN[profile]
+    lead = vlm.profile.lead
+    script = [before, "2", vlm.profile.end, "\nNo: ", lead, "1", vlm.profile.end, "\nThat is it."]
+    p = follow(vlm, monkeypatch, script)
+    rollout = write(vlm, until=until)
+    place = count(vlm, *(each for each in script[:5]))
+    assert_read(rollout, *masses(vlm, p(place)))
+    verdict = rollout.verdict
+    assert verdict.answer_tokens == place
+    assert verdict.tokens == count(vlm, *script) + 1, "the end token, too, was written"
+    if until == "answer":
+        assert verdict.text == "".join(script[:5])
+        assert len(rollout.tokens) == len(rollout.logprobs) == place
+        assert rollout.tokens == tuple(t for text in script[:5] for t in vlm.tokenizer.encode_template_text(text))
+    else:
+        assert verdict.text == "".join(script)
+        assert len(rollout.tokens) == verdict.tokens
+        assert verdict.p_first("select") == 1
+
+
+def test_an_answer_of_which_a_last_one_may_come_does_not_count_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Out of tokens behind a first answer: it is led to the one that counts, or without that has none."""
+    vlm = model("plain")
+    script = ["Answer: 1, but", " a a", "2"]
+    limit = count(vlm, *script[:2])
+    p = follow(vlm, monkeypatch, [*script[:2], 5, *script[2:]])  # token 5 is never written: closing takes its place
+    closed = write(vlm, max_tokens=limit)
+    assert_read(closed, *masses(vlm, p(limit + 1)))
+    assert closed.verdict.closed
+    assert closed.verdict.text == "Answer: 1, but a a\nAnswer: "
+    follow(vlm, monkeypatch, script)
+    open_end = write(vlm, max_tokens=limit, close=False).verdict
+    assert open_end.label_mass == 0
+    assert open_end.p_first("soft") is None
+
+
+@UNTIL
+@pytest.mark.parametrize("profile", THINKING)
+@pytest.mark.parametrize("tokens", [1, 3, 9])
+def test_reasons_out_of_tokens_are_led_to_an_answer(
+    profile: str, tokens: int, until: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vlm = model(profile)
+    if vlm.profile.is_point:
+        return  # below
+    blank = vlm.tokenizer.encode_template_text("a")[0]
+    p = follow(vlm, monkeypatch, [*[blank] * tokens, 5, "1", vlm.profile.end or "."])
+    rollout = write(vlm, max_tokens=tokens, until=until)
+    assert_read(rollout, *masses(vlm, p(tokens + 1)))
+    verdict = rollout.verdict
+    led = "a" * tokens + vlm.profile.closing
+    assert verdict.text.startswith(led)
+    assert verdict.closed
+    assert rollout.tokens[:tokens] == (blank,) * tokens
+    if until == "answer":
+        assert (verdict.text, len(rollout.tokens)) == (led, tokens)
+    else:
+        assert verdict.p_first("select") == 1
+        assert verdict.answer_start == len(led)
+
+
+@pytest.mark.parametrize("profile", ["mlxpref", "unifiedreward-think"])
+def test_ended_reasons_are_not_ended_again(profile: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    vlm = model(profile)
+    before = "<think>a</think>\nSo "
+    p = follow(vlm, monkeypatch, [before, 5, "2"])
+    rollout = write(vlm, max_tokens=count(vlm, before))
+    assert_read(rollout, *masses(vlm, p(count(vlm, before) + 1)))
+    assert rollout.verdict.text == before + vlm.profile.closing.partition("</think>")[2]
+
+
+@pytest.mark.parametrize("profile", [name for name in THINKING if name != "rationalrewards"])
+def test_at_once_the_answer_is_read_behind_the_question(profile: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    vlm = model(profile)
+    p = follow(vlm, monkeypatch, ["2"])
+    rollout = write(vlm, think=False)
+    assert rollout.tokens == ()
+    assert_read(rollout, *masses(vlm, p(0)))
+    assert rollout.verdict.text.endswith(vlm.profile.at_once)
+    assert not rollout.verdict.closed
+
+
+def test_a_completion_without_an_answer_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    for profile in NAMES:
+        vlm = model(profile)
+        if vlm.profile.tie_opening:
+            continue  # it is led to its answer at once
+        follow(vlm, monkeypatch, ["I like both."])
+        verdict = write(vlm).verdict
+        assert verdict.label_mass == 0
+        assert (verdict.p_first("soft"), verdict.p_first("select"), verdict.score) == (None, None, None)
+        assert not verdict.well_formed
+        assert verdict.answer_start is None
+
+
+# ties
+
+
+@UNTIL
+@pytest.mark.parametrize("label", ["1", "2", "0"])
+def test_a_tie_is_read_beside_the_labels(label: str, until: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    vlm = model("plain", tie=("0", "3"))
+    p = follow(vlm, monkeypatch, ["So. Answer: ", label, "."])
+    rollout = write(vlm, until=until)
+    first, second, tie = masses(vlm, p(count(vlm, "So. Answer: ")))
+    assert len(vlm.tokenizer.label_ids[2]) >= 2
+    assert_read(rollout, first, second, tie)
+    if until == "end":
+        assert rollout.verdict.p_first("select") == {"1": 1, "2": 0, "0": 0.5}[label]
+
+
+def test_a_tie_is_read_at_once_beside_the_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    vlm = model("plain", tie=("0",))
+    p = follow(vlm, monkeypatch, ["0"])
+    assert_read(write(vlm, think=False), *masses(vlm, p(0)))
+
+
+@UNTIL
+@pytest.mark.parametrize("says_tie", [True, False])
+def test_a_tie_is_read_before_the_lead(says_tie: bool, until: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The labels are read behind the lead, and share what the tie leaves."""
+    vlm = model("unifiedreward-pair")
+    p = follow(vlm, monkeypatch, [TIE_WORD if says_tie else "Image ", "2", " is better"])
+    rollout = write(vlm, until=until)
+    tie = float(p(0)[list(vlm.tokenizer.tie_opening_ids)].sum())
+    assert (tie > 0.5) is says_tie
+    lead = vlm.tokenizer.encode_template_text("Image ")
+    if not says_tie:  # its tokens stand in the script, each with a call; the lead is appended with one
+        p = follow(vlm, monkeypatch, ["x", "2", " is better"])
+        rollout = write(vlm, until=until)
+        tie = float(p(0)[list(vlm.tokenizer.tie_opening_ids)].sum())
+    first, second = masses(vlm, p(1))
+    assert_read(rollout, first * (1 - tie), second * (1 - tie), tie)
+    assert len(lead) > 1
+    verdict = rollout.verdict
+    assert not verdict.closed
+    assert verdict.well_formed
+    if until == "answer":
+        assert rollout.tokens == ()
+        assert verdict.text == "Image "
+    elif says_tie:
+        assert verdict.text == TIE_WORD
+        assert rollout.tokens == (), "nothing is written behind a tie"
+        assert verdict.p_first("select") == 0.5
+    else:
+        assert verdict.text.startswith("Image 2")
+        assert verdict.p_first("select") == 0
+        assert verdict.answer_start == len("Image ")
+
+
+# judges of single images
+
+LEVELS = np.array([1, 2, 3, 4])
+
+
+def score_of(vlm: VLM, every: Sequence[np.ndarray]) -> tuple[float, float]:
+    """The mean over the aspects of the expectation of the level, and the mean probability of all levels."""
+    found = np.array([masses(vlm, p) for p in every])  # (aspects, levels)
+    return float((found / found.sum(1, keepdims=True) @ LEVELS).mean()), float(found.sum(1).mean())
+
+
+def assert_scored(vlm: VLM, rollout: Rollout, every: Sequence[np.ndarray]) -> None:
+    score, mass = score_of(vlm, every)
+    assert rollout.verdict.score == pytest.approx(score, rel=1e-5)
+    assert rollout.verdict.p_label_first == pytest.approx(mass, rel=1e-5)
+    assert rollout.verdict.p_first("soft") is None
+    assert 1 < score < 4
+
+
+@UNTIL
+@pytest.mark.parametrize("behind", ["", "\nThat is all."])
+def test_a_score_is_the_expectation_over_the_levels_of_each_aspect(
+    until: str, behind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vlm = model("rationalrewards")
+    parts = ["Faithfulness\nThe hat is there.\nScore: ", "4", "\nQuality\nIt is sharp. Score: ", "2", "\nText\nScore: ", "3"]
+    p = follow(vlm, monkeypatch, [*parts, behind])
+    rollout = write(vlm, until=until)
+    places = [count(vlm, *parts[:number]) for number in (1, 3, 5)]
+    assert_scored(vlm, rollout, [p(place) for place in places])
+    assert not rollout.verdict.closed
+    assert rollout.verdict.well_formed
+    assert "It is sharp." in rollout.verdict.reasoning
+    if until == "answer":
+        assert rollout.verdict.text == "".join(parts[:5])
+        assert len(rollout.tokens) == places[-1]
+
+
+@UNTIL
+def test_at_once_a_judge_of_single_images_is_led_from_aspect_to_aspect(
+    until: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vlm = model("rationalrewards")
+    p = follow(vlm, monkeypatch, ["4", "3", "1"])
+    rollout = write(vlm, think=False, until=until)
+    assert_scored(vlm, rollout, [p(0), p(1), p(2)])
+    text = rollout.verdict.text
+    levels = [str(1 + int(np.argmax(masses(vlm, p(call))))) for call in range(3)]
+    assert levels == ["4", "3", "1"]
+    assert text.startswith("Faithfulness\nScore: 4\nQuality\nScore: 3\nText in the image\nScore: ")
+    assert not rollout.verdict.closed
+    assert rollout.verdict.well_formed
+
+
+def test_a_single_images_reasons_out_of_tokens_are_led_to_the_aspects_that_lack(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    vlm = model("rationalrewards")
+    before = "Faithfulness\nThe hat is there.\nScore: "
+    limit = count(vlm, before, "4", "\nQuality\nIt ")
+    p = follow(vlm, monkeypatch, [before, "4", "\nQuality\nIt ", 5, "3", "2"])
+    rollout = write(vlm, max_tokens=limit)
+    assert_scored(vlm, rollout, [p(count(vlm, before)), p(limit + 1), p(limit + 2)])
+    assert rollout.verdict.text == f"{before}4\nQuality\nIt \nQuality\nScore: 3\nText in the image\nScore: "
+    assert rollout.verdict.closed
+
+
+@pytest.mark.parametrize("close", [True, False])
+def test_a_single_image_without_all_scores_has_none(close: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two images, each would be the mean of other aspects."""
+    vlm = model("rationalrewards")
+    follow(vlm, monkeypatch, ["Faithfulness\nScore: ", "4", "\nQuality\nScore: ", "3", "\nThat is it."])
+    verdict = write(vlm, close=close).verdict
+    assert (verdict.score, verdict.label_mass, verdict.closed) == (None, 0, False)
+    assert not verdict.well_formed
+
+
+@UNTIL
+def test_batches_of_unequal_answers_are_read_each_at_its_own_place(until: str) -> None:
+    """Sampled completions in one batch, judged by a score, equal those of each alone."""
+    vlm = model("rationalrewards")
+    asked = [question(vlm, (number,), f"{number} hats") for number in range(3)]
+    sampling = Sampling(samples=2, temperature=1.0, max_tokens=5, until=until)  # type: ignore[arg-type]
+    together = roll_out(vlm, asked, sampling, [(number,) for number in range(3)])
+    for number, each in enumerate(asked):
+        alone = roll_out(vlm, [each], sampling, [(number,)])[0]
+        assert [one.tokens for one in alone] == [one.tokens for one in together[number]]
+        for one, other in zip(alone, together[number], strict=True):
+            assert one.verdict.text == other.verdict.text
+            assert one.verdict.score == pytest.approx(other.verdict.score, abs=1e-4)
+
+
+def test_an_answer_takes_few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that never ends is cut, as in our own form."""
+    profile: Profile = built_in_profiles()["unifiedreward-think"]
+    vlm = asked_by(tiny_model("qwen3_vl"), profile)
+    follow(vlm, monkeypatch, ["a", 5, *["1 "] * 99])
+    rollout = write(vlm, max_tokens=1, until="end")
+    assert len(rollout.tokens) <= 1 + bounds.ANSWER_TOKENS
