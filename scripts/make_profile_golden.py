@@ -47,7 +47,7 @@ SPLIT = (
 )
 NAMES = "endoftext im_start im_end object_ref_start object_ref_end box_start box_end quad_start quad_end"
 SPECIAL = [f"<|{name}|>" for name in f"{NAMES} vision_start vision_end vision_pad image_pad video_pad".split()]
-FILES = [f"<|{name}|>" for name in "fim_prefix fim_middle fim_suffix fim_pad repo_name file_sep".split()]
+FILES = [f"<|{name}|>" for name in ["fim_prefix", "fim_middle", "fim_suffix", "fim_pad", "repo_name", "file_sep"]]
 TOOLS = ["<tool_call>", "</tool_call>", *FILES, "<tool_response>", "</tool_response>"]
 NOT_SPECIAL = [*TOOLS, "<think>", "</think>"]
 LICENCE = """# A part of Qwen's vocabulary
@@ -98,6 +98,7 @@ def ids_of(tokenizer: Any, profile: Mapping[str, Any], case: Case) -> list[int]:
     at_once = profile.get("at_once") or profile.get("closing") or profile["lead"]
     at_once = at_once.replace("{aspect}", profile.get("aspects", [""])[0])
     label = profile.get("first") or profile["levels"][0]
+    ids: list[int]
     *ids, last = tokenizer(text + at_once + label, add_special_tokens=False)["input_ids"]
     assert tokenizer.decode([last]) == label
     return ids
@@ -192,7 +193,13 @@ def without_added(description: str) -> str:
 def texts_to_split(profiles: Profiles) -> list[str]:
     """All texts whose tokens the tests look at."""
     chat = AutoTokenizer.from_pretrained(CHECKPOINTS["qwen3_vl"])
-    texts = ["Hello, world", *HOSTILE, *LETTERS, NO_ASCII, *(each.text for written in COMPLETIONS.values() for each in written)]
+    texts = [
+        "Hello, world",
+        *HOSTILE,
+        *LETTERS,
+        NO_ASCII,
+        *(each.text for written in COMPLETIONS.values() for each in written),
+    ]
     for name, profile in profiles.items():
         labels = [label for key in LABELS for label in profile.get(key, [])]
         for case in cases(profiles):

@@ -153,7 +153,7 @@ class Reader:
     def _second_label(self) -> re.Pattern[str]:
         """A label right after another one, which makes both no answer."""
         word = (re.findall(r"\w+", self.profile.lead) or [""])[-1]
-        return re.compile(rf"\W*(?:(?:and|or|vs)\W+)?(?:{word}\W+)?({self._label.pattern})", re.IGNORECASE)
+        return re.compile(rf"\W*(?:(?i:and|or|vs)\W+)?(?:(?i:{word})\W+)?({self._label.pattern})")
 
     def _preference(self, label: str) -> float:
         return 1.0 if label in self.profile.first else 0.0 if label in self.profile.second else 0.5
@@ -174,12 +174,11 @@ class Reader:
         return list(self._lead.finditer(text, start))
 
     def _answer(self, text: str) -> str:
-        """The written answer up to its end."""
+        """The written answer up to its end, or that of its line."""
         start = self.start(text)
         if start is None:
             return ""
-        answer = text[start:]
-        return (answer.partition(self.profile.end)[0] if self.profile.end else answer).strip()
+        return text[start:].strip().partition(self.profile.end or "\n")[0].strip()
 
     def _opens_with_tie(self, text: str) -> bool:
         words = text.split(maxsplit=1)

@@ -2,18 +2,24 @@
 
 from collections.abc import Callable, Sequence
 from copy import copy
+from dataclasses import replace
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlxpref.engine.completion import Rollout, Sampling
 from mlxpref.engine.profile import Profile, built_in_profiles
+from mlxpref.engine.rollout import roll_out
 from mlxpref.engine.tokenizer import ComparisonTokenizer
 from mlxpref.engine.vlm import VLM, ComparisonInput
 from tests.conftest import picture, tiny_model
 
 SIZES = ((84, 84), (140, 84), (56, 112), (84, 84))
 NAMES = tuple(built_in_profiles())
+TIE_WORD = "answer"
+"""A word that is one token of the tiny vocabularies; `Both` is several there."""
 
 
 def asked_by(vlm: VLM, profile: Profile | str) -> VLM:
@@ -55,3 +61,27 @@ def follow(vlm: VLM, monkeypatch: pytest.MonkeyPatch, script: Sequence[str | int
 
     monkeypatch.setattr(vlm, "head", head)
     return probabilities
+
+
+def model(profile: str, **changes: Any) -> VLM:
+    """A tiny model that is asked by a built-in profile, or one like it."""
+    found = built_in_profiles()[profile]
+    if found.tie_opening:
+        changes = {"tie_opening": (TIE_WORD,)} | changes
+    return asked_by(tiny_model("qwen3_vl"), replace(found, **changes))
+
+
+def write(vlm: VLM, think: bool = True, prefill: Any = None, **sampling: Any) -> Rollout:
+    """One completion of a question."""
+    asked = question(vlm, (0, 1), think=think)
+    return roll_out(vlm, [asked], Sampling(**{"max_tokens": 400} | sampling), [(0,)], prefill=prefill)[0][0]
+
+
+def count(vlm: VLM, *texts: str) -> int:
+    """The number of tokens of texts that are written or appended one after the other."""
+    return sum(len(vlm.tokenizer.encode_template_text(text)) for text in texts)
+
+
+def masses(vlm: VLM, p: np.ndarray) -> list[float]:
+    """The probabilities of the labels among those of all tokens."""
+    return [float(p[list(ids)].sum()) for ids in vlm.tokenizer.label_ids]

@@ -81,12 +81,15 @@ COMPLETIONS: dict[str, tuple[Written, ...]] = {
         Written(f"{THINK}2 is better.</answer>\n", 0, True, SHARP),
         Written(f"<think>{HAT}</think><answer> Image\n2 is better </answer>", 0, True, HAT),
         Written(f"{THINK}1 is better</answer>\n<answer>Image 2 is better</answer>", 1, False, SHARP),
-        Written(f"{THINK}2 is better than Image 1</answer>", None, False, SHARP),
+        Written(f"{THINK}2 is better than Image 1</answer>", 0, True, SHARP),
+        Written(f"{THINK}1 and Image 2 are equal</answer>", None, False, SHARP),
         Written(f"{THINK}1", 1, False, SHARP),
         Written(f"{THINK}10 is better</answer>", None, False, SHARP),
         Written(THINK.replace("Image", "image") + "1 is better</answer>", None, False, SHARP),
         Written("<answer>Image 1 is better</answer>", None, False, "<answer>Image 1 is better</answer>"),
-        Written(f"<think>So <answer>Image 2.</think>\n<answer>Image 1 is better</answer>", 1, False, "So <answer>Image 2."),
+        Written(
+            "<think>So <answer>Image 2.</think>\n<answer>Image 1 is better</answer>", 1, False, "So <answer>Image 2."
+        ),
         Written("<think></think>\n<answer>Image 2 is better</answer>", 0, False),
         Written(f"<think>{HAT}", None, False, HAT),
         Written("", None, False),
@@ -96,11 +99,13 @@ COMPLETIONS: dict[str, tuple[Written, ...]] = {
         Written(f'{FLEX}2", "sure": true}}\nI hope that this helps.', 0, True, FLEX_REASONS),
         Written('So. {"winner":"Image 2"}', 0, True, "So. {"),
         Written('So. {"winner"\n:\n\n  "Image  1"\n}', 1, True, "So. {"),
-        Written('First {"winner": "Image 1"}. No: {"winner": "Image 2"}', 0, True, 'First {"winner": "Image 1"}. No: {'),
+        Written(
+            'First {"winner": "Image 1"}. No: {"winner": "Image 2"}', 0, True, 'First {"winner": "Image 1"}. No: {'
+        ),
         Written('The key "winner" names it. {"winner": "Image 1"}', 1, True, 'The key "winner" names it. {'),
         Written('{"winner": "Image 1"}', 1, True, "{"),
         Written(f'{FLEX}10"}}', None, False, FLEX_REASONS),
-        Written(f'{FLEX}1', 1, False, FLEX_REASONS),
+        Written(f"{FLEX}1", 1, False, FLEX_REASONS),
         Written('So. {"winner": "image 1"}', None, False, 'So. {"winner": "image 1"}'),
         Written('So. {"winner": "tie"}', None, False, 'So. {"winner": "tie"}'),
         Written("Image 1 is better.", None, False, "Image 1 is better."),
@@ -111,6 +116,8 @@ COMPLETIONS: dict[str, tuple[Written, ...]] = {
         Written("Image 2", 0, True),
         Written("\n Image\n2 is better", 0, True),
         Written("Image 2 is better than Image 1.", 0, True),
+        Written("Image 2.\n\nImage 1 has no hat.", 0, True),
+        Written("Image 1 or image 2.", None, False),
         Written("Both images are equally good.", 0.5, True),
         Written("Both", 0.5, True),
         Written("both images", None, False, "both images"),
@@ -126,6 +133,8 @@ COMPLETIONS: dict[str, tuple[Written, ...]] = {
         Written("I would say Answer: 1, but no.\nAnswer: 2", 0, True, "I would say Answer: 1, but no."),
         Written("The first has the hat.\nAnswer: 1\nThank you.", 1, True, HAT),
         Written("Answer: 1", 1, False),
+        Written("The first has the hat.\nAnswer: 2\n1 has no hat.", 0, True, HAT),
+        Written("The first has the hat.\nAnswer: 1/2", None, False, HAT),
         Written("The first has the hat.\nAnswer: 12", None, False, HAT),
         Written("The first has the hat.\nanswer: 1", None, False, "The first has the hat. answer: 1"),
         Written("Image 1.", None, False, "Image 1."),
@@ -133,8 +142,10 @@ COMPLETIONS: dict[str, tuple[Written, ...]] = {
     ),
     "rationalrewards": (
         Written(
-            "Faithfulness\nThe hat is there.\nScore: 4\n\nQuality\nSharp.\nScore: 3\n\nText in the image\nNone.\nScore: 2",
-            None, True,
+            "Faithfulness\nThe hat is there.\nScore: 4\n\nQuality\nSharp.\nScore: 3\n\nText in the image\n"
+            "None.\nScore: 2",
+            None,
+            True,
             "Faithfulness The hat is there. Score: 4 Quality Sharp. Score: 3 Text in the image None. Score: 2",
             ("4", "3", "2"),
         ),
@@ -143,7 +154,7 @@ COMPLETIONS: dict[str, tuple[Written, ...]] = {
         Written("score: 1", None, False, "score: 1"),
         Written("", None, False),
     ),
-}  # fmt: skip
+}
 """Completions in the form of each built-in profile's judge, odd ones included."""
 
 LETTERS = ("Answer: A", "Answer: B")

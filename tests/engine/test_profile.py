@@ -1,10 +1,7 @@
 """Profiles as files: what is wrong with one is said, which one a judge has, and what makes it another."""
 
 import tomllib
-from collections.abc import Mapping
-from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -12,7 +9,6 @@ from mlxpref.engine.profile import (
     CRITERION_SLOT,
     PROFILE_FILE,
     PROMPT_SLOT,
-    Profile,
     built_in_profiles,
     find_profile,
     own_profile,
@@ -92,7 +88,10 @@ def test_a_file_in_the_folder_may_have_any_name(tmp_path: Path, monkeypatch: pyt
         ("kind = ", ["not readable as TOML: "]),
         ("\ud800", ["not readable as TOML: "]),
         ("", ["kind is missing", "lead is missing", "question is missing"]),
-        (PAIR + 'sytem = "s"\nfisrt = "1"', ["unknown key 'fisrt'", "unknown key 'sytem'", "known are kind, question, "]),
+        (
+            PAIR + 'sytem = "s"\nfisrt = "1"',
+            ["unknown key 'fisrt'", "unknown key 'sytem'", "known are kind, question, "],
+        ),
         (with_key(PAIR, 'kind = "triple"'), ["kind is 'triple', not pair or point"]),
         (PAIR + 'counts = "middle"', ["counts is 'middle', not first or last"]),
         (PAIR + 'thinks = "yes"', ["thinks must be true or false, not 'yes'"]),
@@ -105,7 +104,10 @@ def test_a_file_in_the_folder_may_have_any_name(tmp_path: Path, monkeypatch: pyt
         (with_key(PAIR, "first = 1"), ["first must be a text, or a list of texts"]),
         (with_key(PAIR, 'first = ["A", ""]'), ["first must be a text, or a list of texts"]),
         (with_key(POINT, "levels = [1, 2]"), ["levels must be a text, or a list of texts"]),
-        (PAIR + 'max_tokens = "9"\nend = 1\nnow = 2', ["end must be", "max_tokens must be", "unknown key 'now'", "known are"]),
+        (
+            PAIR + 'max_tokens = "9"\nend = 1\nnow = 2',
+            ["end must be", "max_tokens must be", "unknown key 'now'", "known are"],
+        ),
         # labels
         (with_key(PAIR, "first = []"), ["a pair judge needs the labels first and second"]),
         (with_key(POINT, "levels = []"), ["a point judge needs levels, such as 1, 2, 3, 4"]),
@@ -117,14 +119,26 @@ def test_a_file_in_the_folder_may_have_any_name(tmp_path: Path, monkeypatch: pyt
         (PAIR + 'tie = "A"', ["a label stands for two answers"]),
         (PAIR + 'levels = ["1"]', ["levels and aspects are for a point judge"]),
         (POINT + 'first = "1"', ["first, second, tie and scores_question are for a pair judge"]),
-        (POINT + 'scores_question = "{image}{prompt}"', ["first, second, tie and scores_question are for a pair judge"]),
+        (
+            POINT + 'scores_question = "{image}{prompt}"',
+            ["first, second, tie and scores_question are for a pair judge"],
+        ),
         # places
-        (with_key(POINT, 'question = "{image}{image}{prompt}"'), ["question has 2 places {image}, a point judge needs 1"]),
+        (
+            with_key(POINT, 'question = "{image}{image}{prompt}"'),
+            ["question has 2 places {image}, a point judge needs 1"],
+        ),
         (with_key(PAIR, 'question = "{image}{prompt}"'), ["question has 1 places {image}, a pair judge needs 2"]),
         (with_key(PAIR, 'question = "{image}{image}"'), ["question has no place {prompt}"]),
-        (PAIR + 'scores_question = "{image}"', ["scores_question has 1 places {image}", "scores_question has no place {prompt}"]),
+        (
+            PAIR + 'scores_question = "{image}"',
+            ["scores_question has 1 places {image}", "scores_question has no place {prompt}"],
+        ),
         (PAIR + 'criterion = "sharp"', ["{criterion} in question and criterion go together"]),
-        (with_key(PAIR, 'question = "{criterion}{image}{image}\\n{prompt}"'), ["{criterion} in question and criterion go together"]),
+        (
+            with_key(PAIR, 'question = "{criterion}{image}{image}\\n{prompt}"'),
+            ["{criterion} in question and criterion go together"],
+        ),
         (
             with_key(PAIR, 'question = "{criterion}{image}{image}{prompt}"') + '\ncriterion = "sharp"',
             ["question has an {image} in the line of {prompt}, which is left out where there is no prompt"],
@@ -132,17 +146,23 @@ def test_a_file_in_the_folder_may_have_any_name(tmp_path: Path, monkeypatch: pyt
         (PAIR + f'system = "{PROMPT_SLOT}"', ["it holds a character that stands for the prompt here"]),
         # the way to an answer
         (with_key(PAIR, 'lead = " "'), ["lead is empty"]),
-        (PAIR + 'closing = "So"', ["closing does not end with lead, so no answer would follow it", "at_once does not end"]),
+        (
+            PAIR + 'closing = "So"',
+            ["closing does not end with lead, so no answer would follow it", "at_once does not end"],
+        ),
         (PAIR + 'at_once = "So"', ["at_once does not end with lead, so no answer would follow it"]),
         (PAIR + 'think_begin = "<t>"', ["think_begin needs think_end"]),
         (PAIR + 'think_end = "</t>"\nclosing = "Answer: "', ["closing does not hold think_end"]),
         (PAIR + 'thinks = false\nthink_end = "</t>"', ["think_begin and think_end are for a judge that thinks"]),
         (PAIR + "thinks = false\nmax_tokens = 9", ["max_tokens is for a judge that thinks"]),
         (PAIR + 'tie_opening = "Both"', ["tie_opening is for a judge that does not think"]),
-        (PAIR + 'thinks = false\ntie_opening = "Both"\ntie = "0"', ["a tie is a label (tie) or begins the answer (tie_opening), not both"]),
+        (
+            PAIR + 'thinks = false\ntie_opening = "Both"\ntie = "0"',
+            ["a tie is a label (tie) or begins the answer (tie_opening), not both"],
+        ),
         (with_key(PAIR, 'lead = ""') + '\ncriterion = "x"', ["criterion go together", "lead is empty"]),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_with_a_file_is_said_in_one_line(tmp_path: Path, text: str, problems: list[str]) -> None:
     path = tmp_path / "own.toml"
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
@@ -174,7 +194,10 @@ def test_what_is_left_out_has_defaults(tmp_path: Path) -> None:
 
 
 def test_a_judge_of_single_images_is_led_from_aspect_to_aspect(tmp_path: Path) -> None:
-    text = with_key(POINT, 'aspects = ["light", "form"]') + '\nclosing = "; {aspect} Score: "\nat_once = "{aspect} Score: "'
+    text = (
+        with_key(POINT, 'aspects = ["light", "form"]')
+        + '\nclosing = "; {aspect} Score: "\nat_once = "{aspect} Score: "'
+    )
     profile = read_profile(write(tmp_path, text))
     assert profile.closings() == ["; light Score: ", "; form Score: "]
     assert profile.closings(at_once=True) == ["light Score: ", "; form Score: "]
@@ -208,7 +231,9 @@ def test_messages_keep_texts_and_images_in_their_order(tmp_path: Path) -> None:
 
 
 def test_lines_of_a_prompt_are_left_out_where_there_is_none() -> None:
-    whole, without = (own_profile().messages(own_criterion=True, has_prompt=each)[1]["content"] for each in (True, False))
+    whole, without = (
+        own_profile().messages(own_criterion=True, has_prompt=each)[1]["content"] for each in (True, False)
+    )
     assert whole[0]["text"] == f"Criterion: {CRITERION_SLOT}\nPrompt: {PROMPT_SLOT}\nImage 1: "
     assert without[0]["text"] == f"Criterion: {CRITERION_SLOT}\nImage 1: "
     assert whole[1:] == without[1:]
@@ -227,116 +252,6 @@ def test_what_a_profile_has_no_place_for_is_an_error(name: str) -> None:
         profile.check_criterion("sharp eyes")
     with pytest.raises(ConfigError, match=f"the profile {name} has no question for two scores"):
         profile.check_form("scores")
-
-
-# which profile a judge has
-
-
-def test_a_judges_profile_is_found(tmp_path: Path) -> None:
-    """The given one, else that in its adapter's folder, in its model's, the one for its names, and our own."""
-    names = ("CodeGoat24/UnifiedReward-Think-qwen3vl-8b", "")
-    adapter, model = tmp_path / "adapter", tmp_path / "model"
-    for folder in (adapter, model):
-        write(folder, f'name = "in the {folder.name}"{PAIR}', PROFILE_FILE)
-    empty = tmp_path / "empty"
-    empty.mkdir()
-
-    def found(given: str, folders: tuple[Path | None, ...], names: tuple[str, ...] = names) -> str:
-        return find_profile(given, folders, names).name
-
-    assert found("plain", (adapter, model)) == "plain"
-    assert found(str(write(tmp_path, PAIR)), (adapter, model)) == "own"
-    assert found("", (adapter, model)) == "in the adapter"
-    assert found("", (empty, model)) == "in the model"
-    assert found("", (None, model)) == "in the model"
-    assert found("", (None, empty)) == "unifiedreward-think"
-    assert found("", (None, empty), ("some/model", "")) == "mlxpref"
-
-
-@pytest.mark.parametrize(
-    ("name", "profile"),
-    [
-        ("CodeGoat24/UnifiedReward-Think-qwen3vl-8b", "unifiedreward-think"),
-        ("CodeGoat24/UnifiedReward-Think-qwen3vl-8b@main", "unifiedreward-think"),
-        ("CodeGoat24/UnifiedReward-Think-qwen35-9b@" + 40 * "a", "unifiedreward-think"),
-        ("CodeGoat24/UnifiedReward-Think-qwen3vl-8b@refs/pr/3", "unifiedreward-think"),
-        ("CodeGoat24/UnifiedReward-Flex-qwen3vl-8b", "unifiedreward-flex"),
-        ("CodeGoat24/UnifiedReward-2.0-qwen3vl-8b", "unifiedreward-pair"),
-        ("TIGER-Lab/RationalRewards-8B-T2I", "rationalrewards"),
-        ("/home/me/models/unifiedreward-think-qwen3vl-8b-4bit/", "unifiedreward-think"),
-        ("models/UnifiedReward-Flex-qwen3vl-8b-mlx", "unifiedreward-flex"),
-        ("mlx-community/RationalRewards-8B-T2I-4bit", "rationalrewards"),
-        ("Qwen/Qwen2.5-VL-7B-Instruct", "mlxpref"),
-        ("/home/UnifiedReward-Think-me/models/qwen", "mlxpref"),
-        ("me/my-UnifiedReward-Think-8b", "mlxpref"),
-        ("demo", "mlxpref"),
-        ("", "mlxpref"),
-    ],
-)
-def test_a_judge_is_known_by_its_name_and_by_what_it_was_converted_from(name: str, profile: str) -> None:
-    assert find_profile("", (), (name,)).name == profile
-    assert find_profile("", (None,), ("models/mine", name)).name == profile
-
-
-# versions
-
-CHANGES: Mapping[str, Any] = {
-    "system": "You judge.",
-    "question": "{image}{image}<{prompt}>",
-    "chat_template": {"enable_thinking": False},
-    "max_tokens": 7,
-    "counts": "last",
-    "first": ("A", "a"),
-    "second": ("C",),
-    "tie": ("T",),
-    "end": ".",
-    "closing": "So. Answer: ",
-    "at_once": "Answer:  ",
-    "think_end": "</t>",
-    "lead": "Reply: ",
-    "scores_question": "{image}{image}{prompt}?",
-    "thinks": False,
-}
-SAME: Mapping[str, Any] = {"name": "n", "note": "n", "models": ("m",), "path": Path("p.toml")}
-
-
-@pytest.mark.parametrize("field", CHANGES)
-def test_another_way_of_asking_or_reading_is_another_version(tmp_path: Path, field: str) -> None:
-    profile = read_profile(write(tmp_path, PAIR))
-    changes = {field: CHANGES[field]} | ({"closing": "", "at_once": ""} if field in ("lead", "think_end") else {})
-    assert replace(profile, **changes).version() != profile.version()
-
-
-def test_versions_of_what_goes_together(tmp_path: Path) -> None:
-    pair = read_profile(write(tmp_path, PAIR + "thinks = false"))
-    point = read_profile(write(tmp_path, POINT))
-    asked = replace(pair, question="{criterion}\n{prompt}\n{image}{image}", criterion="sharp")
-    tagged = replace(pair, thinks=True, think_end="</t>", closing="", at_once="")
-    versions = [
-        each.version()
-        for each in (
-            pair, replace(pair, tie_opening=("Both",)), replace(pair, tie_opening=("Tie",)), point,
-            replace(point, levels=("1", "3")), replace(point, aspects=("light",)), asked, replace(asked, criterion="soft"),
-            tagged, replace(tagged, think_begin="<t>", at_once=""),
-        )
-    ]  # fmt: skip
-    assert len(set(versions)) == len(versions)
-    tested = {*CHANGES, *SAME, "kind", "tie_opening", "levels", "aspects", "criterion", "think_begin"}
-    assert tested == {field.name for field in fields(Profile)}
-
-
-def test_names_and_notes_are_the_same_version(tmp_path: Path) -> None:
-    profile = read_profile(write(tmp_path, PAIR))
-    assert replace(profile, **SAME).version() == profile.version()
-    spaced = "# words\n" + PAIR.replace('lead = "Answer: "', 'closing = "Answer: "\nlead = "Answer: "').replace("\n", "\n\n")
-    assert read_profile(write(tmp_path, spaced, "other.toml")).version() == profile.version()
-
-
-def test_a_criterion_of_ones_own_is_another_version() -> None:
-    own = own_profile()
-    assert own.version(" ") == own.version()
-    assert len({own.version(), own.version("sharp"), own.version("soft")}) == 3
-    assert own.version("sharp") == own.version(" sharp\n")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 from mlxpref.demo import JUDGE
 from mlxpref.engine.profile import built_in_profiles
 from mlxpref.engine.tokenizer import ComparisonTokenizer
-from mlxpref.engine.vlm import VLM, load_vlm
+from mlxpref.engine.vlm import load_vlm
 from mlxpref.errors import ModelError
 from tests.conftest import FAMILIES, GOLDEN, picture
 from tests.engine.profile_texts import HOSTILE, PROMPTS, digest

@@ -124,8 +124,14 @@ def test_the_lead_is_found_however_it_is_split(name: str, thinks: bool) -> None:
 @THINKS
 def test_a_lead_that_is_no_ascii_is_found_among_tokens_of_bytes(thinks: bool) -> None:
     profile = Profile(
-        "pair", "{image}{image}{prompt}", "答え： 図", think_begin="【考】", think_end="【了】", first=("1",), second=("2",),
-    )  # fmt: skip
+        "pair",
+        "{image}{image}{prompt}",
+        "答え： 図",
+        think_begin="【考】",
+        think_end="【了】",
+        first=("1",),
+        second=("2",),
+    )
     words = words_with(profile, thinks)
     ids = words.encode_template_text(NO_ASCII)
     tokens = [words.vocabulary[token] for token in ids]

@@ -182,15 +182,24 @@ def test_a_tie_begins_the_answer() -> None:
 def test_a_tie_is_a_label_of_its_own() -> None:
     profile = Profile("pair", "{image}{image}{prompt}", "Answer: ", first=("1",), second=("2",), tie=("tie", "0"))
     reader = Reader(profile)
-    assert [reader.written(f"So. Answer: {label}") for label in ("1", "2", "tie", "0", "tied")] == [1, 0, 0.5, 0.5, None]
+    assert [reader.written(f"So. Answer: {label}") for label in ("1", "2", "tie", "0", "tied")] == [
+        1,
+        0,
+        0.5,
+        0.5,
+        None,
+    ]
     assert reader.is_well_formed("So. Answer: tie")
 
 
 def test_labels_may_have_variants_of_several_letters() -> None:
     profile = Profile("pair", "{image}{image}{prompt}", "[[", first=("A", "first"), second=("B", "AB"), end="]]")
     reader = Reader(profile)
-    written = [reader.written(f"So. [[{label}]]") for label in ("A", "first", "B", "AB", "firsts", "A or B", "A, A")]
-    assert written == [1, 1, 0, 0, None, None, 1]
+    written = [
+        reader.written(f"So. [[{label}]]")
+        for label in ("A", "first", "B", "AB", "firsts", "A or B", "A, A", "A: a hat")
+    ]
+    assert written == [1, 1, 0, 0, None, None, 1, 1]
 
 
 # our own form
