@@ -5,9 +5,12 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from mlxpref._blas import preload
+from mlxpref.checkpoints import converter
 from mlxpref.errors import ConfigError, DataError, MlxprefError, ModelError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from mlxpref.conversion.functions import convert, export
     from mlxpref.data.inputs import ImageInput
     from mlxpref.data.similar import group_similar
@@ -56,6 +59,15 @@ __all__ = [
 preload()
 
 
+def _convert_judge(source: "Path", output: "Path", name: str) -> None:
+    from mlxpref.conversion.convert import convert
+
+    convert(source, output, name=name, overwrite=True)
+
+
+converter.hand_in(_convert_judge)
+
+
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return getattr(import_module(_MODULES[name]), name)
@@ -80,7 +92,8 @@ def load(
 ) -> "Judge":
     """Load a judge: a checkpoint folder, a Hugging Face id, or "demo"; None means $MLXPREF_MODEL.
 
-    Without that it is a recommended judge; `yes` agrees to its download. `calibration` is a file of `mlxpref
+    Without that it is the recommended judge for this device; `yes` agrees to its download, and to its conversion to 4
+    bit into the user's cache, which happen once. `calibration` is a file of `mlxpref
     calibrate`; True applies this judge's own, if any, False none. `adapter` is a folder in mlx-vlm's format or in
     PEFT's; one of another model is a ModelError unless `any_base`. `settings` are fields of
     `mlxpref.config.JudgeSettings`, such as `think=False`. The log names the calibration and doubts about an adapter

@@ -20,7 +20,7 @@ import click
 
 from mlxpref.cli.output import note
 from scripts.bench_common import report
-from scripts.memory_table import JUDGES
+from scripts.memory_table import in_bits
 from scripts.several import start, wait
 
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
@@ -88,7 +88,7 @@ def gradient_bytes() -> int:
 
 def on_paper(rest: float) -> list[dict[str, Any]]:
     """What Macs would give at 7B, by link and number; `rest` are the bytes a token that are no gradient."""
-    gradient = JUDGES["7B"].adapter(RANK)
+    gradient = in_bits("Qwen2.5-VL-7B", None).adapter(RANK)
     rows = []
     for link, bits in LINKS.items():
         for macs in (2, 3, 4):

@@ -1,12 +1,15 @@
 """What fits which Mac, from shapes alone: `python -m scripts.memory_table`; or, with --check, the plan beside MLX.
 
 The table says, for training with the defaults of a real judge, the planned peak, and how far one setting at a time can
-be raised within the working set that macOS recommends. Nothing in it was measured on a Mac. --check runs random models
-of two sizes here and sets what MLX measures beside what was planned.
+be raised within the working set that macOS recommends. Nothing in it was measured on a Mac. --judges prints the figures
+of recommended.toml and convert/models.toml, from the same plan. --check runs random models of two sizes here and sets
+what MLX measures beside what was planned.
 """
 
 import json
+import tomllib
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from mlxpref._blas import preload
@@ -15,9 +18,10 @@ preload()  # before MLX is first imported
 
 import click  # noqa: E402
 
-from mlxpref.checkpoints.memory import ModelSize, training_plan  # noqa: E402
+from mlxpref.checkpoints.memory import ModelSize, judging_plan, training_plan  # noqa: E402
+from mlxpref.checkpoints.recommended import RecommendedJudge, recommended_judges  # noqa: E402
 from mlxpref.cli.output import note, print_table, print_text  # noqa: E402
-from mlxpref.config import TrainSettings  # noqa: E402
+from mlxpref.config import JudgeSettings, TrainSettings  # noqa: E402
 from scripts.memory_check import LARGE_RUNS, MODELS, RUNS, measure  # noqa: E402
 
 _TOLERANCE = 0.25
@@ -26,27 +30,14 @@ _GIB = 1 << 30
 MACS = {16: 2 / 3, 32: 2 / 3, 64: 3 / 4, 128: 3 / 4, 192: 3 / 4}
 """Unified memory in GiB, and the share of it that macOS recommends as a GPU's working set."""
 
-_VISION = {"hidden_size": 1280, "num_heads": 16, "patch_size": 14, "spatial_merge_size": 2}
-
-
-# The last is what the weights take in bfloat16: total_size in model.safetensors.index.json.
-JUDGES = {
-    name: ModelSize.from_config(
-        {
-            "model_type": "qwen2_5_vl", "hidden_size": hidden, "num_hidden_layers": layers,
-            "num_attention_heads": heads, "num_key_value_heads": key_heads, "intermediate_size": inner,
-            "vocab_size": vocabulary, "vision_config": _VISION | {"intermediate_size": vision_inner},
-        },
-        published,
-    )
-    for name, hidden, layers, heads, key_heads, inner, vocabulary, vision_inner, published in (
-        ("3B", 2048, 36, 16, 2, 11008, 151936, 3420, 7509245952),
-        ("7B", 3584, 28, 28, 4, 18944, 152064, 3420, 16584333312),
-        ("32B", 5120, 64, 40, 8, 27648, 152064, 3456, 66905436672),
-    )
-}  # fmt: skip
-"""Qwen2.5-VL in bfloat16, as the configs state it."""
-TIED = ("3B",)
+LIST: dict[str, Any] = tomllib.loads(
+    (Path(__file__).parents[1] / "convert" / "models.toml").read_text(encoding="utf-8")
+)
+"""Every model and shape of convert/models.toml."""
+SHAPES: dict[str, dict[str, Any]] = LIST["shape"]
+_FAMILY = "Qwen2.5-VL-"
+JUDGES = [name.removeprefix(_FAMILY) for name in SHAPES if name.startswith(_FAMILY)]
+"""The judges of the table."""
 MICRO_BATCHES = (16, 8, 4, 2, 1)
 LADDERS: dict[str, list[int]] = {
     "group": [2, 4, 8, 16, 32, 64],
@@ -66,14 +57,50 @@ def peak(checkpoint: ModelSize, working_set: float, **changes: Any) -> tuple[int
     return planned
 
 
+def in_bits(shape: str, bits: int | None, float_bytes: int = 2) -> ModelSize:
+    """A model of a shape, quantized in groups of 64 but for its vision tower; other numbers take `float_bytes` each."""
+    config = SHAPES[shape]
+    model = ModelSize.from_config(config, config["bytes"] // 2 * float_bytes, float_bytes)
+    if bits is None:
+        return model
+    hidden, inner, _ = model.text
+    layer = 2 * hidden * (model.query_width + model.key_width) + 3 * hidden * inner
+    count = model.layers * layer + model.vocabulary * hidden * (1 if config["tie_word_embeddings"] else 2)
+    # A group has a scale and an offset.
+    stored = count * bits // 8 + count // 64 * 2 * float_bytes
+    return replace(model, weights=model.weights - count * float_bytes + stored)
+
+
 def quantized(name: str, bits: int) -> ModelSize:
-    """A judge whose language model is quantized in groups of 64."""
-    judge = JUDGES[name]
-    hidden, inner, _ = judge.text
-    layer = 2 * hidden * (judge.query_width + judge.key_width) + 3 * hidden * inner
-    count = judge.layers * layer + judge.vocabulary * hidden * (1 if name in TIED else 2)
-    # A group has a scale and an offset of 2 bytes each.
-    return replace(judge, weights=judge.weights - 2 * count + count * bits // 8 + count // 64 * 4)
+    """A judge of the table, quantized."""
+    return in_bits(_FAMILY + name, bits)
+
+
+def figures(shape: str) -> dict[str, float]:
+    """GB that a model of a shape takes: its files in 16 and in 4 bit, and the peaks of writing, judging and training.
+
+    Judging is by the default settings with a full batch, training with the micro-batch that takes least; `cpu` is the
+    same in float32.
+    """
+    source, small = in_bits(shape, None), in_bits(shape, 4)
+    largest = source.vocabulary * source.text[0] * 2
+    sizes = {"source_gb": source.weights, "converted_gb": small.weights}
+    sizes["conversion_gb"] = min(small.weights, 5 * 10**9) + largest + 3 * 10**8
+    for name, model in (("", small), ("cpu_", in_bits(shape, 4, 4))):
+        settings = JudgeSettings()
+        sizes[f"judging_{name}gb"] = judging_plan(model, settings, settings.rows).peak
+        sizes[f"training_{name}gb"] = min(
+            training_plan(model, replace(TrainSettings(), micro_batch=size), _PREFERENCES).peak
+            for size in MICRO_BATCHES
+        )
+    return {name: round(size / 1e9, 1) for name, size in sizes.items()}
+
+
+def shape_of(judge: RecommendedJudge) -> str | None:
+    """The shape of a recommended judge, None for one whose sizes are not known."""
+    (model,) = [each for each in LIST["model"] if judge.id in (each["source"], each.get("converted"))]
+    shape: str | None = model.get("shape")
+    return shape
 
 
 def what_fits() -> list[dict[str, Any]]:
@@ -115,6 +142,20 @@ def _print_what_fits() -> None:
     print_text(json.dumps({"table": rows}))
 
 
+def _print_judges() -> None:
+    rows = []
+    for judge in recommended_judges():
+        if shape := shape_of(judge):
+            rows.append({"judge": judge.id, "shape": shape, **figures(shape)})
+    names = [name for name in rows[0] if name not in ("judge", "shape")]
+    print_table(
+        ("judge", *(f">{name.removesuffix('_gb').replace('_', ' ')}" for name in names)),
+        [(row["judge"], *(f"{row[name]:.1f} GB" for name in names)) for row in rows],
+    )
+    print_text("planned from shapes (convert/models.toml), not measured; judging: 32 images, the default settings")
+    print_text(json.dumps({"judges": rows}))
+
+
 def _side(pixels: int | None) -> str:
     return f"{round(pixels**0.5)} x {round(pixels**0.5)}" if pixels else ""
 
@@ -146,9 +187,12 @@ def _check() -> bool:
 
 @click.command()
 @click.option("--check", is_flag=True, help="Run random models here, and fail where the plan is off by more than 25 %.")
-def main(check: bool) -> None:
+@click.option("--judges", is_flag=True, help="Print what each recommended judge takes.")
+def main(check: bool, judges: bool) -> None:
     """Print what fits which Mac."""
-    if not check:
+    if judges:
+        _print_judges()
+    elif not check:
         _print_what_fits()
     elif not _check():
         raise SystemExit(1)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mlxpref.checkpoints.hf_config import FAMILIES
-from mlxpref.checkpoints.resolve import recommended_judges
+from mlxpref.checkpoints.recommended import recommended_judges
 from mlxpref.conversion.quantize import Recipe
 
 FILE = Path(__file__).parents[1] / "convert" / "models.toml"

@@ -56,6 +56,11 @@ def needed_bytes(repository: HubRepository) -> int:
     return sum(file.size for file in (*_side_files(repository), *_all_weights(repository)))
 
 
+def bytes_left(repository: HubRepository) -> int:
+    """Those that are not here yet."""
+    return Destination(repository).bytes_left([*_side_files(repository), *_all_weights(repository)])
+
+
 def download_model(repository: HubRepository) -> Path:
     """Download a model into the Hugging Face cache and return its folder; ModelError, one line, where that fails.
 

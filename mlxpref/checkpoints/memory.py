@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from mlxpref.checkpoints import bounds
 from mlxpref.checkpoints.checkpoint import Checkpoint
-from mlxpref.checkpoints.resolve import device_working_set
+from mlxpref.checkpoints.recommended import device_working_set
 from mlxpref.config import JudgeSettings, TrainSettings
 from mlxpref.errors import ConfigError
 from mlxpref.text import format_bytes

@@ -13,6 +13,8 @@ from typing import Any
 import click
 
 from mlxpref.checkpoints import bounds
+from mlxpref.checkpoints.first_use import check_disks
+from mlxpref.checkpoints.recommended import Work
 from mlxpref.checkpoints.resolve import missing_judge
 from mlxpref.cli.options import DataOptions, ImageOptions, JudgeOptions
 from mlxpref.cli.output import note
@@ -70,16 +72,21 @@ class Consent:
     there is no terminal to ask on; without data to download the judge has a question of its own.
     """
 
-    def __init__(self, yes: bool, model: str | None = None, adapter: str | Path | None = None) -> None:
-        self.agreed, self._model, self._adapter = yes, model, adapter
+    def __init__(
+        self, yes: bool, model: str | None = None, adapter: str | Path | None = None, work: Work = "judging"
+    ) -> None:
+        self.agreed, self._model, self._adapter, self._work = yes, model, adapter, work
 
     def __call__(self, question: str) -> bool:
         if not isinstance(question, Question):
             return self.agreed or agree(question)
         base = base_name(Path(self._adapter)) if self._adapter and not self._model else self._model
-        judge = missing_judge(base)
-        what = f"{judge[0]} and {question.what}" if judge else question.what
-        check_room(question.place, question.bytes + (judge[1] if judge else 0))
+        judge, what = missing_judge(base, self._work), question.what
+        if judge:
+            what, place = f"{judge[0]} and {what}", question.place.root
+            check_disks({**judge[1], place: question.bytes + judge[1].get(place, 0)})
+        else:
+            check_room(question.place, question.bytes)
         if self.agreed:
             note(f"to be downloaded: {what}")
         elif not agree(f"Not here: {what}. Download {'both' if judge else 'it'}?"):

@@ -9,7 +9,7 @@ from typing import Any
 import click
 from huggingface_hub import constants
 
-from mlxpref.checkpoints.resolve import find_checkpoint, is_hub_id
+from mlxpref.checkpoints.resolve import find_source, is_hub_id
 from mlxpref.cli.common import agree, exit_on_sigterm
 from mlxpref.cli.options import FILE, HelpCommand, flag, json_option, option, option_group
 from mlxpref.cli.output import note, print_json, print_text
@@ -167,7 +167,7 @@ def convert(
         raise click.UsageError("--compare keeps no model, so there is none for --upload-repo")
     upload_kind = writing.check_upload()
     comparisons = comparisons_of(load_preferences(preferences, "test")) if preferences else built_in_comparisons()
-    name, path = find_checkpoint(source, writing.agree, revision)
+    name, path = find_source(source, revision)
     common: dict[str, Any] = {"dtype": dtype, "shard_size": writing.shard_size, "name": name, "requantize": requantize}
     with exit_on_sigterm():
         if output is None:

@@ -18,13 +18,16 @@ from packaging.utils import canonicalize_name
 from mlxpref._blas import blas_in_use
 from mlxpref.checkpoints.checkpoint import Checkpoint
 from mlxpref.checkpoints.download import cached_model
-from mlxpref.checkpoints.resolve import (
+from mlxpref.checkpoints.first_use import converted_judge
+from mlxpref.checkpoints.recommended import (
     RecommendedJudge,
+    Work,
     choose_judge,
     device_working_set,
-    is_hub_id,
+    recommended_judge,
     recommended_judges,
 )
+from mlxpref.checkpoints.resolve import is_hub_id
 from mlxpref.cli.options import HelpCommand, json_option
 from mlxpref.errors import ModelError
 from mlxpref.files import cache_dir, free_bytes
@@ -33,6 +36,7 @@ from mlxpref.text import format_bytes, one_line
 
 _SHOWN = ("mlxpref", "mlx", "mlx-lm", "mlx-vlm", "transformers", "huggingface-hub")
 """The packages whose versions it shows; it checks all requirements of mlxpref."""
+_WORKS: tuple[Work, ...] = ("judging", "training")
 _LITTLE = 10**10  # free bytes; a judge of 8 billion parameters in 4 bits takes 6 GB
 
 
@@ -95,7 +99,7 @@ def examine() -> list[CheckResult]:
         remedy = "pip install --force-reinstall mlx, and mlx-cpu or mlx's CUDA package on Linux"
         results.append(CheckResult(f"cannot be used: {one_line(error)}", "fails", remedy, "MLX"))
     else:
-        judges = [judge for judge in recommended_judges() if judge.working_set_gb]
+        judges = [judge for judge in recommended_judges() if judge.judging_gb]
         results.append(safely("device", check_device, working_set))
         results.append(safely("default judge", check_default_judge, working_set, hub))
         results += [safely("judge", check_judge, judge, working_set) for judge in judges]
@@ -181,10 +185,13 @@ def check_device(working_set: int) -> CheckResult:
 def check_default_judge(working_set: int, hub: CheckResult) -> CheckResult:
     """Check that the judge of a command without --model is here or can be downloaded."""
     model = os.environ.get("MLXPREF_MODEL", "")
-    value = f"$MLXPREF_MODEL is {model}" if model else "none"
+    value, for_training = f"$MLXPREF_MODEL is {model}" if model else "none", ""
     try:
         if not model:
             model = value = choose_judge(working_set).id
+            with suppress(ModelError):
+                trained = choose_judge(working_set, "training").id
+                for_training = f"; train takes {trained}" if trained != model else ""
         folder = Path(model)
         with suppress(RuntimeError):  # no such user
             folder = folder.expanduser()
@@ -200,23 +207,38 @@ def check_default_judge(working_set: int, hub: CheckResult) -> CheckResult:
     if not is_hub_id(model):
         remedy = "set MLXPREF_MODEL to a folder or a Hugging Face id, or unset it"
         return CheckResult(f"{value}, which does not exist", "fails", remedy)
-    hub_id, _, revision = model.partition("@")
-    if cached_model(hub_id, revision or None):
-        return CheckResult(f"{value}, in the cache")
+    judge = recommended_judge(model.partition("@")[0])
+    known = f"; licence {judge.licence}, profile {judge.profile}, {judge.known}{for_training}" if judge else ""
+    place = _place(model, judge)
+    if not place.startswith("to download"):
+        return CheckResult(f"{value}: {place}{known}")
     if hub.state == "ok":
-        return CheckResult(f"{value}, downloaded at its first use")
+        return CheckResult(f"{value}: {place} at its first use{known}")
     remedy = "connect to the hub, or name a judge's folder with --model or MLXPREF_MODEL; --model demo always works"
-    return CheckResult(f"{value}, which is not here and cannot be downloaded", "fails", remedy)
+    return CheckResult(f"{value}, which is not here and cannot be downloaded{known}", "fails", remedy)
 
 
 def check_judge(judge: RecommendedJudge, working_set: int) -> CheckResult:
     """Check whether a recommended judge fits the device, for judging and for training."""
-    judges, trains = (gb * 1e9 <= working_set for gb in (judge.working_set_gb, judge.training_gb))
-    value = f"{judge.id}: {'judges' if judges else 'too large to judge'} ({judge.working_set_gb:.1f} GB), "
-    value += f"{'trains' if trains else 'too large to train'} ({judge.training_gb:.1f} GB), "
-    value += "in the cache" if cached_model(judge.id) else f"to download ({judge.size_gb:.1f} GB)"
-    value += "" if judge.any_use else f", licence {judge.licence}"
+    judges, trains = (judge.needed(work) <= working_set for work in _WORKS)
+    value = f"{judge.id}: {'judges' if judges else 'too large to judge'} ({format_bytes(judge.needed('judging'))}), "
+    value += f"{'trains' if trains else 'too large to train'} ({format_bytes(judge.needed('training'))}), "
+    value += f"{_place(judge.id, judge)}, MMRB2 {judge.published}"
+    value += "" if judge.any_use else f", licence {judge.licence}, so never the default"
     return CheckResult(value, "ok" if judges else "note")
+
+
+def _place(model: str, judge: RecommendedJudge | None) -> str:
+    """Where a model of the hub is, or what has to be downloaded."""
+    hub_id, _, revision = model.partition("@")
+    converts = judge is not None and judge.is_converted
+    if converts and (found := converted_judge(hub_id, revision or None)):
+        return f"converted, in {found[1]}"
+    conversion = f" to convert to 4 bit ({judge.converted_gb:.1f} GB)" if judge and converts else ""
+    if cached_model(hub_id, revision or None):
+        return f"in the cache{',' if converts else ''}{conversion}"
+    size = f" ({judge.download_gb:.1f} GB)" if judge else ""
+    return f"to download{size}{' and' if converts else ''}{conversion}"
 
 
 def check_hub() -> CheckResult:

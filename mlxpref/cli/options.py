@@ -42,7 +42,7 @@ class GroupedOption(click.Option):
 
             names = ["demo", *CATALOG]
         elif self.name == "model":
-            from mlxpref.checkpoints.resolve import recommended_judges
+            from mlxpref.checkpoints.recommended import recommended_judges
 
             names = ["demo", *(judge.id for judge in recommended_judges())]
         if not names:

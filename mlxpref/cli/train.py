@@ -51,7 +51,7 @@ def train(
     """
     values = (read_settings(config) if config else {}) | settings
     # A run that is resumed names its judge itself.
-    consent = Consent(yes, "demo" if resume else values.get("model"), values.get("adapter"))
+    consent = Consent(yes, "demo" if resume else values.get("model"), values.get("adapter"), "training")
     processes = process_group()
     if resume:
         run = resume_run(output, values, consent, processes)

@@ -17,7 +17,7 @@ from scipy.special import expit, log_softmax, logsumexp
 
 from mlxpref.checkpoints.checkpoint import Checkpoint
 from mlxpref.checkpoints.memory import judging_plan, model_size
-from mlxpref.checkpoints.resolve import device_working_set
+from mlxpref.checkpoints.recommended import device_working_set
 from mlxpref.config import JudgeSettings
 from mlxpref.data.images import load_image
 from mlxpref.demo.preferences import demo_preferences

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from mlxpref.checkpoints.resolve import find_checkpoint
+from mlxpref.checkpoints.resolve import find_source
 from mlxpref.conversion.convert import convert as convert_folder
 from mlxpref.conversion.export import export_adapter
 from mlxpref.conversion.fidelity import built_in_comparisons, comparisons_of
@@ -44,7 +44,7 @@ def convert(
     comparisons = built_in_comparisons()
     if preferences is not None:
         comparisons = comparisons_of(load_preferences(expand(preferences), "test"))
-    name, folder = find_checkpoint(expand(source), lambda question: False, revision)
+    name, folder = find_source(expand(source), revision)
     return convert_folder(
         folder, Path(expand(output)), quantization, dtype=dtype, shard_size=shard_size, name=name,
         requantize=requantize, overwrite=overwrite, comparisons=comparisons if fidelity else (),

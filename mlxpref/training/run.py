@@ -247,7 +247,7 @@ def _load(
     adapter = Path(settings.adapter) if settings.adapter else None
     if vlm is None:
         model = settings.model or None
-        name, path = find_base(adapter, model, agree) if adapter else find_checkpoint(model, agree)
+        name, path = find_base(adapter, model, agree) if adapter else find_checkpoint(model, agree, work="training")
         settings = in_whole(replace(settings, model=name))
         profile = profile_of(named, name, path, adapter)
         settings = _settings_for(profile, settings, mix, chosen)

@@ -22,7 +22,7 @@ from click.testing import CliRunner, Result
 from huggingface_hub import constants
 from PIL import Image
 
-from mlxpref.checkpoints.resolve import choose_judge
+from mlxpref.checkpoints.recommended import choose_judge
 from mlxpref.cli import main
 from mlxpref.config import TrainSettings
 from mlxpref.demo.pictures import COLOURS, SHAPES, PictureSpec, render

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 from huggingface_hub import constants
 
-from mlxpref.checkpoints.resolve import choose_judge, device_working_set
+from mlxpref.checkpoints.recommended import choose_judge, device_working_set
 from mlxpref.cli import main
 from mlxpref.data import load
 from mlxpref.data.catalog import CATALOG

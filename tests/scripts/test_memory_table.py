@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from mlxpref.checkpoints.memory import ModelSize, training_plan
-from mlxpref.checkpoints.resolve import recommended_judges
+from mlxpref.checkpoints.recommended import recommended_judges
 from mlxpref.config import TrainSettings
 from scripts.memory_check import MODELS, RUNS, Run, measure
 from scripts.memory_table import JUDGES, LADDERS, main, quantized
