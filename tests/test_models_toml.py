@@ -11,8 +11,10 @@ from mlxpref.checkpoints.recommended import recommended_judges
 from mlxpref.conversion.quantize import Recipe
 
 FILE = Path(__file__).parents[1] / "convert" / "models.toml"
-MODELS: list[dict[str, Any]] = tomllib.loads(FILE.read_text(encoding="utf-8"))["model"]
-SIZES = ("source_gb", "conversion_gb", "converted_gb", "working_set_gb")
+LIST = tomllib.loads(FILE.read_text(encoding="utf-8"))
+MODELS: list[dict[str, Any]] = LIST["model"]
+SIZES = ("source_gb", "conversion_gb", "converted_gb")
+PROFILES = {judge.profile for judge in recommended_judges()}
 FIELDS = {"source", "family", "licence", "any_use", *SIZES, "recipe", "profile", "checked"}
 each = pytest.mark.parametrize("model", MODELS, ids=lambda model: model["source"])
 
@@ -20,10 +22,10 @@ each = pytest.mark.parametrize("model", MODELS, ids=lambda model: model["source"
 @each
 def test_each_model_has_every_field(model: dict[str, Any]) -> None:
     assert set(model) >= FIELDS
-    assert set(model) <= FIELDS | {"converted", "revision", "form"}
+    assert set(model) <= FIELDS | {"converted", "revision", "form", "shape"}
     assert model["source"].count("/") == 1
     assert model["family"] in FAMILIES
-    assert model["profile"] in ("mlxpref", "own", "not verified")
+    assert model["profile"] in {*PROFILES, "own", "not verified"}
     assert ("form" in model) == (model["profile"] == "own")
     assert model["checked"]
     assert all(isinstance(model[name], float) for name in SIZES)
@@ -40,8 +42,9 @@ def test_licences(model: dict[str, Any]) -> None:
 def test_sizes_fit_each_other(model: dict[str, Any]) -> None:
     sizes = [model[name] for name in SIZES]
     assert all(sizes) or not any(sizes), "a size that is not known is 0, and then no other is known either"
+    assert any(sizes) == ("shape" in model)
     if any(sizes):
-        assert model["converted_gb"] < model["working_set_gb"] < model["source_gb"]
+        assert LIST["shape"][model["shape"]]["model_type"] == model["family"]
         assert min(model["converted_gb"], 5) + 0.3 < model["conversion_gb"] < model["source_gb"]
 
 
@@ -56,5 +59,10 @@ def test_recommended_judges_are_in_the_list() -> None:
     for judge in recommended_judges():
         model = known[judge.id]
         assert (model["licence"], model["any_use"]) == (judge.licence, judge.any_use)
-        assert (model["converted_gb"], model["working_set_gb"]) == (judge.size_gb, judge.working_set_gb)
+        if judge.is_converted:
+            assert (model["source"], model["profile"]) == (judge.id, judge.profile)
+            assert Recipe.named(model["recipe"]) == Recipe(), "its first use converts so"
+            assert (model["source_gb"], model["converted_gb"]) == (judge.download_gb, judge.converted_gb)
+        else:
+            assert model["converted_gb"] == judge.download_gb
     assert {model["converted"] for model in MODELS if "converted" in model} <= {j.id for j in recommended_judges()}

@@ -2,23 +2,26 @@
 
 import gc
 import json
-import tomllib
 from dataclasses import replace
-from pathlib import Path
+from importlib import import_module
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import pytest
 from click.testing import CliRunner
+from mlx.utils import tree_flatten
 
-from mlxpref.checkpoints.memory import ModelSize, training_plan
-from mlxpref.checkpoints.recommended import recommended_judges
+from mlxpref.checkpoints.memory import training_plan
+from mlxpref.checkpoints.recommended import RecommendedJudge, recommended_judges
 from mlxpref.config import TrainSettings
+from mlxpref.conversion.quantize import Recipe, cast, plan_layers, quantize
 from scripts.memory_check import MODELS, RUNS, Run, measure
-from scripts.memory_table import JUDGES, LADDERS, main, quantized
+from scripts.memory_table import LADDERS, LIST, SHAPES, figures, in_bits, main, quantized, shape_of
 
-GB = 10**9
-LIST = Path(__file__).parents[2] / "convert" / "models.toml"
+MEMORY = ("judging_gb", "judging_cpu_gb", "training_gb", "training_cpu_gb")
+FIGURES = (*MEMORY, "source_gb", "converted_gb", "conversion_gb")
 
 
 @pytest.mark.parametrize("run", [RUNS[number] for number in (0, 1, 5, 6)], ids=lambda run: f"{run.pixels}: {run.name}")
@@ -45,41 +48,51 @@ def test_table_agrees_with_the_plan() -> None:
                 assert training_plan(model, settings, 1000).peak <= row["working_set_bytes"]
 
 
-def qwen3(hidden: int, inner: int, vision_hidden: int, vision_inner: int, gigabytes: float) -> ModelSize:
-    """A Qwen3-VL in 4 bits, as its config states it."""
-    text = {"vocab_size": 151936, "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8}
-    vision = {"patch_size": 16, "num_heads": 16, "deepstack_visual_indexes": [8, 16, 24]}
-    config: dict[str, Any] = {
-        "model_type": "qwen3_vl",
-        "text_config": {**text, "head_dim": 128, "hidden_size": hidden, "intermediate_size": inner},
-        "vision_config": {**vision, "hidden_size": vision_hidden, "intermediate_size": vision_inner},
-    }
-    return ModelSize.from_config(config, int(gigabytes * GB))
+@pytest.mark.parametrize("judge", recommended_judges(), ids=lambda judge: judge.id)
+def test_figures_of_recommended_judges(judge: RecommendedJudge) -> None:
+    """Those in the file are what the plan says now."""
+    shape = shape_of(judge)
+    planned = figures(shape) if shape else dict.fromkeys(FIGURES, 0.0)
+    assert {name: getattr(judge, name) for name in MEMORY} == {name: planned[name] for name in MEMORY}
+    if judge.is_converted:
+        assert (judge.download_gb, judge.converted_gb) == (planned["source_gb"], planned["converted_gb"])
+    else:
+        assert (judge.download_gb, judge.converted_gb) == (planned["converted_gb"], 0)
 
 
-RECOMMENDED = {
-    "Qwen3-VL-8B": qwen3(4096, 12288, 1152, 4304, 5.8),
-    "Qwen3-VL-4B": qwen3(2560, 9728, 1024, 4096, 3.1),
-    "Qwen2.5-VL-7B": quantized("7B", 4),
-    "Qwen2.5-VL-3B": quantized("3B", 4),
-}
+@pytest.mark.parametrize("model", LIST["model"], ids=lambda model: model["source"])
+def test_sizes_in_the_list_of_models(model: dict[str, Any]) -> None:
+    planned = figures(model["shape"]) if "shape" in model else dict.fromkeys(FIGURES, 0.0)
+    names = ("source_gb", "converted_gb", "conversion_gb")
+    assert {name: model[name] for name in names} == {name: planned[name] for name in names}
 
 
-@pytest.mark.parametrize("name", RECOMMENDED)
-def test_memory_of_recommended_judges(name: str) -> None:
-    (judge,) = [judge for judge in recommended_judges() if name in judge.id]
-    model = RECOMMENDED[name]
-    assert model.weights / GB == pytest.approx(judge.size_gb, abs=0.06)
-    peaks = [training_plan(model, replace(TrainSettings(), micro_batch=n), 1000).peak for n in (16, 8, 4, 2, 1)]
-    assert min(peaks) / GB == pytest.approx(judge.training_gb, abs=0.1)
+@pytest.mark.parametrize("name", [name for name in SHAPES if "32B" not in name])
+def test_weights_are_those_of_the_model_and_of_its_conversion(name: str) -> None:
+    """Of mlx-vlm's model of that shape, whose weights are lazy, so that they take no memory."""
+    shape = SHAPES[name]
+    config = {**shape, **shape.get("text_config", {}), "rms_norm_eps": 1e-6, "rope_theta": 1e6}
+    config["max_position_embeddings"] = 32768
+    package, settings = import_module(f"mlx_vlm.models.{shape['model_type']}"), SimpleNamespace(**config)
+    settings.text_config = package.TextConfig.from_dict(config)
+    settings.vision_config = package.VisionConfig.from_dict(shape["vision_config"])
+    settings.image_token_index, settings.video_token_index, settings.skip_vision = 0, 0, False
+    model = package.Model(settings)
+    cast(model, mx.bfloat16)
+    assert bytes_of(model) == in_bits(name, None).weights == SHAPES[name]["bytes"]
+    plan, left = plan_layers(model, Recipe())
+    quantize(model, plan)
+    assert left == []
+    assert bytes_of(model) == in_bits(name, 4).weights
 
 
-@pytest.mark.parametrize("name", ["3B", "7B"])
-def test_sizes_in_the_list_of_models(name: str) -> None:
-    models = tomllib.loads(LIST.read_text(encoding="utf-8"))["model"]
-    (model,) = [model for model in models if model["source"] == f"Qwen/Qwen2.5-VL-{name}-Instruct"]
-    assert JUDGES[name].weights / GB == pytest.approx(model["source_gb"], abs=0.06)
-    size = quantized(name, 4).weights / GB
-    assert size == pytest.approx(model["converted_gb"], abs=0.06)
-    largest = JUDGES[name].vocabulary * JUDGES[name].text[0] * 2 / GB
-    assert min(size, 5) + largest + 0.3 == pytest.approx(model["conversion_gb"], abs=0.06)
+def bytes_of(model: nn.Module) -> int:
+    weights: list[tuple[str, mx.array]] = tree_flatten(model.parameters())
+    return sum(int(weight.nbytes) for _, weight in weights)
+
+
+def test_judges_as_they_are_printed() -> None:
+    result = CliRunner().invoke(main, ["--judges"], catch_exceptions=False)
+    rows = json.loads(result.stdout.rstrip("\n").split("\n")[-1])["judges"]
+    assert [row["judge"] for row in rows] == [judge.id for judge in recommended_judges() if judge.judging_gb]
+    assert all(row == {"judge": row["judge"], "shape": row["shape"], **figures(row["shape"])} for row in rows)
