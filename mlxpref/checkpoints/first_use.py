@@ -68,7 +68,7 @@ class FirstUse:
     @property
     def needs(self) -> dict[Path, int]:
         """The bytes that it adds to the disk of each place."""
-        needs = {judges_dir(): int(self.judge.converted_gb * 1e9)}
+        needs = {judges_dir(): self.judge.kept}
         if not isinstance(self.source, Path):
             needs[Destination(self.source).root] = bytes_left(self.source)
         return needs
@@ -82,7 +82,7 @@ class FirstUse:
         disk = f"{format_bytes(sum(self.needs.values()))} of disk until the download is deleted, which it may be then"
         memory = [f"about {format_bytes(judge.needed(work))} to {verb}" for work, verb in _VERBS.items()]
         return (
-            f"{judge.id} ({size}, to be converted to 4 bit: {judge.converted_gb:.1f} GB in {judges_dir()}; {disk}; "
+            f"{judge.id} ({size}, to be converted to 4 bit: {format_bytes(judge.kept)} in {judges_dir()}; {disk}; "
             f"licence {licence}; planned memory: {', '.join(memory)}; {judge.known})"
         )
 

@@ -36,6 +36,11 @@ class RecommendedJudge:
         return self.converted_gb > 0
 
     @property
+    def kept(self) -> int:
+        """The bytes of the folder that this makes."""
+        return int(1e9 * self.converted_gb)
+
+    @property
     def known(self) -> str:
         """What is known of its quality."""
         return f"MMRB2, text to image: {self.published}{'' if self.tried else '; not tried here'}"
@@ -74,10 +79,12 @@ def device_working_set() -> int:
 
 def choose_judge(working_set: int, work: Work = "judging") -> RecommendedJudge:
     """The best recommended judge for any use whose work fits a working set in bytes."""
-    fitting = [judge for judge in recommended_judges() if judge.any_use and judge.needed(work) <= working_set]
+    judges = [judge for judge in recommended_judges() if judge.any_use]
+    fitting = [judge for judge in judges if judge.needed(work) <= working_set]
     if not fitting:
+        least = min(judges, key=lambda judge: judge.needed(work))
         raise ModelError(
-            f"no recommended judge fits this device ({format_bytes(working_set)} of working set); "
-            "give a smaller one with --model, or try --model demo"
+            f"no recommended judge fits this device ({format_bytes(working_set)} of working set) with the default "
+            f"settings; give the smallest, --model {least.id}, with a smaller --rows, or try --model demo"
         )
     return fitting[0]

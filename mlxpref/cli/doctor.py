@@ -234,7 +234,7 @@ def _place(model: str, judge: RecommendedJudge | None) -> str:
     converts = judge is not None and judge.is_converted
     if converts and (found := converted_judge(hub_id, revision or None)):
         return f"converted, in {found[1]}"
-    conversion = f" to convert to 4 bit ({judge.converted_gb:.1f} GB)" if judge and converts else ""
+    conversion = f" to convert to 4 bit ({format_bytes(judge.kept)})" if judge and converts else ""
     if cached_model(hub_id, revision or None):
         return f"in the cache{',' if converts else ''}{conversion}"
     size = f" ({judge.download_gb:.1f} GB)" if judge else ""

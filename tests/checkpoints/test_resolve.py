@@ -1,15 +1,21 @@
 """Which judge a name means, which one is proposed, and the message where there is none; nothing is downloaded."""
 
 import json
+import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
+import mlx.core as mx
 import pytest
 from huggingface_hub import constants
 
+from mlxpref.checkpoints import first_use
 from mlxpref.checkpoints import resolve as models
-from mlxpref.checkpoints.resolve import choose_judge, device_working_set, find_checkpoint, recommended_judges
+from mlxpref.checkpoints.first_use import converted_judge, judges_dir
+from mlxpref.checkpoints.recommended import Work, choose_judge, device_working_set, recommended_judges
+from mlxpref.checkpoints.resolve import find_checkpoint, find_source, missing_judge
 from mlxpref.demo import JUDGE
 from mlxpref.errors import ModelError
 from mlxpref.hub import HubFile, HubRepository
@@ -17,6 +23,7 @@ from tests.messages import messages
 
 GB = 10**9
 COMMIT = "0" * 40
+WORKS: tuple[Work, ...] = ("judging", "training")
 SIDE = {"config.json": "{}", "tokenizer.json": "{}", "preprocessor_config.json": "{}"}
 
 
@@ -38,7 +45,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.delenv("MLXPREF_MODEL", raising=False)
     monkeypatch.setattr(models, "device_working_set", lambda: 12 * GB)
+    on_gpu(monkeypatch)
     return folder
+
+
+def on_gpu(monkeypatch: pytest.MonkeyPatch, is_gpu: bool = True) -> None:
+    """A device with or without a GPU: on a CPU judges take more, as they compute in float32."""
+    device = SimpleNamespace(type=mx.DeviceType.gpu if is_gpu else mx.DeviceType.cpu)
+    monkeypatch.setattr(mx, "default_device", lambda: device)
 
 
 def put_into_cache(cache: Path, name: str, files: dict[str, str]) -> Path:
@@ -66,6 +80,7 @@ def fake_hub(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[str]:
         return HubRepository(hub_id, "model", COMMIT, "apache-2.0", (weights,), revision)
 
     monkeypatch.setattr(models, "ask_model", ask)
+    monkeypatch.setattr(first_use, "ask_model", ask)
     monkeypatch.setattr(models, "download_model", download)
     return fetched
 
@@ -77,27 +92,36 @@ def test_recommended_list() -> None:
         assert judge.id.count("/") == 1
         assert judge.licence
         assert judge.checked, f"{judge.id}: say what was verified"
+        assert not judge.tried, f"{judge.id}: say where it was tried, in scripts/README.md"
         if judge.any_use:
             assert judge.licence in ("apache-2.0", "mit")
-            assert 0 < judge.size_gb < judge.working_set_gb
+            assert 0 < (judge.converted_gb or judge.download_gb) < judge.judging_gb < judge.training_gb
+            assert judge.judging_gb < judge.judging_cpu_gb < judge.training_cpu_gb
     research = [judge for judge in judges if "3B" in judge.id or "alexgambashidze" in judge.id]
     assert len(research) == 2
     assert not any(judge.any_use for judge in research)
 
 
-def test_the_choice_follows_the_working_set() -> None:
-    judges = [choose_judge(size * GB) for size in (200, 16, 11, 10, 5)]
-    assert [judge.working_set_gb for judge in judges] == sorted((j.working_set_gb for j in judges), reverse=True)
-    assert judges[0] == recommended_judges()[0]
-    assert "8B" in judges[2].id
-    assert "7B" in judges[3].id
-    assert "4B" in judges[4].id
-    for size in range(5 * GB, 40 * GB, GB // 2):
-        judge = choose_judge(size)
-        assert judge.any_use
-        assert judge.working_set_gb * GB <= size
-    with pytest.raises(ModelError, match=r"no recommended judge fits this device \(4.0 GB .*--model demo"):
-        choose_judge(4 * GB)
+def test_the_choice_follows_the_working_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A judge that was trained for this wherever one fits, and the largest of them; training takes more."""
+    think = [judge.id for judge in recommended_judges()[:3]]
+    assert [size in name for size, name in zip(("8b", "4b", "2b"), think, strict=True)] == [True] * 3
+    large, middle, small = think
+    judging = {200: large, 13: large, 12: middle, 11: middle, 10: small, 8: small}
+    training = {200: large, 14: middle, 12: middle, 11: small, 9: small}
+    assert {size: choose_judge(size * GB).id for size in judging} == judging
+    assert {size: choose_judge(size * GB, "training").id for size in training} == training
+    for work in WORKS:
+        for size in range(10 * GB, 40 * GB, GB // 2):
+            judge = choose_judge(size, work)
+            assert judge.any_use
+            assert judge.needed(work) <= size
+    with pytest.raises(ModelError, match=r"no recommended judge fits .*\(7.0 GB .*--model .*-2b, .*--model demo"):
+        choose_judge(7 * GB)
+    on_gpu(monkeypatch, False)
+    assert [choose_judge(size * GB).id for size in (20, 19, 13)] == think
+    with pytest.raises(ModelError, match="no recommended judge fits"):
+        choose_judge(12 * GB)
 
 
 def test_the_working_set_of_this_device() -> None:
@@ -120,7 +144,7 @@ def test_the_environment_names_a_judge(monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_checkpoint(None, never) == ("demo", JUDGE)
     assert find_checkpoint("elsewhere", never)[0] == "elsewhere"
     monkeypatch.setenv("MLXPREF_MODEL", "")
-    with pytest.raises(ModelError, match="no --model given"):
+    with pytest.raises(ModelError, match="no --model was given"):
         find_checkpoint(None, lambda question: False)
 
 
@@ -131,11 +155,50 @@ def test_empty_name_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> No
         find_checkpoint(name, never)
 
 
-@pytest.mark.parametrize("name", ["some-one/a_model.v2", None])
-def test_cached_judge_needs_no_hub(name: str | None, cache: Path) -> None:
-    expected = name or choose_judge(12 * GB).id
-    snapshot = put_into_cache(cache, expected, SIDE | {"model.safetensors": "x"})
-    assert find_checkpoint(name, never) == (expected, snapshot)
+@pytest.mark.parametrize("name", ["some-one/a_model.v2", "mlx-community/Qwen3-VL-4B-Instruct-4bit"])
+def test_cached_judge_needs_no_hub(name: str, cache: Path) -> None:
+    snapshot = put_into_cache(cache, name, SIDE | {"model.safetensors": "x"})
+    assert find_checkpoint(name, never) == (name, snapshot)
+    assert missing_judge(name) is None
+
+
+def test_the_source_of_a_judge_that_is_converted(cache: Path) -> None:
+    """`convert` takes it as it is; a command asks before it is converted, also where it was downloaded already."""
+    name = choose_judge(12 * GB).id
+    snapshot = put_into_cache(cache, name, SIDE | {"model.safetensors": "x"})
+    assert find_source(name) == (name, snapshot)
+    with pytest.raises(ModelError, match=r"\(downloaded, to be converted to 4 bit: 3\.1 GB .*: agree with --yes"):
+        find_checkpoint(None, lambda question: False)
+    words, needs = missing_judge(None) or ("", {})
+    assert words.startswith(f"the judge {name} (downloaded, ")
+    assert list(needs.values()) == [3.1 * GB]
+
+
+def converted(name: str, commit: str) -> Path:
+    """A folder as the conversion leaves it."""
+    folder = judges_dir() / f"{name.replace('/', '--')}@{commit}-4bit"
+    folder.mkdir(parents=True)
+    for file in (*SIDE, "model.safetensors"):
+        (folder / file).write_text("{}")
+    return folder
+
+
+def test_a_converted_judge(cache: Path) -> None:
+    """The one of a commit, or the last one; another judge's has a longer name."""
+    name = choose_judge(12 * GB).id
+    converted(f"{name}-more", "3" * 40)
+    assert converted_judge(name) is None
+    old, new = (converted(name, digit * 40) for digit in "21")
+    os.utime(old, (1, 1))
+    for model, expected in ((None, new), (name, new), (f"{name}@{'1' * 40}", new), (f"{name}@{'2' * 40}", old)):
+        commit = "1" * 40 if expected == new else "2" * 40
+        assert find_checkpoint(model, never) == (f"{name}@{commit}", expected)
+        assert missing_judge(model) is None
+    assert find_checkpoint(name, never, revision="2" * 40)[1] == old
+    with pytest.raises(ModelError, match="cannot be downloaded"):
+        find_checkpoint(f"{name}@{'4' * 40}", never)
+    (new / "config.json").unlink()
+    assert find_checkpoint(None, never)[1] == old
 
 
 def test_an_interrupted_download(cache: Path) -> None:
@@ -151,20 +214,26 @@ def test_an_interrupted_download(cache: Path) -> None:
         find_checkpoint("some/model", never)
 
 
-def test_without_agreement() -> None:
+def test_without_agreement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     questions = []
 
     def refuse(question: str) -> bool:
         questions.append(question)
         return False
 
+    fake_hub(monkeypatch, tmp_path)
     judge = choose_judge(12 * GB)
-    terms = f"{judge.id} (about {judge.size_gb} GB, licence {judge.licence})"
     with pytest.raises(ModelError) as caught:
         find_checkpoint(None, refuse)
     assert len(questions) == 1
-    assert terms in questions[0]
-    assert terms in str(caught.value)
+    for line in (questions[0], str(caught.value)):
+        for fact in (
+            f"{judge.id} (4.2 GB to download, to be converted to 4 bit: 3.1 GB in {judges_dir()}",
+            "; 7.3 GB of disk until the download is deleted, which it may be then; ",
+            "; licence apache-2.0; planned memory: about 10.1 GB to judge, about 11.7 GB to train; ",
+            "; MMRB2, text to image: 66.0 for UnifiedReward-Think, of which size is not said; not tried here)",
+        ):
+            assert fact in line, fact
     assert "--yes" in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -187,12 +256,11 @@ def test_download_names_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         return True
 
     with messages() as lines:
-        assert find_checkpoint(None, agree) == (choose_judge(12 * GB).id, tmp_path)
+        assert find_checkpoint("some/model", agree, ask="It needs") == ("some/model", tmp_path)
         find_checkpoint("some/model", never)
-    assert fetched == [choose_judge(12 * GB).id, "some/model"]
-    assert "4.2 GB, licence apache-2.0" in questions[0]
-    assert "4.2 GB, licence apache-2.0" in lines[0]
-    assert lines[1:] == ["downloading some/model (4.2 GB, licence apache-2.0) from the Hugging Face hub"]
+    assert fetched == ["some/model"] * 2
+    assert questions == ["It needs some/model (4.2 GB, licence apache-2.0). Download it?"]
+    assert lines == ["downloading some/model (4.2 GB, licence apache-2.0) from the Hugging Face hub"] * 2
 
 
 @pytest.mark.parametrize("missing", sorted(SIDE))

@@ -14,20 +14,25 @@ import mlx.core as mx
 import pytest
 from huggingface_hub import constants
 
+from mlxpref.checkpoints.first_use import judges_dir
 from mlxpref.cli.doctor import CheckResult, check_builds, check_device, check_packages, installed_versions, safely
 from mlxpref.demo import JUDGE
 from tests.cli.test_commands import SCRIPT, run
 from tests.hub_server import HubServer, serving, use_hub
 
 GB = 10**9
-DEFAULT = "mlx-community/Qwen3-VL-8B-Instruct-4bit"
+DEFAULT = "CodeGoat24/UnifiedReward-Think-qwen3vl-8b"
+KNOWN = (
+    "; licence mit, profile unifiedreward-think, MMRB2, text to image: 66.0 for UnifiedReward-Think, of which size is "
+    "not said; not tried here; train takes CodeGoat24/UnifiedReward-Think-qwen3vl-4b"
+)
 
 
 @pytest.fixture(autouse=True)
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     """A hub that answers, an empty cache, a device with room for a judge, and no judge that is named."""
     monkeypatch.delenv("MLXPREF_MODEL", raising=False)
-    monkeypatch.setattr(mx, "device_info", lambda: {"device_name": "M2", "max_recommended_working_set_size": 12 * GB})
+    monkeypatch.setattr(mx, "device_info", lambda: {"device_name": "M2", "max_recommended_working_set_size": 20 * GB})
     (tmp_path / "hub").mkdir()
     with serving({}) as server:
         use_hub(monkeypatch, server.endpoint, tmp_path / "hub")
@@ -50,7 +55,7 @@ def test_all_is_well(hub: HubServer) -> None:
     lines = result.stdout.splitlines()
     assert len(lines) <= 24
     assert lines[-1] == "nothing would fail"
-    for part in (hub.endpoint, "mlx 0.32", "M2, 12.0 GB for a model", DEFAULT, "hub cache", "mlxpref cache"):
+    for part in (hub.endpoint, "mlx 0.32", "M2, 20.0 GB for a model", DEFAULT, "hub cache", "mlxpref cache"):
         assert part in result.stdout, part
 
 
@@ -59,7 +64,9 @@ def test_json() -> None:
     assert code == 0
     assert {"system", "packages", "MLX build", "device", "default judge", "judge", "hub", "hub cache"} <= set(results)
     assert all(each.found for each in results.values())
-    assert results["default judge"].found == f"{DEFAULT}, downloaded at its first use"
+    assert results["default judge"].found == (
+        f"{DEFAULT}: to download (17.5 GB) and to convert to 4 bit (5.8 GB) at its first use{KNOWN}"
+    )
 
 
 def test_failures_come_first(monkeypatch: pytest.MonkeyPatch, hub: HubServer) -> None:
@@ -152,9 +159,9 @@ def test_devices(metal: bool, backend: str, monkeypatch: pytest.MonkeyPatch) -> 
         ("~nobody-here/x", True, "fails", "does not exist"),
         ("  ", True, "fails", "does not exist"),
         (str(Path(__file__).parent), True, "fails", "no judge that can be used"),
-        ("owner/name", True, "ok", "downloaded at its first use"),
+        ("owner/name", True, "ok", "owner/name: to download at its first use"),
         ("owner/name@v1", False, "fails", "not here and cannot be downloaded"),
-        ("", False, "fails", f"{DEFAULT}, which is not here and cannot be downloaded"),
+        ("", False, "fails", f"{DEFAULT}, which is not here and cannot be downloaded{KNOWN}"),
     ],
 )
 def test_default_judge(model: str, reached: bool, state: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +182,14 @@ def test_a_judge_in_the_cache_needs_no_hub(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     code, results = run_doctor()
     assert code == 0
-    assert results["default judge"].found == f"{DEFAULT}, in the cache"
+    found = f"{DEFAULT}: in the cache, to convert to 4 bit (5.8 GB)"
+    assert results["default judge"].found == found + KNOWN
+    folder = judges_dir() / f"{DEFAULT.replace('/', '--')}@{'0' * 40}-4bit"
+    shutil.copytree(JUDGE, folder)
+    shutil.rmtree(repository)
+    code, results = run_doctor()
+    assert code == 0
+    assert results["default judge"].found == f"{DEFAULT}: converted, in {folder}{KNOWN}"
 
 
 @pytest.mark.parametrize(("gigabytes", "state"), [(2, "fails"), (200, "ok")])

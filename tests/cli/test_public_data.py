@@ -12,13 +12,13 @@ import pytest
 from click.testing import CliRunner, Result
 from huggingface_hub import constants
 
-from mlxpref.checkpoints.recommended import choose_judge, device_working_set
 from mlxpref.cli import main
 from mlxpref.data import load
 from mlxpref.data.catalog import CATALOG
 from mlxpref.preferences import PackedImage
 from tests.conftest import GOLDEN
 from tests.data_layouts import DAMAGES, damage_member, make_layout
+from tests.default_judge import ID, recommend
 from tests.hub_server import Cut, HubServer, Repository, serving, use_hub
 
 DATA = "THUDM/ImageRewardDB"
@@ -27,8 +27,9 @@ QUICK = [*TRAIN, "--steps", "3", "--save-every", "1"]
 
 
 @pytest.fixture
-def judge() -> str:
-    return choose_judge(device_working_set()).id
+def judge(monkeypatch: pytest.MonkeyPatch) -> str:
+    recommend(monkeypatch)
+    return ID
 
 
 @pytest.fixture
@@ -70,6 +71,13 @@ def test_one_question_for_data_and_judge(
     assert result.exit_code == 0, result.output
     (question,) = questions
     assert question.startswith(f"Not here: the judge {judge} (")
+    for fact in (
+        "to be converted to 4 bit: 100 kB in",
+        "of disk until the download is deleted",
+        "licence mit",
+        "to train",
+    ):
+        assert fact in question
     assert "imagereward, split train (about" in question
     assert "for --limit 4, of" in question
     assert "licence cc-test" in question
