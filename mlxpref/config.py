@@ -53,7 +53,9 @@ class JudgeSettings:
         shown="262144, or the adapter's; never more than the judge's own",
     )  # fmt: skip
     seed: int = setting(0, "Seed of all random numbers.", minimum=0)
-    rows: int = setting(32, "Completions written at the same time; fewer take less memory.", minimum=1)
+    rows: int = setting(
+        32, "Completions written at the same time; fewer take less memory.", minimum=1, shown="32, or as many as fit"
+    )
     profile: str = setting(
         "", "How the judge is asked: a built-in profile by name, or a TOML file.", filled=True,
         shown="the judge's own, by its folder or id",
@@ -162,8 +164,13 @@ class TrainSettings:
     kl: float = setting(0.0, "Weight of the KL divergence from the judge without adapter.", _LOSS, minimum=0.0)
     mask_truncated: bool = setting(False, "Leave completions that ran out of tokens out of the loss.", _LOSS)
     max_grad_norm: float = setting(1.0, "Largest global norm of the gradient.", _LOSS, minimum=1e-6)
-    rows: int = setting(64, "Completions written at the same time; fewer take less memory.", _MEMORY, minimum=1)
-    micro_batch: int = setting(16, "Rollouts in one backward pass; fewer take less memory.", _MEMORY, minimum=1)
+    rows: int = setting(
+        64, "Completions written at the same time; fewer take less memory.", _MEMORY, minimum=1,
+        shown="64, or as many as fit",
+    )  # fmt: skip
+    micro_batch: int = setting(
+        16, "Rollouts in one backward pass; fewer take less memory.", _MEMORY, minimum=1, shown="16, or as many as fit"
+    )
     recompute: bool = setting(True, "Compute activations again in the backward pass: slower, less memory.", _MEMORY)
 
     def __post_init__(self) -> None:

@@ -22,10 +22,14 @@ from mlxpref.checkpoints.memory import ModelSize, judging_plan, training_plan  #
 from mlxpref.checkpoints.recommended import RecommendedJudge, recommended_judges  # noqa: E402
 from mlxpref.cli.output import note, print_table, print_text  # noqa: E402
 from mlxpref.config import JudgeSettings, TrainSettings  # noqa: E402
+from mlxpref.engine.profile import profile_named  # noqa: E402
 from scripts.memory_check import LARGE_RUNS, MODELS, RUNS, measure  # noqa: E402
 
 _TOLERANCE = 0.25
 _PREFERENCES = 1000
+_IMAGES = 32
+ROWS = 8
+"""Completions at a time by which a judge fits a device; more are written together where there is room."""
 _GIB = 1 << 30
 MACS = {16: 2 / 3, 32: 2 / 3, 64: 3 / 4, 128: 3 / 4, 192: 3 / 4}
 """Unified memory in GiB, and the share of it that macOS recommends as a GPU's working set."""
@@ -76,23 +80,24 @@ def quantized(name: str, bits: int) -> ModelSize:
     return in_bits(_FAMILY + name, bits)
 
 
-def figures(shape: str) -> dict[str, float]:
+def figures(shape: str, profile: str = "mlxpref") -> dict[str, float]:
     """GB that a model of a shape takes: its files in 16 and in 4 bit, and the peaks of writing, judging and training.
 
-    Judging is by the default settings with a full batch, training with the micro-batch that takes least; `cpu` is the
-    same in float32.
+    Judging is that of 32 images; training is by the default settings with the micro-batch that takes least. Either
+    writes a few completions at a time, as long as the profile lets them be; `cpu` is the same in float32.
     """
+    asked = profile_named(profile)
+    length = asked.max_tokens or JudgeSettings().max_tokens
+    judging = JudgeSettings(rows=ROWS, max_tokens=length)
+    trainings = [TrainSettings(rows=ROWS, max_tokens=length, micro_batch=size) for size in MICRO_BATCHES]
     source, small = in_bits(shape, None), in_bits(shape, 4)
     largest = source.vocabulary * source.text[0] * 2
     sizes = {"source_gb": source.weights, "converted_gb": small.weights}
     sizes["conversion_gb"] = min(small.weights, 5 * 10**9) + largest + 3 * 10**8
     for name, model in (("", small), ("cpu_", in_bits(shape, 4, 4))):
-        settings = JudgeSettings()
-        sizes[f"judging_{name}gb"] = judging_plan(model, settings, settings.rows).peak
-        sizes[f"training_{name}gb"] = min(
-            training_plan(model, replace(TrainSettings(), micro_batch=size), _PREFERENCES).peak
-            for size in MICRO_BATCHES
-        )
+        sizes[f"judging_{name}gb"] = judging_plan(model, judging, _IMAGES, *asked.text_tokens).peak
+        plans = [training_plan(model, each, _PREFERENCES, True, *asked.text_tokens) for each in trainings]
+        sizes[f"training_{name}gb"] = min(plan.peak for plan in plans)
     return {name: round(size / 1e9, 1) for name, size in sizes.items()}
 
 
@@ -146,13 +151,16 @@ def _print_judges() -> None:
     rows = []
     for judge in recommended_judges():
         if shape := shape_of(judge):
-            rows.append({"judge": judge.id, "shape": shape, **figures(shape)})
+            rows.append({"judge": judge.id, "shape": shape, **figures(shape, judge.profile)})
     names = [name for name in rows[0] if name not in ("judge", "shape")]
     print_table(
         ("judge", *(f">{name.removesuffix('_gb').replace('_', ' ')}" for name in names)),
         [(row["judge"], *(f"{row[name]:.1f} GB" for name in names)) for row in rows],
     )
-    print_text("planned from shapes (convert/models.toml), not measured; judging: 32 images, the default settings")
+    print_text(
+        f"planned from shapes (convert/models.toml), not measured; judging: {_IMAGES} images, the default settings; "
+        f"{ROWS} completions at a time, as long as the profile lets them be"
+    )
     print_text(json.dumps({"judges": rows}))
 
 

@@ -9,6 +9,7 @@ import pytest
 from mlxpref.checkpoints.hf_config import FAMILIES
 from mlxpref.checkpoints.recommended import recommended_judges
 from mlxpref.conversion.quantize import Recipe
+from mlxpref.engine.profile import built_in_profiles, find_profile
 
 FILE = Path(__file__).parents[1] / "convert" / "models.toml"
 LIST = tomllib.loads(FILE.read_text(encoding="utf-8"))
@@ -51,6 +52,14 @@ def test_sizes_fit_each_other(model: dict[str, Any]) -> None:
 @each
 def test_recipes_can_be_asked_for(model: dict[str, Any]) -> None:
     assert Recipe.named(model["recipe"]).name == model["recipe"]
+
+
+def test_recommended_judges_are_asked_by_their_profiles() -> None:
+    for judge in recommended_judges():
+        assert find_profile("", (), (judge.id, "")).name == judge.profile, judge.id
+    for model in MODELS:
+        if model["profile"] in built_in_profiles():
+            assert find_profile("", (), (model["source"], "")).name == model["profile"], model["source"]
 
 
 def test_recommended_judges_are_in_the_list() -> None:

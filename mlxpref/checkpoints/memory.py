@@ -9,7 +9,7 @@ scaled_dot_product_attention.cpp).
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -218,6 +218,20 @@ def judging_plan(
     }
     resident = model.features(images, tokens) + min(bounds.PREFIX_BYTES, model.keys_values(images * before))
     return MemoryPlan(model.weights, resident, phases)
+
+
+def with_fitting_batches(plan_of: Callable[[S], MemoryPlan], settings: S, chosen: Collection[str]) -> S:
+    """The settings with batches halved until they fit this device, unless these are `chosen`; it changes no result.
+
+    Unchanged where the smallest do not fit, either.
+    """
+    working_set = device_working_set()
+    sizes = {name: getattr(settings, name, 0) for name in ("rows", "micro_batch") if name not in chosen}
+    for n in range(max(sizes.values(), default=1).bit_length()):
+        fewer = replace(settings, **{name: max(1, size >> n) for name, size in sizes.items() if size})
+        if plan_of(fewer).peak <= working_set:
+            return fewer
+    return settings
 
 
 def require_fit(plan_of: Callable[[S], MemoryPlan], settings: S, work: str) -> MemoryPlan:

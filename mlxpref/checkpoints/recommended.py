@@ -82,9 +82,9 @@ def choose_judge(working_set: int, work: Work = "judging") -> RecommendedJudge:
     judges = [judge for judge in recommended_judges() if judge.any_use]
     fitting = [judge for judge in judges if judge.needed(work) <= working_set]
     if not fitting:
-        least = min(judges, key=lambda judge: judge.needed(work))
+        least = format_bytes(min(judge.needed(work) for judge in judges))
         raise ModelError(
-            f"no recommended judge fits this device ({format_bytes(working_set)} of working set) with the default "
-            f"settings; give the smallest, --model {least.id}, with a smaller --rows, or try --model demo"
+            f"no recommended judge fits this device ({format_bytes(working_set)} of working set; the smallest takes "
+            f"{least} for {work}); give a smaller one with --model, or try --model demo"
         )
     return fitting[0]

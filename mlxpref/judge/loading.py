@@ -10,7 +10,7 @@ from typing import Any
 from mlxpref.checkpoints.checkpoint import Checkpoint
 from mlxpref.checkpoints.checks import check_folder
 from mlxpref.checkpoints.files import RECORD, read_json_object
-from mlxpref.checkpoints.memory import judging_plan, model_size, require_fit
+from mlxpref.checkpoints.memory import MemoryPlan, judging_plan, model_size, require_fit, with_fitting_batches
 from mlxpref.checkpoints.resolve import find_checkpoint
 from mlxpref.config import JudgeSettings, settings_from
 from mlxpref.engine.adapters import check_base, find_base, load_adapter, trained_settings
@@ -82,8 +82,13 @@ def find_judge(
     checkpoint = Checkpoint.open(path)
     check_folder(checkpoint)
     size = model_size(checkpoint)
-    text = profile.text_tokens
-    require_fit(lambda s: judging_plan(size, s, images or judge_settings.rows, *text), judge_settings, "judging")
+    together, text = images or judge_settings.rows, profile.text_tokens
+
+    def plan_of(settings: JudgeSettings) -> MemoryPlan:
+        return judging_plan(size, settings, together, *text)
+
+    judge_settings = with_fitting_batches(plan_of, judge_settings, settings or ())
+    require_fit(plan_of, judge_settings, "judging")
     for line in check_base(adapter, checkpoint, profile, any_base) if adapter is not None else ():
         logger.warning(line)
     return FoundJudge(name, adapter, judge_settings, reads, checkpoint, profile)

@@ -11,7 +11,7 @@ import mlx.core as mx
 
 from mlxpref.checkpoints.checkpoint import Checkpoint
 from mlxpref.checkpoints.checks import check_folder
-from mlxpref.checkpoints.memory import model_size, require_fit, training_plan
+from mlxpref.checkpoints.memory import MemoryPlan, model_size, require_fit, training_plan, with_fitting_batches
 from mlxpref.checkpoints.resolve import find_checkpoint
 from mlxpref.config import TrainSettings, settings_from
 from mlxpref.data.image_cache import ImageCache
@@ -255,7 +255,12 @@ def _load(
         check_folder(checkpoint)
         size, writes = model_size(checkpoint), settings.think or not mix.exact
         text = profile.text_tokens
-        plan = require_fit(lambda s: training_plan(size, s, len(preferences), writes, *text), settings, "training")
+
+        def plan_of(settings: TrainSettings) -> MemoryPlan:
+            return training_plan(size, settings, len(preferences), writes, *text)
+
+        settings = with_fitting_batches(plan_of, settings, chosen)
+        plan = require_fit(plan_of, settings, "training")
         logger.info(f"about {format_bytes(plan.peak)} of memory at the peak, {format_bytes(plan.weights)} are weights")
         vlm = load_vlm(checkpoint, settings.max_pixels, profile=profile)
         _ = vlm.tokenizer.label_ids  # raises for labels that cannot be read

@@ -17,7 +17,15 @@ from mlx.utils import tree_flatten
 
 from mlxpref.checkpoints import bounds, memory
 from mlxpref.checkpoints.checkpoint import Checkpoint
-from mlxpref.checkpoints.memory import MemoryPlan, ModelSize, judging_plan, model_size, require_fit, training_plan
+from mlxpref.checkpoints.memory import (
+    MemoryPlan,
+    ModelSize,
+    judging_plan,
+    model_size,
+    require_fit,
+    training_plan,
+    with_fitting_batches,
+)
 from mlxpref.cli import main
 from mlxpref.config import JudgeSettings, TrainSettings
 from mlxpref.conversion.convert import convert
@@ -271,7 +279,7 @@ def test_training_that_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     plan = training_plan(model_size(Checkpoint(JUDGE)), settings, 8)
     monkeypatch.setattr(memory, "device_working_set", lambda: (plan.weights + plan.peak) // 2)
     command = ("train", "--data", "demo", "--model", "demo", "--limit", "8", "--steps", "1", "--comparisons", "4")
-    command = (*command, "--max-tokens", "64")
+    command = (*command, "--max-tokens", "64", "--rows", "64", "--micro-batch", "16")
     with monkeypatch.context() as patched:
         patched.setattr(run, "load_vlm", None)  # nothing may be loaded
         result = invoke(*command, "--output", tmp_path / "folder" / "run")
@@ -286,7 +294,7 @@ def test_training_that_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_judging_that_does_not_fit(command: str, pictures: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     plan = judging_plan(model_size(Checkpoint(JUDGE)), JudgeSettings(), 2)
     monkeypatch.setattr(memory, "device_working_set", lambda: plan.weights + 9 * (plan.peak - plan.weights) // 10)
-    arguments = (command, *pictures, "--prompt", "a hat", "--model", "demo")
+    arguments = (command, *pictures, "--prompt", "a hat", "--model", "demo", "--rows", "32")
     with monkeypatch.context() as patched:
         patched.setattr(loading, "load_vlm", None)
         result = invoke(*arguments)
@@ -294,3 +302,23 @@ def test_judging_that_does_not_fit(command: str, pictures: list[Path], monkeypat
     assert f"judging needs about {format_bytes(plan.peak)}, this device" in result.stderr
     for flags in options(result.stderr):
         assert invoke(*arguments, *flags, "--json").exit_code == 0
+
+
+def test_batches_are_as_large_as_fit(pictures: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless the user says how many."""
+    size = model_size(Checkpoint(JUDGE))
+    peaks = {rows: judging_plan(size, JudgeSettings(rows=rows), 9).peak for rows in (32, 16, 8, 1)}
+    for working_set, rows in ((peaks[32], 32), (peaks[32] - 1, 16), (peaks[8], 8), (peaks[1], 1), (peaks[1] - 1, 32)):
+        monkeypatch.setattr(memory, "device_working_set", lambda: working_set)  # noqa: B023
+        chosen = with_fitting_batches(lambda s: judging_plan(size, s, 9), JudgeSettings(), ())
+        assert chosen == JudgeSettings(rows=rows)
+    monkeypatch.setattr(memory, "device_working_set", lambda: peaks[8])
+    assert loading.load_judge("demo", images=9).settings.rows == 8
+    with pytest.raises(ConfigError, match="judging needs about"):
+        loading.load_judge("demo", settings={"rows": 32}, images=9)
+    training = replace(TrainSettings(), comparisons=4, max_tokens=64)
+    peak = training_plan(size, replace(training, rows=16, micro_batch=4), 8).peak
+    monkeypatch.setattr(memory, "device_working_set", lambda: peak)
+    both = with_fitting_batches(lambda s: training_plan(size, s, 8), training, ())
+    assert (both.rows, both.micro_batch) == (16, 4)
+    assert with_fitting_batches(lambda s: training_plan(size, s, 8), training, ("rows", "micro_batch")) == training

@@ -52,7 +52,7 @@ def test_table_agrees_with_the_plan() -> None:
 def test_figures_of_recommended_judges(judge: RecommendedJudge) -> None:
     """Those in the file are what the plan says now."""
     shape = shape_of(judge)
-    planned = figures(shape) if shape else dict.fromkeys(FIGURES, 0.0)
+    planned = figures(shape, judge.profile) if shape else dict.fromkeys(FIGURES, 0.0)
     assert {name: getattr(judge, name) for name in MEMORY} == {name: planned[name] for name in MEMORY}
     if judge.is_converted:
         assert (judge.download_gb, judge.converted_gb) == (planned["source_gb"], planned["converted_gb"])
@@ -95,4 +95,6 @@ def test_judges_as_they_are_printed() -> None:
     result = CliRunner().invoke(main, ["--judges"], catch_exceptions=False)
     rows = json.loads(result.stdout.rstrip("\n").split("\n")[-1])["judges"]
     assert [row["judge"] for row in rows] == [judge.id for judge in recommended_judges() if judge.judging_gb]
-    assert all(row == {"judge": row["judge"], "shape": row["shape"], **figures(row["shape"])} for row in rows)
+    profiles = {judge.id: judge.profile for judge in recommended_judges()}
+    for row in rows:
+        assert row == {"judge": row["judge"], "shape": row["shape"], **figures(row["shape"], profiles[row["judge"]])}
