@@ -228,7 +228,8 @@ def with_fitting_batches(plan_of: Callable[[S], MemoryPlan], settings: S, chosen
     working_set = device_working_set()
     sizes = {name: getattr(settings, name, 0) for name in ("rows", "micro_batch") if name not in chosen}
     for n in range(max(sizes.values(), default=1).bit_length()):
-        fewer = replace(settings, **{name: max(1, size >> n) for name, size in sizes.items() if size})
+        halved: dict[str, Any] = {name: max(1, size >> n) for name, size in sizes.items() if size}
+        fewer = replace(settings, **halved)
         if plan_of(fewer).peak <= working_set:
             return fewer
     return settings

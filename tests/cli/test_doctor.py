@@ -24,7 +24,7 @@ GB = 10**9
 DEFAULT = "CodeGoat24/UnifiedReward-Think-qwen3vl-8b"
 KNOWN = (
     "; licence mit, profile unifiedreward-think, MMRB2, text to image: 66.0 for UnifiedReward-Think, of which size is "
-    "not said; not tried here; train takes CodeGoat24/UnifiedReward-Think-qwen3vl-4b"
+    "not said; not tried here"
 )
 
 
@@ -198,6 +198,14 @@ def test_which_judges_fit(gigabytes: int, state: str, monkeypatch: pytest.Monkey
     _, results = run_doctor()
     assert results["default judge"].state == state
     assert ("too large to judge" in results["judge"].found) == (state == "fails")
+
+
+def test_training_may_take_a_smaller_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mx, "device_info", lambda: {"max_recommended_working_set_size": 10 * GB})
+    monkeypatch.setattr(mx, "default_device", lambda: SimpleNamespace(type=mx.DeviceType.gpu))
+    found = run_doctor()[1]["default judge"].found
+    assert found.startswith(f"{DEFAULT}: ")
+    assert found.endswith("; train takes CodeGoat24/UnifiedReward-Think-qwen3vl-4b")
 
 
 def test_the_token_stays_here(hub: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
