@@ -34,7 +34,9 @@ def test_answers_that_are_never_found_are_said_once(
     assert "--profile" in said[0]
 
 
-def test_an_answer_that_is_found_says_nothing(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_that_is_found_says_nothing(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     vlm = asked_by(tiny_model("qwen3_vl"), "plain")
     judge = Judge(vlm, JudgeSettings(max_tokens=60))
     follow(vlm, monkeypatch, ["So. Answer: 1"])
@@ -48,7 +50,8 @@ def test_labels_that_the_judges_tokenizer_splits_are_an_error(tmp_path: Path) ->
         mlxpref.load("demo", profile="unifiedreward-pair")
     own = tmp_path / "own.toml"
     own.write_text(
-        'kind = "pair"\nquestion = "{image}{image}{prompt}"\nlead = "Answer: "\nfirst = "the left"\nsecond = "the right"\n'
+        'kind = "pair"\nquestion = "{image}{image}{prompt}"\nlead = "Answer: "\n'
+        'first = "the left"\nsecond = "the right"\n'
     )
     with pytest.raises(ConfigError, match=r"profile own: 'the left', 'the right' is no single token"):
         mlxpref.load("demo", profile=str(own))
