@@ -96,7 +96,8 @@ def test_bound_by_enumeration(tmp_path: Path) -> None:
     vlm, model, _ = load_both(tmp_path)
     case = Case(pixels=84, think=False, images=3, sample=1, max_tokens=1)
     words = vlm.tokenizer.comparison(TEXT, "choice", False)
-    cuts = [len(words.before_first), 9 + len(words.before_second), 9 + len(words.after)]
+    start, between, after = map(len, words.texts)
+    cuts = [start, 9 + between, 9 + after]
     naive = least = 0
     encoded, run = set(), set()
     for pair in permutations(range(3), 2):
