@@ -6,6 +6,7 @@ from mlxpref.checkpoints.files import (
     CONFIG,
     INDEX,
     PROCESSORS,
+    PROFILE_FILE,
     RECORD,
     SECOND_COPIES,
     SIDE_FILES,
@@ -21,7 +22,7 @@ from mlxpref.hub import Destination, HubFile, HubRepository, ask_hub, check_spac
 from mlxpref.log import logger
 from mlxpref.text import format_bytes
 
-_NEEDED = (CONFIG, INDEX, RECORD, LEARNED, *SIDE_FILES)
+_NEEDED = (CONFIG, INDEX, RECORD, LEARNED, PROFILE_FILE, *SIDE_FILES)
 """Files to download besides the weights: no code, no pickles, nothing of other programs."""
 
 

@@ -14,6 +14,8 @@ INDEX = "model.safetensors.index.json"
 """The index: the file of each tensor, if there are several files."""
 RECORD = "mlxpref.json"
 """The record of a converted folder: its source and its measurements."""
+PROFILE_FILE = "judge.toml"
+"""The profile in a folder of a model or an adapter: how the judge is asked."""
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 """Settings of the image processor; a model has one of these."""
 SIDE_FILES = (

@@ -11,7 +11,16 @@ from huggingface_hub import constants
 
 from mlxpref.checkpoints.resolve import find_source, is_hub_id
 from mlxpref.cli.common import agree, exit_on_sigterm
-from mlxpref.cli.options import FILE, HelpCommand, flag, json_option, option, option_group
+from mlxpref.cli.options import (
+    FILE,
+    HelpCommand,
+    check_profile,
+    flag,
+    grouped_option,
+    json_option,
+    option,
+    option_group,
+)
 from mlxpref.cli.output import note, print_json, print_text
 from mlxpref.cli.tables import fidelity_line, print_recipes
 from mlxpref.conversion.compare_recipes import compare_recipes
@@ -19,6 +28,7 @@ from mlxpref.conversion.convert import convert as convert_folder
 from mlxpref.conversion.fidelity import built_in_comparisons, comparisons_of
 from mlxpref.conversion.quantize import DTYPES, GROUP_SIZES, Recipe
 from mlxpref.data.load import load_preferences
+from mlxpref.engine.profile import profile_named
 from mlxpref.errors import ConfigError
 from mlxpref.hub import upload_model, visibility_of
 from mlxpref.text import format_bytes
@@ -129,6 +139,7 @@ class RecipeOptions:
     examples=(
         "mlxpref convert Qwen/Qwen2.5-VL-7B-Instruct judge-4bit --bits 4",
         "mlxpref convert ./checkpoint --compare 4,8,mixed_4_8",
+        "mlxpref convert ./own-judge judge-8bit --bits 8 --profile unifiedreward-think",
     ),
 )
 @click.argument("source")
@@ -140,6 +151,12 @@ class RecipeOptions:
 @click.option("--requantize", is_flag=True, help="Accept a quantized SOURCE; its weights are dequantized first.")
 @click.option("--preferences", help="Measure on the images of this file's preferences, not on built-in pictures.")
 @click.option("--fidelity/--no-fidelity", default=True, show_default=True, help="Measure what quantization changes.")
+@grouped_option(
+    "--profile",
+    callback=check_profile,
+    help="How the judge is asked: a built-in profile by name, or a TOML file; it stays in OUTPUT.  [default: SOURCE's "
+    "own, by its folder or id]",
+)
 @json_option
 def convert(
     source: str,
@@ -151,6 +168,7 @@ def convert(
     requantize: bool,
     preferences: str | None,
     fidelity: bool,
+    profile: str | None,
     as_json: bool,
 ) -> None:
     """Convert the checkpoint SOURCE (a folder or a Hugging Face id) into a quantized MLX folder OUTPUT.
@@ -166,9 +184,11 @@ def convert(
     if output is None and writing.upload_repo:
         raise click.UsageError("--compare keeps no model, so there is none for --upload-repo")
     upload_kind = writing.check_upload()
+    given = profile_named(profile) if profile is not None else None  # before any download
     comparisons = comparisons_of(load_preferences(preferences, "test")) if preferences else built_in_comparisons()
     name, path = find_source(source, revision)
     common: dict[str, Any] = {"dtype": dtype, "shard_size": writing.shard_size, "name": name, "requantize": requantize}
+    common["profile"] = given
     with exit_on_sigterm():
         if output is None:
             rows = compare_recipes(path, recipes, comparisons, **common)

@@ -28,14 +28,14 @@ _SHORT = {"--limit": "-n"} | {
 
 
 class GroupedOption(click.Option):
-    """An option that the help of a `HelpCommand` lists under the name of its group; it completes data and models."""
+    """An option that the help of a `HelpCommand` lists under the name of its group; it completes names of ours."""
 
     def __init__(self, *arguments: Any, group: str = _UNGROUPED, **attributes: Any) -> None:
         super().__init__(*arguments, **attributes)
         self.group = group
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        """Names of data sets or judges, and files."""
+        """Names of data sets, judges or profiles, and files."""
         names: list[str] = []
         if self.name == "data":
             from mlxpref.data.catalog import CATALOG
@@ -45,6 +45,10 @@ class GroupedOption(click.Option):
             from mlxpref.checkpoints.recommended import recommended_judges
 
             names = ["demo", *(judge.id for judge in recommended_judges())]
+        elif self.name == "profile":
+            from mlxpref.engine.profile import built_in_profiles
+
+            names = list(built_in_profiles())
         if not names:
             return super().shell_complete(ctx, incomplete)
         matching = [CompletionItem(name) for name in names if name.startswith(incomplete)]
@@ -146,7 +150,7 @@ def _setting_option(name: str, default: Any, metadata: Mapping[str, Any]) -> Cal
         return grouped_option(f"--{flag}/--no-{flag}", name, **common)
     if isinstance(default, str):
         if metadata.get("filled"):
-            common["callback"] = partial(check_text, "say what makes an image the better one")
+            common["callback"] = _CHECKS[name]
         kind: Any = click.Choice(metadata["choices"]) if "choices" in metadata else click.STRING
         metavar = None
         if metadata.get("several"):
@@ -213,6 +217,9 @@ def check_text(remedy: str, ctx: click.Context, parameter: click.Parameter, valu
 
 
 check_prompt = partial(check_text, "say what the images were made for")
+check_profile = partial(check_text, "give a built-in profile by name, or a TOML file")
+_CHECKS = {"criterion": partial(check_text, "say what makes an image the better one"), "profile": check_profile}
+"""By the name of a setting that takes no empty text: what checks it."""
 CRITERION_ALONE = "with --criterion it may be left out"
 
 

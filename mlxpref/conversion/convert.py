@@ -19,6 +19,7 @@ from mlx.utils import tree_flatten
 from mlxpref.checkpoints.checkpoint import Checkpoint
 from mlxpref.checkpoints.checks import check_folder
 from mlxpref.conversion.fidelity import Answers, ask_source, compare_with_source
+from mlxpref.conversion.keep_profile import check_profile, profile_to_keep, write_profile
 from mlxpref.conversion.quantize import (
     LayerQuantization,
     Recipe,
@@ -34,6 +35,7 @@ from mlxpref.data.learned import keep_learned
 from mlxpref.engine.adapters import read_adapter, trained_settings
 from mlxpref.engine.lora import fuse_adapter
 from mlxpref.engine.mlx_model import lazy_model
+from mlxpref.engine.profile import Profile, own_profile
 from mlxpref.errors import ModelError
 from mlxpref.log import logger
 from mlxpref.preferences import Comparison
@@ -55,6 +57,7 @@ def convert(
     overwrite: bool = False,
     comparisons: Sequence[Comparison] = (),
     reference: Answers | None = None,
+    profile: Profile | None = None,
     finish: Callable[[Path], None] = lambda folder: None,
 ) -> dict[str, Any]:
     """Convert a checkpoint folder and return the result as JSON of `convert`.
@@ -62,12 +65,18 @@ def convert(
     `recipe` None keeps the quantization of each layer, `dtype` None the type of unquantized weights. `name` is the
     source's public name. A quantized source needs `requantize`, which dequantizes its weights first. An `adapter` is
     fused into the weights first. `comparisons`, if any, compare the result with its source; `reference` are the
-    source's answers to them, if known. `finish` may add files to the folder. ModelError for a source that cannot be
-    converted, ConfigError for an existing output; both leave nothing behind.
+    source's answers to them, if known. `profile` is how the judge is asked, by default the source's own; it stays in
+    the folder. `finish` may add files to the folder. ModelError for a source that cannot be converted, ConfigError for
+    an existing output, or a profile that the source's tokenizer cannot read; all leave nothing behind.
     """
     start = time.perf_counter()
     source = Checkpoint.open(source)
     check_folder(source)
+    full_name = name or str(source.folder)
+    kept = profile_to_keep(profile, full_name, source.folder, adapter)
+    if kept is not None:
+        check_profile(source, kept)
+    profile = kept or own_profile()
     with new_folder(output, overwrite, [source.folder, *([adapter] if adapter else [])]) as folder:
         model = lazy_model(source)
         _check_quantized_source(source.folder, model, recipe, requantize)
@@ -79,11 +88,13 @@ def convert(
         weight_bytes, count = sum(int(weight.nbytes) for weight in weights.values()), _weight_count(weights, plan)
         check_space(output, weight_bytes)
         write_model(folder, source.folder, _config(source, recipe, plan, dtype), weights, shard_size)
+        write_profile(folder, kept)
         mx.clear_cache()
         # Never holds source and result in memory together.
-        answers, skipped = (reference, None) if reference else ask_source(source, comparisons, adapter)
+        answers, skipped = (reference, None) if reference else ask_source(source, comparisons, adapter, profile)
         with naming_source(source.folder, folder):
-            fidelity = compare_with_source(verify(folder, source, plan, shapes), comparisons, answers)
+            vlm = verify(folder, source, plan, shapes, profile)
+            fidelity = compare_with_source(vlm, comparisons, answers)
         if fidelity and fidelity.doubt:
             logger.warning(f"{recipe.name if recipe else output}: {fidelity.doubt}")
         settings = recipe or Recipe(None)
@@ -98,11 +109,13 @@ def convert(
         }
         keep_learned(folder, [adapter, source.folder])
         finish(folder)
-        full_name, fused = name or str(source.folder), public_name(adapter) if adapter else None
+        fused = public_name(adapter) if adapter else None
         origin: dict[str, Any] = {"source": public_name(full_name), "revision": revision_of(source.folder)}
         origin |= {"identity": source.identity.to_json(), "adapter": fused, "dtype": dtype}
+        origin |= {"profile": {"name": profile.name, "version": profile.version()}}
         write_record(folder, origin | result | {"trained": trained_settings(adapter or source.folder)})
-    summary = {"path": str(output), "source": full_name, **result, "bytes": folder_bytes(output)}
+    summary = {"path": str(output), "source": full_name, "profile": profile.name, **result}
+    summary |= {"bytes": folder_bytes(output)}
     return summary | {"seconds": round(time.perf_counter() - start, 2)}
 
 

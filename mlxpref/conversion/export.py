@@ -11,6 +11,7 @@ from mlxpref.checkpoints.names import hub_name
 from mlxpref.checkpoints.safetensors import read_file_tensor_infos, read_tensor_infos
 from mlxpref.conversion.convert import convert, plain_config
 from mlxpref.conversion.fidelity import built_in_comparisons
+from mlxpref.conversion.keep_profile import profile_to_keep, write_profile
 from mlxpref.conversion.model_card import write_card
 from mlxpref.conversion.quantize import Recipe, cast, dequantize, quantized_layers
 from mlxpref.conversion.verify import public_name, write_record
@@ -20,7 +21,7 @@ from mlxpref.engine.adapters import check_base, read_adapter, trained_settings
 from mlxpref.engine.lora import fuse_adapter
 from mlxpref.engine.mlx_model import lazy_model
 from mlxpref.engine.peft import PEFT_WEIGHTS, write_peft
-from mlxpref.engine.profile import find_profile
+from mlxpref.engine.profile import own_profile
 from mlxpref.log import logger
 
 
@@ -40,10 +41,12 @@ def export_adapter(
 
     `peft`: an adapter in float32 for PEFT. `fused`: the model for MLX with the adapter in its weights, quantized by
     `recipe`, None as before. `hf`: the same for transformers, never quantized. `dtype` is the type of unquantized
-    weights, None the model's own. ModelError for an adapter of another model, unless `any_base`.
+    weights, None the model's own. The profile by which the adapter was trained goes with it. ModelError for an adapter
+    of another model, unless `any_base`.
     """
     base = Checkpoint.open(base)
-    profile = find_profile("", (adapter, base.folder), (base_name,))
+    kept = profile_to_keep(None, base_name, base.folder, adapter)
+    profile = kept or own_profile()
     for line in check_base(adapter, base, profile, any_base):
         logger.warning(line)
     conversion: dict[str, Any] = {}
@@ -51,7 +54,7 @@ def export_adapter(
         conversion = convert(
             base, output, recipe, dtype=dtype, shard_size=shard_size, name=base_name, requantize=True, adapter=adapter,
             overwrite=overwrite, comparisons=built_in_comparisons(),
-            finish=lambda folder: write_card(folder, to, adapter, base_name),
+            profile=kept, finish=lambda folder: write_card(folder, to, adapter, base_name, profile),
         )  # fmt: skip
     else:
         with new_folder(output, overwrite, [base.folder, adapter]) as folder:
@@ -62,11 +65,13 @@ def export_adapter(
                 model_weights = _fused_for_transformers(base, adapter, dtype)
                 check_space(output, sum(int(weight.nbytes) for weight in model_weights.values()))
                 write_model(folder, base.folder, plain_config(base.config, dtype), model_weights, shard_size, kind="pt")
+            write_profile(folder, kept)
             keep_learned(folder, [adapter, base.folder])
-            write_card(folder, to, adapter, base_name)
+            write_card(folder, to, adapter, base_name, profile)
             write_record(folder, {"adapter": public_name(adapter), "trained": trained_settings(adapter)})
     tensors = len(read_file_tensor_infos(output / PEFT_WEIGHTS) if to == "peft" else read_tensor_infos(output))
-    result = {"path": str(output), "to": to, "adapter": str(adapter), "base_model": base_name, "tensors": tensors}
+    result = {"path": str(output), "to": to, "adapter": str(adapter), "base_model": base_name}
+    result |= {"profile": profile.name, "tensors": tensors}
     names = ("recipe", "quantized_layers", "bits_per_weight", "fidelity")
     result |= {name: conversion[name] for name in names if name in conversion}
     return result | {"bytes": folder_bytes(output)}

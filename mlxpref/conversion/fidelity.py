@@ -5,7 +5,7 @@ Only one model is in memory at a time: its answers are arrays that outlive it.
 
 import gc
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import comb
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit, log_softmax, logsumexp
+from scipy.special import log_softmax, logsumexp, softmax
 
 from mlxpref.checkpoints.checkpoint import Checkpoint
 from mlxpref.checkpoints.memory import judging_plan, model_size
@@ -23,12 +23,16 @@ from mlxpref.data.images import load_image
 from mlxpref.demo.preferences import demo_preferences
 from mlxpref.engine.adapters import load_adapter
 from mlxpref.engine.completion import Sampling
+from mlxpref.engine.image_features import Features
+from mlxpref.engine.kv_cache import text_positions
 from mlxpref.engine.logprobs import Completions, completion_logprobs, prefill
+from mlxpref.engine.profile import Profile
 from mlxpref.engine.rollout import roll_out
 from mlxpref.engine.vlm import VLM, ComparisonInput, load_vlm
 from mlxpref.errors import ModelError
 from mlxpref.log import logger, track
-from mlxpref.preferences import Comparison, Pair, Preference, shown
+from mlxpref.preferences import Comparison, Pair, Preference, Question, SingleImage, shown
+from mlxpref.ranking.log_odds import probability
 from mlxpref.text import format_bytes
 
 MAX_PIXELS = 512 * 512
@@ -45,15 +49,17 @@ _TOGETHER = 8
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """The answers of a model to N comparisons, without thinking and with it.
+    """The answers of a model to N comparisons, asked by its profile in Q questions, without thinking and with it.
 
-    `logits` (N, V) are of the answer position, `label_logprobs` (N, 2) of both labels there, over all variants, in
-    nats. `completions` are N sequences of tokens that begin with thinking, `token_logprobs` the model's
-    log-probabilities of them. `prompts` are the token ids of all comparisons.
+    The questions are the comparisons, or each of their images for a judge of single images. `logits` (Q, V) are of the
+    answer position, `label_logprobs` (Q, labels) of the labels there, over all variants, in nats. `p_first` (N,) are
+    the preferences for the first image, from 0 to 1. `completions` are Q sequences of tokens that begin with thinking,
+    `token_logprobs` the model's log-probabilities of them. `prompts` are the token ids of all questions.
     """
 
     logits: NDArray[np.float32]
     label_logprobs: NDArray[np.float64]
+    p_first: NDArray[np.float64]
     completions: tuple[tuple[int, ...], ...]
     token_logprobs: tuple[NDArray[np.float32], ...]
     prompts: tuple[tuple[int, ...], ...]
@@ -66,11 +72,6 @@ class Answers:
             and not np.isnan(self.logits).any()
             and all(np.isfinite(row).all() for row in self.token_logprobs)
         )
-
-    @property
-    def p_first(self) -> NDArray[np.float64]:
-        """The preference (N,) for the image on the first place, from 0 to 1."""
-        return np.asarray(expit(self.label_logprobs[:, 0] - self.label_logprobs[:, 1]))
 
 
 @dataclass(frozen=True)
@@ -133,11 +134,15 @@ def _in_both_orders(preferences: Sequence[Preference]) -> list[Comparison]:
 
 
 def ask_source(
-    source: Checkpoint, comparisons: Sequence[Comparison], adapter: Path | None = None
+    source: Checkpoint,
+    comparisons: Sequence[Comparison],
+    adapter: Path | None = None,
+    profile: Profile | None = None,
 ) -> tuple[Answers | None, str | None]:
     """The answers of a source in its own precision, or the reason why there are none.
 
-    With the `adapter`, if any. The source leaves memory afterwards. ModelError if it cannot be loaded.
+    With the `adapter`, if any, and asked by the `profile`, None in our own way. The source leaves memory afterwards.
+    ModelError if it cannot be loaded.
     """
     if not comparisons:
         return None, "it was not asked for"
@@ -147,7 +152,7 @@ def ask_source(
         sizes = f"it needs about {format_bytes(peak)}, this device recommends at most {format_bytes(working_set)}"
         return None, f"the source does not fit in memory: {sizes}"
     logger.info(f"asking {source.folder} about {len(comparisons)} comparisons, to see what the conversion changes")
-    vlm = load_vlm(source, MAX_PIXELS)
+    vlm = load_vlm(source, MAX_PIXELS, profile=profile)
     if adapter is not None:
         load_adapter(vlm.model, adapter)
     answers = answers_of(vlm, comparisons)
@@ -168,7 +173,8 @@ def compare_with_source(
     other tokens for the comparisons.
     """
     if reference is None:
-        answers = answers_of(vlm, built_in_comparisons()[:1], [()])
+        one = built_in_comparisons()[:1]
+        answers = answers_of(vlm, one, [()] * len(questions_of(vlm.profile, one)))
     else:
         answers = answers_of(vlm, comparisons, reference.completions)
     if not answers.finite:
@@ -180,34 +186,76 @@ def compare_with_source(
     return fidelity_of(reference, answers)
 
 
+def questions_of(profile: Profile, comparisons: Sequence[Comparison]) -> list[Question]:
+    """What a judge is asked to answer comparisons: them, or each of their images once."""
+    if not profile.is_point:
+        return list(comparisons)
+    every = [SingleImage(image, each.prompt) for each in comparisons for image in each.images]
+    return list({_key(each.image, each.prompt): each for each in every}.values())
+
+
+def _key(image: object, prompt: str) -> tuple[int, str]:
+    return id(image), prompt  # a picture in memory has no hash
+
+
 def answers_of(
     vlm: VLM, comparisons: Sequence[Comparison], completions: Sequence[Sequence[int]] | None = None
 ) -> Answers:
     """The answers of a model to comparisons, at least one.
 
-    `completions` are another model's, to be scored; None lets this one write its own, greedily. Both are scored in the
-    same way, so that equal models give equal numbers.
+    `completions` are another model's for each question, to be scored; None lets this one write its own, greedily. Both
+    are scored in the same way, so that equal models give equal numbers.
     """
+    questions = questions_of(vlm.profile, comparisons)
     logits: list[NDArray[np.float32]] = []
     token_logprobs: list[NDArray[np.float32]] = []
     tokens: list[tuple[int, ...]] = []
     prompts: list[tuple[int, ...]] = []
-    starts = range(0, len(comparisons), _TOGETHER)
+    starts = range(0, len(questions), _TOGETHER)
     for start in track(starts, len(starts), f"answering {len(comparisons)} comparisons"):
         part = slice(start, start + _TOGETHER)
-        features = iter(vlm.features.get_all(image for c in comparisons[part] for image in (c.first, c.second)))
-        images = list(zip(features, features, strict=True))
-        at_once, thinking = (
-            [vlm.input_of(both, c.prompt, "choice", think) for both, c in zip(images, comparisons[part], strict=True)]
-            for think in (False, True)
-        )
+        features = iter(vlm.features.get_all(image for each in questions[part] for image in each.images))
+        asked = [([next(features) for _ in each.images], each.prompt) for each in questions[part]]
+        at_once = [_at_once(vlm, images, prompt) for images, prompt in asked]
+        thinking = [vlm.input_of(images, prompt, "choice", think=True) for images, prompt in asked]
         logits.append(np.array(vlm.prefill(at_once)[1]))
         rows = _written(vlm, thinking) if completions is None else [tuple(row) for row in completions[part]]
         tokens += rows
         token_logprobs += _scored(vlm, thinking, rows)
         prompts += [tuple(prompt.ids.tolist()) for prompt in (*at_once, *thinking)]
     together = np.concatenate(logits)
-    return Answers(together, _label_logprobs(vlm, together), tuple(tokens), tuple(token_logprobs), tuple(prompts))
+    labels = _label_logprobs(vlm, together)
+    p_first = _preferences(vlm.profile, comparisons, labels)
+    return Answers(together, labels, p_first, tuple(tokens), tuple(token_logprobs), tuple(prompts))
+
+
+def _at_once(vlm: VLM, images: Sequence[Features], prompt: str) -> ComparisonInput:
+    """A question up to its answer position, of a point judge to that of its first score; a tie may come before it."""
+    asked = vlm.input_of(images, prompt, "choice", think=False)
+    lead = vlm.tokenizer.lead_ids
+    positions = text_positions(np.array([asked.next_position]), len(lead))[:, 0]  # (3, L)
+    return replace(
+        asked,
+        ids=np.concatenate([asked.ids, np.array(lead, np.int32)]),
+        positions=np.concatenate([asked.positions, positions], axis=1),
+        next_position=asked.next_position + len(lead),
+    )
+
+
+def _preferences(
+    profile: Profile, comparisons: Sequence[Comparison], label_logprobs: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The preferences (N,) for the first image, from the labels' log-probabilities (Q, labels).
+
+    A tie counts half. Of single images they come from the difference of two scores, by the logistic function.
+    """
+    shares = softmax(label_logprobs, axis=-1)  # (Q, labels)
+    if not profile.is_point:
+        return np.asarray(shares[:, 0] + shares[:, 2:].sum(axis=-1) / 2)
+    scores = shares @ np.array(profile.levels, np.float64)  # (Q,)
+    keys = dict.fromkeys(_key(image, c.prompt) for c in comparisons for image in c.images)
+    score_of = dict(zip(keys, scores, strict=True))
+    return np.array([probability(np.subtract(*(score_of[_key(x, c.prompt)] for x in c.images))) for c in comparisons])
 
 
 def _written(vlm: VLM, prompts: Sequence[ComparisonInput]) -> list[tuple[int, ...]]:
@@ -227,7 +275,7 @@ def _scored(
 
 
 def _label_logprobs(vlm: VLM, logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """The labels' log-probabilities (N, 2) from logits (N, V), summed over the variants of each."""
+    """The labels' log-probabilities (Q, labels) from logits (Q, V), summed over the variants of each."""
     with np.errstate(invalid="ignore"):  # of a broken model; see `Answers.finite`
         every = log_softmax(logits.astype(np.float64), axis=-1)
         return np.stack([logsumexp(every[:, list(ids)], axis=-1) for ids in vlm.tokenizer.label_ids], axis=-1)
@@ -247,10 +295,10 @@ def fidelity_of(reference: Answers, other: Answers) -> Fidelity:
         ]
     )
     labels = np.abs(reference.label_logprobs - other.label_logprobs)
-    sides = [np.sign(answers.label_logprobs[:, 0] - answers.label_logprobs[:, 1]) for answers in (reference, other)]
+    sides = [np.sign(answers.p_first - 0.5) for answers in (reference, other)]
     tokens = [np.concatenate(answers.token_logprobs).astype(np.float64) for answers in (reference, other)]
     return Fidelity(
-        comparisons=len(kl),
+        comparisons=len(reference.p_first),
         kl_answer=float(kl.mean()),
         kl_answer_max=float(kl.max()),
         agreement=float((sides[0] == sides[1]).mean()),

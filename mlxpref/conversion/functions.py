@@ -11,6 +11,7 @@ from mlxpref.conversion.fidelity import built_in_comparisons, comparisons_of
 from mlxpref.conversion.quantize import DTYPES, Recipe
 from mlxpref.data.load import load_preferences
 from mlxpref.engine.adapters import find_base
+from mlxpref.engine.profile import profile_named
 from mlxpref.errors import ConfigError
 from mlxpref.files import expand
 
@@ -32,15 +33,18 @@ def convert(
     fidelity: bool = True,
     preferences: str | Path | None = None,
     shard_size: int = _SHARD,
+    profile: str | Path | None = None,
 ) -> dict[str, Any]:
     """Convert a checkpoint into a quantized MLX folder, check it and compare it with its source; the command's JSON.
 
     `bits` None quantizes nothing; `recipe` takes its place: "mxfp4", or one like "mixed_4_8". `preferences` is a file
-    whose images are compared, instead of built-in pictures. ModelError for a source that cannot be converted,
+    whose images are compared, instead of built-in pictures. `profile` is how the judge is asked, by name or as a file,
+    by default the source's own; it stays in the folder. ModelError for a source that cannot be converted,
     ConfigError for an output that exists, unless `overwrite`; both leave nothing behind.
     """
     _check("dtype", dtype, DTYPES)
     quantization = Recipe.named(str(recipe or ("none" if bits is None else bits)), group_size, vision_bits)
+    given = profile_named(expand(profile)) if profile is not None else None
     comparisons = built_in_comparisons()
     if preferences is not None:
         comparisons = comparisons_of(load_preferences(expand(preferences), "test"))
@@ -48,6 +52,7 @@ def convert(
     return convert_folder(
         folder, Path(expand(output)), quantization, dtype=dtype, shard_size=shard_size, name=name,
         requantize=requantize, overwrite=overwrite, comparisons=comparisons if fidelity else (),
+        profile=given,
     )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """The README.md of an exported adapter or model: its kind, its training, and how to load it."""
 
 import json
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +12,7 @@ from mlxpref.checkpoints.resolve import is_hub_id
 from mlxpref.config import JudgeSettings
 from mlxpref.conversion.verify import public_name
 from mlxpref.engine.adapters import trained_settings
-from mlxpref.engine.profile import PROMPT_SLOT, own_profile
+from mlxpref.engine.profile import PROFILE_FILE, PROMPT_SLOT, Profile
 from mlxpref.errors import ModelError
 from mlxpref.text import plain
 
@@ -27,8 +28,8 @@ _EXPORTS = {
 """By the target of the export: the library that loads it, and its description."""
 
 
-def write_card(folder: Path, to: str, adapter: Path, base_name: str) -> None:
-    """Write the README.md of an exported adapter, with its run's records, if any."""
+def write_card(folder: Path, to: str, adapter: Path, base_name: str, profile: Profile) -> None:
+    """Write the README.md of an exported adapter, asked by a profile, with its run's records, if any."""
     from huggingface_hub import ModelCard, ModelCardData
 
     name, (library, what) = plain(public_name(base_name)), _EXPORTS[to]
@@ -45,9 +46,9 @@ def write_card(folder: Path, to: str, adapter: Path, base_name: str) -> None:
         title=Path(name).name,
         what=what,
         quoted=json.dumps(name, ensure_ascii=False),
-        messages=json.dumps(own_profile().messages(), ensure_ascii=False, indent=1).replace(PROMPT_SLOT, "PROMPT"),
-        no_thinking=own_profile().at_once,
-        closing=own_profile().closing,
+        profile=profile,
+        keeps_profile=(folder / PROFILE_FILE).is_file(),
+        **_asking(profile),
         trained=_trained(settings | trained_settings(adapter)),
         settings=_settings(record),
         when=when,
@@ -98,6 +99,53 @@ def _measurement(adapter: Path, patience: bool) -> tuple[str, list[tuple[str, fl
     elif kept not in (None, step):
         when += f" (this adapter is of step `{_code(kept)}`)"
     return when, [(name.replace("_", " "), value) for name, value in metrics.items() if isinstance(value, float)]
+
+
+def _asking(profile: Profile) -> dict[str, Any]:
+    """How a judge is asked and read by its profile, in Python's text and in words."""
+    labels, at_once = [label[0] for label in profile.labels], profile.closings(at_once=True)
+    lead, first = _text(profile.lead), _text(labels[0])
+    if profile.is_point:
+        names = ", ".join(profile.aspects)
+        writes = f"its reasons in {len(profile.aspects)} sections ({names}), and {lead} in each"
+        reading = (
+            "their expectation is the score of that section, and the mean of the sections is the score of the image. "
+            "The image with the higher score is the better one; the difference does not say how many people prefer it."
+        )
+    else:
+        reasons = "its reasons, then "
+        if profile.think_end:
+            begin = f"between {_text(profile.think_begin)} and" if profile.think_begin else "up to"
+            reasons = f"its reasons {begin} {_text(profile.think_end)}, then "
+        writes = f"{reasons if profile.thinks else ''}{lead}"
+        if profile.counts == "last":
+            writes += ", of which the last one counts"
+        half = f", with half of that of {_text(profile.tie[0])}, a tie," if profile.tie else ""
+        reading = f"the share of {first} in their sum{half} is the preference for image 1."
+        if profile.tie_opening:
+            reading += (
+                f" A tie begins with {_text(profile.tie_opening[0])} in place of {lead}: its probability there, T, is "
+                "split evenly, so the preference is (1 - T) times that share, and T / 2."
+            )
+    return {
+        "messages": json.dumps(profile.messages(), ensure_ascii=False, indent=1).replace(PROMPT_SLOT, "PROMPT"),
+        "switches": "".join(f", {name}={value!r}" for name, value in profile.chat_template.items()),
+        "writes": writes,
+        "reading": reading,
+        "labels": labels,
+        "at_once": at_once,
+        "first_at_once": repr(at_once[0]),
+        "label_texts": _text(*labels),
+        "at_once_texts": _text(*at_once),
+        "closing_texts": _text(*profile.closings()),
+    }
+
+
+def _text(*texts: str) -> str:
+    """Texts as Python writes them, in Markdown's backticks."""
+    longest = max(len(run) for text in texts for run in re.findall("`*", text))
+    fence = "`" * (longest + 1)
+    return ", ".join(f"{fence}{text!r}{fence}" for text in texts)
 
 
 def _code(value: object) -> str:

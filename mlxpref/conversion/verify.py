@@ -18,7 +18,9 @@ from mlx.utils import tree_flatten
 from mlxpref.checkpoints.checkpoint import Checkpoint
 from mlxpref.checkpoints.files import RECORD, SIDE_FILES, read_json_object
 from mlxpref.conversion.fidelity import MAX_PIXELS
+from mlxpref.conversion.keep_profile import check_written
 from mlxpref.conversion.quantize import LayerQuantization, quantized_layers
+from mlxpref.engine.profile import Profile
 from mlxpref.engine.vlm import VLM, load_vlm
 from mlxpref.errors import DataError, ModelError
 from mlxpref.files import sha256_of, write_file
@@ -34,17 +36,22 @@ _SNAPSHOT = re.compile(r"models--.+/snapshots/([0-9a-f]{40})")
 
 
 def verify(
-    folder: Path, source: Checkpoint, plan: Mapping[str, LayerQuantization], shapes: Mapping[str, tuple[int, ...]]
+    folder: Path,
+    source: Checkpoint,
+    plan: Mapping[str, LayerQuantization],
+    shapes: Mapping[str, tuple[int, ...]],
+    profile: Profile | None = None,
 ) -> VLM:
     """Check the converted folder of a source, and return the model loaded from it.
 
-    `plan` is the storage of each quantized layer, `shapes` those of the written tensors by name. ModelError for any
-    difference.
+    `plan` is the storage of each quantized layer, `shapes` those of the written tensors by name, `profile` how it is
+    asked, None in our own way. ModelError for any difference.
     """
     checkpoint = Checkpoint.open(folder)
     _check_files(folder, source.folder)
     _check_config(checkpoint, source)
-    vlm = load_vlm(checkpoint, MAX_PIXELS)
+    vlm = load_vlm(checkpoint, MAX_PIXELS, profile=profile)
+    check_written(folder, vlm.profile)
     _check_layers(vlm, plan, shapes)
     _check_tokens(vlm)
     return vlm

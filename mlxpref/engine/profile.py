@@ -15,6 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+from mlxpref.checkpoints.files import PROFILE_FILE as PROFILE_FILE
 from mlxpref.errors import ConfigError
 from mlxpref.text import one_line
 
@@ -22,8 +23,6 @@ Form = Literal["choice", "scores"]
 """The question of a comparison: which image is better, or a score from 0 to 10 for each."""
 OWN = "mlxpref"
 """The name of our own profile."""
-PROFILE_FILE = "judge.toml"
-"""The profile in a folder of a model or an adapter."""
 PROMPT_SLOT, CRITERION_SLOT = "\ue000", "\ue001"
 """The places of the user's texts in a chat; they are filled after the chat template runs, so that they stay plain."""
 _IMAGE, _PROMPT, _CRITERION, _ASPECT = "{image}", "{prompt}", "{criterion}", "{aspect}"

@@ -54,9 +54,9 @@ def test_fewer_bits_are_less_exact(own_temporary: Path) -> None:
 def test_rows_are_those_of_convert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = []
 
-    def load(source: Checkpoint, *arguments: Any) -> Any:
+    def load(source: Checkpoint, *arguments: Any, **named: Any) -> Any:
         loaded.append(source.folder)
-        return load_vlm(source, *arguments)
+        return load_vlm(source, *arguments, **named)
 
     monkeypatch.setattr(fidelity_module, "load_vlm", load)
     rows = compare_recipes(SOURCE, recipes("8", "mixed_4_8"), name="owner/name", **COMMON)

@@ -264,6 +264,7 @@ def test_model_cards(tmp_path: Path) -> None:
         assert ModelCard(card).data.base_model == "Owner/qwen2_5_vl"
         assert all(text in card for text in (loads, "`soft`", "accuracy 0.875", "mine'.jsonl", "mlxpref rank"))
         assert "It was trained to answer at once. Images are shrunk to at most 12544 pixels" in card
+        assert "profile" not in card  # our own goes without saying
         words = json.loads(card.partition("messages = ")[2].partition("\n```")[0])
         expected = json.dumps(own_profile().messages()).replace(json.dumps(PROMPT_SLOT)[1:-1], "PROMPT")
         assert words == json.loads(expected)  # what the judge itself asks with

@@ -11,6 +11,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_map
+from scipy.special import expit
 
 from mlxpref.conversion.fidelity import (
     COMPLETION_TOKENS,
@@ -48,7 +49,8 @@ def rounded(folder: Path, bits: int) -> VLM:
 def answers(logits: np.ndarray, labels: np.ndarray, tokens: list[list[float]]) -> Answers:
     completions = tuple(tuple(range(len(row))) for row in tokens)
     rows = tuple(np.array(row, np.float32) for row in tokens)
-    return Answers(logits.astype(np.float32), labels, completions, rows, ((1, 2),) * len(logits))
+    p_first = expit(labels[:, 0] - labels[:, 1])
+    return Answers(logits.astype(np.float32), labels, p_first, completions, rows, ((1, 2),) * len(logits))
 
 
 def test_numbers_by_hand() -> None:
