@@ -22,11 +22,12 @@ def profile_to_keep(given: Profile | None, name: str, source: Path, adapter: Pat
 
 def check_profile(source: Checkpoint, profile: Profile) -> None:
     """ConfigError or ModelError, before the work, if a checkpoint's tokenizer cannot ask and read by a profile."""
-    from mlx_vlm.utils import load_processor
+    from mlx_vlm import utils
 
     try:
         with source.readable() as view:
-            processor = load_processor(view, trust_remote_code=False)
+            utils.get_model_and_args(utils.load_config(view))  # imports the model's own processor
+            processor = utils.load_processor(view, trust_remote_code=False)
         tokenizer = ComparisonTokenizer(processor.tokenizer, source.config["image_token_id"], profile)
         _ = tokenizer.label_ids
         tokenizer.comparison("a", "choice", profile.thinks)
