@@ -20,7 +20,8 @@ class Verdict:
     preference for the first image in the written answer, from 0 to 1, None if there is none, and `well_formed` says
     whether the completion has the form of the judge's profile. The answer begins at the character `answer_start`, after
     `answer_tokens` written tokens; None if there is none. `score` is that of a judge of single images, whose
-    `p_label_first` is the probability of all its levels.
+    `p_label_first` is the probability of all its levels; `scores` are those of both images, of two such verdicts that
+    stand for a comparison.
     """
 
     text: str
@@ -35,6 +36,7 @@ class Verdict:
     answer_start: int | None = None
     answer_tokens: int = 0
     score: float | None = None
+    scores: tuple[float, float] | None = None
 
     def __repr__(self) -> str:
         p_first = f"{p:.4f}" if (p := self.p_first("soft")) is not None else "unreadable"

@@ -22,6 +22,7 @@ from mlxpref.cli.tables import pair_to_json, print_pair
 from mlxpref.config import JudgeSettings
 from mlxpref.data.find_images import find_duplicates
 from mlxpref.judge.diagnostics import answer_warnings, demo_warnings
+from mlxpref.judge.point import SCORES_ONLY
 
 
 @click.command(
@@ -30,6 +31,7 @@ from mlxpref.judge.diagnostics import answer_warnings, demo_warnings
         'mlxpref compare a.png b.png --prompt "a red fox in the snow"',
         'mlxpref compare a.png b.png -p "a red fox" --samples 4 --json',
         'mlxpref compare a.jpg b.jpg --criterion "the sharper eyes"',
+        'mlxpref compare a.png b.png -p "a red fox" --model ./own-judge --profile unifiedreward-flex',
     ),
 )
 @click.argument("a", type=FILE)
@@ -52,8 +54,11 @@ def compare(a: Path, b: Path, prompt: str | None, judge: JudgeOptions, settings:
     if a == b or find_duplicates((a, b)):
         warnings.append(f"{a} and {b} have the same content: a preference between them is chance")
     if as_json:
+        if verdict.scores and verdict.strategy == "select":  # else it was said on stderr
+            warnings.append(SCORES_ONLY)
         judged = {
             "prompt": prompt or "",
+            "profile": loaded.profile.name,
             "criterion": loaded.settings.criterion.strip() or None,
             "model": loaded.name,
             "adapter": str(judge.adapter) if judge.adapter else None,

@@ -28,7 +28,7 @@ from mlxpref.conversion.convert import convert as convert_folder
 from mlxpref.conversion.fidelity import built_in_comparisons, comparisons_of
 from mlxpref.conversion.quantize import DTYPES, GROUP_SIZES, Recipe
 from mlxpref.data.load import load_preferences
-from mlxpref.engine.profile import profile_named
+from mlxpref.engine.profile import PROFILE_FILE, profile_named
 from mlxpref.errors import ConfigError
 from mlxpref.hub import upload_model, visibility_of
 from mlxpref.text import format_bytes
@@ -184,7 +184,7 @@ def convert(
     if output is None and writing.upload_repo:
         raise click.UsageError("--compare keeps no model, so there is none for --upload-repo")
     upload_kind = writing.check_upload()
-    given = profile_named(profile) if profile is not None else None  # before any download
+    given = profile_named(profile) if profile is not None else None
     comparisons = comparisons_of(load_preferences(preferences, "test")) if preferences else built_in_comparisons()
     name, path = find_source(source, revision)
     common: dict[str, Any] = {"dtype": dtype, "shard_size": writing.shard_size, "name": name, "requantize": requantize}
@@ -201,16 +201,17 @@ def convert(
     if as_json:
         print_json(result)
     else:
-        _print_written(result, f"use it with --model {output}")
+        _print_written(result, output)
 
 
-def _print_written(result: dict[str, Any], use: str) -> None:
+def _print_written(result: dict[str, Any], output: Path) -> None:
     """Print the result in two lines: the folder, and its fidelity to its source."""
     layers = result["quantized_layers"]
     recipe = f"{result['recipe']} bit" if str(result["recipe"]).isdigit() else result["recipe"]
     kind = f"{recipe}, {layers} layers quantized" if layers else "not quantized"
     size = f"{format_bytes(result['bytes'])}, {result['bits_per_weight']:.2f} bits a weight"
-    print_text(f"{result['path']}: {kind}, {size}; {use}")
+    asked = f", which is asked by the profile {result['profile']}" if (output / PROFILE_FILE).is_file() else ""
+    print_text(f"{result['path']}: {kind}, {size}; use it with --model {output}{asked}")
     if result["left"]:
         note(f"{len(result['left'])} layers were left as they were: the group size does not divide their width")
     if result["fidelity"]:

@@ -122,6 +122,7 @@ def distill(
     if as_json:
         calibration = judge.calibration.summary() if judge.calibration else None
         judged: dict[str, Any] = {"model": judge.name, "adapter": str(judge.adapter) if judge.adapter else None}
+        judged |= {"profile": judge.profile.name}
         judged |= {name: getattr(judge.settings, name) for name in ("samples", "max_tokens", "seed")}
         judged |= {"calibration": calibration, "learned_from": learned_from}
         judged |= {"skipped": [{"path": str(each.path), "error": each.error} for each in skipped]}

@@ -66,7 +66,9 @@ def announce_time(judge: Judge, candidates: Iterable[Pair], budget: PairBudget) 
     """Note the number of pairs to judge, some of these, and an estimate of the time from a trial with the first one."""
     pairs = list(islice(candidates, _CANDIDATES))
     counts = {"without thinking": budget.without_thinking, "with thinking": budget.with_thinking}
-    work = [f"{counted(2 * count, 'comparison')} {how}" for how, count in counts.items() if count]
+    what = "score" if judge.profile.is_point else "comparison"
+    most = len(images_of(pairs)) if judge.profile.is_point else 2 * budget.total  # it reads each image once
+    work = [f"{counted(min(2 * count, most), what)} {how}" for how, count in counts.items() if count]
     with suppress(DataError):  # the work itself says what is wrong with an image
         rest = unknown_part(judge, pairs, budget)
         known = f"; about {2 * (budget.total - rest.total)} of them known" if rest != budget else ""

@@ -144,7 +144,7 @@ def _setting_option(name: str, default: Any, metadata: Mapping[str, Any]) -> Cal
     """The option of a setting; None if the user does not give it."""
     flag = name.replace("_", "-")
     value = metadata.get("shown", ("yes" if default else "no") if isinstance(default, bool) else default)
-    text = metadata["help"] if default == "" else f"{metadata['help']}  [default: {value}]"
+    text = metadata["help"] if value == "" else f"{metadata['help']}  [default: {value}]"
     common: dict[str, Any] = {"default": None, "help": text, "group": metadata["group"] or _UNGROUPED}
     if isinstance(default, bool):
         return grouped_option(f"--{flag}/--no-{flag}", name, **common)
@@ -217,7 +217,17 @@ def check_text(remedy: str, ctx: click.Context, parameter: click.Parameter, valu
 
 
 check_prompt = partial(check_text, "say what the images were made for")
-check_profile = partial(check_text, "give a built-in profile by name, or a TOML file")
+
+
+def check_profile(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Raise an error, before any work, for what is neither a built-in profile nor a TOML file of one."""
+    if check_text("give a built-in profile by name, or a TOML file", ctx, parameter, value) is not None:
+        from mlxpref.engine.profile import profile_named
+
+        profile_named(str(value))
+    return value
+
+
 _CHECKS = {"criterion": partial(check_text, "say what makes an image the better one"), "profile": check_profile}
 """By the name of a setting that takes no empty text: what checks it."""
 CRITERION_ALONE = "with --criterion it may be left out"

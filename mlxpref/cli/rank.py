@@ -31,6 +31,7 @@ from mlxpref.data.find_images import Skipped
 from mlxpref.data.image_cache import ImageCache
 from mlxpref.data.prompts import METADATA, PromptGroup, group_title
 from mlxpref.data.similar import HashedImageCache, split_by_similarity
+from mlxpref.engine.profile import OWN
 from mlxpref.errors import MlxprefError
 from mlxpref.judge.judge import Judge
 from mlxpref.judge.pair_budget import PairBudget, ThinkAbout
@@ -183,12 +184,14 @@ def rank(
     calibration = loaded.calibration
     if calibration:
         notes.append(f"calibrated by {calibration}")
+    if loaded.profile.name != OWN:
+        notes.append(f"asked by the profile {loaded.profile.name}")
     if len(rankings) < len(groups):
         notes.append(f"{len(rankings)} of {len(groups)} {'groups' if grouping.group_by else 'prompts'} were ranked")
         note(notes[-1])
     written = outputs.write(rankings, alone, notes, cache) if loaded.processes.is_main else True
     if as_json:
-        summary = {"calibration": calibration.summary() if calibration else None}
+        summary = {"calibration": calibration.summary() if calibration else None, "profile": loaded.profile.name}
         results = [ranking.to_json() | summary for ranking in rankings]
         singles = [{"prompt": each.prompt, "path": str(each.images[0])} for each in alone]
         several = {"rankings": results, "singles": singles} if grouping.group_by else results

@@ -36,6 +36,36 @@ def pair_to_json(a: Path, b: Path, verdict: PairVerdict) -> dict[str, Any]:
 
 def print_pair(a: Path, b: Path, verdict: PairVerdict, warnings: Iterable[str] = ()) -> None:
     """Print the preferred image, its probability, the judge's reasons in both orders, and warnings."""
+    if verdict.scores is None:
+        _print_orders(a, b, verdict)
+    else:
+        _print_scores(a, b, verdict, verdict.scores)
+    for warning in warnings:
+        print_text(f"note: {warning}")
+
+
+def _print_scores(a: Path, b: Path, verdict: PairVerdict, scores: tuple[float, float]) -> None:
+    """Print the image with the higher score, its probability if a temperature was fitted, both scores and reasons."""
+    names = short_names([str(a), str(b)])
+    images = [(a, names[0], scores[0], verdict.a_shown_first), (b, names[1], scores[1], verdict.a_shown_second)]
+    (one, *_), (other, *_) = best = sorted(images, key=lambda image: -image[2])
+    p = max(verdict.p_a, 1 - verdict.p_a)
+    sure = f", {percent(p)}" if verdict.rescaling else ""
+    print_text(
+        f"undecided between {a} and {b}: both have the same score"
+        if scores[0] == scores[1]
+        else f"{one} is preferred to {other} by its score{sure}"
+    )
+    for _, name, score, verdicts in best:
+        print_text(f"  {name}: score {score:.2f}")
+        for each in verdicts:
+            # In the order where it is shown first, its own reasons come first, too.
+            if own := each.reasoning.removeprefix("Image 1: ").partition(" Image 2: ")[0]:
+                print_text(f"    {_cut(own)}")
+
+
+def _print_orders(a: Path, b: Path, verdict: PairVerdict) -> None:
+    """Print the preferred image, its probability, and the judge's reasons in both orders."""
     names = short_names([str(a), str(b)])
     orders = [(verdict.p_a_shown_first, verdict.a_shown_first), (verdict.p_a_shown_second, verdict.a_shown_second)]
     subject = ""
@@ -54,8 +84,8 @@ def print_pair(a: Path, b: Path, verdict: PairVerdict, warnings: Iterable[str] =
         for each in verdicts:
             if each.reasoning:
                 print_text(f"    {_cut(each.reasoning)}")
-    for warning in warnings:
-        print_text(f"note: {warning}")
+    if verdict.p_tie is not None:
+        print_text(f"  a tie: {percent(verdict.p_tie)}, counted half for each")
 
 
 def print_ranking(ranking: Ranking, most: int | None = None) -> None:

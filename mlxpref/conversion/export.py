@@ -70,7 +70,7 @@ def export_adapter(
             write_card(folder, to, adapter, base_name, profile)
             write_record(folder, {"adapter": public_name(adapter), "trained": trained_settings(adapter)})
     tensors = len(read_file_tensor_infos(output / PEFT_WEIGHTS) if to == "peft" else read_tensor_infos(output))
-    result = {"path": str(output), "to": to, "adapter": str(adapter), "base_model": base_name}
+    result: dict[str, Any] = {"path": str(output), "to": to, "adapter": str(adapter), "base_model": base_name}
     result |= {"profile": profile.name, "tensors": tensors}
     names = ("recipe", "quantized_layers", "bits_per_weight", "fidelity")
     result |= {name: conversion[name] for name in names if name in conversion}

@@ -80,12 +80,27 @@ class PairVerdict:
         p_a = combine_orders(self.p_a_shown_first, self.p_a_shown_second)
         return 0.5 if p_a is None else p_a
 
+    @property
+    def p_tie(self) -> float | None:
+        """The probability of a tie, the mean over all readable completions; None for a judge that calls none."""
+        shares = [each.p_label_tie / each.label_mass for each in self.verdicts if each.label_mass > 0]
+        return sum(shares) / len(shares) if any(shares) else None
+
+    @property
+    def scores(self) -> tuple[float, float] | None:
+        """The scores of a and b by a judge of single images, the mean over its samples; None for any other judge."""
+        read = [each.scores for each in self.a_shown_first if each.scores is not None]
+        read += [each.scores[::-1] for each in self.a_shown_second if each.scores is not None]
+        return (sum(a for a, _ in read) / len(read), sum(b for _, b in read) / len(read)) if read else None
+
     def to_json(self) -> dict[str, Any]:
-        """The pair's JSON, without the images' names."""
+        """The pair's JSON, without the images' names; with `p_tie` and `scores` where the judge gives these."""
         return {
             "p_a": self.p_a,
             "p_a_shown_first": self.p_a_shown_first,
             "p_a_shown_second": self.p_a_shown_second,
+            **({} if self.p_tie is None else {"p_tie": self.p_tie}),
+            **({} if self.scores is None else {"scores": self.scores}),
             "reasons": [verdict.reasoning for verdict in self.verdicts],
         }
 

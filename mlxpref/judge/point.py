@@ -11,7 +11,7 @@ from itertools import islice
 from PIL import Image
 
 from mlxpref.judge.diagnostics import warnings_for
-from mlxpref.judge.ranking_result import JudgedPair, Ranking
+from mlxpref.judge.ranking_result import BY_SCORES, JudgedPair, Ranking
 from mlxpref.judge.verdict_source import Judgement, ScoreKey, Scores
 from mlxpref.preferences import ImageLike, Pair, Question, SingleImage
 from mlxpref.ranking.log_odds import probability
@@ -62,7 +62,7 @@ def ranking_by_scores(ranking: Ranking, top: int | None, readings: int, is_calib
 
     `readings` is the number of readings of an image.
     """
-    ranking = replace(ranking, orders="each image by itself, once", planned=readings, comparisons=readings)
+    ranking = replace(ranking, orders=BY_SCORES, planned=readings, comparisons=readings)
     if is_calibrated:
         return ranking
 
@@ -112,4 +112,5 @@ def _verdict(one: Verdict, other: Verdict, tokens: int) -> Verdict:
         reasoning=" ".join(reasons),
         written=0.5 * (1 + (difference > 0) - (difference < 0)),
         well_formed=one.well_formed and other.well_formed,
+        scores=(one.score, other.score),
     )

@@ -28,7 +28,8 @@ from mlxpref.verdict import Verdict
 
 Ending = Literal["done", "settled", "interrupted"]
 """The reason for the end: the budget was spent, the top was settled, or the user interrupted."""
-
+BY_SCORES = "each image by itself, once"
+"""The orders of a judge of single images, which has none."""
 
 _ORDERS = (("a first", "a_shown_first"), ("b first", "a_shown_second"))
 
@@ -160,6 +161,11 @@ class Ranking(Sequence[RankingEntry]):
     def title(self) -> str:
         """What the images were ranked for; see `group_title`."""
         return group_title(self.prompt, self.criterion, self.similar_to)
+
+    @property
+    def is_by_scores(self) -> bool:
+        """Whether a judge of single images made it."""
+        return self.orders == BY_SCORES
 
     def name(self, index: int) -> str:
         """The name of an image: its path, or its number where it came from memory."""

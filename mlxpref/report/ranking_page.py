@@ -79,6 +79,7 @@ def _section(ranking: Ranking, names: Sequence[str], pictures: Sequence[Thumbnai
         "orders": orders_in_words(ranking),
         "best": plain(best_in_words(ranking)),
         "bias": _bias(ranking),
+        "unit": "differences of scores, in levels" if _is_uncalibrated(ranking) else "log-odds in nats",
         "axis": [f"{tick:+g}" for tick in (ticks[0], ticks[-1])],
         "zero": _percent(0, ticks),
         "lines": 1 + max((bracket.line for bracket in brackets), default=-1),
@@ -129,8 +130,15 @@ def _no_reason(ranking: Ranking, image: RankedImage) -> str:
     return "the judge wrote no reason for this place"
 
 
+def _is_uncalibrated(ranking: Ranking) -> bool:
+    """Whether scores of single images stand for themselves."""
+    return ranking.is_by_scores and any(pair.verdict.strategy == "select" for pair in ranking.pairs)
+
+
 def _bias(ranking: Ranking) -> str:
     """The position bias of each way of judging, in words."""
+    if ranking.is_by_scores:
+        return "Each image was scored by itself, so no place was favoured."
     fit, named = ranking.strengths.fit, len(ranking.modes) > 1
     sentences = []
     for think, instrument in zip(ranking.modes, fit.instruments, strict=True):

@@ -27,7 +27,9 @@ def ties_in_words(ranking: Ranking, image: RankedImage) -> str:
 
 
 def orders_in_words(ranking: Ranking) -> str:
-    """The orders in which the pairs were shown to the judge."""
+    """The orders in which the pairs were shown to the judge, if they were."""
+    if ranking.is_by_scores:
+        return "each image scored by itself"
     one = sum(not pair.verdict.is_in_both_orders for pair in ranking.pairs)
     if not one:
         return "each in both orders"
