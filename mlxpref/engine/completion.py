@@ -145,7 +145,7 @@ def finish_completion(vlm: VLM, completion: Completion, sampling: Sampling) -> R
     return Rollout(tuple(tokens), tuple(completion.logprobs[: len(tokens)]), verdict)
 
 
-def _label_values(profile: Profile, labels: Mapping[int, NDArray[np.float32]], tie: float) -> dict[str, float]:
+def _label_values(profile: Profile, labels: Mapping[int, NDArray[np.float32]], tie: float) -> dict[str, Any]:
     """The values of a verdict that come from the labels' probabilities (labels,) by answer.
 
     A score of some aspects only is none: that of another image may be one of others.

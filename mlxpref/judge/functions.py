@@ -151,7 +151,8 @@ def judge_from(judge: Judge | str | Path | None, adapter: str | Path | None, set
             expand(judge) if judge is not None else None, Path(expand(adapter)) if adapter else None, settings
         )
     if adapter is not None or {"max_pixels", "profile"} & settings.keys():
-        raise ConfigError("adapter, profile and max_pixels are chosen when a judge is loaded: give them to mlxpref.load")
+        names = "adapter, profile and max_pixels"
+        raise ConfigError(f"{names} are chosen when a judge is loaded: give them to mlxpref.load")
     return replace(judge, settings=settings_from(JudgeSettings, asdict(judge.settings) | dict(settings)))
 
 

@@ -16,8 +16,8 @@ from tests.conftest import GOLDEN, tiny_model, write_adapter
 from tests.tolerance import PROBABILITY
 
 KEYS = {
-    "path", "source", "profile", "recipe", "bits", "group_size", "mode", "quantized_layers", "left", "bytes", "bits_per_weight",
-    "seconds", "fidelity", "fidelity_skipped",
+    "path", "source", "recipe", "bits", "group_size", "mode", "quantized_layers", "left", "bytes", "bits_per_weight",
+    "seconds", "fidelity", "fidelity_skipped", "profile",
 }  # fmt: skip
 ROWS = {"recipe", "bytes", "bits_per_weight", "quantized_layers"}
 

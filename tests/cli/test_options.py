@@ -75,6 +75,8 @@ def test_short_names_are_the_same_everywhere() -> None:
         ("mlxpref eval -d pick", {"pickapic", "pickapic_v1"}),
         ("mlxpref train --data imag", {"imagereward"}),
         ("mlxpref rank --think-", {"--think-about"}),
+        ("mlxpref rank --profile uni", {"unifiedreward-flex", "unifiedreward-pair", "unifiedreward-think"}),
+        ("mlxpref convert --profile pla", {"plain"}),
     ],
 )
 def test_names_are_completed(words: str, expected: set[str], monkeypatch: pytest.MonkeyPatch) -> None:

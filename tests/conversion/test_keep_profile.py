@@ -117,7 +117,7 @@ def test_wrong_profiles_are_refused_before_the_work(tmp_path: Path, monkeypatch:
     for problem, profile in {
         "'one-hundred' is no single token of this judge's tokenizer": tmp_path / "words.toml",
         "unknown profile 'nonsense': known are mlxpref, plain, ": "nonsense",
-        r"nothing\.toml: not readable": tmp_path / "nothing.toml",
+        r"nothing\.toml: no such file; give a TOML file, or one of mlxpref, plain, ": tmp_path / "nothing.toml",
     }.items():
         with pytest.raises(ConfigError, match=problem):
             convert_by_name(SOURCE, tmp_path / "out", profile=profile)
