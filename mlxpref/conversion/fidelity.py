@@ -13,7 +13,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import log_softmax, logsumexp, softmax
+from scipy.special import expit, log_softmax, logsumexp, softmax
 
 from mlxpref.checkpoints.checkpoint import Checkpoint
 from mlxpref.checkpoints.memory import judging_plan, model_size
@@ -32,7 +32,6 @@ from mlxpref.engine.vlm import VLM, ComparisonInput, load_vlm
 from mlxpref.errors import ModelError
 from mlxpref.log import logger, track
 from mlxpref.preferences import Comparison, Pair, Preference, Question, SingleImage, shown
-from mlxpref.ranking.log_odds import probability
 from mlxpref.text import format_bytes
 
 MAX_PIXELS = 512 * 512
@@ -255,7 +254,8 @@ def _preferences(
     scores = shares @ np.array(profile.levels, np.float64)  # (Q,)
     keys = dict.fromkeys(_key(image, c.prompt) for c in comparisons for image in c.images)
     score_of = dict(zip(keys, scores, strict=True))
-    return np.array([probability(np.subtract(*(score_of[_key(x, c.prompt)] for x in c.images))) for c in comparisons])
+    pairs = np.array([[score_of[_key(image, c.prompt)] for image in c.images] for c in comparisons])  # (N, 2)
+    return np.asarray(expit(pairs[:, 0] - pairs[:, 1]))
 
 
 def _written(vlm: VLM, prompts: Sequence[ComparisonInput]) -> list[tuple[int, ...]]:
