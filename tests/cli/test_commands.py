@@ -43,13 +43,13 @@ UNDECODED = os.fsdecode(b"undecoded\xff.png")
 
 COMPARE_KEYS = {
     "prompt", "model", "adapter", "a", "b", "p_a", "p_a_shown_first", "p_a_shown_second", "reasons", "samples",
-    "calibration", "warnings", "criterion",
+    "calibration", "warnings", "criterion", "profile",
 }  # fmt: skip
 RANK_KEYS = {
     "prompt", "model", "adapter", "images", "pairs", "position_bias", "position_bias_stderr", "warnings", "remarks",
     "planned_comparisons", "comparisons", "instruments", "intervals", "orders", "replaced",
     "ending", "recalled", "skipped", "seconds", "vision_runs", "tokens",
-    "calibration", "criterion", "group",
+    "calibration", "criterion", "group", "profile",
 }  # fmt: skip
 IMAGE_KEYS = {
     "path", "rank", "strength", "stderr", "low", "high", "p_best", "wins", "pairs", "tied_with", "reason",
