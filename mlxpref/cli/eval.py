@@ -159,11 +159,10 @@ class _Work:
     def judge_found(
         self, options_and_judge: tuple[JudgeOptions, FoundJudge], preferences: Sequence[Preference]
     ) -> JudgeResult:
-        """The same by one of several judges, which was found before; notes name it, JSON has its profile."""
+        """The same by one of several judges, which was found before; notes name it."""
         options, found = options_and_judge
         note(f"judging by {found.name}" + (f" with {found.adapter}" if found.adapter else ""))
-        result = self.judge(options, preferences, found)
-        return replace(result, about={**result.about, "profile": found.profile.name})
+        return self.judge(options, preferences, found)
 
     def judge(
         self, options: JudgeOptions, preferences: Sequence[Preference], found: FoundJudge | None = None
@@ -191,6 +190,7 @@ class _Work:
                     warnings.append(f"{row.variant}: {line}")
                     note(warnings[-1])
         about = {
+            "profile": judge.profile.name,
             "max_tokens": judge.settings.max_tokens,
             "max_pixels": judge.vlm.features.max_pixels,
             "seed": judge.settings.seed,

@@ -63,6 +63,7 @@ EVAL_KEYS = {
 }  # fmt: skip
 JUDGED_KEYS = {
     "model", "adapter", "max_tokens", "max_pixels", "seed", "limit", "versions", "warnings", "results", "criterion",
+    "profile",
 }  # fmt: skip
 
 
