@@ -29,6 +29,7 @@ from mlxpref.checkpoints.recommended import (
 )
 from mlxpref.checkpoints.resolve import is_hub_id
 from mlxpref.cli.options import HelpCommand, json_option
+from mlxpref.engine.profile import built_in_profiles
 from mlxpref.errors import ModelError
 from mlxpref.files import cache_dir, free_bytes
 from mlxpref.power import on_battery
@@ -103,6 +104,7 @@ def examine() -> list[CheckResult]:
         results.append(safely("device", check_device, working_set))
         results.append(safely("default judge", check_default_judge, working_set, hub))
         results += [safely("judge", check_judge, judge, working_set) for judge in judges]
+    results.append(safely("profiles", check_profiles))
     results += [hub, safely("hub cache", check_cache, "HF_HOME", lambda: Path(constants.HF_HUB_CACHE).expanduser())]
     return [*results, safely("mlxpref cache", check_cache, "MLXPREF_CACHE", cache_dir)]
 
@@ -239,6 +241,15 @@ def _place(model: str, judge: RecommendedJudge | None) -> str:
         return f"in the cache{',' if converts else ''}{conversion}"
     size = f" ({judge.download_gb:.1f} GB)" if judge else ""
     return f"to download{size}{' and' if converts else ''}{conversion}"
+
+
+def check_profiles() -> CheckResult:
+    """The built-in profiles; the words of some are not those that their judges were trained with."""
+    profiles = built_in_profiles().values()
+    ours = [profile for profile in profiles if profile.note]
+    known, asked = (", ".join(profile.name for profile in each) for each in (profiles, ours))
+    found = f"{known}; {asked}: their questions are in mlxpref's own words, and the exact ones may matter for accuracy"
+    return CheckResult(found, "note", ours[0].place)
 
 
 def check_hub() -> CheckResult:

@@ -172,7 +172,7 @@ class Profile:
     def place(self) -> str:
         """What to do for other words than the file's."""
         path = self.path or _built_in_path(self.name)
-        return f"to put these in, copy {path}, edit the copy, and give it with --profile"
+        return f"to put them in, copy the profile's file ({path}), edit the copy, and give it with --profile"
 
     def text(self) -> str:
         """The profile as a TOML file that holds its name."""

@@ -238,3 +238,14 @@ def test_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (code, results["mlxpref cache"].state) == (1, "fails")
     assert results["hub cache"].found == f"{tmp_path / 'hub'}: 3.0 MB, 1.0 GB free"
     assert (results["hub cache"].state, results["hub cache"].remedy.startswith("make room")) == ("note", True)
+
+
+def test_words_of_our_own_are_said() -> None:
+    """The exact words of other judges may matter; the remedy names a file that is there."""
+    result = run_doctor()[1]["profiles"]
+    assert result.state == "note"
+    assert "unifiedreward-think" in result.found
+    assert "own words" in result.found
+    path = Path(result.remedy.partition("(")[2].partition(")")[0])
+    assert path.suffix == ".toml"
+    assert path.is_file()
