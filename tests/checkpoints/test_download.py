@@ -12,7 +12,9 @@ from types import SimpleNamespace
 import pytest
 from huggingface_hub import constants
 
+from mlxpref.checkpoints.files import PROFILE_FILE
 from mlxpref.checkpoints.resolve import find_checkpoint
+from mlxpref.engine.profile import built_in_profiles, find_profile
 from mlxpref.engine.vlm import load_vlm
 from mlxpref.errors import ModelError
 from tests.conftest import GOLDEN
@@ -24,7 +26,7 @@ NAME = "some/model"
 SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
 NEEDED = {
     *("chat_template.json", "config.json", "generation_config.json", "model.safetensors.index.json"),
-    *("preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", *SHARDS),
+    *("preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", PROFILE_FILE, *SHARDS),
 }
 USELESS = (
     *("pytorch_model.bin", "model.gguf", "modeling.py", "onnx/model.onnx", "consolidated.safetensors", "README.md"),
@@ -44,6 +46,7 @@ def repository(tmp_path: Path) -> Repository:
     for path in USELESS:
         (origin / path).parent.mkdir(exist_ok=True)
         (origin / path).write_bytes(b"useless")
+    (origin / PROFILE_FILE).write_text(built_in_profiles()["unifiedreward-think"].text())
     return Repository(origin, "model", "apache-2.0")
 
 
@@ -75,6 +78,7 @@ def test_only_needed_files_are_downloaded(hub: HubServer, repository: Repository
     whole = sum(len(repository.files[path]) for path in NEEDED)
     assert lines[0] == f"downloading {NAME} ({whole / 1000:.0f} kB, licence apache-2.0) from the Hugging Face hub"
     assert len(load_vlm(folder, 512 * 512).decoder.layers) == 2
+    assert find_profile("", [folder], [name]).name == "unifiedreward-think"
     hub.requests.clear()
     assert find_checkpoint(NAME, never) == (NAME, folder)
     assert hub.requests == []

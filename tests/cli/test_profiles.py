@@ -153,6 +153,18 @@ def test_a_tie_has_its_share(two: tuple[Path, Path], tie: Path) -> None:
     assert ranking["pairs"][0]["p_tie"] == pytest.approx(pair["p_tie"], abs=1e-6)
 
 
+def test_swapped_images_have_each_others_scores(two: tuple[Path, Path], tie: Path) -> None:
+    judge = mlxpref.load("demo", profile="rationalrewards", think=False)
+    verdict, other = judge.compare(*two, "a shape"), judge.compare(*two[::-1], "a shape")
+    assert verdict.scores is not None
+    assert verdict.swapped().scores == verdict.scores[::-1]
+    assert other.scores == pytest.approx(verdict.scores[::-1], abs=1e-5)
+    assert verdict.p_tie is None
+    with_tie = mlxpref.load("demo", profile=tie).compare(*two, "a shape")
+    assert with_tie.scores is None
+    assert with_tie.swapped().p_tie == pytest.approx(with_tie.p_tie)
+
+
 def test_profiles_in_python(tie: Path) -> None:
     judge = mlxpref.load("demo", profile=tie)
     assert judge.profile.name == "tie"
