@@ -206,8 +206,8 @@ class VLM:
 
     @cached_property
     def _label_rows(self) -> tuple[mx.array, mx.array]:
-        """The ids (labels,) of all variants of the labels, and their rows of the head (labels, D) in float32."""
-        ids = mx.array([i for variants in self.tokenizer.label_ids for i in variants])
+        """The ids (labels,) of all variants of labels and ties, and their rows of the head (labels, D) in float32."""
+        ids = mx.array([*(i for ids in self.tokenizer.label_ids for i in ids), *self.tokenizer.tie_opening_ids])
         tied = self.language_model.args.tie_word_embeddings
         rows = self.decoder.embed_tokens(ids) if tied else _linear_rows(self.language_model.lm_head, ids)
         rows = rows.astype(mx.float32)

@@ -10,9 +10,12 @@ from copy import copy
 from dataclasses import replace
 from functools import cache
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from mlxpref.demo import JUDGE
@@ -117,6 +120,26 @@ def test_what_a_prompt_holds_stays_words(name: str, profile: str) -> None:
             around = "".join(tokenizer.decode(list(text)) for text in plain.texts).split("a hat")
             assert question == prompt.strip().join(around), prompt
             assert asked.opening == plain.opening
+
+
+ANY_PROMPT = st.lists(
+    st.sampled_from([*HOSTILE, *PROMPTS, "<|", "|>", "think>", " "]) | st.text(max_size=5), max_size=5
+).map("".join)
+
+
+@pytest.mark.parametrize("profile", built_in_profiles())
+@pytest.mark.parametrize("think", [True, False])
+@given(prompt=ANY_PROMPT.filter(lambda text: bool(text.strip())))
+def test_any_prompt_is_only_words(profile: str, think: bool, prompt: str) -> None:
+    """It changes neither what is around it nor the completion's beginning, so it can make no answer."""
+    words, tokenizer = words_of("qwen3", profile), tokenizer_of("qwen3")
+    asked, plain = (words.comparison(each, "choice", think) for each in (prompt, "a hat"))
+    assert asked.opening == plain.opening
+    around = [token for text in plain.texts for token in text if token in words.added_ids]
+    assert [token for text in asked.texts for token in text if token in words.added_ids] == around
+    question, *others = ("".join(tokenizer.decode(list(text)) for text in each.texts) for each in (asked, plain))
+    expected = normalize("NFC", prompt.strip().join(others[0].split("a hat")))
+    assert question == expected.encode("utf-8", "replace").decode()
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)

@@ -13,8 +13,9 @@ from mlxpref.engine.completion import Sampling
 from mlxpref.engine.logprobs import Completions, completion_logprobs, prefill
 from mlxpref.engine.profile import Profile, built_in_profiles
 from mlxpref.engine.rollout import roll_out
-from mlxpref.engine.vlm import VLM, ComparisonInput
+from mlxpref.engine.vlm import VLM, ComparisonInput, load_vlm
 from mlxpref.verdict import Verdict
+from tests.conftest import GOLDEN
 from tests.engine.profile_models import TIE_WORD, asked_by, question
 
 OPENING = replace(built_in_profiles()["unifiedreward-pair"], tie_opening=(TIE_WORD,))
@@ -117,3 +118,19 @@ def test_a_ties_share_is_taken_from_the_labels(trained: VLM) -> None:
     _, logits = vlm.prefill(asked(vlm))
     expected = np.array(mx.softmax(logits, axis=-1))[:, list(vlm.tokenizer.tie_opening_ids)].sum(axis=1)
     np.testing.assert_allclose(tie, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("profile", [OPENING, LABEL], ids=["opening", "label"])
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl"])
+def test_half_precision_rounds_no_label_and_no_tie(family: str, profile: Profile) -> None:
+    """Their logits are products in float32; others are rounded to the states' type."""
+    vlm = load_vlm(GOLDEN / family, 512 * 512, mx.bfloat16, profile)
+    states = mx.random.normal((3, vlm.model.config.text_config.hidden_size), key=mx.random.key(0)).astype(mx.bfloat16)
+    tied = vlm.language_model.args.tie_word_embeddings
+    rows = (vlm.decoder.embed_tokens if tied else vlm.language_model.lm_head).weight.astype(mx.float32)
+    exact = np.array(states.astype(mx.float32)) @ np.array(rows).T
+    ids = [i for variants in (*vlm.tokenizer.label_ids, vlm.tokenizer.tie_opening_ids) for i in variants]
+    found = np.array(vlm.head(states))
+    np.testing.assert_allclose(found[:, ids], exact[:, ids], rtol=1e-5, atol=1e-5)
+    others = np.setdiff1d(np.arange(found.shape[1]), [*ids, *vlm.suppressed_ids])
+    assert np.abs(found[:, others] - exact[:, others]).max() > 1e-3
