@@ -163,7 +163,8 @@ class _Batch:
         uniforms = self._gather(lambda each: each.uniforms[len(each.tokens) % len(each.uniforms)], 0.5, np.float32)
         tokens = np.array(self._choose(mx.array(uniforms))[0])  # (B, M)
         for row, place, completion in self._completions():
-            at_once = not completion.ids and self.sampling.temperature > 0
+            thinks = completion.comparison.think or bool(completion.tokens)
+            at_once = not thinks and self.sampling.temperature > 0
             self._end_before(completion, -1 if at_once else int(tokens[row, place]))
 
     def _label_mass(self, variants: mx.array) -> NDArray[np.float32]:

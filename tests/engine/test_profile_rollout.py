@@ -3,10 +3,11 @@
 import pytest
 
 from mlxpref.checkpoints import bounds
-from mlxpref.engine.completion import Rollout
+from mlxpref.engine.completion import Rollout, Sampling
 from mlxpref.engine.profile import Profile, built_in_profiles
+from mlxpref.engine.rollout import roll_out
 from tests.conftest import tiny_model
-from tests.engine.profile_models import NAMES, TIE_WORD, asked_by, count, follow, masses, model, write
+from tests.engine.profile_models import NAMES, TIE_WORD, asked_by, count, follow, masses, model, question, write
 from tests.engine.profile_texts import FLEX, THINK
 
 THINKING = [name for name in NAMES if built_in_profiles()[name].thinks]
@@ -161,6 +162,19 @@ def test_a_completion_without_an_answer_has_none(monkeypatch: pytest.MonkeyPatch
         assert (verdict.p_first("soft"), verdict.p_first("select"), verdict.score) == (None, None, None)
         assert not verdict.well_formed
         assert verdict.answer_start is None
+
+
+@pytest.mark.parametrize("profile", NAMES)
+def test_sampled_readings_at_once_are_equal(profile: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever follows the lead, nothing is written: in training, tokens would be taken for such before the lead."""
+    vlm = model(profile)
+    blank = vlm.tokenizer.encode_template_text("\n")[0]
+    follow(vlm, monkeypatch, [blank] * 12)
+    inputs = [question(vlm, (0, 1), think=False)]
+    rollouts = roll_out(vlm, inputs, Sampling(samples=4, temperature=1.0), [(0,)])[0]
+    assert {rollout.tokens for rollout in rollouts} == {()}
+    assert len({rollout.verdict for rollout in rollouts}) == 1
+    assert rollouts[0].verdict.label_mass > 0
 
 
 # ties
