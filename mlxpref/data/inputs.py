@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from mlxpref.data.preference_table import EXAMPLE, NoSplitsError, preferences_of
 from mlxpref.data.tables import SUFFIXES
 from mlxpref.errors import ConfigError, DataError
 from mlxpref.files import expand
-from mlxpref.preferences import ImageLike, PackedImage, Preference
+from mlxpref.preferences import ImageLike, PackedImage, Pair, Preference
 from mlxpref.text import UNDECODED, first_ten, one_line, shorten
 
 _CHANNELS = (1, 3, 4)
@@ -293,3 +293,24 @@ def _kind_of(value: object) -> str:
         return "None"
     name = type(value).__name__
     return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
+
+
+def pairs_from(pairs: Iterable[Pair], criterion: str) -> Iterator[Pair]:
+    """Pairs of any images as pairs of files and pictures, lazily; an array becomes one picture in all its pairs.
+
+    DataError for what is no pair, and for one without a prompt, unless there is the user's own `criterion`.
+    """
+    pictures: dict[int, tuple[object, ImageLike]] = {}  # with their arrays, so that the id of one stays its own
+
+    def picture(image: ImageInput) -> ImageLike:
+        if isinstance(image, ImageLike):
+            return image_from(image)
+        if id(image) not in pictures:
+            pictures[id(image)] = image, image_from(image)
+        return pictures[id(image)][1]
+
+    for pair in pairs:
+        if not isinstance(pair, Pair | Preference):
+            raise DataError(f"{pair!r:.40} is no pair; give Pair(a, b, prompt)")
+        check_prompt(pair.prompt, criterion)
+        yield Pair(picture(pair.a), picture(pair.b), pair.prompt)

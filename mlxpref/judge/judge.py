@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar, cast
 
 from mlxpref.config import JudgeSettings
 from mlxpref.data.find_images import Skipped, reasons_of
-from mlxpref.data.inputs import ImageInput, ImagesInput, check_pair, check_prompt, find_given, image_from
+from mlxpref.data.inputs import ImageInput, ImagesInput, check_pair, check_prompt, find_given, pairs_from
 from mlxpref.data.left_out import LeftOut
 from mlxpref.distributed import SINGLE_PROCESS, ProcessGroup
 from mlxpref.engine.completion import Sampling
@@ -38,7 +38,7 @@ from mlxpref.judge.verdict_source import (
     judge_unless_stored,
 )
 from mlxpref.log import logger
-from mlxpref.preferences import ImageLike, Pair, Preference, Question, shown
+from mlxpref.preferences import ImageLike, Pair, Question, shown
 from mlxpref.ranking.outcomes import all_pairs
 from mlxpref.ranking.temperature import TemperatureScaling
 from mlxpref.text import shorten
@@ -227,28 +227,14 @@ class Judge:
             logger.warning(SCORES_ONLY)
         form: Form = "scores" if strategy == "score" else "choice"
         self.profile.check_form(form)
-        images: dict[int, tuple[object, ImageLike]] = {}  # each array becomes one picture, however many pairs it is in
-
-        def image_of(image: ImageInput) -> ImageLike:
-            if isinstance(image, ImageLike):
-                return image_from(image)
-            if id(image) not in images:
-                images[id(image)] = image, image_from(image)
-            return images[id(image)][1]
-
-        def known(pair: Pair) -> Pair:
-            if not isinstance(pair, Pair | Preference):
-                raise DataError(f"{pair!r:.40} is no pair; give Pair(a, b, prompt)")
-            check_prompt(pair.prompt, self.settings.criterion)
-            return Pair(image_of(pair.a), image_of(pair.b), pair.prompt)
-
+        given = pairs_from(pairs, self.settings.criterion)
         if self.profile.is_point:
             read = partial(self.judgements, think=think, session=session)
             digest = repr((self.settings, think)).encode()
-            both = judge_by_scores(map(known, pairs), read, session.scores, digest, self.settings.rows, both_orders)
+            both = judge_by_scores(given, read, session.scores, digest, self.settings.rows, both_orders)
         else:
             orders = 2 if both_orders else 1
-            comparisons = (comparison for pair in pairs for comparison in shown(known(pair))[:orders])
+            comparisons = (comparison for pair in given for comparison in shown(pair)[:orders])
             judgements = self.judgements(comparisons, form, asked != "soft", think, session)
             both = ((first, next(judgements) if both_orders else Judgement(())) for first in judgements)
         for first, second in both:
