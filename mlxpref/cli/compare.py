@@ -18,7 +18,7 @@ from mlxpref.cli.options import (
     settings_options,
 )
 from mlxpref.cli.output import print_json
-from mlxpref.cli.tables import pair_to_json, print_pair
+from mlxpref.cli.pair_table import pair_to_json, print_pair
 from mlxpref.config import JudgeSettings
 from mlxpref.data.find_images import find_duplicates
 from mlxpref.judge.diagnostics import answer_warnings, demo_warnings
