@@ -228,6 +228,7 @@ class Stage:
     rate: float
     end_rate: float
     warm: int = 50
+    muon_factor: float = _MUON_FACTOR
 
 
 def run_stage(
@@ -243,7 +244,7 @@ def run_stage(
     """
     optimizer = optim.MultiOptimizer(
         [
-            optim.Muon(learning_rate=_schedule(stage, _MUON_FACTOR), weight_decay=0.0),
+            optim.Muon(learning_rate=_schedule(stage, stage.muon_factor), weight_decay=0.0),
             optim.AdamW(learning_rate=_schedule(stage, 1.0), betas=[0.9, 0.98], weight_decay=0.01),
         ],
         [_is_hidden_matrix],
