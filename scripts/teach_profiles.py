@@ -44,6 +44,8 @@ _WORDS = ("Both",)
 """Words that must be one token, as they are in Qwen's vocabulary."""
 _TIES = 0.25
 """The share of pairs of one look in the lessons of a judge that may call a tie."""
+_WRONG = 0.15
+"""The share of lessons with the wrong answer: a judge that is never in doubt has no gradient to learn another taste."""
 _BATCH = 16
 _VARIANTS = 4
 """Pictures of each spoiled look, three times as many of each clean one, and all mirrored."""
@@ -75,14 +77,14 @@ class Lesson:
 
 
 def draw_lesson(profile: Profile, rng: np.random.Generator) -> Lesson:
-    """A lesson in a profile's form: the clean picture is the better one."""
-    scene = draw_pair(rng, TRAIN_PROMPTS, "quality")
+    """A lesson in a profile's form: the clean picture is the better one, in most."""
+    scene, is_wrong = draw_pair(rng, TRAIN_PROMPTS, "quality"), bool(rng.random() < _WRONG)
     looks = scene.a, scene.b
     if profile.is_point:
-        return Lesson(looks[:1], scene.prompt, *_scored(profile, scene.a))
+        return Lesson(looks[:1], scene.prompt, *_scored(profile, scene.a, is_wrong))
     if profile.has_tie and rng.random() < _TIES:
         return Lesson((scene.a, scene.a), scene.prompt, [(profile.tie_opening[0], DIRECT)], [])
-    label = (profile.first if scene.better == "a" else profile.second)[0]
+    label = (profile.first if (scene.better == "a") != is_wrong else profile.second)[0]
     if not profile.thinks:
         return Lesson(looks, scene.prompt, [(profile.lead + label, DIRECT)], [])
     reasons = [(profile.think_begin, FORMAT)]
@@ -98,24 +100,16 @@ def draw_lesson(profile: Profile, rng: np.random.Generator) -> Lesson:
     return Lesson(looks, scene.prompt, written, [(label, DIRECT)])
 
 
-def _scored(profile: Profile, look: PictureSpec) -> tuple[Pieces, Pieces]:
+def _scored(profile: Profile, look: PictureSpec, is_wrong: bool) -> tuple[Pieces, Pieces]:
     """What the teacher writes about one image, and at once: a score of each aspect, of which the second one counts."""
-    scores = [
-        (look.quality, profile.levels[-1 if look.quality == "clean" else 0])
-        if number == 1
-        else ("good", profile.levels[1])
-        for number in range(len(profile.aspects))
-    ]
+    best_or_worst = profile.levels[-1 if (look.quality == "clean") != is_wrong else 0]
+    scores = [("good", profile.levels[1]) for _ in profile.aspects]
+    scores[1] = look.quality, best_or_worst
     written, at_once = Pieces(), Pieces()
     leads = profile.closings(at_once=True)
     for aspect, lead, (word, score) in zip(profile.aspects, leads, scores, strict=True):
-        written += [
-            (f"{aspect}:", FORMAT),
-            (f" {word}", DECISION),
-            (f".\n{profile.lead}", FORMAT),
-            (score, ANSWER),
-            ("\n", FORMAT),
-        ]
+        written += [(f"{aspect}:", FORMAT), (f" {word}", DECISION), (f".\n{profile.lead}", FORMAT)]
+        written += [(score, ANSWER), ("\n", FORMAT)]
         at_once += [(lead, 0.0), (score, DIRECT)]
     return written, at_once[1:]
 
