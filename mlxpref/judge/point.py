@@ -19,7 +19,7 @@ from mlxpref.verdict import Verdict
 
 SCORES_ONLY = (
     "a judge of single images, without a fitted temperature: of a pair it says which score is higher, not how many "
-    "people prefer that image, and strengths are differences of scores, in levels; `mlxpref calibrate` fits one"
+    "people prefer that image, and strengths are on the scale of its levels; `mlxpref calibrate` fits one"
 )
 """What a user must know of preferences by scores alone."""
 

@@ -79,7 +79,7 @@ def _section(ranking: Ranking, names: Sequence[str], pictures: Sequence[Thumbnai
         "orders": orders_in_words(ranking),
         "best": plain(best_in_words(ranking)),
         "bias": _bias(ranking),
-        "unit": "differences of scores, in levels" if _is_uncalibrated(ranking) else "log-odds in nats",
+        "unit": "on the scale of the levels of its scores" if _is_uncalibrated(ranking) else "log-odds in nats",
         "axis": [f"{tick:+g}" for tick in (ticks[0], ticks[-1])],
         "zero": _percent(0, ticks),
         "lines": 1 + max((bracket.line for bracket in brackets), default=-1),
