@@ -137,8 +137,8 @@ class Profile:
         """ConfigError for a criterion that the profile has no place for."""
         if criterion and _CRITERION not in self.question:
             raise ConfigError(
-                f"--criterion: the profile {self.name} has no place for it, as the question of its judge is fixed; leave "
-                f"it out, or ask with --profile {OWN}"
+                f"--criterion: the profile {self.name} has no place for it, as its question is fixed; leave it out, or "
+                f"ask with --profile {OWN}"
             )
 
     def messages(self, form: Form = "choice", own_criterion: bool = False, has_prompt: bool = True) -> list[Any]:
