@@ -1,4 +1,4 @@
-"""A judge that is taught to answer in another judge's form: it is trained, found, measured and ranks by that profile."""
+"""A judge that is taught to answer in another form: it is trained, found, measured and ranks by that profile."""
 
 from pathlib import Path
 from typing import Any
