@@ -175,6 +175,7 @@ def _print(result: Distillation, judge: Judge, people: Sequence[str]) -> None:
     held_out = f" and {counted(result.test, 'pair')} of other prompts to measure" if result.test else ""
     print_text(f"{counted(result.train, 'pair')} to learn from{held_out}, in {result.path}")
     path, model = shlex.quote(str(result.path)), f" --model {shlex.quote(judge.name)}"
+    model += f" --profile {shlex.quote(judge.settings.profile)}" if judge.settings.profile else ""
     base = f" --adapter {shlex.quote(str(judge.adapter))}" if judge.adapter else model
     print_text(f"learn them: mlxpref train --data {path}{base} --no-think --reward brier --output runs/at-once")
     if result.test:

@@ -25,6 +25,7 @@ from mlxpref.judge.evaluation import EvaluationSpec, evaluation_of_scores, to_ju
 from mlxpref.judge.external_scores import match_scores, prefer_by_score, read_scores
 from mlxpref.judge.functions import tie_validation
 from mlxpref.judge.loading import FoundJudge
+from mlxpref.judge.point import SCORES_ONLY
 from mlxpref.judge.protocols import PROTOCOLS, counted, protocol_of
 from mlxpref.judge.strategies import budget_of, compare_strategies
 from mlxpref.preferences import Pair, Preference, data_fingerprint, images_of
@@ -184,6 +185,9 @@ class _Work:
         if recalled := comparison.counts.recalled:
             note(f"{recalled} of {recalled + comparison.counts.comparisons} comparisons were judged before")
         warnings = list(demo_warnings(judge.name, images, self.cache))
+        is_soft = any(row.variant.strategy == "soft" for row in comparison.rows)
+        if is_soft and judge.profile.is_point and not judge.calibration:
+            warnings.append(SCORES_ONLY)  # it was said before the work
         for row in comparison.rows:
             if row.variant.strategy == "soft":
                 for line in answer_warnings(row.evaluation.verdicts):

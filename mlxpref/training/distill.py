@@ -130,8 +130,13 @@ def distill(
 def thinking_judge(judge: Judge) -> Judge:
     """The judge for distilling, with a calibration that holds for thinking; ConfigError for one that does not think.
 
-    So it is for a criterion of the user's, which training does not ask by.
+    So it is for a criterion of the user's, which training does not ask by, and for a judge of single images.
     """
+    if judge.profile.is_point:
+        raise ConfigError(
+            f"the profile {judge.profile.name} shows one image at a time, and training, to answer at once too, learns "
+            "from pairs: give a judge of pairs"
+        )
     if not judge.settings.think:
         who = f"{judge.adapter}: this adapter" if judge.adapter else f"{judge.name}: this judge"
         raise ConfigError(f"{who} answers at once, so it has no thinking to learn from; give one that thinks")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxpref.data.image_files import ImageFiles
+from mlxpref.engine.profile import own_profile
 from mlxpref.errors import ConfigError, DataError
 from mlxpref.judge.judge import Judge
 from mlxpref.preferences import Pair, Preference
@@ -17,8 +18,10 @@ _ROW = {"prompt", "a", "b", "p_a_shown_first", "judge"}
 
 
 def name_of(judge: Judge) -> str:
-    """The judge's name in the file."""
-    return f"{judge.name} with {judge.adapter}" if judge.adapter else judge.name
+    """The judge's name in the file, with that of its profile if it is not our own."""
+    name = f"{judge.name} with {judge.adapter}" if judge.adapter else judge.name
+    is_own = judge.profile.version() == own_profile().version()
+    return name if is_own else f"{name} by the profile {judge.profile.name}"
 
 
 def check_distilled(path: Path) -> None:

@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 
 import mlxpref
+from mlxpref.engine.profile import profile_named
+from mlxpref.engine.vlm import VLM, load_vlm
+from mlxpref.errors import ConfigError
 from mlxpref.preferences import Preference
 from scripts.teach_profiles import MOST_TOKENS, examination
 from tests.taught import taught_judge
@@ -29,6 +32,10 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def other_taste(count: int, seed: int) -> list[Preference]:
     """People who prefer the spoiled picture, unlike the judge."""
     return [replace(pair, p_people=1 - pair.p_people) for pair in examination(count, seed)]
+
+
+def asked_by(folder: Path, name: str) -> VLM:
+    return load_vlm(folder, 84 * 84, profile=profile_named(name))
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -60,11 +67,17 @@ def test_another_taste_is_learned(name: str, taught: Path, tmp_path: Path) -> No
 def test_distilling(taught: Path, tmp_path: Path) -> None:
     """What is thought in one form is learned as what is answered at once, and the file says whose it is."""
     judge = mlxpref.load(taught, profile="unifiedreward-flex", max_tokens=MOST_TOKENS)
-    result = mlxpref.distill(judge, examination(12), tmp_path / "soft.jsonl", held_out=0)
+    path = tmp_path / "soft.jsonl"
+    result = mlxpref.distill(judge, examination(12), path, held_out=0)
     assert result.train == 12
-    rows = [json.loads(line) for line in (tmp_path / "soft.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert np.mean([(row["p_a"] > 0.5) == (row["people"] > 0.5) for row in rows]) > 0.8
+    assert {row["judge"] for row in rows} == {f"{taught} by the profile unifiedreward-flex"}
+    with pytest.raises(ConfigError, match=r"judged by .* by the profile unifiedreward-flex, not .*unifiedreward-think"):
+        mlxpref.distill(replace(judge, vlm=asked_by(taught, "unifiedreward-think")), examination(12), path)
+    with pytest.raises(ConfigError, match=r"^the profile rationalrewards shows one image at a time"):
+        mlxpref.distill(replace(judge, vlm=asked_by(taught, "rationalrewards")), examination(12), path)
     settings = LEARNING | {"steps": 2, "think": False, "reward": "brier", "profile": "unifiedreward-flex"}
-    (*_, last) = mlxpref.train(tmp_path / "soft.jsonl", taught, tmp_path / "run", **settings)
+    (*_, last) = mlxpref.train(path, taught, tmp_path / "run", **settings)
     assert last.updated
     assert mlxpref.load(adapter=tmp_path / "run").profile.name == "unifiedreward-flex"
