@@ -249,7 +249,7 @@ def test_what_a_profile_has_no_place_for_is_an_error(name: str) -> None:
         profile.check_criterion("sharp eyes")
         profile.check_form("scores")
         return
-    with pytest.raises(ConfigError, match=f"question of {name} is .* its criterion is fixed.*--profile mlxpref"):
+    with pytest.raises(ConfigError, match=f"--criterion: the profile {name} has no place for it.*--profile mlxpref"):
         profile.check_criterion("sharp eyes")
     with pytest.raises(ConfigError, match=f"the profile {name} has no question for two scores"):
         profile.check_form("scores")
