@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from mlxpref.checkpoints.files import PROFILE_FILE as PROFILE_FILE
+from mlxpref.checkpoints.resolve import is_hub_id
 from mlxpref.errors import ConfigError
 from mlxpref.text import one_line
 
@@ -248,7 +249,7 @@ def find_profile(given: str, folders: Sequence[Path | None], names: Sequence[str
 
 def _is_model(name: str, pattern: str) -> bool:
     """Whether a name is that of a model: a hub id, with or without revision, or a folder that is called like one."""
-    plain = name.partition("@")[0].lower().rstrip("/")
+    plain = (name.partition("@")[0] if is_hub_id(name) else name).lower().rstrip("/")
     return fnmatch(plain.rpartition("/")[2], pattern.lower().rpartition("/")[2])
 
 

@@ -180,16 +180,18 @@ def judge_unless_stored(
 
 
 def _check_readable(vlm: VLM, judgements: Sequence[Judgement], session: JudgingSession) -> None:
-    """Say, after the first batch of a session, if no answer of it could be read."""
+    """Say, after the first batch of a session, if the judge itself came to no answer in all of it."""
     verdicts = [verdict for each in judgements for verdict in each.verdicts]
     if session.is_readable is not None or not verdicts:
         return
-    session.is_readable = any(verdict.label_mass > 0 for verdict in verdicts)
+    session.is_readable = any(verdict.label_mass > 0 and not verdict.closed for verdict in verdicts)
     if not session.is_readable:
+        closed = sum(verdict.closed for verdict in verdicts)
+        ending = f" ({closed} ran out of tokens: a larger --max-tokens may help)" if closed else ""
         logger.warning(
-            f"no answer was found in the first {counted(len(verdicts), 'completion')}: the profile {vlm.profile.name} "
-            f"expects {vlm.profile.lead!r} before it, and this judge wrote {shorten(verdicts[0].text, 300)!r}; give "
-            "the profile that it was trained with by --profile"
+            f"no answer was found in the first {counted(len(verdicts), 'completion')}{ending}: the profile "
+            f"{vlm.profile.name} expects {vlm.profile.lead!r} before it, and this judge wrote "
+            f"{shorten(verdicts[0].text, 300)!r}; give the profile that it was trained with by --profile"
         )
 
 

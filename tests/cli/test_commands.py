@@ -437,8 +437,9 @@ def test_json_alone_on_stdout(pictures: Path) -> None:
     assert lines[0].startswith(f"skipped: {pictures / 'text.png'}: ")
     assert all(line.startswith("the same file: ") for line in lines[1:3])
     assert lines[3].startswith("20 comparisons with thinking: about ")
-    assert re.match(r"judging with thinking; leading: .*: 20 of 20 in ", lines[4])
-    assert len(lines) == 5
+    assert re.match(r"no answer was found in the first \d+ completions \(\d+ ran out of tokens", lines[4])
+    assert re.match(r"judging with thinking; leading: .*: 20 of 20 in ", lines[5])
+    assert len(lines) == 6
 
 
 def test_output_in_any_encoding(two: tuple[Path, Path]) -> None:

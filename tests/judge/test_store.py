@@ -223,7 +223,7 @@ def test_damage_inside_is_named(path: Path) -> None:
     check_error(caught.value, path, "damaged", "delete it")
 
 
-@pytest.mark.parametrize("text", ["[[1", "7", '[["a", 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]]'])
+@pytest.mark.parametrize("text", ["[[1", "7", '[["a", 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16]]'])
 def test_malformed_verdict_is_damage(path: Path, store: Store, text: str) -> None:
     with sqlite3.connect(path) as connection:
         connection.execute("INSERT INTO comparisons VALUES (?, ?)", (b"a", text))
