@@ -18,7 +18,7 @@ from tests.taught import taught_judge
 
 PAIRS = ("unifiedreward-think", "unifiedreward-flex", "unifiedreward-pair")
 LEARNING: dict[str, Any] = {
-    "max_tokens": MOST_TOKENS, "comparisons": 8, "group": 4, "steps": 12, "learning_rate": 5e-3, "warmup_steps": 2,
+    "max_tokens": MOST_TOKENS, "comparisons": 8, "group": 4, "steps": 32, "learning_rate": 2.5e-3, "warmup_steps": 2,
     "recompute": False, "micro_batch": 64,
 }  # fmt: skip
 pytestmark = pytest.mark.slow
@@ -54,7 +54,7 @@ def test_another_taste_is_learned(name: str, taught: Path, tmp_path: Path) -> No
             for judge in (before, after)
         ]
         assert accuracies[0] < 0.25
-        assert accuracies[1] > 0.75, think
+        assert accuracies[1] > accuracies[0] + 0.5, think
     mismatches = [report.mismatch for report in reports]
     assert all(each < 1e-5 for each in mismatches) if thinks else np.isnan(mismatches).all()
     assert np.mean([report.format_rate for report in reports]) > 0.8

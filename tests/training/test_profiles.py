@@ -119,6 +119,25 @@ def test_every_kind_of_training(changes: dict[str, Any], settings: dict[str, Any
     assert step["format_rate"] > 0.5 or not step["tokens"]
 
 
+def test_a_single_answer_is_learned_alike_as_the_first_and_as_the_last(tmp_path: Path) -> None:
+    """What was written behind it, to see that no other comes, is cut off again."""
+    inputs = []
+    for counts in ("first", "last"):
+        vlm = judge_by(own_with(tmp_path / f"{counts}.toml", counts=counts))
+        settings = settings_from(TrainSettings, QUICK | {"max_tokens": 64})
+        mix = RewardMix.parse("soft")
+        comparisons = ComparisonSampler(demo_preferences("train", 12), settings).for_step(1)
+        groups = sample_groups(vlm, comparisons, settings, mix)
+        inputs.append(loss_inputs(groups, reward_groups(groups, settings, mix), settings, mix))
+    first, last = inputs
+    assert (np.array(first.answer_weights) > 0).mean() > 0.5
+    assert np.array_equal(first.completions.tokens, last.completions.tokens)
+    for name in ("mask", "weights", "answer_weights", "advantages", "form", "y"):
+        np.testing.assert_allclose(
+            np.array(getattr(first, name)), np.array(getattr(last, name)), atol=1e-5, err_msg=name
+        )
+
+
 def test_hard_reward_follows_the_last_answer(tmp_path: Path) -> None:
     """Both profiles read the same completions of one answer each."""
     rewards = []
