@@ -20,8 +20,7 @@ class Verdict:
     preference for the first image in the written answer, from 0 to 1, None if there is none, and `well_formed` says
     whether the completion has the form of the judge's profile. The answer begins at the character `answer_start`, after
     `answer_tokens` written tokens; None if there is none. `score` is that of a judge of single images, whose
-    `p_label_first` is the probability of all its levels; `scores` are those of both images, of two such verdicts that
-    stand for a comparison.
+    `p_label_first` is the probability of all its levels; `readings` are two such verdicts that stand for a comparison.
     """
 
     text: str
@@ -36,12 +35,20 @@ class Verdict:
     answer_start: int | None = None
     answer_tokens: int = 0
     score: float | None = None
-    scores: tuple[float, float] | None = None
+    readings: "tuple[Verdict, Verdict] | None" = None
 
     def __repr__(self) -> str:
         p_first = f"{p:.4f}" if (p := self.p_first("soft")) is not None else "unreadable"
         answer = f"p_first={p_first}" if self.score is None else f"score={self.score:.4f}"
         return f"Verdict({answer}, reasoning={shorten(self.reasoning, 80)!r}, tokens={self.tokens})"
+
+    @property
+    def scores(self) -> tuple[float, float] | None:
+        """The scores of both images by a judge of single images; None for any other judge, and where one is missing."""
+        if self.readings is None:
+            return None
+        first, second = (reading.score for reading in self.readings)
+        return None if first is None or second is None else (first, second)
 
     @property
     def label_mass(self) -> float:

@@ -100,7 +100,7 @@ def _verdict(one: Verdict, other: Verdict, tokens: int) -> Verdict:
     reasons = [f"Image {place}: {each.reasoning}" for place, each in ((1, one), (2, other)) if each.reasoning]
     closed = one.closed or other.closed
     if one.score is None or other.score is None:
-        return Verdict(text, closed=closed, tokens=tokens, reasoning=" ".join(reasons))
+        return Verdict(text, closed=closed, tokens=tokens, reasoning=" ".join(reasons), readings=(one, other))
     difference = one.score - other.score
     p_first, mass = float(probability(difference)), min(one.label_mass, other.label_mass)
     return Verdict(
@@ -112,5 +112,5 @@ def _verdict(one: Verdict, other: Verdict, tokens: int) -> Verdict:
         reasoning=" ".join(reasons),
         written=0.5 * (1 + (difference > 0) - (difference < 0)),
         well_formed=one.well_formed and other.well_formed,
-        scores=(one.score, other.score),
+        readings=(one, other),
     )

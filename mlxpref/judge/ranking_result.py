@@ -90,6 +90,8 @@ class RankingEntry(RankedImage):
         reason = self.ranking.reason(self)
         if reason is None:
             return None
+        if self.ranking.is_by_scores:  # what was said of this image alone
+            return reason.text
         place, other = (1, reason.second) if reason.first == self.index else (2, reason.first)
         return f"as image {place} beside {self.ranking.short_names[other]}: {reason.text}"
 
@@ -213,7 +215,8 @@ class Ranking(Sequence[RankingEntry]):
             p_win = p_a if pair.a == image.index else 1 - p_a
             clearness = p_win if won else 1 - p_win
             for first, second, verdicts in _orders(pair):
-                text = _clearest(verdicts, first_wins=(first == image.index) == won)
+                is_first = first == image.index
+                text = _clearest(verdicts, is_first == won, is_first)
                 if text and clearness > clearest:
                     clearest, reason = clearness, Reason(first, second, text)
         return reason
@@ -297,12 +300,16 @@ def _orders(pair: JudgedPair) -> tuple[tuple[int, int, tuple[Verdict, ...]], ...
     return ((pair.a, pair.b, pair.verdict.a_shown_first), (pair.b, pair.a, pair.verdict.a_shown_second))
 
 
-def _clearest(verdicts: Sequence[Verdict], first_wins: bool) -> str | None:
-    """The reasoning of the clearest verdict that the first image wins, or loses; None if there is none."""
+def _clearest(verdicts: Sequence[Verdict], first_wins: bool, of_first: bool) -> str | None:
+    """The reasoning of the clearest verdict that the first image wins, or loses; None if there is none.
+
+    A judge of single images gives reasons for each alone: those of the first image, or of the second one.
+    """
     reasons = [
-        (p if first_wins else 1 - p, verdict.reasoning)
+        (p if first_wins else 1 - p, said.reasoning)
         for verdict in verdicts
-        if (p := verdict.p_first("soft")) is not None and verdict.reasoning
+        for said in [verdict.readings[0 if of_first else 1] if verdict.readings else verdict]
+        if (p := verdict.p_first("soft")) is not None and said.reasoning
     ]
     clearness, text = max(reasons, key=lambda item: item[0], default=(0.0, None))
     return text if clearness > 0.5 else None
