@@ -82,7 +82,7 @@ def draw_lesson(profile: Profile, rng: np.random.Generator) -> Lesson:
     looks = scene.a, scene.b
     if profile.is_point:
         return Lesson(looks[:1], scene.prompt, *_scored(profile, scene.a, is_wrong))
-    if profile.has_tie and rng.random() < _TIES:
+    if profile.tie_opening and rng.random() < _TIES:
         return Lesson((scene.a, scene.a), scene.prompt, [(profile.tie_opening[0], DIRECT)], [])
     label = (profile.first if (scene.better == "a") != is_wrong else profile.second)[0]
     if not profile.thinks:

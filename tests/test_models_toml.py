@@ -9,7 +9,8 @@ import pytest
 from mlxpref.checkpoints.hf_config import FAMILIES
 from mlxpref.checkpoints.recommended import recommended_judges
 from mlxpref.conversion.quantize import Recipe
-from mlxpref.engine.profile import built_in_profiles, find_profile
+from mlxpref.engine.find_profile import find_profile
+from mlxpref.engine.profile import built_in_profiles
 
 FILE = Path(__file__).parents[1] / "convert" / "models.toml"
 LIST = tomllib.loads(FILE.read_text(encoding="utf-8"))

@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "judge": "ranking demo data checkpoints engine",
     "report": "ranking data judge",
     "training": "demo data checkpoints engine judge report",
-    "conversion": "demo data checkpoints engine judge",
+    "conversion": "demo data checkpoints engine",
     "label": "ranking data report",
     "cli": "ranking demo data checkpoints engine judge report training conversion label",
 }

@@ -177,6 +177,8 @@ class _Work:
             learned_from = count_learned(judge.folders, preferences)
             fitted_to = judge.calibration.count_fitted(preferences) if judge.calibration else 0
             rows = self.variants.variants(judge.settings.think)
+            if "score" in self.variants.strategies:
+                judge.profile.check_form("scores")
             one_sample = replace(judge, settings=replace(judge.settings, samples=1))
             pairs = [Pair(p.a, p.b, p.prompt) for p in [*to_judge(preferences, self.spec), *self.validation]]
             if len(pairs) > _FEW:

@@ -71,7 +71,7 @@ def announce_time(judge: Judge, candidates: Iterable[Pair], budget: PairBudget) 
     work = [f"{counted(min(2 * count, most), what)} {how}" for how, count in counts.items() if count]
     with suppress(DataError):  # the work itself says what is wrong with an image
         rest = unknown_part(judge, pairs, budget)
-        known = f"; about {2 * (budget.total - rest.total)} of them known" if rest != budget else ""
+        known = f"; about {min(2 * (budget.total - rest.total), most)} of them known" if rest != budget else ""
         time = "no time"
         if rest.total:
             time = f"about {format_duration(estimate_seconds(judge, images_of(pairs), pairs[0].prompt, rest))}"

@@ -1,13 +1,13 @@
 """Prints results for people: a ranking, an evaluation, a conversion."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mlxpref.cli.output import print_table, print_text
 from mlxpref.judge.compare_judges import JudgeComparison
 from mlxpref.judge.evaluation import Evaluation
-from mlxpref.judge.ranking_result import Ranking
+from mlxpref.judge.ranking_result import Ranking, RankingEntry
 from mlxpref.judge.strategies import Difference, StrategyComparison, StrategyVariant
 from mlxpref.report.ranking_words import best_in_words, orders_in_words, tied_ranks
 from mlxpref.text import counted, few, format_bytes, format_duration, shorten
@@ -27,22 +27,22 @@ def print_ranking(ranking: Ranking, most: int | None = None) -> None:
     With `most`, for a terminal, it prints that many of the best images, with the reasons of all of them.
     """
     images = ranking[:most]
+    by_scores = ranking.is_by_scores
+    columns: dict[str, Callable[[RankingEntry], object]] = {
+        ">rank": lambda image: image.rank,
+        "image": lambda image: image.short_name,
+        ">strength": lambda image: f"{image.strength:+.2f}",
+        **({">score": lambda image: "-" if image.score is None else f"{image.score:.2f}"} if by_scores else {}),
+        **({} if by_scores else {">95 % interval": lambda image: f"{image.low:+.2f} to {image.high:+.2f}"}),
+        **({} if by_scores else {">P(best)": lambda image: percent(image.p_best)}),
+        ">won": lambda image: f"{image.wins} of {image.pairs}",
+        "tied with ranks": lambda image: tied_ranks(ranking, image),
+    }
+    pairs = "" if by_scores else f"{counted(len(ranking.pairs), 'pair')}, "
     print_table(
-        (">rank", "image", ">strength", ">95 % interval", ">P(best)", ">won", "tied with ranks"),
-        (
-            (
-                image.rank,
-                image.short_name,
-                f"{image.strength:+.2f}",
-                f"{image.low:+.2f} to {image.high:+.2f}",
-                percent(image.p_best),
-                f"{image.wins} of {image.pairs}",
-                tied_ranks(ranking, image),
-            )
-            for image in images
-        ),
-        title=f"{ranking.title}: {counted(len(ranking), 'image')}, {counted(len(ranking.pairs), 'pair')}, "
-        f"{orders_in_words(ranking)}",
+        tuple(columns),
+        (tuple(value(image) for value in columns.values()) for image in images),
+        title=f"{ranking.title}: {counted(len(ranking), 'image')}, {pairs}{orders_in_words(ranking)}",
         shorten="image",
         drop=("won", "P(best)", "tied with ranks", "95 % interval", "strength"),
     )

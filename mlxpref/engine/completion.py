@@ -15,9 +15,6 @@ from mlxpref.engine.profile import Profile
 from mlxpref.engine.vlm import VLM, ComparisonInput
 from mlxpref.verdict import Verdict, verdicts_from_json, verdicts_to_json
 
-HALF = 0.5
-"""A tie of this probability is the likeliest answer."""
-
 
 @dataclass(frozen=True)
 class Sampling:
@@ -63,7 +60,8 @@ class Completion:
     `tokens` are the model's own, `ids` all tokens in the row, with the closing ones; `text` is in the vocabulary's
     alphabet and begins with the opening in the comparison. `labels` are the probabilities of the labels by answer,
     `tie` that of a tie in place of the lead, `marks` the numbers of tokens and ids, and of characters, before each
-    answer. `closings` counts what was appended to lead to an answer.
+    answer. `closings` counts what was appended to lead to an answer, `answers_before` the answers before
+    the last of these.
     """
 
     comparison: ComparisonInput
@@ -77,7 +75,9 @@ class Completion:
     labels: dict[int, NDArray[np.float32]] = field(default_factory=dict)
     marks: dict[int, tuple[int, int]] = field(default_factory=dict)
     tie: float = 0.0
+    is_tie: bool = False
     closings: int = 0
+    answers_before: int = 0
     done: bool = False
 
     @property
@@ -118,7 +118,8 @@ def finish_completion(vlm: VLM, completion: Completion, sampling: Sampling) -> R
     tokens, ids, comparison = completion.tokens, completion.ids, completion.comparison
     later = reader.takes_later_answers and not profile.is_point
     ended = bool(tokens) and tokens[-1] in vlm.eos_ids
-    labels = {} if later and not (ended or completion.is_led) else completion.labels
+    cut_off = later and not (ended or completion.is_led)  # before the answer that counts
+    labels = {} if cut_off else completion.labels
     written_tokens = len(tokens)
     mark = completion.marks[max(labels)] if labels else (written_tokens, len(ids))
     if later and sampling.until == "answer":
@@ -128,16 +129,16 @@ def finish_completion(vlm: VLM, completion: Completion, sampling: Sampling) -> R
         return comparison.opening + vlm.tokenizer.decode([token for token in ids if token not in vlm.eos_ids])
 
     text = text_of(ids)
-    is_tie = sampling.until == "end" and completion.tie > HALF
+    is_tie = sampling.until == "end" and completion.is_tie
     if is_tie:
         text = profile.tie_opening[0]
     verdict = Verdict(
         text,
         closed=completion.closings > 0 and comparison.think,
         tokens=written_tokens,
-        reasoning=reader.reasoning(text),
-        written=reader.written(text, comparison.form),
-        well_formed=reader.is_well_formed(text, comparison.form, comparison.think),
+        reasoning=reader.reasoning(text) if comparison.think else "",
+        written=None if cut_off else reader.written(text, comparison.form),
+        well_formed=not cut_off and reader.is_well_formed(text, comparison.form, comparison.think),
         answer_start=0 if is_tie else len(text_of(ids[: mark[1]])) if labels else None,
         answer_tokens=mark[0],
         **_label_values(profile, labels, completion.tie),

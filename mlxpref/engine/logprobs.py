@@ -20,6 +20,8 @@ from mlxpref.engine.decoder import Block, KeysValues, Prefix, run_block
 from mlxpref.engine.kv_cache import text_positions
 from mlxpref.engine.vlm import VLM, ComparisonInput
 
+_UNCERTAIN = -1e-6
+"""The largest log-probability of a tie that leaves the other answers a finite one."""
 _FINITE = -1e4
 """The least log-probability that is multiplied by 0: minus infinity times 0 is no number."""
 
@@ -121,7 +123,9 @@ def completion_logprobs(
     if vlm.tokenizer.tie_opening_ids:
         before = states[rows, mx.array(completions.lengths - completions.led)]  # (R, D): where a tie would begin
         tie = _label_logprobs(vlm, before, [vlm.tokenizer.tie_opening_ids])  # (R, 1)
-        label_logprobs = mx.concatenate([label_logprobs + mx.log1p(-mx.exp(tie)), tie], axis=1)  # (R, labels + 1)
+        label_logprobs = mx.concatenate(
+            [label_logprobs + mx.log1p(-mx.exp(mx.minimum(tie, _UNCERTAIN))), tie], axis=1
+        )  # (R, labels + 1)
     kl = None if reference is None else _divergence(vlm, last, reference)
     mask = completions.mask
     places = np.flatnonzero(mask)  # (N,): the places of the tokens among R * T

@@ -7,16 +7,14 @@ import hashlib
 import json
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from fnmatch import fnmatch
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from mlxpref.checkpoints.files import PROFILE_FILE as PROFILE_FILE
-from mlxpref.checkpoints.resolve import is_hub_id
 from mlxpref.errors import ConfigError
 from mlxpref.text import one_line
 
@@ -35,8 +33,10 @@ _KINDS: Mapping[Any, tuple[type, str]] = {
 }
 _BYTES = 4
 """Bytes of text a token has at least, about, in the vocabularies of large models."""
-_NAMES = ("name", "note", "models", "path")
+_UNASKED = ("name", "note", "models", "max_tokens", "path", "source")
 """Fields that change nothing in what is asked and read."""
+_SWITCHES = ("tokenize", "add_generation_prompt", "return_dict", "return_tensors", "conversation", "chat_template")
+"""Arguments of transformers that are no switches of a chat template."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Profile:
     turn. `thinks` says whether there are reasons before the answer, between `think_begin` and `think_end` if it has
     these. The answer stands behind `lead`, and `counts` says which of several. `closing` is appended to reasons that
     ran out of tokens, `at_once` is the whole beginning of a completion without reasons; both end at the answer. A tie
-    that takes the place of `lead` begins with `tie_opening`.
+    that takes the place of `lead` begins with `tie_opening`. `source` is the text of its file.
     """
 
     kind: Literal["pair", "point"]
@@ -70,12 +70,14 @@ class Profile:
     levels: tuple[str, ...] = ()
     aspects: tuple[str, ...] = ()
     end: str = ""
+    after: str = ""
     closing: str = ""
     at_once: str = ""
     name: str = ""
     note: str = ""
     models: tuple[str, ...] = ()
     path: Path | None = field(default=None, compare=False)
+    source: str = field(default="", compare=False, repr=False)
 
     def __post_init__(self) -> None:
         """ConfigError that lists all contradictions."""
@@ -103,11 +105,6 @@ class Profile:
         if self.is_point:
             return tuple((level,) for level in self.levels)
         return (self.first, self.second, *([self.tie] if self.tie else []))
-
-    @property
-    def has_tie(self) -> bool:
-        """Whether the judge may say that both are equally good."""
-        return bool(self.tie or self.tie_opening)
 
     @property
     def text_tokens(self) -> tuple[int, int]:
@@ -165,7 +162,7 @@ class Profile:
 
         It is kept with adapters, calibrations and stored answers.
         """
-        own = {name: value for name, value in asdict(self).items() if name not in _NAMES}
+        own = {name: value for name, value in asdict(self).items() if name not in _UNASKED}
         text = json.dumps([own, criterion.strip()], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -177,22 +174,23 @@ class Profile:
 
     def text(self) -> str:
         """The profile as a TOML file that holds its name."""
-        text = (self.path or _built_in_path(self.name)).read_text(encoding="utf-8")
-        return text if "name" in tomllib.loads(text) else f"name = {json.dumps(self.name)}\n{text}"
+        return self.source if "name" in tomllib.loads(self.source) else f"name = {json.dumps(self.name)}\n{self.source}"
 
 
 def read_profile(path: Path) -> Profile:
     """The profile in a TOML file; ConfigError for what is none, unknown keys, wrong types and contradictions."""
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        source = path.read_text(encoding="utf-8")
+        values = tomllib.loads(source)
     except FileNotFoundError as error:
         raise ConfigError(
             f"profile {path}: no such file; give a TOML file, or one of {', '.join(built_in_profiles())}"
         ) from error
     except (OSError, ValueError) as error:
         raise ConfigError(f"profile {path}: not readable as TOML: {one_line(error)}") from error
-    kinds = {each.name: each.type for each in fields(Profile) if each.name != "path"}
+    kinds = {each.name: each.type for each in fields(Profile) if each.name not in ("path", "source")}
     problems = [f"unknown key {name!r}" for name in values if name not in kinds]
+    problems += ["name is empty"] if not str(values.get("name", "-")).strip() else []
     problems += [f"{name} is missing" for name in ("kind", "question", "lead") if name not in values]
     checked: dict[str, Any] = {}
     for name in values.keys() & kinds.keys():
@@ -203,7 +201,14 @@ def read_profile(path: Path) -> Profile:
     if problems:
         known = f"; known are {', '.join(kinds)}" if any("unknown key" in each for each in problems) else ""
         raise ConfigError(f"profile {path}: {'; '.join(sorted(problems))}{known}")
-    return Profile(**{"name": path.parent.name if path.name == PROFILE_FILE else path.stem, **checked, "path": path})
+    return Profile(
+        **{
+            "name": path.parent.name if path.name == PROFILE_FILE else path.stem,
+            **checked,
+            "path": path,
+            "source": source,
+        }
+    )
 
 
 @cache
@@ -221,36 +226,14 @@ def own_profile() -> Profile:
 
 def profile_named(name: str) -> Profile:
     """The profile of `--profile`: a file, or a built-in one by name; ConfigError for an unknown one."""
+    if name in built_in_profiles():
+        return built_in_profiles()[name]
     path = Path(name).expanduser()
     if path.suffix == ".toml" or path.is_file():
         return read_profile(path)
-    if name not in built_in_profiles():
-        raise ConfigError(
-            f"unknown profile {name!r}: known are {', '.join(built_in_profiles())}, or give a TOML file of your own"
-        )
-    return built_in_profiles()[name]
-
-
-def find_profile(given: str, folders: Sequence[Path | None], names: Sequence[str]) -> Profile:
-    """The profile of a judge: the given one, else that in a folder, else the one for the model's names, else our own.
-
-    `folders` are those of its adapter and its model, `names` its hub id and what it was converted from.
-    """
-    if given:
-        return profile_named(given)
-    for folder in folders:
-        if folder is not None and (folder / PROFILE_FILE).is_file():
-            return read_profile(folder / PROFILE_FILE)
-    for profile in built_in_profiles().values():
-        if any(_is_model(name, pattern) for name in names for pattern in profile.models):
-            return profile
-    return own_profile()
-
-
-def _is_model(name: str, pattern: str) -> bool:
-    """Whether a name is that of a model: a hub id, with or without revision, or a folder that is called like one."""
-    plain = (name.partition("@")[0] if is_hub_id(name) else name).lower().rstrip("/")
-    return fnmatch(plain.rpartition("/")[2], pattern.lower().rpartition("/")[2])
+    raise ConfigError(
+        f"unknown profile {name!r}: known are {', '.join(built_in_profiles())}, or give a TOML file of your own"
+    )
 
 
 def _built_in_path(name: str) -> Path:
@@ -267,7 +250,7 @@ def _checked(name: str, value: Any, kind: Any) -> Any:
         texts = [value] if isinstance(value, str) else value
         if not isinstance(texts, list) or not all(isinstance(each, str) and each.strip() for each in texts):
             raise ConfigError(f"{name} must be a text, or a list of texts")
-        return tuple(texts)
+        return tuple(each.strip() for each in texts)
     wanted, words = _KINDS.get(kind, (dict, "a table"))
     right = isinstance(value, wanted) and isinstance(value, bool) == (kind is bool)
     if not right or (isinstance(value, int) and value < 0):
@@ -298,6 +281,7 @@ def _problems(profile: Profile) -> list[str]:
         need(len(p.levels) > 1, "a point judge needs levels, such as 1, 2, 3, 4")
         need(all(re.fullmatch(r"-?\d+(\.\d+)?", level) for level in p.levels), "levels must be numbers")
         need(bool(p.aspects), "a point judge needs aspects: the name of what each score is for")
+        need(len(set(p.aspects)) == len(p.aspects), "an aspect stands there twice")
         others = p.first + p.second + p.tie + p.tie_opening
         need(not others and not p.scores_question, "first, second, tie and scores_question are for a pair judge")
     else:
@@ -315,7 +299,12 @@ def _problems(profile: Profile) -> list[str]:
     for name in ("closing", "at_once"):
         text = "".join(getattr(p, name).split())
         need(text.endswith(lead), f"{name} does not end with lead, so no answer would follow it")
-    need(p.think_end in p.closing, "closing does not hold think_end, so the reasons would not end")
+    unended = [name for name in ("closing", "at_once") if p.think_end not in getattr(p, name)]
+    need(not unended, f"{''.join(unended[:1])} does not hold think_end, so the reasons would not end")
+    need(not any(each in p.system for each in (_IMAGE, _PROMPT, _CRITERION)), "system has no places: use question")
+    switches = [name for name in p.chat_template if name in _SWITCHES]
+    need(not switches, f"chat_template: {', '.join(switches)} is no switch of a chat template")
+    need(not p.after or bool(p.end), "after needs end: what stands between a label and the end of the answer")
     slots = any(slot in text for slot in (PROMPT_SLOT, CRITERION_SLOT) for text in (p.system, *questions.values()))
     need(not slots, "it holds a character that stands for the prompt here")
     return problems

@@ -79,6 +79,8 @@ class Reader:
         if match is None:
             return None
         preference, rest = self._preference(match[0]), answer[match.end() :]
+        if not self.profile.after and not self.profile.end.startswith(rest.strip()) and self.profile.end:
+            return None  # nothing stands between a label and the end, which may be cut off
         # "1 and 2" is no answer; "1 is better than image 2" is one.
         other = self._second_label.match(rest)
         return preference if other is None or self._preference(other[1]) == preference else None
@@ -115,7 +117,7 @@ class Reader:
         if profile.is_point:
             return len(self._leads(text)) == len(profile.aspects)
         if self.answer_number(text) is not None:
-            text += (profile.first[0] if form == "choice" else "1 2") + profile.end
+            text += (profile.first[0] + profile.after if form == "choice" else "1 2") + profile.end
         if self.written(text, form) is None:
             return False
         if self._opens_with_tie(text):
@@ -127,7 +129,8 @@ class Reader:
     def _form(self) -> re.Pattern[str]:
         """The form of a whole completion."""
         profile = self.profile
-        tags = [re.escape(each) for each in (profile.think_begin, profile.think_end) if each]
+        ends = [profile.end] if profile.end.startswith("<") else []
+        tags = [re.escape(each) for each in (profile.think_begin, profile.think_end, *ends) if each]
         reasons = rf"(?P<reasons>(?:(?!{'|'.join([*tags, self._lead.pattern])}).)*)"
         if self.takes_later_answers:
             reasons = "(?P<reasons>.*)"
@@ -178,7 +181,7 @@ class Reader:
         start = self.start(text)
         if start is None:
             return ""
-        return text[start:].strip().partition(self.profile.end or "\n")[0].strip()
+        return text[start:].strip().partition(self.profile.end or "\n")[0].strip(" *")
 
     def _opens_with_tie(self, text: str) -> bool:
         words = text.split(maxsplit=1)

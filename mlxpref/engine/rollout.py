@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from mlxpref.checkpoints import bounds
 from mlxpref.engine.completion import (
-    HALF,
     Completion,
     Rollout,
     Sampling,
@@ -130,19 +129,21 @@ class _Batch:
         if self.vlm.profile.is_point:
             return len(completion.labels) >= len(self.vlm.profile.aspects)
         later = self.vlm.tokenizer.streaming_reader.takes_later_answers
-        return bool(completion.labels) and (completion.is_led or not later)
+        return len(completion.labels) > completion.answers_before and (completion.is_led or not later)
 
     def _update_status(self, completion: Completion, labels: NDArray[np.float32]) -> None:
         """Keep the labels' probabilities (labels,) at an answer position, and set whether the completion is done."""
         reader = self.vlm.tokenizer.streaming_reader
         count = len(completion.tokens)
-        if not completion.done and (number := reader.answer_number(completion.text)) is not None:
+        number = None if completion.done else reader.answer_number(completion.text)
+        # Behind the answer that counts there is no other one, but blanks on the way there move its place.
+        if number is not None and (number in completion.labels or not self._is_final(completion)):
             completion.labels[number] = labels
             completion.marks[number] = count, len(completion.ids)
         final = self._is_final(completion)
         completion.done = (
             completion.done
-            or (final and (completion.tie > HALF or reader.is_answered(completion.text)))
+            or (final and (completion.is_tie or reader.is_answered(completion.text)))
             or (not final and not self.sampling.close and count >= self.limit > 0)
             or count >= self.limit + bounds.ANSWER_TOKENS
         )
@@ -254,8 +255,10 @@ class _Batch:
         closings = {(row, place): self._closing_ids(completion) for row, place, completion in closing}
         if tie_ids := self.vlm.tokenizer.tie_opening_ids:
             ties = np.array(self.probabilities[..., mx.array(tie_ids)].sum(axis=-1))  # (B, M)
+            leads = np.array(self.probabilities[..., self.vlm.tokenizer.lead_ids[0]])  # (B, M)
             for row, place, completion in closing:
                 completion.tie = float(ties[row, place])
+                completion.is_tie = bool(ties[row, place] > leads[row, place])
         rows, places = self.logits.shape[:2]
         ids = np.zeros((rows, max(map(len, closings.values())), places), np.int32)  # (B, C, M)
         branch_ids, positions = np.full_like(ids, PADDING), np.zeros_like(ids)
@@ -268,6 +271,7 @@ class _Batch:
             last[row, place] = (len(tokens) - 1) * places + place
             is_closed[row, place] = True
             completion.closings += 1
+            completion.answers_before = len(completion.labels)
             for token in tokens:
                 append_token(self.vlm, completion, token)
         self.cache.reserve(branch_ids.reshape(rows, -1))  # (B, C * M), as the two below

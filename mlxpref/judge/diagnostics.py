@@ -51,8 +51,10 @@ def _about_the_ending(ranking: Ranking, top: int | None) -> Iterator[str]:
 
 def answer_warnings(pairs: Iterable[PairVerdict]) -> Iterator[str]:
     """The warnings about a judge's answers, a line each: unreadable, cut off, or hardly answers at all."""
-    verdicts = [verdict for pair in pairs for verdict in pair.verdicts]
-    unreadable = sum(verdict.p_first("soft") is None for verdict in verdicts)
+    every = [verdict for pair in pairs for verdict in pair.verdicts]
+    # A judge of single images reads each once, whatever the number of its pairs.
+    verdicts = list({id(each): each for verdict in every for each in verdict.readings or (verdict,)}.values())
+    unreadable = sum(verdict.label_mass <= 0 for verdict in verdicts)
     if unreadable:
         yield f"{unreadable} of {counted(len(verdicts), 'answer')} could not be read and count for nothing"
     completions = [verdict for verdict in verdicts if verdict.tokens]

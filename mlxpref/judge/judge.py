@@ -24,7 +24,7 @@ from mlxpref.judge.fingerprint import Fingerprint
 from mlxpref.judge.noise_memory import NoiseMemory
 from mlxpref.judge.pair_budget import PairBudget, ThinkAbout
 from mlxpref.judge.pair_verdict import PairVerdict
-from mlxpref.judge.point import SCORES_ONLY, judge_by_scores, ranking_by_scores
+from mlxpref.judge.point import SCORES_ONLY, judge_by_scores, rank_by_scores
 from mlxpref.judge.rank import Orders, rank_pairs
 from mlxpref.judge.ranking_result import Ranking, interrupt_with
 from mlxpref.judge.store import Store
@@ -112,7 +112,7 @@ class Judge:
     @property
     def think_about(self) -> ThinkAbout:
         """The pairs of a ranking to think about by default, so that nothing is judged in a way that was not learned."""
-        return ("top" if self.reads else "all") if self.settings.think else "none"
+        return ("top" if self.reads and not self.profile.is_point else "all") if self.settings.think else "none"
 
     def compare(self, a: ImageInput, b: ImageInput, prompt: str = "") -> PairVerdict:
         """Judge one pair in both orders; `p_a` of the result is the preference for a, from 0 to 1.
@@ -138,6 +138,7 @@ class Judge:
 
         `think_about` is by default the judge's own (see the property). `skipped` are images that were left out;
         the result lists them, and the unreadable ones of a folder. DataError names other images that cannot be read.
+        A judge of single images reads each once, and `pairs`, `top` and `orders` have nothing to say.
         Ctrl-C is raised; the KeyboardInterrupt then has the ranking by the pairs so far as its `ranking`.
         """
         check_prompt(prompt, self.settings.criterion)
@@ -145,6 +146,8 @@ class Judge:
         if left_out:
             logger.warning(f"left out, as it cannot be read: {reasons_of(left_out)}")
         think_about = think_about or self.think_about
+        if self.profile.is_point and think_about == "top":
+            think_about = "all"
         encoded_before = self.vlm.features.runs
         budget = PairBudget.of(len(given), think_about, pairs)
         session = self.session()
@@ -154,16 +157,16 @@ class Judge:
             return judge.pairs(pairs, think=think, session=session, both_orders=orders == 2, by_scores=True)
 
         self._encode_ahead(given, session)
-        if self.profile.is_point:  # both would say the same
-            orders = "one"
-        memory = NoiseMemory(judge, given, prompt, session)
-        known = {think: noise for think in budget.modes if (noise := memory.recall(think))}
-        ranking = rank_pairs(
-            given, prompt, compare, think_about, pairs, top, self.settings.seed, self.processes, orders, known
-        )
-        memory.keep(ranking)
-        if self.profile.is_point:
-            ranking = ranking_by_scores(ranking, top, len(session.scores), judge.calibration is not None)
+        if self.profile.is_point:  # each image once, in one way
+            think = think_about != "none"
+            ranking = rank_by_scores(given, prompt, lambda some: compare(some, think, 2), think)
+        else:
+            memory = NoiseMemory(judge, given, prompt, session)
+            known = {think: noise for think in budget.modes if (noise := memory.recall(think))}
+            ranking = rank_pairs(
+                given, prompt, compare, think_about, pairs, top, self.settings.seed, self.processes, orders, known
+            )
+            memory.keep(ranking)
         runs = self.vlm.features.runs - encoded_before
         ranking = replace(
             ranking,

@@ -1,7 +1,6 @@
 """From a name to a judge: find or download the checkpoint, load it with its adapter, and calibrate it."""
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from os import PathLike
 from pathlib import Path
@@ -9,15 +8,15 @@ from typing import Any
 
 from mlxpref.checkpoints.checkpoint import Checkpoint
 from mlxpref.checkpoints.checks import check_folder
-from mlxpref.checkpoints.files import RECORD, read_json_object
 from mlxpref.checkpoints.memory import MemoryPlan, judging_plan, model_size, require_fit, with_fitting_batches
 from mlxpref.checkpoints.resolve import find_checkpoint
 from mlxpref.config import JudgeSettings, settings_from
 from mlxpref.engine.adapters import check_base, find_base, load_adapter, trained_settings
-from mlxpref.engine.profile import Profile, find_profile, own_profile, profile_named
+from mlxpref.engine.find_profile import profile_of
+from mlxpref.engine.profile import Profile, own_profile, profile_named
 from mlxpref.engine.vlm import load_vlm
-from mlxpref.errors import ConfigError, DataError, ModelError
-from mlxpref.files import cache_dir, expand
+from mlxpref.errors import ConfigError, DataError
+from mlxpref.files import expand
 from mlxpref.judge.calibration import CALIBRATION_FILE, CalibrationFile, cached_calibrations, read_calibrations
 from mlxpref.judge.judge import Judge
 from mlxpref.log import logger
@@ -92,35 +91,6 @@ def find_judge(
     for line in check_base(adapter, checkpoint, profile, any_base) if adapter is not None else ():
         logger.warning(line)
     return FoundJudge(name, adapter, judge_settings, reads, checkpoint, profile)
-
-
-def profile_of(given: str, name: str, folder: Path, adapter: Path | None = None) -> Profile:
-    """The profile of the model in a folder, which the user calls `name`, with an adapter; see `find_profile`.
-
-    Says which it is, if it is not our own, and once what its user should know.
-    """
-    source = ""
-    with suppress(ModelError):
-        source = str(read_json_object(folder / RECORD).get("source") or "") if (folder / RECORD).is_file() else ""
-    profile = find_profile(given, (adapter, folder), (name, source))
-    if profile.version() != own_profile().version():
-        logger.info(f"asked by the profile {profile.name}")
-    if profile.note and _is_first_use(profile):
-        logger.warning(f"profile {profile.name}: {profile.note}; {profile.place}")
-    return profile
-
-
-def _is_first_use(profile: Profile) -> bool:
-    """Whether a profile was not used before on this machine, as far as the user's cache tells."""
-    try:
-        mark = cache_dir() / "profiles" / profile.version()
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        mark.touch(exist_ok=False)
-    except FileExistsError:
-        return False
-    except (DataError, OSError):  # no cache: better twice than never
-        return True
-    return True
 
 
 def _settings(

@@ -77,6 +77,8 @@ class PairVerdict:
     @property
     def p_a(self) -> float:
         """The soft preference for a, see `combine_orders`; 0.5 where neither order can be read."""
+        if self.p_a_shown_first is not None and self.p_a_shown_first == self.p_a_shown_second:
+            return self.p_a_shown_first  # also a certain one, whose log-odds are not finite
         p_a = combine_orders(self.p_a_shown_first, self.p_a_shown_second)
         return 0.5 if p_a is None else p_a
 

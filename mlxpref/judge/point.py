@@ -4,17 +4,25 @@ A difference of scores is no log-odds of people's choices. It becomes one by a f
 without that only its sign says which image is preferred.
 """
 
+import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, pairwise
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from mlxpref.judge.diagnostics import warnings_for
+from mlxpref.judge.diagnostics import answer_warnings
+from mlxpref.judge.pair_verdict import JudgingCounts, PairVerdict
 from mlxpref.judge.ranking_result import BY_SCORES, JudgedPair, Ranking
 from mlxpref.judge.verdict_source import Judgement, ScoreKey, Scores
+from mlxpref.log import track
 from mlxpref.preferences import ImageLike, Pair, Question, SingleImage
+from mlxpref.ranking.bradley_terry import fit_strengths
 from mlxpref.ranking.log_odds import probability
+from mlxpref.ranking.strength_ranking import RankedImage, StrengthRanking
 from mlxpref.verdict import Verdict
 
 SCORES_ONLY = (
@@ -57,20 +65,66 @@ def judge_by_scores(
             yield _compared(a, b, tokens), _compared(b, a, []) if both_orders else Judgement(())
 
 
-def ranking_by_scores(ranking: Ranking, top: int | None, readings: int, is_calibrated: bool) -> Ranking:
-    """A ranking by scores as it is to be shown: without a fitted temperature a pair says only which image is better.
+def rank_by_scores(
+    images: Sequence[ImageLike], prompt: str, judge: Callable[[Iterable[Pair]], Iterator[PairVerdict]], think: bool
+) -> Ranking:
+    """Rank images by their scores alone; `judge` gives the verdicts of pairs by scores, each image read once.
 
-    `readings` is the number of readings of an image.
+    Strengths are the scores without their mean, divided by the temperature if one was fitted. There is nothing random
+    in them, so an interval is a point. An image without a readable score counts as an average one.
     """
-    ranking = replace(ranking, orders=BY_SCORES, planned=readings, comparisons=readings)
-    if is_calibrated:
-        return ranking
+    start, count = time.perf_counter(), len(images)
+    chain = (Pair(images[i], images[i + 1], prompt) for i in range(count - 1))
+    read = list(track(judge(chain), count - 1, "scoring images"))
+    values = [verdict.scores[0] if verdict.scores else math.nan for verdict in read]
+    values.append(read[-1].scores[1] if read[-1].scores else math.nan)
+    for number, verdict in enumerate(read[:-1]):  # one of its pairs may be unreadable because of the other image
+        if math.isnan(values[number + 1]) and verdict.scores:
+            values[number + 1] = verdict.scores[1]
+    scores = np.array(values)  # (N,)
+    scaling = read[0].rescaling
+    known = np.where(np.isnan(scores), 0 if np.isnan(scores).all() else np.nanmean(scores), scores)
+    strengths = (known - known.mean()) / (scaling.temperature if scaling else 1.0)
+    entries = _entries(strengths)
+    order = [entry.index for entry in entries]
+    neighbours = [(min(a, b), max(a, b)) for a, b in pairwise(order)]
+    verdicts = judge(Pair(images[a], images[b], prompt) for a, b in neighbours)
+    if scaling is None:  # a pair says only which image is better
+        verdicts = (replace(verdict, strategy="select") for verdict in verdicts)
+    pairs = tuple(JudgedPair(a, b, verdict, think) for (a, b), verdict in zip(neighbours, verdicts, strict=True))
+    counts = JudgingCounts.of(read)
+    fit = fit_strengths(count, [pair.verdict.outcome(pair.a, pair.b) for pair in pairs if pair.verdict.is_readable])
+    ranking = Ranking(
+        prompt,
+        tuple(images),
+        StrengthRanking(entries, 0.0, 0.0, replace(fit, strengths=strengths)),
+        pairs,
+        time.perf_counter() - start,
+        modes=(think,),
+        orders=BY_SCORES,
+        planned=count,
+        comparisons=count,
+        tokens=counts.tokens,
+        scores=tuple(None if math.isnan(value) else value for value in values),
+    )
+    warnings = (*(() if scaling else (SCORES_ONLY,)), *answer_warnings(read))
+    return replace(ranking, warnings=warnings)
 
-    def plain(pairs: Sequence[JudgedPair]) -> tuple[JudgedPair, ...]:
-        return tuple(replace(pair, verdict=replace(pair.verdict, strategy="select")) for pair in pairs)
 
-    ranking = replace(ranking, pairs=plain(ranking.pairs), replaced=plain(ranking.replaced))
-    return replace(ranking, warnings=(SCORES_ONLY, *warnings_for(ranking, top)))
+def _entries(strengths: NDArray[np.float64]) -> tuple[RankedImage, ...]:
+    """The places of images by strengths (N,), best first; equal ones share a place."""
+    rounded = np.round(strengths, 9)
+    entries = []
+    for index in np.argsort(-rounded, kind="stable").tolist():
+        stronger, weaker = (int(np.sum(rounded > rounded[index])), int(np.sum(rounded < rounded[index])))
+        equal = tuple(int(other) for other in np.flatnonzero(rounded == rounded[index]) if other != index)
+        strength = float(strengths[index])
+        best = 0.0 if stronger else 1.0 / (1 + len(equal))
+        entry = RankedImage(
+            index, 1 + stronger, strength, 0.0, strength, strength, best, weaker, len(strengths) - 1, equal
+        )
+        entries.append(entry)
+    return tuple(entries)
 
 
 def _key(image: ImageLike, prompt: str, digest: bytes) -> ScoreKey:
@@ -78,8 +132,8 @@ def _key(image: ImageLike, prompt: str, digest: bytes) -> ScoreKey:
 
 
 def _tokens(judgement: Judgement | None) -> list[int]:
-    """The tokens that were written for a judgement now, a number a sample."""
-    return [verdict.tokens for verdict in judgement.verdicts] if judgement and not judgement.recalled else []
+    """The tokens of a judgement, a number a sample."""
+    return [verdict.tokens for verdict in judgement.verdicts] if judgement else []
 
 
 def _compared(first: Judgement, second: Judgement, tokens: Sequence[Sequence[int]]) -> Judgement:

@@ -29,6 +29,9 @@ from mlxpref.verdict import Verdict
 Ending = Literal["done", "settled", "interrupted"]
 """The reason for the end: the budget was spent, the top was settled, or the user interrupted."""
 BY_SCORES = "each image by itself, once"
+_ONE_SCORE = (
+    "Each image has one score of this judge, so there are no intervals; a score does not say what people think."
+)
 """The orders of a judge of single images, which has none."""
 
 _ORDERS = (("a first", "a_shown_first"), ("b first", "a_shown_second"))
@@ -85,6 +88,11 @@ class RankingEntry(RankedImage):
         return self.ranking.short_names[self.index]
 
     @property
+    def score(self) -> float | None:
+        """The score of a judge of single images; None of any other, and where none could be read."""
+        return self.ranking.scores[self.index] if self.ranking.scores else None
+
+    @property
     def reason(self) -> str | None:
         """The reason for this place, with the image's position and its opponent; None without reasoning."""
         reason = self.ranking.reason(self)
@@ -102,6 +110,7 @@ class RankingEntry(RankedImage):
             "path": self.name,
             **{name: getattr(self, name) for name in numbers},
             "tied_with": [self.ranking.name(other) for other in self.tied_with],
+            **({"score": self.score} if self.ranking.is_by_scores else {}),
             "reason": self.reason,
         }
 
@@ -113,8 +122,8 @@ class Ranking(Sequence[RankingEntry]):
     The i-th image of `images` is number i in `pairs` and in `strengths`. `pairs` are those with thinking where a pair
     was judged in both ways, `replaced` these pairs' answers without thinking: the strengths come from all of them.
     `modes` says of every instrument of the fit whether it is with thinking, `known` what earlier rankings showed of its
-    noise, `orders` in which orders pairs were shown and why; `planned` and `comparisons` count what was
-    to be asked and what was. What an interval means: `INTERVAL_MEANING`.
+    noise, `orders` in which orders pairs were shown and why; `planned` and `comparisons` count what was to be asked and
+    what was. `scores` are those of a judge of single images. What an interval means: `INTERVAL_MEANING`.
     """
 
     prompt: str
@@ -138,6 +147,7 @@ class Ranking(Sequence[RankingEntry]):
     warnings: tuple[str, ...] = ()
     criterion: str = ""
     similar_to: str = ""
+    scores: tuple[float | None, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -180,6 +190,8 @@ class Ranking(Sequence[RankingEntry]):
 
     def preference(self, pair: JudgedPair) -> float:
         """The soft preference for a; of one order without the judge's position bias."""
+        if self.is_by_scores:
+            return pair.verdict.p_a
         instruments = dict(zip(self.modes, self.strengths.fit.instruments, strict=True))
         bias = instruments[pair.think].position_bias if pair.think in instruments else 0.0  # nothing was readable
         return unbiased_preference(pair.verdict.outcome(pair.a, pair.b), bias)
@@ -187,6 +199,8 @@ class Ranking(Sequence[RankingEntry]):
     @property
     def meaning(self) -> str:
         """What the intervals mean, and whether the judge has said all that it can say."""
+        if self.is_by_scores:
+            return _ONE_SCORE
         orders = [order for p in self.pairs for order in (p.verdict.a_shown_first, p.verdict.a_shown_second)]
         is_all = (
             len(self.images) > 2

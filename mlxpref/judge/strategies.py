@@ -20,9 +20,10 @@ from mlxpref.judge.judge import Judge
 from mlxpref.judge.metrics import agreement, group_numbers, interval
 from mlxpref.judge.pair_budget import PairBudget
 from mlxpref.judge.pair_verdict import JudgingCounts, PairVerdict
+from mlxpref.judge.point import SCORES_ONLY
 from mlxpref.judge.protocols import PROTOCOLS, VALIDATION_SPLIT, labels
 from mlxpref.judge.verdict_source import JudgingSession
-from mlxpref.log import track
+from mlxpref.log import logger, track
 from mlxpref.preferences import Pair, Preference
 from mlxpref.ranking.intervals import difference_interval, widest
 from mlxpref.ranking.temperature import TemperatureScaling
@@ -143,6 +144,8 @@ def compare_strategies(
     pairs = to_judge(preferences, spec)
     session = judge.session()
     rescalings = {variant: _rescaling(variant, judge, session) for variant in variants}
+    if any(judge.strategy_of(each.strategy, rescaling) != each.strategy for each, rescaling in rescalings.items()):
+        logger.warning(SCORES_ONLY)
     on_validation: dict[StrategyVariant, _SharedCompletions] = {}
     if validation and PROTOCOLS[spec.protocol].ties and spec.tie_threshold is None:
         what = f"judging {VALIDATION_SPLIT}"
@@ -220,7 +223,9 @@ class _SharedCompletions:
     def extend(self, pairs: Sequence[Pair], session: JudgingSession, left_out: LeftOut) -> Iterator[PairVerdict]:
         """Judge more pairs."""
         start = time.perf_counter()
-        for verdict in self._judge.pairs(pairs, self.variant.strategy, session=session, left_out=left_out):
+        for verdict in self._judge.pairs(
+            pairs, self.variant.strategy, session=session, left_out=left_out, by_scores=True
+        ):
             self.seconds += time.perf_counter() - start
             self.verdicts.append(verdict)
             yield verdict

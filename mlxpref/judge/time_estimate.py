@@ -41,7 +41,7 @@ def estimate_seconds(judge: Judge, images: Sequence[ImageLike], prompt: str, bud
 
     def judged(think: bool) -> PairVerdict:
         session.scores.clear()  # of a judge of single images
-        return next(trial.pairs([Pair(images[0], images[1], prompt)], think=think, session=session))
+        return next(trial.pairs([Pair(images[0], images[1], prompt)], think=think, session=session, by_scores=True))
 
     judged(think=False)  # on a GPU this compiles the kernels
     a_pair = _seconds(lambda: judged(think=False))

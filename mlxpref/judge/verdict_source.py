@@ -28,6 +28,8 @@ _Encoded = tuple[Sequence[Features | ImageError], str]
 """The images of a comparison in the order shown, and its prompt."""
 _LookedUp = tuple[Question, bytes | None, tuple[Verdict, ...] | None]
 """A comparison, its key (None for an unreadable image), and the store's verdicts, if any."""
+_LEAST_MASS = 0.01
+"""A judge that is led to its answer and gives the labels less than this together does not know what is asked."""
 _LOOKAHEAD = 1024
 """The most comparisons to look up in the store before a missing one is judged."""
 
@@ -184,7 +186,7 @@ def _check_readable(vlm: VLM, judgements: Sequence[Judgement], session: JudgingS
     verdicts = [verdict for each in judgements for verdict in each.verdicts]
     if session.is_readable is not None or not verdicts:
         return
-    session.is_readable = any(verdict.label_mass > 0 and not verdict.closed for verdict in verdicts)
+    session.is_readable = any(verdict.label_mass > _LEAST_MASS and not verdict.closed for verdict in verdicts)
     if not session.is_readable:
         closed = sum(verdict.closed for verdict in verdicts)
         ending = f" ({closed} ran out of tokens: a larger --max-tokens may help)" if closed else ""

@@ -21,11 +21,11 @@ from mlxpref.data.left_out import is_public
 from mlxpref.data.load import Preferences, check_preferences, load_preferences
 from mlxpref.distributed import SINGLE_PROCESS, ProcessGroup, process_group
 from mlxpref.engine.adapters import base_of, check_base, find_base, read_adapter
+from mlxpref.engine.find_profile import profile_of
 from mlxpref.engine.profile import OWN, PROFILE_FILE, Profile, profile_named
 from mlxpref.engine.vlm import VLM, load_vlm
 from mlxpref.errors import ConfigError, ModelError
 from mlxpref.files import expand, write_file
-from mlxpref.judge.loading import profile_of
 from mlxpref.log import logger
 from mlxpref.text import format_bytes
 from mlxpref.training.custom_reward import load_rewards
@@ -246,24 +246,7 @@ def _load(
     left_out = check_preferences(settings.data, preferences, images, begun=state is not None)
     adapter = Path(settings.adapter) if settings.adapter else None
     if vlm is None:
-        model = settings.model or None
-        name, path = find_base(adapter, model, agree) if adapter else find_checkpoint(model, agree, work="training")
-        settings = in_whole(replace(settings, model=name))
-        profile = profile_of(named, name, path, adapter)
-        settings = _settings_for(profile, settings, mix, chosen)
-        checkpoint = Checkpoint.open(path)
-        check_folder(checkpoint)
-        size, writes = model_size(checkpoint), settings.think or not mix.exact
-        text = profile.text_tokens
-
-        def plan_of(settings: TrainSettings) -> MemoryPlan:
-            return training_plan(size, settings, len(preferences), writes, *text)
-
-        settings = with_fitting_batches(plan_of, settings, chosen)
-        plan = require_fit(plan_of, settings, "training")
-        logger.info(f"about {format_bytes(plan.peak)} of memory at the peak, {format_bytes(plan.weights)} are weights")
-        vlm = load_vlm(checkpoint, settings.max_pixels, profile=profile)
-        _ = vlm.tokenizer.label_ids  # raises for labels that cannot be read
+        vlm, settings = _load_vlm(settings, mix, adapter, named, len(preferences), chosen, agree)
         vlm.features.images = images
     start: Mapping[str, mx.array] | None = None
     if adapter and state:
@@ -280,6 +263,35 @@ def _load(
     digests, used = digests_of(preferences), set(map(id, trainer.preferences))  # the trainer's are some of these
     learned = digests[[id(preference) in used for preference in preferences]]
     return Run(folder, trainer, record, state, digests, learned)
+
+
+def _load_vlm(
+    settings: TrainSettings,
+    mix: RewardMix,
+    adapter: Path | None,
+    profile_name: str,
+    preferences: int,
+    chosen: Collection[str],
+    agree: Agree,
+) -> tuple[VLM, TrainSettings]:
+    """The model to train, with the settings that its profile and this device's memory leave; see `_load`."""
+    model = settings.model or None
+    name, path = find_base(adapter, model, agree) if adapter else find_checkpoint(model, agree, work="training")
+    settings = in_whole(replace(settings, model=name))
+    profile = profile_of(profile_name, name, path, adapter)
+    settings = _settings_for(profile, settings, mix, chosen)
+    checkpoint = Checkpoint.open(path)
+    check_folder(checkpoint)
+    size, writes = model_size(checkpoint), settings.think or not mix.exact
+    text = profile.text_tokens
+
+    def plan_of(settings: TrainSettings) -> MemoryPlan:
+        return training_plan(size, settings, preferences, writes, *text)
+
+    settings = with_fitting_batches(plan_of, settings, chosen)
+    plan = require_fit(plan_of, settings, "training")
+    logger.info(f"about {format_bytes(plan.peak)} of memory at the peak, {format_bytes(plan.weights)} are weights")
+    return load_vlm(checkpoint, settings.max_pixels, profile=profile), settings
 
 
 def _settings_for(profile: Profile, settings: TrainSettings, mix: RewardMix, chosen: Collection[str]) -> TrainSettings:

@@ -14,7 +14,8 @@ from huggingface_hub import constants
 
 from mlxpref.checkpoints.files import PROFILE_FILE
 from mlxpref.checkpoints.resolve import find_checkpoint
-from mlxpref.engine.profile import built_in_profiles, find_profile
+from mlxpref.engine.find_profile import find_profile
+from mlxpref.engine.profile import built_in_profiles
 from mlxpref.engine.vlm import load_vlm
 from mlxpref.errors import ModelError
 from tests.conftest import GOLDEN

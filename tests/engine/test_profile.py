@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from mlxpref.engine.find_profile import find_profile
 from mlxpref.engine.profile import (
     CRITERION_SLOT,
     PROFILE_FILE,
     PROMPT_SLOT,
     built_in_profiles,
-    find_profile,
     own_profile,
     profile_named,
     read_profile,

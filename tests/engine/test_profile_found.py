@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from mlxpref.engine.profile import PROFILE_FILE, Profile, find_profile, own_profile, read_profile
+from mlxpref.engine.find_profile import find_profile
+from mlxpref.engine.profile import PROFILE_FILE, Profile, own_profile, read_profile
 from tests.engine.test_profile import PAIR, POINT, with_key, write
 
 
@@ -63,7 +64,6 @@ CHANGES: Mapping[str, Any] = {
     "system": "You judge.",
     "question": "{image}{image}<{prompt}>",
     "chat_template": {"enable_thinking": False},
-    "max_tokens": 7,
     "counts": "last",
     "first": ("A", "a"),
     "second": ("C",),
@@ -76,7 +76,9 @@ CHANGES: Mapping[str, Any] = {
     "scores_question": "{image}{image}{prompt}?",
     "thinks": False,
 }
-SAME: Mapping[str, Any] = {"name": "n", "note": "n", "models": ("m",), "path": Path("p.toml")}
+SAME: Mapping[str, Any] = {
+    "name": "n", "note": "n", "models": ("m",), "max_tokens": 7, "path": Path("p.toml"), "source": "#",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("field", CHANGES)
@@ -98,10 +100,11 @@ def test_versions_of_what_goes_together(tmp_path: Path) -> None:
             pair, replace(pair, tie_opening=("Both",)), replace(pair, tie_opening=("Tie",)), point,
             replace(point, levels=("1", "3")), replace(point, aspects=("light",)), sharp, soft,
             tagged, replace(tagged, think_begin="<t>", at_once=""),
+            replace(pair, end="."), replace(pair, end=".", after=" is better"),
         )
     ]  # fmt: skip
     assert len(set(versions)) == len(versions)
-    tested = {*CHANGES, *SAME, "kind", "tie_opening", "levels", "aspects", "criterion", "think_begin"}
+    tested = {*CHANGES, *SAME, "kind", "tie_opening", "levels", "aspects", "criterion", "think_begin", "after"}
     assert tested == {field.name for field in fields(Profile)}
 
 

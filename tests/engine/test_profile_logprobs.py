@@ -42,7 +42,7 @@ def test_probabilities_at_once_are_those_of_the_rollouts(trained: VLM, profile: 
     assert bool(lead) is bool(profile.tie_opening)
     scores = completion_logprobs(vlm, prefill(vlm, inputs), Completions.of([[]] * 3, lead))
     found = np.exp(np.array(scores.label_logprobs))
-    assert found.shape == (3, 2 + profile.has_tie)
+    assert found.shape == (3, 2 + bool(profile.tie or profile.tie_opening))
     for row, (rollout,) in zip(found, rollouts, strict=True):
         assert row.tolist() == pytest.approx(probabilities(rollout.verdict), rel=1e-4)
     assert np.ptp(found, axis=0).min() > 1e-6, "three questions have three answers"
@@ -76,7 +76,7 @@ def test_gradient_equals_the_difference_quotient(trained: VLM, profile: Profile)
     vlm = asked_by(trained, profile)
     inputs = asked(vlm)
     completions = Completions.of([[]] * 3, vlm.tokenizer.lead_ids)
-    columns = 2 + profile.has_tie
+    columns = 2 + bool(profile.tie or profile.tie_opening)
     weights = mx.array(np.random.default_rng(0).normal(size=(3, columns)).astype(np.float32))
 
     def loss(_: Any) -> mx.array:

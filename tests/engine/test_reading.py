@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -194,12 +195,20 @@ def test_a_tie_is_a_label_of_its_own() -> None:
 
 def test_labels_may_have_variants_of_several_letters() -> None:
     profile = Profile("pair", "{image}{image}{prompt}", "[[", first=("A", "first"), second=("B", "AB"), end="]]")
-    reader = Reader(profile)
-    written = [
-        reader.written(f"So. [[{label}]]")
-        for label in ("A", "first", "B", "AB", "firsts", "A or B", "A, A", "A: a hat")
-    ]
-    assert written == [1, 1, 0, 0, None, None, 1, 1]
+    labels = ("A", "first", "B", "AB", "firsts", "A or B", "A, A", "A: a hat")
+    written = [Reader(profile).written(f"So. [[{label}]]") for label in labels]
+    assert written == [1, 1, 0, 0, None, None, None, None]
+    lenient = Reader(replace(profile, after=": as it is"))
+    assert [lenient.written(f"So. [[{label}]]") for label in labels] == [1, 1, 0, 0, None, None, 1, 1]
+
+
+def test_our_own_answer_is_a_label_and_nothing_else() -> None:
+    own = Reader(own_profile())
+    for answer in ("1 and more words 2", "1 <b>", "1 is better"):
+        text = f"<think>a</think><answer>{answer}</answer>"
+        assert own.written(text) is None
+        assert not own.is_well_formed(text)
+    assert not own.is_well_formed("<think>a</answer></think><answer>1</answer>")
 
 
 # our own form

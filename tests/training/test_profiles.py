@@ -76,7 +76,7 @@ def test_scoring_gives_the_labels_and_tokens_of_the_rollouts(name: str, tmp_path
     assert np.array_equal(np.array(inputs.answer_weights) > 0, answered)
     scored = np.exp(np.array(scores.label_logprobs))
     np.testing.assert_allclose(scored[answered], read[answered][:, : scored.shape[1]], atol=2e-5)
-    assert scored.shape[1] == 2 + vlm.profile.has_tie
+    assert scored.shape[1] == 2 + bool(vlm.profile.tie or vlm.profile.tie_opening)
     mask = inputs.completions.mask
     assert inputs.sampled is not None
     np.testing.assert_allclose(np.array(scores.logprobs)[mask], inputs.sampled[mask], atol=2e-4)
