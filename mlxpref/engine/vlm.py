@@ -76,7 +76,7 @@ class VLM:
     """A loaded vision-language model: text and images in, logits out; no state but cached image features.
 
     `eos_ids` end a completion; completions never contain `suppressed_ids`: placeholders of images and videos, and rows
-    of the head that are no token.
+    of the head that are no token. `is_unreadable` is set once its user was told that it comes to no answer.
     """
 
     def __init__(
@@ -84,6 +84,7 @@ class VLM:
     ) -> None:
         self.model: Any = model
         self.checkpoint, self.profile = checkpoint, profile or own_profile()
+        self.is_unreadable = False
         config = self.model.config
         self.image_token_id = int(
             config.image_token_index if config.model_type == "qwen3_vl" else config.image_token_id

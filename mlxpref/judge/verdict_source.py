@@ -182,12 +182,13 @@ def judge_unless_stored(
 
 
 def _check_readable(vlm: VLM, judgements: Sequence[Judgement], session: JudgingSession) -> None:
-    """Say, after the first batch of a session, if the judge itself came to no answer in all of it."""
+    """Say once, after the first batch of a session, if the judge itself came to no answer in all of it."""
     verdicts = [verdict for each in judgements for verdict in each.verdicts]
     if session.is_readable is not None or not verdicts:
         return
     session.is_readable = any(verdict.label_mass > _LEAST_MASS and not verdict.closed for verdict in verdicts)
-    if not session.is_readable:
+    if not session.is_readable and not vlm.is_unreadable:
+        vlm.is_unreadable = True
         closed = sum(verdict.closed for verdict in verdicts)
         ending = f" ({closed} ran out of tokens: a larger --max-tokens may help)" if closed else ""
         logger.warning(

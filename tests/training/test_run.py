@@ -59,7 +59,8 @@ def resumed(folder: Path, until: int | None = None, **given: Any) -> str:
         run = resume_run(folder, given)
         if run:
             advance(run, until)
-    return "\n".join(line for line in lines if "memory at the peak" not in line and ": held-out" not in line)
+    usual = ("memory at the peak", ": held-out", "no answer was found")  # the latter of so few tokens
+    return "\n".join(line for line in lines if not any(words in line for words in usual))
 
 
 def advance(run: Run, until: int | None) -> None:
