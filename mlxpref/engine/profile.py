@@ -8,7 +8,7 @@ import json
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -201,14 +201,12 @@ def read_profile(path: Path) -> Profile:
     if problems:
         known = f"; known are {', '.join(kinds)}" if any("unknown key" in each for each in problems) else ""
         raise ConfigError(f"profile {path}: {'; '.join(sorted(problems))}{known}")
-    return Profile(
-        **{
-            "name": path.parent.name if path.name == PROFILE_FILE else path.stem,
-            **checked,
-            "path": path,
-            "source": source,
-        }
-    )
+    usual_name = path.parent.name if path.name == PROFILE_FILE else path.stem
+    profile = Profile(**{"name": usual_name, **checked, "path": path, "source": source})
+    built_in = {} if path.parent == _built_in_path(OWN).parent else built_in_profiles()
+    if profile.name in built_in and built_in[profile.name].version() != profile.version():
+        return replace(profile, name=f"{profile.name}, changed")  # it is not what its name says
+    return profile
 
 
 @cache

@@ -159,7 +159,7 @@ class Judge:
         self._encode_ahead(given, session)
         if self.profile.is_point:  # each image once, in one way
             think = think_about != "none"
-            ranking = rank_by_scores(given, prompt, lambda some: compare(some, think, 2), think)
+            ranking = rank_by_scores(given, prompt, lambda some: compare(some, think, 2), think, session.scores)
         else:
             memory = NoiseMemory(judge, given, prompt, session)
             known = {think: noise for think in budget.modes if (noise := memory.recall(think))}

@@ -106,7 +106,9 @@ def _settings(
         known = {"max_tokens": profile.max_tokens} | known
     if not profile.thinks:
         if given.get("think"):
-            raise ConfigError(f"--think: the profile {profile.name} answers at once; leave it out")
+            raise ConfigError(
+                f"the profile {profile.name} answers at once: leave out --think (or --think-about, --compare-thinking)"
+            )
         known["think"] = False
     settings = settings_from(JudgeSettings, known | dict(given))
     profile.check_criterion(settings.criterion)

@@ -66,9 +66,13 @@ def judge_by_scores(
 
 
 def rank_by_scores(
-    images: Sequence[ImageLike], prompt: str, judge: Callable[[Iterable[Pair]], Iterator[PairVerdict]], think: bool
+    images: Sequence[ImageLike],
+    prompt: str,
+    judge: Callable[[Iterable[Pair]], Iterator[PairVerdict]],
+    think: bool,
+    readings: Scores,
 ) -> Ranking:
-    """Rank images by their scores alone; `judge` gives the verdicts of pairs by scores, each image read once.
+    """Rank images by their scores alone; `judge` gives verdicts of pairs, and fills `readings` with one of each image.
 
     Strengths are the scores without their mean, divided by the temperature if one was fitted. There is nothing random
     in them, so an interval is a point. An image without a readable score counts as an average one.
@@ -105,6 +109,7 @@ def rank_by_scores(
         planned=count,
         comparisons=count,
         tokens=counts.tokens,
+        recalled=sum(judgement.recalled for _, judgement in readings.values()),
         scores=tuple(None if math.isnan(value) else value for value in values),
     )
     warnings = (*(() if scaling else (SCORES_ONLY,)), *answer_warnings(read))

@@ -44,17 +44,17 @@ def test_a_folder_keeps_its_profile_and_is_measured_by_it(name: str, tmp_path: P
     result = convert(
         SOURCE, tmp_path / "out", Recipe(None), dtype="float32", comparisons=COMPARISONS, profile=profile,
     )  # fmt: skip
-    assert result["profile"] == name
+    assert result["profile"] == profile.name
     assert read_profile(tmp_path / "out" / PROFILE_FILE).version() == profile.version()
     record = json.loads((tmp_path / "out" / RECORD).read_text())
-    assert record["profile"] == {"name": name, "version": profile.version()}
+    assert record["profile"] == {"name": profile.name, "version": profile.version()}
     assert PROFILE_FILE in record["sha256"]
     assert str(tmp_path) not in (tmp_path / "out" / PROFILE_FILE).read_text()
     assert (result["fidelity"]["comparisons"], result["fidelity"]["agreement"]) == (4, 1)
     assert result["fidelity"]["kl_answer"] == result["fidelity"]["token_logprob_difference"] == 0
-    assert load_judge(str(tmp_path / "out")).profile.name == name
+    assert load_judge(str(tmp_path / "out")).profile.name == profile.name
     again = convert(tmp_path / "out", tmp_path / "again", Recipe(8, 32))
-    assert again["profile"] == name
+    assert again["profile"] == profile.name
     assert load_judge(str(tmp_path / "again")).profile.version() == profile.version()
 
 
@@ -147,7 +147,7 @@ def test_exports_carry_the_adapters_profile(name: str, tmp_path: Path) -> None:
     (adapter / PROFILE_FILE).write_text(profile.text())
     for to in ("peft", "fused", "hf"):
         result = export_adapter(adapter, tmp_path / to, to, SOURCE, str(SOURCE))
-        assert result["profile"] == name
+        assert result["profile"] == profile.name
         assert (tmp_path / to / PROFILE_FILE).read_text() == profile.text()
         card = (tmp_path / to / "README.md").read_text()
         assert f"(the profile {name})" in card
@@ -162,5 +162,5 @@ def test_exports_carry_the_adapters_profile(name: str, tmp_path: Path) -> None:
         assert ("<think>" in card) == (profile.think_begin == "<think>")
         assert ("Both orders" in card) == (not profile.is_point)
         assert ("A tie begins with" in card) == bool(profile.tie_opening)
-    assert load_judge(str(SOURCE), tmp_path / "peft").profile.name == name
-    assert load_judge(str(tmp_path / "fused")).profile.name == name
+    assert load_judge(str(SOURCE), tmp_path / "peft").profile.name == profile.name
+    assert load_judge(str(tmp_path / "fused")).profile.name == profile.name
