@@ -150,7 +150,7 @@ def test_exports_carry_the_adapters_profile(name: str, tmp_path: Path) -> None:
         assert result["profile"] == profile.name
         assert (tmp_path / to / PROFILE_FILE).read_text() == profile.text()
         card = (tmp_path / to / "README.md").read_text()
-        assert f"(the profile {name})" in card
+        assert f"(the profile {profile.name})" in card
         code = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
         assert len(code) == (2 if to == "fused" else 3)
         for part in code:
