@@ -25,6 +25,8 @@ from mlxpref.ranking.log_odds import probability
 from mlxpref.ranking.strength_ranking import RankedImage, StrengthRanking
 from mlxpref.verdict import Verdict
 
+_DIGITS = 4
+"""Digits of a strength that count: what is read beside an image moves the others."""
 SCORES_ONLY = (
     "a judge of single images, without a fitted temperature: of a pair it says which score is higher, not how many "
     "people prefer that image, and strengths are on the scale of its levels; `mlxpref calibrate` fits one"
@@ -80,11 +82,7 @@ def rank_by_scores(
     start, count = time.perf_counter(), len(images)
     chain = (Pair(images[i], images[i + 1], prompt) for i in range(count - 1))
     read = list(track(judge(chain), count - 1, "scoring images"))
-    values = [verdict.scores[0] if verdict.scores else math.nan for verdict in read]
-    values.append(read[-1].scores[1] if read[-1].scores else math.nan)
-    for number, verdict in enumerate(read[:-1]):  # one of its pairs may be unreadable because of the other image
-        if math.isnan(values[number + 1]) and verdict.scores:
-            values[number + 1] = verdict.scores[1]
+    values = [*(_score(verdict, 0) for verdict in read), _score(read[-1], 1)]
     scores = np.array(values)  # (N,)
     scaling = read[0].rescaling
     known = np.where(np.isnan(scores), 0 if np.isnan(scores).all() else np.nanmean(scores), scores)
@@ -116,9 +114,16 @@ def rank_by_scores(
     return replace(ranking, warnings=warnings)
 
 
+def _score(verdict: PairVerdict, place: int) -> float:
+    """The mean score of a pair's first (0) or second image (1) over its samples; NaN where none could be read."""
+    readings = [each.readings[place] for each in verdict.a_shown_first if each.readings]
+    scores = [reading.score for reading in readings if reading.score is not None]
+    return sum(scores) / len(scores) if scores else math.nan
+
+
 def _entries(strengths: NDArray[np.float64]) -> tuple[RankedImage, ...]:
     """The places of images by strengths (N,), best first; equal ones share a place."""
-    rounded = np.round(strengths, 9)
+    rounded = np.round(strengths, _DIGITS)
     entries = []
     for index in np.argsort(-rounded, kind="stable").tolist():
         stronger, weaker = (int(np.sum(rounded > rounded[index])), int(np.sum(rounded < rounded[index])))
