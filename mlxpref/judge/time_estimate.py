@@ -36,7 +36,7 @@ def estimate_seconds(judge: Judge, images: Sequence[ImageLike], prompt: str, bud
     settings = replace(judge.settings, max_tokens=steps, samples=1)
     trial = replace(judge, settings=settings, calibration=None, processes=SINGLE_PROCESS, store=None)
     session, features = judge.session(), judge.vlm.features
-    session.is_told = session.is_readable = True  # the work itself says what a user must know
+    session.is_told, session.checked = True, {True, False}  # the work itself says what a user must know
     runs = features.runs
 
     def judged(think: bool) -> PairVerdict:

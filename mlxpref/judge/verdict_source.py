@@ -76,8 +76,8 @@ class JudgingSession:
     """The shared work of several calls, while neither model nor images change.
 
     `prefixes` caches the beginnings of prompts, `seen` holds the contents of images in memory, `scores` those of a
-    judge of single images, `fingerprint` is the judge's, empty until the first use. `is_readable` says whether an
-    answer was ever found, None until the first batch, `is_told` whether the user knows that scores alone decide.
+    judge of single images, `fingerprint` is the judge's, empty until the first use. `checked` says whether the first
+    answers with thinking, and those without, were looked at, `is_told` whether the user knows that scores alone decide.
     """
 
     def __init__(self, vlm: VLM) -> None:
@@ -85,7 +85,7 @@ class JudgingSession:
         self.seen: SeenImages = {}
         self.scores: Scores = {}
         self.fingerprint = ""
-        self.is_readable: bool | None = None
+        self.checked: set[bool] = set()
         self.is_told = False
 
 
@@ -116,7 +116,9 @@ def judge_by_model(
                 each if each.unreadable else Judgement(tuple(rollout.verdict for rollout in next(rollouts)))
                 for each in judgements
             ]
-            _check_readable(vlm, judgements, session)
+            if request.think not in session.checked and any(each.verdicts for each in judgements):
+                session.checked.add(request.think)
+                say_if_unreadable(vlm, [verdict for each in judgements for verdict in each.verdicts])
             yield judgements
 
 
@@ -181,13 +183,10 @@ def judge_unless_stored(
             yield [next(judgements) if verdicts is None else Judgement(verdicts, recalled=True)]
 
 
-def _check_readable(vlm: VLM, judgements: Sequence[Judgement], session: JudgingSession) -> None:
-    """Say once, after the first batch of a session, if the judge itself came to no answer in all of it."""
-    verdicts = [verdict for each in judgements for verdict in each.verdicts]
-    if session.is_readable is not None or not verdicts:
-        return
-    session.is_readable = any(verdict.label_mass > _LEAST_MASS and not verdict.closed for verdict in verdicts)
-    if not session.is_readable and not vlm.is_unreadable:
+def say_if_unreadable(vlm: VLM, verdicts: Sequence[Verdict]) -> None:
+    """Say, once for a loaded judge, if it came to no answer by itself in its first verdicts."""
+    is_readable = any(verdict.label_mass > _LEAST_MASS and not verdict.closed for verdict in verdicts)
+    if not is_readable and not vlm.is_unreadable:
         vlm.is_unreadable = True
         closed = sum(verdict.closed for verdict in verdicts)
         ending = f" ({closed} ran out of tokens: a larger --max-tokens may help)" if closed else ""

@@ -22,6 +22,7 @@ from mlxpref.distributed import SINGLE_PROCESS, ProcessGroup
 from mlxpref.engine.lora import adapter_off, adapter_weights, attach_lora, linear_layers
 from mlxpref.engine.vlm import VLM
 from mlxpref.errors import ConfigError, DataError, MlxprefError, ModelError
+from mlxpref.judge.verdict_source import say_if_unreadable
 from mlxpref.preferences import Preference
 from mlxpref.training.custom_reward import load_rewards
 from mlxpref.training.gradients import policy_gradient, with_reference
@@ -178,6 +179,8 @@ class Trainer:
 
         comparisons, unused = self.sampler.for_step(step), self.sampler.unused(step)  # P comparisons
         rollouts, left_out = self._sample(step, comparisons, unused)  # P x G completions
+        if step == 1:
+            say_if_unreadable(vlm, [verdict for group in rollouts for verdict in group.verdicts])
         rewards = reward_groups(rollouts, settings, mix, processes)  # (P, G)
         # All groups written, and the P to learn from.
         rollouts, rewards, indices = self._resample(step, rollouts, rewards, unused)

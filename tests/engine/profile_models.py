@@ -26,6 +26,7 @@ def asked_by(vlm: VLM, profile: Profile | str) -> VLM:
     """The same model, asked by another profile."""
     other = copy(vlm)
     other.__dict__.pop("_label_rows", None)
+    other.is_unreadable = False
     other.profile = built_in_profiles()[profile] if isinstance(profile, str) else profile
     other.tokenizer = ComparisonTokenizer(vlm.tokenizer.hf_tokenizer, vlm.image_token_id, other.profile)
     return other

@@ -35,7 +35,7 @@ def test_the_order_is_that_of_the_scores(judge: Judge, think_about: str) -> None
     assert [entry.score for entry in ranking] == pytest.approx(sorted(scores, reverse=True), abs=1e-5)
     assert np.diff([entry.strength for entry in ranking]) == pytest.approx(np.diff(sorted(scores)[::-1]), abs=1e-5)
     assert ranking.comparisons == len(IMAGES)
-    assert ranking.vision_runs in (0, len(IMAGES))  # a test before this one may have encoded them
+    assert ranking.vision_runs <= len(IMAGES)  # a test before this one may have encoded some
     assert SCORES_ONLY in ranking.warnings
     assert {pair.verdict.p_a for pair in ranking.pairs} <= {0.0, 0.5, 1.0}
 
