@@ -26,7 +26,7 @@ from mlxpref.judge.external_scores import match_scores, prefer_by_score, read_sc
 from mlxpref.judge.functions import tie_validation
 from mlxpref.judge.loading import FoundJudge
 from mlxpref.judge.point import SCORES_ONLY
-from mlxpref.judge.protocols import PROTOCOLS, counted, protocol_of
+from mlxpref.judge.protocols import PROTOCOLS, counted, protocol_of, usual_strategy
 from mlxpref.judge.strategies import budget_of, compare_strategies
 from mlxpref.preferences import Pair, Preference, data_fingerprint, images_of
 from mlxpref.report.predictions import score_rows, write_predictions
@@ -86,6 +86,7 @@ def evaluate(
     settings = variants.settings(settings)
     judges = measured.judges(shared, order_of_judges())
     spec = _spec(source, protocol, tie_threshold, bool(judges))
+    variants = replace(variants, strategies=variants.strategies or [usual_strategy(spec.protocol)])
     if not judges and (shared.calibration or outputs.plot or settings):
         raise click.UsageError(
             "--scores alone measures no judge: leave out --calibration, --plot and settings, or name a judge by --model"

@@ -94,9 +94,9 @@ def order_of_judges() -> Sequence[str]:
     return order
 
 
-def _strategies(ctx: click.Context, parameter: click.Parameter, value: str) -> list[Strategy]:
-    """Strategies separated by commas, in the order of a table."""
-    names = [name.strip() for name in value.split(",")]
+def _strategies(ctx: click.Context, parameter: click.Parameter, value: str | None) -> list[Strategy]:
+    """Strategies separated by commas, in the order of a table; none for the protocol's own."""
+    names = [] if value is None else [name.strip() for name in value.split(",")]
     if unknown := sorted(set(names) - set(STRATEGIES)):
         raise click.BadParameter(f"{', '.join(map(repr, unknown))}; known are {', '.join(STRATEGIES)}")
     return [name for name in STRATEGIES if name in names]
@@ -116,10 +116,8 @@ class StrategyOptions:
 
     strategies: Sequence[Strategy] = option(
         "--strategy",
-        default="soft",
-        show_default=True,
         callback=_strategies,
-        help="soft, select or score; several with commas.",
+        help="soft, select or score; several with commas.  [default: soft, of mmrb2 select]",
     )
     samples: Sequence[int] | None = option(
         "--samples",

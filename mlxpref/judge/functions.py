@@ -20,7 +20,7 @@ from mlxpref.judge.diagnostics import answer_warnings
 from mlxpref.judge.evaluation import Evaluation, EvaluationSpec
 from mlxpref.judge.judge import Judge
 from mlxpref.judge.loading import calibrated, calibration_path, load_judge
-from mlxpref.judge.protocols import VALIDATION_SPLIT, protocol_named, protocol_of
+from mlxpref.judge.protocols import VALIDATION_SPLIT, protocol_named, protocol_of, usual_strategy
 from mlxpref.judge.strategies import StrategyVariant, compare_strategies
 from mlxpref.log import logger
 from mlxpref.preferences import Preference
@@ -39,7 +39,7 @@ def evaluate(
     split: str | None = None,
     limit: int | None = None,
     *,
-    strategy: Strategy = "soft",
+    strategy: Strategy | None = None,
     protocol: str | None = None,
     tie_threshold: float | None = None,
     data_dir: str | Path | None = None,
@@ -52,10 +52,11 @@ def evaluate(
     `judge` is one, or a name as for `load`, which `adapter` and `settings` go with. Several, a list or a generator, are
     measured one after the other on the same pairs; the result is then a sequence of rows with `name`, `evaluation` and
     `minus_first`. `data` is a data set's name, a file or folder, or a list of `Preference`s, or of dicts like the rows
-    of a file. `split` is by default test, or all of data without splits. The judge's own calibration is left off,
-    unless `calibration` is True or a file. ConfigError, DataError or ModelError for what cannot be measured.
+    of a file. `split` is by default test, or all of data without splits; `strategy` is the protocol's, `soft` or, of
+    MMRB2, `select`. The judge's own calibration is left off, unless `calibration` is True or a file. ConfigError,
+    DataError or ModelError for what cannot be measured.
     """
-    if strategy not in STRATEGIES:
+    if strategy is not None and strategy not in STRATEGIES:
         raise ConfigError(f"strategy {strategy!r}: known are {', '.join(STRATEGIES)}")
     several = isinstance(judge, Iterable) and not isinstance(judge, str)
     if several and not (adapter is None and isinstance(calibration, bool)):
@@ -67,7 +68,8 @@ def evaluate(
     # A single judge is loaded before the data are read.
     single = None if several else calibrated(judge_from(judge, adapter, settings), calibration)  # type: ignore[arg-type]
     name, preferences = preferences_from(data, split, limit, folder)
-    spec = EvaluationSpec(name, preferences.split, strategy, protocol or protocol_of(name), tie_threshold)
+    protocol = protocol or protocol_of(name)
+    spec = EvaluationSpec(name, preferences.split, strategy or usual_strategy(protocol), protocol, tie_threshold)
     validation = tie_validation(spec, preferences, limit, folder)
     cache = single.vlm.features.images if single else ImageCache(settings.get("max_pixels", JudgeSettings.max_pixels))
     left_out = check_preferences(name, [*preferences, *validation], cache)

@@ -15,6 +15,7 @@ from mlxpref.errors import ConfigError
 from mlxpref.judge.metrics import Floats, group_numbers, interval
 from mlxpref.preferences import Preference
 from mlxpref.ranking.intervals import share_interval, widest
+from mlxpref.verdict import Strategy
 
 THRESHOLDS: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Pick-a-Pic's candidate tie thresholds."""
@@ -181,6 +182,11 @@ def _by_order(rule: Protocol, orders: Floats, label: Floats, groups: Sequence[st
 def best_threshold(p: Floats, label: Floats) -> float:
     """The tie threshold with the best Pick-a-Pic accuracy, the smallest of equal ones."""
     return THRESHOLDS[int(np.argmax([credit("pickapic", p, label, each).mean() for each in THRESHOLDS]))]
+
+
+def usual_strategy(protocol: str) -> Strategy:
+    """The strategy by which a protocol is meant to be measured: MMRB2 counts written judgements."""
+    return "select" if protocol_named(protocol).by_order else "soft"
 
 
 def protocol_named(protocol: str) -> Protocol:

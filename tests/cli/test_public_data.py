@@ -157,6 +157,7 @@ def test_tables_of_one_task_are_downloaded(name: str, hub: HubServer, tmp_path: 
     assert [range_ for path, range_ in asked if path.endswith(tables[-1])] == ["bytes=2000-"]
     report = json.loads(result.stdout)
     assert (report["protocol"], report["pairs"]) == (name, {"mmrb2": 24, "genai_bench": 36}[name])
+    assert report["strategy"] == {"mmrb2": "select", "genai_bench": "soft"}[name]
     beside = {"mmrb2": {"judgements", "of_judgements", "value_missing_wrong"}, "genai_bench": {"tau", "tau_pairs"}}
     assert set(report["official"]) == {"value", "low", "high", "definition"} | beside[name]
     hub.requests.clear()
