@@ -9,6 +9,7 @@ from typing import Any
 import click
 from huggingface_hub import constants
 
+from mlxpref.checkpoints.files import PROFILE_FILE
 from mlxpref.checkpoints.resolve import find_source, is_hub_id
 from mlxpref.cli.common import agree, exit_on_sigterm
 from mlxpref.cli.options import (
@@ -28,7 +29,7 @@ from mlxpref.conversion.convert import convert as convert_folder
 from mlxpref.conversion.fidelity import built_in_comparisons, comparisons_of
 from mlxpref.conversion.quantize import DTYPES, GROUP_SIZES, Recipe
 from mlxpref.data.load import load_preferences
-from mlxpref.engine.profile import PROFILE_FILE, profile_named
+from mlxpref.engine.profile import profile_named
 from mlxpref.errors import ConfigError
 from mlxpref.hub import upload_model, visibility_of
 from mlxpref.text import format_bytes

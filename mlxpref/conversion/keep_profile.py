@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from mlxpref.checkpoints.checkpoint import Checkpoint
+from mlxpref.checkpoints.files import PROFILE_FILE
 from mlxpref.engine.find_profile import profile_of
-from mlxpref.engine.profile import PROFILE_FILE, Profile, own_profile, read_profile
+from mlxpref.engine.profile import Profile, own_profile, read_profile
 from mlxpref.engine.tokenizer import ComparisonTokenizer
 from mlxpref.errors import MlxprefError, ModelError
 from mlxpref.files import write_file

@@ -7,12 +7,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from mlxpref.checkpoints.files import ADAPTER_CONFIG, read_json_object
+from mlxpref.checkpoints.files import ADAPTER_CONFIG, PROFILE_FILE, read_json_object
 from mlxpref.checkpoints.resolve import is_hub_id
 from mlxpref.config import JudgeSettings
 from mlxpref.conversion.verify import public_name
 from mlxpref.engine.adapters import trained_settings
-from mlxpref.engine.profile import PROFILE_FILE, PROMPT_SLOT, Profile
+from mlxpref.engine.profile import PROMPT_SLOT, Profile
 from mlxpref.errors import ModelError
 from mlxpref.text import plain
 

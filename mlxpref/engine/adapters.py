@@ -12,13 +12,13 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlxpref.checkpoints.checkpoint import Checkpoint
-from mlxpref.checkpoints.files import ADAPTER_CONFIG, RECORD, printable, read_json_object
+from mlxpref.checkpoints.files import ADAPTER_CONFIG, PROFILE_FILE, RECORD, printable, read_json_object
 from mlxpref.checkpoints.identity import Identity
 from mlxpref.checkpoints.resolve import find_checkpoint, is_hub_id
 from mlxpref.checkpoints.safetensors import read_file_tensor_infos
 from mlxpref.engine.lora import attach_lora, linear_layers, linear_shape
 from mlxpref.engine.peft import AGAIN, MERGE, PEFT_WEIGHTS, peft_parameters, peft_weights
-from mlxpref.engine.profile import PROFILE_FILE, Profile, own_profile
+from mlxpref.engine.profile import Profile, own_profile
 from mlxpref.errors import ModelError
 from mlxpref.files import replacing, write_file
 from mlxpref.log import logger

@@ -59,9 +59,8 @@ class Completion:
 
     `tokens` are the model's own, `ids` all tokens in the row, with the closing ones; `text` is in the vocabulary's
     alphabet and begins with the opening in the comparison. `labels` are the probabilities of the labels by answer,
-    `tie` that of a tie in place of the lead, `marks` the numbers of tokens and ids, and of characters, before each
-    answer. `closings` counts what was appended to lead to an answer, `answers_before` the answers before
-    the last of these.
+    `tie` that of a tie in place of the lead, `marks` the numbers of tokens and ids before each answer. `closings`
+    counts what was appended to lead to an answer, `answers_before` the answers before the last of these.
     """
 
     comparison: ComparisonInput

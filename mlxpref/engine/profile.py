@@ -14,7 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from mlxpref.checkpoints.files import PROFILE_FILE as PROFILE_FILE
+from mlxpref.checkpoints.files import PROFILE_FILE
 from mlxpref.errors import ConfigError
 from mlxpref.text import one_line
 
@@ -33,6 +33,8 @@ _KINDS: Mapping[Any, tuple[type, str]] = {
 }
 _BYTES = 4
 """Bytes of text a token has at least, about, in the vocabularies of large models."""
+_PROMPT_TOKENS, _TEMPLATE_TOKENS, _TURN_TOKENS = 82, 20, 3
+"""Room for a prompt, and about how many tokens a chat template adds, of these behind the user's turn."""
 _UNASKED = ("name", "note", "models", "max_tokens", "path", "source")
 """Fields that change nothing in what is asked and read."""
 _SWITCHES = ("tokenize", "add_generation_prompt", "return_dict", "return_tensors", "conversation", "chat_template")
@@ -83,7 +85,7 @@ class Profile:
         """ConfigError that lists all contradictions."""
         object.__setattr__(self, "closing", self.closing or self.think_end + self.lead)
         object.__setattr__(self, "at_once", self.at_once or self.think_begin + self.closing)
-        if problems := list(_problems(self)):
+        if problems := _problems(self):
             raise ConfigError(f"profile {self.path or self.name}: {'; '.join(problems)}")
 
     def __repr__(self) -> str:
@@ -112,9 +114,9 @@ class Profile:
         words = [text.replace(_CRITERION, self.criterion) for text in (self.question, self.scores_question)]
         after = [text.rpartition(_IMAGE)[2] for text in words]
         whole, behind = (max(len(text.encode()) for text in texts) // _BYTES for texts in (words, after))
-        # The chat template's own words, and room for a prompt, which stands behind the images in some profiles.
-        is_behind = any(_PROMPT in text for text in after)
-        return whole + len(self.system.encode()) // _BYTES + 102, behind + 3 + 82 * is_behind
+        whole += len(self.system.encode()) // _BYTES + _TEMPLATE_TOKENS + _PROMPT_TOKENS
+        prompt_is_behind = any(_PROMPT in text for text in after)
+        return whole, behind + _TURN_TOKENS + _PROMPT_TOKENS * prompt_is_behind
 
     def closings(self, at_once: bool = False) -> list[str]:
         """What leads to the answer, or to that of each aspect, from unfinished reasons or from the very beginning."""
@@ -213,8 +215,7 @@ def read_profile(path: Path) -> Profile:
 def built_in_profiles() -> Mapping[str, Profile]:
     """The built-in profiles by name, our own first."""
     paths = [_built_in_path(Path(each.name).stem) for each in files("mlxpref.engine").joinpath("profiles").iterdir()]
-    profiles = {path.stem: read_profile(path) for path in sorted(paths, key=lambda path: (path.stem != OWN, path.stem))}
-    return profiles
+    return {path.stem: read_profile(path) for path in sorted(paths, key=lambda path: (path.stem != OWN, path.stem))}
 
 
 def own_profile() -> Profile:

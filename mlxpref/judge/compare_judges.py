@@ -86,9 +86,6 @@ class JudgeComparison(Sequence[JudgeRow]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __iter__(self) -> Iterator[JudgeRow]:
-        return iter(self.rows)
-
 
 def compare_judges(
     judges: Iterable[T],

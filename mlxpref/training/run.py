@@ -11,6 +11,7 @@ import mlx.core as mx
 
 from mlxpref.checkpoints.checkpoint import Checkpoint
 from mlxpref.checkpoints.checks import check_folder
+from mlxpref.checkpoints.files import PROFILE_FILE
 from mlxpref.checkpoints.memory import MemoryPlan, model_size, require_fit, training_plan, with_fitting_batches
 from mlxpref.checkpoints.resolve import find_checkpoint
 from mlxpref.config import TrainSettings, settings_from
@@ -22,7 +23,7 @@ from mlxpref.data.load import Preferences, check_preferences, load_preferences
 from mlxpref.distributed import SINGLE_PROCESS, ProcessGroup, process_group
 from mlxpref.engine.adapters import base_of, check_base, find_base, read_adapter
 from mlxpref.engine.find_profile import profile_of
-from mlxpref.engine.profile import OWN, PROFILE_FILE, Profile, profile_named
+from mlxpref.engine.profile import OWN, Profile, profile_named
 from mlxpref.engine.vlm import VLM, load_vlm
 from mlxpref.errors import ConfigError, ModelError
 from mlxpref.files import expand, write_file

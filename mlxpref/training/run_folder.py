@@ -14,10 +14,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from mlxpref.checkpoints.files import ADAPTER_CONFIG
+from mlxpref.checkpoints.files import ADAPTER_CONFIG, PROFILE_FILE
 from mlxpref.data.learned import Digests
 from mlxpref.engine.adapters import ADAPTER_WEIGHTS, save_adapter
-from mlxpref.engine.profile import PROFILE_FILE
 from mlxpref.errors import ConfigError, DataError, MlxprefError
 from mlxpref.files import LEARNED, append_record, lock, open_for_append, truncate_lines
 from mlxpref.judge.calibration import CALIBRATION_FILE

@@ -8,8 +8,9 @@ import click
 import pytest
 
 import mlxpref
+from mlxpref.checkpoints.files import PROFILE_FILE
 from mlxpref.cli import main
-from mlxpref.engine.profile import PROFILE_FILE, built_in_profiles
+from mlxpref.engine.profile import built_in_profiles
 from mlxpref.errors import ConfigError
 from tests.cli.test_commands import draw, refusal_of, report, run
 

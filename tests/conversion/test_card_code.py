@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
+from mlxpref.checkpoints.files import PROFILE_FILE
 from mlxpref.conversion.export import export_adapter
-from mlxpref.engine.profile import PROFILE_FILE, built_in_profiles, read_profile
+from mlxpref.engine.profile import built_in_profiles, read_profile
 from mlxpref.judge.loading import load_judge
 from mlxpref.preferences import Comparison, SingleImage
 from tests.conftest import GOLDEN, picture, tiny_model, write_adapter

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from mlxpref.checkpoints.files import PROFILE_FILE
 from mlxpref.engine.find_profile import find_profile
 from mlxpref.engine.profile import (
     CRITERION_SLOT,
-    PROFILE_FILE,
     PROMPT_SLOT,
     built_in_profiles,
     own_profile,

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from mlxpref.checkpoints.files import PROFILE_FILE
 from mlxpref.engine.find_profile import find_profile
-from mlxpref.engine.profile import PROFILE_FILE, Profile, own_profile, read_profile
+from mlxpref.engine.profile import Profile, own_profile, read_profile
 from tests.engine.test_profile import PAIR, POINT, with_key, write
 
 
