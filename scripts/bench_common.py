@@ -1,4 +1,4 @@
-"""What the benchmarks share: models of equal weights, fair turns, counting of work, and how results are shown.
+"""What the benchmarks share: pictures and prompts, fair turns, the peer's trainer, and how results are shown.
 
 A benchmark prints a table and, as its last line on stdout, one JSON object; what it is doing goes to stderr. Every
 round has pictures of its own, so that nothing a side keeps in memory makes a later round cheaper than the first.
@@ -7,12 +7,10 @@ round has pictures of its own, so that nothing a side keeps in memory makes a la
 import json
 import os
 import platform
-import shutil
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
@@ -24,7 +22,6 @@ import mlx.core as mx  # noqa: E402
 import mlx.nn as nn  # noqa: E402
 import mlx.optimizers as optim  # noqa: E402
 import numpy as np  # noqa: E402
-from mlx.utils import tree_flatten, tree_map, tree_unflatten  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from mlxpref.cli.output import (  # noqa: E402
@@ -32,29 +29,20 @@ from mlxpref.cli.output import (  # noqa: E402
     print_table,
     print_text,
 )
-from mlxpref.demo import JUDGE  # noqa: E402
 from mlxpref.demo.pictures import COLOURS, QUALITIES, SHAPES, PictureSpec, render  # noqa: E402
-from mlxpref.engine.lora import adapter_weights, attach_lora, linear_layers  # noqa: E402
-from mlxpref.engine.vlm import VLM, load_vlm  # noqa: E402
+from mlxpref.engine.vlm import VLM  # noqa: E402
 
 __all__ = [
-    "LARGEST",
     "TEXT",
     "PeerTrainer",
     "Tokens",
-    "attach_equal_adapters",
-    "decoder_operations",
     "environment",
-    "give_random_weights",
     "idle_optimizer",
-    "load_both",
     "median",
     "naive_inputs",
-    "named",
     "pictures",
     "report",
     "take_turns",
-    "vision_operations",
     "watched",
 ]
 
@@ -63,68 +51,6 @@ M = TypeVar("M")
 TEXT = "a red circle"
 """The prompt that pictures are compared for."""
 _CONTEXT = 8192
-LARGEST = 1 << 20
-"""Pixels that a picture may have; the demo judge's own checkpoint shrinks pictures to 84 by 84."""
-
-
-def load_both(folder: Path) -> tuple[VLM, Any, Any]:
-    """The demo judge for pictures of any size, in float32: ours, mlx-vlm's own model beside it, and the processor.
-
-    `folder` is where a copy of the checkpoint is written whose processor shrinks no picture.
-    """
-    from mlx_vlm.utils import load
-
-    copy = folder / "judge"
-    shutil.copytree(JUDGE, copy)
-    file = copy / "preprocessor_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"max_pixels": LARGEST}))
-    vlm = load_vlm(copy, LARGEST, mx.float32)
-    model, processor = load(str(copy), trust_remote_code=False)
-    model.update(tree_map(lambda x: x.astype(mx.float32), model.parameters()))
-    model.eval()
-    mx.eval(model.parameters())
-    return vlm, model, processor
-
-
-def named(tree: Any) -> list[tuple[str, mx.array]]:
-    """The arrays of a tree by their full names, in the order of the names."""
-    found: dict[str, mx.array] = dict(tree_flatten(tree))
-    return sorted(found.items())
-
-
-def give_random_weights(vlm: VLM, model: Any) -> None:
-    """Replace the language model's weights by random ones, equal on both sides, at whose scale every token is likely.
-
-    Completions of a trained judge end when it has answered; these only end where they are cut.
-    """
-    for each in (vlm.model, model):
-        draw = np.random.default_rng(0)
-        language, weights = each.language_model, list[tuple[str, mx.array]]()
-        for name, old in named(language.parameters()):
-            scale = 0.2 if "embed_tokens" in name else old.shape[-1] ** -0.5
-            drawn = mx.array(scale * draw.standard_normal(old.shape), mx.float32)
-            weights.append((name, mx.ones_like(old) if "norm" in name else drawn))
-        language.update(tree_unflatten(weights))
-        mx.eval(language.parameters())
-    vlm.eos_ids = frozenset()
-    # By chance a completion may close its reasons and answer: it is not to be seen.
-    for token in vlm.tokenizer.encode_template_text("</think>"):
-        vlm.tokenizer.vocabulary[token] = ""
-
-
-def attach_equal_adapters(vlm: VLM, model: Any, rank: int) -> None:
-    """An adapter whose B is not zero on all linear layers of the language model, equal on both sides."""
-    for each in (vlm.model, model):
-        attach_lora(each, list(linear_layers(each)), rank, scale=2.0)
-        draw = np.random.default_rng(0)
-        drawn = [
-            (name, mx.array(0.02 * draw.standard_normal(old.shape), mx.float32))
-            for name, old in named(adapter_weights(each))
-        ]
-        each.update(tree_unflatten(drawn))
-        mx.eval(each.parameters())
-
-
 def pictures(count: int, pixels: int, *seed: int) -> list[Image.Image]:
     """Pictures of the demo's shapes, `pixels` along each side; others for every seed."""
     draw = np.random.default_rng(seed)
@@ -275,38 +201,6 @@ class PeerTrainer:
 
 def _reward_by_place(completions: Sequence[str], **_: Any) -> list[float]:
     return [float(place) for place in range(len(completions))]
-
-
-def decoder_operations(model: Any, count: int, before: int = 0, heads: int = 0) -> int:
-    """Multiply-adds of `count` tokens in the language model, behind `before` others, with the head at `heads` of them.
-
-    A token meets every weight of the linear layers once; its queries meet the keys of itself and of all before it,
-    and what comes out meets as many values. Norms, rotations and softmax are left out.
-    """
-    arguments = model.language_model.args
-    weights = sum(layer.weight.size for layer in linear_layers(model).values())
-    keys = count * before + count * (count + 1) // 2
-    attention = 2 * keys * arguments.hidden_size * arguments.num_hidden_layers
-    return int(count * weights + attention + heads * arguments.vocab_size * arguments.hidden_size)
-
-
-def vision_operations(model: Any, pixels: int) -> int:
-    """Multiply-adds of one square picture in a Qwen2.5-VL vision tower: weights, and attention in windows or in full.
-
-    The merger runs once for every four patches.
-    """
-    tower, config = model.vision_tower, model.config.vision_config
-    side = pixels // config.patch_size
-    matrices = [(name, weight.size) for name, weight in named(tower.parameters()) if weight.ndim > 1]
-    per_patch = sum(size for name, size in matrices if "merger" not in name)
-    per_token = sum(size for name, size in matrices if "merger" in name)
-    window = config.window_size // config.patch_size
-    sides = [min(window, side - start) for start in range(0, side, window)]
-    windowed = sum((height * width) ** 2 for height in sides for width in sides)
-    full = len(set(config.fullatt_block_indexes) & set(range(config.depth)))
-    keys = full * side**4 + (config.depth - full) * windowed
-    merge = config.spatial_merge_size**2
-    return int(side**2 * per_patch + side**2 // merge * per_token + 2 * keys * config.hidden_size)
 
 
 def report(

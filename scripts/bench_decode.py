@@ -25,7 +25,7 @@ import mlx.core as mx  # noqa: E402
 from mlx_vlm.generate import generate_step  # noqa: E402
 
 from mlxpref.engine.completion import Sampling  # noqa: E402
-from mlxpref.engine.kv_cache import BranchedKVCache  # noqa: E402
+from mlxpref.engine.branched_cache import BranchedCache  # noqa: E402
 from mlxpref.engine.lora import linear_layers  # noqa: E402
 from mlxpref.engine.rollout import roll_out  # noqa: E402
 from mlxpref.engine.vlm import VLM, ComparisonInput  # noqa: E402
@@ -64,10 +64,10 @@ def write(vlm: VLM, prompts: Sequence[ComparisonInput], case: Case, tokens: int,
     """The seconds that `tokens` tokens a row take behind their prompts, in a round."""
     started = 0.0
 
-    def prefill(prompts: Sequence[ComparisonInput]) -> tuple[BranchedKVCache, mx.array]:
+    def prefill(prompts: Sequence[ComparisonInput]) -> tuple[BranchedCache, mx.array]:
         nonlocal started
         cache, logits = vlm.prefill(prompts)
-        mx.eval(logits, [(layer.keys, layer.values) for layer in cache.layers])
+        mx.eval(logits, cache.arrays)
         started = time.perf_counter()
         return cache, logits
 

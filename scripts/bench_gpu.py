@@ -37,7 +37,7 @@ from mlxpref.cli.output import note  # noqa: E402
 from mlxpref.config import JudgeSettings  # noqa: E402
 from mlxpref.engine.completion import Sampling  # noqa: E402
 from mlxpref.engine.logprobs import Completions  # noqa: E402
-from mlxpref.engine.lora import adapter_weights, attach_lora, linear_layers, linear_shape  # noqa: E402
+from mlxpref.engine.lora import adapter_weights, attach_lora, linear_layers, linear_shape, lora_targets  # noqa: E402
 from mlxpref.engine.rollout import roll_out  # noqa: E402
 from mlxpref.engine.vlm import VLM, ComparisonInput  # noqa: E402
 from mlxpref.judge.judge import Judge  # noqa: E402
@@ -266,7 +266,7 @@ def learner(bench: Bench) -> Case:
     """Put an adapter that adds something on the judge; what it learns from."""
     model = bench.vlm.model
     if not adapter_weights(model):
-        attach_lora(model, list(linear_layers(model)), _RANK, scale=2.0)
+        attach_lora(model, lora_targets(model), _RANK, scale=2.0)
         weights = [(name, weight) for name, weight in adapter_weights(model).items() if name.endswith("lora_b")]
         model.update(tree_unflatten([(name, 0.02 * mx.random.normal(weight.shape)) for name, weight in weights]))
         mx.eval(model.parameters())
@@ -286,7 +286,7 @@ def step(bench: Bench) -> None:
         prompt = vlm.input(first, second, TEXT, "choice", think=True)
         with measured(line, "prefill"):
             cache, logits = vlm.prefill([prompt])
-            mx.eval(logits, [(layer.keys, layer.values) for layer in cache.layers])
+            mx.eval(logits, cache.arrays)
         with measured(line, "rollout"):
             (group,) = roll_out(vlm, [prompt], sampling, [(0,)], prefill=lambda _, c=cache, x=logits: (c, x))  # type: ignore[misc]
         completions = Completions.of([rollout.tokens for rollout in group])

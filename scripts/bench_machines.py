@@ -79,10 +79,10 @@ def measured(rounds: list[dict[str, list[Line]]]) -> list[dict[str, Any]]:
 def gradient_bytes() -> int:
     """What each of two processes sends of the demo judge's gradient: once its size."""
     import mlxpref
-    from mlxpref.engine.lora import adapter_weights, attach_lora, linear_layers
+    from mlxpref.engine.lora import adapter_weights, attach_lora, lora_targets
 
     model = mlxpref.load("demo").vlm.model
-    attach_lora(model, list(linear_layers(model)), RANK, 2.0)
+    attach_lora(model, lora_targets(model), RANK, 2.0)
     return 4 * sum(weight.size for weight in adapter_weights(model).values())
 
 

@@ -3,21 +3,27 @@
 Not run by the tests. Needs an environment of its own, with torch, which mlxpref itself never needs:
 
     python3.11 -m venv venv-torch
-    venv-torch/bin/pip install torch==2.13.0 'transformers==5.23.*' peft==0.21.2
+    venv-torch/bin/pip install torch==2.13.0 'transformers==5.24.*' peft==0.21.2
     venv-torch/bin/pip install numpy pillow safetensors tokenizers click
-    venv-torch/bin/python scripts/make_golden.py
+    venv-torch/bin/python scripts/make_golden.py --family qwen3_5 --family qwen3_vl_moe
     venv-torch/bin/python scripts/make_golden.py --only-gradient  # leaves checkpoints and golden.npz as they are
+
+transformers 5.23 made qwen2_vl, qwen2_5_vl and qwen3_vl, and 5.24 makes them again byte for byte; 5.24 made qwen3_5
+and qwen3_vl_moe.
 
 A folder is a checkpoint in the hub's own layout (bfloat16) with golden.npz beside it, computed in float32 for
 one comparison of two images of different sizes: image0, image1 [H, W, 3] uint8; text (the rendered chat, one
 placeholder an image); input_ids [L]; image_grid_thw [2, 3]; pixel_values [patches, values]; vision [image
-tokens, hidden] and, for Qwen3-VL, deepstack [levels, image tokens, hidden]; position_ids [3, L]; rope_delta
-[]; logits [L, vocabulary]; greedy_ids [24], the continuation without sampling and without penalties.
+tokens, hidden] and, where there are levels, deepstack [levels, image tokens, hidden]; position_ids [3, L];
+rope_delta []; logits [L, vocabulary]; greedy_ids [24], the continuation without sampling and without penalties.
 
 The weights' seed is the first whose greedy continuation has no near tie and no added token, so that other
-software, which rounds otherwise, must write the same one. Sizes are small, for the folders stay in the
-repository. Kept from the real models: grouped queries, sections of the rotary embedding, windows that do not
-divide the image, two deepstack levels, interpolated positions, tied and untied and sharded weights.
+software, which rounds otherwise, must write the same one; nor may the choice of any position's experts be a
+near tie, in golden.npz or gradient.npz. Sizes are small, for the folders stay in the repository. Kept from the
+real models: grouped queries, sections of the rotary embedding, windows that do not divide the image, two deepstack
+levels, interpolated positions, tied and untied and sharded weights; Qwen3.5's gated delta layers before one of
+attention, norms around zero and a rotary embedding of a quarter of a head; experts in the hub's orientation. None of
+their matrices is square: transformers turns one around only if its shape tells that it has to, so 2 I is not 64.
 
 gradient.npz, beside it, is one update in float32 by PEFT's LoRA and torch's autograd through R full sequences, the
 comparison of golden.npz and a completion of T tokens at most. Given: tokens [R, T] padded with 0, lengths [R];
@@ -51,11 +57,17 @@ GOLDEN = Path(__file__).parent.parent / "tests" / "golden"
 GREEDY_TOKENS = 24
 MARGIN = 0.1
 """The least distance in logits of the best token from the second best, at every greedy step."""
+ROUTER_MARGIN = 1e-3
+"""The least distance of the last chosen expert's probability from the next one's, as a share of the former."""
+EXPERTS, CHOSEN, ASKED = 8, 2, 6
+"""Experts of a layer, those of a token, and how many the tokens of a comparison ask at least."""
 
-FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-PREFIXES = dict(zip(FAMILIES, ("Qwen2VL", "Qwen2_5_VL", "Qwen3VL"), strict=True))
-TIED = {"qwen2_vl": False, "qwen2_5_vl": True, "qwen3_vl": True}
-SHARD_BYTES = {"qwen2_vl": 150_000, "qwen2_5_vl": 500_000, "qwen3_vl": 500_000}
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "qwen3_vl_moe")
+QWEN3 = FAMILIES[2:]
+PREFIXES = dict(zip(FAMILIES, ("Qwen2VL", "Qwen2_5_VL", "Qwen3VL", "Qwen3_5", "Qwen3VLMoe"), strict=True))
+TIED = {"qwen2_vl": False, "qwen2_5_vl": True, "qwen3_vl": True, "qwen3_5": True, "qwen3_vl_moe": False}
+SHARD_BYTES = {"qwen2_vl": 150_000, "qwen3_5": 200_000}
+"""Of the families with more than one file of weights."""
 VOCABULARY = 352
 """Rows of the embedding: more than the tokenizer has tokens, as in the real models."""
 
@@ -87,7 +99,7 @@ NAMES = "endoftext im_start im_end object_ref_start object_ref_end box_start box
 NAMES += " vision_start vision_end vision_pad image_pad video_pad"
 SPECIAL = [f"<|{name}|>" for name in NAMES.split()]
 NOT_SPECIAL = {"qwen2_vl": [], "qwen2_5_vl": ["<tool_call>", "</tool_call>"]}
-NOT_SPECIAL["qwen3_vl"] = [*NOT_SPECIAL["qwen2_5_vl"], "<think>", "</think>"]
+NOT_SPECIAL |= {family: [*NOT_SPECIAL["qwen2_5_vl"], "<think>", "</think>"] for family in QWEN3}
 
 RANK, ALPHA = 2, 3.0
 LENGTHS = (5, 2, 7)
@@ -141,13 +153,30 @@ def text_config(family: str, tokenizer: Tokenizer) -> Json:
         "vocab_size": VOCABULARY,
     }
     text |= {"attention_dropout": 0.0, "initializer_range": 0.02, "tie_word_embeddings": TIED[family]}
-    if family == "qwen3_vl":
-        text |= {"attention_bias": False, "dtype": "bfloat16", "head_dim": 16, "model_type": "qwen3_vl_text"}
+    if family in QWEN3:
+        text |= {"attention_bias": False, "dtype": "bfloat16", "head_dim": 16, "model_type": f"{family}_text"}
+        text |= {"max_position_embeddings": 262144}
         scaling = {"mrope_interleaved": True, "mrope_section": [4, 2, 2], "rope_type": "default"}
-        return text | {"max_position_embeddings": 262144, "rope_theta": 5000000, "rope_scaling": scaling}
+        if family == "qwen3_5":
+            return hybrid_config(text, scaling)
+        text |= {"rope_theta": 5000000, "rope_scaling": scaling}
+        if family == "qwen3_vl_moe":
+            text |= {"num_experts": EXPERTS, "num_experts_per_tok": CHOSEN, "moe_intermediate_size": 16}
+            text |= {"norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []}
+        return text
     text |= {"max_position_embeddings": 32768, "rope_theta": 1000000.0, "torch_dtype": "bfloat16"}
     text |= {"max_window_layers": 2, "sliding_window": 32768, "use_sliding_window": False}
     return text | {"rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}}
+
+
+def hybrid_config(text: Json, scaling: Json) -> Json:
+    """The settings of Qwen3.5: layers of two kinds, and a rotary embedding of 8 of the 32 numbers of a head."""
+    text |= {"head_dim": 32, "attn_output_gate": True, "num_hidden_layers": 3, "full_attention_interval": 3}
+    text |= {"layer_types": ["linear_attention", "linear_attention", "full_attention"]}
+    text |= {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_conv_kernel_dim": 4}
+    text |= {"linear_key_head_dim": 16, "linear_value_head_dim": 16, "eos_token_id": text.pop("bos_token_id")}
+    scaling |= {"mrope_section": [2, 1, 1], "rope_theta": 10000000, "partial_rotary_factor": 0.25}
+    return text | {"rope_parameters": scaling}
 
 
 def vision_config(family: str) -> Json:
@@ -159,18 +188,19 @@ def vision_config(family: str) -> Json:
     if family == "qwen2_5_vl":
         vision |= {"depth": 4, "window_size": 56, "fullatt_block_indexes": [1, 3], "tokens_per_second": 2}
         return vision | {"in_chans": 3, "patch_size": 14, "spatial_patch_size": 14, "hidden_act": "silu"}
-    vision |= {"depth": 3, "deepstack_visual_indexes": [0, 1], "num_position_embeddings": 64}
+    levels = [] if family == "qwen3_5" else [0, 1]
+    vision |= {"depth": 3, "deepstack_visual_indexes": levels, "num_position_embeddings": 64}
     return vision | {"in_channels": 3, "patch_size": 16, "hidden_act": "gelu_pytorch_tanh"}
 
 
 def model_config(family: str, tokenizer: Tokenizer) -> Json:
-    """config.json as the hub has it: flat for Qwen2-VL and Qwen2.5-VL, nested for Qwen3-VL."""
+    """config.json as the hub has it: flat for Qwen2-VL and Qwen2.5-VL, nested for the later ones."""
     config: Json = {"architectures": [f"{PREFIXES[family]}ForConditionalGeneration"], "model_type": family}
     names = {"image": "image_pad", "video": "video_pad", "vision": "vision_pad"}
     names |= {"vision_start": "vision_start", "vision_end": "vision_end"}
     config |= {f"{key}_token_id": tokenizer.token_to_id(f"<|{name}|>") for key, name in names.items()}
     text, vision = text_config(family, tokenizer), vision_config(family)
-    if family == "qwen3_vl":
+    if family in QWEN3:
         del config["vision_token_id"]
         config |= {"tie_word_embeddings": TIED[family], "transformers_version": "4.57.0.dev0"}
         return config | {"text_config": text, "vision_config": vision}
@@ -178,9 +208,10 @@ def model_config(family: str, tokenizer: Tokenizer) -> Json:
 
 
 def preprocessor_config(family: str) -> Json:
-    config: Json = {"processor_class": f"{PREFIXES[family]}Processor", "merge_size": 2}
+    prefix = PREFIXES["qwen3_vl" if family in QWEN3 else family]
+    config: Json = {"processor_class": f"{prefix}Processor", "merge_size": 2}
     config["temporal_patch_size"] = 2
-    if family == "qwen3_vl":
+    if family in QWEN3:
         config |= {"patch_size": 16, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
         size = {"longest_edge": 16777216, "shortest_edge": 4096}  # the hub's least size is 256 x 256
         return config | {"image_processor_type": "Qwen2VLImageProcessorFast", "size": size}
@@ -194,7 +225,7 @@ def generation_config(family: str, tokenizer: Tokenizer) -> Json:
     """As on the hub: settings that change what is written if a caller leaves them open."""
     end, pad = (tokenizer.token_to_id(token) for token in ("<|im_end|>", "<|endoftext|>"))
     ids = {"bos_token_id": pad, "pad_token_id": pad, "do_sample": True, "eos_token_id": [end, pad]}
-    if family == "qwen3_vl":
+    if family in QWEN3:
         return ids | {"top_k": 20, "top_p": 0.8, "temperature": 0.7}
     return ids | {"repetition_penalty": 1.05, "temperature": 1e-06}
 
@@ -209,7 +240,7 @@ def write_settings(folder: Path, family: str, tokenizer: Tokenizer) -> None:
         "preprocessor_config.json": preprocessor_config(family),
         "generation_config.json": generation_config(family, tokenizer),
     }
-    if family == "qwen3_vl":
+    if family in QWEN3:
         video = {"processor_class": "Qwen3VLProcessor", "video_processor_type": "Qwen3VLVideoProcessor"}
         settings = {k: v for k, v in preprocessor_config(family).items() if k != "image_processor_type"}
         files["video_preprocessor_config.json"] = settings | video
@@ -227,22 +258,32 @@ def random_weights(folder: Path, family: str, seed: int) -> dict[str, torch.Tens
     for name, meta in sorted(model.state_dict().items()):
         if name == "lm_head.weight" and TIED[family]:
             continue
-        tensor = torch.randn(meta.shape, generator=generator)
-        if name.endswith("bias"):
-            tensor = 0.1 * tensor
-        elif tensor.ndim == 1:
-            tensor = (1 + 0.2 * tensor) * (1.6 if name.endswith(("q_norm.weight", "k_norm.weight")) else 1)
-        elif name.endswith(("embed_tokens.weight", "lm_head.weight")):
-            tensor = 0.25 * tensor
-        elif name.endswith("pos_embed.weight"):
-            tensor = 0.5 * tensor
-        else:
-            gain = 1.6 if any(part in name for part in ("q_proj", "k_proj", "o_proj", "qkv")) else 1.2
-            tensor = gain / math.sqrt(tensor[0].numel()) * tensor
-        if family != "qwen3_vl":
+        tensor = scaled(name, torch.randn(meta.shape, generator=generator), family)
+        if ".mlp.experts." in name:
+            tensor = tensor.transpose(1, 2).contiguous()
+        if family not in QWEN3:
             name = name.replace("model.visual.", "visual.").replace("model.language_model.", "model.")
         weights[name] = tensor.bfloat16()
     return weights
+
+
+def scaled(name: str, tensor: torch.Tensor, family: str) -> torch.Tensor:
+    """A weight from standard normal numbers, by its name in transformers."""
+    if name.endswith("A_log"):  # a state keeps 0.66 to 0.999 of itself from token to token, half of them over 0.95
+        return tensor - 2.5
+    if name.endswith("bias"):
+        return (0.5 if name.endswith("dt_bias") else 0.1) * tensor
+    if tensor.ndim == 1:
+        tensor = (1 + 0.2 * tensor) * (1.6 if name.endswith(("q_norm.weight", "k_norm.weight")) else 1)
+        around_zero = family == "qwen3_5" and "language_model" in name and "linear_attn" not in name
+        return tensor - 1 if around_zero else tensor
+    if name.endswith(("embed_tokens.weight", "lm_head.weight")):
+        return 0.25 * tensor
+    if name.endswith("pos_embed.weight"):
+        return 0.5 * tensor
+    gain = 1.6 if any(part in name for part in ("q_proj", "k_proj", "o_proj", "qkv")) else 1.2
+    inputs = tensor.shape[-1] if ".mlp.experts." in name else tensor[0].numel()
+    return gain / math.sqrt(inputs) * tensor
 
 
 def picture(width: int, height: int, colour: tuple[int, int, int]) -> Array:
@@ -253,9 +294,32 @@ def picture(width: int, height: int, colour: tuple[int, int, int]) -> Array:
     return image
 
 
+def load(folder: Path) -> tuple[Any, dict[str, list[torch.Tensor]]]:
+    """A checkpoint in float32, and where its routers will leave the logits of experts, by their names."""
+    auto = transformers.AutoModelForImageTextToText
+    how = {"attn_implementation": "eager", "experts_implementation": "eager"}
+    model = auto.from_pretrained(folder, dtype=torch.float32, **how).eval()
+    routers = {name: router for name, router in model.named_modules() if name.endswith(".mlp.gate")}
+    heard: dict[str, list[torch.Tensor]] = {name: [] for name in routers}
+    for name, router in routers.items():
+        router.register_forward_hook(lambda *call, name=name: heard[name].append(call[2][0].detach()))
+    return model, heard
+
+
+def router_margin(heard: dict[str, list[torch.Tensor]]) -> float:
+    """The margin of the closest choice of experts; 0 if a layer never asks `ASKED` of them."""
+    margin = math.inf
+    for logits in heard.values():
+        likely = torch.cat(logits).softmax(-1).topk(CHOSEN + 1)
+        last, following = likely.values[:, -2:].unbind(-1)
+        asked = len(likely.indices[:, :CHOSEN].unique())
+        margin = min(margin, float((1 - following / last).min()) if asked >= ASKED else 0.0)
+    return margin
+
+
 def compute(folder: Path, family: str) -> tuple[dict[str, Array], float]:
     """What transformers makes of checkpoint and comparison, and the margin of the closest greedy step."""
-    unit = 32 if family == "qwen3_vl" else 28
+    unit = 32 if family in QWEN3 else 28
     images = [picture(5 * unit, 3 * unit, (220, 40, 40)), picture(3 * unit, 4 * unit, (30, 60, 200))]
     processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
     features = dict(processor(images=[Image.fromarray(image) for image in images], return_tensors="pt"))
@@ -268,8 +332,7 @@ def compute(folder: Path, family: str) -> tuple[dict[str, Array], float]:
     ids = tokenizer(expanded, return_tensors="pt")["input_ids"]
     length = ids.shape[1]
 
-    auto = transformers.AutoModelForImageTextToText
-    model = auto.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    model, routers = load(folder)
     settings = {"do_sample": False, "repetition_penalty": 1.0, "eos_token_id": None, "pad_token_id": 0}
     model.generation_config = transformers.GenerationConfig(max_new_tokens=GREEDY_TOKENS, **settings)
     # An image placeholder would break what follows; a seed where this changes anything is refused below.
@@ -287,20 +350,24 @@ def compute(folder: Path, family: str) -> tuple[dict[str, Array], float]:
     result = {"image0": images[0], "image1": images[1], "text": np.array(text), "input_ids": ids[0].numpy()}
     result |= {name: tensor.numpy() for name, tensor in features.items()}
     result["vision"] = torch.cat(vision.pooler_output).numpy()
-    if family == "qwen3_vl":
+    if hasattr(vision, "deepstack_features"):
         levels = [torch.cat(level) for level in vision.deepstack_features]
         result["deepstack"] = torch.stack(levels).numpy()
     result |= {"position_ids": positions[:, 0].numpy(), "rope_delta": delta[0, 0].numpy()}
     result |= {"logits": logits.numpy(), "greedy_ids": written.numpy()}
-    return result, margin if torch.equal(written, best.indices[:, 0]) else 0.0
+    clear = torch.equal(written, best.indices[:, 0]) and router_margin(routers) > ROUTER_MARGIN
+    return result, margin if clear else 0.0
 
 
-def adapted(folder: Path, rng: np.random.Generator) -> tuple[Any, dict[str, torch.nn.Parameter]]:
-    """A checkpoint with a random adapter on every linear layer of its language model, and the matrices' MLX names."""
-    auto = transformers.AutoModelForImageTextToText
-    model = auto.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+def adapted(model: Any, rng: np.random.Generator) -> tuple[Any, dict[str, torch.nn.Parameter]]:
+    """A model with random adapters where mlxpref puts them, and the matrices' MLX names.
+
+    That is on the linear layers of the language model, but for the small ones that make the decay and the strength
+    of a gated delta layer's update. Routers and experts are no linear layers to transformers.
+    """
     kinds = [(name, module) for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
     targets = [name for name, _ in kinds if name.startswith("model.language_model.layers.")]
+    targets = [name for name in targets if not name.endswith((".in_proj_a", ".in_proj_b"))]
     model = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=targets))
     named = re.compile(r"base_model\.model\.model\.language_model\.(.+)\.lora_([AB])\.default\.weight")
     matrices = {}
@@ -347,7 +414,8 @@ def compute_gradient(folder: Path) -> dict[str, Array]:
     with np.load(folder / "golden.npz", allow_pickle=False) as arrays:
         golden = dict(arrays)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    model, matrices = adapted(folder, rng)
+    model, routers = load(folder)
+    model, matrices = adapted(model, rng)
     silent = {model.config.image_token_id, model.config.video_token_id, *range(len(tokenizer), VOCABULARY)}
     ordinary = sorted(set(range(len(tokenizer))) - set(tokenizer.added_tokens_decoder))
     mask = np.arange(max(LENGTHS)) < np.array(LENGTHS)[:, None]
@@ -359,6 +427,8 @@ def compute_gradient(folder: Path) -> dict[str, Array]:
         saying = (logits[:-1] / STEP["temperature"]).log_softmax(-1)[torch.arange(length), completion]
         chosen.append(torch.nn.functional.pad(saying, (0, max(LENGTHS) - length)))
         ends.append(logits[-1].softmax(-1))
+    if router_margin(routers) < ROUTER_MARGIN:
+        raise click.ClickException(f"{folder}: a router's choice is a near tie in the update; take another seed")
     logprobs, answers = torch.stack(chosen), torch.stack(ends)
     # The tiny tokenizer has but one way to write a digit; a likely token stands in for another one.
     likely = answers.detach().mean(0)[ordinary].topk(2).indices
@@ -388,10 +458,11 @@ def compute_gradient(folder: Path) -> dict[str, Array]:
 
 @click.command(help="Make the golden checkpoints and numbers; needs torch and transformers (see this file).")
 @click.option("--output", type=click.Path(path_type=Path), default=GOLDEN, show_default="tests/golden")
+@click.option("--family", "families", type=click.Choice(FAMILIES), multiple=True, help="Only this; may be repeated.")
 @click.option("--only-gradient", is_flag=True, help="Make gradient.npz from the checkpoints that are there.")
-def main(output: Path, only_gradient: bool) -> None:
+def main(output: Path, families: tuple[str, ...], only_gradient: bool) -> None:
     torch.set_num_threads(1)
-    for family in FAMILIES:
+    for family in families or FAMILIES:
         folder = output / family
         if not only_gradient:
             make_checkpoint(folder, family)
@@ -408,7 +479,7 @@ def make_checkpoint(folder: Path, family: str) -> None:
     write_settings(folder, family, make_tokenizer(family))
     for seed in itertools.count():
         weights = random_weights(folder, family, seed)
-        save_torch_state_dict(weights, folder, max_shard_size=SHARD_BYTES[family])
+        save_torch_state_dict(weights, folder, max_shard_size=SHARD_BYTES.get(family, 500_000))
         golden, margin = compute(folder, family)
         if margin > MARGIN and len(set(golden["greedy_ids"].tolist())) >= GREEDY_TOKENS // 3:
             break

@@ -36,7 +36,7 @@ from tests.engine.real_vocabulary import IDS, VOCABULARY, real_tokenizer
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden"
 PROFILES = ROOT / "mlxpref" / "engine" / "profiles"
-CHECKPOINTS = {name: GOLDEN / name for name in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")} | {
+CHECKPOINTS = {name: GOLDEN / name for name in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5")} | {
     "demo": ROOT / "mlxpref" / "demo" / "judge"
 }
 IMAGE_TOKENS = (9, 6)

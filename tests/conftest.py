@@ -17,9 +17,10 @@ from PIL import Image
 
 from mlxpref.checkpoints.files import ADAPTER_CONFIG
 from mlxpref.engine.adapters import ADAPTER_WEIGHTS
+from mlxpref.engine.branched_cache import BranchedCache
 from mlxpref.engine.decoder import run_block
-from mlxpref.engine.kv_cache import BranchedKVCache, text_positions
-from mlxpref.engine.lora import adapter_weights, attach_lora, linear_layers, linear_shape
+from mlxpref.engine.lora import adapter_weights, attach_lora, linear_layers, linear_shape, lora_targets
+from mlxpref.engine.positions import text_positions
 from mlxpref.engine.profile import Form, own_profile
 from mlxpref.engine.reading import Reader
 from mlxpref.engine.vlm import VLM, ComparisonInput, load_vlm
@@ -33,7 +34,7 @@ settings.register_profile("mlxpref", deadline=None, derandomize=True, suppress_h
 settings.load_profile("mlxpref")
 
 GOLDEN = Path(__file__).parent / "golden"
-FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5")
 
 
 @pytest.fixture(autouse=True)
@@ -92,16 +93,19 @@ def hidden_states(vlm: VLM, comparisons: Sequence[ComparisonInput]) -> mx.array:
     return run_block(vlm.decoder, vlm.block(comparisons), recompute=False)[0]
 
 
-def append_block(vlm: VLM, cache: BranchedKVCache, ids: np.ndarray, start: np.ndarray) -> mx.array:
+def append_block(vlm: VLM, cache: BranchedCache, ids: np.ndarray, start: np.ndarray) -> mx.array:
     """Logits (B, N, V) of a block of tokens (B, N) that every row goes on with, from its next position (B,)."""
-    cache.reserve(np.zeros(ids.shape, np.int32))
+    branch_ids = np.zeros(ids.shape, np.int32)
+    if not cache.branches.size:
+        cache.begin_branches(branch_ids[:, :1])
+    cache.reserve(branch_ids)
     return vlm.head(vlm.extend(cache, mx.array(ids), mx.array(text_positions(start, ids.shape[1])[0])))
 
 
 def write_adapter(folder: Path, vlm: VLM, layers: Sequence[str] | None = None, rank: int = 4) -> Path:
-    """A random adapter for all of a model's language layers, or for those named, in mlx-vlm's format."""
+    """A random adapter for all layers that training adapts, or for those named, in mlx-vlm's format."""
     folder.mkdir(parents=True, exist_ok=True)
-    names = list(layers) if layers is not None else list(linear_layers(vlm.model))
+    names = list(layers) if layers is not None else lora_targets(vlm.model)
     rng = np.random.default_rng(0)
     weights = {}
     for name in names:
@@ -131,7 +135,7 @@ def tiny_vlm(family: str) -> VLM:
 def trained(family: str) -> VLM:
     """A model with an adapter that is not fresh; loaded anew, as it is changed."""
     vlm = load_vlm(GOLDEN / family, 512 * 512, mx.float32)
-    attach_lora(vlm.model, list(linear_layers(vlm.model)), rank=4, scale=2.0)
+    attach_lora(vlm.model, lora_targets(vlm.model), rank=4, scale=2.0)
     mx.random.seed(1)
     weights = {n: 0.05 * mx.random.normal(w.shape) for n, w in adapter_weights(vlm.model).items()}
     vlm.model.load_weights(list(weights.items()), strict=False)

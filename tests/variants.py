@@ -21,6 +21,7 @@ _LEFT_OUT = {
     "mlp_ratio",
     "window_size",
 }
+_LEFT_OUT |= {"linear_conv_kernel_dim", "decoder_sparse_step", "mlp_only_layers"}
 _LEFT_OUT |= {"tokens_per_second", "rms_norm_eps", "max_position_embeddings", "rope_theta", "num_key_value_heads"}
 
 
@@ -47,20 +48,25 @@ def change_config(folder: Path, **changes: Any) -> dict[str, Any]:
 
 
 def write_transformers_5(source: Path, target: Path) -> Path:
-    """A copy in the layout that save_pretrained of transformers 5.23 writes."""
+    """A copy in the layout that save_pretrained of transformers 5.24 writes."""
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.npz", "chat_template.json", "*processor_config*"))
     config = json.loads((source / "config.json").read_text())
     family = config["model_type"]
     text = config.pop("text_config", None) or {key: config.pop(key) for key in [*config] if key not in _OUTER}
-    rope = text.pop("rope_scaling")
-    text["rope_parameters"] = {"rope_type": "default", **rope, "rope_theta": text.pop("rope_theta")}
+    if "rope_scaling" in text:
+        rope = text.pop("rope_scaling")
+        text["rope_parameters"] = {"rope_type": "default", **rope, "rope_theta": text.pop("rope_theta")}
     text["dtype"] = text.pop("torch_dtype", text.get("dtype", "bfloat16"))
     text |= {"model_type": f"{family}_text", "pad_token_id": None}
-    text["layer_types"] = ["full_attention"] * text["num_hidden_layers"]
     text["sliding_window"] = None
+    if "num_experts" in text:
+        text["num_local_experts"] = text.pop("num_experts")
+    else:
+        text.setdefault("layer_types", ["full_attention"] * text["num_hidden_layers"])
+    text.pop("full_attention_interval", None)  # which its own models do not have
     vision = config["vision_config"] | {"model_type": f"{family}_vision", "dtype": text["dtype"]}
     vision["rope_parameters"] = {"rope_theta": 10000.0, "rope_type": "axial"}
-    config |= {"text_config": text, "vision_config": vision, "dtype": text["dtype"], "transformers_version": "5.23.0"}
+    config |= {"text_config": text, "vision_config": vision, "dtype": text["dtype"], "transformers_version": "5.24.0"}
     (target / "config.json").write_text(json.dumps(config, indent=2))
     images = json.loads((source / "preprocessor_config.json").read_text())
     kind = images.pop("processor_class", None)
@@ -70,7 +76,9 @@ def write_transformers_5(source: Path, target: Path) -> Path:
     (target / "processor_config.json").write_text(json.dumps(processor, indent=2))
     template = json.loads((source / "chat_template.json").read_text())["chat_template"]
     (target / "chat_template.jinja").write_text(template)
-    write_weights(target, read_weights(source))
+    # It multiplies experts' weights from the other side than transformers 4.57 did, and than the hub's files.
+    weights = read_weights(source).items()
+    write_weights(target, {name: w.swapaxes(1, 2) if ".mlp.experts." in name else w for name, w in weights})
     return target
 
 

@@ -9,8 +9,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Union
 
+from mlxpref.checkpoints.families import FAMILIES, Family
 from mlxpref.checkpoints.files import CONFIG, check_complete, check_single, read_json_object
-from mlxpref.checkpoints.hf_config import Json, check_kind, normalise, validate
+from mlxpref.checkpoints.hf_config import Json, check_kind, normalise
+from mlxpref.checkpoints.hf_values import validate
 from mlxpref.checkpoints.identity import Identity, identity_of
 from mlxpref.checkpoints.names import places_of
 from mlxpref.checkpoints.safetensors import TensorInfo, read_tensor_infos
@@ -49,6 +51,11 @@ class Checkpoint:
         validate(config, file)
         return config
 
+    @property
+    def family(self) -> Family:
+        """What differs from family to family."""
+        return FAMILIES[self.config["model_type"]]
+
     @cached_property
     def tensors(self) -> Mapping[str, TensorInfo]:
         """Type, shape and place of every tensor by name; empty for a folder without weights."""
@@ -57,7 +64,7 @@ class Checkpoint:
     @cached_property
     def places(self) -> Mapping[str, str]:
         """The name in mlx-vlm's model of each stored tensor; see `places_of`."""
-        return places_of(self.tensors, self.folder)
+        return places_of(self.tensors, self.family, self.folder)
 
     @cached_property
     def identity(self) -> Identity:
@@ -82,7 +89,8 @@ class Checkpoint:
     def weight_bytes(self, float_bytes: int | None = None) -> int:
         """Bytes of the loaded weights; `float_bytes` is the size of a loaded floating point number, None as stored."""
         total = 0
-        for tensor in self.tensors.values():
+        for name in self.places:
+            tensor = self.tensors[name]
             width = _FLOAT_BYTES.get(tensor.dtype)
             total += tensor.size // width * float_bytes if float_bytes and width else tensor.size
         return total

@@ -68,12 +68,14 @@ def _check_sizes(checkpoint: Checkpoint) -> None:
 
     mlx-vlm compares names and shapes one by one when it loads.
     """
-    config, tensors = checkpoint.config, checkpoint.tensors
-    text, vision = {**config, **(config.get("text_config") or {})}, config["vision_config"]
-    layers, depth = text["num_hidden_layers"], vision.get("depth", 32)
-    hidden, inner = text["hidden_size"], text["intermediate_size"]
-    width = vision["embed_dim" if config["model_type"] == "qwen2_vl" else "hidden_size"]
-    weights = text["vocab_size"] * hidden + layers * 3 * hidden * inner + depth * 4 * width**2
+    config, tensors, family = checkpoint.config, checkpoint.tensors, checkpoint.family
+    text, vision = family.language(config), config["vision_config"]
+    layers, depth, hidden = text["num_hidden_layers"], vision.get("depth", 32), text["hidden_size"]
+    experts = family.expert_layers(text)
+    inner = (layers - experts) * text["intermediate_size"]
+    if experts:
+        inner += experts * text["num_experts"] * text["moe_intermediate_size"]
+    weights = text["vocab_size"] * hidden + 3 * hidden * inner + depth * 4 * vision[family.vision_width] ** 2
     stored_bytes = sum(tensor.size for tensor in tensors.values())
     # 2 bits a weight are the fewest that MLX quantizes to.
     if layers + depth > len(tensors) or weights > 4 * stored_bytes:

@@ -5,7 +5,8 @@ of the consecutive phases. A phase is keys and values, logits, and MLX's arrays 
 whose factors were fitted to the peaks of MLX 0.32.4 on a CPU for models of 0.6 and 300 million parameters;
 `scripts/memory_table.py --check` measures them again. Metal was not measured: all attention scores count, as on a CPU,
 though its fused attention holds none in a forward pass (it is not used with a gradient, see `use_fallback` in MLX's
-scaled_dot_product_attention.cpp).
+scaled_dot_product_attention.cpp). Recurrent layers (`recurrent_size.py`) and experts are estimated from the arrays in
+their code, and were not measured at all.
 """
 
 import math
@@ -15,7 +16,9 @@ from typing import Any, TypeVar
 
 from mlxpref.checkpoints import bounds
 from mlxpref.checkpoints.checkpoint import Checkpoint
+from mlxpref.checkpoints.families import FAMILIES, Family
 from mlxpref.checkpoints.recommended import device_working_set
+from mlxpref.checkpoints.recurrent_size import RecurrentSize
 from mlxpref.config import JudgeSettings, TrainSettings
 from mlxpref.errors import ConfigError
 from mlxpref.text import format_bytes
@@ -41,12 +44,14 @@ _LEAST = {"micro_batch": 1, "rows": 1, "max_pixels": 128 * 128, "max_tokens": 32
 
 @dataclass(frozen=True)
 class ModelSize:
-    """The sizes of a Qwen-VL model on a device: its weights take `weights` bytes, other numbers `float_bytes` each.
+    """The sizes of a model on a device: its weights take `weights` bytes, other numbers `float_bytes` each.
 
-    `text` and `vision` are the width of hidden states, the width inside the MLP and the attention heads of the layers
-    of the language model and of the vision tower. `key_width` is the width of a token's keys in a layer; its values are
-    as wide. `image_width` is the width of an image token's features with all deepstack levels. `max_pixels` is the
-    model's own pixel budget. All methods but `image_tokens` return bytes.
+    `text` and `vision` are the width of hidden states, the width inside the MLP (of the experts of a token together,
+    with their copies of its state) and the attention heads of the layers of the language model and of the vision tower.
+    `key_width` is the width of a token's keys in a layer with attention; its values are as wide. `adapted` are the
+    inputs and outputs of all linear layers that an adapter is on. `image_width` is the width of an image token's
+    features with all deepstack levels. `max_pixels` is the model's own pixel budget. All methods but `image_tokens`
+    return bytes.
     """
 
     weights: int
@@ -55,8 +60,11 @@ class ModelSize:
     text: Widths
     vision: Widths
     layers: int
+    attention_layers: int
+    recurrent: RecurrentSize
     query_width: int
     key_width: int
+    adapted: int
     vocabulary: int
     image_width: int
     pixels_per_token: int
@@ -67,32 +75,36 @@ class ModelSize:
         cls, config: Mapping[str, Any], weights: int, float_bytes: int | None = None, max_pixels: int | None = None
     ) -> "ModelSize":
         """The sizes in a checked config.json; `float_bytes` None takes those of its dtype."""
-        text, vision = {**config, **(config.get("text_config") or {})}, config["vision_config"]
+        family = FAMILIES[config["model_type"]]
+        text, vision = family.language(config), {**family.vision, **config["vision_config"]}
         hidden, heads = int(text["hidden_size"]), int(text["num_attention_heads"])
-        head = int(text.get("head_dim") or hidden // heads)
-        oldest = config["model_type"] == "qwen2_vl"
-        width = int(vision.get("embed_dim", 1280) if oldest else vision["hidden_size"])
-        inner = int(width * vision.get("mlp_ratio", 4) if oldest else vision["intermediate_size"])
-        merge = int(vision.get("spatial_merge_size", 2))
+        head, width = int(text.get("head_dim") or hidden // heads), int(vision[family.vision_width])
+        query_width, key_width = heads * head, int(text.get("num_key_value_heads") or heads) * head
+        inner, merge = int(text["intermediate_size"]), int(vision["spatial_merge_size"])
+        vision_inner = int(vision.get("intermediate_size") or width * vision["mlp_ratio"])
+        if family.expert_layers(text):
+            inner = max(inner, int(text["num_experts_per_tok"]) * (int(text["moe_intermediate_size"]) + hidden))
         return cls(
             weights=weights,
             float_bytes=float_bytes or (4 if (text.get("dtype") or text.get("torch_dtype")) == "float32" else 2),
             max_pixels=max_pixels or 1 << 30,
-            text=(hidden, int(text["intermediate_size"]), heads),
-            vision=(width, inner, int(vision.get("num_heads", 16))),
+            text=(hidden, inner, heads),
+            vision=(width, vision_inner, int(vision["num_heads"])),
             layers=int(text["num_hidden_layers"]),
-            query_width=heads * head,
-            key_width=int(text.get("num_key_value_heads") or heads) * head,
+            attention_layers=family.attention_layers(text),
+            recurrent=RecurrentSize.of(family, text),
+            query_width=query_width,
+            key_width=key_width,
+            adapted=_adapted(family, text, query_width, key_width),
             vocabulary=int(text["vocab_size"]),
             image_width=hidden * (1 + len(vision.get("deepstack_visual_indexes") or ())),
-            pixels_per_token=(int(vision.get("patch_size", 14)) * merge) ** 2,
+            pixels_per_token=(int(vision["patch_size"]) * merge) ** 2,
             patches_per_token=merge**2,
         )
 
     def adapter(self, rank: int) -> int:
-        """A LoRA adapter in float32 on all linear layers of the language model."""
-        hidden, inner, _ = self.text
-        return 4 * self.layers * rank * (2 * self.query_width + 2 * self.key_width + 7 * hidden + 3 * inner)
+        """A LoRA adapter in float32."""
+        return 4 * rank * self.adapted
 
     def image_tokens(self, max_pixels: int) -> int:
         """Tokens of an image under a pixel budget, at most."""
@@ -103,14 +115,24 @@ class ModelSize:
         return min(bounds.FEATURE_BYTES, images * tokens * self.image_width * self.float_bytes)
 
     def keys_values(self, tokens: int) -> int:
-        """Keys and values of tokens through all layers."""
-        return 2 * tokens * self.layers * self.key_width * self.float_bytes
+        """Keys and values of tokens through all layers with attention."""
+        return 2 * tokens * self.attention_layers * self.key_width * self.float_bytes
+
+    def states(self, rows: int) -> int:
+        """The states of rows through all recurrent layers."""
+        return self.recurrent.layers * rows * self.recurrent.state(self.float_bytes)
 
     def layer(self, held: Held, rows: int, columns: int, before: int = 0) -> int:
         """A running layer on the last piece of a block (rows, columns), which sees `before` columns and the block."""
         context = before + columns
         keys = _KEYS * rows * context * self.key_width * self.float_bytes
-        return keys + self.activations(held, rows * min(columns, bounds.piece_columns(rows)), context)
+        tokens = rows * min(columns, bounds.piece_columns(rows))
+        return max(keys + self.activations(held, tokens, context), self.recurrence(held, tokens))
+
+    def kept(self, tokens: int, context: int) -> int:
+        """Arrays of all layers on tokens that see `context` columns each, without recomputing."""
+        attention = self.attention_layers * self.activations(_KEPT, tokens, context)
+        return attention + self.recurrent.layers * self.recurrence(_KEPT, tokens)
 
     def vision_tower(self, images: int, tokens: int) -> int:
         """The running vision tower on a batch of images of `tokens` each."""
@@ -123,14 +145,32 @@ class ModelSize:
         hidden, inner, heads = widths or self.text
         return int(tokens * (held[0] * hidden + held[1] * inner + held[2] * heads * context) * self.float_bytes)
 
+    def recurrence(self, held: Held, tokens: int) -> int:
+        """Arrays of a running recurrent layer on tokens; its own count as attention scores do."""
+        hidden, inner, _ = self.text
+        own = held[2] * self.recurrent.token(self.float_bytes)
+        shared = (held[0] * hidden + held[1] * inner) * self.float_bytes
+        return int(tokens * (own + shared)) if self.recurrent.layers else 0
+
     def rollout(self, comparisons: int, length: int, samples: int, completion: int) -> int:
-        """Completions at full length: keys and values with spare room, and the arrays of a step."""
+        """Completions at full length: keys and values with spare room, states of each, and the arrays of a step."""
         copies = bounds.row_copies(length, completion, samples)
         rows, branches = comparisons * copies, -(-samples // copies)
         room = bounds.STEPS_TOGETHER * (1 + bounds.RUNS_AHEAD)
         columns = length + branches * room * math.ceil(completion / room)
         step = _LOGITS * rows * branches * self.vocabulary + self.layer(_FORWARD, rows, branches, columns - branches)
-        return self.keys_values(rows * columns) + step
+        return self.keys_values(rows * columns) + self.states(comparisons * (1 + samples)) + step
+
+
+def _adapted(family: Family, text: Mapping[str, Any], query_width: int, key_width: int) -> int:
+    """The inputs and outputs of all linear layers of the language model that an adapter is on, none of experts."""
+    hidden, layers = int(text["hidden_size"]), int(text["num_hidden_layers"])
+    queries = 3 if "attn_output_gate" in family.fixed else 2  # with their gates, and what goes into the output
+    adapted = family.attention_layers(text) * (4 * hidden + queries * query_width + 2 * key_width)
+    if not family.expert_layers(text):
+        adapted += layers * 3 * (hidden + int(text["intermediate_size"]))
+    recurrent = RecurrentSize.of(family, text)
+    return adapted + recurrent.layers * (3 * hidden + recurrent.channels + 2 * recurrent.value_width)
 
 
 def model_size(checkpoint: Checkpoint) -> ModelSize:
@@ -177,7 +217,9 @@ def training_plan(
     adapter = model.adapter(settings.rank)
     phases = {
         "vision": model.vision_tower(1, tokens),
-        "prefill": model.keys_values(together * length) + model.layer(_FORWARD, together, length),
+        "prefill": model.keys_values(together * length)
+        + model.states(together)
+        + model.layer(_FORWARD, together, length),
         "rollout": model.rollout(together, length, samples, completion) if writes else 0,
         "update": 2 * adapter + _update(model, settings, length, samples, completion),
     }
@@ -195,11 +237,12 @@ def _update(model: ModelSize, settings: TrainSettings, length: int, samples: int
     blocks = [(groups, length, 0), (rows, completion, length)][: 2 if completion else 1]
     head = min(_LOGITS * rows * (completion + 1) * model.vocabulary, _HEAD_CHUNKS * bounds.HEAD_LOGITS)
     if not settings.recompute:
-        return head + sum(layers * model.activations(_KEPT, row * new, before + new) for row, new, before in blocks)
+        return head + sum(model.kept(row * new, before + new) for row, new, before in blocks)
     *smaller, larger = sorted(model.layer(_BACKWARD, *block) for block in blocks)
     beside = 0 if in_parts else int(_BESIDE * sum(smaller))
-    states = layers * (groups * length + rows * completion) * model.text[0] * model.float_bytes
-    return states + model.keys_values(2 * groups * length + rows * completion) + max(larger + beside, head)
+    inputs = layers * (groups * length + rows * completion) * model.text[0] * model.float_bytes
+    shared = model.keys_values(2 * groups * length + rows * completion) + model.states(2 * groups + rows)
+    return inputs + shared + max(larger + beside, head)
 
 
 def judging_plan(
@@ -210,13 +253,16 @@ def judging_plan(
     samples = settings.samples if settings.think else 1
     together = max(1, min(settings.rows // samples, bounds.PREFILL_TOKENS // (2 * tokens), images * (images - 1)))
     before, new = tokens + text - question, tokens + question  # up to the second image, and from it on
-    completion, prefill = settings.max_tokens + bounds.ANSWER_TOKENS, min(together, images) * before + together * new
+    completion, prefixes = settings.max_tokens + bounds.ANSWER_TOKENS, min(together, images)
     phases = {
         "vision": model.vision_tower(min(images, 2 * together), tokens),
-        "prefill": model.keys_values(prefill) + model.layer(_FORWARD, together, new, before),
+        "prefill": model.keys_values(prefixes * before + together * new)
+        + model.states(prefixes + together)
+        + model.layer(_FORWARD, together, new, before),
         "rollout": model.rollout(together, before + new, samples, completion) if settings.think else 0,
     }
-    resident = model.features(images, tokens) + min(bounds.PREFIX_BYTES, model.keys_values(images * before))
+    shared = model.keys_values(images * before) + model.states(images)
+    resident = model.features(images, tokens) + min(bounds.PREFIX_BYTES, shared)
     return MemoryPlan(model.weights, resident, phases)
 
 

@@ -7,6 +7,7 @@ transformers wrote the Qwen2-VL families as `model.layers` and `visual` before 4
 import re
 from collections.abc import Iterable
 
+from mlxpref.checkpoints.families import FAMILIES, Family
 from mlxpref.errors import ModelError
 
 _WRAPPER = re.compile(
@@ -53,9 +54,9 @@ def mlx_name(name: str) -> str:
     return name
 
 
-def hub_name(name: str, family: str = "qwen3_vl") -> str:
-    """A name in the hub's files of a family from the one in mlx-vlm's model; Qwen3-VL's is the one in transformers."""
-    root = "model." if family == "qwen3_vl" else ""
+def hub_name(name: str, model_type: str | None = None) -> str:
+    """A name in the hub's files of a family from the one in mlx-vlm's model; None for that in transformers' model."""
+    root = FAMILIES[model_type].root if model_type else "model."
     places = {
         "language_model.model.": "model.language_model." if root else "model.",
         "vision_tower.": f"{root}visual.",
@@ -67,14 +68,16 @@ def hub_name(name: str, family: str = "qwen3_vl") -> str:
     return name
 
 
-def places_of(tensors: Iterable[str], where: object) -> dict[str, str]:
+def places_of(tensors: Iterable[str], family: Family, where: object) -> dict[str, str]:
     """The place in mlx-vlm's model of each stored tensor, without leftovers that no model needs.
+
+    Tensors of experts keep the ends of their names, one of several spellings.
 
     ModelError, which begins with `where`, for weights of another kind, and for two tensors with one place.
     """
     stored: dict[str, str] = {}
     for name in tensors:
-        if _LEFTOVER.search(name):
+        if _LEFTOVER.search(name) or (family.passed_over and re.search(family.passed_over, name)):
             continue
         for pattern, words in _FOREIGN:
             if re.search(pattern, name):
@@ -82,7 +85,7 @@ def places_of(tensors: Iterable[str], where: object) -> dict[str, str]:
         place = mlx_name(name)
         if not place.startswith(("vision_tower.", "language_model.")):
             raise ModelError(
-                f"{where}: holds {name[:120]!r}, which no Qwen-VL model has: another model, or more than a judge; "
+                f"{where}: holds {name[:120]!r}, which no {family.name} has: another model, or more than a judge; "
                 "give the original checkpoint"
             )
         if place in stored:

@@ -24,8 +24,8 @@ from mlxpref.demo.preferences import demo_preferences
 from mlxpref.engine.adapters import load_adapter
 from mlxpref.engine.completion import Sampling
 from mlxpref.engine.image_features import Features
-from mlxpref.engine.kv_cache import text_positions
 from mlxpref.engine.logprobs import Completions, completion_logprobs, prefill
+from mlxpref.engine.positions import text_positions
 from mlxpref.engine.profile import Profile
 from mlxpref.engine.rollout import roll_out
 from mlxpref.engine.vlm import VLM, ComparisonInput, load_vlm

@@ -1,6 +1,7 @@
 """Log-probabilities that the policy gives the tokens of completions, with gradients that reach the comparison.
 
-Each comparison runs once and its keys and values serve all completions of its group; gradients flow back into them. The
+Each comparison runs once and what the layers remember of it serves all completions of its group; gradients flow back
+into that. The
 backward pass recomputes the layers, and the head in chunks of positions, one after the other: the logits of all
 positions never exist at once.
 
@@ -16,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxpref.checkpoints import bounds
-from mlxpref.engine.decoder import Block, KeysValues, Prefix, run_block
-from mlxpref.engine.kv_cache import text_positions
+from mlxpref.engine.decoder import run_block
+from mlxpref.engine.layers import Block, Memory, Prefix
+from mlxpref.engine.positions import text_positions
 from mlxpref.engine.vlm import VLM, ComparisonInput
 
 _UNCERTAIN = -1e-6
@@ -60,19 +62,19 @@ class Completions:
 
 @dataclass(frozen=True)
 class PromptState:
-    """P comparisons after they ran: keys and values by layer, and the branch ids (P, S) of their columns.
+    """P comparisons after they ran: what each layer remembers, and the branch ids (P, S) of their columns.
 
     `states` (P, D) are those of the last tokens, `next_positions` (P,) the positions after them.
     """
 
-    layers: Sequence[KeysValues]
+    layers: Sequence[Memory]
     branch_ids: NDArray[np.int32]
     next_positions: NDArray[np.int64]
     states: mx.array
 
     @property
     def arrays(self) -> list[mx.array]:
-        """The arrays that completions depend on: all keys and values, and the states."""
+        """The arrays that completions depend on: what the layers remember, and the states."""
         return [*(array for pair in self.layers for array in pair), self.states]
 
     def with_arrays(self, arrays: Sequence[mx.array]) -> "PromptState":

@@ -10,6 +10,8 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.tuner.lora import LoRALinear
 
+_DECIDING = (".mlp.gate", ".linear_attn.in_proj_a", ".linear_attn.in_proj_b")
+
 
 class FusedLoRALinear(LoRALinear):  # type: ignore[misc]
     """mlx-lm's layer with the scale and the sum inside the matrix product: a fifth of a decoding step's work.
@@ -48,6 +50,15 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     return {
         name: layer for name, layer in model.named_modules() if name.startswith(prefix) and isinstance(layer, kinds)
     }
+
+
+def lora_targets(model: nn.Module) -> list[str]:
+    """The linear layers that training adapts: all but those that only decide.
+
+    A mixture's router chooses experts, and its experts, of which each token meets a few, are no linear layers; two
+    projections of a recurrent layer say how fast each of its heads forgets and learns.
+    """
+    return [name for name in linear_layers(model) if not name.endswith(_DECIDING)]
 
 
 def attach_lora(model: nn.Module, names: Sequence[str], rank: int, scale: float, seed: int = 0) -> None:

@@ -8,6 +8,8 @@ import mlx.nn as nn
 
 from mlxpref.checkpoints.checkpoint import Checkpoint
 from mlxpref.checkpoints.checks import check_model
+from mlxpref.checkpoints.families import Family
+from mlxpref.engine.weights import to_mlx
 from mlxpref.errors import MlxprefError, ModelError
 from mlxpref.text import one_line
 
@@ -51,5 +53,21 @@ def _load(checkpoint: Checkpoint) -> nn.Module:
             arrays: Any = mx.load(str(file))
             weights |= {place: arrays[name] for name, place in checkpoint.places.items() if name in arrays}
         weights = package.VisionModel(settings.vision_config).sanitize(weights)
+        weights = to_mlx(weights, checkpoint.family, checkpoint.family.language(checkpoint.config))
         model: nn.Module = utils.load_model_weights(package.Model(settings), config, weights, folder, lazy=True)
+        _correct_activations(model, checkpoint.family)
         return model
+
+
+def _correct_activations(model: Any, family: Family) -> None:
+    """Give the vision tower the activations of transformers' model, and its mergers theirs.
+
+    In mlx-vlm 0.7.10 those of Qwen3-VL's mixture of experts are in each other's place: features are off by 8e-4.
+    """
+    tower = getattr(model, "vision_tower", None)
+    for block in getattr(tower, "blocks", ()):
+        if family.vision_activation == "gelu_pytorch_tanh" and "act_fn" in block.mlp:
+            block.mlp.act_fn = nn.GELU(approx="tanh")
+    for merger in [getattr(tower, "merger", None), *getattr(tower, "deepstack_merger_list", ())]:
+        if merger is not None and "act_fn" in merger:
+            merger.act_fn = nn.GELU()

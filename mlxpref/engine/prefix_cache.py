@@ -1,17 +1,19 @@
 """The prefix cache: equal beginnings of comparisons run once.
 
 All comparisons of a prompt begin with the same instruction and prompt; those of one first image also share that image.
-The cache keeps the keys and values of each such prefix, and only the rest of a comparison runs behind them.
+The cache keeps what the layers remember of each such prefix, and only the rest of a comparison runs behind them.
 """
 
 from collections.abc import Hashable, Sequence
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from mlxpref.checkpoints import bounds
-from mlxpref.engine.decoder import Prefix, expand_rows, run_block
-from mlxpref.engine.kv_cache import BranchedKVCache, row_branch_ids
+from mlxpref.engine.branched_cache import BranchedCache, row_branch_ids
+from mlxpref.engine.decoder import cache_of, mixer_of, run_block
+from mlxpref.engine.layers import Prefix
 from mlxpref.engine.vlm import VLM, ComparisonInput, TokenSegment
 from mlxpref.lru import LRU
 
@@ -23,26 +25,23 @@ class PrefixCache:
         self._vlm = vlm
         self._prefixes: LRU[Hashable, Prefix] = LRU(memory, _nbytes)  # of one row each
 
-    def prefill(self, comparisons: Sequence[ComparisonInput]) -> tuple[BranchedKVCache, mx.array]:
-        """Run B comparisons; returns their keys and values, and the logits (B, V) after each row's last token."""
-        parts = [comparison.parts for comparison in comparisons]
+    def prefill(self, comparisons: Sequence[ComparisonInput]) -> tuple[BranchedCache, mx.array]:
+        """Run B comparisons; returns what the layers remember, and the logits (B, V) after each row's last token."""
+        decoder, parts = self._vlm.decoder, [comparison.parts for comparison in comparisons]
         instructions = [(part[0].ids.tobytes(),) for part in parts]
         # Features stand for their image: the key keeps them alive, so that their id stays unique.
         firsts = [(part[0].ids.tobytes(), part[1].ids.tobytes(), part[1].images) for part in parts]
         by_key = self._cached(instructions, [part[0] for part in parts])
         by_key |= self._cached(firsts, [part[1] for part in parts], [by_key[key] for key in instructions])
-        prefixes = [_stack([by_key[key] for key in keys]) for keys in (instructions, firsts)]
+        prefixes = [_stack(decoder, [by_key[key] for key in keys]) for keys in (instructions, firsts)]
         states, new = self._run([part[2] for part in parts], prefixes)
         prefixes.append(new)
         branch_ids = np.concatenate([prefix.branch_ids[prefix.rows] for prefix in prefixes], axis=1)  # (B, S)
         layers = [
-            (
-                mx.concatenate([expand_rows(prefix.layers[number][0], prefix.rows) for prefix in prefixes], axis=2),
-                mx.concatenate([expand_rows(prefix.layers[number][1], prefix.rows) for prefix in prefixes], axis=2),
-            )
-            for number in range(len(new.layers))
-        ]  # (B, K, S, W)
-        return BranchedKVCache.of(branch_ids, layers), self._vlm.head(states)
+            mixer_of(layer).join([prefix.expanded(prefix.layers[number]) for prefix in prefixes])
+            for number, layer in enumerate(decoder.layers)
+        ]
+        return cache_of(decoder, branch_ids, layers), self._vlm.head(states)
 
     def _cached(
         self, keys: Sequence[Hashable], segments: Sequence[TokenSegment], before: Sequence[Prefix] = ()
@@ -55,12 +54,11 @@ class PrefixCache:
         missing = [row for row, key in enumerate(keys) if key not in by_key and key not in keys[:row]]
         if not missing:
             return by_key
-        prefixes = [_stack([before[row] for row in missing])] if before else []
+        prefixes = [_stack(self._vlm.decoder, [before[row] for row in missing])] if before else []
         _, new = self._run([segments[row] for row in missing], prefixes)
         for place, row in enumerate(missing):
-            one, length = slice(place, place + 1), len(segments[row])
-            # Copies: a slice would keep the whole batch in memory.
-            layers = [(mx.contiguous(k[one, :, :length]), mx.contiguous(v[one, :, :length])) for k, v in new.layers]
+            length, pairs = len(segments[row]), zip(self._vlm.decoder.layers, new.layers, strict=True)
+            layers = [mixer_of(layer).one_row(memory, place, length) for layer, memory in pairs]
             by_key[keys[row]] = Prefix(layers, row_branch_ids([length], length), np.zeros(1, np.int64))
         mx.eval([array for row in missing for pair in by_key[keys[row]].layers for array in pair])
         for row in missing:
@@ -81,22 +79,13 @@ def _nbytes(prefix: Prefix) -> int:
     return sum(int(array.nbytes) for pair in prefix.layers for array in pair)
 
 
-def _stack(cached: Sequence[Prefix]) -> Prefix:
+def _stack(decoder: Any, cached: Sequence[Prefix]) -> Prefix:
     """The prefixes of B rows as one prefix of P rows: each once, padded on the right to the longest."""
     distinct = list(dict.fromkeys(cached))
     rows = {prefix: row for row, prefix in enumerate(distinct)}
     lengths = [prefix.branch_ids.shape[1] for prefix in distinct]
     layers = [
-        (
-            mx.concatenate([_pad(prefix.layers[number][0], max(lengths)) for prefix in distinct]),
-            mx.concatenate([_pad(prefix.layers[number][1], max(lengths)) for prefix in distinct]),
-        )
-        for number in range(len(distinct[0].layers))
-    ]  # (P, K, S, W)
+        mixer_of(layer).stack_rows([prefix.layers[number] for prefix in distinct])
+        for number, layer in enumerate(decoder.layers)
+    ]
     return Prefix(layers, row_branch_ids(lengths, max(lengths)), np.array([rows[prefix] for prefix in cached]))
-
-
-def _pad(array: mx.array, columns: int) -> mx.array:
-    """Keys or values (1, K, S, W), padded to (1, K, columns, W)."""
-    missing = columns - array.shape[2]
-    return mx.pad(array, [(0, 0), (0, 0), (0, missing), (0, 0)]) if missing else array

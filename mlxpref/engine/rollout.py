@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxpref.checkpoints import bounds
+from mlxpref.engine.branched_cache import PADDING, BranchedCache
 from mlxpref.engine.completion import (
     Completion,
     Rollout,
@@ -24,14 +25,13 @@ from mlxpref.engine.completion import (
     finish_completion,
     start_completion,
 )
-from mlxpref.engine.kv_cache import PADDING, BranchedKVCache
 from mlxpref.engine.vlm import VLM, ComparisonInput
 from mlxpref.errors import DataError
 
 _CROWDED = 0.75
 """Above this share of unfinished rows the finished ones stay in the batch."""
 
-Prefill = Callable[[Sequence[ComparisonInput]], tuple[BranchedKVCache, mx.array]]
+Prefill = Callable[[Sequence[ComparisonInput]], tuple[BranchedCache, mx.array]]
 """Runs comparisons; returns their keys and values, and the logits (B, V) after each."""
 
 
@@ -83,10 +83,11 @@ class _Batch:
     """
 
     def __init__(
-        self, vlm: VLM, sampling: Sampling, cache: BranchedKVCache, rows: Sequence[list[Completion]], logits: mx.array
+        self, vlm: VLM, sampling: Sampling, cache: BranchedCache, rows: Sequence[list[Completion]], logits: mx.array
     ) -> None:
         self.vlm, self.sampling, self.cache = vlm, sampling, cache
         self.rows = [list(row) for row in rows]
+        cache.begin_branches(self._gather(lambda each: each.branch, PADDING, np.int32))  # (B, M)
         self._label_ids = mx.array([i for ids in vlm.tokenizer.label_ids for i in ids])
         self.logits = mx.repeat(logits[:, None], max(map(len, rows)), axis=1)  # (B, V) -> (B, M, V)
         self.probabilities = mx.softmax(self.logits, axis=-1)

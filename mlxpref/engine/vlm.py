@@ -22,10 +22,12 @@ from numpy.typing import NDArray
 
 from mlxpref.checkpoints.checkpoint import Checkpoint
 from mlxpref.checkpoints.checks import check_folder, check_processor
-from mlxpref.engine.decoder import Block, RotaryTables, rotary_tables, run_block, run_step
+from mlxpref.engine.branched_cache import BranchedCache, row_branch_ids
+from mlxpref.engine.decoder import cache_of, run_block, run_step
 from mlxpref.engine.image_features import Features, FeatureStore
-from mlxpref.engine.kv_cache import BranchedKVCache, image_positions, row_branch_ids
+from mlxpref.engine.layers import Block, RotaryTables, StepContext, rotary_tables
 from mlxpref.engine.mlx_model import lazy_model
+from mlxpref.engine.positions import image_positions
 from mlxpref.engine.profile import Form, Profile, own_profile
 from mlxpref.engine.tokenizer import ComparisonTokenizer
 from mlxpref.errors import DataError, MlxprefError, ModelError
@@ -86,9 +88,7 @@ class VLM:
         self.checkpoint, self.profile = checkpoint, profile or own_profile()
         self.is_unreadable = False
         config = self.model.config
-        self.image_token_id = int(
-            config.image_token_index if config.model_type == "qwen3_vl" else config.image_token_id
-        )
+        self.image_token_id = int(config.image_token_id)
         self.tokenizer = ComparisonTokenizer(processor.tokenizer, self.image_token_id, self.profile)
         self.features = FeatureStore(self.model.vision_tower, processor.image_processor, max_pixels)
         self.eos_ids = _eos_ids(config, processor.tokenizer)
@@ -142,12 +142,12 @@ class VLM:
         array = np.array(ids, np.int32)
         return ComparisonInput(array, positions, tuple(images), following, cuts, tokens.opening, form, think)
 
-    def prefill(self, comparisons: Sequence[ComparisonInput]) -> tuple[BranchedKVCache, mx.array]:
-        """Run B comparisons; returns their keys and values, and the logits (B, V) after each row's last token."""
+    def prefill(self, comparisons: Sequence[ComparisonInput]) -> tuple[BranchedCache, mx.array]:
+        """Run B comparisons; returns what the layers remember, and the logits (B, V) after each row's last token."""
         block = self.block(comparisons)
         last = np.array([len(comparison) - 1 for comparison in comparisons])
         states, layers = run_block(self.decoder, block, recompute=False, last_positions=last, eval_each_piece=True)
-        return BranchedKVCache.of(block.branch_ids, layers), self.head(states)
+        return cache_of(self.decoder, block.branch_ids, layers), self.head(states)
 
     def block(self, segments: Sequence[TokenSegment]) -> Block:
         """B segments as right-padded rows, with the images' features in their places."""
@@ -175,9 +175,7 @@ class VLM:
             [place(level, 0) for level in zip(*(image.deepstack for image in distinct), strict=True)],
         )
 
-    def extend(
-        self, cache: BranchedKVCache, ids: mx.array, positions: mx.array, rotary: RotaryTables = None
-    ) -> mx.array:
+    def extend(self, cache: BranchedCache, ids: mx.array, positions: mx.array, rotary: RotaryTables = None) -> mx.array:
         """Run text tokens (B, N) at positions (B, N), for which the cache has reserved room: states (B, N, D).
 
         `rotary` are the tables of these positions, if the caller has them.
@@ -185,7 +183,8 @@ class VLM:
         rotary = rotary or self.rotary_tables(positions)
         axes = mx.broadcast_to(positions, (3, *ids.shape))  # (3, B, N)
         embeddings = self.decoder.embed_tokens(ids)
-        return run_step(self.decoder, embeddings, axes, rotary, cache.layers, cache.next_mask(ids.shape[1]))
+        context = StepContext(axes, rotary, cache.next_mask(ids.shape[1]), cache.columns)
+        return run_step(self.decoder, embeddings, context, cache)
 
     def rotary_tables(self, positions: mx.array) -> RotaryTables:
         """Cosines and sines (B, N, width) of text at positions (B, N), in the type of the model's states."""

@@ -19,7 +19,7 @@ from mlx.utils import tree_flatten, tree_map_with_path, tree_unflatten
 from mlxpref.config import TrainSettings
 from mlxpref.data.left_out import LeftOut
 from mlxpref.distributed import SINGLE_PROCESS, ProcessGroup
-from mlxpref.engine.lora import adapter_off, adapter_weights, attach_lora, linear_layers
+from mlxpref.engine.lora import adapter_off, adapter_weights, attach_lora, lora_targets
 from mlxpref.engine.vlm import VLM
 from mlxpref.errors import ConfigError, DataError, MlxprefError, ModelError
 from mlxpref.judge.verdict_source import say_if_unreadable
@@ -95,7 +95,7 @@ class Trainer:
                 f"{vlm.checkpoint.folder}: the model carries an adapter already; train one that is freshly loaded"
             )
         self.sampler = ComparisonSampler(self.preferences, settings)
-        layers = sorted({name.rpartition(".")[0] for name in start}) if start else list(linear_layers(vlm.model))
+        layers = sorted({name.rpartition(".")[0] for name in start}) if start else lora_targets(vlm.model)
         attach_lora(vlm.model, layers, settings.rank, settings.lora_scale, settings.seed)
         weights = {name: weight.astype(mx.float32) for name, weight in (start or {}).items()}
         vlm.model.update(tree_unflatten(list(weights.items())))

@@ -242,7 +242,7 @@ def test_hf_endpoint_in_a_subprocess(repository: Repository, tmp_path: Path, hub
     ("changes", "words"),
     [
         ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "quantized by awq"),
-        ({"model_type": "gemma3"}, "architecture 'gemma3' is not supported"),
+        ({"model_type": "gemma3"}, "architecture 'gemma3' (Gemma 3) is not supported"),
     ],
 )
 def test_weights_of_another_kind_are_not_downloaded(

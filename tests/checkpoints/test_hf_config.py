@@ -12,11 +12,12 @@ from PIL import Image
 
 from mlxpref.checkpoints.checkpoint import Checkpoint
 from mlxpref.checkpoints.checks import check_folder
+from mlxpref.checkpoints.families import FAMILIES
 from mlxpref.checkpoints.memory import model_size
 from mlxpref.demo import JUDGE
 from mlxpref.engine.vlm import VLM, load_vlm
 from mlxpref.errors import ModelError
-from tests.conftest import FAMILIES, GOLDEN, hidden_states, tiny_model
+from tests.conftest import GOLDEN, hidden_states, tiny_model
 from tests.engine.test_vlm import golden_input, text_logits
 from tests.variants import change_config, read_weights, write_transformers_5, write_weights
 
@@ -59,6 +60,7 @@ def test_the_logits_of_transformers_5(family: str, golden: Golden, tmp_path: Pat
     assert vlm.context == ours.context
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_memory_plan_of_transformers_5(family: str, tmp_path: Path) -> None:
     folder = write_transformers_5(GOLDEN / family, tmp_path / "v5")
     assert model_size(Checkpoint.open(folder)) == model_size(Checkpoint.open(GOLDEN / family))

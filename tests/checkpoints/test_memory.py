@@ -72,7 +72,7 @@ def test_sizes_are_those_of_the_loaded_model(folder: Path) -> None:
     assert size.max_pixels == load_vlm(folder, 1 << 30).features.max_pixels
     comparison = vlm.input(picture(0), picture(1), "a hat", "choice", think=True)
     cache, logits = vlm.prefill([comparison])
-    stored = [part for layer in cache.layers for part in (layer.keys, layer.values)]
+    stored = cache.arrays
     assert sum(int(part.nbytes) for part in stored if part is not None) == size.keys_values(len(comparison))
     assert logits.shape == (1, size.vocabulary)
     side = 3 * math.isqrt(size.pixels_per_token)

@@ -23,7 +23,7 @@ from mlxpref.conversion.fidelity import (
     fidelity_of,
 )
 from mlxpref.demo import JUDGE
-from mlxpref.engine.kv_cache import text_positions
+from mlxpref.engine.positions import text_positions
 from mlxpref.engine.vlm import VLM, load_vlm
 from mlxpref.errors import DataError
 from mlxpref.preferences import Comparison, Preference

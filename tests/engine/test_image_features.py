@@ -135,7 +135,7 @@ def test_features_on_disk_are_the_same_bits(family: str, dtype: mx.Dtype | None,
     assert (first.runs, again.runs) == (3, 0)
     for ours, expected in zip(recalled, encoded, strict=True):
         assert (ours.grid, ours.content, ours.tokens) == (expected.grid, expected.content, expected.tokens)
-        assert bool(ours.deepstack) == (family == "qwen3_vl")
+        assert bool(ours.deepstack) == family.startswith("qwen3_vl")
         for a, b in zip((ours.merged, *ours.deepstack), (expected.merged, *expected.deepstack), strict=True):
             assert a.dtype == b.dtype == (dtype or mx.float32)
             assert np.array_equal(a.view(mx.uint8), b.view(mx.uint8))

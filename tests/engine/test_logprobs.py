@@ -12,7 +12,7 @@ from mlx.utils import tree_flatten
 from mlxpref.checkpoints import bounds
 from mlxpref.engine import logprobs as scoring
 from mlxpref.engine.logprobs import Completions, completion_logprobs, prefill
-from mlxpref.engine.lora import adapter_off, adapter_weights, attach_lora, linear_layers
+from mlxpref.engine.lora import adapter_off, adapter_weights, attach_lora, lora_targets
 from mlxpref.engine.vlm import VLM, ComparisonInput, load_vlm
 from tests.conftest import GOLDEN, hidden_states, picture
 from tests.tolerance import tolerance
@@ -155,7 +155,7 @@ def test_gradients_through_a_quantized_base(family: str, bits: int) -> None:
         bits=bits,
         class_predicate=lambda _, m: isinstance(m, nn.Linear),
     )
-    attach_lora(vlm.model, list(linear_layers(vlm.model)), rank=4, scale=2.0)
+    attach_lora(vlm.model, lora_targets(vlm.model), rank=4, scale=2.0)
     mx.random.seed(1)
     weights = {n: 0.05 * mx.random.normal(w.shape) for n, w in adapter_weights(vlm.model).items()}
     vlm.model.load_weights(list(weights.items()), strict=False)
@@ -210,14 +210,15 @@ def test_the_reference_is_the_base(trained: VLM, family: str) -> None:
     mask = mx.array(completions.mask)
     assert mx.abs(mx.where(mask, off - expected, 0)).max().item() == 0
     assert mx.abs(mx.where(mask, on - expected, 0)).max().item() > 1e-3
-    layer = trained.model.language_model.model.layers[0]
-    compiled = mx.compile(lambda x: layer.mlp(x), inputs=[trained.model.state])
+    name = lora_targets(base.model)[0]
+    adapted, plain = (dict(vlm.model.named_modules())[name] for vlm in (trained, base))
+    compiled = mx.compile(lambda x: adapted(x), inputs=[trained.model.state])
     states = mx.random.normal((1, 2, base.model.config.text_config.hidden_size))
     with_adapter = compiled(states)
     with adapter_off(trained.model):
         without = compiled(states)
         mx.eval(without)
-    assert mx.allclose(without, base.model.language_model.model.layers[0].mlp(states), atol=1e-5)
+    assert mx.allclose(without, plain(states), atol=1e-5)
     assert mx.abs(with_adapter - without).max().item() > 1e-4
     assert mx.array_equal(compiled(states), with_adapter)
 

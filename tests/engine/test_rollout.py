@@ -10,8 +10,8 @@ import pytest
 from tokenizers import Tokenizer
 
 from mlxpref.checkpoints import bounds
+from mlxpref.engine.branched_cache import BranchedCache
 from mlxpref.engine.completion import Rollout, Sampling
-from mlxpref.engine.kv_cache import BranchedKVCache
 from mlxpref.engine.profile import Form, own_profile
 from mlxpref.engine.reading import Reader
 from mlxpref.engine.rollout import roll_out
@@ -75,14 +75,14 @@ def test_finished_completions_leave_the_batch(tiny_vlm: VLM, monkeypatch: pytest
     monkeypatch.setattr("mlxpref.checkpoints.bounds.row_copies", lambda *_: 1)
     dropped = {"select_rows": 0, "drop_branches": 0}
     for name in dropped:
-        original = getattr(BranchedKVCache, name)
+        original = getattr(BranchedCache, name)
 
-        def counted(cache: BranchedKVCache, kept: Any, name: str = name, original: Any = original) -> None:
+        def counted(cache: BranchedCache, kept: Any, name: str = name, original: Any = original) -> None:
             before = cache.branch_ids.shape
             original(cache, kept)
             dropped[name] += cache.branch_ids.shape != before
 
-        monkeypatch.setattr(BranchedKVCache, name, counted)
+        monkeypatch.setattr(BranchedCache, name, counted)
     inputs = inputs_of(tiny_vlm)
     sampling = Sampling(samples=16, temperature=1.0, max_tokens=60, seed=1, close=False)
     together = roll_out(tiny_vlm, inputs, sampling, KEYS[:5])

@@ -7,7 +7,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_map
-from mlx_vlm.models import qwen2_5_vl, qwen2_vl, qwen3_vl
+from mlx_vlm.models import qwen2_5_vl, qwen2_vl, qwen3_5, qwen3_vl, qwen3_vl_moe
 
 from mlxpref.engine.vision import VisionEncoder
 from mlxpref.engine.vlm import VLM
@@ -29,8 +29,10 @@ def random_tower(family: str, width: int = 64, **settings: Any) -> Any:
             size |= {"window_size": 112, "patch_size": 14, "fullatt_block_indexes": [1, 3]}
             built = qwen2_5_vl.VisionModel(qwen2_5_vl.VisionConfig(**size | settings))
         else:
-            size |= {"deepstack_visual_indexes": [0, 2], "num_position_embeddings": 49}
-            built = qwen3_vl.VisionModel(qwen3_vl.VisionConfig(**size | settings))
+            module = {"qwen3_vl": qwen3_vl, "qwen3_vl_moe": qwen3_vl_moe, "qwen3_5": qwen3_5}[family]
+            levels = [] if family == "qwen3_5" else [0, 2]
+            size |= {"deepstack_visual_indexes": levels, "num_position_embeddings": 49}
+            built = module.VisionModel(module.VisionConfig(**size | settings))
     # Norms and biases start out as ones and zeros, with which a forgotten one would not show.
     built.update(tree_map(lambda x: x + 0.1 * mx.random.normal(x.shape), built.parameters()))
     return built

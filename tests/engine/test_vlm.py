@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from mlxpref.engine.image_features import Features
-from mlxpref.engine.kv_cache import image_positions
+from mlxpref.engine.positions import image_positions
 from mlxpref.engine.vlm import VLM, ComparisonInput, load_vlm
 from mlxpref.errors import ModelError
 from tests.conftest import GOLDEN, append_block, hidden_states, picture

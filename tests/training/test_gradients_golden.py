@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten
 
 from mlxpref.config import TrainSettings
 from mlxpref.engine.logprobs import Completions, PromptState, prefill
-from mlxpref.engine.lora import adapter_weights, attach_lora, linear_layers
+from mlxpref.engine.lora import adapter_weights, attach_lora, lora_targets
 from mlxpref.engine.vlm import VLM, ComparisonInput, load_vlm
 from mlxpref.training.gradients import GradientResult, policy_gradient
 from mlxpref.training.loss import LossInputs
@@ -39,7 +39,7 @@ def update(family: str) -> dict[str, Any]:
 def with_layers(family: str, rank: int, scale: float) -> VLM:
     """A model with layers for an adapter; loaded anew, as it is changed."""
     vlm = load_vlm(GOLDEN / family, 512 * 512)
-    attach_lora(vlm.model, list(linear_layers(vlm.model)), rank, scale)
+    attach_lora(vlm.model, lora_targets(vlm.model), rank, scale)
     return vlm
 
 
