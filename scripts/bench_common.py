@@ -24,11 +24,7 @@ import mlx.optimizers as optim  # noqa: E402
 import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from mlxpref.cli.output import (  # noqa: E402
-    note,
-    print_table,
-    print_text,
-)
+from mlxpref.cli.output import note, print_table, print_text  # noqa: E402
 from mlxpref.demo.pictures import COLOURS, QUALITIES, SHAPES, PictureSpec, render  # noqa: E402
 from mlxpref.engine.vlm import VLM  # noqa: E402
 
@@ -51,6 +47,8 @@ M = TypeVar("M")
 TEXT = "a red circle"
 """The prompt that pictures are compared for."""
 _CONTEXT = 8192
+
+
 def pictures(count: int, pixels: int, *seed: int) -> list[Image.Image]:
     """Pictures of the demo's shapes, `pixels` along each side; others for every seed."""
     draw = np.random.default_rng(seed)

@@ -24,22 +24,22 @@ import click  # noqa: E402
 import mlx.core as mx  # noqa: E402
 from mlx_vlm.generate import generate_step  # noqa: E402
 
-from mlxpref.engine.completion import Sampling  # noqa: E402
 from mlxpref.engine.branched_cache import BranchedCache  # noqa: E402
+from mlxpref.engine.completion import Sampling  # noqa: E402
 from mlxpref.engine.lora import linear_layers  # noqa: E402
 from mlxpref.engine.rollout import roll_out  # noqa: E402
 from mlxpref.engine.vlm import VLM, ComparisonInput  # noqa: E402
-from scripts.bench_common import (  # noqa: E402
-    TEXT,
+from scripts.bench_common import TEXT, naive_inputs, pictures, report, take_turns  # noqa: E402
+from scripts.bench_models import (  # noqa: E402
     decoder_operations,
+    family_option,
     give_random_weights,
     load_both,
-    naive_inputs,
-    pictures,
-    report,
-    take_turns,
+    pixels_of_a_token,
 )
 
+_TOKENS = 12
+"""Tokens along the sides of the pictures."""
 _IMAGES = 7
 """Pictures, of whose ordered pairs the comparisons are."""
 _SIDE = 2048
@@ -129,31 +129,41 @@ def step_operations(model: Any, case: Case, prompt: int, tokens: int) -> float:
 
 
 def step_bytes(model: Any, case: Case, prompt: int, tokens: int) -> float:
-    """Bytes that writing one token in every row must read: weights once, each prompt's keys and values once."""
+    """Bytes that writing one token in every row must read or write.
+
+    Weights once, each prompt's keys and values once; the states of recurrent layers in every row, there and back.
+    """
     language = model.language_model
     arguments, embedding = language.args, language.model.embed_tokens
     head = embedding if arguments.tie_word_embeddings else language.lm_head
     weights = sum(
         part.nbytes for layer in [*linear_layers(model).values(), head] for part in layer.parameters().values()
     )
-    width = arguments.hidden_size // arguments.num_attention_heads * arguments.num_key_value_heads
-    column = 2 * width * arguments.num_hidden_layers * embedding(mx.array([0])).itemsize
-    return float(weights + column * (case.comparisons * prompt + case.rows * tokens / 2))
+    itemsize, column, state = embedding(mx.array([0])).itemsize, 0, 0
+    for layer in language.model.layers:
+        if "self_attn" in layer:
+            column += 2 * arguments.num_key_value_heads * layer.self_attn.head_dim * itemsize
+        else:
+            mixer = layer.linear_attn
+            state += 4 * mixer.num_v_heads * mixer.head_v_dim * mixer.head_k_dim  # in float32
+    return float(weights + column * (case.comparisons * prompt + case.rows * tokens / 2) + 2 * state * case.rows)
 
 
 @click.command()
+@family_option
 @click.option("--rows", multiple=True, default=(1, 8, 32), show_default=True, help="Rows written together.")
-@click.option("--pixels", default=336, show_default=True, help="Sides of the pictures.")
+@click.option("--pixels", type=int, help=f"Sides of the pictures; else those of {_TOKENS} tokens.")
 @click.option("--tokens", default=64, show_default=True, help="Tokens that are written in every row.")
 @click.option("--repeats", default=5, show_default=True, help="Repetitions, of which the medians are taken.")
 @click.option("--quick", is_flag=True, help="Two small cases, once: a test that everything works.")
-def main(rows: Sequence[int], pixels: int, tokens: int, repeats: int, quick: bool) -> None:
+def main(family: str, rows: Sequence[int], pixels: int | None, tokens: int, repeats: int, quick: bool) -> None:
     """Time decoding, ours and mlx-vlm's, in turn."""
     if quick:
-        rows, pixels, tokens, repeats = (1, 2), 84, 8, 1
+        rows, tokens, repeats = (1, 2), 8, 1
     cases = list(dict.fromkeys(Case(count, each) for count in rows for each in (1, count)))
     with tempfile.TemporaryDirectory() as folder:
-        vlm, model, processor = load_both(Path(folder))
+        vlm, model, processor = load_both(Path(folder), family)
+        pixels = pixels or (3 if quick else _TOKENS) * pixels_of_a_token(model)
         give_random_weights(vlm, model)
         shown = list(permutations(pictures(_IMAGES, pixels, 0), 2))[: max(rows)]
         if len(shown) < max(rows):
@@ -189,8 +199,8 @@ def main(rows: Sequence[int], pixels: int, tokens: int, repeats: int, quick: boo
         f"prompts of {length} tokens, {tokens} written; mlx-vlm at 1 row: {tokens / seconds[_PEER]:.1f} tokens/s",
         f"share: of {limit / 1e9:.1f} {unit}",
     ]
-    settings = {"prompt_tokens": length, "tokens": tokens, "repeats": repeats, "limit": limit, "limit_of": unit,
-                "dtype": "float32"}  # fmt: skip
+    settings = {"family": family, "prompt_tokens": length, "tokens": tokens, "repeats": repeats, "limit": limit,
+                "limit_of": unit, "dtype": "float32"}  # fmt: skip
     report("decode", settings, found, (columns, table), remarks)
 
 

@@ -1,7 +1,7 @@
-"""A step of GRPO, ours beside mlx-vlm's own trainer: `python -m scripts.bench_grpo [--quick]`.
+"""A step of GRPO, ours beside mlx-vlm's own trainer: `python -m scripts.bench_grpo [--family qwen3_5] [--quick]`.
 
-Both sides train equal random weights (float32, the demo judge's architecture) with an adapter on all linear layers of
-the language model, on one pair of pictures. A step is: write a group of completions, the vision tower included; the
+Both sides train equal random weights (float32, about the demo judge's size) with an adapter on the linear layers that
+training adapts, on one pair of pictures. A step is: write a group of completions, the vision tower included; the
 gradient; the optimizer. The peer's step is its trainer's own, from its batches to `apply_gradient_step`, with its own
 defaults; pictures are cut into patches beforehand for the peer, and within the time measured for us.
 """
@@ -39,19 +39,25 @@ from scripts.bench_common import (  # noqa: E402
     TEXT,
     PeerTrainer,
     Tokens,
-    attach_equal_adapters,
-    give_random_weights,
     idle_optimizer,
-    load_both,
     median,
     naive_inputs,
-    named,
     pictures,
     report,
     take_turns,
     watched,
 )
+from scripts.bench_models import (  # noqa: E402
+    attach_equal_adapters,
+    family_option,
+    give_random_weights,
+    load_both,
+    named,
+    pixels_of_a_token,
+)
 
+_SIDES = (11, 23)
+"""Tokens along the sides of the pictures."""
 _LARGE = 500
 """Pixels along a side from which a step of the peer takes so long that it gets fewer repetitions."""
 _OURS, _RECOMPUTING, _PEER = "ours", "ours, recomputing", "mlx-vlm"
@@ -194,13 +200,15 @@ def full_sequences_peak(peer: PeerTrainer, case: Case) -> int:
     """
     model, inputs = peer.model, peer.inputs_of(0)
     grids, start = inputs["image_grid_thw"], inputs["input_ids"].shape[1] - 1
+    encoded = model.vision_tower(inputs["pixel_values"], grids)
+    features = encoded[0] if isinstance(encoded, tuple) else encoded  # Qwen3-VL's tower returns deepstack levels, too
     tokens = mx.array(np.random.default_rng(0).integers(0, 256, (case.group, case.tokens)), mx.int32)
     ids = mx.concatenate([mx.repeat(inputs["input_ids"], case.group, 0), tokens], axis=1)[:, :-1]
     embedded = model.get_input_embeddings(
         ids,
         inputs["pixel_values"],
         image_grid_thw=mx.tile(grids, (case.group, 1)),
-        cached_image_features=mx.tile(model.vision_tower(inputs["pixel_values"], grids), (case.group, 1)),
+        cached_image_features=mx.tile(features, (case.group, 1)),
     )
     mx.eval(embedded.inputs_embeds, embedded.position_ids)
 
@@ -211,7 +219,9 @@ def full_sequences_peak(peer: PeerTrainer, case: Case) -> int:
         return -(said * case.advantages[:, None]).mean()
 
     mx.reset_peak_memory()
+    model.train()  # in which recurrent layers have a gradient on every device
     mx.eval(nn.value_and_grad(model, objective)(model))
+    model.eval()
     return int(mx.get_peak_memory())
 
 
@@ -282,7 +292,8 @@ def table_of(cases: Sequence[Mapping[str, Any]]) -> tuple[Sequence[str], list[li
 
 
 @click.command()
-@click.option("--pixels", multiple=True, default=(308, 644), show_default=True, help="Sides of the pictures.")
+@family_option
+@click.option("--pixels", multiple=True, type=int, help=f"Sides of the pictures; else those of {_SIDES} tokens.")
 @click.option("--tokens", multiple=True, default=(64, 128), show_default=True, help="Lengths of the completions.")
 @click.option("--group", default=8, show_default=True, help="Completions of the pair.")
 @click.option("--rank", default=16, show_default=True, help="Rank of the adapter.")
@@ -291,6 +302,7 @@ def table_of(cases: Sequence[Mapping[str, Any]]) -> tuple[Sequence[str], list[li
 @click.option("--recompute/--no-recompute", default=False, help="Which of ours the JSON shows; the table has both.")
 @click.option("--quick", is_flag=True, help="One small case, once: a test that everything works.")
 def main(
+    family: str,
     pixels: Sequence[int],
     tokens: Sequence[int],
     group: int,
@@ -302,18 +314,19 @@ def main(
 ) -> None:
     """Time a step of GRPO, ours and that of mlx-vlm's trainer, in turn."""
     if quick:
-        pixels, tokens, group, repeats = (84,), (8,), 2, 1
+        tokens, group, repeats = (8,), 2, 1
     cases = []
     with tempfile.TemporaryDirectory() as folder:
-        vlm, model, processor = load_both(Path(folder))
+        vlm, model, processor = load_both(Path(folder), family)
+        pixels = pixels or [count * pixels_of_a_token(model) for count in ((3,) if quick else _SIDES)]
         give_random_weights(vlm, model)
         attach_equal_adapters(vlm, model, rank)
         for side, length in product(pixels, tokens):
             few = min(repeats, long_repeats) if side > _LARGE else repeats
             rounds = {_OURS: repeats, _RECOMPUTING: repeats, _PEER: few}
             cases.append(run_case(vlm, model, processor, Case(side, length, group), rounds))
-    settings = {"pixels": pixels, "group": group, "rank": rank, "recompute": recompute, "repeats": repeats,
-                "peer_repeats": [case["sides"][_PEER]["repeats"] for case in cases], "loss_type": "grpo",
+    settings = {"family": family, "pixels": pixels, "group": group, "rank": rank, "recompute": recompute,
+                "repeats": repeats, "peer_repeats": [case["sides"][_PEER]["repeats"] for case in cases], "loss_type": "grpo",
                 "temperature": 1.0, "dtype": "float32"}  # fmt: skip
     remarks = [
         "x: the peer's time over this side's; peak x: the peak of all sequences in one batch over this side's update",

@@ -211,8 +211,8 @@ def decoder_operations(model: Any, count: int, before: int = 0, heads: int = 0) 
 def _recurrent_operations(module: nn.Module) -> int:
     """Multiply-adds of a token in a recurrent layer, beside its linear layers, by the rule token by token.
 
-    In chunks of C tokens the rule takes more, C (2 W + K + C / 3) more in each of the value's heads and 2 C K in each of
-    the key's, for keys of K and values of W numbers: that is a price of speed, so no part of a bound.
+    In chunks of C tokens the rule takes more, C (2 W + K + C / 3) more in each head of values and 2 C K in each head of
+    keys, which are K numbers, and values W: that is a price of speed, so no part of a bound.
     """
     state = module.num_v_heads * module.head_v_dim * module.head_k_dim
     return int(module.conv1d.weight.size + 3 * state)

@@ -3,7 +3,8 @@
 The other side is what a straightforward user of mlx-vlm writes: for every ordered pair the model's own forward over
 both pictures and the whole prompt, or, with thinking, its `generate_step` until the answer, one comparison after
 another. It is timed on a sample of the pairs and scaled to all; its pictures are cut into patches beforehand, within
-the time measured for us. The judge is the demo's own, which writes reasons.
+the time measured for us. The judge is the demo's own, which writes reasons; with `--family qwen3_5` it has random
+weights, and its reasons are cut at their greatest length.
 """
 
 import tempfile
@@ -31,21 +32,20 @@ from mlxpref.engine.vlm import VLM  # noqa: E402
 from mlxpref.judge.judge import Judge  # noqa: E402
 from mlxpref.judge.pair_verdict import JudgingCounts  # noqa: E402
 from mlxpref.preferences import Pair  # noqa: E402
-from scripts.bench_common import (  # noqa: E402
+from scripts.bench_common import TEXT, median, naive_inputs, pictures, report, take_turns  # noqa: E402
+from scripts.bench_models import (  # noqa: E402
     LARGEST,
-    TEXT,
     decoder_operations,
+    family_option,
     load_both,
-    median,
-    naive_inputs,
-    pictures,
-    report,
-    take_turns,
+    pixels_of_a_token,
     vision_operations,
 )
 
-_SAMPLE = {84: (240, 24), 336: (24, 8), 672: (6, 3)}
-"""Ordered pairs that the naive side judges at a number of pixels, without thinking and with it."""
+_SIDES = (3, 12, 24)
+"""Tokens along the sides of the pictures."""
+_SAMPLE = dict(zip(_SIDES, ((240, 24), (24, 8), (6, 3)), strict=True))
+"""Ordered pairs that the naive side judges, without thinking and with it, by tokens along a side."""
 _FEW = (6, 3)
 _LARGE = 500
 """Pixels along a side from which all pairs take so long that there are fewer repetitions."""
@@ -181,7 +181,7 @@ def bound_of(vlm: VLM, model: Any, case: Case, written: int) -> float:
     Tokens that are written cost both ways the same.
     """
     tokens = vlm.tokenizer.comparison(TEXT, "choice", case.think)
-    image = (case.pixels // 28) ** 2
+    image = (case.pixels // pixels_of_a_token(model)) ** 2
     start, between, after = map(len, tokens.texts)
     first = image + between
     rest = image + after
@@ -251,7 +251,8 @@ def table_of(cases: Sequence[Mapping[str, Any]]) -> tuple[Sequence[str], list[li
 
 
 @click.command()
-@click.option("--pixels", multiple=True, default=(84, 336, 672), show_default=True, help="Sides of the pictures.")
+@family_option
+@click.option("--pixels", multiple=True, type=int, help=f"Sides of the pictures; else those of {_SIDES} tokens.")
 @click.option("--think", type=click.Choice(["no", "yes", "both"]), default="both", show_default=True, help="Cases.")
 @click.option("--images", default=16, show_default=True, help="Pictures, of which all ordered pairs are judged.")
 @click.option("--max-tokens", default=64, show_default=True, help="Tokens of reasons.")
@@ -259,6 +260,7 @@ def table_of(cases: Sequence[Mapping[str, Any]]) -> tuple[Sequence[str], list[li
 @click.option("--long-repeats", default=3, show_default=True, help=f"The same beyond {_LARGE} pixels.")
 @click.option("--quick", is_flag=True, help="One small case of each kind, once: a test that everything works.")
 def main(
+    family: str,
     pixels: Sequence[int],
     think: str,
     images: int,
@@ -269,17 +271,19 @@ def main(
 ) -> None:
     """Time the judging of all ordered pairs, ours and one full prompt after another, in turn."""
     if quick:
-        pixels, images, repeats = (84,), 4, 1
+        images, repeats = 4, 1
     cases = []
     with tempfile.TemporaryDirectory() as folder:
-        vlm, model, processor = load_both(Path(folder))
+        vlm, model, processor = load_both(Path(folder), family)
+        unit = pixels_of_a_token(model)
+        pixels = pixels or [count * unit for count in (_SIDES[:1] if quick else _SIDES)]
         for thinks, side in product([False, True] if think == "both" else [think == "yes"], pixels):
-            sample = min(_SAMPLE.get(side, _FEW)[thinks], images * (images - 1))
+            sample = min(_SAMPLE.get(side // unit, _FEW)[thinks], images * (images - 1))
             case = Case(side, thinks, images, sample, max_tokens)
             times = min(repeats, long_repeats) if side > _LARGE else repeats
             cases.append(run_case(vlm, model, processor, case, times))
-    settings = {"images": images, "max_tokens": max_tokens, "repeats": [case["repeats"] for case in cases],
-                "dtype": "float32"}  # fmt: skip
+    settings = {"family": family, "images": images, "max_tokens": max_tokens,
+                "repeats": [case["repeats"] for case in cases], "dtype": "float32"}  # fmt: skip
     remarks = [
         f"{images} pictures, {images * (images - 1)} ordered pairs; the naive time is that of a sample, scaled",
         "bound: the ratio of multiply-adds; difference: of preferences where both sides wrote the same",

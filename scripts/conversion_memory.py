@@ -2,11 +2,12 @@
 
     python -m scripts.conversion_memory                 # 2 GB in bfloat16, files of 200 MB, unquantized and 4 bit
     python -m scripts.conversion_memory --size 0.2      # a quick look
+    python -m scripts.conversion_memory --family qwen3_vl_moe
 
 Every conversion runs in a process of its own: peak resident memory from after the imports until the last weight is on
-the disk, by the kernel's own count (Linux). Verification comes after that and is measured by itself: it loads what was
-written, as whoever uses it will. Prints JSON; exits 1 where writing takes more than a file, the largest tensor, and
-0.3 GB over what the imports take.
+the disk, by the kernel's own count (Linux); `writing_mlx` is what MLX alone counts. Verification comes after that and
+is measured by itself: it loads what was written, as whoever uses it will. Prints JSON; exits 1 where writing takes more
+than a file, the largest tensor, and 0.3 GB over what the imports take.
 """
 
 import json
@@ -15,48 +16,65 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-GOLDEN = Path(__file__).parent.parent / "tests" / "golden" / "qwen2_5_vl"
+GOLDEN = Path(__file__).parent.parent / "tests" / "golden"
+SIZES: dict[str, dict[str, int]] = {
+    "qwen2_5_vl": {
+        "hidden_size": 2048, "intermediate_size": 5632, "num_attention_heads": 128, "num_key_value_heads": 32,
+    },
+    "qwen3_5": {"hidden_size": 2048, "intermediate_size": 5632},
+    "qwen3_vl_moe": {"hidden_size": 1024, "num_experts": 32, "moe_intermediate_size": 768},
+}  # fmt: skip
+"""The sizes of a checkpoint, by family, in place of the tiny ones."""
 ALLOWED = 300_000_000
 """Bytes beside a file and a tensor."""
-_LAYER = 3 * 2048 * 5632 + 2 * 2048 * 2048 + 2 * 2048 * 512
-"""Weights of one layer of the checkpoint below."""
 
 
-def make_checkpoint(folder: Path, gigabytes: float, shard: int) -> None:
-    """A Qwen2.5-VL of random weights in bfloat16 and the hub's layout, with the tiny vision tower of the tests."""
+def make_checkpoint(folder: Path, family: str, sizes: Mapping[str, int], shard: int) -> None:
+    """A checkpoint of random weights in bfloat16 and the hub's layout: the tests' tiny one with other `sizes`."""
     import mlx.core as mx
     from mlx.utils import tree_flatten
-    from mlx_vlm.models.qwen2_5_vl import Model, ModelConfig, TextConfig, VisionConfig
+    from mlx_vlm import utils
 
+    from mlxpref.checkpoints.families import FAMILIES
     from mlxpref.checkpoints.names import hub_name
     from mlxpref.conversion.writer import write_model
+    from mlxpref.engine.weights import to_hub
 
-    config = json.loads((GOLDEN / "config.json").read_text(encoding="utf-8"))
-    layers = max(1, round(gigabytes * 1e9 / 2 / _LAYER))
-    config |= {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": layers, "num_attention_heads": 16}
-    config |= {"num_key_value_heads": 4, "max_window_layers": layers}
-    config["rope_scaling"] = {"type": "mrope", "mrope_section": [16, 24, 24]}
-    config["vision_config"] |= {"out_hidden_size": 2048}
-    wanted = ModelConfig.from_dict(config)
-    wanted.text_config, wanted.vision_config = (
-        TextConfig.from_dict(config),
-        VisionConfig.from_dict(config["vision_config"]),
-    )
-    weights: dict[str, mx.array] = dict(tree_flatten(Model(wanted).parameters()))
+    config = json.loads((GOLDEN / family / "config.json").read_text(encoding="utf-8"))
+    text = config["text_config"] if FAMILIES[family].is_nested else config
+    text |= sizes
+    text.pop("layer_types", None)  # a list of the tiny one's layers, which the interval implies
+    config["vision_config"] |= {"out_hidden_size": text["hidden_size"]}
+    package, _ = utils.get_model_and_args(config)
+    settings = utils.update_module_configs(package.ModelConfig.from_dict(config), package, config, ["text", "vision"])
+    weights: dict[str, mx.array] = dict(tree_flatten(package.Model(settings).parameters()))
     key = mx.random.key(0)
-    lazy = {}
     for name, weight in weights.items():
-        shape = weight.shape if weight.ndim < 5 else tuple(weight.shape[i] for i in (0, 4, 1, 2, 3))
         key, own = mx.random.split(key)
-        lazy[hub_name(name, "qwen2_5_vl")] = (0.02 * mx.random.normal(shape, key=own)).astype(mx.bfloat16)
+        # Norms stay as they are: nothing says of a random checkpoint how large its activations may become.
+        drawn = weight if weight.ndim == 1 else 0.05 * mx.random.normal(weight.shape, key=own)
+        weights[name] = drawn.astype(mx.bfloat16)
+    lazy = {hub_name(name, family): weight for name, weight in to_hub(weights, FAMILIES[family]).items()}
     del weights
     folder.mkdir(parents=True)
-    write_model(folder, GOLDEN, config, lazy, shard, kind="pt")
+    write_model(folder, GOLDEN / family, config, lazy, shard, kind="pt")
+
+
+def layers_of(family: str, gigabytes: float) -> int:
+    """How many layers of the family's `SIZES` have about these bytes in bfloat16."""
+    sizes = SIZES[family]
+    hidden = sizes["hidden_size"]
+    if "num_experts" in sizes:
+        layer = 3 * sizes["num_experts"] * hidden * sizes["moe_intermediate_size"]
+    else:
+        layer = 3 * hidden * sizes["intermediate_size"]
+    return max(4, round(gigabytes * 1e9 / 2 / layer))
 
 
 def memory(kind: str) -> int:
@@ -74,6 +92,7 @@ def forget_peak() -> None:
 
 def run_ours(source: Path, output: Path, name: str, shard: int) -> dict[str, Any]:
     """`mlxpref convert`, in this process."""
+    import mlx.core as mx
     import mlx_vlm.utils  # noqa: F401  part of the baseline
 
     from mlxpref.conversion import convert as conversion
@@ -84,6 +103,7 @@ def run_ours(source: Path, output: Path, name: str, shard: int) -> dict[str, Any
 
     def verifying(*arguments: Any) -> Any:
         found["writing"] = memory("VmHWM") - baseline
+        found["writing_mlx"] = mx.get_peak_memory()
         found["writing_seconds"] = round(time.perf_counter() - started, 1)
         forget_peak()
         return verification.verify(*arguments)
@@ -131,11 +151,12 @@ def measured(who: str, source: Path, output: Path, name: str, shard: int) -> dic
 
 
 @click.command()
+@click.option("--family", default="qwen2_5_vl", show_default=True, type=click.Choice([*SIZES]))
 @click.option("--size", default=2.0, show_default=True, help="GB of the checkpoint.")
 @click.option("--shard", default=200, show_default=True, help="MB of a file that is written.")
 @click.option("--recipes", default="none,4", show_default=True)
 @click.option("--child", nargs=5, hidden=True, type=(str, Path, Path, str, int))
-def main(size: float, shard: int, recipes: str, child: tuple[str, Path, Path, str, int] | None) -> None:
+def main(family: str, size: float, shard: int, recipes: str, child: tuple[str, Path, Path, str, int] | None) -> None:
     """Measure conversions side by side and print JSON."""
     if child:
         run = {"ours": run_ours, "theirs": run_theirs}[child[0]]
@@ -146,7 +167,7 @@ def main(size: float, shard: int, recipes: str, child: tuple[str, Path, Path, st
     rows = []
     with tempfile.TemporaryDirectory() as place:
         source = Path(place) / "source"
-        make_checkpoint(source, size, 500_000_000)
+        make_checkpoint(source, family, SIZES[family] | {"num_hidden_layers": layers_of(family, size)}, 500_000_000)
         heads = Checkpoint.open(source).tensors.values()
         largest = max(tensor.size for tensor in heads)
         whole = sum(tensor.size for tensor in heads)

@@ -127,7 +127,7 @@ def _recurrent(text: Mapping[str, Any]) -> Problems:
         yield "full_attention_interval", interval, f"a whole number from 2 to the {layers} layers"
     kinds = ["linear_attention" if (layer + 1) % interval else "full_attention" for layer in range(layers)]
     if text.get("layer_types") not in (None, kinds):
-        yield "layer_types", text["layer_types"], f"full attention in every {interval}th layer, {_ALL}"
+        yield "layer_types", text["layer_types"], f"full attention in the last of each {interval} layers, {_ALL}"
     value_heads, key_heads = text["linear_num_value_heads"], text["linear_num_key_heads"]
     if value_heads % key_heads:
         yield "linear_num_key_heads", key_heads, f"a divisor of the {value_heads} value heads"

@@ -28,6 +28,7 @@ from mlxpref.conversion.quantize import (
     plan_layers,
     quantize,
     quantized_layers,
+    stored_types,
 )
 from mlxpref.conversion.verify import naming_source, public_name, revision_of, verify, write_record
 from mlxpref.conversion.writer import check_space, folder_bytes, new_folder, write_model
@@ -80,7 +81,7 @@ def convert(
     with new_folder(output, overwrite, [source.folder, *([adapter] if adapter else [])]) as folder:
         model = lazy_model(source)
         _check_quantized_source(source.folder, model, recipe, requantize)
-        plan, unquantized = _apply(source.folder, model, recipe, adapter, dtype)
+        plan, unquantized = _apply(source, model, recipe, adapter, dtype)
         weights: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
         del model
         gc.collect()  # the layers hold weights in reference cycles
@@ -130,7 +131,7 @@ def _check_quantized_source(source: Path, model: nn.Module, recipe: Recipe | Non
 
 
 def _apply(
-    source: Path, model: nn.Module, recipe: Recipe | None, adapter: Path | None, dtype: str | None
+    source: Checkpoint, model: nn.Module, recipe: Recipe | None, adapter: Path | None, dtype: str | None
 ) -> tuple[Plan, list[str]]:
     """Put an adapter into a lazy model, and change its type and quantization.
 
@@ -141,15 +142,14 @@ def _apply(
     _, scale, lora = read_adapter(adapter, model) if adapter else (0, 0.0, {})
     layers |= {path: before[path] for path in {name.rpartition(".")[0] for name in lora} & before.keys()}
     dequantize(model, layers)
-    if dtype is not None:
-        cast(model, getattr(mx, dtype), apart_from=set(before) - set(layers))
+    cast(model, getattr(mx, dtype) if dtype else None, stored_types(source), apart_from=set(before) - set(layers))
     if lora:
         fuse_adapter(model, scale, lora)
     if recipe is None:
         quantize(model, layers)
         return before, []
     plan, unquantized = plan_layers(model, recipe)
-    _check_any_quantized(source, model, recipe, plan)
+    _check_any_quantized(source.folder, model, recipe, plan)
     quantize(model, plan)
     return plan, unquantized
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlxpref.checkpoints.checkpoint import Checkpoint
@@ -13,7 +14,7 @@ from mlxpref.conversion.convert import convert, plain_config
 from mlxpref.conversion.fidelity import built_in_comparisons
 from mlxpref.conversion.keep_profile import profile_to_keep, write_profile
 from mlxpref.conversion.model_card import write_card
-from mlxpref.conversion.quantize import Recipe, cast, dequantize, quantized_layers
+from mlxpref.conversion.quantize import Recipe, cast, dequantize, quantized_layers, stored_types
 from mlxpref.conversion.verify import public_name, write_record
 from mlxpref.conversion.writer import check_space, folder_bytes, new_folder, write_model
 from mlxpref.data.learned import keep_learned
@@ -22,6 +23,7 @@ from mlxpref.engine.lora import fuse_adapter
 from mlxpref.engine.mlx_model import lazy_model
 from mlxpref.engine.peft import PEFT_WEIGHTS, write_peft
 from mlxpref.engine.profile import own_profile
+from mlxpref.engine.weights import to_hub
 from mlxpref.log import logger
 
 
@@ -78,18 +80,15 @@ def export_adapter(
 
 
 def _fused_for_transformers(base: Checkpoint, adapter: Path, dtype: str | None) -> dict[str, mx.array]:
-    """The weights of a model with an adapter in them, lazily, under the hub's names and in torch's layouts."""
+    """The weights of a model with an adapter in them, lazily, under the hub's names and in its layouts."""
     model = lazy_model(base)
-    _, scale, weights = read_adapter(adapter, model)
+    _, scale, lora = read_adapter(adapter, model)
     dequantize(model, quantized_layers(model))
-    if dtype:
-        cast(model, getattr(mx, dtype))
-    fuse_adapter(model, scale, weights)
-    plain: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
-    return {hub_name(name, base.config["model_type"]): _as_torch(weight) for name, weight in plain.items()}
-
-
-def _as_torch(weight: mx.array) -> mx.array:
-    """A weight in torch's layout: the patches' convolution has its channels second."""
-    # (out, time, height, width, channels) -> (out, channels, time, height, width)
-    return mx.contiguous(weight.transpose(0, 4, 1, 2, 3)) if weight.ndim == 5 else weight
+    stored, given = stored_types(base), getattr(mx, dtype) if dtype else None
+    norms = [name for name, module in model.named_modules() if isinstance(module, nn.RMSNorm)]
+    cast(model, given, stored, apart_from=norms)  # half precision would round 1 + w
+    fuse_adapter(model, scale, lora)
+    weights = to_hub(dict(tree_flatten(model.parameters())), base.family)
+    for name in (f"{norm}.weight" for norm in norms):
+        weights[name] = weights[name].astype(given or stored[name])
+    return {hub_name(name, base.family.model_type): weight for name, weight in weights.items()}

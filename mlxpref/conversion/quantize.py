@@ -9,10 +9,13 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
+from mlxpref.checkpoints.checkpoint import Checkpoint
 from mlxpref.errors import ConfigError
 
 DTYPES = ("bfloat16", "float16", "float32")
 """The types of weights that are not quantized."""
+_FLOATS = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16}
+"""The types in the heads of safetensors files."""
 GROUP_SIZES = (32, 64, 128)
 _BITS = (2, 3, 4, 5, 6, 8)
 _MIXED = ("mixed_2_6", "mixed_3_4", "mixed_3_5", "mixed_3_6", "mixed_3_8", "mixed_4_6", "mixed_4_8")
@@ -20,6 +23,8 @@ _RECIPES = ("none", *(str(bits) for bits in _BITS), *_MIXED, "mxfp4")
 _MX_GROUP = 32
 """The group size of mxfp4."""
 _LAYER = re.compile(r"^language_model\.model\.layers\.(\d+)\.")
+_VALUES = ("v_proj", "in_proj_qkv", "down_proj")
+"""The layers to which mixed recipes give more bits: values, of recurrent layers together with queries and keys."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,11 @@ class LayerQuantization:
     bits: int
     group_size: int
     mode: str = "affine"
+
+
+_ROUTER = ".mlp.gate"
+_OF_ROUTER = LayerQuantization(8, 64)
+"""The least storage of a router, which chooses experts: that of mlx-vlm's own conversion."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +93,9 @@ class Recipe:
 def plan_layers(model: nn.Module, recipe: Recipe) -> tuple[dict[str, LayerQuantization], list[str]]:
     """The plan: each layer's storage by module path, and the layers of the recipe that stay unquantized.
 
-    The group size does not divide the width of these. Mixed recipes give more bits to the value and down projections of
-    the first and last eighth of the layers and of every third between, and to embedding and head.
+    The group size does not divide the width of these. Mixed recipes give more bits to the value and down projections,
+    those of experts, too, of the first and last eighth of the layers and of every third between, and to embedding and
+    head. A router, which chooses experts, has 8 bits in every recipe.
     """
     plan: dict[str, LayerQuantization] = {}
     unquantized = []
@@ -93,7 +104,7 @@ def plan_layers(model: nn.Module, recipe: Recipe) -> tuple[dict[str, LayerQuanti
         if layer is None:
             continue
         # On loading mlx-vlm quantizes only layers whose weights are a multiple of 64.
-        if module.weight.ndim != 2 or module.weight.shape[-1] % layer.group_size or module.weight.size % 64:
+        if module.weight.shape[-1] % layer.group_size or module.weight.size % 64:
             unquantized.append(path)
         else:
             plan[path] = layer
@@ -106,6 +117,8 @@ def _asked(path: str, model: Any, recipe: Recipe) -> LayerQuantization | None:
         bits = recipe.vision_bits if path.startswith("vision_tower.") else None
         # The smallest groups divide most of its unusual widths.
         return LayerQuantization(bits, _MX_GROUP) if bits else None
+    if recipe.bits and recipe.bits < _OF_ROUTER.bits and path.endswith(_ROUTER):
+        return _OF_ROUTER
     if recipe.high_bits and _matters(path, len(model.language_model.model.layers)):
         return LayerQuantization(recipe.high_bits, recipe.group_size, recipe.mode)
     return recipe.default_layer
@@ -122,7 +135,7 @@ def _matters(path: str, count: int) -> bool:
         return True  # embedding and head
     index, eighth = int(match[1]), count // 8
     more = index < eighth or index >= 7 * count // 8 or (index - eighth) % 3 == 2
-    return more and path.endswith(("v_proj", "down_proj"))
+    return more and path.endswith(_VALUES)
 
 
 def quantized_layers(model: nn.Module) -> dict[str, LayerQuantization]:
@@ -130,7 +143,7 @@ def quantized_layers(model: nn.Module) -> dict[str, LayerQuantization]:
     return {
         path: LayerQuantization(layer.bits, layer.group_size, layer.mode)
         for path, layer in model.named_modules()
-        if isinstance(layer, nn.QuantizedLinear | nn.QuantizedEmbedding)
+        if "scales" in layer
     }
 
 
@@ -141,18 +154,21 @@ def quantize(model: nn.Module, plan: Mapping[str, LayerQuantization]) -> None:
 
 def dequantize(model: nn.Module, paths: Collection[str]) -> None:
     """Replace quantized layers by plain ones with the same weights, lazily."""
+    from mlx_vlm.models.switch_layers import SwitchLinear
+
     layers = dict(model.named_modules())
     plain = []
     for path in paths:
         layer: Any = layers[path]
         weight = mx.dequantize(
             layer.weight, layer.scales, layer.get("biases"), layer.group_size, layer.bits, mode=layer.mode
-        )  # (outputs, inputs)
-        outputs, inputs = weight.shape
+        )  # (outputs, inputs), of experts (experts, outputs, inputs)
+        *experts, outputs, inputs = weight.shape
         if isinstance(layer, nn.QuantizedEmbedding):
             dense: Any = nn.Embedding(outputs, inputs)
         else:
-            dense = nn.Linear(inputs, outputs, bias="bias" in layer)
+            kind = SwitchLinear if experts else nn.Linear
+            dense = kind(inputs, outputs, *experts, bias="bias" in layer)
             if "bias" in layer:
                 dense.bias = layer.bias
         dense.weight = weight
@@ -160,12 +176,25 @@ def dequantize(model: nn.Module, paths: Collection[str]) -> None:
     model.update_modules(tree_unflatten(plain))
 
 
-def cast(model: nn.Module, dtype: mx.Dtype, apart_from: Collection[str] = ()) -> None:
-    """Convert all floating point weights, except some layers', to a type, lazily."""
+def cast(
+    model: nn.Module, dtype: mx.Dtype | None, stored: Mapping[str, mx.Dtype], apart_from: Collection[str] = ()
+) -> None:
+    """Convert all floating point weights, except some layers', to a type, lazily; None is each one's own, as `stored`.
+
+    The logarithms of a recurrent layer's decays keep their own, as in mlx-vlm's conversion: they are few, and a state
+    multiplies by what they are exponents of at every token.
+    """
     weights: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
-    updates = [
-        (key, weight.astype(dtype))
-        for key, weight in weights.items()
-        if mx.issubdtype(weight.dtype, mx.floating) and key.rpartition(".")[0] not in apart_from
-    ]
+    updates = []
+    for key, weight in weights.items():
+        path, _, name = key.rpartition(".")
+        if mx.issubdtype(weight.dtype, mx.floating) and path not in apart_from:
+            own = stored.get(key, weight.dtype)
+            updates.append((key, weight.astype(own if dtype is None or name == "A_log" else dtype)))
     model.update(tree_unflatten(updates))
+
+
+def stored_types(checkpoint: Checkpoint) -> dict[str, mx.Dtype]:
+    """The types of stored floating point tensors, by place in the model; loading makes zero-centred norms wider."""
+    found = {place: _FLOATS.get(checkpoint.tensors[name].dtype) for name, place in checkpoint.places.items()}
+    return {place: dtype for place, dtype in found.items() if dtype is not None}

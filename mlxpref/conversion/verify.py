@@ -32,6 +32,8 @@ _OF_STORAGE = (
 )  # fmt: skip
 """Keys of a config about storage, not about the model."""
 _SPECIAL = ("image_token_id", "vision_start_token_id", "vision_end_token_id")
+_ADDED_EOS = {248046}
+"""Qwen3.5's own end of a turn, which mlx-vlm adds to its configs whatever tokenizer they come with."""
 _SNAPSHOT = re.compile(r"models--.+/snapshots/([0-9a-f]{40})")
 
 
@@ -116,7 +118,8 @@ def _check_tokens(vlm: VLM) -> None:
     for name, token in special.items():
         if token is not None and token not in vlm.tokenizer.added_ids:
             raise ModelError(f"{name} {token} is no special token of its tokenizer")
-    if not vlm.eos_ids or any(not 0 <= token < len(pieces) or not pieces[token] for token in vlm.eos_ids):
+    ends = vlm.eos_ids - _ADDED_EOS
+    if not vlm.eos_ids or any(not 0 <= token < len(pieces) or not pieces[token] for token in ends):
         raise ModelError(f"completions end with {sorted(vlm.eos_ids) or 'no token'}, which its tokenizer does not have")
 
 

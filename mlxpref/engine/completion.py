@@ -23,7 +23,8 @@ class Sampling:
     `temperature` 0 takes the likeliest token. `until` "answer" stops at the answer position, which gives the labels'
     probabilities: before the first token after the profile's lead that is not blank. "end" also writes the answer.
     Where the last of several answers counts, a completion is written to its end, and "answer" cuts it at that answer.
-    `close` ends the reasoning of a completion that runs out of tokens, so that it still gets an answer.
+    `close` ends the reasoning of a completion that runs out of tokens, so that it still gets an answer. `keep_experts`
+    keeps those that each token is given, for the update.
     """
 
     samples: int = 1
@@ -32,35 +33,42 @@ class Sampling:
     seed: int = 0
     until: Literal["answer", "end"] = "answer"
     close: bool = True
+    keep_experts: bool = False
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """A completion: the model's tokens with their log-probabilities, and the verdict."""
+    """A completion: the model's tokens with their log-probabilities, and the verdict.
+
+    `experts` (tokens, E, K) are those that each token was given in the E layers with experts, if they were kept.
+    """
 
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
     verdict: Verdict
+    experts: NDArray[np.int32] | None = field(default=None, compare=False, repr=False)
 
     def to_json(self) -> list[Any]:
-        """The rollout as a list, numbers to the last bit."""
+        """The rollout as a list, numbers to the last bit; without experts, which only its own process needs."""
         return [self.tokens, self.logprobs, verdicts_to_json([self.verdict])]
 
     @classmethod
     def from_json(cls, values: Sequence[Any]) -> "Rollout":
         """The rollout that `to_json` wrote."""
         tokens, logprobs, verdicts = values
-        return cls(tuple(tokens), tuple(logprobs), *verdicts_from_json(verdicts))
+        (verdict,) = verdicts_from_json(verdicts)
+        return cls(tuple(tokens), tuple(logprobs), verdict)
 
 
 @dataclass
 class Completion:
     """An unfinished completion: branch `branch` of its comparison's row; `position` is that of its next token.
 
-    `tokens` are the model's own, `ids` all tokens in the row, with the closing ones; `text` is in the vocabulary's
-    alphabet and begins with the opening in the comparison. `labels` are the probabilities of the labels by answer,
-    `tie` that of a tie in place of the lead, `marks` the numbers of tokens and ids before each answer. `closings`
-    counts what was appended to lead to an answer, `answers_before` the answers before the last of these.
+    `tokens` are the model's own with their `experts` (E, K), `ids` all tokens in the row, with the closing ones;
+    `text` is in the vocabulary's alphabet and begins with the opening in the comparison. `labels` are the probabilities
+    of the labels by answer, `tie` that of a tie in place of the lead, `marks` the numbers of tokens and ids before each
+    answer. `closings` counts what was appended to lead to an answer, `answers_before` the answers before the last of
+    these.
     """
 
     comparison: ComparisonInput
@@ -71,6 +79,7 @@ class Completion:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
+    experts: list[NDArray[np.int32]] = field(default_factory=list)
     labels: dict[int, NDArray[np.float32]] = field(default_factory=dict)
     marks: dict[int, tuple[int, int]] = field(default_factory=dict)
     tie: float = 0.0
@@ -142,7 +151,8 @@ def finish_completion(vlm: VLM, completion: Completion, sampling: Sampling) -> R
         answer_tokens=mark[0],
         **_label_values(profile, labels, completion.tie),
     )
-    return Rollout(tuple(tokens), tuple(completion.logprobs[: len(tokens)]), verdict)
+    experts = np.stack(completion.experts[: len(tokens)]) if completion.experts and tokens else None
+    return Rollout(tuple(tokens), tuple(completion.logprobs[: len(tokens)]), verdict, experts)
 
 
 def _label_values(profile: Profile, labels: Mapping[int, NDArray[np.float32]], tie: float) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from mlxpref.checkpoints import bounds
 from mlxpref.engine.attention import Attention
 from mlxpref.engine.branched_cache import BranchedCache
+from mlxpref.engine.experts import has_experts, run_experts
 from mlxpref.engine.layers import Block, BlockContext, Memory, Mixer, Prefix, StepContext, normalize
 from mlxpref.engine.recurrent import GatedDelta
 
@@ -91,6 +92,10 @@ def _run_layer(context: BlockContext, number: int, hidden: mx.array) -> tuple[mx
     mixer = mixer_of(layer)
     seen = mixer.seen(context.prefixes)
 
+    routing = context.block.routing if has_experts(layer) else None
+    before = sum(map(has_experts, context.decoder.layers[:number]))
+    given = routing.of_layer(before) if routing else None
+
     def run(states: mx.array, *arrays: mx.array) -> tuple[mx.array, ...]:
         pairs = zip(arrays[::2], arrays[1::2], strict=True)
         before = [prefix.expanded(pair) for prefix, pair in zip(seen, pairs, strict=True)]
@@ -99,10 +104,13 @@ def _run_layer(context: BlockContext, number: int, hidden: mx.array) -> tuple[mx
         else:
             mixed, memory = mixer.mix_last(layer, states, context, before)
             states = states[context.last_columns][:, None]  # (B, L, D) -> (B, 1, D)
-        return _finish_layer(layer, states, mixed), *memory
+        states, _, others = _finish_layer(layer, states, mixed, given)
+        return states, *memory, others
 
     function = checkpointed(layer, run) if context.recompute else run
-    hidden, first, second = function(hidden, *(array for prefix in seen for array in prefix.layers[number]))
+    hidden, first, second, others = function(hidden, *(array for prefix in seen for array in prefix.layers[number]))
+    if routing:
+        routing.others.append(others)
     return hidden, (first, second)
 
 
@@ -128,7 +136,10 @@ def run_step(decoder: Any, embeddings: mx.array, context: StepContext, cache: Br
     """Run embeddings (B, N, D) behind a cache, and add to it; returns the states (B, N, D)."""
     states = embeddings.flatten(0, 1)  # (B * N, D): with two axes a product is one operation
     for layer, layer_cache in zip(decoder.layers, cache.layers, strict=True):
-        states = _finish_layer(layer, states, mixer_of(layer).step(layer, states, context, layer_cache))
+        mixed = mixer_of(layer).step(layer, states, context, layer_cache)
+        states, experts, _ = _finish_layer(layer, states, mixed)
+        if experts is not None and context.experts is not None:
+            context.experts.append(experts)
     return normalize(decoder.norm, states).reshape(embeddings.shape)  # (B, N, D)
 
 
@@ -138,11 +149,19 @@ def cache_of(decoder: Any, branch_ids: NDArray[np.int32], layers: Sequence[Memor
     return BranchedCache(branch_ids, caches)
 
 
-def _finish_layer(layer: Any, states: mx.array, mixed: mx.array) -> mx.array:
-    """The rest of a layer after it mixed tokens: states and what it adds, (..., D) each."""
+def _finish_layer(
+    layer: Any, states: mx.array, mixed: mx.array, given: mx.array | None = None
+) -> tuple[mx.array, mx.array | None, mx.array]:
+    """The rest of a layer after it mixed tokens: states, and what it adds, (..., D) each.
+
+    Also returns the experts, if any, and how many of those that were `given` the layer would not have chosen.
+    """
     states = states + mixed
-    result: mx.array = states + layer.mlp(normalize(layer.post_attention_layernorm, states))
-    return result
+    normed = normalize(layer.post_attention_layernorm, states)
+    if not has_experts(layer):
+        return states + layer.mlp(normed), None, mx.array(0.0)
+    added, experts, others = run_experts(layer.mlp, normed.reshape(-1, normed.shape[-1]), given)
+    return states + added.reshape(states.shape), experts, others
 
 
 def checkpointed(module: nn.Module, run: Callable[..., tuple[mx.array, ...]]) -> Callable[..., tuple[mx.array, ...]]:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxpref.engine.branched_cache import PADDING, BranchColumns, LayerCache, attention_mask
+from mlxpref.engine.experts import Routing
 
 Memory = tuple[mx.array, mx.array]
 """What a layer remembers of a block: keys and values (B, K, L, W) each, or the window and state at its end."""
@@ -30,13 +31,14 @@ class Block:
     """Rows that run through the layers together.
 
     `embeddings` (B, L, D); `positions` (3, B, L); `branch_ids` (B, L), see `BranchedCache`; `deepstack`, (B, L, D)
-    each, is added after the first layers.
+    each, is added after the first layers; `routing` gives its tokens their experts.
     """
 
     embeddings: mx.array
     positions: mx.array
     branch_ids: NDArray[np.int32]
     deepstack: Sequence[mx.array] = ()
+    routing: Routing | None = None
 
     def columns(self, start: int, end: int) -> "Block":
         """The columns from `start` up to `end`."""
@@ -46,6 +48,7 @@ class Block:
             self.positions[:, :, part],
             self.branch_ids[:, part],
             [level[:, part] for level in self.deepstack],
+            self.routing and self.routing.columns(part),
         )
 
 
@@ -149,13 +152,15 @@ class BlockContext:
 class StepContext:
     """What the layers of a decoding step share: positions (3, B, N), rotary tables, attention mask, branches' columns.
 
-    `columns` is None where each branch has one column, in the order of the cache's branches.
+    `columns` is None where each branch has one column, in the order of the cache's branches. `experts`
+    receives those of the step's tokens, (B * N, K) for each layer with experts.
     """
 
     positions: mx.array
     rotary: RotaryTables
     mask: mx.array | str | None
     columns: BranchColumns | None
+    experts: list[mx.array] | None
 
 
 class Mixer(Protocol):

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from mlxpref.checkpoints import bounds
 from mlxpref.engine.decoder import run_block
+from mlxpref.engine.experts import NO_CHOICE, Routing
 from mlxpref.engine.layers import Block, Memory, Prefix
 from mlxpref.engine.positions import text_positions
 from mlxpref.engine.vlm import VLM, ComparisonInput
@@ -32,22 +33,32 @@ _FINITE = -1e4
 class Completions:
     """The completions of P groups, group by group: tokens (R, T), padded with 0, and lengths (R,).
 
-    The last `led` tokens of each row were not written: they lead to its answer.
+    The last `led` tokens of each row were not written: they lead to its answer. `experts` (E, R, T, K) are those that
+    the tokens were given while they were written, NO_CHOICE where there was none.
     """
 
     tokens: NDArray[np.int32]
     lengths: NDArray[np.int64]
     led: int = 0
+    experts: NDArray[np.int32] | None = None
 
     @classmethod
-    def of(cls, rows: Sequence[Sequence[int]], lead: Sequence[int] = ()) -> "Completions":
-        """Completions of different lengths, each followed by `lead`, padded to the longest."""
+    def of(
+        cls,
+        rows: Sequence[Sequence[int]],
+        lead: Sequence[int] = (),
+        experts: Sequence[NDArray[np.int32] | None] = (),
+    ) -> "Completions":
+        """Completions of different lengths, each followed by `lead`, padded to the longest.
+
+        `experts` (T, E, K) each are those of the rows' own tokens, None for a row without.
+        """
         rows = [(*row, *lead) for row in rows]
         lengths = np.array([len(row) for row in rows])
         tokens = np.zeros((len(rows), int(lengths.max(initial=0))), np.int32)
         for number, row in enumerate(rows):
             tokens[number, : len(row)] = row
-        return cls(tokens, lengths, len(lead))
+        return cls(tokens, lengths, len(lead), _padded_experts(experts, tokens.shape[1]))
 
     @property
     def mask(self) -> NDArray[np.bool_]:
@@ -57,7 +68,21 @@ class Completions:
     def part(self, rows: slice) -> "Completions":
         """Some of the rows, padded to their own longest."""
         lengths = self.lengths[rows]
-        return Completions(self.tokens[rows, : int(lengths.max(initial=0))], lengths, self.led)
+        columns = int(lengths.max(initial=0))
+        experts = None if self.experts is None else self.experts[:, rows, :columns]
+        return Completions(self.tokens[rows, :columns], lengths, self.led, experts)
+
+
+def _padded_experts(rows: Sequence[NDArray[np.int32] | None], columns: int) -> NDArray[np.int32] | None:
+    """The experts (T, E, K) of rows as (E, R, `columns`, K); None without any."""
+    first = next((row for row in rows if row is not None), None)
+    if first is None:
+        return None
+    result = np.full((first.shape[1], len(rows), columns, first.shape[2]), NO_CHOICE, np.int32)
+    for number, row in enumerate(rows):
+        if row is not None:
+            result[:, number, : len(row)] = row.swapaxes(0, 1)  # (T, E, K) -> (E, T, K)
+    return result
 
 
 @dataclass(frozen=True)
@@ -87,13 +112,14 @@ class Logprobs:
     """Log-probabilities (R, T) of the tokens, 0 where there is none, and (R, labels) of the labels after the last one.
 
     `answer_states` (R, D) are the hidden states there, `answer_kl` (R,) the divergence of the distribution there from a
-    reference's.
+    reference's. `other_experts` () counts those that the completions were given and that are not chosen now.
     """
 
     logprobs: mx.array
     label_logprobs: mx.array
     answer_states: mx.array | None = None
     answer_kl: mx.array | None = None
+    other_experts: mx.array | None = None
 
 
 def prefill(vlm: VLM, comparisons: Sequence[ComparisonInput], recompute: bool = True) -> PromptState:
@@ -118,7 +144,9 @@ def completion_logprobs(
     The temperature is that of the sampling, so that the scored policy is the sampling policy; the labels' probabilities
     ignore it, as in judging. `reference` (R, D) are the `answer_states` of the model that the divergence is from.
     """
-    states = _states(vlm, state, completions, recompute)  # (R, T + 1, D)
+    routing = None if completions.experts is None else Routing(completions.experts)
+    states = _states(vlm, state, completions, recompute, routing)  # (R, T + 1, D)
+    others = mx.stack(routing.others).sum() if routing and routing.others else None
     rows = mx.arange(len(completions.lengths))
     last = states[rows, mx.array(completions.lengths)]  # (R, D)
     label_logprobs = _label_logprobs(vlm, last, vlm.tokenizer.label_ids)  # (R, labels)
@@ -132,17 +160,19 @@ def completion_logprobs(
     mask = completions.mask
     places = np.flatnonzero(mask)  # (N,): the places of the tokens among R * T
     if not len(places):
-        return Logprobs(mx.zeros(mask.shape), label_logprobs, last, kl)
+        return Logprobs(mx.zeros(mask.shape), label_logprobs, last, kl, others)
     before = states[:, :-1].reshape(-1, states.shape[-1])[mx.array(places)]  # (R, T, D) -> (R * T, D) -> (N, D)
     targets = mx.array(completions.tokens.reshape(-1)[places])  # (R, T) -> (R * T,) -> (N,)
     token_logprobs = chunked_logprobs(vlm, before, targets, temperature)
     place = np.zeros(mask.size, np.int32)
     place[places] = np.arange(len(places))
     spread = token_logprobs[mx.array(place.reshape(mask.shape))]  # (N,) -> (R, T)
-    return Logprobs(mx.where(mx.array(mask), spread, 0), label_logprobs, last, kl)
+    return Logprobs(mx.where(mx.array(mask), spread, 0), label_logprobs, last, kl, others)
 
 
-def _states(vlm: VLM, state: PromptState, completions: Completions, recompute: bool) -> mx.array:
+def _states(
+    vlm: VLM, state: PromptState, completions: Completions, recompute: bool, routing: Routing | None
+) -> mx.array:
     """The hidden states (R, T + 1, D) that predict the first token, the second, ..., and the one after the last."""
     group = len(completions.tokens) // len(state.next_positions)
     rows = np.repeat(np.arange(len(state.next_positions)), group)
@@ -152,7 +182,7 @@ def _states(vlm: VLM, state: PromptState, completions: Completions, recompute: b
         return first
     positions = mx.array(text_positions(state.next_positions[rows], columns))  # (3, R, T)
     embeddings = vlm.decoder.embed_tokens(mx.array(completions.tokens))  # (R, T, D)
-    block = Block(embeddings, positions, np.zeros(completions.tokens.shape, np.int32))
+    block = Block(embeddings, positions, np.zeros(completions.tokens.shape, np.int32), routing=routing)
     states, _ = run_block(vlm.decoder, block, [Prefix(state.layers, state.branch_ids, rows)], recompute)
     return mx.concatenate([first, states], axis=1)  # (R, T + 1, D)
 

@@ -203,24 +203,30 @@ class _Batch:
         every = positions[..., None] + mx.arange(steps)  # (B, M, S)
         tables = self.vlm.rotary_tables(every.flatten(1))  # of (B, M * S)
         rotary = [table.reshape(*every.shape, -1) for table in tables] if tables else []  # (B, M, S, W) each
-        outputs: tuple[list[mx.array], ...] = ([], [], [])
+        outputs: tuple[list[mx.array], ...] = ([], [], [], [])
         for step in range(steps):
             tokens, logprobs = self._choose(uniforms[..., step])
             now = (rotary[0][:, :, step], rotary[1][:, :, step]) if rotary else None
-            self.logits = self.vlm.head(self.vlm.extend(self.cache, tokens, every[..., step], now))
+            experts = list[mx.array]()
+            self.logits = self.vlm.head(self.vlm.extend(self.cache, tokens, every[..., step], now, experts))
             self.probabilities = mx.softmax(self.logits, axis=-1)
-            results = tokens, logprobs, self.probabilities[..., self._label_ids]
+            results = [tokens, logprobs, self.probabilities[..., self._label_ids]]
+            if experts and self.sampling.keep_experts:
+                results.append(mx.stack(experts, axis=1).reshape(*tokens.shape, len(experts), -1))  # (B, M, E, K)
             mx.async_eval(self.logits, *results)
-            for values, value in zip(outputs, results, strict=True):
+            for values, value in zip(outputs, results, strict=False):
                 values.append(value)
         all_tokens, all_logprobs = (np.array(mx.stack(values, axis=2)) for values in outputs[:2])  # (B, M, S)
         all_labels = self._label_mass(mx.stack(outputs[2], axis=2))  # (B, M, S, labels)
+        all_experts = np.array(mx.stack(outputs[3], axis=2)) if outputs[3] else None  # (B, M, S, E, K)
         for row, place, completion in self._completions():
             for step in range(steps):
                 token, logprob = int(all_tokens[row, place, step]), float(all_logprobs[row, place, step])
                 self._end_before(completion, token)
                 if not completion.done:
                     accept_token(self.vlm, completion, token, logprob)
+                    if all_experts is not None:
+                        completion.experts.append(all_experts[row, place, step])
                     self._update_status(completion, all_labels[row, place, step])
         self._look_ahead()
 

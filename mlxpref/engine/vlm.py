@@ -175,15 +175,23 @@ class VLM:
             [place(level, 0) for level in zip(*(image.deepstack for image in distinct), strict=True)],
         )
 
-    def extend(self, cache: BranchedCache, ids: mx.array, positions: mx.array, rotary: RotaryTables = None) -> mx.array:
+    def extend(
+        self,
+        cache: BranchedCache,
+        ids: mx.array,
+        positions: mx.array,
+        rotary: RotaryTables = None,
+        experts: list[mx.array] | None = None,
+    ) -> mx.array:
         """Run text tokens (B, N) at positions (B, N), for which the cache has reserved room: states (B, N, D).
 
-        `rotary` are the tables of these positions, if the caller has them.
+        `rotary` are the tables of these positions, if the caller has them; `experts` receives those of the tokens, (B *
+        N, K) for each layer with experts.
         """
         rotary = rotary or self.rotary_tables(positions)
         axes = mx.broadcast_to(positions, (3, *ids.shape))  # (3, B, N)
         embeddings = self.decoder.embed_tokens(ids)
-        context = StepContext(axes, rotary, cache.next_mask(ids.shape[1]), cache.columns)
+        context = StepContext(axes, rotary, cache.next_mask(ids.shape[1]), cache.columns, experts)
         return run_step(self.decoder, embeddings, context, cache)
 
     def rotary_tables(self, positions: mx.array) -> RotaryTables:

@@ -42,6 +42,7 @@ _FIGURES: tuple[tuple[str, str, bool, dict[str, str], dict[str, str]], ...] = (
     ("Entropy", "In nats a token; near 0 all rollouts are the same.", False, {"entropy": "entropy"}, {}),
     ("Distance from the judge without adapter", "In nats a token or answer.", False, {"KL": "kl"}, {}),
     ("Sampling against scoring", "Mean distance of two log-probabilities.", False, {"mismatch": "mismatch"}, {}),
+    ("Other experts", "Chosen in the update, not while writing.", True, {"experts": "rerouted"}, {}),
     ("Gradient norm", "Before clipping.", False, {"norm": "grad_norm"}, {}),
     ("Clipped tokens", "In the last update of a step.", True, {"clipped": "clip_fraction"}, {}),
     ("Learning rate", "", False, {"rate": "learning_rate"}, {}),

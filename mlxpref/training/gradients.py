@@ -19,12 +19,12 @@ from mlxpref.engine.vlm import VLM
 from mlxpref.training.loss import LossInputs, step_loss
 
 Part = tuple[mx.array, mx.array, mx.array]
-"""Of some completions: the loss (), the measurements (3,) of `step_loss`, their log-probabilities (R, T)."""
+"""Of some completions: the loss (), the measurements (4,) of `step_loss`, their log-probabilities (R, T)."""
 
 
 @dataclass(frozen=True)
 class GradientResult:
-    """The loss () of R completions, its gradient, their log-probabilities (R, T), the measurements (3,) of `step_loss`.
+    """The loss () of R completions, its gradient, their log-probabilities (R, T), the measurements (4,) of `step_loss`.
 
     The gradient is a tree of arrays like the model's trainable weights.
     """
@@ -43,7 +43,7 @@ def policy_gradient(vlm: VLM, inputs: LossInputs, settings: TrainSettings) -> Gr
     weights = vlm.model.trainable_parameters()
     gradient: Any = tree_map(mx.zeros_like, weights)
     if not inputs.prompts:
-        return GradientResult(mx.array(0.0), gradient, mx.zeros((0, 0)), mx.zeros(3))
+        return GradientResult(mx.array(0.0), gradient, mx.zeros((0, 0)), mx.zeros(4))
     parts: list[Part] = []
     logprobs: list[mx.array] = []
     for batch in _batches(inputs, settings.micro_batch):
@@ -61,13 +61,17 @@ def policy_gradient(vlm: VLM, inputs: LossInputs, settings: TrainSettings) -> Gr
 
 
 def with_reference(vlm: VLM, inputs: LossInputs, settings: TrainSettings) -> LossInputs:
-    """Return the inputs with the model's present answers as the reference, by the arithmetic of `policy_gradient`."""
+    """Return the inputs with the model's present answers as the reference, by the arithmetic of `policy_gradient`.
+
+    Its routers choose for themselves.
+    """
     logprobs: list[mx.array] = []
     states: dict[bool, list[mx.array]] = {False: [], True: []}
     for batch in _batches(inputs, settings.micro_batch):
         prompts = prefill(vlm, batch.prompts, settings.recompute)
         for piece in batch.pieces(settings.micro_batch):
-            scores = _scores(vlm, prompts, piece, settings)
+            alone = replace(piece, completions=replace(piece.completions, experts=None))
+            scores = _scores(vlm, prompts, alone, settings)
             assert scores.answer_states is not None
             states[piece.is_read].append(scores.answer_states)
             if not piece.is_read:

@@ -114,7 +114,8 @@ def loss_inputs(
     mine = [i for i, group in enumerate(groups) if group.input is not None and (active[i] or reading)]
     rows = (np.array(mine, int)[:, None] * size + np.arange(size)).reshape(-1)  # (R,)
     rollouts = [rollout if active[i] else None for i in mine for rollout in groups[i].rollouts]
-    completions = Completions.of([rollout.tokens if rollout else () for rollout in rollouts], lead)
+    tokens_of = [rollout.tokens if rollout else () for rollout in rollouts]
+    completions = Completions.of(tokens_of, lead, [rollout.experts if rollout else None for rollout in rollouts])
     mask = completions.mask & in_loss[rows][:, None]  # (R, T)
     sampled = np.zeros(mask.shape)
     for row, rollout in enumerate(rollouts):
@@ -171,13 +172,13 @@ def _read_inputs(
 
 
 def step_loss(logprobs: Logprobs, inputs: LossInputs, settings: TrainSettings) -> tuple[mx.array, mx.array]:
-    """Return the loss of one update, and measurements (3,); all are sums over rows.
+    """Return the loss of one update, and measurements (4,); all are sums over rows.
 
     At a step's first update the rollouts are the policy's own and importance ratios are exactly 1. Reasoning tokens:
     the policy gradient, and the estimated divergence from the reference. Answer positions: minus the rewards that are
     functions of the labels' probabilities, and the divergence of the distribution there; both gradients are exact. The
-    measurements are the tokens without a gradient by clipping, the divergence, and the answers read at once that lean
-    to the majority's side.
+    measurements are the tokens without a gradient by clipping, the divergence, the answers read at once that lean to
+    the majority's side, and the experts that the tokens were given and the update would not have chosen.
     """
     surrogate, clipped = policy_objective(  # (R, T), (R, T)
         logprobs.logprobs,
@@ -209,7 +210,8 @@ def step_loss(logprobs: Logprobs, inputs: LossInputs, settings: TrainSettings) -
             divergence = divergence + mx.where(counts, logprobs.answer_kl, 0).sum()
         if inputs.is_read:
             right = (mx.sign(margin) == mx.sign(inputs.y - 0.5)).astype(mx.float32).sum()
-    return loss, mx.stack([(clipped & inputs.mask).sum().astype(mx.float32), divergence, right])
+    others = mx.array(0.0) if logprobs.other_experts is None else logprobs.other_experts
+    return loss, mx.stack([(clipped & inputs.mask).sum().astype(mx.float32), divergence, right, others])
 
 
 def _columns(values: NDArray[np.float64], count: int) -> NDArray[np.float64]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from mlxpref.config import TrainSettings
 from mlxpref.distributed import SINGLE_PROCESS, ProcessGroup
+from mlxpref.engine.experts import NO_CHOICE
 from mlxpref.engine.vlm import VLM
 from mlxpref.training.gradients import GradientResult
 from mlxpref.training.loss import LossInputs
@@ -20,7 +21,8 @@ class UpdateResult:
 
     `mismatch` is the mean distance between the log-probabilities of sampling and of scoring, `kl` the divergence from
     the reference a token or answer position, `read_accuracy` the share of the answers read at once that agree with the
-    majority. All are NaN where nothing was measured. `loss` and `grad_norm` are those of an update that is not finite,
+    majority, `rerouted` the share of the experts that the update would not have given to the tokens that were written
+    with them. All are NaN where nothing was measured. `loss` and `grad_norm` are those of an update that is not finite,
     if any, which ends the step's updates; `updated` says whether there was one before it.
     """
 
@@ -30,6 +32,7 @@ class UpdateResult:
     clip_fraction: float = math.nan
     mismatch: float = math.nan
     read_accuracy: float = math.nan
+    rerouted: float = math.nan
     updated: bool = False
 
     @property
@@ -57,11 +60,14 @@ def update_policy(
     """
     mask, logprobs = inputs.completions.mask, np.array(gradient.logprobs)  # (R, T)
     distance = float(np.where(mask, np.abs(logprobs - inputs.sampled), 0).sum())
-    loss, distance, clipped, divergence, right, read = processes.all_sum_numbers(
+    experts = inputs.completions.experts
+    given = 0.0 if experts is None else float((experts != NO_CHOICE).sum())
+    loss, distance, clipped, divergence, right, others, read, given = processes.all_sum_numbers(
         float(np.array(gradient.loss)),
         distance,
         *np.array(gradient.measurements, np.float64).tolist(),
         len(inputs.read.prompts) if inputs.read else 0,
+        given,
     )
     total, norm = optim.clip_grad_norm(processes.all_sum(gradient.gradient), settings.max_grad_norm)
     result = UpdateResult(
@@ -71,6 +77,7 @@ def update_policy(
         clip_fraction=_mean(clipped, inputs.step_tokens),
         mismatch=_mean(distance, inputs.step_tokens),
         read_accuracy=_mean(right, read),
+        rerouted=_mean(others, given),
     )
     if not result.finite:
         return result

@@ -53,6 +53,7 @@ def sample_groups(
         seed=settings.seed,
         until="answer" if mix.exact else "end",
         close=False,
+        keep_experts=True,
     )
     # Each image is encoded alone: the other images of a batch change the last bits of its features, and a resumed run
     # would have other batches.
@@ -72,7 +73,9 @@ def sample_groups(
     parts = processes.all_gather([written, [(error.name, error.reason) for error in unreadable.values()]])
     if left_out is not None:
         left_out.add(dict(each for _, errors in parts for each in errors))
-    groups = [(i, [Rollout.from_json(each) for each in group]) for part, _ in parts for i, group in part]
+    own = dict(zip(inputs, rollouts, strict=True))
+    others = ((i, [Rollout.from_json(each) for each in group]) for part, _ in parts for i, group in part)
+    groups = [(i, own.get(i, group)) for i, group in others]
     return [
         RolloutGroup(comparisons[i], inputs.get(i), group, [is_truncated(vlm, each, sampling) for each in group])
         for i, group in groups

@@ -42,7 +42,8 @@ class StepReport:
     share of rollouts that agree with the majority; `truncated`, the share that ran out of tokens; `entropy` of the
     policy a token, the mean of minus its tokens' log-probabilities. `read_accuracy` is the share of the answers read at
     once that agree with the majority, where these are trained, too. `mismatch` is the mean distance between the
-    log-probabilities of sampling and of scoring, `skipped` the number of `groups` whose rollouts have no gradient,
+    log-probabilities of sampling and of scoring, `rerouted` the share of the experts that the update would not have
+    chosen for the tokens that were written with them, `skipped` the number of `groups` whose rollouts have no gradient,
     `resampled` that of replaced groups, `left_out` that of comparisons with an image that could not be read. The
     seconds of rollout, score (the reference), update and evaluation add up to `seconds`; `tokens_per_second` is of the
     rollout alone. `held_out` are the metrics of `eval` on the held-out preferences. Of several processes, this one sent
@@ -64,6 +65,7 @@ class StepReport:
     clip_fraction: float
     mismatch: float
     read_accuracy: float
+    rerouted: float
     skipped: int
     resampled: int
     groups: int

@@ -93,7 +93,7 @@ IMPOSSIBLE: dict[str, tuple[str, dict[str, Any], str]] = {
     "an irregular order": (
         "qwen3_5",
         {"layer_types": ["full_attention", "linear_attention", "full_attention"]},
-        "layer_types is .* not full attention in every 3th layer",
+        "layer_types is .* not full attention in the last of each 3 layers",
     ),
     "sliding windows": ("qwen3_5", {"layer_types": ["sliding_attention"] * 3}, "layer_types is .*sliding_attention"),
     "no gate": ("qwen3_5", {"attn_output_gate": False}, "attn_output_gate is False, not True"),

@@ -31,7 +31,7 @@ from mlxpref.config import JudgeSettings, TrainSettings
 from mlxpref.conversion.convert import convert
 from mlxpref.conversion.quantize import Recipe
 from mlxpref.demo import JUDGE
-from mlxpref.engine.lora import attach_lora, linear_layers
+from mlxpref.engine.lora import attach_lora, lora_targets
 from mlxpref.engine.vlm import VLM, load_vlm
 from mlxpref.errors import ConfigError
 from mlxpref.judge import loading
@@ -73,13 +73,14 @@ def test_sizes_are_those_of_the_loaded_model(folder: Path) -> None:
     comparison = vlm.input(picture(0), picture(1), "a hat", "choice", think=True)
     cache, logits = vlm.prefill([comparison])
     stored = cache.arrays
-    assert sum(int(part.nbytes) for part in stored if part is not None) == size.keys_values(len(comparison))
+    prefix = size.keys_values(len(comparison)) + size.states(1)
+    assert sum(int(part.nbytes) for part in stored if part is not None) == prefix
     assert logits.shape == (1, size.vocabulary)
     side = 3 * math.isqrt(size.pixels_per_token)
     image = vlm.features.get(picture(0, (side, side)))
     assert image.tokens == size.image_tokens(side**2)
     assert image.nbytes == size.features(1, image.tokens)
-    attach_lora(vlm.model, list(linear_layers(vlm.model)), 3, 2.0)
+    attach_lora(vlm.model, lora_targets(vlm.model), 3, 2.0)
     assert size.adapter(3) == loaded_bytes(vlm) - size.weights
 
 
@@ -172,10 +173,14 @@ def test_more_judging_takes_no_less(model: ModelSize, chosen: JudgeSettings, ima
     for name in ("max_tokens", "rows"):
         assert judging_plan(model, raised(chosen, name, more), images).peak >= plan.peak, name
     assert judging_plan(model, chosen, images + 1).peak >= plan.peak
-    # Larger images and more samples run fewer comparisons together, so one comparison alone.
+    # Larger images and more samples run fewer comparisons together, so one comparison alone. The vision tower runs two
+    # small images together, a large one alone.
     alone = replace(chosen, rows=1, samples=1)
+    plan = judging_plan(model, alone, images)
     for name in ("max_pixels", "samples"):
-        assert judging_plan(model, raised(alone, name, more), images).peak >= judging_plan(model, alone, images).peak
+        larger = judging_plan(model, raised(alone, name, more), images)
+        assert larger.resident >= plan.resident, name
+        assert all(larger.phases[phase] >= plan.phases[phase] for phase in ("prefill", "rollout")), name
 
 
 def test_unused_parts_take_nothing() -> None:

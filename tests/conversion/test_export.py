@@ -1,6 +1,7 @@
 """Adapters elsewhere: PEFT's read and written, fused for MLX and for transformers, all saying the same."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from mlxpref.conversion.convert import convert
 from mlxpref.conversion.export import export_adapter
 from mlxpref.conversion.quantize import Recipe, quantized_layers
 from mlxpref.engine.adapters import load_adapter
-from mlxpref.engine.lora import linear_layers
+from mlxpref.engine.lora import linear_layers, lora_targets
 from mlxpref.engine.mlx_model import lazy_model
 from mlxpref.engine.peft import PEFT_WEIGHTS
 from mlxpref.engine.profile import PROMPT_SLOT, own_profile
@@ -73,19 +74,26 @@ def test_every_form_is_equal(family: str, golden: dict[str, Any], adapter: Path,
         assert np.abs(logits(fresh(tmp_path / to), golden) - expected).max() < 1e-4
 
 
-def test_the_hubs_names_and_layouts(family: str, adapter: Path, tmp_path: Path) -> None:
-    export(adapter, tmp_path / "hf", "hf", family)
+@pytest.mark.parametrize("base", ["hub", "converted"])
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_the_hubs_names_and_layouts(family: str, adapter: Path, tmp_path: Path, base: str, dtype: str | None) -> None:
+    source = GOLDEN / family
+    if base == "converted":
+        source = tmp_path / "converted"
+        convert(GOLDEN / family, source, Recipe(None), dtype="float32" if dtype else "bfloat16")
+    export_adapter(adapter, tmp_path / "hf", "hf", source, "Owner/name", dtype=dtype)
     theirs, ours = read_tensor_infos(GOLDEN / family), read_tensor_infos(tmp_path / "hf")
     assert {name: (x.shape, x.dtype) for name, x in theirs.items()} == {n: (x.shape, x.dtype) for n, x in ours.items()}
-    lora = {f"{name}.weight" for name in linear_layers(tiny_model(family).model)}
-    model = lazy_model(Checkpoint.open(GOLDEN / family))
-    fused = {hub_name(name, family) for name in lora}
+    fused = {hub_name(f"{name}.weight", family) for name in lora_targets(tiny_model(family).model)}
     assert fused <= set(theirs)
-    arrays = {name: _bytes(theirs[name]) == _bytes(ours[name]) for name in theirs}
-    assert {name for name, same in arrays.items() if not same} == fused  # the others to the last bit
+    changed = {name for name in theirs if _bytes(theirs[name]) != _bytes(ours[name])}
+    if (base, dtype, family) == ("converted", None, "qwen3_5"):  # which holds 1 + w in half precision
+        fused |= {name for name in theirs if "layernorm" in name or re.search(r"[qk]_norm|model\.norm", name)}
+        assert changed <= fused
+    else:
+        assert changed == fused  # the others to the last bit
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert not {"quantization", "quantization_config", "auto_map"} & set(config)
-    assert model is not None
 
 
 def _bytes(stored: Any) -> bytes:
@@ -95,7 +103,6 @@ def _bytes(stored: Any) -> bytes:
         return content
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
 def test_a_quantized_base(family: str, golden: dict[str, Any], adapter: Path, tmp_path: Path) -> None:
     """Fused layers are quantized as they were; for transformers, all is what the quantized weights stand for."""
     convert(GOLDEN / family, tmp_path / "base", Recipe(8, 32, high_bits=None), dtype="float32")
@@ -109,7 +116,8 @@ def test_a_quantized_base(family: str, golden: dict[str, Any], adapter: Path, tm
     export_adapter(adapter, tmp_path / "hf", "hf", tmp_path / "base", "base", dtype="float32")
     assert np.abs(logits(fresh(tmp_path / "hf"), golden) - expected).max() < 1e-3
     export_adapter(adapter, tmp_path / "four", "fused", tmp_path / "base", "base", Recipe(4, 32))
-    assert {layer.bits for layer in quantized_layers(fresh(tmp_path / "four").model).values()} == {4}
+    four = quantized_layers(fresh(tmp_path / "four").model)
+    assert {layer.bits for name, layer in four.items() if not name.endswith(".mlp.gate")} == {4}
 
 
 @pytest.mark.parametrize(
@@ -239,7 +247,7 @@ def test_peft_names_whole_paths(tmp_path: Path) -> None:
     """A bare `down_proj` would also mean the vision tower's, which this adapter does not touch."""
     config = json.loads((peft_folder(tmp_path, "qwen2_5_vl") / ADAPTER_CONFIG).read_text())
     targets = config["target_modules"]
-    assert len(targets) == len(linear_layers(tiny_model("qwen2_5_vl").model))
+    assert len(targets) == len(linear_layers(tiny_model("qwen2_5_vl").model))  # of this family all are adapted
     assert all(target.startswith("model.language_model.layers.") for target in targets)
 
 
