@@ -21,6 +21,7 @@ from mlxpref.checkpoints.checks import check_folder
 from mlxpref.conversion.fidelity import Answers, ask_source, compare_with_source
 from mlxpref.conversion.keep_profile import check_profile, profile_to_keep, write_profile
 from mlxpref.conversion.quantize import (
+    ROUTER,
     LayerQuantization,
     Recipe,
     cast,
@@ -158,7 +159,7 @@ def _check_any_quantized(source: Path, model: Any, recipe: Recipe, plan: Plan) -
     """Raise an error if a recipe quantizes no layer of a part that it has bits for."""
     parts = {"language_model.": recipe.bits, "vision_tower.": recipe.vision_bits}
     for part, bits in parts.items():
-        if bits and not any(path.startswith(part) for path in plan):
+        if bits and not any(path.startswith(part) and not path.endswith(ROUTER) for path in plan):
             width = model.language_model.model.embed_tokens.weight.shape[-1]
             raise ModelError(
                 f"{source}: no layer of the {part[:-1]} could be quantized: group size {recipe.group_size} divides "

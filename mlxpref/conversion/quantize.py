@@ -36,9 +36,10 @@ class LayerQuantization:
     mode: str = "affine"
 
 
-_ROUTER = ".mlp.gate"
+ROUTER = ".mlp.gate"
+"""The end of the path of a router, which chooses experts."""
 _OF_ROUTER = LayerQuantization(8, 64)
-"""The least storage of a router, which chooses experts: that of mlx-vlm's own conversion."""
+"""Its least storage, that of mlx-vlm's own conversion."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def _asked(path: str, model: Any, recipe: Recipe) -> LayerQuantization | None:
         bits = recipe.vision_bits if path.startswith("vision_tower.") else None
         # The smallest groups divide most of its unusual widths.
         return LayerQuantization(bits, _MX_GROUP) if bits else None
-    if recipe.bits and recipe.bits < _OF_ROUTER.bits and path.endswith(_ROUTER):
+    if recipe.bits and recipe.bits < _OF_ROUTER.bits and path.endswith(ROUTER):
         return _OF_ROUTER
     if recipe.high_bits and _matters(path, len(model.language_model.model.layers)):
         return LayerQuantization(recipe.high_bits, recipe.group_size, recipe.mode)

@@ -77,7 +77,7 @@ def test_unquantized_conversion_is_equal(family: str, golden: dict[str, Any], tm
             assert words[0] == words[1]
 
 
-@pytest.mark.parametrize(("bits", "group_size", "closeness"), [(4, 32, 0.75), (8, 64, 0.99)])
+@pytest.mark.parametrize(("bits", "group_size", "closeness"), [(4, 32, 0.75), (8, 64, 0.98)])
 def test_quantized_conversion_is_near(
     family: str, golden: dict[str, Any], tmp_path: Path, bits: int, group_size: int, closeness: float
 ) -> None:
@@ -118,7 +118,6 @@ def test_mlx_vlm_loads_a_conversion(family: str, golden: dict[str, Any], tmp_pat
     weights, others = (dict(tree_flatten(each.parameters())) for each in (model, ours.model))
     assert weights.keys() == others.keys()
     assert all(mx.array_equal(weight, others[key]) for key, weight in weights.items())
-    print(family, name, np.abs(text_logits(ours, theirs) - logits(ours, golden)).max())
     assert np.abs(text_logits(ours, theirs) - logits(ours, golden)).max() < 1e-3
 
 

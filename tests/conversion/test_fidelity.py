@@ -27,7 +27,7 @@ from mlxpref.engine.positions import text_positions
 from mlxpref.engine.vlm import VLM, load_vlm
 from mlxpref.errors import DataError
 from mlxpref.preferences import Comparison, Preference
-from tests.conftest import GOLDEN, hidden_states, picture
+from tests.conftest import FAMILIES, GOLDEN, append_block, hidden_states, picture
 
 COMPARISONS = built_in_comparisons()
 
@@ -102,7 +102,7 @@ def test_impossible_tokens() -> None:
     assert fidelity.kl_answer == pytest.approx(2005 * math.exp(5) / (1 + math.exp(5)), rel=1e-2)
 
 
-@pytest.mark.parametrize("folder", [JUDGE, *(GOLDEN / name for name in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"))])
+@pytest.mark.parametrize("folder", [JUDGE, *(GOLDEN / name for name in FAMILIES)])
 def test_fewer_bits_are_less_exact(folder: Path) -> None:
     before = reference(folder)
     assert before.finite
@@ -141,9 +141,7 @@ def test_answers_against_plain_forwards(tiny_vlm: VLM) -> None:
         # Greedy by hand, all tokens at once behind the prompt.
         prompt = tiny_vlm.input(first, second, text, "choice", think=True)
         cache, start = tiny_vlm.prefill([prompt])
-        cache.reserve(np.zeros((1, len(tokens)), np.int32))
-        places = mx.array(text_positions(np.array([prompt.next_position]), len(tokens))[0])
-        after = tiny_vlm.head(tiny_vlm.extend(cache, mx.array(tokens[None]), places))[0]
+        after = append_block(tiny_vlm, cache, tokens[None], np.array([prompt.next_position]))[0]
         saying = mx.concatenate([start, after[:-1]]).astype(mx.float32)
         assert mx.argmax(saying, axis=-1).tolist() == tokens.tolist()
         logprobs = np.array(saying - mx.logsumexp(saying, axis=-1, keepdims=True))[np.arange(len(tokens)), tokens]

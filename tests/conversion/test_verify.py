@@ -82,7 +82,7 @@ def make(folder: Path, family: str = "qwen2_5_vl", bits: int | None = None, mode
     plan: dict[str, LayerQuantization] = {}
     config = json.loads((source / "config.json").read_text())
     if bits:
-        nn.quantize(model.language_model, 32, bits, mode=mode)
+        nn.quantize(model.language_model, 32, bits, mode=mode, class_predicate=lambda _, layer: quantizable(layer))
         quantized = [name for name, layer in model.named_modules() if "scales" in layer]
         plan = {name: LayerQuantization(bits, 32, mode) for name in quantized}
         config["quantization"] = {"group_size": 32, "bits": bits, "mode": mode}
@@ -94,6 +94,11 @@ def make(folder: Path, family: str = "qwen2_5_vl", bits: int | None = None, mode
         if file.name != "config.json" and not file.name.endswith("index.json"):
             shutil.copy(file, folder / file.name)
     return Written(folder, source, plan, {name: tuple(weight.shape) for name, weight in weights.items()})
+
+
+def quantizable(layer: nn.Module) -> bool:
+    """Of the tiny experts one projection is narrower than a group."""
+    return hasattr(layer, "to_quantized") and layer.weight.shape[-1] % 32 == 0
 
 
 def change(file: Path, edit: Callable[[dict[str, Any]], Any]) -> None:

@@ -4,6 +4,7 @@ import mlx.core as mx
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mlx.utils import tree_flatten
 
 from mlxpref.engine.branched_cache import (
     PADDING,
@@ -187,3 +188,21 @@ def test_columns_of_branches() -> None:
     back = np.take_along_axis(chosen, np.array(columns.back), axis=1)
     assert np.array_equal(back[block != PADDING], block[block != PADDING])
     assert BranchColumns.of(branches, branches) is None
+
+
+def test_half_precision_keeps_states_whole() -> None:
+    """States are in float32 in any model, and norms in float32 leave everything else in its type."""
+    vlm, exact = load_vlm(GOLDEN / "qwen3_5", 512 * 512, mx.bfloat16), tiny_model("qwen3_5")
+    norms = {name: w for name, w in tree_flatten(exact.model.parameters()) if name.endswith("norm.weight")}
+    vlm.model.load_weights(list(norms.items()), strict=False)
+    images = picture(1, (140, 84)), picture(2, (84, 112))
+    cache, logits = vlm.prefill([vlm.input(*images, "a hat", "choice", True)])
+    _, expected = exact.prefill([exact.input(*images, "a hat", "choice", True)])
+    states = {array.dtype for layer in cache.layers if isinstance(layer, StateCache) for array in [layer.state]}
+    others = {array.dtype for array in cache.arrays if array.ndim == 3} | {
+        array.dtype for layer in cache.layers if isinstance(layer, KeyValueCache) for array in layer.arrays
+    }
+    assert states == {mx.float32}
+    assert others == {mx.bfloat16}
+    finite = np.isfinite(np.array(expected))
+    assert np.abs(np.array(logits)[finite] - np.array(expected)[finite]).mean() < 0.1

@@ -151,6 +151,7 @@ def test_switches_reach_the_chat_template(name: str) -> None:
     assert template.endswith(end)
     opening = "{% if enable_thinking %}<think>\n{% else %}<think>\n\n</think>\n\n{% endif %}"
     think = built_in_profiles()["unifiedreward-think"]
+    assert think.chat_template == {"enable_thinking": False}  # as its versions on Qwen3.5 were trained
     for switch, expected in ((False, "<think>\n\n</think>\n\n"), (True, "<think>\n")):
         changed = _with_template(tokenizer, template.replace(end, f"assistant\n{opening}{{% endif %}}"))
         profile = replace(think, chat_template={"enable_thinking": switch})
