@@ -9,6 +9,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlxpref.config import TrainSettings
+from mlxpref.engine.experts import has_experts
 from mlxpref.engine.logprobs import Completions
 from mlxpref.engine.lora import adapter_weights
 from mlxpref.engine.vlm import VLM, ComparisonInput
@@ -25,13 +26,21 @@ def vlm_input(vlm: VLM, number: int, size: tuple[int, int], think: bool) -> Comp
     return vlm.input(picture(number, size), picture(number + 9), f"{number} hats", "choice", think)
 
 
-def material(vlm: VLM, longest: int = 9) -> LossInputs:
-    """Three groups of four completions of different lengths, one of them empty, with weights of all kinds."""
+def material(vlm: VLM, longest: int = 9, with_experts: bool = False) -> LossInputs:
+    """Three groups of four completions of different lengths, one of them empty, with weights of all kinds.
+
+    `with_experts` gives the tokens of a mixture experts that it would not choose.
+    """
     sizes = [(84, 84), (140, 84), (56, 112)]
     prompts = [vlm_input(vlm, i, size, think=True) for i, size in enumerate(sizes)]
     rng = np.random.default_rng(0)
     lengths = [longest, 2, 5, 1, 0, 6, 3, 4, 7, 2, longest, 8]
-    completions = Completions.of([rng.integers(5, 200, length).tolist() for length in lengths])
+    rows = [rng.integers(5, 200, length).tolist() for length in lengths]
+    layers = sum(map(has_experts, vlm.decoder.layers)) if with_experts else 0
+    choices = [rng.permuted([[range(8)] * layers] * length, axis=-1) for length in lengths if layers and length]
+    given = iter(np.array(choice[..., :2], np.int32) for choice in choices)
+    experts = [next(given, None) if length else None for length in lengths]
+    completions = Completions.of(rows, (), experts)
     shape = completions.tokens.shape
 
     def drawn(*shape: int) -> mx.array:
@@ -77,7 +86,7 @@ def settings(**changes: Any) -> TrainSettings:
 def assert_same(result: GradientResult, expected: GradientResult) -> None:
     assert float(np.array(result.loss)) == pytest.approx(float(np.array(expected.loss)), rel=1e-4)
     assert np.array(result.measurements) == pytest.approx(np.array(expected.measurements), rel=1e-4)
-    assert all(np.array(expected.measurements) > 0)
+    assert all(np.array(expected.measurements[:3]) > 0)
     assert mx.abs(result.logprobs - expected.logprobs).max().item() < 1e-4  # type: ignore[operator]
     ours, theirs = dict(tree_flatten(result.gradient)), dict(tree_flatten(expected.gradient))
     assert set(ours) == set(theirs)
@@ -91,9 +100,10 @@ def assert_same(result: GradientResult, expected: GradientResult) -> None:
     [(1, True, "token"), (3, False, "sequence"), (3, True, "token"), (4, True, "sequence"), (8, False, "token")],
 )
 def test_micro_batches_change_nothing(trained: VLM, micro_batch: int, recompute: bool, level: str) -> None:
-    inputs = material(trained)
+    inputs = material(trained, with_experts=True)
     expected = policy_gradient(trained, inputs, settings(micro_batch=99, level=level))
     assert len(dict(tree_flatten(expected.gradient))) == len(adapter_weights(trained.model))
+    assert (expected.measurements[3].item() > 0) == (inputs.completions.experts is not None)
     options = settings(micro_batch=micro_batch, recompute=recompute, level=level)
     assert_same(policy_gradient(trained, inputs, options), expected)
 

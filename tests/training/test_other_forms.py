@@ -57,7 +57,7 @@ def test_another_taste_is_learned(name: str, taught: Path, tmp_path: Path) -> No
         assert accuracies[1] > accuracies[0] + 0.5, think
     mismatches = [report.mismatch for report in reports]
     assert all(each < 1e-5 for each in mismatches) if thinks else np.isnan(mismatches).all()
-    assert np.mean([report.format_rate for report in reports]) > 0.8
+    assert np.mean([report.format_rate for report in reports]) > 0.7
     asked = [mlxpref.load(adapter=tmp_path / "run", profile=given) for given in ("", name)]
     pair = held_out[0]
     one, other = (judge.compare(pair.a, pair.b, pair.prompt) for judge in asked)  # type: ignore[arg-type]

@@ -214,7 +214,7 @@ def test_ties_teach_brier_only(fresh: VLM) -> None:
 def test_infinite_loss_stops_the_run(fresh: VLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = gradients.step_loss
     monkeypatch.setattr(
-        gradients, "step_loss", lambda *arguments: (original(*arguments)[0] * mx.array(float("nan")), mx.zeros(3))
+        gradients, "step_loss", lambda *arguments: (original(*arguments)[0] * mx.array(float("nan")), mx.zeros(4))
     )
     settings = settings_from(TrainSettings, {"data": "demo"} | SMALL | {"steps": 9, "think": False})
     reports: list[StepReport] = []
