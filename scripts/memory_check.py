@@ -16,7 +16,7 @@ import mlx.core as mx  # noqa: E402
 import mlx.nn as nn  # noqa: E402
 import numpy as np  # noqa: E402
 from mlx.utils import tree_flatten  # noqa: E402
-from mlx_vlm.utils import load  # noqa: E402
+from mlx_vlm.utils import load_processor  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from mlxpref.checkpoints.checkpoint import Checkpoint  # noqa: E402
@@ -27,6 +27,7 @@ from mlxpref.engine.vlm import VLM  # noqa: E402
 from mlxpref.judge.judge import Judge  # noqa: E402
 from mlxpref.preferences import Preference  # noqa: E402
 from mlxpref.training.trainer import Trainer  # noqa: E402
+from scripts.bench_models import DEMO_SIZE, build_hybrid, hybrid_config  # noqa: E402
 from scripts.demo_checkpoint import build_model  # noqa: E402
 
 __all__ = ["LARGE_RUNS", "MODELS", "RUNS", "Measured", "Model", "Run", "measure", "random_judge"]
@@ -42,22 +43,30 @@ def reward(texts, **_):
 
 @dataclass(frozen=True)
 class Model:
-    """Changes to the demo judge's config, and how the language model is quantized (0 bits: not)."""
+    """Changes to the demo judge's config, and how the language model is quantized (0 bits: not).
+
+    A `hybrid` one has sizes of its own, and recurrent layers.
+    """
 
     name: str
     text: dict[str, Any]
     vision: dict[str, Any]
     bits: int = 0
+    hybrid: bool = False
 
     def config(self) -> dict[str, Any]:
         """The config of the whole model."""
-        config: dict[str, Any] = json.loads((JUDGE / "config.json").read_text(encoding="utf-8"))
+        if self.hybrid:
+            config = hybrid_config({"text": self.text, "vision": self.vision})
+            config["text_config"]["max_position_embeddings"] = _CONTEXT
+            return config
+        config = json.loads((JUDGE / "config.json").read_text(encoding="utf-8"))
         config |= self.text | {"max_position_embeddings": _CONTEXT}
         half = config["hidden_size"] // config["num_attention_heads"] // 2
         time, height = half // 4, (half - half // 4) // 2
         config["rope_scaling"] = {"type": "mrope", "mrope_section": [time, height, half - time - height]}
         config["vision_config"] |= self.vision | {"out_hidden_size": config["hidden_size"]}
-        return config
+        return config  # type: ignore[no-any-return]
 
 
 _MIDDLE_TEXT = {
@@ -65,10 +74,18 @@ _MIDDLE_TEXT = {
     "num_attention_heads": 16, "num_key_value_heads": 4, "vocab_size": 32768,
 }  # fmt: skip
 _MIDDLE_VISION = {"depth": 12, "hidden_size": 768, "intermediate_size": 2048, "num_heads": 12}
+_HYBRID_TEXT = {
+    "hidden_size": 768, "intermediate_size": 2304, "num_hidden_layers": 8, "num_attention_heads": 8,
+    "num_key_value_heads": 2, "head_dim": 128, "linear_num_key_heads": 8, "linear_num_value_heads": 16,
+    "linear_key_head_dim": 64, "linear_value_head_dim": 64,
+}  # fmt: skip
+_HYBRID_VISION = {"depth": 3, "hidden_size": 256, "intermediate_size": 768, "num_heads": 4}
 MODELS = (
     Model("demo's size", {}, {}),
     Model("300 M", _MIDDLE_TEXT, _MIDDLE_VISION),
     Model("300 M, 4 bit", _MIDDLE_TEXT, _MIDDLE_VISION, bits=4),
+    Model("recurrent, demo's size", DEMO_SIZE["text"], DEMO_SIZE["vision"], hybrid=True),
+    Model("recurrent, 60 M", _HYBRID_TEXT, _HYBRID_VISION, hybrid=True),
 )
 
 
@@ -160,13 +177,15 @@ def _weight_bytes(vlm: VLM) -> int:
 def random_judge(model: Model, dtype: mx.Dtype = mx.float32) -> VLM:
     """A model of random weights that never ends its completions, and writes no tag that would end them."""
     mx.random.seed(0)
-    built = build_model(model.config())
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "judge"
+        built = build_hybrid(model.config(), folder) if model.hybrid else build_model(model.config())
+        processor = load_processor(folder if model.hybrid else JUDGE, trust_remote_code=False)
     built.set_dtype(dtype)
     if model.bits:
         nn.quantize(built.language_model, bits=model.bits)
     built.eval()
     mx.eval(built.parameters())
-    processor = load(str(JUDGE), trust_remote_code=False)[1]
     processor.image_processor.max_pixels = 1 << 30
     vlm = VLM(built, processor, Checkpoint.open(JUDGE), 1 << 30)
     vlm.eos_ids = frozenset()

@@ -5,8 +5,8 @@ of the consecutive phases. A phase is keys and values, logits, and MLX's arrays 
 whose factors were fitted to the peaks of MLX 0.32.4 on a CPU for models of 0.6 and 300 million parameters;
 `scripts/memory_table.py --check` measures them again. Metal was not measured: all attention scores count, as on a CPU,
 though its fused attention holds none in a forward pass (it is not used with a gradient, see `use_fallback` in MLX's
-scaled_dot_product_attention.cpp). Recurrent layers (`recurrent_size.py`) and experts are estimated from the arrays in
-their code, and were not measured at all.
+scaled_dot_product_attention.cpp). Recurrent layers (`recurrent_size.py`) were measured with 1 and 60 million
+parameters. Experts are estimated from the arrays in their code.
 """
 
 import math
@@ -25,12 +25,13 @@ from mlxpref.text import format_bytes
 
 S = TypeVar("S", TrainSettings, JudgeSettings)
 Widths = tuple[int, int, int]
-Held = tuple[float, float, float]
+Held = tuple[float, float, float, float]
 
-# Arrays that exist at once while a layer runs: of the hidden width, of the MLP's inner width, of attention scores.
-_FORWARD = (8, 4, 1.1)
-_BACKWARD = (16, 14, 2.6)
-_KEPT = (7, 5, 1)  # of a layer without recomputing, until its backward pass
+# Arrays that exist at once while a layer runs: of the hidden width, of the MLP's inner width, of attention scores, and
+# of what a recurrent layer has in place of these.
+_FORWARD = (8, 4, 1.1, 2.1)
+_BACKWARD = (16, 14, 2.6, 2.6)
+_KEPT = (7, 5, 1, 2.2)  # of a layer without recomputing, until its backward pass
 _KEYS = 3  # arrays of a layer's visible keys, repeated for the rows that share them
 _LOGITS = 3 * 4  # bytes of three arrays of logits in float32
 _HEAD_CHUNKS = 6 * 4  # bytes of the most chunks of logits in an update
@@ -126,8 +127,9 @@ class ModelSize:
         """A running layer on the last piece of a block (rows, columns), which sees `before` columns and the block."""
         context = before + columns
         keys = _KEYS * rows * context * self.key_width * self.float_bytes
-        tokens = rows * min(columns, bounds.piece_columns(rows))
-        return max(keys + self.activations(held, tokens, context), self.recurrence(held, tokens))
+        columns = min(columns, bounds.piece_columns(rows))
+        attention = keys + self.activations(held, rows * columns, context)
+        return max(attention, self.recurrence(held, rows * self.recurrent.padded(columns)))
 
     def kept(self, tokens: int, context: int) -> int:
         """Arrays of all layers on tokens that see `context` columns each, without recomputing."""
@@ -146,9 +148,9 @@ class ModelSize:
         return int(tokens * (held[0] * hidden + held[1] * inner + held[2] * heads * context) * self.float_bytes)
 
     def recurrence(self, held: Held, tokens: int) -> int:
-        """Arrays of a running recurrent layer on tokens; its own count as attention scores do."""
+        """Arrays of a running recurrent layer on tokens."""
         hidden, inner, _ = self.text
-        own = held[2] * self.recurrent.token(self.float_bytes)
+        own = held[3] * self.recurrent.token(self.float_bytes)
         shared = (held[0] * hidden + held[1] * inner) * self.float_bytes
         return int(tokens * (own + shared)) if self.recurrent.layers else 0
 

@@ -1,7 +1,7 @@
 """What the recurrent layers of a model take: gated delta networks behind a short convolution.
 
 A row holds its state in float32, whatever the type of the weights, and the last columns that the convolution saw. Many
-tokens run in chunks, whose arrays are in float32, too. The numbers of these arrays are estimates from the code.
+tokens run in chunks, whose arrays are in float32, too.
 """
 
 from collections.abc import Mapping
@@ -64,6 +64,11 @@ class RecurrentSize:
     def state(self, float_bytes: int) -> int:
         """Bytes of a row's state in one layer, and of the columns for its convolution."""
         return 4 * self.value_width * self.head_key + (self.kernel - 1) * self.channels * float_bytes
+
+    def padded(self, columns: int) -> int:
+        """The columns of a row's block in whole chunks; a short block is one chunk, a power of two."""
+        chunk = min(_CHUNK, 1 << (columns - 1).bit_length())
+        return -(-columns // chunk) * chunk
 
     def token(self, float_bytes: int) -> int:
         """Bytes of a running layer's arrays on one token, without what all kinds of layers have."""

@@ -305,6 +305,6 @@ def _eos_ids(config: Any, tokenizer: Any) -> frozenset[int]:
 
 def _suppressed_ids(config: Any, vocabulary: Sequence[str], rows: int) -> list[int]:
     """The ids of placeholders, and those of a head's `rows` that are no token."""
-    names = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
+    names = ("image_token_id", "video_token_id")
     placeholders = {int(i) for name in names if (i := getattr(config, name, None)) is not None}
     return sorted(placeholders | {i for i in range(rows) if i >= len(vocabulary) or not vocabulary[i]})
