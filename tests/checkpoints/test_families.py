@@ -179,7 +179,7 @@ def test_memory_of_experts() -> None:
     assert size.adapter(5) == 4 * 5 * 2 * ((64 + 64) + 2 * (64 + 32) + (64 + 64))  # attention only
     text = config["text_config"]
     more = ModelSize.from_config(config | {"text_config": text | {"num_experts_per_tok": 4}}, 1, 4)
-    assert more.layer((1, 1, 1), 1, 9) > size.layer((1, 1, 1), 1, 9)
+    assert more.layer((1, 1, 1, 1), 1, 9) > size.layer((1, 1, 1, 1), 1, 9)
 
 
 # Names
