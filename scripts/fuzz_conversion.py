@@ -36,7 +36,7 @@ from scripts.damage import ADAPTER_DAMAGE, CHECKPOINT_DAMAGE, Damage
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden"
-FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5")
 RECIPES = ("none", "4", "8", "mixed_4_8", "mxfp4")
 SERVED = 500
 """Cases of one process: each load of a model by mlx-vlm keeps a quarter of a megabyte (measured without ours, too)."""

@@ -46,6 +46,8 @@ def check_model(path: Path, model: nn.Module) -> None:
 def check_processor(path: Path, model: Any, processor: Any) -> None:
     """ModelError for a tokenizer or an image processor of another model: tokens without a row, other patches."""
     tokens, rows = len(processor.tokenizer), int(model.language_model.model.embed_tokens.weight.shape[0])
+    if model.config.image_token_id >= rows:
+        raise ModelError(f"{path}: config.json has no image_token_id of its vocabulary; use the original checkpoint")
     if tokens > rows:
         raise ModelError(
             f"{path}: the tokenizer has {tokens} tokens, the embedding {rows} rows; copy the original's tokenizer"

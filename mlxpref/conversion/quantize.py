@@ -129,7 +129,7 @@ def _matters(path: str, count: int) -> bool:
     """Whether a layer gets the higher bits of a mixed recipe.
 
     The layers are those of llama.cpp's Q4_K_M and of mlx-lm's `mixed_quant_predicate_builder`. Unlike there, they
-    include the embedding, as it may be the head, too, and any group size works.
+    include the embedding, as it may be the head, too, and what makes a recurrent layer's values; any group size works.
     """
     match = _LAYER.match(path)
     if match is None:
@@ -168,7 +168,7 @@ def dequantize(model: nn.Module, paths: Collection[str]) -> None:
         if isinstance(layer, nn.QuantizedEmbedding):
             dense: Any = nn.Embedding(outputs, inputs)
         else:
-            kind = SwitchLinear if experts else nn.Linear
+            kind: Any = SwitchLinear if experts else nn.Linear
             dense = kind(inputs, outputs, *experts, bias="bias" in layer)
             if "bias" in layer:
                 dense.bias = layer.bias

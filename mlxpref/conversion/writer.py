@@ -131,6 +131,7 @@ def folder_bytes(folder: Path) -> int:
 
 def _evaluated(source: Path, name: str, weight: mx.array) -> mx.array:
     """Compute one weight; ModelError if it is not finite."""
+    weight = mx.contiguous(weight)  # of a view, an expert's say, saving would make a copy, for all of a file at once
     mx.eval(weight)
     if mx.issubdtype(weight.dtype, mx.floating) and not bool(mx.isfinite(weight).all().item()):
         raise ModelError(

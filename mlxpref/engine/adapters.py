@@ -16,7 +16,7 @@ from mlxpref.checkpoints.files import ADAPTER_CONFIG, PROFILE_FILE, RECORD, prin
 from mlxpref.checkpoints.identity import Identity
 from mlxpref.checkpoints.resolve import find_checkpoint, is_hub_id
 from mlxpref.checkpoints.safetensors import read_file_tensor_infos
-from mlxpref.engine.lora import attach_lora, linear_layers, linear_shape
+from mlxpref.engine.lora import ROUTER, attach_lora, linear_layers, linear_shape
 from mlxpref.engine.peft import AGAIN, MERGE, PEFT_WEIGHTS, peft_parameters, peft_weights
 from mlxpref.engine.profile import Profile, own_profile
 from mlxpref.errors import ModelError
@@ -259,6 +259,8 @@ def _check(folder: Path, weights: Mapping[str, mx.array], layers: Mapping[str, n
         layer, _, part = name.rpartition(".")
         if part not in ("lora_a", "lora_b"):
             raise ModelError(f"{folder}: it holds {name[:120]!r}, which is more than plain LoRA: {MERGE}")
+        if layer.endswith(ROUTER):
+            raise ModelError(f"{folder}: it also changes the router of the experts ({name[:120]}): {MERGE}")
         if layer not in layers:
             raise ModelError(f"{folder}: adapter of another model: the judge has no place for {name[:120]!r}")
         outputs, inputs = linear_shape(layers[layer])

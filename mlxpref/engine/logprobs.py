@@ -181,7 +181,7 @@ def _states(
     if not columns:
         return first
     positions = mx.array(text_positions(state.next_positions[rows], columns))  # (3, R, T)
-    embeddings = vlm.decoder.embed_tokens(mx.array(completions.tokens))  # (R, T, D)
+    embeddings = vlm.embed(mx.array(completions.tokens))  # (R, T, D)
     block = Block(embeddings, positions, np.zeros(completions.tokens.shape, np.int32), routing=routing)
     states, _ = run_block(vlm.decoder, block, [Prefix(state.layers, state.branch_ids, rows)], recompute)
     return mx.concatenate([first, states], axis=1)  # (R, T + 1, D)

@@ -10,7 +10,9 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.tuner.lora import LoRALinear
 
-_DECIDING = (".mlp.gate", ".linear_attn.in_proj_a", ".linear_attn.in_proj_b")
+ROUTER = ".mlp.gate"
+"""The end of the name of the layer that chooses experts; no adapter is put on it."""
+_DECIDING = (ROUTER, ".linear_attn.in_proj_a", ".linear_attn.in_proj_b")
 
 
 class FusedLoRALinear(LoRALinear):  # type: ignore[misc]

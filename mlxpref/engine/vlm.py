@@ -152,7 +152,7 @@ class VLM:
     def block(self, segments: Sequence[TokenSegment]) -> Block:
         """B segments as right-padded rows, with the images' features in their places."""
         ids, positions = _pad(segments)
-        embeddings = self.decoder.embed_tokens(mx.array(ids))  # (B, L, D)
+        embeddings = self.embed(mx.array(ids))  # (B, L, D)
         branch_ids = row_branch_ids([len(segment) for segment in segments], ids.shape[1])
         images = [image for segment in segments for image in segment.images]
         if not images:
@@ -175,6 +175,14 @@ class VLM:
             [place(level, 0) for level in zip(*(image.deepstack for image in distinct), strict=True)],
         )
 
+    def embed(self, ids: mx.array) -> mx.array:
+        """The embeddings (..., D) of ids, in the type of the weights that are never quantized.
+
+        An mxfp4 embedding gives bfloat16, whatever the others are in.
+        """
+        embeddings: mx.array = self.decoder.embed_tokens(ids)
+        return embeddings.astype(self.model.vision_tower.patch_embed.proj.weight.dtype)
+
     def extend(
         self,
         cache: BranchedCache,
@@ -190,13 +198,13 @@ class VLM:
         """
         rotary = rotary or self.rotary_tables(positions)
         axes = mx.broadcast_to(positions, (3, *ids.shape))  # (3, B, N)
-        embeddings = self.decoder.embed_tokens(ids)
+        embeddings = self.embed(ids)
         context = StepContext(axes, rotary, cache.next_mask(ids.shape[1]), cache.columns, experts)
         return run_step(self.decoder, embeddings, context, cache)
 
     def rotary_tables(self, positions: mx.array) -> RotaryTables:
         """Cosines and sines (B, N, width) of text at positions (B, N), in the type of the model's states."""
-        like = self.decoder.embed_tokens(mx.array([[0]]))
+        like = self.embed(mx.array([[0]]))
         return rotary_tables(self.decoder, like, mx.broadcast_to(positions, (3, *positions.shape)))
 
     def head(self, states: mx.array) -> mx.array:

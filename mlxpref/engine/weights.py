@@ -47,11 +47,10 @@ def to_hub(weights: Weights, family: Family) -> dict[str, mx.array]:
         if match := _SWITCH.fullmatch(name):
             if match["projection"] == "up":
                 continue
-            both = [weights[f"{match['mlp']}.switch_mlp.{each}_proj.weight"] for each in ("gate", "up")]
-            is_down = match["projection"] == "down"
-            joint = weight if is_down else mx.concatenate(both, axis=1)  # (experts, outputs, inputs)
-            name = f"{match['mlp']}.experts.{'down_proj' if is_down else 'gate_up_proj'}"
-            result[name] = mx.contiguous(joint.swapaxes(1, 2))  # (experts, inputs, outputs)
+            names = ("down",) if match["projection"] == "down" else ("gate", "up")
+            parts = [weights[f"{match['mlp']}.switch_mlp.{each}_proj.weight"] for each in names]
+            joint = mx.concatenate([part.swapaxes(1, 2) for part in parts], axis=2)  # (experts, inputs, outputs)
+            result[f"{match['mlp']}.experts.{'_'.join(names)}_proj"] = mx.contiguous(joint)
         elif name.endswith(".conv1d.weight"):
             result[name] = mx.contiguous(weight.moveaxis(1, 2))  # (channels, time, 1) -> (channels, 1, time)
         elif family.zero_centred_norms and _CENTRED.fullmatch(name):
@@ -81,10 +80,14 @@ def _experts_to_mlx(weights: Weights, text: Mapping[str, Any]) -> dict[str, mx.a
             place = f"{match['mlp']}.switch_mlp.{match['projection']}.weight"
             single.setdefault(place, {})[int(match["number"])] = weight
         elif match := _EXPERTS.fullmatch(name):
-            down = weights[f"{match['mlp']}.experts.down_proj"]
-            # Of the two tensors only this one tells the layouts apart where twice its inner width is the outer one.
-            is_mlx = down.shape[1] == text["hidden_size"] != down.shape[2]
+            is_mlx = _has_outputs_first(weights, match["mlp"], text["hidden_size"])
             parts = mx.split(weight, 2, axis=1 if is_mlx else 2) if "gate" in match["projection"] else [weight]
             for projection, part in zip(_PROJECTIONS[match["projection"]], parts, strict=True):
                 result[f"{match['mlp']}.switch_mlp.{projection}.weight"] = part if is_mlx else part.swapaxes(1, 2)
     return result | {place: mx.stack([each[i] for i in sorted(each)]) for place, each in single.items()}
+
+
+def _has_outputs_first(weights: Weights, mlp: str, hidden: int) -> bool:
+    """Whether a layer's experts are stored as (experts, outputs, inputs); at most one of its tensors is square."""
+    joint, down = (weights[f"{mlp}.experts.{name}"].shape[1:] for name in ("gate_up_proj", "down_proj"))
+    return down[0] == hidden if joint[0] == joint[1] else joint[1] == hidden

@@ -19,7 +19,7 @@ from mlxpref.conversion.export import export_adapter
 from mlxpref.engine.profile import built_in_profiles, read_profile
 from mlxpref.judge.loading import load_judge
 from mlxpref.preferences import Comparison, SingleImage
-from tests.conftest import GOLDEN, picture, tiny_model, write_adapter
+from tests.conftest import FAMILIES, GOLDEN, picture, tiny_model, write_adapter
 from tests.engine.test_reference import CHOSEN_PYTHON, pytestmark  # noqa: F401  skips these, too
 
 TIES = """kind = "pair"
@@ -65,18 +65,24 @@ def output_of(card: str, folder: Path, prompt: str, place: Path) -> float:
     return float(done.stdout.rpartition(": ")[2])
 
 
-@pytest.mark.parametrize("name", [*built_in_profiles(), "ties"])
-def test_the_code_of_a_card_says_what_the_judge_says(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        *(("qwen2_5_vl", name) for name in (*built_in_profiles(), "ties")),
+        *((family, "mlxpref") for family in FAMILIES if family != "qwen2_5_vl"),
+    ],
+)
+def test_the_code_of_a_card_says_what_the_judge_says(family: str, name: str, tmp_path: Path) -> None:
     (tmp_path / "ties.toml").write_text(TIES)
     profile = built_in_profiles().get(name) or read_profile(tmp_path / "ties.toml")
-    adapter = write_adapter(tmp_path / "adapter", tiny_model("qwen2_5_vl"))
+    adapter = write_adapter(tmp_path / "adapter", tiny_model(family))
     (adapter / PROFILE_FILE).write_text(profile.text().replace('"Both"\n', '"B"\n'))  # a token of this vocabulary
-    export_adapter(adapter, tmp_path / "out", "hf", GOLDEN / "qwen2_5_vl", "Owner/base", dtype="float32")
+    export_adapter(adapter, tmp_path / "out", "hf", GOLDEN / family, "Owner/base", dtype="float32")
     images = picture(1), picture(2, (112, 84))
     for number, image in enumerate(images, 1):
         image.save(tmp_path / f"{number}.png")
     judge = load_judge(str(tmp_path / "out"), settings={"think": False})
-    assert judge.profile.name == name
+    assert judge.profile.name.removesuffix(", changed") == name
     question = SingleImage(images[0], "a hat") if profile.is_point else Comparison(*images, "a hat")
     (verdict,) = next(judge.judgements([question])).verdicts
     said = output_of((tmp_path / "out" / "README.md").read_text(), tmp_path / "out", "a hat", tmp_path)

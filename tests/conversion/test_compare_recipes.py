@@ -35,8 +35,9 @@ def own_temporary(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
     return place
 
 
-def test_fewer_bits_are_less_exact(own_temporary: Path) -> None:
-    rows = compare_recipes(SOURCE, recipes("none", "8", "4", "2"), **COMMON)
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl_moe", "qwen3_5"])
+def test_fewer_bits_are_less_exact(family: str, own_temporary: Path) -> None:
+    rows = compare_recipes(GOLDEN / family, recipes("none", "8", "4", "2"), **COMMON)
     assert [row["recipe"] for row in rows] == ["none", "8", "4", "2"]
     assert [row["quantized_layers"] > 0 for row in rows] == [False, True, True, True]
     for key in ("bytes", "bits_per_weight"):

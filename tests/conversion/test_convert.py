@@ -31,6 +31,7 @@ from mlxpref.errors import ConfigError, ModelError
 from mlxpref.files import sha256_of
 from tests.conftest import GOLDEN, hidden_states, tiny_model
 from tests.engine.test_vlm import golden_input, text_logits
+from tests.variants import read_weights, write_transformers_5
 
 SOURCE = GOLDEN / "qwen2_vl"
 
@@ -119,6 +120,26 @@ def test_mlx_vlm_loads_a_conversion(family: str, golden: dict[str, Any], tmp_pat
     assert weights.keys() == others.keys()
     assert all(mx.array_equal(weight, others[key]) for key, weight in weights.items())
     assert np.abs(text_logits(ours, theirs) - logits(ours, golden)).max() < 1e-3
+
+
+def test_the_layout_of_transformers_5_gives_the_same_folder(family: str, tmp_path: Path) -> None:
+    write_transformers_5(GOLDEN / family, tmp_path / "v5")
+    for name, folder in {"ours": GOLDEN / family, "theirs": tmp_path / "v5"}.items():
+        convert(folder, tmp_path / name, Recipe(4, 32))
+    ours, theirs = (read_weights(tmp_path / name) for name in ("ours", "theirs"))
+    assert ours.keys() == theirs.keys()
+    assert all(mx.array_equal(weight, theirs[name]) for name, weight in ours.items())
+
+
+def test_decays_keep_their_type(tmp_path: Path) -> None:
+    for dtype in ("float16", "float32"):
+        convert(GOLDEN / "qwen3_5", tmp_path / dtype, Recipe(4, 32), dtype=dtype)
+        weights = read_weights(tmp_path / dtype)
+        assert {weight.dtype for name, weight in weights.items() if name.endswith(".A_log")} == {mx.bfloat16}
+        kept = [
+            weight for name, weight in weights.items() if name.endswith((".dt_bias", ".conv1d.weight", "norm.weight"))
+        ]
+        assert {weight.dtype for weight in kept} == {getattr(mx, dtype)}
 
 
 def test_full_folder_is_refused(tmp_path: Path) -> None:
@@ -348,12 +369,13 @@ def test_largest_file_size(tmp_path: Path) -> None:
 
 def test_memory_holds_one_file(tmp_path: Path) -> None:
     size, limit = 400_000, 2_000_000
-    weights = {f"{i:02d}": mx.random.normal((100_000,), key=mx.random.key(i)) for i in range(50)}  # 20 MB, lazy
+    # 20 MB, lazy, and transposed as experts are
+    weights = {f"{i:02d}": mx.random.normal((250, 400), key=mx.random.key(i)).T for i in range(50)}
     before = mx.get_active_memory()
     mx.reset_peak_memory()
     write_model(tmp_path, SOURCE, {}, weights, limit)
     assert not weights
-    assert mx.get_peak_memory() - before < limit + 5 * size
+    assert mx.get_peak_memory() - before < limit + 4 * size
     assert len(list(tmp_path.glob("*.safetensors"))) == 10
 
 
@@ -420,6 +442,13 @@ def test_record_names_its_source(tmp_path: Path) -> None:
     assert {"mlxpref", "mlx", "mlx-vlm", "transformers"} <= set(record["versions"])
     files = [path for path in (tmp_path / "out").iterdir() if path.name != "mlxpref.json"]
     assert record["sha256"] == {path.name: sha256_of(path) for path in files}
+
+
+def test_a_source_without_generation_config(family: str, tmp_path: Path) -> None:
+    """mlx-vlm then adds the end of a turn of the real Qwen3.5, which a tokenizer of one's own need not have."""
+    source = Path(shutil.copytree(GOLDEN / family, tmp_path / "source"))
+    (source / "generation_config.json").unlink()
+    convert(source, tmp_path / "out", Recipe(8, 32))
 
 
 def test_code_is_not_copied(tmp_path: Path) -> None:

@@ -96,6 +96,21 @@ def test_the_hubs_names_and_layouts(family: str, adapter: Path, tmp_path: Path, 
     assert not {"quantization", "quantization_config", "auto_map"} & set(config)
 
 
+def test_every_linear_layer_may_be_adapted(tmp_path: Path) -> None:
+    """Training leaves out the two of a recurrent layer that say how fast it forgets; PEFT may not."""
+    family = "qwen3_5"
+    vlm, golden = tiny_model(family), dict(np.load(GOLDEN / family / "golden.npz"))
+    layers = [*linear_layers(vlm.model)]
+    assert {name.rpartition(".")[2] for name in layers} > {"in_proj_a", "in_proj_b", "in_proj_qkv", "in_proj_z"}
+    adapter = write_adapter(tmp_path / "adapter", vlm, layers)
+    expected = with_adapter(family, adapter, golden)
+    export(adapter, tmp_path / "peft", "peft", family)
+    assert np.abs(with_adapter(family, tmp_path / "peft", golden) - expected).max() < 1e-4
+    for to in ("fused", "hf"):
+        export(adapter, tmp_path / to, to, family, dtype="float32")
+        assert np.abs(logits(fresh(tmp_path / to), golden) - expected).max() < 1e-3
+
+
 def _bytes(stored: Any) -> bytes:
     with stored.file.open("rb") as file:
         file.seek(stored.start)

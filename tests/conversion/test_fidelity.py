@@ -23,7 +23,6 @@ from mlxpref.conversion.fidelity import (
     fidelity_of,
 )
 from mlxpref.demo import JUDGE
-from mlxpref.engine.positions import text_positions
 from mlxpref.engine.vlm import VLM, load_vlm
 from mlxpref.errors import DataError
 from mlxpref.preferences import Comparison, Preference
@@ -150,6 +149,8 @@ def test_answers_against_plain_forwards(tiny_vlm: VLM) -> None:
 
 def test_half_precision(tiny_vlm: VLM) -> None:
     """In bfloat16 numbers are finite and near, but not the same."""
+    if tiny_vlm.checkpoint.family.name == "Qwen3-VL-MoE" and mx.default_device().type == mx.DeviceType.cpu:
+        pytest.skip("MLX multiplies experts on a CPU in float32 only")
     before = answers_of(tiny_vlm, COMPARISONS[:2])
     half = answers_of(load_vlm(tiny_vlm.checkpoint, 512 * 512, mx.bfloat16), COMPARISONS[:2], before.completions)
     fidelity = fidelity_of(before, half)

@@ -207,3 +207,19 @@ def test_missing_adapters_are_refused(tmp_path: Path) -> None:
     (folder / ADAPTER_WEIGHTS).unlink()
     with pytest.raises(ModelError, match=r"no adapters.safetensors there"):
         load_adapter(vlm.model, folder)
+
+
+def test_an_adapter_on_the_router_is_refused(tmp_path: Path) -> None:
+    vlm = fresh(GOLDEN / "qwen3_vl_moe")
+    names = [name for name in linear_layers(vlm.model) if name.endswith("mlp.gate")]
+    with pytest.raises(ModelError, match="it also changes the router of the experts"):
+        load_adapter(vlm.model, write_adapter(tmp_path / "adapter", vlm, names))
+
+
+def test_an_adapter_on_the_gates_of_recurrent_layers(tmp_path: Path) -> None:
+    """Training leaves these alone, but PEFT's "all-linear" takes them."""
+    vlm, golden = fresh(GOLDEN / "qwen3_5"), dict(np.load(GOLDEN / "qwen3_5" / "golden.npz"))
+    before = logits(vlm, golden)
+    load_adapter(vlm.model, write_adapter(tmp_path / "adapter", vlm, list(linear_layers(vlm.model))))
+    assert any(name.endswith("in_proj_a") for name, layer in vlm.model.named_modules() if isinstance(layer, LoRALinear))
+    assert np.abs(logits(vlm, golden) - before).max() > 0.1

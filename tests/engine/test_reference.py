@@ -155,6 +155,7 @@ def test_the_model_cards_code_says_what_the_judge_says(to: str, tmp_path: Path) 
         picture(number, (84, 84)).save(tmp_path / f"{number}.png")
     blocks = re.findall(r"```python\n(.*?)```", (tmp_path / to / "README.md").read_text(), re.DOTALL)
     code = "\n".join(blocks).replace("PATH", str(tmp_path / to)).replace("PROMPT", "a red circle")
+    code = code.replace('"qwen2_5_vl"', repr(str(base)))  # a card names no place on this machine
     assert ", AutoProcessor\n" in code
     code = PROCESSOR + code.replace(", AutoProcessor\n", "\n")
     command = [CHOSEN_PYTHON or sys.executable, "-c", code]

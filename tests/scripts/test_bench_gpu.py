@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -9,10 +10,11 @@ from click.testing import CliRunner
 PARTS = ("decode", "pieces", "step")
 
 
-def test_quick_run() -> None:
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_5"])
+def test_quick_run(family: str) -> None:
     chosen = [f"--part={part}" for part in PARTS]
     main = importlib.import_module("scripts.bench_gpu").main
-    run = CliRunner().invoke(main, ["--quick", *chosen], catch_exceptions=False)
+    run = CliRunner().invoke(main, ["--quick", "--family", family, *chosen], catch_exceptions=False)
     assert run.exit_code == 0, run.stderr
     result = json.loads(run.stdout.rstrip("\n").rsplit("\n", 1)[1])
     lines = {part: [line for line in result["cases"] if line["part"] == part] for part in ("copy", *PARTS)}
@@ -30,7 +32,17 @@ def test_quick_run() -> None:
 
 def test_shapes_are_those_of_the_memory_table() -> None:
     from mlxpref.checkpoints.memory import ModelSize
-    from scripts.bench_gpu import REAL
+    from scripts.bench_gpu_judges import REAL
     from scripts.memory_table import SHAPES
 
     assert ModelSize.from_config(REAL.config(), 0) == ModelSize.from_config(SHAPES["Qwen2.5-VL-7B"], 0)
+
+
+def test_qwen3_5_has_the_weights_that_are_listed(tmp_path: Path) -> None:
+    from mlx.utils import tree_flatten
+
+    from scripts.bench_gpu_judges import QWEN3_5_4B
+    from scripts.bench_models import build_hybrid, hybrid_config
+
+    model = build_hybrid(hybrid_config(QWEN3_5_4B), tmp_path / "judge")  # lazy: no weight is computed
+    assert sum(weight.size for _, weight in tree_flatten(model.parameters())) == pytest.approx(4.54e9, rel=1e-3)

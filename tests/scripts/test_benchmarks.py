@@ -12,12 +12,14 @@ from click.testing import CliRunner
 
 from tests.tolerance import PROBABILITY
 
+FAMILIES = ("qwen2_5_vl", "qwen3_5")
 STEP = {"rollout_s", "update_s", "vision_runs", "prefill_tokens", "trained_tokens", "peak_bytes"}
 
 
-def result_of(name: str) -> dict[str, Any]:
+def result_of(name: str, *options: str) -> dict[str, Any]:
     """The last line of a quick run."""
-    run = CliRunner().invoke(importlib.import_module(f"scripts.bench_{name}").main, ["--quick"], catch_exceptions=False)
+    main = importlib.import_module(f"scripts.bench_{name}").main
+    run = CliRunner().invoke(main, ["--quick", *options], catch_exceptions=False)
     assert run.exit_code == 0, run.stderr
     assert "round 1 of 1" in run.stderr
     table, last = run.stdout.rstrip("\n").rsplit("\n", 1)
@@ -30,8 +32,9 @@ def result_of(name: str) -> dict[str, Any]:
     return result
 
 
-def test_grpo() -> None:
-    (case,) = result_of("grpo")["cases"]
+@pytest.mark.parametrize("family", FAMILIES)
+def test_grpo(family: str) -> None:
+    (case,) = result_of("grpo", "--family", family)["cases"]
     assert set(case) == {
         "prompt_tokens", "completion_tokens", "step_ratio", "rollout_ratio", "update_ratio", "peak_ratio",
         "gradient_error", "ours", "peer",
@@ -39,8 +42,8 @@ def test_grpo() -> None:
     ours, peer, group = case["ours"], case["peer"], 2
     assert set(ours) == set(peer) == STEP
     assert case["gradient_error"] < 1e-4
-    # Each picture once; the peer encodes both for every completion that it writes or trains.
-    assert (ours["vision_runs"], peer["vision_runs"]) == (2, 2 * 2 * group)
+    # Each picture once; the peer encodes both for every completion that it writes or trains, but for Qwen3.5.
+    assert (ours["vision_runs"], peer["vision_runs"]) == (2, 2 if family == "qwen3_5" else 2 * 2 * group)
     prompt, completion = case["prompt_tokens"], case["completion_tokens"]
     assert ours["prefill_tokens"] == prompt
     # The peer's last token of the prompt runs alone.
@@ -49,8 +52,9 @@ def test_grpo() -> None:
     assert peer["trained_tokens"] == group * (prompt + completion - 1)
 
 
-def test_rank() -> None:
-    cases = result_of("rank")["cases"]
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rank(family: str) -> None:
+    cases = result_of("rank", "--family", family)["cases"]
     assert [case["think"] for case in cases] == [False, True]
     for case in cases:
         assert set(case) == {
@@ -61,24 +65,26 @@ def test_rank() -> None:
         assert 1 < case["bound"] < 12
 
 
-def test_decode() -> None:
-    cases = result_of("decode")["cases"]
+@pytest.mark.parametrize("family", FAMILIES)
+def test_decode(family: str) -> None:
+    cases = result_of("decode", "--family", family)["cases"]
     assert [(case["rows"], case["comparisons"]) for case in cases] == [(1, 1), (2, 1), (2, 2)]
     for case in cases:
         assert {"tokens_per_s", "share", "peer_tokens_per_s"} <= set(case)
 
 
-def test_counting_agrees_with_a_prompt_in_pieces(tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_counting_agrees_with_a_prompt_in_pieces(tmp_path: Path, family: str) -> None:
     """What a model does for a prompt does not depend on where the prompt is cut."""
-    from scripts.bench_common import decoder_operations, load_both
+    from scripts.bench_models import decoder_operations, load_both
 
-    _, model, _ = load_both(tmp_path)
+    _, model, _ = load_both(tmp_path, family)
     parts = decoder_operations(model, 5) + decoder_operations(model, 7, before=5, heads=1)
     assert parts == decoder_operations(model, 12, heads=1)
 
 
 def test_counting_agrees_with_the_shapes(tmp_path: Path) -> None:
-    from scripts.bench_common import decoder_operations, load_both, vision_operations
+    from scripts.bench_models import decoder_operations, load_both, vision_operations
 
     _, model, _ = load_both(tmp_path)
     layer = 2 * 128 * 128 + 2 * 128 * 64 + 3 * 128 * 256
@@ -88,9 +94,35 @@ def test_counting_agrees_with_the_shapes(tmp_path: Path) -> None:
     assert vision_operations(model, 84) == 36 * 1176 * 64 + 2 * (36 * block + attention) + merged
 
 
+def test_counting_agrees_with_the_shapes_of_recurrent_layers(tmp_path: Path) -> None:
+    from scripts.bench_models import decoder_operations, load_both, vision_operations
+
+    _, model, _ = load_both(tmp_path, "qwen3_5")
+    mlp, state = 3 * 128 * 256, 4 * 32 * 32
+    attending = 128 * (2 * 128 + 2 * 64) + 128 * 128 + 2 * 128  # with a gate, and one key to meet
+    recurrent = 128 * (2 * 64 + 128 + 128 + 2 * 4) + 128 * 128 + 4 * (2 * 64 + 128) + 3 * state
+    assert decoder_operations(model, 1, heads=1) == 2 * (attending + mlp) + 6 * (recurrent + mlp) + 512 * 128
+    block, attention = 4 * 64 * 64 + 2 * 64 * 128, 2 * 36 * 36 * 64
+    merged = 9 * (256 * 256 + 256 * 128)
+    assert vision_operations(model, 96) == 36 * 1536 * 64 + 3 * (36 * block + attention) + merged
+
+
+def test_both_sides_have_equal_weights(tmp_path: Path) -> None:
+    from scripts.bench_models import attach_equal_adapters, give_random_weights, load_both, named
+
+    vlm, model, _ = load_both(tmp_path, "qwen3_5")
+    for change in (None, give_random_weights, lambda *both: attach_equal_adapters(*both, rank=2)):
+        if change:
+            change(vlm, model)
+        ours, theirs = dict(named(vlm.model.parameters())), dict(named(model.parameters()))
+        assert ours.keys() == theirs.keys()
+        assert all(mx.array_equal(ours[name], theirs[name]) for name in ours)
+
+
 def test_bound_by_enumeration(tmp_path: Path) -> None:
     """The closed form against a count of every run of a prefix tree."""
-    from scripts.bench_common import TEXT, decoder_operations, load_both, vision_operations
+    from scripts.bench_common import TEXT
+    from scripts.bench_models import decoder_operations, load_both, vision_operations
     from scripts.bench_rank import Case, bound_of
 
     vlm, model, _ = load_both(tmp_path)
