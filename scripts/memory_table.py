@@ -8,6 +8,7 @@ what MLX measures beside what was planned.
 
 import json
 import tomllib
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ preload()  # before MLX is first imported
 
 import click  # noqa: E402
 
+from mlxpref.checkpoints.families import FAMILIES  # noqa: E402
 from mlxpref.checkpoints.memory import ModelSize, judging_plan, training_plan  # noqa: E402
 from mlxpref.checkpoints.recommended import RecommendedJudge, recommended_judges  # noqa: E402
 from mlxpref.cli.output import note, print_table, print_text  # noqa: E402
@@ -67,12 +69,24 @@ def in_bits(shape: str, bits: int | None, float_bytes: int = 2) -> ModelSize:
     model = ModelSize.from_config(config, config["bytes"] // 2 * float_bytes, float_bytes)
     if bits is None:
         return model
-    hidden, inner, _ = model.text
-    layer = 2 * hidden * (model.query_width + model.key_width) + 3 * hidden * inner
-    count = model.layers * layer + model.vocabulary * hidden * (1 if config["tie_word_embeddings"] else 2)
+    count, routers = _counts(config, model)
     # A group has a scale and an offset.
-    stored = count * bits // 8 + count // 64 * 2 * float_bytes
-    return replace(model, weights=model.weights - count * float_bytes + stored)
+    stored = count * bits // 8 + routers * max(bits, 8) // 8 + (count + routers) // 64 * 2 * float_bytes
+    return replace(model, weights=model.weights - (count + routers) * float_bytes + stored)
+
+
+def _counts(config: Mapping[str, Any], model: ModelSize) -> tuple[int, int]:
+    """How many weights of the language model a conversion quantizes, without and in its routers."""
+    family = FAMILIES[config["model_type"]]
+    text, hidden, recurrent = family.language(config), model.text[0], model.recurrent
+    queries = 3 if "attn_output_gate" in family.fixed else 2  # the gate of the output, and the output
+    attention = model.attention_layers * hidden * (queries * model.query_width + 2 * model.key_width)
+    states = recurrent.layers * hidden * (recurrent.channels + 2 * (recurrent.value_width + recurrent.heads))
+    mixtures = family.expert_layers(text)
+    inner = mixtures * text.get("num_experts", 0) * text.get("moe_intermediate_size", 0)
+    inner += (model.layers - mixtures) * text["intermediate_size"]
+    heads = model.vocabulary * hidden * (1 if config["tie_word_embeddings"] else 2)
+    return attention + states + 3 * hidden * inner + heads, mixtures * hidden * text.get("num_experts", 0)
 
 
 def quantized(name: str, bits: int) -> ModelSize:
@@ -91,7 +105,9 @@ def figures(shape: str, profile: str = "mlxpref") -> dict[str, float]:
     judging = JudgeSettings(rows=ROWS, max_tokens=length)
     trainings = [TrainSettings(rows=ROWS, max_tokens=length, micro_batch=size) for size in MICRO_BATCHES]
     source, small = in_bits(shape, None), in_bits(shape, 4)
-    largest = source.vocabulary * source.text[0] * 2
+    text = SHAPES[shape].get("text_config", {})
+    experts = 2 * text.get("num_experts", 0) * text.get("moe_intermediate_size", 0)  # gate and up are one tensor
+    largest = max(source.vocabulary, experts) * source.text[0] * 2
     sizes = {"source_gb": source.weights, "converted_gb": small.weights}
     sizes["conversion_gb"] = min(small.weights, 5 * 10**9) + largest + 3 * 10**8
     for name, model in (("", small), ("cpu_", in_bits(shape, 4, 4))):

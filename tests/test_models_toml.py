@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mlxpref.checkpoints.hf_config import FAMILIES
+from mlxpref.checkpoints.families import FAMILIES
 from mlxpref.checkpoints.recommended import recommended_judges
 from mlxpref.conversion.quantize import Recipe
 from mlxpref.engine.find_profile import find_profile
@@ -16,7 +16,7 @@ FILE = Path(__file__).parents[1] / "convert" / "models.toml"
 LIST = tomllib.loads(FILE.read_text(encoding="utf-8"))
 MODELS: list[dict[str, Any]] = LIST["model"]
 SIZES = ("source_gb", "conversion_gb", "converted_gb")
-PROFILES = {judge.profile for judge in recommended_judges()}
+PROFILES = set(built_in_profiles())
 FIELDS = {"source", "family", "licence", "any_use", *SIZES, "recipe", "profile", "checked"}
 each = pytest.mark.parametrize("model", MODELS, ids=lambda model: model["source"])
 
