@@ -1,16 +1,16 @@
 """A judge of real size on a GPU, with random weights: `python -m scripts.bench_gpu [--part decode ...] [--quick]`.
 
-The shapes are those of Qwen2.5-VL-7B, its language model in 4 bit (groups of 64), the rest in bfloat16; nothing is
-downloaded. Words and pictures are the demo judge's. A result is a JSON line on stderr as soon as it is there, so that
-a run which is cut short loses nothing; the last line on stdout has all of them.
+The shapes are those of Qwen2.5-VL-7B, or with `--family qwen3_5` of Qwen3.5-4B, the language model in 4 bit (groups of
+64), the rest in bfloat16; nothing is downloaded. Words and pictures are the demo judge's. A result is a JSON line on
+stderr as soon as it is there, so that a run which is cut short loses nothing; the last line on stdout has all of them.
 
 On CUDA, MLX 0.32.4 compiles its kernels when they are first used, those of quantized products for 40 s each; it keeps
 them in $MLX_PTX_CACHE_DIR. So run it twice on a new machine.
 
 `decode`: tokens a second behind one comparison, and the share of the bandwidth at which the device copies memory, of
-the bytes that a step must read at least: the weights, and all keys and values once. `pieces`: what a decoding step is
-made of. `rank`: reading pairs of pictures. `step`: a step of GRPO by its parts, and `peer` the same by mlx-vlm's own
-trainer on the same weights.
+the bytes that a step must move at least: the weights, all keys and values once, and the states of recurrent layers
+there and back. `pieces`: what a decoding step is made of. `rank`: reading pairs of pictures. `step`: a step of GRPO by
+its parts, and `peer` the same by mlx-vlm's own trainer on the same weights.
 """
 
 import json
@@ -43,22 +43,10 @@ from mlxpref.engine.vlm import VLM, ComparisonInput  # noqa: E402
 from mlxpref.judge.judge import Judge  # noqa: E402
 from scripts import bench_decode  # noqa: E402
 from scripts.bench_common import TEXT, PeerTrainer, naive_inputs, pictures, report  # noqa: E402
+from scripts.bench_gpu_judges import judge_of  # noqa: E402
 from scripts.bench_grpo import Case, Ours  # noqa: E402
-from scripts.memory_check import Model, random_judge  # noqa: E402
+from scripts.bench_models import family_option  # noqa: E402
 
-REAL = Model(
-    "Qwen2.5-VL-7B, 4 bit",
-    {
-        "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
-        "num_key_value_heads": 4, "vocab_size": 152064, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
-    },
-    {
-        "depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "window_size": 112,
-        "fullatt_block_indexes": [7, 15, 23, 31],
-    },
-    bits=4,
-)  # fmt: skip
-SMALL = Model("the demo's size, 4 bit", {}, {}, bits=4)
 _RANK = 16
 _TIMES = 5
 """Repetitions of what takes milliseconds."""
@@ -188,6 +176,11 @@ def _matrices(bench: Bench, rows: int) -> dict[str, float]:
     }
 
 
+def _attending(vlm: VLM) -> list[Any]:
+    """The attention of each layer that has one."""
+    return [layer.self_attn for layer in vlm.decoder.layers if "self_attn" in layer]
+
+
 def _attention(bench: Bench, prompt: ComparisonInput, rows: int) -> dict[str, float]:
     vlm, tokens = bench.vlm, bench.sizes.tokens
     copies = bounds.row_copies(len(prompt), tokens, rows)
@@ -195,6 +188,7 @@ def _attention(bench: Bench, prompt: ComparisonInput, rows: int) -> dict[str, fl
     middle = len(prompt) + branches * tokens // 2
     own = -(-(len(prompt) + tokens // 2) // _BLOCK) * _BLOCK
     cache, _ = vlm.prefill([prompt])
+    cache.begin_branches(np.arange(rows, dtype=np.int32)[None])
 
     def build() -> float:
         cache.reserve(np.arange(rows, dtype=np.int32)[None])
@@ -214,9 +208,9 @@ def _attention(bench: Bench, prompt: ComparisonInput, rows: int) -> dict[str, fl
 
 def _attention_ms(vlm: VLM, rows: int, branches: int, columns: Iterator[int]) -> float:
     """Attention of all layers over so many columns, each time the next; one in ten is hidden where branches share."""
-    arguments = vlm.language_model.args
+    arguments, attending = vlm.language_model.args, _attending(vlm)
     heads, shared = arguments.num_attention_heads, arguments.num_key_value_heads
-    width, first = arguments.hidden_size // heads, next(columns)
+    width, first = attending[0].head_dim, next(columns)
     storage = -(-(first + _TIMES + 2) // _BLOCK) * _BLOCK if isinstance(columns, count) else first
     queries = _random(rows, heads, branches, width)
     stored = [_random(rows, shared, storage, width) for _ in range(4)]
@@ -230,7 +224,7 @@ def _attention_ms(vlm: VLM, rows: int, branches: int, columns: Iterator[int]) ->
             mx.fast.scaled_dot_product_attention(
                 queries, part[layer % 4], part[(layer + 1) % 4], scale=width**-0.5, mask=seen
             )
-            for layer in range(arguments.num_hidden_layers)
+            for layer in range(len(attending))
         ]
 
     return 1e3 * _typical_seconds(attend)
@@ -320,21 +314,22 @@ PARTS: dict[str, Callable[[Bench], None]] = {
 
 
 @click.command()
+@family_option
 @click.option("--part", "parts", multiple=True, type=click.Choice(list(PARTS)), help="What to measure; else all.")
 @click.option("--rows", multiple=True, type=int, default=Sizes.rows, show_default=True, help="Rows written together.")
 @click.option("--tokens", default=Sizes.tokens, show_default=True, help="Tokens of a completion.")
 @click.option("--repeats", default=Sizes.repeats, show_default=True, help="Repetitions, after a warm-up.")
 @click.option("--quick", is_flag=True, help="A small model and small cases, once: a test that everything works.")
-def main(parts: Sequence[str], rows: Sequence[int], tokens: int, repeats: int, quick: bool) -> None:
+def main(family: str, parts: Sequence[str], rows: Sequence[int], tokens: int, repeats: int, quick: bool) -> None:
     """Time decoding, ranking and training at real size."""
     sizes = Sizes(rows, tokens=tokens, repeats=repeats)
     if quick:
         sizes = Sizes((1, 4), (84,), 84, 8, 2, 4, 1 << 20, 1)
-    model = SMALL if quick else REAL
-    bench = Bench(random_judge(model, mx.bfloat16), sizes)
+    name, judge = judge_of(family, quick)
+    bench = Bench(judge, sizes)
     for part in parts or PARTS:
         PARTS[part](bench)
-    settings = {"model": model.name, "repeats": sizes.repeats, "dtype": "bfloat16"}
+    settings = {"model": name, "repeats": sizes.repeats, "dtype": "bfloat16"}
     decoded = [line for line in bench.found if line["part"] == "decode"]
     columns = (">prompt", ">rows", ">tokens/s", ">step ms", ">share %")
     table = [

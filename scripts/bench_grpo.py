@@ -326,8 +326,8 @@ def main(
             rounds = {_OURS: repeats, _RECOMPUTING: repeats, _PEER: few}
             cases.append(run_case(vlm, model, processor, Case(side, length, group), rounds))
     settings = {"family": family, "pixels": pixels, "group": group, "rank": rank, "recompute": recompute,
-                "repeats": repeats, "peer_repeats": [case["sides"][_PEER]["repeats"] for case in cases], "loss_type": "grpo",
-                "temperature": 1.0, "dtype": "float32"}  # fmt: skip
+                "repeats": repeats, "peer_repeats": [case["sides"][_PEER]["repeats"] for case in cases],
+                "loss_type": "grpo", "temperature": 1.0, "dtype": "float32"}  # fmt: skip
     remarks = [
         "x: the peer's time over this side's; peak x: the peak of all sequences in one batch over this side's update",
         "gradients, largest relative difference of a tensor: "

@@ -26,6 +26,7 @@ from mlxpref.engine.lora import adapter_weights, attach_lora, linear_layers, lin
 from mlxpref.engine.vlm import VLM, load_vlm  # noqa: E402
 
 __all__ = [
+    "DEMO_SIZE",
     "FAMILIES",
     "LARGEST",
     "attach_equal_adapters",
@@ -39,7 +40,6 @@ __all__ = [
     "named",
     "pixels_of_a_token",
     "vision_operations",
-    "write_hybrid",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -47,14 +47,13 @@ F = TypeVar("F", bound=Callable[..., Any])
 FAMILIES = ("qwen2_5_vl", "qwen3_5")
 LARGEST = 1 << 20
 """Pixels that a picture may have; the demo judge's own checkpoint shrinks pictures to 84 by 84."""
-_TEXT = {
-    "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 8, "full_attention_interval": 4,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4, "linear_key_head_dim": 32, "linear_value_head_dim": 32, "linear_conv_kernel_dim": 4,
-}  # fmt: skip
-_VISION = {
-    "depth": 3, "hidden_size": 64, "intermediate_size": 128, "num_heads": 2, "patch_size": 16,
-    "num_position_embeddings": 2304,
+DEMO_SIZE: dict[str, dict[str, int]] = {
+    "text": {
+        "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 8, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 32, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+        "linear_key_head_dim": 32, "linear_value_head_dim": 32,
+    },
+    "vision": {"depth": 3, "hidden_size": 64, "intermediate_size": 128, "num_heads": 2},
 }  # fmt: skip
 _SLOW = -2.5
 """The middle of the logarithms of decay rates: a state keeps about 0.9 of itself from token to token."""
@@ -79,13 +78,18 @@ def load_both(folder: Path, family: str = FAMILIES[0]) -> tuple[VLM, Any, Any]:
         shutil.copytree(JUDGE, copy)
         change_json(copy / "preprocessor_config.json", max_pixels=LARGEST)
     else:
-        write_hybrid(copy, hybrid_config())
-        model = build_hybrid(hybrid_config())
+        model = build_hybrid(hybrid_config(DEMO_SIZE), copy)
         mx.save_safetensors(str(copy / "model.safetensors"), dict(named(model.parameters())), {"format": "mlx"})
     vlm = load_vlm(copy, LARGEST, mx.float32)
     model, processor = load(str(copy), trust_remote_code=False)
     model.update(tree_map(lambda x: x.astype(mx.float32), model.parameters()))
     model.eval()
+    if (
+        family != FAMILIES[0]
+    ):  # what ours does not say, or passes over before an answer, is unlikely: both write the same
+        silent = mx.array([*vlm.suppressed_ids, *vlm.tokenizer.blank_ids])
+        for each in (vlm.model, model):
+            each.language_model.model.embed_tokens.weight[silent] = 0
     mx.eval(model.parameters())
     return vlm, model, processor
 
@@ -95,8 +99,9 @@ def change_json(file: Path, **changes: Any) -> None:
     file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | changes), encoding="utf-8")
 
 
-def hybrid_config(text: Mapping[str, Any] = _TEXT, vision: Mapping[str, Any] = _VISION) -> dict[str, Any]:
-    """The config of a Qwen3.5 of these sizes, with the demo judge's words."""
+def hybrid_config(sizes: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
+    """The config of a Qwen3.5 whose language model and vision tower have these sizes, with the demo judge's words."""
+    text, vision = sizes["text"], sizes["vision"]
     demo = json.loads((JUDGE / "config.json").read_text(encoding="utf-8"))
     rotating = text["head_dim"] // 8  # frequencies: a quarter of a head rotates, two numbers together
     height = width = rotating // 3
@@ -104,33 +109,37 @@ def hybrid_config(text: Mapping[str, Any] = _TEXT, vision: Mapping[str, Any] = _
         "rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": 0.25, "mrope_interleaved": True,
         "mrope_section": [rotating - height - width, height, width],
     }  # fmt: skip
-    shared = {key: demo[key] for key in ("vocab_size", "tie_word_embeddings", "eos_token_id", "rms_norm_eps")}
-    shared |= {"max_position_embeddings": demo["max_position_embeddings"], "rope_parameters": rope}
-    merging = {"spatial_merge_size": 2, "temporal_patch_size": 2, "in_channels": 3, "deepstack_visual_indexes": []}
+    same = ("vocab_size", "tie_word_embeddings", "eos_token_id", "rms_norm_eps", "max_position_embeddings")
+    tokens = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    patches = {
+        "patch_size": 16, "spatial_merge_size": 2, "temporal_patch_size": 2, "in_channels": 3,
+        "num_position_embeddings": 2304, "deepstack_visual_indexes": [], "out_hidden_size": text["hidden_size"],
+    }  # fmt: skip
+    layers = {"full_attention_interval": 4, "linear_conv_kernel_dim": 4, "attn_output_gate": True}
     return {
         "architectures": ["Qwen3_5ForConditionalGeneration"],
         "model_type": "qwen3_5",
-        "tie_word_embeddings": demo["tie_word_embeddings"],
-        **{key: demo[f"{key}"] for key in demo if key.startswith(("image_token", "video_token", "vision_start"))},
-        "vision_end_token_id": demo["vision_end_token_id"],
-        "text_config": {"model_type": "qwen3_5_text", "attn_output_gate": True, **shared, **text},
-        "vision_config": {"model_type": "qwen3_5", "out_hidden_size": text["hidden_size"], **merging, **vision},
+        **{key: demo[key] for key in ("tie_word_embeddings", *tokens)},
+        "text_config": {"model_type": "qwen3_5_text", "rope_parameters": rope}
+        | {key: demo[key] for key in same}
+        | layers
+        | dict(text),
+        "vision_config": {"model_type": "qwen3_5"} | patches | dict(vision),
     }
 
 
-def write_hybrid(folder: Path, config: Mapping[str, Any]) -> None:
-    """Write the checkpoint of a config without its weights, with the demo judge's tokenizer; any picture may come."""
+def build_hybrid(config: Mapping[str, Any], folder: Path) -> Any:
+    """mlx-vlm's model of such a config, with lazy random weights.
+
+    `folder` is where its checkpoint is written, without weights: the demo judge's words, and pictures of any size.
+    """
+    from mlx_vlm.models.qwen3_5 import Model, ModelConfig
+
     shutil.copytree(JUDGE, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     patch = config["vision_config"]["patch_size"]
     processor = {"min_pixels": (2 * patch) ** 2, "max_pixels": LARGEST, "processor_class": "Qwen3VLProcessor"}
     change_json(folder / "preprocessor_config.json", patch_size=patch, **processor)
-
-
-def build_hybrid(config: Mapping[str, Any]) -> Any:
-    """mlx-vlm's model of such a config, with lazy random weights."""
-    from mlx_vlm.models.qwen3_5 import Model, ModelConfig
-
     mx.random.seed(0)
     model = Model(ModelConfig.from_dict(dict(config)))
     for layer in model.language_model.model.layers:

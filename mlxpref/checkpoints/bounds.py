@@ -32,6 +32,8 @@ STEPS_TOGETHER = 8
 """Tokens between two reads by the host, as a read waits for the device."""
 RUNS_AHEAD = 3
 """Growing storage of keys and values gets room for this many runs of STEPS_TOGETHER tokens."""
+STATE_CHUNK = 32
+"""Tokens of a chunk of recurrent layers where MLX has no kernel: on a CPU no larger ones are faster."""
 ANSWER_TOKENS = 8
 """The most tokens of a completion after the closed end of its reasoning."""
 

@@ -8,12 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mlxpref.checkpoints import bounds
 from mlxpref.checkpoints.families import Family
 
-_CHUNK = 64
-"""Tokens of a chunk, each of which sees a row of scores of its chunk."""
 _SCORES = 3
-"""Such rows of a token and value head."""
+"""Rows of scores of a token and value head, each over its chunk."""
 _HEADS = 6
 """Arrays of a head's width of a token and value head."""
 _PROJECTED = 2
@@ -67,10 +66,10 @@ class RecurrentSize:
 
     def padded(self, columns: int) -> int:
         """The columns of a row's block in whole chunks; a short block is one chunk, a power of two."""
-        chunk = min(_CHUNK, 1 << (columns - 1).bit_length())
+        chunk = min(bounds.STATE_CHUNK, 1 << (columns - 1).bit_length())
         return -(-columns // chunk) * chunk
 
     def token(self, float_bytes: int) -> int:
         """Bytes of a running layer's arrays on one token, without what all kinds of layers have."""
-        chunk = self.heads * (_SCORES * _CHUNK + _HEADS * max(self.head_key, self.head_value))
+        chunk = self.heads * (_SCORES * bounds.STATE_CHUNK + _HEADS * max(self.head_key, self.head_value))
         return _PROJECTED * (self.channels + self.value_width) * float_bytes + 4 * chunk

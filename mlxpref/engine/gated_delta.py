@@ -9,9 +9,15 @@ products with gradients: on a CPU six times as fast as the loop, with a tenth of
 Axes: R rows, L tokens, J heads of keys, H heads of values, K width of a key, W width of a value, N chunks of C tokens.
 """
 
+import math
+from typing import Any
+
 import mlx.core as mx
 
-_CHUNK = 64
+from mlxpref.checkpoints import bounds
+
+_SPLIT = 8
+"""The most parts of one split."""
 _SMALLEST = 4
 """Up to this size an inverse is a product of powers; these grow beyond float32 in a whole chunk of similar keys."""
 
@@ -24,11 +30,23 @@ def gated_delta(
     Queries and keys are (R, L, J, K), values (R, L, H, W); `decay`, the logarithm g, and `beta` are (R, L, H). A token
     with 0 for both changes nothing.
     """
-    on_metal = mx.metal.is_available() and mx.default_device().type == mx.DeviceType.gpu
-    if on_metal or queries.shape[1] == 1:
+    if mx.metal.is_available() and mx.default_device().type == mx.DeviceType.gpu:
         outputs, state = mx.fast.gated_delta_update(queries, keys, values, mx.exp(decay), beta, state)
         return outputs, state
-    return gated_delta_in_chunks(queries, keys, values, decay, beta, state)
+    rule = _one_token if queries.shape[1] == 1 else gated_delta_in_chunks
+    return rule(queries, keys, values, decay, beta, state)
+
+
+def _one_token(
+    queries: mx.array, keys: mx.array, values: mx.array, decay: mx.array, beta: mx.array, state: mx.array
+) -> tuple[mx.array, mx.array]:
+    """`gated_delta` of one token."""
+    copies = values.shape[2] // keys.shape[2]  # of J heads for H
+    query, key = (mx.repeat(each[:, 0], copies, axis=1)[..., None] for each in (queries, keys))  # (R, H, K, 1)
+    state = state * mx.exp(decay[:, 0, :, None, None])  # (R, H, W, K)
+    new = beta[:, 0, :, None, None] * (values[:, 0, ..., None] - state @ key)  # (R, H, W, 1)
+    state = state + new * key.swapaxes(-1, -2)
+    return (state @ query)[:, None, ..., 0], state
 
 
 def gated_delta_in_chunks(
@@ -41,7 +59,7 @@ def gated_delta_in_chunks(
     """
     rows, count, groups, _ = keys.shape
     heads, width = values.shape[2:]
-    size = min(_CHUNK, 1 << (count - 1).bit_length())  # C
+    size = min(bounds.STATE_CHUNK, 1 << (count - 1).bit_length())  # C
 
     def chunks(array: mx.array) -> mx.array:
         array = mx.pad(array, [(0, 0), (0, -count % size)] + [(0, 0)] * (array.ndim - 2))
@@ -58,25 +76,50 @@ def gated_delta_in_chunks(
     between = mx.exp(mx.where(earlier, total[..., :, None] - total[..., None, :], -mx.inf))  # (N, R, H, C, C)
     similar = of_heads(keys @ keys.swapaxes(-1, -2)) * between  # (N, R, H, C, C)
     attention = of_heads(queries @ keys.swapaxes(-1, -2)) * between
-    inverse = _inverse(mx.tril(beta * similar, -1))
+    inverse: Any = _inverse(mx.tril(beta * similar, -1))
     queries, keys = of_heads(queries), of_heads(keys)
     since, until = mx.exp(total)[..., None], mx.exp(total[..., -1:] - total)[..., None]  # (N, R, H, C, 1)
     learned, known = inverse @ (beta * values), inverse @ (beta * since * keys)  # (N, R, H, C, W), and (..., C, K)
     queries, keys, whole = queries * since, keys * until, since[..., -1:, :]  # whole: (N, R, H, 1, 1)
     outputs = []
-    for number in range(len(learned)):
-        new = learned[number] - known[number] @ state.swapaxes(-1, -2)  # (R, H, C, W)
-        outputs.append(queries[number] @ state.swapaxes(-1, -2) + attention[number] @ new)
-        state = whole[number] * state + new.swapaxes(-1, -2) @ keys[number]  # (R, H, W, K)
+    for u, w, a, q, k, d in zip(*map(_each, (learned, known, attention, queries, keys, whole)), strict=True):
+        new = u - w @ state.swapaxes(-1, -2)  # (R, H, C, W)
+        outputs.append(q @ state.swapaxes(-1, -2) + a @ new)
+        state = d * state + new.swapaxes(-1, -2) @ k  # (R, H, W, K)
     # (N, R, H, C, W) -> (R, N, C, H, W) -> (R, L, H, W)
     together = mx.stack(outputs).transpose(1, 0, 3, 2, 4).reshape(rows, -1, heads, width)
     return together[:, :count], state
 
 
-def _inverse(lower: mx.array) -> mx.array:
-    """The inverses of I + A, (..., C, C) each, for strictly lower triangular matrices A, whose powers end with A^C.
+def _each(array: mx.array) -> list[mx.array]:
+    """The N parts (...) of an array (N, ...).
 
-    Of two halves of a matrix it is the inverses of both, and in the corner the product -(I + B)^-1 A_corner (I + A)^-1.
+    The gradient of a part by its index, or of a split into many, is a whole array of zeros for each part.
+    """
+    count = len(array)
+    if count <= _SPLIT:
+        return [part[0] for part in mx.split(array, count)]
+    size = _SPLIT ** math.ceil(math.log(count, _SPLIT) - 1)
+    return [part for group in mx.split(array, list(range(size, count, size))) for part in _each(group)]
+
+
+@mx.custom_function
+def _inverse(lower: mx.array) -> mx.array:
+    """The inverses X of I + A, (..., C, C) each, for strictly lower triangular matrices A."""
+    return _inverse_by_halves(lower)
+
+
+@_inverse.vjp
+def _inverse_vjp(_: mx.array, cotangent: mx.array, inverse: mx.array) -> mx.array:
+    """The gradient by A: -X^T G X^T."""
+    transposed = inverse.swapaxes(-1, -2)
+    return -(transposed @ cotangent @ transposed)
+
+
+def _inverse_by_halves(lower: mx.array) -> mx.array:
+    """`_inverse`: of two halves it is both inverses, and in the corner -(I + B)^-1 A_corner (I + A)^-1.
+
+    Powers of A end with A^C.
     """
     size = lower.shape[-1]
     if size <= _SMALLEST:
@@ -86,7 +129,9 @@ def _inverse(lower: mx.array) -> mx.array:
             result, exponent = result + result @ power, 2 * exponent
         return result
     half = size // 2
-    first, second = _inverse(mx.stack([lower[..., :half, :half], lower[..., half:, half:]]))  # (..., C / 2, C / 2)
+    first, second = _inverse_by_halves(
+        mx.stack([lower[..., :half, :half], lower[..., half:, half:]])
+    )  # (..., C / 2, C / 2)
     corner = -second @ lower[..., half:, :half] @ first
     above = mx.concatenate([first, mx.zeros_like(first)], axis=-1)  # (..., C / 2, C)
     return mx.concatenate([above, mx.concatenate([corner, second], axis=-1)], axis=-2)

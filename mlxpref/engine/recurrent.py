@@ -35,9 +35,10 @@ class GatedDelta:
         self, layer: Any, states: mx.array, context: BlockContext, before: Sequence[Memory]
     ) -> tuple[mx.array, Memory]:
         """What the layer adds to the states (B, L, D) of a block, and window and state after it."""
-        module = layer.linear_attn
+        module, flat = layer.linear_attn, normalize(layer.input_layernorm, states).flatten(0, 1)  # (B * L, D)
         memory = before[0] if before else _empty(module, states)
-        return _run(module, normalize(layer.input_layernorm, states), memory, context.lengths)
+        mixed, memory = _run(module, flat, memory, context.lengths)
+        return mixed.reshape(states.shape), memory
 
     def mix_last(
         self, layer: Any, states: mx.array, context: BlockContext, before: Sequence[Memory]
@@ -48,12 +49,12 @@ class GatedDelta:
 
     def step(self, layer: Any, states: mx.array, context: StepContext, cache: StateCache) -> mx.array:
         """What the layer adds to the states (B * N, D) of a step, each branch behind its own state."""
-        columns = context.columns
-        by_branch = states[:, None] if columns is None else _by_branch(states, columns)  # (B * M, C, D)
-        normed = normalize(layer.input_layernorm, by_branch)
-        lengths = None if columns is None else columns.lengths
-        mixed, (cache.window, cache.state) = _run(layer.linear_attn, normed, (cache.window, cache.state), lengths)
-        return mixed[:, 0] if columns is None else _by_column(mixed, columns)
+        columns, lengths = context.columns, None
+        if columns is not None:
+            states, lengths = _by_branch(states, columns), columns.lengths  # (B * M * C, D)
+        states = normalize(layer.input_layernorm, states)
+        mixed, (cache.window, cache.state) = _run(layer.linear_attn, states, (cache.window, cache.state), lengths)
+        return mixed if columns is None else _by_column(mixed, columns)
 
     def join(self, parts: Sequence[Memory]) -> Memory:
         """The memory of blocks that follow each other: that after the last."""
@@ -82,28 +83,29 @@ def _empty(module: Any, states: mx.array) -> Memory:
 
 
 def _run(module: Any, states: mx.array, memory: Memory, lengths: NDArray[np.int64] | None) -> tuple[mx.array, Memory]:
-    """What a layer makes of normed states (R, L, D) behind a memory, and the memory after them.
+    """What a layer makes of normed states (R * L, D) behind a memory, and the memory after them.
 
-    `lengths` (R,) are the columns before padding, None for all L.
+    `lengths` (R,) are the columns before padding, None for all L. The states have two axes, with which a product is one
+    operation.
     """
-    rows, columns, _ = states.shape
     window, state = memory
-    read = mx.concatenate([window, module.in_proj_qkv(states)], axis=1)  # (R, F + L, E)
+    rows, columns = len(state), len(states) // len(state)
+    read = mx.concatenate([window, module.in_proj_qkv(states).reshape(rows, columns, -1)], axis=1)  # (R, F + L, E)
     convolved = nn.silu(_convolve(module.conv1d.weight, read, columns))  # (R, L, E)
-    queries, keys, values = mx.split(convolved, [module.key_dim, 2 * module.key_dim], axis=-1)
-    heads = (rows, columns, module.num_k_heads, module.head_k_dim)  # (R, L, J, K)
-    queries, keys = _unit(queries.reshape(heads)) * module.head_k_dim**-0.5, _unit(keys.reshape(heads))
-    values = values.reshape(rows, columns, module.num_v_heads, module.head_v_dim)  # (R, L, H, W)
+    values = convolved[..., 2 * module.key_dim :].reshape(rows, columns, module.num_v_heads, -1)  # (R, L, H, W)
+    both = convolved[..., : 2 * module.key_dim].reshape(rows, columns, 2, module.num_k_heads, -1)  # (R, L, 2, J, K)
+    both = _unit(both)
+    queries, keys = both[:, :, 0] * module.head_k_dim**-0.5, both[:, :, 1]  # (R, L, J, K)
     rate = nn.softplus(module.in_proj_a(states).astype(mx.float32) + module.dt_bias)
-    decay = -mx.exp(module.A_log.astype(mx.float32)) * rate  # (R, L, H)
-    beta = mx.sigmoid(module.in_proj_b(states).astype(mx.float32))  # (R, L, H)
+    decay = (-mx.exp(module.A_log.astype(mx.float32)) * rate).reshape(rows, columns, -1)  # (R, L, H)
+    beta = mx.sigmoid(module.in_proj_b(states).astype(mx.float32)).reshape(rows, columns, -1)  # (R, L, H)
     if lengths is not None:
         filled = mx.array(np.arange(columns) < lengths[:, None])[..., None]  # (R, L, 1)
         decay, beta = mx.where(filled, decay, 0), mx.where(filled, beta, 0)
     outputs, state = gated_delta(queries, keys, values, decay, beta, state)  # (R, L, H, W)
     gate = module.in_proj_z(states).reshape(outputs.shape).astype(mx.float32)
     gated = normalize(module.norm, outputs) * nn.silu(gate)
-    mixed: mx.array = module.out_proj(gated.reshape(rows, columns, -1).astype(states.dtype))
+    mixed: mx.array = module.out_proj(gated.reshape(len(states), -1).astype(states.dtype))  # (R * L, D)
     return mixed, (_last_columns(read, columns, lengths), state)
 
 
@@ -111,6 +113,8 @@ def _convolve(weight: mx.array, read: mx.array, columns: int) -> mx.array:
     """The convolution (R, L, E) of each channel over time, in float32, by a weight (E, F + 1, 1)."""
     taps = weight[..., 0].astype(mx.float32)  # (E, F + 1)
     read = read.astype(mx.float32)
+    if columns == 1:
+        return (read * taps.T).sum(axis=1, keepdims=True)  # (R, F + 1, E) -> (R, 1, E)
     total = read[:, :columns] * taps[:, 0]
     for tap in range(1, taps.shape[1]):
         total = total + read[:, tap : tap + columns] * taps[:, tap]
@@ -132,15 +136,12 @@ def _last_columns(read: mx.array, columns: int, lengths: NDArray[np.int64] | Non
 
 
 def _by_branch(states: mx.array, columns: BranchColumns) -> mx.array:
-    """States (B * N, D) of a step as those of its branches (B * M, C, D)."""
-    rows, count = columns.back.shape[0], len(columns.lengths)
-    states = states.reshape(rows, -1, states.shape[-1])  # (B, N, D)
-    chosen = mx.take_along_axis(states, columns.index[..., None], axis=1)  # (B, M * C, D)
-    return chosen.reshape(count, -1, states.shape[-1])
+    """States (B * N, D) of a step as those of its branches (B * M * C, D)."""
+    states = states.reshape(len(columns.index), -1, states.shape[-1])  # (B, N, D)
+    return mx.take_along_axis(states, columns.index[..., None], axis=1).flatten(0, 1)  # (B, M * C, D)
 
 
 def _by_column(states: mx.array, columns: BranchColumns) -> mx.array:
-    """States of branches (B * M, C, D) as those of the step's columns (B * N, D)."""
-    rows, width = columns.back.shape[0], states.shape[-1]
-    states = states.reshape(rows, -1, width)  # (B, M * C, D)
-    return mx.take_along_axis(states, columns.back[..., None], axis=1).reshape(-1, width)
+    """States of branches (B * M * C, D) as those of the step's columns (B * N, D)."""
+    states = states.reshape(len(columns.back), -1, states.shape[-1])  # (B, M * C, D)
+    return mx.take_along_axis(states, columns.back[..., None], axis=1).flatten(0, 1)  # (B, N, D)
