@@ -125,6 +125,7 @@ RUNS = (
     _train(308, micro_batch=4),
     _train(644, comparisons=1),
     _train(84, comparisons=8, micro_batch=64, kl=0.1),
+    _train(84, comparisons=1, max_tokens=512),  # in pieces
     _judge(308, 6, think=True),
     _judge(308, 8, think=False),
     _judge(84, 12, think=True),

@@ -74,6 +74,8 @@ def normalise(config_json: Mapping[str, Any], tensors: Iterable[str], file: Path
             config["tie_word_embeddings"] = True
         config = _flat(config, text)
     language = config["text_config"] if family.is_nested else config
+    for key in [key for key in language if family.passed_over and key.startswith("mtp_")]:
+        del language[key]  # the head that drafts tokens is not loaded
     for key in of_text:
         if key in language and language[key] is None:
             del language[key]  # so that the default applies

@@ -29,9 +29,9 @@ Held = tuple[float, float, float, float]
 
 # Arrays that exist at once while a layer runs: of the hidden width, of the MLP's inner width, of attention scores, and
 # of what a recurrent layer has in place of these.
-_FORWARD = (8, 4, 1.1, 2.1)
+_FORWARD = (8, 4, 1.1, 2.0)
 _BACKWARD = (16, 14, 2.6, 2.6)
-_KEPT = (7, 5, 1, 2.2)  # of a layer without recomputing, until its backward pass
+_KEPT = (7, 5, 1, 2.1)  # of a layer without recomputing, until its backward pass
 _KEYS = 3  # arrays of a layer's visible keys, repeated for the rows that share them
 _LOGITS = 3 * 4  # bytes of three arrays of logits in float32
 _HEAD_CHUNKS = 6 * 4  # bytes of the most chunks of logits in an update
@@ -242,7 +242,9 @@ def _update(model: ModelSize, settings: TrainSettings, length: int, samples: int
     *smaller, larger = sorted(model.layer(_BACKWARD, *block) for block in blocks)
     beside = 0 if in_parts else int(_BESIDE * sum(smaller))
     inputs = layers * (groups * length + rows * completion) * model.text[0] * model.float_bytes
-    shared = model.keys_values(2 * groups * length + rows * completion) + model.states(2 * groups + rows)
+    shared = model.keys_values(2 * groups * length + rows * completion)
+    # Every piece of a block keeps the states that it begins with, and a comparison's end has gradients.
+    shared += model.states(groups + sum(row * -(-new // bounds.piece_columns(row)) for row, new, _ in blocks))
     return inputs + shared + max(larger + beside, head)
 
 

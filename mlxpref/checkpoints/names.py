@@ -71,9 +71,8 @@ def hub_name(name: str, model_type: str | None = None) -> str:
 def places_of(tensors: Iterable[str], family: Family, where: object) -> dict[str, str]:
     """The place in mlx-vlm's model of each stored tensor, without leftovers that no model needs.
 
-    Tensors of experts keep the ends of their names, one of several spellings.
-
-    ModelError, which begins with `where`, for weights of another kind, and for two tensors with one place.
+    Tensors of experts keep the ends of their names, one of several spellings. ModelError, which begins with `where`,
+    for weights of another kind, and for two tensors with one place.
     """
     stored: dict[str, str] = {}
     for name in tensors:

@@ -21,7 +21,6 @@ from mlxpref.checkpoints.checks import check_folder
 from mlxpref.conversion.fidelity import Answers, ask_source, compare_with_source
 from mlxpref.conversion.keep_profile import check_profile, profile_to_keep, write_profile
 from mlxpref.conversion.quantize import (
-    ROUTER,
     LayerQuantization,
     Recipe,
     cast,
@@ -35,6 +34,7 @@ from mlxpref.conversion.verify import naming_source, public_name, revision_of, v
 from mlxpref.conversion.writer import check_space, folder_bytes, new_folder, write_model
 from mlxpref.data.learned import keep_learned
 from mlxpref.engine.adapters import read_adapter, trained_settings
+from mlxpref.engine.experts import ROUTER
 from mlxpref.engine.lora import fuse_adapter
 from mlxpref.engine.mlx_model import lazy_model
 from mlxpref.engine.profile import Profile, own_profile

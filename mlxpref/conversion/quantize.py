@@ -10,6 +10,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlxpref.checkpoints.checkpoint import Checkpoint
+from mlxpref.engine.experts import ROUTER
 from mlxpref.errors import ConfigError
 
 DTYPES = ("bfloat16", "float16", "float32")
@@ -36,10 +37,8 @@ class LayerQuantization:
     mode: str = "affine"
 
 
-ROUTER = ".mlp.gate"
-"""The end of the path of a router, which chooses experts."""
 _OF_ROUTER = LayerQuantization(8, 64)
-"""Its least storage, that of mlx-vlm's own conversion."""
+"""A router's least storage, that of mlx-vlm's own conversion."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from mlxpref.checkpoints.files import ADAPTER_CONFIG, PROFILE_FILE, RECORD, prin
 from mlxpref.checkpoints.identity import Identity
 from mlxpref.checkpoints.resolve import find_checkpoint, is_hub_id
 from mlxpref.checkpoints.safetensors import read_file_tensor_infos
-from mlxpref.engine.lora import ROUTER, attach_lora, linear_layers, linear_shape
+from mlxpref.engine.experts import ROUTER
+from mlxpref.engine.lora import attach_lora, linear_layers, linear_shape
 from mlxpref.engine.peft import AGAIN, MERGE, PEFT_WEIGHTS, peft_parameters, peft_weights
 from mlxpref.engine.profile import Profile, own_profile
 from mlxpref.errors import ModelError

@@ -36,7 +36,7 @@ class Attention:
     def mix_last(
         self, layer: Any, states: mx.array, context: BlockContext, before: Sequence[Memory]
     ) -> tuple[mx.array, Memory]:
-        """`mix` for one column of each row, `context.last_columns`: (B, 1, D), and all keys and values."""
+        """`mix` for one column of each row, `context.ends`: (B, 1, D), and all keys and values."""
         attention, last = layer.self_attn, context.last_columns
         states = normalize(layer.input_layernorm, states)
         _, keys, values, _ = _project(attention, states, context.positions, context.rotary)
@@ -90,7 +90,8 @@ def _project(
 ) -> tuple[mx.array, mx.array, mx.array, mx.array | None]:
     """Queries (B, H, L, W), keys and values (B, K, L, W), rotated to positions (3, B, L), and the output's gate.
 
-    `states` are (B, L, D) or flattened (B * L, D). The gate, if the layer has one, is (..., H * W).
+    `states` are (B, L, D) or flattened (B * L, D). The gate (..., H * W) is None unless the queries'
+    projection is twice as wide as they are, as in Qwen3.5.
     """
     shape, width = positions.shape[1:], attention.head_dim  # (B, L), W
     heads = getattr(attention, "n_heads", None) or attention.num_attention_heads

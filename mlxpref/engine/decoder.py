@@ -93,24 +93,23 @@ def _run_layer(context: BlockContext, number: int, hidden: mx.array) -> tuple[mx
     seen = mixer.seen(context.prefixes)
 
     routing = context.block.routing if has_experts(layer) else None
-    before = sum(map(has_experts, context.decoder.layers[:number]))
-    given = routing.of_layer(before) if routing else None
+    given = routing.of_layer(sum(map(has_experts, context.decoder.layers[:number]))) if routing else None
 
     def run(states: mx.array, *arrays: mx.array) -> tuple[mx.array, ...]:
         pairs = zip(arrays[::2], arrays[1::2], strict=True)
-        before = [prefix.expanded(pair) for prefix, pair in zip(seen, pairs, strict=True)]
+        memories = [prefix.expanded(pair) for prefix, pair in zip(seen, pairs, strict=True)]
         if context.ends is None:
-            mixed, memory = mixer.mix(layer, states, context, before)
+            mixed, memory = mixer.mix(layer, states, context, memories)
         else:
-            mixed, memory = mixer.mix_last(layer, states, context, before)
+            mixed, memory = mixer.mix_last(layer, states, context, memories)
             states = states[context.last_columns][:, None]  # (B, L, D) -> (B, 1, D)
         states, _, others = _finish_layer(layer, states, mixed, given)
-        return states, *memory, others
+        return (states, *memory) if others is None else (states, *memory, others)
 
     function = checkpointed(layer, run) if context.recompute else run
-    hidden, first, second, others = function(hidden, *(array for prefix in seen for array in prefix.layers[number]))
+    hidden, first, second, *others = function(hidden, *(array for prefix in seen for array in prefix.layers[number]))
     if routing:
-        routing.others.append(others)
+        routing.others.extend(others)
     return hidden, (first, second)
 
 
@@ -151,15 +150,15 @@ def cache_of(decoder: Any, branch_ids: NDArray[np.int32], layers: Sequence[Memor
 
 def _finish_layer(
     layer: Any, states: mx.array, mixed: mx.array, given: mx.array | None = None
-) -> tuple[mx.array, mx.array | None, mx.array]:
+) -> tuple[mx.array, mx.array | None, mx.array | None]:
     """The rest of a layer after it mixed tokens: states, and what it adds, (..., D) each.
 
-    Also returns the experts, if any, and how many of those that were `given` the layer would not have chosen.
+    Also returns the experts, if any, and how many of those that were `given`, if any, it would not have chosen.
     """
     states = states + mixed
     normed = normalize(layer.post_attention_layernorm, states)
     if not has_experts(layer):
-        return states + layer.mlp(normed), None, mx.array(0.0)
+        return states + layer.mlp(normed), None, None
     added, experts, others = run_experts(layer.mlp, normed.reshape(-1, normed.shape[-1]), given)
     return states + added.reshape(states.shape), experts, others
 
@@ -168,8 +167,9 @@ def checkpointed(module: nn.Module, run: Callable[..., tuple[mx.array, ...]]) ->
     """`run`, a function that uses a module's weights, so that only its arguments are kept for the backward pass.
 
     Gradients reach the module's trainable weights and all arguments. The function runs again once the gradients of all
-    its results exist. MLX's own checkpoint waits only for the forward pass, so recomputed arrays of several pieces of a
-    block exist together: half as much memory again behind 1,168 tokens.
+    its results exist, and none of its gradients is passed on before all exist. MLX's own checkpoint waits only for the
+    forward pass, so recomputed arrays of several pieces of a block exist together: half as much memory again behind
+    1,168 tokens. Without the second wait a state's gradient runs ahead through all pieces, and their arrays stay.
     """
     weights: dict[str, mx.array] = dict(tree_flatten(module.trainable_parameters()))
     names, count = list(weights), len(weights)
@@ -180,7 +180,8 @@ def checkpointed(module: nn.Module, run: Callable[..., tuple[mx.array, ...]]) ->
 
     def gradients(inputs: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, ...]:
         waiting = mx.depends(_as_list(inputs), _as_list(cotangents))
-        return tuple(mx.vjp(pure, waiting, _as_list(cotangents))[1])
+        results = mx.vjp(pure, waiting, _as_list(cotangents))[1]
+        return tuple(mx.depends(results, results))
 
     function: Any = mx.custom_function(pure)
     function.vjp(gradients)

@@ -14,6 +14,8 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+ROUTER = ".mlp.gate"
+"""The end of the name of the layer that chooses experts; no adapter is put on it."""
 NO_CHOICE = -1
 """In place of the experts of a token that was not written by the policy."""
 
@@ -23,14 +25,17 @@ def has_experts(layer: Any) -> bool:
     return "switch_mlp" in layer.mlp
 
 
-def run_experts(mlp: Any, states: mx.array, given: mx.array | None = None) -> tuple[mx.array, mx.array, mx.array]:
-    """What a mixture makes of states (T, D), the experts (T, K) that it ran, and how many of these it did not choose.
+def run_experts(
+    mlp: Any, states: mx.array, given: mx.array | None = None
+) -> tuple[mx.array, mx.array, mx.array | None]:
+    """What a mixture makes of states (T, D), and the experts (T, K) that it ran.
 
-    `given` (T, K) takes the place of its own choices, except where it is NO_CHOICE.
+    `given` (T, K) takes the place of its own choices, except where it is NO_CHOICE; with it, how many of these the
+    mixture would not have chosen.
     """
-    gates = mx.softmax(mlp.gate(states), axis=-1, precise=True)  # (T, experts)
+    gates = mx.softmax(mlp.gate(states).astype(mx.float32), axis=-1)  # (T, experts); half precision would make ties
     chosen = mx.argpartition(gates, kth=-mlp.top_k, axis=-1)[..., -mlp.top_k :].astype(mx.int32)  # (T, K)
-    others = mx.array(0.0)
+    others = None
     if given is not None:
         own, chosen = chosen, mx.where(given == NO_CHOICE, chosen, given)
         others = mx.stop_gradient((own[..., None] != chosen[:, None]).all(axis=-1).sum().astype(mx.float32))
@@ -39,7 +44,7 @@ def run_experts(mlp: Any, states: mx.array, given: mx.array | None = None) -> tu
     if mlp.norm_topk_prob:
         weights = weights / weights.sum(axis=-1, keepdims=True)
     results = mlp.switch_mlp(states, chosen)  # (T, K, D)
-    return (results * weights[..., None]).sum(axis=-2), chosen, others
+    return (results * weights[..., None].astype(results.dtype)).sum(axis=-2), chosen, others
 
 
 @dataclass(frozen=True, eq=False)

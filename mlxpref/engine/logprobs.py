@@ -1,9 +1,8 @@
 """Log-probabilities that the policy gives the tokens of completions, with gradients that reach the comparison.
 
-Each comparison runs once and what the layers remember of it serves all completions of its group; gradients flow back
-into that. The
-backward pass recomputes the layers, and the head in chunks of positions, one after the other: the logits of all
-positions never exist at once.
+Each comparison runs once, and what the layers remember of it serves all completions of its group; gradients flow back
+into that. The backward pass recomputes the layers, and the head in chunks of positions, one after the other: the logits
+of all positions never exist at once.
 
 Axes: P comparisons, G completions of each, R = P * G rows, T tokens of a completion, D width of a hidden state, V size
 of the vocabulary.

@@ -10,8 +10,8 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.tuner.lora import LoRALinear
 
-ROUTER = ".mlp.gate"
-"""The end of the name of the layer that chooses experts; no adapter is put on it."""
+from mlxpref.engine.experts import ROUTER
+
 _DECIDING = (ROUTER, ".linear_attn.in_proj_a", ".linear_attn.in_proj_b")
 
 

@@ -1,8 +1,9 @@
 """Rollouts: batches of completions of comparisons, and the verdicts at their answers.
 
-The completions of a comparison are branches of one row: its keys and values exist once. All advance together,
-one token a step, and tokens are chosen on the device. The host reads them every few steps, and finished completions
-leave the batch. Random numbers are keyed by seed, comparison and sample, so that samples do not depend on the batch.
+The completions of a comparison are branches of one row: its keys and values exist once, its states once for each. All
+advance together, one token a step, and tokens are chosen on the device. The host reads them every few steps, and
+finished completions leave the batch. Random numbers are keyed by seed, comparison and sample, so that samples do not
+depend on the batch.
 
 Axes: B rows, M branches of a row at most, S steps, V tokens of the vocabulary.
 """
@@ -32,7 +33,7 @@ _CROWDED = 0.75
 """Above this share of unfinished rows the finished ones stay in the batch."""
 
 Prefill = Callable[[Sequence[ComparisonInput]], tuple[BranchedCache, mx.array]]
-"""Runs comparisons; returns their keys and values, and the logits (B, V) after each."""
+"""Runs comparisons; returns what the layers remember of them, and the logits (B, V) after each."""
 
 
 def roll_out(

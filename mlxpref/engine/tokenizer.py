@@ -14,6 +14,8 @@ from mlxpref.engine.reading import BLANKS, Reader
 from mlxpref.errors import ConfigError, ModelError
 from mlxpref.text import one_line
 
+_THOUGHT = "<think>"
+"""What templates of models that think by themselves end in."""
 _Pieces = tuple[int | str, ...]
 """A text of the chat: ids, and the runs of plain text with a place for the user's words."""
 
@@ -211,9 +213,14 @@ class ComparisonTokenizer:
         """The chat's end, the completion's beginning in it, and what leads to the answer without reasons from there."""
         profile, at_once = self.profile, self.profile.closings(at_once=True)[0]
         begin, end = profile.think_begin, profile.think_end
-        if not begin:
-            return after, "", at_once
         rest = after.rstrip()
+        if not begin:
+            if rest.endswith(_THOUGHT):
+                raise ConfigError(
+                    f"profile {profile.name}: the judge's chat template begins a thought ({_THOUGHT}), and the profile "
+                    "has none: write chat_template = { enable_thinking = false } into it"
+                )
+            return after, "", at_once
         if rest.endswith(begin):
             return after, after[len(rest) - len(begin) :], profile.closings()[0]
         if rest.endswith(end) and "enable_thinking" not in profile.chat_template:

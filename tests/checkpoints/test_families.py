@@ -194,6 +194,9 @@ def test_the_drafting_head_is_passed_over(copied: Callable[..., Path]) -> None:
     checkpoint = Checkpoint(folder)
     check_folder(checkpoint)
     assert checkpoint.places.keys() == weights.keys()
+    text = checkpoint.stored_config["text_config"] | {"mtp_num_hidden_layers": 1, "mtp_use_dedicated_embeddings": False}
+    change_config(folder, text_config=text)
+    assert Checkpoint(folder).config == checkpoint.config
     assert checkpoint.weight_bytes() == Checkpoint(GOLDEN / "qwen3_5").weight_bytes()
     with pytest.raises(ModelError, match="which no Qwen3-VL has"):
         places_of(drafting, FAMILIES["qwen3_vl"], "folder")

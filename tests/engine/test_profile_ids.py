@@ -22,7 +22,7 @@ from mlxpref.demo import JUDGE
 from mlxpref.engine.profile import built_in_profiles
 from mlxpref.engine.tokenizer import ComparisonTokenizer
 from mlxpref.engine.vlm import load_vlm
-from mlxpref.errors import ModelError
+from mlxpref.errors import ConfigError, ModelError
 from tests.conftest import FAMILIES, GOLDEN, picture
 from tests.engine.profile_texts import HOSTILE, PROMPTS, digest
 from tests.engine.real_vocabulary import IDS, real_tokenizer
@@ -150,8 +150,8 @@ def test_switches_reach_the_chat_template(name: str) -> None:
     end = "assistant\n{% endif %}"
     assert template.endswith(end)
     opening = "{% if enable_thinking %}<think>\n{% else %}<think>\n\n</think>\n\n{% endif %}"
-    think = built_in_profiles()["unifiedreward-think"]
-    assert think.chat_template == {"enable_thinking": False}  # as its versions on Qwen3.5 were trained
+    think, plain = (built_in_profiles()[name] for name in ("unifiedreward-think", "plain"))
+    assert think.chat_template == plain.chat_template == {"enable_thinking": False}
     for switch, expected in ((False, "<think>\n\n</think>\n\n"), (True, "<think>\n")):
         changed = _with_template(tokenizer, template.replace(end, f"assistant\n{opening}{{% endif %}}"))
         profile = replace(think, chat_template={"enable_thinking": switch})
@@ -162,6 +162,27 @@ def test_switches_reach_the_chat_template(name: str) -> None:
         at_once = words.comparison("a hat", "choice", False)
         assert words.reader.answer_number(at_once.opening) == 0
         assert tokenizer.decode(list(at_once.texts[-1])).endswith(at_once.opening)
+
+
+def test_a_thought_that_a_profile_does_not_know_is_refused() -> None:
+    """Qwen3.5's template begins one unless it is told not to; labels would be read within it."""
+    tokenizer = tokenizer_of("qwen3_5")
+    end = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    assert end in tokenizer.chat_template
+    off = "{% if enable_thinking is defined and not enable_thinking %}"
+    thought = off + "<think>\n\n</think>\n\n{% else %}<think>\n{% endif %}"
+    changed = _with_template(
+        tokenizer, tokenizer.chat_template.replace(end, end.replace("{% endif %}", thought + "{% endif %}"))
+    )
+    image = tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    for name, profile in built_in_profiles().items():
+        words = ComparisonTokenizer(changed, image, profile)
+        texts = words.comparison("a hat", "choice", profile.thinks).texts[-1]
+        begun = tokenizer.decode(list(texts)).rstrip().endswith("<think>")
+        assert begun == (name == "mlxpref"), name  # ours continues the thought
+    unaware = ComparisonTokenizer(changed, image, replace(built_in_profiles()["plain"], chat_template={}))
+    with pytest.raises(ConfigError, match=r"plain: .* begins a thought .*write chat_template = \{ enable_thinking"):
+        unaware.comparison("a hat", "choice", True)
 
 
 @pytest.mark.parametrize("profile", built_in_profiles())
