@@ -34,6 +34,7 @@ __all__ = ["LARGE_RUNS", "MODELS", "RUNS", "Measured", "Model", "Run", "measure"
 
 _TEXT = "a red circle"
 _CONTEXT = 1 << 20
+_TOKENS = 64
 _REWARD = """
 import zlib
 def reward(texts, **_):
@@ -108,11 +109,12 @@ class Run:
             + (", recompute" if s.recompute else "")
             + (f", micro-batch {s.micro_batch}" if s.micro_batch < s.comparisons * s.group else "")
             + (", KL" if s.kl else "")
+            + (f", {s.max_tokens} tokens" if s.max_tokens > _TOKENS else "")
         )
 
 
 def _train(pixels: int, **changes: Any) -> Run:
-    return Run(pixels, replace(TrainSettings(comparisons=2, max_tokens=64, max_pixels=pixels**2), **changes))
+    return Run(pixels, replace(TrainSettings(comparisons=2, max_tokens=_TOKENS, max_pixels=pixels**2), **changes))
 
 
 def _judge(pixels: int, images: int, think: bool) -> Run:

@@ -30,7 +30,7 @@ Held = tuple[float, float, float, float]
 # Arrays that exist at once while a layer runs: of the hidden width, of the MLP's inner width, of attention scores, and
 # of what a recurrent layer has in place of these.
 _FORWARD = (8, 4, 1.1, 2.0)
-_BACKWARD = (16, 14, 2.6, 2.6)
+_BACKWARD = (16, 14, 2.6, 2.1)
 _KEPT = (7, 5, 1, 2.1)  # of a layer without recomputing, until its backward pass
 _KEYS = 3  # arrays of a layer's visible keys, repeated for the rows that share them
 _LOGITS = 3 * 4  # bytes of three arrays of logits in float32
