@@ -1,4 +1,4 @@
-"""Decoding, ours beside mlx-vlm's `generate_step` at one row: `python -m scripts.bench_decode [--quick]`.
+"""Decoding, ours beside mlx-vlm's `generate_step` at one row: `python -m scripts.bench_decode [--family qwen3_5]`.
 
 Tokens a second, and the share of what the machine can do: on a CPU, of the rate of one large product of matrices,
 measured in the same run; on a GPU, of the bandwidth at which it copies memory. Rows are samples of one comparison, or
