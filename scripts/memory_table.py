@@ -79,14 +79,11 @@ def _counts(config: Mapping[str, Any], model: ModelSize) -> tuple[int, int]:
     """How many weights of the language model a conversion quantizes, without and in its routers."""
     family = FAMILIES[config["model_type"]]
     text, hidden, recurrent = family.language(config), model.text[0], model.recurrent
-    queries = 3 if "attn_output_gate" in family.fixed else 2  # the gate of the output, and the output
-    attention = model.attention_layers * hidden * (queries * model.query_width + 2 * model.key_width)
+    attention = model.attention_layers * hidden * (family.query_widths * model.query_width + 2 * model.key_width)
     states = recurrent.layers * hidden * (recurrent.channels + 2 * (recurrent.value_width + recurrent.heads))
-    mixtures = family.expert_layers(text)
-    inner = mixtures * text.get("num_experts", 0) * text.get("moe_intermediate_size", 0)
-    inner += (model.layers - mixtures) * text["intermediate_size"]
     heads = model.vocabulary * hidden * (1 if config["tie_word_embeddings"] else 2)
-    return attention + states + 3 * hidden * inner + heads, mixtures * hidden * text.get("num_experts", 0)
+    routers = family.expert_layers(text) * hidden * text.get("num_experts", 0)
+    return attention + states + 3 * hidden * family.inner_width(text) + heads, routers
 
 
 def quantized(name: str, bits: int) -> ModelSize:

@@ -43,6 +43,11 @@ def piece_columns(rows: int) -> int:
     return max(min(MIN_COLUMNS, MAX_TOKENS // rows), TARGET_TOKENS // rows, 1)
 
 
+def state_chunk(columns: int) -> int:
+    """The columns of a recurrent layer's chunk in a block: those of a short block are one, a power of two."""
+    return min(STATE_CHUNK, 1 << (columns - 1).bit_length())
+
+
 def row_copies(length: int, completion: int, samples: int) -> int:
     """The copies of a comparison's keys and values for `samples` completions.
 

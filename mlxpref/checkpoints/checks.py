@@ -73,11 +73,11 @@ def _check_sizes(checkpoint: Checkpoint) -> None:
     config, tensors, family = checkpoint.config, checkpoint.tensors, checkpoint.family
     text, vision = family.language(config), config["vision_config"]
     layers, depth, hidden = text["num_hidden_layers"], vision.get("depth", 32), text["hidden_size"]
-    experts = family.expert_layers(text)
-    inner = (layers - experts) * text["intermediate_size"]
-    if experts:
-        inner += experts * text["num_experts"] * text["moe_intermediate_size"]
-    weights = text["vocab_size"] * hidden + 3 * hidden * inner + depth * 4 * vision[family.vision_width] ** 2
+    weights = (
+        text["vocab_size"] * hidden
+        + 3 * hidden * family.inner_width(text)
+        + depth * 4 * vision[family.vision_width] ** 2
+    )
     stored_bytes = sum(tensor.size for tensor in tensors.values())
     # 2 bits a weight are the fewest that MLX quantizes to.
     if layers + depth > len(tensors) or weights > 4 * stored_bytes:

@@ -167,8 +167,7 @@ class ModelSize:
 def _adapted(family: Family, text: Mapping[str, Any], query_width: int, key_width: int) -> int:
     """The inputs and outputs of all linear layers of the language model that an adapter is on, none of experts."""
     hidden, dense = int(text["hidden_size"]), int(text["num_hidden_layers"]) - family.expert_layers(text)
-    queries = 3 if "attn_output_gate" in family.fixed else 2  # with their gates, and what goes into the output
-    adapted = family.attention_layers(text) * (4 * hidden + queries * query_width + 2 * key_width)
+    adapted = family.attention_layers(text) * (4 * hidden + family.query_widths * query_width + 2 * key_width)
     adapted += dense * 3 * (hidden + int(text["intermediate_size"]))
     recurrent = RecurrentSize.of(family, text)
     return adapted + recurrent.layers * (3 * hidden + recurrent.channels + 2 * recurrent.value_width)

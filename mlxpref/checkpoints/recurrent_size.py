@@ -65,8 +65,8 @@ class RecurrentSize:
         return 4 * self.value_width * self.head_key + (self.kernel - 1) * self.channels * float_bytes
 
     def padded(self, columns: int) -> int:
-        """The columns of a row's block in whole chunks; a short block is one chunk, a power of two."""
-        chunk = min(bounds.STATE_CHUNK, 1 << (columns - 1).bit_length())
+        """The columns of a row's block in whole chunks."""
+        chunk = bounds.state_chunk(columns)
         return -(-columns // chunk) * chunk
 
     def token(self, float_bytes: int) -> int:

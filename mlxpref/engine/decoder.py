@@ -91,7 +91,6 @@ def _run_layer(context: BlockContext, number: int, hidden: mx.array) -> tuple[mx
     layer = context.decoder.layers[number]
     mixer = mixer_of(layer)
     seen = mixer.seen(context.prefixes)
-
     routing = context.block.routing if has_experts(layer) else None
     given = routing.of_layer(sum(map(has_experts, context.decoder.layers[:number]))) if routing else None
 

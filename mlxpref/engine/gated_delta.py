@@ -59,7 +59,7 @@ def gated_delta_in_chunks(
     """
     rows, count, groups, _ = keys.shape
     heads, width = values.shape[2:]
-    size = min(bounds.STATE_CHUNK, 1 << (count - 1).bit_length())  # C
+    size = bounds.state_chunk(count)  # C
 
     def chunks(array: mx.array) -> mx.array:
         array = mx.pad(array, [(0, 0), (0, -count % size)] + [(0, 0)] * (array.ndim - 2))
@@ -129,9 +129,8 @@ def _inverse_by_halves(lower: mx.array) -> mx.array:
             result, exponent = result + result @ power, 2 * exponent
         return result
     half = size // 2
-    first, second = _inverse_by_halves(
-        mx.stack([lower[..., :half, :half], lower[..., half:, half:]])
-    )  # (..., C / 2, C / 2)
+    halves = mx.stack([lower[..., :half, :half], lower[..., half:, half:]])  # (2, ..., C / 2, C / 2)
+    first, second = _inverse_by_halves(halves)
     corner = -second @ lower[..., half:, :half] @ first
     above = mx.concatenate([first, mx.zeros_like(first)], axis=-1)  # (..., C / 2, C)
     return mx.concatenate([above, mx.concatenate([corner, second], axis=-1)], axis=-2)

@@ -54,6 +54,11 @@ class Family:
         """The language model's settings in a config of the hub's layout; the top level has what they lack."""
         return {**config, **config["text_config"]} if self.is_nested else dict(config)
 
+    @property
+    def query_widths(self) -> int:
+        """How often the width of all heads stands in a layer's projections: queries, their gates if any, the output."""
+        return 3 if "attn_output_gate" in self.fixed else 2
+
     def attention_layers(self, text: Mapping[str, Any]) -> int:
         """How many layers of a language model with these settings attend; the others are recurrent."""
         interval = text["full_attention_interval"] if "full_attention_interval" in self.text else 1
@@ -65,3 +70,9 @@ class Family:
             return 0
         step, dense = int(text["decoder_sparse_step"]), set(text["mlp_only_layers"])
         return sum((layer + 1) % step == 0 and layer not in dense for layer in range(int(text["num_hidden_layers"])))
+
+    def inner_width(self, text: Mapping[str, Any]) -> int:
+        """The width inside the MLPs of all layers together, those of all experts, too."""
+        mixtures = self.expert_layers(text)
+        dense = (int(text["num_hidden_layers"]) - mixtures) * int(text["intermediate_size"])
+        return dense + (mixtures * int(text["num_experts"]) * int(text["moe_intermediate_size"]) if mixtures else 0)
