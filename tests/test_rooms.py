@@ -7,7 +7,7 @@ import mlxpref
 
 ROOT = Path(mlxpref.__file__).parent
 TOP = ["_blas", "errors", "text", "files", "lru", "log", "disk_cache", "config", "preferences", "verdict", "hub"]
-TOP += ["distributed", "power"]
+TOP += ["distributed", "power", "web"]
 ENTRIES = ("__init__", "__main__")
 """What the user imports or runs: they may import everything."""
 MAY_IMPORT = {
@@ -21,7 +21,9 @@ MAY_IMPORT = {
     "training": "demo data checkpoints engine judge report",
     "conversion": "demo data checkpoints engine",
     "label": "ranking data report",
-    "cli": "ranking demo data checkpoints engine judge report training conversion label",
+    "reward": "ranking data engine judge",
+    "serve": "data engine judge reward",
+    "cli": "ranking demo data checkpoints engine judge report training conversion label reward serve",
 }
 
 

@@ -28,7 +28,9 @@ _COMMANDS = {
     "eval": ("eval:evaluate", "Measure the agreement of a judge, or of any scores, with people."),
     "export": ("export:export", "Write an adapter for PEFT, as one fused model, or for transformers."),
     "label": ("label:label", "State your own preferences on a local page."),
+    "pairs": ("pairs:pairs", "Write preference pairs for training, from rankings or labels."),
     "rank": ("rank:rank", "Rank images or folders, with reasons."),
+    "serve": ("serve:serve", "Serve a judge as a reward, over HTTP."),
     "train": ("train:train", "Teach a judge what people prefer."),
 }
 """Each command's place, as `module:function` of this package, and its line in the help."""

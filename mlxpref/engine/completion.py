@@ -40,16 +40,18 @@ class Sampling:
 class Rollout:
     """A completion: the model's tokens with their log-probabilities, and the verdict.
 
-    `experts` (tokens, E, K) are those that each token was given in the E layers with experts, if they were kept.
+    `labels` (answers, labels) are the probabilities of the profile's labels at each answer that counts. `experts`
+    (tokens, E, K) are those that each token was given in the E layers with experts, if they were kept.
     """
 
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
     verdict: Verdict
     experts: NDArray[np.int32] | None = field(default=None, compare=False, repr=False)
+    labels: tuple[tuple[float, ...], ...] = field(default=(), compare=False, repr=False)
 
     def to_json(self) -> list[Any]:
-        """The rollout as a list, numbers to the last bit; without experts, which only its own process needs."""
+        """The rollout as a list, numbers to the last bit; without experts and labels, which only its process needs."""
         return [self.tokens, self.logprobs, verdicts_to_json([self.verdict])]
 
     @classmethod
@@ -152,7 +154,9 @@ def finish_completion(vlm: VLM, completion: Completion, sampling: Sampling) -> R
         **_label_values(profile, labels, completion.tie),
     )
     experts = np.stack(completion.experts[: len(tokens)]) if completion.experts and tokens else None
-    return Rollout(tuple(tokens), tuple(completion.logprobs[: len(tokens)]), verdict, experts)
+    answers = list(labels.values()) if profile.is_point else [labels[max(labels)]] if labels else []
+    probabilities = tuple(tuple(map(float, answer)) for answer in answers)
+    return Rollout(tuple(tokens), tuple(completion.logprobs[: len(tokens)]), verdict, experts, probabilities)
 
 
 def _label_values(profile: Profile, labels: Mapping[int, NDArray[np.float32]], tie: float) -> dict[str, Any]:

@@ -3,9 +3,7 @@
 Requests name pictures by number, never files. The server sends only the pixels of an image file.
 """
 
-import json
 import secrets
-import socket
 from collections.abc import Awaitable, Callable
 from threading import Thread
 from typing import Any
@@ -21,12 +19,12 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from mlxpref.errors import ConfigError, MlxprefError
+from mlxpref.errors import MlxprefError
 from mlxpref.label.session import LabelSession
 from mlxpref.report.html import page_script, render_page
 from mlxpref.text import plain
+from mlxpref.web import LOCAL_HOSTS, error_response, listen, read_object
 
-_HOSTS = ("127.0.0.1", "localhost")
 _MAX_BYTES = 4096  # of a request; an answer takes some sixty
 _MAX_SECONDS = 86_400.0  # of an answer; after a day the rater was away
 _KEEP_ALIVE = 3600  # seconds that a connection without requests stays open while a rater thinks
@@ -49,14 +47,7 @@ class LabelServer:
     def __init__(self, session: LabelSession, port: int = 0) -> None:
         self.session = session
         self.token = secrets.token_urlsafe(24)
-        self._socket = socket.socket()
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            self._socket.bind((_HOSTS[0], port))
-            self._socket.listen()  # a page opened before `run` waits for it
-        except OSError as error:
-            self._socket.close()
-            raise ConfigError(f"--port {port}: cannot be taken ({error.strerror}); leave it out") from error
+        self._socket = listen(LOCAL_HOSTS[0], port, "leave it out")
         self.port = int(self._socket.getsockname()[1])
         config = uvicorn.Config(
             self._app(), log_config=None, access_log=False, lifespan="off", ws="none", server_header=False,
@@ -67,7 +58,7 @@ class LabelServer:
     @property
     def address(self) -> str:
         """The page's address; anyone who knows it can answer."""
-        return f"http://{_HOSTS[0]}:{self.port}/{self.token}/"
+        return f"http://{LOCAL_HOSTS[0]}:{self.port}/{self.token}/"
 
     def run(self) -> bool:
         """Serve until the page says that it is finished (True), or Ctrl-C (False)."""
@@ -99,19 +90,19 @@ class LabelServer:
             # Another site's name may lead to this machine, too: the server accepts only its own names.
             middleware=[
                 Middleware(BaseHTTPMiddleware, dispatch=self._guard),
-                Middleware(TrustedHostMiddleware, allowed_hosts=_HOSTS, www_redirect=False),
+                Middleware(TrustedHostMiddleware, allowed_hosts=LOCAL_HOSTS, www_redirect=False),
             ],
             exception_handlers={MlxprefError: _on_error, HTTPException: _on_error, Exception: _on_error},
         )
 
     async def _guard(self, request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
         """Refuse requests of other pages and without the token; give every response its headers."""
-        origin = request.headers.get("origin")
+        origin, own = request.headers.get("origin"), [f"http://{host}:{self.port}" for host in LOCAL_HOSTS]
         token = str(request.scope["path"]).lstrip("/").partition("/")[0]
-        if origin not in [f"http://{host}:{self.port}" for host in _HOSTS] and (origin or request.method == "POST"):
-            response = _error(403, "only the page itself may ask")
+        if origin not in own and (origin or request.method == "POST"):
+            response: Response = error_response(403, "only the page itself may ask")
         elif not secrets.compare_digest(token.encode(), self.token.encode()):
-            response = _error(403, "the address lacks its token: open the one that `mlxpref label` printed")
+            response = error_response(403, "the address lacks its token: open the one that `mlxpref label` printed")
         else:
             response = await call_next(request)
         for name, value in _HEADERS.items():
@@ -150,7 +141,7 @@ class LabelServer:
         return JSONResponse(await run_in_threadpool(self.session.ranking, task))
 
     async def _answer(self, request: Request) -> Response:
-        body = await _body(request)
+        body = await read_object(request, _MAX_BYTES)
         number, choice, seconds = (body.get(name) for name in ("number", "choice", "seconds"))
         if type(number) is not int or choice not in ("first", "second", "tie", "skip"):
             raise HTTPException(400, "an answer is {number, choice, seconds}")
@@ -159,7 +150,7 @@ class LabelServer:
         return await self._change(self.session.answer, number, choice, seconds and round(float(seconds), 2))
 
     async def _undo(self, request: Request) -> Response:
-        number = (await _body(request)).get("number")
+        number = (await read_object(request, _MAX_BYTES)).get("number")
         if type(number) is not int:
             raise HTTPException(400, "an undo is {number}")
         return await self._change(self.session.undo, number)
@@ -183,29 +174,9 @@ def _below(number: int, count: int) -> int:
     return number
 
 
-async def _body(request: Request) -> dict[str, Any]:
-    """The JSON object of a request; HTTPException for anything else."""
-    content = b""
-    async for chunk in request.stream():
-        content += chunk
-        if len(content) > _MAX_BYTES:
-            raise HTTPException(413, f"more than {_MAX_BYTES} bytes")
-    try:
-        body = json.loads(content)
-    except (ValueError, RecursionError):
-        body = None
-    if not isinstance(body, dict):
-        raise HTTPException(400, "a JSON object is expected")
-    return body
-
-
 def _on_error(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
-        return _error(error.status_code, error.detail)
+        return error_response(error.status_code, error.detail)
     if isinstance(error, MlxprefError):
-        return _error(500, str(error))
-    return _error(500, f"a mistake in mlxpref ({type(error).__name__}); no answer is lost: reload the page")
-
-
-def _error(status: int, text: str) -> Response:
-    return JSONResponse({"error": plain(text)}, status_code=status)
+        return error_response(500, str(error))
+    return error_response(500, f"a mistake in mlxpref ({type(error).__name__}); no answer is lost: reload the page")

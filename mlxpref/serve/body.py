@@ -1,0 +1,86 @@
+"""The parts of a request's JSON: texts and images within bounds. What is wrong is said with its place."""
+
+import base64
+import binascii
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mlxpref.data.images import load_image, open_image
+from mlxpref.errors import DataError, ImageError
+from mlxpref.preferences import ImageLike
+from mlxpref.serve.limits import IMAGES, PIXELS, PROMPT_CHARACTERS
+from mlxpref.text import UNDECODED
+
+_DATA_URL = re.compile(r"data:[^,]{0,100};base64,")
+_FORM = "give the file's bytes in base64, or as data:image/png;base64,..."
+
+
+def get_list(body: Mapping[str, Any], *names: str) -> list[Any]:
+    """The list of a key, or of its other names; DataError for none, for another value, and for a longer one."""
+    name = next((name for name in names if body.get(name) is not None), names[0])
+    values = body.get(name)
+    if not isinstance(values, list) or not values:
+        raise DataError(f'"{name}" must be a list that is not empty')
+    if len(values) > IMAGES:
+        raise DataError(f'"{name}" has {len(values)} entries, more than {IMAGES}: send several requests')
+    return values
+
+
+def get_text(value: Any, name: str) -> str:
+    """A text, which may be empty; DataError for another value and for a document."""
+    if not isinstance(value, str):
+        raise DataError(f"{name} must be text")
+    if len(value) > PROMPT_CHARACTERS:
+        raise DataError(f"{name} has {len(value):,} characters, more than {PROMPT_CHARACTERS:,}; shorten it")
+    if UNDECODED.search(value):
+        raise DataError(f"{name} is not valid Unicode: it has half of a surrogate pair")
+    return value
+
+
+def get_content(value: Any, name: str) -> bytes:
+    """The bytes of an image; DataError for what is no base64."""
+    if not isinstance(value, str):
+        raise DataError(f"{name} must be text: {_FORM}")
+    if value.startswith(("http://", "https://", "file:", "/")) and not value.startswith("/9j/"):
+        raise DataError(f"{name} is an address or a path, and this server opens none: {_FORM}")
+    start = match.end() if (match := _DATA_URL.match(value)) else 0
+    try:
+        return base64.b64decode(value[start:], validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise DataError(f"{name} is not valid base64 ({error}): {_FORM}") from error
+
+
+def decode(content: bytes, name: str, max_pixels: int) -> ImageLike:
+    """The picture in an image's bytes, under the judge's pixel budget; DataError with its name if there is none."""
+    try:
+        with io.BytesIO(content) as file:
+            _check_pixels(file)
+            return load_image(file, max_pixels)
+    except ImageError as error:
+        raise DataError(f"{name} {error.reason}") from error
+    except DataError as error:
+        raise DataError(f"{name} {error}") from error
+
+
+def decode_all(contents: Sequence[bytes | DataError], max_pixels: int) -> list[ImageLike | DataError]:
+    """The pictures, and in the place of one that cannot be read the reason."""
+    images: list[ImageLike | DataError] = []
+    for number, content in enumerate(contents):
+        try:
+            images.append(content if isinstance(content, DataError) else decode(content, f"image {number}", max_pixels))
+        except DataError as error:
+            images.append(error)
+    return images
+
+
+def _check_pixels(file: io.BytesIO) -> None:
+    """DataError for an image of too many pixels, by its header."""
+    try:
+        width, height = open_image(file).size
+    except Exception:  # `load_image` says what is wrong
+        width, height = 0, 0
+    file.seek(0)
+    if width * height > PIXELS:
+        raise DataError(f"is {width} x {height} pixels, more than {PIXELS >> 20} million; make it smaller first")

@@ -1,0 +1,153 @@
+"""`POST /v1/chat/completions`: one comparison, or one image, in the judge's profile, with the answer's probabilities.
+
+The text of the user's message is the prompt of the images. A text that is the profile's own question is taken apart;
+any other question would be judged as a prompt. The images are shown in the order of the message, once: who wants both
+orders asks twice, or `/rank`.
+"""
+
+import math
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mlxpref.data.inputs import check_prompt
+from mlxpref.engine.completion import Rollout, Sampling
+from mlxpref.engine.profile import Profile
+from mlxpref.engine.rollout import roll_out
+from mlxpref.errors import DataError
+from mlxpref.judge.judge import Judge
+from mlxpref.judge.verdict_source import random_key
+from mlxpref.serve.body import decode, get_content, get_text
+from mlxpref.serve.device_queue import Work
+from mlxpref.serve.limits import COMPLETIONS
+
+_LEAST = 1e-38
+"""A probability whose logarithm is finite."""
+
+
+@dataclass(frozen=True)
+class _Chat:
+    """What a request asks for; without `max_tokens` as many as the judge's settings allow."""
+
+    text: str
+    images: tuple[bytes, ...]
+    temperature: float
+    max_tokens: int | None
+    completions: int
+    seed: int
+    top_logprobs: int | None
+
+
+def read_chat(body: Mapping[str, Any]) -> Work:
+    """The work for a chat of OpenAI's form: a `chat.completion`; DataError for what is no such chat."""
+    if body.get("stream"):
+        raise DataError('"stream" is not offered: an answer comes whole')
+    text, images = _last_message(body.get("messages"))
+    most = [n for name in ("max_completion_tokens", "max_tokens") if (n := _number(body, name, 1, None)) is not None]
+    chat = _Chat(
+        text=text,
+        images=tuple(get_content(url, f"image {number}") for number, url in enumerate(images)),
+        temperature=_number(body, "temperature", 0, 0.0) or 0.0,
+        max_tokens=int(min(most)) if most else None,
+        completions=int(_number(body, "n", 1, 1) or 1),
+        seed=int(_number(body, "seed", 0, 0) or 0),
+        top_logprobs=int(_number(body, "top_logprobs", 0, 0) or 0) if body.get("logprobs") else None,
+    )
+    if chat.completions > COMPLETIONS:
+        raise DataError(f'"n" is {chat.completions}, more than {COMPLETIONS}')
+    return lambda judge: _complete(judge, chat)
+
+
+def _last_message(messages: Any) -> tuple[str, list[Any]]:
+    """The text and the images' addresses of the user's last message; other messages say nothing to a judge."""
+    own = [m for m in messages if isinstance(m, dict) and m.get("role") == "user"] if isinstance(messages, list) else []
+    if not own:
+        raise DataError('"messages" must be a list with a message of the role "user"')
+    content = own[-1].get("content")
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+        raise DataError('"content" must be text, or a list of {"type": "text"} and {"type": "image_url"}')
+    texts, images = list[str](), list[Any]()
+    for part in parts:
+        match part.get("type"):
+            case "text":
+                texts.append(get_text(part.get("text"), '"text"'))
+            case "image_url":
+                url = part.get("image_url")
+                images.append(url.get("url") if isinstance(url, dict) else url)
+            case other:
+                raise DataError(f'a part of the type {other!r:.40}: give "text" and "image_url"')
+    return "\n".join(texts).replace("<image>", "").strip(), images
+
+
+def _number(body: Mapping[str, Any], name: str, least: float, default: float | None) -> float | None:
+    value = body.get(name)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < math.inf:
+        raise DataError(f'"{name}" is {value!r:.40}: give a number from {least:g}')
+    return value
+
+
+def _complete(judge: Judge, chat: _Chat) -> dict[str, Any]:
+    """The answer of the judge."""
+    profile, vlm = judge.profile, judge.vlm
+    if len(chat.images) != profile.images:
+        wanted = "two images" if profile.images == 2 else "one image"
+        raise DataError(f"this judge (profile {profile.name}) looks at {wanted}, not {len(chat.images)}: {_IN_PARTS}")
+    prompt = _prompt_in(chat.text, profile)
+    check_prompt(prompt, judge.settings.criterion)
+    pictures = [decode(image, f"image {i}", vlm.features.max_pixels) for i, image in enumerate(chat.images)]
+    features = vlm.features.get_all(pictures)
+    most = min(chat.max_tokens or judge.settings.max_tokens, judge.settings.max_tokens)
+    # One token is room for an answer, not for reasons.
+    think = judge.settings.think and most > 1
+    question = vlm.input_of(features, prompt, "choice", think, judge.settings.criterion)
+    sampling = Sampling(chat.completions, chat.temperature, most, chat.seed, until="end")
+    (rollouts,) = roll_out(vlm, [question], sampling, [random_key(features, prompt)])
+    written = sum(rollout.verdict.tokens for rollout in rollouts)
+    usage = {"prompt_tokens": len(question), "completion_tokens": written, "total_tokens": len(question) + written}
+    return {
+        "id": f"chatcmpl-{uuid.uuid4().hex}",
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": judge.name,
+        "choices": [_choice(i, rollout, profile, chat.top_logprobs) for i, rollout in enumerate(rollouts)],
+        "usage": usage,
+    }
+
+
+_IN_PARTS = 'give each as a part {"type": "image_url", "image_url": {"url": "data:image/png;base64,..."}}'
+
+
+def _prompt_in(text: str, profile: Profile) -> str:
+    """The prompt in the profile's own question, else the text itself."""
+    question = profile.question.replace("{image}", "").strip()
+    before, _, after = question.partition("{prompt}")
+    whole = text.strip()
+    is_question = len(whole) > len(before) + len(after) and whole.startswith(before) and whole.endswith(after)
+    return whole[len(before) : len(whole) - len(after)].strip() if is_question and (before or after) else whole
+
+
+def _choice(number: int, rollout: Rollout, profile: Profile, top: int | None) -> dict[str, Any]:
+    """One completion; with `top` labels and their log-probabilities, at each of its answers."""
+    verdict = rollout.verdict
+    logprobs = None if top is None else {"content": [_at_answer(each, profile, top) for each in rollout.labels]}
+    return {
+        "index": number,
+        "message": {"role": "assistant", "content": verdict.text},
+        "logprobs": logprobs,
+        "finish_reason": "length" if verdict.closed else "stop",
+    }
+
+
+def _at_answer(probabilities: Sequence[float], profile: Profile, top: int) -> dict[str, Any]:
+    """The likeliest label at an answer's position, and the `top` ones; a label stands for all tokens that write it."""
+    names = [label[0] for label in profile.labels]
+    labels = [
+        {"token": name, "logprob": math.log(max(p, _LEAST)), "bytes": list(name.encode())}
+        for name, p in sorted(zip(names, probabilities, strict=False), key=lambda each: -each[1])
+    ]
+    return {**labels[0], "top_logprobs": labels[:top]}

@@ -1,0 +1,134 @@
+"""The queue of the device: requests wait for the judge, which one thread asks, one request at a time.
+
+It is the thread that loaded the model: MLX's streams belong to threads.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from queue import Full, Queue
+from typing import Any, TypeVar
+
+from mlxpref.judge.judge import Judge
+from mlxpref.log import Progress, showing
+from mlxpref.serve.limits import WAITING
+
+T = TypeVar("T")
+Work = Callable[[Judge], Any]
+"""What a request asks of the judge: the JSON of its answer."""
+
+
+class BusyError(Exception):
+    """The queue is full; it has room in about `seconds`."""
+
+    def __init__(self, seconds: int) -> None:
+        super().__init__(f"{WAITING} requests are waiting; ask again in {seconds} s")
+        self.seconds = seconds
+
+
+class EndedError(Exception):
+    """The server ends."""
+
+
+class _Cancelled(Exception):  # noqa: N818  nothing is wrong
+    """The client has gone."""
+
+
+@dataclass
+class Counts:
+    """What the device has done: `seconds` are those of its `comparisons`, of all `requests` together."""
+
+    requests: int = 0
+    cancelled: int = 0
+    comparisons: int = 0
+    seconds: float = 0.0
+
+    @property
+    def seconds_per_pair(self) -> float | None:
+        """The mean time of a pair in both orders; None before the first."""
+        return 2 * self.seconds / self.comparisons if self.comparisons else None
+
+
+class Job(Progress):
+    """One request in the queue, and the place of its answer; it counts comparisons, and ends if the client goes."""
+
+    def __init__(self, work: Work, counts: Counts) -> None:
+        self.work, self.answer = work, Future[Any]()
+        self._counts, self._is_cancelled = counts, False
+
+    def cancel(self) -> None:
+        """End it after the comparisons that run now; any thread may call it."""
+        self._is_cancelled = True
+        self.answer.cancel()
+
+    def track(self, work: Iterable[T], count: int, what: str | Callable[[], str]) -> Iterator[T]:
+        """Pass on items, each of which is a comparison, until the client has gone."""
+        for item in work:
+            if self._is_cancelled:
+                raise _Cancelled
+            self._counts.comparisons += 1
+            yield item
+
+
+class DeviceQueue:
+    """A bounded queue of requests; `run` answers them, and `put` and `end` may be called from any thread."""
+
+    def __init__(self, judge: Judge) -> None:
+        self.counts = Counts()
+        self._judge, self._jobs = judge, Queue[Job | None](WAITING)
+        self._ended = False
+
+    @property
+    def waiting(self) -> int:
+        """The requests that wait."""
+        return self._jobs.qsize()
+
+    def put(self, work: Work) -> Job:
+        """Let work wait for its turn; BusyError if too much waits already, EndedError if the server ends."""
+        if self._ended:
+            raise EndedError
+        job = Job(work, self.counts)
+        try:
+            self._jobs.put_nowait(job)
+        except Full:
+            mean = self.counts.seconds / max(1, self.counts.requests)
+            raise BusyError(max(1, math.ceil(mean * self.waiting / 2))) from None
+        return job
+
+    def run(self) -> None:
+        """Answer requests until `end`, or an interrupt, which is raised; those that wait then get an EndedError."""
+        job: Job | None = None
+        try:
+            while (job := self._jobs.get()) is not None:
+                self._answer(job)
+        finally:
+            self._ended = True
+            left: list[Job | None] = [job]
+            while not self._jobs.empty():
+                left.append(self._jobs.get())
+            for each in left:
+                if each is not None and not each.answer.done():
+                    each.answer.set_exception(EndedError())
+
+    def end(self) -> None:
+        """Let `run` return after the requests that wait."""
+        self._jobs.put(None)
+
+    def _answer(self, job: Job) -> None:
+        if not job.answer.set_running_or_notify_cancel():
+            self.counts.cancelled += 1
+            return
+        start = time.perf_counter()
+        try:
+            with showing(job):
+                job.answer.set_result(job.work(self._judge))
+        except _Cancelled:
+            self.counts.cancelled += 1
+            job.answer.set_exception(EndedError())
+        except Exception as error:
+            job.answer.set_exception(error)
+        finally:
+            self.counts.requests += 1
+            self.counts.seconds += time.perf_counter() - start

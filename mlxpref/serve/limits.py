@@ -1,0 +1,18 @@
+"""What one request may ask of this machine, and how much may wait. Beyond it a client gets an error, not the judge."""
+
+BODY_BYTES = 64 << 20
+"""Of one request: some forty PNGs of 1024 x 1024 pixels in base64."""
+BODY_SECONDS = 60.0
+"""In which a body must arrive: a client that dawdles holds no place in the queue, only its bytes."""
+HELD_BYTES = 4 * BODY_BYTES
+"""Of all requests that are not answered yet."""
+WAITING = 64
+"""Requests in the queue."""
+IMAGES = 512
+"""In one request."""
+PIXELS = 64 << 20
+"""Of one image: 8192 x 8192. A small file may claim many."""
+PROMPT_CHARACTERS = 10_000
+"""Longer text is a document."""
+COMPLETIONS = 16
+"""Of one chat request."""

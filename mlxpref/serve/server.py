@@ -1,0 +1,240 @@
+"""The HTTP server: the network in a thread of its own, the judge in the one that runs the server.
+
+Every request is read within bounds, waits for its turn, and gets its own answer; one whose client goes is ended.
+"""
+
+import asyncio
+import base64
+import binascii
+import secrets
+from collections.abc import Callable, Mapping
+from socket import socket as Socket
+from threading import Thread
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from mlxpref.errors import MlxprefError
+from mlxpref.judge.judge import Judge
+from mlxpref.log import logger
+from mlxpref.reward.group import RewardSettings
+from mlxpref.serve.chat import read_chat
+from mlxpref.serve.compute import read_compute
+from mlxpref.serve.device_queue import BusyError, DeviceQueue, EndedError, Work
+from mlxpref.serve.limits import BODY_BYTES, BODY_SECONDS, HELD_BYTES
+from mlxpref.serve.rank import read_rank
+from mlxpref.serve.score import PROTOCOL_VERSION, REWARDS, read_score
+from mlxpref.text import one_line
+from mlxpref.web import LOCAL_HOSTS, error_response, read_object
+
+_CLIENT_GONE = 499
+"""The status of an answer that nobody reads, as nginx has it."""
+_SECONDS_TO_END = 5
+"""In which open connections may end."""
+
+
+class RewardServer:
+    """Serves one judge at a socket that listens already, to those who have the token, if there is one."""
+
+    def __init__(self, judge: Judge, socket: Socket, token: str = "", settings: RewardSettings | None = None) -> None:
+        self.queue = DeviceQueue(judge)
+        self._judge, self._settings, self._token = judge, settings or RewardSettings(), token
+        self._held, self._errors = 0, 0
+        self._socket = socket
+        self._host, self.port = socket.getsockname()[:2]
+        config = uvicorn.Config(
+            self._app(), log_config=None, access_log=False, lifespan="off", ws="none", server_header=False,
+            timeout_graceful_shutdown=_SECONDS_TO_END,
+        )  # fmt: skip
+        self._server = uvicorn.Server(config)
+
+    @property
+    def address(self) -> str:
+        """The address for clients."""
+        return f"http://{f'[{self._host}]' if ':' in self._host else self._host}:{self.port}"
+
+    def run(self) -> None:
+        """Serve until an interrupt, which is raised, or `end`; requests that wait then are answered with 503."""
+        network = Thread(target=self._server.run, args=([self._socket],), name="network")
+        network.start()
+        try:
+            self.queue.run()
+        finally:
+            self._server.should_exit = True
+            network.join()
+            self._socket.close()
+
+    def end(self) -> None:
+        """Let `run` return after the current request; any thread may call it."""
+        self.queue.end()
+
+    def _app(self) -> Starlette:
+        is_local = self._host in LOCAL_HOSTS
+        settings = self._settings
+        return Starlette(
+            routes=[
+                Route("/health", self._health),
+                Route("/rewards", self._rewards),
+                Route("/v1/models", self._models),
+                self._route("/compute", lambda body: read_compute(body, settings)),
+                self._route("/score", lambda body: read_score(body, settings)),
+                self._route("/rank", read_rank),
+                self._route("/v1/chat/completions", read_chat, _as_openai),
+            ],
+            middleware=[
+                # Another site's name may lead to this machine, too: the server accepts only its own names.
+                *([Middleware(TrustedHostMiddleware, allowed_hosts=LOCAL_HOSTS, www_redirect=False)] * is_local),
+                Middleware(_Guard, token=self._token),
+            ],
+            exception_handlers={HTTPException: _on_http_error},
+        )
+
+    def _route(
+        self,
+        path: str,
+        read: Callable[[Mapping[str, Any]], Work],
+        error_form: Callable[[int, str, Mapping[str, str] | None], Response] = error_response,
+    ) -> Route:
+        """A route whose answers are the judge's work: `read` makes it of the JSON, `error_form` writes errors."""
+
+        async def answer(request: Request) -> Response:
+            try:
+                response = await self._answer(request, read)
+            except HTTPException as error:
+                response = error_form(error.status_code, error.detail, error.headers)
+            self._errors += response.status_code >= 400
+            return response
+
+        return Route(path, answer, methods=["POST"])
+
+    async def _answer(self, request: Request, read: Callable[[Mapping[str, Any]], Work]) -> Response:
+        """The judge's answer to one request; HTTPException with one line for any other end."""
+        size = int(request.headers.get("content-length") or BODY_BYTES)
+        full = self._held > 0 and self._held + size > HELD_BYTES
+        if full:
+            await _drain(request)
+            raise _busy(BusyError(1))
+        self._held += size
+        try:
+            body = await read_object(request, BODY_BYTES, BODY_SECONDS)
+            work = await run_in_threadpool(read, body)
+            del body
+            job = self.queue.put(work)
+            done = asyncio.wrap_future(job.answer)
+            gone = asyncio.ensure_future(_disconnection(request))
+            await asyncio.wait({done, gone}, return_when=asyncio.FIRST_COMPLETED)
+            gone.cancel()
+            if not done.done():
+                job.cancel()
+                done.cancel()
+                return Response(status_code=_CLIENT_GONE)
+            return JSONResponse(done.result())
+        except BusyError as error:
+            raise _busy(error) from error
+        except EndedError as error:
+            raise HTTPException(503, "the server ends") from error
+        except MlxprefError as error:
+            raise HTTPException(400, str(error)) from error
+        except HTTPException:
+            raise
+        except Exception as error:
+            logger.exception("a mistake in mlxpref")
+            raise HTTPException(500, f"a mistake in mlxpref ({one_line(error)}); the server goes on") from error
+        finally:
+            self._held -= size
+
+    async def _health(self, request: Request) -> Response:
+        counts, judge = self.queue.counts, self._judge
+        return JSONResponse(
+            {
+                "status": "ok",
+                "model": judge.name,
+                "adapter": str(judge.adapter) if judge.adapter else None,
+                "profile": judge.profile.name,
+                "think": judge.settings.think,
+                "rewards": {name: ["ready"] for name in REWARDS},
+                "protocol_version": PROTOCOL_VERSION,
+                "waiting": self.queue.waiting,
+                "requests": counts.requests,
+                "cancelled": counts.cancelled,
+                "errors": self._errors,
+                "comparisons": counts.comparisons,
+                "seconds": round(counts.seconds, 3),
+                "seconds_per_pair": counts.seconds_per_pair,
+            }
+        )
+
+    async def _rewards(self, request: Request) -> Response:
+        return JSONResponse({"rewards": list(REWARDS)})
+
+    async def _models(self, request: Request) -> Response:
+        model = {"id": self._judge.name, "object": "model", "created": 0, "owned_by": "mlxpref"}
+        return JSONResponse({"object": "list", "data": [model]})
+
+
+class _Guard:
+    """Refuses requests of web pages, and those without the token, if there is one: as Bearer, or as a password."""
+
+    def __init__(self, app: ASGIApp, token: str) -> None:
+        self._app, self._token = app, token.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        if "origin" in headers:
+            response: ASGIApp = error_response(403, "pages of a browser may not ask this server")
+        elif self._token and not secrets.compare_digest(_token_in(headers.get("authorization", "")), self._token):
+            line = "the token is missing: send `Authorization: Bearer TOKEN`, or ask http://any:TOKEN@host:port"
+            response = error_response(401, line, {"WWW-Authenticate": "Basic"})
+        else:
+            response = self._app
+        await response(scope, receive, send)
+
+
+def _token_in(authorization: str) -> bytes:
+    """The token in a header: that of a Bearer, or the password of Basic."""
+    kind, _, value = authorization.partition(" ")
+    if kind.lower() == "bearer":
+        return value.strip().encode()
+    try:
+        return base64.b64decode(value).partition(b":")[2] if kind.lower() == "basic" else b""
+    except (binascii.Error, ValueError):
+        return b""
+
+
+async def _disconnection(request: Request) -> None:
+    """Wait until the client has gone."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _drain(request: Request) -> None:
+    """Read the body and drop it: a client that still writes would not see the answer."""
+    async with asyncio.timeout(BODY_SECONDS):
+        async for _ in request.stream():
+            pass
+
+
+def _busy(error: BusyError) -> HTTPException:
+    return HTTPException(429, str(error), {"Retry-After": str(error.seconds)})
+
+
+def _as_openai(status: int, text: str, headers: Mapping[str, str] | None = None) -> Response:
+    """An error in the form that OpenAI's clients read."""
+    kind = "invalid_request_error" if status < 429 else "server_error"
+    error = {"message": text, "type": kind, "param": None, "code": None}
+    return JSONResponse({"error": error}, status_code=status, headers=headers)
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return error_response(error.status_code, error.detail, error.headers)
