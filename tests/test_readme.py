@@ -44,6 +44,7 @@ QUICK = {
 }
 LEFT_OUT = {
     "label": "serves until Ctrl-C",
+    "serve": "serves until Ctrl-C",
     "demo": ".ci/run runs it",
     "doctor": "its exit code depends on the machine",
     "data": "downloads",

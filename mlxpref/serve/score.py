@@ -26,7 +26,7 @@ def read_score(body: Mapping[str, Any], settings: RewardSettings) -> Work:
     version = body.get("protocol_version")
     if version not in (None, PROTOCOL_VERSION):
         raise DataError(f'"protocol_version" is {version!r:.20}; this server speaks {PROTOCOL_VERSION}')
-    requests = get_list(body, "requests")
+    requests = get_list(body, "requests") if body.get("requests") != [] else []
     prompts: list[str] = []
     contents: list[bytes | DataError] = []
     for request in requests:
@@ -49,7 +49,7 @@ def read_score(body: Mapping[str, Any], settings: RewardSettings) -> Work:
             "errors": [errors for _, errors in pairs],
         }
         identities = [_identity(request) for request in requests]
-        return answer | ({"identities": identities} if all(identities) else {})
+        return answer | ({"identities": identities} if identities and all(identities) else {})
 
     return work
 
@@ -75,10 +75,8 @@ def _answer(request: Any, reward: ImageReward | DataError) -> tuple[dict[str, di
     known = [name for name in names if name in REWARDS]
     if isinstance(reward, DataError):
         return {}, unknown | dict.fromkeys(known, str(reward))
-    # A client takes the first number of a reward.
-    strength = {"strength": reward.strength, "low": reward.low, "high": reward.high}
-    numbers = {"strength": strength, "wins": {"wins": reward.wins}}
-    return {name: numbers[name] for name in known}, unknown
+    # One number a reward: clients take the first, and some refuse more.
+    return {name: {name: getattr(reward, name)} for name in known}, unknown
 
 
 def _identity(request: Any) -> dict[str, Any]:
