@@ -11,6 +11,7 @@ from mlxpref.errors import ConfigError, DataError, MlxprefError, ModelError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from mlxpref import reward
     from mlxpref.conversion.functions import convert, export
     from mlxpref.data.inputs import ImageInput
     from mlxpref.data.similar import group_similar
@@ -52,7 +53,8 @@ _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = [
     "CalibrationFile", "ConfigError", "DataError", "Distillation", "Evaluation", "ImageInput", "Judge", "MlxprefError",
     "ModelError", "Pair", "PairVerdict", "Preference", "Ranking", "RankingEntry", "Rating", "StepReport", "Verdict",
-    "calibrate", "convert", "distill", "evaluate", "export", "group_similar", "load", "train", "write_ratings",
+    "calibrate", "convert", "distill", "evaluate", "export", "group_similar", "load", "reward", "train",
+    "write_ratings",
 ]  # fmt: skip
 
 # Before anything imports MLX, which calls the first loaded BLAS.
@@ -71,6 +73,8 @@ converter.hand_in(_convert_judge)
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return getattr(import_module(_MODULES[name]), name)
+    if name == "reward":
+        return import_module("mlxpref.reward")
     if name == "__version__":
         from importlib.metadata import version
 

@@ -1,9 +1,22 @@
 """The judge as a reward for other training: functions, groups of one prompt, and preference pairs."""
 
-from mlxpref.reward.flow_factory import FlowFactoryReward
+from typing import TYPE_CHECKING, Any
+
 from mlxpref.reward.functions import ImageRewardModel, ddpo, flow_grpo, trl
 from mlxpref.reward.group import ImageReward, RewardSettings, reward_images
 
+if TYPE_CHECKING:
+    from mlxpref.reward.flow_factory import FlowFactoryReward
+
 __all__ = [
-    "FlowFactoryReward", "ImageReward", "ImageRewardModel", "RewardSettings", "ddpo", "flow_grpo", "reward_images", "trl",
+    "FlowFactoryReward", "ImageReward", "ImageRewardModel", "RewardSettings", "ddpo", "flow_grpo", "reward_images",
+    "trl",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name == "FlowFactoryReward":  # importing it imports Flow-Factory
+        from mlxpref.reward.flow_factory import FlowFactoryReward
+
+        return FlowFactoryReward
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -136,7 +136,7 @@ def _reward(
 ) -> ImageReward | DataError:
     is_read = entry.score is not None if entry.ranking.is_by_scores else entry.pairs > 0
     if not is_read:
-        return DataError("the judge gave no readable answer about it: see the profile, and --max-tokens")
+        return DataError("the judge gave no readable answer about it: see its profile, and max_tokens")
     strength = entry.strength - mean
     return ImageReward(
         reward=strength if value == "strength" else wins,
