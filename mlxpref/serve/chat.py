@@ -1,11 +1,12 @@
 """`POST /v1/chat/completions`: one comparison, or one image, in the judge's profile, with the answer's probabilities.
 
-The text of the user's message is the prompt of the images. A text that is the profile's own question is taken apart;
-any other question would be judged as a prompt. The images are shown in the order of the message, once: who wants both
-orders asks twice, or `/rank`.
+The text of the user's message is the prompt of the images. Of the profile's own question, and of the questions of
+UnifiedReward's clients, it is what stands in the prompt's place; any other question is taken for a prompt. The images
+are shown in the order of the message, once: who wants both orders asks twice, or `/rank`.
 """
 
 import math
+import re
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,12 @@ from mlxpref.serve.body import decode, get_content, get_text
 from mlxpref.serve.device_queue import Work
 from mlxpref.serve.limits import COMPLETIONS
 
+_QUOTED = (
+    re.compile(r"caption[^「」]{0,80}「(.*)」", re.DOTALL | re.IGNORECASE),
+    re.compile(r"\*\*Prompt:\*\* \[(.*)\]", re.DOTALL),
+    re.compile(r"Text Caption: \[(.*)\]\s*$", re.DOTALL),
+)
+"""The prompt in the questions that clients of UnifiedReward ask: Pref-GRPO's two, and that about a single image."""
 _LEAST = 1e-38
 """A probability whose logarithm is finite."""
 
@@ -123,12 +130,15 @@ _IN_PARTS = 'give each as a part {"type": "image_url", "image_url": {"url": "dat
 
 
 def _prompt_in(text: str, profile: Profile) -> str:
-    """The prompt in the profile's own question, else the text itself."""
+    """The prompt in the profile's own question, or in one of UnifiedReward's clients; else the text itself."""
     question = profile.question.replace("{image}", "").strip()
     before, _, after = question.partition("{prompt}")
     whole = text.strip()
     is_question = len(whole) > len(before) + len(after) and whole.startswith(before) and whole.endswith(after)
-    return whole[len(before) : len(whole) - len(after)].strip() if is_question and (before or after) else whole
+    if is_question and (before or after):
+        return whole[len(before) : len(whole) - len(after)].strip()
+    quoted = next((found for pattern in _QUOTED if (found := pattern.search(whole))), None)
+    return quoted[1].strip() if quoted else whole
 
 
 def _choice(number: int, rollout: Rollout, profile: Profile, top: int | None) -> dict[str, Any]:

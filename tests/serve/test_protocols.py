@@ -173,6 +173,24 @@ def test_chat_takes_the_profiles_own_question_apart(judge: Judge) -> None:
 
 
 @pytest.mark.parametrize(
+    ("question", "prompt"),
+    [
+        (f"Which is better? The caption for the generated images is: 「{PROMPT}」.\nThink first.", PROMPT),
+        (f"You compare two images.\n**Prompt:** [{PROMPT} [wide]]\nAnswer in JSON.", f"{PROMPT} [wide]"),
+        (f"<image>\nRate the image from 1 to 5.\nText Caption: [{PROMPT}]", PROMPT),
+        ("猫が「こんにちは」と言う", "猫が「こんにちは」と言う"),
+        ("a sign that says [open]", "a sign that says [open]"),
+    ],
+)
+def test_chat_finds_the_prompt_in_known_questions(judge: Judge, question: str, prompt: str) -> None:
+    options = {"logprobs": True, "top_logprobs": 2, "max_tokens": 1}
+    whole, short = (read_chat(sent(chat(pictures()[:2], text, **options)))(judge) for text in (question, prompt))
+    assert whole["choices"] == short["choices"]
+    other = read_chat(sent(chat(pictures()[:2], "a blue cross", **options)))(judge)
+    assert whole["choices"] != other["choices"]
+
+
+@pytest.mark.parametrize(
     ("body", "reason"),
     [
         (chat(pictures()[:1]), "two images, not 1"),
