@@ -60,10 +60,15 @@ class OutputOptions:
         metavar="K FOLDER",
         help="Copy the K best into a folder.",
     )
+    captions: bool = flag("--captions", "With --copy-top: the prompt beside each copy, in a text file of its name.")
     xmp: bool = flag("--xmp", "Rate each image with 1 to 5 stars in an XMP sidecar beside it.")
 
-    def check(self) -> None:
+    def check(self, has_prompts: bool) -> None:
         """Raise errors, before the work, for outputs that could not be written after it."""
+        if self.captions and self.copy_top is None:
+            raise click.UsageError("--captions goes with --copy-top K FOLDER")
+        if self.captions and not has_prompts:
+            raise click.UsageError("--captions writes the prompts of the images: give --prompt or --prompt-from, too")
         if self.html is not None:
             check_output("--html", self.html, (".html", ".htm"))
         if self.csv is not None:
@@ -91,9 +96,10 @@ class OutputOptions:
             write_ranking_csv(self.csv, rankings, alone)
             note(f"table: {self.csv}")
         if self.copy_top is not None:
-            copies = copy_top(rankings, *self.copy_top)
+            copies = copy_top(rankings, *self.copy_top, captions=self.captions)
             left = f"; {counted(len(alone), 'image')} alone not copied" if alone else ""
-            note(f"{counted(len(copies), 'image')} copied to {self.copy_top[1]}{left}")
+            texts = " with their prompts" if self.captions else ""
+            note(f"{counted(len(copies), 'image')} copied to {self.copy_top[1]}{texts}{left}")
         if self.xmp:
             ratings = [rating for ranking in rankings for rating in write_ratings(ranking)]
             for line in ratings_in_words(ratings):
@@ -166,7 +172,7 @@ def rank(
     if think_about and settings.setdefault("think", True) is False:
         raise click.UsageError("--think-about and --no-think exclude each other")
     source.check("criterion" in settings)
-    outputs.check()
+    outputs.check(bool(source.prompt or source.prompt_from))
     cache = image_cache(settings, judge, HashedImageCache if grouping.group_by else ImageCache)
     groups, skipped, notes = load_image_groups(images, source, cache)
     groups, alone = _grouped(groups, grouping, cache, notes)

@@ -57,7 +57,7 @@ class ServerOptions:
     examples=(
         "mlxpref serve --no-think",
         "mlxpref serve --adapter runs/taste --port 8001",
-        "MLXPREF_TOKEN=... mlxpref serve --host 0.0.0.0",
+        "mlxpref serve --host 0.0.0.0 --token a-long-random-text",
     ),
 )
 @option_group(ServerOptions, "server")

@@ -87,6 +87,9 @@ def layout_of(columns: Mapping[str, Any]) -> Layout:
         raise DataError(problem)
     if prompt is None and (pairs or several or one):
         raise DataError('"prompt" missing (or caption, text, and the like)')
+    if several and answer_in(columns.get("chosen")):  # a judge's answers about two images, and not their names
+        plain = next((name for name in PROMPTS if isinstance(columns.get(name), str)), prompt)
+        return Layout("pair", plain or "", (several,), ("1", "2"), labels=labels)
     for sides, images in pairs:
         winner_first = sides in WINNERS or (images == ("path1", "path2") and not set(labels) - {_DISTRIBUTION})
         named = (tuple(f"{word}_{side}" for side in sides) for word in _COUNTS)
@@ -149,7 +152,7 @@ def share_for_first(row: Mapping[str, Any], layout: Layout, first: int, names: t
     shares, problems = dict[str, float](), list[str]()
     people = 1
     for name in (*layout.counts[:1], *layout.labels):
-        value = row.get(name)
+        value = answer_in(row.get(name)) or row.get(name)
         try:
             if name in layout.counts or isinstance(value, list | tuple):
                 pair = [row.get(each) for each in layout.counts] if name in layout.counts else value
@@ -170,7 +173,19 @@ def share_for_first(row: Mapping[str, Any], layout: Layout, first: int, names: t
         )
     if min(shares.values()) < 0.5 < max(shares.values()):
         raise DataError(f"{' and '.join(f'{name!r}' for name in shares)} contradict each other")
-    return next(iter(shares.values())), people
+    return shares.get("p_a", next(iter(shares.values()))), people
+
+
+def answer_in(cell: Any) -> str | None:
+    """A judge's answer in the messages of a cell, such as `image 2`, without its reasons; None of any other cell."""
+    messages = [each for each in cell if isinstance(each, dict)] if isinstance(cell, list) else []
+    content = messages[-1].get("content") if messages else None
+    parts = content if isinstance(content, list) else [{"text": content}]
+    texts = [part.get("text") if isinstance(part, dict) else None for part in parts]
+    words = " ".join(text for text in texts if isinstance(text, str))
+    if not words or None in texts:  # a picture is none
+        return None
+    return f"image {re.sub('<think>.*?</think>|<[^>]*>', ' ', words, flags=re.DOTALL)}"
 
 
 @cache

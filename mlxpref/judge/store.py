@@ -1,19 +1,24 @@
 """The store: an SQLite file of all judged comparisons, so that none is judged twice, and of judges' noise.
 
-The judge makes the keys, which are bytes here; values are the exact verdicts, or JSON about a ranking.
+The judge makes the keys, which are bytes here; values are the exact verdicts, or JSON about a ranking. Beside them are
+names: what a comparison of files was of, so that pairs can be made of a store.
 """
 
 import json
+import os
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
+from mlxpref.data.archives import named_image
 from mlxpref.distributed import SINGLE_PROCESS, ProcessGroup
 from mlxpref.errors import DataError
 from mlxpref.files import cache_dir
 from mlxpref.log import logger
+from mlxpref.preferences import PackedImage
 from mlxpref.verdict import Verdict, verdicts_from_json, verdicts_to_json
 
 _APPLICATION = int.from_bytes(b"mlxp", "big")
@@ -23,9 +28,22 @@ _NOISE_TABLE = (
     "CREATE TABLE IF NOT EXISTS noises (judge BLOB, ranking BLOB, noise TEXT NOT NULL, PRIMARY KEY (judge, ranking))"
 )
 """Made in a store of an earlier version, too, which does not look at it."""
+_NAME_TABLES = (
+    "CREATE TABLE IF NOT EXISTS texts (id INTEGER PRIMARY KEY, text BLOB NOT NULL UNIQUE)",
+    "CREATE TABLE IF NOT EXISTS names (key BLOB PRIMARY KEY, judge INTEGER, prompt INTEGER, first INTEGER, "
+    "second INTEGER) WITHOUT ROWID",
+)
+"""As the noises'. A prompt or a path is kept once, as bytes, since names of files need not be text."""
+_ADD_NAMES = f"INSERT OR REPLACE INTO names VALUES (?{', (SELECT id FROM texts WHERE text = ?)' * 4})"
+_NAMED = (
+    "SELECT names.key, j.text, p.text, a.text, b.text FROM names JOIN texts j ON j.id = names.judge "
+    "JOIN texts p ON p.id = names.prompt JOIN texts a ON a.id = names.first JOIN texts b ON b.id = names.second"
+)
 _KEYS_A_QUERY = 500
 """Some builds of SQLite allow only 999."""
-_REMEDY = "choose another file with --store FILE, or none with --no-store"
+Names = tuple[str, str, str, str]
+"""What a comparison was of: the judge and how it was asked, as JSON; the prompt; the images shown, `stamped`."""
+REMEDY = "choose another file with --store FILE, or none with --no-store"
 
 
 class Store:
@@ -51,7 +69,7 @@ class Store:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise DataError(f"{self.path}: the store's folder cannot be made ({error.strerror}); {_REMEDY}") from error
+            raise DataError(f"{self.path}: the store's folder cannot be made ({error.strerror}); {REMEDY}") from error
         with _translated(self.path):
             # Transactions begin by hand: the module's own begin by reading, and two of these cannot both write.
             self._connection = sqlite3.connect(self.path, timeout=timeout, isolation_level=None)
@@ -73,13 +91,45 @@ class Store:
         with _translated(self.path):
             return {key: verdicts_from_json(each) for key, each in zip(keys, values, strict=True) if each is not None}
 
-    def put_many(self, items: Mapping[bytes, Sequence[Verdict]]) -> None:
-        """Store verdicts by key, all or none; an existing key keeps its verdicts."""
+    def put_many(
+        self, items: Mapping[bytes, Sequence[Verdict]], names: Mapping[bytes, Names] = MappingProxyType({})
+    ) -> None:
+        """Store verdicts by key, and names of some, all or none; an existing key keeps its verdicts."""
         if self._connection is None:
             return
         rows = [(key, json.dumps(verdicts_to_json(verdicts))) for key, verdicts in items.items()]
         with self._or_without(), _translated(self.path), self._transaction():
             self._database.executemany("INSERT OR IGNORE INTO comparisons VALUES (?, ?)", rows)
+            self._add_names(names)
+
+    def put_names(self, names: Mapping[bytes, Names]) -> None:
+        """Store the names of comparisons that have none, or had others: a file was moved. Else nothing is written."""
+        if self._connection is None or not names:
+            return
+        with self._or_without(), _translated(self.path):
+            rows = self._rows_of(f"{_NAMED} WHERE names.key", list(names))
+            there = {key: tuple(map(_text, texts)) for key, *texts in rows}
+            if missing := {key: each for key, each in names.items() if there.get(key) != each}:
+                with self._transaction():
+                    self._add_names(missing)
+
+    def judges(self) -> dict[str, int]:
+        """The judges in names, and how they were asked, with the numbers of their comparisons."""
+        with _translated(self.path):
+            query = "SELECT text, COUNT(*) FROM names JOIN texts ON texts.id = names.judge GROUP BY judge"
+            return {_text(judge): count for judge, count in self._database.execute(query)}
+
+    def named(self, judges: Sequence[str]) -> Iterator[tuple[Names, tuple[Verdict, ...]]]:
+        """The comparisons of some judges that have names, prompt by prompt; memory holds one at a time."""
+        query = (
+            f"{_NAMED.replace('SELECT names.key', 'SELECT comparisons.verdicts')} "
+            f"JOIN comparisons ON comparisons.key = names.key WHERE j.text IN ({','.join('?' * len(judges))}) "
+            "ORDER BY names.prompt, names.key"
+        )
+        with _translated(self.path):
+            for verdicts, *texts in self._database.execute(query, [_bytes(judge) for judge in judges]):
+                judge, prompt, first, second = map(_text, texts)
+                yield (judge, prompt, first, second), verdicts_from_json(json.loads(verdicts))
 
     def get_noises(self, judge: bytes) -> dict[bytes, dict[str, Any]]:
         """What is kept of a judge's rankings, by ranking."""
@@ -132,13 +182,22 @@ class Store:
 
     def _query(self, keys: Sequence[bytes]) -> dict[bytes, list[list[Any]]]:
         """The verdicts of keys as JSON."""
-        values = {}
-        for start in range(0, len(keys), _KEYS_A_QUERY):
-            part = keys[start : start + _KEYS_A_QUERY]
-            query = f"SELECT key, verdicts FROM comparisons WHERE key IN ({','.join('?' * len(part))})"
-            with _translated(self.path):
-                values.update({key: json.loads(text) for key, text in self._database.execute(query, part)})
-        return values
+        with _translated(self.path):
+            rows = self._rows_of("SELECT key, verdicts FROM comparisons WHERE key", keys)
+            return {key: json.loads(text) for key, text in rows}
+
+    def _rows_of(self, query: str, keys: Sequence[bytes]) -> list[Sequence[Any]]:
+        """The rows of a query that ends in the name of its key."""
+        parts = [keys[start : start + _KEYS_A_QUERY] for start in range(0, len(keys), _KEYS_A_QUERY)]
+        queries = ((f"{query} IN ({','.join('?' * len(part))})", part) for part in parts)
+        return [row for text, part in queries for row in self._database.execute(text, part)]
+
+    def _add_names(self, names: Mapping[bytes, Names]) -> None:
+        """Write names, inside a transaction."""
+        rows = [(key, *map(_bytes, texts)) for key, texts in names.items()]
+        texts = dict.fromkeys(text for _, *texts in rows for text in texts)
+        self._database.executemany("INSERT OR IGNORE INTO texts (text) VALUES (?)", [(text,) for text in texts])
+        self._database.executemany(_ADD_NAMES, rows)
 
     def _prepare(self) -> None:
         """Make the table in a new file; raise for another program's file before any change."""
@@ -149,13 +208,14 @@ class Store:
                 self._database.execute(_TABLE)
                 self._database.execute(f"PRAGMA application_id = {_APPLICATION}")
             elif application != _APPLICATION:
-                raise DataError(f"{self.path}: an SQLite file of another program, not a store; {_REMEDY}")
+                raise DataError(f"{self.path}: an SQLite file of another program, not a store; {REMEDY}")
             elif version != _SCHEMA:
                 raise DataError(
                     f"{self.path}: a store of another version of mlxpref (form {version}, this one reads {_SCHEMA}); "
-                    f"{_REMEDY}"
+                    f"{REMEDY}"
                 )
-            self._database.execute(_NOISE_TABLE)
+            for table in (_NOISE_TABLE, *_NAME_TABLES):
+                self._database.execute(table)
             # Written every time, so that a read-only file fails now and not after the first batch.
             self._database.execute(f"PRAGMA user_version = {_SCHEMA}")
         # With a write-ahead log writers do not wait for readers, nor a batch for the disk. Some network folders do not
@@ -181,6 +241,34 @@ def default_store_path() -> Path:
     return cache_dir() / "comparisons.sqlite"
 
 
+def stamped(image: Path | PackedImage) -> str:
+    """An image's path, after size and date of its file, by which another picture of that name is told from it."""
+    return f"{_stamp(image)} {os.path.join(os.getcwd(), str(image))}"  # noqa: PTH109, PTH118  Path takes thrice as long
+
+
+def image_of(name: str) -> Path | PackedImage | None:
+    """The image of a `stamped` name; None where its file is gone, or has changed since."""
+    stamp, _, path = name.partition(" ")
+    image = named_image(path)
+    return image if _stamp(image) == stamp else None
+
+
+def _stamp(image: Path | PackedImage) -> str:
+    try:
+        status = (image.archive if isinstance(image, PackedImage) else image).stat()
+    except (OSError, ValueError):
+        return "gone"
+    return f"{status.st_size}-{status.st_mtime_ns}"
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _text(content: bytes) -> str:
+    return content.decode("utf-8", "surrogatepass")
+
+
 @contextmanager
 def _translated(path: Path) -> Iterator[None]:
     """Translate SQLite's errors about a file into a DataError that says what to do."""
@@ -196,4 +284,4 @@ def _translated(path: Path) -> Iterator[None]:
             what = f"damaged, or not a store ({error}); move it away or delete it"
         else:
             what = f"the store cannot be read and written there ({error})"
-        raise DataError(f"{path}: {what}; {_REMEDY}") from error
+        raise DataError(f"{path}: {what}; {REMEDY}") from error

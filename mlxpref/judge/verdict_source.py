@@ -5,9 +5,12 @@ in batches of any size.
 """
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+
+from PIL import Image
 
 from mlxpref.checkpoints import bounds
 from mlxpref.distributed import ProcessGroup
@@ -18,7 +21,7 @@ from mlxpref.engine.profile import Form
 from mlxpref.engine.rollout import roll_out
 from mlxpref.engine.vlm import VLM
 from mlxpref.errors import ImageError
-from mlxpref.judge.store import Store
+from mlxpref.judge.store import Names, Store, stamped
 from mlxpref.log import logger
 from mlxpref.preferences import ImageLike, Question
 from mlxpref.text import counted, shorten
@@ -109,7 +112,7 @@ def judge_by_model(
                 judgements.append(Judgement((), unreadable={error.name: error.reason for error in errors}))
                 if not errors:
                     inputs.append(vlm.input_of(images, prompt, request.form, request.think, request.criterion))
-                    random_keys.append(_random_key(images, prompt))
+                    random_keys.append(random_key(images, prompt))
             prefill = session.prefixes.prefill
             rollouts = iter(roll_out(vlm, inputs, request.sampling, random_keys, prefill=prefill) if inputs else ())
             judgements = [
@@ -145,7 +148,17 @@ def judge_unless_stored(
     session: JudgingSession,
     comparisons: Iterable[Question],
 ) -> Iterator[list[Judgement]]:
-    """Recall comparisons from a store, or judge and store them; each batch is stored before it is returned."""
+    """Recall comparisons from a store, or judge and store them; each batch is stored before it is returned.
+
+    With the verdicts on two files it stores what they were of (`Names`), also where they are recalled: a store of an
+    earlier version has none.
+    """
+    judge_name = _judge_name(vlm, request, session)
+
+    def names_of(comparison: Question) -> Names | None:
+        """What a comparison is of; None of pictures in memory, and of single images."""
+        files = [stamped(image) for image in comparison.images if not isinstance(image, Image.Image)]
+        return (judge_name, comparison.prompt, files[0], files[1]) if len(files) == 2 else None
 
     def look_up(count: int) -> list[_LookedUp]:
         """The next comparisons, with their keys and the store's verdicts."""
@@ -159,13 +172,25 @@ def judge_unless_stored(
         # Another process may be able to read what this one cannot, so every process asks for as many.
         asked = [key or str(place).encode() for place, key in enumerate(keys)]
         results = store.get_many(asked)
+        store.put_names(
+            {
+                name: names
+                for each, name in zip(chunk, asked, strict=True)
+                if name in results and (names := names_of(each))
+            }
+        )
         return [(comparison, key, results.get(name)) for comparison, key, name in zip(chunk, keys, asked, strict=True)]
 
     def judge(missing: Sequence[_LookedUp]) -> Iterator[Judgement]:
-        keys = iter([key for _, key, _ in missing])
+        asked = iter(missing)
         for batch in source(comparison for comparison, _, _ in missing):
-            by_key = {next(keys): judgement.verdicts for judgement in batch}
-            store.put_many({key: verdicts for key, verdicts in by_key.items() if key and verdicts})
+            by_key, names = dict[bytes, tuple[Verdict, ...]](), dict[bytes, Names]()
+            for judgement, (comparison, key, _) in zip(batch, asked, strict=False):
+                if key and judgement.verdicts:
+                    by_key[key] = judgement.verdicts
+                    if named := names_of(comparison):
+                        names[key] = named
+            store.put_many(by_key, names)
             yield from batch
 
     waiting = iter(comparisons)
@@ -197,6 +222,19 @@ def say_if_unreadable(vlm: VLM, verdicts: Sequence[Verdict]) -> None:
         )
 
 
+def _judge_name(vlm: VLM, request: Request, session: JudgingSession) -> str:
+    """A judge and how it is asked, for `Names`: equal `judge` and `profile` mean equal questions to one judge."""
+    values = {
+        "model": vlm.checkpoint.folder.name,
+        "judge": session.fingerprint,
+        "profile": vlm.profile.version(request.criterion),
+        "form": request.form,
+        "think": request.think,
+        "digest": request.digest.hex(),
+    }
+    return json.dumps(values)
+
+
 def _images(comparisons: Sequence[Question]) -> list[ImageLike]:
     """The images of comparisons as they are shown."""
     return [image for comparison in comparisons for image in comparison.images]
@@ -212,7 +250,7 @@ def _split(inputs: Sequence[_Encoded]) -> Iterator[Sequence[_Encoded]]:
             start = end
 
 
-def _random_key(images: Sequence[Features], prompt: str) -> tuple[int, ...]:
+def random_key(images: Sequence[Features], prompt: str) -> tuple[int, ...]:
     """The key of a comparison's random numbers: it depends on images and prompt, not on the batch."""
     text = "\n".join([*(image.content for image in images), prompt])
     digest = hashlib.sha256(text.encode("utf-8", "replace")).digest()

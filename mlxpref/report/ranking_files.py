@@ -63,29 +63,41 @@ def check_copy_folder(folder: Path) -> None:
         raise ConfigError(f"{folder}: is not an empty folder; choose a new one for the copies")
 
 
-def copy_top(rankings: Sequence[Ranking], count: int, folder: Path) -> list[Path]:
+def copy_top(rankings: Sequence[Ranking], count: int, folder: Path, captions: bool = False) -> list[Path]:
     """Copy the best `count` images of each prompt as `01_name.png`, `02_name.png` ... and return the copies.
 
     Each of several prompts has a folder of its own; of several groups of near-duplicates, the number of the group comes
-    first in the name. DataError for an image from memory; ConfigError for a folder that is not new or empty, or cannot
+    first in the name. With `captions` there is a text beside each copy, `01_name.txt`, which holds the prompt, and all
+    prompts share one folder, their numbers first in the names: what trainers of image models read. DataError for an
+    image from memory, and for captions without a prompt; ConfigError for a folder that is not new or empty, or cannot
     be written.
     """
     check_copy_folder(folder)
-    copies = {}
+    copies, texts = dict[Path, Path](), dict[Path, str]()
     digits = max(2, len(str(len(rankings))))
     for number, ranking in enumerate(rankings, 1):
         words = re.sub(r"[\W_]+", "-", ranking.prompt.casefold())[:40].strip("-")
-        place = folder if len(rankings) == 1 or ranking.similar_to else folder / f"{number:0{digits}}-{words}"
-        group = f"{number:0{digits}}_" if ranking.similar_to else ""
+        is_flat = bool(ranking.similar_to) or captions
+        place = folder if len(rankings) == 1 or is_flat else folder / f"{number:0{digits}}-{words}"
+        group = f"{number:0{digits}}_" if ranking.similar_to or (captions and len(rankings) > 1) else ""
         for rank, image in enumerate(ranking[:count], 1):
             source = image.path
             if source is None:
                 raise DataError(f"{image.name} has no file; only files can be copied")
-            copies[place / f"{group}{rank:0{max(2, len(str(count)))}}_{source.name}"] = source
+            copy = place / f"{group}{rank:0{max(2, len(str(count)))}}_{source.name}"
+            copies[copy] = source
+            if captions:  # the numbers tell copies apart, so that no two share a text
+                texts[copy.with_suffix(".txt")] = ranking.prompt.strip()
+    if not all(texts.values()):
+        raise DataError("captions are the prompts of the images, and some have none; copy without captions")
+    if same := copies.keys() & texts.keys():
+        raise DataError(f"{copies[min(same)]}: its copy has the name of the text beside it; rename it")
     try:
         for copy, source in copies.items():
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, copy)
+        for path, text in texts.items():
+            path.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
     except OSError as error:
         raise ConfigError(f"{folder}: an image cannot be copied there ({error})") from error
     return list(copies)

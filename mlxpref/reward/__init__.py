@@ -4,13 +4,14 @@ from typing import TYPE_CHECKING, Any
 
 from mlxpref.reward.functions import ImageRewardModel, ddpo, flow_grpo, trl
 from mlxpref.reward.group import ImageReward, RewardSettings, reward_images
+from mlxpref.reward.pair_files import PairFiles, write_pairs
 
 if TYPE_CHECKING:
     from mlxpref.reward.flow_factory import FlowFactoryReward
 
 __all__ = [
-    "FlowFactoryReward", "ImageReward", "ImageRewardModel", "RewardSettings", "ddpo", "flow_grpo", "reward_images",
-    "trl",
+    "FlowFactoryReward", "ImageReward", "ImageRewardModel", "PairFiles", "RewardSettings", "ddpo", "flow_grpo",
+    "reward_images", "trl", "write_pairs",
 ]  # fmt: skip
 
 

@@ -32,7 +32,8 @@ from mlxpref.judge.store import Store
 from tests.conftest import GOLDEN, tiny_model, write_adapter
 
 COMMANDS = (
-    "calibrate", "compare", "convert", "data", "demo", "distill", "doctor", "eval", "export", "label", "rank", "train"
+    "calibrate", "compare", "convert", "data", "demo", "distill", "doctor", "eval", "export", "label", "pairs", "rank",
+    "serve", "train",
 )  # fmt: skip
 TINY = str(GOLDEN / "qwen2_5_vl")
 SCRIPT = [sys.executable, "-c", "from mlxpref.cli import main; main()"]
@@ -492,8 +493,8 @@ def test_ctrl_c_ends_with_130(two: tuple[Path, Path], tmp_path: Path, monkeypatc
 def test_an_interrupt_says_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, put, batches = tmp_path / "kept.sqlite", Store.put_many, list[int]()
 
-    def interrupt(self: Store, items: Any) -> None:
-        put(self, items)
+    def interrupt(self: Store, items: Any, names: Any) -> None:
+        put(self, items, names)
         batches.append(len(items))
         raise KeyboardInterrupt
 

@@ -117,6 +117,25 @@ def test_files_are_written(folder: Path, tmp_path: Path) -> None:
     assert text.count("data:image/") == 12
 
 
+def test_captions_are_beside_the_copies(folder: Path, tmp_path: Path) -> None:
+    done = run("rank", folder, *PROMPT, "--no-think", "--copy-top", "3", tmp_path / "best", "--captions", *QUICK)
+    assert done.exit_code == 0, done.stderr
+    assert f"3 images copied to {tmp_path / 'best'} with their prompts" in done.stderr
+    texts = sorted((tmp_path / "best").glob("*.txt"))
+    assert [text.read_text() for text in texts] == [PROMPT[1]] * 3
+    assert all(text.with_suffix(".png").exists() for text in texts)
+
+
+def test_captions_need_copies_and_prompts(folder: Path, tmp_path: Path) -> None:
+    done = run("rank", folder, *PROMPT, "--captions", *QUICK)
+    assert done.exit_code == 2
+    assert "--captions goes with --copy-top K FOLDER" in done.stderr
+    copies = ("--copy-top", "3", tmp_path / "best", "--captions")
+    done = run("rank", folder, "--criterion", "the redder one", *copies, *QUICK)
+    assert done.exit_code == 2
+    assert "--captions writes the prompts of the images: give --prompt or --prompt-from, too" in done.stderr
+
+
 def test_stars_are_beside_the_images(folder: Path) -> None:
     images = sorted(folder.iterdir())
     images[0].with_suffix(".xmp").write_text("broken")

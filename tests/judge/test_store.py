@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 from mlxpref.errors import DataError
-from mlxpref.judge.store import Store
+from mlxpref.judge.store import Store, image_of, stamped
+from mlxpref.preferences import PackedImage
 from mlxpref.verdict import Verdict
 from tests.conftest import start_together
 from tests.messages import messages
@@ -135,6 +136,36 @@ def test_first_verdict_stays(store: Store) -> None:
     store.put_many({b"a": make_verdicts(1)})
     store.put_many({b"a": make_verdicts(2), b"b": make_verdicts(3)})
     assert store.get_many([b"a", b"b"]) == {b"a": make_verdicts(1), b"b": make_verdicts(3)}
+
+
+def test_names_come_back(path: Path, tmp_path: Path) -> None:
+    """Also of files whose names are no text; a name is replaced, and what is there already is not written again."""
+    odd = os.fsdecode(b"\xff.png")
+    names = {b"a": ("{}", "p \ud83d", "1", odd), b"b": ("{}", "p \ud83d", odd, "1"), b"c": ("other", "q", "1", "2")}
+    with Store(path) as store:
+        store.put_many({key: make_verdicts(i) for i, key in enumerate(names)}, names)
+        store.put_names({b"unknown": ("{}", "p", "1", "2")})
+        assert store.judges() == {"{}": 3, "other": 1}
+        assert list(store.named(["{}"])) == [(names[b"a"], make_verdicts(0)), (names[b"b"], make_verdicts(1))]
+        assert [each for each, _ in store.named(["other", "{}"])] == list(names.values())
+        with closing(sqlite3.connect(path)) as other:  # a writer: what is not written does not wait for it
+            other.execute("BEGIN IMMEDIATE")
+            store.put_names(names)
+        store.put_names({b"a": ("{}", "p \ud83d", "moved", odd)})
+        assert next(store.named(["{}"]))[0][2] == "moved"
+
+
+def test_a_stamped_image_is_that_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    image = Path("a b.png")
+    image.write_bytes(b"one")
+    name = stamped(image)
+    assert image_of(name) == tmp_path / image
+    image.write_bytes(b"three")
+    assert image_of(name) is None
+    packed = PackedImage(Path("all.zip"), "in/1.png")
+    packed.archive.write_bytes(b"zip")
+    assert image_of(stamped(packed)) == PackedImage(tmp_path / "all.zip", "in/1.png")
 
 
 def test_file_names_its_program(path: Path, store: Store) -> None:

@@ -1,6 +1,7 @@
 import csv
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -168,3 +169,35 @@ def test_failing_copy(tmp_path: Path, images: list[Path]) -> None:
     missing = ranked([images[0], tmp_path / "in" / "gone.png"])
     with pytest.raises(ConfigError, match=r"cannot be copied there \(.*gone\.png"):
         copy_top([missing], 2, tmp_path / "out")
+
+
+def test_captions_are_beside_the_copies(tmp_path: Path, images: list[Path]) -> None:
+    twins = [images[1], images[1].with_suffix(".webp"), images[4]]  # a.png, a.webp
+    twins[1].write_bytes(images[0].read_bytes())
+    copies = copy_top([ranked(twins, " a red cube,\nbig é \n")], 2, tmp_path / "out", captions=True)
+    assert [copy.name for copy in copies] == ["01_a.png", "02_a.webp"]
+    texts = sorted((tmp_path / "out").glob("*.txt"))
+    assert [text.name for text in texts] == ["01_a.txt", "02_a.txt"]
+    assert {text.read_bytes() for text in texts} == {"a red cube,\nbig é".encode()}
+    assert len(list((tmp_path / "out").iterdir())) == 4
+    prompts, skipped, _ = prompts_of(copies, "sidecar")
+    assert (set(prompts.values()), skipped) == ({"a red cube,\nbig é"}, [])
+
+
+def test_captions_of_several_prompts(tmp_path: Path, images: list[Path]) -> None:
+    groups = [replace(ranked(images[i : i + 2], prompt), similar_to="x") for i, prompt in ((0, "one"), (2, "two"))]
+    copies = copy_top(groups, 2, tmp_path / "groups", captions=True)
+    assert [copy.with_suffix(".txt").read_text() for copy in copies] == ["one", "one", "two", "two"]
+    copies = copy_top([replace(group, similar_to="") for group in groups], 1, tmp_path / "prompts", captions=True)
+    assert [copy.with_suffix(".txt").read_text() for copy in copies] == ["one", "two"]
+    assert [copy.parent for copy in copies] == [tmp_path / "prompts"] * 2  # trainers look into one folder
+    assert [copy.name[:6] for copy in copies] == ["01_01_", "02_01_"]
+
+
+def test_captions_that_cannot_be(tmp_path: Path, images: list[Path]) -> None:
+    with pytest.raises(DataError, match="captions are the prompts of the images, and some have none"):
+        copy_top([ranked(images, "")], 2, tmp_path / "out", captions=True)
+    odd = images[0].rename(tmp_path / "in" / "odd.txt")
+    with pytest.raises(DataError, match=r"odd\.txt: its copy has the name of the text beside it; rename it"):
+        copy_top([ranked([odd, *images[1:]])], 2, tmp_path / "out", captions=True)
+    assert not (tmp_path / "out").exists()
