@@ -233,8 +233,8 @@ def test_an_interrupted_command_keeps_every_judge_so_far(
 ) -> None:
     put, batches = Store.put_many, list[int]()
 
-    def interrupt(self: Store, items: Any) -> None:
-        put(self, items)
+    def interrupt(self: Store, items: Any, names: Any) -> None:
+        put(self, items, names)
         batches.append(len(items))
         if len(batches) == 3:
             raise KeyboardInterrupt
