@@ -29,8 +29,9 @@ def listen(host: str, port: int, remedy: str) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family)
     except OSError as error:
+        reason = str(error.strerror).partition(" (while")[0]
         where = f"--host {host} " * (host not in LOCAL_HOSTS)
-        raise ConfigError(f"{where}--port {port}: cannot be taken ({error.strerror}); {remedy}") from error
+        raise ConfigError(f"{where}--port {port}: cannot be taken ({reason}); {remedy}") from error
 
 
 async def read_object(request: Request, most: int, seconds: float | None = None) -> dict[str, Any]:

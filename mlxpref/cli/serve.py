@@ -1,5 +1,6 @@
 """`mlxpref serve`: the judge as a reward, over HTTP."""
 
+import logging
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
@@ -10,7 +11,9 @@ from mlxpref.cli.judges import open_judge
 from mlxpref.cli.options import HelpCommand, JudgeOptions, option, option_group, settings_options
 from mlxpref.cli.output import note
 from mlxpref.config import JudgeSettings
+from mlxpref.log import logger
 from mlxpref.reward.group import COMPARISONS_PER_IMAGE, RewardSettings, Value
+from mlxpref.serve.limits import FEATURE_BYTES
 from mlxpref.serve.server import RewardServer
 from mlxpref.text import counted
 from mlxpref.web import LOCAL_HOSTS, listen
@@ -75,9 +78,11 @@ def serve(server: ServerOptions, judge: JudgeOptions, settings: dict[str, Any]) 
     # Before the model is loaded: clients that connect now wait for it.
     socket = listen(server.host, server.port, "choose another, or 0 for any that is free")
     with socket, open_judge([], judge, settings, image_cache(settings)) as loaded:
+        loaded.vlm.features.limit(FEATURE_BYTES)
         running = RewardServer(loaded, socket, server.token or "", reward)
         note(f"{loaded!r} listens at {running.address}; it ends with Ctrl-C")
         try:
+            logger.setLevel(logging.WARNING)  # not a line on every ranking
             with exit_on_sigterm():
                 running.run()
         finally:

@@ -88,6 +88,10 @@ class FeatureStore:
         self._conditions = ""  # of all features on disk
         self.runs, self.seconds = 0, 0.0
 
+    def limit(self, memory: int) -> None:
+        """Keep at most so many bytes of features in memory from now on, and none of before."""
+        self._features = LRU(memory, lambda features: features.nbytes)
+
     def keep_in(self, disk: DiskCache, tower: str) -> None:
         """Keep features on disk from now on, and recall them; `tower` is the fingerprint of what encodes them."""
         self._disk = disk

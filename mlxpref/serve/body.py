@@ -3,6 +3,7 @@
 import base64
 import binascii
 import io
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from mlxpref.data.images import load_image, open_image
 from mlxpref.errors import DataError, ImageError
 from mlxpref.preferences import ImageLike
-from mlxpref.serve.limits import IMAGES, PIXELS, PROMPT_CHARACTERS
+from mlxpref.serve.limits import ALL_PIXELS, IMAGES, PIXELS, PROMPT_CHARACTERS
 from mlxpref.text import UNDECODED
 
 _DATA_URL = re.compile(r"data:[^,]{0,100};base64,")
@@ -43,12 +44,12 @@ def get_content(value: Any, name: str) -> bytes:
     """The bytes of an image; DataError for what is no base64."""
     if not isinstance(value, str):
         raise DataError(f"{name} must be text: {_FORM}")
-    if value.startswith(("http://", "https://", "file:", "/")) and not value.startswith("/9j/"):
-        raise DataError(f"{name} is an address or a path, and this server opens none: {_FORM}")
     start = match.end() if (match := _DATA_URL.match(value)) else 0
     try:
-        return base64.b64decode(value[start:], validate=True)
+        return base64.b64decode("".join(value[start:].split()), validate=True)  # some encoders write lines
     except (binascii.Error, ValueError) as error:
+        if value.startswith(("http://", "https://", "file:", "/")):  # a "/" may also begin base64
+            raise DataError(f"{name} is an address or a path, and this server opens none: {_FORM}") from error
         raise DataError(f"{name} is not valid base64 ({error}): {_FORM}") from error
 
 
@@ -67,9 +68,13 @@ def decode(content: bytes, name: str, max_pixels: int) -> ImageLike:
 def decode_all(contents: Sequence[bytes | DataError], max_pixels: int) -> list[ImageLike | DataError]:
     """The pictures, and in the place of one that cannot be read the reason."""
     images: list[ImageLike | DataError] = []
+    left = ALL_PIXELS
     for number, content in enumerate(contents):
         try:
             images.append(content if isinstance(content, DataError) else decode(content, f"image {number}", max_pixels))
+            left -= math.prod(getattr(images[-1], "size", (0,)))
+            if left < 0:
+                images[-1] = DataError(f"image {number} is one too many for the memory; send several requests")
         except DataError as error:
             images.append(error)
     return images

@@ -20,6 +20,7 @@ from mlxpref.engine.rollout import roll_out
 from mlxpref.errors import DataError
 from mlxpref.judge.judge import Judge
 from mlxpref.judge.verdict_source import random_key
+from mlxpref.log import track
 from mlxpref.serve.body import decode, get_content, get_text
 from mlxpref.serve.device_queue import Work
 from mlxpref.serve.limits import COMPLETIONS
@@ -30,6 +31,8 @@ _QUOTED = (
     re.compile(r"Text Caption: \[(.*)\]\s*$", re.DOTALL),
 )
 """The prompt in the questions that clients of UnifiedReward ask: Pref-GRPO's two, and that about a single image."""
+_COLD = 1e-4
+"""Below this temperature only the likeliest token is taken: logits are divided by it."""
 _LEAST = 1e-38
 """A probability whose logarithm is finite."""
 
@@ -56,14 +59,12 @@ def read_chat(body: Mapping[str, Any]) -> Work:
     chat = _Chat(
         text=text,
         images=tuple(get_content(url, f"image {number}") for number, url in enumerate(images)),
-        temperature=_number(body, "temperature", 0, 0.0) or 0.0,
+        temperature=_number(body, "temperature", 0, 0.0, 100) or 0.0,
         max_tokens=int(min(most)) if most else None,
-        completions=int(_number(body, "n", 1, 1) or 1),
-        seed=int(_number(body, "seed", 0, 0) or 0),
+        completions=int(_number(body, "n", 1, 1, COMPLETIONS) or 1),
+        seed=int(_number(body, "seed", 0, 0, 2**64) or 0),
         top_logprobs=int(_number(body, "top_logprobs", 0, 0) or 0) if body.get("logprobs") else None,
     )
-    if chat.completions > COMPLETIONS:
-        raise DataError(f'"n" is {chat.completions}, more than {COMPLETIONS}')
     return lambda judge: _complete(judge, chat)
 
 
@@ -86,15 +87,17 @@ def _last_message(messages: Any) -> tuple[str, list[Any]]:
                 images.append(url.get("url") if isinstance(url, dict) else url)
             case other:
                 raise DataError(f'a part of the type {other!r:.40}: give "text" and "image_url"')
-    return "\n".join(texts).replace("<image>", "").strip(), images
+    return get_text("\n".join(texts).replace("<image>", "").strip(), '"text"'), images
 
 
-def _number(body: Mapping[str, Any], name: str, least: float, default: float | None) -> float | None:
+def _number(
+    body: Mapping[str, Any], name: str, least: float, default: float | None, most: float = 2**31
+) -> float | None:
     value = body.get(name)
     if value is None:
         return default
-    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < math.inf:
-        raise DataError(f'"{name}" is {value!r:.40}: give a number from {least:g}')
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        raise DataError(f'"{name}" is {value!r:.40}: give a number from {least:g} to {most:g}')
     return value
 
 
@@ -112,8 +115,10 @@ def _complete(judge: Judge, chat: _Chat) -> dict[str, Any]:
     # One token is room for an answer, not for reasons.
     think = judge.settings.think and most > 1
     question = vlm.input_of(features, prompt, "choice", think, judge.settings.criterion)
-    sampling = Sampling(chat.completions, chat.temperature, most, chat.seed, until="end")
-    (rollouts,) = roll_out(vlm, [question], sampling, [random_key(features, prompt)])
+    temperature = chat.temperature if chat.temperature >= _COLD else 0.0
+    sampling = Sampling(chat.completions, temperature, most, chat.seed, until="end")
+    questions = list(track([question], 1, "answering"))  # it counts
+    (rollouts,) = roll_out(vlm, questions, sampling, [random_key(features, prompt)])
     written = sum(rollout.verdict.tokens for rollout in rollouts)
     usage = {"prompt_tokens": len(question), "completion_tokens": written, "total_tokens": len(question) + written}
     return {

@@ -12,6 +12,10 @@ IMAGES = 512
 """In one request."""
 PIXELS = 64 << 20
 """Of one image: 8192 x 8192. A small file may claim many."""
+ALL_PIXELS = 256 << 20
+"""Of a request's images as they are judged: a gigabyte."""
+FEATURE_BYTES = 256 << 20
+"""Of what is kept of images: those of a group may come in several requests, those of a training come once."""
 PROMPT_CHARACTERS = 10_000
 """Longer text is a document."""
 COMPLETIONS = 16

@@ -84,4 +84,4 @@ def _identity(request: Any) -> dict[str, Any]:
     if not isinstance(request, dict) or not request.get("request_id"):
         return {}
     names = (*_IDENTITY, *(["scorer_version"] if "scorer_version" in request else []))
-    return {name: request.get(name) for name in names}
+    return {name: value for name in names if isinstance(value := request.get(name), str | int | None)}

@@ -6,8 +6,10 @@ Every request is read within bounds, waits for its turn, and gets its own answer
 import asyncio
 import base64
 import binascii
+import json
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from socket import socket as Socket
 from threading import Thread
 from typing import Any
@@ -19,7 +21,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -49,7 +51,7 @@ class RewardServer:
     def __init__(self, judge: Judge, socket: Socket, token: str = "", settings: RewardSettings | None = None) -> None:
         self.queue = DeviceQueue(judge)
         self._judge, self._settings, self._token = judge, settings or RewardSettings(), token
-        self._held, self._errors = 0, 0
+        self._held, self._errors, self._room = 0, 0, asyncio.Condition()
         self._socket = socket
         self._host, self.port = socket.getsockname()[:2]
         config = uvicorn.Config(
@@ -65,7 +67,8 @@ class RewardServer:
 
     def run(self) -> None:
         """Serve until an interrupt, which is raised, or `end`; requests that wait then are answered with 503."""
-        network = Thread(target=self._server.run, args=([self._socket],), name="network")
+        # A daemon: a second Ctrl-C ends the process without it.
+        network = Thread(target=self._server.run, args=([self._socket],), name="network", daemon=True)
         network.start()
         try:
             self.queue.run()
@@ -119,39 +122,49 @@ class RewardServer:
 
     async def _answer(self, request: Request, read: Callable[[Mapping[str, Any]], Work]) -> Response:
         """The judge's answer to one request; HTTPException with one line for any other end."""
-        size = int(request.headers.get("content-length") or BODY_BYTES)
-        full = self._held > 0 and self._held + size > HELD_BYTES
-        if full:
-            await _drain(request)
-            raise _busy(BusyError(1))
-        self._held += size
         try:
-            body = await read_object(request, BODY_BYTES, BODY_SECONDS)
-            work = await run_in_threadpool(read, body)
-            del body
-            job = self.queue.put(work)
-            done = asyncio.wrap_future(job.answer)
-            gone = asyncio.ensure_future(_disconnection(request))
-            await asyncio.wait({done, gone}, return_when=asyncio.FIRST_COMPLETED)
-            gone.cancel()
-            if not done.done():
-                job.cancel()
-                done.cancel()
-                return Response(status_code=_CLIENT_GONE)
-            return JSONResponse(done.result())
+            size = min(int(request.headers.get("content-length") or BODY_BYTES), BODY_BYTES)
+            async with self._held_bytes(size):
+                body = await read_object(request, BODY_BYTES, BODY_SECONDS)
+                work = await run_in_threadpool(read, body)
+                del body
+                job = self.queue.put(work)
+                done = asyncio.wrap_future(job.answer)
+                gone = asyncio.ensure_future(_disconnection(request))
+                await asyncio.wait({done, gone}, return_when=asyncio.FIRST_COMPLETED)
+                gone.cancel()
+                if not done.done():
+                    job.cancel()
+                    done.cancel()
+                    return Response(status_code=_CLIENT_GONE)
+                # With escapes: what is sent back of a request may be half of a surrogate pair.
+                return Response(json.dumps(done.result(), allow_nan=False), media_type="application/json")
+        except ClientDisconnect:
+            return Response(status_code=_CLIENT_GONE)
         except BusyError as error:
             raise _busy(error) from error
-        except EndedError as error:
+        except (EndedError, asyncio.CancelledError) as error:  # cancelled by uvicorn at its end
             raise HTTPException(503, "the server ends") from error
         except MlxprefError as error:
             raise HTTPException(400, str(error)) from error
         except HTTPException:
             raise
         except Exception as error:
-            logger.exception("a mistake in mlxpref")
+            logger.error(f"a mistake in mlxpref: {one_line(error)}")
             raise HTTPException(500, f"a mistake in mlxpref ({one_line(error)}); the server goes on") from error
+
+    @asynccontextmanager
+    async def _held_bytes(self, size: int) -> AsyncIterator[None]:
+        """Hold so many bytes of a body, as soon as there is room: some clients give up at a 429."""
+        async with self._room:
+            await self._room.wait_for(lambda: self._held + size <= HELD_BYTES)
+            self._held += size
+        try:
+            yield
         finally:
             self._held -= size
+            async with self._room:
+                self._room.notify_all()
 
     async def _health(self, request: Request) -> Response:
         counts, judge = self.queue.counts, self._judge
@@ -186,7 +199,7 @@ class _Guard:
     """Refuses requests of web pages, and those without the token, if there is one: as Bearer, or as a password."""
 
     def __init__(self, app: ASGIApp, token: str) -> None:
-        self._app, self._token = app, token.encode()
+        self._app, self._token = app, token.strip().encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
@@ -204,7 +217,7 @@ def _token_in(authorization: str) -> bytes:
     """The token in a header: that of a Bearer, or the password of Basic."""
     kind, _, value = authorization.partition(" ")
     if kind.lower() == "bearer":
-        return value.strip().encode()
+        return value.strip().encode("latin-1")  # as the header came
     try:
         return base64.b64decode(value).partition(b":")[2] if kind.lower() == "basic" else b""
     except (binascii.Error, ValueError):
@@ -215,13 +228,6 @@ async def _disconnection(request: Request) -> None:
     """Wait until the client has gone."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-async def _drain(request: Request) -> None:
-    """Read the body and drop it: a client that still writes would not see the answer."""
-    async with asyncio.timeout(BODY_SECONDS):
-        async for _ in request.stream():
-            pass
 
 
 def _busy(error: BusyError) -> HTTPException:
