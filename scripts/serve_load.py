@@ -1,6 +1,6 @@
 """Many clients at once ask a running `mlxpref serve`: is every request answered, and with its own answer?
 
-    python scripts/serve_load.py --requests 1000 --clients 16 --burst 200
+    python -m scripts.serve_load --requests 1000 --clients 16 --burst 400
 
 Groups for /compute and /score, rankings, and chats with and without thinking, each of pictures of its own. The same
 judge answers each in this process first. Of the server's answers those are wrong that differ by more than rounding. A

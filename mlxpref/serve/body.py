@@ -69,12 +69,12 @@ def decode_all(contents: Sequence[bytes | DataError], max_pixels: int) -> list[I
     """The pictures, and in the place of one that cannot be read the reason."""
     images: list[ImageLike | DataError] = []
     left = ALL_PIXELS
-    for number, content in enumerate(contents):
+    for content in contents:
         try:
-            images.append(content if isinstance(content, DataError) else decode(content, f"image {number}", max_pixels))
+            images.append(content if isinstance(content, DataError) else decode(content, "it", max_pixels))
             left -= math.prod(getattr(images[-1], "size", (0,)))
             if left < 0:
-                images[-1] = DataError(f"image {number} is one too many for the memory; send several requests")
+                images[-1] = DataError("it is one too many for the memory; send several requests")
         except DataError as error:
             images.append(error)
     return images

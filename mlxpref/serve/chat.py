@@ -26,11 +26,14 @@ from mlxpref.serve.device_queue import Work
 from mlxpref.serve.limits import COMPLETIONS
 
 _QUOTED = (
-    re.compile(r"caption[^「」]{0,80}「(.*)」", re.DOTALL | re.IGNORECASE),
-    re.compile(r"\*\*Prompt:\*\* \[(.*)\]", re.DOTALL),
-    re.compile(r"Text Caption: \[(.*)\]\s*$", re.DOTALL),
+    (re.compile(r"caption[^「」]{0,80}「(.*)」", re.DOTALL | re.IGNORECASE), "image 1"),
+    (re.compile(r"\*\*Prompt:\*\* \[(.*)\]", re.DOTALL), "image 1"),
+    (re.compile(r"Text Caption: \[(.*)\]\s*$", re.DOTALL), "final score"),
 )
-"""The prompt in the questions that clients of UnifiedReward ask: Pref-GRPO's two, and that about a single image."""
+"""The prompt in the questions that clients of UnifiedReward ask, and what they look for in the answer.
+
+Pref-GRPO's two, and that about a single image. Without these words a client silently takes a number of its own.
+"""
 _COLD = 1e-4
 """Below this temperature only the likeliest token is taken: logits are divided by it."""
 _LEAST = 1e-38
@@ -142,8 +145,16 @@ def _prompt_in(text: str, profile: Profile) -> str:
     is_question = len(whole) > len(before) + len(after) and whole.startswith(before) and whole.endswith(after)
     if is_question and (before or after):
         return whole[len(before) : len(whole) - len(after)].strip()
-    quoted = next((found for pattern in _QUOTED if (found := pattern.search(whole))), None)
-    return quoted[1].strip() if quoted else whole
+    for pattern, sought in _QUOTED:
+        if found := pattern.search(whole):
+            answer = profile.lead + ("" if profile.is_point else profile.first[0])
+            if sought not in answer.lower():
+                raise DataError(
+                    f"this is the question of a client that looks for “{sought}” in the answer, and the profile "
+                    f"{profile.name} answers {answer!r}: serve a judge with a profile of UnifiedReward"
+                )
+            return found[1].strip()
+    return whole
 
 
 def _choice(number: int, rollout: Rollout, profile: Profile, top: int | None) -> dict[str, Any]:

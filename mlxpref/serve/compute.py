@@ -10,10 +10,10 @@ from typing import Any
 
 from mlxpref.errors import DataError
 from mlxpref.judge.judge import Judge
+from mlxpref.reward.arrays import usable
 from mlxpref.reward.group import RewardSettings, reward_images
 from mlxpref.serve.body import decode_all, get_content, get_list, get_text
 from mlxpref.serve.device_queue import Work
-from mlxpref.text import first_ten
 
 _OTHER_MEDIA = ("video", "videos", "condition_images", "condition_videos")
 
@@ -30,15 +30,9 @@ def read_compute(body: Mapping[str, Any], settings: RewardSettings) -> Work:
 
     def work(judge: Judge) -> dict[str, Any]:
         rewards = reward_images(judge, decode_all(contents, judge.vlm.features.max_pixels), prompts, settings)
-        errors = [_named(number, each) for number, each in enumerate(rewards) if isinstance(each, DataError)]
-        if errors:
-            reasons = first_ten(errors, "; ")
-            return {"error": f"no rewards, as {len(errors)} of {len(rewards)} images have none: {reasons}"}
-        return {"rewards": [each.reward for each in rewards if not isinstance(each, DataError)]}
+        try:
+            return {"rewards": [each.reward for each in usable(rewards)]}
+        except DataError as error:
+            return {"error": f"no rewards, as not all images have one: {error}"}
 
     return work
-
-
-def _named(number: int, error: DataError) -> str:
-    text = str(error)
-    return text if text.startswith(f"image {number}") else f"image {number}: {text}"

@@ -6,12 +6,12 @@ BODY_SECONDS = 60.0
 """In which a body must arrive: a client that dawdles holds no place in the queue, only its bytes."""
 HELD_BYTES = 4 * BODY_BYTES
 """Of all requests that are not answered yet."""
-WAITING = 64
-"""Requests in the queue."""
+WAITING = 256
+"""Requests in the queue: some clients send a hundred at once."""
 IMAGES = 512
 """In one request."""
-PIXELS = 64 << 20
-"""Of one image: 8192 x 8192. A small file may claim many."""
+PIXELS = 32 << 20
+"""Of one image: 5792 x 5792. A small file may claim many."""
 ALL_PIXELS = 256 << 20
 """Of a request's images as they are judged: a gigabyte."""
 FEATURE_BYTES = 256 << 20

@@ -7,6 +7,7 @@ import asyncio
 import base64
 import binascii
 import json
+import re
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -115,6 +116,8 @@ class RewardServer:
                 response = await self._answer(request, read)
             except HTTPException as error:
                 response = error_form(error.status_code, error.detail, error.headers)
+                if error.status_code != 429:  # many clients do not show it
+                    logger.warning(f"{path}: {error.status_code}: {error.detail}")
             self._errors += response.status_code >= 400
             return response
 
@@ -203,11 +206,13 @@ class _Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
+        path = scope["path"] = re.sub("/+", "/", scope["path"])  # of an address that ends in one
+        error_form = _as_openai if path.startswith("/v1/") else error_response
         if "origin" in headers:
-            response: ASGIApp = error_response(403, "pages of a browser may not ask this server")
+            response: ASGIApp = error_form(403, "pages of a browser may not ask this server")
         elif self._token and not secrets.compare_digest(_token_in(headers.get("authorization", "")), self._token):
             line = "the token is missing: send `Authorization: Bearer TOKEN`, or ask http://any:TOKEN@host:port"
-            response = error_response(401, line, {"WWW-Authenticate": "Basic"})
+            response = error_form(401, line, {"WWW-Authenticate": "Basic"})
         else:
             response = self._app
         await response(scope, receive, send)

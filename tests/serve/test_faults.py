@@ -252,7 +252,7 @@ def test_small_files_of_many_pixels_do_not_fill_the_memory(
 ) -> None:
     monkeypatch.setattr("mlxpref.serve.body.ALL_PIXELS", 3 * 84 * 84)
     answer = read_compute(GROUP, RewardSettings())(demo_judge())
-    assert "3 of 6" in answer["error"]
+    assert "image 3, image 4, image 5: it is one too many" in answer["error"]
     assert "send several requests" in answer["error"]
 
 

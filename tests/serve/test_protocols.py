@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from mlxpref.engine.profile import own_profile
+from mlxpref.engine.profile import built_in_profiles, own_profile
 from mlxpref.errors import DataError
 from mlxpref.judge.judge import Judge
 from mlxpref.reward.group import RewardSettings, reward_images
 from mlxpref.serve import limits
-from mlxpref.serve.chat import read_chat
+from mlxpref.serve.chat import _prompt_in, read_chat
 from mlxpref.serve.compute import read_compute
 from mlxpref.serve.rank import read_rank
 from mlxpref.serve.score import read_score
@@ -61,8 +61,7 @@ def test_compute_of_an_unreadable_image_is_an_error_that_names_it(judge: Judge) 
     images = [encoded(image) for image in pictures()]
     answer = compute(judge, prompt=[PROMPT] * 6, image=[*images[:5], "AAAA"])
     assert set(answer) == {"error"}
-    assert "1 of 6" in answer["error"]
-    assert "image 5" in answer["error"]
+    assert "image 5: it is damaged" in answer["error"]
 
 
 def test_a_lone_image_has_no_reward(judge: Judge) -> None:
@@ -172,22 +171,29 @@ def test_chat_takes_the_profiles_own_question_apart(judge: Judge) -> None:
     assert whole["choices"] == short["choices"]
 
 
+THINK = f"Which is better? The caption for the generated images is: 「{PROMPT}」.\nThink first."
+FLEX = f"You compare two images.\n**Prompt:** [{PROMPT} [wide]]\nAnswer in JSON."
+POINT = f"<image>\nRate the image from 1 to 5.\nText Caption: [{PROMPT}]"
+
+
 @pytest.mark.parametrize(
-    ("question", "prompt"),
+    ("profile", "question", "prompt"),
     [
-        (f"Which is better? The caption for the generated images is: 「{PROMPT}」.\nThink first.", PROMPT),
-        (f"You compare two images.\n**Prompt:** [{PROMPT} [wide]]\nAnswer in JSON.", f"{PROMPT} [wide]"),
-        (f"<image>\nRate the image from 1 to 5.\nText Caption: [{PROMPT}]", PROMPT),
-        ("猫が「こんにちは」と言う", "猫が「こんにちは」と言う"),
-        ("a sign that says [open]", "a sign that says [open]"),
+        ("unifiedreward-think", THINK, PROMPT),
+        ("unifiedreward-pair", THINK, PROMPT),
+        ("unifiedreward-flex", FLEX, f"{PROMPT} [wide]"),
+        ("mlxpref", "猫が「こんにちは」と言う", "猫が「こんにちは」と言う"),
+        ("mlxpref", "a sign that says [open]", "a sign that says [open]"),
     ],
 )
-def test_chat_finds_the_prompt_in_known_questions(judge: Judge, question: str, prompt: str) -> None:
-    options = {"logprobs": True, "top_logprobs": 2, "max_tokens": 1}
-    whole, short = (read_chat(sent(chat(pictures()[:2], text, **options)))(judge) for text in (question, prompt))
-    assert whole["choices"] == short["choices"]
-    other = read_chat(sent(chat(pictures()[:2], "a blue cross", **options)))(judge)
-    assert whole["choices"] != other["choices"]
+def test_the_prompt_in_known_questions(profile: str, question: str, prompt: str) -> None:
+    assert _prompt_in(question, built_in_profiles()[profile]) == prompt
+
+
+@pytest.mark.parametrize(("profile", "question"), [("mlxpref", THINK), ("plain", FLEX), ("rationalrewards", POINT)])
+def test_a_question_whose_answer_would_not_be_found_is_refused(profile: str, question: str) -> None:
+    with pytest.raises(DataError, match="a profile of UnifiedReward"):
+        _prompt_in(question, built_in_profiles()[profile])
 
 
 @pytest.mark.parametrize(
