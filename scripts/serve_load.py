@@ -266,7 +266,7 @@ def _memory_line(memory: Sequence[int]) -> str:
 @click.command(help=__doc__)
 @click.option("--requests", default=1000, show_default=True)
 @click.option("--clients", default=16, show_default=True)
-@click.option("--burst", default=200, show_default=True, help="Requests that are sent together at the end.")
+@click.option("--burst", default=400, show_default=True, help="Requests that are sent together at the end.")
 @click.option("--seed", default=0, show_default=True)
 def main(requests: int, clients: int, burst: int, seed: int) -> None:
     """Ask, compare and print."""

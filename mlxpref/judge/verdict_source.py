@@ -210,7 +210,9 @@ def judge_unless_stored(
 
 def say_if_unreadable(vlm: VLM, verdicts: Sequence[Verdict]) -> None:
     """Say, once for a loaded judge, if it came to no answer by itself in its first verdicts."""
-    is_readable = any(verdict.label_mass > _LEAST_MASS and not verdict.closed for verdict in verdicts)
+    is_readable = any(
+        (verdict.label_mass > _LEAST_MASS or verdict.written is not None) and not verdict.closed for verdict in verdicts
+    )
     if not is_readable and not vlm.is_unreadable:
         vlm.is_unreadable = True
         closed = sum(verdict.closed for verdict in verdicts)

@@ -44,6 +44,16 @@ def test_an_answer_that_is_found_says_nothing(
     assert "no answer was found" not in caplog.text
 
 
+def test_scores_that_are_found_say_nothing(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have no labels, whose probability would tell that they were found."""
+    vlm = asked_by(tiny_model("qwen3_vl"), "mlxpref")
+    judge = Judge(vlm, JudgeSettings(max_tokens=60))
+    follow(vlm, monkeypatch, ["<think>So.</think><answer>9 4</answer>"])
+    (verdict,) = judge.pairs([Pair(picture(0), picture(1), "a hat")], "score")
+    assert verdict.p_a_shown_first == 1
+    assert "no answer was found" not in caplog.text
+
+
 def test_labels_that_the_judges_tokenizer_splits_are_an_error(tmp_path: Path) -> None:
     """The demo's vocabulary has no word `Both`; it is said before anything is judged."""
     with pytest.raises(ConfigError, match=r"profile unifiedreward-pair: 'Both' is no single token .* tokenizer"):

@@ -35,11 +35,11 @@ def test_generator_learns_what_is_rewarded() -> None:
 
 def test_a_run_is_measured(tmp_path: Path) -> None:
     made = run(Plan("sure", 3.0, 0), Sizes(group=4, groups=1, steps=2, taught=1, test=4, taus=1))
-    curves = {each["reward"]: each["curve"] for each in made["learned"]}
-    assert tuple(curves) == REWARDS
-    assert all(len(curve) == 3 and curve[0]["preference"] == 0.5 for curve in curves.values())
-    assert [curve[-1]["comparisons"] for curve in curves.values()] == [24, 12, 12, 12, 0], "both orders; one order"
-    assert all(curve[-1]["seconds"] > 0 for name, curve in curves.items() if name != "true order")
+    learned = {each["reward"]: each for each in made["learned"]}
+    assert tuple(learned) == REWARDS
+    assert all(len(each["curve"]) == 3 and each["curve"][0] == 0.5 for each in learned.values())
+    assert [each["comparisons"] for each in learned.values()] == [24, 12, 12, 12, 0], "both orders; one order"
+    assert all(each["seconds"] > 0 for name, each in learned.items() if name != "true order")
     assert "| sure | 3 | biased scores |" in tables_of([made])
     draw([made], tmp_path / "curves.png")
     with Image.open(tmp_path / "curves.png") as picture:

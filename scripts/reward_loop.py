@@ -1,0 +1,156 @@
+"""What a generator learns from a position-biased judge, by reward: `python -m scripts.reward_loop --output FOLDER`.
+
+A stand-in generator makes the demo's pictures for a prompt. How far colour and shape are from the prompt's, in the
+demo's lists, and the quality are three independent draws with logits that it learns, all equal at first. It learns by
+policy gradient: 2 groups of 24 pictures a step, each for a random prompt, with a group's rewards less their mean and
+divided by their deviation; 20 steps at a rate of 1.5, chosen with the true order as the reward. The rewards, all of one
+judge that answers without thinking:
+
+- served: `POST /compute` of the reward server over HTTP, as it is by default;
+- hard wins: all pairs in one order, the lower index first; the share of those in which its label is the likelier one;
+- written scores: the same pairs and order; the share of those in which the judge writes the higher score for it;
+- biased scores: these with points for the image shown first, see below;
+- true order: the rule itself, for comparison.
+
+The judge is the demo's, taught to write scores and then to choose (30 steps each). It is sure of what it knows, by
+the demo's labels, or as unsure as people, by shares of votes. The bias is added to the logit of the first
+image's label, in the model's head. Scores have no such label, as their digits are the same tokens for both images. So
+biased scores give the first one as many points as the bias is worth, by the judge's own log-odds a point of difference.
+
+It writes `reward_loop.json` and `reward_loop.png` beside this file, or where `--output` says, after every run, and
+prints the tables; `--table` and `--figure FILE` make them from the file. Runs that the file has are not made again.
+"""
+
+import io
+import statistics
+from collections.abc import Mapping, Sequence
+from itertools import product
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from mlxpref.cli.output import note, print_text
+from mlxpref.files import replacing
+from mlxpref.report.curves import COLOURS
+from scripts.kept_runs import make_runs, markdown, read_runs, spread
+
+__all__ = ["CONDITIONS", "REWARDS", "SEEDS", "draw", "main", "tables_of"]
+
+CONDITIONS = tuple(product(("sure", "unsure"), (0.0, 3.0)))
+"""What the judge learned to be, and its position bias in nats."""
+REWARDS = ("served", "hard wins", "written scores", "biased scores", "true order")
+SEEDS = (0, 1, 2)
+_COLUMNS = (
+    "judge", "bias", "reward", "tau before", "true preference, mean over steps", "at the end", "right in everything",
+    "comparisons", "judge seconds",
+)  # fmt: skip
+_INSTRUMENTS = (
+    "judge", "bias", "right, both orders", "one order", "by scores with the points", "log-odds, median", "points",
+    "scores that the head changes",
+)  # fmt: skip
+
+
+def make_run(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Make one run, in a process of its own."""
+    from scripts.reward_loop_runs import Plan, run
+
+    return run(Plan(**plan))
+
+
+def rows_of(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """A row for each condition and reward, means over seeds; in brackets the least and the largest."""
+    rows = []
+    for (judge, bias), name in product(CONDITIONS, REWARDS):
+        found = [each for run in _of(runs, judge, bias) for each in run["learned"] if each["reward"] == name]
+        if not found:
+            continue
+        means = [statistics.fmean(each["curve"]) for each in found]
+        ends = [each["curve"][-1] for each in found]
+        spans = map(_span, ([each["tau"] for each in found], means, ends, [each["right"] for each in found]))
+        work = (f"{statistics.fmean(each[key] for each in found):,.0f}" for key in ("comparisons", "seconds"))
+        rows.append([judge, f"{bias:g}", name, *spans, *work])
+    return rows
+
+
+def instrument_rows(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """A row for each condition: what the judge is as an instrument."""
+    rows = []
+    for judge, bias in CONDITIONS:
+        found = [run["instruments"] for run in _of(runs, judge, bias)]
+        if found:
+            rows.append([judge, f"{bias:g}", *(_span([each[key] for each in found]) for key in found[0])])
+    return rows
+
+
+def _of(runs: Sequence[Mapping[str, Any]], judge: str, bias: float) -> list[Mapping[str, Any]]:
+    return [run for run in runs if (run["judge"], run["bias"]) == (judge, bias)]
+
+
+def _span(values: Sequence[float]) -> str:
+    return "{:.3f} ({:.3f} to {:.3f})".format(*spread(values))
+
+
+def tables_of(runs: Sequence[Mapping[str, Any]]) -> str:
+    """What generators learned, and the judges as instruments, as two tables in Markdown."""
+    instruments = instrument_rows(runs)
+    return f"{markdown(_COLUMNS, rows_of(runs))}\n\n{markdown(_INSTRUMENTS, instruments)}"
+
+
+def draw(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw the true preference over steps, for every condition: the mean of the seeds, and their span."""
+    figure = Figure(figsize=(8, 6.6), layout="constrained")
+    panels = figure.subplots(2, 2, sharex=True, sharey=True)
+    lines: dict[str, Any] = {}
+    for axes, (judge, bias) in zip(panels.ravel(), CONDITIONS, strict=True):
+        for name, colour in zip(REWARDS, (*COLOURS[:4], "#888888"), strict=True):
+            found = [x["curve"] for run in _of(runs, judge, bias) for x in run["learned"] if x["reward"] == name]
+            if not found:
+                continue
+            values = np.array(found)  # (seeds, steps + 1)
+            style, steps = "--" if name == REWARDS[-1] else "-", range(values.shape[1])
+            axes.fill_between(steps, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.15, linewidth=0)
+            (lines[name],) = axes.plot(steps, values.mean(axis=0), style, color=colour, linewidth=2.2)
+        axes.set_title(f"{judge} judge, {f'bias of {bias:g} nats' if bias else 'no bias'}", fontsize=13)
+        axes.tick_params(labelsize=12)
+        axes.grid(alpha=0.3)
+    for axes in panels[:, 0]:
+        axes.set_ylabel("true preference (share)", fontsize=13)
+    for axes in panels[1]:
+        axes.set_xlabel("steps of 48 pictures", fontsize=13)
+    shown = [name for name in REWARDS if name in lines]
+    figure.legend([lines[name] for name in shown], shown, fontsize=12, loc="outside upper center", ncols=3)
+    with io.BytesIO() as file, replacing(path) as temporary:
+        figure.savefig(file, dpi=90)
+        Image.open(file).convert("RGB").quantize(128).save(temporary, "PNG", optimize=True)  # a third of the bytes
+
+
+@click.command()
+@click.option(
+    "--output", type=click.Path(path_type=Path, file_okay=False), help="Folder of the files; beside this one."
+)
+@click.option("--processes", default=2, show_default=True, help="Runs at a time, each with its share of the cores.")
+@click.option("--table", is_flag=True, help="Train nothing: print the tables from the file.")
+@click.option("--figure", type=click.Path(path_type=Path), help="Train nothing: draw the file as this PNG.")
+def main(output: Path | None, processes: int, table: bool, figure: Path | None) -> None:
+    """Train generators with every reward, and write how they learned."""
+    folder = output or Path(__file__).parent
+    file = folder / "reward_loop.json"
+    runs = read_runs(file)
+    if figure:
+        draw(runs, figure)
+    elif not table:
+        plans = [{"judge": judge, "bias": bias, "seed": seed} for seed in SEEDS for judge, bias in CONDITIONS]
+        for done, run in make_runs(plans, make_run, runs, file, processes, itemgetter("judge", "bias", "seed")):
+            draw(runs, folder / "reward_loop.png")
+            note(f"{done}: judge {run['judge']}, bias {run['bias']:g}, seed {run['seed']}")
+    for line in tables_of(runs).splitlines():
+        print_text(line)
+
+
+if __name__ == "__main__":
+    main()
