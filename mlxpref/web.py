@@ -6,10 +6,12 @@ import socket
 from collections.abc import Mapping
 from typing import Any
 
+import uvicorn
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
+from starlette.types import ASGIApp
 
 from mlxpref.errors import ConfigError
 from mlxpref.text import format_bytes, plain
@@ -51,18 +53,27 @@ async def read_object(request: Request, most: int, seconds: float | None = None)
     except TimeoutError as error:
         raise HTTPException(408, f"the request was not complete after {seconds:g} seconds") from error
     if size > most:
-        raise HTTPException(413, f"a request of {format_bytes(size)}, more than {format_bytes(most)}")
-    body = _parse(content) if size < _PARSED_AT_ONCE else await run_in_threadpool(_parse, content)
+        more = f"a request of {format_bytes(size)}, more than {format_bytes(most)}: send less, or images as JPEG"
+        raise HTTPException(413, more)
+    return _object_in(content) if size < _PARSED_AT_ONCE else await run_in_threadpool(_object_in, content)
+
+
+def _object_in(content: bytearray) -> dict[str, Any]:
+    try:
+        body = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise HTTPException(400, "the request is no valid JSON") from error
     if not isinstance(body, dict):
         raise HTTPException(400, "a JSON object is expected")
     return body
 
 
-def _parse(content: bytearray) -> Any:
-    try:
-        return json.loads(content)
-    except (ValueError, RecursionError):
-        return None
+def server_of(app: ASGIApp, **settings: Any) -> uvicorn.Server:
+    """A server of HTTP that says nothing by itself; `settings` are uvicorn's."""
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, lifespan="off", ws="none", server_header=False, **settings
+    )
+    return uvicorn.Server(config)
 
 
 def error_response(status: int, text: str, headers: Mapping[str, str] | None = None) -> JSONResponse:

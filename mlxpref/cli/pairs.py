@@ -35,7 +35,7 @@ from mlxpref.text import counted, format_bytes
     "--choose",
     type=click.Choice(get_args(Choose)),
     help="Of each ranking the best image against the worst, all pairs that the judge can tell apart, or all above "
-    "--margin.  [default: best-worst]",
+    "--margin; of people's preferences always all that are no ties.  [default: best-worst]",
 )
 @click.option(
     "--margin",

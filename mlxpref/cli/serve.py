@@ -81,6 +81,7 @@ def serve(server: ServerOptions, judge: JudgeOptions, settings: dict[str, Any]) 
         loaded.vlm.features.limit(FEATURE_BYTES)
         running = RewardServer(loaded, socket, server.token or "", reward)
         note(f"{loaded!r} listens at {running.address}; it ends with Ctrl-C")
+        note(f"rewards of /compute: {reward.value}, by {reward.comparisons_per_image:g} comparisons an image")
         try:
             logger.setLevel(logging.WARNING)  # not a line on every ranking
             with exit_on_sigterm():

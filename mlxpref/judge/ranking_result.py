@@ -10,6 +10,7 @@ from typing import Any, Literal, overload
 from PIL import Image
 
 from mlxpref.data.find_images import Skipped
+from mlxpref.data.image_stamp import absolute_name, stamp_of
 from mlxpref.data.images import load_image
 from mlxpref.data.prompts import group_title
 from mlxpref.judge.notebook import ranking_html
@@ -106,8 +107,13 @@ class RankingEntry(RankedImage):
     def to_json(self) -> dict[str, Any]:
         """The image's part of the JSON of `rank`."""
         numbers = [f.name for f in fields(RankedImage) if f.name not in ("index", "tied_with")]
+        image = self.ranking.images[self.index]
+        # `mlxpref pairs` may read this in another folder, or when another picture has the name.
+        is_file = not isinstance(image, Image.Image)
+        file = {"file": absolute_name(image), "stamp": stamp_of(image)} if is_file else {}  # type: ignore[arg-type]
         return {
             "path": self.name,
+            **file,
             **{name: getattr(self, name) for name in numbers},
             "tied_with": [self.ranking.name(other) for other in self.tied_with],
             **({"score": self.score} if self.ranking.is_by_scores else {}),

@@ -146,14 +146,15 @@ def judge_unless_stored(
     vlm: VLM,
     request: Request,
     session: JudgingSession,
+    name: str,
     comparisons: Iterable[Question],
 ) -> Iterator[list[Judgement]]:
     """Recall comparisons from a store, or judge and store them; each batch is stored before it is returned.
 
-    With the verdicts on two files it stores what they were of (`Names`), also where they are recalled: a store of an
-    earlier version has none.
+    With the verdicts on two files it stores what they were of (`Names`) and the judge's `name`, also where they are
+    recalled: a store of an earlier version has none.
     """
-    judge_name = _judge_name(vlm, request, session)
+    judge_name = _judge_name(name, vlm, request, session)
 
     def names_of(comparison: Question) -> Names | None:
         """What a comparison is of; None of pictures in memory, and of single images."""
@@ -224,10 +225,10 @@ def say_if_unreadable(vlm: VLM, verdicts: Sequence[Verdict]) -> None:
         )
 
 
-def _judge_name(vlm: VLM, request: Request, session: JudgingSession) -> str:
+def _judge_name(name: str, vlm: VLM, request: Request, session: JudgingSession) -> str:
     """A judge and how it is asked, for `Names`: equal `judge` and `profile` mean equal questions to one judge."""
     values = {
-        "model": vlm.checkpoint.folder.name,
+        "name": name,
         "judge": session.fingerprint,
         "profile": vlm.profile.version(request.criterion),
         "form": request.form,

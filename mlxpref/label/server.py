@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable
 from threading import Thread
 from typing import Any
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -23,7 +22,7 @@ from mlxpref.errors import MlxprefError
 from mlxpref.label.session import LabelSession
 from mlxpref.report.html import page_script, render_page
 from mlxpref.text import plain
-from mlxpref.web import LOCAL_HOSTS, error_response, listen, read_object
+from mlxpref.web import LOCAL_HOSTS, error_response, listen, read_object, server_of
 
 _MAX_BYTES = 4096  # of a request; an answer takes some sixty
 _MAX_SECONDS = 86_400.0  # of an answer; after a day the rater was away
@@ -49,11 +48,7 @@ class LabelServer:
         self.token = secrets.token_urlsafe(24)
         self._socket = listen(LOCAL_HOSTS[0], port, "leave it out")
         self.port = int(self._socket.getsockname()[1])
-        config = uvicorn.Config(
-            self._app(), log_config=None, access_log=False, lifespan="off", ws="none", server_header=False,
-            timeout_graceful_shutdown=1, timeout_keep_alive=_KEEP_ALIVE,
-        )  # fmt: skip
-        self._server = uvicorn.Server(config)
+        self._server = server_of(self._app(), timeout_graceful_shutdown=1, timeout_keep_alive=_KEEP_ALIVE)
 
     @property
     def address(self) -> str:

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from mlxpref.reward.functions import ImageRewardModel, ddpo, flow_grpo, trl
+from mlxpref.reward.functions import GroupReward, ImageRewardModel, ddpo, flow_grpo, trl
 from mlxpref.reward.group import ImageReward, RewardSettings, reward_images
 from mlxpref.reward.pair_files import PairFiles, write_pairs
 
@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from mlxpref.reward.flow_factory import FlowFactoryReward
 
 __all__ = [
-    "FlowFactoryReward", "ImageReward", "ImageRewardModel", "PairFiles", "RewardSettings", "ddpo", "flow_grpo",
-    "reward_images", "trl", "write_pairs",
+    "FlowFactoryReward", "GroupReward", "ImageReward", "ImageRewardModel", "PairFiles", "RewardSettings", "ddpo",
+    "flow_grpo", "reward_images", "trl", "write_pairs",
 ]  # fmt: skip
 
 

@@ -50,7 +50,7 @@ class GroupReward:
 
     `value` is "strength", in nats without the mean of the image's group, or "wins", the share of wins, whose mean is
     0.5. A group of N images takes about `comparisons_per_image` times N comparisons, at most all. ConfigError for
-    others. `options` are further arguments of `mlxpref.load` for a judge by name.
+    others. `options` are settings of the judge, such as `think`, and of one by name its `adapter`, too.
     """
 
     def __init__(
@@ -83,7 +83,11 @@ class GroupReward:
 
 
 def flow_grpo(
-    judge: JudgeInput = None, *, value: Value = "strength", comparisons_per_image: float = COMPARISONS_PER_IMAGE
+    judge: JudgeInput = None,
+    *,
+    value: Value = "strength",
+    comparisons_per_image: float = COMPARISONS_PER_IMAGE,
+    **options: Any,
 ) -> BatchReward:
     """A reward for flow_grpo, ddpo-pytorch, DiffusionNFT and TRL's DDPOTrainer: `fn(images, prompts, metadata)`.
 
@@ -91,13 +95,13 @@ def flow_grpo(
     strength's 95 % interval, `rank`, `p_best` and `reason`. Images: see `arrays.images_of`; `metadata` is not used.
     All images of a prompt must be in one call. Arguments and errors: see `GroupReward`.
     """
-    rewards_of = GroupReward(judge, value, comparisons_per_image)
+    reward = GroupReward(judge, value, comparisons_per_image, **options)
 
-    def mlxpref(images: ImagesInput, prompts: Sequence[str], metadata: object = None) -> tuple[list[float], Info]:
-        rewards = rewards_of(images, prompts)
+    def preference(images: ImagesInput, prompts: Sequence[str], metadata: object = None) -> tuple[list[float], Info]:
+        rewards = reward(images, prompts)
         return [each.reward for each in rewards], info_of(rewards)
 
-    return mlxpref
+    return preference
 
 
 ddpo = flow_grpo
@@ -105,7 +109,11 @@ ddpo = flow_grpo
 
 
 def trl(
-    judge: JudgeInput = None, *, value: Value = "strength", comparisons_per_image: float = COMPARISONS_PER_IMAGE
+    judge: JudgeInput = None,
+    *,
+    value: Value = "strength",
+    comparisons_per_image: float = COMPARISONS_PER_IMAGE,
+    **options: Any,
 ) -> Callable[..., list[float]]:
     """A reward for trainers with the arguments of TRL's GRPOTrainer: `fn(completions, prompts, **columns)`.
 
@@ -113,15 +121,15 @@ def trl(
     A prompt is a text, or messages whose last one of the user has it. Columns are not used: `image` and `images` are
     what the prompt shows. Arguments and errors: see `GroupReward`.
     """
-    rewards_of = GroupReward(judge, value, comparisons_per_image)
+    reward = GroupReward(judge, value, comparisons_per_image, **options)
 
-    def mlxpref(completions: ImagesInput, prompts: Sequence[Any], **columns: object) -> list[float]:
+    def preference(completions: ImagesInput, prompts: Sequence[Any], **columns: object) -> list[float]:
         images = completions
         if isinstance(completions, list | tuple):
             images = usable([_try_completion(completion) for completion in completions])
-        return [each.reward for each in rewards_of(images, [_prompt_text(prompt) for prompt in prompts])]
+        return [each.reward for each in reward(images, [_prompt_text(prompt) for prompt in prompts])]
 
-    return mlxpref
+    return preference
 
 
 class ImageRewardModel(GroupReward):
@@ -129,7 +137,7 @@ class ImageRewardModel(GroupReward):
 
     def score(self, prompt: str, image: ImageInput | list[ImageInput]) -> list[float]:
         """The rewards of a list of a prompt's images; DataError for one alone, which has none."""
-        return self.inference_rank(prompt, image if isinstance(image, list) else [image])[1]
+        return self.inference_rank(prompt, image if isinstance(image, list | tuple) else [image])[1]
 
     def inference_rank(self, prompt: str, images: Sequence[ImageInput]) -> tuple[list[int], list[float]]:
         """The places of a prompt's images from 1, the best, and their rewards, both in the order given."""
@@ -144,11 +152,11 @@ def info_of(rewards: Sequence[ImageReward]) -> Info:
 
 
 def _load(judge: JudgeInput, adapter: str | PathLike[str] | None = None, **settings: Any) -> Judge:
-    """A judge as it is, or by name with its own calibration, if any."""
-    if isinstance(judge, Judge):
-        return judge
-    check_model(judge, "(judge), which is a judge or its name")
-    return calibrated(judge_from(judge, adapter, settings), True)  # type: ignore[arg-type]
+    """A judge, by name with its own calibration, if any; with other settings, if there are some."""
+    if not isinstance(judge, Judge):
+        check_model(judge, "(judge), which is a judge or its name")
+    loaded = judge_from(judge, adapter, settings)  # type: ignore[arg-type]
+    return loaded if isinstance(judge, Judge) else calibrated(loaded, True)
 
 
 def _try_completion(completion: Any) -> ImageInput | DataError:

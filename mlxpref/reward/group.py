@@ -43,8 +43,8 @@ class RewardSettings:
             raise ConfigError(f"comparisons_per_image {number!r}: give a number above 0, such as 4")
 
     def pairs(self, count: int) -> int:
-        """The pairs to judge of `count` images."""
-        return max(1, math.ceil(count * min(self.comparisons_per_image, count) / 2))
+        """The pairs to judge of `count` images: so many that all of them are connected, at least."""
+        return max(count - 1, math.ceil(count * min(self.comparisons_per_image, count) / 2))
 
 
 @dataclass(frozen=True)

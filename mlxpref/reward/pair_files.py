@@ -76,8 +76,9 @@ def write_pairs(
     """
     choose = choose or ("best-worst" if margin is None else "margin")
     _check(to, choose, margin)
-    several = [sources] if isinstance(sources, str | Path | Ranking) else list(sources)
-    named = [each if isinstance(each, Ranking) else Path(expand(each)) for each in several]
+    is_one = isinstance(sources, str | Path | Ranking) or not isinstance(sources, Iterable)
+    several: list[Any] = [sources] if is_one else list(sources)  # type: ignore[arg-type]
+    named = [each if isinstance(each, Ranking) else Path(expand(each)) for each in several]  # ConfigError for others
     pairs, left_out = choose_pairs(_items(named, split), choose, margin, to in TIES)
     if not pairs:
         raise DataError(f"no pairs: {_in_words(left_out) or 'the sources are empty'}")

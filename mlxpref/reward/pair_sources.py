@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from mlxpref.data.archives import named_image
-from mlxpref.data.find_images import ImageFinder, locate
+from mlxpref.data.find_images import ImageFinder
+from mlxpref.data.image_stamp import find_moved, find_stamped
 from mlxpref.data.label_file import TRAIN
 from mlxpref.data.preference_table import NoSplitsError, read_preferences
 from mlxpref.data.tables import SUFFIXES, read_json_rows
@@ -29,6 +29,7 @@ from mlxpref.text import counted
 from mlxpref.verdict import Verdict
 
 _SQLITE = b"SQLite format 3\0"
+_TABLE = b"prompt,rank,image,strength,"
 _RANKING = {"prompt", "images", "pairs", "position_bias"}
 """Keys of the JSON of a ranking, by which it is known."""
 _AGAIN = re.compile(r" \(image \d+\)$")
@@ -51,6 +52,8 @@ def read_source(path: Path, split: str | None = None) -> Iterable[RankedImages |
         return _of_store(path)
     if (values := _rankings_in(path, head)) is not None:
         return (_ranked(path, value) for value in values)
+    if head.startswith(_TABLE):
+        raise DataError(f"{path}: is the table of `rank --csv`, which has ranks and no ties; give the JSON of --json")
     if path.suffix.lower() not in SUFFIXES:
         raise DataError(
             f"{path}: is no JSON of `mlxpref rank --json`, no store, and no file of preferences ({', '.join(SUFFIXES)})"
@@ -80,27 +83,31 @@ def _rankings_in(path: Path, head: bytes) -> Iterable[Any] | None:
 
 
 def _ranked(path: Path, value: Mapping[str, Any]) -> RankedImages:
-    """A ranking from its JSON; its images are looked for here, and from the file's folder."""
+    """A ranking from its JSON, without images that are gone or have changed since."""
     try:
-        entries = value["images"]
-        names = [str(entry["path"]) for entry in entries]
-        strengths = [float(entry["strength"]) for entry in entries]
-        tied = [entry["tied_with"] for entry in entries]
-        images = [_image(name, path.parent) for name in names]
-        return RankedImages.of(value["prompt"], names, images, strengths, tied, value["group"] or "")
+        found = [(entry, _image(entry, path.parent)) for entry in value["images"]]
+        there = [(entry, image) for entry, image in found if image is not None]
+        names = [str(entry["path"]) for entry, _ in there]
+        strengths = [float(entry["strength"]) for entry, _ in there]
+        tied = [entry["tied_with"] for entry, _ in there]
+        images = [image for _, image in there]
+        ranking = RankedImages.of(value["prompt"], names, images, strengths, tied, value["group"] or "")
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: is no JSON of this version's `mlxpref rank`; rank again with --json") from error
+    _say_gone(path, [str(entry["path"]) for entry, image in found if image is None])
+    return ranking
 
 
-def _image(name: str, folder: Path) -> ImageLike:
-    """The image of a name in a ranking; the name itself where there is none."""
-    for each in (name, _AGAIN.sub("", name)):
-        for place in (Path(), folder):
-            if found := locate(each, place):
-                return found
-            if isinstance(packed := named_image(str(place / each)), PackedImage):
-                return packed
-    return Path(name)
+def _image(entry: Mapping[str, Any], folder: Path) -> Path | PackedImage | None:
+    """The image of a ranking's entry: its file, or one of its name and size beside the JSON, if both were moved."""
+    file, stamp = str(entry["file"]), str(entry["stamp"])
+    return find_stamped(file, stamp) or find_moved(str(folder / _AGAIN.sub("", str(entry["path"]))), stamp)
+
+
+def _say_gone(path: Path, names: Sequence[str]) -> None:
+    if names:
+        left = f"{counted(len(names), 'image')} left out: gone, or changed since they were judged, such as {names[0]}"
+        logger.warning(f"{path}: {left}")
 
 
 def _of_store(path: Path) -> Iterator[RankedImages]:
@@ -116,9 +123,7 @@ def _of_store(path: Path) -> Iterator[RankedImages]:
             gone = Counter[str]()
             for prompt, rows in groupby(store.named(ways), key=lambda row: row[0][1]):
                 yield from _fitted(prompt, rows, ways, gone)
-            if gone:
-                left = f"{counted(len(gone), 'image')} left out: gone, or changed since they were judged, such as "
-                logger.warning(f"{path}: {left}{next(iter(gone))}")
+            _say_gone(path, list(gone))
     except DataError as error:
         raise DataError(str(error).removesuffix(f"; {REMEDY}")) from error
 
@@ -128,22 +133,22 @@ def _ways_of_one_judge(path: Path, asked: Mapping[str, int]) -> list[str]:
 
     Each judge and profile is one, as are other criteria; numbers of samples, of tokens and of pixels are ways.
     """
-    judges: dict[tuple[str, str, str], list[str]] = {}
+    judges: dict[tuple[str, str], list[str]] = {}
     for text in asked:
         value = json.loads(text)
         if value["form"] == "choice":
-            judges.setdefault((value["model"], value["judge"], value["profile"]), []).append(text)
+            judges.setdefault((value["judge"], value["profile"]), []).append(text)
     sizes = {judge: sum(asked[way] for way in ways) for judge, ways in judges.items()}
     if not sizes:
         raise DataError(f"{path}: holds only scores of images; rank again with this --store")
+    names = {judge: json.loads(ways[0])["name"] for judge, ways in judges.items()}
     judge = max(sizes, key=lambda each: (sizes[each], each))
     ways = sorted(judges.pop(judge), key=lambda way: (json.loads(way)["think"], asked[way], way))[-_INSTRUMENTS:]
-    others = f"; {sum(sizes[each] for each in judges)} of {counted(len(judges), 'other judge')} are not used: rank with"
-    others += " a --store of its own to choose one"
     thinking = sum(asked[way] for way in ways if json.loads(way)["think"])
+    others = ", ".join(f"{names[each]} ({sizes[each]})" for each in judges)
+    unused = f"; not used: {others}: to choose one of these, rank with it and a --store of its own" if judges else ""
     logger.info(
-        f"{path}: {counted(sizes[judge], 'comparison')} by {judge[0]} (judge {judge[1][:8]}, {thinking} of them with "
-        f"thinking){others if judges else ''}"
+        f"{path}: {counted(sizes[judge], 'comparison')} by {names[judge]}, {thinking} of them with thinking{unused}"
     )
     return ways
 

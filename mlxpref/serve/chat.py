@@ -34,6 +34,7 @@ _QUOTED = (
 
 Pref-GRPO's two, and that about a single image. Without these words a client silently takes a number of its own.
 """
+_IN_PARTS = 'give each as a part {"type": "image_url", "image_url": {"url": "data:image/png;base64,..."}}'
 _COLD = 1e-4
 """Below this temperature only the likeliest token is taken: logits are divided by it."""
 _LEAST = 1e-38
@@ -42,12 +43,12 @@ _LEAST = 1e-38
 
 @dataclass(frozen=True)
 class _Chat:
-    """What a request asks for; without `max_tokens` as many as the judge's settings allow."""
+    """What a request asks for; the judge's settings bound `max_tokens`, too."""
 
     text: str
     images: tuple[bytes, ...]
     temperature: float
-    max_tokens: int | None
+    max_tokens: float
     completions: int
     seed: int
     top_logprobs: int | None
@@ -58,15 +59,14 @@ def read_chat(body: Mapping[str, Any]) -> Work:
     if body.get("stream"):
         raise DataError('"stream" is not offered: an answer comes whole')
     text, images = _last_message(body.get("messages"))
-    most = [n for name in ("max_completion_tokens", "max_tokens") if (n := _number(body, name, 1, None)) is not None]
     chat = _Chat(
         text=text,
         images=tuple(get_content(url, f"image {number}") for number, url in enumerate(images)),
-        temperature=_number(body, "temperature", 0, 0.0, 100) or 0.0,
-        max_tokens=int(min(most)) if most else None,
-        completions=int(_number(body, "n", 1, 1, COMPLETIONS) or 1),
-        seed=int(_number(body, "seed", 0, 0, 2**64) or 0),
-        top_logprobs=int(_number(body, "top_logprobs", 0, 0) or 0) if body.get("logprobs") else None,
+        temperature=_number(body, "temperature", 0, 0, 100),
+        max_tokens=min(_number(body, name, math.inf, 1) for name in ("max_completion_tokens", "max_tokens")),
+        completions=int(_number(body, "n", 1, 1, COMPLETIONS)),
+        seed=int(_number(body, "seed", 0, 0, 2**64)),
+        top_logprobs=int(_number(body, "top_logprobs", 0, 0)) if body.get("logprobs") else None,
     )
     return lambda judge: _complete(judge, chat)
 
@@ -93,9 +93,7 @@ def _last_message(messages: Any) -> tuple[str, list[Any]]:
     return get_text("\n".join(texts).replace("<image>", "").strip(), '"text"'), images
 
 
-def _number(
-    body: Mapping[str, Any], name: str, least: float, default: float | None, most: float = 2**31
-) -> float | None:
+def _number(body: Mapping[str, Any], name: str, default: float, least: float, most: float = 2**31) -> float:
     value = body.get(name)
     if value is None:
         return default
@@ -114,7 +112,7 @@ def _complete(judge: Judge, chat: _Chat) -> dict[str, Any]:
     check_prompt(prompt, judge.settings.criterion)
     pictures = [decode(image, f"image {i}", vlm.features.max_pixels) for i, image in enumerate(chat.images)]
     features = vlm.features.get_all(pictures)
-    most = min(chat.max_tokens or judge.settings.max_tokens, judge.settings.max_tokens)
+    most = int(min(chat.max_tokens, judge.settings.max_tokens))
     # One token is room for an answer, not for reasons.
     think = judge.settings.think and most > 1
     question = vlm.input_of(features, prompt, "choice", think, judge.settings.criterion)
@@ -132,9 +130,6 @@ def _complete(judge: Judge, chat: _Chat) -> dict[str, Any]:
         "choices": [_choice(i, rollout, profile, chat.top_logprobs) for i, rollout in enumerate(rollouts)],
         "usage": usage,
     }
-
-
-_IN_PARTS = 'give each as a part {"type": "image_url", "image_url": {"url": "data:image/png;base64,..."}}'
 
 
 def _prompt_in(text: str, profile: Profile) -> str:

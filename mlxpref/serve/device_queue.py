@@ -38,12 +38,21 @@ class _Cancelled(Exception):  # noqa: N818  nothing is wrong
 
 @dataclass
 class Counts:
-    """What the device has done: `seconds` are those of its `comparisons`, of all `requests` together."""
+    """What the device has done: `requests` at their end, `comparisons` as they are made; `since` the one at work began.
+
+    `past_seconds` are those of all requests before that one.
+    """
 
     requests: int = 0
-    cancelled: int = 0
     comparisons: int = 0
-    seconds: float = 0.0
+    past_seconds: float = 0.0
+    since: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """The time of all comparisons."""
+        since = self.since
+        return self.past_seconds + (0.0 if since is None else time.perf_counter() - since)
 
     @property
     def seconds_per_pair(self) -> float | None:
@@ -118,17 +127,16 @@ class DeviceQueue:
 
     def _answer(self, job: Job) -> None:
         if not job.answer.set_running_or_notify_cancel():
-            self.counts.cancelled += 1
             return
-        start = time.perf_counter()
+        self.counts.since = start = time.perf_counter()
         try:
             with showing(job):
                 job.answer.set_result(job.work(self._judge))
         except _Cancelled:
-            self.counts.cancelled += 1
             job.answer.set_exception(EndedError())
         except Exception as error:
             job.answer.set_exception(error)
         finally:
             self.counts.requests += 1
-            self.counts.seconds += time.perf_counter() - start
+            self.counts.since = None
+            self.counts.past_seconds += time.perf_counter() - start

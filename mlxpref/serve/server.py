@@ -15,7 +15,6 @@ from socket import socket as Socket
 from threading import Thread
 from typing import Any
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
@@ -37,11 +36,13 @@ from mlxpref.serve.device_queue import BusyError, DeviceQueue, EndedError, Work
 from mlxpref.serve.limits import BODY_BYTES, BODY_SECONDS, HELD_BYTES
 from mlxpref.serve.rank import read_rank
 from mlxpref.serve.score import PROTOCOL_VERSION, REWARDS, read_score
-from mlxpref.text import one_line
-from mlxpref.web import LOCAL_HOSTS, error_response, read_object
+from mlxpref.text import one_line, shorten
+from mlxpref.web import LOCAL_HOSTS, error_response, read_object, server_of
 
 _CLIENT_GONE = 499
 """The status of an answer that nobody reads, as nginx has it."""
+_SAID = 20
+"""How many errors the server's own output has."""
 _SECONDS_TO_END = 5
 """In which open connections may end."""
 
@@ -52,14 +53,11 @@ class RewardServer:
     def __init__(self, judge: Judge, socket: Socket, token: str = "", settings: RewardSettings | None = None) -> None:
         self.queue = DeviceQueue(judge)
         self._judge, self._settings, self._token = judge, settings or RewardSettings(), token
-        self._held, self._errors, self._room = 0, 0, asyncio.Condition()
+        self._held, self._room = 0, asyncio.Condition()
+        self._errors, self._cancelled = 0, 0
         self._socket = socket
         self._host, self.port = socket.getsockname()[:2]
-        config = uvicorn.Config(
-            self._app(), log_config=None, access_log=False, lifespan="off", ws="none", server_header=False,
-            timeout_graceful_shutdown=_SECONDS_TO_END,
-        )  # fmt: skip
-        self._server = uvicorn.Server(config)
+        self._server = server_of(self._app(), timeout_graceful_shutdown=_SECONDS_TO_END)
 
     @property
     def address(self) -> str:
@@ -113,48 +111,48 @@ class RewardServer:
 
         async def answer(request: Request) -> Response:
             try:
-                response = await self._answer(request, read)
-            except HTTPException as error:
-                response = error_form(error.status_code, error.detail, error.headers)
-                if error.status_code != 429:  # many clients do not show it
-                    logger.warning(f"{path}: {error.status_code}: {error.detail}")
-            self._errors += response.status_code >= 400
-            return response
+                result = await self._result(request, read)
+                if isinstance(result, dict) and "error" in result:
+                    self._note_error(path, 200, result["error"])
+                # With escapes: what is sent back of a request may be half of a surrogate pair.
+                return Response(json.dumps(result, allow_nan=False), media_type="application/json")
+            except ClientDisconnect:
+                self._cancelled += 1
+                return Response(status_code=_CLIENT_GONE)
+            except (Exception, asyncio.CancelledError) as error:
+                status, text, headers = _error_of(error)
+                self._note_error(path, status, text)
+                return error_form(status, text, headers)
 
         return Route(path, answer, methods=["POST"])
 
-    async def _answer(self, request: Request, read: Callable[[Mapping[str, Any]], Work]) -> Response:
-        """The judge's answer to one request; HTTPException with one line for any other end."""
-        try:
-            size = min(int(request.headers.get("content-length") or BODY_BYTES), BODY_BYTES)
-            async with self._held_bytes(size):
-                body = await read_object(request, BODY_BYTES, BODY_SECONDS)
-                work = await run_in_threadpool(read, body)
-                del body
-                job = self.queue.put(work)
-                done = asyncio.wrap_future(job.answer)
-                gone = asyncio.ensure_future(_disconnection(request))
-                await asyncio.wait({done, gone}, return_when=asyncio.FIRST_COMPLETED)
-                gone.cancel()
-                if not done.done():
-                    job.cancel()
-                    done.cancel()
-                    return Response(status_code=_CLIENT_GONE)
-                # With escapes: what is sent back of a request may be half of a surrogate pair.
-                return Response(json.dumps(done.result(), allow_nan=False), media_type="application/json")
-        except ClientDisconnect:
-            return Response(status_code=_CLIENT_GONE)
-        except BusyError as error:
-            raise _busy(error) from error
-        except (EndedError, asyncio.CancelledError) as error:  # cancelled by uvicorn at its end
-            raise HTTPException(503, "the server ends") from error
-        except MlxprefError as error:
-            raise HTTPException(400, str(error)) from error
-        except HTTPException:
-            raise
-        except Exception as error:
-            logger.error(f"a mistake in mlxpref: {one_line(error)}")
-            raise HTTPException(500, f"a mistake in mlxpref ({one_line(error)}); the server goes on") from error
+    async def _result(self, request: Request, read: Callable[[Mapping[str, Any]], Work]) -> Any:
+        """What the judge says to one request; ClientDisconnect if nobody waits for it any more."""
+        size = min(int(request.headers.get("content-length") or BODY_BYTES), BODY_BYTES)
+        async with self._held_bytes(size):
+            body = await read_object(request, BODY_BYTES, BODY_SECONDS)
+            work = await run_in_threadpool(read, body)
+            del body
+            job = self.queue.put(work)
+            done = asyncio.wrap_future(job.answer)
+            gone = asyncio.ensure_future(_disconnection(request))
+            await asyncio.wait({done, gone}, return_when=asyncio.FIRST_COMPLETED)
+            gone.cancel()
+            if not done.done():
+                job.cancel()
+                done.cancel()
+                raise ClientDisconnect
+            return done.result()
+
+    def _note_error(self, path: str, status: int, text: str) -> None:
+        """Count an error, and say the first ones: many clients do not show them, but those that are to come again do.
+
+        Not all: nobody may read this output, and a full pipe would stop the server.
+        """
+        self._errors += 1
+        if status != 429 and self._errors <= _SAID:
+            more = " (of further errors /health has the number)" if self._errors == _SAID else ""
+            logger.warning(f"{path}: {status}: {shorten(text, 300)}{more}")
 
     @asynccontextmanager
     async def _held_bytes(self, size: int) -> AsyncIterator[None]:
@@ -182,7 +180,7 @@ class RewardServer:
                 "protocol_version": PROTOCOL_VERSION,
                 "waiting": self.queue.waiting,
                 "requests": counts.requests,
-                "cancelled": counts.cancelled,
+                "cancelled": self._cancelled,
                 "errors": self._errors,
                 "comparisons": counts.comparisons,
                 "seconds": round(counts.seconds, 3),
@@ -211,7 +209,7 @@ class _Guard:
         if "origin" in headers:
             response: ASGIApp = error_form(403, "pages of a browser may not ask this server")
         elif self._token and not secrets.compare_digest(_token_in(headers.get("authorization", "")), self._token):
-            line = "the token is missing: send `Authorization: Bearer TOKEN`, or ask http://any:TOKEN@host:port"
+            line = "no token, or a wrong one: send `Authorization: Bearer TOKEN`, or ask http://any:TOKEN@host:port"
             response = error_form(401, line, {"WWW-Authenticate": "Basic"})
         else:
             response = self._app
@@ -235,8 +233,18 @@ async def _disconnection(request: Request) -> None:
         pass
 
 
-def _busy(error: BusyError) -> HTTPException:
-    return HTTPException(429, str(error), {"Retry-After": str(error.seconds)})
+def _error_of(error: BaseException) -> tuple[int, str, Mapping[str, str] | None]:
+    """The status, the line and the headers that an error is answered with."""
+    match error:
+        case HTTPException():
+            return error.status_code, error.detail, error.headers
+        case BusyError():
+            return 429, str(error), {"Retry-After": str(error.seconds)}
+        case EndedError() | asyncio.CancelledError():  # uvicorn cancels at its end
+            return 503, "the server ends", None
+        case MlxprefError():
+            return 400, str(error), None
+    return 500, f"a mistake in mlxpref ({one_line(error)}); the server goes on", None
 
 
 def _as_openai(status: int, text: str, headers: Mapping[str, str] | None = None) -> Response:
