@@ -271,7 +271,8 @@ class Judge:
         if self.processes.size > 1:
             source = partial(judge_in_shards, source, self.processes, request.batch_size)
         if self.store is not None:
-            name = f"{self.name}{f' with {self.adapter}' if self.adapter else ''}"
+            criterion = f" by {shorten(self.settings.criterion)!r}" if self.settings.criterion else ""
+            name = f"{self.name}{f' with {self.adapter}' if self.adapter else ''}{criterion}"
             source = partial(judge_unless_stored, source, self.store, self.vlm, request, session, name)
         for batch in source(comparisons):
             yield from batch

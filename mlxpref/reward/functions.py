@@ -123,13 +123,13 @@ def trl(
     """
     reward = GroupReward(judge, value, comparisons_per_image, **options)
 
-    def preference(completions: ImagesInput, prompts: Sequence[Any], **columns: object) -> list[float]:
+    def mlxpref(completions: ImagesInput, prompts: Sequence[Any], **columns: object) -> list[float]:
         images = completions
         if isinstance(completions, list | tuple):
             images = usable([_try_completion(completion) for completion in completions])
         return [each.reward for each in reward(images, [_prompt_text(prompt) for prompt in prompts])]
 
-    return preference
+    return mlxpref  # TRL logs it by this name
 
 
 class ImageRewardModel(GroupReward):

@@ -53,7 +53,8 @@ RANK_KEYS = {
     "calibration", "criterion", "group", "profile",
 }  # fmt: skip
 IMAGE_KEYS = {
-    "path", "rank", "strength", "stderr", "low", "high", "p_best", "wins", "pairs", "tied_with", "reason",
+    "path", "file", "stamp", "rank", "strength", "stderr", "low", "high", "p_best", "wins", "pairs", "tied_with",
+    "reason",
 }  # fmt: skip
 PAIR_KEYS = {"a", "b", "p_a", "p_a_shown_first", "p_a_shown_second", "reasons", "think", "asked"}
 EVAL_KEYS = {

@@ -51,7 +51,7 @@ def test_summary_as_json(ranking: Path, tmp_path: Path) -> None:
     assert result.keys() == {"output", "pairs", "left_out", "unreadable", "files"}
     assert result["pairs"] + sum(result["left_out"].values()) == 12
     assert [file["path"] for file in result["files"]] == ["pairs.jsonl"]
-    assert "kept.sqlite: 12 comparisons by judge (judge " in done.stderr
+    assert "kept.sqlite: 12 comparisons by demo, 0 of them with thinking" in done.stderr
     better = {}
     for each in json.loads(ranking.read_text()):
         better |= {(each["prompt"], str(tmp_path / i["path"])): i["strength"] for i in each["images"]}

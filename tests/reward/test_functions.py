@@ -169,7 +169,7 @@ def test_the_budget_reaches_the_ranking(judge: Judge, monkeypatch: pytest.Monkey
     monkeypatch.setattr(Judge, "rank", counted)
     flow_grpo(judge)(CIRCLES + CROSSES, [CIRCLE] * 6)
     flow_grpo(judge, comparisons_per_image=1)(CIRCLES + CROSSES, [CIRCLE] * 6)
-    assert pairs == [12, 3]
+    assert pairs == [12, 5]  # at least as many as connect six images
 
 
 def test_a_judge_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

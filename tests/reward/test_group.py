@@ -99,7 +99,7 @@ def test_equal_images_have_equal_rewards(judge: Judge) -> None:
     assert rewards[0].reward > rewards[1].reward
 
 
-@pytest.mark.parametrize(("each", "comparisons"), [(1, 8), (2.0, 16), (4, 32), (100, 56)])
+@pytest.mark.parametrize(("each", "comparisons"), [(1, 14), (2.0, 16), (4, 32), (100, 56)])
 def test_the_budget_is_counted_in_comparisons(
     judge: Judge, monkeypatch: pytest.MonkeyPatch, each: float, comparisons: int
 ) -> None:

@@ -3,15 +3,18 @@
 import json
 import logging
 import math
+import os
 import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from mlxpref.data.image_stamp import absolute_name, stamp_of
 from mlxpref.demo.pictures import PictureSpec, render
 from mlxpref.errors import DataError, UnknownSplitError
 from mlxpref.judge.judge import Judge
@@ -111,22 +114,68 @@ def test_json_of_a_ranking_is_that_ranking(
     assert [str(image) for image in direct.images] == [entry.name for entry in ranking]
 
 
-def test_images_of_a_json_are_found_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    picture(0).save(tmp_path / "a (image 1).png")
-    picture(0).save(tmp_path / "b.png")
-    names = ["a (image 1).png", "b.png (image 2)", "gone.png", "image 3"]
-    entries = [{"path": name, "strength": 0.0, "tied_with": ["b.png (image 2)"]} for name in names]
+def ranking_json(folder: Path, images: dict[str, Path]) -> dict[str, Any]:
+    """The JSON of a ranking of images by the names that the user gave, each image a little weaker than the last."""
+    entries = [
+        {"path": name, "file": absolute_name(image), "stamp": stamp_of(image), "strength": -float(i), "tied_with": []}
+        for i, (name, image) in enumerate(images.items())
+    ]
     value = {"prompt": "p", "images": entries, "pairs": [], "position_bias": 0.0, "group": None}
-    (tmp_path / "r.json").write_text(json.dumps(value))
-    (read,) = read_source(tmp_path / "r.json")
+    (folder / "r.json").write_text(json.dumps(value))
+    return value
+
+
+def test_images_of_a_json_are_those_that_were_ranked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder, first in ((here, 0), (there, 10)):
+        folder.mkdir()
+        for number, name in enumerate("abc"):
+            picture(first + number).save(folder / f"{name}.png")
+    names = {
+        "a.png": here / "a.png",
+        "b.png": here / "b.png",
+        "b.png (image 2)": here / "b.png",
+        "c.png": here / "c.png",
+    }
+    ranking_json(here, names)
+    monkeypatch.chdir(there)  # where other pictures have these names
+    (read,) = read_source(here / "r.json")
     assert isinstance(read, RankedImages)
-    there = [tmp_path / "a (image 1).png", tmp_path / "b.png", Path("gone.png"), Path("image 3")]
-    assert list(read.images) == there
-    assert read.tied == {(0, 1), (1, 1), (1, 2), (1, 3)}
+    assert list(read.images) == list(names.values())
+    picture(20, (50, 50)).save(here / "a.png")
+    (read,) = read_source(here / "r.json")
+    assert isinstance(read, RankedImages)
+    assert list(read.images) == [here / "b.png", here / "b.png", here / "c.png"]
+    assert "1 image left out: gone, or changed since they were judged, such as a.png" in caplog.text
+
+
+def test_images_of_a_json_may_move_with_it(tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    old.mkdir()
+    picture(0).save(old / "a.png")
+    picture(1).save(old / "b.png")
+    ranking_json(old, {"a.png": old / "a.png", "b.png": old / "b.png"})
+    new = old.rename(tmp_path / "new")
+    os.utime(new / "a.png", (1, 1))
+    (read,) = read_source(new / "r.json")
+    assert isinstance(read, RankedImages)
+    assert list(read.images) == [new / "a.png", new / "b.png"]
+
+
+def test_json_of_another_version(tmp_path: Path) -> None:
+    value = ranking_json(tmp_path, {"a.png": tmp_path / "a.png"})
     del value["group"]
     (tmp_path / "r.json").write_text(json.dumps(value))
     with pytest.raises(DataError, match=r"r\.json: is no JSON of this version's `mlxpref rank`; rank again"):
         list(read_source(tmp_path / "r.json"))
+
+
+def test_the_table_of_a_ranking_is_no_source(tmp_path: Path, images: list[Path]) -> None:
+    (tmp_path / "r.csv").write_text("prompt,rank,image,strength,stderr\np,1,a.png,1.0,0.1\n")
+    with pytest.raises(DataError, match="give the JSON of --json"):
+        read_source(tmp_path / "r.csv")
 
 
 def test_a_file_that_is_no_source(tmp_path: Path) -> None:
@@ -223,8 +272,8 @@ def test_one_judge_of_several(
     ranked_with_store(demo_judge(think=False), path, images[:2], "a blue circle")
     items = list(read_source(path))
     assert [item.prompt for item in items] == [PROMPT, "a blue circle"]
-    assert "34 comparisons by judge (judge " in caplog.text
-    assert ", 2 of them with thinking); 6 of 1 other judge are not used" in caplog.text
+    assert "34 comparisons by demo, 2 of them with thinking" in caplog.text
+    assert "not used: demo by 'the redder one' (6)" in caplog.text
 
 
 def test_groups_that_were_never_compared(demo_judge: Callable[..., Judge], images: list[Path], tmp_path: Path) -> None:
