@@ -79,6 +79,8 @@ def serve(server: ServerOptions, judge: JudgeOptions, settings: dict[str, Any]) 
     socket = listen(server.host, server.port, "choose another, or 0 for any that is free")
     with socket, open_judge([], judge, settings, image_cache(settings)) as loaded:
         loaded.vlm.features.limit(FEATURE_BYTES)
+        # Once, and not with a warning for each group: a calibration must hold for all ways of judging, or is left off.
+        loaded = loaded.calibrated_for([False, True] if loaded.settings.think else [False])
         running = RewardServer(loaded, socket, server.token or "", reward)
         note(f"{loaded!r} listens at {running.address}; it ends with Ctrl-C")
         note(f"rewards of /compute: {reward.value}, by {reward.comparisons_per_image:g} comparisons an image")
