@@ -7,10 +7,11 @@ from mlxpref.reward.group import ImageReward, RewardSettings, reward_images
 from mlxpref.reward.pair_files import PairFiles, write_pairs
 
 if TYPE_CHECKING:
-    from mlxpref.reward.flow_factory import FlowFactoryReward
+    from mlxpref.reward.flow_factory import FlowFactoryReward as FlowFactoryReward
 
+# Not FlowFactoryReward: `import *` would import Flow-Factory.
 __all__ = [
-    "FlowFactoryReward", "GroupReward", "ImageReward", "ImageRewardModel", "PairFiles", "RewardSettings", "ddpo",
+    "GroupReward", "ImageReward", "ImageRewardModel", "PairFiles", "RewardSettings", "ddpo",
     "flow_grpo", "reward_images", "trl", "write_pairs",
 ]  # fmt: skip
 

@@ -305,3 +305,10 @@ def test_importing_imports_no_other_trainer() -> None:
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert not {"torch", "flow_factory"} & set(run.stdout.split())
     assert "mlxpref.reward.functions" in run.stdout.split()
+
+
+def test_all_names_can_be_imported_at_once() -> None:
+    """Without Flow-Factory, whose object is for those who have it."""
+    names: dict[str, Any] = {}
+    exec("from mlxpref.reward import *", names)
+    assert names["flow_grpo"] is flow_grpo
