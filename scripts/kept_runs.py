@@ -10,11 +10,30 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import click
+
 from mlxpref.files import write_file
 
-__all__ = ["make_runs", "markdown", "read_runs", "spread"]
+__all__ = ["make_runs", "markdown", "read_runs", "run_options", "spread"]
 
 Record = dict[str, Any]
+Command = Callable[..., Any]
+
+
+def run_options(command: Command) -> Command:
+    """Give a command the options of runs with a figure: `output`, `processes`, `table` and `figure`."""
+    for decorate in (
+        click.option("--figure", type=click.Path(path_type=Path), help="Train nothing: draw the file as this PNG."),
+        click.option("--table", is_flag=True, help="Train nothing: print the tables from the file."),
+        click.option(
+            "--processes", default=2, show_default=True, help="Runs at a time, each with its share of the cores."
+        ),
+        click.option(
+            "--output", type=click.Path(path_type=Path, file_okay=False), help="Folder of the files; beside the script."
+        ),
+    ):
+        command = decorate(command)
+    return command
 
 
 def read_runs(file: Path) -> list[Record]:

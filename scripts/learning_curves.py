@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from mlxpref.cli.output import note, print_text
 from mlxpref.files import replacing
 from mlxpref.report.curves import COLOURS
-from scripts.kept_runs import make_runs, markdown, read_runs, spread
+from scripts.kept_runs import make_runs, markdown, read_runs, run_options, spread
 
 __all__ = ["REWARDS", "SEEDS", "STEPS", "main", "rows_of", "table_of"]
 
@@ -109,12 +109,7 @@ def _draw_runs(axes: Any, runs: Sequence[Mapping[str, Any]], over: str, name: st
 
 
 @click.command()
-@click.option(
-    "--output", type=click.Path(path_type=Path, file_okay=False), help="Folder of the files; beside this one."
-)
-@click.option("--processes", default=2, show_default=True, help="Runs at a time, each with its share of the cores.")
-@click.option("--table", is_flag=True, help="Train nothing: print the table from the file.")
-@click.option("--figure", type=click.Path(path_type=Path), help="Train nothing: draw the file as this PNG.")
+@run_options
 def main(output: Path | None, processes: int, table: bool, figure: Path | None) -> None:
     """Train the demo judge with every reward, and write how it learned."""
     folder = output or Path(__file__).parent

@@ -1,7 +1,6 @@
 """Serves the labelling page, in a thread or as the command, with pictures to label."""
 
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from mlxpref.label.prompt_task import prompt_tasks
 from mlxpref.label.server import LabelServer
 from mlxpref.label.session import LabelSession
 from tests.conftest import picture
+from tests.served_command import PROGRAM, served_command
 
 __all__ = ["label_command", "pictures", "served"]
 
@@ -47,15 +47,9 @@ def served(output: Path, groups: dict[str, list[Path]], settings: LabelSettings 
 @contextmanager
 def label_command(folder: Path, output: Path, *options: str) -> Iterator[tuple[str, "subprocess.Popen[str]", str]]:
     """A running `mlxpref label`: the address of its page, its process, and what it printed until then."""
-    command = [sys.executable, "-c", "from mlxpref.cli import main; main()", "label", str(folder), "--no-browser"]
-    command += ["--output", str(output), *options]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
+    command = [*PROGRAM, "label", str(folder), "--no-browser", "--output", str(output), *options]
+    with served_command(command) as (process, lines):
         try:
-            lines: list[str] = []
-            while "http://" not in "".join(lines[-1:]):
-                lines.append(process.stderr.readline())
-                assert lines[-1], "".join(lines)
             yield lines[-1][lines[-1].index("http://") :].strip(), process, "".join(lines)
         finally:
             process.terminate()

@@ -24,14 +24,13 @@ def absolute_name(image: Path | PackedImage) -> str:
     return os.path.join(os.getcwd(), str(image))  # noqa: PTH109, PTH118  Path takes thrice as long
 
 
-def find_stamped(name: str, stamp: str) -> Path | PackedImage | None:
-    """The image of a name; None where its file is gone, or has changed since it had this stamp."""
-    image = named_image(name)
-    return image if stamp not in (GONE, "") and stamp_of(image) == stamp else None
+def find_stamped(name: str, stamp: str, is_moved: bool = False) -> Path | PackedImage | None:
+    """The image of a name; None where its file is gone, or has changed since it had this stamp.
 
-
-def find_moved(name: str, stamp: str) -> Path | PackedImage | None:
-    """The same for an image that may have been copied, which keeps its size but not its date."""
+    A file that `is_moved` may have been copied, which keeps its size but not its date.
+    """
     image = named_image(name)
-    size = stamp.partition("-")[0]
-    return image if stamp not in (GONE, "") and stamp_of(image).partition("-")[0] == size else None
+    now = stamp_of(image)
+    if is_moved:
+        now, stamp = now.partition("-")[0], stamp.partition("-")[0]
+    return image if now == stamp != GONE else None

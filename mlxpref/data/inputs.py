@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -67,12 +67,17 @@ def find_given(images: ImagesInput, cache: ImageCache) -> tuple[list[ImageLike],
         order = "" if "*" in str(images) else "; the order is (images, prompt)"
         raise DataError(first_ten([*problems]) + order)
     if problems:
-        lines = [f"{first_ten(numbers, ', ')}: {problem}" for problem, numbers in problems.items()]
-        raise DataError(first_ten(lines, "; "))
+        raise named_problems(problems)
     if len(found) < 2:
         reasons = f"; {reasons_of(skipped)}" if skipped else ""
         raise DataError(f"images are compared with each other: two are needed, not {len(found)}{reasons}")
     return found, skipped
+
+
+def named_problems(problems: Mapping[str, Sequence[str]]) -> DataError:
+    """One line for several images: each problem after the names of the images that have it."""
+    lines = [f"{first_ten(names, ', ')}: {problem}" for problem, names in problems.items()]
+    return DataError(first_ten(lines, "; "))
 
 
 def check_pair(a: ImageInput, b: ImageInput, cache: ImageCache) -> tuple[ImageLike, ImageLike]:

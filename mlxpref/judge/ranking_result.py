@@ -1,7 +1,7 @@
 """The ranking of images for one prompt: every judged pair with its verdict, the reasons, and its JSON."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -96,13 +96,17 @@ class RankingEntry(RankedImage):
     @property
     def reason(self) -> str | None:
         """The reason for this place, with the image's position and its opponent; None without reasoning."""
+        return self.reason_beside(self.ranking.short_names.__getitem__)
+
+    def reason_beside(self, name_of: Callable[[int], str]) -> str | None:
+        """The same with the opponent's name by its number."""
         reason = self.ranking.reason(self)
         if reason is None:
             return None
         if self.ranking.is_by_scores:  # what was said of this image alone
             return reason.text
         place, other = (1, reason.second) if reason.first == self.index else (2, reason.first)
-        return f"as image {place} beside {self.ranking.short_names[other]}: {reason.text}"
+        return f"as image {place} beside {name_of(other)}: {reason.text}"
 
     def to_json(self) -> dict[str, Any]:
         """The image's part of the JSON of `rank`."""

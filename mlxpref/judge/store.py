@@ -35,7 +35,7 @@ _NAME_TABLES = (
 """As the noises'. A prompt or a path is kept once, as bytes, since names of files need not be text."""
 _ADD_NAMES = f"INSERT OR REPLACE INTO names VALUES (?{', (SELECT id FROM texts WHERE text = ?)' * 4})"
 _NAMED = (
-    "SELECT names.key, j.text, p.text, a.text, b.text FROM names JOIN texts j ON j.id = names.judge "
+    "j.text, p.text, a.text, b.text FROM names JOIN texts j ON j.id = names.judge "
     "JOIN texts p ON p.id = names.prompt JOIN texts a ON a.id = names.first JOIN texts b ON b.id = names.second"
 )
 _KEYS_A_QUERY = 500
@@ -106,7 +106,7 @@ class Store:
         if self._connection is None or not names:
             return
         with self._or_without(), _translated(self.path):
-            rows = self._rows_of(f"{_NAMED} WHERE names.key", list(names))
+            rows = self._rows_of(f"SELECT names.key, {_NAMED} WHERE names.key", list(names))
             there = {key: tuple(map(_text, texts)) for key, *texts in rows}
             if missing := {key: each for key, each in names.items() if there.get(key) != each}:
                 with self._transaction():
@@ -121,9 +121,8 @@ class Store:
     def named(self, judges: Sequence[str]) -> Iterator[tuple[Names, tuple[Verdict, ...]]]:
         """The comparisons of some judges that have names, prompt by prompt; memory holds one at a time."""
         query = (
-            f"{_NAMED.replace('SELECT names.key', 'SELECT comparisons.verdicts')} "
-            f"JOIN comparisons ON comparisons.key = names.key WHERE j.text IN ({','.join('?' * len(judges))}) "
-            "ORDER BY names.prompt, names.key"
+            f"SELECT comparisons.verdicts, {_NAMED} JOIN comparisons ON comparisons.key = names.key "
+            f"WHERE j.text IN ({','.join('?' * len(judges))}) ORDER BY names.prompt, names.key"
         )
         with _translated(self.path):
             for verdicts, *texts in self._database.execute(query, [_bytes(judge) for judge in judges]):

@@ -10,10 +10,10 @@ from PIL import Image
 
 from mlxpref.data.image_cache import ImageCache
 from mlxpref.data.images import load_image
-from mlxpref.data.inputs import ImageInput, ImagesInput, image_from
+from mlxpref.data.inputs import ImageInput, ImagesInput, image_from, named_problems
 from mlxpref.errors import ConfigError, DataError
 from mlxpref.preferences import ImageLike
-from mlxpref.text import first_ten, one_line
+from mlxpref.text import one_line
 
 T = TypeVar("T")
 
@@ -38,8 +38,7 @@ def usable(results: Sequence[T | DataError]) -> list[T]:
         if isinstance(result, DataError):
             problems.setdefault(str(result), []).append(f"image {number}")
     if problems:
-        lines = [f"{first_ten(numbers, ', ')}: {problem}" for problem, numbers in problems.items()]
-        raise DataError(first_ten(lines, "; "))
+        raise named_problems(problems)
     return [result for result in results if not isinstance(result, DataError)]
 
 

@@ -152,8 +152,4 @@ def _reward(
 
 def reason_for(entry: RankingEntry, places: Sequence[int]) -> str | None:
     """The reason for an image's place, in which the other image has its number of `places`; None without reasoning."""
-    reason = entry.ranking.reason(entry)
-    if reason is None or entry.ranking.is_by_scores:
-        return reason.text if reason else None
-    shown, other = (1, reason.second) if reason.first == entry.index else (2, reason.first)
-    return f"as image {shown} beside number {places[other]}: {reason.text}"
+    return entry.reason_beside(lambda other: f"number {places[other]}")

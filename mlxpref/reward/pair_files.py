@@ -7,12 +7,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any, get_args
 
 from PIL import Image
 
+from mlxpref.data.image_stamp import absolute_name, stamp_of
 from mlxpref.data.preference_table import random_sides
 from mlxpref.errors import ConfigError, DataError
 from mlxpref.files import expand, lock, replacing, sha256_of, write_file
@@ -134,17 +136,12 @@ def _in_words(left_out: Counter[str] | dict[str, int]) -> str:
 
 def _digest(pairs: Sequence[Preference]) -> str:
     """A digest of all that the files depend on: the pairs, and size and date of each image's file."""
-    digest, stamps = hashlib.sha256(), dict[Path, list[int]]()
+    digest, stamp = hashlib.sha256(), cache(stamp_of)  # a file may be in many pairs
 
-    def named(image: ImageLike) -> list[Any]:
+    def named(image: ImageLike) -> list[str]:
         if isinstance(image, Image.Image):
             return [image_name(image)]
-        file = image.archive if isinstance(image, PackedImage) else image
-        if file not in stamps:
-            stamps[file] = []
-            with suppress(OSError, ValueError):  # it is gone
-                stamps[file] = [file.stat().st_size, file.stat().st_mtime_ns]
-        return [os.path.join(os.getcwd(), image_name(image)), *stamps[file]]  # noqa: PTH109, PTH118  thrice as fast
+        return [absolute_name(image), stamp(image.archive if isinstance(image, PackedImage) else image)]
 
     for p in pairs:
         digest.update(json.dumps([p.prompt, named(p.a), named(p.b), p.p_people, p.votes, p.group]).encode())

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mlxpref.data.find_images import ImageFinder
-from mlxpref.data.image_stamp import find_moved, find_stamped
+from mlxpref.data.image_stamp import find_stamped
 from mlxpref.data.label_file import TRAIN
 from mlxpref.data.preference_table import NoSplitsError, read_preferences
 from mlxpref.data.tables import SUFFIXES, read_json_rows
@@ -101,7 +101,8 @@ def _ranked(path: Path, value: Mapping[str, Any]) -> RankedImages:
 def _image(entry: Mapping[str, Any], folder: Path) -> Path | PackedImage | None:
     """The image of a ranking's entry: its file, or one of its name and size beside the JSON, if both were moved."""
     file, stamp = str(entry["file"]), str(entry["stamp"])
-    return find_stamped(file, stamp) or find_moved(str(folder / _AGAIN.sub("", str(entry["path"]))), stamp)
+    beside = str(folder / _AGAIN.sub("", str(entry["path"])))
+    return find_stamped(file, stamp) or find_stamped(beside, stamp, is_moved=True)
 
 
 def _say_gone(path: Path, names: Sequence[str]) -> None:

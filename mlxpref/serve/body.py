@@ -3,10 +3,11 @@
 import base64
 import binascii
 import io
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from PIL import Image
 
 from mlxpref.data.images import load_image, open_image
 from mlxpref.errors import DataError, ImageError
@@ -53,16 +54,14 @@ def get_content(value: Any, name: str) -> bytes:
         raise DataError(f"{name} is not valid base64 ({error}): {_FORM}") from error
 
 
-def decode(content: bytes, name: str, max_pixels: int) -> ImageLike:
+def decode(content: bytes, name: str, max_pixels: int) -> Image.Image:
     """The picture in an image's bytes, under the judge's pixel budget; DataError with its name if there is none."""
     try:
         with io.BytesIO(content) as file:
             _check_pixels(file)
             return load_image(file, max_pixels)
-    except ImageError as error:
-        raise DataError(f"{name} {error.reason}") from error
     except DataError as error:
-        raise DataError(f"{name} {error}") from error
+        raise DataError(f"{name} {error.reason if isinstance(error, ImageError) else error}") from error
 
 
 def decode_all(contents: Sequence[bytes | DataError], max_pixels: int) -> list[ImageLike | DataError]:
@@ -71,10 +70,13 @@ def decode_all(contents: Sequence[bytes | DataError], max_pixels: int) -> list[I
     left = ALL_PIXELS
     for content in contents:
         try:
-            images.append(content if isinstance(content, DataError) else decode(content, "it", max_pixels))
-            left -= math.prod(getattr(images[-1], "size", (0,)))
+            if isinstance(content, DataError):
+                raise content
+            image = decode(content, "it", max_pixels)
+            left -= image.width * image.height
             if left < 0:
-                images[-1] = DataError("it is one too many for the memory; send several requests")
+                raise DataError("it is one too many for the memory; send several requests")
+            images.append(image)
         except DataError as error:
             images.append(error)
     return images

@@ -46,11 +46,11 @@ def read_rank(body: Mapping[str, Any]) -> Work:
         entries = [
             {
                 "index": places[entry.index],
-                **{name: value for name, value in entry.to_json().items() if name != "path"},
+                **{name: value for name, value in each.items() if name != "path"},
                 "tied_with": [places[other] for other in entry.tied_with],
                 "reason": reason_for(entry, places),
             }
-            for entry in ranking
+            for entry, each in zip(ranking, found["images"], strict=True)
         ]
         pairs = [
             {**each, "a": places[pair.a], "b": places[pair.b]}

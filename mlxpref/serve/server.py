@@ -77,7 +77,7 @@ class RewardServer:
             self._socket.close()
 
     def end(self) -> None:
-        """Let `run` return after the current request; any thread may call it."""
+        """Let `run` return after the requests that wait; any thread may call it."""
         self.queue.end()
 
     def _app(self) -> Starlette:
