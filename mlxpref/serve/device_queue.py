@@ -129,14 +129,21 @@ class DeviceQueue:
         if not job.answer.set_running_or_notify_cancel():
             return
         self.counts.since = start = time.perf_counter()
+        answer: Any = None
+        problem: Exception | None = None
         try:
             with showing(job):
-                job.answer.set_result(job.work(self._judge))
+                answer = job.work(self._judge)
         except _Cancelled:
-            job.answer.set_exception(EndedError())
+            problem = EndedError()
         except Exception as error:
-            job.answer.set_exception(error)
+            problem = error
         finally:
             self.counts.requests += 1
             self.counts.since = None
             self.counts.past_seconds += time.perf_counter() - start
+        # After the counts: whoever has an answer finds it in /health.
+        if problem is None:
+            job.answer.set_result(answer)
+        else:
+            job.answer.set_exception(problem)
