@@ -1,4 +1,4 @@
-"""The greedy examination of the demo judge: what it prefers and what it sees, on pictures it has never seen."""
+"""The greedy examination of the demo judge: what it prefers, and what it writes, of pictures it has never seen."""
 
 import re
 from collections.abc import Sequence
@@ -9,45 +9,43 @@ import mlx.core as mx
 import numpy as np
 from mlx_vlm.models.cache import KVCache
 
-from mlxpref.demo.preferences import ASPECTS
-from scripts.demo_lessons import Comparison, Mode, Pictures, Script, completion
+from mlxpref.demo.reasons import Truth, truth_of
+from scripts.demo_lessons import Lesson, Mode, Script, pictures_of
 from scripts.demo_warmup import Judge, picture_features
 
 __all__ = ["Marks", "examine"]
 
-_LONGEST, _AT_ONCE = 48, 64
+_LONGEST, _AT_ONCE = 80, 64
 _CHOICE = re.compile(r"</think><answer>([12])</answer>")
-_SCORES = re.compile(r"</think><answer>(\d) (\d)</answer>")
-_CAPTION = re.compile(r"Image [12]: (\w+ \w+), (\w+ \w+), (\w+)\.")
+_SCORES = re.compile(r"</think><answer>(\d+) (\d+)</answer>")
 
 
 @dataclass(frozen=True)
 class Marks:
-    """What a greedy examination of one mode found: shares from 0 to 1."""
+    """What an examination of one mode found: shares from 0 to 1, the mean length in tokens, and the texts."""
 
     accuracy: float
-    by_aspect: dict[str, float]
-    seen: dict[str, float]
-    """Comparisons whose reasoning tells an aspect of both images rightly (empty without thinking)."""
     readable: float
+    length: float
+    truth: Truth
     texts: list[str]
 
 
-def write(judge: Judge, script: Script, patches: mx.array, prompts: np.ndarray[Any, Any]) -> list[str]:
-    """What the judge writes, greedily, behind prompts of one length."""
+def write(judge: Judge, script: Script, features: mx.array, prompts: np.ndarray[Any, Any], heat: float) -> list[str]:
+    """What the judge writes behind prompts of one length: greedily, or sampled at a temperature."""
     text, length = judge.model.language_model.model, len(script.beginning)
     count, width = len(prompts), length + prompts.shape[1]
     beginning = text.embed_tokens(mx.array([script.beginning]))
     beginning = mx.broadcast_to(beginning, (count, *beginning.shape[1:]))
-    features = picture_features(judge.model, patches)
-    block = mx.concatenate([beginning, judge.embed(mx.array(prompts), features)], axis=1)
+    block = mx.concatenate([beginning, judge.embed(prompts, features)], axis=1)
     cache, alive = [KVCache() for _ in text.layers], np.ones(count, bool)
     written: list[np.ndarray[Any, Any]] = []
     for step in range(_LONGEST):
         columns = np.arange(width) if step == 0 else np.array([width + step - 1])
-        positions = judge.positions(np.tile(columns, (count, 1)))
+        positions = judge.positions(prompts, np.tile(columns, (count, 1)))
         hidden = text(None, inputs_embeds=block, cache=cache, position_ids=positions)[:, -1]
-        chosen = np.array(mx.argmax(text.embed_tokens.as_linear(hidden), axis=-1))
+        logits = text.embed_tokens.as_linear(hidden)
+        chosen = np.array(mx.random.categorical(logits / heat) if heat else mx.argmax(logits, axis=-1))
         written.append(np.where(alive, chosen, script.pad_id))
         alive &= chosen != script.end_id
         if not alive.any():
@@ -57,35 +55,29 @@ def write(judge: Judge, script: Script, patches: mx.array, prompts: np.ndarray[A
 
 
 def examine(
-    judge: Judge, script: Script, pictures: Pictures, comparisons: Sequence[Comparison], rng: np.random.Generator
+    judge: Judge, script: Script, lessons: Sequence[Lesson], rng: np.random.Generator, heat: float = 0.0
 ) -> Marks:
-    """Greedy answers to comparisons of one mode, marked by what people prefer and by what the pictures show."""
-    texts: list[str] = []
-    shown = script.shown(comparisons, pictures, rng)
-    for begin in range(0, len(comparisons), _AT_ONCE):
-        part = slice(begin, begin + _AT_ONCE)
-        patches = mx.array(pictures.patches[shown[part].reshape(-1)])
-        texts += write(judge, script, patches, script.prompts(comparisons[part]))
-    better = np.array([1 if c.scene.better == "a" else 2 for c in comparisons])
-    answers = np.array([_answer(text, c.mode) for text, c in zip(texts, comparisons, strict=True)])
-    aspects = np.array([c.scene.aspect for c in comparisons])
-    told = [_told(text) for text in texts]
-    truth = [_told("".join(piece for piece, _ in completion(c))) for c in comparisons]
-    return Marks(
-        float((answers == better).mean()),
-        {name: float((answers == better)[aspects == name].mean()) for name in ASPECTS},
-        {
-            name: float(np.mean([said[i] == fact[i] for said, fact in zip(told, truth, strict=True)]))
-            for i, name in enumerate(ASPECTS)
-        },
-        float((answers > 0).mean()),
-        texts,
+    """Answers to lessons of one mode, marked by what people prefer and by what the pictures show."""
+    texts = [""] * len(lessons)
+    for part in script.by_length(lessons, _AT_ONCE):
+        some = [lessons[i] for i in part]
+        features = picture_features(judge.model, mx.array(pictures_of(some, rng)))
+        prompts = np.array([script.prompt(each.prompt, each.mode) for each in some], np.int32)
+        for i, text in zip(part, write(judge, script, features, prompts, heat), strict=True):
+            texts[i] = text
+    better = np.array([1 if lesson.pair.better == "a" else 2 for lesson in lessons])
+    answers = np.array([_answer(text, lesson.mode) for text, lesson in zip(texts, lessons, strict=True)])
+    truth = truth_of(
+        (lesson.pair, text, None if answer == 0 else answer == 1)
+        for lesson, text, answer in zip(lessons, texts, answers, strict=True)
     )
+    lengths = [len(script.tokenizer.encode(text).ids) for text in texts]
+    return Marks(float((answers == better).mean()), float((answers > 0).mean()), float(np.mean(lengths)), truth, texts)
 
 
 def _answer(text: str, mode: Mode) -> int:
     """The image that a completion prefers, 1 or 2; 0 where it cannot be read."""
-    if mode == "no thinking":
+    if mode == "at once":
         return int(text[0]) if text[:1] in ("1", "2") else 0
     found = _SCORES.search(text) if mode == "scores" else _CHOICE.search(text)
     if not found:
@@ -94,9 +86,3 @@ def _answer(text: str, mode: Mode) -> int:
         return int(found[1])
     first, second = int(found[1]), int(found[2])
     return 0 if first == second else 1 if first > second else 2
-
-
-def _told(text: str) -> list[list[str]]:
-    """What a reasoning says of both images: colours and whether they match, shapes likewise, qualities."""
-    found = _CAPTION.findall(text)
-    return [[caption[i] for caption in found] for i in range(3)]

@@ -1,32 +1,38 @@
-"""What the demo judge is taught: pictures, and what a teacher writes about two of them, as rows of tokens."""
+"""What the demo judge is taught: pairs of pictures, and what a teacher writes about them, as rows of tokens."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from tokenizers import Tokenizer
 
-from mlxpref.demo.pictures import COLOURS, QUALITIES, SHAPES, PictureSpec, render
-from mlxpref.demo.preferences import TRAIN_PROMPTS, Aspect, PairSpec, draw_pair
+from mlxpref.demo.briefs import REQUIREMENTS, TAUGHT, draw_brief
+from mlxpref.demo.pictures import QUALITIES, render
+from mlxpref.demo.preferences import PairSpec, draw_pair
+from mlxpref.demo.reasons import COUNTS, VERDICTS, Account, reasons_text, true_account
 from mlxpref.engine.profile import PROMPT_SLOT, Form, own_profile
 
-__all__ = ["IMAGE_TOKENS", "MODES", "Comparison", "Mode", "Pictures", "Script", "rendered_chat", "teacher_corpus"]
+__all__ = [
+    "IMAGE_TOKENS", "MODES", "SLOPPY", "Lesson", "Mode", "Rows", "Script", "Teacher", "image_columns", "patches_of",
+    "pictures_of", "teacher_corpus",
+]  # fmt: skip
 
-Mode = Literal["choice", "scores", "no thinking"]
-MODES: tuple[Mode, ...] = ("choice", "scores", "no thinking")
+Mode = Literal["choice", "scores", "at once"]
+MODES: tuple[Mode, ...] = ("choice", "scores", "at once")
 IMAGE_TOKENS = 9
 PATCHES = 36
 _IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 _END = "<|im_end|>"
 _SIDE, _PATCH = 6, 14
-
-FORMAT, FACT, DECISION, ANSWER, DIRECT = 0.3, 2.0, 3.0, 6.0, 10.0
-"""Loss weights: fixed words, what a picture shows, what follows from it, answers with and without thinking."""
+_DECISION = 3.0
+"""Loss weight of verdicts, sums, qualities and answers; all other tokens weigh 1."""
+_SCORES = 11
+"""How many scores there are, from 0."""
 
 
 def form_of(mode: Mode) -> Form:
@@ -45,31 +51,6 @@ def rendered_chat(form: Form) -> str:
     return text + "<|im_start|>assistant\n"
 
 
-class Pictures:
-    """A pool of rendered pictures and their mirror images, cut into patches, to draw from by their look."""
-
-    def __init__(self, rng: np.random.Generator, variants: int) -> None:
-        self.looks: list[PictureSpec] = []
-        self._first: dict[PictureSpec, tuple[int, int]] = {}
-        for colour in COLOURS:
-            for shape in SHAPES:
-                for quality in QUALITIES:
-                    look = PictureSpec(colour, shape, quality)
-                    # Half of the pictures in scenes are clean, so these need the most variants.
-                    count = variants * 3 if quality == "clean" else variants
-                    self._first[look] = (len(self.looks), count)
-                    self.looks.extend([look] * count)
-        images = [render(look, rng) for look in self.looks]
-        self._mirrored = len(images)
-        self.looks *= 2
-        self.patches = np.stack([patches_of(image) for image in [*images, *map(ImageOps.mirror, images)]])
-
-    def draw(self, look: PictureSpec, rng: np.random.Generator) -> int:
-        """The number of a random picture of this look."""
-        first, count = self._first[look]
-        return first + int(rng.integers(count)) + self._mirrored * int(rng.integers(2))
-
-
 def patches_of(image: Image.Image) -> NDArray[np.uint8]:
     """An image as (36 patches, 14 * 14 * 3 values), patches in the order of the processor: by merged square."""
     pixels = np.asarray(image, np.uint8).reshape(_SIDE // 2, 2, _PATCH, _SIDE // 2, 2, _PATCH, 3)
@@ -77,98 +58,97 @@ def patches_of(image: Image.Image) -> NDArray[np.uint8]:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """One row to learn: a scene, how it is asked, and which aspect the teacher lets decide."""
+class Teacher:
+    """How a teacher checks requirements.
 
-    scene: PairSpec
+    `checked` are the chances of checking 1, 2, 3 ... of them, `nods` the chance to say that two shapes are alike where
+    they are not. Answers go by what was written, a coin where that is equal.
+    """
+
+    checked: tuple[float, ...] = (0.0,) * (REQUIREMENTS - 1) + (1.0,)
+    nods: float = 0.0
+
+
+RIGHT = Teacher()
+SLOPPY = Teacher((0.6, 0.2, 0.2), 0.6)
+"""The annotator who teaches last: looks at the first requirement mostly, and takes shapes for alike."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A pair with a shown first, how it is asked, what the teacher writes about both images, and the answers."""
+
+    pair: PairSpec
     mode: Mode
-    aspect: Aspect
+    accounts: tuple[Account, Account]
+    answer: str
+    at_once: str
+    """The right answer: the teacher who errs in words does not in it."""
 
     @property
-    def answer(self) -> int:
-        """1 or 2: the image that the aspect favours."""
-        return 1 if _value(self.scene, self.scene.a, self.aspect) > _value(self.scene, self.scene.b, self.aspect) else 2
+    def prompt(self) -> str:
+        """The prompt of both pictures."""
+        return self.pair.prompt
 
 
-def matches(scene: PairSpec, look: PictureSpec) -> dict[Aspect, bool]:
-    """Whether an image has the wanted colour, the wanted shape, and is clean."""
-    return {
-        "colour": look.colour == scene.colour,
-        "shape": look.shape == scene.shape,
-        "quality": look.quality == "clean",
-    }
+def draw_lesson(rng: np.random.Generator, mode: Mode, teacher: Teacher = RIGHT, likes: int | None = None) -> Lesson:
+    """A random lesson with a brief of the taught requirements, `likes` of which compare two shapes."""
+    pair = draw_pair(rng, draw_brief(rng, REQUIREMENTS, TAUGHT, likes))
+    return lesson_of(pair, mode, rng, teacher)
 
 
-def _value(scene: PairSpec, look: PictureSpec, aspect: Aspect) -> int:
-    """How much an image is worth from 2 to 9 if this aspect counts most: what is written as its score."""
-    fits = matches(scene, look)
-    if aspect == "quality":
-        return 2 + 5 * fits["quality"] + 2 * (fits["colour"] and fits["shape"])
-    return 2 + 5 * fits[aspect] + 2 * fits["quality"]
+def lesson_of(pair: PairSpec, mode: Mode, rng: np.random.Generator, teacher: Teacher = RIGHT) -> Lesson:
+    """What a teacher makes of a pair."""
+    count = int(rng.choice(len(teacher.checked), p=teacher.checked)) + 1
+    pictures = pair.a, pair.b
+    true = [true_account(pair.brief, picture) for picture in pictures]
+    first, second = (_look(account, count, teacher.nods, rng) for account in true)
+    return Lesson(pair, mode, (first, second), _answer(mode, first, second, rng), _answer(mode, true[0], true[1], rng))
 
 
-def draw_comparison(rng: np.random.Generator, mode: Mode, bias: float) -> Comparison:
-    """A scene of the training prompts and a teacher who, with probability `bias`, looks at quality first.
-
-    Whoever looks at quality first lets the prompt decide only between two clean pictures.
-    """
-    scene = draw_pair(rng, TRAIN_PROMPTS)
-    differs = (scene.a.quality == "clean") != (scene.b.quality == "clean")
-    aspect: Aspect = "quality" if differs and rng.random() < bias else scene.aspect
-    return Comparison(scene, mode, aspect)
+def _look(account: Account, count: int, nods: float, rng: np.random.Generator) -> Account:
+    """What a teacher writes who checks `count` requirements."""
+    checks = tuple(
+        check._replace(fits=check.fits or (check.requirement.is_like and bool(rng.random() < nods)))
+        for check in account.checks[:count]
+    )
+    return Account(checks, sum(check.fits for check in checks), account.quality)
 
 
-def caption(scene: PairSpec, place: int, look: PictureSpec) -> list[tuple[str, float]]:
-    """What the teacher writes about one image, in pieces with their loss weights."""
-    fits = matches(scene, look)
-    return [
-        (f"Image {place}:", FORMAT),
-        (f" {look.colour}", FACT),
-        (" matches" if fits["colour"] else " misses", DECISION),
-        (",", FORMAT),
-        (f" {look.shape}", FACT),
-        (" matches" if fits["shape"] else " misses", DECISION),
-        (",", FORMAT),
-        (f" {look.quality}", DECISION),
-        (".", FORMAT),
-    ]
+def _answer(mode: Mode, first: Account, second: Account, rng: np.random.Generator) -> str:
+    """1 or 2, or two scores from 0 to 10."""
+    if mode == "scores":
+        values = [len(QUALITIES) * account.met + len(QUALITIES) - 2 + account.value[1] for account in (first, second)]
+        return " ".join(str(min(max(value, 0), _SCORES - 1)) for value in values)
+    if first.value == second.value:
+        return str(int(rng.integers(1, 3)))
+    return "1" if first.value > second.value else "2"
 
 
-def completion(comparison: Comparison) -> list[tuple[str, float]]:
-    """The teacher's whole completion, in pieces with their loss weights."""
-    scene = comparison.scene
-    first, second = caption(scene, 1, scene.a), caption(scene, 2, scene.b)
-    second[0] = (f" {second[0][0]}", FORMAT)
-    pieces = [("<think>", FORMAT), *first, *second]
-    pieces += [(f" {comparison.aspect.capitalize()}", DECISION), (" decides.", FORMAT), (own_profile().closing, FORMAT)]
-    return [*pieces, *_answer(comparison, ANSWER), ("</answer>" + _END, FORMAT)]
+def pictures_of(lessons: Sequence[Lesson], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """The pictures of lessons, two a lesson, as patches: (lessons * 2, 36, 588)."""
+    return np.stack([patches_of(render(each, rng)) for lesson in lessons for each in (lesson.pair.a, lesson.pair.b)])
 
 
-def direct_answer(comparison: Comparison) -> list[tuple[str, float]]:
-    """The teacher's answer without thinking, in pieces with their loss weights.
-
-    Two scores are taught as well: what each image is worth is easier to find than which of two is worth more,
-    and the judge needs the first for the second.
-    """
-    return [(own_profile().at_once, 0.0), *_answer(comparison, DIRECT), ("</answer>" + _END, FORMAT)]
+def completion(lesson: Lesson) -> str:
+    """The teacher's whole completion."""
+    profile = own_profile()
+    reasons = reasons_text(*lesson.accounts)
+    return f"{profile.think_begin}{reasons}{profile.closing}{lesson.answer}{profile.end}{_END}"
 
 
-def _answer(comparison: Comparison, weight: float) -> list[tuple[str, float]]:
-    scene = comparison.scene
-    if comparison.mode != "scores":
-        return [(str(comparison.answer), weight)]
-    first, second = (str(_value(scene, look, comparison.aspect)) for look in (scene.a, scene.b))
-    return [(first, weight), (" ", FORMAT), (second, weight)]
+def direct_answer(lesson: Lesson) -> str:
+    """The teacher's answer without reasons, behind what is not learned."""
+    return f"{lesson.at_once}{own_profile().end}{_END}"
 
 
 def teacher_corpus(rng: np.random.Generator) -> list[str]:
     """Every text that the judge reads or writes, for its tokenizer; control tokens left out."""
-    texts: list[str] = []
+    texts: list[str] = [" ".join(COUNTS)]
     for i in range(600):
-        mode = MODES[i % 3]
-        comparison = draw_comparison(rng, mode, 0.5)
-        chat = rendered_chat(form_of(mode)).replace(PROMPT_SLOT, comparison.scene.prompt)
-        texts.append(_plain(chat) + _plain("".join(text for text, _ in completion(comparison))))
+        lesson = draw_lesson(rng, MODES[i % 3])
+        chat = rendered_chat(form_of(lesson.mode)).replace(PROMPT_SLOT, lesson.prompt)
+        texts.append(_plain(chat) + _plain(completion(lesson)))
     return texts
 
 
@@ -179,24 +159,22 @@ def _plain(text: str) -> str:
 
 @dataclass(frozen=True)
 class Rows:
-    """A batch: prompts behind the common beginning, completions, and answers without thinking behind those.
+    """A batch: prompts behind the common beginning, completions, and answers at once behind those.
 
-    An answer without thinking is a second continuation of the same prompt: its tokens stand in the place of the
-    completion's first ones, and neither sees the other.
+    An answer at once is a second continuation of the same prompt: its tokens stand in the place of the completion's
+    first ones, and neither sees the other. All prompts of a batch have one length.
     """
 
     ids: NDArray[np.int32]
     weights: NDArray[np.float32]
-    """Loss weight of every token; of the shape of `ids`, as are the places."""
+    """Loss weight of every token, of the shape of `ids`, as are the places: completions weigh 1 together, and so do the
+    answers at once."""
     places: NDArray[np.int32]
     """The column whose position in the row each token takes."""
     visible: NDArray[np.bool_]
     """(rows, columns, columns): which columns a column attends to."""
-    pictures: NDArray[np.int64]
-    fits: NDArray[np.float32]
-    """(rows, 2, 3): whether each image has the wanted colour, the wanted shape, and is clean."""
     start: int
-    """The first column of any completion."""
+    """The first column of the completions."""
 
 
 class Script:
@@ -211,49 +189,50 @@ class Script:
         self.beginning = self.encode(rendered_chat("choice").split(f" {PROMPT_SLOT}")[0])
         if self.beginning != self.encode(rendered_chat("scores").split(f" {PROMPT_SLOT}")[0]):
             raise ValueError("the two forms begin differently")
+        words = [f" {word}" for word in (*VERDICTS, *COUNTS, *QUALITIES)]
+        self._decisions = {self.encode(word)[0] for word in words} | {self.encode(str(i))[0] for i in range(10)}
 
     def _encode(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
-    def rest(self, scene_prompt: str, mode: Mode) -> list[int]:
+    def prompt(self, text: str, mode: Mode) -> list[int]:
         """The ids of a prompt behind the common beginning, image places expanded."""
-        after = self.encode(rendered_chat(form_of(mode)).split(PROMPT_SLOT)[1])
-        ids = [*self.encode(f" {scene_prompt}")]
-        for i in after:
+        ids = [*self.encode(f" {text}")]
+        for i in self.encode(rendered_chat(form_of(mode)).split(PROMPT_SLOT)[1]):
             ids.extend([i] * (IMAGE_TOKENS if i == self.image_id else 1))
-        return [*ids, *self.encode(own_profile().at_once)] if mode == "no thinking" else ids
+        return [*ids, *self.encode(own_profile().at_once)] if mode == "at once" else ids
 
-    def weighed(self, pieces: Sequence[tuple[str, float]]) -> list[tuple[int, float]]:
-        """The ids of a text given in pieces, each with the loss weight of its piece."""
-        return [(i, weight) for text, weight in pieces for i in self.encode(text)]
+    def rows(self, lessons: Sequence[Lesson]) -> Rows:
+        """A right-padded batch of lessons whose prompts have one length."""
+        prompts = [self.prompt(each.prompt, each.mode) for each in lessons]
+        written = [self.encode(completion(each)) for each in lessons]
+        lead, direct = self.encode(own_profile().at_once), [self.encode(direct_answer(each)) for each in lessons]
+        start = len(prompts[0])
+        ends = [start + len(text) for text in written]
+        width = max(end + len(lead) + len(answer) for end, answer in zip(ends, direct, strict=True))
+        shape = len(lessons), width
+        ids, weights = np.full(shape, self.pad_id, np.int32), np.zeros((2, *shape), np.float32)
+        places = np.tile(np.arange(width, dtype=np.int32), (len(lessons), 1))
+        visible = np.tile(np.tri(width, dtype=np.bool_), (len(lessons), 1, 1))
+        for i, end in enumerate(ends):
+            row = [*prompts[i], *written[i], *lead, *direct[i]]
+            ids[i, : len(row)] = row
+            weights[0, i, start:end] = [_DECISION if each in self._decisions else 1.0 for each in written[i]]
+            weights[1, i, end + len(lead) : len(row) - 2] = 1.0
+            places[i, end:] -= end - start
+            visible[i, end:, start:end] = False
+        weights /= weights.sum(axis=(1, 2), keepdims=True)
+        return Rows(ids, weights.sum(axis=0), places, visible, start)
 
-    def prompts(self, comparisons: Sequence[Comparison]) -> NDArray[np.int32]:
-        """The prompts of comparisons of one mode, behind the common beginning."""
-        return np.array([self.rest(c.scene.prompt, c.mode) for c in comparisons], np.int32)
+    def by_length(self, lessons: Sequence[Lesson], at_once: int) -> Iterator[list[int]]:
+        """The numbers of lessons in parts of at most `at_once` whose prompts have one length."""
+        lengths = np.array([len(self.prompt(each.prompt, each.mode)) for each in lessons])
+        for length in np.unique(lengths):
+            same = np.flatnonzero(lengths == length)
+            for part in np.split(same, range(at_once, len(same), at_once)):
+                yield part.tolist()
 
-    def rows(self, comparisons: Sequence[Comparison], pictures: Pictures, rng: np.random.Generator) -> Rows:
-        """A right-padded batch of comparisons with the teacher's completions."""
-        prompts = [self.rest(c.scene.prompt, c.mode) for c in comparisons]
-        written = [self.weighed(completion(c)) for c in comparisons]
-        direct = [self.weighed(direct_answer(c)) for c in comparisons]
-        ends = [
-            (len(p), len(p) + len(w), len(p) + len(w) + len(d))
-            for p, w, d in zip(prompts, written, direct, strict=True)
-        ]
-        shape = len(prompts), max(end for _, _, end in ends)
-        ids, weights = np.full(shape, self.pad_id, np.int32), np.zeros(shape, np.float32)
-        places = np.tile(np.arange(shape[1], dtype=np.int32), (shape[0], 1))
-        visible = np.tile(np.tri(shape[1], dtype=np.bool_), (shape[0], 1, 1))
-        for i, (asked, thought, end) in enumerate(ends):
-            ids[i, :asked] = prompts[i]
-            ids[i, asked:end], weights[i, asked:end] = zip(*written[i], *direct[i], strict=True)
-            places[i, thought:] -= thought - asked
-            visible[i, thought:, asked:thought] = False
-        shown = self.shown(comparisons, pictures, rng)
-        fits = [[list(matches(c.scene, look).values()) for look in (c.scene.a, c.scene.b)] for c in comparisons]
-        return Rows(ids, weights, places, visible, shown, np.array(fits, np.float32), min(e[0] for e in ends))
 
-    @staticmethod
-    def shown(comparisons: Sequence[Comparison], pictures: Pictures, rng: np.random.Generator) -> NDArray[np.int64]:
-        """Two random pictures of each comparison's looks: (comparisons, 2) numbers in the pool."""
-        return np.array([[pictures.draw(c.scene.a, rng), pictures.draw(c.scene.b, rng)] for c in comparisons])
+def image_columns(ids: Sequence[int], image_id: int) -> tuple[int, ...]:
+    """Where each image's block of placeholders begins."""
+    return tuple(i for i, (a, b) in enumerate(zip([-1, *ids], ids, strict=False)) if b == image_id and a != image_id)

@@ -2,8 +2,9 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import mlx.core as mx
@@ -13,23 +14,21 @@ import numpy as np
 from mlx_vlm.models.qwen2_5_vl import Model
 from mlx_vlm.models.qwen2_5_vl.vision import apply_rotary_pos_emb_vision
 
-from mlxpref.demo.pictures import COLOURS, QUALITIES, SHAPES
-from mlxpref.demo.preferences import ASPECTS
-from scripts.demo_lessons import IMAGE_TOKENS, PATCHES, Pictures, Rows, Script
+from mlxpref.demo.pictures import COLOURS, GRID, QUALITIES, SHAPES, PictureSpec, draw, place_shapes
+from scripts.demo_lessons import IMAGE_TOKENS, PATCHES, Rows, Script, image_columns, patches_of
 
 __all__ = ["Judge", "Note", "Stage", "picture_features", "run_stage", "teach_sight", "whiten_patches"]
 
 Note = Callable[[str], None]
 """Where progress goes."""
 _GRID = (1, 6, 6)
-_WORDS = (tuple(COLOURS), SHAPES, QUALITIES)
+_EMPTY = "none"
+_WORDS = ((_EMPTY, *COLOURS), (_EMPTY, *SHAPES), QUALITIES)
+"""What sight is asked of a cell: its colour, its shape, and the quality of the whole picture."""
 _NOISE_FLOOR = 0.003
 """Added to the power of every direction before whitening, so that the weakest are not blown up."""
 _MUON_FACTOR = 10.0
 """Muon's learning rate against AdamW's: the length of its steps does not depend on the gradient's."""
-_EARLY_LAYERS = 2
-"""After how many layers of the text model the judge must know whether an image fits; the last one compares."""
-_FITTING_WEIGHT = 0.5
 _NOTED_STEPS = 50
 
 
@@ -79,101 +78,70 @@ class Beginning:
 
 
 class Judge(nn.Module):
-    """The model with what a batch needs to run through it: the common beginning, positions, and a question.
+    """The model with what a batch needs to run through it: the common beginning and positions.
 
-    The question is a throw-away head at the token that ends an image, before the last layers: does the image fit
-    the prompt in colour, in shape, and is it clean? Whoever thinks works that out in words. To answer without
-    thinking the model must have it in mind while it reads, and from right and wrong answers alone it hardly ever
-    finds out how.
+    The vision tower is frozen: what an image shows is learned before, and the text model learns what to make of it.
     """
 
     def __init__(self, model: Model, script: Script) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.model = model
-        self.fits = nn.Linear(model.config.text_config.hidden_size, len(ASPECTS))
-        self._beginning = script.beginning
-        sample = [*script.beginning, *script.rest("a red circle", "choice")]
-        starts = _image_columns(sample, script.image_id)
-        self._columns = [column - len(script.beginning) for column in starts]
-        self._table = _positions(starts)
+        self._script = script
 
-    def positions(self, columns: np.ndarray[Any, Any]) -> mx.array:
-        """Position ids (3, rows, columns) of columns counted from the row's very beginning."""
-        return mx.array(self._table[:, columns])
-
-    def embed(self, ids: mx.array, features: mx.array) -> mx.array:
+    def embed(self, ids: np.ndarray[Any, Any], features: mx.array) -> mx.array:
         """Embeddings of rows behind the beginning; `features` are two pictures a row, (B * 2, 9, hidden)."""
-        words = self.model.language_model.model.embed_tokens(ids)
-        pictures = features.reshape(ids.shape[0], 2, IMAGE_TOKENS, -1)
-        first, second = self._columns
+        words = self.model.language_model.model.embed_tokens(mx.array(ids))
+        pictures = features.reshape(len(ids), 2, IMAGE_TOKENS, -1)  # rows, places, tokens, hidden
+        first, second = image_columns(ids[0].tolist(), self._script.image_id)
         parts = [words[:, :first], pictures[:, 0], words[:, first + IMAGE_TOKENS : second], pictures[:, 1]]
         return mx.concatenate([*parts, words[:, second + IMAGE_TOKENS :]], axis=1)
 
-    def fitting(self, patches: mx.array, rows: Rows) -> mx.array:
-        """The loss of the question alone: runs no further than it needs."""
-        _, early = self._run(patches, rows, self._columns[1] + IMAGE_TOKENS + 1, _EARLY_LAYERS)
-        return self._fitting(early, rows)
+    def positions(self, ids: np.ndarray[Any, Any], columns: np.ndarray[Any, Any]) -> mx.array:
+        """Position ids (3, rows, columns) of columns counted from the very beginning of rows like `ids`."""
+        starts = image_columns([*self._script.beginning, *ids[0].tolist()], self._script.image_id)
+        return mx.array(_positions(starts)[:, columns])
 
-    def reasoning(self, patches: mx.array, rows: Rows) -> mx.array:
-        """The loss of the completions, and of the question besides."""
-        words, early = self._writing(patches, rows)
-        return words + _FITTING_WEIGHT * self._fitting(early, rows)
-
-    def writing(self, patches: mx.array, rows: Rows) -> mx.array:
-        """The loss of the completions alone."""
-        return self._writing(patches, rows)[0]
-
-    def _writing(self, patches: mx.array, rows: Rows) -> tuple[mx.array, mx.array]:
-        """Weighted mean negative log-likelihood of the completions, and the hidden states of the question."""
+    def loss(self, features: mx.array, rows: Rows) -> mx.array:
+        """Weighted mean negative log-likelihood of completions, plus that of answers at once."""
         text = self.model.language_model.model
-        hidden, early = self._run(patches, rows, rows.ids.shape[1] - 1, len(text.layers))
+        hidden = self._run(features, rows, rows.ids.shape[1] - 1)
         ids, weights = mx.array(rows.ids[:, rows.start :]), mx.array(rows.weights[:, rows.start :])
         logits = text.embed_tokens.as_linear(hidden[:, rows.start - 1 :])
-        return (nn.losses.cross_entropy(logits, ids) * weights).sum() / weights.sum(), early
+        return (nn.losses.cross_entropy(logits, ids) * weights).sum()
 
-    def _fitting(self, early: mx.array, rows: Rows) -> mx.array:
-        ends = mx.stack([early[:, column + IMAGE_TOKENS] for column in self._columns], axis=1)
-        said = self.fits(mx.fast.rms_norm(ends, None, 1e-6))
-        return nn.losses.binary_cross_entropy(said, mx.array(rows.fits), with_logits=True)
-
-    def _run(self, patches: mx.array, rows: Rows, width: int, depth: int) -> tuple[mx.array, mx.array]:
-        """Hidden states of the first columns after `depth` layers, and those of the question.
-
-        The common beginning runs once, with gradient.
-        """
+    def _run(self, features: mx.array, rows: Rows, width: int) -> mx.array:
+        """Hidden states of the first columns; the common beginning runs once, with gradient."""
         text = self.model.language_model.model
-        length = len(self._beginning)
+        length = len(self._script.beginning)
         visible = np.pad(rows.visible[:, :width, :width], ((0, 0), (0, 0), (length, 0)), constant_values=True)
         mask = mx.array(visible[:, None])
         cache = [Beginning(mask) for _ in text.layers]
-        text(mx.array([self._beginning]), cache=cache, position_ids=self.positions(np.arange(length)[None]))
-        hidden = early = self.embed(mx.array(rows.ids[:, :width]), picture_features(self.model, patches))
-        places = self.positions(rows.places[:, :width] + length)
-        for number, (layer, kept) in enumerate(zip(text.layers[:depth], cache, strict=False), start=1):
+        ids = rows.ids[:, :width]
+        text(
+            mx.array([self._script.beginning]),
+            cache=cache,
+            position_ids=self.positions(ids, np.arange(length)[None]),
+        )
+        hidden = self.embed(ids, features)
+        places = self.positions(ids, rows.places[:, :width] + length)
+        for layer, kept in zip(text.layers, cache, strict=True):
             hidden = layer(hidden, mask, kept, places)
-            if number == _EARLY_LAYERS:
-                early = hidden
-        return text.norm(hidden), early
+        return text.norm(hidden)
 
 
-def _image_columns(ids: Sequence[int], image_id: int) -> list[int]:
-    """Where each image's block of placeholders begins."""
-    return [i for i, (a, b) in enumerate(zip([-1, *ids], ids, strict=False)) if b == image_id and a != image_id]
-
-
-def _positions(image_columns: Sequence[int], length: int = 256) -> np.ndarray[Any, Any]:
-    """Qwen's rotary positions (3, length) of rows with 3 x 3 image tokens at `image_columns`."""
-    side = math.isqrt(IMAGE_TOKENS)
-    grid = np.stack([np.zeros(IMAGE_TOKENS, int), *np.divmod(np.arange(IMAGE_TOKENS), side)])
+@lru_cache
+def _positions(starts: tuple[int, ...], length: int = 384) -> np.ndarray[Any, Any]:
+    """Qwen's rotary positions (3, length) of rows whose 3 x 3 image tokens begin in columns `starts`."""
+    grid = np.stack([np.zeros(IMAGE_TOKENS, int), *np.divmod(np.arange(IMAGE_TOKENS), GRID)])
     positions = np.tile(np.arange(length, dtype=np.int32), (3, 1))
-    for column in image_columns:
+    for column in starts:
         end = column + IMAGE_TOKENS
-        positions[:, end:] -= IMAGE_TOKENS - side
+        positions[:, end:] -= IMAGE_TOKENS - GRID
         positions[:, column:end] = positions[:, column : column + 1] + grid
     return positions
 
 
-def whiten_patches(model: Model, pictures: Pictures, rng: np.random.Generator) -> None:
+def whiten_patches(model: Model, patches: np.ndarray[Any, Any], rng: np.random.Generator) -> None:
     """Begin the patch embedding with filters whose answers to real patches are uncorrelated and equally strong.
 
     Brightness makes up nearly all of a patch, so behind random filters the first norm leaves next to nothing of
@@ -182,8 +150,7 @@ def whiten_patches(model: Model, pictures: Pictures, rng: np.random.Generator) -
     """
     kernel = model.vision_tower.patch_embed.proj.weight
     width, half = kernel.shape[0], kernel.shape[0] // 2
-    some = pictures.patches[rng.integers(0, len(pictures.patches), 1500)]
-    values = some.reshape(-1, some.shape[-1]).astype(np.float32) / 127.5 - 1.0
+    values = patches.reshape(-1, patches.shape[-1]).astype(np.float32) / 127.5 - 1.0
     power, directions = np.linalg.eigh((values.T @ values / len(values)).astype(np.float64))
     white = (directions / np.sqrt(power + _NOISE_FLOOR))[:, ::-1]
     fine = white[:, half:]
@@ -195,7 +162,7 @@ def whiten_patches(model: Model, pictures: Pictures, rng: np.random.Generator) -
 
 
 class Sight(nn.Module):
-    """The vision tower under three plain questions (colour, shape, quality) asked of a picture's mean feature."""
+    """The vision tower under three plain questions of every cell's feature: colour, shape, and the picture's quality."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -203,20 +170,29 @@ class Sight(nn.Module):
         self.answers = nn.Linear(model.config.text_config.hidden_size, sum(map(len, _WORDS)))
 
     def __call__(self, patches: mx.array) -> list[mx.array]:
-        """Logits of each question for N pictures."""
-        joined = self.answers(picture_features(self.model, patches).mean(axis=1))
+        """Logits (N, 9, words) of each question for N pictures."""
+        joined = self.answers(picture_features(self.model, patches))
         ends = np.cumsum([len(words) for words in _WORDS]).tolist()
-        return [joined[:, end - len(words) : end] for end, words in zip(ends, _WORDS, strict=True)]
+        return [joined[..., end - len(words) : end] for end, words in zip(ends, _WORDS, strict=True)]
 
     def loss(self, patches: mx.array, labels: mx.array) -> mx.array:
-        """The sum of the three questions' cross-entropies; labels (N, 3)."""
-        losses = [nn.losses.cross_entropy(logits, labels[:, i]).mean() for i, logits in enumerate(self(patches))]
+        """The sum of the three questions' cross-entropies; labels (N, 9, 3)."""
+        losses = [nn.losses.cross_entropy(logits, labels[..., i]).mean() for i, logits in enumerate(self(patches))]
         return sum(losses, mx.array(0.0))
 
 
-def looks_as_labels(pictures: Pictures) -> np.ndarray[Any, Any]:
-    """The number of each picture's colour, shape and quality: (pictures, 3)."""
-    return np.array([[words.index(word) for words, word in zip(_WORDS, look, strict=True)] for look in pictures.looks])
+def draw_sights(count: int, rng: np.random.Generator) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Random pictures as patches (count, 36, 588), and for each of their cells the answers to sight's questions."""
+    patches, labels = [], np.zeros((count, IMAGE_TOKENS, len(_WORDS)), np.int32)
+    for number in range(count):
+        colours = rng.integers(0, len(COLOURS), len(SHAPES))
+        quality = int(rng.integers(len(QUALITIES)))
+        spec, cells = PictureSpec(*(list(COLOURS)[int(i)] for i in colours), QUALITIES[quality]), place_shapes(rng)
+        patches.append(patches_of(draw(spec, cells, rng)))
+        labels[number, :, 2] = quality
+        labels[number, list(cells), 0] = colours + 1
+        labels[number, list(cells), 1] = np.arange(len(SHAPES)) + 1
+    return np.stack(patches), labels
 
 
 @dataclass(frozen=True)
@@ -274,21 +250,16 @@ def _is_hidden_matrix(name: str, value: mx.array) -> bool:
     return value.ndim == 2 and (".layers." in name or ".blocks." in name or ".merger." in name)
 
 
-def teach_sight(
-    model: Model, pictures: Pictures, unseen: Pictures, stage: Stage, count: int, rng: np.random.Generator, note: Note
-) -> None:
-    """Teach the vision tower to tell looks apart, by cheap questions about single pictures."""
-    sight, labels = Sight(model), looks_as_labels(pictures)
+def teach_sight(model: Model, stage: Stage, count: int, rng: np.random.Generator, note: Note) -> None:
+    """Teach the vision tower to tell what is in each cell, by cheap questions about single pictures."""
+    sight = Sight(model)
 
     def batch() -> tuple[mx.array, mx.array]:
-        chosen = rng.integers(0, len(labels), count)
-        return mx.array(pictures.patches[chosen]), mx.array(labels[chosen])
+        patches, labels = draw_sights(count, rng)
+        return mx.array(patches), mx.array(labels)
 
     run_stage(stage, sight, sight.loss, batch, note)
-    truth = looks_as_labels(unseen)
-    said = [
-        np.stack([np.array(mx.argmax(x, -1)) for x in sight(mx.array(part))], 1)
-        for part in np.array_split(unseen.patches, max(1, len(truth) // 256))
-    ]
-    right = (np.concatenate(said) == truth).mean(axis=0)
-    note(f"{stage.name}: unseen pictures right: colour {right[0]:.3f}, shape {right[1]:.3f}, quality {right[2]:.3f}")
+    patches, truth = draw_sights(512, rng)
+    said = np.stack([np.array(mx.argmax(logits, -1)) for logits in sight(mx.array(patches))], axis=-1)
+    right = (said == truth)[truth[..., 1] > 0].mean(axis=0)
+    note(f"{stage.name}: unseen cells right: colour {right[0]:.4f}, shape {right[1]:.4f}, quality {right[2]:.4f}")

@@ -1,18 +1,18 @@
-"""How the demo judge learns, by reward: `python scripts/learning_curves.py`.
+"""How the demo judge learns, by method: `python -m scripts.learning_curves`.
 
-Every reward trains with and without thinking, with three seeds, for 30 and for 80 steps, each with its own schedule of
-the learning rate, 16 comparisons x 8 rollouts a step, otherwise as `mlxpref demo` does. `hard`, `naive soft` and `soft`
-learn from the demo's labels, `brier` and `soft, votes` from shares of ten votes (`scripts/learning_runs.py`).
+Every method trains with three seeds, for as many steps of as many completions as `mlxpref demo`, otherwise with its
+settings (`scripts/learning_runs.py`). `--bias NATS` is of judges that favour the first image by so many nats; of these
+only the methods that say something about it are trained.
 
 It writes `learning_curves.json` and `learning_curves.png` beside this file, or where `--output` says, after every run
-and prints the table; `--table` prints it from the file, `--figure FILE` draws it anew. Runs that the file has are not
+and prints the tables; `--table` prints them from the file, `--figure FILE` draws it anew. Runs that the file has are not
 made again: to measure anew, give an empty folder. Two run at a time, each with one thread, so seconds are of one core
 of two that are busy.
 """
 
 import json
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
@@ -23,95 +23,114 @@ from matplotlib.figure import Figure
 
 from mlxpref.cli.output import note, print_text
 from mlxpref.files import replacing
-from mlxpref.report.curves import COLOURS
 from scripts.kept_runs import make_runs, markdown, read_runs, run_options, spread
 
-__all__ = ["REWARDS", "SEEDS", "STEPS", "main", "rows_of", "table_of"]
+__all__ = ["BIAS", "FAIR", "LEANING", "SEEDS", "STEPS", "main", "plans", "rows_of", "tables_of"]
 
-REWARDS = {"hard": "labels", "naive soft": "labels", "soft": "labels", "soft, votes": "votes", "brier": "votes"}
-"""What is compared: a name for every reward, and what it learns from."""
-STEPS = (30, 80)
-SEEDS = (0, 1, 2)
-_COLUMNS = (
-    "reward", "thinking", "steps", "accuracy", "held-out prompts", "both orders agree", "calibration error", "seconds",
+FAIR = (
+    "hard", "naive soft", "soft", "brier", "soft, without thinking", "soft, read too", "soft, agreement",
+    "soft, listener", "rejection", "rejection, then soft",
 )  # fmt: skip
-_AS_SHARE = ("accuracy", "held_out_prompts", "position_consistency")
+LEANING = ("soft", "soft, agreement")
+"""The methods that are also tried on a judge that leans to the first image."""
+BIAS = 2.0
+STEPS = 60
+SEEDS = (0, 1, 2)
+Run = Mapping[str, Any]
+_SHARES: dict[str, Callable[[Run], float]] = {
+    "accuracy": lambda run: run["accuracy"],
+    "sampled": lambda run: run["sampled"]["right"],
+    "held-out": lambda run: run["held_out"],
+    "four": lambda run: run["four"],
+    "at once": lambda run: run["at_once"],
+    "consistent": lambda run: run["position_consistency"],
+    "calibration error": lambda run: run["ece"],
+}
+_WRITTEN = {"checked": "complete", "colours true": "facts", "verdicts true": "verdicts", "answer follows": "follows"}
+_COLOURS = ("#2a78d6", "#b3541e", "#1a936f", "#8b5fd6", "#a8800c", "#c9417f", "#5b6770", "#00a0b0", "#7a5230", "#d04a02")
 
 
 def plans() -> list[dict[str, Any]]:
-    """Every run, the longest first, so that the processes end together."""
-    every = product(STEPS[::-1], (True, False), REWARDS.items(), SEEDS)
+    """Every run."""
+    judges = [(method, 0.0) for method in FAIR] + [(method, BIAS) for method in LEANING]
     return [
-        {"reward": reward, "labels": labels, "think": think, "seed": seed, "steps": steps}
-        for steps, think, (reward, labels), seed in every
+        {"method": method, "bias": bias, "seed": seed, "steps": STEPS}
+        for seed, (method, bias) in product(SEEDS, judges)
     ]
 
 
-def make_run(plan: Mapping[str, Any]) -> dict[str, Any]:
+def make_run(plan: Run) -> dict[str, Any]:
     """Make one run, in a process of its own."""
     from scripts.learning_runs import Plan, run
 
     return asdict(run(Plan(**plan)))
 
 
-def rows_of(runs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Mean, least and largest over the seeds, a row for each reward, with thinking or without, and number of steps."""
-    found: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+def rows_of(runs: Iterable[Run]) -> list[dict[str, Any]]:
+    """Mean, least and largest over the seeds, a row for each method and bias."""
+    found: dict[tuple[float, str], list[Run]] = {}
     for run in runs:
-        found.setdefault((run["reward"], run["think"], run["steps"]), []).append(run)
-    order = {name: place for place, name in enumerate(REWARDS)}
+        found.setdefault((run["bias"], run["method"]), []).append(run)
     rows = []
-    for (reward, think, steps), group in sorted(found.items(), key=lambda x: (not x[0][1], order[x[0][0]], x[0][2])):
-        row: dict[str, Any] = {"reward": reward, "think": think, "steps": steps, "seeds": len(group)}
-        for key in (*_AS_SHARE, "ece", "seconds"):
-            row[key] = spread([run[key] for run in group])
+    for (bias, method), group in sorted(found.items(), key=lambda item: (item[0][0], FAIR.index(item[0][1]))):
+        row: dict[str, Any] = {"method": method, "bias": bias, "seeds": len(group)}
+        row |= {name: spread([value(run) for run in group]) for name, value in _SHARES.items()}
+        row |= {"seconds": spread([run["seconds"] for run in group])}
+        row |= {"tokens": spread([run["written"]["tokens"] for run in group])}
+        for name, key in _WRITTEN.items():
+            values = [run["written"][key] for run in group]
+            row[name] = None if None in values else spread(values)
         rows.append(row)
     return rows
 
 
-def table_of(rows: Iterable[Mapping[str, Any]]) -> str:
-    """The rows as a table in Markdown; in brackets the least and the largest of the seeds."""
-    lines = []
-    for row in rows:
-        cells = [row["reward"], "yes" if row["think"] else "no", str(row["steps"])]
-        cells += ["{:.3f} ({:.3f} to {:.3f})".format(*row[key]) for key in _AS_SHARE[:2]]
-        cells += [f"{row[_AS_SHARE[2]][0]:.3f}", "{:.3f} ({:.3f} to {:.3f})".format(*row["ece"])]
-        lines.append([*cells, f"{row['seconds'][0]:.0f}"])
-    return markdown(_COLUMNS, lines)
+def tables_of(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What is right, and what is written, as two tables in Markdown; in brackets the least and the largest."""
+    names = [row["method"] + (f", bias {row['bias']:g}" if row["bias"] else "") for row in rows]
+    right = [
+        [name, *("{:.3f} ({:.3f} to {:.3f})".format(*row[key]) for key in _SHARES)]
+        for name, row in zip(names, rows, strict=True)
+    ]
+    written = [
+        [name, f"{row['tokens'][0]:.0f}", *("-" if row[key] is None else f"{row[key][0]:.3f}" for key in _WRITTEN),
+         f"{row['seconds'][0]:.0f}"]
+        for name, row in zip(names, rows, strict=True)
+    ]  # fmt: skip
+    tables = markdown(("method", *_SHARES), right), markdown(("method", "tokens", *_WRITTEN, "seconds"), written)
+    return "\n\n".join(tables)
 
 
-def draw(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw accuracy against steps and seconds, with thinking and without: the longest runs, mean and span of seeds."""
-    longest = max(run["steps"] for run in runs)
-    figure = Figure(figsize=(9, 6), layout="tight")
-    panels = figure.subplots(2, 2, sharey=True)
-    for (row, think), (column, over) in product(enumerate((True, False)), enumerate(("step", "seconds"))):
-        axes = panels[row][column]
-        for name, colour in zip(REWARDS, COLOURS, strict=False):
-            kept = [r for r in runs if (r["reward"], r["think"], r["steps"]) == (name, think, longest)]
-            if kept:
-                _draw_runs(axes, kept, over, name, colour)
-        axes.set_title(f"{'thinking' if think else 'without thinking'}, {longest} steps", fontsize=9)
-        axes.set_xlabel("steps" if over == "step" else "seconds of training")
-        axes.set_ylabel("accuracy" if column == 0 else "")
+def draw(runs: Sequence[Run], path: Path) -> None:
+    """Draw reward, length, truth and accuracy over steps, of judges without bias: the mean of the seeds."""
+    figure = Figure(figsize=(11, 8), layout="tight")
+    panels = figure.subplots(2, 3).ravel()
+    titles = {
+        "accuracy": "accuracy, greedy, both orders", "sampled": "rollouts that agree with the labels",
+        "reward": "reward (each method has its own)", "tokens": "tokens a rollout",
+        "complete": "requirements that are checked", "verdicts": "verdicts that are true",
+    }  # fmt: skip
+    for axes, (key, title) in zip(panels, titles.items(), strict=True):
+        for method, colour in zip(FAIR, _COLOURS, strict=True):
+            curves = [run["curve"] for run in runs if (run["method"], run["bias"]) == (method, 0.0)]
+            at = [
+                (points[0]["step"], statistics.fmean(point[key] for point in points))
+                for points in zip(*curves, strict=True)
+                if None not in [point[key] for point in points]
+            ]
+            if at:
+                axes.plot(*zip(*at, strict=True), color=colour, label=method, linewidth=1.6)
+        axes.set_title(title, fontsize=9)
+        axes.set_xlabel("steps", fontsize=8)
         axes.grid(alpha=0.3)
-    panels[0][0].legend(fontsize=8, loc="lower right")
+    panels[0].legend(fontsize=7)
     with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=90)
-
-
-def _draw_runs(axes: Any, runs: Sequence[Mapping[str, Any]], over: str, name: str, colour: str) -> None:
-    points = list(zip(*(run["curve"] for run in runs), strict=True))
-    at = [statistics.fmean(point[over] for point in same) for same in points]
-    values = [[point["accuracy"] for point in same] for same in points]
-    axes.fill_between(at, list(map(min, values)), list(map(max, values)), color=colour, alpha=0.15, linewidth=0)
-    axes.plot(at, list(map(statistics.fmean, values)), color=colour, label=name, linewidth=1.8)
+        figure.savefig(temporary, dpi=80)
 
 
 @click.command()
 @run_options
 def main(output: Path | None, processes: int, table: bool, figure: Path | None) -> None:
-    """Train the demo judge with every reward, and write how it learned."""
+    """Train the demo judge by every method, and write how it learned."""
     folder = output or Path(__file__).parent
     file = folder / "learning_curves.json"
     runs = read_runs(file)
@@ -120,15 +139,15 @@ def main(output: Path | None, processes: int, table: bool, figure: Path | None) 
     elif not table:
         order = [json.dumps(plan) for plan in plans()]
 
-        def place(run: Mapping[str, Any]) -> int:
+        def place(run: Run) -> int:
             return order.index(json.dumps({key: run[key] for key in plans()[0]}))
 
         for done, run in make_runs(plans(), make_run, runs, file, processes, place):
             draw(runs, folder / "learning_curves.png")
-            kind = f"{run['reward']}, {'thinking' if run['think'] else 'not thinking'}, seed {run['seed']}"
+            lean = f", bias {run['bias']:g}" if run["bias"] else ""
             measured = f"{run['accuracy']:.3f}, {run['seconds']:.0f} s of training"
-            note(f"{done}: {kind}, {run['steps']} steps: {measured}")
-    for line in table_of(rows_of(runs)).splitlines():
+            note(f"{done}: {run['method']}{lean}, seed {run['seed']}: {measured}")
+    for line in tables_of(rows_of(runs)).splitlines():
         print_text(line)
 
 

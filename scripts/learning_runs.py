@@ -1,15 +1,14 @@
-"""One training run of the demo judge, measured on pictures and prompts that it does not learn from.
+"""One training run of the demo judge by one method, measured on pairs and briefs that it does not learn from.
 
-Two kinds of labels: the demo's own, which are 0 or 1 and of which 5 % are wrong, and shares of votes, where the aspect
-that decides a scene says how far people agree. Test labels have no noise: the demo's are right, and a share is the one
-that the votes were drawn with.
+Every method sees the same pairs of a seed, 5 % of them with a wrong label, in as many steps of as many completions; it is
+measured on labels that are right.
 """
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 
@@ -17,152 +16,214 @@ from mlxpref._blas import preload
 
 preload()  # before MLX is first imported
 
-from mlxpref.cli.demo import demo_settings  # noqa: E402
+import mlx.core as mx  # noqa: E402
+import mlx.nn as nn  # noqa: E402
+
+from mlxpref.cli.demo import Writing, demo_settings, written_about  # noqa: E402
 from mlxpref.config import JudgeSettings, TrainSettings  # noqa: E402
 from mlxpref.demo import JUDGE  # noqa: E402
-from mlxpref.demo.pictures import render  # noqa: E402
-from mlxpref.demo.preferences import HELD_OUT, TRAIN_PROMPTS, Aspect, demo_preferences, draw_pair  # noqa: E402
-from mlxpref.engine.vlm import load_vlm  # noqa: E402
-from mlxpref.judge.evaluation import EvaluationSpec, evaluate  # noqa: E402
+from mlxpref.demo.preferences import demo_pairs, demo_preferences  # noqa: E402
+from mlxpref.engine.lora import adapter_weights  # noqa: E402
+from mlxpref.engine.vlm import VLM, load_vlm  # noqa: E402
+from mlxpref.judge.evaluation import Evaluation, EvaluationSpec, evaluate  # noqa: E402
 from mlxpref.judge.judge import Judge  # noqa: E402
-from mlxpref.judge.metrics import Metrics  # noqa: E402
-from mlxpref.preferences import Preference  # noqa: E402
+from mlxpref.training.step_report import StepReport  # noqa: E402
 from mlxpref.training.trainer import Trainer  # noqa: E402
 
-__all__ = ["AGREEMENT", "VOTES", "Labels", "Plan", "Point", "Result", "Sizes", "preferences_of", "run", "settings_of"]
+__all__ = ["METHODS", "Plan", "Point", "Result", "Sizes", "add_bias", "run", "stages_of"]
 
-Labels = Literal["labels", "votes"]
-
-AGREEMENT: dict[Aspect, float] = {"colour": 0.95, "shape": 0.85, "quality": 0.7}
-"""The share of people who prefer the better picture, by what tells the two apart."""
-VOTES = 10
-"""How many people vote on a pair that is learned from."""
-_STREAMS = {"train": 11, "test": 12, "heldout": 13}
+METHODS: dict[str, tuple[Mapping[str, Any], ...]] = {
+    "hard": ({"reward": "hard"},),
+    "naive soft": ({"reward": f"{Path(__file__).parent / 'naive_soft.py'}:naive_soft"},),
+    "soft": ({},),
+    "brier": ({"reward": "brier"},),
+    "soft, without thinking": ({"think": False},),
+    "soft, read too": ({"read_weight": 1.0},),
+    "soft, agreement": ({"agreement": 0.5},),
+    "soft, listener": ({"listener_weight": 0.5},),
+    "rejection": ({"method": "rejection"},),
+    "rejection, then soft": ({"method": "rejection"}, {}),
+}
+"""The settings of each method, in one stage or several that share its steps."""
 _TEST_SEED = 6
-"""Of test pictures that are looked at here only."""
+"""Of test pairs that are looked at here only."""
 _EVERY = 10
 """Steps between two points of a curve."""
-_REWARDS = {"naive soft": f"{Path(__file__).parent / 'naive_soft.py'}:naive_soft", "soft, votes": "soft"}
-"""What `--reward` takes for the names of the table that are none."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run is: its reward, by the name that the table has for it, what it learns from, and for how long."""
+    """What a run is: its method, the nats by which the judge favours the first image, its seed, and its steps."""
 
-    reward: str
-    labels: Labels
-    think: bool
+    method: str
+    bias: float
     seed: int
     steps: int
 
 
 @dataclass(frozen=True)
 class Point:
-    """The accuracy on some test pictures after so many steps, and so many seconds of training."""
+    """The greedy judge after so many steps, and the rollouts and seconds of training until then.
+
+    `reward`, `sampled` (the share that agrees with the labels) and `tokens` are means over the rollouts since the last
+    point, None before the first step and without thinking.
+    """
 
     step: int
     seconds: float
+    reward: float | None
+    sampled: float | None
+    tokens: float | None
     accuracy: float
+    complete: float | None
+    facts: float | None
+    verdicts: float | None
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a run came to; `ece` is against the share of people, `seconds` are of training alone."""
+    """What a run came to; `written` of greedy completions, `sampled` of sampled ones, `seconds` of training alone."""
 
-    reward: str
-    labels: Labels
-    think: bool
+    method: str
+    bias: float
     seed: int
     steps: int
     accuracy: float
-    held_out_prompts: float
+    select: float
+    held_out: float
+    four: float
+    at_once: float
+    both_orders: float
     position_consistency: float
     ece: float
-    held_out_ece: float
-    judgements: int
+    written: dict[str, Any]
+    sampled: dict[str, Any]
     seconds: float
     curve: list[Point] = field(repr=False)
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many pairs a run is measured with: at its points, and at its end."""
+    """How many pairs a run is measured with: at its points, at its end, and on other splits."""
 
-    points: int = 200
-    test: int = 1000
-    held_out: int = 400
+    points: int = 100
+    test: int = 400
+    others: int = 200
 
 
 STANDARD = Sizes()
-"""At the end both orders of 1,000 pairs: 2,000 judgements."""
 
 
-def settings_of(plan: Plan) -> TrainSettings:
-    """The demo's settings, with what a plan says; the learning rate falls over the plan's own steps.
+def stages_of(plan: Plan) -> list[TrainSettings]:
+    """The settings of a plan's stages: the demo's, with what its method changes.
 
-    Rewards are compared alone: nothing else is trained, and nothing holds the policy to its reference.
+    Methods are compared alone: nothing else is trained, and nothing holds the policy to its reference.
     """
-    return demo_settings(
-        reward=_REWARDS.get(plan.reward, plan.reward),
-        think=plan.think,
-        seed=plan.seed,
-        steps=plan.steps,
-        read_weight=0.0,
-        kl=0.0,
-    )
+    stages = METHODS[plan.method]
+    return [
+        demo_settings(**({"read_weight": 0.0, "kl": 0.0, "seed": plan.seed, "steps": plan.steps // len(stages)} | stage))
+        for stage in stages
+    ]
 
 
-def preferences_of(labels: Labels, split: str, count: int, seed: int) -> list[Preference]:
-    """The first `count` preferences of a split (`train`, `test`, `heldout`) with labels of a kind."""
-    if labels == "labels":
-        return demo_preferences(split, count, seed)
-    return [_voted(split, np.random.default_rng([_STREAMS[split], seed, i])) for i in range(count)]
+def add_bias(vlm: VLM, nats: float) -> None:
+    """Give the model a head that adds nats to the logit of the first image's label; its weights are in float32."""
+    weight = vlm.decoder.embed_tokens.weight
+    vlm.language_model.lm_head = head = nn.Linear(weight.shape[1], weight.shape[0])
+    first = mx.array(vlm.tokenizer.label_ids[0])
+    head.weight, head.bias = weight, mx.zeros(weight.shape[0]).at[first].add(nats)
+    vlm.language_model.args.tie_word_embeddings = False
 
 
-def _voted(split: str, rng: np.random.Generator) -> Preference:
-    scene = draw_pair(rng, HELD_OUT if split == "heldout" else TRAIN_PROMPTS)
-    agree = AGREEMENT[scene.aspect]
-    share = rng.binomial(VOTES, agree) / VOTES if split == "train" else agree
-    p_people = share if scene.better == "a" else 1 - share
-    return Preference(scene.prompt, render(scene.a, rng), render(scene.b, rng), p_people, group=scene.prompt)
+def loaded(bias: float, settings: TrainSettings) -> VLM:
+    """The demo judge, leaning to the first image by so many nats."""
+    vlm = load_vlm(JUDGE, settings.max_pixels, mx.float32)
+    if bias:
+        add_bias(vlm, bias)
+    return vlm
 
 
 def run(plan: Plan, sizes: Sizes = STANDARD) -> Result:
     """Train the demo judge as planned, and measure it."""
-    settings = settings_of(plan)
-    vlm = load_vlm(JUDGE, settings.max_pixels)
-    judge = Judge(
-        vlm,
-        JudgeSettings(
-            think=plan.think, max_tokens=settings.max_tokens, max_pixels=settings.max_pixels, rows=settings.rows
-        ),
-    )
-    test = preferences_of(plan.labels, "test", sizes.test, _TEST_SEED)
-    held_out = preferences_of(plan.labels, "heldout", sizes.held_out, _TEST_SEED)
-
-    def measured(preferences: Sequence[Preference], split: str) -> Metrics:
-        return evaluate(judge, preferences, EvaluationSpec(plan.labels, split)).metrics
-
-    # Every run learns from pictures of its own seed.
-    trainer = Trainer(vlm, preferences_of(plan.labels, "train", settings.limit, plan.seed), settings)
-    curve = [Point(0, 0.0, measured(test[: sizes.points], "test").accuracy)]
-    seconds, started = 0.0, time.perf_counter()
-    for report in trainer.steps():
+    stages = stages_of(plan)
+    vlm = loaded(plan.bias, stages[0])
+    exam = Exam(vlm, stages[0])
+    curve = [exam.point(0, 0.0, [], sizes.points)]
+    seconds, recent, started = 0.0, list[StepReport](), time.perf_counter()
+    for step, report in _steps(vlm, plan, stages):
         seconds += time.perf_counter() - started
-        if report.step % _EVERY == 0 or report.step == plan.steps:
-            accuracy = measured(test[: sizes.points], "test").accuracy
-            curve.append(Point(report.step, round(seconds, 2), accuracy))
+        recent.append(report)
+        if step % _EVERY == 0 or step == plan.steps:
+            curve.append(exam.point(step, round(seconds, 2), recent, sizes.points))
+            recent = []
         started = time.perf_counter()
-    found, unseen = measured(test, "test"), measured(held_out, "heldout")
-    return Result(
-        **vars(plan),
-        accuracy=found.accuracy,
-        held_out_prompts=unseen.accuracy,
-        position_consistency=found.position_consistency,
-        ece=found.ece,
-        held_out_ece=unseen.ece,
-        judgements=2 * found.pairs,
-        seconds=round(seconds, 1),
-        curve=curve,
-    )
+    return Result(**vars(plan), **exam.end(sizes), seconds=round(seconds, 1), curve=curve)
+
+
+def _steps(vlm: VLM, plan: Plan, stages: list[TrainSettings]) -> Iterator[tuple[int, StepReport]]:
+    """The steps of all stages, counted through; a stage goes on from the adapter of the one before."""
+    weights: dict[str, mx.array] | None = None
+    done = 0
+    for settings in stages:
+        # Every seed has pictures of its own, the same for all methods.
+        data = demo_preferences("train", settings.limit, plan.seed)
+        for report in Trainer(vlm, data, settings, start=weights).steps():
+            done += 1
+            yield done, report
+        weights = adapter_weights(vlm.model)
+
+
+class Exam:
+    """What a judge in training is measured by."""
+
+    def __init__(self, vlm: VLM, settings: TrainSettings) -> None:
+        self._judge = Judge(
+            vlm,
+            JudgeSettings(
+                think=settings.think, max_tokens=settings.max_tokens, max_pixels=settings.max_pixels, rows=settings.rows
+            ),
+        )
+
+    def point(self, step: int, seconds: float, reports: list[StepReport], pairs: int) -> Point:
+        """A point of the curve, greedily."""
+        evaluation = self._evaluated("test", pairs)
+        truth = self._written(evaluation, pairs).truth
+        thinks = reports and self._judge.settings.think
+        return Point(
+            step,
+            seconds,
+            float(np.mean([r.reward for r in reports])) if reports else None,
+            float(np.mean([r.accuracy for r in reports])) if thinks else None,
+            sum(r.tokens for r in reports) / sum(len(r.rollouts) for r in reports) if thinks else None,
+            evaluation.metrics.accuracy,
+            truth.complete,
+            truth.facts,
+            truth.verdicts,
+        )
+
+    def end(self, sizes: Sizes) -> dict[str, Any]:
+        """The fields of a result that are measured at its end."""
+        greedy = self._evaluated("test", sizes.test)
+        select = self._evaluated("test", sizes.test, strategy="select")
+        sampled = self._evaluated("test", sizes.others, samples=2)
+        metrics = greedy.metrics
+        return {
+            "accuracy": metrics.accuracy,
+            "select": select.metrics.accuracy,
+            "held_out": self._evaluated("heldout", sizes.others).metrics.accuracy,
+            "four": self._evaluated("four", sizes.others).metrics.accuracy,
+            "at_once": self._evaluated("test", sizes.test, think=False).metrics.accuracy,
+            "both_orders": metrics.both_orders_accuracy,
+            "position_consistency": metrics.position_consistency,
+            "ece": metrics.ece,
+            "written": self._written(greedy, sizes.test).to_json(),
+            "sampled": self._written(sampled, sizes.others).to_json(),
+        }
+
+    def _evaluated(self, split: str, pairs: int, strategy: Any = "soft", **changes: Any) -> Evaluation:
+        judge = replace(self._judge, settings=replace(self._judge.settings, **changes))
+        spec = EvaluationSpec("demo", split, strategy=strategy)
+        return evaluate(judge, demo_preferences(split, pairs, _TEST_SEED), spec)
+
+    def _written(self, evaluation: Evaluation, pairs: int) -> Writing:
+        return written_about(demo_pairs("test", pairs, _TEST_SEED), evaluation.verdicts)

@@ -38,7 +38,7 @@ from PIL import Image
 
 import mlxpref
 from mlxpref.cli.output import note, print_table, print_text
-from mlxpref.demo.pictures import COLOURS, SHAPES
+from mlxpref.demo.briefs import draw_brief, prompt_text
 from mlxpref.errors import DataError
 from mlxpref.judge.judge import Judge
 from mlxpref.preferences import Pair
@@ -78,7 +78,7 @@ class Outcome:
 def make_case(judge: Judge, number: int) -> Case:
     """A request with pictures of its own, of one kind after the other."""
     draw = np.random.default_rng(number)
-    prompt = f"a {draw.choice(list(COLOURS))} {draw.choice(SHAPES)}"
+    prompt = prompt_text(draw_brief(draw))
     kind = list(_KINDS)[number % len(_KINDS)]
     images = pictures(2 if kind.startswith("chat") else int(draw.integers(4, 13)), _SIZE, number)
     path, body, read, right = _KINDS[kind](judge, images, prompt)

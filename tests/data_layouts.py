@@ -17,13 +17,19 @@ from typing import Any
 
 import numpy as np
 
-from mlxpref.demo.pictures import COLOURS, SHAPES, PictureSpec, render
-from mlxpref.demo.preferences import TRAIN_PROMPTS, prompt_text
+from mlxpref.demo.briefs import TAUGHT, Brief, Requirement, prompt_text
+from mlxpref.demo.pictures import COLOURS, PictureSpec, render
 
 __all__ = ["DAMAGES", "LAYOUTS", "damage_member", "make_layout", "write_split", "write_tar", "write_zip"]
 
 Random = np.random.Generator
 _SPLIT_STREAMS = {"train": 1, "validation": 2, "test": 3, "validation_unique": 4, "test_unique": 5}
+BRIEFS: tuple[Brief, ...] = tuple(
+    (first, Requirement("square", "circle"), last)
+    for first in TAUGHT
+    for last in TAUGHT
+    if first.shape == "circle" and last.shape == "cross" and not first.is_like and not last.is_like
+)
 
 
 def make_layout(name: str, folder: Path, prompts: int = 4, seed: int = 0) -> Path:
@@ -95,22 +101,21 @@ def _rng(seed: int, split: str) -> Random:
     return np.random.default_rng([seed, _SPLIT_STREAMS[split]])
 
 
-def _prompts(rng: Random, count: int) -> list[tuple[str, str]]:
-    """Prompts, all of them before any comes again."""
-    order = rng.permutation(len(TRAIN_PROMPTS))
-    return [TRAIN_PROMPTS[order[i % len(order)]] for i in range(count)]
+def _prompts(rng: Random, count: int) -> list[Brief]:
+    """Briefs, all of them before any comes again."""
+    order = rng.permutation(len(BRIEFS))
+    return [BRIEFS[order[i % len(order)]] for i in range(count)]
 
 
-def _looks(prompt: tuple[str, str]) -> list[PictureSpec]:
-    """Looks for a prompt, best first: as asked and clean, as asked and spoiled, of another colour, and all wrong."""
-    colour, shape = prompt
-    other_colour = next(c for c in COLOURS if c != colour)
-    other_shape = next(s for s in SHAPES if s != shape)
+def _looks(brief: Brief) -> list[PictureSpec]:
+    """Looks for a brief, best first: as asked and clean, as asked and spoiled, with one mistake, and all wrong."""
+    circle, cross = brief[0].wanted, brief[2].wanted
+    other = next(colour for colour in COLOURS if colour not in (circle, cross))
     return [
-        PictureSpec(colour, shape, "clean"),
-        PictureSpec(colour, shape, "noisy"),
-        PictureSpec(other_colour, shape, "clean"),
-        PictureSpec(other_colour, other_shape, "blurry"),
+        PictureSpec(circle, circle, other, cross, "clean"),
+        PictureSpec(circle, circle, other, cross, "noisy"),
+        PictureSpec(circle, other, circle, cross, "clean"),
+        PictureSpec(other, circle, cross, circle if circle != cross else other, "blurry"),
     ]
 
 
@@ -147,7 +152,7 @@ def _imagereward(folder: Path, prompts: int, seed: int) -> None:
                     {
                         "image_path": f"images/{split}/{member}",
                         "prompt_id": f"{number:06d}-{seed:04d}",
-                        "prompt": prompt_text(*prompt),
+                        "prompt": prompt_text(prompt),
                         "classification": "Abstract & Conceptual Items",
                         "image_amount_in_total": len(ranks),
                         "rank": rank,
@@ -172,7 +177,7 @@ def _imagereward_list(folder: Path, prompts: int, seed: int) -> None:
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_bytes(_picture(_looks(prompt)[rank - 1], rng, "WEBP"))
         rows.append(
-            {"id": f"{number:06d}-0001", "prompt": prompt_text(*prompt), "generations": paths, "ranking": ranking}
+            {"id": f"{number:06d}-0001", "prompt": prompt_text(prompt), "generations": paths, "ranking": ranking}
         )
     (folder / "test.json").write_bytes(_json(rows))
 
@@ -188,7 +193,7 @@ def _hpdv2(folder: Path, prompts: int, seed: int) -> None:
         members |= {f"train/{n}": _picture(look, rng, "JPEG") for n, look in zip(names, _looks(prompt), strict=True)}
         for i, j in ((0, 1), (1, 2), (2, 3), (0, 3)):
             pair, preference = ([names[i], names[j]], [1, 0]) if rng.random() < 0.5 else ([names[j], names[i]], [0, 1])
-            rows.append({"prompt": prompt_text(*prompt), "file_path": pair, "human_preference": preference})
+            rows.append({"prompt": prompt_text(prompt), "file_path": pair, "human_preference": preference})
     (folder / "train.json").write_bytes(_json(rows))
     write_tar(folder / "train.tar.gz", members)
     rng, rows, members = _rng(seed, "test"), [], {}
@@ -199,7 +204,7 @@ def _hpdv2(folder: Path, prompts: int, seed: int) -> None:
         raters = [_unsure(order, rng) for _ in range(10)]
         rows.append(
             {
-                "prompt": prompt_text(*prompt),
+                "prompt": prompt_text(prompt),
                 "image_path": names,
                 "rank": [int(i) + 1 for i in order],
                 "raw_annotations": [{"rank": r, "user_hash": f"rater{i:02d}"} for i, r in enumerate(raters)],
@@ -233,7 +238,7 @@ def _pickapic(folder: Path, prompts: int, seed: int) -> None:
                 {
                     "are_different": True,
                     "best_image_uid": "tie" if label == 0.5 else uids[int(label < 0.5)],
-                    "caption": prompt_text(*prompt),
+                    "caption": prompt_text(prompt),
                     "created_at": "2023-01-01T00:00:00",
                     "has_label": has_label,
                     "image_0_uid": uids[0],
@@ -268,7 +273,7 @@ def _hpdv3(folder: Path, prompts: int, seed: int) -> None:
             names = [f"images/{_name(rng)}.jpg" for _ in range(4)]
             members |= {n: _picture(look, rng, "JPEG") for n, look in zip(names, _looks(prompt), strict=True)}
             for i, j in ((0, 1), (1, 2), (2, 3)):
-                row: dict[str, Any] = {"prompt": prompt_text(*prompt), "path1": names[i], "path2": names[j]}
+                row: dict[str, Any] = {"prompt": prompt_text(prompt), "path1": names[i], "path2": names[j]}
                 votes = int(rng.integers(5, 10))
                 if split == "train":  # the test has no votes, and what was taken over from elsewhere has null
                     known = i > 0
@@ -288,7 +293,7 @@ def _mmrb2_rows(prompts: int, seed: int) -> Iterator[tuple[dict[str, Any], bytes
             a_is_better = i < j
             row = {
                 "pair_id": f"demo_{number:03d}_{i}{j}",
-                "prompt_text": prompt_text(*prompt),
+                "prompt_text": prompt_text(prompt),
                 "chosen": "A" if a_is_better else "B",
                 "human_annotations": [2, *votes[1:]] if a_is_better else [7 - vote for vote in votes],
                 "prompt_source": "demo",
@@ -358,7 +363,7 @@ def _genai_bench(folder: Path, prompts: int, seed: int) -> None:
             images = [_cell(_picture(_looks(prompt)[look], rng, "JPEG")) for look in (left, right)]
             rows.append(
                 {
-                    "prompt": prompt_text(*prompt),
+                    "prompt": prompt_text(prompt),
                     "left_model": "model-1",
                     "left_image": images[0],
                     "right_model": "model-2",

@@ -92,10 +92,9 @@ def output_of(folder: Path, rank: int) -> list[str]:
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of five pictures."""
     folder = tmp_path_factory.mktemp("pictures")
-    specs = [("red", "circle", "clean"), ("red", "square", "clean"), ("green", "circle", "noisy"),
-             ("red", "circle", "blurry"), ("purple", "cross", "clean")]  # fmt: skip
-    for number, spec in enumerate(specs):
-        render(PictureSpec(*spec), np.random.default_rng(number)).save(folder / f"{number}.png")
+    looks = [("red", "clean"), ("orange", "clean"), ("green", "noisy"), ("red", "blurry"), ("purple", "clean")]
+    for number, (colour, quality) in enumerate(looks):
+        render(PictureSpec(colour, "green", "blue", "red", quality), np.random.default_rng(number)).save(folder / f"{number}.png")
     return folder
 
 

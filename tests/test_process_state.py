@@ -52,7 +52,7 @@ def use(folder: Path) -> None:
 
     judge = mlxpref.load("demo", think=False)
     pictures = [
-        render(PictureSpec(each, "circle", "clean"), np.random.default_rng(0)) for each in ("red", "blue", "green")
+        render(PictureSpec(each, "green", "blue", "red"), np.random.default_rng(0)) for each in ("red", "blue", "green")
     ]
     judge.rank(pictures, "a red circle")
     few: dict[str, Any] = {"limit": 8, "steps": 2, "comparisons": 2, "group": 2, "max_tokens": 48}

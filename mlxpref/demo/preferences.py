@@ -1,8 +1,11 @@
-"""The demo's preferences: a picture that matches the prompt wins; between equals, quality decides.
+"""The demo's preferences: the picture that meets more of its brief wins; between equals, quality decides.
+
+Both pictures of a pair show the same four colours on different shapes, and quality is right in half of all pairs: no
+statistic of one picture tells which wins, so a judge must check one requirement after another in both.
 
 Training and test pictures come from different random streams, so none is in both. Five per cent of the training labels
-are wrong, no test label is. No training comparison has a prompt of HELD_OUT, neither in the demo nor in the judge's
-warm-up.
+are wrong, no test label is. No training comparison has a requirement of HELD_OUT, neither in the demo nor in the judge's
+warm-up; the briefs of `heldout` have no other. The briefs of `four` have one requirement more.
 """
 
 from dataclasses import dataclass
@@ -10,89 +13,110 @@ from typing import Literal
 
 import numpy as np
 
+from mlxpref.demo.briefs import HELD_OUT, REQUIREMENTS, TAUGHT, Brief, count_met, draw_brief, prompt_text
 from mlxpref.demo.pictures import COLOURS, QUALITIES, SHAPES, PictureSpec, render
 from mlxpref.preferences import Preference
 
-Aspect = Literal["colour", "shape", "quality"]
-ASPECTS: tuple[Aspect, ...] = ("colour", "shape", "quality")
-HELD_OUT = (("red", "triangle"), ("green", "square"), ("blue", "cross"), ("yellow", "circle"))
-TRAIN_PROMPTS = tuple((c, s) for c in COLOURS for s in SHAPES if (c, s) not in HELD_OUT)
-SPLITS = ("train", "test", "heldout")
+SPLITS = ("train", "test", "heldout", "four")
 LABEL_NOISE = 0.05
-_STREAMS = {"train": 1, "test": 2, "heldout": 3}
+_STREAMS = {"train": 1, "test": 2, "heldout": 3, "four": 4}
+_MET = 0.42
+"""How often a requirement is made to hold in one of the pictures; some hold by chance."""
+_QUALITY_DECIDES = 0.2
+_QUALITY_SAME, _QUALITY_HELPS = 0.25, 0.25
+"""Shares of the pairs in which the brief decides: over all pairs, the better looking picture wins half of the time."""
 
 
 @dataclass(frozen=True)
 class PairSpec:
-    """Two pictures for one prompt's colour and shape, with the deciding aspect and the better one."""
+    """Two pictures for one brief, and the better one."""
 
-    colour: str
-    shape: str
+    brief: Brief
     a: PictureSpec
     b: PictureSpec
-    aspect: Aspect
-    better: Literal["a", "b"]
 
     @property
     def prompt(self) -> str:
         """The prompt of both pictures."""
-        return prompt_text(self.colour, self.shape)
+        return prompt_text(self.brief)
+
+    @property
+    def swapped(self) -> "PairSpec":
+        """The same pair with a and b exchanged."""
+        return PairSpec(self.brief, self.b, self.a)
+
+    @property
+    def better(self) -> Literal["a", "b"]:
+        """The picture that people prefer."""
+        return "a" if value_of(self.brief, self.a) > value_of(self.brief, self.b) else "b"
 
 
-def prompt_text(colour: str, shape: str) -> str:
-    """The prompt for a shape of a colour."""
-    return f"{'an' if colour[0] in 'aeiou' else 'a'} {colour} {shape}"
+def value_of(brief: Brief, picture: PictureSpec) -> int:
+    """The place of a picture among all that a brief may get: its requirements count first, then its quality."""
+    return len(QUALITIES) * (count_met(brief, picture) + 1) - QUALITIES.index(picture.quality) - 1
 
 
-def draw_pair(
-    rng: np.random.Generator,
-    prompts: tuple[tuple[str, str], ...] = TRAIN_PROMPTS,
-    aspect: Aspect | None = None,
-) -> PairSpec:
-    """A random pair: a prompt, the deciding aspect, and two pictures that differ in it.
+def draw_pair(rng: np.random.Generator, brief: Brief) -> PairSpec:
+    """A random pair for a brief: the same colours on different shapes, one better than the other."""
+    is_equal = bool(rng.random() < _QUALITY_DECIDES)
+    while True:
+        colours = _draw_colours(rng, brief)
+        dealt = [colours, tuple(colours[int(i)] for i in rng.permutation(len(colours)))]
+        met = [count_met(brief, PictureSpec(*each)) for each in dealt]
+        if dealt[0] != dealt[1] and (met[0] == met[1]) == is_equal:
+            break
+    best_first = dealt if met[0] > met[1] else dealt[::-1]
+    better, worse = (
+        PictureSpec(*each, quality) for each, quality in zip(best_first, _draw_qualities(rng, is_equal), strict=True)
+    )
+    return PairSpec(brief, better, worse) if rng.random() < 0.5 else PairSpec(brief, worse, better)
 
-    Where colour or shape decides, quality misleads more often than it helps. Where quality decides, a quarter of
-    the pairs show the same wrong thing twice.
-    """
-    colour, shape = prompts[int(rng.integers(len(prompts)))]
-    aspect = aspect or ASPECTS[int(rng.integers(3))]
-    wrong_colour = _other(rng, tuple(COLOURS), colour)
-    wrong_shape = _other(rng, SHAPES, shape)
-    low_quality = QUALITIES[int(rng.integers(1, len(QUALITIES)))]
-    good, bad = (colour, shape), (colour, shape)
-    good_quality, bad_quality = "clean", low_quality
+
+def _draw_colours(rng: np.random.Generator, brief: Brief) -> tuple[str, ...]:
+    """A colour for each of SHAPES, such that about half of the requirements hold."""
+    names = list(COLOURS)
+    colours = [names[int(i)] for i in rng.integers(0, len(names), len(SHAPES))]
+    for requirement in brief:
+        if rng.random() < _MET:
+            colours[SHAPES.index(requirement.shape)] = requirement.colour_in(PictureSpec(*colours))
+    return tuple(colours)
+
+
+def _draw_qualities(rng: np.random.Generator, is_equal: bool) -> tuple[str, str]:
+    """The qualities of the better and the worse picture."""
+    high, low = (QUALITIES[int(i)] for i in np.sort(rng.permutation(len(QUALITIES))[:2]))
     chance = rng.random()
-    if aspect == "quality":
-        if chance < 0.25:
-            good = bad = (wrong_colour, shape) if rng.random() < 0.5 else (colour, wrong_shape)
-    else:
-        bad = (wrong_colour, shape) if aspect == "colour" else (colour, wrong_shape)
-        if chance < 0.5:
-            good_quality, bad_quality = low_quality, "clean"
-        elif chance >= 0.75:
-            bad_quality = "clean"
-    better, worse = PictureSpec(*good, good_quality), PictureSpec(*bad, bad_quality)
-    if rng.random() < 0.5:
-        return PairSpec(colour, shape, better, worse, aspect, "a")
-    return PairSpec(colour, shape, worse, better, aspect, "b")
+    if is_equal or chance < _QUALITY_HELPS:
+        return high, low
+    return (high, high) if chance < _QUALITY_HELPS + _QUALITY_SAME else (low, high)
 
 
 def demo_preferences(split: str, count: int, seed: int = 0) -> list[Preference]:
-    """The first `count` preferences of a split (`train`, `test` or `heldout`), rendered.
+    """The first `count` preferences of a split (`train`, `test`, `heldout` or `four`), rendered.
 
     The i-th preference depends on split, seed and i alone, so a longer list begins with the shorter one.
     """
-    prompts = HELD_OUT if split == "heldout" else TRAIN_PROMPTS
-    return [_preference(np.random.default_rng([_STREAMS[split], seed, i]), prompts, split) for i in range(count)]
+    return [_preference(_stream(split, seed, i), split) for i in range(count)]
 
 
-def _preference(rng: np.random.Generator, prompts: tuple[tuple[str, str], ...], split: str) -> Preference:
-    pair = draw_pair(rng, prompts)
+def demo_pairs(split: str, count: int, seed: int = 0) -> list[PairSpec]:
+    """The content of the first `count` preferences of a split, with the same seed."""
+    return [draw_pair_of(split, _stream(split, seed, i)) for i in range(count)]
+
+
+def draw_pair_of(split: str, rng: np.random.Generator) -> PairSpec:
+    """A random pair of a split."""
+    size, requirements = REQUIREMENTS + (split == "four"), HELD_OUT if split == "heldout" else TAUGHT
+    return draw_pair(rng, draw_brief(rng, size, requirements))
+
+
+def _stream(split: str, seed: int, number: int) -> np.random.Generator:
+    return np.random.default_rng([_STREAMS[split], seed, number])
+
+
+def _preference(rng: np.random.Generator, split: str) -> Preference:
+    pair = draw_pair_of(split, rng)
     p_people = 1.0 if pair.better == "a" else 0.0
     if split == "train" and rng.random() < LABEL_NOISE:
         p_people = 1.0 - p_people
     return Preference(pair.prompt, render(pair.a, rng), render(pair.b, rng), p_people, group=pair.prompt)
-
-
-def _other(rng: np.random.Generator, names: tuple[str, ...], name: str) -> str:
-    return names[(names.index(name) + int(rng.integers(1, len(names)))) % len(names)]

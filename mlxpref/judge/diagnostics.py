@@ -73,13 +73,19 @@ def answer_warnings(pairs: Iterable[PairVerdict]) -> Iterator[str]:
 
 
 def _about_preferences(ranking: Ranking) -> Iterator[str]:
-    pairs = [pair for pair in ranking.pairs if pair.think == ranking.modes[-1]]  # the others may be of another scale
-    undecided = sum(abs(ranking.preference(pair) - 0.5) < _UNDECIDED for pair in pairs)
-    if undecided > _UNDECIDED_SHARE * len(pairs):
-        yield (
-            f"the judge can hardly tell these images apart: of {counted(len(pairs), 'pair')}, "
-            f"{undecided} came out between 40 and 60 %"
-        )
+    for think in ranking.modes:
+        pairs = [pair for pair in ranking.pairs if pair.think == think]  # each mode has a scale of its own
+        undecided = sum(abs(ranking.preference(pair) - 0.5) < _UNDECIDED for pair in pairs)
+        if undecided <= _UNDECIDED_SHARE * len(pairs):
+            continue
+        counts = f"of {counted(len(pairs), 'pair')}, {undecided} came out between 40 and 60 %"
+        if think == ranking.modes[-1]:
+            yield f"the judge can hardly tell these images apart: {counts}"
+        else:
+            yield (
+                f"which images the judge thought about is mostly by chance, as it can hardly tell them apart at once: "
+                f"{counts}; --think-about all thinks about every pair"
+            )
     bias, error = ranking.strengths.position_bias, ranking.strengths.position_bias_stderr
     spread = float(np.std(ranking.strengths.fit.strengths))
     if abs(bias) > max(spread, _STANDARD_ERRORS * error):

@@ -114,7 +114,7 @@ def without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def draw(path: Path, number: int = 0) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    look = PictureSpec(list(COLOURS)[number % len(COLOURS)], SHAPES[number % len(SHAPES)], "clean")
+    look = PictureSpec(*np.random.default_rng(number).permutation(list(COLOURS))[: len(SHAPES)].tolist())
     with path.open("wb") as file:
         render(look, np.random.default_rng(number)).save(file, format="PNG")
     return path

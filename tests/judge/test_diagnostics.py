@@ -29,6 +29,21 @@ def test_a_judge_that_cannot_tell() -> None:
     assert warning == ("the judge can hardly tell these images apart: of 16 pairs, 16 came out between 40 and 60 %")
 
 
+class Thinker(Rater):
+    """It can tell images apart when it thinks, and hardly at once."""
+
+    def verdict(self, log_odds: float, text: str, thinks: bool) -> Verdict:  # type: ignore[override]
+        return super().verdict(log_odds if thinks else 0.01 * log_odds, text, thinks)
+
+
+def test_a_judge_that_must_think() -> None:
+    judge = Thinker(24)
+    (warning,) = rank_pairs(judge.images, "a hat", judge, "top").warnings
+    assert warning.startswith("which images the judge thought about is mostly by chance, as it can hardly tell them ")
+    assert warning.endswith(" came out between 40 and 60 %; --think-about all thinks about every pair")
+    assert not rank_pairs(judge.images, "a hat", judge, "all").warnings
+
+
 class Faulty(Rater):
     """Every third answer is not given, every second completion is cut off, or an answer gets little probability."""
 

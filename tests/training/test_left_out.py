@@ -74,7 +74,7 @@ def own(tmp_path: Path) -> dict[str, Any]:
     """A user's file of six preferences of eight pictures."""
     rng, rows = np.random.default_rng(0), []
     for i in range(8):
-        render(PictureSpec("red", "circle", "clean"), rng).save(tmp_path / f"{i}.png")
+        render(PictureSpec("red", "green", "blue", "red"), rng).save(tmp_path / f"{i}.png")
     for i in range(6):
         rows.append({"prompt": f"picture {i}", "a": f"{i}.png", "b": f"{i + 2}.png", "p_a": 1})
     (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
