@@ -47,6 +47,7 @@ _TIES = ", ".join(name for name, protocol in PROTOCOLS.items() if protocol.ties)
         "mlxpref eval --data demo --model demo --model demo --adapter runs/taste --scores clip.csv",
         "mlxpref eval --data demo --adapter runs/first --adapter runs/second",
         "mlxpref eval --data demo --model demo --strategy soft,select --samples 1,4 --compare-thinking",
+        "mlxpref eval --data demo --samples 1,2,4,8 --max-tokens 8,16,32,64 --compare-thinking --plot curve.svg",
         "mlxpref eval --data hpdv2 --scores scores.csv",
     ),
 )
@@ -61,7 +62,7 @@ _TIES = ", ".join(name for name, protocol in PROTOCOLS.items() if protocol.ties)
 @option_group(OutputOptions, "outputs")
 @option_group(MeasuredOptions, "measured")
 @option_group(JudgeOptions, "shared", only=("any_base", "yes", "calibration", "store", "no_store"))
-@settings_options(JudgeSettings, only=("think", "max_tokens", "max_pixels", "seed", "rows", "criterion", "profile"))
+@settings_options(JudgeSettings, only=("think", "max_pixels", "seed", "rows", "criterion", "profile"))
 @json_option
 def evaluate(
     source: DataOptions,
@@ -177,14 +178,17 @@ class _Work:
             judge.processes.check_same({"fingerprint of the preferences": data_fingerprint(everything)})
             learned_from = count_learned(judge.folders, preferences)
             fitted_to = judge.calibration.count_fitted(preferences) if judge.calibration else 0
+            runs = judge.vlm.features.runs
             rows = self.variants.variants(judge.settings.think)
             if "score" in self.variants.strategies:
                 judge.profile.check_form("scores")
-            one_sample = replace(judge, settings=replace(judge.settings, samples=1))
+            limits = self.variants.several_max_tokens or [judge.settings.max_tokens]
+            a_completion = replace(judge.settings, samples=1, max_tokens=sum(limits) // len(limits))
             pairs = [Pair(p.a, p.b, p.prompt) for p in [*to_judge(preferences, self.spec), *self.validation]]
             if len(pairs) > _FEW:
-                announce_time(one_sample, pairs, budget_of(rows, len(pairs)))
+                announce_time(replace(judge, settings=a_completion), pairs, budget_of(rows, len(pairs)))
             comparison = compare_strategies(judge, preferences, self.spec, rows, self.validation, self.left_out)
+            runs = int(judge.processes.all_sum_numbers(judge.vlm.features.runs - runs)[0])
         if recalled := comparison.counts.recalled:
             note(f"{recalled} of {recalled + comparison.counts.comparisons} comparisons were judged before")
         warnings = list(demo_warnings(judge.name, images, self.cache))
@@ -192,21 +196,26 @@ class _Work:
         if is_soft and judge.profile.is_point and not judge.calibration:
             warnings.append(SCORES_ONLY)  # it was said before the work
         for row in comparison.rows:
-            if row.variant.strategy == "soft":
+            if row.variant.strategy == "soft" and row.variant.max_tokens in (None, judge.settings.max_tokens):
                 for line in answer_warnings(row.evaluation.verdicts):
                     warnings.append(f"{row.variant}: {line}")
                     note(warnings[-1])
         about = {
             "profile": judge.profile.name,
-            "max_tokens": judge.settings.max_tokens,
+            "max_tokens": None if self.variants.several_max_tokens else judge.settings.max_tokens,
             "max_pixels": judge.vlm.features.max_pixels,
             "seed": judge.settings.seed,
             "criterion": judge.settings.criterion.strip() or None,
+            "vision_runs": runs,
             "warnings": warnings,
         }
         summary = judge.calibration.summary() | {"fitted_to": fitted_to} if judge.calibration else None
         about_rows = [
-            {"calibration": summary if row.variant.strategy == "soft" else None, "learned_from": learned_from}
+            {
+                "max_tokens": row.variant.max_tokens or about["max_tokens"],
+                "calibration": summary if row.variant.strategy == "soft" else None,
+                "learned_from": learned_from,
+            }
             for row in comparison.rows
         ]
         return JudgeResult(judge.name, judge.adapter, comparison, about, about_rows)
@@ -222,7 +231,7 @@ def _print_result(result: JudgeResult, about: Mapping[str, Any] | None) -> None:
     elif len(result.comparison.rows) == 1:
         print_evaluations([result.comparison.rows[0].evaluation])
     else:
-        print_strategies(result.comparison)
+        print_strategies(result.comparison, result.about["vision_runs"])
 
 
 def _evaluate_scores(

@@ -11,10 +11,13 @@ from mlxpref.cli.common import check_output
 from mlxpref.cli.options import FILE, JudgeOptions, OldSpellings, flag, option
 from mlxpref.cli.output import note
 from mlxpref.judge.compare_judges import JudgeComparison
+from mlxpref.judge.compute_curve import varies_compute
 from mlxpref.judge.strategies import StrategyComparison, StrategyVariant, strategy_variants
+from mlxpref.report.compute_curve import draw_compute
+from mlxpref.report.drawing import FORMATS
 from mlxpref.report.predictions import FORMATS as PREDICTION_FORMATS
 from mlxpref.report.predictions import comparison_rows, write_predictions
-from mlxpref.report.reliability import FORMATS, draw_strategies
+from mlxpref.report.reliability import draw_strategies
 from mlxpref.verdict import STRATEGIES, Strategy
 
 _ORDER = f"{__name__}.order"
@@ -102,9 +105,10 @@ def _strategies(ctx: click.Context, parameter: click.Parameter, value: str | Non
     return [name for name in STRATEGIES if name in names]
 
 
-def _counts(ctx: click.Context, parameter: click.Parameter, value: str | None) -> list[int] | None:
-    """Numbers from 1, separated by commas."""
-    counts = value.split(",") if value else []
+def _counts(ctx: click.Context, parameter: click.Parameter, values: Sequence[str]) -> list[int] | None:
+    """Numbers from 1, separated by commas or given one by one."""
+    value = ",".join(values)
+    counts = value.split(",") if values else []
     if not all(count.strip().isdecimal() and int(count) for count in counts):
         raise click.BadParameter(f"{value!r}: give numbers from 1, such as 1,2,4,8")
     return [int(count) for count in counts] or None
@@ -112,7 +116,7 @@ def _counts(ctx: click.Context, parameter: click.Parameter, value: str | None) -
 
 @dataclass(frozen=True)
 class StrategyOptions:
-    """The strategies, numbers of samples and ways of thinking to compare."""
+    """The strategies, numbers of samples, bounds on their tokens, and ways of thinking to compare."""
 
     strategies: Sequence[Strategy] = option(
         "--strategy",
@@ -121,29 +125,52 @@ class StrategyOptions:
     )
     samples: Sequence[int] | None = option(
         "--samples",
+        multiple=True,
         callback=_counts,
         help="Completions per order: one is greedy, several are sampled; several numbers with commas.  [default: 1]",
     )
     compare_thinking: bool = flag("--compare-thinking", "Compare judging with thinking and without.")
+    max_tokens: Sequence[int] | None = option(
+        "--max-tokens",
+        metavar="N",
+        multiple=True,
+        callback=_counts,
+        help="Tokens of reasoning at most; a longer one is ended there; several numbers with commas.  [default: 256, "
+        "or as profile or adapter say]",
+    )
 
     def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The judge's settings in these options and in others, for the variant with the most memory."""
         if self.compare_thinking and "think" in given:
             raise click.UsageError("--compare-thinking takes the place of --think and --no-think")
-        samples = {"samples": max(self.samples)} if self.samples else {}
-        return {**given, **samples, **({"think": True} if self.compare_thinking else {})}
+        most = {"samples": self.samples, "max_tokens": self.max_tokens}
+        largest = {name: max(counts) for name, counts in most.items() if counts}
+        return {**given, **largest, **({"think": True} if self.compare_thinking else {})}
 
     def variants(self, think: bool) -> list[StrategyVariant]:
         """The variants in the options; `think` says whether the judge thinks, if they do not compare both."""
         modes = [True, False] if self.compare_thinking else [think]
-        return strategy_variants(self.strategies, self.samples or [1], modes)
+        if self.several_max_tokens and not any(modes):
+            note("several --max-tokens are left off: without thinking there are no reasons to end")
+        return strategy_variants(self.strategies, self.samples or [1], modes, self.several_max_tokens)
+
+    @property
+    def several_max_tokens(self) -> list[int]:
+        """The bounds on tokens, if these are several; a single one is the judge's setting."""
+        limits = sorted(set(self.max_tokens or ()))
+        return limits if len(limits) > 1 else []
 
 
 @dataclass(frozen=True)
 class OutputOptions:
     """The outputs of an evaluation besides stdout."""
 
-    plot: Path | None = option("--plot", type=FILE, help="Draw how reliable probabilities are: .svg, .png.")
+    plot: Path | None = option(
+        "--plot",
+        type=FILE,
+        help="Draw how reliable probabilities are, or, of several --samples or --max-tokens, accuracy by the tokens of "
+        "a pair: .svg, .png.",
+    )
     predictions: Path | None = option(
         "--predictions", type=FILE, help="Write what was predicted for each pair, with reasons: .csv, .jsonl."
     )
@@ -162,7 +189,9 @@ class OutputOptions:
     def write(self, comparison: StrategyComparison | JudgeComparison) -> None:
         """Write the outputs and print their places."""
         if self.plot is not None:
-            draw_strategies(comparison, self.plot)
+            rows = comparison.rows if isinstance(comparison, StrategyComparison) else [row.judged for row in comparison]
+            draw = draw_compute if varies_compute(row.variant for row in rows if row) else draw_strategies
+            draw(comparison, self.plot)
             note(f"drawing: {self.plot}")
         if self.predictions is not None:
             write_predictions(self.predictions, list(comparison_rows(comparison)))

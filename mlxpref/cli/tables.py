@@ -6,6 +6,7 @@ from typing import Any
 
 from mlxpref.cli.output import print_table, print_text
 from mlxpref.judge.compare_judges import JudgeComparison
+from mlxpref.judge.compute_curve import ComputePoint, frontier, varies_compute
 from mlxpref.judge.evaluation import Evaluation
 from mlxpref.judge.ranking_result import Ranking, RankingEntry
 from mlxpref.judge.strategies import Difference, StrategyComparison, StrategyVariant
@@ -115,16 +116,18 @@ def print_evaluations(evaluations: Sequence[Evaluation], names: Sequence[str] = 
         print_text(f"{name}: {'; '.join(_beside(e))}")
 
 
-def print_strategies(comparison: StrategyComparison) -> None:
+def print_strategies(comparison: StrategyComparison, vision_runs: int) -> None:
     """Print a line for each variant, the gains of `soft` over the others, and the total work."""
     first = comparison.rows[0].evaluation
+    variants = [row.variant for row in comparison.rows]
+    limits = (">max tokens",) if any(variant.max_tokens for variant in variants) else ()
     with_official = first.spec.protocol != "pairs"
     print_table(
-        ("strategy", "thinking", ">samples", *((">official",) if with_official else ()), ">accuracy", ">95 % interval",
-         ">ece", ">unreadable", ">tokens a pair", ">seconds a pair"),
+        ("strategy", "thinking", ">samples", *limits, *((">official",) if with_official else ()), ">accuracy",
+         ">95 % interval", ">ece", ">unreadable", ">tokens a pair", ">seconds a pair"),
         (
             (
-                *_variant(row.variant),
+                *_variant(row.variant, limits),
                 *((percent(row.evaluation.official.value),) if with_official else ()),
                 *_with_interval(metrics.accuracy, metrics.accuracy_low, metrics.accuracy_high),
                 _number(metrics.ece, 3),
@@ -141,20 +144,28 @@ def print_strategies(comparison: StrategyComparison) -> None:
     gains = [(row, other, gain) for row in comparison.rows for other, gain in row.minus.items()]
     if gains:
         print_table(
-            ("difference", "thinking", ">samples", ">points of accuracy", ">95 % interval"),
+            ("difference", "thinking", ">samples", *limits, ">points of accuracy", ">95 % interval"),
             (
-                (f"soft - {other}", *_variant(row.variant)[1:], *_minus(gain))
+                (f"soft - {other}", *_variant(row.variant, limits)[1:], *_minus(gain))
                 for row, other, gain in gains
             ),
         )  # fmt: skip
     _print_official({str(row.variant): row.evaluation for row in comparison.rows})
+    for strategy in dict.fromkeys(variant.strategy for variant in variants) if varies_compute(variants) else ():
+        best = frontier(ComputePoint.of(row) for row in comparison.rows if row.variant.strategy == strategy)
+        steps = [f"{percent(each.accuracy)} with {each.tokens:.0f} ({each.variant})" for each in best]
+        print_text(
+            f"the most accurate with so many tokens a pair, or fewer: {', '.join(steps)}; what is within the intervals "
+            "may be chance"
+        )
     if comparison.counts.tokens:
         print_text(
             "tokens are what a row needs by itself; its seconds are those of all completions that it is read from, "
             "which other rows may share"
         )
     print_text(
-        f"all rows together: {counted(comparison.counts.tokens, 'token')} in {format_duration(comparison.seconds)}; "
+        f"all rows together: {counted(comparison.counts.tokens, 'token')} and {counted(vision_runs, 'encoded image')} "
+        f"in {format_duration(comparison.seconds)}; "
         f"always the first image of the file: {percent(first.metrics.first_image_baseline)}; "
         f"{counted(first.metrics.ties_dropped, 'tie')} dropped"
     )
@@ -221,8 +232,14 @@ def _work_a_pair(e: Evaluation) -> tuple[str, str]:
     return _number(e.tokens_per_pair, 1), seconds
 
 
-def _variant(variant: StrategyVariant) -> tuple[object, ...]:
-    return variant.strategy, "yes" if variant.think else "no", variant.samples
+def _variant(variant: StrategyVariant, limits: Sequence[str]) -> tuple[object, ...]:
+    """The cells of a variant; `limits` are the columns of bounds on tokens, one or none."""
+    return (
+        variant.strategy,
+        "yes" if variant.think else "no",
+        variant.samples,
+        *[variant.max_tokens or "-" for _ in limits],
+    )
 
 
 def print_recipes(rows: Sequence[dict[str, Any]]) -> None:

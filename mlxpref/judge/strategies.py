@@ -1,9 +1,10 @@
-"""Compares strategies in one run: by numbers of samples, with thinking and without.
+"""Compares strategies in one run: by numbers of samples and lengths of reasons, with thinking and without.
 
 Variants share work: every image is encoded once, and equal beginnings of prompts run once. `soft` and `select` read the
 same completions, one at the start of the answer and one at its end. Random numbers are keyed by sample, so smaller
 numbers of samples reuse the first ones of the largest. A single sample is greedy and needs its own completions, and so
-does `score`, which asks another question.
+does `score`, which asks another question. A pair whose completions all ended by themselves within fewer tokens is not
+judged again with these.
 """
 
 import time
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from mlxpref.config import JudgeSettings
 from mlxpref.data.left_out import LeftOut
 from mlxpref.judge.evaluation import Evaluation, EvaluationSpec, evaluation_of, readable, tie_threshold_of, to_judge
 from mlxpref.judge.judge import Judge
@@ -27,6 +29,7 @@ from mlxpref.log import logger, track
 from mlxpref.preferences import Pair, Preference
 from mlxpref.ranking.intervals import difference_interval, widest
 from mlxpref.ranking.temperature import TemperatureScaling
+from mlxpref.text import counted
 from mlxpref.verdict import Strategy, Verdict
 
 _PAIRS = 32
@@ -35,16 +38,26 @@ _PAIRS = 32
 
 @dataclass(frozen=True)
 class StrategyVariant:
-    """One way to judge: the reading of completions, with or without reasons, and their number per order."""
+    """One way to judge: the reading of completions, with or without reasons, their number per order, and their length.
+
+    `max_tokens` None is the judge's own.
+    """
 
     strategy: Strategy
     think: bool
     samples: int
+    max_tokens: int | None = None
 
     def __str__(self) -> str:
         if not self.think:
             return f"{self.strategy}, without thinking"
-        return f"{self.strategy}, {self.samples} sample{'s' if self.samples > 1 else ''}"
+        limit = f" of up to {counted(self.max_tokens, 'token')}" if self.max_tokens else ""
+        return f"{self.strategy}, {counted(self.samples, 'sample')}{limit}"
+
+    def settings(self, settings: JudgeSettings) -> JudgeSettings:
+        """A judge's settings for this variant."""
+        max_tokens = self.max_tokens or settings.max_tokens
+        return replace(settings, think=self.think, samples=self.samples, max_tokens=max_tokens)
 
 
 @dataclass(frozen=True)
@@ -106,13 +119,18 @@ class StrategyComparison:
 
 
 def strategy_variants(
-    strategies: Sequence[Strategy], samples: Sequence[int], thinking: Sequence[bool]
+    strategies: Sequence[Strategy], samples: Sequence[int], thinking: Sequence[bool], max_tokens: Sequence[int] = ()
 ) -> list[StrategyVariant]:
-    """Every combination, in the order of a table; without thinking only one sample, as all are equal."""
+    """Every combination, in the order of a table; without thinking only one sample, as all are equal.
+
+    Without any `max_tokens` they are the judge's own.
+    """
+    limits: list[int | None] = [*sorted(set(max_tokens))] or [None]
     return [
-        StrategyVariant(strategy, think, count)
+        StrategyVariant(strategy, think, count, limit)
         for think in sorted(set(thinking))
         for count in (sorted(set(samples)) if think else [1])
+        for limit in (limits if think else [None])
         for strategy in dict.fromkeys(strategies)
     ]
 
@@ -134,7 +152,7 @@ def compare_strategies(
 ) -> StrategyComparison:
     """Judge preferences by every variant, each in both orders, and measure each variant as `evaluate` does.
 
-    It ignores the strategy of `spec` and the judge's settings of thinking and samples. With a store, an interrupted
+    It ignores the strategy of `spec` and the settings of the judge that a variant has. With a store, an interrupted
     comparison continues where it stopped. Each row gets its own tie threshold where one must be chosen. ConfigError,
     before any work, for a variant without a calibration if the judge has a calibration. No row counts a pair that one
     of them left out; `left_out` gets the images.
@@ -166,7 +184,8 @@ def compare_strategies(
     return StrategyComparison(
         rows=_rows(evaluations, pairs),
         preferences=tuple(pairs),
-        counts=JudgingCounts.of(verdict for completions in every for verdict in completions.verdicts),
+        # A pair that is not judged again with fewer tokens is the same object.
+        counts=JudgingCounts.of({id(v): v for completions in every for v in completions.verdicts}.values()),
         seconds=round(time.perf_counter() - start, 3),
     )
 
@@ -210,26 +229,41 @@ def _gains(
 
 
 class _SharedCompletions:
-    """Completions that rows share: the judge that writes them, its verdicts, and its seconds."""
+    """Completions that rows share: the judge that writes them, its verdicts, and its seconds.
 
-    def __init__(self, judge: Judge, variant: StrategyVariant) -> None:
-        settings = replace(judge.settings, think=variant.think, samples=variant.samples)
+    `longer` are the same ones with more tokens, if any. A pair whose completions ended there within the fewer tokens is
+    theirs, and so is its part of their seconds.
+    """
+
+    def __init__(self, judge: Judge, variant: StrategyVariant, longer: "_SharedCompletions | None" = None) -> None:
         # The rescaling happens when a row is read.
-        self._judge = replace(judge, settings=settings, calibration=None)
+        self._judge = replace(judge, settings=variant.settings(judge.settings), calibration=None)
         self.variant = variant
+        # A judge of single images writes once what many pairs share, so its tokens are of no pair alone.
+        self._longer = None if judge.profile.is_point else longer
         self.verdicts: list[PairVerdict] = []
         self.seconds = 0.0
 
     def extend(self, pairs: Sequence[Pair], session: JudgingSession, left_out: LeftOut) -> Iterator[PairVerdict]:
         """Judge more pairs."""
+        longer, known = self._longer, list[PairVerdict | None]([None] * len(pairs))
+        if longer is not None:
+            known = [each if self._is_whole(each) else None for each in longer.verdicts[len(self.verdicts) :]]
+            self.seconds += longer.seconds * (len(known) - known.count(None)) / len(longer.verdicts)
+        rest = [pair for pair, verdict in zip(pairs, known, strict=True) if verdict is None]
         start = time.perf_counter()
-        for verdict in self._judge.pairs(
-            pairs, self.variant.strategy, session=session, left_out=left_out, by_scores=True
-        ):
+        judged = self._judge.pairs(rest, self.variant.strategy, session=session, left_out=left_out, by_scores=True)
+        for each in known:
+            verdict = next(judged) if each is None else each
             self.seconds += time.perf_counter() - start
             self.verdicts.append(verdict)
             yield verdict
             start = time.perf_counter()
+
+    def _is_whole(self, verdict: PairVerdict) -> bool:
+        """Whether every completion about a pair ended by itself so early that it would be the same here."""
+        limit = self._judge.settings.max_tokens
+        return all(not each.closed and each.tokens <= limit for each in verdict.verdicts)
 
 
 def _write(
@@ -246,7 +280,10 @@ def _write(
     Returns each variant's, and the preferences without those that a variant left out.
     """
     sources = {variant: _source(variant, variants) for variant in variants}
-    shared = {source: _SharedCompletions(judge, source) for source in dict.fromkeys(sources.values())}
+    shared: dict[StrategyVariant, _SharedCompletions] = {}
+    for source in sorted(dict.fromkeys(sources.values()), key=lambda each: -(each.max_tokens or 0)):
+        alike = [each for other, each in shared.items() if replace(other, max_tokens=source.max_tokens) == source]
+        shared[source] = _SharedCompletions(judge, source, alike[-1] if alike else None)
     pairs = [Pair(p.a, p.b, p.prompt) for p in judged]
     size = max(_PAIRS, judge.settings.rows)
     current = next(iter(shared.values()))
@@ -266,17 +303,18 @@ def _write(
 
 def _source(variant: StrategyVariant, variants: Sequence[StrategyVariant]) -> StrategyVariant:
     """The variant whose completions contain those of this one."""
-    others = [other for other in variants if other.think == variant.think]
+    others = [each for each in variants if (each.think, each.max_tokens) == (variant.think, variant.max_tokens)]
     with_answer = variant.strategy == "soft" and any(other.strategy == "select" for other in others)
     samples = max(other.samples for other in others) if variant.samples > 1 else 1
-    return StrategyVariant("select" if with_answer else variant.strategy, variant.think, samples)
+    return replace(variant, strategy="select" if with_answer else variant.strategy, samples=samples)
 
 
 def _rescaling(variant: StrategyVariant, judge: Judge, session: JudgingSession) -> TemperatureScaling | None:
     """The rescaling of a variant; ConfigError where the judge is calibrated, but not for it."""
     if not judge.calibration or variant.strategy != "soft":
         return None
-    return judge.calibration.rescaling(replace(judge.conditions(variant.think, session), samples=variant.samples))
+    asked = replace(judge, settings=variant.settings(judge.settings))
+    return judge.calibration.rescaling(asked.conditions(session=session))
 
 
 def _read(

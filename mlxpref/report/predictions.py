@@ -23,15 +23,17 @@ def comparison_rows(comparison: StrategyComparison | JudgeComparison) -> Iterato
     """A row for each pair of each variant: the pair, people's and the judge's preference for a, both orders, reasons.
 
     `correct` says whether the better image was preferred; None for a tie in the data. Rows of several judges begin with
-    the name of theirs, and those of scores end with `correct`.
+    the name of theirs, and those of scores end with `correct`. `max_tokens` is there where these are several.
     """
     pairs = comparison.preferences
     if isinstance(comparison, StrategyComparison):
+        limits = any(row.variant.max_tokens for row in comparison.rows)
         for row in comparison.rows:
-            yield from _judged_rows(pairs, row)
+            yield from _judged_rows(pairs, row, limits)
         return
+    limits = any(each.judged.variant.max_tokens for each in comparison if each.judged)
     for each in comparison:
-        rows = _judged_rows(pairs, each.judged) if each.judged else score_rows(pairs, each.p_a)
+        rows = _judged_rows(pairs, each.judged, limits) if each.judged else score_rows(pairs, each.p_a)
         yield from ({"judge": each.name, **row} for row in rows)
 
 
@@ -53,8 +55,9 @@ def write_predictions(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     write_output(path, text)
 
 
-def _judged_rows(preferences: Sequence[Preference], row: StrategyRow) -> Iterator[dict[str, Any]]:
-    variant = {"strategy": row.variant.strategy, "think": row.variant.think, "samples": row.variant.samples}
+def _judged_rows(preferences: Sequence[Preference], row: StrategyRow, limits: bool) -> Iterator[dict[str, Any]]:
+    names = ("strategy", "think", "samples", *(("max_tokens",) if limits else ()))
+    variant = {name: getattr(row.variant, name) for name in names}
     for preference, verdict in zip(preferences, row.evaluation.verdicts, strict=True):
         yield _row(preference, verdict.p_a) | _orders(verdict) | variant
 

@@ -7,14 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from mlxpref.errors import ConfigError
-from mlxpref.files import replacing
 from mlxpref.judge.compare_judges import JudgeComparison
 from mlxpref.judge.metrics import Floats, calibration_bins, calibration_error
 from mlxpref.judge.strategies import StrategyComparison
 from mlxpref.report.curves import COLOURS
+from mlxpref.report.drawing import drawing
 
-FORMATS = (".svg", ".png")  # the endings of drawings
 _MAX_COLUMNS = 4
 _MAX_DOT = 90.0  # square points
 _SIZE = (2.5, 2.9)  # inches of a panel
@@ -35,31 +33,18 @@ class Panel:
 
 
 def draw_reliability(panels: Sequence[Panel], columns: int, path: Path) -> None:
-    """Draw panels, `columns` in a line, into a file whose name ends as one of FORMATS.
+    """Draw panels, `columns` in a line, into a file (see `drawing`).
 
     A dot stands where a bin's mean probability and its share of people meet: on the diagonal people agree as often as
-    the judge says. Bars below show the counts. ConfigError for another ending or where the file cannot be written.
+    the judge says. Bars below show the counts.
     """
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
     lines = -(-len(panels) // columns)
-    kind = path.suffix.lower()
-    if kind not in FORMATS:
-        raise ConfigError(f"{path}: a drawing's name ends with {' or '.join(FORMATS)}")
-    # Text stays text, so that it can be searched; a fixed salt makes equal drawings equal files.
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "mlxpref", "font.size": 8}):
-        figure = Figure(figsize=(_SIZE[0] * columns + 0.4, _SIZE[1] * lines + 0.3), layout="constrained")
+    with drawing(path, (_SIZE[0] * columns + 0.4, _SIZE[1] * lines + 0.3)) as figure:
         cells: Any = figure.subfigures(lines, columns, squeeze=False)
         for cell, panel in zip(cells.flat, panels, strict=False):
             _draw_panel(cell, panel)
         figure.supxlabel("probability that an image is preferred; dots as large as their bin", fontsize=8)
         figure.supylabel("share of people who prefer it", fontsize=8)
-        try:
-            with replacing(path) as temporary:
-                figure.savefig(temporary, format=kind[1:], dpi=150, metadata={"Date": None} if kind == ".svg" else None)
-        except OSError as error:
-            raise ConfigError(f"{path}: the drawing cannot be written there ({error.strerror})") from error
 
 
 def draw_strategies(comparison: StrategyComparison | JudgeComparison, path: Path) -> None:

@@ -61,11 +61,11 @@ EVAL_KEYS = {
     "data", "split", "protocol", "strategy", "pairs", "ties_dropped", "accuracy", "accuracy_low", "accuracy_high",
     "accuracy_macro", "both_orders_accuracy", "position_consistency", "first_choice_rate", "first_image_baseline",
     "brier", "ece", "unreadable", "tokens", "seconds", "official", "human_ceiling", "tokens_per_pair",
-    "seconds_per_pair", "calibration", "learned_from", "left_out", "think", "samples",
+    "seconds_per_pair", "calibration", "learned_from", "left_out", "think", "samples", "max_tokens",
 }  # fmt: skip
 JUDGED_KEYS = {
     "model", "adapter", "max_tokens", "max_pixels", "seed", "limit", "versions", "warnings", "results", "criterion",
-    "profile",
+    "profile", "vision_runs",
 }  # fmt: skip
 
 

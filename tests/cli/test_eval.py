@@ -15,7 +15,7 @@ from mlxpref.cli.eval_options import StrategyOptions
 from mlxpref.demo.preferences import demo_preferences
 from mlxpref.errors import ConfigError
 from mlxpref.judge.strategies import StrategyVariant
-from mlxpref.report.reliability import FORMATS
+from mlxpref.report.drawing import FORMATS
 from tests.conftest import picture
 
 DEMO = ("eval", "--data", "demo", "--model", "demo", "--limit", "3", "--max-tokens", "24")

@@ -176,6 +176,21 @@ def test_every_variant_of_every_judge(adapter: Path, tmp_path: Path, scores: Pat
         assert sum(row["correct"] == "True" for row in part) / 4 == result["accuracy"]
 
 
+def test_every_bound_on_tokens_of_every_judge(adapter: Path, tmp_path: Path, scores: Path) -> None:
+    drawing, judges = tmp_path / "curve.svg", ("--model", "demo", "--model", "demo", "-a", str(adapter))
+    arguments = ("--scores", str(scores), "--max-tokens", "3,5", "--think", "--plot", str(drawing), "--json")
+    done = CliRunner().invoke(main, [*DEMO[:-1], *judges, *arguments])
+    assert done.exit_code == 0, done.output
+    results = json.loads(done.stdout)["results"]
+    assert [(row["adapter"] is not None, row.get("max_tokens")) for row in results] == [
+        (False, 3), (False, 5), (True, 3), (True, 5), (False, None),
+    ]  # fmt: skip
+    assert all(row["vision_runs"] >= 0 for row in results[:4])
+    texts = list(ElementTree.parse(drawing).getroot().itertext())
+    assert {"demo", "demo + taste", "up to 3 tokens", "up to 5 tokens"} <= {*texts}
+    assert "clip.csv" not in texts
+
+
 def test_scores_alone_need_no_judge(scores: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli_judges, "find_judge", None)
     other = tmp_path / "other.csv"
