@@ -109,7 +109,7 @@ class TrainSettings:
         shown="yes, or as --adapter was trained",
     )  # fmt: skip
     max_tokens: int = setting(
-        256, "Tokens of a rollout at most.", _JUDGE, minimum=1, shown="256, or that of --adapter; 48 for the demo"
+        256, "Tokens of a rollout at most.", _JUDGE, minimum=1, shown="256, or that of --adapter; 80 for the demo"
     )
     max_pixels: int = setting(
         512 * 512, "Pixels of an image at most; a larger one is shrunk.", _JUDGE, minimum=784,

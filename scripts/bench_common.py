@@ -53,7 +53,7 @@ def pictures(count: int, pixels: int, *seed: int) -> list[Image.Image]:
     """Pictures of the demo's shapes, `pixels` along each side; others for every seed."""
     draw = np.random.default_rng(seed)
     looks = [
-        PictureSpec(*draw.choice(list(COLOURS), len(SHAPES)).tolist(), str(draw.choice(QUALITIES)))
+        PictureSpec(*(*draw.choice(list(COLOURS), len(SHAPES)).tolist(), str(draw.choice(QUALITIES))))
         for _ in range(count)
     ]
     return [render(look, draw).resize((pixels, pixels), Image.Resampling.BICUBIC) for look in looks]

@@ -1,6 +1,5 @@
 """The warm-up of the demo judge: its batched forward pass, its losses and its optimiser."""
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -107,7 +106,8 @@ class Judge(nn.Module):
         hidden = self._run(features, rows, rows.ids.shape[1] - 1)
         ids, weights = mx.array(rows.ids[:, rows.start :]), mx.array(rows.weights[:, rows.start :])
         logits = text.embed_tokens.as_linear(hidden[:, rows.start - 1 :])
-        return (nn.losses.cross_entropy(logits, ids) * weights).sum()
+        loss: mx.array = (nn.losses.cross_entropy(logits, ids) * weights).sum()
+        return loss
 
     def _run(self, features: mx.array, rows: Rows, width: int) -> mx.array:
         """Hidden states of the first columns; the common beginning runs once, with gradient."""
@@ -126,7 +126,8 @@ class Judge(nn.Module):
         places = self.positions(ids, rows.places[:, :width] + length)
         for layer, kept in zip(text.layers, cache, strict=True):
             hidden = layer(hidden, mask, kept, places)
-        return text.norm(hidden)
+        out: mx.array = text.norm(hidden)
+        return out
 
 
 @lru_cache
@@ -162,7 +163,7 @@ def whiten_patches(model: Model, patches: np.ndarray[Any, Any], rng: np.random.G
 
 
 class Sight(nn.Module):
-    """The vision tower under three plain questions of every cell's feature: colour, shape, and the picture's quality."""
+    """The vision tower under three questions of every cell's feature: colour, shape, and the picture's quality."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -187,7 +188,8 @@ def draw_sights(count: int, rng: np.random.Generator) -> tuple[np.ndarray[Any, A
     for number in range(count):
         colours = rng.integers(0, len(COLOURS), len(SHAPES))
         quality = int(rng.integers(len(QUALITIES)))
-        spec, cells = PictureSpec(*(list(COLOURS)[int(i)] for i in colours), QUALITIES[quality]), place_shapes(rng)
+        names, cells = [list(COLOURS)[int(i)] for i in colours], place_shapes(rng)
+        spec = PictureSpec(*names)._replace(quality=QUALITIES[quality])
         patches.append(patches_of(draw(spec, cells, rng)))
         labels[number, :, 2] = quality
         labels[number, list(cells), 0] = colours + 1

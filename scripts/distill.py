@@ -1,10 +1,13 @@
 """Teach the demo judge to answer at once what it says with thinking, and measure both ways.
 
-For each seed: training with thinking alone leaves reading poor; its soft preferences on new pairs, whose labels nobody
-looks at, are distilled; the judge learns them without thinking, from its thinking adapter or from the base. Lines are
-means over seeds, on test pairs and on pairs of prompts that no training saw: accuracy against people's labels,
-agreement with the thinking judge, mean distance of both preferences, and CPU milliseconds a pair (both orders) without
-encoding the images: of pairs of different images, and of all pairs of the same 24 images.
+For each seed: the judge is trained with thinking alone; its soft preferences on new pairs, whose labels nobody looks at,
+are distilled; the judge learns them without thinking, from its thinking adapter or from the base. Lines are means over
+seeds, on test pairs and on pairs of requirements that no training saw: accuracy against people's labels, agreement with
+the thinking judge, mean distance of both preferences, and CPU milliseconds a pair (both orders) without encoding the
+images: of pairs of different images, and of all pairs of the same 24 images.
+
+The demo's pairs are made so that a model of this size must check one requirement after another in words. So expect that
+it does not learn to answer at once: this measures where distilling ends, not how well it can go.
 """
 
 import tempfile
@@ -20,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import mlxpref
-from mlxpref.cli.demo import demo_settings
+from mlxpref.cli.demo import SAMPLE_PROMPT, demo_settings
 from mlxpref.cli.output import print_table
 from mlxpref.demo.preferences import demo_preferences
 from mlxpref.judge.judge import Judge
@@ -46,7 +49,7 @@ def seconds_of_all_pairs(judge: Judge, think: bool) -> float:
     images = [p.a for p in demo_preferences("test", _IMAGES, _SEED + 1)]
     judge.vlm.features.get_all(images)
     start = time.process_time()
-    count = len(list(judge.pairs((Pair(a, b, "a red circle") for a, b in combinations(images, 2)), think=think)))
+    count = len(list(judge.pairs((Pair(a, b, SAMPLE_PROMPT) for a, b in combinations(images, 2)), think=think)))
     return (time.process_time() - start) / count
 
 

@@ -1,8 +1,9 @@
 """From clicks to a trained judge: a scripted rater answers on the page of `mlxpref label`, the demo judge learns it.
 
-The rater looks at the demo's pictures and prefers what shows the prompt, then what is clean; some clicks go wrong. The
-page is a real one in a headless Chromium, labelling, training and evaluation are the commands that a user types. The
-first answers of the same labelling are learned by themselves, too, to see how many are wanted.
+The rater looks at the demo's pictures and prefers what meets more of the brief, then what looks better; some clicks go
+wrong. The page is a real one in a headless Chromium, labelling, training and evaluation are the commands that a user
+types. The first answers of the same labelling are learned by themselves, too, to see how many are wanted. The judge
+thinks: answering at once it would guess, before and after.
 """
 
 import json
@@ -23,14 +24,17 @@ from playwright.sync_api import Page
 
 from mlxpref.cli.output import note, print_json, print_text
 from mlxpref.data.label_file import TEST, active_records, record_of
+from mlxpref.demo.briefs import Brief, Requirement, draw_brief, prompt_text
 from mlxpref.demo.pictures import PictureSpec, render
-from mlxpref.demo.preferences import HELD_OUT, TRAIN_PROMPTS, draw_pair, prompt_text
+from mlxpref.demo.preferences import draw_pair, value_of
 from scripts.kept_runs import markdown, spread
 
-__all__ = ["Labelled", "Rater", "labelling", "rate", "rule_of", "write_folder"]
+__all__ = ["Labelled", "Rater", "brief_of", "labelling", "learn", "rate", "rule_of", "write_folder"]
 
 MLXPREF = [sys.executable, "-c", "from mlxpref.cli import main; main()"]
 CONFIG = Path(__file__).parent.parent / "mlxpref" / "demo" / "training.toml"
+MOST_TOKENS = 80
+"""More than the judge writes about a pair."""
 KEYS = {"first": "ArrowLeft", "second": "ArrowRight", "tie": "ArrowDown"}
 Rule = Callable[[str, str, str], str]
 """From a prompt and the names of both pictures, as they stand, to `first`, `second` or `tie`."""
@@ -51,33 +55,33 @@ class Rater(NamedTuple):
 
 
 def write_folder(folder: Path, prompts: int, images: int, seed: int) -> None:
-    """Write the demo's pictures, so many of each of so many prompts, with the prompt in a text file beside each.
+    """Write the demo's pictures, so many for each of so many prompts, with the prompt in a text file beside each.
 
     A picture is named after what it shows, so that the rater sees it; the judge is shown pixels only.
     """
     folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
-    wanted = (*TRAIN_PROMPTS, *HELD_OUT)
-    for number in rng.permutation(len(wanted))[:prompts].tolist():
-        looks: list[PictureSpec] = []
-        while len(looks) < images:
-            scene = draw_pair(rng, (wanted[number],))
-            looks += [scene.a, scene.b]
-        for place, look in enumerate(looks[:images]):
-            name = f"{number:02}-{place:02}-{look.colour}-{look.shape}-{look.quality}"
+    for number in range(prompts):
+        brief = draw_brief(rng)
+        pairs = [draw_pair(rng, brief) for _ in range((images + 1) // 2)]
+        for place, look in enumerate([look for pair in pairs for look in (pair.a, pair.b)][:images]):
+            name = f"{number:02}-{place:02}-{'-'.join(look)}"
             render(look, rng).save(folder / f"{name}.png")
-            (folder / f"{name}.txt").write_text(prompt_text(*wanted[number]), encoding="utf-8")
+            (folder / f"{name}.txt").write_text(prompt_text(brief), encoding="utf-8")
 
 
 def rule_of(prompt: str, first: str, second: str) -> str:
-    """What shows more of the prompt; of equals, what is clean."""
-    scores = [_score(prompt, name) for name in (first, second)]
-    return "tie" if scores[0] == scores[1] else "first" if scores[0] > scores[1] else "second"
+    """What the demo's people prefer."""
+    values = [value_of(brief_of(prompt), PictureSpec(*Path(name).stem.split("-")[2:])) for name in (first, second)]
+    return "tie" if values[0] == values[1] else "first" if values[0] > values[1] else "second"
 
 
-def _score(prompt: str, name: str) -> tuple[int, bool]:
-    colour, shape, quality = Path(name).stem.split("-")[-3:]
-    return (colour in prompt) + (shape in prompt), quality == "clean"
+def brief_of(prompt: str) -> Brief:
+    """The brief that a prompt tells."""
+    parts = [part.split() for part in prompt.split(", ")]
+    return tuple(
+        Requirement(words[1], words[-1]) if "like" in words else Requirement(words[2], words[1]) for words in parts
+    )
 
 
 class Labelled(NamedTuple):
@@ -131,7 +135,7 @@ def _run(*arguments: str) -> Any:
 
 def measure(data: str, think: str, adapter: Path | None = None) -> Any:
     """What `mlxpref eval` prints of the demo judge, with an adapter or without; None where nothing is held out."""
-    judged = ("--model", "demo", "--max-tokens", "48", "--no-store", think)
+    judged = ("--model", "demo", "--max-tokens", str(MOST_TOKENS), "--no-store", think)
     if data != "demo":
         lines = map(json.loads, Path(data).read_text(encoding="utf-8").splitlines())
         decided = [record for record in active_records(map(record_of, lines)) if record.p_people not in (None, 0.5)]
@@ -144,9 +148,8 @@ def learn(file: Path, folder: Path, think: str, *options: str) -> dict[str, Any]
     """Train the demo judge with a file of answers, and measure it before and after: with what the file holds out, and
     on pictures of others."""
     started = time.perf_counter()
-    _run(
-        "train", "--config", str(CONFIG), "--data", str(file), "--limit", "0", "--output", str(folder), think, *options
-    )
+    given = ("--data", str(file), "--limit", "0", "--max-tokens", str(MOST_TOKENS), "--output", str(folder))
+    _run("train", "--config", str(CONFIG), *given, think, *options)
     seconds = time.perf_counter() - started
     return {
         "before": measure(str(file), think),
@@ -180,7 +183,7 @@ def _spread(values: Sequence[float]) -> str:
 @click.option("--answers", multiple=True, type=int, default=(12, 25, 50, 100, 200), show_default=True)
 @click.option("--seeds", type=int, default=3, show_default=True)
 @click.option("--errors", type=float, default=0.05, show_default=True, help="Share of the clicks that go wrong.")
-@click.option("--think/--no-think", default=False, show_default=True, help="Train and measure with reasoning.")
+@click.option("--think/--no-think", default=True, show_default=True, help="Train and measure with reasoning.")
 @click.option("--json", "as_json", is_flag=True)
 def main(answers: Sequence[int], seeds: int, errors: float, think: bool, as_json: bool) -> None:
     """Label, train and measure, once for each seed."""

@@ -1,13 +1,12 @@
 """How the demo judge learns, by method: `python -m scripts.learning_curves`.
 
 Every method trains with three seeds, for as many steps of as many completions as `mlxpref demo`, otherwise with its
-settings (`scripts/learning_runs.py`). `--bias NATS` is of judges that favour the first image by so many nats; of these
-only the methods that say something about it are trained.
+settings (`scripts/learning_runs.py`). Some of them train a judge that leans to the first image, too.
 
-It writes `learning_curves.json` and `learning_curves.png` beside this file, or where `--output` says, after every run
-and prints the tables; `--table` prints them from the file, `--figure FILE` draws it anew. Runs that the file has are not
-made again: to measure anew, give an empty folder. Two run at a time, each with one thread, so seconds are of one core
-of two that are busy.
+It writes `learning_curves.json` and `learning_curves.png` beside this file, or where `--output` says, after every run,
+and prints the tables; `--table` prints them from the file, `--figure FILE` draws it anew. Runs that the file has are
+not made again: to measure anew, give an empty folder. Two run at a time, each with one thread, so seconds are of one
+core of two that are busy.
 """
 
 import json
@@ -47,7 +46,18 @@ _SHARES: dict[str, Callable[[Run], float]] = {
     "calibration error": lambda run: run["ece"],
 }
 _WRITTEN = {"checked": "complete", "colours true": "facts", "verdicts true": "verdicts", "answer follows": "follows"}
-_COLOURS = ("#2a78d6", "#b3541e", "#1a936f", "#8b5fd6", "#a8800c", "#c9417f", "#5b6770", "#00a0b0", "#7a5230", "#d04a02")
+_COLOURS = (
+    "#2a78d6",
+    "#b3541e",
+    "#1a936f",
+    "#8b5fd6",
+    "#a8800c",
+    "#c9417f",
+    "#5b6770",
+    "#00a0b0",
+    "#7a5230",
+    "#d04a02",
+)
 
 
 def plans() -> list[dict[str, Any]]:

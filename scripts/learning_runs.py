@@ -1,11 +1,11 @@
 """One training run of the demo judge by one method, measured on pairs and briefs that it does not learn from.
 
-Every method sees the same pairs of a seed, 5 % of them with a wrong label, in as many steps of as many completions; it is
-measured on labels that are right.
+Every method sees the same pairs of a seed, 5 % of them with a wrong label, in as many steps of as many completions; it
+is measured on labels that are right.
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from mlxpref.training.trainer import Trainer  # noqa: E402
 
 __all__ = ["METHODS", "Plan", "Point", "Result", "Sizes", "add_bias", "run", "stages_of"]
 
-METHODS: dict[str, tuple[Mapping[str, Any], ...]] = {
+METHODS: dict[str, tuple[dict[str, Any], ...]] = {
     "hard": ({"reward": "hard"},),
     "naive soft": ({"reward": f"{Path(__file__).parent / 'naive_soft.py'}:naive_soft"},),
     "soft": ({},),
@@ -121,7 +121,9 @@ def stages_of(plan: Plan) -> list[TrainSettings]:
     """
     stages = METHODS[plan.method]
     return [
-        demo_settings(**({"read_weight": 0.0, "kl": 0.0, "seed": plan.seed, "steps": plan.steps // len(stages)} | stage))
+        demo_settings(
+            **({"read_weight": 0.0, "kl": 0.0, "seed": plan.seed, "steps": plan.steps // len(stages)} | stage)
+        )
         for stage in stages
     ]
 

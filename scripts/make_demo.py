@@ -135,11 +135,15 @@ class Job:
 
         part = max(1, steps // 4)
         for number in range(4):
-            run_stage(Stage(f"at once, part {number + 1}", part, 5e-4, 1e-4), self.judge, self.judge.loss, batch, self.note)
+            run_stage(
+                Stage(f"at once, part {number + 1}", part, 5e-4, 1e-4), self.judge, self.judge.loss, batch, self.note
+            )
             self.examine(f"at once alone, {(number + 1) * part} steps more", ("test",), at_once_only=True)
         self.model.update(kept)
 
-    def examine(self, title: str, splits: tuple[str, ...] = ("test", "heldout", "four"), at_once_only: bool = False) -> None:
+    def examine(
+        self, title: str, splits: tuple[str, ...] = ("test", "heldout", "four"), at_once_only: bool = False
+    ) -> None:
         """Accuracy against what people prefer, and the truth of what is written, on pictures never seen."""
         heads = ("accuracy", "readable", "tokens", "complete", "facts", "verdicts", "sums", "follows")
         self.note(f"{title:38}" + "".join(f"{head:>10}" for head in heads))

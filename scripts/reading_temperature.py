@@ -3,10 +3,11 @@
 python -m scripts.reading_temperature                      the demo judge as it comes
 python -m scripts.reading_temperature --adapter FOLDER     or trained
 
-Pictures of the demo with known places: those that match colour and shape of a prompt before those that match one, then
-none; of equals the clean before the worse. The log-odds of answers that are read at once are divided by a temperature,
-as a calibration does that finds nothing in them. Kendall's tau-b against the places: of `--no-think`, of `top`, of
-thinking about all; and on the ten that `top` thought about, by `top` and by their thinking alone.
+Pictures of the demo with known places: by the requirements of a brief that they meet, of equals by their quality. What
+the demo judge reads at once is a guess, whatever it was trained for, so `top` has to live with a bad choice of the ten.
+The log-odds of answers that are read at once are divided by a temperature, as a calibration does that finds nothing in
+them. Kendall's tau-b against the places: of `--no-think`, of `top`, of thinking about all; and on the ten that `top`
+thought about, by `top` and by their thinking alone.
 """
 
 from collections.abc import Iterable, Iterator
@@ -24,8 +25,9 @@ from scipy.stats import kendalltau  # noqa: E402
 
 import mlxpref  # noqa: E402
 from mlxpref.cli.output import note, show_on_stderr  # noqa: E402
-from mlxpref.demo.pictures import COLOURS, QUALITIES, SHAPES, PictureSpec, render  # noqa: E402
-from mlxpref.demo.preferences import TRAIN_PROMPTS, prompt_text  # noqa: E402
+from mlxpref.demo.briefs import Brief, draw_brief, prompt_text  # noqa: E402
+from mlxpref.demo.pictures import render  # noqa: E402
+from mlxpref.demo.preferences import draw_pair, value_of  # noqa: E402
 from mlxpref.judge.judge import Judge  # noqa: E402
 from mlxpref.judge.pair_budget import ThinkAbout  # noqa: E402
 from mlxpref.judge.pair_verdict import PairVerdict  # noqa: E402
@@ -39,17 +41,11 @@ from scripts.bench_common import report  # noqa: E402
 TEMPERATURES = (1.0, 4.0, 20.0, 100.0)
 
 
-def pictures_of(prompt: tuple[str, str], count: int, rng: np.random.Generator) -> tuple[list[Image.Image], list[float]]:
-    """Pictures for a prompt's colour and shape, and their places: a larger number is better."""
-    images, places = [], []
-    for _ in range(count):
-        colour = prompt[0] if rng.random() < 0.5 else str(rng.choice(list(COLOURS)))
-        shape = prompt[1] if rng.random() < 0.5 else str(rng.choice(SHAPES))
-        quality = str(rng.choice(QUALITIES))
-        images.append(render(PictureSpec(colour, shape, quality), rng))
-        matches = (colour == prompt[0]) + (shape == prompt[1])
-        places.append(2.0 * matches + (quality == QUALITIES[0]))
-    return images, places
+def pictures_of(brief: Brief, count: int, rng: np.random.Generator) -> tuple[list[Image.Image], list[int]]:
+    """Pictures for a brief, and their places: a larger number is better."""
+    pairs = [draw_pair(rng, brief) for _ in range((count + 1) // 2)]
+    looks = [look for pair in pairs for look in (pair.a, pair.b)][:count]
+    return [render(look, rng) for look in looks], [value_of(brief, look) for look in looks]
 
 
 def ranked(judge: Judge, images: list[Image.Image], prompt: str, about: ThinkAbout, temperature: float) -> Ranking:
@@ -63,7 +59,7 @@ def ranked(judge: Judge, images: list[Image.Image], prompt: str, about: ThinkAbo
     return rank_pairs(images, prompt, compare, about, seed=judge.settings.seed)
 
 
-def agreement(strengths: np.ndarray, places: list[float], among: list[int] | None = None) -> float:
+def agreement(strengths: np.ndarray, places: list[int], among: list[int] | None = None) -> float:
     """Kendall's tau-b, of all images or of some."""
     index = list(range(len(places))) if among is None else among
     return float(kendalltau(np.round(strengths[index], 6), np.array(places)[index])[0])
@@ -90,9 +86,9 @@ def main(adapter: Path | None, images: int, sets: int) -> None:
     rows: dict[float, list[list[float]]] = {temperature: [] for temperature in TEMPERATURES}
     for number in range(sets):
         rng = np.random.default_rng([20, number])
-        prompt = TRAIN_PROMPTS[number % len(TRAIN_PROMPTS)]
-        pictures, places = pictures_of(prompt, images, rng)
-        text = prompt_text(*prompt)
+        brief = draw_brief(rng)
+        pictures, places = pictures_of(brief, images, rng)
+        text = prompt_text(brief)
         whole = agreement(ranked(judge, pictures, text, "all", 1.0).strengths.fit.strengths, places)
         for temperature in TEMPERATURES:
             note(f"set {number + 1} of {sets}, temperature {temperature:g}")

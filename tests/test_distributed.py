@@ -94,7 +94,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
     looks = [("red", "clean"), ("orange", "clean"), ("green", "noisy"), ("red", "blurry"), ("purple", "clean")]
     for number, (colour, quality) in enumerate(looks):
-        render(PictureSpec(colour, "green", "blue", "red", quality), np.random.default_rng(number)).save(folder / f"{number}.png")
+        render(PictureSpec(colour, "green", "blue", "red", quality), np.random.default_rng(number)).save(
+            folder / f"{number}.png"
+        )
     return folder
 
 

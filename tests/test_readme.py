@@ -75,7 +75,9 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "images").mkdir()
     for name, quality in (("a", "clean"), ("b", "noisy"), ("c", "blurry")):
         for folder in (tmp_path, tmp_path / "images"):
-            render(PictureSpec("red", "green", "blue", "red", quality), np.random.default_rng(0)).save(folder / f"{name}.png")
+            render(PictureSpec("red", "green", "blue", "red", quality), np.random.default_rng(0)).save(
+                folder / f"{name}.png"
+            )
     rows = [{"prompt": "a red circle", "a": "a.png", "b": f"{b}.png", "p_a": 0.9} for b in "bc"]
     for name in ("train", "test"):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -143,7 +145,7 @@ def test_the_python_runs(reader: Path) -> None:
 
 
 def test_accuracy_before_training(demo_judge: Callable[..., Judge]) -> None:
-    row = re.search(r"^test pictures, before +400 +([\d.]+) %", TOP, re.MULTILINE)
+    row = re.search(r"^thinking, before +400 +([\d.]+) %", TOP, re.MULTILINE)
     assert row, "the README shows what `make demo` prints"
     accuracy = evaluate(
         demo_judge(), demo_preferences("test", TEST_PAIRS, TEST_SEED), EvaluationSpec("demo", "test")

@@ -38,7 +38,7 @@ from mlxpref.training.step_report import StepReport
 SAMPLE_BRIEF = (Requirement("circle", "green"), Requirement("cross", "triangle"), Requirement("square", "blue"))
 SAMPLE_PROMPT = prompt_text(SAMPLE_BRIEF)
 _SAMPLES = tuple(
-    PictureSpec(*colours, quality)
+    PictureSpec(*colours)._replace(quality=quality)
     for colours in sorted(set(permutations(("green", "blue", "red", "red"))))
     for quality in ("clean", "blurry")
 )

@@ -28,7 +28,7 @@ from mlxpref.text import first_ten
 
 T = TypeVar("T")
 
-DEMO_COUNTS = {"train": 2000, "test": 400, "heldout": 400}
+DEMO_COUNTS = {"train": 2000, "test": 400, "heldout": 400, "four": 400}
 """The number of demo preferences without a limit."""
 ALL_ROWS = "all rows"
 """The split of data without splits."""
@@ -60,7 +60,7 @@ def load_preferences(
 ) -> Preferences:
     """The preferences of `--data`: `demo`, a public data set, a user's file or folder, or `owner/name` of the hub.
 
-    `demo` has the splits train, test and heldout; `seed` determines its pictures. The files of a public data set
+    `demo` has the splits train, test, heldout and four; `seed` determines its pictures. The files of a public data set
     (`catalog.CATALOG`) are in `data_dir` or in the hub's cache; see its reader. A user's preferences are a file of rows
     (`preference_table.read_preferences`), whose images may be in `data_dir`, two folders (`folders.read_folders`), or
     tables in a folder or on the hub (`hub_tables`), which are downloaded if the user does `agree`; with their own

@@ -4,8 +4,8 @@ Both pictures of a pair show the same four colours on different shapes, and qual
 statistic of one picture tells which wins, so a judge must check one requirement after another in both.
 
 Training and test pictures come from different random streams, so none is in both. Five per cent of the training labels
-are wrong, no test label is. No training comparison has a requirement of HELD_OUT, neither in the demo nor in the judge's
-warm-up; the briefs of `heldout` have no other. The briefs of `four` have one requirement more.
+are wrong, no test label is. No training comparison has a requirement of HELD_OUT, neither in the demo nor in the
+judge's warm-up; the briefs of `heldout` have no other. The briefs of `four` have one requirement more.
 """
 
 from dataclasses import dataclass
@@ -67,7 +67,8 @@ def draw_pair(rng: np.random.Generator, brief: Brief) -> PairSpec:
             break
     best_first = dealt if met[0] > met[1] else dealt[::-1]
     better, worse = (
-        PictureSpec(*each, quality) for each, quality in zip(best_first, _draw_qualities(rng, is_equal), strict=True)
+        PictureSpec(*each)._replace(quality=quality)
+        for each, quality in zip(best_first, _draw_qualities(rng, is_equal), strict=True)
     )
     return PairSpec(brief, better, worse) if rng.random() < 0.5 else PairSpec(brief, worse, better)
 

@@ -78,9 +78,9 @@ class Truth:
     """How much of what was written is so, as shares.
 
     `complete`: the requirements that were checked, of those asked in both images. Of what was written: `facts`, the
-    colours that the pictures show; `verdicts`, those that are right for the picture; `sums`, those that count the written
-    verdicts. `follows`: the answers that go by the written sums and qualities, of those where these differ. A share of
-    nothing is None.
+    colours that the pictures show; `verdicts`, those that are right for the picture; `sums`, those that count the
+    written verdicts. `follows`: the answers that go by the written sums and qualities, of those where these differ. A
+    share of nothing is None.
     """
 
     complete: float | None

@@ -26,6 +26,7 @@ from mlxpref.checkpoints.recommended import choose_judge
 from mlxpref.cli import main
 from mlxpref.config import TrainSettings
 from mlxpref.demo.pictures import COLOURS, SHAPES, PictureSpec, render
+from mlxpref.demo.preferences import SPLITS
 from mlxpref.engine.adapters import ADAPTER_WEIGHTS
 from mlxpref.judge.judge import Judge
 from mlxpref.judge.store import Store
@@ -386,7 +387,7 @@ def test_eval_of_several_strategies(rows: Callable[..., Path]) -> None:
 
 
 def test_eval_of_the_demo() -> None:
-    for split in ("test", "heldout", "train"):
+    for split in SPLITS:
         result = report("eval", "--data", "demo", "--split", split, "--limit", "3", "--model", "demo", "--no-think")
         assert (result["data"], result["split"], result["pairs"]) == ("demo", split, 3)
 
@@ -588,7 +589,7 @@ def test_missing_data(tmp_path: Path, rows: Callable[..., Path]) -> None:
     assert "no such file" in refusal_of("eval", "--data", tmp_path / "nothing.jsonl", *QUICK)
     line = refusal_of("eval", "--data", "imagereward", *QUICK)
     assert "its files are not here; download them with `mlxpref data imagereward --split test`" in line
-    assert "the demo has train, test, heldout" in refusal_of("eval", "--data", "demo", "--split", "dev", *QUICK)
+    assert "the demo has train, test, heldout, four" in refusal_of("eval", "--data", "demo", "--split", "dev", *QUICK)
     assert "no rows of split" in refusal_of("eval", "--data", rows(row(split="train")), *QUICK)
     assert "no preference to judge (1 ties)" in refusal_of("eval", "--data", rows(row(p_a=0.5)), *QUICK)
     assert "no preferences in this file" in refusal_of("eval", "--data", rows(), *QUICK)

@@ -2,7 +2,6 @@
 
 import json
 import shlex
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 from mlxpref.demo.pictures import PictureSpec, render
 from tests.cli.test_commands import run
 
-RANK = ("--prompt-from", "sidecar", "--model", "demo", "--no-think", "--orders", "both", "--pairs", "all", "--json")
+RANK = ("--prompt-from", "sidecar", "--model", "demo", "--orders", "both", "--pairs", "all", "--json")
 
 
 @pytest.fixture
@@ -20,10 +19,12 @@ def ranking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pictures").mkdir()
     rng = np.random.default_rng(0)
-    for colour, quality in product(("red", "blue"), ("clean", "noisy", "blocky")):
-        path = tmp_path / "pictures" / f"{colour} {quality}.png"
-        render(PictureSpec(colour, "cross" if quality == "blocky" else "circle", quality), rng).save(path)
-        path.with_suffix(".txt").write_text(f"a {colour} circle")
+    for colour in ("red", "blue"):
+        best = PictureSpec(colour, "purple", "yellow", "green")
+        for picture in (best, best._replace(quality="blurry"), best._replace(circle="orange", quality="noisy")):
+            path = tmp_path / "pictures" / f"{colour} {picture.quality}.png"
+            render(picture, rng).save(path)
+            path.with_suffix(".txt").write_text(f"a {colour} circle, a purple square, a yellow triangle")
     done = run("rank", "pictures", *RANK, "--store", "kept.sqlite")
     assert done.exit_code == 0, done.stderr
     (tmp_path / "r.json").write_text(done.stdout)
@@ -38,7 +39,7 @@ def test_pairs_are_measured_by_the_named_command(ranking: Path, to: str) -> None
     assert done.stdout.startswith("6 pairs in my pairs: 1 file, ")
     assert done.stderr.splitlines()[-1] == "6 pairs written"
     command = shlex.split(done.stdout.splitlines()[1].partition("mlxpref ")[2])
-    measured = run(*command, "--model", "demo", "--no-think", "--no-store", "--json")
+    measured = run(*command, "--model", "demo", "--no-store", "--json")
     assert measured.exit_code == 0, measured.stderr
     result = json.loads(measured.stdout)
     assert (result["pairs"], result["accuracy"]) == (6, 1)
@@ -51,7 +52,7 @@ def test_summary_as_json(ranking: Path, tmp_path: Path) -> None:
     assert result.keys() == {"output", "pairs", "left_out", "unreadable", "files"}
     assert result["pairs"] + sum(result["left_out"].values()) == 12
     assert [file["path"] for file in result["files"]] == ["pairs.jsonl"]
-    assert "kept.sqlite: 12 comparisons by demo, 0 of them with thinking" in done.stderr
+    assert "kept.sqlite: 12 comparisons by demo, 12 of them with thinking" in done.stderr
     better = {}
     for each in json.loads(ranking.read_text()):
         better |= {(each["prompt"], str(tmp_path / i["path"])): i["strength"] for i in each["images"]}

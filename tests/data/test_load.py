@@ -7,7 +7,7 @@ from PIL import Image
 from mlxpref.data import load
 from mlxpref.data.image_cache import ImageCache
 from mlxpref.data.load import ALL_ROWS, DEMO_COUNTS, check_preferences, load_outside_test, load_preferences
-from mlxpref.demo.preferences import HELD_OUT, SPLITS, demo_preferences, prompt_text
+from mlxpref.demo.preferences import SPLITS, demo_pairs, demo_preferences
 from mlxpref.errors import ConfigError, DataError
 from mlxpref.preferences import Preference
 from tests.data.own_rows import GOOD, write_rows
@@ -63,7 +63,7 @@ def test_the_demo_is_loaded_by_its_name() -> None:
         assert isinstance(one.a, Image.Image)
         assert isinstance(other.a, Image.Image)
         assert np.array_equal(np.asarray(one.a), np.asarray(other.a))
-    assert {p.prompt for p in sample} <= {prompt_text(*look) for look in HELD_OUT}
+    assert [p.prompt for p in sample] == [pair.prompt for pair in demo_pairs("heldout", 3, 5)]
     assert set(DEMO_COUNTS) == set(SPLITS)
 
 
@@ -75,7 +75,7 @@ def test_the_demo_has_a_default_count(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("data", "split", "limit", "problem"),
     [
-        ("demo", "validation", None, "split 'validation': the demo has train, test, heldout"),
+        ("demo", "validation", None, "split 'validation': the demo has train, test, heldout, four"),
         ("demo", "test", 0, "limit 0"),
         ("hpdv2", "test", None, "its files are not here; download them with `mlxpref data hpdv2 --split test`"),
         ("imagereward", "dev", None, "split 'dev': imagereward has train, validation, test"),

@@ -14,9 +14,9 @@ PAIR = PairSpec(
     BRIEF, PictureSpec("green", "red", "blue", "blue"), PictureSpec("orange", "blue", "red", "green", "blurry")
 )
 TEXT = (
-    "Image 1: circle green for green fits, cross blue with triangle blue fits, square red for blue fails: two met, clean. "
-    "Image 2: circle orange for green fails, cross green with triangle red fails, square blue for blue fits: one met, "
-    "blurry."
+    "Image 1: circle green for green fits, cross blue with triangle blue fits, square red for blue fails: two met, "
+    "clean. Image 2: circle orange for green fails, cross green with triangle red fails, square blue for blue fits: "
+    "one met, blurry."
 )
 ALL_TRUE = Truth(1.0, 1.0, 1.0, 1.0, 1.0)
 

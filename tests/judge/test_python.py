@@ -27,7 +27,7 @@ from tests.conftest import picture
 from tests.tolerance import PROBABILITY
 
 MakeJudge = Callable[..., Judge]
-PROMPT = "a red circle"
+PROMPT = "a red circle, a blue square, a green triangle"
 HOSTILE = '<script>alert("x")</script>'
 
 
@@ -42,8 +42,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pictures").mkdir()
     for number, quality in enumerate(("clean", "noisy", "blurry")):
-        shape = render(PictureSpec("red", "circle", quality), np.random.default_rng(number))
-        shape.save(tmp_path / "pictures" / f"{number}.png")
+        shapes = render(PictureSpec("red", "blue", "green", "yellow", quality), np.random.default_rng(number))
+        shapes.save(tmp_path / "pictures" / f"{number}.png")
     return tmp_path / "pictures"
 
 

@@ -6,7 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from mlxpref.cli.demo import Writing
 from mlxpref.data.thumbnails import thumbnail
+from mlxpref.demo.reasons import Truth
 from mlxpref.report.curves import curve_svg
 from mlxpref.report.html import write_page
 from tests.conftest import picture
@@ -38,15 +40,18 @@ def test_texts_are_escaped(tmp_path: Path) -> None:
         "demo.html",
         result=result,
         meaning="what <intervals> mean",
-        bars=[("test pictures, before", result.evaluations["before"], "before")],
+        bars=[(f"thinking, {HOSTILE}", result.evaluations["before"], "before")],
+        written=[(HOSTILE, Writing(0.6, 31.5, Truth(0.5, 1.0, 0.75, 1.0, None)))],
         curve=curve_svg({"reward": [0.1, 0.5, 0.9]}, label="mean"),
+        length=curve_svg({"tokens": [30.0, 62.0]}, label="tokens"),
         ranked=ranked,
         example=example,
     )
     page = (tmp_path / "index.html").read_text()
     assert "<script" not in page
     assert "onerror=alert" not in re.sub(r"&lt;.*?&gt;", "", page)
-    assert page.count("&lt;script&gt;") == 7
+    assert page.count("&lt;script&gt;") == 9
+    assert re.findall(r"<td>(.*?)</td>", page) == ["60.0 %", "31.5", "50.0 %", "100.0 %", "75.0 %", "100.0 %", "-"]
     loaded = re.findall(r"(?:src|href)=\"([^\"]*)\"", page)
     assert loaded
     assert all(address.startswith(("data:image/webp;base64,", "#")) for address in loaded)

@@ -21,17 +21,19 @@ from tests.conftest import picture, tiny_model
 from tests.engine.profile_models import asked_by
 
 MakeJudge = Callable[..., Judge]
-CIRCLE, CROSS = "a red circle", "a blue cross"
+CIRCLE, CROSS = "a red circle, a blue square, a green triangle", "a yellow cross, a red square, a blue triangle"
 NUMBERS = ("reward", "strength", "wins", "low", "high", "p_best")
 
 
-def demo_pictures(colour: str, shape: str) -> list[Image.Image]:
-    """The best picture for its prompt, then two that are worse: spoiled, and of another shape."""
-    specs = [PictureSpec(colour, shape, "clean"), PictureSpec(colour, shape, "noisy"), ("green", "square", "clean")]
-    return [render(PictureSpec(*spec), np.random.default_rng(seed)) for seed, spec in enumerate(specs)]
+def demo_pictures(best: PictureSpec, first: str) -> list[Image.Image]:
+    """The best picture for its prompt, the same one spoiled, and one in whose first shape there is another colour."""
+    wrong = best._replace(**{first: "purple"}, quality="blurry")
+    specs = (best, best._replace(quality="blurry"), wrong)
+    return [render(spec, np.random.default_rng(seed)) for seed, spec in enumerate(specs)]
 
 
-CIRCLES, CROSSES = demo_pictures("red", "circle"), demo_pictures("blue", "cross")
+CIRCLES = demo_pictures(PictureSpec("red", "blue", "green", "orange"), "circle")
+CROSSES = demo_pictures(PictureSpec("green", "red", "blue", "yellow"), "cross")
 
 
 @pytest.fixture
@@ -51,8 +53,8 @@ def numbers(rewards: list[ImageReward]) -> np.ndarray:
     return np.array([[getattr(each, name) for name in NUMBERS] for each in rewards])
 
 
-def test_the_best_image_of_each_prompt_is_found(judge: Judge) -> None:
-    rewards = rewarded(judge, [*CIRCLES, *CROSSES], [CIRCLE] * 3 + [CROSS] * 3)
+def test_the_best_image_of_each_prompt_is_found(demo_judge: MakeJudge) -> None:
+    rewards = rewarded(demo_judge(max_tokens=80), [*CIRCLES, *CROSSES], [CIRCLE] * 3 + [CROSS] * 3)
     assert [np.argmax([each.reward for each in group]) for group in (rewards[:3], rewards[3:])] == [0, 0]
     for group in (rewards[:3], rewards[3:]):
         assert sorted(each.rank for each in group) == [1, 2, 3]
@@ -93,8 +95,8 @@ def test_another_order_of_the_images_permutes_the_rewards(judge: Judge) -> None:
     assert permuted == pytest.approx(rewards[order], abs=1e-3)
 
 
-def test_equal_images_have_equal_rewards(judge: Judge) -> None:
-    rewards = rewarded(judge, [CIRCLES[0], CIRCLES[1], CIRCLES[0].copy()], [CIRCLE] * 3)
+def test_equal_images_have_equal_rewards(demo_judge: MakeJudge) -> None:
+    rewards = rewarded(demo_judge(max_tokens=80), [CIRCLES[0], CIRCLES[2], CIRCLES[0].copy()], [CIRCLE] * 3)
     assert rewards[0].reward == pytest.approx(rewards[2].reward, abs=1e-3)
     assert rewards[0].reward > rewards[1].reward
 

@@ -26,14 +26,14 @@ from mlxpref.reward.pairs import BELOW, NO_PROMPT, TIE, UNRESOLVED, Choose, Rank
 from tests.conftest import picture
 from tests.data.own_rows import write_rows
 
-PROMPT = "a red circle"
+PROMPT = "a red circle, a blue square, a green triangle"
 LOOKS = (
     ("red", "clean"),
     ("red", "noisy"),
     ("red", "blurry"),
     ("blue", "clean"),
     ("blue", "noisy"),
-    ("blue", "blocky"),
+    ("blue", "blurry"),
 )
 
 
@@ -42,7 +42,7 @@ def images(tmp_path: Path) -> list[Path]:
     """Six pictures of the demo, in no order."""
     rng, paths = np.random.default_rng(5), [tmp_path / f"{number}.png" for number in range(len(LOOKS))]
     for path, (colour, quality) in zip(paths, LOOKS, strict=True):
-        render(PictureSpec(colour, "circle", quality), rng).save(path)
+        render(PictureSpec(colour, "blue", "green", "yellow", quality), rng).save(path)
     return paths
 
 

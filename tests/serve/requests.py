@@ -13,20 +13,21 @@ from PIL import Image
 
 from mlxpref.demo.pictures import PictureSpec, render
 
-PROMPT = "a red circle"
+PROMPT = "a red circle, a blue square, a green cross"
+OTHER_PROMPT = "a yellow cross, a red square, a blue circle"
 SPECS = [
     PictureSpec(*each)
     for each in (
-        ("blue", "cross", "blurry"),
-        ("red", "circle", "clean"),
-        ("red", "square", "clean"),
-        ("green", "circle", "noisy"),
-        ("blue", "circle", "clean"),
-        ("red", "circle", "blocky"),
+        ("blue", "red", "green", "yellow", "blurry"),
+        ("red", "blue", "yellow", "green", "clean"),
+        ("green", "yellow", "blue", "red", "noisy"),
+        ("blue", "yellow", "red", "green", "blurry"),
+        ("yellow", "blue", "green", "red", "noisy"),
+        ("green", "red", "yellow", "blue", "blurry"),
     )
 ]
 BEST = 1
-"""The number of the picture that matches the prompt and is clean."""
+"""The number of the only picture with a red circle, and the only clean one: the judge finds it, untrained as it is."""
 
 
 def pictures(specs: Sequence[PictureSpec] = SPECS, seed: int = 0) -> list[Image.Image]:

@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,7 +16,7 @@ from mlxpref.serve.chat import _prompt_in, read_chat
 from mlxpref.serve.compute import read_compute
 from mlxpref.serve.rank import read_rank
 from mlxpref.serve.score import read_score
-from tests.serve.requests import BEST, PROMPT, chat, encoded, pictures, turns
+from tests.serve.requests import BEST, OTHER_PROMPT, PROMPT, chat, encoded, pictures, turns
 from tests.tolerance import PROBABILITY
 
 MakeJudge = Callable[..., Judge]
@@ -27,6 +26,11 @@ SETTINGS = RewardSettings()
 @pytest.fixture
 def judge(demo_judge: MakeJudge) -> Judge:
     return demo_judge(think=False)
+
+
+@pytest.fixture
+def thinking(demo_judge: MakeJudge) -> Judge:
+    return demo_judge(max_tokens=80)
 
 
 def sent(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -39,12 +43,12 @@ def compute(judge: Judge, **body: Any) -> Any:
     return read_compute(sent(body), SETTINGS)(judge)
 
 
-def test_compute_gives_the_rewards_of_groups(judge: Judge) -> None:
+def test_compute_gives_the_rewards_of_groups(thinking: Judge) -> None:
     images, others = pictures(), pictures(seed=1)
-    prompts = [PROMPT, "a blue cross"] * len(images)
+    prompts = [PROMPT, OTHER_PROMPT] * len(images)
     mixed = [image for both in zip(images, others, strict=True) for image in both]
-    values = compute(judge, prompt=prompts, image=[encoded(image) for image in mixed], video=None)["rewards"]
-    expected = reward_images(judge, mixed, prompts)
+    values = compute(thinking, prompt=prompts, image=[encoded(image) for image in mixed], video=None)["rewards"]
+    expected = reward_images(thinking, mixed, prompts)
     assert values == pytest.approx([each.reward for each in expected if not isinstance(each, DataError)], abs=1e-3)
     assert max(values[::2]) == values[2 * BEST]
     assert sum(values[::2]) == pytest.approx(0, abs=1e-6)
@@ -117,10 +121,9 @@ def test_score_fails_item_by_item(judge: Judge) -> None:
     assert all(answer["errors"][5:])
 
 
-def test_rank_answers_by_the_numbers_that_were_sent(judge: Judge) -> None:
+def test_rank_answers_by_the_numbers_that_were_sent(thinking: Judge) -> None:
     images = [encoded(image) for image in pictures()]
     with_damage = ["AAAA", *images[:2], "AAAA", *images[2:]]
-    thinking = replace(judge, settings=replace(judge.settings, think=True))
     answer = read_rank(sent({"prompt": PROMPT, "images": with_damage, "pairs": "all"}))(thinking)
     ranking = thinking.rank(pictures(), PROMPT, pairs="all")
     place = {0: 1, 1: 2, 2: 4, 3: 5, 4: 6, 5: 7}
@@ -148,13 +151,12 @@ def test_chat_reads_the_answer_position(judge: Judge) -> None:
     verdict = judge.compare(a, b, PROMPT).a_shown_first[0]
     labels = {each["token"]: math.exp(each["logprob"]) for each in position["top_logprobs"]}
     assert labels == pytest.approx({"1": verdict.p_label_first, "2": verdict.p_label_second}, abs=PROBABILITY)
-    assert position["token"] == "2"
-    assert answer["choices"][0]["message"]["content"].endswith("<answer>2</answer>")
+    assert position["token"] == max(labels, key=lambda label: labels[label])
+    assert answer["choices"][0]["message"]["content"] == f"<think></think><answer>{position['token']}</answer>"
     assert answer["usage"]["total_tokens"] > answer["usage"]["prompt_tokens"] > 50
 
 
-def test_chat_thinks_where_there_is_room(judge: Judge) -> None:
-    thinking = replace(judge, settings=replace(judge.settings, think=True))
+def test_chat_thinks_where_there_is_room(thinking: Judge) -> None:
     answer = read_chat(sent(chat(pictures()[:2], max_tokens=4096, n=3, temperature=1.0, seed=5)))(thinking)
     texts = [choice["message"]["content"] for choice in answer["choices"]]
     assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2]

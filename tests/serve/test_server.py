@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice, permutations
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -29,7 +30,7 @@ GROUP = {"prompt": [PROMPT] * 6, "image": [encoded(image) for image in pictures(
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    with running("--no-think") as (address, _):
+    with running() as (address, _):
         yield address
 
 
@@ -42,7 +43,9 @@ def test_every_protocol_finds_the_best_picture(address: str) -> None:
     status, answer = ask(address, "/rank", {"prompt": PROMPT, "images": images})
     assert (status, answer["images"][0]["index"]) == (200, BEST)
     status, answer = ask(address, "/v1/chat/completions", chat(pictures()[:2]))
-    assert (status, answer["choices"][0]["message"]["content"]) == (200, "<think></think><answer>2</answer>")
+    content = answer["choices"][0]["message"]["content"]
+    assert (status, content.startswith("<think>Image 1: ")) == (200, True)
+    assert content.endswith("</think><answer>2</answer>")
     assert ask(address, "/rewards") == (200, {"rewards": ["strength", "wins"]})
     assert ask(address, "/v1/models")[1]["data"][0]["id"] == "demo"
 
@@ -56,7 +59,7 @@ def test_health_counts(address: str) -> None:
     assert "the only readable image" in alone[1]["error"]
     after = ask(address, "/health")[1]
     assert after["status"] == "ok"
-    assert (after["model"], after["profile"], after["think"]) == ("demo", "mlxpref", False)
+    assert (after["model"], after["profile"], after["think"]) == ("demo", "mlxpref", True)
     assert set(after["rewards"]) == {"strength", "wins"}
     assert (after["requests"] - before["requests"], after["errors"] - before["errors"]) == (2, 2)
     assert after["comparisons"] - before["comparisons"] == 24  # four an image
@@ -102,7 +105,8 @@ def test_only_the_token_opens() -> None:
     with running("--no-think", "--token", "a secret") as (address, _):
         assert ask(address, "/health")[0] == 401
         assert ask(address, "/health", headers={"Authorization": "Bearer another"})[0] == 401
-        assert ask(address, "/health", headers={"Authorization": "Bearer a secret"})[0] == 200
+        status, health = ask(address, "/health", headers={"Authorization": "Bearer a secret"})
+        assert (status, health["think"]) == (200, False)
         basic = {"Authorization": "Basic YW55OmEgc2VjcmV0"}  # any:a secret
         assert ask(address, "/compute", GROUP, basic)[0] == 200
 
@@ -122,12 +126,10 @@ def test_one_port_has_one_server(address: str) -> None:
 
 
 def long_request() -> bytes:
-    """A ranking that takes the demo judge a minute or more: 160 pictures, all pairs, with thinking."""
+    """A ranking that takes the demo judge a minute or more: 144 pictures, all pairs, with thinking."""
     images = [
-        encoded(render(PictureSpec(colour, shape, quality), np.random.default_rng(number)))
-        for number in range(3)
-        for colour in COLOURS
-        for shape in SHAPES
+        encoded(render(PictureSpec(*colours, quality), np.random.default_rng(number)))
+        for number, colours in enumerate(islice(permutations(COLOURS, len(SHAPES)), 72))
         for quality in ("clean", "noisy")
     ]
     return json.dumps({"prompt": PROMPT, "images": images, "pairs": "all", "think_about": "all"}).encode()

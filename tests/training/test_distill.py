@@ -57,7 +57,7 @@ def unreadable(monkeypatch: pytest.MonkeyPatch, is_unreadable: Callable[[int, Co
 
 @pytest.fixture
 def demo(demo_judge: Callable[..., Judge]) -> Judge:
-    return demo_judge(max_tokens=48)
+    return demo_judge(max_tokens=80)
 
 
 def test_the_file_says_what_the_judge_says_with_thinking(demo: Judge, tmp_path: Path) -> None:
