@@ -13,6 +13,7 @@ from mlxpref.errors import ConfigError
 from mlxpref.text import UNDECODED, one_line
 
 S = TypeVar("S")
+Method = Literal["grpo", "rejection"]
 LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo"]
 Level = Literal["token", "sequence"]
 DATA_HELP = "`demo`, a public data set by name, a file or folder, or owner/name of the hub."
@@ -128,9 +129,21 @@ class TrainSettings:
         1.0, "With thinking: reward of the answer that is read at once, beside those with reasons; 0 leaves it "
         "untrained.", _REWARD, minimum=0.0,
     )  # fmt: skip
+    agreement: float = setting(
+        0.0, "Reward of the same preference in both orders of a pair, 1 - (p - q)^2; a step then shows each pair in "
+        "both.", _REWARD, minimum=0.0,
+    )  # fmt: skip
+    listener_weight: float = setting(
+        0.0, "Reward of the right side's probability when the judge without adapter answers after the rollout's "
+        "reasons.", _REWARD, minimum=0.0,
+    )  # fmt: skip
     length_budget: int = setting(
         0, "Tokens that cost nothing; a longer rollout loses up to 1 at --max-tokens. 0: no budget.", _REWARD, minimum=0
     )
+    method: Method = setting(
+        "grpo", "Learn from rewards, or only the likelihood of completions that are right, of pairs with some in both "
+        "orders.", _STEPS, choices=get_args(Method),
+    )  # fmt: skip
     steps: int = setting(0, "Optimizer steps; 0 is one pass over the data.", _STEPS, minimum=0)
     comparisons: int = setting(8, "Comparisons per step.", _STEPS, minimum=1)
     group: int = setting(8, "Rollouts per comparison.", _STEPS, minimum=2)
@@ -179,6 +192,33 @@ class TrainSettings:
             raise ConfigError(f"setting length_budget: {self.length_budget} is not below max_tokens, {self.max_tokens}")
         if self.patience and not self.held_out:
             raise ConfigError("setting patience: nothing is measured without held_out; give --held-out 0.1")
+        if self.listener_weight and not self.think:
+            raise ConfigError(
+                "setting listener_weight: without thinking there are no reasons to listen to; leave it out"
+            )
+        if self.method == "rejection":
+            others = [name for name in ("agreement", "listener_weight", "length_budget") if getattr(self, name)]
+            others += ["reward"] if self.reward not in ("soft", "hard") else []
+            if others:
+                raise ConfigError(
+                    f"setting {others[0]}: rejection sampling has no reward but the people's side; leave it out"
+                )
+        if self.orders == 2 and self.comparisons % 2:
+            raise ConfigError(
+                f"setting comparisons: {self.comparisons} is odd, and "
+                f"{'agreement' if self.agreement else 'rejection sampling'} shows each preference in both orders; give "
+                "an even number"
+            )
+
+    @property
+    def orders(self) -> int:
+        """The orders in which a step shows each of its preferences: one or both."""
+        return 2 if self.agreement or self.method == "rejection" else 1
+
+    @property
+    def rewards(self) -> str:
+        """The rewards of a rollout; rejection sampling has that of the written answer."""
+        return "hard" if self.method == "rejection" else self.reward
 
     @property
     def judging(self) -> JudgeSettings:

@@ -93,6 +93,7 @@ class RunLog:
             "rollouts that agree with people": self.column("accuracy"),
             "answers read at once that agree with people": self.column("read_accuracy"),
             "held-out pairs that agree with people": self.column("held_out", "accuracy"),
+            "right in both orders, and learned": self.column("kept"),
             "right form": self.column("format_rate"),
             "mass on the labels": self.column("label_mass"),
             "ran out of tokens": self.column("truncated"),

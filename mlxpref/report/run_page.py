@@ -34,7 +34,7 @@ _FIGURES: tuple[tuple[str, str, bool, dict[str, str], dict[str, str]], ...] = (
         "Agreement with people",
         "A bar is a 95 % interval.",
         True,
-        {"rollouts": "accuracy", "read at once": "read_accuracy"},
+        {"rollouts": "accuracy", "read at once": "read_accuracy", "learned": "kept"},
         {"held-out": "accuracy"},
     ),
     ("Held-out pairs", "", True, {}, {"same image in both orders": "position_consistency", "calibration error": "ece"}),

@@ -60,28 +60,38 @@ def policy_gradient(vlm: VLM, inputs: LossInputs, settings: TrainSettings) -> Gr
     )
 
 
-def with_reference(vlm: VLM, inputs: LossInputs, settings: TrainSettings) -> LossInputs:
-    """Return the inputs with the model's present answers as the reference, by the arithmetic of `policy_gradient`.
+def reference_scores(vlm: VLM, inputs: LossInputs, settings: TrainSettings) -> tuple[Logprobs, Logprobs | None]:
+    """Return what the model at present gives to the completions, and to the answers read at once, if there are any.
 
-    Its routers choose for themselves.
+    It is by the arithmetic of `policy_gradient`; the model's routers choose for themselves.
     """
-    logprobs: list[mx.array] = []
-    states: dict[bool, list[mx.array]] = {False: [], True: []}
+    scored: dict[bool, list[Logprobs]] = {False: [], True: []}
     for batch in _batches(inputs, settings.micro_batch):
         prompts = prefill(vlm, batch.prompts, settings.recompute)
         for piece in batch.pieces(settings.micro_batch):
             alone = replace(piece, completions=replace(piece.completions, experts=None))
             scores = _scores(vlm, prompts, alone, settings)
-            assert scores.answer_states is not None
-            states[piece.is_read].append(scores.answer_states)
-            if not piece.is_read:
-                logprobs.append(_padded(scores.logprobs, inputs))
-            mx.eval(scores.answer_states, logprobs)
+            mx.eval(scores.logprobs, scores.label_logprobs, scores.answer_states)
+            scored[piece.is_read].append(scores)
+    return joined(scored[False]), joined(scored[True]) if inputs.read else None
+
+
+def joined(parts: Sequence[Logprobs]) -> Logprobs:
+    """Return the rows of several parts together, (R, T) of the longest."""
+    columns = max(part.logprobs.shape[1] for part in parts)
+    logprobs = [mx.pad(part.logprobs, [(0, 0), (0, columns - part.logprobs.shape[1])]) for part in parts]
+    states = [part.answer_states for part in parts if part.answer_states is not None]
+    labels = mx.concatenate([part.label_logprobs for part in parts])
+    return Logprobs(mx.concatenate(logprobs), labels, mx.concatenate(states))
+
+
+def with_reference(inputs: LossInputs, scores: Logprobs, read: Logprobs | None) -> LossInputs:
+    """Return the inputs with the `reference_scores` of the model without its adapter."""
     return replace(
         inputs,
-        reference=mx.concatenate(logprobs),  # (R, T)
-        reference_states=mx.concatenate(states[False]) if inputs.mix.exact else None,  # (R, D)
-        read=inputs.read and replace(inputs.read, reference_states=mx.concatenate(states[True])),
+        reference=_padded(scores.logprobs, inputs),  # (R, T)
+        reference_states=scores.answer_states if inputs.mix.exact else None,  # (R, D)
+        read=inputs.read and replace(inputs.read, reference_states=read.answer_states if read else None),
     )
 
 

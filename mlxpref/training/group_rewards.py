@@ -1,7 +1,7 @@
 """The rewards and advantages of a step's rollouts: P groups of G rollouts, as arrays (P, G)."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from mlxpref.config import TrainSettings
 from mlxpref.distributed import SINGLE_PROCESS, ProcessGroup
+from mlxpref.training.agreement import agreement, other_order
 from mlxpref.training.grpo import group_advantages, leave_one_out_advantages
+from mlxpref.training.rejection import kept_completions
 from mlxpref.training.rewards import EXACT_REWARDS, RewardMix, RewardPart, agreement_reward, length_reward
 from mlxpref.training.rollouts import RolloutGroup
 from mlxpref.verdict import Verdict
@@ -64,6 +66,7 @@ def reward_groups(
     y = np.broadcast_to(np.array([[group.comparison.y] for group in groups]), p1.shape)
     mass = p1 + p2 + tie
     reached = mass > 0
+    p_first = (p1 + tie / 2) / np.where(reached, mass, 1.0)
     lean = p1 - p2 if mix.exact else _array(groups, _written_lean)
     well_formed = _array(groups, lambda v: v.well_formed) > 0
     form: Floats = settings.format_weight * well_formed.astype(np.float64)
@@ -73,17 +76,19 @@ def reward_groups(
             mine = [part.function(groups[i].comparison, groups[i].verdicts) for i in processes.shard(len(groups))]
             return np.array([values for each in processes.all_gather(mine) for values in each])
         if part.name in EXACT_REWARDS:
-            p_first = (p1 + tie / 2) / np.where(reached, mass, 1.0)
             return np.asarray(EXACT_REWARDS[part.name](mass, p_first, y, form))
         return agreement_reward(lean, y, form)
 
     components = {part.name: component(part) for part in mix.parts}
     rewards = np.asarray(sum(part.weight * components[part.name] for part in mix.parts))
-    if settings.length_budget:
-        tokens = _array(groups, lambda v: v.tokens)
-        components["length"] = length_reward(tokens, settings.length_budget, settings.max_tokens)
-        rewards = rewards + components["length"]
-    advantages = leave_one_out_advantages(rewards) if mix.exact else group_advantages(rewards)
+    for name, weight, values in _further_parts(groups, reached, p_first, settings):
+        components[name] = values
+        rewards = rewards + weight * values
+    correct = np.sign(lean) == np.sign(y - 0.5)
+    if settings.method == "rejection":
+        advantages: Floats = kept_completions(groups, correct & well_formed).astype(np.float64)
+    else:
+        advantages = leave_one_out_advantages(rewards) if mix.exact else group_advantages(rewards)
     truncated = np.array([group.truncated for group in groups])
     in_loss = ~truncated if settings.mask_truncated else np.ones_like(truncated)
     answered = reached & mix.exact
@@ -94,13 +99,26 @@ def reward_groups(
         rewards=rewards,
         components=components,
         advantages=advantages,
-        correct=np.sign(lean) == np.sign(y - 0.5),
+        correct=correct,
         well_formed=well_formed,
         answered=answered,
         in_loss=in_loss,
         has_advantage=has_advantage,
         has_gradient=has_advantage | np.bool_(settings.kl > 0),
     )
+
+
+def _further_parts(
+    groups: Sequence[RolloutGroup], reached: Bools, p_first: Floats, settings: TrainSettings
+) -> Iterator[tuple[str, float, Floats]]:
+    """The parts of the reward beside the mix that the settings ask for: name, weight, and values (P, G)."""
+    if settings.length_budget:
+        tokens = _array(groups, lambda v: v.tokens)
+        yield "length", 1.0, length_reward(tokens, settings.length_budget, settings.max_tokens)
+    if settings.agreement:
+        yield "agreement", settings.agreement, reached * agreement(p_first, other_order(groups)[:, None])
+    if settings.listener_weight:
+        yield "listener", settings.listener_weight, np.array([group.heard for group in groups])
 
 
 def _array(groups: Sequence[RolloutGroup], value: Callable[[Verdict], float]) -> Floats:

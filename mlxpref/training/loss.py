@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from mlxpref.config import TrainSettings
 from mlxpref.engine.logprobs import Completions, Logprobs
 from mlxpref.engine.vlm import ComparisonInput
+from mlxpref.training.agreement import agreement, other_order
 from mlxpref.training.group_rewards import GroupRewards
 from mlxpref.training.grpo import kl_to_reference, policy_objective, token_weights
 from mlxpref.training.rewards import RewardMix
@@ -27,7 +28,8 @@ class LossInputs:
     the loss, and their weights; `answer_weights` (R,): the answer position's weight, 0 if it was not reached or is not
     integrated out; `advantages`, `y`, and `form` (R,), the reward of a right form. Log-probabilities (R, T):
     `reference` without the adapter, None without a divergence; `old` before the step's first update, None at that
-    update; `sampled` from sampling. `reference_states` (R, D) are those of the answer positions without the adapter.
+    update; `sampled` from sampling. `reference_states` (R, D) are those of the answer positions without the adapter,
+    `other_order` (R, 3) what `agreement` takes from the pair's other order, None where that is not rewarded.
     `read` are the answers to the same prompts that are read at once, one row each; `is_read` marks them. `sampled`,
     `step_tokens` and `step_positions`, the tokens of all processes in the loss without and with answer positions, serve
     only measurements.
@@ -44,6 +46,7 @@ class LossInputs:
     form: mx.array
     reference: mx.array | None = None
     reference_states: mx.array | None = None
+    other_order: mx.array | None = None
     old: mx.array | None = None
     sampled: NDArray[np.float64] | None = None
     step_tokens: int = 0
@@ -62,7 +65,7 @@ class LossInputs:
         }
         by_row = {
             name: value[rows]
-            for name in ("answer_weights", "advantages", "y", "form", "reference_states")
+            for name in ("answer_weights", "advantages", "y", "form", "reference_states", "other_order")
             if (value := getattr(self, name)) is not None
         }
         read = self.read and self.read.part(prompts, prompts)
@@ -124,6 +127,7 @@ def loss_inputs(
     y = np.array([group.comparison.y for group in groups])
     prompts = [prompt for i in mine if (prompt := groups[i].input)]
     answers = answered & np.repeat(active, size)
+    moments = np.repeat(other_order(groups), size, axis=0)[rows] if settings.agreement else None
     tokens = int(lengths.reshape(-1, size)[active].sum())
     read = None
     if reading:
@@ -139,6 +143,7 @@ def loss_inputs(
         advantages=_float32(rewards.advantages.reshape(-1)[rows]),  # (P, G) -> (P G,) -> (R,)
         y=_float32(np.repeat(y, size)[rows]),
         form=_float32(settings.format_weight * rewards.well_formed.reshape(-1)[rows]),
+        other_order=None if moments is None else _float32(moments),
         sampled=sampled,
         step_tokens=tokens,
         step_positions=tokens + int(answers.sum()) + (len(groups) if reading else 0),
@@ -171,6 +176,14 @@ def _read_inputs(
     )
 
 
+def p_first_of(labels: mx.array) -> mx.array:
+    """Return the preference for the first image (R,) from log-probabilities of labels (R, 2), or (R, 3) with a tie."""
+    if labels.shape[1] > 2:
+        shares = mx.softmax(labels, axis=1)
+        return shares[:, 0] + shares[:, 2] / 2
+    return mx.sigmoid(labels[:, 0] - labels[:, 1])
+
+
 def step_loss(logprobs: Logprobs, inputs: LossInputs, settings: TrainSettings) -> tuple[mx.array, mx.array]:
     """Return the loss of one update, and measurements (4,); all are sums over rows.
 
@@ -198,18 +211,17 @@ def step_loss(logprobs: Logprobs, inputs: LossInputs, settings: TrainSettings) -
         # Safe values where no answer counts: factors of 0 must be finite, in the backward pass, too.
         counts = inputs.answer_weights > 0
         labels = mx.where(counts[:, None], logprobs.label_logprobs, -1.0)  # (R, 2), or (R, 3) with a tie
-        margin = labels[:, 0] - labels[:, 1]
-        p_first = mx.sigmoid(margin)
-        if labels.shape[1] > 2:
-            shares = mx.softmax(labels, axis=1)
-            p_first = shares[:, 0] + shares[:, 2] / 2
+        p_first = p_first_of(labels)
         reward = inputs.mix.integrated(mx.exp(labels).sum(axis=1), p_first, inputs.y, inputs.form)  # (R,)
+        if inputs.other_order is not None:
+            reward = reward + settings.agreement * agreement(p_first, inputs.other_order)
         loss = loss - _weighted_sum(reward, inputs.answer_weights)
         if logprobs.answer_kl is not None:
             loss = loss + settings.kl * _weighted_sum(logprobs.answer_kl, inputs.answer_weights)
             divergence = divergence + mx.where(counts, logprobs.answer_kl, 0).sum()
         if inputs.is_read:
-            right = (mx.sign(margin) == mx.sign(inputs.y - 0.5)).astype(mx.float32).sum()
+            lean = labels[:, 0] - labels[:, 1]
+            right = (mx.sign(lean) == mx.sign(inputs.y - 0.5)).astype(mx.float32).sum()
     others = mx.array(0.0) if logprobs.other_experts is None else logprobs.other_experts
     return loss, mx.stack([(clipped & inputs.mask).sum().astype(mx.float32), divergence, right, others])
 

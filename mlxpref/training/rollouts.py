@@ -2,11 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mlxpref.config import TrainSettings
 from mlxpref.data.left_out import LeftOut
 from mlxpref.distributed import SINGLE_PROCESS, ProcessGroup
 from mlxpref.engine.completion import Rollout, Sampling
+from mlxpref.engine.logprobs import Logprobs
 from mlxpref.engine.rollout import roll_out
 from mlxpref.engine.vlm import VLM, ComparisonInput
 from mlxpref.errors import ImageError
@@ -14,23 +19,41 @@ from mlxpref.training.rewards import RewardMix
 from mlxpref.training.sampler import TrainingComparison
 from mlxpref.verdict import Verdict
 
+D = TypeVar("D", bound=np.generic)
+
 
 @dataclass(frozen=True)
 class RolloutGroup:
     """The G rollouts of a comparison, and which of them ran out of tokens.
 
-    `input` is the policy's input, None if another process wrote the rollouts.
+    `input` is the policy's input, None if another process wrote the rollouts. With a listener, `heard` has each
+    rollout's reward by it, and `reference` and `read_reference` what it gave to the rollouts (G rows) and to the answer
+    that is read at once (1 row), where this process asked it for that.
     """
 
     comparison: TrainingComparison
     input: ComparisonInput | None
     rollouts: Sequence[Rollout]
     truncated: Sequence[bool]
+    heard: Sequence[float] = ()
+    reference: Logprobs | None = None
+    read_reference: Logprobs | None = None
 
     @property
     def verdicts(self) -> list[Verdict]:
         """The verdict of each rollout."""
         return [rollout.verdict for rollout in self.rollouts]
+
+
+def of_other_order(groups: Sequence[RolloutGroup], values: NDArray[D]) -> NDArray[D]:
+    """Return values (P, ...) of groups in the order that gives each one that of its preference's other order.
+
+    Each preference has two groups, one after the other.
+    """
+    pairs = zip(groups[::2], groups[1::2], strict=True)
+    assert all(one.comparison.preference is other.comparison.preference for one, other in pairs)
+    swapped: NDArray[Any] = values.reshape(-1, 2, *values.shape[1:])[:, ::-1].reshape(values.shape)
+    return swapped
 
 
 def sample_groups(

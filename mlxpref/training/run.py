@@ -230,7 +230,7 @@ def _load(
     named = asked_by or settings.profile
     if processes.is_main:
         check_trackers(settings.report_to)
-    mix = load_rewards(settings.reward)
+    mix = load_rewards(settings.rewards)
     if vlm or named:
         settings = _settings_for(vlm.profile if vlm else profile_named(named), settings, mix, chosen)
     data_dir = Path(settings.data_dir).expanduser() if settings.data_dir else None
@@ -307,7 +307,9 @@ def _settings_for(profile: Profile, settings: TrainSettings, mix: RewardMix, cho
         )
     profile.check_form(mix.form)
     if not mix.exact and profile.tie_opening:
-        raise ConfigError(f"reward {settings.reward}: the profile {profile.name} answers at once; take soft or brier")
+        raise ConfigError(
+            f"reward {settings.rewards}: the profile {profile.name} answers at once; take soft or brier, and grpo"
+        )
     if settings.think and not profile.thinks:
         if "think" in chosen:
             raise ConfigError(f"--think: the profile {profile.name} answers at once; give --no-think")

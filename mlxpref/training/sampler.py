@@ -42,23 +42,43 @@ class ComparisonSampler:
     Sides alternate: half of any consecutive comparisons show a first (up to one), and each preference shows its other
     image first in the next epoch. So the result cannot depend on which image the data call a. The first epoch's random
     order deals the preferences into two halves, which show a first in turn; later epochs shuffle each half.
+
+    With `settings.orders` of 2 a step shows half as many preferences, each with a first at an even place and then with
+    b first at the next one.
     """
 
     def __init__(self, preferences: Sequence[Preference], settings: TrainSettings) -> None:
         self.preferences, self.seed, self.comparisons = preferences, settings.seed, settings.comparisons
+        self.orders = settings.orders
         self._first_order = _generator(settings.seed, "order").permutation(len(preferences))
         # A step lies in one epoch or two: two orders are enough.
         self._order = lru_cache(maxsize=2)(self._draw_order)
 
     def for_step(self, step: int) -> list[TrainingComparison]:
         """Return the comparisons of a step, counted from 1."""
-        return [self._comparison(step, place, i, (step, place)) for place, i in enumerate(self._indices(step))]
+        indices = [index for index in self._indices(step) for _ in range(self.orders)]
+        return [self._comparison(step, place, i, (step, place)) for place, i in enumerate(indices)]
 
     def unused(self, step: int) -> Iterator[int]:
         """Return the indices of the preferences that a step does not show, in a random order of the step's own."""
         step_indices = set(self._indices(step))
         order = _generator(self.seed, "unused", step).permutation(len(self.preferences)).tolist()
         return (index for index in order if index not in step_indices)
+
+    def replacements(
+        self, step: int, places: Sequence[int], unused: Iterator[int], attempt: int
+    ) -> list[TrainingComparison]:
+        """Return comparisons of unused preferences, while there are any, at places of a step.
+
+        With both orders a preference takes both places of another one.
+        """
+        firsts = sorted({place - place % self.orders for place in places})
+        # `unused` comes second, so that the end of `firsts` consumes none of it.
+        return [
+            self.replacement(step, first + order, index, attempt)
+            for first, index in zip(firsts, unused, strict=False)
+            for order in range(self.orders)
+        ]
 
     def replacement(self, step: int, place: int, index: int, attempt: int) -> TrainingComparison:
         """Return the comparison of another preference at a place of a step, the `attempt`th there.
@@ -69,8 +89,8 @@ class ComparisonSampler:
 
     def _indices(self, step: int) -> list[int]:
         """The preferences of a step, by index."""
-        start = (step - 1) * self.comparisons
-        places = (divmod(start + place, len(self.preferences)) for place in range(self.comparisons))
+        count = self.comparisons // self.orders
+        places = (divmod((step - 1) * count + place, len(self.preferences)) for place in range(count))
         return [int(self._order(epoch)[rank]) for epoch, rank in places]
 
     def _comparison(self, step: int, place: int, index: int, key: tuple[int, ...]) -> TrainingComparison:

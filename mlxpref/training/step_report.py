@@ -9,6 +9,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from mlxpref.config import TrainSettings
 from mlxpref.distributed import ProcessGroup
 from mlxpref.judge.evaluation import Evaluation
 from mlxpref.preferences import image_name
@@ -40,14 +41,15 @@ class StepReport:
 
     Of all rollouts, with resampled groups: the means `reward` and `reward_parts`, its unweighted parts; `accuracy`, the
     share of rollouts that agree with the majority; `truncated`, the share that ran out of tokens; `entropy` of the
-    policy a token, the mean of minus its tokens' log-probabilities. `read_accuracy` is the share of the answers read at
-    once that agree with the majority, where these are trained, too. `mismatch` is the mean distance between the
-    log-probabilities of sampling and of scoring, `rerouted` the share of the experts that the update would not have
-    chosen for the tokens that were written with them, `skipped` the number of `groups` whose rollouts have no gradient,
-    `resampled` that of replaced groups, `left_out` that of comparisons with an image that could not be read. The
-    seconds of rollout, score (the reference), update and evaluation add up to `seconds`; `tokens_per_second` is of the
-    rollout alone. `held_out` are the metrics of `eval` on the held-out preferences. Of several processes, this one sent
-    `sent_bytes` in the step and spent `wait_seconds` of it in exchanges.
+    policy a token, the mean of minus its tokens' log-probabilities; `kept`, the share that rejection sampling learns.
+    `read_accuracy` is the share of the answers read at once that agree with the majority, where these are trained, too.
+    `mismatch` is the mean distance between the log-probabilities of sampling and of scoring, `rerouted` the share of
+    the experts that the update would not have chosen for the tokens that were written with them, `skipped` the number
+    of `groups` whose rollouts have no gradient, `resampled` that of replaced groups, `left_out` that of comparisons
+    with an image that could not be read. The seconds of rollout, score (the reference), update and evaluation add up to
+    `seconds`; `tokens_per_second` is of the rollout alone. `held_out` are the metrics of `eval` on the held-out
+    preferences. Of several processes, this one sent `sent_bytes` in the step and spent `wait_seconds` of it in
+    exchanges.
     """
 
     step: int
@@ -59,6 +61,7 @@ class StepReport:
     label_mass: float
     truncated: float
     entropy: float
+    kept: float
     loss: float
     grad_norm: float
     kl: float
@@ -96,7 +99,9 @@ class StepReport:
         return {f.name: json_value(getattr(self, f.name)) for f in fields(self) if f.name != "rollouts"}
 
 
-def measured_shares(groups: Sequence[RolloutGroup], rewards: GroupRewards, mix: RewardMix) -> dict[str, Any]:
+def measured_shares(
+    groups: Sequence[RolloutGroup], rewards: GroupRewards, mix: RewardMix, settings: TrainSettings
+) -> dict[str, Any]:
     """Return a report's means and sums over all groups of a step."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     logprobs = [logprob for rollout in rollouts for logprob in rollout.logprobs]
@@ -109,6 +114,7 @@ def measured_shares(groups: Sequence[RolloutGroup], rewards: GroupRewards, mix: 
         "label_mass": float(np.mean([r.verdict.label_mass for r in rollouts])) if labels_are_read else math.nan,
         "truncated": float(np.mean([group.truncated for group in groups])),
         "entropy": -float(np.mean(logprobs)) if logprobs else math.nan,
+        "kept": float((rewards.advantages > 0).mean()) if settings.method == "rejection" else math.nan,
         "tokens": sum(rollout.verdict.tokens for rollout in rollouts),
     }
 

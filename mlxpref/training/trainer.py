@@ -7,6 +7,7 @@ updates the adapter, once or `updates_per_rollout` times.
 import hashlib
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -25,10 +26,11 @@ from mlxpref.errors import ConfigError, DataError, MlxprefError, ModelError
 from mlxpref.judge.verdict_source import say_if_unreadable
 from mlxpref.preferences import Preference
 from mlxpref.training.custom_reward import load_rewards
-from mlxpref.training.gradients import policy_gradient, with_reference
+from mlxpref.training.gradients import policy_gradient, reference_scores, with_reference
 from mlxpref.training.group_rewards import GroupRewards, reward_groups
 from mlxpref.training.held_out import HeldOut
-from mlxpref.training.loss import loss_inputs, reading_of
+from mlxpref.training.listener import listen, with_heard
+from mlxpref.training.loss import LossInputs, loss_inputs, reading_of
 from mlxpref.training.policy_update import UpdateResult, update_policy
 from mlxpref.training.rewards import RewardMix
 from mlxpref.training.rollouts import RolloutGroup, sample_groups
@@ -73,11 +75,16 @@ class Trainer:
     ) -> None:
         self.vlm, self.settings, self.processes = vlm, settings, processes
         self.left_out = left_out or LeftOut(settings.data, preferences)
-        self.mix = mix or load_rewards(settings.reward)
+        self.mix = mix or load_rewards(settings.rewards)
         if self.mix.exact and self.mix.custom and not settings.think:
             raise ConfigError(
                 f"reward {settings.reward}: without thinking nothing is written that {self.mix.custom[0]} could judge, "
                 "as soft and brier integrate the answer out; leave one of them out, or think"
+            )
+        asked = [name for name in ("agreement", "listener_weight") if getattr(settings, name)]
+        if asked and not self.mix.exact:
+            raise ConfigError(
+                f"setting {asked[0]}: reward {settings.reward} does not integrate the answer out; take soft or brier"
             )
         usable = [p for p in preferences if "brier" in self.mix.names or not p.is_tie]
         if not usable:
@@ -89,7 +96,7 @@ class Trainer:
         count = max(1, math.ceil(settings.fraction * len(learned_from)))
         self.preferences = random_subset(learned_from, count, settings.seed, "fraction")
         self.held_out = HeldOut(vlm, held_out, settings, self.mix, processes, self.left_out)
-        self.step_count = settings.steps or math.ceil(len(self.preferences) / settings.comparisons)
+        self.step_count = settings.steps or math.ceil(len(self.preferences) * settings.orders / settings.comparisons)
         if adapter_weights(vlm.model):
             raise ModelError(
                 f"{vlm.checkpoint.folder}: the model carries an adapter already; train one that is freshly loaded"
@@ -178,12 +185,12 @@ class Trainer:
         meter = StepMeter(processes)
 
         comparisons, unused = self.sampler.for_step(step), self.sampler.unused(step)  # P comparisons
-        rollouts, left_out = self._sample(step, comparisons, unused)  # P x G completions
+        rollouts, left_out = self._sample(step, comparisons, unused, meter)  # P x G completions
         if step == 1:
             say_if_unreadable(vlm, [verdict for group in rollouts for verdict in group.verdicts])
         rewards = reward_groups(rollouts, settings, mix, processes)  # (P, G)
         # All groups written, and the P to learn from.
-        rollouts, rewards, indices = self._resample(step, rollouts, rewards, unused)
+        rollouts, rewards, indices = self._resample(step, rollouts, rewards, unused, meter)
         meter.end_phase("rollout")
 
         loss_rollouts, loss_rewards = [rollouts[i] for i in indices], rewards.select(indices)
@@ -192,8 +199,7 @@ class Trainer:
         )  # (R, T)
         updates = settings.updates_per_rollout if loss_rewards.has_gradient.any() or reading_of(settings, mix) else 0
         if settings.kl and inputs.prompts:
-            with adapter_off(vlm.model):
-                inputs = with_reference(vlm, inputs, settings)
+            inputs = self._with_reference(inputs, loss_rollouts)
             meter.end_phase("score")
         result = UpdateResult()
         for update in range(updates):
@@ -202,7 +208,8 @@ class Trainer:
             result = result.then(latest) if update else latest
             if not result.finite:
                 break
-            if update == 0:  # the old policy's log-probabilities come from the scoring pass, not from sampling
+            if update == 0 and settings.method == "grpo":
+                # The old policy's log-probabilities come from the scoring pass, not from sampling.
                 inputs = replace(inputs, old=gradient.logprobs)
         self._failures = self._failures + 1 if updates and not result.finite else 0
         meter.end_phase("update")
@@ -210,7 +217,7 @@ class Trainer:
         evaluation = self.held_out.measure(step, self.step_count)
         if evaluation:
             meter.end_phase("evaluation")
-        shares = measured_shares(rollouts, rewards, mix)
+        shares = measured_shares(rollouts, rewards, mix, settings)
         return StepReport(
             step=step,
             steps=self.step_count,
@@ -227,49 +234,66 @@ class Trainer:
         )
 
     def _sample(
-        self, step: int, comparisons: Sequence[TrainingComparison], unused: Iterator[int]
+        self, step: int, comparisons: Sequence[TrainingComparison], unused: Iterator[int], meter: StepMeter
     ) -> tuple[list[RolloutGroup], int]:
         """The groups of comparisons, and the number of those that were left out as an image cannot be read.
 
         Unused preferences of the step take their places, while there are any. DataError if nothing can be read.
         """
-        groups, left_out = self._written(comparisons), 0
+        groups, left_out = self._written(comparisons, meter), 0
         for _ in range(_REPLACEMENTS):
-            empty = sorted({each.place for each in comparisons} - {group.comparison.place for group in groups})
+            empty = {each.place for each in comparisons} - {group.comparison.place for group in groups}
             left_out += len(empty)
-            # `unused` comes second, so that the end of `empty` consumes none of it.
-            others = [self.sampler.replacement(step, place, i, 0) for place, i in zip(empty, unused, strict=False)]
+            others = self.sampler.replacements(step, list(empty), unused, 0)
             if not others:
                 break
-            groups += self._written(others)
+            groups += self._written(others, meter)
         if not groups:
             raise DataError(
                 f"step {step}: none of its images can be read; is their disk still there? then continue with --resume"
             )
         return sorted(groups, key=lambda group: group.comparison.place), left_out
 
-    def _written(self, comparisons: Sequence[TrainingComparison]) -> list[RolloutGroup]:
-        """The policy's groups of comparisons."""
-        return sample_groups(self.vlm, comparisons, self.settings, self.mix, self.processes, self.left_out)
+    def _written(self, comparisons: Sequence[TrainingComparison], meter: StepMeter) -> list[RolloutGroup]:
+        """The policy's groups of comparisons, of which each preference has all its orders; with the listener's rewards.
+
+        Of several processes, one may read an image that another one cannot.
+        """
+        settings, mix, processes, orders = self.settings, self.mix, self.processes, self.settings.orders
+        groups = sample_groups(self.vlm, comparisons, settings, mix, processes, self.left_out)
+        found = Counter(group.comparison.place // orders for group in groups)
+        groups = [group for group in groups if found[group.comparison.place // orders] == orders]
+        if settings.listener_weight:
+            meter.end_phase("rollout")
+            groups = listen(self.vlm, groups, settings, mix, processes)
+            meter.end_phase("score")
+        return groups
+
+    def _with_reference(self, inputs: LossInputs, groups: Sequence[RolloutGroup]) -> LossInputs:
+        """The inputs of groups with the answers of the model without its adapter, which a listener has given."""
+        if self.settings.listener_weight:
+            return with_heard(inputs, groups)
+        with adapter_off(self.vlm.model):
+            return with_reference(inputs, *reference_scores(self.vlm, inputs, self.settings))
 
     def _resample(
-        self, step: int, rollouts: list[RolloutGroup], rewards: GroupRewards, unused: Iterator[int]
+        self, step: int, rollouts: list[RolloutGroup], rewards: GroupRewards, unused: Iterator[int], meter: StepMeter
     ) -> tuple[list[RolloutGroup], GroupRewards, list[int]]:
-        """Give the places of groups without an advantage to other comparisons, up to `settings.resample` times.
+        """Give the places of preferences without an advantage to others, up to `settings.resample` times.
 
         Returns all groups of the step, their rewards, and for each of its P places the index of the group for the loss.
         The next comparisons depend only on the step, their random numbers on step, place and attempt, not on the
         batches.
         """
+        orders = self.settings.orders
         latest = {group.comparison.place: index for index, group in enumerate(rollouts)}
         for attempt in range(1, self.settings.resample + 1):
-            idle = [place for place, index in latest.items() if not rewards.has_advantage[index]]
-            # `unused` comes second, so that the end of `idle` consumes none of it.
-            places = list(zip(idle, unused, strict=False))
-            if not places:
+            teaching = {place // orders for place, index in latest.items() if rewards.has_advantage[index]}
+            idle = [place for place in latest if place // orders not in teaching]
+            comparisons = self.sampler.replacements(step, idle, unused, attempt)
+            if not comparisons:
                 break
-            others = self._written([self.sampler.replacement(step, place, i, attempt) for place, i in places])
-            if others:
+            if others := self._written(comparisons, meter):
                 latest |= {group.comparison.place: index for index, group in enumerate(others, start=len(rollouts))}
                 rollouts = [*rollouts, *others]
                 rewards = rewards + reward_groups(others, self.settings, self.mix, self.processes)

@@ -13,7 +13,7 @@ from mlxpref.engine.experts import has_experts
 from mlxpref.engine.logprobs import Completions
 from mlxpref.engine.lora import adapter_weights
 from mlxpref.engine.vlm import VLM, ComparisonInput
-from mlxpref.training.gradients import GradientResult, policy_gradient, with_reference
+from mlxpref.training.gradients import GradientResult, policy_gradient, reference_scores, with_reference
 from mlxpref.training.loss import LossInputs
 from mlxpref.training.rewards import RewardMix
 from tests.conftest import picture
@@ -74,13 +74,14 @@ def material(vlm: VLM, longest: int = 9, with_experts: bool = False) -> LossInpu
         form=drawn(len(lengths)),
         reference=-5 * drawn(*shape),
         reference_states=drawn(len(lengths), width),
+        other_order=drawn(len(lengths), 3),
         read=read,
         old=-5 * drawn(*shape),
     )
 
 
 def settings(**changes: Any) -> TrainSettings:
-    return replace(TrainSettings(reward="soft", kl=0.1, level="token"), **changes)
+    return replace(TrainSettings(reward="soft", kl=0.1, agreement=0.5, level="token"), **changes)
 
 
 def assert_same(result: GradientResult, expected: GradientResult) -> None:
@@ -121,7 +122,7 @@ def test_the_reference_is_what_the_gradient_sees(trained: VLM, micro_batch: int)
     """From itself the policy diverges nowhere: neither at a token nor at an answer, read at once or not."""
     inputs = material(trained)
     expected = policy_gradient(trained, inputs, settings(micro_batch=99)).logprobs
-    result = with_reference(trained, inputs, settings(micro_batch=micro_batch))
+    result = with_reference(inputs, *reference_scores(trained, inputs, settings(micro_batch=micro_batch)))
     assert result.reference is not None
     assert mx.abs(result.reference - expected).max().item() < 1e-4  # type: ignore[operator]
     divergence = policy_gradient(trained, result, settings(micro_batch=99)).measurements[1]
