@@ -108,8 +108,8 @@ def compare(
     if "quantization" in Checkpoint.open(folder).config:
         raise click.ClickException(f"{folder}: is quantized, which transformers cannot read; give what it was made of")
     rng = np.random.default_rng(0)
-    first = render(PictureSpec("red", "circle", "clean"), rng)
-    second = render(PictureSpec("blue", "cross", "noisy"), rng).crop((0, 0, 56, 84))
+    first = render(PictureSpec("red", "green", "blue", "red"), rng)
+    second = render(PictureSpec("blue", "red", "green", "blue", "noisy"), rng).crop((0, 0, 56, 84))
     with tempfile.TemporaryDirectory() as place:
         expected = reference(theirs or folder, [first, second], python, Path(place), None if theirs else adapter, dtype)
     vlm = load_vlm(folder, PIXELS, mx.float32)

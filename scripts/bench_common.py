@@ -25,6 +25,7 @@ import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from mlxpref.cli.output import note, print_table, print_text  # noqa: E402
+from mlxpref.demo.briefs import Brief  # noqa: E402
 from mlxpref.demo.pictures import COLOURS, QUALITIES, SHAPES, PictureSpec, render  # noqa: E402
 from mlxpref.engine.vlm import VLM  # noqa: E402
 
@@ -57,6 +58,15 @@ def pictures(count: int, pixels: int, *seed: int) -> list[Image.Image]:
         for _ in range(count)
     ]
     return [render(look, draw).resize((pixels, pixels), Image.Resampling.BICUBIC) for look in looks]
+
+
+def looks_for(brief: Brief, count: int, rng: np.random.Generator) -> list[PictureSpec]:
+    """So many contents of pictures for one brief, in the colours that it asks for and one more; of every quality."""
+    asked = sorted({each.wanted for each in brief if not each.is_like})
+    palette = [*asked, str(rng.choice([colour for colour in COLOURS if colour not in asked]))]
+    return [
+        PictureSpec(*(*rng.choice(palette, len(SHAPES)).tolist(), str(rng.choice(QUALITIES)))) for _ in range(count)
+    ]
 
 
 def naive_inputs(vlm: VLM, processor: Any, shown: Sequence[Image.Image], think: bool) -> dict[str, mx.array]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tokenizers import Tokenizer
 
-from mlxpref.demo.briefs import REQUIREMENTS, TAUGHT, draw_brief
+from mlxpref.demo.briefs import REQUIREMENTS
 from mlxpref.demo.pictures import QUALITIES, render
 from mlxpref.demo.preferences import PairSpec, draw_pair
 from mlxpref.demo.reasons import COUNTS, VERDICTS, Account, reasons_text, true_account
@@ -31,6 +31,8 @@ _END = "<|im_end|>"
 _SIDE, _PATCH = 6, 14
 _DECISION = 3.0
 """Loss weight of verdicts, sums, qualities and answers; all other tokens weigh 1."""
+_END_AT_ONCE = 0.1
+"""Loss weight of what stands behind an answer at once, beside 1 of that."""
 _SCORES = 11
 """How many scores there are, from 0."""
 
@@ -93,8 +95,7 @@ class Lesson:
 
 def draw_lesson(rng: np.random.Generator, mode: Mode, teacher: Teacher = RIGHT, likes: int | None = None) -> Lesson:
     """A random lesson with a brief of the taught requirements, `likes` of which compare two shapes."""
-    pair = draw_pair(rng, draw_brief(rng, REQUIREMENTS, TAUGHT, likes))
-    return lesson_of(pair, mode, rng, teacher)
+    return lesson_of(draw_pair(rng, likes=likes), mode, rng, teacher)
 
 
 def lesson_of(pair: PairSpec, mode: Mode, rng: np.random.Generator, teacher: Teacher = RIGHT) -> Lesson:
@@ -218,7 +219,9 @@ class Script:
             row = [*prompts[i], *written[i], *lead, *direct[i]]
             ids[i, : len(row)] = row
             weights[0, i, start:end] = [_DECISION if each in self._decisions else 1.0 for each in written[i]]
-            weights[1, i, end + len(lead) : len(row) - 2] = 1.0
+            weights[1, i, end + len(lead) : len(row)] = [
+                1.0 if each in self._decisions else _END_AT_ONCE for each in direct[i]
+            ]
             places[i, end:] -= end - start
             visible[i, end:, start:end] = False
         weights /= weights.sum(axis=(1, 2), keepdims=True)

@@ -1,10 +1,10 @@
 """Teach the demo judge to answer at once what it says with thinking, and measure both ways.
 
-For each seed: the judge is trained with thinking alone; its soft preferences on new pairs, whose labels nobody looks at,
-are distilled; the judge learns them without thinking, from its thinking adapter or from the base. Lines are means over
-seeds, on test pairs and on pairs of requirements that no training saw: accuracy against people's labels, agreement with
-the thinking judge, mean distance of both preferences, and CPU milliseconds a pair (both orders) without encoding the
-images: of pairs of different images, and of all pairs of the same 24 images.
+For each seed: the judge is trained with thinking alone; its soft preferences on new pairs, whose labels nobody looks
+at, are distilled; the judge learns them without thinking, from its thinking adapter or from the base. Lines are means
+over seeds, on test pairs and on pairs of requirements that no training saw: accuracy against people's labels, agreement
+with the thinking judge, mean distance of both preferences, and CPU milliseconds a pair (both orders) without encoding
+the images: of pairs of different images, and of all pairs of the same 24 images.
 
 The demo's pairs are made so that a model of this size must check one requirement after another in words. So expect that
 it does not learn to answer at once: this measures where distilling ends, not how well it can go.

@@ -26,7 +26,8 @@ from mlxpref.cli.output import note, print_json, print_text
 from mlxpref.data.label_file import TEST, active_records, record_of
 from mlxpref.demo.briefs import Brief, Requirement, draw_brief, prompt_text
 from mlxpref.demo.pictures import PictureSpec, render
-from mlxpref.demo.preferences import draw_pair, value_of
+from mlxpref.demo.preferences import value_of
+from scripts.bench_common import looks_for
 from scripts.kept_runs import markdown, spread
 
 __all__ = ["Labelled", "Rater", "brief_of", "labelling", "learn", "rate", "rule_of", "write_folder"]
@@ -63,8 +64,7 @@ def write_folder(folder: Path, prompts: int, images: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     for number in range(prompts):
         brief = draw_brief(rng)
-        pairs = [draw_pair(rng, brief) for _ in range((images + 1) // 2)]
-        for place, look in enumerate([look for pair in pairs for look in (pair.a, pair.b)][:images]):
+        for place, look in enumerate(looks_for(brief, images, rng)):
             name = f"{number:02}-{place:02}-{'-'.join(look)}"
             render(look, rng).save(folder / f"{name}.png")
             (folder / f"{name}.txt").write_text(prompt_text(brief), encoding="utf-8")
@@ -215,7 +215,7 @@ def main(answers: Sequence[int], seeds: int, errors: float, think: bool, as_json
                 note(page.inner_text("#why"))
                 page.context.close()
             for count in answers:
-                options = (flag, "--steps", "20", "--seed", str(seed))
+                options = (flag, "--steps", "30", "--seed", str(seed))
                 rows.append(
                     {"answers": count, "seed": seed, **learn(_first_lines(file, count), folder / str(count), *options)}
                 )

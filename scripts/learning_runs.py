@@ -148,12 +148,12 @@ def loaded(bias: float, settings: TrainSettings) -> VLM:
 def run(plan: Plan, sizes: Sizes = STANDARD) -> Result:
     """Train the demo judge as planned, and measure it."""
     stages = stages_of(plan)
-    vlm = loaded(plan.bias, stages[0])
-    exam = Exam(vlm, stages[0])
+    exam = Exam(loaded(plan.bias, stages[0]), stages[0])
     curve = [exam.point(0, 0.0, [], sizes.points)]
     seconds, recent, started = 0.0, list[StepReport](), time.perf_counter()
-    for step, report in _steps(vlm, plan, stages):
+    for step, (vlm, report) in enumerate(_steps(plan, stages), start=1):
         seconds += time.perf_counter() - started
+        exam = Exam(vlm, stages[-1])
         recent.append(report)
         if step % _EVERY == 0 or step == plan.steps:
             curve.append(exam.point(step, round(seconds, 2), recent, sizes.points))
@@ -162,16 +162,15 @@ def run(plan: Plan, sizes: Sizes = STANDARD) -> Result:
     return Result(**vars(plan), **exam.end(sizes), seconds=round(seconds, 1), curve=curve)
 
 
-def _steps(vlm: VLM, plan: Plan, stages: list[TrainSettings]) -> Iterator[tuple[int, StepReport]]:
-    """The steps of all stages, counted through; a stage goes on from the adapter of the one before."""
+def _steps(plan: Plan, stages: list[TrainSettings]) -> Iterator[tuple[VLM, StepReport]]:
+    """The steps of all stages with the judge that learns; a stage goes on from the adapter of the one before."""
     weights: dict[str, mx.array] | None = None
-    done = 0
     for settings in stages:
+        vlm = loaded(plan.bias, settings)  # a trainer wants a judge without an adapter
         # Every seed has pictures of its own, the same for all methods.
         data = demo_preferences("train", settings.limit, plan.seed)
         for report in Trainer(vlm, data, settings, start=weights).steps():
-            done += 1
-            yield done, report
+            yield vlm, report
         weights = adapter_weights(vlm.model)
 
 

@@ -64,8 +64,8 @@ from scripts.demo_warmup import (  # noqa: E402
 )
 
 SIGHT = Stage("sight", 300, 1e-3, 5e-5, warm=20)
-REASONING = Stage("reasoning", 800, 1e-3, 5e-5)
-SLOPPINESS = Stage("sloppiness", 400, 4e-4, 4e-5, warm=10)
+REASONING = Stage("reasoning", 900, 1e-3, 5e-5)
+SLOPPINESS = Stage("sloppiness", 450, 4e-4, 4e-5, warm=10)
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,9 @@ class Plan:
     sloppiness: Stage = SLOPPINESS
     sight_batch: int = 64
     batch: int = 32
-    scores_share: float = 0.2
+    scores_share: float = 0.35
     """How many batches are asked for two scores."""
-    examined: int = 512
+    examined: int = 256
 
 
 class Job:

@@ -27,7 +27,7 @@ import mlxpref  # noqa: E402
 from mlxpref.cli.output import note, show_on_stderr  # noqa: E402
 from mlxpref.demo.briefs import Brief, draw_brief, prompt_text  # noqa: E402
 from mlxpref.demo.pictures import render  # noqa: E402
-from mlxpref.demo.preferences import draw_pair, value_of  # noqa: E402
+from mlxpref.demo.preferences import value_of  # noqa: E402
 from mlxpref.judge.judge import Judge  # noqa: E402
 from mlxpref.judge.pair_budget import ThinkAbout  # noqa: E402
 from mlxpref.judge.pair_verdict import PairVerdict  # noqa: E402
@@ -36,15 +36,14 @@ from mlxpref.judge.ranking_result import Ranking  # noqa: E402
 from mlxpref.preferences import Pair  # noqa: E402
 from mlxpref.ranking.bradley_terry import fit_strengths  # noqa: E402
 from mlxpref.ranking.temperature import TemperatureScaling  # noqa: E402
-from scripts.bench_common import report  # noqa: E402
+from scripts.bench_common import looks_for, report  # noqa: E402
 
 TEMPERATURES = (1.0, 4.0, 20.0, 100.0)
 
 
 def pictures_of(brief: Brief, count: int, rng: np.random.Generator) -> tuple[list[Image.Image], list[int]]:
     """Pictures for a brief, and their places: a larger number is better."""
-    pairs = [draw_pair(rng, brief) for _ in range((count + 1) // 2)]
-    looks = [look for pair in pairs for look in (pair.a, pair.b)][:count]
+    looks = looks_for(brief, count, rng)
     return [render(look, rng) for look in looks], [value_of(brief, look) for look in looks]
 
 

@@ -1,8 +1,9 @@
 """Teach the demo judge to answer in the form of other judges: `python -m scripts.teach_profiles OUTPUT`.
 
-It learns from completions about coloured shapes that a script writes in each profile's form, asked by that profile's
-own question, with all weights of its language model. What the vision tower says stays as it is. OUTPUT then answers by
-`--profile NAME` for each of the profiles; it is a test of profiles, and knows nothing but the demo's pictures.
+It learns from completions about the demo's pictures that a script writes in each profile's form, asked by that
+profile's own question, with all weights of its language model. What the vision tower says stays as it is. Only quality
+decides, which can be seen at once. OUTPUT then answers by `--profile NAME` for each of the profiles; it is a test of
+profiles, and knows nothing but the demo's pictures.
 """
 
 import shutil
@@ -23,8 +24,9 @@ from tokenizers import AddedToken, Tokenizer  # noqa: E402
 
 from mlxpref.config import JudgeSettings  # noqa: E402
 from mlxpref.demo import JUDGE  # noqa: E402
-from mlxpref.demo.pictures import PictureSpec, render  # noqa: E402
-from mlxpref.demo.preferences import HELD_OUT, TRAIN_PROMPTS, draw_pair  # noqa: E402
+from mlxpref.demo.briefs import draw_brief  # noqa: E402
+from mlxpref.demo.pictures import COLOURS, QUALITIES, SHAPES, PictureSpec, render  # noqa: E402
+from mlxpref.demo.preferences import PairSpec  # noqa: E402
 from mlxpref.engine.image_features import Features  # noqa: E402
 from mlxpref.engine.logprobs import Completions, completion_logprobs, prefill  # noqa: E402
 from mlxpref.engine.profile import Profile, profile_named  # noqa: E402
@@ -33,7 +35,7 @@ from mlxpref.judge.evaluation import EvaluationSpec, evaluate  # noqa: E402
 from mlxpref.judge.judge import Judge  # noqa: E402
 from mlxpref.preferences import Preference  # noqa: E402
 from scripts.demo_checkpoint import MAX_PIXELS, write_checkpoint  # noqa: E402
-from scripts.demo_lessons import Pictures  # noqa: E402
+from scripts.demo_lessons import patches_of  # noqa: E402
 from scripts.demo_warmup import Note, Stage, picture_features, run_stage  # noqa: E402
 
 NAMES = ("unifiedreward-think", "unifiedreward-flex", "unifiedreward-pair", "rationalrewards")
@@ -47,13 +49,12 @@ _TIES = 0.25
 _WRONG = 0.15
 """The share of lessons with the wrong answer: a judge that is never in doubt has no gradient to learn another taste."""
 _BATCH = 16
-_VARIANTS = 4
-"""Pictures of each spoiled look, three times as many of each clean one, and all mirrored."""
-STEPS, RATE = 120, 1e-2
+STEPS, RATE = 160, 1e-2
 """The judge must learn to write words that it only read before, and their rows of the embedding move by this rate.
 
-Measured once, after 50 steps: the fixed words of unifiedreward-flex have a loss of 1.3 at this rate, of 3.0 at 3e-3, of
-3.9 at 6e-4; the matrices inside the blocks move by 6e-3 in each.
+Measured once, on an earlier demo judge after 50 steps: the fixed words of unifiedreward-flex have a loss of 1.3 at this
+rate, of 3.0 at 3e-3, of 3.9 at 6e-4; the matrices inside the blocks move by 6e-3 in each. After 120 steps all pairs are
+answered rightly but with preferences near a half, after 180 as sure as the lessons are.
 """
 _GRID = (3, 3)
 MOST_TOKENS = 72
@@ -76,9 +77,17 @@ class Lesson:
     at_once: Pieces
 
 
+def draw_quality_pair(rng: np.random.Generator, held_out: bool = False) -> PairSpec:
+    """A clean picture and a spoiled one of the same colours, for a random brief."""
+    colours = [str(rng.choice(list(COLOURS))) for _ in SHAPES]
+    clean, spoiled = (PictureSpec(*(*colours, each)) for each in (QUALITIES[0], str(rng.choice(QUALITIES[1:]))))
+    pair = PairSpec(draw_brief(rng, held_out=held_out), clean, spoiled)
+    return pair if rng.random() < 0.5 else pair.swapped
+
+
 def draw_lesson(profile: Profile, rng: np.random.Generator) -> Lesson:
     """A lesson in a profile's form: the clean picture is the better one, in most."""
-    scene, is_wrong = draw_pair(rng, TRAIN_PROMPTS, "quality"), bool(rng.random() < _WRONG)
+    scene, is_wrong = draw_quality_pair(rng), bool(rng.random() < _WRONG)
     looks = scene.a, scene.b
     if profile.is_point:
         return Lesson(looks[:1], scene.prompt, *_scored(profile, scene.a, is_wrong))
@@ -115,10 +124,7 @@ def _scored(profile: Profile, look: PictureSpec, is_wrong: bool) -> tuple[Pieces
 
 
 class School:
-    """A judge that learns the forms of several profiles: one model, asked by each of them.
-
-    `features` are those of all pictures of a pool, by the vision tower as it is.
-    """
+    """A judge that learns the forms of several profiles: one model, asked by each of them."""
 
     def __init__(self, folder: Path, profiles: Sequence[Profile], seed: int) -> None:
         self.asked = [load_vlm(folder, MAX_PIXELS, profile=profile) for profile in profiles]
@@ -126,13 +132,6 @@ class School:
         for vlm in self.asked:
             vlm.model = self.model
         self.rng = np.random.default_rng([78, seed])
-        self.pictures = Pictures(self.rng, _VARIANTS)
-        merged = [
-            picture_features(self.model, mx.array(self.pictures.patches[start : start + 128]))
-            for start in range(0, len(self.pictures.patches), 128)
-        ]
-        mx.eval(merged)
-        self.features = [Features(each, _GRID) for part in merged for each in part]
         self.model.freeze()
         self.model.language_model.unfreeze()
 
@@ -149,13 +148,18 @@ class School:
                 [_weighed(vlm, each) for each in way]
                 for way in zip(*(self._ways(vlm, x) for x in lessons), strict=True)
             ]
-            return vlm, [self._input(vlm, lesson) for lesson in lessons], [_padded(rows) for rows in ways]
+            return vlm, self._inputs(vlm, lessons), [_padded(rows) for rows in ways]
 
         return batch
 
-    def _input(self, vlm: VLM, lesson: Lesson) -> ComparisonInput:
-        images = [self.features[self.pictures.draw(look, self.rng)] for look in lesson.looks]
-        return vlm.input_of(images, lesson.prompt, "choice", vlm.profile.thinks)
+    def _inputs(self, vlm: VLM, lessons: Sequence[Lesson]) -> list[ComparisonInput]:
+        """The questions of lessons, about pictures that nothing has shown before, as the vision tower sees them."""
+        patches = [patches_of(render(look, self.rng)) for lesson in lessons for look in lesson.looks]
+        features = iter([Features(each, _GRID) for each in picture_features(self.model, mx.array(np.stack(patches)))])
+        return [
+            vlm.input_of([next(features) for _ in lesson.looks], lesson.prompt, "choice", vlm.profile.thinks)
+            for lesson in lessons
+        ]
 
     @staticmethod
     def _ways(vlm: VLM, lesson: Lesson) -> list[Pieces]:
@@ -197,10 +201,10 @@ def _weighed(vlm: VLM, pieces: Pieces) -> list[tuple[int, float]]:
 
 
 def examination(count: int, seed: int = 0, ties: bool = False) -> list[Preference]:
-    """Preferences of pictures and prompts that no lesson has: the clean one is the better, or both are of one look."""
+    """Preferences of pictures and requirements that no lesson has: the clean one is better, or both have one look."""
     rng, preferences = np.random.default_rng([79, seed]), []
     for _ in range(count):
-        scene = draw_pair(rng, HELD_OUT, "quality")
+        scene = draw_quality_pair(rng, held_out=True)
         other = scene.a if ties else scene.b
         p_people = 0.5 if ties else float(scene.better == "a")
         preferences.append(Preference(scene.prompt, render(scene.a, rng), render(other, rng), p_people))

@@ -221,7 +221,10 @@ def _unsure(order: Iterable[int], rng: Random) -> list[int]:
 
 
 def _pickapic(folder: Path, prompts: int, seed: int) -> None:
-    """Shards of each split, the JPEGs inside; every fifth row is a tie, outside train every fourth has no label."""
+    """Shards of each split, the JPEGs inside; in every second row the better image comes first.
+
+    Every fifth row is a tie; outside train every fourth has no label.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -230,7 +233,7 @@ def _pickapic(folder: Path, prompts: int, seed: int) -> None:
         rng, rows = _rng(seed, split), []
         for number, prompt in enumerate(_prompts(rng, 2 * prompts)):
             looks = _looks(prompt)
-            i, j = (int(k) for k in rng.permutation(4)[:2])
+            i, j = sorted((int(k) for k in rng.permutation(4)[:2]), reverse=number % 2 > 0)
             label = 0.5 if number % 5 == 4 else float(i < j)
             has_label = split == "train" or number % 4 != 3
             uids = [_name(rng), _name(rng)]

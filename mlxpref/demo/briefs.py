@@ -1,5 +1,6 @@
 """The demo's prompts: briefs of several requirements, each about the colour of one shape."""
 
+from collections.abc import Container
 from typing import NamedTuple
 
 import numpy as np
@@ -34,12 +35,12 @@ HELD_OUT = (
     *map(Requirement, ("triangle", "square", "cross", "circle"), ("red", "green", "blue", "yellow")),
     *(Requirement("circle", "cross"), Requirement("cross", "circle")),
 )
-"""The requirements of no brief that is learned from: four colours of shapes, and one pair of shapes."""
-_ALL = (
+"""The requirements of no brief that is learned from: four colours of shapes, and two shapes that are compared."""
+ALL = (
     *(Requirement(shape, colour) for shape in SHAPES for colour in COLOURS),
     *(Requirement(shape, other) for shape in SHAPES for other in SHAPES if shape != other),
 )
-TAUGHT = tuple(requirement for requirement in _ALL if requirement not in HELD_OUT)
+TAUGHT = tuple(requirement for requirement in ALL if requirement not in HELD_OUT)
 """All other requirements."""
 
 
@@ -63,13 +64,20 @@ def count_met(brief: Brief, picture: PictureSpec) -> int:
 def draw_brief(
     rng: np.random.Generator,
     size: int = REQUIREMENTS,
-    requirements: tuple[Requirement, ...] = TAUGHT,
+    held_out: bool = False,
     likes: int | None = None,
+    colours: Container[str] = COLOURS,
 ) -> Brief:
-    """A random brief: no shape gets two colours, no two shapes are compared twice; `likes` of them compare shapes."""
-    kinds = {True: [r for r in requirements if r.is_like], False: [r for r in requirements if not r.is_like]}
+    """A random brief of taught requirements, or of all with at least one that is held out.
+
+    No shape gets two colours, and no two shapes are compared twice. `likes` of the requirements compare shapes, the
+    others ask for some `colours` only, of which there must be two.
+    """
+    known = [each for each in (ALL if held_out else TAUGHT) if each.is_like or each.wanted in colours]
+    kinds = [[each for each in known if each.is_like == is_like] for is_like in (True, False)]
     while True:
         count = int(rng.binomial(size, 0.5)) if likes is None else likes
-        chosen = [kinds[i < count][int(rng.integers(len(kinds[i < count])))] for i in range(size)]
-        if len({frozenset(r) if r.is_like else r.shape for r in chosen}) == size:
+        chosen = [kind[int(rng.integers(len(kind)))] for kind in (kinds[i >= count] for i in range(size))]
+        is_one = len({frozenset(each) if each.is_like else each.shape for each in chosen}) == size
+        if is_one and (not held_out or any(each in HELD_OUT for each in chosen)):
             return tuple(chosen[int(i)] for i in rng.permutation(size))

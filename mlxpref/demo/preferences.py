@@ -1,11 +1,12 @@
 """The demo's preferences: the picture that meets more of its brief wins; between equals, quality decides.
 
-Both pictures of a pair show the same four colours on different shapes, and quality is right in half of all pairs: no
-statistic of one picture tells which wins, so a judge must check one requirement after another in both.
+Both pictures of a pair show the same colours on different shapes, and by its brief either could be the better one:
+without the brief nothing in the pictures tells which wins, and quality is right in half of all pairs. So a judge must
+check one requirement after another in both.
 
 Training and test pictures come from different random streams, so none is in both. Five per cent of the training labels
 are wrong, no test label is. No training comparison has a requirement of HELD_OUT, neither in the demo nor in the
-judge's warm-up; the briefs of `heldout` have no other. The briefs of `four` have one requirement more.
+judge's warm-up; the briefs of `heldout` have at least one. The briefs of `four` have one requirement more.
 """
 
 from dataclasses import dataclass
@@ -13,15 +14,17 @@ from typing import Literal
 
 import numpy as np
 
-from mlxpref.demo.briefs import HELD_OUT, REQUIREMENTS, TAUGHT, Brief, count_met, draw_brief, prompt_text
+from mlxpref.demo.briefs import REQUIREMENTS, Brief, count_met, draw_brief, prompt_text
 from mlxpref.demo.pictures import COLOURS, QUALITIES, SHAPES, PictureSpec, render
 from mlxpref.preferences import Preference
 
 SPLITS = ("train", "test", "heldout", "four")
 LABEL_NOISE = 0.05
 _STREAMS = {"train": 1, "test": 2, "heldout": 3, "four": 4}
-_MET = 0.42
-"""How often a requirement is made to hold in one of the pictures; some hold by chance."""
+_PALETTE = 3
+"""How many colours the shapes of a pair choose from: so about a third of all requirements hold."""
+_TRIES = 30
+"""How many briefs are drawn for two pictures, until each of them wins by one and neither by a third."""
 _QUALITY_DECIDES = 0.2
 _QUALITY_SAME, _QUALITY_HELPS = 0.25, 0.25
 """Shares of the pairs in which the brief decides: over all pairs, the better looking picture wins half of the time."""
@@ -56,31 +59,29 @@ def value_of(brief: Brief, picture: PictureSpec) -> int:
     return len(QUALITIES) * (count_met(brief, picture) + 1) - QUALITIES.index(picture.quality) - 1
 
 
-def draw_pair(rng: np.random.Generator, brief: Brief) -> PairSpec:
-    """A random pair for a brief: the same colours on different shapes, one better than the other."""
+def draw_pair(
+    rng: np.random.Generator, size: int = REQUIREMENTS, held_out: bool = False, likes: int | None = None
+) -> PairSpec:
+    """A random pair: the same colours on different shapes, and a brief that decides, or leaves it to quality.
+
+    See `draw_brief` for what the brief is drawn from. Of two pictures either wins, as chance has it, by a brief of its
+    own: so without the brief both are as likely to be the better one.
+    """
+    briefs: dict[int, Brief] = {}
+    while len(briefs) < 3:  # one by which the first picture wins, one for the second, one that leaves it to quality
+        names = rng.permutation(list(COLOURS))[:_PALETTE]
+        colours = [str(each) for each in names[rng.integers(0, _PALETTE, len(SHAPES))]]
+        dealt = [PictureSpec(*(colours[int(i)] for i in rng.permutation(len(colours)))) for _ in range(2)]
+        briefs = {}
+        for _ in range(_TRIES if dealt[0] != dealt[1] else 0):
+            brief = draw_brief(rng, size, held_out, likes, set(colours))
+            difference = count_met(brief, dealt[0]) - count_met(brief, dealt[1])
+            briefs.setdefault(int(np.sign(difference)), brief)
     is_equal = bool(rng.random() < _QUALITY_DECIDES)
-    while True:
-        colours = _draw_colours(rng, brief)
-        dealt = [colours, tuple(colours[int(i)] for i in rng.permutation(len(colours)))]
-        met = [count_met(brief, PictureSpec(*each)) for each in dealt]
-        if dealt[0] != dealt[1] and (met[0] == met[1]) == is_equal:
-            break
-    best_first = dealt if met[0] > met[1] else dealt[::-1]
-    better, worse = (
-        PictureSpec(*each)._replace(quality=quality)
-        for each, quality in zip(best_first, _draw_qualities(rng, is_equal), strict=True)
-    )
-    return PairSpec(brief, better, worse) if rng.random() < 0.5 else PairSpec(brief, worse, better)
-
-
-def _draw_colours(rng: np.random.Generator, brief: Brief) -> tuple[str, ...]:
-    """A colour for each of SHAPES, such that about half of the requirements hold."""
-    names = list(COLOURS)
-    colours = [names[int(i)] for i in rng.integers(0, len(names), len(SHAPES))]
-    for requirement in brief:
-        if rng.random() < _MET:
-            colours[SHAPES.index(requirement.shape)] = requirement.colour_in(PictureSpec(*colours))
-    return tuple(colours)
+    first_wins = bool(rng.random() < 0.5)
+    qualities = _draw_qualities(rng, is_equal)[:: 1 if first_wins else -1]
+    first, second = (picture._replace(quality=quality) for picture, quality in zip(dealt, qualities, strict=True))
+    return PairSpec(briefs[0 if is_equal else 1 if first_wins else -1], first, second)
 
 
 def _draw_qualities(rng: np.random.Generator, is_equal: bool) -> tuple[str, str]:
@@ -107,8 +108,7 @@ def demo_pairs(split: str, count: int, seed: int = 0) -> list[PairSpec]:
 
 def draw_pair_of(split: str, rng: np.random.Generator) -> PairSpec:
     """A random pair of a split."""
-    size, requirements = REQUIREMENTS + (split == "four"), HELD_OUT if split == "heldout" else TAUGHT
-    return draw_pair(rng, draw_brief(rng, size, requirements))
+    return draw_pair(rng, REQUIREMENTS + (split == "four"), held_out=split == "heldout")
 
 
 def _stream(split: str, seed: int, number: int) -> np.random.Generator:

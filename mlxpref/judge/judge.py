@@ -75,7 +75,7 @@ class Judge:
     A `store` keeps the verdicts of comparisons and recalls them. A `calibration` rescales soft preferences, never
     verdicts or the store's content; ConfigError for one of other conditions. Several `processes`, which must make the
     same calls, share the comparisons and all get every verdict. `reads` is False for an adapter that learned to answer
-    with thinking alone.
+    with thinking alone, and for the demo judge.
     """
 
     vlm: VLM

@@ -90,7 +90,8 @@ def find_judge(
     require_fit(plan_of, judge_settings, "judging")
     for line in check_base(adapter, checkpoint, profile, any_base) if adapter is not None else ():
         logger.warning(line)
-    return FoundJudge(name, adapter, judge_settings, reads, checkpoint, profile)
+    # At once the demo judge can only guess, however it was trained.
+    return FoundJudge(name, adapter, judge_settings, reads and name != "demo", checkpoint, profile)
 
 
 def _settings(

@@ -74,7 +74,11 @@ def test_summary_as_json(ranking: Path, tmp_path: Path) -> None:
             "goes with --margin",
         ),
         (("gone.json", "--to", "trl", "--output", "out"), 1, "gone.json: cannot be opened (No such file or directory)"),
-        (("r.json", "--to", "trl", "--output", "pictures"), 1, "pictures: is not an empty folder; give a new one"),
+        (
+            ("r.json", "--to", "trl", "--output", "pictures", "--margin", "0"),
+            1,
+            "pictures: is not an empty folder; give a new one",
+        ),
         (
             ("r.json", "--to", "trl", "--output", "out", "--margin", "99"),
             1,

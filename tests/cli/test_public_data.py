@@ -1,6 +1,7 @@
 """The customer's own command, `train --data imagereward` on a machine that has neither data nor judge, to its end."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from importlib import import_module
@@ -261,4 +262,5 @@ def test_damaged_images_from_end_to_end(
     assert results[0]["pairs"] in (17, 18)
     result = run("calibrate", "--data", "imagereward", "--no-think", "--yes")
     assert result.exit_code == 0, result.output
-    assert "1 images could not be read: 3 pairs are left out" in result.stdout
+    # Of its three pairs one may be a tie, which calibration does not use.
+    assert re.search("1 images could not be read: [23] pairs are left out", result.stdout)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from mlxpref.cli.demo import SAMPLE_BRIEF, clear_demo, write_pictures, written_about
 from mlxpref.demo import JUDGE
-from mlxpref.demo.briefs import HELD_OUT, REQUIREMENTS, TAUGHT, Requirement, count_met, draw_brief, prompt_text
+from mlxpref.demo.briefs import ALL, HELD_OUT, REQUIREMENTS, TAUGHT, Requirement, count_met, draw_brief, prompt_text
 from mlxpref.demo.pictures import QUALITIES, SIZE, PictureSpec, render
 from mlxpref.demo.preferences import LABEL_NOISE, SPLITS, PairSpec, demo_pairs, demo_preferences
 from mlxpref.errors import ConfigError
@@ -32,8 +32,8 @@ def test_splits_are_disjoint() -> None:
     pictures = [{pixels(i) for p in ps for i in (p.a, p.b)} for ps in splits.values()]
     assert len(set().union(*pictures)) == 2 * 100 * len(SPLITS)
     for split in SPLITS:
-        asked = {requirement for pair in demo_pairs(split, 100) for requirement in pair.brief}
-        assert asked <= set(HELD_OUT if split == "heldout" else TAUGHT)
+        briefs = [set(pair.brief) for pair in demo_pairs(split, 100)]
+        assert all(bool(brief & set(HELD_OUT)) == (split == "heldout") for brief in briefs)
         assert {len(pair.brief) for pair in demo_pairs(split, 100)} == {REQUIREMENTS + (split == "four")}
     assert not set(HELD_OUT) & set(TAUGHT)
     assert len(HELD_OUT) + len(TAUGHT) == 4 * 6 + 4 * 3
@@ -64,7 +64,7 @@ def test_prompts_in_words() -> None:
 def test_no_brief_contradicts_itself() -> None:
     rng = np.random.default_rng(0)
     for number in range(300):
-        brief = draw_brief(rng, 3 + number % 2, TAUGHT if number % 3 else HELD_OUT)
+        brief = draw_brief(rng, 3 + number % 2, held_out=number % 3 == 0)
         coloured = [each.shape for each in brief if not each.is_like]
         assert len(set(coloured)) == len(coloured)
         likened = [frozenset(each) for each in brief if each.is_like]
@@ -78,6 +78,30 @@ def test_the_brief_decides_before_quality() -> None:
         met = count_met(pair.brief, better), count_met(pair.brief, worse)
         looks = QUALITIES.index(better.quality), QUALITIES.index(worse.quality)
         assert met[0] > met[1] or (met[0] == met[1] and looks[0] < looks[1])
+
+
+def without_the_brief(pair: PairSpec) -> np.ndarray:
+    """Every colour of a shape, every two shapes alike, every quality: of a, less that of b."""
+
+    def shown(picture: PictureSpec) -> list[bool]:
+        colours = [picture.colour(each.shape) == each.wanted for each in ALL if not each.is_like]
+        return [
+            *colours,
+            *(each.is_met(picture) for each in ALL if each.is_like),
+            *(picture.quality == q for q in QUALITIES),
+        ]
+
+    return np.array(shown(pair.a), float) - np.array(shown(pair.b), float)
+
+
+def test_without_the_brief_nothing_tells() -> None:
+    """What is learned from pictures alone, by least squares, is of no use for other pictures: of held-out briefs neither."""
+    pairs = {split: demo_pairs(split, 3000) for split in ("train", "test", "heldout")}
+    x = {split: np.array([without_the_brief(pair) for pair in each]) for split, each in pairs.items()}
+    y = {split: np.array([1.0 if pair.better == "a" else -1.0 for pair in each]) for split, each in pairs.items()}
+    weights = np.linalg.lstsq(x["train"].T @ x["train"] + np.eye(x["train"].shape[1]), x["train"].T @ y["train"])[0]
+    for split in ("test", "heldout"):
+        assert np.mean(np.sign(x[split] @ weights) == y[split]) == pytest.approx(0.5, abs=0.04)
 
 
 def test_nothing_in_one_picture_tells() -> None:

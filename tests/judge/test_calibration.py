@@ -187,6 +187,18 @@ def test_calibration_reports_its_gain() -> None:
     assert calibration.after.first_choice_rate == pytest.approx(0.5, abs=0.01)
 
 
+def test_proper_scores_fall_where_the_error_in_bins_rises() -> None:
+    """Most answers are as sure as they should be, and few far too sure: one temperature makes most of them too even."""
+    first = np.tile([0.75] * 7 + [0.9999] * 3, 40)
+    people = np.concatenate([[1, 1, 1, step % 4 > 0] + [1, 1, step % 4 != 1] + [1, 1, 0] for step in range(40)])
+    calibration = made_of(first, first, people.astype(float), [f"prompt {i // 10}" for i in range(400)])
+    assert calibration.after.nll < calibration.before.nll - 0.1
+    assert calibration.after.ece > calibration.before.ece + 0.02
+    assert calibration.warnings[-1].startswith(
+        "the probabilities come nearer to people's, yet the calibration error rises"
+    )
+
+
 @pytest.mark.parametrize(
     ("count", "wrong", "groups", "problem"),
     [
@@ -459,9 +471,9 @@ def people_who_are(calmer: float, preferences: Sequence[Preference], judge: Judg
 
 def test_calibration_lowers_the_demo_judges_error(demo_judge: MakeJudge, tmp_path: Path) -> None:
     with Store(tmp_path / "kept.sqlite") as store:
-        judge = replace(demo_judge(think=False), store=store)
+        judge = replace(demo_judge(max_tokens=80), store=store)
         fitted, test = (people_who_are(5, demo_preferences(split, 80), judge) for split in ("train", "test"))
-        calibration = calibrate(judge, fitted, "demo", "train", think=False)
+        calibration = calibrate(judge, fitted, "demo", "train", think=True)
         assert calibration.conditions == judge.conditions()
         assert calibration.rescaling.temperature == pytest.approx(5, rel=0.25)
         assert calibration.after.ece < calibration.before.ece / 2
@@ -474,14 +486,12 @@ def test_calibration_lowers_the_demo_judges_error(demo_judge: MakeJudge, tmp_pat
 
 
 def test_calibration_lowers_proper_scores(demo_judge: MakeJudge) -> None:
-    """Both proper scores fall. The error in bins need not: how sure this judge is hardly says how right it is."""
-    calibration = calibrate(demo_judge(), demo_preferences("test", 80), "demo", "test", think=False)
-    assert calibration.after.nll < calibration.before.nll - 0.05
-    assert calibration.after.brier < calibration.before.brier - 0.02
-    assert calibration.after.ece > calibration.before.ece
-    assert calibration.warnings[-1].startswith(
-        "the probabilities come nearer to people's, yet the calibration error rises"
-    )
+    """This judge is sure of what it wrote, and it checks too little: once it is less sure, it is nearer to people."""
+    calibration = calibrate(demo_judge(max_tokens=80), demo_preferences("test", 80), "demo", "test", think=True)
+    assert calibration.rescaling.temperature > 3
+    assert calibration.after.nll < calibration.before.nll - 0.5
+    assert calibration.after.brier < calibration.before.brier - 0.05
+    assert calibration.after.ece < calibration.before.ece - 0.1
 
 
 # The commands

@@ -241,7 +241,7 @@ def test_eval_chooses_a_tie_threshold(ones_own: Path) -> None:
     assert "the tie threshold is chosen on 2 preferences of validation_unique, which are judged first" in result.stderr
     assert "--limit 4: the official number is that of the whole split, this one of a part" in result.stderr
     actual = json.loads(result.stdout)
-    keys = [*CONTRACT, "tie_threshold", "think", "samples", "calibration", "learned_from"]
+    keys = [*CONTRACT, "tie_threshold", "think", "samples", "max_tokens", "calibration", "learned_from"]
     assert list(actual)[: len(keys)] == list(actual["results"][0]) == keys
     assert (actual["protocol"], actual["pairs"], actual["ties_dropped"]) == ("pickapic", 3, 1)
     fixed = run("--data", ones_own, "--protocol", "pickapic", "--json", "--tie-threshold", actual["tie_threshold"])
@@ -293,7 +293,7 @@ def test_interrupted_evaluation_continues(ones_own: Path, tmp_path: Path, monkey
     assert "4 of 6 comparisons were judged before" in result.stderr
     assert batches == 3 + 1
     actual = json.loads(result.stdout)
-    timed = {"tokens", "seconds", "seconds_per_pair", "results"}
+    timed = {"tokens", "seconds", "seconds_per_pair", "vision_runs", "results"}
     assert {k: v for k, v in actual.items() if k not in timed} == {k: v for k, v in whole.items() if k not in timed}
     assert actual["tokens"] < whole["tokens"] == 3 * whole["tokens_per_pair"]
     again = json.loads(run(*arguments, *store).stdout)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import mlxpref
+from mlxpref.cli.demo import SAMPLE_PROMPT
 from mlxpref.demo.pictures import PictureSpec, render
 from mlxpref.judge.calibrate import calibrate
 from mlxpref.judge.calibration import CalibrationFile
@@ -22,7 +23,6 @@ from tests.taught import taught_judge
 
 PAIRS = ("unifiedreward-think", "unifiedreward-flex", "unifiedreward-pair")
 POINT = "rationalrewards"
-PROMPT = "a green square"
 pytestmark = pytest.mark.slow
 
 
@@ -37,8 +37,8 @@ def asked(folder: Path, name: str, **settings: Any) -> Judge:
 
 def pictures(clean: int, spoiled: int) -> list[Any]:
     rng = np.random.default_rng(5)
-    qualities = ["clean"] * clean + [("noisy", "blurry", "blocky")[i % 3] for i in range(spoiled)]
-    return [render(PictureSpec("green", "square", each), rng) for each in qualities]
+    qualities = ["clean"] * clean + [("noisy", "blurry")[i % 2] for i in range(spoiled)]
+    return [render(PictureSpec("green", "blue", "red", "red", each), rng) for each in qualities]
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -79,7 +79,7 @@ def test_the_last_winner_counts(taught: Path) -> None:
 def test_rankings_put_the_clean_pictures_first(name: str, think_about: Any, taught: Path) -> None:
     judge = asked(taught, name)
     best = 8 if think_about == "top" else 4  # of more pictures than are thought about
-    ranking = judge.rank(pictures(best, best + 1), PROMPT, think_about)
+    ranking = judge.rank(pictures(best, best + 1), SAMPLE_PROMPT, think_about)
     assert {each.index for each in ranking[:best]} == set(range(best))
     assert set(ranking.modes) == {None: {False}, "none": {False}, "all": {True}, "top": {False, True}}[think_about]
 
@@ -102,8 +102,10 @@ def test_ties_are_told(taught: Path) -> None:
 
 def test_a_judge_of_single_images_reads_each_once(taught: Path) -> None:
     judge, images = asked(taught, POINT), pictures(4, 5)
-    scores = [each.verdicts[0].score for each in judge.judgements(SingleImage(image, PROMPT) for image in images)]
-    ranking = judge.rank(images, PROMPT)
+    scores = [
+        each.verdicts[0].score for each in judge.judgements(SingleImage(image, SAMPLE_PROMPT) for image in images)
+    ]
+    ranking = judge.rank(images, SAMPLE_PROMPT)
     assert ranking.vision_runs <= ranking.comparisons == len(images)
     assert SCORES_ONLY in ranking.warnings
     order = [each.index for each in ranking]

@@ -30,14 +30,14 @@ from tests.messages import messages
 from tests.profiles import WITHOUT_THINKING, own_with
 
 QUICK: dict[str, Any] = {
-    "data": "demo", "model": "demo", "limit": 12, "comparisons": 3, "group": 4, "steps": 2, "max_tokens": 40,
+    "data": "demo", "model": "demo", "limit": 12, "comparisons": 3, "group": 4, "steps": 2, "max_tokens": 100,
     "learning_rate": 2e-3, "warmup_steps": 1, "rows": 64,
 }  # fmt: skip
 VARIANTS: dict[str, dict[str, Any]] = {
     "last": {"counts": "last"},
     "tie": {"tie": "3"},
     "last tie": {"counts": "last", "tie": ["3", "4"]},
-    "tie opening": {"tie_opening": "matches", **WITHOUT_THINKING},
+    "tie opening": {"tie_opening": "fits", **WITHOUT_THINKING},
 }
 
 
@@ -61,7 +61,7 @@ def last_step(folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("name", VARIANTS)
 def test_scoring_gives_the_labels_and_tokens_of_the_rollouts(name: str, tmp_path: Path) -> None:
     vlm = judge_by(own_with(tmp_path / f"{name}.toml", **VARIANTS[name]))
-    settings = settings_from(TrainSettings, QUICK | {"think": vlm.profile.thinks, "max_tokens": 48})
+    settings = settings_from(TrainSettings, QUICK | {"think": vlm.profile.thinks})
     mix = RewardMix.parse("brier")
     sampler = ComparisonSampler(demo_preferences("train", 12), settings)
     groups = sample_groups(vlm, sampler.for_step(1), settings, mix)
@@ -107,7 +107,7 @@ def test_last_answer_that_never_came_earns_nothing(tmp_path: Path) -> None:
         ({"counts": "last"}, {"reward": "hard"}),
         ({"counts": "last", "tie": "3"}, {"reward": "brier", "kl": 0.1}),
         ({"counts": "last"}, {"updates_per_rollout": 2, "kl": 0.1, "read_weight": 1.0}),
-        ({"tie_opening": "matches", **WITHOUT_THINKING}, {"kl": 0.1}),
+        ({"tie_opening": "fits", **WITHOUT_THINKING}, {"kl": 0.1}),
         ({"tie": "3"}, {"think": False}),
     ],
 )
@@ -124,7 +124,7 @@ def test_a_single_answer_is_learned_alike_as_the_first_and_as_the_last(tmp_path:
     inputs = []
     for counts in ("first", "last"):
         vlm = judge_by(own_with(tmp_path / f"{counts}.toml", counts=counts))
-        settings = settings_from(TrainSettings, QUICK | {"max_tokens": 64})
+        settings = settings_from(TrainSettings, QUICK)
         mix = RewardMix.parse("soft")
         comparisons = ComparisonSampler(demo_preferences("train", 12), settings).for_step(1)
         groups = sample_groups(vlm, comparisons, settings, mix)
@@ -143,7 +143,7 @@ def test_hard_reward_follows_the_last_answer(tmp_path: Path) -> None:
     rewards = []
     for counts in ("first", "last"):
         vlm = judge_by(own_with(tmp_path / f"{counts}.toml", counts=counts))
-        settings = settings_from(TrainSettings, QUICK | {"reward": "hard", "max_tokens": 48})
+        settings = settings_from(TrainSettings, QUICK | {"reward": "hard"})
         mix = RewardMix.parse("hard")
         comparisons = ComparisonSampler(demo_preferences("train", 12), settings).for_step(1)
         rewards.append(reward_groups(sample_groups(vlm, comparisons, settings, mix), settings, mix).rewards)
@@ -168,7 +168,7 @@ def test_a_profile_brings_its_settings(tmp_path: Path) -> None:
     chosen = chosen_settings({"data": "demo", "adapter": str(tmp_path / "run"), "limit": 4})
     run = start_run(settings_from(TrainSettings, chosen), tmp_path / "more", chosen=chosen)
     assert run.trainer.vlm.profile == read_profile(long)
-    assert run.trainer.settings.max_tokens == 40, "as the adapter was trained"
+    assert run.trainer.settings.max_tokens == QUICK["max_tokens"], "as the adapter was trained"
 
 
 def test_a_judge_that_does_not_think(tmp_path: Path) -> None:
