@@ -38,6 +38,7 @@ SEEDS = (0, 1, 2)
 Run = Mapping[str, Any]
 _SHARES: dict[str, Callable[[Run], float]] = {
     "accuracy": lambda run: run["accuracy"],
+    "by the answer": lambda run: run["select"],
     "sampled": lambda run: run["sampled"]["right"],
     "held-out": lambda run: run["held_out"],
     "four": lambda run: run["four"],

@@ -27,6 +27,7 @@ from mlxpref.engine.lora import adapter_weights  # noqa: E402
 from mlxpref.engine.vlm import VLM, load_vlm  # noqa: E402
 from mlxpref.judge.evaluation import Evaluation, EvaluationSpec, evaluate  # noqa: E402
 from mlxpref.judge.judge import Judge  # noqa: E402
+from mlxpref.judge.strategies import compare_strategies, strategy_variants  # noqa: E402
 from mlxpref.training.step_report import StepReport  # noqa: E402
 from mlxpref.training.trainer import Trainer  # noqa: E402
 
@@ -106,9 +107,9 @@ class Result:
 class Sizes:
     """How many pairs a run is measured with: at its points, at its end, and on other splits."""
 
-    points: int = 100
-    test: int = 400
-    others: int = 200
+    points: int = 80
+    test: int = 300
+    others: int = 150
 
 
 STANDARD = Sizes()
@@ -204,8 +205,10 @@ class Exam:
 
     def end(self, sizes: Sizes) -> dict[str, Any]:
         """The fields of a result that are measured at its end."""
-        greedy = self._evaluated("test", sizes.test)
-        select = self._evaluated("test", sizes.test, strategy="select")
+        spec, think = EvaluationSpec("demo", "test"), self._judge.settings.think
+        both = strategy_variants(("soft", "select"), [1], [think])  # of the same completions
+        test = demo_preferences("test", sizes.test, _TEST_SEED)
+        greedy, select = (row.evaluation for row in compare_strategies(self._judge, test, spec, both).rows)
         sampled = self._evaluated("test", sizes.others, samples=2)
         metrics = greedy.metrics
         return {
@@ -221,10 +224,9 @@ class Exam:
             "sampled": self._written(sampled, sizes.others).to_json(),
         }
 
-    def _evaluated(self, split: str, pairs: int, strategy: Any = "soft", **changes: Any) -> Evaluation:
+    def _evaluated(self, split: str, pairs: int, **changes: Any) -> Evaluation:
         judge = replace(self._judge, settings=replace(self._judge.settings, **changes))
-        spec = EvaluationSpec("demo", split, strategy=strategy)
-        return evaluate(judge, demo_preferences(split, pairs, _TEST_SEED), spec)
+        return evaluate(judge, demo_preferences(split, pairs, _TEST_SEED), EvaluationSpec("demo", split))
 
     def _written(self, evaluation: Evaluation, pairs: int) -> Writing:
         return written_about(demo_pairs("test", pairs, _TEST_SEED), evaluation.verdicts)

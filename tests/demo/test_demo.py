@@ -95,7 +95,7 @@ def without_the_brief(pair: PairSpec) -> np.ndarray:
 
 
 def test_without_the_brief_nothing_tells() -> None:
-    """What is learned from pictures alone, by least squares, is of no use for other pictures: of held-out briefs neither."""
+    """What is learned from pictures alone, by least squares, is of no use for others, nor for held-out briefs."""
     pairs = {split: demo_pairs(split, 3000) for split in ("train", "test", "heldout")}
     x = {split: np.array([without_the_brief(pair) for pair in each]) for split, each in pairs.items()}
     y = {split: np.array([1.0 if pair.better == "a" else -1.0 for pair in each]) for split, each in pairs.items()}

@@ -93,7 +93,9 @@ def test_the_judge_learns_it(demo: Judge, tmp_path: Path) -> None:
     path = tmp_path / "soft.jsonl"
     mlxpref.distill(demo, demo_preferences("train", 6), path, held_out=0)
     assert not any("split" in row for row in rows_of(path))
-    settings = {"think": False, "reward": "brier", "steps": 6, "comparisons": 4, "warmup_steps": 1}
+    settings = {
+        "think": False, "reward": "brier", "steps": 30, "comparisons": 6, "warmup_steps": 1, "learning_rate": 5e-3,
+    }  # fmt: skip
     for _ in mlxpref.train(path, "demo", tmp_path / "run", **settings):  # type: ignore[arg-type]
         pass
     learned = mlxpref.load(adapter=tmp_path / "run")
@@ -133,9 +135,9 @@ def test_images_have_names_from_where_the_file_is(demo: Judge, tmp_path: Path, m
 
 
 def test_pairs_of_images_are_those_of_a_ranking(demo: Judge, tmp_path: Path) -> None:
-    images = [picture(seed) for seed in range(10)]
-    result = mlxpref.distill(demo, images, tmp_path / "soft.jsonl", prompt="a hat", pairs=14)
-    ranking = demo.rank(images, "a hat", "all", pairs=14, orders="both")
+    images, prompt = [picture(seed) for seed in range(10)], "a red circle, a blue square, a green cross"
+    result = mlxpref.distill(demo, images, tmp_path / "soft.jsonl", prompt=prompt, pairs=14)
+    ranking = demo.rank(images, prompt, "all", pairs=14, orders="both")
     assert (result.train, result.test, result.thinking, result.reading) == (14, 0, None, None)
     assert [row["p_a"] for row in rows_of(result.path)] == pytest.approx(
         [pair.verdict.p_a for pair in ranking.pairs], abs=1e-5

@@ -277,16 +277,16 @@ def test_images_beyond_the_context_are_refused(fresh: VLM, monkeypatch: pytest.M
         fresh.input(preference.a, preference.b, preference.prompt, "choice", True)
 
 
-SHORT: dict[str, Any] = {"comparisons": 8, "group": 8, "learning_rate": 1e-3, "warmup_steps": 3}
-"""A part of the demo's training, with longer steps."""
+SHORT: dict[str, Any] = {"steps": 20, "comparisons": 16, "group": 8, "learning_rate": 1e-3, "warmup_steps": 3}
+"""The beginning of the demo's training, with larger steps."""
 
 
 @pytest.mark.slow
 def test_training_teaches_the_demo_judge_to_check(tmp_path: Path) -> None:
     """A part of the README's example, on pictures that no training saw; an answer at once stays a guess."""
     preferences, spec = demo_preferences("test", 100, seed=1), EvaluationSpec("demo", "test")
-    reports = list(train("demo", "demo", tmp_path / "run", steps=25, **SHORT))
-    assert len(reports) == 25
+    reports = list(train("demo", "demo", tmp_path / "run", **SHORT))
+    assert len(reports) == 20
     before, after = (mlxpref.load("demo", adapter, max_tokens=80) for adapter in (None, tmp_path / "run"))
     judged = {judge.adapter: evaluate(judge, preferences, spec).metrics.accuracy for judge in (before, after)}
     assert judged[None] < 0.75
@@ -308,8 +308,8 @@ def equal_pairs(split: str, count: int) -> list[Preference]:
 
 def test_training_without_thinking_teaches_what_can_be_seen(tmp_path: Path) -> None:
     """At once the demo judge guesses; which of two pictures is the cleaner one is learned without a word."""
-    reports = list(train(equal_pairs("train", 800), "demo", tmp_path / "run", steps=20, think=False, **SHORT))
-    assert len(reports) == 20
+    settings = SHORT | {"steps": 30, "learning_rate": 5e-3, "think": False}
+    assert len(list(train(equal_pairs("train", 800), "demo", tmp_path / "run", **settings))) == 30
     before, after = (
         evaluate(mlxpref.load("demo", adapter, think=False), equal_pairs("test", 300), EvaluationSpec("demo", "test"))
         for adapter in (None, tmp_path / "run")
@@ -322,7 +322,7 @@ def test_training_without_thinking_teaches_what_can_be_seen(tmp_path: Path) -> N
 @pytest.mark.slow
 def test_ranking_uses_what_was_learned(tmp_path: Path) -> None:
     """Of 16 pictures that meet the first requirement, the 8 that meet the others, too, come first, though spoiled."""
-    list(train("demo", "demo", tmp_path / "run", steps=25, **SHORT))
+    list(train("demo", "demo", tmp_path / "run", **SHORT))
     brief = Requirement("circle", "red"), Requirement("square", "blue"), Requirement("cross", "green")
     rng, colours = np.random.default_rng(3), ("yellow", "purple", "orange")
     specs = [PictureSpec("red", "blue", colours[i % 3], "green", ("noisy", "blurry")[i % 2]) for i in range(8)]
@@ -586,16 +586,16 @@ def test_resampling_ends_with_the_data(fresh: VLM, tmp_path: Path) -> None:
 
 
 def test_truncated_completions_may_be_masked(fresh: VLM, tmp_path: Path) -> None:
-    """A random model never comes to an end."""
+    """A random model hardly ever comes to an end, least of all so soon."""
     own = own_file(tmp_path, "return [len(text) for text in texts]")
-    masked = run_small(fresh, tmp_path / "masked", reward=own, mask_truncated=True)
+    masked = run_small(fresh, tmp_path / "masked", reward=own, mask_truncated=True, max_tokens=2)
     assert [report.truncated for report in masked] == [1, 1]
     assert [report.skipped for report in masked] == [3, 3]
     assert not any(report.updated for report in masked)
     reports = {}
     for mask in (True, False):  # with a divergence no group is skipped, and still nothing flows from its tokens
         vlm = load_vlm(TINY, 512 * 512)
-        reports[mask] = run_small(vlm, tmp_path / str(mask), reward=own, mask_truncated=mask, kl=0.1)
+        reports[mask] = run_small(vlm, tmp_path / str(mask), reward=own, mask_truncated=mask, kl=0.1, max_tokens=2)
     assert [report.grad_norm for report in reports[True]] == [0, 0]
     assert all(report.updated and report.grad_norm > 0 for report in reports[False])
 
