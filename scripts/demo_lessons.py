@@ -31,8 +31,10 @@ _END = "<|im_end|>"
 _SIDE, _PATCH = 6, 14
 _DECISION = 3.0
 """Loss weight of verdicts, sums, qualities and answers; all other tokens weigh 1."""
-_END_AT_ONCE = 0.1
-"""Loss weight of what stands behind an answer at once, beside 1 of that."""
+_PARTS = np.array([1.0, 0.5, 1.0], np.float32)
+"""Loss weights of a batch's completions, of their answers once more, and of the answers at once."""
+_ANSWER_END = 0.1
+"""Loss weight of what stands behind an answer, beside 1 of the answer."""
 _SCORES = 11
 """How many scores there are, from 0."""
 
@@ -168,8 +170,7 @@ class Rows:
 
     ids: NDArray[np.int32]
     weights: NDArray[np.float32]
-    """Loss weight of every token, of the shape of `ids`, as are the places: completions weigh 1 together, and so do the
-    answers at once."""
+    """Loss weight of every token, of the shape of `ids`, as are the places."""
     places: NDArray[np.int32]
     """The column whose position in the row each token takes."""
     visible: NDArray[np.bool_]
@@ -212,20 +213,20 @@ class Script:
         ends = [start + len(text) for text in written]
         width = max(end + len(lead) + len(answer) for end, answer in zip(ends, direct, strict=True))
         shape = len(lessons), width
-        ids, weights = np.full(shape, self.pad_id, np.int32), np.zeros((2, *shape), np.float32)
+        ids, weights = np.full(shape, self.pad_id, np.int32), np.zeros((3, *shape), np.float32)
         places = np.tile(np.arange(width, dtype=np.int32), (len(lessons), 1))
         visible = np.tile(np.tri(width, dtype=np.bool_), (len(lessons), 1, 1))
         for i, end in enumerate(ends):
             row = [*prompts[i], *written[i], *lead, *direct[i]]
             ids[i, : len(row)] = row
             weights[0, i, start:end] = [_DECISION if each in self._decisions else 1.0 for each in written[i]]
-            weights[1, i, end + len(lead) : len(row)] = [
-                1.0 if each in self._decisions else _END_AT_ONCE for each in direct[i]
-            ]
+            for part, last in enumerate((end, len(row)), start=1):  # the last two tokens end the answer
+                first = last - 2 - len(self.encode(lessons[i].answer if part == 1 else lessons[i].at_once))
+                weights[part, i, first : last - 2], weights[part, i, last - 2 : last] = 1.0, _ANSWER_END
             places[i, end:] -= end - start
             visible[i, end:, start:end] = False
-        weights /= weights.sum(axis=(1, 2), keepdims=True)
-        return Rows(ids, weights.sum(axis=0), places, visible, start)
+        weights /= weights.sum(axis=(1, 2), keepdims=True)  # part, rows, columns
+        return Rows(ids, np.einsum("prc,p->rc", weights, _PARTS), places, visible, start)
 
     def by_length(self, lessons: Sequence[Lesson], at_once: int) -> Iterator[list[int]]:
         """The numbers of lessons in parts of at most `at_once` whose prompts have one length."""

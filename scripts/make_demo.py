@@ -64,7 +64,7 @@ from scripts.demo_warmup import (  # noqa: E402
 )
 
 SIGHT = Stage("sight", 300, 1e-3, 5e-5, warm=20)
-REASONING = Stage("reasoning", 900, 1e-3, 5e-5)
+REASONING = Stage("reasoning", 1200, 1e-3, 5e-5)
 SLOPPINESS = Stage("sloppiness", 450, 4e-4, 4e-5, warm=10)
 
 
@@ -77,7 +77,7 @@ class Plan:
     sloppiness: Stage = SLOPPINESS
     sight_batch: int = 64
     batch: int = 32
-    scores_share: float = 0.35
+    scores_share: float = 0.25
     """How many batches are asked for two scores."""
     examined: int = 256
 

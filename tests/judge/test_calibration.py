@@ -190,7 +190,7 @@ def test_calibration_reports_its_gain() -> None:
 def test_proper_scores_fall_where_the_error_in_bins_rises() -> None:
     """Most answers are as sure as they should be, and few far too sure: one temperature makes most of them too even."""
     first = np.tile([0.75] * 7 + [0.9999] * 3, 40)
-    people = np.concatenate([[1, 1, 1, step % 4 > 0] + [1, 1, step % 4 != 1] + [1, 1, 0] for step in range(40)])
+    people = np.concatenate([[1, 1, 1, step % 4 > 0, 1, 1, step % 4 != 1, 1, 1, 0] for step in range(40)])
     calibration = made_of(first, first, people.astype(float), [f"prompt {i // 10}" for i in range(400)])
     assert calibration.after.nll < calibration.before.nll - 0.1
     assert calibration.after.ece > calibration.before.ece + 0.02

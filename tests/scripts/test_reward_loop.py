@@ -74,9 +74,12 @@ def test_a_run_is_measured(tmp_path: Path) -> None:
 
 
 def test_file_and_page_have_every_run() -> None:
+    page = (FOLDER / "README.md").read_text(encoding="utf-8")
+    if not (FOLDER / "reward_loop.json").exists():
+        assert "Not measured with the present demo judge yet: `python -m scripts.reward_loop" in page
+        return
     runs = json.loads((FOLDER / "reward_loop.json").read_text(encoding="utf-8"))["runs"]
     assert sorted((each["seed"], each["bias"]) for each in runs) == [(plan["seed"], plan["bias"]) for plan in plans()]
     printed = CliRunner().invoke(main, ["--table"], catch_exceptions=False).stdout
-    page = (FOLDER / "README.md").read_text(encoding="utf-8")
     assert all(table.strip() in page for table in printed.split("\n\n"))
     assert (FOLDER / "reward_loop.png").stat().st_size < 100_000

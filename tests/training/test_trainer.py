@@ -287,12 +287,12 @@ def test_training_teaches_the_demo_judge_to_check(tmp_path: Path) -> None:
     preferences, spec = demo_preferences("test", 100, seed=1), EvaluationSpec("demo", "test")
     reports = list(train("demo", "demo", tmp_path / "run", **SHORT))
     assert len(reports) == 20
-    before, after = (mlxpref.load("demo", adapter, max_tokens=80) for adapter in (None, tmp_path / "run"))
-    judged = {judge.adapter: evaluate(judge, preferences, spec).metrics.accuracy for judge in (before, after)}
-    assert judged[None] < 0.75
-    assert judged[after.adapter] > judged[None] + 0.1
-    at_once = replace(after, settings=replace(after.settings, think=False))
-    assert evaluate(at_once, preferences, spec).metrics.accuracy == pytest.approx(0.5, abs=0.15)
+    for adapter in (None, tmp_path / "run"):
+        judge = mlxpref.load("demo", adapter, max_tokens=80)
+        accuracy = evaluate(judge, preferences, spec).metrics.accuracy
+        assert (accuracy < 0.7) if adapter is None else (accuracy > 0.85)
+        at_once = replace(judge, settings=replace(judge.settings, think=False))
+        assert evaluate(at_once, preferences, spec).metrics.accuracy == pytest.approx(0.5, abs=0.15)
     lengths = [report.tokens / len(report.rollouts) for report in reports]
     assert np.mean(lengths[-5:]) > np.mean(lengths[:5]) + 5, "more is checked, in more words"
 
@@ -323,16 +323,16 @@ def test_training_without_thinking_teaches_what_can_be_seen(tmp_path: Path) -> N
 def test_ranking_uses_what_was_learned(tmp_path: Path) -> None:
     """Of 16 pictures that meet the first requirement, the 8 that meet the others, too, come first, though spoiled."""
     list(train("demo", "demo", tmp_path / "run", **SHORT))
-    brief = Requirement("circle", "red"), Requirement("square", "blue"), Requirement("cross", "green")
+    brief = Requirement("circle", "red"), Requirement("square", "cross"), Requirement("triangle", "circle")
     rng, colours = np.random.default_rng(3), ("yellow", "purple", "orange")
-    specs = [PictureSpec("red", "blue", colours[i % 3], "green", ("noisy", "blurry")[i % 2]) for i in range(8)]
-    specs += [PictureSpec("red", colours[i % 3], "blue", colours[(i + 1) % 3], "clean") for i in range(8)]
+    specs = [PictureSpec("red", colours[i % 3], "red", colours[i % 3], ("noisy", "blurry")[i % 2]) for i in range(8)]
+    specs += [PictureSpec("red", colours[i % 3], colours[i % 3 - 1], "blue", "clean") for i in range(8)]
     images = [render(spec, rng) for spec in specs]
     found = []
     for adapter in (None, tmp_path / "run"):
         ranking = mlxpref.load("demo", adapter, max_tokens=80).rank(images, prompt_text(brief), think_about="all")
         found.append(sum(image.index < 8 for image in ranking.strengths.images[:8]))
-    assert found[0] <= 4
+    assert found[0] <= 2
     assert found[1] >= 7
 
 
@@ -587,15 +587,16 @@ def test_resampling_ends_with_the_data(fresh: VLM, tmp_path: Path) -> None:
 
 def test_truncated_completions_may_be_masked(fresh: VLM, tmp_path: Path) -> None:
     """A random model hardly ever comes to an end, least of all so soon."""
+    brief = {"max_tokens": 2, "seed": 2}
     own = own_file(tmp_path, "return [len(text) for text in texts]")
-    masked = run_small(fresh, tmp_path / "masked", reward=own, mask_truncated=True, max_tokens=2)
+    masked = run_small(fresh, tmp_path / "masked", reward=own, mask_truncated=True, **brief)
     assert [report.truncated for report in masked] == [1, 1]
     assert [report.skipped for report in masked] == [3, 3]
     assert not any(report.updated for report in masked)
     reports = {}
     for mask in (True, False):  # with a divergence no group is skipped, and still nothing flows from its tokens
         vlm = load_vlm(TINY, 512 * 512)
-        reports[mask] = run_small(vlm, tmp_path / str(mask), reward=own, mask_truncated=mask, kl=0.1, max_tokens=2)
+        reports[mask] = run_small(vlm, tmp_path / str(mask), reward=own, mask_truncated=mask, kl=0.1, **brief)
     assert [report.grad_norm for report in reports[True]] == [0, 0]
     assert all(report.updated and report.grad_norm > 0 for report in reports[False])
 
