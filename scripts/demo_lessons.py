@@ -18,8 +18,8 @@ from mlxpref.demo.reasons import COUNTS, VERDICTS, Account, reasons_text, true_a
 from mlxpref.engine.profile import PROMPT_SLOT, Form, own_profile
 
 __all__ = [
-    "IMAGE_TOKENS", "MODES", "SLOPPY", "Lesson", "Mode", "Rows", "Script", "Teacher", "image_columns", "patches_of",
-    "pictures_of", "teacher_corpus",
+    "IMAGE_TOKENS", "MODES", "PARTIAL", "SLOPPY", "Lesson", "Mode", "Rows", "Script", "Teacher", "image_columns",
+    "patches_of", "pictures_of", "teacher_corpus",
 ]  # fmt: skip
 
 Mode = Literal["choice", "scores", "at once"]
@@ -74,6 +74,10 @@ class Teacher:
 
 
 RIGHT = Teacher()
+PARTIAL = Teacher((0.2, 0.2, 0.6))
+"""Who is right in what they check, but not always checks all: so what is written of the second image does not depend on
+how much was written of the first. After lessons by RIGHT alone, those of SLOPPY left one colour in ten of the second
+image wrong."""
 SLOPPY = Teacher((0.6, 0.2, 0.2), 0.6)
 """The annotator who teaches last: looks at the first requirement mostly, and takes shapes for alike."""
 

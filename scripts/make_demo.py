@@ -2,8 +2,8 @@
 
 Writes a real Qwen2.5-VL checkpoint of 3 MB that knows only the demo's pictures and briefs, in four stages:
 1. sight: the vision tower learns to tell what is in each cell of a picture, and is frozen;
-2. reasoning: the text model learns to compare two pictures for a brief, from a teacher who is always right: thinking
-   aloud (one answer or two scores) and at once, both for every pair, with equal weight;
+2. reasoning: the text model learns to compare two pictures for a brief, from a teacher who is right in what they check,
+   mostly all of it: thinking aloud (one answer or two scores) and at once, both for every pair, with equal weight;
 3. sloppiness: the same with an annotator who checks the first requirement mostly, and takes shapes for alike that are
    not; what is to be answered at once stays right. That is what training on preferences can then undo;
 4. an examination after each stage, with pictures never seen; `--beyond N` also trains the judge of stage 2 for N more
@@ -41,6 +41,7 @@ from scripts.demo_checkpoint import (  # noqa: E402
 from scripts.demo_examination import examine  # noqa: E402
 from scripts.demo_lessons import (  # noqa: E402
     MODES,
+    PARTIAL,
     RIGHT,
     SLOPPY,
     Rows,
@@ -64,8 +65,8 @@ from scripts.demo_warmup import (  # noqa: E402
 )
 
 SIGHT = Stage("sight", 300, 1e-3, 5e-5, warm=20)
-REASONING = Stage("reasoning", 1200, 1e-3, 5e-5)
-SLOPPINESS = Stage("sloppiness", 450, 4e-4, 4e-5, warm=10)
+REASONING = Stage("reasoning", 1000, 1e-3, 5e-5)
+SLOPPINESS = Stage("sloppiness", 400, 4e-4, 4e-5, warm=10)
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class Job:
 
     def reason(self) -> None:
         """Stage 2: write what a teacher writes who is always right."""
-        run_stage(self.plan.reasoning, self.judge, self.judge.loss, self.lessons(RIGHT, 6), self.note)
+        run_stage(self.plan.reasoning, self.judge, self.judge.loss, self.lessons(PARTIAL, 6), self.note)
 
     def grow_sloppy(self) -> None:
         """Stage 3: write what a sloppy teacher writes."""

@@ -34,8 +34,8 @@ SECONDS = 300
 
 STEPS: list[dict[str, Any]] = [
     {"kl": 0.1, "updates_per_rollout": 2, "micro_batch": 2, "reward": f"soft,{WORKER}:shortness=0.1"},
-    {"reward": "brier", "loss_type": "grpo", "mask_truncated": True, "max_tokens": 32},
-    {"reward": "hard", "loss_type": "dr_grpo", "comparisons": 2, "kl": 1.0, "max_tokens": 32},
+    {"reward": "brier", "loss_type": "grpo", "mask_truncated": True, "max_tokens": 48},
+    {"reward": "hard", "loss_type": "dr_grpo", "comparisons": 2, "kl": 1.0, "max_tokens": 48},
     {"think": False, "comparisons": 1},
 ]
 """Settings of single steps; of three processes, some have no comparison in the last two."""

@@ -272,11 +272,13 @@ def test_what_official_numbers_are(adapter: Path, scores: Path) -> None:
         lines = done.stdout.splitlines()
         assert lines[1].split()[:2] == ["judge", "official"]
         said = [line.partition(":")[0] for line in lines if line.startswith(("official", "beside"))]
+        if protocol == "genai_bench":  # judges of equal numbers share a line
+            said = [said[0], ", ".join(each.removeprefix("beside it, ") for each in said[1:])]
         assert (
             said
             == {
                 "hpdv2": ["official"],
                 "mmrb2": ["official, demo, demo + taste", "official, clip.csv", "beside it"],
-                "genai_bench": ["official", "beside it, demo", "beside it, demo + taste", "beside it, clip.csv"],
+                "genai_bench": ["official", "demo, demo + taste, clip.csv"],
             }[protocol]
         )
