@@ -9,6 +9,7 @@ import pytest
 from tests.cli.test_commands import run
 from tests.conftest import picture
 
+PROMPTS = ("a blue circle, a red square, a purple cross", "a red circle, a blue square, a green cross")
 DEMO = ("distill", "--data", "demo", "--model", "demo", "--limit", "6", "--max-tokens", "24", "--output")
 
 
@@ -19,7 +20,7 @@ def pictures(tmp_path: Path) -> Path:
     folder.mkdir()
     for number in range(6):
         picture(number).save(folder / f"{number}.png")
-        (folder / f"{number}.txt").write_text(("a hat", "a cat")[number % 2])
+        (folder / f"{number}.txt").write_text(PROMPTS[number % 2])
     return folder
 
 
@@ -108,8 +109,8 @@ def test_images_with_prompts(pictures: Path, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     rows = [json.loads(line) for line in (tmp_path / "soft.jsonl").read_text().splitlines()]
     assert sorted((row["prompt"], row["split"]) for row in rows) in (
-        [("a cat", "test")] * 2 + [("a hat", "train")] * 2,
-        [("a cat", "train")] * 2 + [("a hat", "test")] * 2,
+        [(PROMPTS[0], "test")] * 2 + [(PROMPTS[1], "train")] * 2,
+        [(PROMPTS[0], "train")] * 2 + [(PROMPTS[1], "test")] * 2,
     )
     assert all(Path(row["a"]).parts[0] == Path(row["b"]).parts[0] == "pictures" for row in rows)
     assert not any("people" in row for row in rows)

@@ -38,7 +38,8 @@ CROSSES = demo_pictures(PictureSpec("green", "red", "blue", "yellow"), "cross")
 
 @pytest.fixture
 def judge(demo_judge: MakeJudge) -> Judge:
-    return demo_judge(think=False)
+    """A judge who is sure of most of its answers; at once it would find all even."""
+    return demo_judge(max_tokens=80)
 
 
 def rewarded(*arguments: Any, **named: Any) -> list[ImageReward]:
@@ -53,8 +54,8 @@ def numbers(rewards: list[ImageReward]) -> np.ndarray:
     return np.array([[getattr(each, name) for name in NUMBERS] for each in rewards])
 
 
-def test_the_best_image_of_each_prompt_is_found(demo_judge: MakeJudge) -> None:
-    rewards = rewarded(demo_judge(max_tokens=80), [*CIRCLES, *CROSSES], [CIRCLE] * 3 + [CROSS] * 3)
+def test_the_best_image_of_each_prompt_is_found(judge: Judge) -> None:
+    rewards = rewarded(judge, [*CIRCLES, *CROSSES], [CIRCLE] * 3 + [CROSS] * 3)
     assert [np.argmax([each.reward for each in group]) for group in (rewards[:3], rewards[3:])] == [0, 0]
     for group in (rewards[:3], rewards[3:]):
         assert sorted(each.rank for each in group) == [1, 2, 3]
@@ -95,8 +96,8 @@ def test_another_order_of_the_images_permutes_the_rewards(judge: Judge) -> None:
     assert permuted == pytest.approx(rewards[order], abs=1e-3)
 
 
-def test_equal_images_have_equal_rewards(demo_judge: MakeJudge) -> None:
-    rewards = rewarded(demo_judge(max_tokens=80), [CIRCLES[0], CIRCLES[2], CIRCLES[0].copy()], [CIRCLE] * 3)
+def test_equal_images_have_equal_rewards(judge: Judge) -> None:
+    rewards = rewarded(judge, [CIRCLES[0], CIRCLES[2], CIRCLES[0].copy()], [CIRCLE] * 3)
     assert rewards[0].reward == pytest.approx(rewards[2].reward, abs=1e-3)
     assert rewards[0].reward > rewards[1].reward
 

@@ -81,11 +81,11 @@ def test_score_of_nothing_is_nothing(judge: Judge) -> None:
 
 
 @pytest.mark.parametrize("name", ["strength", "wins"])
-def test_score_gives_named_rewards(judge: Judge, name: str) -> None:
+def test_score_gives_named_rewards(thinking: Judge, name: str) -> None:
     images = pictures()
     requests = turns([encoded(image, "PNG") for image in images], [PROMPT] * 6, [name])
-    answer = read_score(sent({"requests": requests}), SETTINGS)(judge)
-    expected = [getattr(each, name) for each in reward_images(judge, images, [PROMPT] * 6)]
+    answer = read_score(sent({"requests": requests}), SETTINGS)(thinking)
+    expected = [getattr(each, name) for each in reward_images(thinking, images, [PROMPT] * 6)]
     assert [each[name].pop(name) for each in answer["results"]] == pytest.approx(expected, abs=1e-3)
     assert not any(each[name] for each in answer["results"])  # some clients refuse a second number
     assert answer["errors"] == [{}] * 6

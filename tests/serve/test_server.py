@@ -16,7 +16,7 @@ import pytest
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from mlxpref.demo.pictures import COLOURS, SHAPES, PictureSpec, render
+from mlxpref.demo.pictures import COLOURS, PictureSpec, render
 from mlxpref.log import track
 from mlxpref.serve import device_queue
 from mlxpref.serve.device_queue import BusyError, DeviceQueue, EndedError
@@ -129,7 +129,7 @@ def long_request() -> bytes:
     """A ranking that takes the demo judge a minute or more: 144 pictures, all pairs, with thinking."""
     images = [
         encoded(render(PictureSpec(*colours, quality), np.random.default_rng(number)))
-        for number, colours in enumerate(islice(permutations(COLOURS, len(SHAPES)), 72))
+        for number, colours in enumerate(islice(permutations(COLOURS, 4), 72))
         for quality in ("clean", "noisy")
     ]
     return json.dumps({"prompt": PROMPT, "images": images, "pairs": "all", "think_about": "all"}).encode()

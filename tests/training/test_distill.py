@@ -25,6 +25,9 @@ from mlxpref.training.distill import distill_preferences
 from mlxpref.verdict import Verdict
 from tests.conftest import picture
 
+PROMPT = "a red circle, a blue square, a green cross"
+"""One that the demo judge has an answer to, whatever it is shown."""
+
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -113,7 +116,7 @@ def test_images_have_names_from_where_the_file_is(demo: Judge, tmp_path: Path, m
             picture(len(archive.namelist()), (84, 84)).save(tmp_path / name)
             archive.write(tmp_path / name, f"deep/{name}")
     content = {(tmp_path / name).read_bytes() for name in ("one.png", "two.png")}
-    row = {"prompt": "a hat", "a": "one.png", "b": "two.png", "p_a": 1}
+    row = {"prompt": PROMPT, "a": "one.png", "b": "two.png", "p_a": 1}
     (tmp_path / "pairs.jsonl").write_text(json.dumps(row))
     monkeypatch.chdir(tmp_path / "elsewhere")
     mlxpref.distill(demo, given, "../soft.jsonl", held_out=0)
@@ -135,9 +138,9 @@ def test_images_have_names_from_where_the_file_is(demo: Judge, tmp_path: Path, m
 
 
 def test_pairs_of_images_are_those_of_a_ranking(demo: Judge, tmp_path: Path) -> None:
-    images, prompt = [picture(seed) for seed in range(10)], "a red circle, a blue square, a green cross"
-    result = mlxpref.distill(demo, images, tmp_path / "soft.jsonl", prompt=prompt, pairs=14)
-    ranking = demo.rank(images, prompt, "all", pairs=14, orders="both")
+    images = [picture(seed) for seed in range(10)]
+    result = mlxpref.distill(demo, images, tmp_path / "soft.jsonl", prompt=PROMPT, pairs=14)
+    ranking = demo.rank(images, PROMPT, "all", pairs=14, orders="both")
     assert (result.train, result.test, result.thinking, result.reading) == (14, 0, None, None)
     assert [row["p_a"] for row in rows_of(result.path)] == pytest.approx(
         [pair.verdict.p_a for pair in ranking.pairs], abs=1e-5
@@ -219,7 +222,7 @@ def test_pairs_of_an_earlier_distillation_are_not_lost(demo: Judge, tmp_path: Pa
     for judge, data, reason in (
         (demo, given[:3], "4 pairs of an earlier .* would lose 1; give another output"),
         (demo, demo_preferences("train", 4, seed=1), "would lose 4;"),
-        (demo, [*given[:3], replace(given[3], prompt="a hat")], "would lose 1;"),
+        (demo, [*given[:3], replace(given[3], prompt=PROMPT)], "would lose 1;"),
         (demo, [*given[:3], replace(given[3], b=given[0].a)], "would lose 1;"),
         (other, given, "judged by demo, not another, .*; give another output"),
     ):
@@ -233,16 +236,16 @@ def test_pairs_of_an_earlier_distillation_are_not_lost(demo: Judge, tmp_path: Pa
 
 def test_images_lose_no_pairs_of_an_earlier_distillation(demo: Judge, tmp_path: Path) -> None:
     path, images = tmp_path / "soft.jsonl", [picture(seed) for seed in range(5)]
-    mlxpref.distill(demo, images[:4], path, prompt="a hat", pairs=3)
+    mlxpref.distill(demo, images[:4], path, prompt=PROMPT, pairs=3)
     for number in (3, 6):  # the same, and more
-        assert mlxpref.distill(demo, images[:4], path, prompt="a hat", pairs=number).train == number
+        assert mlxpref.distill(demo, images[:4], path, prompt=PROMPT, pairs=number).train == number
     for others, pairs in ((images[:4], 5), (images[1:], None)):
         with pytest.raises(mlxpref.ConfigError, match="6 pairs of an earlier"):
-            mlxpref.distill(demo, others, path, prompt="a hat", pairs=pairs)
+            mlxpref.distill(demo, others, path, prompt=PROMPT, pairs=pairs)
     assert len(rows_of(path)) == 6
 
 
-@pytest.mark.parametrize(("named", "seed"), [({}, 90), ({"prompt": "a hat", "pairs": 8}, 100)])
+@pytest.mark.parametrize(("named", "seed"), [({}, 90), ({"prompt": PROMPT, "pairs": 8}, 100)])
 def test_seconds_are_those_of_answers(
     demo: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: dict[str, Any], seed: int
 ) -> None:
@@ -260,7 +263,7 @@ def test_seconds_are_those_of_answers(
     monkeypatch.setattr(rank, "fit_strengths", taking(1e3, rank.fit_strengths))
     monkeypatch.setattr(verdict_source, "roll_out", taking(1.0, verdict_source.roll_out))
     images: list[Any] = [picture(seed + number) for number in range(6)]
-    data: Any = images if named else [Preference(f"hat {n}", images[n], images[n + 1], 1.0) for n in (0, 2, 4)]
+    data: Any = images if named else [Preference(f"{PROMPT} {n}", images[n], images[n + 1], 1.0) for n in (0, 2, 4)]
     result = mlxpref.distill(
         replace(demo, settings=replace(demo.settings, rows=2)), data, tmp_path / "a.jsonl", **named
     )
@@ -286,7 +289,7 @@ def test_refusals_come_before_the_work(demo: Judge, tmp_path: Path) -> None:
     images, soft = [picture(1), picture(2)], tmp_path / "soft.jsonl"
     for named in ({"limit": 5}, {"split": "train"}, {"data_dir": tmp_path}):
         with pytest.raises(mlxpref.ConfigError, match="split, limit and data_dir are for preferences"):
-            mlxpref.distill(demo, images, soft, prompt="a hat", **named)  # type: ignore[arg-type]
+            mlxpref.distill(demo, images, soft, prompt=PROMPT, **named)  # type: ignore[arg-type]
     with pytest.raises(mlxpref.ConfigError, match="pairs is for images"):
         mlxpref.distill(demo, given, soft, pairs=3)
     with pytest.raises(mlxpref.ConfigError, match="think=False: what a judge says"):
@@ -298,7 +301,7 @@ def test_refusals_come_before_the_work(demo: Judge, tmp_path: Path) -> None:
 
 
 def test_a_single_prompt_is_not_held_out(demo: Judge, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    given = [replace(each, prompt="a hat", group="") for each in demo_preferences("train", 3)]
+    given = [replace(each, prompt=PROMPT, group="") for each in demo_preferences("train", 3)]
     result = mlxpref.distill(demo, given, tmp_path / "soft.jsonl")
     assert (result.train, result.test) == (3, 0)
     assert "none are held out" in caplog.text
