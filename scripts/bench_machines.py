@@ -24,7 +24,7 @@ from scripts.memory_table import in_bits
 from scripts.several import start, wait
 
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-SETTINGS: dict[str, Any] = {"comparisons": 8, "group": 8, "max_tokens": 32, "learning_rate": 5e-4, "limit": 96}
+SETTINGS: dict[str, Any] = {"comparisons": 8, "group": 8, "max_tokens": 48, "learning_rate": 5e-4, "limit": 96}
 LINKS = {"10 GbE": 10e9, "Thunderbolt 4": 40e9, "Thunderbolt 5": 80e9}
 """Bits a second that a link is sold for."""
 CARRIED = 0.5

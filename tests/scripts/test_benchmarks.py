@@ -83,12 +83,18 @@ def test_counting_agrees_with_a_prompt_in_pieces(tmp_path: Path, family: str) ->
     assert parts == decoder_operations(model, 12, heads=1)
 
 
+def vocabulary(model: Any) -> int:
+    """How many tokens the head of a judge of the demo's shape tells apart."""
+    count: int = model.language_model.model.embed_tokens.weight.shape[0]
+    return count
+
+
 def test_counting_agrees_with_the_shapes(tmp_path: Path) -> None:
     from scripts.bench_models import decoder_operations, load_both, vision_operations
 
     _, model, _ = load_both(tmp_path)
     layer = 2 * 128 * 128 + 2 * 128 * 64 + 3 * 128 * 256
-    assert decoder_operations(model, 1, heads=1) == 3 * (layer + 2 * 128) + 512 * 128
+    assert decoder_operations(model, 1, heads=1) == 3 * (layer + 2 * 128) + vocabulary(model) * 128
     block, attention = 4 * 64 * 64 + 3 * 64 * 128, 2 * 36 * 36 * 64
     merged = 9 * (256 * 256 + 256 * 128)
     assert vision_operations(model, 84) == 36 * 1176 * 64 + 2 * (36 * block + attention) + merged
@@ -101,7 +107,8 @@ def test_counting_agrees_with_the_shapes_of_recurrent_layers(tmp_path: Path) -> 
     mlp, state = 3 * 128 * 256, 4 * 32 * 32
     attending = 128 * (2 * 128 + 2 * 64) + 128 * 128 + 2 * 128  # with a gate, and one key to meet
     recurrent = 128 * (2 * 64 + 128 + 128 + 2 * 4) + 128 * 128 + 4 * (2 * 64 + 128) + 3 * state
-    assert decoder_operations(model, 1, heads=1) == 2 * (attending + mlp) + 6 * (recurrent + mlp) + 512 * 128
+    layers = 2 * (attending + mlp) + 6 * (recurrent + mlp)
+    assert decoder_operations(model, 1, heads=1) == layers + vocabulary(model) * 128
     block, attention = 4 * 64 * 64 + 2 * 64 * 128, 2 * 36 * 36 * 64
     merged = 9 * (256 * 256 + 256 * 128)
     assert vision_operations(model, 96) == 36 * 1536 * 64 + 3 * (36 * block + attention) + merged
