@@ -53,10 +53,7 @@ _CONTEXT = 8192
 def pictures(count: int, pixels: int, *seed: int) -> list[Image.Image]:
     """Pictures of the demo's shapes, `pixels` along each side; others for every seed."""
     draw = np.random.default_rng(seed)
-    looks = [
-        PictureSpec(*(*draw.choice(list(COLOURS), len(SHAPES)).tolist(), str(draw.choice(QUALITIES))))
-        for _ in range(count)
-    ]
+    looks = _random_looks(list(COLOURS), count, draw)
     return [render(look, draw).resize((pixels, pixels), Image.Resampling.BICUBIC) for look in looks]
 
 
@@ -64,6 +61,10 @@ def looks_for(brief: Brief, count: int, rng: np.random.Generator) -> list[Pictur
     """So many contents of pictures for one brief, in the colours that it asks for and one more; of every quality."""
     asked = sorted({each.wanted for each in brief if not each.is_like})
     palette = [*asked, str(rng.choice([colour for colour in COLOURS if colour not in asked]))]
+    return _random_looks(palette, count, rng)
+
+
+def _random_looks(palette: list[str], count: int, rng: np.random.Generator) -> list[PictureSpec]:
     return [
         PictureSpec(*(*rng.choice(palette, len(SHAPES)).tolist(), str(rng.choice(QUALITIES)))) for _ in range(count)
     ]

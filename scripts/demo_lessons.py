@@ -35,8 +35,8 @@ _PARTS = np.array([1.0, 0.5, 1.0], np.float32)
 """Loss weights of a batch's completions, of their answers once more, and of the answers at once."""
 _ANSWER_END = 0.1
 """Loss weight of what stands behind an answer, beside 1 of the answer."""
-_SCORES = 11
-"""How many scores there are, from 0."""
+_MOST = 10
+"""The highest score."""
 
 
 def form_of(mode: Mode) -> Form:
@@ -125,8 +125,7 @@ def _look(account: Account, count: int, nods: float, rng: np.random.Generator) -
 def _answer(mode: Mode, first: Account, second: Account, rng: np.random.Generator) -> str:
     """1 or 2, or two scores from 0 to 10."""
     if mode == "scores":
-        values = [len(QUALITIES) * account.met + len(QUALITIES) - 2 + account.value[1] for account in (first, second)]
-        return " ".join(str(min(max(value, 0), _SCORES - 1)) for value in values)
+        return " ".join(str(min(max(account.value - 1, 0), _MOST)) for account in (first, second))
     if first.value == second.value:
         return str(int(rng.integers(1, 3)))
     return "1" if first.value > second.value else "2"

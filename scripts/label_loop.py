@@ -148,7 +148,7 @@ def learn(file: Path, folder: Path, think: str, *options: str) -> dict[str, Any]
     """Train the demo judge with a file of answers, and measure it before and after: with what the file holds out, and
     on pictures of others."""
     started = time.perf_counter()
-    given = ("--data", str(file), "--limit", "0", "--max-tokens", str(MOST_TOKENS), "--output", str(folder))
+    given = ("--data", str(file), "--limit", "0", "--output", str(folder))
     _run("train", "--config", str(CONFIG), *given, think, *options)
     seconds = time.perf_counter() - started
     return {

@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 
 from mlxpref.cli.output import note, print_text
 from mlxpref.files import replacing
+from mlxpref.report.curves import COLOURS
 from scripts.kept_runs import make_runs, markdown, read_runs, run_options, spread
 
 __all__ = ["BIAS", "FAIR", "LEANING", "SEEDS", "STEPS", "main", "plans", "rows_of", "tables_of"]
@@ -47,18 +48,7 @@ _SHARES: dict[str, Callable[[Run], float]] = {
     "calibration error": lambda run: run["ece"],
 }
 _WRITTEN = {"checked": "complete", "colours true": "facts", "verdicts true": "verdicts", "answer follows": "follows"}
-_COLOURS = (
-    "#2a78d6",
-    "#b3541e",
-    "#1a936f",
-    "#8b5fd6",
-    "#a8800c",
-    "#c9417f",
-    "#5b6770",
-    "#00a0b0",
-    "#7a5230",
-    "#d04a02",
-)
+_COLOURS = (*COLOURS, "#5b6770", "#00a0b0", "#7a5230", "#d04a02")
 
 
 def plans() -> list[dict[str, Any]]:

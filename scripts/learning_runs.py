@@ -118,15 +118,10 @@ STANDARD = Sizes()
 def stages_of(plan: Plan) -> list[TrainSettings]:
     """The settings of a plan's stages: the demo's, with what its method changes.
 
-    Methods are compared alone: nothing else is trained, and nothing holds the policy to its reference.
+    By these nothing else is trained, and nothing holds the policy to its reference.
     """
     stages = METHODS[plan.method]
-    return [
-        demo_settings(
-            **({"read_weight": 0.0, "kl": 0.0, "seed": plan.seed, "steps": plan.steps // len(stages)} | stage)
-        )
-        for stage in stages
-    ]
+    return [demo_settings(**({"seed": plan.seed, "steps": plan.steps // len(stages)} | stage)) for stage in stages]
 
 
 def add_bias(vlm: VLM, nats: float) -> None:
@@ -154,9 +149,9 @@ def run(plan: Plan, sizes: Sizes = STANDARD) -> Result:
     seconds, recent, started = 0.0, list[StepReport](), time.perf_counter()
     for step, (vlm, report) in enumerate(_steps(plan, stages), start=1):
         seconds += time.perf_counter() - started
-        exam = Exam(vlm, stages[-1])
         recent.append(report)
         if step % _EVERY == 0 or step == plan.steps:
+            exam = Exam(vlm, stages[-1])
             curve.append(exam.point(step, round(seconds, 2), recent, sizes.points))
             recent = []
         started = time.perf_counter()

@@ -137,11 +137,10 @@ class Job:
             direct = rows.places != np.arange(rows.places.shape[1])
             return features, replace(rows, weights=rows.weights * direct)
 
-        part = max(1, steps // 4)
+        part = max(2, steps // 4)
         for number in range(4):
-            run_stage(
-                Stage(f"at once, part {number + 1}", part, 5e-4, 1e-4), self.judge, self.judge.loss, batch, self.note
-            )
+            stage = Stage(f"at once, part {number + 1}", part, 5e-4, 1e-4, warm=max(1, part // 4))
+            run_stage(stage, self.judge, self.judge.loss, batch, self.note)
             self.examine(f"at once alone, {(number + 1) * part} steps more", ("test",), at_once_only=True)
         self.model.update(kept)
 
@@ -196,7 +195,12 @@ class Job:
     type=click.Path(file_okay=False, path_type=Path),
     help="Also write the judge as it was before the sloppy annotator, for diagnosis.",
 )
-@click.option("--beyond", default=0, help="Steps of answering at once alone, to see what that form can reach.")
+@click.option(
+    "--beyond",
+    default=0,
+    type=click.IntRange(min=0),
+    help="Steps of answering at once alone, to see what that form can reach.",
+)
 def main(seed: int, output: Path, keep_right: Path | None, beyond: int) -> None:
     """The whole job."""
     make(Plan(), seed, output, keep_right, beyond)

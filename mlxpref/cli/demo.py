@@ -188,9 +188,9 @@ def run_demo(judge: Judge, folder: Path, settings: TrainSettings) -> DemoResult:
         return {key: judged(each) for key, each in _MEASURED.items() if each.name.endswith(when)}
 
     def judged(each: _Measurement) -> Evaluation:
-        settings = replace(judge.settings, think=each.think, samples=each.samples, rows=128)
+        asked = replace(judge.settings, think=each.think, samples=each.samples, rows=settings.rows)
         preferences = data[each.split, each.pairs]
-        return evaluate(replace(judge, settings=settings), preferences, EvaluationSpec("demo", each.split))
+        return evaluate(replace(judge, settings=asked), preferences, EvaluationSpec("demo", each.split))
 
     before = measure("before")
     run = start_run(settings, folder / "adapter", vlm=judge.vlm)
@@ -204,7 +204,7 @@ def run_demo(judge: Judge, folder: Path, settings: TrainSettings) -> DemoResult:
         steps=len(reports),
         training_seconds=sum(report.seconds - report.evaluation_seconds for report in reports),
         example=_example(data["test", TEST_PAIRS], measured["before"], measured["after"]),
-        ranking=judge.rank(find_images([pictures]), SAMPLE_PROMPT, think_about="all"),
+        ranking=judge.rank(find_images([pictures]), SAMPLE_PROMPT),
         html=folder / "index.html",
         adapter=run.folder,
     )

@@ -55,8 +55,13 @@ class PairSpec:
 
 
 def value_of(brief: Brief, picture: PictureSpec) -> int:
-    """The place of a picture among all that a brief may get: its requirements count first, then its quality."""
-    return len(QUALITIES) * (count_met(brief, picture) + 1) - QUALITIES.index(picture.quality) - 1
+    """The place of a picture for a brief, see `place_of`."""
+    return place_of(count_met(brief, picture), picture.quality)
+
+
+def place_of(met: int, quality: str) -> int:
+    """The place of pictures that meet so many requirements and have a quality, which counts last; larger is better."""
+    return len(QUALITIES) * (met + 1) - QUALITIES.index(quality) - 1
 
 
 def draw_pair(

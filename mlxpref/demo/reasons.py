@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from mlxpref.demo.briefs import Brief, Requirement
 from mlxpref.demo.pictures import COLOURS, QUALITIES, SHAPES, PictureSpec
-from mlxpref.demo.preferences import PairSpec
+from mlxpref.demo.preferences import PairSpec, place_of
 
 COUNTS = ("none", "one", "two", "three", "four")
 """The words for how many requirements a picture meets."""
@@ -42,9 +42,9 @@ class Account(NamedTuple):
         return f"{', '.join(map(str, self.checks))}: {COUNTS[self.met]} met, {self.quality}."
 
     @property
-    def value(self) -> tuple[int, int]:
-        """What the answer goes by: the sum, then the quality."""
-        return self.met, -QUALITIES.index(self.quality)
+    def value(self) -> int:
+        """What the answer goes by: the place of the written sum and quality."""
+        return place_of(self.met, self.quality)
 
 
 def true_account(brief: Brief, picture: PictureSpec) -> Account:
