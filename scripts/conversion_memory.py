@@ -31,26 +31,43 @@ SIZES: dict[str, dict[str, int]] = {
     "qwen3_vl_moe": {"hidden_size": 1024, "num_experts": 32, "moe_intermediate_size": 768},
 }  # fmt: skip
 """The sizes of a checkpoint, by family, in place of the tiny ones."""
+Json = dict[str, Any]
 ALLOWED = 300_000_000
 """Bytes beside a file and a tensor."""
 
 
 def make_checkpoint(folder: Path, family: str, sizes: Mapping[str, int], shard: int) -> None:
     """A checkpoint of random weights in bfloat16 and the hub's layout: the tests' tiny one with other `sizes`."""
+    write_random(folder, config_of(family, sizes, {}), GOLDEN / family, shard)
+
+
+def config_of(family: str, text_sizes: Mapping[str, Any], vision_sizes: Mapping[str, Any]) -> Json:
+    """The config of the tests' tiny checkpoint with other sizes of the language model and of the vision tower."""
+    from mlxpref.checkpoints.families import FAMILIES
+
+    config: Json = json.loads((GOLDEN / family / "config.json").read_text(encoding="utf-8"))
+    text = config["text_config"] if FAMILIES[family].is_nested else config
+    text.update(text_sizes)
+    text.pop("layer_types", None)  # a list of the tiny one's layers, which the interval implies
+    config["vision_config"].update(vision_sizes, out_hidden_size=text["hidden_size"])
+    return config
+
+
+def write_random(folder: Path, config: Json, files: Path, shard: int) -> None:
+    """Write a config, the other `files` of a checkpoint and random weights of these sizes, tensor by tensor.
+
+    A file of weights has at most `shard` bytes. ModelError where the disk has no room.
+    """
     import mlx.core as mx
     from mlx.utils import tree_flatten
     from mlx_vlm import utils
 
     from mlxpref.checkpoints.families import FAMILIES
     from mlxpref.checkpoints.names import hub_name
-    from mlxpref.conversion.writer import write_model
+    from mlxpref.conversion.writer import check_space, write_model
     from mlxpref.engine.weights import to_hub
 
-    config = json.loads((GOLDEN / family / "config.json").read_text(encoding="utf-8"))
-    text = config["text_config"] if FAMILIES[family].is_nested else config
-    text |= sizes
-    text.pop("layer_types", None)  # a list of the tiny one's layers, which the interval implies
-    config["vision_config"] |= {"out_hidden_size": text["hidden_size"]}
+    family = config["model_type"]
     package, _ = utils.get_model_and_args(config)
     settings = utils.update_module_configs(package.ModelConfig.from_dict(config), package, config, ["text", "vision"])
     weights: dict[str, mx.array] = dict(tree_flatten(package.Model(settings).parameters()))
@@ -62,8 +79,9 @@ def make_checkpoint(folder: Path, family: str, sizes: Mapping[str, int], shard: 
         weights[name] = drawn.astype(mx.bfloat16)
     lazy = {hub_name(name, family): weight for name, weight in to_hub(weights, FAMILIES[family]).items()}
     del weights
+    check_space(folder, sum(int(weight.nbytes) for weight in lazy.values()))
     folder.mkdir(parents=True)
-    write_model(folder, GOLDEN / family, config, lazy, shard, kind="pt")
+    write_model(folder, files, config, lazy, shard, kind="pt")
 
 
 def layers_of(family: str, gigabytes: float) -> int:

@@ -30,16 +30,17 @@ from mlxpref.training.trainer import Trainer  # noqa: E402
 from scripts.bench_models import DEMO_SIZE, build_hybrid, hybrid_config  # noqa: E402
 from scripts.demo_checkpoint import build_model  # noqa: E402
 
-__all__ = ["LARGE_RUNS", "MODELS", "RUNS", "Measured", "Model", "Run", "measure", "random_judge"]
+__all__ = ["LARGE_RUNS", "MODELS", "REWARD", "RUNS", "Measured", "Model", "Run", "measure", "random_judge"]
 
 _TEXT = "a red circle"
 _CONTEXT = 1 << 20
 _TOKENS = 64
-_REWARD = """
+REWARD = """
 import zlib
 def reward(texts, **_):
     return [zlib.crc32(text.encode()) / 2**32 for text in texts]
 """
+"""A file of a reward that differs from completion to completion, whatever random weights write."""
 
 
 @dataclass(frozen=True)
@@ -213,7 +214,7 @@ def _measure_training(vlm: VLM, checkpoint: ModelSize, pixels: int, settings: Tr
     text = _text_tokens(vlm, pixels)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "reward.py"
-        file.write_text(_REWARD, encoding="utf-8")
+        file.write_text(REWARD, encoding="utf-8")
         settings = replace(settings, reward=f"{file}:reward", steps=1)
         images = _pictures(2 * settings.comparisons, pixels)
         preferences = [Preference(_TEXT, a, b, 1.0) for a, b in zip(images[::2], images[1::2], strict=True)]

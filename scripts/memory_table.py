@@ -66,13 +66,17 @@ def peak(checkpoint: ModelSize, working_set: float, **changes: Any) -> tuple[int
 def in_bits(shape: str, bits: int | None, float_bytes: int = 2) -> ModelSize:
     """A model of a shape, quantized in groups of 64 but for its vision tower; other numbers take `float_bytes` each."""
     config = SHAPES[shape]
-    model = ModelSize.from_config(config, config["bytes"] // 2 * float_bytes, float_bytes)
+    return quantized_size(config, ModelSize.from_config(config, config["bytes"] // 2 * float_bytes, float_bytes), bits)
+
+
+def quantized_size(config: Mapping[str, Any], model: ModelSize, bits: int | None) -> ModelSize:
+    """An unquantized model of a config after its conversion; None leaves it as it is."""
     if bits is None:
         return model
     count, routers = _counts(config, model)
     # A group has a scale and an offset.
-    stored = count * bits // 8 + routers * max(bits, 8) // 8 + (count + routers) // 64 * 2 * float_bytes
-    return replace(model, weights=model.weights - (count + routers) * float_bytes + stored)
+    stored = count * bits // 8 + routers * max(bits, 8) // 8 + (count + routers) // 64 * 2 * model.float_bytes
+    return replace(model, weights=model.weights - (count + routers) * model.float_bytes + stored)
 
 
 def _counts(config: Mapping[str, Any], model: ModelSize) -> tuple[int, int]:
