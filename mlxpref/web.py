@@ -71,8 +71,9 @@ def _object_in(content: bytearray) -> dict[str, Any]:
 def server_of(app: ASGIApp, **settings: Any) -> uvicorn.Server:
     """A server of HTTP that says nothing by itself; `settings` are uvicorn's."""
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, lifespan="off", ws="none", server_header=False, **settings
-    )
+        app, log_config=None, log_level="critical", access_log=False, lifespan="off", ws="none", server_header=False,
+        **settings,
+    )  # fmt: skip
     return uvicorn.Server(config)
 
 

@@ -39,6 +39,7 @@ SEEDS = (0, 1, 2)
 Run = Mapping[str, Any]
 _SHARES: dict[str, Callable[[Run], float]] = {
     "accuracy": lambda run: run["accuracy"],
+    "mean over the steps": lambda run: statistics.fmean(point["accuracy"] for point in run["curve"][1:]),
     "by the answer": lambda run: run["select"],
     "sampled": lambda run: run["sampled"]["right"],
     "held-out": lambda run: run["held_out"],
@@ -79,8 +80,8 @@ def rows_of(runs: Iterable[Run]) -> list[dict[str, Any]]:
         row |= {"seconds": spread([run["seconds"] for run in group])}
         row |= {"tokens": spread([run["written"]["tokens"] for run in group])}
         for name, key in _WRITTEN.items():
-            values = [run["written"][key] for run in group]
-            row[name] = None if None in values else spread(values)
+            values = [value for run in group if run["written"]["tokens"] and (value := run["written"][key]) is not None]
+            row[name] = spread(values) if values else None
         rows.append(row)
     return rows
 

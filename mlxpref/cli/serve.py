@@ -30,7 +30,7 @@ class ServerOptions:
     )
     host: str = option(
         "--host", LOCAL_HOSTS[0], show_default=True, group=_GROUP,
-        help="Address to listen at; another one than this machine's own needs --token.",
+        help="Address to listen at; any but 127.0.0.1 and localhost needs --token.",
     )  # fmt: skip
     token: str | None = option(
         "--token", envvar="MLXPREF_TOKEN", show_envvar=True, group=_GROUP,
@@ -51,7 +51,7 @@ class ServerOptions:
             raise click.UsageError("--token is empty: give a long random text")
         if self.host not in LOCAL_HOSTS and not self.token:
             raise click.UsageError(
-                f"--host {self.host} lets other machines ask: give --token TEXT, or set MLXPREF_TOKEN"
+                f"--host {self.host} is more than this machine's own name: give --token TEXT, or set MLXPREF_TOKEN"
             )
 
 

@@ -176,12 +176,15 @@ def _prompt_text(prompt: Any) -> Any:
     """The text of a prompt; of messages that of the user's last one."""
     if not isinstance(prompt, list):
         return prompt
-    said = [_parts(message) for message in prompt if message.get("role") == "user"]
-    return " ".join(part["text"] for part in (said[-1] if said else []) if part.get("type") == "text")
+    said = [(message, _parts(message)) for message in prompt]
+    of_user = [parts for message, parts in said if message.get("role") == "user"]
+    return " ".join(part["text"] for part in (of_user[-1] if of_user else []) if part.get("type") == "text")
 
 
-def _parts(message: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The parts of a message's content."""
+def _parts(message: Any) -> list[dict[str, Any]]:
+    """The parts of a message's content; DataError for what is no message."""
+    if not isinstance(message, Mapping):
+        raise DataError(f'{message!r:.60} is no message: give {{"role": "user", "content": ...}}')
     content = message.get("content")
     return content if isinstance(content, list) else [{"type": "text", "text": content or ""}]
 

@@ -17,6 +17,7 @@ from mlxpref.judge.judge import Judge
 from mlxpref.judge.ranking_result import Ranking, RankingEntry
 from mlxpref.preferences import ImageLike
 from mlxpref.ranking.log_odds import probability
+from mlxpref.ranking.outcomes import components
 from mlxpref.text import shorten
 
 Value = Literal["strength", "wins"]
@@ -128,7 +129,26 @@ def rewards_of(
     wins = (p_win.sum(axis=1) - 0.5) / (len(ranking) - 1)
     mean, names = float(strengths.mean()), places or range(len(ranking))
     rewards = {entry.index: _reward(entry, value, mean, float(wins[entry.index]), names) for entry in ranking}
-    return [rewards[index] for index in range(len(ranking))]
+    apart = DataError("no readable answers compare it with the others of its group, or with most of them")
+    return [
+        rewards[index] if is_compared or isinstance(rewards[index], DataError) else apart
+        for index, is_compared in enumerate(_compared(ranking))
+    ]
+
+
+def _compared(ranking: Ranking) -> list[bool]:
+    """Whether readable answers connect an image, also by others, with more than half of those that have any.
+
+    Between parts of a group that no answer connects, strengths are as the fit expects them before any answer.
+    """
+    if ranking.is_by_scores:
+        return [True] * len(ranking)
+    answers = [pair for pair in (*ranking.pairs, *ranking.replaced) if pair.verdict.is_readable]
+    pairs = np.array([(pair.a, pair.b) for pair in answers], np.int64).reshape(-1, 2)
+    part = components(len(ranking), *pairs.T)  # (N,)
+    judged = np.unique(pairs)
+    sizes = np.bincount(part[judged], minlength=len(ranking))
+    return [bool(2 * size > len(judged)) for size in sizes[part]]
 
 
 def _reward(

@@ -37,6 +37,8 @@ Pref-GRPO's two, and that about a single image. Without these words a client sil
 _IN_PARTS = 'give each as a part {"type": "image_url", "image_url": {"url": "data:image/png;base64,..."}}'
 _COLD = 1e-4
 """Below this temperature only the likeliest token is taken: logits are divided by it."""
+_LABELS = {1.0: 0, 0.0: 1, 0.5: 2}
+"""The number of the label by the preference for the first image that it writes; the last is a tie."""
 _LEAST = 1e-38
 """A probability whose logarithm is finite."""
 
@@ -64,9 +66,9 @@ def read_chat(body: Mapping[str, Any]) -> Work:
         images=tuple(get_content(url, f"image {number}") for number, url in enumerate(images)),
         temperature=_number(body, "temperature", 0, 0, 100),
         max_tokens=min(_number(body, name, math.inf, 1) for name in ("max_completion_tokens", "max_tokens")),
-        completions=int(_number(body, "n", 1, 1, COMPLETIONS)),
-        seed=int(_number(body, "seed", 0, 0, 2**64)),
-        top_logprobs=int(_number(body, "top_logprobs", 0, 0)) if body.get("logprobs") else None,
+        completions=_whole(body, "n", 1, 1, COMPLETIONS),
+        seed=_whole(body, "seed", 0, 0, 2**64),
+        top_logprobs=_whole(body, "top_logprobs", 0, 0) if body.get("logprobs") else None,
     )
     return lambda judge: _complete(judge, chat)
 
@@ -100,6 +102,13 @@ def _number(body: Mapping[str, Any], name: str, default: float, least: float, mo
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
         raise DataError(f'"{name}" is {value!r:.40}: give a number from {least:g} to {most:g}')
     return value
+
+
+def _whole(body: Mapping[str, Any], name: str, default: int, least: int, most: int = 2**31) -> int:
+    value = _number(body, name, default, least, most)
+    if value != int(value):
+        raise DataError(f'"{name}" is {value!r:.40}: give a whole number')
+    return int(value)
 
 
 def _complete(judge: Judge, chat: _Chat) -> dict[str, Any]:
@@ -155,7 +164,8 @@ def _prompt_in(text: str, profile: Profile) -> str:
 def _choice(number: int, rollout: Rollout, profile: Profile, top: int | None) -> dict[str, Any]:
     """One completion; with `top` labels and their log-probabilities, at each of its answers."""
     verdict = rollout.verdict
-    logprobs = None if top is None else {"content": [_at_answer(each, profile, top) for each in rollout.labels]}
+    label = None if verdict.written is None else _LABELS.get(verdict.written)
+    logprobs = None if top is None else {"content": [_at_answer(each, profile, top, label) for each in rollout.labels]}
     return {
         "index": number,
         "message": {"role": "assistant", "content": verdict.text},
@@ -164,11 +174,16 @@ def _choice(number: int, rollout: Rollout, profile: Profile, top: int | None) ->
     }
 
 
-def _at_answer(probabilities: Sequence[float], profile: Profile, top: int) -> dict[str, Any]:
-    """The likeliest label at an answer's position, and the `top` ones; a label stands for all tokens that write it."""
+def _at_answer(probabilities: Sequence[float], profile: Profile, top: int, written: int | None) -> dict[str, Any]:
+    """The label that is written at an answer's position, or the likeliest where that is not known, and the `top` ones.
+
+    A label stands for all tokens that write it.
+    """
     names = [label[0] for label in profile.labels]
     labels = [
         {"token": name, "logprob": math.log(max(p, _LEAST)), "bytes": list(name.encode())}
-        for name, p in sorted(zip(names, probabilities, strict=False), key=lambda each: -each[1])
+        for name, p in zip(names, probabilities, strict=False)
     ]
-    return {**labels[0], "top_logprobs": labels[:top]}
+    likeliest = [label for label, _ in sorted(zip(labels, probabilities, strict=False), key=lambda each: -each[1])]
+    own = labels[written : written + 1] if written is not None else []  # empty: a tie is written in other words
+    return {**(own or likeliest)[0], "top_logprobs": likeliest[:top]}

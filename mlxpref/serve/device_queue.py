@@ -5,10 +5,11 @@ It is the thread that loaded the model: MLX's streams belong to threads.
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
-from queue import Full, Queue
+from threading import Condition
 from typing import Any, TypeVar
 
 from mlxpref.judge.judge import Judge
@@ -82,48 +83,64 @@ class Job(Progress):
 
 
 class DeviceQueue:
-    """A bounded queue of requests; `run` answers them, and `put` and `end` may be called from any thread."""
+    """A bounded queue of requests; `run` answers them, all else may be called from any thread."""
 
     def __init__(self, judge: Judge) -> None:
         self.counts = Counts()
-        self._judge, self._jobs = judge, Queue[Job | None](WAITING)
-        self._ended = False
+        self._judge, self._jobs, self._changed = judge, deque[Job](), Condition()
+        self._ends, self._ended = False, False
 
     @property
     def waiting(self) -> int:
         """The requests that wait."""
-        return self._jobs.qsize()
+        return len(self._jobs)
 
     def put(self, work: Work) -> Job:
         """Let work wait for its turn; BusyError if too much waits already, EndedError if the server ends."""
-        if self._ended:
-            raise EndedError
         job = Job(work, self.counts)
-        try:
-            self._jobs.put_nowait(job)
-        except Full:
-            mean = self.counts.seconds / max(1, self.counts.requests)
-            raise BusyError(max(1, math.ceil(mean * self.waiting / 2))) from None
+        with self._changed:
+            if self._ended:
+                raise EndedError
+            if self.waiting >= WAITING:
+                mean = self.counts.seconds / max(1, self.counts.requests)
+                raise BusyError(max(1, math.ceil(mean * self.waiting / 2)))
+            self._jobs.append(job)
+            self._changed.notify()
         return job
+
+    def cancel(self, job: Job) -> None:
+        """End a job whose client has gone: one that waits leaves its place, and what it holds, at once."""
+        with self._changed:
+            if job in self._jobs:
+                self._jobs.remove(job)
+        job.cancel()
 
     def run(self) -> None:
         """Answer requests until `end`, or an interrupt, which is raised; those that wait then get an EndedError."""
         job: Job | None = None
         try:
-            while (job := self._jobs.get()) is not None:
+            while (job := self._next()) is not None:
                 self._answer(job)
         finally:
-            self._ended = True
-            left: list[Job | None] = [job]
-            while not self._jobs.empty():
-                left.append(self._jobs.get())
+            with self._changed:
+                self._ended = True
+                left = [*([job] if job else []), *self._jobs]
+                self._jobs.clear()
             for each in left:
-                if each is not None and not each.answer.done():
+                if not each.answer.done():
                     each.answer.set_exception(EndedError())
 
     def end(self) -> None:
         """Let `run` return after the requests that wait."""
-        self._jobs.put(None)
+        with self._changed:
+            self._ends = True
+            self._changed.notify()
+
+    def _next(self) -> Job | None:
+        """The request whose turn it is, as soon as there is one; None at the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._jobs or self._ends)
+            return self._jobs.popleft() if self._jobs else None
 
     def _answer(self, job: Job) -> None:
         if not job.answer.set_running_or_notify_cancel():

@@ -3,7 +3,7 @@
 BODY_BYTES = 64 << 20
 """Of one request: some forty PNGs of 1024 x 1024 pixels in base64."""
 BODY_SECONDS = 60.0
-"""In which a body must arrive: a client that dawdles holds no place in the queue, only its bytes."""
+"""In which a body must arrive: a client that dawdles holds no place in the queue, only the bytes that it announced."""
 HELD_BYTES = 4 * BODY_BYTES
 """Of all requests that are not answered yet."""
 WAITING = 256

@@ -139,7 +139,7 @@ class RewardServer:
             await asyncio.wait({done, gone}, return_when=asyncio.FIRST_COMPLETED)
             gone.cancel()
             if not done.done():
-                job.cancel()
+                self.queue.cancel(job)
                 done.cancel()
                 raise ClientDisconnect
             return done.result()

@@ -119,8 +119,8 @@ def chosen_settings(values: Mapping[str, Any], where: str = "") -> dict[str, Any
     if (values.get("model") or (base_name(adapter) if adapter else os.environ.get("MLXPREF_MODEL"))) == "demo":
         unsuitable = {"data", "model"} if values.get("data") == "demo" else {"data", "model", "limit", "steps"}
         own = {name: value for name, value in read_settings(TRAINING).items() if name not in {*unsuitable, *values}}
-        shown = ", ".join(f"{name} {value}" for name, value in own.items())
-        logger.info(f"the demo judge learns with settings of its own, where none are given: {shown}")
+        if shown := ", ".join(f"{name} {value}" for name, value in own.items()):
+            logger.info(f"the demo judge learns with settings of its own, where none are given: {shown}")
     learned = trained_settings(adapter) if adapter else {}
     own |= {name: learned[name] for name in ("think", "max_pixels", "max_tokens") if name in learned}
     chosen = own | dict(values)

@@ -261,6 +261,7 @@ def test_trl_calls_with_images_or_messages(judge: Judge, expected: Any) -> None:
         ([{"role": "assistant", "content": "a text"}], "image 1: its completion has 0 image parts"),
         ([message("assistant", *[{"type": "image", "image": CIRCLES[0]}] * 2)], "completion has 2 image parts"),
         ([message("assistant", {"type": "image"})], "image 1: None is no image"),
+        (["a text"], "'a text' is no message"),
     ],
 )  # fmt: skip
 def test_trl_completions_without_an_image(judge: Judge, completion: Any, words: str) -> None:

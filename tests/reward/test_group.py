@@ -1,8 +1,9 @@
 """Rewards by groups: places on the scale of one ranking, and a reason instead of a number where there is none."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,11 @@ from mlxpref.demo.pictures import PictureSpec, render
 from mlxpref.errors import ConfigError, DataError
 from mlxpref.judge import judge as judge_module
 from mlxpref.judge.judge import Judge
+from mlxpref.judge.pair_verdict import PairVerdict
+from mlxpref.judge.rank import rank_pairs
 from mlxpref.judge.verdict_source import judge_by_model
-from mlxpref.reward.group import ImageReward, RewardSettings, reward_images
+from mlxpref.preferences import Pair
+from mlxpref.reward.group import ImageReward, RewardSettings, reward_images, rewards_of
 from mlxpref.verdict import Verdict
 from tests.conftest import picture, tiny_model
 from tests.engine.profile_models import asked_by
@@ -143,6 +147,20 @@ def test_an_unreadable_answer_is_no_reward(judge: Judge, monkeypatch: pytest.Mon
     for result in reward_images(judge, CIRCLES, [CIRCLE] * 3):
         assert isinstance(result, DataError)
         assert "no readable answer" in str(result)
+
+
+@pytest.mark.parametrize(
+    ("readable", "without"), [(("01", "12"), [3, 4]), (("01", "23"), [0, 1, 2, 3, 4]), (("01", "12", "34"), [3, 4])]
+)
+def test_no_answer_leads_from_one_part_of_a_group_to_another(readable: tuple[str, ...], without: list[int]) -> None:
+    def compare(pairs: Iterable[Pair], think: bool, orders: int) -> Iterator[PairVerdict]:
+        for pair in pairs:
+            is_readable = f"{Path(str(pair.a)).stem}{Path(str(pair.b)).stem}" in readable
+            shown = (Verdict("<answer>1</answer>", 0.8, 0.2) if is_readable else Verdict("?"),)
+            yield PairVerdict(shown, shown)
+
+    rewards = rewards_of(rank_pairs([Path(f"{number}.png") for number in range(5)], CIRCLE, compare, pairs="all"))
+    assert [place for place, each in enumerate(rewards) if isinstance(each, DataError)] == without
 
 
 def test_an_error_of_a_group_is_that_of_its_images(judge: Judge) -> None:

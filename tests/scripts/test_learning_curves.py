@@ -94,7 +94,7 @@ def made_up(method: str, bias: float, seed: int, accuracy: float, facts: float |
     written = {"tokens": 60.0 + seed, "right": 0.5, "complete": 0.9, "facts": facts, "verdicts": 0.8, "follows": 1.0}
     return {
         "method": method, "bias": bias, "seed": seed, "accuracy": accuracy, "seconds": 10.0, "sampled": {"right": 0.7},
-        "written": written, **shares,
+        "written": written, "curve": [{"accuracy": 0.1}, {"accuracy": accuracy}, {"accuracy": 0.7}], **shares,
     }  # fmt: skip
 
 
@@ -105,7 +105,9 @@ def test_rows() -> None:
     assert fair["accuracy"] == (pytest.approx(0.95), 0.9, 1.0)
     assert (fair["seeds"], leaning["seeds"], leaning["colours true"]) == (3, 1, None)
     right, written = tables_of([fair, leaning]).split("\n\n")
-    assert "| soft | 0.950 (0.900 to 1.000) | 0.500 (0.500 to 0.500) | 0.700 (0.700 to 0.700) |" in right
+    assert fair["mean over the steps"][0] == pytest.approx(0.825)
+    shares = ("0.950 (0.900 to 1.000)", "0.825 (0.800 to 0.850)", "0.500 (0.500 to 0.500)", "0.700 (0.700 to 0.700)")
+    assert f"| soft | {' | '.join(shares)} |" in right
     assert "| soft | 61 | 0.900 | 0.900 | 0.800 | 1.000 | 10 |" in written
     assert "| soft, bias 2 | 60 | 0.900 | - | 0.800 | 1.000 | 10 |" in written
 

@@ -156,6 +156,18 @@ def test_chat_reads_the_answer_position(judge: Judge) -> None:
     assert answer["usage"]["total_tokens"] > answer["usage"]["prompt_tokens"] > 50
 
 
+def test_chat_has_the_label_that_was_written(judge: Judge) -> None:
+    options = {"logprobs": True, "top_logprobs": 2, "max_tokens": 1, "n": 16, "temperature": 1.0}
+    choices = read_chat(sent(chat(pictures()[:2], **options)))(judge)["choices"]
+    written = [choice["message"]["content"].partition("<answer>")[2][0] for choice in choices]
+    assert set(written) == {"1", "2"}
+    for choice, label in zip(choices, written, strict=True):
+        (position,) = choice["logprobs"]["content"]
+        own = {each["token"]: each["logprob"] for each in position["top_logprobs"]}
+        assert (position["token"], position["logprob"]) == (label, own[label])
+        assert position["top_logprobs"][0]["logprob"] == max(own.values())
+
+
 def test_chat_thinks_where_there_is_room(thinking: Judge) -> None:
     answer = read_chat(sent(chat(pictures()[:2], max_tokens=4096, n=3, temperature=1.0, seed=5)))(thinking)
     texts = [choice["message"]["content"] for choice in answer["choices"]]
@@ -217,6 +229,7 @@ BROKEN = [
     (read_chat, {"messages": [{"role": "user", "content": 5}]}, '"content"'),
     (read_chat, chat(pictures()[:2], stream=True), '"stream"'),
     (read_chat, chat(pictures()[:2], n=99), '"n" is 99'),
+    (read_chat, chat(pictures()[:2], n=1.5), '"n" is 1.5: give a whole number'),
     (read_chat, chat(pictures()[:2], temperature="warm"), '"temperature"'),
     (read_chat, chat(pictures()[:2], max_tokens=0), '"max_tokens"'),
     (read_rank, {"prompt": PROMPT}, '"images" must be a list'),

@@ -4,8 +4,10 @@ import asyncio
 import http.client
 import json
 import signal
+import socket
 import subprocess
 import time
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice, permutations
@@ -179,12 +181,28 @@ def test_a_full_queue_says_when_to_come_again() -> None:
     with pytest.raises(BusyError) as caught:
         queue.put(lambda judge: 1)
     assert caught.value.seconds >= 1
-    jobs[0].cancel()
-    work = queue._jobs.get()
-    assert work is not None
-    queue._answer(work)
-    queue.put(lambda judge: 1)
-    assert queue.counts.requests == 0
+    queue.cancel(jobs[5])
+    assert queue.waiting == WAITING - 1
+    last = queue.put(lambda judge: 2)
+    queue.end()
+    queue.run()
+    assert last.answer.result() == 2
+    assert jobs[5].answer.cancelled()
+    assert queue.counts.requests == WAITING
+
+
+def test_a_client_that_has_gone_leaves_nothing_in_the_queue() -> None:
+    class Images:
+        pass
+
+    queue = DeviceQueue(None)  # type: ignore[arg-type]
+    images = Images()
+    kept = weakref.ref(images)
+    job = queue.put(lambda judge, images=images: images)  # type: ignore[misc]
+    queue.cancel(job)
+    del images, job
+    assert kept() is None
+    assert queue.waiting == 0
 
 
 def test_what_waits_is_answered_when_the_queue_ends() -> None:
@@ -237,6 +255,18 @@ def test_progress_counts_comparisons_and_ends_a_cancelled_job() -> None:
     with pytest.raises(device_queue._Cancelled):
         next(work)
     assert counts.comparisons == 2
+
+
+def test_requests_that_are_no_http_fill_no_pipe() -> None:
+    with running() as (address, process):
+        for _ in range(30):
+            with socket.create_connection((urlsplit(address).hostname, urlsplit(address).port)) as connection:
+                connection.sendall(b"GARBAGE\r\n\r\n")
+                assert connection.recv(100).startswith(b"HTTP/1.1 400")
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+        assert process.stderr is not None
+        assert "Invalid HTTP" not in process.stderr.read()
 
 
 def test_a_slow_body_is_a_408() -> None:
