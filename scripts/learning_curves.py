@@ -49,7 +49,7 @@ _SHARES: dict[str, Callable[[Run], float]] = {
     "calibration error": lambda run: run["ece"],
 }
 _WRITTEN = {"checked": "complete", "colours true": "facts", "verdicts true": "verdicts", "answer follows": "follows"}
-_COLOURS = (*COLOURS, "#5b6770", "#00a0b0", "#7a5230", "#d04a02")
+_COLOURS = (*COLOURS, "#5b6770", "#00a0b0", "#7a5230", "#111111")
 
 
 def plans() -> list[dict[str, Any]]:
@@ -104,7 +104,7 @@ def tables_of(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def draw(runs: Sequence[Run], path: Path) -> None:
     """Draw reward, length, truth and accuracy over steps, of judges without bias: the mean of the seeds."""
-    figure = Figure(figsize=(11, 8), layout="tight")
+    figure = Figure(figsize=(11, 8), layout="constrained")
     panels = figure.subplots(2, 3).ravel()
     titles = {
         "accuracy": "accuracy, greedy, both orders", "sampled": "rollouts that agree with the labels",
@@ -113,7 +113,9 @@ def draw(runs: Sequence[Run], path: Path) -> None:
     }  # fmt: skip
     for axes, (key, title) in zip(panels, titles.items(), strict=True):
         for method, colour in zip(FAIR, _COLOURS, strict=True):
-            curves = [run["curve"] for run in runs if (run["method"], run["bias"]) == (method, 0.0)]
+            own = [run for run in runs if (run["method"], run["bias"]) == (method, 0.0)]
+            # Whoever writes nothing has no share of what is written.
+            curves = [run["curve"] for run in own if run["written"]["tokens"] or key in ("accuracy", "reward")]
             at = [
                 (points[0]["step"], statistics.fmean(point[key] for point in points))
                 for points in zip(*curves, strict=True)
@@ -124,7 +126,7 @@ def draw(runs: Sequence[Run], path: Path) -> None:
         axes.set_title(title, fontsize=9)
         axes.set_xlabel("steps", fontsize=8)
         axes.grid(alpha=0.3)
-    panels[0].legend(fontsize=7)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=80)
 

@@ -90,10 +90,10 @@ def by_draws(count: int, repeats: int) -> Row:
         answers = judge.answers(judge.strengths(count, rng), rng)
         asked = [(pair.a, pair.b) for pair in ranked(count, answers, repeat).pairs]
         fit = fit_of(count, answers, asked)
-        covariance, freedom = fit.covariance / fit.widening**2, fit.degrees_of_freedom
+        covariance, freedom = fit.covariance.scaled(fit.widening**-2.0), fit.degrees_of_freedom
         wins = np.zeros(count)
         for _ in track(range(20), 20, f"draws, {count} images"):
-            error = rng.multivariate_normal(np.zeros(count), covariance, DRAWS // 20, method="eigh")
+            error = rng.multivariate_normal(np.zeros(count), covariance.block(), DRAWS // 20, method="eigh")
             if math.isfinite(freedom):
                 error /= np.sqrt(rng.chisquare(freedom, (len(error), 1)) / freedom)
             wins += np.bincount((fit.strengths + error).argmax(axis=1), minlength=count)

@@ -22,7 +22,6 @@ from mlxpref.log import Progress, logger, showing, track
 from mlxpref.preferences import Pair
 from mlxpref.ranking.bradley_terry import Z95, StrengthFit, fit_strengths
 from mlxpref.ranking.outcomes import PairOutcome, all_pairs
-from mlxpref.ranking.posterior import difference_variance
 from mlxpref.verdict import Verdict
 
 Array = NDArray[np.float64]
@@ -58,7 +57,14 @@ class Judge:
 
     def answers(self, strengths: Array, rng: np.random.Generator) -> Answers:
         """What it says of every pair of images with the strengths (N,) in both orders."""
-        a, b = np.triu_indices(len(strengths), 1)
+        outcomes = self.of_pairs(strengths, list(all_pairs(len(strengths))), rng)
+        return {(outcome.a, outcome.b): outcome for outcome in outcomes}
+
+    def of_pairs(
+        self, strengths: Array, pairs: Sequence[tuple[int, int]], rng: np.random.Generator
+    ) -> list[PairOutcome]:
+        """The same of some pairs; `circle` needs all."""
+        a, b = np.array(pairs).T
         angles = rng.uniform(0, 2 * np.pi, len(strengths))
         lead = strengths[a] - strengths[b] + self.circle * np.sin(angles[a] - angles[b])
         lead += rng.normal(0, self.pair, len(a))
@@ -70,7 +76,23 @@ class Judge:
             p = (1 + np.sign(p - 0.5)) / 2
         p = np.clip(p, self.margin, 1 - self.margin)
         rows = zip(a.tolist(), b.tolist(), *p.tolist(), strict=True)
-        return {(one, other): PairOutcome(one, other, first, second) for one, other, first, second in rows}
+        return [PairOutcome(*row) for row in rows]
+
+
+class AnswersOnDemand(Mapping[tuple[int, int], PairOutcome]):
+    """A judge's answers about images with the strengths (N,), each found when it is asked for, by a seed."""
+
+    def __init__(self, judge: Judge, strengths: Array, seed: int) -> None:
+        self.judge, self.strengths, self.seed = judge, strengths, seed
+
+    def __getitem__(self, pair: tuple[int, int]) -> PairOutcome:
+        return self.judge.of_pairs(self.strengths, [pair], np.random.default_rng([self.seed, *pair]))[0]
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return all_pairs(len(self.strengths))
+
+    def __len__(self) -> int:
+        return len(self.strengths) * (len(self.strengths) - 1) // 2
 
 
 def people(votes: int, **differences: Any) -> Judge:
@@ -105,10 +127,13 @@ def _verdict(p_first: float) -> Verdict:
 
 def ranked(count: int, answers: Answers, seed: int, thinking: Answers | None = None, **options: Any) -> Ranking:
     """The product's ranking of `count` images; without thinking, unless there are answers with it. See `rank_pairs`."""
-    images = [Path(str(number)) for number in range(count)]
-    think: ThinkAbout = "none" if thinking is None else "top"
+    return ranked_by(comparer(answers, thinking or {}), count, seed, "none" if thinking is None else "top", **options)
+
+
+def ranked_by(compare: Compare, count: int, seed: int, think: ThinkAbout = "none", **options: Any) -> Ranking:
+    """The same by any way to compare."""
     with _quiet():
-        return rank_pairs(images, "", comparer(answers, thinking or {}), think, seed=seed, **options)
+        return rank_pairs([Path(str(number)) for number in range(count)], "", compare, think, seed=seed, **options)
 
 
 @contextmanager
@@ -150,11 +175,12 @@ def held(fit: StrengthFit, truth: Array) -> dict[str, float]:
     """
     error = fit.strengths - (truth - truth.mean())
     upper = np.triu_indices(len(truth), 1)
-    reach = Z95 * np.sqrt(difference_variance(fit.covariance))[upper]
+    variances = [fit.covariance.row(image)[image + 1 :] for image in range(len(truth))]
+    reach = Z95 * np.sqrt(np.concatenate(variances))
     found, true = ((each[:, None] - each)[upper] for each in (fit.strengths, truth))
     resolved = np.abs(found) > reach
     return {
-        "strengths": float((np.abs(error) <= Z95 * np.sqrt(np.diag(fit.covariance))).mean()),
+        "strengths": float((np.abs(error) <= Z95 * np.sqrt(fit.covariance.variances())).mean()),
         "differences": float((np.abs(found - true) <= reach).mean()),
         "resolved": float(resolved.mean()),
         "wrong": float((resolved & (np.sign(found) != np.sign(true))).sum() / max(resolved.sum(), 1)),

@@ -17,6 +17,8 @@ The strengths come from `ranking.fit_strengths`; only the merge sort's own order
 strengths count as neither. `top1` is the share of runs whose strongest image has the best `rank`. `top1_tied` also
 counts an image with the same mean rank over the raters as the best one's, where `rank` breaks a tie. Of the biased
 judge the truth are its strengths. All are means over prompts and repetitions.
+
+With `--images N` instead: how well the best of many are found (`ranking_many`).
 """
 
 import json
@@ -33,7 +35,18 @@ from mlxpref.cli.output import print_table, show_on_stderr
 from mlxpref.log import track
 from mlxpref.ranking.bradley_terry import fit_strengths
 from mlxpref.ranking.outcomes import PairOutcome, all_pairs
-from scripts.ranking_judges import Answers, Array, fit_of, fit_of_all, people, print_results, ranked, tau_a
+from scripts.ranking_judges import (
+    Answers,
+    Array,
+    fit_of,
+    fit_of_all,
+    people,
+    print_results,
+    ranked,
+    table,
+    tau_a,
+)
+from scripts.ranking_many import BEST, best_of_many
 
 Results = dict[int, Array]
 """Strengths (N,) by the number of comparisons that they come from."""
@@ -222,12 +235,20 @@ def strategy_table(rows: Sequence[Mapping[str, Any]], judge: str) -> None:
 
 
 @click.command()
-@click.argument("folder", metavar="DATA_FOLDER", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="[DATA_FOLDER]", required=False, type=click.Path(path_type=Path))
+@click.option("--images", default=0, help="Instead of data: find the 20 best of so many images.")
 @click.option("--repeats", default=30, show_default=True, help="Repetitions a prompt.")
 @click.option("--biased-repeats", default=5, show_default=True, help="The same for the simulated judge.")
 @show_on_stderr()
-def main(folder: Path, repeats: int, biased_repeats: int) -> None:
+def main(folder: Path | None, images: int, repeats: int, biased_repeats: int) -> None:
     """Measure how good a ranking is after how many comparisons, by strategy of asking them."""
+    if images:
+        many = best_of_many(images, repeats)
+        table(many, f"The {BEST} best of {images} images")
+        print_results({"best_of_many": many})
+        return
+    if folder is None:
+        raise click.UsageError("give a DATA_FOLDER, or --images")
     prompts = read_prompts(folder)
     rows: dict[str, list[dict[str, Any]]] = {"raters": [], "biased": []}
     for judge, votes, soft in CASES:

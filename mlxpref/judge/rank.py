@@ -19,7 +19,7 @@ from mlxpref.ranking.bradley_terry import StrengthFit, fit_strengths
 from mlxpref.ranking.noise import Noise
 from mlxpref.ranking.orders import FEW_IMAGES, better_orders, in_one_order, trial_pairs
 from mlxpref.ranking.outcomes import PairOutcome
-from mlxpref.ranking.pair_selection import default_round, is_settled, next_round
+from mlxpref.ranking.pair_selection import default_round, is_settled, next_round, round_size
 from mlxpref.ranking.strength_ranking import ranking_of
 from mlxpref.text import counted, short_names
 
@@ -232,7 +232,7 @@ class _PairSchedule:
         """The orders of the next round and its pairs, by their places among the members."""
         number = self._number(think)
         orders = {"both": 2, "one": 1, "auto": 2}[self.orders]
-        size = max(_ROUND, default_round(count))
+        size = max(_ROUND, round_size(count, fit, top))
         if self._chooses_orders(count, budget, top):
             if fit and past_pairs and think in self.modes:
                 orders = better_orders(fit.instruments[number].noise, budget / count)
@@ -309,6 +309,6 @@ class _PairSchedule:
 
 
 def _part(fit: StrengthFit, members: Sequence[int]) -> StrengthFit:
-    """The strengths and covariances of some of the images."""
+    """The fit of some of the images."""
     index = np.array(members)
-    return replace(fit, strengths=fit.strengths[index], covariance=fit.covariance[np.ix_(index, index)])
+    return replace(fit, strengths=fit.strengths[index], covariance=fit.covariance.part(index))

@@ -8,22 +8,27 @@ Choosing by earlier answers has a price: the best so far owe some of their lead 
 deviation of the strengths to the answers, which takes most of that back (scripts/ranking_coverage.py measures it).
 """
 
-import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from heapq import heapify, heappop, heappush
 from typing import Literal
 
 import numpy as np
-from scipy.special import expit, ndtr
+from scipy.special import expit
 
 from mlxpref.errors import ConfigError
 from mlxpref.ranking.bradley_terry import PRIOR_DEVIATION, Instrument, StrengthFit
+from mlxpref.ranking.covariance import DENSE_IMAGES, SparseCovariance, independent
+from mlxpref.ranking.information_gain import InformationGain, contention
 from mlxpref.ranking.noise import ONE_ANSWER, Noise
 from mlxpref.ranking.outcomes import Array, Indices, PairOutcome, all_pairs, components
-from mlxpref.ranking.posterior import normal_draws
+from mlxpref.ranking.posterior import contenders, normal_draws
 from mlxpref.ranking.threads import one_thread
 
 REACH = 16  # candidates are at most this far apart in the current order, so that a round is linear in N
 MAX_PAIRS = 2  # of one image in a round: an answer may make further pairs needless
+OUT = 0.05  # the doubt whether an image is in the top below which no round is made larger for it
+IMAGES_A_PAIR = 25  # in the smallest rounds of many images: their fits take a second
 SETTLED = 0.95  # the probability at which a top is settled
 SETTLED_DRAWS = 4000  # know it to 0.003
 
@@ -42,6 +47,18 @@ def default_round(count: int) -> int:
     return max(3, count // 3)
 
 
+def round_size(count: int, fit: StrengthFit | None, top: int | None) -> int:
+    """`default_round`; but of more than `DENSE_IMAGES` images with a `top` that of those which may be in it.
+
+    So images end early, and the answers that are left go to few. At least one pair for `IMAGES_A_PAIR` images.
+    """
+    if top is None or fit is None or not isinstance(fit.covariance, SparseCovariance):
+        return default_round(count)
+    order = np.argsort(-fit.strengths, kind="stable")
+    able = int((contention(fit, order, top) > OUT).sum())
+    return max(default_round(able), count // IMAGES_A_PAIR)
+
+
 @one_thread()
 def next_round(
     count: int,
@@ -58,7 +75,8 @@ def next_round(
     `asked` are the pairs of earlier rounds, either image first; none of them is asked again. `fit` is the fit to their
     answers, None before the first. Until the pairs connect all images, it picks only pairs that connect, count - 1 in
     all. An image is in at most `MAX_PAIRS` of a round, unless that leaves the round short. `top`: how many of the best
-    matter most, by default 1. The pairs will be asked in one or both `orders`, by `instrument`. `seed` orders equal
+    matter most, by default 1; of more than `DENSE_IMAGES` images it then picks pairs of those that may be in it, once
+    they are no more. The pairs will be asked in one or both `orders`, by `instrument`. `seed` orders equal
     images; nothing else is random. ConfigError: fewer than two images, a size or a top below 1.
     """
     if count < 2 or size < 1 or (top is not None and top < 1):
@@ -69,36 +87,44 @@ def next_round(
     fit = fit or _prior_fit(count)
     permutation = np.random.default_rng([seed, len(past_pairs)]).permutation(count)
     order = permutation[np.argsort(-np.round(fit.strengths[permutation], 9), kind="stable")]  # (N,) best first
-    gain = _InformationGain(fit, order, top, size, orders, instrument)
+    if top is not None and isinstance(fit.covariance, SparseCovariance):
+        able, inside = _able(fit, order, top, past_pairs, size)
+        if len(able) <= DENSE_IMAGES:
+            part = replace(fit, strengths=fit.strengths[able], covariance=fit.covariance.part(able))
+            better = int(np.isin(able, order[:top]).sum())
+            among = next_round(len(able), inside, part, size, seed, better, orders, instrument)
+            return [(int(able[a]), int(able[b])) for a, b in among]
+    gain = InformationGain(fit, order, top, size, orders, instrument)
     island = components(count, *np.array(sorted(past_pairs), np.int64).reshape(-1, 2).T)
     uses = np.zeros(count, np.int64)
     max_pairs, reach = MAX_PAIRS, REACH
-    a, b = _candidates(order, past_pairs, reach)
-    value = gain.of(a, b)
+
+    def is_free(x: int, y: int) -> bool:
+        return max(uses[x], uses[y]) < max_pairs and bool(not island.any() or island[x] != island[y])
+
+    queue = _Queue(*_candidates(order, past_pairs, reach), gain)
     pairs: list[tuple[int, int]] = []
     while len(pairs) < size:
-        connects = island[a] != island[b] if island.any() else np.ones(len(a), np.bool_)
-        free = (uses[a] < max_pairs) & (uses[b] < max_pairs) & connects
-        if not free.any():
+        best = queue.pop(is_free)
+        if best is None:
             # Neighbours in the order from different islands never met: only the limits can exclude them.
-            if len(a) and max_pairs < count:
+            if queue.open.any() and max_pairs < count:
                 max_pairs += 1
+                queue.refill()
             else:
                 reach *= 2
-                a, b = _candidates(order, past_pairs, reach)
-                value = gain.of(a, b)
+                queue = _Queue(*_candidates(order, past_pairs, reach), gain)
             continue
-        best = int(np.argmax(np.where(free, value, -1.0)))
-        x, y = int(a[best]), int(b[best])
+        x, y = best
         pairs.append((min(x, y), max(x, y)))
         past_pairs.add(pairs[-1])
         gain.add(x, y)
         uses[[x, y]] += 1
         low, high = sorted((island[x], island[y]))
         island[island == high] = low
-        a, b, value = np.delete(a, best), np.delete(b, best), np.delete(value, best)
-        neighbours = np.flatnonzero((a == x) | (a == y) | (b == x) | (b == y))
-        value[neighbours] = gain.of(a[neighbours], b[neighbours])
+        if high and not island.any():
+            queue.refill()
+        queue.update(x, y)
     return pairs
 
 
@@ -117,14 +143,17 @@ def is_settled(
     in its missing `orders`, by `instrument`. The set is meant, in any order. It says nothing of a judge whom more
     answers would not make surer: his top may be settled and not known well, as intervals and ties show. It does not
     promise that 95 % of the runs that stop at the first True are right: frequent looks find lucky answers
-    (scripts/ranking_top.py measures it). A `top` of all images or more is settled. ConfigError: a top below 1.
+    (scripts/ranking_top.py measures it). Of more than `DENSE_IMAGES` images it looks at the `CONTENDERS` that are
+    nearest to the edge of the top. A `top` of all images or more is settled. ConfigError: a top below 1.
     """
     if top < 1:
         raise ConfigError(f"the top {top} cannot be settled: 1 is the least")
     if top >= len(fit.strengths):
         return True
-    change = change_by_the_rest(fit, outcomes, members, orders, instrument)
+    if isinstance(fit.covariance, SparseCovariance):
+        fit, top, outcomes, members = _at_the_edge(fit, top, outcomes, members)
     order = np.argsort(-fit.strengths, kind="stable")
+    change = change_by_the_rest(fit, outcomes, members, orders, instrument)
     strengths = (fit.strengths + normal_draws(change, SETTLED_DRAWS, np.random.default_rng(0)))[:, order]
     same = strengths[:, :top].min(axis=1) > strengths[:, top:].max(axis=1)
     return float(same.mean()) >= SETTLED
@@ -154,78 +183,97 @@ def change_by_the_rest(
         (np.concatenate([a, b, a, b]), np.concatenate([a, b, b, a])),
         np.outer([1, 1, -1, -1], gain).ravel(),
     )
-    before = np.linalg.pinv(fit.covariance, rcond=1e-9, hermitian=True)
+    covariance = fit.covariance.block()
+    before = np.linalg.pinv(covariance, rcond=1e-9, hermitian=True)
     after = np.linalg.pinv(before + information / fit.widening**2, rcond=1e-9, hermitian=True)
-    return np.asarray(fit.covariance - after)
+    return np.asarray(covariance - after)
 
 
-class _InformationGain:
-    """The information gain of pairs, given a fit and the pairs already in the round.
+def _able(
+    fit: StrengthFit, order: Indices, top: int, asked: Collection[tuple[int, int]], size: int
+) -> tuple[Indices, list[tuple[int, int]]]:
+    """The images that may enter or leave the top, ascending, and the pairs `asked` among them, by their places there.
 
-    The product of the doubt who is stronger, exp(-d^2 / 2v) for a difference of mean d and variance v (the normal
-    density at 0 against that at d), the share of v that an answer takes away, and 1 plus the doubt whether the two are
-    in the top. With a `top` only the last two count. The gain only falls as the round grows.
+    `order` (N,) is best first. More images if those had fewer than twice `size` pairs left to ask.
     """
+    doubt = contention(fit, order, top)
+    doubt[order[min(top, len(order) - 1) - 1 : top + 1]] = 1  # both sides of the edge
+    likely = np.argsort(-doubt, kind="stable")  # (N,)
+    number = int((doubt > OUT).sum())
+    while True:
+        able = np.sort(likely[:number])
+        place = {image: at for at, image in enumerate(able.tolist())}
+        inside = [(place[a], place[b]) for a, b in asked if a in place and b in place]
+        if number > DENSE_IMAGES or number * (number - 1) // 2 - len(inside) >= 2 * size:
+            return able, inside
+        number += max(number // 4, 1)
 
-    def __init__(
-        self, fit: StrengthFit, order: Indices, top: int | None, size: int, orders: int, instrument: int
-    ) -> None:
-        self.fit, self.orders, self.only_top = fit, orders, top is not None
-        self.asked = fit.instrument(instrument)
-        self.explained = np.zeros((len(order), size))  # (N, size), column i: what pick i's answer says of every image
-        self.pair_count = 0
-        top = min(top or 1, len(order) - 1)
-        rival = np.full(len(order), order[top - 1])
-        rival[order[:top]] = order[top]
-        behind = np.abs(fit.strengths - fit.strengths[rival])
-        own, covariance = np.diag(fit.covariance), fit.covariance[np.arange(len(order)), rival]
-        self.contention = 2 * _below_zero(behind, own + own[rival] - 2 * covariance)
 
-    def of(self, a: Indices, b: Indices) -> Array:
-        """(K,), (K,) images -> (K,) gains of their pairs, above 0."""
-        difference, variance, noise = self._difference(a, b)
-        known, contention = variance / (variance + noise), self.contention[a] + self.contention[b]
-        if self.only_top:
-            return np.asarray(known * (1e-3 + contention))
-        doubt = np.exp(-np.minimum(difference**2 / (2 * variance), 600.0))
-        return np.asarray(doubt * known * (1 + contention))
+def _at_the_edge(
+    fit: StrengthFit, top: int, outcomes: Collection[PairOutcome], members: Collection[int] | None
+) -> tuple[StrengthFit, int, Collection[PairOutcome], Collection[int] | None]:
+    """The same of the images that may enter or leave the top, which get the numbers 0 to n - 1."""
+    order = np.argsort(-fit.strengths, kind="stable")
+    images = contenders(fit.strengths, fit.covariance, int(order[top - 1]))
+    images = np.union1d(images, order[top - 1 : top + 1])
+    number = {image: place for place, image in enumerate(images.tolist())}
+    inside = [replace(o, a=number[o.a], b=number[o.b]) for o in outcomes if o.a in number and o.b in number]
+    own = None if members is None else [number[image] for image in members if image in number]
+    better = int(np.isin(images, order[:top]).sum())
+    return replace(fit, strengths=fit.strengths[images], covariance=fit.covariance.part(images)), better, inside, own
 
-    def add(self, x: int, y: int) -> None:
-        """Add a pair to the round: its answer will lower the variance of differences (not their means)."""
-        before = self.explained[:, : self.pair_count]
-        _, variance, noise = self._difference(np.array([x]), np.array([y]))
-        change = self.fit.covariance[:, x] - self.fit.covariance[:, y] - before @ (before[x] - before[y])
-        self.explained[:, self.pair_count] = change / np.sqrt(variance + noise)
-        self.pair_count += 1
 
-    def _difference(self, a: Indices, b: Indices) -> tuple[Array, Array, Array]:
-        """Mean and variance of differences, and the variance that an answer would have, each (K,)."""
-        covariance, before = self.fit.covariance, self.explained[:, : self.pair_count]
-        difference = self.fit.strengths[a] - self.fit.strengths[b]
-        variance = covariance[a, a] + covariance[b, b] - 2 * covariance[a, b]
-        variance = np.maximum(variance - ((before[a] - before[b]) ** 2).sum(axis=1), 1e-9)
-        # The logistic of a normal variable has about this mean (MacKay 1992).
-        p_model = expit(self.asked.scale * difference / np.sqrt(1 + math.pi / 8 * self.asked.scale**2 * variance))
-        return difference, variance, self.asked.answer_variance(p_model, self.orders)
+class _Queue:
+    """Pairs (a, b) (K,) that may be picked, by their gains: the largest first, of equal ones the first."""
+
+    def __init__(self, a: Indices, b: Indices, gain: InformationGain) -> None:
+        self.a, self.b, self.gain = a, b, gain
+        self.value = gain.of(a, b)
+        self.open = np.ones(len(a), np.bool_)
+        images = np.concatenate([a, b])
+        self._places = np.argsort(images, kind="stable") % max(len(a), 1)  # (2 K,) by image
+        self._ends = np.cumsum(np.bincount(images, minlength=len(gain.contention)))  # (N,)
+        self.refill()
+
+    def refill(self) -> None:
+        """Look again at pairs that were passed over."""
+        places = np.flatnonzero(self.open)
+        self._heap = list(zip((-self.value[places]).tolist(), places.tolist(), strict=True))
+        heapify(self._heap)
+
+    def pop(self, is_free: Callable[[int, int], bool]) -> tuple[int, int] | None:
+        """Take the best pair that is free; pairs before it are passed over. None if there is none."""
+        while self._heap:
+            value, place = heappop(self._heap)
+            x, y = int(self.a[place]), int(self.b[place])
+            if self.open[place] and -value == self.value[place] and is_free(x, y):
+                self.open[place] = False
+                return x, y
+        return None
+
+    def update(self, x: int, y: int) -> None:
+        """Find the gains of all pairs with one of two images anew."""
+        spans = [self._places[self._ends[i - 1] if i else 0 : self._ends[i]] for i in (x, y)]
+        places = np.concatenate(spans)
+        places = places[self.open[places]]
+        self.value[places] = self.gain.of(self.a[places], self.b[places])
+        for entry in zip((-self.value[places]).tolist(), places.tolist(), strict=True):
+            heappush(self._heap, entry)
 
 
 def _prior_fit(count: int) -> StrengthFit:
     """The fit before the first answer: the prior of `fit_strengths`."""
-    covariance = PRIOR_DEVIATION**2 * (np.eye(count) - 1 / count)
-    return StrengthFit(np.zeros(count), covariance, (Instrument(1.0, 0.0, PRIOR_DEVIATION, Noise(ONE_ANSWER, 0.0)),))
+    variance = PRIOR_DEVIATION**2
+    instrument = Instrument(1.0, 0.0, PRIOR_DEVIATION, Noise(ONE_ANSWER, 0.0))
+    return StrengthFit(np.zeros(count), independent(count, variance), (instrument,))
 
 
 def _candidates(order: Indices, met: Collection[tuple[int, int]], reach: int) -> tuple[Indices, Indices]:
     """Both images of every pair that was not asked and whose places in the order are at most `reach` apart."""
-    count = len(order)
-    gaps = range(1, min(reach, count - 1) + 1)
-    a = np.concatenate([order[: count - gap] for gap in gaps])
+    gaps = range(1, min(reach, len(order) - 1) + 1)
+    a = np.concatenate([order[:-gap] for gap in gaps])
     b = np.concatenate([order[gap:] for gap in gaps])
-    past_pairs = np.array([low * count + high for low, high in met], np.int64)
+    count = int(order.max()) + 1
+    past_pairs = np.array([low * count + high for low, high in met if high < count], np.int64)
     new = ~np.isin(np.minimum(a, b) * count + np.maximum(a, b), past_pairs)
     return a[new], b[new]
-
-
-def _below_zero(mean: Array, variance: Array) -> Array:
-    """(K,), (K,) -> the probability that a normal variable is below 0."""
-    return np.asarray(ndtr(-mean / np.sqrt(np.maximum(variance, 1e-18))))

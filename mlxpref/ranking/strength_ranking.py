@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from mlxpref.ranking.bradley_terry import Z95, StrengthFit, fit_strengths
+from mlxpref.ranking.covariance import DENSE_IMAGES, DenseCovariance
 from mlxpref.ranking.log_odds import log_odds, probability
 from mlxpref.ranking.noise import Noise
 from mlxpref.ranking.outcomes import PairOutcome
-from mlxpref.ranking.posterior import best_probabilities, difference_variance
+from mlxpref.ranking.posterior import best_probabilities
 from mlxpref.ranking.threads import one_thread
 
 INTERVAL_MEANING = (
@@ -17,6 +18,7 @@ INTERVAL_MEANING = (
     "it does not say what people think."
 )
 """What an interval says, wherever one is shown."""
+TIE_PLACES = 16  # of more images than DENSE_IMAGES ties are looked for so many places up and down the order
 ALL_ASKED = (
     "Every pair was asked in both orders, and this judge would answer the same again: the intervals say how far its "
     "answers contradict one order of the images, not that anything is left to ask."
@@ -29,7 +31,8 @@ class RankedImage:
 
     `rank` is 1 + the number of stronger images; `low` and `high` bound a 95 % interval (`INTERVAL_MEANING`); `p_best`
     is the probability to be the strongest; `wins` of its `pairs` had a soft preference above 0.5 for it; `tied_with`:
-    images whose difference from this one is not resolved at 95 %.
+    images whose difference from this one is not resolved at 95 %. Of more than `DENSE_IMAGES` images these are only
+    those among the nearest `TIE_PLACES` above and below: all would be most of the images for each.
     """
 
     index: int
@@ -81,17 +84,34 @@ def ranking_of(fit: StrengthFit, answers: Iterable[PairOutcome]) -> StrengthRank
             pairs[index] += 1
     strengths = np.round(fit.strengths, 9)  # strengths that differ by rounding only share a rank
     rank = 1 + count - np.searchsorted(np.sort(strengths), strengths, side="right")
-    error = np.sqrt(np.diag(fit.covariance))
+    error = np.sqrt(fit.covariance.variances())
     bounds = fit.strengths - Z95 * error, fit.strengths + Z95 * error
-    p_best = best_probabilities(fit.strengths, fit.covariance / fit.widening**2, fit.degrees_of_freedom)
-    difference = np.abs(fit.strengths[:, None] - fit.strengths)  # (N, N)
-    tied = difference <= Z95 * np.sqrt(difference_variance(fit.covariance))
-    np.fill_diagonal(tied, False)
+    p_best = best_probabilities(fit.strengths, fit.covariance.scaled(fit.widening**-2.0), fit.degrees_of_freedom)
     numbers = [column.tolist() for column in (rank, fit.strengths, error, *bounds, p_best)]
-    ties = [tuple(np.flatnonzero(row).tolist()) for row in tied]
-    rows = list(zip(range(count), *numbers, wins, pairs, ties, strict=True))
+    rows = list(zip(range(count), *numbers, wins, pairs, _ties(fit), strict=True))
     images = tuple(RankedImage(*rows[i]) for i in np.argsort(rank, kind="stable"))
     return StrengthRanking(images, fit.reference.position_bias, fit.reference.position_bias_stderr, fit)
+
+
+def names_only_near_ties(count: int) -> bool:
+    """Whether a ranking of so many images leaves out ties that are not near in the order, see `RankedImage`."""
+    return count > DENSE_IMAGES
+
+
+def _ties(fit: StrengthFit) -> list[tuple[int, ...]]:
+    """For every image those that it is tied with, ascending; see `RankedImage`."""
+    count = len(fit.strengths)
+    order = np.argsort(-fit.strengths, kind="stable")  # (N,) best first
+    reach = count - 1 if isinstance(fit.covariance, DenseCovariance) else TIE_PLACES
+    better = np.concatenate([order[: count - gap] for gap in range(1, reach + 1)])  # (K,)
+    worse = np.concatenate([order[gap:] for gap in range(1, reach + 1)])
+    lead = fit.strengths[better] - fit.strengths[worse]
+    tied = lead <= Z95 * np.sqrt(fit.covariance.of_differences(better, worse))
+    ties: list[list[int]] = [[] for _ in range(count)]
+    for one, other in zip(better[tied].tolist(), worse[tied].tolist(), strict=True):
+        ties[one].append(other)
+        ties[other].append(one)
+    return [tuple(sorted(each)) for each in ties]
 
 
 def unbiased_preference(pair: PairOutcome, position_bias: float) -> float:

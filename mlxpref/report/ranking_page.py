@@ -13,7 +13,6 @@ from mlxpref.data.thumbnails import LoadImage, Thumbnail, try_thumbnail
 from mlxpref.judge.ranking_result import JudgedPair, Ranking
 from mlxpref.ranking.bradley_terry import Z95
 from mlxpref.ranking.log_odds import probability
-from mlxpref.ranking.posterior import difference_variance
 from mlxpref.ranking.strength_ranking import INTERVAL_MEANING, RankedImage
 from mlxpref.report.html import even_ticks, page_script, write_page
 from mlxpref.report.ranking_words import best_in_words, orders_in_words, ties_in_words
@@ -162,13 +161,13 @@ def _data(ranking: Ranking, names: Sequence[str], section: dict[str, Any]) -> di
     `deviations[i][j - i - 1]` is the standard error of the difference of strengths i and j > i, in thousandths.
     """
     fit = ranking.strengths.fit
-    deviations = np.rint(1000 * np.sqrt(difference_variance(fit.covariance))).astype(int)
+    variances = (fit.covariance.row(image)[image + 1 :] for image in range(len(names)))
     return {
         "names": names,
         "axis": section["axis"],
         "order": [(image.index, image.rank) for image in ranking.strengths.images],
         "strengths": [round(strength, 4) for strength in fit.strengths.tolist()],
-        "deviations": [row[i + 1 :] for i, row in enumerate(deviations.tolist())],
+        "deviations": [np.rint(1000 * np.sqrt(row)).astype(int).tolist() for row in variances],
         "pairs": [_pair_data(pair, ranking.preference(pair)) for pair in ranking.pairs],
     }
 

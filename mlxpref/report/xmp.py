@@ -18,7 +18,7 @@ from mlxpref.data.find_images import IMAGE_NAME
 from mlxpref.errors import DataError
 from mlxpref.files import read_file, replacing
 from mlxpref.judge.ranking_result import Ranking
-from mlxpref.ranking.posterior import difference_variance
+from mlxpref.ranking.covariance import Covariance
 from mlxpref.text import counted, few, short_names
 
 STARS_RULE = (
@@ -108,12 +108,11 @@ def stars_of(ranking: Ranking) -> list[int]:
     return [1 + int(count) for count in np.searchsorted(_LEAST_SHARES, np.round(shares, 9), side="right")]
 
 
-def expected_shares(strengths: NDArray[np.float64], covariance: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The expected share of the others that each image beats, under the normal posterior: (N,), (N, N) -> (N,)."""
-    deviation = np.sqrt(np.maximum(difference_variance(covariance), 1e-18))
-    beats = ndtr((strengths[:, None] - strengths) / deviation)  # (N, N); 0.5 on the diagonal
-    shares: NDArray[np.float64] = (beats.sum(axis=1) - 0.5) / (len(strengths) - 1)
-    return shares
+def expected_shares(strengths: NDArray[np.float64], covariance: Covariance) -> NDArray[np.float64]:
+    """The expected share of the others that each image beats, under the normal posterior: (N,) -> (N,)."""
+    deviations = (np.sqrt(np.maximum(covariance.row(image), 1e-18)) for image in range(len(strengths)))
+    beaten = [ndtr((own - strengths) / each).sum() for own, each in zip(strengths, deviations, strict=True)]
+    return (np.array(beaten) - 0.5) / (len(strengths) - 1)  # 0.5 for itself
 
 
 class _Folder:

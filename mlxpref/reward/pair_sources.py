@@ -23,7 +23,7 @@ from mlxpref.judge.store import REMEDY, Names, Store, image_of
 from mlxpref.log import logger
 from mlxpref.preferences import ImageLike, PackedImage, Preference
 from mlxpref.ranking.outcomes import components
-from mlxpref.ranking.strength_ranking import rank_images
+from mlxpref.ranking.strength_ranking import names_only_near_ties, rank_images
 from mlxpref.reward.pairs import RankedImages
 from mlxpref.text import counted
 from mlxpref.verdict import Verdict
@@ -91,7 +91,8 @@ def _ranked(path: Path, value: Mapping[str, Any]) -> RankedImages:
         strengths = [float(entry["strength"]) for entry, _ in there]
         tied = [entry["tied_with"] for entry, _ in there]
         images = [image for _, image in there]
-        ranking = RankedImages.of(value["prompt"], names, images, strengths, tied, value["group"] or "")
+        errors = [float(entry["stderr"]) for entry, _ in there] if names_only_near_ties(len(found)) else []
+        ranking = RankedImages.of(value["prompt"], names, images, strengths, tied, value["group"] or "", errors)
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: is no JSON of this version's `mlxpref rank`; rank again with --json") from error
     _say_gone(path, [str(entry["path"]) for entry, image in found if image is None])
@@ -192,9 +193,10 @@ def _ranked_part(
         verdict.outcome(places[a], places[b], instruments.index(way)) for (a, b, way), verdict in verdicts.items()
     ]
     ranked = [
-        (str(each.index), image, each.strength, map(str, each.tied_with))
+        (str(each.index), image, each.strength, each.stderr, map(str, each.tied_with))
         for each in rank_images(len(numbers), outcomes).images
         if (image := images[numbers[each.index]]) is not None
     ]
-    names, there, strengths, tied = zip(*ranked, strict=True) if ranked else ((), (), (), ())
-    return RankedImages.of(prompt, names, there, strengths, tied)
+    names, there, strengths, errors, tied = zip(*ranked, strict=True) if ranked else ((), (), (), (), ())
+    errors = errors if names_only_near_ties(len(numbers)) else ()
+    return RankedImages.of(prompt, names, there, strengths, tied, errors=errors)

@@ -1,5 +1,6 @@
 """Chooses preference pairs: of rankings those that the judge can tell apart, of preferences those that are no ties."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -8,7 +9,9 @@ from typing import Literal, Self
 
 from mlxpref.judge.ranking_result import Ranking
 from mlxpref.preferences import ImageLike, Preference
+from mlxpref.ranking.bradley_terry import Z95
 from mlxpref.ranking.log_odds import log_odds, probability
+from mlxpref.ranking.strength_ranking import names_only_near_ties
 
 Choose = Literal["best-worst", "resolved", "margin"]
 """Of each ranking the best image against the worst, all pairs that are resolved, or all above a margin."""
@@ -23,8 +26,9 @@ NO_PROMPT = "there is no prompt"
 class RankedImages:
     """The images of one ranking, best first, with their strengths (N,) in nats.
 
-    `tied` are the places (better, worse) of images whose difference is not resolved. `group` names the ranking where
-    several have one prompt.
+    `tied` are the places (better, worse) of images whose difference is not resolved. A ranking of many images names
+    only the nearest ties: there the standard `errors` (N,) say the others. `group` names the ranking where several have
+    one prompt.
     """
 
     prompt: str
@@ -32,6 +36,7 @@ class RankedImages:
     strengths: tuple[float, ...]
     tied: frozenset[tuple[int, int]]
     group: str = ""
+    errors: tuple[float, ...] = ()
 
     @classmethod
     def of(
@@ -42,19 +47,31 @@ class RankedImages:
         strengths: Sequence[float],
         tied_with: Sequence[Iterable[str]],
         group: str = "",
+        errors: Sequence[float] = (),
     ) -> Self:
-        """From images best first with their unique names, and for each the names of those that it is tied with."""
+        """From images best first with their unique names, and for each the names of those that it is tied with.
+
+        Their standard errors, where these names may not be all.
+        """
         places = {name: place for place, name in enumerate(names)}
         others = ((place, places[name]) for place, tied in enumerate(tied_with) for name in tied if name in places)
         tied = frozenset((min(pair), max(pair)) for pair in others)
-        return cls(prompt, tuple(images), tuple(strengths), tied, group)
+        return cls(prompt, tuple(images), tuple(strengths), tied, group, tuple(errors))
 
     @classmethod
     def of_ranking(cls, ranking: Ranking) -> Self:
         """From the result of `Judge.rank`."""
         images, tied = [ranking.images[each.index] for each in ranking], [map(str, each.tied_with) for each in ranking]
         strengths, names = [each.strength for each in ranking], [str(each.index) for each in ranking]
-        return cls.of(ranking.prompt, names, images, strengths, tied, ranking.similar_to)
+        errors = [each.stderr for each in ranking] if names_only_near_ties(len(ranking)) else []
+        return cls.of(ranking.prompt, names, images, strengths, tied, ranking.similar_to, errors)
+
+    def are_tied(self, better: int, worse: int) -> bool:
+        """Whether the difference of the images at two places is not resolved."""
+        if (better, worse) in self.tied:
+            return True
+        reach = Z95 * math.hypot(self.errors[better], self.errors[worse]) if self.errors else -math.inf
+        return self.strengths[better] - self.strengths[worse] <= reach
 
 
 def choose_pairs(
@@ -94,7 +111,7 @@ def _pairs_of(
     for a, b in [(0, count - 1)][: count - 1] if choose == "best-worst" else combinations(range(count), 2):
         lead = ranking.strengths[a] - ranking.strengths[b]
         same = str(ranking.images[a]) == str(ranking.images[b])  # a file that was given twice
-        if lead <= 0 or same or (margin is None and (a, b) in ranking.tied):
+        if lead <= 0 or same or (margin is None and ranking.are_tied(a, b)):
             left_out[UNRESOLVED] += 1
         elif margin is not None and lead < margin:
             left_out[BELOW] += 1

@@ -138,7 +138,8 @@ def test_a_known_noise_decides_where_nothing_shows_it():
     """Three images in a tree: a judge that is known to be exact is believed, one that is known to be noisy is not."""
     tree = [PairOutcome(0, 1, 0.8, 0.8), PairOutcome(1, 2, 0.8, 0.8)]
     errors = [
-        math.sqrt(fit_strengths(3, tree, {0: Noise(pair, 0.1, 50, 50)}).covariance[0, 0]) for pair in (0.01, 1.0, 10.0)
+        math.sqrt(fit_strengths(3, tree, {0: Noise(pair, 0.1, 50, 50)}).covariance.variances()[0])
+        for pair in (0.01, 1.0, 10.0)
     ]
     assert errors == sorted(errors)
     assert errors[0] < 0.2

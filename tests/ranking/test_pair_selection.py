@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from mlxpref.errors import ConfigError
 from mlxpref.ranking.bradley_terry import Instrument, StrengthFit, fit_strengths
+from mlxpref.ranking.covariance import DenseCovariance
 from mlxpref.ranking.noise import Noise
 from mlxpref.ranking.outcomes import PairOutcome, all_pairs
 from mlxpref.ranking.pair_selection import change_by_the_rest, default_round, is_settled, next_round, pair_budget
@@ -44,7 +45,9 @@ def connected(count, pairs):
 
 
 def posterior(strengths, covariance):
-    return StrengthFit(np.array(strengths, float), covariance, (Instrument(1.0, 0.0, 0.1, Noise(0.3, 1.0)),))
+    return StrengthFit(
+        np.array(strengths, float), DenseCovariance(covariance), (Instrument(1.0, 0.0, 0.1, Noise(0.3, 1.0)),)
+    )
 
 
 def normal_fit(strengths, deviation):

@@ -8,6 +8,7 @@ from scipy import stats
 from scipy.special import ndtr
 
 from mlxpref.ranking.bradley_terry import fit_strengths
+from mlxpref.ranking.covariance import DenseCovariance
 from mlxpref.ranking.outcomes import all_pairs
 from mlxpref.ranking.posterior import best_probabilities, difference_variance
 from tests.ranking.simulation import random_pairs, thought, voted
@@ -29,7 +30,7 @@ def test_the_best_of_independent_strengths():
     densities = np.exp(-(((values - means[:, None]) / deviations[:, None]) ** 2) / 2) / deviations[:, None]
     exact = [(densities[i] * np.delete(cdfs, i, axis=0).prod(axis=0)).sum() for i in range(4)]
     exact = np.array(exact) / np.sum(exact)
-    np.testing.assert_allclose(best_probabilities(means, np.diag(deviations**2)), exact, atol=0.015)
+    np.testing.assert_allclose(best_probabilities(means, DenseCovariance(np.diag(deviations**2))), exact, atol=0.015)
 
 
 @pytest.mark.parametrize("freedom", [1.0, 3.0, 12.0, math.inf])
@@ -37,7 +38,7 @@ def test_the_best_of_independent_strengths():
 def test_the_better_of_two(freedom, lead):
     """Two images: the distribution function of their difference, Student's or normal."""
     exact = stats.t.cdf(lead / math.sqrt(0.5), freedom)
-    p_best = best_probabilities(np.array([lead, 0.0]), 0.25 * np.eye(2), freedom)
+    p_best = best_probabilities(np.array([lead, 0.0]), DenseCovariance(0.25 * np.eye(2)), freedom)
     np.testing.assert_allclose(p_best, [exact, 1 - exact], atol=0.015)
 
 
@@ -49,7 +50,9 @@ def test_best_agrees_with_posterior_draws(count, freedom):
     for deviation in (0.3, 2.0):
         pairs = random_pairs(count, 4, rng) if count > 5 else list(all_pairs(count))
         fit = fit_strengths(count, voted(pairs, rng.normal(0, deviation, count), rng))
-        draws = rng.multivariate_normal(np.zeros(count), fit.covariance, 50_000, check_valid="ignore", method="eigh")
+        draws = rng.multivariate_normal(
+            np.zeros(count), fit.covariance.block(), 50_000, check_valid="ignore", method="eigh"
+        )
         if math.isfinite(freedom):
             draws *= np.sqrt(freedom / rng.chisquare(freedom, (len(draws), 1)))
         shares = np.bincount((fit.strengths + draws).argmax(axis=1), minlength=count) / len(draws)
@@ -63,5 +66,5 @@ def test_permuted_images_have_permuted_chances():
     rng = np.random.default_rng(3)
     fit = fit_strengths(12, thought(random_pairs(12, 4, rng), rng.normal(0, 1, 12), rng))
     new = rng.permutation(12)
-    moved = best_probabilities(fit.strengths[new], fit.covariance[np.ix_(new, new)], 5.0)
+    moved = best_probabilities(fit.strengths[new], fit.covariance.part(new), 5.0)
     np.testing.assert_allclose(moved, best_probabilities(fit.strengths, fit.covariance, 5.0)[new], atol=0.02)

@@ -92,7 +92,7 @@ def test_how_sure_a_judge_speaks_changes_no_tie(factor):
 def test_ties_and_intervals_follow_the_covariance():
     rng = np.random.default_rng(0)
     ranked = rank_images(20, voted(random_pairs(20, 4, rng), rng.normal(0, 1, 20), rng))
-    strengths, covariance = ranked.fit.strengths, ranked.fit.covariance
+    strengths, covariance = ranked.fit.strengths, ranked.fit.covariance.block()
     for image in ranked.images:
         i = image.index
         errors = [np.sqrt(covariance[i, i] + covariance[j, j] - 2 * covariance[i, j]) for j in range(20)]

@@ -179,7 +179,7 @@ def test_data_of_the_script(tmp_path: Path) -> None:
     result = ranking()
     data = json.loads(Tags(page_of(tmp_path, result)).scripts[0])[0]
     assert data["strengths"] == pytest.approx(result.strengths.fit.strengths, abs=1e-4)
-    errors = np.sqrt(difference_variance(result.strengths.fit.covariance))
+    errors = np.sqrt(difference_variance(result.strengths.fit.covariance.block()))
     for a, b in ((0, 1), (1, 3), (2, 3)):
         assert data["deviations"][a][b - a - 1] / 1000 == pytest.approx(errors[a, b], abs=6e-4)
     assert [pair[:2] for pair in data["pairs"]] == [[0, 1], [0, 2], [1, 2], [3, 2]]
@@ -236,7 +236,7 @@ def test_comparing_by_keyboard(browser: Browser, tmp_path: Path) -> None:
     text = text_at(browser, "dialog")
     strengths, errors = (
         result.strengths.fit.strengths,
-        np.sqrt(difference_variance(result.strengths.fit.covariance)),
+        np.sqrt(difference_variance(result.strengths.fit.covariance.block())),
     )
     middle, low, high = (
         100 / (1 + np.exp(-(strengths[0] - strengths[3] + x * errors[0, 3]))) for x in (0, -1.959964, 1.959964)

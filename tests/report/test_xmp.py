@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mlxpref.judge.ranking_result import Ranking
+from mlxpref.ranking.covariance import DenseCovariance
 from mlxpref.ranking.noise import Noise
 from mlxpref.ranking.outcomes import PairOutcome, all_pairs
 from mlxpref.ranking.strength_ranking import rank_images
@@ -121,7 +122,7 @@ def test_shares_are_those_of_draws_from_the_posterior() -> None:
     covariance = half @ half.T / 6
     draws = rng.multivariate_normal(strengths, covariance, 100_000)
     shares = (draws[:, :, None] > draws[:, None]).sum(axis=2).mean(axis=0) / 5
-    assert expected_shares(strengths, covariance) == pytest.approx(shares, abs=0.006)
+    assert expected_shares(strengths, DenseCovariance(covariance)) == pytest.approx(shares, abs=0.006)
 
 
 # one sidecar

@@ -114,6 +114,14 @@ def test_json_of_a_ranking_is_that_ranking(
     assert [str(image) for image in direct.images] == [entry.name for entry in ranking]
 
 
+def test_ties_that_a_long_ranking_does_not_name_are_no_pairs() -> None:
+    """Of many images only the nearest ties are named: the standard errors say that 0 and 1 are tied, 0 and 2 not."""
+    ranking = RankedImages("p", ("a", "b", "c"), (3.0, 2.0, 0.0), frozenset({(1, 2)}), errors=(0.5, 0.5, 0.5))
+    pairs, left_out = choose_pairs([ranking], "resolved", None, ties=False)
+    assert [(pair.a, pair.b) for pair in pairs] == [("a", "c")]
+    assert left_out == {UNRESOLVED: 2}
+
+
 def ranking_json(folder: Path, images: dict[str, Path]) -> dict[str, Any]:
     """The JSON of a ranking of images by the names that the user gave, each image a little weaker than the last."""
     entries = [

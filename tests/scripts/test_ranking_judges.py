@@ -14,6 +14,8 @@ from scripts import (
     ranking_instruments,
     ranking_judges,
     ranking_orders,
+    ranking_scale,
+    ranking_strategies,
     ranking_top,
 )
 from scripts.ranking_judges import Judge, fit_of_all, held, people, ranked, tau_a
@@ -152,3 +154,20 @@ def test_top(monkeypatch):
     assert [row["judge"] for row in rows[::2]] == list(ranking_top.JUDGES)
     assert all(row["asked"] <= row["limit"] + 0.01 for row in rows)
     assert any(row["settled"] and row["found"] for row in rows)
+
+
+def test_the_best_of_many():
+    rows = results_of(ranking_strategies, "--repeats", 1, "--images", 120)["best_of_many"]
+    assert [row["way"] for row in rows] == ["ours", "knockout", "random", "bound"]
+    assert all(row["recall"] > 0.4 for row in rows)
+    assert rows[0]["rounds"] > 3
+    missing = CliRunner().invoke(ranking_strategies.main, [])
+    assert missing.exit_code == 2
+    assert "DATA_FOLDER" in missing.output
+
+
+def test_scale(monkeypatch):
+    monkeypatch.setattr(ranking_scale, "memory", lambda _: 0)  # Linux alone says it
+    row = ranking_scale.of_images(20, 1)
+    assert row["images"] == 20
+    assert 0.7 < row["strengths"] <= 1
