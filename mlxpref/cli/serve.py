@@ -51,7 +51,7 @@ class ServerOptions:
             raise click.UsageError("--token is empty: give a long random text")
         if self.host not in LOCAL_HOSTS and not self.token:
             raise click.UsageError(
-                f"--host {self.host} is more than this machine's own name: give --token TEXT, or set MLXPREF_TOKEN"
+                f"--host {self.host} is not {' or '.join(LOCAL_HOSTS)}: give --token TEXT, or set MLXPREF_TOKEN"
             )
 
 

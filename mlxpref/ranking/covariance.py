@@ -97,6 +97,11 @@ class SparsePosterior:
         return np.asarray(draws - draws.mean(axis=0))
 
     @cached_property
+    def drawn_variances(self) -> Array:
+        """(N,): those of the draws themselves."""
+        return np.asarray(np.einsum("nd,nd->n", self.draws, self.draws) / self.draws.shape[1])
+
+    @cached_property
     def variances(self) -> Array:
         """(N,): those of the centred strengths."""
         own = 1 / self.given_others[: self.count]
@@ -156,8 +161,7 @@ class SparseCovariance:
 
     def row(self, image: int) -> Array:
         images, own, draws = self._numbers(), self.posterior.variances, self.posterior.draws
-        number = images[image]
-        drawn = np.einsum("nd,nd->n", draws, draws) / draws.shape[1]
+        number, drawn = images[image], self.posterior.drawn_variances
         variance = np.maximum(drawn + drawn[number] - 2 / draws.shape[1] * (draws @ draws[number]), 0.0)
         variance *= (own + own[number]) / (drawn + drawn[number])  # what is known better of both
         variance += sum(size * (drift - drift[number]) ** 2 for drift, size in self.doubts)

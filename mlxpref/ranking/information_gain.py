@@ -35,11 +35,11 @@ class InformationGain:
     def of(self, a: Indices, b: Indices) -> Array:
         """(K,), (K,) images -> (K,) gains of their pairs, above 0."""
         difference, variance, noise = self._difference(a, b)
-        known, contention = variance / (variance + noise), self.contention[a] + self.contention[b]
+        known, at_edge = variance / (variance + noise), self.contention[a] + self.contention[b]
         if self.only_top:
-            return np.asarray(known * (1e-3 + contention))
+            return np.asarray(known * (1e-3 + at_edge))
         doubt = np.exp(-np.minimum(difference**2 / (2 * variance), 600.0))
-        return np.asarray(doubt * known * (1 + contention))
+        return np.asarray(doubt * known * (1 + at_edge))
 
     def add(self, x: int, y: int) -> None:
         """Add a pair to the round: its answer will lower the variance of differences (not their means)."""

@@ -94,7 +94,17 @@ def next_round(
             better = int(np.isin(able, order[:top]).sum())
             among = next_round(len(able), inside, part, size, seed, better, orders, instrument)
             return [(int(able[a]), int(able[b])) for a, b in among]
-    gain = InformationGain(fit, order, top, size, orders, instrument)
+    return _picked(order, past_pairs, InformationGain(fit, order, top, size, orders, instrument), size)
+
+
+def _picked(
+    order: Indices, past_pairs: set[tuple[int, int]], gain: InformationGain, size: int
+) -> list[tuple[int, int]]:
+    """The pairs (a, b), a < b, of the largest gains, each picked with regard to those before; adds them to the past.
+
+    `order` (N,) is best first.
+    """
+    count = len(order)
     island = components(count, *np.array(sorted(past_pairs), np.int64).reshape(-1, 2).T)
     uses = np.zeros(count, np.int64)
     max_pairs, reach = MAX_PAIRS, REACH
