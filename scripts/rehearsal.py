@@ -275,10 +275,24 @@ def _print(rehearsal: Rehearsal) -> None:
 @click.option(
     "--bits", type=click.Choice(["none", "4", "8"]), help="Bits a weight.  [default: 4, on a CPU none, as it is slow]"
 )
-@click.option("--pixels", default=Sizes.side, show_default=True, help="Pixels along the sides of pictures.")
-@click.option("--tokens", default=Sizes.tokens, show_default=True, help="Tokens of a completion.")
-@click.option("--comparisons", default=Sizes.comparisons, show_default=True, help="Comparisons of a training step.")
-@click.option("--group", default=Sizes.group, show_default=True, help="Completions of each.")
+@click.option(
+    "--pixels",
+    default=Sizes.side,
+    type=click.IntRange(28),
+    show_default=True,
+    help="Pixels along the sides of pictures.",
+)
+@click.option(
+    "--tokens", default=Sizes.tokens, type=click.IntRange(1), show_default=True, help="Tokens of a completion."
+)
+@click.option(
+    "--comparisons",
+    default=Sizes.comparisons,
+    type=click.IntRange(1),
+    show_default=True,
+    help="Comparisons of a training step.",
+)
+@click.option("--group", default=Sizes.group, type=click.IntRange(2), show_default=True, help="Completions of each.")
 @click.option("--output", type=click.Path(path_type=Path), help="Where models and runs stay; else nothing does.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def main(
