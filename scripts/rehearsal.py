@@ -12,7 +12,8 @@ MLX's peaks of training and ranking leave out loading.
 
 Tokens a second and the share are of writing: of the bytes that a step must move at least (weights, keys and values,
 recurrent states), at the rate at which a copy moves bytes here. When comparing, the seconds of reading the same pair
-are taken off; a training's rollouts count with their pictures and prompts.
+are taken off; a training's rollouts count with their pictures and prompts. On a CPU the share may be above 100 %, as
+one thread copies, while all cores read weights.
 
 On CUDA, MLX compiles its kernels when they are first used, within what is measured; it keeps them in
 $MLX_PTX_CACHE_DIR. So run it twice on a new machine.
