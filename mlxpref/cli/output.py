@@ -9,6 +9,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from mlxpref.log import Progress, logger, showing, track
@@ -24,6 +25,8 @@ T = TypeVar("T")
 _ESCAPED_IN_JSON = re.compile(rf"(?!\n)(?:{CONTROL.pattern}|{UNDECODED.pattern})")
 PLAIN_INTERVAL = 10.0
 """Seconds between two lines of progress if stderr is a file."""
+_PARTS = 10_000
+"""The number of parts of JSON, each a value or a mark, that are written together."""
 
 
 def note(line: str) -> None:
@@ -49,10 +52,14 @@ def show_on_stderr() -> Iterator[None]:
 
 
 def print_json(value: Any) -> None:
-    """Print a result as JSON on stdout; escapes characters that a terminal would not show."""
+    """Print a result as JSON on stdout; escapes characters that a terminal would not show.
+
+    An iterator in it becomes a list, whose items are made and written one after another.
+    """
     is_utf8 = codecs.lookup(sys.stdout.encoding or "utf-8").name == "utf-8"
-    text = json.dumps(value, ensure_ascii=not is_utf8, indent=2)
-    _print(_ESCAPED_IN_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
+    parts = json.JSONEncoder(ensure_ascii=not is_utf8, indent=2, default=_LazyList).iterencode(value)
+    texts = iter(lambda: "".join(islice(parts, _PARTS)), "")
+    _write(chain((_ESCAPED_IN_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", text) for text in texts), "\n"))
 
 
 def print_text(line: str) -> None:
@@ -103,11 +110,30 @@ def _lines(line: str, stream: TextIO) -> str:
     return wrapped(text, terminal_width(stream) or len(text))
 
 
+class _LazyList(list[Any]):
+    """A list as far as an encoder asks: the first item says that it is not empty, and all are made as it goes on."""
+
+    def __init__(self, items: Iterable[Any]) -> None:
+        self._rest = iter(items)
+        super().__init__(islice(self._rest, 1))
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from super().__iter__()
+        yield from self._rest
+
+
 def _print(text: str) -> None:
+    """Write a line to stdout; see `_write`."""
+    _write([text, "\n"])
+
+
+def _write(texts: Iterable[str]) -> None:
     """Write to stdout and flush; escapes characters outside its encoding, raises errors such as a full disk."""
     encoding = sys.stdout.encoding or "utf-8"
     try:
-        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+        for text in texts:
+            sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        sys.stdout.flush()
     except OSError:
         # Python flushes again at exit, and would fail there with its own message and exit code.
         with contextlib.suppress(OSError, ValueError):

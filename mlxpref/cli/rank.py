@@ -198,7 +198,7 @@ def rank(
     written = outputs.write(rankings, alone, notes, cache) if loaded.processes.is_main else True
     if as_json:
         summary = {"calibration": calibration.summary() if calibration else None, "profile": loaded.profile.name}
-        results = [ranking.to_json() | summary for ranking in rankings]
+        results = [ranking.lazy_json() | summary for ranking in rankings]
         singles = [{"prompt": each.prompt, "path": str(each.images[0])} for each in alone]
         several = {"rankings": results, "singles": singles} if grouping.group_by else results
         print_json(several if grouping.group_by or source.prompt_from else results[0])

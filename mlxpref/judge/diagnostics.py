@@ -91,6 +91,6 @@ def _about_preferences(ranking: Ranking) -> Iterator[str]:
     if abs(bias) > max(spread, _STANDARD_ERRORS * error):
         place = "first" if bias > 0 else "second"
         yield (
-            f"the judge goes by place more than by picture: it favours the {place} one by {abs(bias):.1f} nats, "
-            f"and the images' strengths spread by {spread:.1f}; the ranking takes this out"
+            f"the judge goes by place more than by picture: it favours the {place} one by {abs(bias):.2g} nats, "
+            f"and the images' strengths spread by {spread:.2g}; the ranking takes this out"
         )

@@ -121,6 +121,7 @@ class _PairSchedule:
     _sizes: dict[bool, tuple[int, int, int | None]] = field(default_factory=dict)
     _leaders: str = ""
     _latest: StrengthFit | None = None
+    _readable: set[bool] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self._names = short_names(image_names(self.images))
@@ -128,8 +129,7 @@ class _PairSchedule:
     @property
     def modes(self) -> tuple[bool, ...]:
         """The ways of judging, without thinking and with it, that gave a readable answer: a fit's instruments."""
-        readable = {think for (_, _, think), verdict in self.verdicts.items() if verdict.is_readable}
-        return tuple(think for think in self.ways if think in readable)
+        return tuple(think for think in self.ways if think in self._readable)
 
     @property
     def outcomes(self) -> list[PairOutcome]:
@@ -275,6 +275,8 @@ class _PairSchedule:
         """Add a verdict about the first image as a, to that of the other order if there is one."""
         self._latest = None
         self.asked.append(verdict)
+        if verdict.is_readable:
+            self._readable.add(think)
         a, b = min(first, second), max(first, second)
         verdict = verdict if first == a else verdict.swapped()
         before = self.verdicts.get((a, b, think))

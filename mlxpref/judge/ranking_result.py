@@ -1,7 +1,7 @@
 """The ranking of images for one prompt: every judged pair with its verdict, the reasons, and its JSON."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -194,6 +194,20 @@ class Ranking(Sequence[RankingEntry]):
         return self._names[index]
 
     @cached_property
+    def ranks(self) -> list[int]:
+        """The rank of each image by its number."""
+        return [image.rank for image in sorted(self.strengths.images, key=lambda image: image.index)]
+
+    @cached_property
+    def pairs_of(self) -> list[list[JudgedPair]]:
+        """The judged pairs of each image by its number."""
+        pairs: list[list[JudgedPair]] = [[] for _ in self.images]
+        for pair in self.pairs:
+            pairs[pair.a].append(pair)
+            pairs[pair.b].append(pair)
+        return pairs
+
+    @cached_property
     def short_names(self) -> list[str]:
         """The names of the images for people: the last parts of their paths, as few as tell them apart."""
         return short_names(self._names)
@@ -202,8 +216,7 @@ class Ranking(Sequence[RankingEntry]):
         """The soft preference for a; of one order without the judge's position bias."""
         if self.is_by_scores:
             return pair.verdict.p_a
-        instruments = dict(zip(self.modes, self.strengths.fit.instruments, strict=True))
-        bias = instruments[pair.think].position_bias if pair.think in instruments else 0.0  # nothing was readable
+        bias = self._biases.get(pair.think, 0.0)  # none where nothing was readable
         return unbiased_preference(pair.verdict.outcome(pair.a, pair.b), bias)
 
     @property
@@ -212,11 +225,8 @@ class Ranking(Sequence[RankingEntry]):
         if self.is_by_scores:
             return _ONE_SCORE
         orders = [order for p in self.pairs for order in (p.verdict.a_shown_first, p.verdict.a_shown_second)]
-        is_all = (
-            len(self.images) > 2
-            and len(self.pairs) == len(self.images) * (len(self.images) - 1) // 2
-            and not self.replaced
-        )
+        count = len(self)
+        is_all = count > 2 and len(self.pairs) == count * (count - 1) // 2 and not self.replaced
         # One completion is greedy: asked again, the judge would say the same.
         return f"{INTERVAL_MEANING} {ALL_ASKED}" if is_all and {len(o) for o in orders} == {1} else INTERVAL_MEANING
 
@@ -232,9 +242,7 @@ class Ranking(Sequence[RankingEntry]):
     def _reason(self, image: RankedImage, won: bool) -> Reason | None:
         """The clearest reasoning of a comparison that an image won, or lost."""
         clearest, reason = 0.0, None
-        for pair in self.pairs:
-            if image.index not in (pair.a, pair.b):
-                continue
+        for pair in self.pairs_of[image.index]:
             p_a = self.preference(pair)
             p_win = p_a if pair.a == image.index else 1 - p_a
             clearness = p_win if won else 1 - p_win
@@ -257,6 +265,10 @@ class Ranking(Sequence[RankingEntry]):
         }
 
     @cached_property
+    def _biases(self) -> dict[bool, float]:
+        return {think: fit.position_bias for think, fit in zip(self.modes, self.strengths.fit.instruments, strict=True)}
+
+    @cached_property
     def _names(self) -> list[str]:
         return image_names(self.images)
 
@@ -266,15 +278,19 @@ class Ranking(Sequence[RankingEntry]):
 
     def to_json(self) -> dict[str, Any]:
         """The ranking as JSON of `rank`."""
+        return {name: list(value) if isinstance(value, Iterator) else value for name, value in self.lazy_json().items()}
+
+    def lazy_json(self) -> dict[str, Any]:
+        """The same, but images and pairs are iterators, which make each as it is written."""
         return {
             "prompt": self.prompt,
             "criterion": self.criterion or None,
             "group": self.similar_to or None,
             "model": self.model,
             "adapter": str(self.adapter) if self.adapter else None,
-            "images": [entry.to_json() for entry in self],
-            "pairs": [self._pair_to_json(pair) for pair in self.pairs],
-            "replaced": [self._pair_to_json(pair) for pair in self.replaced],
+            "images": (entry.to_json() for entry in self),
+            "pairs": map(self._pair_to_json, self.pairs),
+            "replaced": map(self._pair_to_json, self.replaced),
             "position_bias": self.strengths.position_bias,
             "position_bias_stderr": self.strengths.position_bias_stderr,
             "warnings": list(self.warnings),

@@ -4,21 +4,29 @@ import base64
 import hashlib
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mlxpref.files import write_file
+from mlxpref.files import replacing
 from mlxpref.text import format_duration
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 _AXIS_STEPS = 6  # about
 
 
 def write_page(path: Path, template: str, **values: Any) -> None:
-    """Write a page from one of the templates in `report/templates`."""
-    write_file(path, render_page(template, **values))
+    """Write a page from one of the templates in `report/templates`, as it is made: values may be iterators."""
+    with replacing(path) as temporary:
+        _template(template).stream(**values).dump(str(temporary), "utf-8")
 
 
 def render_page(template: str, **values: Any) -> str:
     """A page from one of the templates in `report/templates`."""
+    return _template(template).render(**values)
+
+
+def _template(name: str) -> "Template":
     import jinja2
 
     environment = jinja2.Environment(
@@ -28,7 +36,7 @@ def render_page(template: str, **values: Any) -> str:
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     environment.filters["percent"] = lambda share: f"{100 * share:.1f} %"
     environment.filters["duration"] = format_duration
-    return environment.get_template(template).render(**values)
+    return environment.get_template(name)
 
 
 def page_script(name: str) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """What a ranking settles, in words."""
 
-import itertools
+from bisect import bisect
 
 from mlxpref.judge.ranking_result import Ranking
-from mlxpref.ranking.strength_ranking import RankedImage
+from mlxpref.ranking.strength_ranking import TIE_PLACES, RankedImage, names_only_near_ties
 from mlxpref.text import few
 
 
@@ -13,7 +13,8 @@ def best_in_words(ranking: Ranking) -> str:
     name, ties = ranking.short_names[first.index], ties_in_words(ranking, first)
     if not first.tied_with:
         return f"{name} is this judge's best, {ties}."
-    return f"No image is clearly the best: {name} comes first, but is {ties}."
+    near = f", of the nearest {TIE_PLACES}" if names_only_near_ties(len(ranking)) else ""
+    return f"No image is clearly the best: {name} comes first, but is {ties}{near}."
 
 
 def ties_in_words(ranking: Ranking, image: RankedImage) -> str:
@@ -39,8 +40,12 @@ def orders_in_words(ranking: Ranking) -> str:
 
 def tied_ranks(ranking: Ranking, image: RankedImage) -> str:
     """The ranks of the images tied with one, those in a row as `2 to 5`; the first four parts."""
-    ranks = {other.index: other.rank for other in ranking.strengths.images}
-    tied = {ranks[other] for other in image.tied_with}
-    rows = [list(row) for each, row in itertools.groupby(sorted({*ranks.values()}), tied.__contains__) if each]
+    rows, following = list[list[int]](), 0
+    for rank in sorted({ranking.ranks[other] for other in image.tied_with}):
+        if rank == following:
+            rows[-1].append(rank)
+        else:
+            rows.append([rank])
+        following = 1 + bisect(ranking.strengths.images, rank, key=lambda other: other.rank)
     parts = [part for row in rows for part in ([f"{row[0]} to {row[-1]}"] if len(row) > 2 else map(str, row))]
     return few(parts, 4)

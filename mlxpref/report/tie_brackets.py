@@ -1,5 +1,6 @@
 """Brackets over images that are tied: which to draw, so that two lines are enough for any number of images."""
 
+from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,7 +32,7 @@ def tie_brackets(images: Sequence[RankedImage]) -> list[Bracket]:
     brackets: list[Bracket] = []
     place = 0
     while place < len(images) - 1:
-        last = max(end for end in range(place, len(images)) if start[end] <= place)
+        last = bisect(start, place) - 1  # the last run that begins here or before
         if last > place:
             overlaps = bool(brackets) and brackets[-1].last >= start[last]
             brackets.append(Bracket(start[last], last, 1 - brackets[-1].line if overlaps else 0))
@@ -42,8 +43,9 @@ def tie_brackets(images: Sequence[RankedImage]) -> list[Bracket]:
 def _starts(images: Sequence[RankedImage]) -> list[int]:
     """For each place, the first of the longest run that ends there and whose images are all tied with each other."""
     starts = [0]
-    for place, image in list(enumerate(images))[1:]:
-        tied = {*image.tied_with}
-        apart = [other for other in range(place) if images[other].index not in tied]
-        starts.append(max(starts[-1], 1 + max(apart, default=-1)))
+    for place in range(1, len(images)):
+        tied, start = {*images[place].tied_with}, place
+        while start > starts[-1] and images[start - 1].index in tied:
+            start -= 1
+        starts.append(start)
     return starts

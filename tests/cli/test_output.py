@@ -4,6 +4,7 @@ import io
 import json
 import re
 import sys
+from collections.abc import Iterator
 
 import pytest
 
@@ -47,6 +48,30 @@ def test_json_escapes_control_characters(capsys: pytest.CaptureFixture[str]) -> 
     assert "你好 🎨" in out
     out.encode("utf-8")
     assert all(character.isprintable() or character == "\n" for character in out)
+
+
+def test_json_is_written_as_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Iterators are lists, in the form of all JSON; the first items are out before the last are made."""
+    raw = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", raw)
+    seen = []
+
+    def items(count: int) -> Iterator[dict[str, object]]:
+        for number in range(count):
+            seen.append(len(raw.getvalue()))
+            yield {"number": number, "name": NASTY, "none": iter(()), "few": iter("ab")}
+
+    print_json({"none": items(0), "many": [{"of": items(9000)}], "plain": [[], {}]})
+    lists = [{"number": number, "name": NASTY, "none": [], "few": ["a", "b"]} for number in range(9000)]
+    value = {"none": [], "many": [{"of": lists}], "plain": [[], {}]}
+    assert json.loads(raw.getvalue()) == value
+    streamed = raw.getvalue()
+    raw.seek(0)
+    raw.truncate()
+    print_json(value)
+    assert raw.getvalue() == streamed
+    assert seen[0] == 0
+    assert seen[-1] > 0.9 * len(streamed)
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])

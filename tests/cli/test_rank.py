@@ -481,6 +481,30 @@ def test_interrupted_ranking(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_killed_ranking_goes_on(tmp_path: Path) -> None:
+    """Finished comparisons are in the store when the process is killed; the same command judges the others only."""
+    for i in range(200):
+        picture(i, (56, 56)).save(tmp_path / f"{i:03}.png")
+    store = tmp_path / "kept.sqlite"
+    arguments = [str(tmp_path), *PROMPT, "--no-think", "--pairs", "300", *QUICK, "--rows", "8"]
+    command = [*SCRIPT, "rank", *arguments, "--store", str(store)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(os.environ)) as process:
+        deadline = time.monotonic() + 300
+        while count_stored(store) < 100 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.kill()
+        process.communicate(timeout=300)
+    assert process.returncode == -signal.SIGKILL
+    finished = count_stored(store)
+    assert 100 <= finished < 600
+    result = ranked(*arguments, "--store", store)
+    assert (result["recalled"], result["comparisons"]) == (finished, 600)
+    assert count_stored(store) == 600
+    without = ranked(*arguments, "--no-store")
+    assert [image["path"] for image in result["images"]] == [image["path"] for image in without["images"]]
+
+
+@pytest.mark.slow
 def test_a_terminal_shows_the_best_and_what_is_settled(folder: Path) -> None:
     arguments = ["rank", str(folder), *PROMPT, "--no-think", *QUICK]
     main, terminal = pty.openpty()

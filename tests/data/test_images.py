@@ -1,3 +1,4 @@
+import io
 import os
 import struct
 import warnings
@@ -382,3 +383,15 @@ def test_a_transparent_colour_is_compared_in_the_depth_of_the_file(
     with Image.open(path) as image:  # in memory, not decoded yet
         assert np.array_equal(np.asarray(load_image(image)), np.asarray(load_image(path)))
         assert "transparency" in image.info
+
+
+def test_thumbnail_pixels(tmp_path: Path) -> None:
+    """A small picture keeps its pixels, unless it was made smaller or may not take the bytes for them."""
+    noise = np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8)
+    path = tmp_path / "noise.png"
+    Image.fromarray(noise).save(path)
+
+    exact, shrunk, bounded = thumbnail(path), thumbnail(path, side=64), thumbnail(path, limit=2000)
+    assert (exact.exact, shrunk.exact, bounded.exact) == (True, False, False)
+    assert (np.array(Image.open(io.BytesIO(exact.content)).convert("RGB")) == noise).all()
+    assert len(bounded.content) < len(exact.content) / 4

@@ -31,10 +31,28 @@ def test_all_and_none() -> None:
     assert tie_brackets(images(5, {(0, 4)})) == []  # no neighbours; an opened picture names this tie
 
 
+def by_definition(count: int, tied: set[tuple[int, int]]) -> list[Bracket]:
+    """The longest runs that begin with the best image, and then with each two tied neighbours under no bracket yet."""
+    runs = [
+        (a, b) for b in range(count) for a in range(b) if {(i, j) for j in range(a, b + 1) for i in range(a, j)} <= tied
+    ]
+    brackets: list[Bracket] = []
+    place = 0
+    while place < count - 1:
+        last = max((b for a, b in runs if a <= place < b), default=place)
+        if last > place:
+            first = min(a for a, b in runs if b == last)
+            overlaps = bool(brackets) and brackets[-1].last >= first
+            brackets.append(Bracket(first, last, 1 - brackets[-1].line if overlaps else 0))
+        place = max(last, place + 1)
+    return brackets
+
+
 @given(st.integers(2, 14), st.data())
 def test_brackets_are_right(count: int, data: st.DataObject) -> None:
     pairs = [(a, b) for b in range(count) for a in range(b)]
     tied = {(a, b) for a, b in pairs if data.draw(st.integers(0, 3)) or (b - a == 1 and data.draw(st.booleans()))}
+    assert tie_brackets(images(count, tied)) == by_definition(count, tied)
     brackets = tie_brackets(images(count, tied))
     for each in brackets:
         inside = range(each.first, each.last + 1)

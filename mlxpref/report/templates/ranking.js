@@ -1,13 +1,18 @@
 "use strict";
 // Opens a picture of the page, and compares any two. Texts are set as text, never as markup; pictures are copied from the list.
-// The address names the open picture (#image-0-3), so that links lead to one and the back button closes it.
+// The address names the open picture (#image-0-3), so that links lead to one and the back button closes it, or a page of
+// many images (#page-0-2). The images of a page are markup that the template escaped, and text until the page is shown.
 
 const Z95 = 1.959963984540054;
 const sections = JSON.parse(document.getElementById("data").textContent);
 const dialog = document.getElementById("compare");
 const picture = document.getElementById("picture");
 const selects = [...dialog.querySelectorAll("select")];
-const pairs = sections.map((section) => new Map(section.pairs.map((pair) => [key(pair[0], pair[1]), pair])));
+const pairs = sections.map((section) => new Map(section.pairs.map((pair, number) => [key(pair[0], pair[1]), { pair, number }])));
+const places = sections.map((section) => new Map(section.order.map(([index], place) => [index, place])));
+const lists = [...document.querySelectorAll(".ranked")];
+const firsts = lists.map((list) => [...list.children]); // the images that stand in the page itself
+const shown = firsts.map((items) => (items.length ? 1 : 0)); // the page of each section that is shown
 let open = 0; // the section that the dialog shows
 let opened = null; // the list item whose picture is open
 
@@ -27,10 +32,67 @@ function element(tag, text = "", ...children) {
   return made;
 }
 
+function parsed(text) {
+  const template = document.createElement("template");
+  template.innerHTML = text;
+  return [...template.content.children];
+}
+
+function textOf(section, page) {
+  return document.getElementById(`page-${section}-${page}`).textContent;
+}
+
+function pageOf(section, index) {
+  return 1 + Math.floor(places[section].get(index) / sections[section].page);
+}
+
+function rankOf(section, index) {
+  return sections[section].order[places[section].get(index)][1];
+}
+
+// The list item of an image, on whatever page: the one that is shown, or made of the page's text.
+function itemOf(section, index) {
+  const id = `image-${section}-${index}`;
+  const listed = document.getElementById(id) ?? firsts[section].find((item) => item.id === id);
+  if (listed) return listed;
+  const text = textOf(section, pageOf(section, index));
+  const start = text.indexOf(`<li id="${id}"`);
+  return parsed(text.slice(start, text.indexOf("</li>", start)))[0];
+}
+
+function turnTo(section, page) {
+  if (page === shown[section]) return;
+  const list = lists[section];
+  list.replaceChildren(...(page === 1 && firsts[section].length ? firsts[section] : parsed(textOf(section, page))));
+  list.classList.toggle("further", page > 1);
+  list.classList.remove("later");
+  shown[section] = page;
+  for (const made of list.querySelectorAll("[data-scripted]")) made.hidden = false;
+  showPagers();
+}
+
+function showPagers() {
+  for (const pager of document.querySelectorAll(".pager")) {
+    const page = shown[pager.dataset.section];
+    const select = pager.querySelector("select");
+    select.value = page;
+    for (const button of pager.querySelectorAll("[data-turn]")) button.disabled = !select.querySelector(`[value="${page + Number(button.dataset.turn)}"]`);
+  }
+}
+
+// Another page by its pager: the address changes, and whoever is at the end of a page begins at the top of the next.
+function turn(pager, page) {
+  const { section } = pager.dataset;
+  location.hash = `page-${section}-${page}`;
+  const [top] = document.querySelectorAll(`.pager[data-section="${section}"]`);
+  top.querySelector("select").focus({ preventScroll: true });
+  top.scrollIntoView();
+}
+
 // What shows an image a second time: a copy of its picture in the list, or nothing where it could not be read.
 function pictureOf(section, index) {
-  const listed = document.querySelector(`#image-${section}-${index} .picture img`);
-  return listed ? [listed.cloneNode()] : [];
+  const listed = itemOf(section, index).querySelector(".picture img");
+  return listed ? [document.importNode(listed)] : [];
 }
 
 function sides(first, second) {
@@ -80,25 +142,29 @@ function headlineOf(pair) {
 
 // What the strengths say of a pair: 1 / (1 + exp(-(s_a - s_b))), and that at both ends of the difference's interval.
 function estimateOf(a, b, judged) {
-  const { names, strengths, deviations } = sections[open];
+  const { names, strengths, deviations, errors, paired } = sections[open];
   const [stronger, weaker] = strengths[a] >= strengths[b] ? [a, b] : [b, a];
   const [low, high] = [Math.min(a, b), Math.max(a, b)];
   const difference = strengths[stronger] - strengths[weaker];
-  const margin = (Z95 * deviations[low][high - low - 1]) / 1000;
+  const deviation = judged && paired.length ? paired[judged.number] : errors.length ? Math.hypot(errors[a], errors[b]) : deviations[low][high - low - 1];
+  const margin = (Z95 * deviation) / 1000;
   const [middle, from, to] = [0, -margin, margin].map((x) => percent(1 / (1 + Math.exp(-difference - x))));
   const source = judged ? "The model of strengths, from all pairs together, estimates" : "Estimated from the pairs that were asked:";
-  return `${source} ${middle} for ${names[stronger]}, 95\u00a0% interval ${from} to ${to}.`;
+  const about = errors.length && !judged ? "about " : "";
+  return `${source} ${middle} for ${names[stronger]}, 95\u00a0% interval ${about}${from} to ${to}.`;
 }
 
 function show() {
   const [a, b] = selects.map((select) => Number(select.value));
   selects.forEach((select, side) => {
-    for (const option of select.options) option.disabled = option.value === selects[1 - side].value;
+    for (const option of select.querySelectorAll(":disabled")) option.disabled = false;
+    select.options[places[open].get(Number(selects[1 - side].value))].disabled = true;
     select.nextElementSibling.replaceChildren(...pictureOf(open, Number(select.value)));
   });
-  const pair = pairs[open].get(key(a, b));
+  const judged = pairs[open].get(key(a, b));
+  const pair = judged?.pair;
   dialog.querySelector(".headline").textContent = headlineOf(pair);
-  dialog.querySelector(".estimate").textContent = estimateOf(a, b, Boolean(pair));
+  dialog.querySelector(".estimate").textContent = estimateOf(a, b, judged);
   const orders = dialog.querySelector(".orders");
   orders.replaceChildren();
   if (pair) {
@@ -124,24 +190,25 @@ function compare(section, a, b) {
 // One judged pair of the open picture: the other picture, and how the pair ended. A click compares the two.
 function opponent(section, index, pair) {
   const [a, b, p, pShownFirst, pShownSecond] = pair;
-  const { names, order: ranked } = sections[section];
+  const { names } = sections[section];
   const other = a === index ? b : a;
   const share = a === index ? p : 1 - p;
   const ending = share === 0.5 ? "undecided" : `${share > 0.5 ? "won" : "lost"} with ${percent(share)}`;
   const unread = pShownFirst === null && pShownSecond === null;
-  const rank = new Map(ranked).get(other);
-  const shown = inOneOrder(pair) ? ", shown in one order" : "";
-  const text = element("span", `${unread ? "unreadable" : ending} against rank\u00a0${rank}, ${names[other]}${shown}`);
+  const rank = rankOf(section, other);
+  const once = inOneOrder(pair) ? ", shown in one order" : "";
+  const text = element("span", `${unread ? "unreadable" : ending} against rank\u00a0${rank}, ${names[other]}${once}`);
   const made = element("button", "", ...pictureOf(section, other), text);
   made.type = "button";
   Object.assign(made.dataset, { section, first: index, second: other });
   return [rank, made];
 }
 
-function openPicture(item) {
-  const [section, index] = [item.dataset.section, item.dataset.index].map(Number);
-  const { names, axis, order: ranked } = sections[section];
-  const rank = new Map(ranked).get(index);
+function openPicture(section, index) {
+  const { names, axis } = sections[section];
+  const rank = rankOf(section, index);
+  turnTo(section, pageOf(section, index));
+  const item = itemOf(section, index);
   opened = item;
   picture.querySelector("h2").textContent = `Rank ${rank} of ${names.length}: ${names[index]}`;
   picture.querySelector(".large").replaceChildren(...item.querySelector(".picture").cloneNode(true).children);
@@ -150,36 +217,41 @@ function openPicture(item) {
   picture.querySelector(".scale").replaceChildren(axis[0], bar, axis[1]);
   const another = element("button", "Compare with another image…");
   another.type = "button";
-  const neighbour = item.nextElementSibling ?? item.previousElementSibling;
-  Object.assign(another.dataset, { section, first: index, second: neighbour.dataset.index });
+  Object.assign(another.dataset, { section, first: index, second: neighbour(item, 1) ?? neighbour(item, -1) });
   picture.querySelector(".about").replaceChildren(...item.querySelector(".more").cloneNode(true).childNodes, element("p", "", another));
+  for (const figure of picture.querySelectorAll("[data-picture]")) figure.prepend(...pictureOf(section, Number(figure.dataset.picture)));
   const judged = sections[section].pairs.filter(([a, b]) => a === index || b === index);
   const others = judged.map((pair) => opponent(section, index, pair)).sort(([one], [two]) => one - two);
   picture.querySelector(".opponents").replaceChildren(...others.map(([, made]) => made));
   const count = `${others.length} image${others.length === 1 ? "" : "s"}`;
   picture.querySelector(":scope > div > h3").textContent = others.length ? `Judged against ${count}, by rank` : "";
-  for (const button of picture.querySelectorAll("[data-step]")) button.disabled = !stepped(Number(button.dataset.step));
+  for (const button of picture.querySelectorAll("[data-step]")) button.disabled = neighbour(item, Number(button.dataset.step)) === undefined;
   if (dialog.open) dialog.close();
   if (!picture.open) picture.showModal();
   picture.scrollTop = 0;
 }
 
-function stepped(by) {
-  return by < 0 ? opened?.previousElementSibling : opened?.nextElementSibling;
+// The image before or after one in the order, perhaps on another page; undefined at the ends.
+function neighbour(item, by) {
+  const section = Number(item.dataset.section);
+  return sections[section].order[places[section].get(Number(item.dataset.index)) + by]?.[0];
 }
 
 function step(by) {
-  const item = stepped(by);
-  if (!item) return;
-  history.replaceState(null, "", `#${item.id}`);
-  openPicture(item);
+  const [section, index] = [Number(opened.dataset.section), neighbour(opened, by)];
+  if (index === undefined) return;
+  history.replaceState(null, "", `#image-${section}-${index}`);
+  openPicture(section, index);
 }
 
-// Opens the picture that the address names, or closes the open one.
+// Opens the picture that the address names, or closes the open one and shows the page that it names, else the first.
 function follow() {
-  const item = document.getElementById(location.hash.slice(1));
-  if (item?.dataset.index) openPicture(item);
-  else if (picture.open) picture.close();
+  const [, kind, ...numbers] = location.hash.match(/^#(image|page)-(\d+)-(\d+)$/) ?? [];
+  const [section, number] = numbers.map(Number);
+  if (kind === "image" && places[section]?.has(number)) return openPicture(section, number);
+  if (picture.open) picture.close();
+  if (kind === "page" && number > 0 && sections[section]?.order[(number - 1) * sections[section].page]) turnTo(section, number);
+  else if (!location.hash) shown.forEach((page, section) => page && turnTo(section, 1));
 }
 
 document.addEventListener("click", (event) => {
@@ -188,6 +260,10 @@ document.addEventListener("click", (event) => {
   const link = target.closest("a[href^='#image-']");
   if (named) compare(...[named.dataset.section, named.dataset.first, named.dataset.second].map(Number));
   else if (target.closest("[data-step]")) step(Number(target.closest("[data-step]").dataset.step));
+  else if (target.closest("[data-turn]")) {
+    const { parentElement, dataset } = target.closest("[data-turn]");
+    turn(parentElement, shown[parentElement.dataset.section] + Number(dataset.turn));
+  }
   else if (link && link.hash === location.hash) follow(); // the address does not change
   else if (target === dialog || target === picture) target.close();
   else if (target.closest("[data-close]")) target.closest("dialog").close();
@@ -198,18 +274,29 @@ document.addEventListener("keydown", ({ key: pressed, target }) => {
   if (picture.open) step(by);
   else {
     const item = target.closest(".ranked > li");
-    (by < 0 ? item?.previousElementSibling : item?.nextElementSibling)?.querySelector("a").focus();
+    const index = item ? neighbour(item, by) : undefined;
+    if (index === undefined) return;
+    const section = Number(item.dataset.section);
+    const page = pageOf(section, index);
+    if (page !== shown[section]) history.replaceState(null, "", `#page-${section}-${page}`);
+    turnTo(section, page);
+    itemOf(section, index).querySelector("a").focus();
   }
 });
 picture.addEventListener("close", () => {
-  if (location.hash) history.replaceState(null, "", location.pathname + location.search);
+  const { section } = opened.dataset;
+  const address = shown[section] > 1 ? `#page-${section}-${shown[section]}` : location.pathname + location.search;
+  if (location.hash.startsWith("#image")) history.replaceState(null, "", address);
   opened.querySelector("a").focus();
 });
 addEventListener("hashchange", follow);
 for (const select of selects) select.addEventListener("change", show);
-for (const figure of document.querySelectorAll("figure[data-picture]")) {
-  figure.prepend(...pictureOf(figure.closest("li").dataset.section, figure.dataset.picture));
-}
+for (const select of document.querySelectorAll("[data-page]")) select.addEventListener("change", () => turn(select.parentElement, Number(select.value)));
+const coming = new IntersectionObserver((entries) => {
+  for (const { isIntersecting, target } of entries) if (isIntersecting && !shown[lists.indexOf(target)]) turnTo(lists.indexOf(target), 1);
+}, { rootMargin: "1000px" });
+for (const list of document.querySelectorAll(".later")) coming.observe(list);
 for (const made of document.querySelectorAll("[data-scripted]")) made.hidden = false;
+showPagers();
 document.documentElement.className = "scripted";
 follow();
