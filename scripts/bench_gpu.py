@@ -285,7 +285,7 @@ def step(bench: Bench) -> None:
             (group,) = roll_out(vlm, [prompt], sampling, [(0,)], prefill=lambda _, c=cache, x=logits: (c, x))  # type: ignore[misc]
         completions = Completions.of([rollout.tokens for rollout in group])
         with measured(line, "update"):
-            ours.update((prompt, completions))
+            ours.update(([prompt], completions))
         bench.keep("step", {"prompt": len(prompt)} | line)
 
 

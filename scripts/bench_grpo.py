@@ -30,7 +30,7 @@ from mlxpref.cli.output import note  # noqa: E402
 from mlxpref.config import TrainSettings  # noqa: E402
 from mlxpref.engine.completion import Sampling  # noqa: E402
 from mlxpref.engine.logprobs import Completions  # noqa: E402
-from mlxpref.engine.rollout import roll_out  # noqa: E402
+from mlxpref.engine.rollout import Prefill, roll_out  # noqa: E402
 from mlxpref.engine.vlm import VLM, ComparisonInput  # noqa: E402
 from mlxpref.training.gradients import policy_gradient  # noqa: E402
 from mlxpref.training.loss import LossInputs  # noqa: E402
@@ -61,24 +61,27 @@ _SIDES = (11, 23)
 _LARGE = 500
 """Pixels along a side from which a step of the peer takes so long that it gets fewer repetitions."""
 _OURS, _RECOMPUTING, _PEER = "ours", "ours, recomputing", "mlx-vlm"
+Written = tuple[list[ComparisonInput], Completions]
+"""Prompts, and the completions of all of them."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One pair of square pictures and a group of completions of one length."""
+    """Pairs of square pictures, and a group of completions of one length for each."""
 
     pixels: int
     tokens: int
     group: int
+    comparisons: int = 1
 
     def pictures(self, number: int, side: int = 0) -> list[Image.Image]:
         """The pictures of a round; each side of ours has its own, so that none is in memory."""
-        return pictures(2, self.pixels, self.tokens, number, side)
+        return pictures(2 * self.comparisons, self.pixels, self.tokens, number, side)
 
     @property
     def advantages(self) -> mx.array:
         """What the completions earned: anything will do, as long as it is the same for both sides."""
-        return mx.array(np.random.default_rng(1).standard_normal(self.group), mx.float32)
+        return mx.array(np.random.default_rng(1).standard_normal(self.comparisons * self.group), mx.float32)
 
 
 @dataclass(frozen=True)
@@ -101,9 +104,10 @@ class Step:
 class Ours:
     """The rollouts and the update of a training step, as `Trainer` makes them."""
 
-    def __init__(self, vlm: VLM, case: Case, recompute: bool) -> None:
+    def __init__(self, vlm: VLM, case: Case, **changes: Any) -> None:
         self.vlm, self.model, self.case = vlm, vlm.model, case
-        self.settings = TrainSettings(reward="hard", loss_type="grpo", recompute=recompute)
+        sizes: dict[str, Any] = {"group": case.group, "max_tokens": case.tokens, "comparisons": case.comparisons}
+        self.settings = TrainSettings(reward="hard", loss_type="grpo", **sizes, **changes)
         self.optimizer = idle_optimizer(vlm.model)
 
     @property
@@ -115,17 +119,18 @@ class Ours:
         """The pictures of a round."""
         return self.case.pictures(number, int(self.settings.recompute))
 
-    def write(self, prepared: list[Image.Image]) -> tuple[tuple[ComparisonInput, Completions], list[int]]:
-        """A group of completions, and their lengths."""
-        first, second = prepared
+    def write(self, prepared: list[Image.Image], prefill: Prefill | None = None) -> tuple[Written, list[int]]:
+        """The groups of completions, and their lengths; see `roll_out` for `prefill`."""
         self.vlm.features.get_all(prepared)
-        prompt = self.vlm.input(first, second, TEXT, "choice", think=True)
+        pairs = zip(prepared[::2], prepared[1::2], strict=True)
+        prompts = [self.vlm.input(first, second, TEXT, "choice", think=True) for first, second in pairs]
         sampling = Sampling(self.case.group, 1.0, self.case.tokens, until="end", close=False)
-        (group,) = roll_out(self.vlm, [prompt], sampling, [(0,)])
-        completions = Completions.of([rollout.tokens for rollout in group])
-        return (prompt, completions), completions.lengths.tolist()
+        keys = [(place,) for place in range(len(prompts))]
+        groups = roll_out(self.vlm, prompts, sampling, keys, self.settings.rows, prefill)
+        completions = Completions.of([rollout.tokens for group in groups for rollout in group])
+        return (prompts, completions), completions.lengths.tolist()
 
-    def update(self, written: tuple[ComparisonInput, Completions]) -> None:
+    def update(self, written: Written) -> None:
         """One step of the optimizer."""
         loss, gradient = self.gradient(*written)
         gradient, norm = optim.clip_grad_norm(gradient, self.settings.max_grad_norm)
@@ -133,12 +138,17 @@ class Ours:
         self.optimizer.update(self.model, gradient)
         mx.eval(self.model.trainable_parameters(), self.optimizer.state)
 
-    def gradient(self, prompt: ComparisonInput, completions: Completions) -> tuple[mx.array, Any]:
-        """The loss of a group of completions and its gradient."""
+    def gradient(self, prompts: list[ComparisonInput], completions: Completions) -> tuple[mx.array, Any]:
+        """The loss of completions and its gradient."""
+        result = policy_gradient(self.vlm, self.inputs(prompts, completions), self.settings)
+        return result.loss, result.gradient
+
+    def inputs(self, prompts: list[ComparisonInput], completions: Completions) -> LossInputs:
+        """What the loss of completions takes."""
         mask = mx.array(completions.mask)
-        nothing = mx.zeros(self.case.group)
-        inputs = LossInputs(
-            prompts=[prompt],
+        nothing = mx.zeros(len(completions.lengths))
+        return LossInputs(
+            prompts=prompts,
             completions=completions,
             mix=RewardMix.parse(self.settings.reward),
             mask=mask,
@@ -148,8 +158,6 @@ class Ours:
             y=nothing,
             form=nothing,
         )
-        result = policy_gradient(self.vlm, inputs, self.settings)
-        return result.loss, result.gradient
 
 
 def timed_step(side: Any, case: Case, number: int) -> Step:
@@ -173,15 +181,15 @@ def timed_step(side: Any, case: Case, number: int) -> Step:
 
 def gradient_error(ours: Ours, peer: PeerTrainer) -> float:
     """The largest relative difference of the two gradients over all tensors, for the same completions."""
-    (prompt, completions), _ = ours.write(ours.case.pictures(0))
+    (prompts, completions), _ = ours.write(ours.case.pictures(0))
     prepared = peer.prepare(0)
-    if prepared["input_ids"].tolist() != prompt.ids.tolist():
+    if prepared["input_ids"].tolist() != prompts[0].ids.tolist():
         raise RuntimeError("the sides read different prompts")
     silence = ours.vlm._suppression
     try:
         # The peer's policy may say placeholders of images, ours may not: compared where both may.
         ours.vlm._suppression = mx.zeros_like(silence)
-        found = dict(named(ours.gradient(prompt, completions)[1]))
+        found = dict(named(ours.gradient(prompts, completions)[1]))
         mx.eval(found)
     finally:
         ours.vlm._suppression = silence

@@ -133,13 +133,23 @@ def _evaluated(source: Path, name: str, weight: mx.array) -> mx.array:
     """Compute one weight; ModelError if it is not finite."""
     weight = mx.contiguous(weight)  # of a view, an expert's say, saving would make a copy, for all of a file at once
     mx.eval(weight)
-    if mx.issubdtype(weight.dtype, mx.floating) and not bool(mx.isfinite(weight).all().item()):
+    if mx.issubdtype(weight.dtype, mx.floating) and not is_finite(weight):
         raise ModelError(
             f"{source}: {name} holds numbers that are not finite; download the checkpoint again, or give another dtype"
         )
     # The next weight needs buffers of other sizes.
     mx.clear_cache()
     return weight
+
+
+def is_finite(weight: mx.array) -> bool:
+    """Whether every number of a weight is finite: the exponents of others have all bits, as that of infinity has.
+
+    By bits, because MLX compares half precision on a CPU as float32, in a third of the speed.
+    """
+    bits = {2: mx.uint16, 4: mx.uint32, 8: mx.uint64}[weight.dtype.size]
+    infinite = mx.array(mx.inf, weight.dtype).view(bits)
+    return not bool(((weight.view(bits) & infinite) == infinite).any().item())
 
 
 def _check_output(output: Path, overwrite: bool, apart_from: Sequence[Path]) -> None:

@@ -24,7 +24,7 @@ from mlxpref.conversion import writer as model_folder
 from mlxpref.conversion.convert import convert
 from mlxpref.conversion.fidelity import built_in_comparisons
 from mlxpref.conversion.quantize import Recipe, cast, dequantize, quantized_layers
-from mlxpref.conversion.writer import write_model
+from mlxpref.conversion.writer import is_finite, write_model
 from mlxpref.engine.mlx_model import _correct_activations, lazy_model
 from mlxpref.engine.vlm import VLM, load_vlm
 from mlxpref.errors import ConfigError, ModelError
@@ -420,6 +420,25 @@ def test_weights_that_are_not_finite(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"source: vision_tower.merger.mlp.0.bias holds numbers that are not finite"):
         convert(source, tmp_path / "out")
     assert entries(tmp_path) == ["source"]
+
+
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
+def test_finite_by_bits(dtype: mx.Dtype) -> None:
+    """Every number of half precision, alone and among others."""
+    numbers = mx.arange(1 << 16, dtype=mx.uint16).view(dtype)
+    finite = mx.isfinite(numbers)
+    order = mx.argsort(finite)
+    count = int(np.array(finite).sum())
+    assert is_finite(numbers[order][-count:])
+    assert not any(is_finite(each) for each in numbers[order][:-count][::17])
+    assert not is_finite(numbers)
+
+
+def test_finite_in_single_precision() -> None:
+    most = mx.finfo(mx.float32).max
+    assert is_finite(mx.array([0.0, -0.0, 1e-45, most, -most]))
+    assert is_finite(mx.zeros((0, 3)))
+    assert not any(is_finite(mx.array([1.0, number])) for number in (mx.inf, -mx.inf, mx.nan, -mx.nan))
 
 
 def test_a_disk_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
