@@ -143,9 +143,9 @@ def _evaluated(source: Path, name: str, weight: mx.array) -> mx.array:
 
 
 def is_finite(weight: mx.array) -> bool:
-    """Whether every number of a weight is finite: the exponents of others have all bits, as that of infinity has.
+    """Whether every number of a weight is finite: infinities and NaN have all bits of the exponent.
 
-    By bits, because MLX compares half precision on a CPU as float32, in a third of the speed.
+    By bits, because MLX compares half precision on a CPU as float32, which takes three times as long.
     """
     bits = {2: mx.uint16, 4: mx.uint32, 8: mx.uint64}[weight.dtype.size]
     infinite = mx.array(mx.inf, weight.dtype).view(bits)
