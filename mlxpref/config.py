@@ -166,6 +166,9 @@ class TrainSettings:
         minimum=0,
     )  # fmt: skip
     save_every: int = setting(20, "Steps between two saves of the adapter.", _MEASURING, minimum=1)
+    log_every: int = setting(
+        1, "Steps between two lines of log.jsonl, with their rollouts; totals count all steps.", _MEASURING, minimum=1
+    )
     report_to: str = setting(
         "", "Log to `tensorboard`, in the run's folder, or `wandb`, too, if installed; several with commas.",
         _MEASURING, several=True,

@@ -11,7 +11,7 @@ from mlxpref.log import logger
 from mlxpref.text import format_bytes
 
 _SUFFIX = ".kept"
-_LEAST = 1 << 16
+LEAST = 1 << 16
 """What a file counts at least, so that a bound of gigabytes is also one of some ten thousand files."""
 _SHARE = 4
 """The folder takes at most this part of the space that its disk would have without it."""
@@ -24,8 +24,8 @@ _WRITING_SECONDS = 3600
 class DiskCache:
     """Bytes by key in the files of a folder, `limit` bytes at most; several programs may use one folder at once.
 
-    The least recently used files go first, but none that this object was asked for: where a run has more than fits, a
-    plain order of use would drop each file just before the next run asks for it.
+    The least recently used files go first, but none that this object has read or written: where a run has more than
+    fits, a plain order of use would drop each file just before the next run asks for it.
 
     A file is a SHA-256 and what it is of. One that does not match is a warning, the first time, and as if it were not
     there. So is a folder that cannot be used: the work goes on without it.
@@ -38,18 +38,19 @@ class DiskCache:
         self._waiting: dict[str, bytes] | None = {} if waits else None
         self._used: set[str] = set()
         self._total: int | None = None  # bytes of all files, without those of other programs since they were counted
+        self._since = 0  # bytes that were written since then
         self._writes, self._warned = True, False
 
     def has(self, key: str) -> bool:
         """Whether there is a file for a key, damaged or not."""
-        self._used.add(_name(key))
         with suppress(OSError):
-            return self._path(key).is_file()
+            if self._path(key).is_file():
+                self._used.add(_name(key))
+                return True
         return False
 
     def get(self, key: str) -> bytes | None:
         """The bytes of a key, or None."""
-        self._used.add(_name(key))
         path = self._path(key)
         try:
             content = path.read_bytes()
@@ -62,6 +63,7 @@ class DiskCache:
         if content[:32] != _digest(key, body):
             self._warn(f"{path}: damaged; what it holds is computed again")
             return None
+        self._used.add(path.name)
         with suppress(OSError):
             os.utime(path)  # its time of use
         return body
@@ -73,6 +75,13 @@ class DiskCache:
         elif self._writes:
             self._write(key, body)
 
+    @property
+    def room(self) -> int:
+        """The bytes that all files may take together, of which each counts 64 KiB at least."""
+        with suppress(OSError):
+            return self._most(sum(nbytes for _, nbytes, _ in self._files()) if self.folder.is_dir() else 0)
+        return 0
+
     def start(self) -> None:
         """Write what waits, and do not wait any more."""
         waiting, self._waiting = self._waiting or {}, None
@@ -80,10 +89,10 @@ class DiskCache:
             self.put(key, body)
 
     def _write(self, key: str, body: bytes) -> None:
-        self._used.add(_name(key))
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if self._make_room(32 + len(body)):
+                self._used.add(_name(key))
                 with replacing(self._path(key), durable=False) as temporary:  # after a power failure the checksum tells
                     temporary.write_bytes(_digest(key, body) + body)
         except OSError as error:
@@ -92,11 +101,12 @@ class DiskCache:
 
     def _make_room(self, size: int) -> bool:
         """Remove files until there is room for one of `size` bytes; False if there is none without those in use."""
-        size = max(_LEAST, size)
-        if self._total is None or self._total + size > self._limit:
+        size = max(LEAST, size)
+        self._since += size
+        if self._total is None or self._total + size > self._limit or self._since > self._limit // _SPARE:
             files = self._files()
-            self._total = sum(nbytes for _, nbytes, _ in files)
-            most = min(self._limit, (self._total + free_bytes(self.folder)) // _SHARE)
+            self._total, self._since = sum(nbytes for _, nbytes, _ in files), size
+            most = self._most(self._total)
             goal = most - most // _SPARE if self._total + size > most else most
             for _, nbytes, path in files:
                 if self._total + size > goal and path.name not in self._used:
@@ -109,6 +119,10 @@ class DiskCache:
         self._total += size
         return True
 
+    def _most(self, total: int) -> int:
+        """The bytes that all files may take, which take `total` now."""
+        return min(self._limit, (total + free_bytes(self.folder)) // _SHARE)
+
     def _files(self) -> list[tuple[float, int, Path]]:
         """Time of use, counted bytes and path of every file, also of one that a program left half written long ago."""
         files = []
@@ -117,7 +131,7 @@ class DiskCache:
                 status = entry.stat()
                 is_new = entry.name.startswith(".") and status.st_mtime > time.time() - _WRITING_SECONDS
                 if entry.name.endswith(_SUFFIX) and entry.is_file() and not is_new:
-                    files.append((status.st_mtime, max(_LEAST, status.st_size), Path(entry.path)))
+                    files.append((status.st_mtime, max(LEAST, status.st_size), Path(entry.path)))
         return sorted(files)
 
     def _path(self, key: str) -> Path:

@@ -19,6 +19,8 @@ from mlxpref.text import shorten
 T = TypeVar("T")
 
 Side = Literal["a", "b", "tie"]
+_SWAPPED: dict[Side | None, Side] = {"a": "b", "b": "a", "tie": "tie"}
+_NUMBERS = (float, int, Real)  # the last one, which is slow to ask, for those of NumPy
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ class Preference:
     label: Side | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.p_people, Real) or not 0 <= self.p_people <= 1:
+        if not isinstance(self.p_people, _NUMBERS) or not 0 <= self.p_people <= 1:
             raise DataError(
                 f"{shorten(self.prompt)!r}: p_people must be a number from 0 to 1, not {self.p_people!r:.40}"
             )
@@ -81,9 +83,12 @@ class Preference:
 
     def swapped(self) -> "Preference":
         """The same preference with a and b exchanged."""
-        labels: dict[Side | None, Side] = {"a": "b", "b": "a", "tie": "tie"}
-        label = labels.get(self.label)
+        label = _SWAPPED.get(self.label)
         return Preference(self.prompt, self.b, self.a, 1 - self.p_people, self.votes, self.group, label)
+
+    def with_images(self, a: ImageLike, b: ImageLike) -> "Preference":
+        """The same preference of other images."""
+        return Preference(self.prompt, a, b, self.p_people, self.votes, self.group, self.label)
 
 
 @dataclass(frozen=True)
@@ -154,8 +159,10 @@ def images_of(pairs: "Sequence[Preference | Pair]") -> list[ImageLike]:
 
 def data_fingerprint(preferences: Sequence[Preference]) -> str:
     """Return a hash of preferences and their images' names, the same in any folder."""
-    rows = [
-        [p.prompt, *(image_name(image).rpartition("/")[2] for image in (p.a, p.b)), p.p_people, p.votes, p.group]
-        for p in preferences
-    ]
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(b"[")
+    for number, p in enumerate(preferences):  # row by row, as a million of them are long
+        a, b = (image_name(image).rpartition("/")[2] for image in (p.a, p.b))
+        row = json.dumps([p.prompt, a, b, p.p_people, p.votes, p.group])
+        digest.update(f"{', ' if number else ''}{row}".encode())
+    digest.update(b"]")
+    return digest.hexdigest()[:16]

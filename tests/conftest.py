@@ -37,6 +37,14 @@ GOLDEN = Path(__file__).parent / "golden"
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def cache_of_fixtures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nor does a fixture of several tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLXPREF_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test keeps comparisons where the user does."""

@@ -15,7 +15,7 @@ from mlxpref.disk_cache import DiskCache
 from tests.conftest import start_together
 from tests.messages import messages
 
-LEAST = module._LEAST
+LEAST = module.LEAST
 MUCH = 1 << 30
 WRITER = """
 import sys
@@ -100,6 +100,27 @@ def test_the_least_recently_used_go_first(tmp_path: Path) -> None:
     assert len(lines) == 1
     assert "full" in lines[0]
     assert (tmp_path / "notes.txt").read_text() == "somebody's own"
+
+
+def test_several_programs_share_a_bound(tmp_path: Path) -> None:
+    """Each counts anew before it has written much."""
+    caches = [DiskCache(tmp_path, 32 * LEAST) for _ in range(4)]
+    with messages() as lines:
+        for number in range(100):
+            put(caches[number % 4], number)
+    assert len(list(tmp_path.iterdir())) <= 32 + 4 * 32 // module._SPARE
+    assert all("full" in line for line in lines)
+    assert DiskCache(tmp_path, 32 * LEAST).room == 32 * LEAST
+    assert DiskCache(tmp_path / "new", 32 * LEAST).room == 32 * LEAST
+
+
+def test_what_is_asked_for_in_vain_takes_no_memory(tmp_path: Path) -> None:
+    disk = DiskCache(tmp_path, MUCH)
+    put(disk, 1)
+    for number in range(100):
+        disk.get(f"{number}")
+        disk.has(f"{number}")
+    assert len(disk._used) == 1
 
 
 def test_what_a_killed_program_left_goes(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Shared preparations of commands: find the images, check the outputs, ask the user."""
 
-import os
 import signal
 import sys
 import tempfile
@@ -12,7 +11,6 @@ from typing import Any
 
 import click
 
-from mlxpref.checkpoints import bounds
 from mlxpref.checkpoints.first_use import check_disks
 from mlxpref.checkpoints.recommended import Work
 from mlxpref.checkpoints.resolve import missing_judge
@@ -25,6 +23,7 @@ from mlxpref.data.load import Preferences, load_preferences
 from mlxpref.data.prompts import PromptGroup, find_groups
 from mlxpref.disk_cache import DiskCache
 from mlxpref.engine.adapters import base_name
+from mlxpref.engine.image_features import features_on_disk
 from mlxpref.errors import ConfigError, DataError
 from mlxpref.hub import Question, check_room
 from mlxpref.judge.store import default_store_path
@@ -44,14 +43,8 @@ def image_cache(
 
 def _disk_cache(options: JudgeOptions) -> DiskCache | None:
     """What is kept of images beside the store, if anything; ConfigError for a bound that is no number."""
-    text = os.environ.get("MLXPREF_FEATURES_GB")
-    try:
-        limit = int(1e9 * max(0.0, float(text))) if text else bounds.FEATURE_FILE_BYTES
-    except (ValueError, OverflowError) as error:
-        raise ConfigError(f"MLXPREF_FEATURES_GB is {text!r}: give a number, 0 to keep no image features") from error
     with suppress(DataError):  # there is no place for a store, which says so itself
-        store = options.store or default_store_path()
-        return DiskCache(store.with_name(f"{store.name}.features"), limit, waits=True) if limit else None
+        return features_on_disk(options.store or default_store_path(), waits=True)
     return None
 
 

@@ -246,7 +246,7 @@ def _evaluate_scores(
     pairs = counted(preferences, spec.protocol)
     p_a = prefer_by_score(scores, pairs)
     if outputs.predictions is not None:
-        write_predictions(outputs.predictions, list(score_rows(pairs, p_a.tolist())))
+        write_predictions(outputs.predictions, score_rows(pairs, p_a.tolist()))
     evaluation = evaluation_of_scores(preferences, p_a, spec)
     if about is None:
         print_evaluations([evaluation])

@@ -194,5 +194,5 @@ class OutputOptions:
             draw(comparison, self.plot)
             note(f"drawing: {self.plot}")
         if self.predictions is not None:
-            write_predictions(self.predictions, list(comparison_rows(comparison)))
+            write_predictions(self.predictions, comparison_rows(comparison))
             note(f"predictions: {self.predictions}")

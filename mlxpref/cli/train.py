@@ -19,7 +19,7 @@ from mlxpref.power import keep_awake
 from mlxpref.report.run_page import RUN_PAGE
 from mlxpref.text import counted
 from mlxpref.training.run import resume_run, start_run
-from mlxpref.training.run_folder import Run, held_out_change, read_log
+from mlxpref.training.run_folder import Run, held_out_change, read_log, updates_in
 from mlxpref.training.run_record import chosen_settings
 from mlxpref.training.step_report import StepReport
 
@@ -47,7 +47,8 @@ def train(
 
     The folder gets the adapter in mlx-vlm's format, run.json, log.jsonl, rollouts.jsonl, report.html and checkpoints.
     An interrupted or killed run continues with `mlxpref train --resume --output FOLDER`, with its own settings. There
-    --steps N makes it longer; only --save-every, --report-to, --rows, --micro-batch and --recompute may differ, too.
+    --steps N makes it longer; only --save-every, --log-every, --report-to, --rows, --micro-batch and --recompute may
+    differ, too.
     """
     values = (read_settings(config) if config else {}) | settings
     # A run that is resumed names its judge itself.
@@ -66,7 +67,7 @@ def train(
     folder = run.folder if run else output
     assert folder is not None
     steps = read_log(folder)
-    if not any(step["updated"] for step in steps):
+    if not updates_in(steps):
         note(f"no step updated the adapter: the judge answers as before; see {folder / 'log.jsonl'}")
     held_out, page = held_out_change(folder), folder / RUN_PAGE
     if as_json:

@@ -7,8 +7,9 @@ reason, for an unreadable image. A tar.gz has no random access; see `mlxpref.dat
 import zipfile
 import zlib
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from itertools import groupby
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -37,13 +38,19 @@ class ArchiveCache:
         with self._lock:
             return self._opened(image.archive).read(image.member)
 
-    def has(self, image: PackedImage) -> bool:
-        """Whether an archive lists an image, without reading the image; False for an unreadable archive."""
+    def absent(self, images: Iterable[PackedImage]) -> Iterator[PackedImage]:
+        """The images that their archives do not list, or whose archives are unreadable; it reads no image.
+
+        It looks once for the archive of images that follow each other.
+        """
         with self._lock:
-            try:
-                return self._opened(image.archive).has(image.member)
-            except DataError:
-                return False
+            for archive, members in groupby(images, lambda image: image.archive):
+                try:
+                    has = self._opened(archive).has
+                except DataError:
+                    yield from members
+                    continue
+                yield from (image for image in members if not has(image.member))
 
     def members(self, path: Path) -> list[str]:
         """The members of a zip; none of an unreadable one, which a warning names."""

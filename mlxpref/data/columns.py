@@ -2,10 +2,10 @@
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, Literal
 
 from mlxpref.errors import DataError
@@ -26,6 +26,8 @@ WINNERS = (
 )  # fmt: skip
 """The names of a preferred image and of the other one, in columns and in folders."""
 _SIDES = (("a", "b"), ("0", "1"), ("1", "2"), ("left", "right"), ("first", "second"))
+_NUMBERED = {*_LABELS} - {"p_a", _DISTRIBUTION}
+"""The labels in which a number may be that of an image."""
 _TIES = {"tie", "ties", "tied", "both", "bothbad", "equal", "same", "draw", "neither"}
 _VERDICT = {"model", "option", "is", "bad", "better", "preferred", "wins", "won", "vote"}
 _AROUND = {
@@ -61,12 +63,13 @@ class Layout:
         """Whether this is the project's own layout, in which a likely misspelling of a column is an error."""
         return self.images == ("a", "b")
 
-    @property
+    @cached_property
     def needed(self) -> tuple[str, ...]:
         """The columns that every row must have."""
         return (self.prompt, *self.images, *(self.labels if len(self.labels) == 1 and not self.counts else self.counts))
 
 
+@cache
 def is_known(name: str) -> bool:
     """Whether a column has a meaning."""
     known = {*PROMPTS, *IMAGES, *_LISTS, *_RANKS, *_LABELS, *_OWN, *_BESIDE}
@@ -126,20 +129,27 @@ def _misspelling(columns: Collection[str]) -> str | None:
     return None
 
 
-def first_number(rows: Collection[Mapping[str, Any]], layout: Layout) -> int | None:
+def numbers_in(row: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """The labels of a row that are numbers, each with its column."""
+    for name in row.keys() & _NUMBERED:
+        if (number := whole(row[name])) is not None:
+            yield name, number
+
+
+def first_number(labels: Mapping[str, Collection[int]], layout: Layout) -> int | None:
     """The number of the first image in labels that are numbers, 0 or 1; None without such labels.
 
-    Numbers count from 0, but from 1 where there is a 2 and no 0, or where the columns are named so.
+    `labels` are the `numbers_in` all rows by column. Numbers count from 0, but from 1 where there is a 2 and no 0, or
+    where the columns are named so.
     """
-    numbers = {whole(row.get(name)) for row in rows for name in layout.labels if name not in ("p_a", _DISTRIBUTION)}
-    numbers.discard(None)
+    numbers = {number for name in layout.labels for number in labels.get(name, ())}
     if not numbers:
         return None
     return 0 if 0 in numbers else 1 if 2 in numbers or layout.sides == ("1", "2") else 0
 
 
-def share_for_first(row: Mapping[str, Any], layout: Layout, first: int, names: tuple[str, str]) -> tuple[float, int]:
-    """The share of people who prefer a pair's first image, and their number; `names` are those of the images.
+def share_for_first(row: Mapping[str, Any], layout: Layout, first: int, images: Sequence[Any]) -> tuple[float, int]:
+    """The share of people who prefer a pair's first image, and their number; `images` are the cells of both.
 
     DataError where no side is preferred, or where labels contradict each other.
     """
@@ -152,34 +162,37 @@ def share_for_first(row: Mapping[str, Any], layout: Layout, first: int, names: t
     shares, problems = dict[str, float](), list[str]()
     people = 1
     for name in (*layout.counts[:1], *layout.labels):
-        value = answer_in(row.get(name)) or row.get(name)
+        cell = row.get(name)
+        value = answer_in(cell) or cell
         try:
-            if name in layout.counts or isinstance(value, list | tuple):
-                pair = [row.get(each) for each in layout.counts] if name in layout.counts else value
-                votes = _numbers(pair)
+            is_count = name in layout.counts
+            if is_count or isinstance(value, (list, tuple)):
+                votes = _numbers([row.get(each) for each in layout.counts] if is_count else value)
                 if votes == (1, 1) and name != _DISTRIBUTION and "vote" not in name:
                     raise DataError(f'"{name}" prefers both images')
-                shares[name] = votes[0] / sum(votes)
-                people = max(1, round(sum(votes)))
+                total = votes[0] + votes[1]
+                shares[name] = votes[0] / total
+                people = max(1, round(total))
             elif name == "p_a":
                 shares[name] = _probability(value)
             elif value is not None:
-                shares[name] = _side(name, value, layout, first, names)
+                shares[name] = _side(name, value, layout, first, images)
         except DataError as error:
             problems.append(str(error))
     if ("p_a" in row and "p_a" not in shares) or not shares:
         raise DataError(
             "; ".join(problems) or f'"{(*layout.labels, *layout.counts)[0]}" missing: no image is preferred'
         )
-    if min(shares.values()) < 0.5 < max(shares.values()):
+    if len(shares) > 1 and min(shares.values()) < 0.5 < max(shares.values()):
         raise DataError(f"{' and '.join(f'{name!r}' for name in shares)} contradict each other")
     return shares.get("p_a", next(iter(shares.values()))), people
 
 
 def answer_in(cell: Any) -> str | None:
     """A judge's answer in the messages of a cell, such as `image 2`, without its reasons; None of any other cell."""
-    messages = [each for each in cell if isinstance(each, dict)] if isinstance(cell, list) else []
-    content = messages[-1].get("content") if messages else None
+    if not isinstance(cell, list) or not (messages := [each for each in cell if isinstance(each, dict)]):
+        return None
+    content = messages[-1].get("content")
     parts = content if isinstance(content, list) else [{"text": content}]
     texts = [part.get("text") if isinstance(part, dict) else None for part in parts]
     words = " ".join(text for text in texts if isinstance(text, str))
@@ -210,10 +223,11 @@ def _pairs_in(columns: Collection[str]) -> list[tuple[tuple[str, str], tuple[str
     ]
 
 
-def _side(name: str, value: Any, layout: Layout, first: int, names: tuple[str, str]) -> float:
+def _side(name: str, value: Any, layout: Layout, first: int, images: Sequence[Any]) -> float:
     """A label as the share for the first image: a number, a word, or the image itself."""
+    names = [str(cell) for cell in images]
     ends = [re.split(r"[/\\]", each)[-1] for each in names]
-    for known in (list(names), ends):
+    for known in (names, ends):
         if value in known and known[0] != known[1]:
             return float(value == known[0])
     number = whole(value)

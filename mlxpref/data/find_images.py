@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 
 from mlxpref.data.archives import ArchiveCache
 from mlxpref.data.image_cache import ImageCache
@@ -107,22 +108,45 @@ class ImageFinder:
     def __init__(self, table: Path, folder: Path | None = None, needed: bool = True) -> None:
         self.folder, self.missing = folder or table.parent, 0
         self._search, self._needed = folder is not None, needed
+        self._found: dict[str, ImageLike] = {}
+        self._numbers: dict[Path, int] = {}  # of the files, by which the file system knows them
         self._by_name: dict[str, list[ImageLike]] = {}
 
     def find(self, name: str) -> ImageLike:
-        """The image of this name; DataError, which continues the name, if there is none."""
+        """The image of this name, each time the same; DataError, which continues the name, if there is none."""
+        image = self._found.get(name)
+        if image is None:
+            image = self._found[name] = self._find(name)
+        return image
+
+    def are_same(self, a: ImageLike, b: ImageLike) -> bool:
+        """Whether two images that were found are one, perhaps by two names of its file."""
+        if not isinstance(a, Path) or not isinstance(b, Path):
+            return a == b
+        numbers = self._numbers.get(a), self._numbers.get(b)
+        if None not in numbers and numbers[0] != numbers[1]:
+            return False
+        return a == b or (a.exists() and b.exists() and a.samefile(b))  # else not needed
+
+    def _find(self, name: str) -> ImageLike:
         if self._needed and _LINK.match(name):
             raise DataError("is no file: save the image, and give the file's name")
+        usual = os.path.join(self.folder, expand(name))  # noqa: PTH118  a million names: Path takes thrice as long
+        with suppress(OSError, ValueError):
+            status = os.stat(usual)  # noqa: PTH116
+            if S_ISREG(status.st_mode):
+                self._numbers[found := Path(usual)] = status.st_ino
+                return found
         path = locate(expand(name), self.folder) or locate(name.replace("\\", "/"), self.folder)  # from Windows
         if path is not None and path.is_file():
             return path
-        found = self._named(re.split(r"[/\\]", name)[-1]) if self._search else []
-        if len(found) == 1:
-            return found[0]
+        named = self._named(re.split(r"[/\\]", name)[-1]) if self._search else []
+        if len(named) == 1:
+            return named[0]
         if not self._needed:
             return self.folder / name
         self.missing += 1
-        raise DataError(f"no such file, but {len(found)} of its last name" if found else "no such file")
+        raise DataError(f"no such file, but {len(named)} of its last name" if named else "no such file")
 
     def _named(self, name: str) -> list[ImageLike]:
         """The files and members of zips of this name below the folder, which is searched once."""

@@ -70,6 +70,12 @@ class ImageCache:
                 self.disk.put(self._disk_key(key, max_pixels), record.encode())
         return self._contents[key, factor]
 
+    @property
+    def mean_pixels(self) -> float:
+        """The mean number of pixels under the budget, of the images whose size is known; the budget without any."""
+        pixels = [min(width * height, self.max_pixels) for width, height in self._sizes.values()]
+        return sum(pixels) / len(pixels) if pixels else self.max_pixels
+
     def picture(self, image: Path | PackedImage, max_pixels: int) -> Image.Image:
         """The image of `load_image`, not to be changed; ImageError if it cannot be read."""
         return self._picture(image, _key(image), max_pixels)

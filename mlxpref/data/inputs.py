@@ -16,7 +16,8 @@ from mlxpref.data.find_images import ImageFinder, Skipped, find_images, locate, 
 from mlxpref.data.image_cache import ImageCache
 from mlxpref.data.images import load_image
 from mlxpref.data.load import ALL_ROWS, Preferences, drawn, load_preferences
-from mlxpref.data.preference_table import EXAMPLE, NoSplitsError, preferences_of
+from mlxpref.data.preference_table import NoSplitsError, preferences_of
+from mlxpref.data.survey import EXAMPLE
 from mlxpref.data.tables import SUFFIXES
 from mlxpref.errors import ConfigError, DataError
 from mlxpref.files import expand
@@ -128,7 +129,7 @@ def preferences_from(
     try:
         if all(isinstance(item, Mapping) for item in items):
             rows = [(i, {name: _cell(x) for name, x in row.items() if x is not None}) for i, row in enumerate(items)]
-            preferences = preferences_of(_LISTED, rows, split or usual, ImageFinder(_LISTED, data_dir))
+            preferences = preferences_of(_LISTED, lambda: rows, split or usual, ImageFinder(_LISTED, data_dir))
             name = split or usual
         elif split is not None:
             raise ConfigError(f"split {split!r}: Preferences have no splits; give those of one")

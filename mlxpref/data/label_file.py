@@ -7,7 +7,7 @@ its number. Skips and undos are lines, too, with `p_a` null.
 import errno
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -110,7 +110,7 @@ def active_records(records: Iterable[LabelRecord]) -> list[LabelRecord]:
 
 def merge_answers(
     rows: Iterable[tuple[int, dict[str, Any] | DataError]], path: Path
-) -> list[tuple[int, dict[str, Any] | DataError]]:
+) -> Iterator[tuple[int, dict[str, Any] | DataError]]:
     """The numbered rows of a file of preferences, with one row for all answers of a labelling about the same pair.
 
     It has their mean, and one vote, as one person gave them. Undone and skipped answers are no rows. Users may delete
@@ -121,7 +121,10 @@ def merge_answers(
     lines: dict[int, int] = {}
     for number, row in rows:
         if isinstance(row, DataError) or not row.keys() >= _LABEL_KEYS:
-            entries.append((number, row))
+            if records or entries:
+                entries.append((number, row))
+            else:  # a row at a time, as there may be a million
+                yield number, row
             continue
         try:
             records.append(record_of(row))
@@ -142,7 +145,7 @@ def merge_answers(
     if without_picture:
         count = f"{len(without_picture)} of {len(answers)} pairs"
         logger.warning(f"{path}: {count} are left out, as a picture is gone, such as {without_picture[0]}")
-    return sorted(entries, key=lambda row: row[0])
+    yield from sorted(entries, key=lambda row: row[0])
 
 
 class LabelFile:

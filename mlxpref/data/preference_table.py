@@ -2,17 +2,25 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from itertools import chain, combinations, islice
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import combinations, islice
 from pathlib import Path
 from sys import intern
 from typing import Any, TypeVar
 
 import numpy as np
 
-from mlxpref.data.columns import Layout, check_row, first_number, is_known, layout_of, share_for_first, whole
+from mlxpref.data.columns import (
+    Layout,
+    check_row,
+    is_known,
+    share_for_first,
+    whole,
+)
 from mlxpref.data.find_images import ImageFinder
 from mlxpref.data.label_file import merge_answers
+from mlxpref.data.survey import NumberedLayout, Survey, filled, say_first
 from mlxpref.data.tables import NumberedRow, read_table, unusable, use_rows
 from mlxpref.errors import DataError, UnknownSplitError
 from mlxpref.log import logger
@@ -20,8 +28,6 @@ from mlxpref.preferences import ImageLike, Preference, Side
 from mlxpref.text import UNDECODED, first_ten
 
 T = TypeVar("T")
-SplitPreference = tuple[str | None, Preference]
-EXAMPLE = '{"prompt": "a red cube", "a": "1.png", "b": "2.png", "p_a": 0.7}'
 TOLERATED = 0.01
 """The largest share of a public data set's rows or images that are left out."""
 _SAMPLE = 1000
@@ -42,38 +48,57 @@ def read_preferences(path: Path, split: str | None = None, images: ImageFinder |
     `merge_answers`. It checks that image files exist, without opening them. One DataError for all bad rows: their count
     and the first ten.
     """
-    return preferences_of(path, merge_answers(read_table(path, is_known), path), split, images or ImageFinder(path))
+    finder, merged = images or ImageFinder(path), partial(merge_answers, path=path)
+    return preferences_of(path, lambda: read_table(path, is_known), split, finder, merged)
 
 
 def preferences_of(
-    path: Path, numbered: Sequence[NumberedRow], split: str | None, images: ImageFinder
+    path: Path,
+    rows: Callable[[], Iterable[NumberedRow]],
+    split: str | None,
+    images: ImageFinder,
+    merged: Callable[[Iterable[NumberedRow]], Iterable[NumberedRow]] = iter,
 ) -> list[Preference]:
-    """The preferences of numbered rows, whose cells may be images, too; errors, which begin with `path`, as above."""
-    rows, errors, count = _read_rows(path, numbered, images, split)
-    if errors:
+    """The preferences of numbered rows, whose cells may be images, too; errors, which begin with `path`, as above.
+
+    `rows` begins to read them, `merged` makes one of several. Memory never holds all: a million would fill it.
+    """
+    try:
+        layout = Survey(path).layout(islice(rows(), _SAMPLE))
+    except DataError:  # the others may say more
+        layout = Survey(path).layout(merged(rows()))
+    survey = Survey(path)
+    table = _read_rows(path, survey.watch(merged(rows())), layout, images, split)
+    if (whole := survey.layout()) != layout:
+        layout, images.missing = whole, 0
+        table = _read_rows(path, filled(merged(rows())), layout, images, split)
+    say_first(path, *layout)
+    if table.errors:
         where = f"\n  images are looked for in {images.folder}; --data-dir names another folder"
-        raise DataError(f"{unusable(path, errors, count)}{where if images.missing else ''}")
-    names, all_rows = {name for name, _ in rows}, [preference for _, preference in rows]
+        raise DataError(f"{unusable(path, table.errors, table.count)}{where if images.missing else ''}")
+    names = {*table.splits}
     if split is None:
-        return all_rows
+        return table.preferences
     if names == {None}:
-        raise NoSplitsError(path, split, all_rows)
+        raise NoSplitsError(path, split, table.preferences)
     if None in names:
-        without = sum(name is None for name, _ in rows)
-        raise DataError(f'{path}: {without} of {len(rows)} rows have no "split"; give it to all or to none')
+        without = table.splits.count(None)
+        raise DataError(f'{path}: {without} of {len(table.splits)} rows have no "split"; give it to all or to none')
     if split not in names:
         known = ", ".join(sorted(filter(None, names)))
         raise UnknownSplitError(f'{path}: no rows of split "{split}"; there are {known}; give one with --split')
-    return [preference for name, preference in rows if name == split]
+    return [each for each, name in zip(table.preferences, table.splits, strict=True) if name == split]
 
 
 def read_public_table(path: Path, split: str, images: ImageFinder | None = None) -> list[Preference]:
     """The preferences of a table of a public data set; few bad rows are logged and left out, see `leave_out`."""
-    rows, errors, count = _read_rows(path, read_table(path, is_known), images or ImageFinder(path), split, _SAMPLE)
-    if not rows and errors:
-        raise DataError(f"{path}: none of {count} rows can be used: {errors[0]}")
-    leave_out(path, errors, count)
-    return [preference for _, preference in rows]
+    layout = Survey(path).layout(islice(read_table(path, is_known), _SAMPLE))
+    table = _read_rows(path, filled(read_table(path, is_known)), layout, images or ImageFinder(path), split)
+    say_first(path, *layout)
+    if not table.preferences and table.errors:
+        raise DataError(f"{path}: none of {table.count} rows can be used: {table.errors[0]}")
+    leave_out(path, table.errors, table.count)
+    return table.preferences
 
 
 def leave_out(where: Path, errors: Sequence[str], count: int, what: str = "rows") -> None:
@@ -94,55 +119,39 @@ def random_sides(preferences: Sequence[Preference]) -> list[Preference]:
     return [each.swapped() if swap else each for each, swap in zip(preferences, swaps, strict=True)]
 
 
-def _read_rows(
-    path: Path, numbered: Iterable[NumberedRow], images: ImageFinder, split: str | None, sample: int | None = None
-) -> tuple[list[SplitPreference], list[str], int]:
-    """The pairs of a table, each with its split, the errors of bad rows, and the number of rows.
+@dataclass(frozen=True)
+class _Table:
+    """The pairs of a table and the split of each, the errors of bad rows, and the number of all rows."""
 
-    The first `sample` rows tell its layout, else all.
-    """
-    filled = ((n, {k: v for k, v in row.items() if v != ""} if isinstance(row, dict) else row) for n, row in numbered)
-    head = list(islice(filled, sample))
-    layout, first = _layout_of(path, head)
-    entries: Iterable[NumberedRow] = chain(head, filled)
+    preferences: list[Preference]
+    splits: list[str | None]
+    errors: list[str]
+    count: int
+
+
+def _read_rows(
+    path: Path, rows: Iterable[NumberedRow], numbered: NumberedLayout, images: ImageFinder, split: str | None
+) -> _Table:
+    """Read rows, one at a time."""
+    layout, first = numbered
     splits, preferences, groups = list[str | None](), list[Preference](), set[str]()
 
     def use(number: int, row: dict[str, Any]) -> None:
         if row.get("has_label") in (False, 0, "False", "false"):  # Pick-a-Pic's rows that nobody labelled
             return
         check_row(row, layout)
-        pairs = _pair(row, layout, images, first) if layout.kind == "pair" else _ranking(row, layout, images)
+        pairs = _pair(row, layout, images, first or 0) if layout.kind == "pair" else _ranking(row, layout, images)
         if layout.kind == "ranking" and (group := pairs[0].group) in groups:  # another one of the same prompt
             pairs = [replace(pair, group=f"{group} ({number})") for pair in pairs]
         groups.add(pairs[0].group)
         preferences.extend(pairs)
         splits.extend([row.get("split")] * len(pairs))
 
-    errors, count = use_rows(path, _rankings(entries, layout) if layout.kind == "image" else entries, use)
+    errors, count = use_rows(path, _rankings(rows, layout) if layout.kind == "image" else rows, use)
     one_sided = not layout.own and len(preferences) > 1 and len({p.better for p in preferences} - {"tie"}) == 1
     if layout.winner_first or one_sided or (split == "train" and layout.kind != "pair"):
         preferences = random_sides(preferences)
-    return list(zip(splits, preferences, strict=True)), errors, count
-
-
-def _layout_of(path: Path, numbered: Sequence[NumberedRow]) -> tuple[Layout, int]:
-    """The layout of a table, and the number of the first image in its labels; DataError where rows say too little."""
-    readable = [row for _, row in numbered if isinstance(row, dict)]
-    columns = {key: value for row in reversed(readable) for key, value in row.items()}  # each with its first value
-    if not numbered:
-        raise DataError(f"{path}: no preferences in this file; write rows like {EXAMPLE}, or a table of these columns")
-    try:
-        layout = layout_of(columns)
-    except DataError as error:
-        # Without a good row, the errors of the rows say more.
-        problem = next((str(row) for _, row in numbered if isinstance(row, DataError)), str(error))
-        named = f"; its columns are {', '.join(columns)}" if columns else ""
-        raise DataError(f"{path}: none of {len(numbered)} rows can be used: {problem}{named}") from error
-    if layout.kind == "pair" and (first := first_number(readable, layout)) is not None:
-        names = layout.images if len(layout.images) == 2 else tuple(f"{layout.images[0]}[{i}]" for i in (0, 1))
-        logger.info(f'{path}: "{layout.labels[0]}" {first} is read as {names[0]}, {first + 1} as {names[1]}')
-        return layout, first
-    return layout, 0
+    return _Table(preferences, splits, errors, count)
 
 
 def _pair(row: Mapping[str, Any], layout: Layout, images: ImageFinder, first: int) -> list[Preference]:
@@ -156,14 +165,12 @@ def _pair(row: Mapping[str, Any], layout: Layout, images: ImageFinder, first: in
             raise DataError(f'"{layout.images[0]}" must be a list of two images')
     prompt, group = _texts(row, layout, problems)
     found = [_try(problems, _image, name, cell, images) for name, cell in zip(names, cells, strict=True)]
-    known = tuple(str(cell) for cell in cells)
-    share, people = _try(problems, share_for_first, row, layout, first, (known[0], known[1])) or (0.5, 1)
+    share, people = _try(problems, share_for_first, row, layout, first, cells) or (0.5, 1)
     votes = whole(row.get("votes", people))
     if votes is None or votes < 1:
         problems.append(f'"votes" must be a whole number from 1 on, not {json.dumps(row["votes"])[:40]}')
     a, b = found
-    files = [each for each in found if isinstance(each, Path) and each.exists()]  # else not needed
-    if a and b and (a == b or (len(files) == 2 and files[0].samefile(files[1]))):
+    if a and b and images.are_same(a, b):
         problems.append(f'"{names[0]}" and "{names[1]}" are the same file')
     if problems or a is None or b is None:
         raise DataError("; ".join(problems))
@@ -233,7 +240,9 @@ def _texts(row: Mapping[str, Any], layout: Layout, problems: list[str]) -> tuple
         prompt = "\n".join(_prompt_texts(prompt))
     if not _is_text(prompt):
         problems.append(f'"{layout.prompt}" must be text, not empty')
-    problems += [f'"{key}" must be text' for key in ("group", "split") if not isinstance(row.get(key), str | None)]
+    for key in ("group", "split"):
+        if (name := row.get(key)) is not None and not isinstance(name, str):
+            problems.append(f'"{key}" must be text')
     return prompt, row.get("group") or (str(row["id"]) if layout.kind != "pair" and "id" in row else prompt)
 
 
@@ -248,7 +257,7 @@ def _try(problems: list[str], work: Callable[..., T], *values: Any) -> T | None:
 
 def _image(column: str, cell: Any, images: ImageFinder) -> ImageLike:
     """The image of a cell: a path, bytes in a table, {path}, a list of one, or messages with one image."""
-    found = list(_images_in(cell))
+    found = [cell] if _is_text(cell) else list(_images_in(cell))
     if len(found) != 1:
         problem = f"holds {len(found)} images, not one" if found else "must name an image, and is text or empty"
         raise DataError(f'"{column}" {problem}')
@@ -262,7 +271,7 @@ def _image(column: str, cell: Any, images: ImageFinder) -> ImageLike:
 
 def _images_in(cell: Any) -> Iterator[str | ImageLike]:
     """The images that a cell names, also within lists and messages."""
-    if isinstance(cell, ImageLike) or _is_text(cell):
+    if _is_text(cell) or isinstance(cell, ImageLike):
         yield cell
     elif isinstance(cell, list):
         for each in cell:

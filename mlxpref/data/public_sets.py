@@ -3,7 +3,6 @@
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from sys import intern
 
@@ -72,7 +71,7 @@ def _read_tables(name: str, folder: Path, split: str, needs_images: bool) -> lis
 class _Names(ImageFinder):
     """Leaves images as their names, until it is known which ones are needed."""
 
-    def find(self, name: str) -> PackedImage:
+    def _find(self, name: str) -> PackedImage:
         return PackedImage(self.folder, intern(name))
 
 
@@ -109,12 +108,12 @@ def _names_of(listed: Iterable[Preference]) -> list[str]:
 
 def _with_images(listed: Iterable[Preference], images: Mapping[str, ImageLike]) -> list[Preference]:
     """The preferences with images instead of names, without those whose images are missing."""
-    return [
-        replace(p, a=images[p.a.member], b=images[p.b.member])
-        for p in listed
-        if isinstance(p.a, PackedImage) and isinstance(p.b, PackedImage)
-        if p.a.member in images and p.b.member in images
-    ]
+    usable = []
+    for each in listed:
+        a, b = (images.get(x.member) if isinstance(x, PackedImage) else None for x in (each.a, each.b))
+        if a and b:
+            usable.append(each.with_images(a, b))
+    return usable
 
 
 def unpack_images(

@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import re
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import cache
@@ -53,10 +54,12 @@ def read_table(path: Path, wanted: Callable[[str], bool] = lambda name: True) ->
         case ".json":
             rows = _json_rows(path)
         case _:
-            content = _read_file(path)
-            rows = _json_rows(path) if content.lstrip()[:1] == b"[" else _lines(content)
+            rows = _json_lines(path)
     for number, row in rows:
-        yield number, {name_of(key): cell for key, cell in row.items()} if isinstance(row, dict) else row
+        if isinstance(row, dict):
+            yield number, {name_of(key): cell for key, cell in row.items() if cell is not None}
+        else:
+            yield number, row
 
 
 def use_rows(
@@ -85,25 +88,41 @@ def unusable(path: Path, errors: Sequence[str], count: int, what: str = "rows") 
 def _read_file(path: Path) -> bytes:
     """The bytes of a file without a byte order mark."""
     try:
-        return read_file(path).removeprefix(b"\xef\xbb\xbf")
+        return read_file(path).removeprefix(BOM_UTF8)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
 
 
-def _lines(content: bytes) -> Iterator[NumberedRow]:
-    """The lines that are not blank; only line feeds separate them, as JSON may hold U+2028."""
-    for number, line in enumerate(content.split(b"\n"), 1):
-        if line.strip():
-            try:
-                yield number, _object(json.loads(line.decode()))
-            except DataError as error:
-                yield number, error
-            except UnicodeDecodeError:
-                yield number, DataError("not UTF-8; save the file as UTF-8")
-            except json.JSONDecodeError as error:
-                yield number, DataError(f"not valid JSON ({error.msg}, column {error.colno})")
-            except (ValueError, RecursionError) as error:
-                yield number, DataError(f"not valid JSON ({error})")
+def _json_lines(path: Path) -> Iterator[NumberedRow]:
+    """The lines that are not blank, one at a time; the rows of an array, if the file begins with one."""
+    begins = False
+    try:
+        with open_file(path) as file:
+            for number, line in enumerate(file, 1):  # only line feeds separate them, as JSON may hold U+2028
+                line = line if number > 1 else line.removeprefix(BOM_UTF8)
+                if not line.strip():
+                    continue
+                if not begins and line.lstrip().startswith(b"["):
+                    yield from _json_rows(path)
+                    return
+                begins = True
+                yield number, _parsed(line.removesuffix(b"\n"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check the disk") from error
+
+
+def _parsed(line: bytes) -> dict[str, Any] | DataError:
+    """The row in a line, or its error."""
+    try:
+        return _object(json.loads(line.decode()))
+    except DataError as error:
+        return error
+    except UnicodeDecodeError:
+        return DataError("not UTF-8; save the file as UTF-8")
+    except json.JSONDecodeError as error:
+        return DataError(f"not valid JSON ({error.msg}, column {error.colno})")
+    except (ValueError, RecursionError) as error:
+        return DataError(f"not valid JSON ({error})")
 
 
 def _json_rows(path: Path) -> Iterator[NumberedRow]:
@@ -160,7 +179,7 @@ def read_json_rows(path: Path) -> Iterator[Any]:
 def _object(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DataError('not a JSON object like {"key": "value"}')
-    return {key: each for key, each in value.items() if each is not None}
+    return value
 
 
 def _csv_rows(path: Path) -> Iterator[NumberedRow]:
@@ -203,35 +222,34 @@ def _parquet_rows(path: Path, wanted: Callable[[str], bool]) -> Iterator[Numbere
     try:
         with pq.ParquetFile(path) as file:
             fields = [field for field in file.schema_arrow if wanted(field.name)]
-            columns = {field.name: _cells(path, file, field) for field in fields}
-            count = file.metadata.num_rows
+            start = 0
+            for group in range(file.metadata.num_row_groups):
+                count = file.metadata.row_group(group).num_rows
+                columns = {field.name: _cells(path, file, group, start, field) for field in fields}
+                for row in range(count):
+                    yield start + row + 1, {name: column[row] for name, column in columns.items()}
+                start += count
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{path}: it is damaged ({one_line(error)}); download it again") from error
-    for row in range(count):
-        cells = {name: column[row] for name, column in columns.items()}
-        yield row + 1, {name: cell for name, cell in cells.items() if cell is not None}
 
 
-def _cells(path: Path, file: "pq.ParquetFile", field: "pa.Field") -> list[Any]:
-    """The cells of a column; images only by name."""
+def _cells(path: Path, file: "pq.ParquetFile", group: int, start: int, field: "pa.Field") -> list[Any]:
+    """The cells of a column in a group of rows, which begins with the row `start`; images only by name."""
     name, kind = field.name, field.type
     inner = kind.value_type if hasattr(kind, "value_type") and not hasattr(kind, "index_type") else None  # of a list
     if not _holds_images(inner or kind):
-        return list(file.read(columns=[name]).column(0).to_pylist())
+        return list(file.read_row_group(group, columns=[name]).column(0).to_pylist())
     leaves = [file.schema.column(i).path for i in range(len(file.schema))]
     leaves = [leaf for leaf in leaves if leaf == name or leaf.startswith(f"{name}.")]
     content = next((leaf for leaf in leaves if leaf.endswith(".bytes")), leaves[0])
     beside = next((leaf for leaf in leaves if leaf.endswith(".path")), None)
-    cells: list[Any] = []
-    for number in range(file.metadata.num_row_groups):
-        group = file.metadata.row_group(number)
-        # The bytes are read where one may be missing. Else the paths beside them are enough: they tell a list's length.
-        whole = (inner is not None and beside is None) or _nulls(group, content) != 0
-        values = [None] * group.num_rows
-        if leaf := name if whole else beside:
-            values = file.read_row_group(number, columns=[leaf]).column(0).to_pylist()
-        cells += [_named(path, f"{len(cells) + i}/{name}", value, whole) for i, value in enumerate(values)]
-    return cells
+    about = file.metadata.row_group(group)
+    # The bytes are read where one may be missing. Else the paths beside them are enough: they tell a list's length.
+    whole = (inner is not None and beside is None) or _nulls(about, content) != 0
+    values = [None] * about.num_rows
+    if leaf := name if whole else beside:
+        values = file.read_row_group(group, columns=[leaf]).column(0).to_pylist()
+    return [_named(path, f"{start + i}/{name}", value, whole) for i, value in enumerate(values)]
 
 
 def _named(path: Path, member: str, cell: Any, whole: bool) -> Any:

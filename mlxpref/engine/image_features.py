@@ -1,10 +1,12 @@
 """Image features: every image runs through the frozen vision tower once, then comes from memory or from disk."""
 
 import io
+import os
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import mlx.core as mx
@@ -18,7 +20,7 @@ from mlxpref.data.image_cache import ImageCache, content_of
 from mlxpref.data.images import load_image
 from mlxpref.disk_cache import DiskCache
 from mlxpref.engine.vision import VisionEncoder
-from mlxpref.errors import ImageError, ModelError
+from mlxpref.errors import ConfigError, ImageError, ModelError
 from mlxpref.lru import LRU
 from mlxpref.preferences import ImageLike
 from mlxpref.text import one_line
@@ -86,15 +88,20 @@ class FeatureStore:
         self._features: LRU[str, Features] = LRU(memory, lambda features: features.nbytes)
         self._disk: DiskCache | None = None
         self._conditions = ""  # of all features on disk
+        self._share = 1.0  # of contents whose features are kept there
         self.runs, self.seconds = 0, 0.0
 
     def limit(self, memory: int) -> None:
         """Keep at most so many bytes of features in memory from now on, and none of before."""
         self._features = LRU(memory, lambda features: features.nbytes)
 
-    def keep_in(self, disk: DiskCache, tower: str) -> None:
-        """Keep features on disk from now on, and recall them; `tower` is the fingerprint of what encodes them."""
-        self._disk = disk
+    def keep_in(self, disk: DiskCache, tower: str, share: float = 1.0) -> None:
+        """Keep features on disk from now on, and recall them; `tower` is the fingerprint of what encodes them.
+
+        Of many images only a `share` is kept, always the same one: if all took turns, few would stay until they are
+        needed again.
+        """
+        self._disk, self._share = disk, share
         self._conditions = f"features {_ENCODING} {tower} {self._min_pixels} {self.max_pixels}"
 
     def get(self, image: ImageLike) -> Features:
@@ -221,9 +228,19 @@ class FeatureStore:
             self._features.put(key, features)
         mx.eval([x for f in encoded.values() for x in (f.merged, *f.deepstack)])
         for key, features in encoded.items():
-            if self._disk is not None:
+            if self._disk is not None and int(key[:8], 16) < self._share * 2**32:  # a content is a digest
                 self._disk.put(self._disk_key(key), features.to_bytes())
         return encoded
+
+
+def features_on_disk(store: Path, waits: bool = False) -> DiskCache | None:
+    """What is kept of images beside a store, up to $MLXPREF_FEATURES_GB; None for 0, ConfigError for no number."""
+    text = os.environ.get("MLXPREF_FEATURES_GB")
+    try:
+        limit = int(1e9 * max(0.0, float(text))) if text else bounds.FEATURE_FILE_BYTES
+    except (ValueError, OverflowError) as error:
+        raise ConfigError(f"MLXPREF_FEATURES_GB is {text!r}: give a number, 0 to keep no image features") from error
+    return DiskCache(store.with_name(f"{store.name}.features"), limit, waits) if limit else None
 
 
 def _array(tensor: Mapping[str, Any]) -> mx.array:

@@ -21,6 +21,7 @@ _STYLE: Any = {
 }
 # Names that nothing in a drawing refers to; the path of a collection begins with C and a digit.
 _PART_NAME = re.compile(r' id="(?!C\d)[\w.]+_\d+"')
+_MAX_DOTS = 60  # up to this many dots and bars have their full size
 _MAX_MARKED = 30  # up to this many values each gets a dot: a value between two gaps draws no line
 
 
@@ -60,14 +61,15 @@ def curve_svg(
         axes, colours = figure.subplots(), itertools.cycle(COLOURS)
         for name, values in curves.items():
             raw, colour = np.asarray(values, float), next(colours)
-            at = np.arange(1, len(raw) + 1) if steps is None else np.asarray(steps, float)
-            marker = "." if len(raw) <= _MAX_MARKED else None
-            axes.plot(at, raw, color=colour, alpha=0.3, linewidth=1, marker=marker)
-            axes.plot(at, _running_mean(raw, smoothing), color=colour, linewidth=2, label=name)
+            at = np.arange(1.0, len(raw) + 1) if steps is None else np.asarray(steps, float)
+            marker, columns = "." if len(raw) <= _MAX_MARKED else None, int(72 * size[0])
+            axes.plot(*_thinned(at, raw, columns), color=colour, alpha=0.3, linewidth=1, marker=marker)
+            mean = _thinned(at, _running_mean(raw, smoothing), columns)
+            axes.plot(*mean, color=colour, linewidth=2, label=name)
         for name, dot in dots.items():
-            colour = next(colours)
-            axes.vlines(dot.steps, dot.low, dot.high, color=colour, linewidth=1.5, alpha=0.7)
-            axes.plot(dot.steps, dot.values, "o", color=colour, markersize=4.5, label=name)
+            colour, part = next(colours), min(1.0, _MAX_DOTS / max(1, len(dot.steps)))  # more would hide each other
+            axes.vlines(dot.steps, dot.low, dot.high, color=colour, linewidth=1.5 * part, alpha=0.7)
+            axes.plot(dot.steps, dot.values, "o", color=colour, markersize=4.5 * part**0.5, label=name)
         axes.set(xlabel="step", ylabel=label)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
         if share:
@@ -85,6 +87,21 @@ def curve_svg(
     # The drawing takes the page's colours and drops the names of parts, which other drawings have, too. It holds only
     # our own numbers and names, so it needs no escaping.
     return Markup(_PART_NAME.sub("", svg[svg.index("<svg") :].replace("#000000", "currentColor")))
+
+
+def _thinned(
+    at: NDArray[np.float64], values: NDArray[np.float64], columns: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(T,), (T,) -> what a drawing of so many columns shows of them: both ends, the least and the largest of each."""
+    if len(values) <= 2 * columns:
+        return at, values
+    kept = {0, len(values) - 1}
+    for part in np.array_split(np.arange(len(values)), columns):
+        finite = part[np.isfinite(values[part])]
+        of_part = values[finite]
+        kept |= {finite[of_part.argmin()], finite[of_part.argmax()]} if len(finite) else {part[0]}  # a gap stays one
+    places = sorted(kept)
+    return at[places], values[places]
 
 
 def _running_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:

@@ -3,12 +3,12 @@
 import csv
 import json
 import math
-from collections.abc import Iterator, Sequence
-from io import StringIO
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlxpref.files import write_output
+from mlxpref.errors import ConfigError
+from mlxpref.files import replacing
 from mlxpref.judge.compare_judges import JudgeComparison
 from mlxpref.judge.pair_verdict import PairVerdict
 from mlxpref.judge.strategies import StrategyComparison, StrategyRow
@@ -42,17 +42,24 @@ def score_rows(preferences: Sequence[Preference], p_a: Sequence[float]) -> Itera
     return (_row(preference, p) for preference, p in zip(preferences, p_a, strict=True))
 
 
-def write_predictions(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write rows as CSV or as JSON lines, by the file's ending; ConfigError where it cannot be written."""
-    if path.suffix.lower() == ".csv":
-        table = StringIO()
-        writer = csv.DictWriter(table, list(rows[0]))
-        writer.writeheader()
-        writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
-        text = table.getvalue()
-    else:
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_output(path, text)
+def write_predictions(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write rows as CSV or as JSON lines, by the file's ending, one at a time; ConfigError where that fails."""
+    try:
+        with (
+            replacing(path) as temporary,
+            temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
+        ):
+            writer: csv.DictWriter[str] | None = None
+            for row in rows:
+                if path.suffix.lower() != ".csv":
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                    continue
+                if writer is None:
+                    writer = csv.DictWriter(file, list(row))
+                    writer.writeheader()
+                writer.writerow({name: _cell(value) for name, value in row.items()})
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
 
 
 def _judged_rows(preferences: Sequence[Preference], row: StrategyRow, limits: bool) -> Iterator[dict[str, Any]]:

@@ -107,11 +107,17 @@ class RunLog:
         if not self.steps:
             return []
 
+        # A log of every few steps has totals of all; one of earlier versions has all steps.
+        totals = self.records[-1].get("totals")
+
         def total(*names: str) -> float:
+            if isinstance(totals, dict):
+                return math.fsum(value for name in names if math.isfinite(value := number(totals.get(name))))
             return math.fsum(value for name in names for value in self.column(name) if math.isfinite(value))
 
         step_count, tokens, seconds = number(self.records[-1].get("steps")), total("tokens"), total("rollout_seconds")
-        peak = np.nanmax([0.0, *self.column("peak_bytes")])
+        peak = np.nanmax([0.0, *self.column("peak_bytes"), *self.column("totals", "peak_bytes")])
+        idle = self.steps[-1] - total("updated") if isinstance(totals, dict) else self.column("updated").count(0)
         facts = {
             "steps": f"{self.steps[-1]:g}" + (f" of {step_count:g}" if step_count > 0 else ""),
             "time": format_duration(total(*PHASES)),
@@ -119,7 +125,7 @@ class RunLog:
             "tokens a second": format_number(tokens / seconds) if tokens and seconds else "",
             "peak memory": format_bytes(peak) if peak else "",
             "groups without a signal": f"{total('skipped'):,.0f} of {total('groups'):,.0f}" if total("groups") else "",
-            "steps without an update": f"{self.column('updated').count(0)}",
+            "steps without an update": f"{idle:g}",
         }
         return [(name, value) for name, value in facts.items() if value]
 

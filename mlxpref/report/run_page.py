@@ -7,7 +7,7 @@ the files may be anything; none of them reaches a drawing.
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -70,11 +70,11 @@ def write_run_page(folder: Path, images: Images = recorded_images, load: LoadIma
     reads them. An image that cannot be read leaves its place empty. DataError for a folder without run.json and
     log.jsonl.
     """
-    files = [folder / name for name in ("run.json", "log.jsonl", "rollouts.jsonl")]
-    run, log, rollouts = (file.read_bytes() if file.is_file() else b"" for file in files)
-    if not run and not log:
+    run, log, rollouts = (folder / name for name in ("run.json", "log.jsonl", "rollouts.jsonl"))
+    if not any(file.is_file() and file.stat().st_size for file in (run, log)):
         raise DataError(f"{folder}: holds no run.json and no log.jsonl; give the --output of a training run")
-    record, columns = next(_records([run]), {}), RunLog(list(_records(log.split(b"\n"))))
+    record = next(_records([run.read_bytes()] if run.is_file() else []), {})
+    columns = RunLog(list(_records(_lines(log))))
     settings = record.get("settings") or {}
     names = [settings.get(name) if isinstance(settings, dict) else None for name in ("model", "data")]
     write_page(
@@ -85,9 +85,16 @@ def write_run_page(folder: Path, images: Images = recorded_images, load: LoadIma
         changes=columns.changes(),
         figures=list(_figures(columns)),
         settings=[(plain(name)[:200], plain(value)[:500]) for name, value in itertools.islice(_rows(record), 300)],
-        rollouts=[_rollout(line, images, load) for line in _extremes(_records(rollouts.split(b"\n")))],
+        rollouts=[_rollout(line, images, load) for line in _extremes(lambda: _records(_lines(rollouts)))],
     )
     return folder / RUN_PAGE
+
+
+def _lines(file: Path) -> Iterator[bytes]:
+    """The lines of a file, one at a time, as there may be many; none of a missing one."""
+    if file.is_file():
+        with file.open("rb") as lines:
+            yield from lines
 
 
 def _records(texts: Iterable[bytes]) -> Iterator[Record]:
@@ -126,17 +133,24 @@ def _rows(values: Record, prefix: str = "") -> Iterator[tuple[str, object]]:
             yield prefix + name, value if isinstance(value, str) else json.dumps(value)
 
 
-def _extremes(records: Iterable[Record]) -> list[Record]:
-    """The rollouts with the most and the least reward of steps spread over the run."""
-    steps: dict[float, list[Record]] = {}
-    for record in records:
-        if math.isfinite(number(record.get("step"))) and math.isfinite(number(record.get("reward"))):
-            steps.setdefault(number(record["step"]), []).append(record)
-    numbers: Sequence[float] = sorted(steps)
+def _extremes(read: Callable[[], Iterable[Record]]) -> list[Record]:
+    """The rollouts with the most and the least reward of steps spread over the run; `read` reads all, twice."""
+
+    def by_step() -> Iterator[tuple[float, Record]]:
+        for record in read():
+            if math.isfinite(step := number(record.get("step"))) and math.isfinite(number(record.get("reward"))):
+                yield step, record
+
+    numbers = sorted({step for step, _ in by_step()})
+    places = np.linspace(0, len(numbers) - 1, _SHOWN_STEPS).round().astype(int).tolist() if numbers else []
+    shown: dict[float, list[Record]] = {numbers[place]: [] for place in places}
+    for step, record in by_step():
+        if step in shown:
+            shown[step].append(record)
     rollouts = []
-    for place in sorted(set(np.linspace(0, len(numbers) - 1, _SHOWN_STEPS).round().astype(int))) if numbers else []:
-        records_of_step = sorted(steps[numbers[place]], key=lambda record: -number(record["reward"]))
-        rollouts += [records_of_step[0], *records_of_step[1:][-1:]]
+    for records in filter(None, shown.values()):
+        records.sort(key=lambda record: -number(record["reward"]))
+        rollouts += [records[0], *records[1:][-1:]]
     return rollouts
 
 

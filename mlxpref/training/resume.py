@@ -28,7 +28,8 @@ STATE_FILES = tuple(f"{folder}/{name}" for folder in (_LAST, _NEW, _PREVIOUS) fo
 class RunState:
     """The state of a run after a step; `complete` if that was its end.
 
-    `arrays` and `numbers` are the trainer's state, `sizes` the bytes of each record file then.
+    `arrays` and `numbers` are the trainer's state, `sizes` the bytes of each record file then, `totals` those of all
+    steps; None of a run of an earlier version, whose log has none.
     """
 
     step: int
@@ -36,6 +37,7 @@ class RunState:
     numbers: Mapping[str, Any]
     sizes: Mapping[str, int]
     complete: bool = False
+    totals: Mapping[str, float] | None = None
 
     def without_arrays(self) -> dict[str, Any]:
         """Return all fields but the arrays, for JSON."""

@@ -30,6 +30,7 @@ from mlxpref.files import expand, write_file
 from mlxpref.log import logger
 from mlxpref.text import format_bytes
 from mlxpref.training.custom_reward import load_rewards
+from mlxpref.training.kept_features import feature_disk, keep_features
 from mlxpref.training.resume import RunState, read_state
 from mlxpref.training.rewards import RewardMix
 from mlxpref.training.run_folder import LOG, ROLLOUTS, Run
@@ -227,7 +228,7 @@ def _load(
     The quickest checks come first: the reward with a profile that is named, then the data, then the model. `asked_by`
     is the profile in place of that in the settings.
     """
-    named = asked_by or settings.profile
+    named, disk = asked_by or settings.profile, feature_disk() if vlm is None else None
     if processes.is_main:
         check_trackers(settings.report_to)
     mix = load_rewards(settings.rewards)
@@ -255,12 +256,14 @@ def _load(
     elif adapter:
         settings, start = _start_from(adapter, vlm, settings)
     trainer = Trainer(vlm, preferences, settings, mix, processes, start, left_out)
+    if disk:
+        keep_features(disk, vlm, left_out.images)
     base, count = base_of(vlm.checkpoint, settings.model, vlm.profile), len(trainer.preferences)
     record = record_of(folder, settings, base, preferences, count, processes.size)
     versions = {f"version of {name}": record["versions"][name] for name in ("mlxpref", "mlx", "mlx-vlm")}
     prints = {"model": base["base"]["fingerprint"], "preferences": record["data_fingerprint"]}
     processes.check_same(versions | {f"fingerprint of the {name}": value for name, value in prints.items()})
-    state = RunState(0, *trainer.state, {LOG: 0, ROLLOUTS: 0})
+    state = RunState(0, *trainer.state, {LOG: 0, ROLLOUTS: 0}, totals={})
     digests, used = digests_of(preferences), set(map(id, trainer.preferences))  # the trainer's are some of these
     learned = digests[[id(preference) in used for preference in preferences]]
     return Run(folder, trainer, record, state, digests, learned)

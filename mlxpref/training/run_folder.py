@@ -8,7 +8,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from mlxpref.preferences import ImageLike, image_name
 from mlxpref.report.run_page import RUN_PAGE, recorded_images, write_run_page
 from mlxpref.training.resume import STATE_FILES, RunState, write_state
 from mlxpref.training.run_record import RUN_RECORD, read_record, write_record
-from mlxpref.training.step_report import StepReport
+from mlxpref.training.step_report import StepReport, with_totals
 from mlxpref.training.trackers import tracking
 from mlxpref.training.trainer import Trainer
 
@@ -84,8 +84,7 @@ class Run:
                     logger.info(_measured(0, line["held_out"]))
                     self.state = self._state_after(0, files)
                 for report in self.trainer.steps(self.done):
-                    self._record(report, files)
-                    track(report.to_json())
+                    self._record(report, files, track)
                     if report.step % self.trainer.settings.save_every == 0:
                         self._save(files)
                     yield report
@@ -110,19 +109,24 @@ class Run:
         write_record(self.folder, self.record)
         return files
 
-    def _record(self, report: StepReport, files: Files) -> None:
-        """Append a step to the records."""
-        append_record(files[LOG], report.to_json())
+    def _record(self, report: StepReport, files: Files, track: Callable[[dict[str, Any]], None]) -> None:
+        """Count a step, and append every few ones, the first, the last and those with a measurement to the records."""
+        totals = None if self.state.totals is None else with_totals(self.state.totals, report)
         if report.held_out:
             logger.info(_measured(report.step, report.held_out))
-        for rollout in report.rollouts[:: max(1, len(report.rollouts) // _ROLLOUTS_PER_STEP)]:
-            append_record(files[ROLLOUTS], asdict(rollout))
-        self.state = self._state_after(report.step, files)
+        is_due = report.step % self.trainer.settings.log_every == 0 or report.step in (1, report.steps)
+        if is_due or report.held_out or totals is None:  # without totals every line counts
+            line = report.to_json() | ({"totals": totals} if totals else {})
+            append_record(files[LOG], line)
+            track(line)
+            for rollout in report.rollouts[:: max(1, len(report.rollouts) // _ROLLOUTS_PER_STEP)]:
+                append_record(files[ROLLOUTS], asdict(rollout))
+        self.state = replace(self._state_after(report.step, files), totals=totals)
 
     def _state_after(self, step: int, files: Files) -> RunState:
         """The state after a step; its arrays are immutable, so holding them costs nothing until the next update."""
         sizes = {name: os.fstat(file.fileno()).st_size for name, file in files.items()}
-        return RunState(step, *self.trainer.state, sizes)
+        return RunState(step, *self.trainer.state, sizes, totals=self.state.totals)
 
     def _save(self, files: Files) -> None:
         """Save the state and the adapter."""
@@ -179,6 +183,13 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     """Return the steps in a run's log."""
     lines = (folder / LOG).read_text(encoding="utf-8").splitlines()
     return [line for line in map(json.loads, lines) if "updated" in line]
+
+
+def updates_in(steps: Sequence[Mapping[str, Any]]) -> int:
+    """The number of steps that updated the adapter, by the steps in a run's log, which may not have all."""
+    if steps and "totals" in steps[-1]:
+        return int(steps[-1]["totals"]["updated"])
+    return sum(step["updated"] for step in steps)
 
 
 def held_out_change(folder: Path) -> dict[str, Any] | None:

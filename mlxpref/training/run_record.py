@@ -146,7 +146,7 @@ def resumed_settings(folder: Path, record: Mapping[str, Any], given: Mapping[str
     before = in_whole(_with_places(before, found))
     settings = in_whole(settings_from(TrainSettings, asdict(before) | dict(given)))
     # The profile's version is compared, not its name.
-    may_differ = {*_PLACES, *_ROUNDING, "save_every", "steps", "report_to", "profile"}
+    may_differ = {*_PLACES, *_ROUNDING, "save_every", "log_every", "steps", "report_to", "profile"}
     reward = record.get("reward_fingerprint")  # not of earlier versions
     if reward and reward == reward_fingerprint(settings.reward):
         may_differ.add("reward")

@@ -61,9 +61,10 @@ class ComparisonSampler:
 
     def unused(self, step: int) -> Iterator[int]:
         """Return the indices of the preferences that a step does not show, in a random order of the step's own."""
-        step_indices = set(self._indices(step))
-        order = _generator(self.seed, "unused", step).permutation(len(self.preferences)).tolist()
-        return (index for index in order if index not in step_indices)
+        step_indices = set(self._indices(step))  # most steps ask for none: the order is drawn with the first one
+        for index in _generator(self.seed, "unused", step).permutation(len(self.preferences)):
+            if index not in step_indices:
+                yield int(index)
 
     def replacements(
         self, step: int, places: Sequence[int], unused: Iterator[int], attempt: int
@@ -118,7 +119,7 @@ def random_subset(preferences: Sequence[Preference], count: int, seed: int, purp
     A smaller subset for the same purpose is part of a larger one.
     """
     indices = _generator(seed, purpose).permutation(len(preferences))[:count]
-    return [preferences[i] for i in sorted(indices)]
+    return [preferences[i] for i in np.sort(indices).tolist()]
 
 
 def held_out_split(
@@ -150,17 +151,16 @@ def held_out_split(
 
 def _connected(preferences: Sequence[Preference]) -> NDArray[np.int32]:
     """A label for each preference, equal for those that prompts and groups connect, directly or through others."""
-    nodes: dict[tuple[str, str], int] = {}  # a node for each prompt and each group, behind those of the preferences
-    edges = [
-        (i, len(preferences) + nodes.setdefault((kind, name), len(nodes)))
-        for i, preference in enumerate(preferences)
-        for kind, name in (("prompt", preference.prompt), ("group", preference.group))
-        if name
-    ]
-    rows, columns = np.array(edges, np.int64).reshape(-1, 2).T  # (edges, 2) -> two of (edges,)
-    size = len(preferences) + len(nodes)
-    graph = coo_array((np.ones(len(edges), bool), (rows, columns)), (size, size))
-    labels: NDArray[np.int32] = connected_components(graph, directed=False)[1][: len(preferences)]
+    count = size = len(preferences)
+    edges = []  # from preferences to a node for each prompt and each group, behind those of the preferences
+    for names in ([p.prompt for p in preferences], [p.group for p in preferences]):
+        nodes: dict[str, int] = {}
+        numbers = np.fromiter((nodes.setdefault(name, len(nodes)) if name else -1 for name in names), np.int64, count)
+        edges.append(np.stack([np.arange(count), size + numbers])[:, numbers >= 0])  # (2, edges)
+        size += len(nodes)
+    rows, columns = np.concatenate(edges, axis=1)
+    graph = coo_array((np.ones(len(rows), bool), (rows, columns)), (size, size))
+    labels: NDArray[np.int32] = connected_components(graph, directed=False)[1][:count]
     return labels
 
 

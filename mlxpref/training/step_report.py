@@ -11,12 +11,19 @@ import numpy as np
 
 from mlxpref.config import TrainSettings
 from mlxpref.distributed import ProcessGroup
+from mlxpref.engine.image_features import FeatureStore
 from mlxpref.judge.evaluation import Evaluation
 from mlxpref.preferences import image_name
 from mlxpref.text import format_duration
 from mlxpref.training.group_rewards import GroupRewards
 from mlxpref.training.rewards import RewardMix
 from mlxpref.training.rollouts import RolloutGroup
+
+_SUMMED = (
+    "updated", "tokens", "skipped", "groups", "resampled", "left_out", "rollout_seconds", "score_seconds",
+    "update_seconds", "evaluation_seconds", "vision_runs",
+)  # fmt: skip
+"""The fields of a report whose totals the log has."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,7 @@ class StepReport:
     with an image that could not be read. The seconds of rollout, score (the reference), update and evaluation add up to
     `seconds`; `tokens_per_second` is of the rollout alone. `held_out` are the metrics of `eval` on the held-out
     preferences. Of several processes, this one sent `sent_bytes` in the step and spent `wait_seconds` of it in
-    exchanges.
+    exchanges, and ran `vision_runs` images through the vision tower.
     """
 
     step: int
@@ -87,6 +94,7 @@ class StepReport:
     held_out: Mapping[str, float] | None
     sent_bytes: int
     wait_seconds: float
+    vision_runs: int
     rollouts: tuple[RolloutRecord, ...] = field(default=(), repr=False)
 
     def __repr__(self) -> str:
@@ -143,11 +151,12 @@ def rollout_records(
 
 
 class StepMeter:
-    """Measures a step: the seconds of its phases, its memory, and this process's exchanges with others."""
+    """Measures a step: the seconds of its phases, its memory, its vision, and this process's exchanges with others."""
 
-    def __init__(self, processes: ProcessGroup) -> None:
+    def __init__(self, processes: ProcessGroup, features: FeatureStore) -> None:
         mx.reset_peak_memory()
-        self._processes, self._before = processes, (processes.sent_bytes, processes.wait_seconds)
+        self._processes, self._features = processes, features
+        self._before = processes.sent_bytes, processes.wait_seconds, features.runs
         self._last = time.perf_counter()
         self._seconds = dict.fromkeys(("rollout", "score", "update", "evaluation"), 0.0)
 
@@ -161,14 +170,22 @@ class StepMeter:
     def fields(self, tokens: int) -> dict[str, Any]:
         """Return this meter's fields of a report, for a step of `tokens` tokens."""
         seconds = {f"{phase}_seconds": round(seconds, 4) for phase, seconds in self._seconds.items()}
-        sent_bytes, wait_seconds = self._before
+        sent_bytes, wait_seconds, vision_runs = self._before
         return seconds | {
             "seconds": round(sum(seconds.values()), 4),
             "tokens_per_second": tokens / seconds["rollout_seconds"] if tokens else math.nan,
             "peak_bytes": int(mx.get_peak_memory()),
             "sent_bytes": self._processes.sent_bytes - sent_bytes,
             "wait_seconds": round(self._processes.wait_seconds - wait_seconds, 4),
+            "vision_runs": self._features.runs - vision_runs,
         }
+
+
+def with_totals(totals: Mapping[str, float], report: StepReport) -> dict[str, float]:
+    """The totals of a run up to a report's step, from those before it: sums, and the peak of memory."""
+    sums = {name: totals.get(name, 0) + getattr(report, name) for name in _SUMMED}
+    rounded = {name: round(value, 4) if isinstance(value, float) else int(value) for name, value in sums.items()}
+    return rounded | {"peak_bytes": max(totals.get("peak_bytes", 0), report.peak_bytes)}
 
 
 def held_out_metrics(evaluation: Evaluation) -> dict[str, Any]:

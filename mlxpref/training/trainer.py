@@ -182,7 +182,7 @@ class Trainer:
     def _step(self, step: int) -> StepReport:
         """Make one step and return its report."""
         vlm, settings, mix, processes = self.vlm, self.settings, self.mix, self.processes
-        meter = StepMeter(processes)
+        meter = StepMeter(processes, vlm.features)
 
         comparisons, unused = self.sampler.for_step(step), self.sampler.unused(step)  # P comparisons
         rollouts, left_out = self._sample(step, comparisons, unused, meter)  # P x G completions

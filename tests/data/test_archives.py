@@ -67,11 +67,11 @@ def test_images_are_read_in_any_order(kind: str, tmp_path: Path) -> None:
     for i in (4, 0, 2, 2, 1, 3):
         assert np.array_equal(np.asarray(load_image(images[i])), np.asarray(picture(i, (24, 16))))
         assert cache.read(images[i]) == png(i)
-        assert cache.has(images[i])
+        assert not [*cache.absent([images[i]])]
         assert named_image(image_name(images[i])) == images[i]
         assert image_names(images)[i] == str(images[i]) == f"{images[i].archive}/{images[i].member}"
     missing = PackedImage(images[0].archive, "9/jpg_0")
-    assert not cache.has(missing)
+    assert [*cache.absent([*images, missing])] == [missing]
     assert "is not there: the archive has no 9/jpg_0" in problem(missing)
     assert len(list(tmp_path.iterdir())) == 1  # nothing was written
 
@@ -175,7 +175,7 @@ def test_encrypted_members_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("member", ["0", "0/", "-1/jpg_0", "2/jpg_0", "9" * 6000 + "/jpg_0", "x/jpg_0", "0/jpg_1", ""])
 def test_missing_cells(member: str, tmp_path: Path) -> None:
     path = write_table(tmp_path / "a.parquet", [png(0), None])
-    assert not ArchiveCache().has(PackedImage(path, member))
+    assert [*ArchiveCache().absent([PackedImage(path, member)])]
     assert "is not there" in problem(PackedImage(path, member))
 
 

@@ -387,6 +387,25 @@ def test_numbers_must_agree_with_each_other(folder: Path) -> None:
     assert any('"label" 1 is read as images[0], 2 as images[1]' in line for line in lines)
 
 
+@pytest.mark.parametrize("last", [0, 2])
+def test_a_row_far_below_says_what_numbers_mean(folder: Path, last: int) -> None:
+    """The first thousand rows all say 1: who is that?"""
+    row = {"prompt": "x", "images": ["1.png", "2.png"], "label": 1}
+    with messages() as lines:
+        preferences = read_preferences(write_rows(folder, *[row] * 1500, row | {"label": last}))
+    assert len(preferences) == 1501
+    first = 1.0 if last == 2 else 0.0
+    assert [for_first(p, folder / "1.png") for p in preferences] == [first] * 1500 + [1 - first]
+    assert [line for line in lines if "is read as" in line] == [
+        f'{folder / "preferences.jsonl"}: "label" {last // 2} is read as images[0], {last // 2 + 1} as images[1]'
+    ]
+
+
+def test_columns_may_begin_far_below(folder: Path) -> None:
+    rows = [{"prompt": "x", "a": "1.png"}] * 1500 + [GOOD]
+    assert "1500 of 1501 rows cannot be used" in problem(folder, *rows)
+
+
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
 @pytest.mark.parametrize("sides", ["12", "01", ["_left", "_right"]])
 @pytest.mark.parametrize("labels", [[0, 1, 2], [-1, 1], [-1, 0, 1]])

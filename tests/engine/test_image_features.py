@@ -180,3 +180,19 @@ def test_damaged_features_are_encoded_again(tiny_vlm: VLM, tmp_path: Path) -> No
     assert again.runs == 1
     assert np.array_equal(last.get(picture(0)).merged, expected.merged)
     assert last.runs == 0
+
+
+def test_a_share_is_the_same_in_any_order(tiny_vlm: VLM, tmp_path: Path) -> None:
+    images = [picture(i, (84, 84)) for i in range(20)]
+    kept = []
+    for order in (1, -1):
+        store = fresh(tiny_vlm)
+        store.keep_in(DiskCache(tmp_path / f"{order}", 1 << 30), "tower", 0.5)
+        store.get_all(images[::order])
+        kept.append({path.name for path in (tmp_path / f"{order}").iterdir()})
+    assert kept[0] == kept[1]
+    assert 0 < len(kept[0]) < 20
+    again = fresh(tiny_vlm)
+    again.keep_in(DiskCache(tmp_path / "1", 1 << 30), "tower", 0.5)
+    again.get_all(images)
+    assert again.runs == 20 - len(kept[0])

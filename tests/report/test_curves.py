@@ -3,8 +3,9 @@
 import re
 
 import matplotlib as mpl
+import numpy as np
 
-from mlxpref.report.curves import Dots, curve_svg
+from mlxpref.report.curves import Dots, _thinned, curve_svg
 
 NAN = float("nan")
 
@@ -46,3 +47,28 @@ def test_drawings_share_only_equal_parts() -> None:
     for drawing, own in zip(drawings, ids, strict=True):
         assert set(re.findall(r"(?:#|url\(#)([a-z]\w{10})\b", drawing)) <= own
     assert not any(name.endswith("_1") for name in ids[0] & ids[1])
+
+
+def test_thinned_curves_show_the_same() -> None:
+    values = np.sin(np.arange(9000.0) ** 2)
+    values[3000:3500] = NAN
+    at, kept = _thinned(np.arange(1.0, 9001), values, 300)
+    assert len(kept) < 3 * 300
+    assert [at[0], at[-1]] == [1, 9000]
+    assert np.array_equal(kept, values[at.astype(int) - 1], equal_nan=True)
+    parts = np.array_split(np.arange(9000), 300)
+    for part in (part for part in parts if np.isfinite(values[part]).all()):
+        shown = kept[(at > part[0]) & (at <= part[-1] + 1)]
+        assert [shown.min(), shown.max()] == [values[part].min(), values[part].max()]
+    gap = kept[(at > 3030) & (at < 3470)]
+    assert len(gap)
+    assert np.isnan(gap).all()
+    few = np.arange(5.0)
+    assert _thinned(few, few, 300) == (few, few)
+
+
+def test_many_measurements_do_not_hide_each_other() -> None:
+    steps = [float(step) for step in range(600)]
+    ends = [[level] * 600 for level in (0.5, 0.4, 0.6)]
+    few, many = (str(curve_svg({}, dots={"a": Dots(steps[:n], *(end[:n] for end in ends))})) for n in (60, 600))
+    assert ["stroke-width: 1.5" in svg for svg in (few, many)] == [True, False]

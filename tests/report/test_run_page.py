@@ -113,6 +113,21 @@ def test_images_from_the_caller(tmp_path: Path) -> None:
     assert [record["reward"] for record in records] == [2.0, 0.0]  # of those shown only
 
 
+def test_totals_count_steps_without_a_line(tmp_path: Path) -> None:
+    """A log of every fifth step says of the whole run what a log of all steps says."""
+    names = ("tokens", "skipped", "groups", "rollout_seconds", "score_seconds", "update_seconds", "evaluation_seconds")
+    lines = [step_line(i, updated=i != 7, peak_bytes=i * 10**9 % 7) for i in range(1, 21)]
+    for i, line in enumerate(lines, 1):
+        sums = {name: sum(each[name] for each in lines[:i]) for name in (*names, "updated")}
+        line["totals"] = sums | {"peak_bytes": max(each["peak_bytes"] for each in lines[:i])}
+    logs = [
+        RunLog(part) for part in ([{k: v for k, v in x.items() if k != "totals"} for x in lines], lines, lines[4::5])
+    ]
+    facts = [log.facts() for log in logs]
+    assert facts[0] == facts[1] == facts[2]
+    assert ("steps without an update", "1") in facts[0]
+
+
 def test_broken_lines_are_left_out(tmp_path: Path) -> None:
     folder = run_in(tmp_path, [step_line(1, 3), step_line(2, 3)], [rollout(1, 1, text="a\u2028b")])
     with (folder / "log.jsonl").open("ab") as file:

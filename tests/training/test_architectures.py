@@ -14,7 +14,7 @@ from mlxpref.training.run import Run, resume_run, start_run
 from tests.conftest import GOLDEN, picture
 
 SMALL = {"data": "demo", "steps": 3, "comparisons": 2, "group": 3, "max_tokens": 12, "rank": 2, "held_out": 0.0}
-MEASURED = ("seconds", "bytes", "second", "left")
+MEASURED = ("seconds", "bytes", "second", "left", "runs", "totals")
 pytestmark = pytest.mark.parametrize("family", ["qwen3_5", "qwen3_vl_moe"])
 
 
