@@ -126,7 +126,9 @@ class ImageFinder:
         numbers = self._numbers.get(a), self._numbers.get(b)
         if None not in numbers and numbers[0] != numbers[1]:
             return False
-        return a == b or (a.exists() and b.exists() and a.samefile(b))  # else not needed
+        with suppress(OSError, ValueError):  # an impossible name
+            return a == b or (a.exists() and b.exists() and a.samefile(b))  # else not needed
+        return False
 
     def _find(self, name: str) -> ImageLike:
         if self._needed and _LINK.match(name):

@@ -109,12 +109,12 @@ def active_records(records: Iterable[LabelRecord]) -> list[LabelRecord]:
 
 
 def merge_answers(
-    rows: Iterable[tuple[int, dict[str, Any] | DataError]], path: Path
+    rows: Iterable[tuple[int, dict[str, Any] | DataError]], path: Path, notes: set[str]
 ) -> Iterator[tuple[int, dict[str, Any] | DataError]]:
     """The numbered rows of a file of preferences, with one row for all answers of a labelling about the same pair.
 
     It has their mean, and one vote, as one person gave them. Undone and skipped answers are no rows. Users may delete
-    pictures after choosing: a warning counts pairs without one, which are left out.
+    pictures after choosing: one of the `notes` counts pairs without one, which are left out.
     """
     entries: list[tuple[int, dict[str, Any] | DataError]] = []
     records: list[LabelRecord] = []
@@ -144,7 +144,7 @@ def merge_answers(
         entries.append((lines[id(opinions[0])], {"prompt": prompt, "a": a, "b": b, "p_a": p_people, "split": split}))
     if without_picture:
         count = f"{len(without_picture)} of {len(answers)} pairs"
-        logger.warning(f"{path}: {count} are left out, as a picture is gone, such as {without_picture[0]}")
+        notes.add(f"{path}: {count} are left out, as a picture is gone, such as {without_picture[0]}")
     yield from sorted(entries, key=lambda row: row[0])
 
 

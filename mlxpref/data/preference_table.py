@@ -48,8 +48,13 @@ def read_preferences(path: Path, split: str | None = None, images: ImageFinder |
     `merge_answers`. It checks that image files exist, without opening them. One DataError for all bad rows: their count
     and the first ten.
     """
-    finder, merged = images or ImageFinder(path), partial(merge_answers, path=path)
-    return preferences_of(path, lambda: read_table(path, is_known), split, finder, merged)
+    notes = set[str]()  # said once, however often the rows are read
+    merged = partial(merge_answers, path=path, notes=notes)
+    try:
+        return preferences_of(path, lambda: read_table(path, is_known), split, images or ImageFinder(path), merged)
+    finally:
+        for each in notes:
+            logger.warning(each)
 
 
 def preferences_of(

@@ -40,7 +40,7 @@ class Survey:
                 self._error = self._error or str(row)
             else:
                 if row.keys() - self._columns.keys():
-                    self._columns = row | self._columns
+                    self._columns |= {name: cell for name, cell in row.items() if name not in self._columns}
                 for name, label in numbers_in(row):
                     self._numbers[name].add(label)
             yield number, row

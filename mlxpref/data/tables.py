@@ -11,12 +11,12 @@ from contextlib import suppress
 from functools import cache
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mlxpref.errors import DataError
-from mlxpref.files import open_file, read_file
+from mlxpref.files import open_file
 from mlxpref.preferences import PackedImage
-from mlxpref.text import first_ten, one_line
+from mlxpref.text import first_ten, format_bytes, one_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -85,10 +85,10 @@ def unusable(path: Path, errors: Sequence[str], count: int, what: str = "rows") 
     return DataError(f"{path}: {text}:\n  {first_ten(errors)}")
 
 
-def _read_file(path: Path) -> bytes:
-    """The bytes of a file without a byte order mark."""
+def _opened(path: Path) -> BinaryIO:
+    """A file to read; DataError if it cannot be opened."""
     try:
-        return read_file(path).removeprefix(BOM_UTF8)
+        return open_file(path)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
 
@@ -97,7 +97,7 @@ def _json_lines(path: Path) -> Iterator[NumberedRow]:
     """The lines that are not blank, one at a time; the rows of an array, if the file begins with one."""
     begins = False
     try:
-        with open_file(path) as file:
+        with _opened(path) as file:
             for number, line in enumerate(file, 1):  # only line feeds separate them, as JSON may hold U+2028
                 line = line if number > 1 else line.removeprefix(BOM_UTF8)
                 if not line.strip():
@@ -145,7 +145,7 @@ def read_json_rows(path: Path) -> Iterator[Any]:
     decode = json.JSONDecoder().raw_decode
     text, place, number, closed = "", 0, 0, True
     try:
-        with io.TextIOWrapper(open_file(path), encoding="utf-8-sig") as file:
+        with io.TextIOWrapper(_opened(path), encoding="utf-8-sig") as file:
             while True:
                 gap = _SEPARATORS.match(text, place)
                 assert gap is not None  # it may be empty
@@ -159,7 +159,12 @@ def read_json_rows(path: Path) -> Iterator[Any]:
                     more = file.read(READ_CHARACTERS)
                     if not more and place == len(text) and closed:
                         return
-                    if not more or len(text) - place > ROW_LIMIT:
+                    if more and len(text) - place > ROW_LIMIT:
+                        raise DataError(
+                            f"{path}: row {number + 1} does not end within {format_bytes(ROW_LIMIT)}; is a quote not "
+                            "closed? Rows stand in an array, or one in a line"
+                        ) from error
+                    if not more:
                         reason = error.msg if place < len(text) else "it ends early"
                         raise DataError(
                             f"{path}: not valid JSON at row {number + 1} ({reason}); correct it, or download it again"
@@ -183,28 +188,30 @@ def _object(value: Any) -> dict[str, Any]:
 
 
 def _csv_rows(path: Path) -> Iterator[NumberedRow]:
+    line = 0
     try:
-        text = _read_file(path).decode()
+        with io.TextIOWrapper(_opened(path), encoding="utf-8-sig", newline="") as file:
+            first_line = file.readline()
+            file.seek(0)
+            # Excel separates by semicolons where numbers have decimal commas.
+            comma = ";" if ";" in first_line and "," not in first_line else ","
+            reader = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else comma, strict=True)
+            header = [name.strip() for name in next(reader, [])]
+            if len(set(header)) < len(header):
+                raise DataError(f"{path}: a column is named twice in the first line: {', '.join(header)}")
+            for cells in reader:
+                line = reader.line_num
+                if any(cell.strip() for cell in cells):
+                    if any(cell.strip() for cell in cells[len(header) :]):
+                        yield line, DataError(f"{len(cells)} cells under {len(header)} columns")
+                    else:
+                        yield line, dict(zip_longest(header, map(_cell, cells[: len(header)]), fillvalue=""))
+    except csv.Error as error:  # for example a cell that is too long
+        raise DataError(f"{path}: line {line + 1}: {error}; is a quote not closed?") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8; save the file as UTF-8") from error
-    first_line = text.partition("\n")[0]
-    # Excel separates by semicolons where numbers have decimal commas.
-    comma = ";" if ";" in first_line and "," not in first_line else ","
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else comma
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    try:
-        header = [name.strip() for name in next(reader, [])]
-        if len(set(header)) < len(header):
-            raise DataError(f"{path}: a column is named twice in the first line: {', '.join(header)}")
-        for cells in reader:
-            if any(cell.strip() for cell in cells):
-                if any(cell.strip() for cell in cells[len(header) :]):
-                    yield reader.line_num, DataError(f"{len(cells)} cells under {len(header)} columns")
-                else:
-                    row = zip_longest(header, map(_cell, cells[: len(header)]), fillvalue="")
-                    yield reader.line_num, dict(row)
-    except csv.Error as error:  # for example a cell that is too long
-        raise DataError(f"{path}: line {reader.line_num}: {error}; is a quote not closed?") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check the disk") from error
 
 
 def _cell(text: str) -> Any:

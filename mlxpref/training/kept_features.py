@@ -34,7 +34,7 @@ def keep_features(disk: DiskCache, vlm: VLM, images: int) -> None:
     size, pixels, room = model_size(vlm.checkpoint), vlm.features.images.mean_pixels, disk.room
     each = max(LEAST, size.image_tokens(int(pixels)) * size.image_width * size.float_bytes)
     share = room / max(1, images * each)
-    if share < 1:
+    if 0 < share < 1:
         share *= _CERTAIN
         logger.info(
             f"{disk.folder}: features of about {int(share * images):,} of {images:,} images fit "

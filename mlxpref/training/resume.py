@@ -29,7 +29,7 @@ class RunState:
     """The state of a run after a step; `complete` if that was its end.
 
     `arrays` and `numbers` are the trainer's state, `sizes` the bytes of each record file then, `totals` those of all
-    steps; None of a run of an earlier version, whose log has none.
+    steps; None of a run of an earlier version, whose log has none. `line` is that of the step, if the log lacks it.
     """
 
     step: int
@@ -38,6 +38,7 @@ class RunState:
     sizes: Mapping[str, int]
     complete: bool = False
     totals: Mapping[str, float] | None = None
+    line: Mapping[str, Any] | None = None
 
     def without_arrays(self) -> dict[str, Any]:
         """Return all fields but the arrays, for JSON."""

@@ -99,8 +99,9 @@ def resume_run(
 ) -> Run | None:
     """Load the run in a folder with its last saved state; None where it is complete.
 
-    All settings come from its run.json. The `given` ones must be equal, except `save_every`, files and folders with the
-    same content in another place, and `rows`, `micro_batch` and `recompute`, which trade memory for time. These three
+    All settings come from its run.json. The `given` ones must be equal, except `save_every`, `log_every` and
+    `report_to`, files and folders with the same content in another place, and `rows`, `micro_batch` and `recompute`,
+    which trade memory for time. These three
     and another number of processes round differently, and a warning names them. Other `steps` make the run longer or
     shorter, but not shorter than it is: from the next one on, the learning rate is that of a run of so many steps, and
     patience counts anew. ConfigError, DataError or ModelError for any other difference.
@@ -141,6 +142,8 @@ def resume_run(
         for file, size in ((folder / name, size) for name, size in state.sizes.items() if processes.is_main):
             if not file.is_file() or file.stat().st_size < size:
                 logger.warning(f"{file}: lines of steps up to {state.step} are missing; the run continues without them")
+        if state.totals is None and settings.log_every > 1:
+            logger.warning(f"{folder}: its log has no totals, as an earlier version began it: every step is logged")
         run.state = state
     return run
 
@@ -257,7 +260,10 @@ def _load(
         settings, start = _start_from(adapter, vlm, settings)
     trainer = Trainer(vlm, preferences, settings, mix, processes, start, left_out)
     if disk:
-        keep_features(disk, vlm, left_out.images)
+        shown = trainer.step_count * settings.comparisons // settings.orders * (1 + settings.resample)
+        shown += len(trainer.held_out.preferences)
+        images_in_data = left_out.images or 2 * len(preferences)  # none in files: all are in memory
+        keep_features(disk, vlm, min(images_in_data, 2 * shown))
     base, count = base_of(vlm.checkpoint, settings.model, vlm.profile), len(trainer.preferences)
     record = record_of(folder, settings, base, preferences, count, processes.size)
     versions = {f"version of {name}": record["versions"][name] for name in ("mlxpref", "mlx", "mlx-vlm")}

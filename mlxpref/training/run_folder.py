@@ -115,13 +115,14 @@ class Run:
         if report.held_out:
             logger.info(_measured(report.step, report.held_out))
         is_due = report.step % self.trainer.settings.log_every == 0 or report.step in (1, report.steps)
-        if is_due or report.held_out or totals is None:  # without totals every line counts
-            line = report.to_json() | ({"totals": totals} if totals else {})
+        line = report.to_json() | ({"totals": totals} if totals else {})
+        is_due |= bool(report.held_out) or totals is None  # without totals every line counts
+        if is_due:
             append_record(files[LOG], line)
             track(line)
             for rollout in report.rollouts[:: max(1, len(report.rollouts) // _ROLLOUTS_PER_STEP)]:
                 append_record(files[ROLLOUTS], asdict(rollout))
-        self.state = replace(self._state_after(report.step, files), totals=totals)
+        self.state = replace(self._state_after(report.step, files), totals=totals, line=None if is_due else line)
 
     def _state_after(self, step: int, files: Files) -> RunState:
         """The state after a step; its arrays are immutable, so holding them costs nothing until the next update."""
@@ -146,17 +147,24 @@ class Run:
         """Go back to the last recorded step, as an unfinished one may have changed the adapter, and save it."""
         self.trainer.restore(self.state.arrays, self.state.numbers)
         self._save(files)
+        self._end_log(files)  # behind what is saved: a resumed run removes it
         self._write_page()
 
     def _close(self, files: Files) -> None:
         """Save the run as complete."""
         if self.trainer.left_out.reasons:
             logger.warning(f"left out: {self.trainer.left_out}")
+        self._end_log(files)
         self.state = replace(self._state_after(self.done, files), complete=True)
         self._save(files)
         self.record["ended"] = {"step": self.done, "early": self.trainer.held_out.should_stop}
         write_record(self.folder, self.record)
         self._write_page()
+
+    def _end_log(self, files: Files) -> None:
+        """Append the last step, if the log lacks it."""
+        if self.state.line:
+            append_record(files[LOG], self.state.line)
 
     def _clear(self) -> None:
         """Remove the run's files and its folder."""

@@ -41,7 +41,7 @@ def tracking(names: str, folder: Path, record: Mapping[str, Any]) -> Iterator[Ca
                 return action(*arguments)
             except Exception as error:
                 senders.pop(name, None)
-                logger.warning(f"{name}: {one_line(error)}: nothing more is sent there; log.jsonl has it all")
+                logger.warning(f"{name}: {one_line(error)}: nothing more is sent there; log.jsonl has all lines")
 
         for name in check_trackers(names):
             if opened := attempt(name, _TRACKERS[name], folder, record):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mlxpref.data import tables
-from mlxpref.data.tables import read_json_rows
+from mlxpref.data.tables import read_json_rows, read_table
 from mlxpref.errors import DataError
 
 ROW = '{"prompt": "p"}'
@@ -31,7 +31,7 @@ def test_endless_row_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(tables, "ROW_LIMIT", 5000)
     path = tmp_path / "list.json"
     path.write_text('[{"a": 1}, {"a": "' + "x" * 100_000 + '"}]')
-    with pytest.raises(DataError, match=r"list\.json: not valid JSON at row 2 \(Unterminated string"):
+    with pytest.raises(DataError, match=r"list\.json: row 2 does not end within"):
         list(read_json_rows(path))
 
 
@@ -54,3 +54,24 @@ def test_lists_that_are_no_json(text: str, error: str, tmp_path: Path) -> None:
         list(read_json_rows(path))
     assert error in str(caught.value)
     assert str(caught.value).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.json"])
+def test_errors_name_the_file(name: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=rf"{name}: cannot be opened"):
+        list(read_table(tmp_path / name))
+    (tmp_path / name).mkdir()
+    with pytest.raises(DataError, match=rf"{name}: is a folder"):
+        list(read_table(tmp_path / name))
+
+
+def test_csv_with_a_mark_and_quoted_lines(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(b'\xef\xbb\xbfPrompt;a;b;p_a\r\n"two\r\nlines";1.png;2.png;0,5\r\n\r\nx;3.png;4.png;1\r\n')
+    expected = [("two\r\nlines", "1.png"), ("x", "3.png")]
+    assert [
+        (row["prompt"], row["a"]) for _, row in read_table(path, lambda _: True) if isinstance(row, dict)
+    ] == expected
+    path.write_bytes(b"prompt,a\nx,\xff\n")
+    with pytest.raises(DataError, match=r"a\.csv: not UTF-8"):
+        list(read_table(path))

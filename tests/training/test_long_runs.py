@@ -130,7 +130,7 @@ def test_every_third_step_is_logged(whole: Path, tmp_path: Path) -> None:
     folder, broken = tmp_path / "run", tmp_path / "broken"
     assert [report.step for report in trained(folder, log_every=3, **HELD_OUT)] == list(range(1, 11))
     trained(broken, until=5, log_every=3, **HELD_OUT)
-    assert [line["step"] for line in log_of(broken)] == [0, 1, 3, 4]
+    assert [line["step"] for line in log_of(broken)] == [0, 1, 3, 4, 5]  # its last one, until it is resumed
     advance(resume_run(broken, {}))
     steps = [0, 1, 3, 4, 6, 8, 9, 10]  # every third, the first and the last, and those with a measurement
     assert [line["step"] for line in log_of(folder)] == steps
@@ -144,6 +144,28 @@ def test_every_third_step_is_logged(whole: Path, tmp_path: Path) -> None:
     timed = ("time", "tokens a second", "peak memory")
     facts = [[fact for fact in RunLog(log_of(each)).facts() if fact[0] not in timed] for each in (whole, folder)]
     assert facts[0] == facts[1]
+
+
+def test_a_run_that_ends_between_two_lines(tmp_path: Path) -> None:
+    """It becomes as short as it is: the last step has its line, and the page counts all."""
+    folder = tmp_path / "run"
+    trained(folder, until=5, log_every=4)
+    assert [line["step"] for line in log_of(folder)] == [1, 4, 5]
+    advance(resume_run(folder, {"steps": 5}))
+    assert [line["step"] for line in log_of(folder)] == [1, 4, 5]
+    assert updates_in(read_log(folder)) == 5
+    assert dict(RunLog(log_of(folder)).facts())["steps"].startswith("5")
+
+
+@pytest.mark.usefixtures("forgetful")
+def test_features_of_what_a_run_shows(data: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room for half of all images is enough for a run that shows a quarter of them."""
+    monkeypatch.setenv("MLXPREF_FEATURES_GB", str(6 * (1 << 16) / 1e9))
+    with messages() as lines:
+        for name in ("one", "two"):
+            reports = trained(tmp_path / name, steps=1, comparisons=2, **data)
+    assert not any("images fit in" in line for line in lines)
+    assert reports[0].vision_runs == 0
 
 
 def test_totals_are_sums(whole: Path) -> None:
@@ -162,6 +184,8 @@ def test_a_run_of_an_earlier_version_logs_every_step(tmp_path: Path) -> None:
     state = read_state(folder)
     assert state is not None
     write_state(folder, type(state)(state.step, state.arrays, state.numbers, state.sizes))
-    advance(resume_run(folder, {"log_every": 4}))
+    with messages() as lines:
+        advance(resume_run(folder, {"log_every": 4}))
+    assert sum("every step is logged" in line for line in lines) == 1
     assert [line["step"] for line in log_of(folder)] == [1, 2, 3, 4, 5, 6]
     assert "totals" not in log_of(folder)[-1]
