@@ -3,7 +3,8 @@
 A step of GRPO against its group, prompt, completion and comparisons, a ranking against its images, a conversion
 against its size; each beside the bound by counts (`scripts/scaling_bounds.py`), at the rates that this machine reaches
 in the same run, and beside mlx-vlm where that can run. `--json` and `--plot` name the files that it writes, by default
-`scaling.json` and `scaling.png` beside this one; `--table` prints the tables from the file and draws it anew.
+`scaling.json` and `scaling.png` beside this one; `--small` needs others. `--table` prints the tables from the file and
+draws it anew.
 """
 
 import json
@@ -28,7 +29,7 @@ from scripts.scaling_others import convert_points, rank_points  # noqa: E402
 
 PARTS = ("grpo", "rank", "convert")
 Found = Mapping[str, Any]
-_BESIDE = Path(__file__).parent
+_JSON, _PLOT = (Path(__file__).with_name(f"scaling.{kind}") for kind in ("json", "png"))
 _LEAST = 1e-3
 """Seconds outside the model below which nothing is drawn."""
 _OURS, _BOUND, _NAMED, _PEER = "measured", "bound", "bound, exponentials, operations", "mlx-vlm"
@@ -230,11 +231,13 @@ def tables(found: Found) -> str:
 @click.option(
     "--only", multiple=True, type=click.Choice(PARTS), help="Measure these parts, and keep the file's others."
 )
-@click.option("--json", "file", type=click.Path(path_type=Path), default=_BESIDE / "scaling.json", help="The numbers.")
-@click.option("--plot", type=click.Path(path_type=Path), default=_BESIDE / "scaling.png", help="The curves.")
+@click.option("--json", "file", type=click.Path(path_type=Path), default=_JSON, help="The numbers.")
+@click.option("--plot", type=click.Path(path_type=Path), default=_PLOT, help="The curves.")
 @click.option("--table", is_flag=True, help="Measure nothing.")
 @click.option("--small", is_flag=True, help="Small sizes: a test that everything works.")
 def main(only: Sequence[str], file: Path, plot: Path, table: bool, small: bool) -> None:
+    if small and (file == _JSON or plot == _PLOT):
+        raise click.UsageError("--small would replace the numbers or curves of a real run; give --json and --plot")
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() and (only or table) else {}
     for part in [] if table else only or PARTS:
         found[part] = measure(part, small)

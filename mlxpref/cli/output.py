@@ -57,7 +57,7 @@ def print_json(value: Any) -> None:
     An iterator in it becomes a list, whose items are made and written one after another.
     """
     is_utf8 = codecs.lookup(sys.stdout.encoding or "utf-8").name == "utf-8"
-    parts = json.JSONEncoder(ensure_ascii=not is_utf8, indent=2, default=_LazyList).iterencode(value)
+    parts = json.JSONEncoder(ensure_ascii=not is_utf8, indent=2, default=_lazy).iterencode(value)
     texts = iter(lambda: "".join(islice(parts, _PARTS)), "")
     _write(chain((_ESCAPED_IN_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", text) for text in texts), "\n"))
 
@@ -122,6 +122,13 @@ class _LazyList(list[Any]):
         yield from self._rest
 
 
+def _lazy(value: Any) -> _LazyList:
+    """What JSON has no form for: an iterator as a list; TypeError for all else."""
+    if isinstance(value, Iterator):
+        return _LazyList(value)
+    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
+
+
 def _print(text: str) -> None:
     """Write a line to stdout; see `_write`."""
     _write([text, "\n"])
@@ -130,10 +137,18 @@ def _print(text: str) -> None:
 def _write(texts: Iterable[str]) -> None:
     """Write to stdout and flush; escapes characters outside its encoding, raises errors such as a full disk."""
     encoding = sys.stdout.encoding or "utf-8"
-    try:
-        for text in texts:
+    for text in texts:  # making one may fail, too, which says nothing of stdout
+        with _given_up():
             sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+    with _given_up():
         sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def _given_up() -> Iterator[None]:
+    """After an OSError within, which is raised again, nothing more goes to stdout."""
+    try:
+        yield
     except OSError:
         # Python flushes again at exit, and would fail there with its own message and exit code.
         with contextlib.suppress(OSError, ValueError):

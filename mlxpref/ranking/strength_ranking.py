@@ -31,8 +31,9 @@ class RankedImage:
 
     `rank` is 1 + the number of stronger images; `low` and `high` bound a 95 % interval (`INTERVAL_MEANING`); `p_best`
     is the probability to be the strongest; `wins` of its `pairs` had a soft preference above 0.5 for it; `tied_with`:
-    images whose difference from this one is not resolved at 95 %. Of more than `DENSE_IMAGES` images these are only
-    those among the nearest `TIE_PLACES` above and below: all would be most of the images for each.
+    images whose difference from this one is not resolved at 95 %. By pairs of more than `DENSE_IMAGES` images these are
+    only those among the nearest `TIE_PLACES` above and below: all would be most of the images for each. By scores of
+    single images they are all with an equal score, however many there are.
     """
 
     index: int

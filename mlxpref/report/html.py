@@ -1,4 +1,4 @@
-"""Self-contained pages from templates that escape all texts; their thumbnails, names and axes."""
+"""Self-contained pages from templates that escape all texts; round numbers for their axes."""
 
 import base64
 import hashlib

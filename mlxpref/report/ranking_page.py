@@ -132,7 +132,7 @@ def _section(ranking: Ranking, notes: Sequence[str], pictures: _Pictures, is_lat
         "shape": min(max(statistics.median(shapes or [1.0]), 0.75), 1.5),
         "cards": [] if is_later else first,
         "later": chain([(1, first)] if is_later else [], others),
-        "others": [(image.rank, plain(image.short_name)) for image in ranking[0 if is_later else _PAGE :]],
+        "others": [(image.rank, image.index, plain(image.short_name)) for image in ranking[0 if is_later else _PAGE :]],
         "limits": _limits(ranking, pictures),
         "remarks": [*notes, *(plain(warning) for warning in ranking.warnings)],
         "skipped": [plain(f"{each.path}: {each.error}") for each in ranking.skipped],
@@ -194,8 +194,8 @@ def _limits(ranking: Ranking, pictures: _Pictures) -> str:
     """What the page of many images leaves out, in words."""
     sentences = []
     if len(ranking) > pictures.best > 0 and pictures.small < pictures.large:
-        sentences.append(f"After the best {pictures.best} pictures are smaller.")
-    if names_only_near_ties(len(ranking)):
+        sentences.append(f"After the best {pictures.best}, pictures have fewer pixels or bytes.")
+    if names_only_near_ties(len(ranking)) and not ranking.is_by_scores:
         sentences.append(
             f"Ties are looked for among the {TIE_PLACES} nearest on each side. Of two images that were not asked about "
             "together the interval is an estimate, some percent off, as it takes the errors of both for independent."
@@ -247,10 +247,11 @@ def _data(ranking: Ranking) -> dict[str, Any]:
 
     Standard errors are in thousandths. Of few images `deviations[i][j - i - 1]` is that of the difference of strengths
     i and j > i. Of many, which have no matrix, `errors` are those of each strength, and `paired` those of the
-    differences in judged pairs.
+    differences in judged pairs. Scores of single images have no errors: all three are empty.
     """
     fit = ranking.strengths.fit
-    is_exact = isinstance(fit.covariance, DenseCovariance)
+    is_dense = isinstance(fit.covariance, DenseCovariance)
+    is_exact, is_many = (each and not ranking.is_by_scores for each in (is_dense, not is_dense))
     variances = (fit.covariance.row(image)[image + 1 :] for image in range(len(ranking) if is_exact else 0))
     a, b = (np.array([getattr(pair, side) for pair in ranking.pairs], np.intp) for side in ("a", "b"))
     return {
@@ -260,8 +261,8 @@ def _data(ranking: Ranking) -> dict[str, Any]:
         "order": [(image.index, image.rank) for image in ranking.strengths.images],
         "strengths": [round(strength, 4) for strength in fit.strengths.tolist()],
         "deviations": [_thousandths(row) for row in variances],
-        "errors": [] if is_exact else _thousandths(fit.covariance.variances()),
-        "paired": [] if is_exact else _thousandths(fit.covariance.of_differences(a, b)),
+        "errors": _thousandths(fit.covariance.variances()) if is_many else [],
+        "paired": _thousandths(fit.covariance.of_differences(a, b)) if is_many else [],
         "pairs": (_pair_data(pair, ranking.preference(pair)) for pair in ranking.pairs),
     }
 

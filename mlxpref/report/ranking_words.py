@@ -13,7 +13,8 @@ def best_in_words(ranking: Ranking) -> str:
     name, ties = ranking.short_names[first.index], ties_in_words(ranking, first)
     if not first.tied_with:
         return f"{name} is this judge's best, {ties}."
-    near = f", of the nearest {TIE_PLACES}" if names_only_near_ties(len(ranking)) else ""
+    is_near = names_only_near_ties(len(ranking)) and not ranking.is_by_scores
+    near = f", of the nearest {TIE_PLACES}" if is_near else ""
     return f"No image is clearly the best: {name} comes first, but is {ties}{near}."
 
 

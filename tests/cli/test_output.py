@@ -5,6 +5,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -72,6 +73,29 @@ def test_json_is_written_as_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     assert raw.getvalue() == streamed
     assert seen[0] == 0
     assert seen[-1] > 0.9 * len(streamed)
+
+
+def test_json_of_what_it_has_no_form_for(capsys: pytest.CaptureFixture[str]) -> None:
+    for value, name in (({1}, "set"), (Path("a"), "PosixPath"), (range(2), "range")):
+        with pytest.raises(TypeError, match=f"^Object of type {name} is not JSON serializable$"):
+            print_json([value])
+    assert capsys.readouterr().out == ""
+
+
+def test_an_error_of_an_item_is_not_one_of_stdout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was written before it, and what comes after it, is there."""
+
+    def items() -> Iterator[int]:
+        yield from range(20_000)
+        raise OSError("an image went away")
+
+    with (tmp_path / "out").open("w") as file:
+        monkeypatch.setattr(sys, "stdout", file)
+        with pytest.raises(OSError, match="went away"):
+            print_json(items())
+        print_text("later")
+    assert (tmp_path / "out").read_text().endswith("later\n")
+    assert (tmp_path / "out").read_text().startswith("[\n  0,\n  1,")
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])

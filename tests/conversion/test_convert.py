@@ -436,6 +436,7 @@ def test_finite_by_bits(dtype: mx.Dtype) -> None:
 
 def test_finite_in_single_precision() -> None:
     most = mx.finfo(mx.float32).max
+    assert is_finite(mx.array([1.0, -1e300], mx.float64))
     assert is_finite(mx.array([0.0, -0.0, 1e-45, most, -most]))
     assert is_finite(mx.zeros((0, 3)))
     assert not any(is_finite(mx.array([1.0, number])) for number in (mx.inf, -mx.inf, mx.nan, -mx.nan))

@@ -12,7 +12,7 @@ from PIL import Image, features
 
 from mlxpref.data import images
 from mlxpref.data.images import load_image, read_image
-from mlxpref.data.thumbnails import thumbnail
+from mlxpref.data.thumbnails import thumbnail, try_thumbnail
 from mlxpref.errors import DataError
 
 RED = (200, 30, 40)
@@ -395,3 +395,13 @@ def test_thumbnail_pixels(tmp_path: Path) -> None:
     assert (exact.exact, shrunk.exact, bounded.exact) == (True, False, False)
     assert (np.array(Image.open(io.BytesIO(exact.content)).convert("RGB")) == noise).all()
     assert len(bounded.content) < len(exact.content) / 4
+    assert thumbnail(Image.new("RGB", (96, 96), RED), limit=2000).exact  # it takes far less than a byte a pixel
+
+
+def test_thumbnails_that_cannot_be_made(tmp_path: Path) -> None:
+    """Whatever the system says of a path, there is no picture."""
+    assert try_thumbnail(None) is None
+    assert try_thumbnail(tmp_path / ("long" * 100)) is None
+    with patch.object(Path, "is_file", side_effect=OSError(5, "Input/output error")):
+        assert try_thumbnail(save_image(tmp_path / "a.png")) is None
+    assert try_thumbnail(tmp_path / "a.png") is not None

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from PIL import Image
 from mlxpref.data.find_images import Skipped
 from mlxpref.data.thumbnails import thumbnail
 from mlxpref.judge.pair_verdict import PairVerdict
-from mlxpref.judge.ranking_result import JudgedPair, Ranking
+from mlxpref.judge.ranking_result import BY_SCORES, JudgedPair, Ranking
 from mlxpref.ranking.noise import Noise
 from mlxpref.ranking.outcomes import PairOutcome, all_pairs
 from mlxpref.ranking.posterior import difference_variance
@@ -184,6 +185,25 @@ def test_data_of_the_script(tmp_path: Path) -> None:
         assert data["deviations"][a][b - a - 1] / 1000 == pytest.approx(errors[a, b], abs=6e-4)
     assert [pair[:2] for pair in data["pairs"]] == [[0, 1], [0, 2], [1, 2], [3, 2]]
     assert [len(sample) for pair in data["pairs"] for order in pair[5:] for sample in order] == [3] * 9 + [1] * 2
+
+
+def test_scores_have_no_intervals(browser: Browser, tmp_path: Path) -> None:
+    """Two images of a judge of single images are compared without an interval and without what one would mean."""
+    result = replace(ranking(), orders=BY_SCORES)
+    data = json.loads(Tags(page_of(tmp_path, result, ranking())).scripts[0])
+    assert [data[0][name] for name in ("deviations", "errors", "paired")] == [[], [], []]
+    strengths = result.strengths.fit.strengths
+    browser.open(tmp_path / "page.html")
+    for a, b in ((0, 1), (0, 3)):  # judged, and not
+        browser.run(f"compare(0, {a}, {b})")
+        p = 100 / (1 + np.exp(strengths[b] - strengths[a]))
+        assert f"{p:.1f} % for image {a}, by the difference of their scores." in text_at(browser, "#compare")
+        assert not any(word in text_at(browser, "#compare") for word in ("interval", "Not judged", "estimate"))
+        browser.press("Escape")
+    browser.run("compare(1, 0, 1)")
+    assert "95 % interval" in text_at(browser, "#compare")
+    assert "it does not say what people think" in text_at(browser, "#compare")
+    assert complaints(browser) == []
 
 
 def test_missing_picture(tmp_path: Path) -> None:
@@ -392,7 +412,7 @@ def test_without_javascript_everything_is_there(browser: Browser, tmp_path: Path
     page.goto((tmp_path / "page.html").as_uri())
     for shown in (".picture", ".more"):
         assert all((each.bounding_box() or {"width": 0})["width"] > 300 for each in page.locator(shown).all())
-    assert "JavaScript is off" in page.content()
+    assert "cannot be compared here. Everything else works without it." in page.content()
     page.context.close()
 
 

@@ -1,6 +1,7 @@
 """The page of many images: a page of them at a time, bounded in bytes, and as safe as that of few."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from PIL import Image
 from mlxpref.data.images import load_image
 from mlxpref.data.thumbnails import Thumbnail
 from mlxpref.judge.pair_verdict import PairVerdict
-from mlxpref.judge.ranking_result import JudgedPair, Ranking
+from mlxpref.judge.ranking_result import BY_SCORES, JudgedPair, Ranking
 from mlxpref.preferences import ImageLike
 from mlxpref.ranking.strength_ranking import rank_images
 from mlxpref.report import ranking_page
@@ -98,6 +99,47 @@ def test_a_picture_of_another_page_opens(browser: Browser, paged: Path) -> None:
     assert complaints(browser) == []
 
 
+def test_the_way_back_of_several_rankings(browser: Browser, paged: Path) -> None:
+    """Each ranking shows the page that it showed before; a link to a page leads to its ranking."""
+    page_of(paged.parent, many_images(15), many_images(15))
+    browser.show_as(390, 600)
+    browser.open(paged)
+    browser.page.goto("about:blank")
+    browser.page.goto(paged.as_uri() + "#page-1-2")
+    assert browser.run("shown") == [1, 2]
+    assert abs(browser.run("document.getElementById('prompt-1').getBoundingClientRect().top")) < 2
+    browser.page.goto("about:blank")
+    browser.open(paged)
+    for pager, address in ((0, "#page-0-2"), (2, "#page-1-2"), (2, "#page-1-3")):
+        browser.run(f"document.querySelectorAll('[data-turn=\"1\"]')[{pager}].click()")
+        browser.page.wait_for_url(f"**/page.html{address}")
+    assert browser.run("shown") == [2, 3]
+    for address, pages in (("#page-1-2", [2, 2]), ("#page-0-2", [2, 1]), ("", [1, 1])):
+        browser.page.go_back()
+        browser.page.wait_for_url(f"**/page.html{address}")
+        browser.page.wait_for_function(f"String(shown) === '{pages[0]},{pages[1]}'")
+    assert complaints(browser) == []
+
+
+def test_the_way_back_closes_what_is_open(browser: Browser, paged: Path) -> None:
+    """Of a picture on another page the focus goes to the first of the page that is shown."""
+    order = [image.index for image in many_images(15)]
+    browser.open(paged)
+    browser.run(f"location.hash = '#image-0-{order[12]}'")
+    browser.page.wait_for_selector("#picture[open]")
+    browser.run(f"compare(0, {order[0]}, {order[1]})")
+    browser.page.go_back()
+    browser.page.wait_for_selector(f"a[href='#image-0-{order[0]}']:focus")
+    assert shown(browser) == order[:6]
+    assert browser.run("document.querySelectorAll('dialog[open]').length") == 0
+    # With another key held an arrow is the browser's.
+    for held in ("altKey", "ctrlKey", "metaKey"):
+        event = f"new KeyboardEvent('keydown', {{key: 'ArrowRight', bubbles: true, {held}: true}})"
+        browser.run(f"document.activeElement.dispatchEvent({event})")
+    assert browser.run("document.activeElement.getAttribute('href')") == f"#image-0-{order[0]}"
+    assert complaints(browser) == []
+
+
 @pytest.mark.parametrize("width", [390, 1280])
 def test_a_later_page_fits_and_is_accessible(browser: Browser, paged: Path, width: int) -> None:
     browser.show_as(width, 800)
@@ -126,6 +168,9 @@ def test_without_javascript_there_are_names(browser: Browser, paged: Path) -> No
     names = page.locator("noscript li")
     assert [each.inner_text() for each in names.all()] == [image.short_name for image in result[6:]]
     assert names.first.get_attribute("value") == "7"
+    assert names.first.get_attribute("id") == f"image-0-{result[6].index}"
+    assert "cannot be compared here." in page.content()
+    assert "Everything else works" not in page.content()
     page.context.close()
 
 
@@ -164,12 +209,29 @@ def test_many_rankings_are_shown_when_they_are_reached(
     browser.open(tmp_path / "page.html")
     count = "document.querySelectorAll('.ranked')[{}].children.length"
     assert [browser.run(count.format(place)) for place in (0, 3)] == [15, 0]
+    browser.run("document.documentElement.style.overflowAnchor = 'none'")  # as in Safari
     browser.run("document.querySelector('nav a[href=\"#prompt-3\"]').click()")
     browser.page.wait_for_selector(".ranked >> nth=3 >> li >> nth=14", state="attached")
-    assert browser.run("document.querySelectorAll('.later').length") <= 1
+    browser.run("new Promise(done => requestAnimationFrame(() => setTimeout(done, 100)))")
+    assert abs(browser.run("document.getElementById('prompt-3').getBoundingClientRect().top")) < 2
+    assert browser.run("document.querySelectorAll('.later').length") >= 1  # those above come when they are scrolled to
+    browser.run("document.querySelectorAll('.ranked')[2].scrollIntoView()")
+    browser.page.wait_for_selector(".ranked >> nth=2 >> li >> nth=14", state="attached")
     browser.run(f"location.hash = '#image-2-{rankings[2][0].index}'")
     browser.page.wait_for_selector("#picture[open] >> text=Rank 1 of 15")
     assert complaints(browser) == []
+
+
+def test_limits_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left out, where it is: of scores every tie is known, however many images there are."""
+    result = many_images(5)
+    monkeypatch.setattr(ranking_page, "names_only_near_ties", lambda _: True)
+    pictures = ranking_page._Pictures([len(result)], load_image)
+    assert ranking_page._limits(result, pictures).startswith("Ties are looked for among the 16 nearest")
+    assert ranking_page._limits(replace(result, orders=BY_SCORES), pictures) == ""
+    pictures.best, pictures._left = 1, 100_000
+    words = "After the best 1, pictures have fewer pixels or bytes."
+    assert ranking_page._limits(replace(result, orders=BY_SCORES), pictures) == words
 
 
 @pytest.mark.parametrize("counts", [[200], [201], [300], [1000], [5000], [100] * 3, [200] * 25, [5] * 1000])

@@ -1,6 +1,7 @@
 """What a ranking settles, in words."""
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxpref.judge.ranking_result import Ranking
+from mlxpref.judge.ranking_result import BY_SCORES, Ranking
 from mlxpref.ranking.strength_ranking import rank_images
 from mlxpref.report.ranking_words import best_in_words, tied_ranks, ties_in_words
 from mlxpref.text import few
@@ -45,6 +46,8 @@ def test_ties_of_many_images_are_those_near() -> None:
     assert ties_in_words(result, result[0]) == "tied with rank 1"
     best = best_in_words(result)
     assert best == "No image is clearly the best: 0.png comes first, but is tied with rank 1, of the nearest 16."
+    # By scores all ties are known.
+    assert best_in_words(replace(result, orders=BY_SCORES)) == best.replace(", of the nearest 16", "")
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=30), st.data())

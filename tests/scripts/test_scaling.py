@@ -59,6 +59,14 @@ def test_a_step_of_grpo(tmp_path: Path) -> None:
         assert picture.width > 1000
 
 
+def test_small_numbers_do_not_replace_real_ones(tmp_path: Path) -> None:
+    for options in ([], ["--json", str(tmp_path / "a.json")], ["--plot", str(tmp_path / "a.png")]):
+        run = CliRunner().invoke(main, ["--small", *options])
+        assert run.exit_code == 2
+        assert "give --json and --plot" in run.stderr
+    assert not [*tmp_path.iterdir()]
+
+
 def test_a_ranking(tmp_path: Path) -> None:
     found, lines = measured(tmp_path, "--small", "--only", "rank")
     assert [point["vision_runs"] for point in found["rank"]["points"]] == [4, 8]

@@ -83,6 +83,7 @@ function showPagers() {
 // Another page by its pager: the address changes, and whoever is at the end of a page begins at the top of the next.
 function turn(pager, page) {
   const { section } = pager.dataset;
+  history.replaceState([...shown], ""); // where the way back leads
   location.hash = `page-${section}-${page}`;
   const [top] = document.querySelectorAll(`.pager[data-section="${section}"]`);
   top.querySelector("select").focus({ preventScroll: true });
@@ -129,8 +130,14 @@ function inOneOrder([, , , , , shownFirst, shownSecond]) {
   return !shownFirst.length || !shownSecond.length;
 }
 
+// Whether the strengths of a section have no errors: they are scores of single images.
+function isByScores({ deviations, errors }) {
+  return !deviations.length && !errors.length;
+}
+
 function headlineOf(pair) {
   const { names } = sections[open];
+  if (!pair && isByScores(sections[open])) return "Each image was scored by itself.";
   if (!pair) return "Not judged: estimated by the model of strengths.";
   const [a, b, p, pShownFirst, pShownSecond] = pair;
   if (pShownFirst === null && pShownSecond === null) return "Undecided: no completion could be read.";
@@ -146,9 +153,11 @@ function estimateOf(a, b, judged) {
   const [stronger, weaker] = strengths[a] >= strengths[b] ? [a, b] : [b, a];
   const [low, high] = [Math.min(a, b), Math.max(a, b)];
   const difference = strengths[stronger] - strengths[weaker];
+  const share = (x) => percent(1 / (1 + Math.exp(-difference - x)));
+  if (isByScores(sections[open])) return `${share(0)} for ${names[stronger]}, by the difference of their scores.`;
   const deviation = judged && paired.length ? paired[judged.number] : errors.length ? Math.hypot(errors[a], errors[b]) : deviations[low][high - low - 1];
   const margin = (Z95 * deviation) / 1000;
-  const [middle, from, to] = [0, -margin, margin].map((x) => percent(1 / (1 + Math.exp(-difference - x))));
+  const [middle, from, to] = [0, -margin, margin].map(share);
   const source = judged ? "The model of strengths, from all pairs together, estimates" : "Estimated from the pairs that were asked:";
   const about = errors.length && !judged ? "about " : "";
   return `${source} ${middle} for ${names[stronger]}, 95\u00a0% interval ${about}${from} to ${to}.`;
@@ -165,6 +174,7 @@ function show() {
   const pair = judged?.pair;
   dialog.querySelector(".headline").textContent = headlineOf(pair);
   dialog.querySelector(".estimate").textContent = estimateOf(a, b, judged);
+  dialog.querySelector(".meaning").hidden = isByScores(sections[open]);
   const orders = dialog.querySelector(".orders");
   orders.replaceChildren();
   if (pair) {
@@ -226,7 +236,6 @@ function openPicture(section, index) {
   const count = `${others.length} image${others.length === 1 ? "" : "s"}`;
   picture.querySelector(":scope > div > h3").textContent = others.length ? `Judged against ${count}, by rank` : "";
   for (const button of picture.querySelectorAll("[data-step]")) button.disabled = neighbour(item, Number(button.dataset.step)) === undefined;
-  if (dialog.open) dialog.close();
   if (!picture.open) picture.showModal();
   picture.scrollTop = 0;
 }
@@ -246,12 +255,13 @@ function step(by) {
 
 // Opens the picture that the address names, or closes the open one and shows the page that it names, else the first.
 function follow() {
+  if (dialog.open) dialog.close();
   const [, kind, ...numbers] = location.hash.match(/^#(image|page)-(\d+)-(\d+)$/) ?? [];
   const [section, number] = numbers.map(Number);
   if (kind === "image" && places[section]?.has(number)) return openPicture(section, number);
   if (picture.open) picture.close();
   if (kind === "page" && number > 0 && sections[section]?.order[(number - 1) * sections[section].page]) turnTo(section, number);
-  else if (!location.hash) shown.forEach((page, section) => page && turnTo(section, 1));
+  else if (!location.hash && !history.state) shown.forEach((page, section) => page && turnTo(section, 1));
 }
 
 document.addEventListener("click", (event) => {
@@ -268,9 +278,9 @@ document.addEventListener("click", (event) => {
   else if (target === dialog || target === picture) target.close();
   else if (target.closest("[data-close]")) target.closest("dialog").close();
 });
-document.addEventListener("keydown", ({ key: pressed, target }) => {
+document.addEventListener("keydown", ({ key: pressed, target, altKey, ctrlKey, metaKey }) => {
   const by = { ArrowLeft: -1, ArrowRight: 1 }[pressed];
-  if (!by || dialog.open || target.tagName === "SELECT") return;
+  if (!by || altKey || ctrlKey || metaKey || dialog.open || target.tagName === "SELECT") return;
   if (picture.open) step(by);
   else {
     const item = target.closest(".ranked > li");
@@ -287,16 +297,20 @@ picture.addEventListener("close", () => {
   const { section } = opened.dataset;
   const address = shown[section] > 1 ? `#page-${section}-${shown[section]}` : location.pathname + location.search;
   if (location.hash.startsWith("#image")) history.replaceState(null, "", address);
-  opened.querySelector("a").focus();
+  (document.getElementById(opened.id) ?? lists[section].firstElementChild)?.querySelector("a").focus();
 });
+addEventListener("popstate", ({ state }) => state?.forEach((page, section) => page && turnTo(section, page)));
 addEventListener("hashchange", follow);
 for (const select of selects) select.addEventListener("change", show);
 for (const select of document.querySelectorAll("[data-page]")) select.addEventListener("change", () => turn(select.parentElement, Number(select.value)));
+// Only lists below: one above would grow, and move what is being read where the browser does not hold it in place.
 const coming = new IntersectionObserver((entries) => {
   for (const { isIntersecting, target } of entries) if (isIntersecting && !shown[lists.indexOf(target)]) turnTo(lists.indexOf(target), 1);
-}, { rootMargin: "1000px" });
+}, { rootMargin: "0px 0px 1000px" });
 for (const list of document.querySelectorAll(".later")) coming.observe(list);
 for (const made of document.querySelectorAll("[data-scripted]")) made.hidden = false;
 showPagers();
 document.documentElement.className = "scripted";
 follow();
+const [, linked] = location.hash.match(/^#page-(\d+)-\d+$/) ?? [];
+if (linked && sections.length > 1) document.getElementById(`prompt-${linked}`)?.scrollIntoView();
