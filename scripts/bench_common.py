@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import statistics
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -34,6 +35,7 @@ __all__ = [
     "PeerTrainer",
     "Tokens",
     "environment",
+    "evaluation_seconds",
     "idle_optimizer",
     "median",
     "naive_inputs",
@@ -101,6 +103,17 @@ def take_turns(
             else:
                 warm_up[name] = measured
     return warm_up, kept
+
+
+def evaluation_seconds(compute: Callable[[], Any], repeats: int) -> list[float]:
+    """The seconds that arrays take to evaluate, so many times after a warm-up."""
+    mx.eval(compute())
+    taken = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        mx.eval(compute())
+        taken.append(time.perf_counter() - started)
+    return taken
 
 
 def median(values: Sequence[Any], name: str) -> float:

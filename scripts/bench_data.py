@@ -16,15 +16,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 from PIL import Image
+
+from scripts.several import alone
 
 PAIRS = {"hpdv2": 645_090, "pickapic": 1_000_000, "jsonl": 1_000_000}
 """By the name of a list."""
@@ -43,13 +43,8 @@ def main(names: tuple[str, ...], pairs: int | None, limit: int | None) -> None:
     """Write the lists, open each, and print seconds and peaks of resident memory as lines of JSON."""
     for name in names or PAIRS:
         with tempfile.TemporaryDirectory() as folder:
-            written = _in_a_process(_WRITERS[name], Path(folder), pairs or PAIRS[name])
-            print(json.dumps({"list": name} | written | _in_a_process(_measured, name, Path(folder), limit)))
-
-
-def _in_a_process(work: Callable[..., dict[str, Any]], *values: Any) -> dict[str, Any]:
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(work, *values).result()
+            written = alone(_WRITERS[name], Path(folder), pairs or PAIRS[name])
+            print(json.dumps({"list": name} | written | alone(_measured, name, Path(folder), limit)))
 
 
 def _rows(pairs: int) -> Iterator[tuple[str, int, int]]:

@@ -29,7 +29,7 @@ from mlxpref.engine.completion import Sampling  # noqa: E402
 from mlxpref.engine.lora import linear_layers  # noqa: E402
 from mlxpref.engine.rollout import roll_out  # noqa: E402
 from mlxpref.engine.vlm import VLM, ComparisonInput  # noqa: E402
-from scripts.bench_common import TEXT, naive_inputs, pictures, report, take_turns  # noqa: E402
+from scripts.bench_common import TEXT, evaluation_seconds, naive_inputs, pictures, report, take_turns  # noqa: E402
 from scripts.bench_models import (  # noqa: E402
     decoder_operations,
     family_option,
@@ -104,23 +104,13 @@ def write_alone(model: Any, inputs: Mapping[str, mx.array], tokens: int) -> floa
 def operations_rate(repeats: int = 5) -> float:
     """Operations a second of one large product of matrices in float32."""
     left, right = (mx.random.normal((_SIDE, _SIDE), key=mx.random.key(i)) for i in range(2))
-    return 2 * _SIDE**3 / _typical_seconds(lambda: left @ right, repeats)
+    return 2 * _SIDE**3 / statistics.median(evaluation_seconds(lambda: left @ right, repeats))
 
 
 def bandwidth(repeats: int = 5) -> float:
     """Bytes a second that a copy reads and writes."""
     source = mx.zeros(_COPIED // 4)
-    return 2 * _COPIED / _typical_seconds(lambda: source + 1, repeats)
-
-
-def _typical_seconds(compute: Callable[[], mx.array], repeats: int) -> float:
-    mx.eval(compute())
-    taken = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        mx.eval(compute())
-        taken.append(time.perf_counter() - started)
-    return statistics.median(taken)
+    return 2 * _COPIED / statistics.median(evaluation_seconds(lambda: source + 1, repeats))
 
 
 def step_operations(model: Any, case: Case, prompt: int, tokens: int) -> float:

@@ -42,7 +42,7 @@ from mlxpref.engine.rollout import roll_out  # noqa: E402
 from mlxpref.engine.vlm import VLM, ComparisonInput  # noqa: E402
 from mlxpref.judge.judge import Judge  # noqa: E402
 from scripts import bench_decode  # noqa: E402
-from scripts.bench_common import TEXT, PeerTrainer, naive_inputs, pictures, report  # noqa: E402
+from scripts.bench_common import TEXT, PeerTrainer, evaluation_seconds, naive_inputs, pictures, report  # noqa: E402
 from scripts.bench_gpu_judges import judge_of  # noqa: E402
 from scripts.bench_grpo import Case, Ours  # noqa: E402
 from scripts.bench_models import family_option  # noqa: E402
@@ -107,12 +107,7 @@ def measured(line: dict[str, Any], part: str) -> Iterator[None]:
 
 def _typical_seconds(compute: Callable[[], Any]) -> float:
     """The median time of an evaluation, the first one left out."""
-    taken = []
-    for _ in range(_TIMES + 1):
-        started = time.perf_counter()
-        mx.eval(compute())
-        taken.append(time.perf_counter() - started)
-    return statistics.median(taken[1:])
+    return statistics.median(evaluation_seconds(compute, _TIMES))
 
 
 def decode(bench: Bench) -> None:

@@ -24,9 +24,8 @@ from mlxpref.config import TrainSettings, settings_from  # noqa: E402
 from mlxpref.report.run_page import RUN_PAGE, write_run_page  # noqa: E402
 from mlxpref.training.run import start_run  # noqa: E402
 from mlxpref.training.run_folder import LOG, ROLLOUTS, Run  # noqa: E402
-from scripts.conversion_memory import memory  # noqa: E402
+from scripts.conversion_memory import GOLDEN, memory  # noqa: E402
 
-GOLDEN = Path(__file__).parent.parent / "tests" / "golden" / "qwen2_5_vl"
 _SIDE = 56
 
 
@@ -40,9 +39,9 @@ def main(steps: int, every: int, log_every: int, preferences: int) -> None:
     with TemporaryDirectory() as name:
         folder = Path(name)
         values = {
-            "data": str(_write_data(folder, preferences)), "model": str(GOLDEN), "think": False, "steps": steps,
-            "comparisons": 2, "group": 2, "rank": 2, "held_out": 0.01, "held_out_limit": 10, "evaluate_every": every,
-            "save_every": 100, "log_every": log_every,
+            "data": str(_write_data(folder, preferences)), "model": str(GOLDEN / "qwen2_5_vl"), "think": False,
+            "steps": steps, "comparisons": 2, "group": 2, "rank": 2, "held_out": 0.01, "held_out_limit": 10,
+            "evaluate_every": every, "save_every": 100, "log_every": log_every,
         }  # fmt: skip
         run = start_run(settings_from(TrainSettings, values), folder / "run")
         started, runs = time.perf_counter(), 0

@@ -7,7 +7,6 @@ multiply-adds has: exponentials, and operations by number, at the price of one t
 
 import io
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from mlx.utils import tree_flatten  # noqa: E402
 
 from mlxpref.checkpoints import bounds  # noqa: E402
 from mlxpref.engine.lora import adapter_weights, linear_layers  # noqa: E402
+from scripts.bench_common import evaluation_seconds  # noqa: E402
 from scripts.bench_models import decoder_operations, vision_operations  # noqa: E402
 
 __all__ = ["Counts", "Machine", "Operations", "Work", "counted", "least_seconds"]
@@ -228,13 +228,7 @@ def _rounded(count: int) -> int:
 
 def least_seconds(compute: Callable[[], Sequence[mx.array]], repeats: int = 5) -> float:
     """The least of the seconds that arrays take, after a warm-up: what the machine reaches if nothing disturbs it."""
-    mx.eval(compute())
-    taken = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        mx.eval(compute())
-        taken.append(time.perf_counter() - started)
-    return min(taken)
+    return min(evaluation_seconds(compute, repeats))
 
 
 @dataclass

@@ -3,10 +3,8 @@
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
 from contextlib import suppress
-from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,6 +33,7 @@ from scripts.conversion_memory import SIZES, forget_peak, make_checkpoint, memor
 from scripts.memory_check import Model, random_judge  # noqa: E402
 from scripts.ranking_scale import in_a_process  # noqa: E402
 from scripts.scaling_bounds import Counts, Machine, Work, counted, least_seconds  # noqa: E402
+from scripts.several import alone  # noqa: E402
 
 __all__ = ["convert_points", "rank_points", "reading_works"]
 
@@ -146,8 +145,8 @@ def convert_points(gigabytes: Sequence[float], recipes: Sequence[str]) -> list[R
             copied_a_second = 2 * sum(tensors) / (time.perf_counter() - started)
             shutil.rmtree(folder / "copy")
             for recipe in recipes:
-                ours = _alone(written, folder / "source", folder / "ours", recipe)
-                peer = _alone(run_theirs, folder / "source", folder / "theirs", recipe, 0)
+                ours = alone(written, folder / "source", folder / "ours", recipe)
+                peer = alone(run_theirs, folder / "source", folder / "theirs", recipe, 0)
                 shutil.rmtree(folder / "theirs")
                 row = {"bytes": sum(tensors), "largest_tensor": max(tensors), "recipe": recipe, **ours}
                 row["bound_s"] = round((sum(tensors) + ours["written"]) / copied_a_second, 4)
@@ -165,12 +164,6 @@ def _number_s(recipe: str) -> float:
     if recipe == "none":
         return least_seconds(lambda: [mx.array(is_finite(weight))]) / weight.size
     return least_seconds(lambda: list(mx.quantize(weight, 64, int(recipe)))) / weight.size
-
-
-def _alone(run: Callable[..., Row], *arguments: Any) -> Row:
-    """What a function returns in a process of its own."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(run, *arguments).result()
 
 
 def written(source: Path, output: Path, recipe: str) -> Row:

@@ -1,19 +1,29 @@
-"""Processes on this machine that meet as those of `mlx.launch` do.
+"""Processes on this machine: one that works alone, and several that meet as those of `mlx.launch` do.
 
-They are started by hand, with the variables that it sets: mlx.launch 0.32 itself takes a core for as long as it runs
-(its threads wait for standard inputs that can always be written to), which would be in every measurement.
+The latter are started by hand, with the variables that it sets: mlx.launch 0.32 itself takes a core for as long as it
+runs (its threads wait for standard inputs that can always be written to), which would be in every measurement.
 """
 
 import json
 import os
 import socket
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
+from multiprocessing import get_context
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
-__all__ = ["start", "wait"]
+__all__ = ["alone", "start", "wait"]
+
+T = TypeVar("T")
+
+
+def alone(work: Callable[..., T], *arguments: Any) -> T:
+    """What some work returns in a process of its own, so that peaks of memory are those of this work."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()
 
 
 def start(

@@ -21,12 +21,10 @@ from mlxpref.data.find_images import Skipped, file_identity
 from mlxpref.data.image_cache import ImageCache
 from mlxpref.data.load import Preferences, load_preferences
 from mlxpref.data.prompts import PromptGroup, find_groups
-from mlxpref.disk_cache import DiskCache
 from mlxpref.engine.adapters import base_name
-from mlxpref.engine.image_features import features_on_disk
-from mlxpref.errors import ConfigError, DataError
+from mlxpref.errors import ConfigError
 from mlxpref.hub import Question, check_room
-from mlxpref.judge.store import default_store_path
+from mlxpref.judge.store import features_beside
 
 INTERRUPTED = 130
 """The exit code of an interrupted command that still printed a result."""
@@ -37,15 +35,8 @@ def image_cache(
 ) -> ImageCache:
     """A cache of decoded images for a judge with these settings; with options of a store, on disk beside it, too."""
     cache = kind(settings.get("max_pixels", JudgeSettings().max_pixels))
-    cache.disk = _disk_cache(judge) if judge and not judge.no_store else None
+    cache.disk = features_beside(judge.store, waits=True) if judge and not judge.no_store else None
     return cache
-
-
-def _disk_cache(options: JudgeOptions) -> DiskCache | None:
-    """What is kept of images beside the store, if anything; ConfigError for a bound that is no number."""
-    with suppress(DataError):  # there is no place for a store, which says so itself
-        return features_on_disk(options.store or default_store_path(), waits=True)
-    return None
 
 
 def load_image_groups(

@@ -16,10 +16,11 @@ from mlxpref.config import TrainSettings, read_settings, settings_from
 from mlxpref.distributed import process_group
 from mlxpref.log import logger
 from mlxpref.power import keep_awake
+from mlxpref.report.run_log import RunLog
 from mlxpref.report.run_page import RUN_PAGE
 from mlxpref.text import counted
 from mlxpref.training.run import resume_run, start_run
-from mlxpref.training.run_folder import Run, held_out_change, read_log, updates_in
+from mlxpref.training.run_folder import Run, held_out_change, read_log
 from mlxpref.training.run_record import chosen_settings
 from mlxpref.training.step_report import StepReport
 
@@ -67,7 +68,7 @@ def train(
     folder = run.folder if run else output
     assert folder is not None
     steps = read_log(folder)
-    if not updates_in(steps):
+    if not RunLog(steps).total("updated"):
         note(f"no step updated the adapter: the judge answers as before; see {folder / 'log.jsonl'}")
     held_out, page = held_out_change(folder), folder / RUN_PAGE
     if as_json:

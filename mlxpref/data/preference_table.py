@@ -11,13 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from mlxpref.data.columns import (
-    Layout,
-    check_row,
-    is_known,
-    share_for_first,
-    whole,
-)
+from mlxpref.data.columns import Layout, check_row, is_known, share_for_first, whole
 from mlxpref.data.find_images import ImageFinder
 from mlxpref.data.label_file import merge_answers
 from mlxpref.data.survey import NumberedLayout, Survey, filled, say_first

@@ -1,12 +1,10 @@
 """Image features: every image runs through the frozen vision tower once, then comes from memory or from disk."""
 
 import io
-import os
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
 import mlx.core as mx
@@ -20,7 +18,7 @@ from mlxpref.data.image_cache import ImageCache, content_of
 from mlxpref.data.images import load_image
 from mlxpref.disk_cache import DiskCache
 from mlxpref.engine.vision import VisionEncoder
-from mlxpref.errors import ConfigError, ImageError, ModelError
+from mlxpref.errors import ImageError, ModelError
 from mlxpref.lru import LRU
 from mlxpref.preferences import ImageLike
 from mlxpref.text import one_line
@@ -231,16 +229,6 @@ class FeatureStore:
             if self._disk is not None and int(key[:8], 16) < self._share * 2**32:  # a content is a digest
                 self._disk.put(self._disk_key(key), features.to_bytes())
         return encoded
-
-
-def features_on_disk(store: Path, waits: bool = False) -> DiskCache | None:
-    """What is kept of images beside a store, up to $MLXPREF_FEATURES_GB; None for 0, ConfigError for no number."""
-    text = os.environ.get("MLXPREF_FEATURES_GB")
-    try:
-        limit = int(1e9 * max(0.0, float(text))) if text else bounds.FEATURE_FILE_BYTES
-    except (ValueError, OverflowError) as error:
-        raise ConfigError(f"MLXPREF_FEATURES_GB is {text!r}: give a number, 0 to keep no image features") from error
-    return DiskCache(store.with_name(f"{store.name}.features"), limit, waits) if limit else None
 
 
 def _array(tensor: Mapping[str, Any]) -> mx.array:

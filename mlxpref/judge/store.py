@@ -5,6 +5,7 @@ names: what a comparison of files was of, so that pairs can be made of a store.
 """
 
 import json
+import os
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -12,9 +13,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
 
+from mlxpref.checkpoints.bounds import FEATURE_FILE_BYTES
 from mlxpref.data.image_stamp import absolute_name, find_stamped, stamp_of
+from mlxpref.disk_cache import DiskCache
 from mlxpref.distributed import SINGLE_PROCESS, ProcessGroup
-from mlxpref.errors import DataError
+from mlxpref.errors import ConfigError, DataError
 from mlxpref.files import cache_dir
 from mlxpref.log import logger
 from mlxpref.preferences import PackedImage
@@ -237,6 +240,22 @@ class Store:
 def default_store_path() -> Path:
     """The default place of the store: in $MLXPREF_CACHE, else in the user's cache folder."""
     return cache_dir() / "comparisons.sqlite"
+
+
+def features_beside(store: Path | None = None, waits: bool = False) -> DiskCache | None:
+    """What is kept of images beside a store, by default the default one; None if nothing is, or there is no place.
+
+    $MLXPREF_FEATURES_GB bounds it, 0 keeps nothing; ConfigError for what is no number.
+    """
+    text = os.environ.get("MLXPREF_FEATURES_GB")
+    try:
+        limit = int(1e9 * max(0.0, float(text))) if text else FEATURE_FILE_BYTES
+    except (ValueError, OverflowError) as error:
+        raise ConfigError(f"MLXPREF_FEATURES_GB is {text!r}: give a number, 0 to keep no image features") from error
+    with suppress(DataError):  # there is no place for a store, which says so itself
+        store = store or default_store_path()
+        return DiskCache(store.with_name(f"{store.name}.features"), limit, waits) if limit else None
+    return None
 
 
 def stamped(image: Path | PackedImage) -> str:

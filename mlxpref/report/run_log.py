@@ -62,6 +62,20 @@ class RunLog:
             values = [value.get(name) if isinstance(value, dict) else None for value in values]
         return [number(value) for value in values]
 
+    @property
+    def _totals(self) -> Record | None:
+        """The totals of a log of every few steps; None of one by an earlier version, which has all steps."""
+        totals = self.records[-1].get("totals") if self.records else None
+        return totals if isinstance(totals, dict) else None
+
+    def total(self, *names: str) -> float:
+        """The sum of fields over all steps of the run."""
+        if self._totals is not None:
+            values = [number(self._totals.get(name)) for name in names]
+        else:
+            values = [value for name in names for value in self.column(name)]
+        return math.fsum(value for value in values if math.isfinite(value))
+
     def reward_parts(self) -> dict[str, list[float]]:
         """The columns of the reward's parts, if it has several."""
         parts = [part for record in self.records if isinstance(part := record.get("reward_parts"), dict)]
@@ -107,17 +121,10 @@ class RunLog:
         if not self.steps:
             return []
 
-        # A log of every few steps has totals of all; one of earlier versions has all steps.
-        totals = self.records[-1].get("totals")
-
-        def total(*names: str) -> float:
-            if isinstance(totals, dict):
-                return math.fsum(value for name in names if math.isfinite(value := number(totals.get(name))))
-            return math.fsum(value for name in names for value in self.column(name) if math.isfinite(value))
-
-        step_count, tokens, seconds = number(self.records[-1].get("steps")), total("tokens"), total("rollout_seconds")
+        total, step_count = self.total, number(self.records[-1].get("steps"))
+        tokens, seconds = total("tokens"), total("rollout_seconds")
         peak = np.nanmax([0.0, *self.column("peak_bytes"), *self.column("totals", "peak_bytes")])
-        idle = self.steps[-1] - total("updated") if isinstance(totals, dict) else self.column("updated").count(0)
+        idle = self.column("updated").count(0) if self._totals is None else self.steps[-1] - total("updated")
         facts = {
             "steps": f"{self.steps[-1]:g}" + (f" of {step_count:g}" if step_count > 0 else ""),
             "time": format_duration(total(*PHASES)),

@@ -27,10 +27,11 @@ from mlxpref.engine.profile import OWN, Profile, profile_named
 from mlxpref.engine.vlm import VLM, load_vlm
 from mlxpref.errors import ConfigError, ModelError
 from mlxpref.files import expand, write_file
+from mlxpref.judge.store import features_beside
 from mlxpref.log import logger
 from mlxpref.text import format_bytes
 from mlxpref.training.custom_reward import load_rewards
-from mlxpref.training.kept_features import feature_disk, keep_features
+from mlxpref.training.kept_features import keep_features
 from mlxpref.training.resume import RunState, read_state
 from mlxpref.training.rewards import RewardMix
 from mlxpref.training.run_folder import LOG, ROLLOUTS, Run
@@ -231,7 +232,7 @@ def _load(
     The quickest checks come first: the reward with a profile that is named, then the data, then the model. `asked_by`
     is the profile in place of that in the settings.
     """
-    named, disk = asked_by or settings.profile, feature_disk() if vlm is None else None
+    named, disk = asked_by or settings.profile, features_beside() if vlm is None else None
     if processes.is_main:
         check_trackers(settings.report_to)
     mix = load_rewards(settings.rewards)
@@ -260,10 +261,7 @@ def _load(
         settings, start = _start_from(adapter, vlm, settings)
     trainer = Trainer(vlm, preferences, settings, mix, processes, start, left_out)
     if disk:
-        shown = trainer.step_count * settings.comparisons // settings.orders * (1 + settings.resample)
-        shown += len(trainer.held_out.preferences)
-        images_in_data = left_out.images or 2 * len(preferences)  # none in files: all are in memory
-        keep_features(disk, vlm, min(images_in_data, 2 * shown))
+        keep_features(disk, trainer)
     base, count = base_of(vlm.checkpoint, settings.model, vlm.profile), len(trainer.preferences)
     record = record_of(folder, settings, base, preferences, count, processes.size)
     versions = {f"version of {name}": record["versions"][name] for name in ("mlxpref", "mlx", "mlx-vlm")}

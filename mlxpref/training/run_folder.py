@@ -8,7 +8,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -191,13 +191,6 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     """Return the steps in a run's log."""
     lines = (folder / LOG).read_text(encoding="utf-8").splitlines()
     return [line for line in map(json.loads, lines) if "updated" in line]
-
-
-def updates_in(steps: Sequence[Mapping[str, Any]]) -> int:
-    """The number of steps that updated the adapter, by the steps in a run's log, which may not have all."""
-    if steps and "totals" in steps[-1]:
-        return int(steps[-1]["totals"]["updated"])
-    return sum(step["updated"] for step in steps)
 
 
 def held_out_change(folder: Path) -> dict[str, Any] | None:

@@ -1,11 +1,9 @@
 """A rehearsal runs through all of its phases; its shapes are those of the lists."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -21,17 +19,11 @@ from scripts.memory_table import SHAPES as LISTED
 from scripts.rehearsal import PHASES, Rehearsal, main
 from scripts.rehearsal_plans import Sizes
 from scripts.rehearsal_shapes import SHAPES, Shape, tokenizer_of
+from scripts.several import alone
 
 SMALL = ["--shape", "tiny", "--pixels", "96", "--tokens", "12", "--comparisons", "2", "--group", "3"]
 RATE = 1e11
-T = TypeVar("T")
 WRITING = ("compare, thinking", "training step, thinking")
-
-
-def alone(work: Callable[..., T], *arguments: Any) -> T:
-    """What some work returns in a process of its own: MLX's peaks count what other tests left in theirs."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(work, *arguments).result()
 
 
 def command(*options: str) -> tuple[int, str, str]:

@@ -10,7 +10,7 @@ from mlxpref.config import TrainSettings, settings_from
 from mlxpref.engine.image_features import FeatureStore
 from mlxpref.report.run_log import RunLog
 from mlxpref.training.run import resume_run, start_run
-from mlxpref.training.run_folder import Run, held_out_change, read_log, updates_in
+from mlxpref.training.run_folder import Run, held_out_change, read_log
 from mlxpref.training.step_report import StepReport
 from tests.conftest import GOLDEN, picture
 from tests.messages import messages
@@ -140,7 +140,7 @@ def test_every_third_step_is_logged(whole: Path, tmp_path: Path) -> None:
         assert (folder / name).read_bytes() == (broken / name).read_bytes(), name
     assert {line["step"] for line in log_of(folder, "rollouts.jsonl")} == {*steps} - {0}
     assert held_out_change(folder) == held_out_change(whole)
-    assert updates_in(read_log(folder)) == updates_in(read_log(whole))
+    assert RunLog(read_log(folder)).total("updated") == RunLog(read_log(whole)).total("updated")
     timed = ("time", "tokens a second", "peak memory")
     facts = [[fact for fact in RunLog(log_of(each)).facts() if fact[0] not in timed] for each in (whole, folder)]
     assert facts[0] == facts[1]
@@ -153,7 +153,7 @@ def test_a_run_that_ends_between_two_lines(tmp_path: Path) -> None:
     assert [line["step"] for line in log_of(folder)] == [1, 4, 5]
     advance(resume_run(folder, {"steps": 5}))
     assert [line["step"] for line in log_of(folder)] == [1, 4, 5]
-    assert updates_in(read_log(folder)) == 5
+    assert RunLog(read_log(folder)).total("updated") == 5
     assert dict(RunLog(log_of(folder)).facts())["steps"].startswith("5")
 
 
