@@ -27,13 +27,19 @@ _NUMBERS = (float, int, Real)  # the last one, which is slow to ask, for those o
 class PackedImage:
     """An image inside an archive or a table, read on demand.
 
-    `member` is its path in a zip or tar file, or "row/column" in a parquet file; `known_as` another path by which a
-    user may name it, if any.
+    `name` is its path in a zip or tar file, or its column in the `row` of a parquet file, counted from 0; `known_as`
+    another path by which a user may name it, if any.
     """
 
     archive: Path
-    member: str
+    name: str
+    row: int | None = None
     known_as: str = field(default="", compare=False)
+
+    @property
+    def member(self) -> str:
+        """The path in a zip or tar file, or "row/column" in a parquet file."""
+        return self.name if self.row is None else f"{self.row}/{self.name}"
 
     def __str__(self) -> str:
         return f"{self.archive}/{self.member}"

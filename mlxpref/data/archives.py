@@ -168,8 +168,15 @@ def named_image(name: str) -> Path | PackedImage:
     for archive in path.parents:
         with suppress(OSError, ValueError):  # an impossible file name
             if archive.suffix in _KINDS and archive.is_file():
-                return PackedImage(archive, path.relative_to(archive).as_posix())
+                return _packed(archive, path.relative_to(archive).as_posix())
     return path
+
+
+def _packed(archive: Path, member: str) -> PackedImage:
+    row, _, column = member.partition("/")
+    if archive.suffix == ".parquet" and row.isdecimal():
+        return PackedImage(archive, column, int(row))
+    return PackedImage(archive, member)
 
 
 def read_columns(path: Path, names: Sequence[str]) -> Any:

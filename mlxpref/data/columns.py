@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache, cached_property
@@ -26,7 +26,7 @@ WINNERS = (
 )  # fmt: skip
 """The names of a preferred image and of the other one, in columns and in folders."""
 _SIDES = (("a", "b"), ("0", "1"), ("1", "2"), ("left", "right"), ("first", "second"))
-_NUMBERED = {*_LABELS} - {"p_a", _DISTRIBUTION}
+NUMBERED = {*_LABELS} - {"p_a", _DISTRIBUTION}
 """The labels in which a number may be that of an image."""
 _TIES = {"tie", "ties", "tied", "both", "bothbad", "equal", "same", "draw", "neither"}
 _VERDICT = {"model", "option", "is", "bad", "better", "preferred", "wins", "won", "vote"}
@@ -37,9 +37,15 @@ _AROUND = {
 """Words beside a side in the name of an image's column: `image_a`, `jpg_0`, `chosen_image_path`."""
 _COUNTS = ("label", "votes", "vote", "preference", "num_votes")
 """Words before a side in the name of a column with its share or its votes: `label_0`."""
+_KNOWN = 1000
+"""The number of labels whose meaning is remembered."""
 _OWN = ("prompt", "a", "b", "p_a", "votes", "group", "split")
 _BESIDE = ("id", "prompt_id", "has_label", "raw_annotations", "p_people", "p_judge")
 _FORMS = "a and b, image_0 and image_1, chosen and rejected, images, or the like"
+
+
+ShareReader = Callable[[Mapping[str, Any], Sequence[Any]], tuple[float, int]]
+"""Takes a row and the cells of its two images, returns the share of people who prefer the first, and their number."""
 
 
 @dataclass(frozen=True)
@@ -129,23 +135,33 @@ def _misspelling(columns: Collection[str]) -> str | None:
     return None
 
 
-def numbers_in(row: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    """The labels of a row that are numbers, each with its column."""
-    for name in row.keys() & _NUMBERED:
-        if (number := whole(row[name])) is not None:
-            yield name, number
-
-
 def first_number(labels: Mapping[str, Collection[int]], layout: Layout) -> int | None:
     """The number of the first image in labels that are numbers, 0 or 1; None without such labels.
 
-    `labels` are the `numbers_in` all rows by column. Numbers count from 0, but from 1 where there is a 2 and no 0, or
+    `labels` are the whole numbers in all rows by column. They count from 0, but from 1 where there is a 2 and no 0, or
     where the columns are named so.
     """
     numbers = {number for name in layout.labels for number in labels.get(name, ())}
     if not numbers:
         return None
     return 0 if 0 in numbers else 1 if 2 in numbers or layout.sides == ("1", "2") else 0
+
+
+def share_reader(layout: Layout, first: int) -> ShareReader:
+    """What `share_for_first` says of the rows of a table, in which the same few labels stand again and again."""
+    names = ("p_a", _DISTRIBUTION) if layout.winner_first else (*layout.counts, *layout.labels)
+    known: dict[str, tuple[float, int]] = {}
+
+    def read(row: Mapping[str, Any], images: Sequence[Any]) -> tuple[float, int]:
+        labels = repr([row.get(name) for name in names])
+        share = known.get(labels)
+        if share is None:
+            share = share_for_first(row, layout, first, images)
+            if "'" not in labels and '"' not in labels and len(known) < _KNOWN:  # text may name one of the images
+                known[labels] = share
+        return share
+
+    return read
 
 
 def share_for_first(row: Mapping[str, Any], layout: Layout, first: int, images: Sequence[Any]) -> tuple[float, int]:

@@ -108,22 +108,23 @@ class ImageFinder:
     def __init__(self, table: Path, folder: Path | None = None, needed: bool = True) -> None:
         self.folder, self.missing = folder or table.parent, 0
         self._search, self._needed = folder is not None, needed
-        self._found: dict[str, ImageLike] = {}
-        self._numbers: dict[Path, int] = {}  # of the files, by which the file system knows them
+        self.found: dict[str, ImageLike] = {}
+        self._numbers: dict[int, int] = {}  # of the files, by which the file system knows them, by the id of the Path
+        self._folders: dict[str, Path] = {}
         self._by_name: dict[str, list[ImageLike]] = {}
 
     def find(self, name: str) -> ImageLike:
         """The image of this name, each time the same; DataError, which continues the name, if there is none."""
-        image = self._found.get(name)
+        image = self.found.get(name)
         if image is None:
-            image = self._found[name] = self._find(name)
+            image = self.found[name] = self._find(name)
         return image
 
     def are_same(self, a: ImageLike, b: ImageLike) -> bool:
         """Whether two images that were found are one, perhaps by two names of its file."""
         if not isinstance(a, Path) or not isinstance(b, Path):
             return a == b
-        numbers = self._numbers.get(a), self._numbers.get(b)
+        numbers = self._numbers.get(id(a)), self._numbers.get(id(b))
         if None not in numbers and numbers[0] != numbers[1]:
             return False
         with suppress(OSError, ValueError):  # an impossible name
@@ -137,7 +138,11 @@ class ImageFinder:
         with suppress(OSError, ValueError):
             status = os.stat(usual)  # noqa: PTH116
             if S_ISREG(status.st_mode):
-                self._numbers[found := Path(usual)] = status.st_ino
+                parent, _, last = usual.rpartition("/")
+                if parent not in self._folders:
+                    self._folders[parent] = Path(f"{parent}/")
+                found = self._folders[parent] / last
+                self._numbers[id(found)] = status.st_ino  # the Path lives as long as this object
                 return found
         path = locate(expand(name), self.folder) or locate(name.replace("\\", "/"), self.folder)  # from Windows
         if path is not None and path.is_file():

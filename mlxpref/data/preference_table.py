@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from itertools import combinations, islice
 from pathlib import Path
 from sys import intern
@@ -11,14 +11,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from mlxpref.data.columns import Layout, check_row, is_known, share_for_first, whole
+from mlxpref.data.columns import Layout, ShareReader, check_row, is_known, share_reader, whole
 from mlxpref.data.find_images import ImageFinder
 from mlxpref.data.label_file import merge_answers
 from mlxpref.data.survey import NumberedLayout, Survey, filled, say_first
 from mlxpref.data.tables import NumberedRow, read_table, unusable, use_rows
 from mlxpref.errors import DataError, UnknownSplitError
 from mlxpref.log import logger
-from mlxpref.preferences import ImageLike, Preference, Side
+from mlxpref.preferences import ImageLike, PackedImage, Preference, Side
 from mlxpref.text import UNDECODED, first_ten
 
 T = TypeVar("T")
@@ -134,26 +134,39 @@ def _read_rows(
     """Read rows, one at a time."""
     layout, first = numbered
     splits, preferences, groups = list[str | None](), list[Preference](), set[str]()
+    share_of = share_reader(layout, first or 0)
 
     def use(number: int, row: dict[str, Any]) -> None:
         if row.get("has_label") in (False, 0, "False", "false"):  # Pick-a-Pic's rows that nobody labelled
             return
         check_row(row, layout)
-        pairs = _pair(row, layout, images, first or 0) if layout.kind == "pair" else _ranking(row, layout, images)
-        if layout.kind == "ranking" and (group := pairs[0].group) in groups:  # another one of the same prompt
-            pairs = [replace(pair, group=f"{group} ({number})") for pair in pairs]
-        groups.add(pairs[0].group)
+        if layout.kind == "pair":
+            preferences.append(_pair(row, layout, images, share_of))
+            splits.append(row.get("split"))
+            return
+        pairs = _ranking(row, layout, images)
+        if layout.kind == "ranking":
+            if (group := pairs[0].group) in groups:  # another one of the same prompt
+                pairs = [replace(pair, group=f"{group} ({number})") for pair in pairs]
+            groups.add(pairs[0].group)
         preferences.extend(pairs)
         splits.extend([row.get("split")] * len(pairs))
 
     errors, count = use_rows(path, _rankings(rows, layout) if layout.kind == "image" else rows, use)
-    one_sided = not layout.own and len(preferences) > 1 and len({p.better for p in preferences} - {"tie"}) == 1
-    if layout.winner_first or one_sided or (split == "train" and layout.kind != "pair"):
+    tells = layout.winner_first or (not layout.own and _is_one_sided(preferences))
+    if tells or (split == "train" and layout.kind != "pair"):
         preferences = random_sides(preferences)
     return _Table(preferences, splits, errors, count)
 
 
-def _pair(row: Mapping[str, Any], layout: Layout, images: ImageFinder, first: int) -> list[Preference]:
+def _is_one_sided(preferences: Sequence[Preference]) -> bool:
+    """Whether the better image always stands on the same side."""
+    decided = (side for each in preferences if (side := each.better) != "tie")
+    first = next(decided, None)
+    return len(preferences) > 1 and first is not None and all(side == first for side in decided)
+
+
+def _pair(row: Mapping[str, Any], layout: Layout, images: ImageFinder, share_of: ShareReader) -> Preference:
     """The preference of a row with two images; DataError with all its errors."""
     problems: list[str] = []
     names, cells = layout.images, [row[name] for name in layout.images]
@@ -164,8 +177,8 @@ def _pair(row: Mapping[str, Any], layout: Layout, images: ImageFinder, first: in
             raise DataError(f'"{layout.images[0]}" must be a list of two images')
     prompt, group = _texts(row, layout, problems)
     found = [_try(problems, _image, name, cell, images) for name, cell in zip(names, cells, strict=True)]
-    share, people = _try(problems, share_for_first, row, layout, first, cells) or (0.5, 1)
-    votes = whole(row.get("votes", people))
+    share, people = _try(problems, share_of, row, cells) or (0.5, 1)
+    votes = whole(row["votes"]) if "votes" in row else people
     if votes is None or votes < 1:
         problems.append(f'"votes" must be a whole number from 1 on, not {json.dumps(row["votes"])[:40]}')
     a, b = found
@@ -173,7 +186,7 @@ def _pair(row: Mapping[str, Any], layout: Layout, images: ImageFinder, first: in
         problems.append(f'"{names[0]}" and "{names[1]}" are the same file')
     if problems or a is None or b is None:
         raise DataError("; ".join(problems))
-    return [Preference(prompt, a, b, share, votes or 1, group, "a" if layout.winner_first and share == 0.5 else None)]
+    return Preference(prompt, a, b, share, votes or 1, group, "a" if layout.winner_first and share == 0.5 else None)
 
 
 def _ranking(row: Mapping[str, Any], layout: Layout, images: ImageFinder) -> list[Preference]:
@@ -256,6 +269,10 @@ def _try(problems: list[str], work: Callable[..., T], *values: Any) -> T | None:
 
 def _image(column: str, cell: Any, images: ImageFinder) -> ImageLike:
     """The image of a cell: a path, bytes in a table, {path}, a list of one, or messages with one image."""
+    if isinstance(cell, PackedImage):
+        return cell
+    if isinstance(cell, str) and cell in images.found:
+        return images.found[cell]
     found = [cell] if _is_text(cell) else list(_images_in(cell))
     if len(found) != 1:
         problem = f"holds {len(found)} images, not one" if found else "must name an image, and is text or empty"
@@ -292,4 +309,9 @@ def _prompt_texts(cell: Any) -> Iterator[str]:
 
 def _is_text(value: object) -> bool:
     """Whether this is text that is not blank and has no half of a surrogate pair, which JSON allows."""
-    return isinstance(value, str) and bool(value.strip()) and not UNDECODED.search(value)
+    return isinstance(value, str) and _is_readable(value)
+
+
+@lru_cache  # many pairs have one prompt
+def _is_readable(text: str) -> bool:
+    return bool(text.strip()) and not UNDECODED.search(text)

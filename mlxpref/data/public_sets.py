@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from sys import intern
 
@@ -18,7 +19,7 @@ from mlxpref.data.tar_gz import parts_of, unpack
 from mlxpref.errors import DataError
 from mlxpref.files import cache_dir
 from mlxpref.log import logger, track
-from mlxpref.preferences import ImageLike, PackedImage, Preference
+from mlxpref.preferences import ImageLike, PackedImage, Preference, images_of
 from mlxpref.text import format_bytes
 
 RowSampler = Callable[[int], Sequence[int] | NDArray[np.int64]]
@@ -45,11 +46,10 @@ def read_public_set(name: str, folder: Path, split: str, draw: RowSampler, needs
     path = folder / f"{split}.json"
     if not path.is_file():
         raise missing_files(name, split, f"there is no {path}")
-    listed = read_public_table(path, split, _Names(path))
-    chosen = [listed[i] for i in draw(len(listed))]
-    if name == "hpdv2":
-        return unpack_images(name, split, chosen, folder / split, folder / f"{split}.tar.gz", needs_images)
-    return unpack_images(name, split, chosen, folder, folder / "images.tar.gz", needs_images)
+    archive = folder / (f"{split}.tar.gz" if name == "hpdv2" else "images.tar.gz")
+    finder = UnpackedImages(path, folder / split if name == "hpdv2" else folder, archive, needs_images)
+    listed = read_public_table(path, split, finder)
+    return unpack_images(name, split, [listed[i] for i in draw(len(listed))], finder.folder, archive)
 
 
 def _read_tables(name: str, folder: Path, split: str, needs_images: bool) -> list[Preference]:
@@ -73,6 +73,36 @@ class _Names(ImageFinder):
 
     def _find(self, name: str) -> PackedImage:
         return PackedImage(self.folder, intern(name))
+
+
+class UnpackedImages(ImageFinder):
+    """Finds images in `folder`, or where an archive was unpacked before; others are their names in the archive.
+
+    It lists each folder once, without a look at files. Images that are not `needed` need not be there.
+    """
+
+    def __init__(self, table: Path, folder: Path, archive: Path, needed: bool = True) -> None:
+        super().__init__(table, folder, needed)
+        self._archive, self._places = archive, [folder]
+        with suppress(DataError):  # an incomplete archive, which may not be needed
+            if parts := _parts_of(archive):
+                self._places.append(_target_of(archive, parts))
+        self._contents: dict[str, list[tuple[Path, set[str]]]] = {}
+
+    def are_same(self, a: ImageLike, b: ImageLike) -> bool:
+        """Whether two images have one name."""
+        return a is b
+
+    def _find(self, name: str) -> ImageLike:
+        if not self._needed:
+            return self.folder / name
+        parent, _, last = name.rpartition("/")
+        if parent not in self._contents:
+            self._contents[parent] = [(folder / parent, _names_in(folder, parent)) for folder in self._places]
+        for folder, names in self._contents[parent]:
+            if last in names:
+                return folder / last
+        return PackedImage(self._archive, intern(name))
 
 
 def _read_imagereward(folder: Path, split: str, draw: RowSampler, needs_images: bool) -> list[Preference]:
@@ -108,62 +138,53 @@ def _names_of(listed: Iterable[Preference]) -> list[str]:
 
 def _with_images(listed: Iterable[Preference], images: Mapping[str, ImageLike]) -> list[Preference]:
     """The preferences with images instead of names, without those whose images are missing."""
-    usable = []
+    usable = list[Preference]()
     for each in listed:
-        a, b = (images.get(x.member) if isinstance(x, PackedImage) else None for x in (each.a, each.b))
+        a, b = (images.get(x.member) if isinstance(x, PackedImage) else x for x in (each.a, each.b))
         if a and b:
             usable.append(each.with_images(a, b))
     return usable
 
 
-def unpack_images(
-    name: str, split: str, listed: Sequence[Preference], folder: Path, archive: Path, needed: bool = True
-) -> list[Preference]:
-    """The preferences with their images, without the few whose images are missing.
+def unpack_images(name: str, split: str, listed: list[Preference], folder: Path, archive: Path) -> list[Preference]:
+    """The preferences with the images that `UnpackedImages` did not find, without the few whose images are missing.
 
-    The images are files below `folder`, if unpacked there, else members of `archive`, a .tar.gz or a .tar of its name,
-    also in parts, which it unpacks once into the user's cache. Not `needed`, they need not be there.
+    It unpacks the `archive`, a .tar.gz or a .tar of its name, also in parts, once into the user's cache.
     """
-    names = _names_of(listed)
-    if not needed:
-        return _with_images(listed, {image: folder / image for image in names})
-    images: dict[str, ImageLike] = {image: folder / image for image in _files_below(folder, names)}
-    absent = [image for image in names if image not in images]
-    parts = parts_of(archive) or parts_of(archive.with_suffix("")) if absent else []
+    absent = _names_of(listed)
+    if not absent:
+        return listed
+    parts, images = _parts_of(archive), dict[str, ImageLike]()
     problems = [f"{image}: is not in {folder}" for image in absent]
     if parts:
-        target = cache_dir() / "unpacked" / f"{archive.name.split('.')[0]}-{_stamp(parts)}"
-        unpacked = {*_files_below(target, absent)}
-        problems = []
-        if left := [image for image in absent if image not in unpacked]:
-            size = format_bytes(sum(part.stat().st_size for part in parts))
-            logger.info(f"{archive}: {size} are read once, and {len(left)} images of it kept in {target}")
-            work = track(unpack(parts, left, target), len(left), f"unpacking {archive.name}")
-            problems = [f"{image}: {problem}" for image, problem in work if problem]
-        images |= {image: target / image for image in _files_below(target, absent)}
-    elif not images:
+        target, size = _target_of(archive, parts), format_bytes(sum(part.stat().st_size for part in parts))
+        logger.info(f"{archive}: {size} are read once, and {len(absent)} images of it kept in {target}")
+        work = track(unpack(parts, absent, target), len(absent), f"unpacking {archive.name}")
+        problems = [f"{image}: {problem}" for image, problem in work if problem]
+        finder = UnpackedImages(archive, target, archive)
+        images = {image: found for image in absent if isinstance(found := finder.find(image), Path)}
+    images_of_all = images_of(listed)
+    if not parts and len(absent) == len(images_of_all):
         what = f"there is neither {archive.name}, whole or in parts, nor its images in {folder}"
         raise missing_files(name, split, what)
-    leave_out(archive, problems, len(names), "images")
+    leave_out(archive, problems, len(images_of_all), "images")
     return _with_images(listed, images)
 
 
-def _files_below(folder: Path, names: Iterable[str]) -> list[str]:
-    """The names that are files below a folder; it lists each folder once, without a look at files."""
-    contents: dict[str, set[str]] = {}
-    files = []
-    for name in names:
-        parent, _, last = name.rpartition("/")
-        if parent not in contents:
-            inner = folder / parent
-            is_below = inner.is_dir() and ".." not in inner.parts and not parent.startswith("/")
-            contents[parent] = set(os.listdir(inner)) if is_below else set()  # noqa: PTH208  half a million names
-        if last in contents[parent]:
-            files.append(name)
-    return files
+def _names_in(folder: Path, parent: str) -> set[str]:
+    """The names in a folder below another one, none where it is not below."""
+    inner = folder / parent
+    is_below = inner.is_dir() and ".." not in inner.parts and not parent.startswith("/")
+    return set(os.listdir(inner)) if is_below else set()  # noqa: PTH208  half a million names
 
 
-def _stamp(parts: Sequence[Path]) -> str:
-    """A digest that tells archives of the same name apart."""
+def _parts_of(archive: Path) -> list[Path]:
+    """The parts of a .tar.gz, or of a .tar of its name; none if it is not there."""
+    return parts_of(archive) or parts_of(archive.with_suffix(""))
+
+
+def _target_of(archive: Path, parts: Sequence[Path]) -> Path:
+    """The folder for unpacked images; its name has a digest that tells archives of the same name apart."""
     status = [(str(part.resolve()), part.stat().st_size, part.stat().st_mtime_ns) for part in parts]
-    return hashlib.sha256(repr(status).encode()).hexdigest()[:12]
+    stamp = hashlib.sha256(repr(status).encode()).hexdigest()[:12]
+    return cache_dir() / "unpacked" / f"{archive.name.split('.')[0]}-{stamp}"

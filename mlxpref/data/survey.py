@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mlxpref.data.columns import Layout, first_number, layout_of, numbers_in
+from mlxpref.data.columns import NUMBERED, Layout, first_number, layout_of, whole
 from mlxpref.data.tables import NumberedRow
 from mlxpref.errors import DataError
 from mlxpref.log import logger
@@ -30,6 +30,7 @@ class Survey:
     def __init__(self, path: Path) -> None:
         self._path, self._count, self._error = path, 0, ""
         self._columns: dict[str, Any] = {}
+        self._labels = set[str]()
         self._numbers: dict[str, set[int]] = defaultdict(set)
 
     def watch(self, rows: Iterable[NumberedRow]) -> Iterator[NumberedRow]:
@@ -41,8 +42,10 @@ class Survey:
             else:
                 if row.keys() - self._columns.keys():
                     self._columns |= {name: cell for name, cell in row.items() if name not in self._columns}
-                for name, label in numbers_in(row):
-                    self._numbers[name].add(label)
+                    self._labels = self._columns.keys() & NUMBERED
+                for name in self._labels:
+                    if (label := whole(row.get(name))) is not None:
+                        self._numbers[name].add(label)
             yield number, row
 
     def layout(self, rows: Iterable[NumberedRow] = ()) -> NumberedLayout:

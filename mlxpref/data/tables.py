@@ -48,7 +48,8 @@ def read_table(path: Path, wanted: Callable[[str], bool] = lambda name: True) ->
 
     match path.suffix.lower():
         case ".parquet":
-            rows = _parquet_rows(path, lambda column: wanted(column.lower()))
+            yield from _parquet_rows(path, wanted)
+            return
         case ".csv" | ".tsv":
             rows = _csv_rows(path)
         case ".json":
@@ -228,20 +229,20 @@ def _parquet_rows(path: Path, wanted: Callable[[str], bool]) -> Iterator[Numbere
 
     try:
         with pq.ParquetFile(path) as file:
-            fields = [field for field in file.schema_arrow if wanted(field.name)]
-            start = 0
+            fields = {field.name.lower(): field for field in file.schema_arrow if wanted(field.name.lower())}
+            rows = range(0)
             for group in range(file.metadata.num_row_groups):
-                count = file.metadata.row_group(group).num_rows
-                columns = {field.name: _cells(path, file, group, start, field) for field in fields}
-                for row in range(count):
-                    yield start + row + 1, {name: column[row] for name, column in columns.items()}
-                start += count
+                rows = range(rows.stop, rows.stop + file.metadata.row_group(group).num_rows)
+                numbers = list(rows)  # one object each, for all images of a row
+                columns = [_cells(path, file, group, numbers, field) for field in fields.values()]
+                for row, *cells in zip(numbers, *columns, strict=True):
+                    yield row + 1, {name: x for name, x in zip(fields, cells, strict=True) if x is not None}
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{path}: it is damaged ({one_line(error)}); download it again") from error
 
 
-def _cells(path: Path, file: "pq.ParquetFile", group: int, start: int, field: "pa.Field") -> list[Any]:
-    """The cells of a column in a group of rows, which begins with the row `start`; images only by name."""
+def _cells(path: Path, file: "pq.ParquetFile", group: int, rows: Sequence[int], field: "pa.Field") -> list[Any]:
+    """The cells of a column in the group of these rows; images only by name."""
     name, kind = field.name, field.type
     inner = kind.value_type if hasattr(kind, "value_type") and not hasattr(kind, "index_type") else None  # of a list
     if not _holds_images(inner or kind):
@@ -253,20 +254,21 @@ def _cells(path: Path, file: "pq.ParquetFile", group: int, start: int, field: "p
     about = file.metadata.row_group(group)
     # The bytes are read where one may be missing. Else the paths beside them are enough: they tell a list's length.
     whole = (inner is not None and beside is None) or _nulls(about, content) != 0
-    values = [None] * about.num_rows
-    if leaf := name if whole else beside:
-        values = file.read_row_group(group, columns=[leaf]).column(0).to_pylist()
-    return [_named(path, f"{start + i}/{name}", value, whole) for i, value in enumerate(values)]
+    leaf = name if whole else beside
+    if leaf is None:
+        return [PackedImage(path, name, row) for row in rows]
+    values = file.read_row_group(group, columns=[leaf]).column(0).to_pylist()
+    return [_named(path, name, row, value, whole) for row, value in zip(rows, values, strict=True)]
 
 
-def _named(path: Path, member: str, cell: Any, whole: bool) -> Any:
+def _named(path: Path, name: str, row: int, cell: Any, whole: bool) -> Any:
     """An image of a table as a part of it, or as the path of a file where a `whole` cell has no bytes."""
     if isinstance(cell, list):
-        return [_named(path, f"{member}/{i}", each, whole) for i, each in enumerate(cell)]
+        return [_named(path, f"{name}/{i}", row, each, whole) for i, each in enumerate(cell)]
     content = cell.get("bytes") if isinstance(cell, dict) else cell
     if whole and content is None:
         return cell.get("path") if isinstance(cell, dict) else None
-    return PackedImage(path, member)
+    return PackedImage(path, name, row)
 
 
 def _nulls(group: "pq.RowGroupMetaData", leaf: str) -> int | None:

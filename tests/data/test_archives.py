@@ -50,12 +50,10 @@ MAKERS: dict[str, Callable[[Path], list[PackedImage]]] = {
         for i in range(5)
     ],
     "parquet": lambda folder: [
-        PackedImage(write_table(folder / "a.parquet", [png(i) for i in range(5)]), f"{i}/jpg_0") for i in range(5)
+        PackedImage(write_table(folder / "a.parquet", [png(i) for i in range(5)]), "jpg_0", i) for i in range(5)
     ],
     "parquet of structs": lambda folder: [
-        PackedImage(
-            write_table(folder / "b.parquet", [{"bytes": png(i), "path": None} for i in range(5)]), f"{i}/jpg_0"
-        )
+        PackedImage(write_table(folder / "b.parquet", [{"bytes": png(i), "path": None} for i in range(5)]), "jpg_0", i)
         for i in range(5)
     ],
 }
@@ -70,7 +68,7 @@ def test_images_are_read_in_any_order(kind: str, tmp_path: Path) -> None:
         assert not [*cache.absent([images[i]])]
         assert named_image(image_name(images[i])) == images[i]
         assert image_names(images)[i] == str(images[i]) == f"{images[i].archive}/{images[i].member}"
-    missing = PackedImage(images[0].archive, "9/jpg_0")
+    missing = PackedImage(images[0].archive, "jpg_0", 9)
     assert [*cache.absent([*images, missing])] == [missing]
     assert "is not there: the archive has no 9/jpg_0" in problem(missing)
     assert len(list(tmp_path.iterdir())) == 1  # nothing was written
@@ -181,8 +179,8 @@ def test_missing_cells(member: str, tmp_path: Path) -> None:
 
 def test_cells_without_an_image_are_named(tmp_path: Path) -> None:
     path = write_table(tmp_path / "a.parquet", [png(0), None])
-    assert "the cell is empty" in problem(PackedImage(path, "1/jpg_0"))
-    assert "the cell is empty" in problem(PackedImage(path, "1/caption"))
+    assert "the cell is empty" in problem(PackedImage(path, "jpg_0", 1))
+    assert "the cell is empty" in problem(PackedImage(path, "caption", 1))
 
 
 def test_one_row_group_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,7 +195,7 @@ def test_one_row_group_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(pq.ParquetFile, "read_row_group", counting)
     cache = ArchiveCache()
     for row in (0, 1, 1, 0, 4, 5, 2):
-        assert cache.read(PackedImage(path, f"{row}/jpg_0")) == png(row)
+        assert cache.read(PackedImage(path, "jpg_0", row)) == png(row)
     assert read == [0, 2, 1]
 
 

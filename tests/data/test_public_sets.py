@@ -15,7 +15,7 @@ import pytest
 from mlxpref.data.image_cache import ImageCache
 from mlxpref.data.images import load_image
 from mlxpref.data.load import check_preferences, load_preferences
-from mlxpref.data.public_sets import unpack_images
+from mlxpref.data.public_sets import UnpackedImages, unpack_images
 from mlxpref.errors import ConfigError, DataError
 from mlxpref.preferences import PackedImage, Preference
 from tests.data_layouts import make_layout, write_split
@@ -480,13 +480,13 @@ def test_few_missing_images_are_left_out(tmp_path: Path) -> None:
         (tmp_path / name).touch()
 
     def pair(a: str, b: str) -> Preference:
-        return Preference("p", PackedImage(tmp_path, a), PackedImage(tmp_path, b), 1.0)
+        return Preference("p", finder.find(a), finder.find(b), 1.0)
 
+    archive = tmp_path / "a.tar.gz"
+    finder = UnpackedImages(tmp_path / "test.json", tmp_path, archive)
     with messages() as lines:
-        preferences = unpack_images(
-            "hpdv2", "test", [pair(name, files[0]) for name in files[1:]], tmp_path, tmp_path / "a.tar.gz"
-        )
+        preferences = unpack_images("hpdv2", "test", [pair(name, files[0]) for name in files[1:]], tmp_path, archive)
     assert [p.a for p in preferences] == [tmp_path / name for name in files[1:-1]]
     assert "1 of 201 images cannot be used and are left out:\n  200.png: is not in" in "\n".join(lines)
     with pytest.raises(DataError, match="3 of 4 images cannot be used"):
-        unpack_images("hpdv2", "test", [pair("1.png", "x"), pair("y", "z")], tmp_path, tmp_path / "a.tar.gz")
+        unpack_images("hpdv2", "test", [pair("1.png", "x"), pair("y", "z")], tmp_path, archive)

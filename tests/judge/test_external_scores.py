@@ -106,8 +106,8 @@ def test_images_in_archives_have_unpacked_names() -> None:
     preferences = of(
         PackedImage(Path("/hub/images/test/test_1.zip"), "test_1/x.webp"),
         PackedImage(Path("/hub/images/test/test_2.zip"), "test_2/x.webp"),
-        PackedImage(Path("/hub/test.parquet"), "7/jpg_0"),
-        PackedImage(Path("/hub/test.parquet"), "7/response_a_images/0", "pair_7/a"),
+        PackedImage(Path("/hub/test.parquet"), "jpg_0", 7),
+        PackedImage(Path("/hub/test.parquet"), "response_a_images/0", 7, "pair_7/a"),
     )
     names = ["images/test/test_1/x.webp", "test_2.zip/test_2/x.webp", "test.parquet/7/jpg_0", "pair_7/a", "."]
     result = matched(names, preferences)

@@ -241,7 +241,7 @@ def test_pairs_are_a_source_of_pairs(source: Path, tmp_path: Path, to: Format) -
     back = load_preferences(data_of(tmp_path / "again", to), "train")
     if to == "jsonl":
         contents = {
-            read_content(PackedImage(table, f"{row}/jpg_{side}"), ArchiveCache())
+            read_content(PackedImage(table, f"jpg_{side}", row), ArchiveCache())
             for row in range(COUNT)
             for side in (0, 1)
         }
