@@ -9,6 +9,7 @@ import json
 import os
 from array import array
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -28,20 +29,25 @@ Digests = NDArray[np.uint64]
 
 def digests_of(preferences: Sequence[Preference]) -> Digests:
     """Digests (N, 4) of preferences: prompt, what people said, contents of a and of b, 0 for an unreadable image."""
-    known, sizes = dict[Path | PackedImage, int](), dict[Path, int]()
+    known, sizes = dict[Path, int](), dict[Path, int]()
 
     def image(image: ImageLike) -> int:
         if isinstance(image, Image.Image):
             return _digest(f"{image.size}".encode() + image.tobytes())
-        if image not in known:
-            known[image] = _file_digest(image, sizes)
-        return known[image]
+        if isinstance(image, PackedImage):  # by its name, which is sooner hashed than found again
+            return _member_digest(image, sizes)
+        digest = known.get(image)
+        if digest is None:
+            digest = known[image] = _file_digest(image)
+        return digest
+
+    @lru_cache(typed=True)  # many pairs of one prompt follow each other
+    def text(*values: str | float) -> int:
+        return _digest(json.dumps(values if len(values) > 1 else values[0]).encode())
 
     digests = array("Q")
     for p in preferences:
-        digests.append(_digest(json.dumps(p.prompt).encode()))
-        digests.append(_digest(json.dumps([p.p_people, p.votes, p.group]).encode()))
-        digests.extend((image(p.a), image(p.b)))
+        digests.extend((text(p.prompt), text(p.p_people, p.votes, p.group), image(p.a), image(p.b)))
     return np.array(digests, np.uint64).reshape(-1, 4)
 
 
@@ -124,16 +130,20 @@ def _digest(content: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest()) or 1
 
 
-def _file_digest(image: Path | PackedImage, sizes: dict[Path, int]) -> int:
-    """The digest of a file by its size and parts of its content, or of a member by its archive's size and its name.
-
-    `sizes` are those of archives, as far as they are known.
-    """
+def _member_digest(image: PackedImage, sizes: dict[Path, int]) -> int:
+    """The digest of a member by its archive's size and its name; `sizes` are those of archives that are known."""
     try:
-        if isinstance(image, PackedImage):
-            if image.archive not in sizes:
-                sizes[image.archive] = image.archive.stat().st_size
-            return _digest(f"{sizes[image.archive]}/{image.member}".encode())
+        size = sizes.get(image.archive)
+        if size is None:
+            size = sizes[image.archive] = image.archive.stat().st_size
+        return _digest(f"{size}/{image.member}".encode())
+    except (OSError, ValueError):
+        return 0
+
+
+def _file_digest(image: Path) -> int:
+    """The digest of a file by its size and parts of its content."""
+    try:
         file = os.open(image, os.O_RDONLY)  # there may be half a million, and Python's own files take thrice as long
         try:
             size = os.fstat(file).st_size

@@ -134,12 +134,14 @@ def _read_rows(
     """Read rows, one at a time."""
     layout, first = numbered
     splits, preferences, groups = list[str | None](), list[Preference](), set[str]()
-    share_of = share_reader(layout, first or 0)
+    share_of, checked = share_reader(layout, first or 0), set[tuple[str, ...]]()
 
     def use(number: int, row: dict[str, Any]) -> None:
         if row.get("has_label") in (False, 0, "False", "false"):  # Pick-a-Pic's rows that nobody labelled
             return
-        check_row(row, layout)
+        if (columns := tuple(row)) not in checked:
+            check_row(row, layout)
+            checked.add(columns)
         if layout.kind == "pair":
             preferences.append(_pair(row, layout, images, share_of))
             splits.append(row.get("split"))
@@ -271,8 +273,8 @@ def _image(column: str, cell: Any, images: ImageFinder) -> ImageLike:
     """The image of a cell: a path, bytes in a table, {path}, a list of one, or messages with one image."""
     if isinstance(cell, PackedImage):
         return cell
-    if isinstance(cell, str) and cell in images.found:
-        return images.found[cell]
+    if isinstance(cell, str) and (known := images.found.get(cell)) is not None:
+        return known
     found = [cell] if _is_text(cell) else list(_images_in(cell))
     if len(found) != 1:
         problem = f"holds {len(found)} images, not one" if found else "must name an image, and is text or empty"
