@@ -378,6 +378,14 @@ def test_unclear_labels(folder: Path, row: dict[str, object], text: str) -> None
     assert text in message
 
 
+def test_a_label_means_what_its_own_row_says(folder: Path) -> None:
+    images = [("1.png", "2.png"), ("2.png", "1.png"), ("1.png", "sub/3.png")]
+    rows = [{"prompt": "x", "image_0": a, "image_1": b, "winner": "1.png"} for a, b in images]
+    assert [p.p_people for p in read_preferences(write_rows(folder, *rows))] == [1.0, 0.0, 1.0]
+    line_3 = problem(folder, {**GOOD, "p_a": 1}, {**GOOD, "p_a": 1.0}, {**GOOD, "p_a": True})
+    assert 'line 3: "p_a" must be a number from 0 to 1, not true' in line_3
+
+
 def test_numbers_must_agree_with_each_other(folder: Path) -> None:
     rows = [{"prompt": "x", "images": ["1.png", "2.png"], "label": i} for i in (0, 1, 2)]
     assert "1 of 3 rows" in problem(folder, *rows)
