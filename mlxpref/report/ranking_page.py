@@ -11,7 +11,7 @@ import numpy as np
 
 from mlxpref.data.images import load_image
 from mlxpref.data.thumbnails import LoadImage, Thumbnail, try_thumbnail
-from mlxpref.judge.ranking_result import JudgedPair, Ranking
+from mlxpref.judge.ranking_result import JudgedPair, Ranking, RankingEntry
 from mlxpref.preferences import ImageLike
 from mlxpref.ranking.bradley_terry import Z95
 from mlxpref.ranking.covariance import DenseCovariance
@@ -165,12 +165,17 @@ def _cards(
             "start": start,
             "middle": middle,
             "end": end,
+            "score": _score(ranking[place]) if ranking.is_by_scores else "",
             "ties": ties_in_words(ranking, image),
             "brackets": above[place],
             "reason": plain(reason.text) if reason else None,
             "no_reason": _no_reason(ranking, image),
             "shown": [(i, names[i], ranking.ranks[i]) for i in (reason.first, reason.second)] if reason else [],
         }
+
+
+def _score(image: RankingEntry) -> str:
+    return "unreadable" if image.score is None else f"{image.score:.2f}"
 
 
 def _title(ranking: Ranking) -> str:
@@ -257,6 +262,7 @@ def _data(ranking: Ranking) -> dict[str, Any]:
     return {
         "names": _names(ranking),
         "page": _PAGE,
+        "only_scores": _is_uncalibrated(ranking),
         "axis": _ends(_ticks(ranking)),
         "order": [(image.index, image.rank) for image in ranking.strengths.images],
         "strengths": [round(strength, 4) for strength in fit.strengths.tolist()],

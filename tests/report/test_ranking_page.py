@@ -206,6 +206,34 @@ def test_scores_have_no_intervals(browser: Browser, tmp_path: Path) -> None:
     assert complaints(browser) == []
 
 
+def test_scores_without_a_temperature_say_no_share(browser: Browser, tmp_path: Path) -> None:
+    def decided(verdicts: tuple[Verdict, ...]) -> tuple[Verdict, ...]:
+        return tuple(replace(each, written=float(each.p_label_first > each.p_label_second)) for each in verdicts)
+
+    pairs = [
+        replace(pair, verdict=PairVerdict(decided(v.a_shown_first), decided(v.a_shown_second), strategy="select"))
+        for pair in ranking().pairs
+        for v in (pair.verdict,)
+    ]
+    strengths = ranking().strengths.fit.strengths
+    scores = (3.5, 2.25, None, 1.0)
+    page = page_of(tmp_path, replace(ranking(), orders=BY_SCORES, pairs=tuple(pairs), scores=scores))
+    assert [page.count(f"<dd>{score}</dd>") for score in ("3.50", "2.25", "unreadable", "1.00")] == [1, 1, 1, 1]
+    browser.open(tmp_path / "page.html")
+    for a, b in ((0, 1), (0, 3)):  # judged, and not
+        browser.run(f"compare(0, {a}, {b})")
+        better, worse = (a, b) if strengths[a] > strengths[b] else (b, a)
+        text = text_at(browser, "#compare")
+        assert f"image {better} has a higher score than image {worse}. How many people would prefer it" in text
+        assert "%" not in text
+        browser.press("Escape")
+    browser.run("openPicture(0, 0)")
+    text = text_at(browser, "#picture")
+    assert "a higher score than rank " in text
+    assert "%" not in text
+    assert complaints(browser) == []
+
+
 def test_missing_picture(tmp_path: Path) -> None:
     files = [tmp_path / f"{i}.png" for i in range(4)]
     for i, file in enumerate(files[:3]):

@@ -108,16 +108,17 @@ function sides(first, second) {
 
 // One order of a judged pair: the pictures in their places, the preference, and every sample.
 function order(first, second, a, pShown, samples) {
-  const { names } = sections[open];
+  const { names, only_scores } = sections[open];
   const answers = element("div");
-  const heading = element("h3", `${names[first]} shown first`);
+  const heading = element("h3", isByScores(sections[open]) ? "Each by itself" : `${names[first]} shown first`);
   if (!samples.length) return [heading, element("p", "not asked in this order")];
-  const preference = pShown === null ? "unreadable" : `${percent(pShown)} for ${names[a]}`;
+  const said = only_scores ? `${names[a]} has ${higherScore(pShown)} ${names[first === a ? second : first]}` : `${percent(pShown)} for ${names[a]}`;
+  const preference = pShown === null ? "unreadable" : said;
   answers.append(element("p", preference + (samples.length > 1 ? `, the mean of ${samples.length} samples` : "")));
   if (samples.every((sample) => !sample[1])) answers.append(element("p", "judged without thinking, so without reasons"));
   for (const [p, text, closed] of samples) {
     const about = [];
-    if (samples.length > 1) about.push(p === null ? "unreadable" : `${percent(p)} for image 1`);
+    if (samples.length > 1 && !only_scores) about.push(p === null ? "unreadable" : `${percent(p)} for image 1`);
     if (closed) about.push("ran out of tokens and was read there");
     if (text || about.length) answers.append(element("blockquote", (about.length ? `(${about.join("; ")}) ` : "") + text));
   }
@@ -135,9 +136,14 @@ function isByScores({ deviations, errors }) {
   return !deviations.length && !errors.length;
 }
 
+// Which of two scores is higher: without a fitted temperature they say no more.
+function higherScore(share) {
+  return share === 0.5 ? "the same score as" : `a ${share > 0.5 ? "higher" : "lower"} score than`;
+}
+
 function headlineOf(pair) {
-  const { names } = sections[open];
-  if (!pair && isByScores(sections[open])) return "Each image was scored by itself.";
+  const { names, only_scores } = sections[open];
+  if (isByScores(sections[open]) && (!pair || only_scores)) return "Each image was scored by itself.";
   if (!pair) return "Not judged: estimated by the model of strengths.";
   const [a, b, p, pShownFirst, pShownSecond] = pair;
   if (pShownFirst === null && pShownSecond === null) return "Undecided: no completion could be read.";
@@ -149,10 +155,14 @@ function headlineOf(pair) {
 
 // What the strengths say of a pair: 1 / (1 + exp(-(s_a - s_b))), and that at both ends of the difference's interval.
 function estimateOf(a, b, judged) {
-  const { names, strengths, deviations, errors, paired } = sections[open];
+  const { names, strengths, deviations, errors, paired, only_scores } = sections[open];
   const [stronger, weaker] = strengths[a] >= strengths[b] ? [a, b] : [b, a];
   const [low, high] = [Math.min(a, b), Math.max(a, b)];
   const difference = strengths[stronger] - strengths[weaker];
+  if (only_scores) {
+    const share = strengths[a] === strengths[b] ? 0.5 : 1;
+    return `${names[stronger]} has ${higherScore(share)} ${names[weaker]}. How many people would prefer it, scores alone do not say.`;
+  }
   const share = (x) => percent(1 / (1 + Math.exp(-difference - x)));
   if (isByScores(sections[open])) return `${share(0)} for ${names[stronger]}, by the difference of their scores.`;
   const deviation = judged && paired.length ? paired[judged.number] : errors.length ? Math.hypot(errors[a], errors[b]) : deviations[low][high - low - 1];
@@ -180,7 +190,7 @@ function show() {
   if (pair) {
     const [first, second, , pShownFirst, pShownSecond, saidFirst, saidSecond] = pair;
     orders.append(...order(first, second, first, pShownFirst, saidFirst));
-    orders.append(...order(second, first, first, pShownSecond, saidSecond));
+    if (!isByScores(sections[open])) orders.append(...order(second, first, first, pShownSecond, saidSecond));
   }
 }
 
@@ -200,14 +210,15 @@ function compare(section, a, b) {
 // One judged pair of the open picture: the other picture, and how the pair ended. A click compares the two.
 function opponent(section, index, pair) {
   const [a, b, p, pShownFirst, pShownSecond] = pair;
-  const { names } = sections[section];
+  const { names, only_scores } = sections[section];
   const other = a === index ? b : a;
   const share = a === index ? p : 1 - p;
   const ending = share === 0.5 ? "undecided" : `${share > 0.5 ? "won" : "lost"} with ${percent(share)}`;
   const unread = pShownFirst === null && pShownSecond === null;
   const rank = rankOf(section, other);
   const once = inOneOrder(pair) ? ", shown in one order" : "";
-  const text = element("span", `${unread ? "unreadable" : ending} against rank\u00a0${rank}, ${names[other]}${once}`);
+  const outcome = only_scores && !unread ? higherScore(share) : `${unread ? "unreadable" : ending} against`;
+  const text = element("span", `${outcome} rank\u00a0${rank}, ${names[other]}${once}`);
   const made = element("button", "", ...pictureOf(section, other), text);
   made.type = "button";
   Object.assign(made.dataset, { section, first: index, second: other });
