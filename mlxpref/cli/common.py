@@ -28,6 +28,8 @@ from mlxpref.judge.store import features_beside
 
 INTERRUPTED = 130
 """The exit code of an interrupted command that still printed a result."""
+_NAMED = 10
+"""The number of left out images that a note names."""
 
 
 def image_cache(
@@ -42,11 +44,20 @@ def image_cache(
 def load_image_groups(
     places: Sequence[Path], options: ImageOptions, cache: ImageCache
 ) -> tuple[list[PromptGroup], list[Skipped], list[str]]:
-    """The images of each prompt, those that were left out, and notes; all that is left out is named on stderr."""
+    """The images of each prompt, those that were left out, and notes; both are said on stderr."""
     groups, skipped, notes = find_groups(places, options.recursive, options.prompt, options.prompt_from, cache)
-    for line in [*(f"skipped: {each.path}: {each.error}" for each in skipped), *notes]:
+    note_skipped(skipped)
+    for line in notes:
         note(line)
     return groups, skipped, notes
+
+
+def note_skipped(skipped: Sequence[Skipped]) -> None:
+    """Name the first images that were left out on stderr, and count the others."""
+    for each in skipped[:_NAMED]:
+        note(f"skipped: {each.path}: {each.error}")
+    if len(skipped) > _NAMED:
+        note(f"skipped: {len(skipped) - _NAMED} more")
 
 
 class Consent:

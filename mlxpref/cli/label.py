@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import click
 
-from mlxpref.cli.common import INTERRUPTED, check_output, image_cache, load_image_groups
+from mlxpref.cli.common import INTERRUPTED, check_output, image_cache, load_image_groups, note_skipped
 from mlxpref.cli.options import (
     FILE,
     HelpCommand,
@@ -115,8 +115,7 @@ def _shown_groups(groups: Sequence[PromptGroup], folder: Path) -> list[PromptGro
             left_out += [Skipped(image, "has nothing left to be compared with") for image in images]
     if not readable_groups:
         raise DataError(f"{folder}: no two images of a prompt can be shown: {left_out[0].path} {left_out[0].error}")
-    for each in left_out:
-        note(f"skipped: {each.path}: {each.error}")
+    note_skipped(left_out)
     return readable_groups
 
 

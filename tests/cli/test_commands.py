@@ -532,6 +532,16 @@ def test_missing_images(pictures: Path, tmp_path: Path) -> None:
     assert "two images are needed, 1 of 1" in refusal_of("rank", a, a, "--prompt", "x", *QUICK)
 
 
+def test_many_damaged_images_are_counted(pictures: Path) -> None:
+    for i in range(13):
+        (pictures / f"text {i:02}.png").touch()
+    ranking = run("rank", pictures, "--prompt", "x", "--no-think", "--json", *QUICK)
+    notes = [line for line in ranking.stderr.splitlines() if line.startswith("skipped: ")]
+    assert [f"text {i:02}.png: is empty" in notes[i] for i in range(10)] == [True] * 10
+    assert notes[10:] == ["skipped: 3 more"]
+    assert len(json.loads(ranking.stdout)["skipped"]) == 13
+
+
 def test_damaged_images_are_skipped(pictures: Path) -> None:
     whole = draw(pictures / "whole.png", 4).read_bytes()
     (pictures / "cut.png").write_bytes(whole[: len(whole) // 2])
