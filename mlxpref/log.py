@@ -8,7 +8,7 @@ Progress goes to the object that `showing` sets in the current context; by defau
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
@@ -16,6 +16,8 @@ from typing import TypeVar
 T = TypeVar("T")
 
 logger = logging.getLogger("mlxpref")
+MANY = 20_000
+"""More items than these take seconds even in quick work."""
 
 
 class Progress:
@@ -42,3 +44,8 @@ def showing(progress: Progress) -> Iterator[None]:
 def track(work: Iterable[T], count: int, what: str | Callable[[], str]) -> Iterator[T]:
     """Pass on items and show how many of `count` are done; see `Progress.track`."""
     return _progress.get().track(work, count, what)
+
+
+def track_many(work: Collection[T], what: str) -> Iterable[T]:
+    """Pass on items of quick work; its progress is shown if there are more than MANY."""
+    return track(work, len(work), what) if len(work) > MANY else work

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from mlxpref.log import logger, showing, track
+from mlxpref.log import MANY, logger, showing, track, track_many
 from tests.messages import Tracked, messages
 
 PROGRAM = """
@@ -35,3 +35,11 @@ def test_progress_on_request(capsys: pytest.CaptureFixture[str]) -> None:
     logger.info("not seen")
     assert lines == ["seen"]
     assert capsys.readouterr() == ("", "")
+
+
+def test_quick_work_shows_progress_of_many_items() -> None:
+    names: list[str] = []
+    with showing(Tracked(lambda work, count, what: names.append(f"{what}: {count}") or work)):
+        assert len(list(track_many(range(MANY), "looking"))) == MANY
+        assert len(list(track_many(range(MANY + 1), "looking"))) == MANY + 1
+    assert names == [f"looking: {MANY + 1}"]

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from mlxpref.files import LEARNED, write_file
-from mlxpref.log import logger
+from mlxpref.log import logger, track_many
 from mlxpref.preferences import ImageLike, PackedImage, Preference
 
 _BLOCK = 1 << 16
@@ -46,7 +46,7 @@ def digests_of(preferences: Sequence[Preference]) -> Digests:
         return _digest(json.dumps(values if len(values) > 1 else values[0]).encode())
 
     digests = array("Q")
-    for p in preferences:
+    for p in track_many(preferences, "reading digests of images"):
         digests.extend((text(p.prompt), text(p.p_people, p.votes, p.group), image(p.a), image(p.b)))
     return np.array(digests, np.uint64).reshape(-1, 4)
 

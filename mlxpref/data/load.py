@@ -26,6 +26,7 @@ from mlxpref.data.survey import EXAMPLE
 from mlxpref.data.tables import SUFFIXES
 from mlxpref.demo.preferences import SPLITS, demo_preferences
 from mlxpref.errors import ConfigError, DataError, ImageError, UnknownSplitError
+from mlxpref.log import track_many
 from mlxpref.preferences import PackedImage, Preference
 from mlxpref.text import first_ten
 
@@ -137,7 +138,7 @@ def check_preferences(data: str, preferences: Sequence[Preference], images: Imag
     sample = _drawn_runs(len(names))
     missing, damaged = dict[str, str](), dict[str, str]()
     absent = {*images.archives.absent(image for image in names if isinstance(image, PackedImage))}
-    for number, image in enumerate(names):
+    for number, image in enumerate(track_many(names, "looking for images")):
         # Not `Path.is_file`, which takes thrice as long: there may be half a million.
         exists = image not in absent if isinstance(image, PackedImage) else os.path.isfile(image)  # noqa: PTH113
         if not exists or number in sample:
