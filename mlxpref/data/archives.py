@@ -4,6 +4,7 @@ Archives are not trusted: the size of an image is bounded, even if the archive d
 reason, for an unreadable image. A tar.gz has no random access; see `mlxpref.data.tar_gz`.
 """
 
+import re
 import zipfile
 import zlib
 from bisect import bisect_right
@@ -20,6 +21,7 @@ from mlxpref.lru import LRU
 from mlxpref.preferences import PackedImage
 from mlxpref.text import one_line
 
+_ROW = re.compile("0|[1-9][0-9]{0,17}")
 MEMBER_BYTES = 200_000_000
 """The most bytes of an unpacked member: many times the largest image, far below memory."""
 OPEN_ARCHIVES = 40
@@ -174,9 +176,8 @@ def named_image(name: str) -> Path | PackedImage:
 
 def _packed(archive: Path, member: str) -> PackedImage:
     row, _, column = member.partition("/")
-    if archive.suffix == ".parquet" and row.isdecimal():
-        return PackedImage(archive, column, int(row))
-    return PackedImage(archive, member)
+    is_cell = archive.suffix == ".parquet" and column and _ROW.fullmatch(row)
+    return PackedImage(archive, column, int(row)) if is_cell else PackedImage(archive, member)
 
 
 def read_columns(path: Path, names: Sequence[str]) -> Any:

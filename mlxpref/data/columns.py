@@ -149,7 +149,7 @@ def first_number(labels: Mapping[str, Collection[int]], layout: Layout) -> int |
 
 def share_reader(layout: Layout, first: int) -> ShareReader:
     """What `share_for_first` says of the rows of a table, in which the same few labels stand again and again."""
-    names = ("p_a", _DISTRIBUTION) if layout.winner_first else (*layout.counts, *layout.labels)
+    names = ("p_a", _DISTRIBUTION, *layout.counts, *layout.labels)
     known: dict[str, tuple[float, int]] = {}
 
     def read(row: Mapping[str, Any], images: Sequence[Any]) -> tuple[float, int]:
@@ -292,4 +292,4 @@ def _probability(value: Any) -> float:
         share = float("nan")
     if not 0 <= share <= 1:
         raise DataError(f'"p_a" must be a number from 0 to 1, not {json.dumps(value, default=str)[:40]}')
-    return share
+    return abs(share)  # -0.0 is 0.0

@@ -19,7 +19,7 @@ from mlxpref.data.folders import has_folders, read_folders
 from mlxpref.data.hub_tables import Agree, hub_name, read_hub_tables, read_tables
 from mlxpref.data.image_cache import ImageCache
 from mlxpref.data.left_out import LeftOut, is_public
-from mlxpref.data.preference_table import NoSplitsError, read_preferences
+from mlxpref.data.preference_table import NOBODY, NoSplitsError, read_preferences
 from mlxpref.data.public_files import fetch
 from mlxpref.data.public_sets import read_public_set
 from mlxpref.data.survey import EXAMPLE
@@ -105,7 +105,10 @@ def load_preferences(
         if data_dir is None:
             fetch(data, split, limit, agree, needs_images)
         folder = folder_of(data, data_dir, split)
-        return Preferences(read_public_set(data, folder, split, draw, needs_images), split)
+        listed = read_public_set(data, folder, split, draw, needs_images)
+        if not listed:
+            raise DataError(f"{data}, split {split}: {NOBODY}")
+        return Preferences(listed, split)
     try:
         preferences = _of_a_user(data, split, limit, data_dir, needs_images, agree)
     except NoSplitsError as error:

@@ -24,6 +24,7 @@ from mlxpref.text import UNDECODED, first_ten
 T = TypeVar("T")
 TOLERATED = 0.01
 """The largest share of a public data set's rows or images that are left out."""
+NOBODY = "nobody labelled any of its rows (has_label is false)"
 _SAMPLE = 1000
 
 
@@ -75,6 +76,8 @@ def preferences_of(
     if table.errors:
         where = f"\n  images are looked for in {images.folder}; --data-dir names another folder"
         raise DataError(f"{unusable(path, table.errors, table.count)}{where if images.missing else ''}")
+    if not table.preferences:
+        raise DataError(f"{path}: {NOBODY}")
     names = {*table.splits}
     if split is None:
         return table.preferences
@@ -252,7 +255,7 @@ def _texts(row: Mapping[str, Any], layout: Layout, problems: list[str]) -> tuple
         prompt = intern(prompt)  # in memory once for many pairs
     elif isinstance(prompt, list | dict):  # messages of a conversation
         prompt = "\n".join(_prompt_texts(prompt))
-    if not _is_text(prompt):
+    if not isinstance(prompt, str) or not _is_prompt(prompt):
         problems.append(f'"{layout.prompt}" must be text, not empty')
     for key in ("group", "split"):
         if (name := row.get(key)) is not None and not isinstance(name, str):
@@ -311,9 +314,10 @@ def _prompt_texts(cell: Any) -> Iterator[str]:
 
 def _is_text(value: object) -> bool:
     """Whether this is text that is not blank and has no half of a surrogate pair, which JSON allows."""
-    return isinstance(value, str) and _is_readable(value)
+    return isinstance(value, str) and bool(value.strip()) and not UNDECODED.search(value)
 
 
-@lru_cache  # many pairs have one prompt
-def _is_readable(text: str) -> bool:
-    return bool(text.strip()) and not UNDECODED.search(text)
+@lru_cache(8)
+def _is_prompt(text: str) -> bool:
+    """`_is_text`, of which pairs that follow each other ask the same."""
+    return _is_text(text)

@@ -85,7 +85,7 @@ class UnpackedImages(ImageFinder):
         super().__init__(table, folder, needed)
         self._archive, self._places = archive, [folder]
         with suppress(DataError):  # an incomplete archive, which may not be needed
-            if parts := _parts_of(archive):
+            if needed and (parts := _parts_of(archive)):
                 self._places.append(_target_of(archive, parts))
         self._contents: dict[str, list[tuple[Path, set[str]]]] = {}
 
@@ -173,9 +173,11 @@ def unpack_images(name: str, split: str, listed: list[Preference], folder: Path,
 
 def _names_in(folder: Path, parent: str) -> set[str]:
     """The names in a folder below another one, none where it is not below."""
-    inner = folder / parent
-    is_below = inner.is_dir() and ".." not in inner.parts and not parent.startswith("/")
-    return set(os.listdir(inner)) if is_below else set()  # noqa: PTH208  half a million names
+    if parent.startswith("/") or ".." in parent.split("/"):
+        return set()
+    with suppress(OSError, ValueError):  # there is no such folder, or its name is impossible
+        return set(os.listdir(folder / parent))  # noqa: PTH208  half a million names
+    return set()
 
 
 def _parts_of(archive: Path) -> list[Path]:
@@ -185,6 +187,9 @@ def _parts_of(archive: Path) -> list[Path]:
 
 def _target_of(archive: Path, parts: Sequence[Path]) -> Path:
     """The folder for unpacked images; its name has a digest that tells archives of the same name apart."""
-    status = [(str(part.resolve()), part.stat().st_size, part.stat().st_mtime_ns) for part in parts]
+    try:
+        status = [(os.path.realpath(part), part.stat().st_size, part.stat().st_mtime_ns) for part in parts]
+    except OSError as error:  # a link to a blob of the hub's cache that is gone
+        raise DataError(f"{archive}: cannot be read ({error.strerror}); download it again") from error
     stamp = hashlib.sha256(repr(status).encode()).hexdigest()[:12]
     return cache_dir() / "unpacked" / f"{archive.name.split('.')[0]}-{stamp}"

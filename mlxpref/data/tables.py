@@ -229,14 +229,15 @@ def _parquet_rows(path: Path, wanted: Callable[[str], bool]) -> Iterator[Numbere
 
     try:
         with pq.ParquetFile(path) as file:
-            fields = {field.name.lower(): field for field in file.schema_arrow if wanted(field.name.lower())}
+            fields = [field for field in file.schema_arrow if wanted(field.name.lower())]
+            names = [field.name.lower() for field in fields]
             rows = range(0)
             for group in range(file.metadata.num_row_groups):
                 rows = range(rows.stop, rows.stop + file.metadata.row_group(group).num_rows)
                 numbers = list(rows)  # one object each, for all images of a row
-                columns = [_cells(path, file, group, numbers, field) for field in fields.values()]
+                columns = [_cells(path, file, group, numbers, field) for field in fields]
                 for row, *cells in zip(numbers, *columns, strict=True):
-                    yield row + 1, {name: x for name, x in zip(fields, cells, strict=True) if x is not None}
+                    yield row + 1, {name: x for name, x in zip(names, cells, strict=True) if x is not None}
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{path}: it is damaged ({one_line(error)}); download it again") from error
 

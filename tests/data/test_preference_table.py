@@ -429,6 +429,7 @@ def test_rows_that_nobody_labelled_are_left_out(folder: Path) -> None:
     rows = [{"caption": "x", "jpg_0": "1.png", "jpg_1": "2.png", "label_0": i, "label_1": 1 - i} for i in (0, 1)]
     preferences = read_preferences(write_rows(folder, rows[0] | {"has_label": True}, rows[1] | {"has_label": False}))
     assert [for_first(p, folder / "1.png") for p in preferences] == [0.0]
+    assert "nobody labelled any of its rows (has_label is false)" in problem(folder, rows[0] | {"has_label": False})
 
 
 VALUES: list[Any] = [

@@ -462,6 +462,38 @@ def test_missing_and_damaged_parts(tmp_path: Path) -> None:
         load_preferences("pickapic", "train", data_dir=folder)
 
 
+def test_a_link_to_a_part_that_is_gone(tmp_path: Path) -> None:
+    """As in the hub's cache after its blob was deleted: only who needs the archive must know."""
+    folder = make_layout("hpdv3", tmp_path)
+    (folder / "images.tar.gz.01").unlink()
+    (folder / "images.tar.gz.01").symlink_to("gone")
+    assert read("hpdv3", "test", folder)
+    with pytest.raises(DataError, match=r"images\.tar\.gz: cannot be read \(No such file.*; download it again"):
+        load_preferences("hpdv3", "test", data_dir=folder)
+
+
+def test_images_below_a_relative_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_layout("hpdv2", tmp_path)
+    whole = load_preferences("hpdv2", "test", data_dir=folder)
+    (folder / "test").mkdir()
+    monkeypatch.chdir(folder / "test")
+    with tarfile.open(folder / "test.tar.gz") as file:
+        for member in file:
+            Path(Path(member.name).name).write_bytes(file.extractfile(member).read())  # type: ignore[union-attr]
+    (folder / "test.tar.gz").unlink()
+    found = load_preferences("hpdv2", "test", data_dir=Path(".."))
+    assert names(*found) == names(*whole)
+    assert all(isinstance(p.a, Path) and p.a.is_file() for p in found)
+
+
+def test_a_list_that_nobody_labelled(tmp_path: Path) -> None:
+    folder = make_layout("hpdv2", tmp_path)
+    rows = json.loads((folder / "test.json").read_text())
+    listed(folder / "test.json", *(row | {"has_label": False} for row in rows))
+    with pytest.raises(DataError, match="hpdv2, split test: nobody labelled any of its rows"):
+        load_preferences("hpdv2", "test", data_dir=folder)
+
+
 def test_incomplete_archive(tmp_path: Path) -> None:
     folder = make_layout("hpdv2", tmp_path)
     entries = json.loads((folder / "test.json").read_text())

@@ -1,8 +1,10 @@
-"""Rows of JSON files in pieces, and files that are no JSON."""
+"""Rows of JSON files in pieces, files that are no JSON, and columns of tables."""
 
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from mlxpref.data import tables
@@ -75,3 +77,9 @@ def test_csv_with_a_mark_and_quoted_lines(tmp_path: Path) -> None:
     path.write_bytes(b"prompt,a\nx,\xff\n")
     with pytest.raises(DataError, match=r"a\.csv: not UTF-8"):
         list(read_table(path))
+
+
+def test_columns_of_a_table_that_differ_in_case_are_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"prompt": ["x", "y"], "P_A": [0.9, 0.2], "p_a": [None, 0.7]}), path)
+    assert [*read_table(path)] == [(1, {"prompt": "x", "p_a": 0.9}), (2, {"prompt": "y", "p_a": 0.7})]
