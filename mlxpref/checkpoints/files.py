@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,13 @@ def read_index(folder: Path) -> dict[str, str]:
             entry = f"{index}: puts {tensor!r:.120} into {name!r:.120}"
             raise ModelError(f"{entry}, which is no safetensors file of this folder; {DOWNLOAD_AGAIN}")
     return file_of
+
+
+def source_of(folder: Path) -> str:
+    """The name of what a folder was converted from, as its record says; empty without a readable one."""
+    with suppress(ModelError):
+        return str(read_json_object(folder / RECORD).get("source") or "") if (folder / RECORD).is_file() else ""
+    return ""
 
 
 def read_json_object(file: Path, limit: int = 64 << 20, remedy: str = DOWNLOAD_AGAIN) -> dict[str, Any]:

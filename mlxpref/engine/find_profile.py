@@ -1,14 +1,13 @@
 """Which profile a judge is asked by, and what its user is told of it."""
 
 from collections.abc import Sequence
-from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
 
-from mlxpref.checkpoints.files import PROFILE_FILE, RECORD, read_json_object
+from mlxpref.checkpoints.files import PROFILE_FILE, source_of
 from mlxpref.checkpoints.resolve import is_hub_id
 from mlxpref.engine.profile import Profile, built_in_profiles, own_profile, profile_named, read_profile
-from mlxpref.errors import DataError, ModelError
+from mlxpref.errors import DataError
 from mlxpref.files import cache_dir
 from mlxpref.log import logger
 
@@ -18,10 +17,7 @@ def profile_of(given: str, name: str, folder: Path, adapter: Path | None = None)
 
     Says which it is, if it is not our own, and once what its user should know.
     """
-    source = ""
-    with suppress(ModelError):
-        source = str(read_json_object(folder / RECORD).get("source") or "") if (folder / RECORD).is_file() else ""
-    profile = find_profile(given, (adapter, folder), (name, source))
+    profile = find_profile(given, (adapter, folder), (name, source_of(folder)))
     if profile.version() != own_profile().version():
         logger.info(f"asked by the profile {profile.name}")
     if profile.note and _is_first_use(profile):

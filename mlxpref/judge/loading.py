@@ -8,6 +8,7 @@ from typing import Any
 
 from mlxpref.checkpoints.checkpoint import Checkpoint
 from mlxpref.checkpoints.checks import check_folder
+from mlxpref.checkpoints.files import source_of
 from mlxpref.checkpoints.memory import MemoryPlan, judging_plan, model_size, require_fit, with_fitting_batches
 from mlxpref.checkpoints.resolve import find_checkpoint
 from mlxpref.config import JudgeSettings, settings_from
@@ -90,8 +91,9 @@ def find_judge(
     require_fit(plan_of, judge_settings, "judging")
     for line in check_base(adapter, checkpoint, profile, any_base) if adapter is not None else ():
         logger.warning(line)
-    # At once the demo judge can only guess, however it was trained.
-    return FoundJudge(name, adapter, judge_settings, reads and name != "demo", checkpoint, profile)
+    # At once the demo judge can only guess, however it was trained or converted.
+    reads = reads and "demo" not in (name, source_of(path))
+    return FoundJudge(name, adapter, judge_settings, reads, checkpoint, profile)
 
 
 def _settings(

@@ -50,6 +50,11 @@ def test_training_writes_what_loading_takes(tmp_path: Path, caplog: pytest.LogCa
         assert not warnings_of(caplog)
 
 
+def test_a_copy_of_the_demo_judge_guesses_at_once_as_well(tmp_path: Path) -> None:
+    mlxpref.convert("demo", tmp_path / "copy", fidelity=False)
+    assert mlxpref.load(tmp_path / "copy").think_about == mlxpref.load("demo").think_about == "all"
+
+
 def test_given_settings_go_first_and_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     adapter = adapter_of(tmp_path)
     judge = mlxpref.load(TINY, adapter, think=True, max_pixels=256 * 256, max_tokens=9, samples=2)
