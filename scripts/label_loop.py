@@ -235,7 +235,8 @@ def main(answers: Sequence[int], seeds: int, errors: float, think: bool, as_json
         others = _spread([row["others"]["accuracy"] for row in runs])
         seconds = f"{mean(row['seconds'] for row in runs):.0f}"
         lines.append((str(count), pairs, *shares, f"{before['accuracy']:.3f}", others, seconds))
-    print_text(markdown(columns, lines))
+    for line in markdown(columns, lines).splitlines():
+        print_text(line)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from PIL import Image
 from mlxpref.data.image_cache import ImageCache
 from mlxpref.demo.pictures import SIZE
 from mlxpref.errors import DataError
+from mlxpref.judge.mode_fit import is_contradicted
 from mlxpref.judge.pair_verdict import PairVerdict
 from mlxpref.judge.ranking_result import Ranking
 from mlxpref.preferences import ImageLike
@@ -86,6 +87,11 @@ def _about_preferences(ranking: Ranking) -> Iterator[str]:
                 f"which images the judge thought about is mostly by chance, as it can hardly tell them apart at once: "
                 f"{counts}; --think-about all thinks about every pair"
             )
+    if is_contradicted(ranking):
+        yield (
+            "what the judge answers at once contradicts what it thinks, and outweighs it in this order: "
+            "--think-about all goes by its thinking alone"
+        )
     bias, error = ranking.strengths.position_bias, ranking.strengths.position_bias_stderr
     spread = float(np.std(ranking.strengths.fit.strengths))
     if abs(bias) > max(spread, _STANDARD_ERRORS * error):

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
+from mlxpref.judge.mode_fit import fit_of_mode
 from mlxpref.judge.ranking_result import Ranking
 from mlxpref.judge.verdict_source import JudgingSession
 from mlxpref.preferences import ImageLike
-from mlxpref.ranking.bradley_terry import fit_strengths
 from mlxpref.ranking.noise import Noise, without_prior
 
 if TYPE_CHECKING:
@@ -49,17 +49,17 @@ class NoiseMemory:
         return known
 
     def keep(self, ranking: Ranking) -> None:
-        """Keep what a ranking shows by itself, without what was known before it."""
+        """Keep what each way of judging shows by itself, without what was known before this ranking.
+
+        Beside the other way it would look as noisy as the two are unlike.
+        """
         store = self._judge.store
         if store is None:
             return
-        fit = ranking.strengths.fit
-        if any(ranking.known):
-            pairs = [pair for pair in (*ranking.pairs, *ranking.replaced) if pair.verdict.is_readable]
-            outcomes = [pair.verdict.outcome(pair.a, pair.b, ranking.modes.index(pair.think)) for pair in pairs]
-            fit = fit_strengths(len(ranking.images), outcomes)
-        for think, instrument in zip(ranking.modes, fit.instruments, strict=True):
-            key, noise = self._key(think), without_prior(instrument.noise)
+        is_alone = len(ranking.modes) == 1 and not any(ranking.known)
+        for think in ranking.modes:
+            fit = ranking.strengths.fit if is_alone else fit_of_mode(ranking, think)
+            key, noise = self._key(think), without_prior(fit.reference.noise)
             row = store.get_noises(key).get(self._ranking, {"known": None, "measured": None})
             before = Noise(**row["measured"]).bias_freedom if row["measured"] else 0.0
             # Pairs in one order show only the sum of both variances; of two rankings the richer one is kept.

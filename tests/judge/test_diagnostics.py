@@ -1,11 +1,15 @@
 """Warnings about a ranking: each where it belongs, and none where there is nothing to warn about."""
 
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 import pytest
 
+from mlxpref.judge.mode_fit import fit_of_mode, is_contradicted
 from mlxpref.judge.pair_verdict import PairVerdict
 from mlxpref.judge.rank import rank_pairs
 from mlxpref.judge.ranking_result import Ranking
+from mlxpref.preferences import Pair
 from mlxpref.verdict import Verdict
 from tests.judge.test_rank import Rater
 
@@ -41,6 +45,35 @@ def test_a_judge_that_must_think() -> None:
     (warning,) = rank_pairs(judge.images, "a hat", judge, "top").warnings
     assert warning.startswith("which images the judge thought about is mostly by chance, as it can hardly tell them ")
     assert warning.endswith(" came out between 40 and 60 %; --think-about all thinks about every pair")
+    assert not rank_pairs(judge.images, "a hat", judge, "all").warnings
+
+
+class Unlike(Rater):
+    """At once it sees each image otherwise than when it thinks, by so much."""
+
+    def __init__(self, unlike: float) -> None:
+        super().__init__(30, scale=1.0)
+        rng = np.random.default_rng(4)
+        self.views = {False: self.strengths + unlike * rng.normal(size=30), True: self.strengths}
+        self.noise = rng
+
+    def __call__(self, pairs: Iterable[Pair], thinks: bool, orders: int) -> Iterator[PairVerdict]:
+        self.strengths = self.views[thinks]
+        yield from super().__call__(pairs, thinks, orders)
+
+    def verdict(self, log_odds: float, text: str, thinks: bool) -> Verdict:  # type: ignore[override]
+        return super().verdict(log_odds + 0.2 * float(self.noise.normal()), text, thinks)
+
+
+@pytest.mark.parametrize(("unlike", "warns"), [(0.0, False), (1.5, True)])
+def test_answers_at_once_that_contradict_thinking(unlike: float, warns: bool) -> None:
+    judge = Unlike(unlike)
+    ranking = rank_pairs(judge.images, "a hat", judge, "top")
+    contradictions = [line for line in ranking.warnings if "contradicts what it thinks" in line]
+    assert len(contradictions) == warns
+    assert is_contradicted(ranking) == warns
+    alone = fit_of_mode(ranking, True).reference.noise.pair
+    assert (ranking.strengths.fit.reference.noise.pair > 4 * alone) == warns
     assert not rank_pairs(judge.images, "a hat", judge, "all").warnings
 
 
